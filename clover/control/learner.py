@@ -29,13 +29,11 @@ SAVE_S = 300.0
 
 
 class Learner:
-    """What the families of `context` learn; kept in `cache_dir` (None: not kept)."""
+    """What the families of `context` learn; lost with the server, unless it gives the `store` of profiles."""
 
-    def __init__(
-        self, context: Context, cache_dir: Path | None = None, *, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, context: Context, *, wall: Callable[[], float] = time.time) -> None:
+        self.store: ProfileStore | None = None
         self._context = context
-        self._store = ProfileStore(cache_dir) if cache_dir is not None else None
         self._wall = wall
         self._changes = 0
         self._saved_s = -math.inf
@@ -105,6 +103,6 @@ class Learner:
 
     def _path(self, family: Family) -> Path | None:
         try:
-            return self._store.correction_path(family.name, family.profile.key) if self._store is not None else None
+            return self.store.correction_path(family.name, family.profile.key) if self.store is not None else None
         except ProfileError:  # served under a name that no file can have
             return None

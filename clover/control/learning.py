@@ -83,6 +83,7 @@ class Learning:
         points = [item for item in profile.latency if backends.get((item.variant, item.profile)) == item.backend]
         self._time_keys = list(dict.fromkeys((item.variant, item.profile, item.batch) for item in points))
         self._energy_keys = list(dict.fromkeys((item.variant, item.profile) for item in points))
+        self._batch_j = {key: max(self._services[key].energy_j(1), 1e-12) for key in self._energy_keys}
         self._planned: dict[str, float] = {}
         self._triggered_s = -math.inf
         self._settled_s = -math.inf
@@ -127,7 +128,7 @@ class Learning:
     def _take(self, now_s: float, least: float) -> bool:
         """Put the factors of now in force if one of them moved by more than `least`; return whether one did."""
         time = self._times.factors(self._time_keys, now_s)
-        energy = self._joules.factors(self._energy_keys, now_s)
+        energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         moved = max(_moved(self.time, time), _moved(self.energy, energy))
         if moved <= math.log1p(least):
             return False
@@ -148,8 +149,8 @@ class Learning:
 
     def _ask(self) -> None:
         self.advice = (
-            f"the profile is far off: {self.far()}; plans are corrected by what is measured while serving, and --profile "
-            "force measures anew at the next start"
+            f"the profile is far off: {self.far()}; plans are corrected by what is measured while serving, and "
+            "--profile force measures anew at the next start"
         )
 
     # --- what plans, decisions and operators see ----------------------------------------------------------------------
@@ -221,6 +222,10 @@ class Learning:
                 }
             )
         return found
+
+    def gauges(self) -> dict[tuple[str, str, str], float]:
+        """Return the factors in force by variant, slice, and "time" or "energy", for metrics."""
+        return {(row["variant"], row["profile"], kind): row[kind] for row in self.rows() for kind in ("time", "energy")}
 
     def report(self) -> dict[str, Any]:
         """Return what was learned, for `state`."""

@@ -27,6 +27,7 @@ from clover.errors import BadRequest, CloverError, ConfigError, NotFound, Profil
 from clover.http import Frontend
 from clover.interfaces import Control, Model
 from clover.planning.model.problem import accuracies
+from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
@@ -86,8 +87,8 @@ class Engine:
             totals=self.totals,
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
-            cache_dir=cache_folder(config.cache_dir),
         )
+        self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
         self._metrics = Metrics(
             families=lambda: self.served,
             account=self.account,
@@ -97,9 +98,6 @@ class Engine:
             compared=lambda: compared(self.controller.shadows.of, self.account.devices()),
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
-            corrections=lambda: {
-                name: own.learned.rows() for name, own in self.controller.context.families.items()
-            },
         )
         if http:
             self.frontend = Frontend(self, config, loop)
@@ -256,10 +254,12 @@ class Engine:
         self._follow_targets()
 
     def _follow_targets(self) -> None:
-        """Copy the targets in force, which operators may change, to where metrics read them."""
+        """Copy the targets in force, which operators may change, and what was learned of profiles to where metrics read
+        them."""
         for name, family in self.controller.context.families.items():
             targets = family.targets
             self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
+            self.served[name].corrections = family.learned.gauges()
 
     # --- periodic work --------------------------------------------------------------------------------------------
 

@@ -16,6 +16,10 @@ apart; as long as shares are alike in all windows, the factor that is common to 
 keeps to that.  A window that is far from what is expected counts as if it were less far (Huber); a window weighs half
 once `MEMORY` others followed.  A window does not tell batch sizes apart, so the factor is the same for all.
 
+What a profile lacks is mostly what every batch costs beside its model (`planning.budget.counterfactual`).  So a variant
+that never ran is taken to cost as much more a batch, in joules, as cheaper ones that ran do; no more than that, or it
+would never be tried, and nothing if those are more expensive than it.
+
 **Bounds and age.**  Factors stay within 1 / `MOST` and `MOST`.  How far they are from 1 halves with every `HALF_LIFE_S`
 without news of that variant and slice.
 
@@ -287,10 +291,17 @@ class EnergyEvidence:
             found[key] = min(max(1.0 + value, 1.0 / MOST), MOST)
         return found
 
-    @property
-    def windows(self) -> float:
-        """Windows that count."""
-        return self._windows
+    def unseen(self, factors: Mapping[EnergyKey, float], joules: Mapping[EnergyKey, float]) -> dict[EnergyKey, float]:
+        """Return `factors` with those of variants that never ran raised by what batches of cheaper ones cost more than
+        profiled.  `joules`: of a batch, as profiled."""
+        ran = {key[0] for key in self._keys} if self._windows >= LEAST_WINDOWS else set()
+        more_j = {key: (factors[key] - 1.0) * joules[key] for key in self._keys if key in joules}
+        found = dict(factors)
+        for key in factors:
+            cheaper = [more_j[of] for of in more_j if joules[of] <= joules[key]]
+            if key[0] not in ran and ran and cheaper:
+                found[key] = min(1.0 + max(median(cheaper), 0.0) / joules[key], MOST)
+        return found
 
     def save(self, now_s: float) -> SavedEnergy:
         """Return what is known, to be restored."""

@@ -145,6 +145,14 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: by_label(model.served.targets),
     ),
     MetricSpec(
+        "clover_profile_correction",
+        "What service times (kind time, the mean over batch sizes) and joules a row (kind energy) are multiplied by, "
+        "beside the profile, as measured while serving; 1: as profiled",
+        GAUGE,
+        ("model", "variant", "profile", "kind"),
+        lambda model: model.served.corrections.items(),
+    ),
+    MetricSpec(
         "clover_swaps",
         "Times that a worker was replaced by one of another variant in the same place",
         COUNTER,

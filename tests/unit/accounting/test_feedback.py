@@ -105,7 +105,7 @@ def test_a_gpu_reports_one_sum_for_all_that_ran_on_it() -> None:
 def test_cpu_time_tells_variants_apart() -> None:
     clocks = FakeClocks()
     account = hosted(clocks)
-    workers = []
+    workers: list[WorkerMeter] = []
     for name in ("small", "large"):
         own = meter(name, len(workers), device="cpu0")
         own.pid = clocks.spawn()

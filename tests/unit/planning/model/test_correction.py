@@ -121,13 +121,15 @@ def test_windows_in_which_workers_changed_are_dropped() -> None:
     )
 )
 @settings(max_examples=50, deadline=None)
-def test_factors_of_time_are_bounded_whatever_is_reported(reports: list[tuple[tuple[str, str, int], int, float, float, float]]) -> None:  # fmt: skip
+def test_factors_of_time_are_bounded_whatever_is_reported(
+    reports: list[tuple[tuple[str, str, int], int, float, float, float]],
+) -> None:
     evidence, now_s = TimeEvidence(), 0.0
     for key, batches, seconds, expected_s, step_s in reports:
         now_s += step_s
         evidence.served(key, batches, seconds, expected_s, now_s)
     for factor in evidence.factors(KEYS, now_s).values():
-        assert 1.0 / MOST <= factor * (1.0 + 1e-9) and factor <= MOST * (1.0 + 1e-9)
+        assert abs(math.log(factor)) <= math.log(MOST) + 1e-9
 
 
 # --- joules -----------------------------------------------------------------------------------------------------------
@@ -176,6 +178,26 @@ def test_a_variant_that_never_ran_keeps_its_joules() -> None:
     factors = evidence.factors([SMALL, LARGE, ("small", "2c")], 60.0)
     assert factors[LARGE] == 1.0
     assert 1.05 < factors["small", "2c"] < factors[SMALL]
+
+
+def test_a_variant_that_never_ran_costs_as_much_more_a_batch_as_cheaper_ones_do() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, float(second))  # half as much again: 1 J if a batch should take 2 J
+    tiny = "tiny", "1c"
+    plain = evidence.factors([tiny, SMALL, LARGE], 300.0)
+    found = evidence.unseen(plain, {tiny: 1.0, SMALL: 2.0, LARGE: 10.0})
+    assert found[LARGE] == pytest.approx(1.1, rel=0.01)
+    assert found[SMALL] == plain[SMALL]
+    assert found[tiny] == 1.0  # it is tried, and shows for itself what it takes
+
+
+def test_a_variant_that_never_ran_is_not_cheaper_because_another_one_is() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered("cpu0", 1.0, {SMALL: 2.0}, float(second))
+    found = evidence.unseen(evidence.factors([SMALL, LARGE], 300.0), {SMALL: 2.0, LARGE: 10.0})
+    assert found[LARGE] == 1.0
 
 
 def test_one_window_of_a_meter_that_is_far_off_moves_little() -> None:
