@@ -1,9 +1,9 @@
 """What a family's profile is off by, learned while it serves: collected at each look, used by plans once it moved.
 
 Reports of the fleet (`Fleet.work_report`) are compared with the profile as it was measured.  What was done while
-workers were started or drained is left out, with `SETTLE_S` after it: models load and caches are cold.  A family that
-owns a part of the machine is planned with services that are that much slower; a batch that takes longer than profiled,
-but no longer than that, is in order.
+workers were started or drained is left out, with `SETTLE_S` after it: models load and caches are cold (a report of more
+than `LONG_S` is mostly of other times, and counts).  A family that owns a part of the machine is planned with services
+that are that much slower; a batch that takes longer than profiled, but no longer than that, is in order.
 
 The factors in force change only once one of them would move by more than `STEP`, because plans that were solved are
 remembered by profile.  One that moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after
@@ -39,6 +39,7 @@ _CORES = re.compile(r"\d+c")
 
 EVERY_S = 5.0
 SETTLE_S = 3.0
+LONG_S = 60.0
 STEP = 0.02
 REPLAN = 0.1
 REPLAN_S = 30.0
@@ -87,6 +88,7 @@ class Learning:
         self._planned: dict[str, float] = {}
         self._triggered_s = -math.inf
         self._settled_s = -math.inf
+        self._reported_s = math.inf
         self._looked_s = -math.inf
         self._far_since_s = math.inf
 
@@ -101,12 +103,15 @@ class Learning:
     def look(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
         factors in force changed."""
-        if now_s < self._settled_s:
+        since_s, self._reported_s = min(self._reported_s, now_s), now_s
+        if now_s < self._settled_s and now_s - since_s < LONG_S:
             return False
-        for (variant, name, rows), (batches, seconds) in report.served.items():
-            self._served((variant, name, rows), batches, seconds, share, now_s)
+        for key, (batches, seconds) in report.served.items():
+            self._served(key, batches, seconds, share, since_s, now_s)
         for window in report.metered:
-            self.collected += self._joules.metered(window.device, window.joules, window.expected_j, now_s)
+            self.collected += self._joules.metered(
+                window.device, window.joules, window.expected_j, since_s=since_s, now_s=now_s
+            )
         if now_s < self._looked_s + EVERY_S:
             return False
         self._looked_s = now_s
@@ -114,7 +119,7 @@ class Learning:
         self._judge(now_s)
         return moved
 
-    def _served(self, key: tuple[str, str, int], batches: int, seconds: float, share: float, now_s: float) -> None:
+    def _served(self, key: TimeKey, batches: int, seconds: float, share: float, since_s: float, now_s: float) -> None:
         variant, name, rows = key
         service = self._services.get((variant, name))
         if service is None or not 1 <= rows <= service.max_batch:
@@ -123,7 +128,9 @@ class Learning:
         if share < 1.0 and seconds > expected_s:  # others had their part of the time
             seconds = max(seconds * share, expected_s)
         nearest = min(service.batches, key=lambda batch: abs(math.log(batch / rows)))
-        self.collected += self._times.served((variant, name, nearest), batches, seconds, expected_s, now_s)
+        self.collected += self._times.served(
+            (variant, name, nearest), batches, seconds, expected_s, since_s=since_s, now_s=now_s
+        )
 
     def _take(self, now_s: float, least: float) -> bool:
         """Put the factors of now in force if one of them moved by more than `least`; return whether one did."""

@@ -109,10 +109,12 @@ class TimeEvidence:
         self._windows: dict[TimeKey, deque[tuple[float, float]]] = {}
         self._pending: dict[TimeKey, _Pending] = {}
 
-    def served(self, key: TimeKey, batches: int, seconds: float, expected_s: float, now_s: float) -> bool:
-        """Count batches that took `seconds` together and should have taken `expected_s`; return whether that closed a
-        window."""
-        pending = self._pending.setdefault(key, _Pending(now_s))
+    def served(
+        self, key: TimeKey, batches: int, seconds: float, expected_s: float, *, since_s: float, now_s: float
+    ) -> bool:
+        """Count batches between `since_s` and `now_s` that took `seconds` together and should have taken `expected_s`;
+        return whether that closed a window."""
+        pending = self._pending.setdefault(key, _Pending(since_s))
         pending.batches += batches
         pending.seconds += seconds
         pending.expected_s += expected_s
@@ -215,11 +217,13 @@ class EnergyEvidence:
         self._expected_j = 0.0
         self._windows = 0.0
 
-    def metered(self, device: str, joules: float, expected_j: Mapping[EnergyKey, float], now_s: float) -> bool:
-        """Count `joules` of a meter of `device` for work that should have taken `expected_j`; return whether that
-        closed a window."""
+    def metered(
+        self, device: str, joules: float, expected_j: Mapping[EnergyKey, float], *, since_s: float, now_s: float
+    ) -> bool:
+        """Count `joules` of a meter of `device` between `since_s` and `now_s` for work that should have taken
+        `expected_j`; return whether that closed a window."""
         own = next(iter(expected_j)) if len(expected_j) == 1 else None
-        pending = self._pending.setdefault((device, own), _Metered(now_s))
+        pending = self._pending.setdefault((device, own), _Metered(since_s))
         pending.joules += joules
         for key, expected in expected_j.items():
             pending.expected_j[key] = pending.expected_j.get(key, 0.0) + expected

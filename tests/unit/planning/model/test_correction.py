@@ -37,7 +37,9 @@ def serve(
             for batch, count in (batches or {1: 20, 2: 10, 4: 4}).items():
                 took_s = sum(rng.gammavariate(cv**-2, cv**2) for _ in range(count)) * SECONDS * factor
                 took_s += stall[1] if second == stall[0] else 0.0
-                evidence.served((variant, "1c", batch), count, took_s, count * SECONDS, now_s)
+                evidence.served(
+                    (variant, "1c", batch), count, took_s, count * SECONDS, since_s=now_s - 1.0, now_s=now_s
+                )
     return now_s
 
 
@@ -103,7 +105,7 @@ def test_factors_of_time_fade_with_age() -> None:
 def test_windows_in_which_workers_changed_are_dropped() -> None:
     evidence = TimeEvidence()
     for second in range(60):
-        evidence.served(("small", "1c", 1), 20, 1.0, 0.2, float(second))
+        evidence.served(("small", "1c", 1), 20, 1.0, 0.2, since_s=second - 1.0, now_s=float(second))
         evidence.interrupt()
     assert evidence.factors(KEYS, 60.0) == dict.fromkeys(KEYS, 1.0)
 
@@ -127,7 +129,7 @@ def test_factors_of_time_are_bounded_whatever_is_reported(
     evidence, now_s = TimeEvidence(), 0.0
     for key, batches, seconds, expected_s, step_s in reports:
         now_s += step_s
-        evidence.served(key, batches, seconds, expected_s, now_s)
+        evidence.served(key, batches, seconds, expected_s, since_s=now_s - step_s, now_s=now_s)
     for factor in evidence.factors(KEYS, now_s).values():
         assert abs(math.log(factor)) <= math.log(MOST) + 1e-9
 
@@ -142,7 +144,13 @@ def test_factors_of_joules_that_a_meter_tells_apart_are_within_five_percent(smal
     evidence, rng = EnergyEvidence(), random.Random(3)
     for second in range(300):
         for key, factor, expected_j in ((SMALL, small, 2.0), (LARGE, large, 10.0)):
-            evidence.metered("cpu0", expected_j * factor * rng.gauss(1.0, 0.2), {key: expected_j}, float(second))
+            evidence.metered(
+                "cpu0",
+                expected_j * factor * rng.gauss(1.0, 0.2),
+                {key: expected_j},
+                since_s=second - 1.0,
+                now_s=float(second),
+            )
     factors = evidence.factors([SMALL, LARGE], 300.0)
     assert factors[SMALL] == pytest.approx(small, rel=0.05)
     assert factors[LARGE] == pytest.approx(large, rel=0.05)
@@ -155,7 +163,7 @@ def test_a_shared_meter_tells_variants_apart_once_their_shares_change(small: flo
         part = 0.2 if second // 50 % 2 else 0.8  # plans follow the grid
         expected_j = {SMALL: 20.0 * part, LARGE: 20.0 * (1.0 - part)}
         joules = (small * expected_j[SMALL] + large * expected_j[LARGE]) * rng.gauss(1.0, 0.02)
-        evidence.metered("gpu0", joules, expected_j, float(second))
+        evidence.metered("gpu0", joules, expected_j, since_s=second - 1.0, now_s=float(second))
     factors = evidence.factors([SMALL, LARGE], 300.0)
     assert factors[SMALL] == pytest.approx(small, rel=0.05)
     assert factors[LARGE] == pytest.approx(large, rel=0.05)
@@ -164,7 +172,9 @@ def test_a_shared_meter_tells_variants_apart_once_their_shares_change(small: flo
 def test_of_a_shared_meter_with_constant_shares_the_common_factor_is_known() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered("gpu0", 1.5 * 10.0 + 0.5 * 10.0, {SMALL: 10.0, LARGE: 10.0}, float(second))
+        evidence.metered(
+            "gpu0", 1.5 * 10.0 + 0.5 * 10.0, {SMALL: 10.0, LARGE: 10.0}, since_s=second - 1.0, now_s=float(second)
+        )
     factors = evidence.factors([SMALL, LARGE], 300.0)
     assert factors[SMALL] == pytest.approx(1.0, rel=0.02)
     assert factors[SMALL] == pytest.approx(factors[LARGE])
@@ -174,7 +184,7 @@ def test_of_a_shared_meter_with_constant_shares_the_common_factor_is_known() -> 
 def test_a_variant_that_never_ran_keeps_its_joules() -> None:
     evidence = EnergyEvidence()
     for second in range(60):
-        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, float(second))
+        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
     factors = evidence.factors([SMALL, LARGE, ("small", "2c")], 60.0)
     assert factors[LARGE] == 1.0
     assert 1.05 < factors["small", "2c"] < factors[SMALL]
@@ -183,7 +193,9 @@ def test_a_variant_that_never_ran_keeps_its_joules() -> None:
 def test_a_variant_that_never_ran_costs_as_much_more_a_batch_as_cheaper_ones_do() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, float(second))  # half as much again: 1 J if a batch should take 2 J
+        evidence.metered(
+            "cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second)
+        )  # half as much again: 1 J if a batch should take 2 J
     tiny = "tiny", "1c"
     plain = evidence.factors([tiny, SMALL, LARGE], 300.0)
     found = evidence.unseen(plain, {tiny: 1.0, SMALL: 2.0, LARGE: 10.0})
@@ -195,7 +207,7 @@ def test_a_variant_that_never_ran_costs_as_much_more_a_batch_as_cheaper_ones_do(
 def test_a_variant_that_never_ran_is_not_cheaper_because_another_one_is() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered("cpu0", 1.0, {SMALL: 2.0}, float(second))
+        evidence.metered("cpu0", 1.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
     found = evidence.unseen(evidence.factors([SMALL, LARGE], 300.0), {SMALL: 2.0, LARGE: 10.0})
     assert found[LARGE] == 1.0
 
@@ -203,14 +215,16 @@ def test_a_variant_that_never_ran_is_not_cheaper_because_another_one_is() -> Non
 def test_one_window_of_a_meter_that_is_far_off_moves_little() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered("cpu0", 2.0 * (50.0 if second == 200 else 1.0), {SMALL: 2.0}, float(second))
+        evidence.metered(
+            "cpu0", 2.0 * (50.0 if second == 200 else 1.0), {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second)
+        )
     assert evidence.factors([SMALL], 300.0)[SMALL] == pytest.approx(1.0, rel=0.02)
 
 
 def test_factors_of_joules_fade_and_are_bounded() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered("cpu0", 20.0, {SMALL: 2.0}, float(second))
+        evidence.metered("cpu0", 20.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
     assert evidence.factors([SMALL], 300.0)[SMALL] == MOST
     assert evidence.factors([SMALL], 300.0 + 20 * HALF_LIFE_S)[SMALL] == pytest.approx(1.0, abs=1e-4)
 
@@ -227,7 +241,7 @@ def test_factors_of_joules_are_bounded_whatever_is_reported(
     evidence, now_s = EnergyEvidence(), 0.0
     for joules, small_j, large_j, step_s in windows:
         now_s += step_s
-        evidence.metered("gpu0", joules, {SMALL: small_j, LARGE: large_j}, now_s)
+        evidence.metered("gpu0", joules, {SMALL: small_j, LARGE: large_j}, since_s=now_s - step_s, now_s=now_s)
     for factor in evidence.factors([SMALL, LARGE, ("large", "2c")], now_s).values():
         assert 1.0 / MOST <= factor <= MOST
 
@@ -239,7 +253,7 @@ def test_what_was_learned_is_the_same_once_restored() -> None:
     times, joules = TimeEvidence(), EnergyEvidence()
     now_s = serve(times, {"small": 1.5, "large": 0.7})
     for second in range(300):
-        joules.metered("cpu0", 3.0, {SMALL: 2.0}, float(second))
+        joules.metered("cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
     again_times, again_joules = TimeEvidence(), EnergyEvidence()
     again_times.restore(times.save(now_s), 50.0)
     again_joules.restore(joules.save(now_s), 50.0)
