@@ -48,13 +48,15 @@ FAR_S = 600.0
 
 
 class SavedCorrection(Record, frozen=True, kw_only=True):
-    """What was learned of one profile, as a file: `key` and `made_at` are the profile's, `saved_s` is Unix time."""
+    """What was learned of one profile, as a file: `key` and `made_at` are the profile's, `saved_s` is Unix time, and it
+    has been far off for `far_s` seconds."""
 
     version: int
     family: str
     key: str
     made_at: str
     saved_s: float
+    far_s: float
     time: tuple[SavedTime, ...]
     energy: SavedEnergy
 
@@ -248,6 +250,7 @@ class Learning:
             key=self.profile.key,
             made_at=self.profile.made_at,
             saved_s=wall_s,
+            far_s=max(now_s - self._far_since_s, 0.0),
             time=self._times.save(now_s),
             energy=self._joules.save(now_s),
         )
@@ -267,9 +270,10 @@ class Learning:
         self._times, self._joules = times, joules
         self._take(now_s, 0.0)
         self.planned()
-        if self.far() is not None:
-            self._far_since_s = -math.inf
-            self._ask()
+        if self.far() is not None and saved.far_s > 0.0:
+            self._far_since_s = now_s - saved.far_s
+            if saved.far_s >= FAR_S:
+                self._ask()
 
 
 def _moved(before: dict[Any, float], after: dict[Any, float]) -> float:

@@ -249,6 +249,14 @@ def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("seconds", [120, int(FAR_S) + 120])
+def test_a_profile_that_was_far_off_for_long_before_a_restart_is_said_to_be_at_the_start(seconds: int) -> None:
+    before, after = Learning("toy", profile()), Learning("toy", profile())
+    now_s = fed(before, seconds, time=2.0)
+    after.restore(before.save(now_s, 5000.0), 10.0, 5100.0)
+    assert bool(after.advice) == bool(before.advice) == (seconds > FAR_S)
+
+
 @pytest.mark.parametrize("how", ["damaged", "of another version", "of another profile", "with impossible figures"])
 def test_a_file_that_does_not_fit_is_ignored_with_a_line_in_the_log(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
