@@ -48,7 +48,8 @@ class Learner:
             try:
                 saved = msgspec.json.decode(path.read_bytes(), type=SavedCorrection)
                 family.learned.restore(saved, self._context.monotonic(), self._wall())
-                log.info("%s: profile corrected as learned before: %s", family.name, family.learned.words() or "nothing")
+                words = family.learned.words() or "as measured"
+                log.info("%s: profile corrected as learned before: %s", family.name, words)
             except FileNotFoundError:
                 pass
             except (OSError, ValueError, msgspec.MsgspecError) as error:

@@ -50,13 +50,13 @@ WINDOW_S = 5.0
 LEAST_BATCHES = 8
 MEMORY = 120.0
 
-_OF_VARIANT, _OF_SLICE, _OF_BATCH = 0.05, 0.02, 0.05
+_OF_VARIANT, _OF_SLICE, _OF_BATCH = 0.08, 0.02, 0.04
 """Variances of the logarithms of time; together a standard deviation of a third."""
 _BATCH_RANGE = 3.0
 """Doublings of the batch over which what is known of one size fades by a factor e."""
 _SPREAD, _FLOOR = 0.2, 0.02
 """Standard deviations: of a window before its spread is known, and of what no number of windows tells."""
-_COMMON, _OF_ALL_SLICES, _OF_ONE = 0.15, 0.1, 0.05
+_COMMON, _OF_ALL_SLICES, _OF_ONE = 0.15, 0.1, 0.005
 """Variances of factors of joules: common to all that ran, of a variant, of one slice of it."""
 _OFF = 0.1
 """Relative standard deviation of a window's joules before it is known."""
@@ -285,13 +285,13 @@ class EnergyEvidence:
         more = self._fitted()[0] - 1.0
         more *= np.array([faded(now_s - at_s) for at_s in self._at_s])
         known = dict(zip(self._keys, more.tolist(), strict=True))
-        weights = np.linalg.solve(_together(self._keys), more)
         found = {}
         for key in wanted:
             value = known.get(key)
-            if value is None:  # of a slice on which its variant did not run, or of a variant that did not
-                alike = np.array([_OF_ALL_SLICES * (of[0] == key[0]) for of in self._keys])
-                value = float(alike @ weights)
+            if value is None:  # of a slice on which its variant did not run: nearly as on the others
+                others = [more for (variant, _), more in known.items() if variant == key[0]]
+                shared = _COMMON + _OF_ALL_SLICES
+                value = shared * sum(others) / (shared * len(others) + _OF_ONE)
             found[key] = min(max(1.0 + value, 1.0 / MOST), MOST)
         return found
 

@@ -12,13 +12,15 @@ import pytest
 
 from clover.control.learner import Learner
 from clover.control.learning import EVERY_S, FAR_S, REPLAN_S, SETTLE_S, Learning, SavedCorrection
+from clover.planning.budget.counterfactual import base, lanes_of, mix_of
 from clover.planning.model.correction import corrected
-from clover.planning.model.problem import services_of
+from clover.planning.model.problem import accuracies, services_of
 from clover.profiles import ProfileStore
 from clover.simulate.fleet import FleetModel
 from clover.types import MeteredWindow, WorkReport
 from tests.support.control_fixture import Rig
-from tests.support.profiles_fixture import profile
+from tests.support.profiles_fixture import cpu, profile
+from tests.support.savings_fixture import RATE, SavingServer
 
 
 class Plant:
@@ -31,10 +33,12 @@ class Plant:
         self.energy = energy
         self.rate = rate
         self.services = services_of(rig.profile)
+        self.shares: dict[str, float] = {}
+        """Of rows, if they are not those of the routing."""
 
     def work(self, seconds: float = 1.0) -> WorkReport:
         """Return what is done in so many seconds, in batches of one and two rows."""
-        shares = self.rig.fleet.routing.shares
+        shares = self.shares or self.rig.fleet.routing.shares
         served: dict[tuple[str, str, int], tuple[int, float]] = {}
         metered = []
         for variant, share in shares.items():
@@ -339,3 +343,34 @@ def test_looks_between_two_evaluations_only_collect() -> None:
     assert learned._looked_s == looked_s
 
 
+
+
+@pytest.mark.parametrize("small", [0.5, 1.5])
+@pytest.mark.parametrize("large", [0.5, 1.5])
+def test_what_is_said_to_be_saved_is_within_three_points_of_the_truth(small: float, large: float) -> None:
+    """BASE is `large` on both cores, where it never ran: one core serves `large` and one `small`."""
+
+    async def play() -> None:
+        made = SavingServer(ratio=1.0)
+        await made.deploy()
+        await made.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
+        factors = {"small": small, "large": large}
+        energy = {(m.variant, m.profile): factors.get(m.variant, 1.0) for m in made.profile.latency}
+        truth = corrected(made.profile, {}, energy)
+        shares = {"small": 0.5, "large": 0.5}
+        plant = Plant(made, {}, factors, rate=RATE)
+        plant.shares = shares
+        for _ in range(300):
+            made.fleet.work = plant.work()
+            await made.look()
+        made.profile = truth  # what serves
+        await made.serve(shares, 30)
+        deployed, on_base = made.family.deployed, base(truth, (cpu(2),))
+        assert deployed is not None
+        own = mix_of(lanes_of(truth, deployed.configuration), shares, accuracies(truth))
+        assert own is not None
+        assert on_base is not None
+        saved_part = 1.0 - own.joules(RATE) / on_base.joules(RATE)
+        assert made.told("base")["part_without_idle"] == pytest.approx(saved_part, abs=0.03)
+
+    asyncio.run(play())
