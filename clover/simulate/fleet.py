@@ -2,7 +2,9 @@
 
 What is routed serves as the production queueing model says (`planning.model.queueing`): every variant is a lane that
 gets its share of the rows, with the model's batches, joules and latencies.  Plans are predicted by the same model, so
-the simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.
+the simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.  How wrong the
+*profile* is can be simulated too: then the services here are the true ones, and the controller has others
+(`surprises`).
 
 A lane that gets more rows than it can serve serves at capacity, and the rest waits: a fluid queue, emptied later with
 half of the spare capacity; a row waits behind it for queue / rows served a second.  Rows that wait for a variant that
@@ -21,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,6 +66,20 @@ class Flow:
     spare: float
     p95_ms: float
     parts: tuple[tuple[float, Floats], ...]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A configuration and its routing at a moment: `rate` rows/s arrive, and the grid emits `g_per_kwh`."""
+
+    configuration: Configuration
+    routing: Routing
+    rate: float
+    g_per_kwh: float
+
+
+OnRoute = Callable[[Serving, Serving], None]
+"""Called with what served and what serves instead, each time that rows are routed to other workers or otherwise."""
 
 
 class FleetModel:
@@ -215,6 +232,7 @@ class SimulatedFleet:
         self._idle_w = idle_w
         self._asleep_w = asleep_w
         self._pue = pue
+        self.on_route: OnRoute | None = None
         self._ready: list[Assignment] = []
         self._coming: list[Assignment] = []
         self._configuration: Configuration = ()
@@ -331,7 +349,26 @@ class SimulatedFleet:
             raise WorkerError(f"rows cannot go to {', '.join(missing)}, where no worker is ready")
         self._set(assignments, routing)
 
+    def lose(self, device: str) -> None:
+        """Let the workers on `device` die, as it does not answer any more."""
+        self._accrue()
+        self._ready = [item for item in self._ready if item.placement.device != device]
+        left = tuple(item for item in self.routed if item.placement.device != device)
+        if len(left) < len(self.routed):
+            self._enter(left, self.routing)
+
     def _set(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
+        before = self.current
+        self._enter(assignments, routing)
+        if self.on_route is not None and before.configuration:
+            self.on_route(before, self.current)
+
+    @property
+    def current(self) -> Serving:
+        """What serves now, and what it has to serve."""
+        return Serving(self._configuration, self.routing, self._rate, self._g_per_kwh)
+
+    def _enter(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
         self._accrue()
         self.routed, self.routing = assignments, routing
         self._configuration = configuration_of(assignments)
@@ -374,17 +411,20 @@ class SimulatedFleet:
 
 @dataclass
 class SimulatedDevice:
-    """A device that makes every instance its layouts allow, at once."""
+    """A device that makes every instance its layouts allow, at once; none while it is `lost`."""
 
     given: DeviceShape
     made: dict[str, Placement] = field(default_factory=dict)
+    lost: bool = False
 
     def shape(self) -> DeviceShape:
         """Return the layouts that the device allows."""
-        return self.given
+        return msgspec.structs.replace(self.given, layouts=()) if self.lost else self.given
 
     async def create(self, placement: Placement) -> None:
         """Make an instance; DeviceError if the layouts do not allow it beside those that exist."""
+        if self.lost:
+            raise DeviceError(f"{placement.device} is lost")
         wanted = {*self.made, placement.id}
         fits = any(wanted <= {item.id for item in layout} for layout in self.given.layouts)
         if placement.id in self.made or not (fits or self.given.overlap):

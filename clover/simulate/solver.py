@@ -46,6 +46,7 @@ class LocalSolver:
             "" if configuration is not None else policy,
             configuration,
             state.intensity.g_per_kwh,
+            state.profile.latency,  # it may be corrected while a run goes on
             (state.seed, state.grid_s) if drawing else None,
             *(getattr(state, name) for name in _ASKED),
         )
