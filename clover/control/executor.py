@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
-from clover.control.apply import NOWHERE, ApplyError, interim
+from clover.control.apply import ApplyError
 from clover.control.context import Context
 from clover.control.family import DeployedPlan, Family, Watch
 from clover.control.gate import below_floor, rerouted, same
+from clover.control.interim import NOWHERE, OfferedLoad, interim
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
@@ -98,7 +99,7 @@ class Executor:
         before = family.desired
         left = tuple(item for item in before if item.placement.device not in devices)
         if deployed is not None:
-            routing = interim(left, deployed.routing, deployed.routing)
+            routing = interim(left, deployed.routing, deployed.routing, self._offered(family))
             if left:
                 family.fleet.route(left, routing)
             family.deployed = DeployedPlan(left, routing, deployed.plan) if left else None
@@ -114,6 +115,11 @@ class Executor:
             plan=deployed.plan if deployed is not None else None,
         )
         return record(context, family, PlanRequest(trigger=reason), started_s, result)
+
+    def _offered(self, family: Family) -> OfferedLoad:
+        """Return what the family's workers have to serve now."""
+        context = self._context
+        return OfferedLoad(family.rate(context.config), family.capacity(context.share_of(family)), family.reach)
 
     def _reroute(self, family: Family, deployed: DeployedPlan, plan: Plan) -> str:
         """Route rows to the workers that run as `plan` has it; return the action for the record."""
@@ -139,7 +145,7 @@ class Executor:
                 before=family.desired,
                 routing_before=deployed.routing if deployed is not None else NOWHERE,
                 routing=target.routing,
-                capacity=family.capacity(context.share_of(family)),
+                offered=self._offered(family),
             )
         except ApplyError as error:
             now_s = context.monotonic()
