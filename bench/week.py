@@ -102,7 +102,9 @@ class Judge:
         if step.p95_ms <= self.targets.slo_ms or at_s - self._risen_s <= RECOVER_S + step.seconds:
             return
         if self._possible(step.rate, self._lost):
-            words = f"p95 {step.p95_ms:.1f} of {self.targets.slo_ms:.1f} ms at {step.rate:.0f} rows/s, {_words(serving)}"
+            words = (
+                f"p95 {step.p95_ms:.1f} of {self.targets.slo_ms:.1f} ms at {step.rate:.0f} rows/s, {_words(serving)}"
+            )
             self.found.append(Finding(at_s, "late", words))
 
     def _meets(self, flow: Flow) -> bool:

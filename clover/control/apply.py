@@ -32,11 +32,21 @@ from clover.interfaces import Device, Fleet
 from clover.planning.transition.layout import slices
 from clover.planning.transition.stages import served
 from clover.planning.transition.steps import plan_transition
-from clover.types import Assignment, DeviceShape, Placement, Routing, Step, Transition
+from clover.types import (
+    Assignment,
+    Configuration,
+    DeviceShape,
+    Placement,
+    Routing,
+    Step,
+    Transition,
+    configuration_of,
+)
 
 log = logging.getLogger("clover.control")
 
 _Failure = tuple[Step, CloverError]
+
 
 class ApplyError(PlanError):
     """A transition failed; `restored` tells whether the deployment before it stands again."""
@@ -106,6 +116,7 @@ class Applier:
     def __init__(self, family: str, fleet: Fleet, instances: SharedInstances) -> None:
         self.progress: dict[str, object] | None = None
         self._offered: OfferedLoad | None = None
+        self._on_the_way: Mapping[Configuration, Routing] = {}
         self._family = family
         self._fleet = fleet
         self._instances = instances
@@ -127,12 +138,14 @@ class Applier:
         routing_before: Routing = NOWHERE,
         routing: Routing,
         offered: OfferedLoad | None = None,
+        on_the_way: Mapping[Configuration, Routing] | None = None,
     ) -> tuple[str, ...]:
         """Carry out every step; the last route gives exactly `routing`, those before it a mix of both.  Return what
         went wrong without doing harm.  ApplyError if a step fails, after the deployment `before` was restored as far as
-        possible.  What is `offered` bounds the shares in between, and the way back is staggered by its capacities."""
+        possible.  In between, workers get rows as `on_the_way` has it for their configuration; else shares are a mix of
+        both routings within what is `offered`, by whose capacities the way back is staggered."""
         self.progress = {"steps": len(transition.steps), "done": 0, "step": ""}
-        self._offered = offered
+        self._offered, self._on_the_way = offered, on_the_way or {}
         self._stuck.clear()
         notes: list[str] = []
         try:
@@ -175,7 +188,7 @@ class Applier:
             parts = tuple(group)
             if self.progress is not None:
                 self.progress.update(steps=len(steps), done=done, step=", ".join(map(described, parts)))
-            goal = routing if done == last else interim(parts[0].routed, routing, before, self._offered)
+            goal = routing if done == last else self._meanwhile(parts[0].routed, routing, before)
             done += len(parts)
             failures = await self._at_once(parts, goal)
             fatal = [failure for failure in failures if matters(failure[0], steps[done:])]
@@ -183,6 +196,11 @@ class Applier:
             if fatal:
                 return fatal
         return []
+
+    def _meanwhile(self, routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
+        """Return how rows go to `routed` until more of them are ready."""
+        known = self._on_the_way.get(configuration_of(tuple(routed)))
+        return known if known is not None else interim(routed, routing, before, self._offered)
 
     async def _at_once(self, steps: Sequence[Step], routing: Routing) -> list[_Failure]:
         """Carry out all of `steps` at once; return those that failed."""
@@ -277,7 +295,7 @@ class Applier:
         if self._workers:
             route = Step(kind="route", routed=tuple(self._workers))
             exact = restored and bool(routing.shares)
-            meanwhile = interim(self._workers, routing, routing, self._offered)
+            meanwhile = self._meanwhile(self._workers, routing, routing)
             failed = await self._at_once([route], routing if exact else meanwhile)
             trouble += map(_failure_text, failed)
             restored = restored and not failed
