@@ -405,6 +405,26 @@ class CpuTimes(Record, frozen=True, kw_only=True):
     machine_ns: int = 0
 
 
+class MeteredWindow(Record, frozen=True, kw_only=True):
+    """Active joules that a meter attributes to some workers of a family, together, in a window; and what the profile,
+    uncorrected, expects of what they computed, by (variant, profile of the slice)."""
+
+    device: str
+    joules: float
+    expected_j: dict[tuple[str, str], float]
+
+
+class WorkReport(Record, frozen=True, kw_only=True):
+    """What the workers of a family did since the last report.
+
+    `served`: by (variant, profile of the slice, rows of a batch) how many batches, and how many seconds these took
+    together, by the workers' own clocks and without what a pause before a batch adds.  `metered`: what it took, in as
+    many parts as can be told apart."""
+
+    served: dict[tuple[str, str, int], tuple[int, float]] = {}
+    metered: tuple[MeteredWindow, ...] = ()
+
+
 class Receipt(Record, frozen=True, kw_only=True):
     """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request.  `path`
     holds the variants that each row was asked of in a cascade ("small>xlarge"); empty without one.  `method` says how

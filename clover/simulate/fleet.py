@@ -45,6 +45,7 @@ from clover.types import (
     FamilyProfile,
     Placement,
     Routing,
+    WorkReport,
     configuration_of,
 )
 
@@ -389,6 +390,13 @@ class SimulatedFleet:
             flow = self._flow()
             found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
         return found
+
+    def work_report(self) -> WorkReport:
+        """Return nothing: what is served is what the profile says."""
+        return WorkReport()
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        """Do nothing: joules are the model's."""
 
     def guard_report(self) -> dict[str, Any]:
         """Return {}: simulated answers are what the profile says."""

@@ -32,6 +32,7 @@ from clover.types import (
     State,
     TensorSpec,
     VariantSpec,
+    WorkReport,
 )
 from tests.support.profiles_fixture import VARIANTS, cpu, profile, reading
 
@@ -59,6 +60,8 @@ class FakeFleet:
         self.asked: dict[str, Asked] = {}
         self.declined: dict[str, Declined] = {}
         self.wanted: Callable[[], None] = lambda: None
+        self.work = WorkReport()
+        self.energy_factors: dict[tuple[str, str], float] = {}
 
     def ready_assignments(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
@@ -93,6 +96,14 @@ class FakeFleet:
 
     def observe(self) -> dict[str, float]:
         return dict(self.figures)
+
+    def work_report(self) -> WorkReport:
+        """Return `work`, and forget it."""
+        done, self.work = self.work, WorkReport()
+        return done
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        self.energy_factors = dict(factors)
 
     def guard_report(self) -> dict[str, Any]:
         return {"state": "ok"}
