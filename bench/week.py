@@ -10,10 +10,12 @@ combination of
     load       2.5 times the load in every third hour, and Poisson noise in what is counted
     device     one of the GPUs is lost for three hours on each day
 
-A judge looks on who knows the truth.  A change is *worse* if what ran before it met the targets and what runs after it
-does not, or if it costs more joules at no more accuracy (by more than `SLACK`).  A step is *late* if its p95 is above
-the SLO although the best plan of the truth meets it on the devices that are left; `RECOVER_S` after the load has risen,
-a device was lost, or the run began do not count, as no controller foresees them.
+A judge looks on who knows the truth.  What a look changed is *worse* if what ran before it met the targets and what
+runs after it does not, or if it costs more joules at no more accuracy (by more than `SLACK`).  A step is *late* if its
+p95 is above the SLO although the best plan of the truth meets it on the devices that are left; `RECOVER_S` after the
+load has risen, a device was lost, or the run began do not count, as no controller foresees them.  A late step during
+which workers were exchanged is *on the way*, and one in which the way out is barred by the capacity floor (an operator
+may lift it: `controller.allow_capacity_loss`) is *barred*.
 
 Every figure is simulated; the emulated devices' paces are a table's.  Exits with 1 if a run has a worse change or a
 late step after `LEARNT_S`, in which the controller may learn what its profile does not say.
@@ -48,6 +50,7 @@ _LEAST_POINTS = 5e-3
 _WRONG = 0.5
 _FORECAST = 0.5
 _DAY_S = 86_400.0
+KINDS = ("worse", "late", "on the way", "barred")
 SITUATIONS = ("profile", "forecast", "load", "device")
 
 
@@ -67,6 +70,9 @@ class Judge:
     case: Case
     found: list[Finding] = field(default_factory=list)
     changes: int = 0
+    _before: Serving | None = None
+    _after: Serving | None = None
+    _barred: bool = False
     _risen_s: float = 0.0
     _rate: float = 0.0
     _lost: tuple[str, ...] = ()
@@ -80,6 +86,10 @@ class Judge:
         self.truth = world.truth(self.case.seed)
 
     def routed(self, at_s: float, before: Serving, after: Serving) -> None:
+        """Note what the look under way changes."""
+        self._before, self._after = self._before or before, after
+
+    def _compare(self, at_s: float, before: Serving, after: Serving) -> None:
         """Compare what serves now with what served."""
         self.changes += 1
         if not before.configuration or not after.configuration:
@@ -95,7 +105,15 @@ class Judge:
             self.found.append(Finding(at_s, "worse", f"{words}: costs more for nothing ({figures})"))
 
     def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
-        """Mind a step above the SLO if a plan would have met it."""
+        """Compare what the step changed, and mind a step above the SLO if a plan would have met it."""
+        before, after, self._before, self._after = self._before, self._after, None, None
+        if before is not None and after is not None and (before.configuration, before.routing) != (
+            after.configuration,
+            after.routing,
+        ):
+            self._compare(at_s - step.seconds, before, after)
+        if step.reason:
+            self._barred = "below the capacity floor" in step.reason
         if step.rate > 1.1 * self._rate or set(lost) - set(self._lost):
             self._risen_s = at_s - step.seconds
         self._rate, self._lost = step.rate, tuple(lost)
@@ -105,7 +123,8 @@ class Judge:
             words = (
                 f"p95 {step.p95_ms:.1f} of {self.targets.slo_ms:.1f} ms at {step.rate:.0f} rows/s, {_words(serving)}"
             )
-            self.found.append(Finding(at_s, "late", words))
+            kind = "on the way" if step.changes else "barred" if self._barred else "late"
+            self.found.append(Finding(at_s, kind, words))
 
     def _meets(self, flow: Flow) -> bool:
         served = flow.late < 1.0 and flow.p95_ms <= self.targets.slo_ms
@@ -204,10 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             case = case_of(options, situations)
             judge = Judge(case)
             run = replay.play(case, judge)
-            learnt = [item for item in judge.found if item.at_s > LEARNT_S or "profile" not in situations]
+            minded = [item for item in judge.found if item.kind in ("worse", "late")]
+            learnt = [item for item in minded if item.at_s > LEARNT_S or "profile" not in situations]
             failed = failed or bool(learnt)
             name = " + ".join(situations) or "none"
-            count = {kind: sum(item.kind == kind for item in judge.found) for kind in ("worse", "late")}
+            count = {kind: sum(item.kind == kind for item in judge.found) for kind in KINDS}
             rows.append(
                 (name, seed, judge.changes, run.rollbacks, *count.values(), len(learnt), run.sums.late, _hourly(run))
             )
@@ -215,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}, seed {seed}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
             for item in learnt[: given.show]:
                 print(f"    {item.at_s / 3600.0:.2f} h, {item.kind}: {item.words}", file=sys.stderr)
-    columns = ("wrong about", "seed", "changes", "rolled back", "worse", "late", "once learnt", "late rows", "conf./h")
+    columns = ("wrong about", "seed", "changes", "rolled back", *KINDS, "once learnt", "late rows", "conf./h")
     show(f"{given.days:g} days of {given.family} on {given.gpus} x A100, simulated", columns, rows)
     write_json(given.json, {"runs": documents})
     return int(failed)

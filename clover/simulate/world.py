@@ -132,7 +132,7 @@ class World:
         """Return the queueing model of the runs of `seed`, which counts rows later than `slo_ms`."""
         key = (slo_ms, seed if self.rules.surprises.misprofiled > 0.0 else 0)
         if key not in self.models:
-            self.models[key] = FleetModel(self.truth(seed), slo_ms)
+            self.models[key] = FleetModel(self.truth(seed), slo_ms, self.known.profile)
         return self.models[key]
 
     def front(self, slo_ms: float, rate: float, spared_w: float | None) -> CostBound:
