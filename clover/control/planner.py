@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -188,9 +189,12 @@ class Planner:
         here = await self._fixed(family, state, family.deployed.configuration)
         margin = HYSTERESIS * momentary(state, objective_of(state)).scale
         others = gate.alternatives(family, plan, here, margin, self._context.monotonic())
-        for other in itertools.islice(others, ALTERNATIVES):
+        tried: Iterable[Configuration] = itertools.islice((other.configuration for other in others), ALTERNATIVES)
+        if not here.feasible:  # the best plans cannot be reached: what serves in time on the instances that stand?
+            tried = itertools.chain(tried, itertools.islice(gate.swaps(family), ALTERNATIVES))
+        for configuration in tried:
             try:
-                found = await self._fixed(family, state, other.configuration)
+                found = await self._fixed(family, state, configuration)
             except PlanError:  # the devices do not allow this one beside what runs
                 continue
             if not gate.clearly_better(found, here, margin):

@@ -16,7 +16,6 @@ import msgspec
 from clover.errors import ConfigError
 from clover.types import FamilyProfile
 
-MOST_MISPROFILED = 0.9
 HOUR_S = 3600.0
 
 
