@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 from clover.accounting.devices import LINES, ClosedWindow, DeviceAccount, Line, Share
-from clover.accounting.feedback import Feedback
+from clover.accounting.feedback import ProfileFeedback
 from clover.accounting.host import HostCpu
 from clover.accounting.labels import grams_method, joined
 from clover.accounting.meters import WorkerMeter
@@ -136,7 +136,7 @@ class Account:
         """Answered rows of each family when the front end's energy was last split by them."""
         self._prices = Prices(pue)
         self._spans = Spans()
-        self._feedback = Feedback()
+        self._feedback = ProfileFeedback()
         self._retired_cpu_ns = 0
         self._idle_w: dict[str, float] = {}
         self._receipt_method: dict[str, Method] = {}
@@ -492,8 +492,7 @@ class Account:
         }
 
     def per_row(self) -> dict[tuple[str, str, Method], tuple[float, float]]:
-        """Return expected and metered active joules a row by (family, variant, method) over all rows so far, for
-        variants whose energy is metered."""
+        """Return expected and metered active joules a row by (family, variant, method), where metered."""
         return {
             key: (work.expected_j / work.rows, work.metered_j / work.rows)
             for key, work in self._work.items()

@@ -21,7 +21,7 @@ Factors = Mapping[tuple[str, str], float]
 """By (variant, profile of the slice)."""
 
 
-class Feedback:
+class ProfileFeedback:
     """What is to be compared with profiles, by family, and the energy factors in force."""
 
     def __init__(self) -> None:

@@ -34,6 +34,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from clover.carbon.grid import Grid
@@ -46,6 +47,7 @@ from clover.control.decisions import outcome
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family
+from clover.control.learner import Learner
 from clover.control.ledger import THRESHOLDS_S
 from clover.control.planner import Planner, Solver
 from clover.control.report import doing, report
@@ -71,6 +73,7 @@ class Controller:
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
     share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives`
     finds what else could serve a load, which savings are compared with beside BASE; `fewest_cores` how few cores would.
+    `cache_dir` keeps what was learned of profiles (None: it is lost with the server).
     """
 
     def __init__(
@@ -84,12 +87,14 @@ class Controller:
         alternatives: FindAlternatives | None = None,
         fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         clocks = clocks or Clocks()
         self.context = Context(config, devices, grid, clocks)
         self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
+        self._learner = Learner(self.context, cache_dir, wall=clocks.wall)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
@@ -109,6 +114,7 @@ class Controller:
         plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.context.config, self.context.instances)
         self.context.families[family.name] = family
+        self._learner.add(family)
         self.reserve(family.name, config.share)
         return family
 
@@ -162,6 +168,7 @@ class Controller:
         async with self.context.lock:
             family = self.context.families.pop(name, None)
             if family is not None:
+                await self._learner.finish([family])
                 await family.applier.clear()
 
     async def stop(self) -> None:
@@ -175,6 +182,7 @@ class Controller:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.shadows.stop()
         await self.core_need.stop()
+        await self._learner.finish(self.context.families.values())
         await self._solver.close()
 
     def reconfigure(self, config: ControllerConfig) -> None:
@@ -215,6 +223,7 @@ class Controller:
                     log.exception("%s: a look of the controller failed", family.name)
             self.shadows.look()
             self.core_need.look()
+            self._learner.save()
 
     def hasten(self) -> None:
         """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
@@ -242,6 +251,7 @@ class Controller:
         now_s = context.monotonic()
         family.slo.look(now_s, seen, family.targets.slo_ms, lambda: doing(context, family))
         family.demand.look(now_s, family.fleet.demanded())
+        self._learner.look(family)
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)
@@ -294,7 +304,7 @@ class Controller:
         step_s = THRESHOLDS_S if config.cascade else HOUR_S
         if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
-        return trigger
+        return trigger or family.learned.trigger(now_s)
 
     # --- what the front end sees --------------------------------------------------------------------------------------
 

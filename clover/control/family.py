@@ -14,6 +14,7 @@ from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.core_sleep import CoreSleep
 from clover.control.demand import DemandMemory
+from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.request import Pin, PlanRequest, Targets
 from clover.control.slo import SloLog
@@ -108,6 +109,7 @@ class Family:
         self.spec = spec
         self.name = config.name or spec.name
         self.profile = profile
+        self.learned = Learning(self.name, profile)
         self.fleet = fleet
         self.config = config
         self.targets = default_targets(profile, config, controller)
@@ -129,7 +131,7 @@ class Family:
         self.arrivals = ArrivalRate()
         self.news = ""
         """What happened to its devices and was not planned for yet, in words."""
-        self._derived: dict[ObjectiveConfig, float] = {}
+        self._derived: dict[tuple[ObjectiveConfig, int], float] = {}
         self.transition: Transition | None = None
         """The last transition that was planned."""
         self.planned_alarm_level = OK
@@ -145,6 +147,11 @@ class Family:
         seen = self.observed = self.fleet.observe()
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
+
+    @property
+    def corrected(self) -> FamilyProfile:
+        """Its profile with the factors learned so far, which plans are made with; `profile` stays what was measured."""
+        return self.learned.corrected
 
     @property
     def desired(self) -> tuple[Assignment, ...]:
@@ -168,6 +175,7 @@ class Family:
         """Note that a plan was made, or could not be made, for all that was known at `grid_s`."""
         self.news = ""
         self.planned_alarm_level = self.alarm_level
+        self.learned.planned()
         self.ledger.planned_s = grid_s
 
     def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
@@ -181,9 +189,10 @@ class Family:
         config = self.objective(targets or self.targets, controller)
         if config.lam is not None:
             return config.lam
-        if config not in self._derived:  # it takes a millisecond of the event loop, at each look
-            self._derived = {config: derive_lambda(self.profile, config)}
-        return self._derived[config]
+        key = config, self.learned.changed
+        if key not in self._derived:  # it takes a millisecond of the event loop, at each look
+            self._derived = {key: derive_lambda(self.corrected, config)}
+        return self._derived[key]
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
@@ -234,7 +243,7 @@ class Family:
             p95_ms=self.observed.get("p95_ms"),
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
             objective=self._alarmed(objective, config, targets),
-            profile=self.profile,
+            profile=self.corrected,
             devices=conditions.devices,
             running=self.desired,
             routing=self.deployed.routing if self.deployed is not None else None,
@@ -274,9 +283,9 @@ class Family:
         return max(self.arrivals.rows_per_s(), config.design_rate, LEAST_RATE)
 
     def capacity(self, share: float) -> Callable[[Assignment], float]:
-        """Return a function from a worker to the rows a second it serves, by the profile; 0 for one that was never
+        """Return a function from a worker to the rows a second it serves, by `corrected`; 0 for one that was never
         measured."""
-        services = services_of(self.profile, share)
+        services = services_of(self.corrected, share)
 
         def rows_per_s(item: Assignment) -> float:
             service = services.get((item.variant, item.placement.profile))
@@ -293,7 +302,7 @@ class Family:
     def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
         """Return the rows a second that no transition may go below: the configured share of BASE on `devices`, what
         arrives now, and in any case one worker that answers."""
-        base = base_capacity(self.profile, devices, share) if config.capacity_floor else 0.0
+        base = base_capacity(self.corrected, devices, share) if config.capacity_floor else 0.0
         return max(config.capacity_floor * base, self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
     def back_off(self, configuration: Configuration, now_s: float) -> float:

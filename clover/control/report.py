@@ -181,6 +181,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "reference_g_per_kwh": context.config.reference_g_per_kwh,
         },
         "budget": _budget(context, family),
+        "profile_correction": family.learned.report(),
         "saved": saved(shadows.of.get(family.name), devices),
         "observed": dict(family.observed),
         "guard": family.fleet.guard_report(),

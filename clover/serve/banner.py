@@ -44,6 +44,9 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
+            family = engine.controller.context.families.get(name)
+            if family is not None and family.learned.advice:
+                rows.append(("warning", family.learned.advice))
             rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))

@@ -86,6 +86,7 @@ class Engine:
             totals=self.totals,
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
+            cache_dir=cache_folder(config.cache_dir),
         )
         self._metrics = Metrics(
             families=lambda: self.served,
@@ -96,6 +97,9 @@ class Engine:
             compared=lambda: compared(self.controller.shadows.of, self.account.devices()),
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
+            corrections=lambda: {
+                name: own.learned.rows() for name, own in self.controller.context.families.items()
+            },
         )
         if http:
             self.frontend = Frontend(self, config, loop)

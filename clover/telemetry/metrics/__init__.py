@@ -13,6 +13,7 @@ text, kind, labels and how it is read.  To add one, add a line to the table of w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -31,7 +32,8 @@ class Metrics:
 
     `families` returns the models that are served now, by name.  Optional are `http` (the front end, if there is one),
     `decisions` (counts of controller decisions by action), `compared` (what BASE and fixed mixes would have used),
-    `sci` (embodied carbon and grams a row) and `turned` (changes of configuration and of thresholds, by model).
+    `sci` (embodied carbon and grams a row), `turned` (changes of configuration and of thresholds, by model) and
+    `corrections` (what was learned of profiles, by model).
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Metrics:
         compared: Callable[[], Iterable[Compared]] = tuple,
         sci: Callable[[], SciReport] | None = None,
         turned: Callable[[], Mapping[str, tuple[int, int]]] = dict,
+        corrections: Callable[[], Mapping[str, list[dict[str, Any]]]] = dict,
     ) -> None:
         self._families = families
         self._account = account
@@ -54,6 +57,7 @@ class Metrics:
         self._compared = compared
         self._sci = sci
         self._turned = turned
+        self._corrections = corrections
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -78,6 +82,7 @@ class Metrics:
             yield from sci.sci(self._sci())
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
+        yield from server.corrections(self._corrections())
         http = self._http()
         if http is not None:
             yield from server.http(http)

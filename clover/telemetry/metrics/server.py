@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client.core import Metric
 
@@ -14,6 +15,8 @@ from clover.telemetry import logs
 from clover.telemetry.logs import LogWriter
 from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single
 from clover.types import Reading
+
+Rows = Sequence[Mapping[str, Any]]
 
 BUILD: tuple[MetricSpec[None], ...] = (
     MetricSpec(
@@ -100,6 +103,20 @@ CHANGES: tuple[MetricSpec[tuple[int, int]], ...] = (
     ),
 )
 
+# Read for each model from what `control.learning.Learning.rows` returns.
+CORRECTIONS: tuple[MetricSpec[Rows], ...] = (
+    MetricSpec(
+        "clover_profile_correction",
+        "What service times (kind time, the mean over batch sizes) and joules a row (kind energy) are multiplied by, "
+        "beside the profile, as measured while serving; 1: as profiled",
+        GAUGE,
+        ("model", "variant", "profile", "kind"),
+        lambda rows: (
+            ((row["variant"], row["profile"], kind), row[kind]) for row in rows for kind in ("time", "energy")
+        ),
+    ),
+)
+
 HTTP: tuple[MetricSpec[HttpStats], ...] = (
     MetricSpec(
         "clover_http_connections",
@@ -178,6 +195,11 @@ def control(decisions: Mapping[str, int], changes: Mapping[str, tuple[int, int]]
     """Yield the metrics of the controller: `decisions` by action; `changes` of deployments and thresholds by model."""
     yield from collect(DECISIONS, [((), decisions)])
     yield from collect(CHANGES, (((name,), counts) for name, counts in changes.items()))
+
+
+def corrections(learned: Mapping[str, Rows]) -> Iterator[Metric]:
+    """Yield what was learned of the profile of each model."""
+    return collect(CORRECTIONS, (((name,), rows) for name, rows in learned.items()))
 
 
 def http(stats: HttpStats) -> Iterator[Metric]:
