@@ -293,6 +293,12 @@ class Family:
 
         return rows_per_s
 
+    def reach(self, routing: Routing) -> tuple[float, ...]:
+        """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""
+        points = self.profile.cascade.points if self.profile.cascade is not None else ()
+        asked = (routing.chain, routing.thresholds)
+        return next((point.reach for point in points if (point.chain, point.thresholds) == asked), ())
+
     def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
         """Return the rows a second that no transition may go below: the configured share of BASE on `devices`, what
         arrives now, and in any case one worker that answers."""
