@@ -231,7 +231,8 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     """Accuracy of one (variant, backend) in percent, with its 95 % interval; `agreement` is the share of rows on which
-    the backend's answer equals eager's (1.0 for eager itself)."""
+    the backend's answer equals eager's (1.0 for eager itself).  `against`: points of accuracy above the best variant on
+    the same rows, and the 95 % interval of this paired difference (null: not known)."""
 
     variant: str
     backend: str
@@ -243,6 +244,7 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     method: Method
     agreement: float = 1.0
     source: str = ""
+    against: tuple[float, float, float] | None = None
 
 
 class BasePoint(Record, frozen=True, kw_only=True):

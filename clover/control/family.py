@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import structs
 
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.core_sleep import CoreSleep
@@ -117,6 +118,7 @@ class Family:
         self.triggers = Triggers()
         self.slo = SloLog(self.name)
         self.ledger = Ledger()
+        self.sample = AccuracySample(config.accuracy_margin)
         self.demand = DemandMemory()
         self.applier = Applier(self.name, fleet, instances)
         self.deployed: DeployedPlan | None = None
@@ -193,7 +195,7 @@ class Family:
             form=targets.form,
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
-            accuracy_margin=self.config.accuracy_margin,
+            accuracy_margin=self.margin(targets),
             lam=targets.lam,
             reference_g_per_kwh=config.reference_g_per_kwh,
             max_utilisation=config.max_utilisation,
@@ -203,6 +205,14 @@ class Family:
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )
+
+    def margin(self, targets: Targets) -> float:
+        """Return the points that plans aim for above the accuracy floor of `targets`."""
+        return self.sample.margin(self.profile, targets.accuracy_floor, relative=self._relative(targets))
+
+    def _relative(self, targets: Targets) -> bool:
+        """Return whether the accuracy floor is the default one, which is relative to the best variant."""
+        return self.config.accuracy_floor is None and targets.accuracy_floor == default_floor(self.profile)
 
     def state(
         self,
@@ -226,6 +236,7 @@ class Family:
         held = request.pin or self.pin
         budgeted = (held.policy if held is not None else config.policy) in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
+        objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
         return State(
             family=self.name,
             grid_s=conditions.grid_s,
@@ -233,8 +244,8 @@ class Family:
             arrival_rate=rate,
             p95_ms=self.observed.get("p95_ms"),
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self._alarmed(objective, config, targets),
-            profile=self.profile,
+            objective=objective,
+            profile=self.sample.certain(self.profile, objective.accuracy_floor, relative=relative),
             devices=conditions.devices,
             running=self.desired,
             routing=self.deployed.routing if self.deployed is not None else None,
@@ -304,6 +315,11 @@ class Family:
         return entry is not None and now_s < entry.until_s
 
 
+def default_floor(profile: FamilyProfile) -> float:
+    """Return the accuracy floor (percent) that holds if none is configured: a point below the best variant."""
+    return max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
+
+
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
     """Return the configured targets, or those that follow from the profile: an SLO of 1.2 x the p95 of BASE, and an
     accuracy floor one point below the best variant."""
@@ -312,7 +328,7 @@ def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: Co
         accuracy_floor=(
             config.accuracy_floor
             if config.accuracy_floor is not None
-            else max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
+            else default_floor(profile)
         ),
         form=controller.objective,
         lam=controller.lam,

@@ -68,6 +68,7 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
+        family.sample.look(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         plan = await self._solver.propose(state, pin.policy or "objective", pin.configuration)

@@ -174,7 +174,8 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         "targets": {
             "slo_ms": family.targets.slo_ms,
             "accuracy_floor": family.targets.accuracy_floor,
-            "accuracy_margin": family.config.accuracy_margin,
+            "accuracy_margin": family.margin(family.targets),
+            "accuracy_margin_from": family.sample.source,
             "objective": family.targets.form,
             "lambda": family.lam(context.config),
             "lambda_derived": family.targets.lam is None,
