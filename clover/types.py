@@ -548,7 +548,9 @@ class State(Record, frozen=True, kw_only=True):
     (percent x rows).
 
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
-    accurate first.  A plan has workers for them (`planning.model.demand`)."""
+    accurate first.  A plan has workers for them (`planning.model.demand`).
+
+    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last."""
 
     family: str
     grid_s: float
@@ -568,6 +570,8 @@ class State(Record, frozen=True, kw_only=True):
     served_rows: float = 0.0
     served_accuracy_rows: float = 0.0
     demand: tuple[Demand, ...] = ()
+    switch_s: float = 5.0
+    holds_s: float = 3600.0
 
 
 class Candidate(Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
+from clover.control.change_cost import ChangeCost
 from clover.control.core_sleep import CoreSleep
 from clover.control.demand import DemandMemory
 from clover.control.ledger import Ledger
@@ -126,6 +127,9 @@ class Family:
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
         self.core_sleep = CoreSleep()
+        self.change_cost = ChangeCost()
+        self.looked_s = 0.0
+        """When it was last observed (monotonic)."""
         self.backoffs: dict[Configuration, Backoff] = {}
         self.observed: dict[str, float] = {}
         self.arrivals = ArrivalRate()
@@ -144,6 +148,7 @@ class Family:
 
     def look(self, now_s: float) -> dict[str, float]:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
+        self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
@@ -255,6 +260,8 @@ class Family:
             served_rows=self.ledger.rows if outlook is not None else 0.0,
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
+            switch_s=self.change_cost.start_s,
+            holds_s=self.change_cost.holds_s(self.looked_s),
         )
 
     @property
@@ -325,11 +332,7 @@ def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: Co
     accuracy floor one point below the best variant."""
     return Targets(
         slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
-        accuracy_floor=(
-            config.accuracy_floor
-            if config.accuracy_floor is not None
-            else default_floor(profile)
-        ),
+        accuracy_floor=(config.accuracy_floor if config.accuracy_floor is not None else default_floor(profile)),
         form=controller.objective,
         lam=controller.lam,
     )

@@ -152,7 +152,8 @@ class Planner:
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         if weighed and not family.backed_off(deployed.configuration, now_s) and not family.demand.lapsed(now_s):
             here = await self._here(family, state)
-            if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
+            lost = self._executor.transition(family, plan.deployment).lost_capacity
+            if here is not None and (stay := gate.within_noise(family, plan, here, state, lost)) is not None:
                 return here, _joined(held, stay.reason)
         if (stay := gate.dwelling(family, plan, now_s)) is not None:
             return await self._fixed(family, state, deployed.configuration), self._stays(family, stay)

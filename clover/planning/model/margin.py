@@ -16,9 +16,9 @@ linear program with one constraint, whose corners are mixes of two variants at m
 floor and the sample, and plans that stay the margin above the floor keep it at `CONFIDENCE`.
 
 **Labels that come late.**  `shift_of` says by how many points a variant's live accuracy is below the one expected: a
-normal posterior, whose prior expects no difference, give or take `PRIOR_SD`.  Labels only lower a bound, never raise it,
-and by `MOST_SHIFT` at most, because they are as good as the choice of rows that get some.  If the floor is relative,
-only what a variant lost beyond the best one counts.
+normal posterior, whose prior expects no difference, give or take `PRIOR_SD`.  Labels only lower a bound, never raise
+it, and by `MOST_SHIFT` at most, because they are as good as the choice of rows that get some.  If the floor is
+relative, only what a variant lost beyond the best one counts.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def shifts_of(profile: FamilyProfile, labels: Mapping[str, LiveLabels], *, relat
     return {name: shift for name, shift in lowered.items() if shift < 0.0 and name in values}
 
 
-def lower_bounds(profile: FamilyProfile, *, relative: bool, shifts: Mapping[str, float] | None = None) -> dict[str, float]:
+def lower_bounds(
+    profile: FamilyProfile, *, relative: bool, shifts: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Return the lower bound of each variant's accuracy (percent) on its chosen backend; `relative`: that of its
     difference from the best variant, below that one's measured accuracy."""
     best = _best(profile)
@@ -98,9 +100,7 @@ def lower_bounds(profile: FamilyProfile, *, relative: bool, shifts: Mapping[str,
     return found
 
 
-def margin(
-    profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapping[str, float] | None = None
-) -> float:
+def margin(profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapping[str, float] | None = None) -> float:
     """Return the points above `floor` (percent) that a mix of the profile's variants has to aim for, so that its lower
     bound is no less than the floor."""
     values, low = accuracies(profile), lower_bounds(profile, relative=relative, shifts=shifts)
