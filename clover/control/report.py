@@ -139,6 +139,8 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "rows": ledger.rows,
         "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
         "forecast": ledger.label,
+        "forecast_trust": ledger.errors.trust,
+        "forecast_hours": ledger.errors.hours,
     }
 
 

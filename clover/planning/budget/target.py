@@ -33,8 +33,9 @@ gets the static mix, in every hour.
 **Cascades.**  A plan with a chain is a point with nothing between it and the next one, and what runs now need not be on
 the frontier: `budget_target` says what to reach among the points that *it* permits (`here`).
 
-**Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by `_TRUST` of the rows that are
-expected after it at their best; otherwise it may lose less.
+**Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by a part of the rows that are
+expected after it at their best; otherwise it may lose less.  The part is `State.trust`: what the errors of past
+forecasts justify (`planning.budget.forecast_errors`).
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ GRAMS_PER_J = 1.0 / 3.6e6
 _DOWN = 8  # steps of `COARSE_STEP` that are tried below a rate that nothing can serve
 _BAND = 0.02
 _TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
-_TRUST = 0.9
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,12 @@ class RemainingHorizon:
         return float(low[0] + min(1.0, max(0.0, part)) * (high[0] - low[0]))
 
     def least_now(self, target: float, state: State) -> float:
-        """Return the least accuracy of this moment that the rows after it, `_TRUST` of them at their best, can make
-        good."""
+        """Return the least accuracy of this moment that the rows after it, `State.trust` of them at their best, can
+        make good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
         tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
-        return target + (debt - tolerance - _TRUST * later) / float(self.rows[0])
+        return target + (debt - tolerance - state.trust * later) / float(self.rows[0])
 
 
 def target_of(state: State) -> float:
