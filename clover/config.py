@@ -254,8 +254,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     policy: Annotated[
         str,
         _help(
-            "objective, budget, budget:flat, static, static:VARIANT, base, clover, clover-artifact, blover, co2opt, "
-            "oracle, oracle:alike, or module:attribute"
+            "objective, budget, budget:online, budget:flat, static, static:VARIANT, base, clover, clover-artifact, "
+            "blover, co2opt, oracle, oracle:alike, or module:attribute"
         ),
     ] = "objective"
     objective: Annotated[

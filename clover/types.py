@@ -550,7 +550,8 @@ class State(Record, frozen=True, kw_only=True):
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
     accurate first.  A plan has workers for them (`planning.model.demand`).
 
-    `trust`: the part of the rows to come that a budget may count on, by how good forecasts were;
+    `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
+    is spent by what was served alone, without the forecast (`planning.budget.online`).
     `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last."""
 
     family: str
@@ -572,6 +573,7 @@ class State(Record, frozen=True, kw_only=True):
     served_accuracy_rows: float = 0.0
     demand: tuple[Demand, ...] = ()
     trust: float = 0.9
+    online: bool = False
     switch_s: float = 5.0
     holds_s: float = 3600.0
 

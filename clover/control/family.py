@@ -260,6 +260,7 @@ class Family:
             served_rows=self.ledger.rows if outlook is not None else 0.0,
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
+            online=(held.policy if held is not None else config.policy) == "budget:online",
             trust=self.ledger.errors.trust,
             switch_s=self.change_cost.start_s,
             holds_s=self.change_cost.holds_s(self.looked_s),
