@@ -13,7 +13,7 @@ from clover.types import Transition
 HOLDS_S = 3600.0
 """Seconds that a configuration is expected to last before one was seen to end: grids and loads move by the hour."""
 _WEIGHT = 0.3  # of the newest observation in a running mean
-_STARTS_S = (0.2, 120.0)
+_STARTS_S = (1.0, 120.0)
 _LASTS_S = (60.0, 4.0 * 3600.0)
 
 

@@ -76,11 +76,13 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State, lost_capa
 
 def change_j(plan: Plan, here: Plan, state: State, lost_capacity: float) -> float:
     """Return joules a row that the change from `here` to `plan` costs over the time that it is expected to last: for
-    the workers to start, for rows that come while capacity is missing (BASE's joules each), and a margin.
+    the workers to start, and those to start again when it ends, for rows that come while capacity is missing (BASE's
+    joules each), and a margin.
 
     A change of routing alone costs nothing and is never asked about."""
     problem = problem_of(state)
-    starting_j = moving_j(problem, here.configuration, plan.configuration, state.switch_s)
+    ways = ((here.configuration, plan.configuration), (plan.configuration, here.configuration))
+    starting_j = sum(moving_j(problem, before, after, state.switch_s) for before, after in ways)
     at_risk = lost_capacity * min(1.0, state.switch_s / state.holds_s)  # the part of the rows
     return starting_j / (problem.rate * state.holds_s) + (MARGIN + at_risk) * problem.base_energy_j
 

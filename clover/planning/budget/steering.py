@@ -30,12 +30,14 @@ from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_targ
 from clover.planning.cascade.chains import unwaiting
 from clover.planning.cascade.permitted import best_at, drawn_at, moving_j, nearest, on_hull
 from clover.planning.cascade.verify import point_of, verified
-from clover.planning.model.objective import MARGIN, NOISE, held_to
+from clover.planning.model.objective import NOISE, held_to
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Candidate, Configuration, configuration_of
 
+MARGIN = 0.005
+"""Of BASE's joules a row: what a change has to save at least."""
 _STEEP = 4.0  # times the steepest climb between known plans: above it, every price leads to the same choice
 
 Permitted = tuple[Candidate, ...]

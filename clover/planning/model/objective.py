@@ -33,8 +33,9 @@ from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
 HYSTERESIS = 0.02
 """Plans whose scores differ by less than this part of the scale (of saving all of BASE's emissions) count as equally
 good in a search: of these the one that keeps most of what runs is taken."""
-MARGIN = 0.005
-"""Of BASE's joules a row: what a change of configuration has to save beyond what it costs."""
+MARGIN = 0.01
+"""Of BASE's joules a row: what a change of configuration has to save beyond what it costs, as predictions err by about
+as much."""
 NOISE = 0.05
 """Of the intensity: by as much do readings of an unchanged grid differ from its mean."""
 

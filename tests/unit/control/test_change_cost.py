@@ -67,9 +67,12 @@ def test_a_change_pays_only_if_it_saves_more_than_it_costs_while_it_lasts() -> N
     _, _, other = planned(small=2)
     rig.family.deployed = DeployedPlan(here.deployment, here.routing, here)
     problem, base_j = problem_of(state), objective_of(state).base_energy_j
-    moving = moving_j(problem, here.configuration, other.configuration, state.switch_s)
-    needed = moving / (problem.rate * state.holds_s) / base_j + MARGIN
-    assert needed < HYSTERESIS, "what lasts an hour is worth a smaller gain than before"
+    there = moving_j(problem, here.configuration, other.configuration, state.switch_s)
+    back = moving_j(problem, other.configuration, here.configuration, state.switch_s)
+    needed = (there + back) / (problem.rate * state.holds_s) / base_j + MARGIN
+    assert gate.change_j(other, here, state, 0.0) == pytest.approx(needed * base_j)
+    quick = msgspec.structs.replace(state, switch_s=1.0)
+    assert gate.change_j(other, here, quick, 0.0) < HYSTERESIS * base_j, "a smaller gain than before is worth an hour"
     for gain, taken in ((0.9 * needed / 0.95, False), (1.2 * needed / 0.95, True)):
         found = gate.within_noise(rig.family, saving(other, here, state, gain), here, state)
         assert (found is None) is taken
