@@ -149,6 +149,7 @@ class Executor:
     ) -> tuple[str, str]:
         """Carry out `transition`; return the action for the record, and what went wrong."""
         context, deployed = self._context, family.deployed
+        began_s = context.monotonic()
         try:
             notes = await family.applier.run(
                 transition,
@@ -167,6 +168,7 @@ class Executor:
             return ("rolled back" if error.restored and deployed is not None else "failed"), str(error)
         family.core_sleep.changed(family.desired, target.deployment, context.monotonic())
         family.deployed = target
+        family.change_cost.changed(transition, began_s, context.monotonic())
         family.changes += 1
         family.dwell_until_s = context.monotonic() + context.config.min_dwell_s
         return "applied", "; ".join(notes)

@@ -63,7 +63,7 @@ class Planner:
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
-            family.ledger.look(grid_s, family.observed, horizon_s)
+            family.ledger.look(grid_s, family.observed, horizon_s, conditions.reading.g_per_kwh)
             outlook = await context.grid.outlook(
                 conditions.reading,
                 family.ledger.rates,
@@ -72,6 +72,8 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
+            family.ledger.errors.foreseen(grid_s, outlook.steps)
+        family.sample.look(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         plan = await self._solver.propose(state, pin.policy or "objective", pin.configuration)
@@ -169,7 +171,8 @@ class Planner:
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         if weighed and not family.backed_off(deployed.configuration, now_s) and not family.demand.lapsed(now_s):
             here = await self._here(family, state)
-            if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
+            lost = self._executor.transition(family, plan.deployment).lost_capacity
+            if here is not None and (stay := gate.within_noise(family, plan, here, state, lost)) is not None:
                 return here, _joined(held, stay.reason)
         if (stay := gate.dwelling(family, plan, now_s)) is not None:
             return await self._fixed(family, state, deployed.configuration), self._stays(family, stay)

@@ -82,7 +82,7 @@ class Rules:
     lam: float | None = None
     slo_ms: float | None = None
     accuracy_floor: float | None = None
-    accuracy_margin: float = 0.25
+    accuracy_margin: float | None = None
     look_s: float = 300.0
     dwell_s: float = 5.0
     load_s: float = 0.0
