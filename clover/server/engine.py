@@ -23,6 +23,7 @@ from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
+from clover.control.slo_watch import slo_gauges
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
@@ -252,10 +253,11 @@ class Engine:
         self._follow_targets()
 
     def _follow_targets(self) -> None:
-        """Copy the targets in force, which operators may change, to where metrics read them."""
+        """Copy the targets in force, which operators may change, and how they are held to where metrics read them."""
         for name, family in self.controller.context.families.items():
             targets = family.targets
             self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
+            self.served[name].slo = slo_gauges(family)
 
     # --- periodic work --------------------------------------------------------------------------------------------
 
