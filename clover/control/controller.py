@@ -42,7 +42,6 @@ from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
 from clover.control.core_need import CoreNeed, FewestCores
-from clover.control.decisions import outcome
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family
@@ -50,8 +49,9 @@ from clover.control.learner import Learner
 from clover.control.ledger import THRESHOLDS_S
 from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
-from clover.control.report import doing, report
+from clover.control.report import report
 from clover.control.request import PlanRequest
+from clover.control.slo_watch import watch_slo
 from clover.control.triggers import Observation
 from clover.control.verification import verify
 from clover.errors import CloverError, StartError, Unavailable
@@ -253,7 +253,7 @@ class Controller:
         assert context.grid.reading is not None
         family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
-        family.slo.look(now_s, seen, family.targets.slo_ms, lambda: doing(context, family))
+        reason = watch_slo(context, family, now_s)
         family.demand.look(now_s, family.fleet.demanded())
         self.learner.look(family)
         if context.frozen_of(family):
@@ -265,14 +265,15 @@ class Controller:
             if mode == "off":
                 return
             if mode == "active" and await verify(family, config, self._executor, now_s):
+                if reason:
+                    family.triggers.again(now_s)
                 return
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
-        p95_ms = seen.get("p95_ms")
-        late = p95_ms > family.targets.slo_ms if p95_ms is not None else seen.get("queue_rows", 0.0) > 0.0
-        if family.core_sleep.look(late, context.devices_of(family.name), family.desired, now_s):
+        if family.core_sleep.look(family.slo.late, context.devices_of(family.name), family.desired, now_s):
             family.news = family.news or "SLO missed with cores asleep"
         trigger = self._trigger(family, now_s)
+        trigger = reason or trigger
         if not trigger:
             return
         if trigger.startswith("worker capacity") and family.missing and family.deployed is not None:
@@ -282,7 +283,8 @@ class Controller:
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
         made = context.decisions.last(family.name)
-        family.triggers.decided(trigger, outcome(made) if made is not None else None, now_s)
+        if made is not None:
+            family.triggers.decided(trigger, made.plan.configuration if made.plan is not None else made.action, now_s)
 
     def _trigger(self, family: Family, now_s: float) -> str:
         """Return why to plan now, in words; empty if there is no reason."""
@@ -295,9 +297,10 @@ class Controller:
                 now_s=now_s,
                 g_per_kwh=family.triggers.known(context.grid.reading).g_per_kwh,
                 rate=family.rate(config),
-                p95_ms=family.observed.get("p95_ms"),
+                p95_ms=family.observed.get("p95_ms") if family.slo.late else None,
                 queue_rows=family.observed.get("queue_rows", 0.0) - family.observed.get("awaiting_rows", 0.0),
                 missing=family.missing,
+                awaited=family.slo.pressure.acting,
             )
             trigger = family.triggers.check(
                 seen,

@@ -3,6 +3,7 @@ off."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +20,7 @@ from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.request import Pin, PlanRequest, Targets
-from clover.control.slo import SloLog
+from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
@@ -78,7 +79,9 @@ class DeployedPlan:
 
 @dataclass
 class Watch:
-    """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then."""
+    """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then.
+
+    `late_ms`: the p95 of what ran before, if that missed the SLO (infinite: it answered nothing), else NaN."""
 
     since_s: float
     rows: float
@@ -86,6 +89,7 @@ class Watch:
     rate: float
     queue_rows: float = 0.0
     missing: int = 0
+    late_ms: float = math.nan
 
 
 @dataclass
@@ -119,7 +123,7 @@ class Family:
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
         self.triggers = Triggers()
-        self.slo = SloLog(self.name)
+        self.slo = SloKeeper(self.name)
         self.ledger = Ledger()
         self.sample = AccuracySample(config.accuracy_margin)
         self.demand = DemandMemory()
@@ -204,7 +208,9 @@ class Family:
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
     ) -> ObjectiveConfig:
-        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one."""
+        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one.  While
+        the SLO is missed, and for some time after, services are taken to be slower and workers are loaded less."""
+        slower = self.slo.pressure.factor
         return ObjectiveConfig(
             form=targets.form,
             slo_ms=targets.slo_ms,
@@ -212,8 +218,8 @@ class Family:
             accuracy_margin=self.margin(targets),
             lam=targets.lam,
             reference_g_per_kwh=config.reference_g_per_kwh,
-            max_utilisation=config.max_utilisation,
-            profile_error=config.profile_error,
+            max_utilisation=config.max_utilisation / math.sqrt(slower),
+            profile_error=(1.0 + config.profile_error) * slower - 1.0,
             cascade=config.cascade,
             waits=config.waits,
             accuracy_budget=accuracy_budget,
