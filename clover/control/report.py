@@ -173,6 +173,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         },
         "targets": {
             "slo_ms": family.targets.slo_ms,
+            "slo_source": family.slo_source,
             "accuracy_floor": family.targets.accuracy_floor,
             "accuracy_margin": family.config.accuracy_margin,
             "objective": family.targets.form,

@@ -53,7 +53,8 @@ def table(profile: FamilyProfile, width: int) -> str:
     paced = not any(m.samples for m in profile.latency)
     what = f"accuracy by the {kind}" if paced else f"energy {methods}; {kind}"
     where = f"{base.variant} with {base.backend} on {base.count} x {base.profile} at 60 % load"
-    cost = f"p95 {base.p95_ms:.2f} ms, {base.energy_j_per_row * 1e3:.3f} mJ/row, {base.accuracy:.2f} %"
+    seen = f" ({base.http_p95_ms:.2f} over HTTP, which adds {profile.front_ms:.2f})" if base.http_p95_ms else ""
+    cost = f"p95 {base.p95_ms:.2f} ms{seen}, {base.energy_j_per_row * 1e3:.3f} mJ/row, {base.accuracy:.2f} %"
     wider = f"left out at {width} columns: {', '.join(left)}; a wider terminal or --json FILE shows all"
     notes = [
         f"BASE: {where}: {cost} ({base.method})",

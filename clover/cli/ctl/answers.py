@@ -106,6 +106,8 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
         )
+        if (source := targets.get("slo_source", "given")) != "given":
+            _say(console, f"             the p95 target is {source}")
     _saved("  carbon     ", model.get("saved"), console)
     _guard(model.get("guard") or {}, console)
     for item in model.get("demand") or []:

@@ -21,6 +21,7 @@ from clover.families import load_family
 from clover.profiling import measurement
 from clover.profiling.effort import Effort
 from clover.profiling.options import MeasureOptions
+from clover.profiling.over_http import HttpFigures, HttpMeasurement
 from clover.runtime.workers.completions import Completions
 from clover.types import DeviceShape, EnergySample, Placement
 from clover.worker.frames import WorkerOrder
@@ -163,6 +164,11 @@ def measured(
     async def idle(*_: Any) -> float:
         return 0.0
 
+    async def over_http(self: Any, spec: Any, profile: Any, places: Sequence[Placement], *_: float) -> HttpFigures:
+        assert set(places) == {item for gpu in gpus.values() for item in gpu.standing}, "BASE has whole GPUs"
+        return HttpFigures(p95_ms=8.0, front_ms=0.5)
+
+    monkeypatch.setattr(HttpMeasurement, "measure", over_http)
     monkeypatch.setattr(energy, "build_gpu", build_gpu)
     monkeypatch.setattr(measurement, "busy_share", idle)
     monkeypatch.setattr(measurement, "GPU_CELL_S", 0.01)
@@ -198,6 +204,7 @@ def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.Mon
     assert {m.energy_method for m in profile.latency} == {"measured"}
     assert {m.threads for m in profile.latency} == {1}
     assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
+    assert (profile.base.http_p95_ms, profile.front_ms) == (8.0, 0.5)
     assert all(order.visible_devices == f"MIG-{order.place}" for order in pool.orders)
     assert any("energy is that of the GPU" in note for note in profile.notes)
     assert gpus["gpu1"].looked == [True, True], "a GPU where nothing runs is not in what a slice of another takes"
