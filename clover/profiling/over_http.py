@@ -188,7 +188,9 @@ class HttpMeasurement:
                 Assignment(placement=place, family=spec.name, variant=base.variant, backend=base.backend)
                 for place in places
             )
-            await asyncio.gather(*map(served.fleet.spawn, workers))
+            for failed in await asyncio.gather(*map(served.fleet.spawn, workers), return_exceptions=True):
+                if failed is not None:
+                    raise failed
             served.fleet.route(workers, Routing(shares={base.variant: 1.0}))
             yield served
         finally:

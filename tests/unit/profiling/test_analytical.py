@@ -144,7 +144,8 @@ def test_base_is_the_best_variant_on_whole_gpus(gpus: int) -> None:
 
 def test_base_has_the_front_end_of_this_machine() -> None:
     measured = msgspec.structs.replace(profiles_fixture.profile(), front_ms=2.0)
-    plain, made = emulated(), analytical.emulate(measured, SPEC, (a100("gpu0"),), key="k")
+    plain = emulated(gpus=1)
+    made = analytical.emulate(measured, SPEC, (a100("gpu0"),), key="k")
     assert made.front_ms == 2.0
     assert made.base.p95_ms == pytest.approx(plain.base.p95_ms)
     assert made.base.http_p95_ms == pytest.approx(plain.base.p95_ms + 2.0)
