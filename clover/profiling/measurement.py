@@ -191,13 +191,13 @@ class _Measurement:
             again = f"`python -m clover profile {families.reference(spec)} --force`"
             found.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)
-        base, load = await self._base(backend)
+        base, rate = await self._base(backend)
         shapes = rig.instances.shapes
         if any(shape.shared_front for shape in shapes):
             found.notes.append("the front end shares the workers' cores")
         found.notes.append(rig.meters.label)
         profile = self._profile(cores, shapes, backend, base, cascade)
-        return await self._over_http(profile, load), behind
+        return await self._over_http(profile, rate), behind
 
     def _estimate_steps(self, places: int, cascades: bool) -> None:
         """Set how many steps there will be, assuming that one of two thread counts suffices."""
@@ -260,7 +260,7 @@ class _Measurement:
         return with_energies(cascade, costs), behind
 
     async def _base(self, backend: Mapping[str, str]) -> tuple[BasePoint, float]:
-        """Measure the most accurate variant on whole devices at 60 % load, in an open loop; return that load, too (rows
+        """Measure the most accurate variant on whole devices at 60 % load, in an open loop; return that rate, too (rows
         a second)."""
         rig, spec = self._rig, self._rig.spec
         whole = rig.instances.whole
@@ -273,7 +273,7 @@ class _Measurement:
         if not measured:
             raise ProfileError(f"{name} of {spec.name} does not run on {shape}: BASE is the best variant on it")
         full = max(measured, key=lambda m: m.batch)
-        load = rate = BASE_LOAD * len(whole) * full.batch / (full.mean_ms / 1e3)
+        rate = BASE_LOAD * len(whole) * full.batch / (full.mean_ms / 1e3)
         if rate > MOST_ROWS_PER_S:
             note = f"BASE was measured at {MOST_ROWS_PER_S:g} rows/s, below 60 % load ({rate:.0f} rows/s)"
             self._found.notes.append(note)
@@ -295,15 +295,15 @@ class _Measurement:
             accuracy=values[name],
             method="measured",
         )
-        return base, load
+        return base, rate
 
     def _seconds(self, rate: float) -> float:
         """Return how long BASE is measured at `rate` rows a second: longer if few come."""
         base_s = self._rig.effort.base_s
         return min(max(base_s, 200 / rate), 4 * base_s)
 
-    async def _over_http(self, profile: FamilyProfile, load: float) -> FamilyProfile:
-        """Return the profile with what a client sees of BASE at `load` rows a second; without, and with a note, if that
+    async def _over_http(self, profile: FamilyProfile, rate: float) -> FamilyProfile:
+        """Return the profile with what a client sees of BASE at `rate` rows a second; without, and with a note, if that
         cannot be measured."""
         rig = self._rig
         whole = rig.instances.whole
@@ -312,7 +312,7 @@ class _Measurement:
             rig.pool, rig.instances.devices, self._options.cache_dir, rig.rows, self._options.silent_s
         )
         try:
-            found = await measurement.measure(rig.spec, profile, whole, load, self._seconds(load))
+            found = await measurement.measure(rig.spec, profile, whole, rate, self._seconds(rate))
         except (CloverError, OSError) as error:
             why = "BASE was not measured over HTTP, and the default SLO is made from what its workers take"
             self._found.note(why, error)

@@ -1,15 +1,16 @@
 """BASE over HTTP: the p95 that a client sees, and which part of it HTTP and the front end are.
 
-What is measured is what serves: the router and the workers of a family behind the production front end, on a port of
-the loopback that nobody knows of, and a client in a process of its own (`load_client`) that sends single rows at random
-times, at 60 % of what BASE serves in full batches.  More than `MOST_REQUESTS_PER_S` would measure the client: beyond,
-requests carry more rows.
+What is measured is what serves: the router and the workers of a family behind the production front end, on a free port
+of the loopback, and a client in a process of its own (`load_client`) that sends single rows at random times, at 60 % of
+what BASE serves in full batches.  More than `MOST_REQUESTS_PER_S` would measure the client: beyond, requests carry more
+rows.
 
-A machine is never as quiet as one would like.  If others take its cores, batches take longer than the profile says, so
-that BASE serves less and its queue grows without bound: the next run is that much slower (`HttpRun.slowdown`), and runs
-at more than `MOST_LOAD` do not count.  One stall of a few milliseconds makes another p95, too.  So a p95 is the median
-over five stretches of a run, and runs are repeated until two of them agree within `AGREEMENT`: their mean counts.  If
-none of `MOST_RUNS` agree, the larger of the closest two counts, and the profile says so.
+A machine is never as quiet as one would like.  If others take its cores, BASE and the front end serve less, and a queue
+grows without bound: so the load of a run is held against what batches took in it and whether latencies grew
+(`load_of`), the next run is that much slower, and runs at more than `MOST_LOAD` do not count.  One stall of a few
+milliseconds makes another p95, too.  So a p95 is the median over five stretches of a run, and runs are repeated until
+two of them agree within `AGREEMENT`: their mean counts.  If none of `MOST_RUNS` agree, the larger of the closest two
+counts, and the profile says so.
 
 `front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer; the
 least of all runs, as others can only add to it.  The planner adds it to the latencies that it predicts
@@ -36,6 +37,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from clover._native.histogram import Histogram
 from clover.accounting import Account
 from clover.config import FamilyConfig, ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ProfileError, Unavailable
@@ -65,7 +67,10 @@ MOST_RUNS = 5
 MOST_FAILED = 0.01
 """The part of the requests that may have no answer."""
 MOST_LOAD = 0.75
-"""The load, by what batches really took, up to which a run counts."""
+"""The load up to which a run counts."""
+MOST_GROWTH = 0.05
+"""By how much latencies may grow with time (seconds a second) while what comes is served."""
+_STRETCHES = 5
 _REQUESTS = 64
 """Different requests that are sent in turn."""
 _JSON_VALUES = 10_000
@@ -87,16 +92,29 @@ class HttpFigures:
 
 @dataclass(frozen=True)
 class HttpRun:
-    """One run: p95 of the client as the median over five stretches, and over all of the client and of the router.
-
-    `slowdown`: what batches took as a part of what the profile says; `load`: rows a second as a part of what was served
-    so."""
+    """One run: p95 of the client as the median over five stretches, what the front end is of it, and the load as a part
+    of what could be served then."""
 
     p95_ms: float
-    client_ms: float
-    router_ms: float
-    slowdown: float
+    front_ms: float
     load: float
+
+
+def load_of(ms: NDArray[np.float64], seconds: float, busy: float) -> float:
+    """Return the load of a run of `seconds` in which a client saw `ms`: `busy`, by what batches took, or above 1 if the
+    latencies grew.
+
+    If only a part 1 / load is served, a row that comes after t waits t (1 - 1 / load).
+    """
+    stretches = np.array_split(ms, _STRETCHES)
+    growth = float(np.median(stretches[-1]) - np.median(stretches[0])) / 1e3 / (seconds * (1.0 - 1.0 / _STRETCHES))
+    return max(busy, 1.0 / (1.0 - min(growth, 0.75))) if growth > MOST_GROWTH else busy
+
+
+def front_of(ms: NDArray[np.float64], router: Histogram) -> float:
+    """Return what the front end adds to the p95 of a run in which a client saw `ms` and the `router` took so many
+    nanoseconds; at least what it adds to the median, as p95 moves with a few rows."""
+    return max(0.0, *(float(np.quantile(ms, q)) - router.quantile(q) / 1e6 for q in (0.5, 0.95)))
 
 
 def closest(runs: Sequence[HttpRun]) -> tuple[HttpRun, HttpRun] | None:
@@ -112,7 +130,8 @@ def agree(pair: tuple[HttpRun, HttpRun] | None) -> bool:
 
 def figures_of(runs: Sequence[HttpRun]) -> HttpFigures:
     """Return the figures of all runs of a measurement, at least one."""
-    front_ms = min(max(0.0, run.client_ms - run.router_ms) for run in runs)
+    counting = [run for run in runs if run.load <= MOST_LOAD] or runs
+    front_ms = min(run.front_ms for run in counting)
     pair = closest(runs)
     if pair is not None and agree(pair):
         p95_ms = statistics.fmean(run.p95_ms for run in pair)
@@ -136,25 +155,27 @@ class HttpMeasurement:
     silent_s: float
 
     async def measure(
-        self, spec: FamilySpec, profile: FamilyProfile, places: Sequence[Placement], load: float, seconds: float
+        self, spec: FamilySpec, profile: FamilyProfile, places: Sequence[Placement], rate: float, seconds: float
     ) -> HttpFigures:
-        """Return the figures of the BASE of `profile` on `places` at `load` rows a second, in runs of `seconds`.
+        """Return the figures of the BASE of `profile` on `places` at `rate` rows a second, in runs of `seconds`.
 
         Nobody else may read the pool's completions meanwhile.  Raises ProfileError if too few requests are answered.
         """
-        rows = min(spec.max_batch, math.ceil(load / MOST_REQUESTS_PER_S))
+        rows = min(spec.max_batch, math.ceil(rate / MOST_REQUESTS_PER_S))
         requests, base = self._requests(spec, rows), profile.base
         service = services_of(profile)[base.variant, base.profile]
         runs: list[HttpRun] = []
         async with self._served(spec, profile, places) as served, _front_end(served) as (host, port):
             whole = [_request(f"{host}:{port}", served.name, request) for request in requests]
-            slowdown = 1.0
+            now = rate
             while len(runs) < MOST_RUNS and not agree(closest(runs)):
                 served.traffic.latency.reset()
                 served.traffic.batch_sizes.clear()
-                ms = await self._run(host, port, whole, load / rows / slowdown, seconds)
-                runs.append(_run_of(ms, served.traffic, service, BASE_LOAD / slowdown))
-                slowdown = max(1.0, runs[-1].slowdown)
+                ms = await self._run(host, port, whole, now / rows, seconds)
+                busy = now * _took_s(served.traffic, service) / len(places)
+                front_ms = front_of(ms, served.traffic.latency)
+                runs.append(HttpRun(typical_p95(ms), front_ms, load_of(ms, seconds, busy)))
+                now = min(rate, now * BASE_LOAD / runs[-1].load)
         found = figures_of(runs)
         for note in found.notes:
             log.warning("%s: %s", spec.name, note)
@@ -245,14 +266,6 @@ class HttpMeasurement:
         return found
 
 
-def _run_of(ms: NDArray[np.float64], traffic: Traffic, service: Service, load: float) -> HttpRun:
-    """Return a run of which a client saw `ms`, at `load` if batches took what `service` says."""
-    took_s = sum(ns for _, ns in traffic.batch_sizes.values()) / 1e9
-    slowdown = took_s / sum(count * service.seconds(rows) for rows, (count, _) in traffic.batch_sizes.items())
-    client_ms, router_ms = float(np.quantile(ms, 0.95)), traffic.latency.quantile(0.95) / 1e6
-    return HttpRun(typical_p95(ms), client_ms, router_ms, slowdown, load * slowdown)
-
-
 def _request(authority: str, model: str, given: tuple[bytes, int]) -> bytes:
     """Return a whole HTTP request for an inference."""
     body, json_length = given
@@ -260,6 +273,13 @@ def _request(authority: str, model: str, given: tuple[bytes, int]) -> bytes:
     if json_length >= 0:
         fields.append(f"Inference-Header-Content-Length: {json_length}")
     return "\r\n".join([*fields, "", ""]).encode() + body
+
+
+def _took_s(traffic: Traffic, service: Service) -> float:
+    """Return the seconds that a row took in a full batch: those that `service` says, as much longer as batches took."""
+    took_s = sum(ns for _, ns in traffic.batch_sizes.values()) / 1e9
+    said_s = sum(count * service.seconds(rows) for rows, (count, _) in traffic.batch_sizes.items())
+    return took_s / said_s * service.seconds(service.max_batch) / service.max_batch
 
 
 @contextlib.asynccontextmanager

@@ -16,14 +16,15 @@ import numpy as np
 import orjson
 import pytest
 
+from clover._native.histogram import Histogram
 from clover.profiling import load_client, over_http
-from clover.profiling.over_http import HttpMeasurement, HttpRun, agree, closest, figures_of
+from clover.profiling.over_http import HttpMeasurement, HttpRun, agree, closest, figures_of, front_of, load_of
 from clover.profiling.rows import SampleRows
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
 
-def run(p95_ms: float, *, load: float = 0.6, client_ms: float = 0.0, router_ms: float = 0.0) -> HttpRun:
-    return HttpRun(p95_ms, client_ms or p95_ms, router_ms or p95_ms, load / 0.6, load)
+def run(p95_ms: float, *, load: float = 0.6, front_ms: float = 0.0) -> HttpRun:
+    return HttpRun(p95_ms, front_ms, load)
 
 
 # --- which runs count ---------------------------------------------------------------------------------------------
@@ -51,9 +52,27 @@ def test_runs_under_too_much_load_do_not_count() -> None:
 
 
 def test_the_front_end_is_what_the_client_sees_beyond_the_router_in_the_quietest_run() -> None:
-    runs = [run(12.0, client_ms=14.0, router_ms=9.0), run(12.1, client_ms=12.1, router_ms=11.3)]
-    assert figures_of(runs).front_ms == pytest.approx(0.8)
-    assert figures_of([run(5.0, client_ms=5.0, router_ms=5.2)] * 2).front_ms == 0.0
+    runs = [run(12.0, front_ms=5.0), run(12.1, front_ms=0.8), run(9.0, front_ms=0.1, load=1.2)]
+    assert figures_of(runs).front_ms == 0.8
+    router = Histogram()
+    for ms in range(1, 101):
+        router.record(ms * 1_000_000)
+    seen_ms = np.arange(1.0, 101.0)
+    assert front_of(seen_ms + 2.0, router) == pytest.approx(2.0, abs=1.0)
+    assert front_of(np.minimum(seen_ms + 2.0, 90.0), router) == pytest.approx(2.0, abs=1.0), "the median's part"
+    assert front_of(seen_ms - 9.0, router) == 0.0
+
+
+def test_latencies_that_grow_tell_how_much_more_comes_than_is_served() -> None:
+    arrivals_s = np.linspace(0.0, 2.0, 1000)
+    noise_ms = np.random.default_rng(0).exponential(10.0, 1000)
+    assert load_of(noise_ms, 2.0, busy=0.6) == 0.6
+    for load in (1.25, 2.0):
+        behind_ms = arrivals_s * (1.0 - 1.0 / load) * 1e3
+        assert load_of(noise_ms + behind_ms, 2.0, busy=0.6) == pytest.approx(load, rel=0.05)
+    stalled = noise_ms.copy()
+    stalled[920:980] += 400.0
+    assert load_of(stalled, 2.0, busy=0.6) == 0.6, "one stall is no queue"
 
 
 # --- what is sent -------------------------------------------------------------------------------------------------
