@@ -12,9 +12,9 @@ milliseconds makes another p95, too.  So a p95 is the median over five stretches
 two of them agree within `AGREEMENT`: their mean counts.  If none of `MOST_RUNS` agree, the larger of the closest two
 counts, and the profile says so.
 
-`front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer (but not
-less than the same of the median); the least of the runs that count, as others can only add to it.  The planner adds it
-to the latencies that it predicts (`planning.model.queueing`).
+`front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer, but
+not less than the same of the median; the least of the runs that count, as others can only add to it.  The planner adds
+it to the latencies that it predicts (`planning.model.queueing`).
 """
 
 from __future__ import annotations
