@@ -7,10 +7,10 @@ rows.
 
 A machine is never as quiet as one would like.  If others take its cores, BASE and the front end serve less, and a queue
 grows without bound: so the load of a run is held against what batches took in it and whether latencies grew
-(`load_of`), the next run is that much slower, and runs at more than `MOST_LOAD` do not count.  One stall of a few
-milliseconds makes another p95, too.  So a p95 is the median over five stretches of a run, and runs are repeated until
-two of them agree within `AGREEMENT`: their mean counts.  If none of `MOST_RUNS` agree, the larger of the closest two
-counts, and the profile says so.
+(`load_of`), the next run is that much slower, runs at more than `MOST_LOAD` do not count, and the p95 of the others is
+brought to the load that was wanted (`brought_to`).  One stall of a few milliseconds makes another p95, too.  So a p95
+is the median over five stretches of a run, and runs are repeated until two of them agree within `AGREEMENT`: their mean
+counts.  If none of `MOST_RUNS` agree, the larger of the closest two counts, and the profile says so.
 
 `front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer, but
 not less than the same of the median; the least of the runs that count, as others can only add to it.  The planner adds
@@ -70,6 +70,7 @@ MOST_LOAD = 0.75
 """The load up to which a run counts."""
 MOST_GROWTH = 0.05
 """By how much latencies may grow with time (seconds a second) while what comes is served."""
+_NEAR = 0.2
 _STRETCHES = 5
 _REQUESTS = 64
 """Different requests that are sent in turn."""
@@ -92,8 +93,8 @@ class HttpFigures:
 
 @dataclass(frozen=True)
 class HttpRun:
-    """One run: p95 of the client as the median over five stretches, what the front end is of it, and the load as a part
-    of what could be served then."""
+    """One run: p95 of the client as the median over five stretches, brought to the load that was wanted; what the front
+    end is of it; and the load of the run as a part of what could be served then."""
 
     p95_ms: float
     front_ms: float
@@ -109,6 +110,12 @@ def load_of(ms: NDArray[np.float64], seconds: float, busy: float) -> float:
     stretches = np.array_split(ms, _STRETCHES)
     growth = float(np.median(stretches[-1]) - np.median(stretches[0])) / 1e3 / (seconds * (1.0 - 1.0 / _STRETCHES))
     return max(busy, 1.0 / (1.0 - min(growth, 0.75))) if growth > MOST_GROWTH else busy
+
+
+def brought_to(wanted: float, p95_ms: float, load: float) -> float:
+    """Return the p95 at the load `wanted` of a queue that has `p95_ms` at `load`: in proportion to 1 / (1 - load), as
+    waits are, from `_NEAR` below at most, as there they are the least of it."""
+    return p95_ms * (1.0 - max(load, wanted - _NEAR)) / (1.0 - wanted) if load < 1.0 else p95_ms
 
 
 def front_of(ms: NDArray[np.float64], router: Histogram) -> float:
@@ -137,7 +144,7 @@ def figures_of(runs: Sequence[HttpRun]) -> HttpFigures:
         p95_ms = statistics.fmean(run.p95_ms for run in pair)
         return HttpFigures(p95_ms, min(front_ms, p95_ms))
     p95_ms = (pair[1] if pair is not None else min(runs, key=lambda run: run.load)).p95_ms
-    seen = ", ".join(f"{run.p95_ms:.3g} at {run.load:.0%} load" for run in runs)
+    seen = ", ".join(f"{run.p95_ms:.3g} from {run.load:.0%} load" for run in runs)
     why = f"{UNSETTLED} within {AGREEMENT:.0%} (p95 in ms: {seen})"
     note = f"{why}: {p95_ms:.3g} ms counts; measure again on a quiet machine"
     return HttpFigures(p95_ms, min(front_ms, p95_ms), (note,))
@@ -167,15 +174,15 @@ class HttpMeasurement:
         runs: list[HttpRun] = []
         async with self._served(spec, profile, places) as served, _front_end(served) as (host, port):
             whole = [_request(f"{host}:{port}", served.name, request) for request in requests]
-            now = rate
+            now, wanted = rate, min(BASE_LOAD, rate * _full_s(service) / len(places))
             while len(runs) < MOST_RUNS and not agree(closest(runs)):
                 served.traffic.latency.reset()
                 served.traffic.batch_sizes.clear()
                 ms = await self._run(host, port, whole, now / rows, seconds)
                 busy = now * _took_s(served.traffic, service) / len(places)
-                front_ms = front_of(ms, served.traffic.latency)
-                runs.append(HttpRun(typical_p95(ms), front_ms, load_of(ms, seconds, busy)))
-                now = min(rate, now * BASE_LOAD / runs[-1].load)
+                load, front_ms = load_of(ms, seconds, busy), front_of(ms, served.traffic.latency)
+                runs.append(HttpRun(brought_to(wanted, typical_p95(ms), load), front_ms, load))
+                now = min(rate, now * wanted / load)
         found = figures_of(runs)
         for note in found.notes:
             log.warning("%s: %s", spec.name, note)
@@ -275,11 +282,16 @@ def _request(authority: str, model: str, given: tuple[bytes, int]) -> bytes:
     return "\r\n".join([*fields, "", ""]).encode() + body
 
 
+def _full_s(service: Service) -> float:
+    """Return the seconds of a row in a full batch."""
+    return service.seconds(service.max_batch) / service.max_batch
+
+
 def _took_s(traffic: Traffic, service: Service) -> float:
     """Return the seconds that a row took in a full batch: those that `service` says, as much longer as batches took."""
     took_s = sum(ns for _, ns in traffic.batch_sizes.values()) / 1e9
     said_s = sum(count * service.seconds(rows) for rows, (count, _) in traffic.batch_sizes.items())
-    return took_s / said_s * service.seconds(service.max_batch) / service.max_batch
+    return took_s / said_s * _full_s(service)
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,16 @@ import pytest
 
 from clover._native.histogram import Histogram
 from clover.profiling import load_client, over_http
-from clover.profiling.over_http import HttpMeasurement, HttpRun, agree, closest, figures_of, front_of, load_of
+from clover.profiling.over_http import (
+    HttpMeasurement,
+    HttpRun,
+    agree,
+    brought_to,
+    closest,
+    figures_of,
+    front_of,
+    load_of,
+)
 from clover.profiling.rows import SampleRows
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
@@ -40,7 +49,7 @@ def test_without_agreement_the_larger_of_the_closest_two_counts_and_the_profile_
     found = figures_of([run(40.0), run(12.0), run(15.0), run(90.0), run(26.0)])
     assert found.p95_ms == 15.0
     assert "no two measurements" in found.notes[0]
-    assert "40 at 60% load" in found.notes[0]
+    assert "40 from 60% load" in found.notes[0]
 
 
 def test_runs_under_too_much_load_do_not_count() -> None:
@@ -73,6 +82,14 @@ def test_latencies_that_grow_tell_how_much_more_comes_than_is_served() -> None:
     stalled = noise_ms.copy()
     stalled[920:980] += 400.0
     assert load_of(stalled, 2.0, busy=0.6) == 0.6, "one stall is no queue"
+
+
+def test_the_p95_of_another_load_is_brought_to_the_one_wanted() -> None:
+    assert brought_to(0.6, 20.0, 0.6) == 20.0
+    assert brought_to(0.6, 20.0, 0.7) == pytest.approx(15.0)
+    assert brought_to(0.6, 20.0, 0.5) == pytest.approx(25.0)
+    assert brought_to(0.6, 20.0, 0.1) == pytest.approx(30.0), "hardly a queue: from 40 %"
+    assert brought_to(0.6, 900.0, 1.3) == 900.0, "a queue that only grows"
 
 
 # --- what is sent -------------------------------------------------------------------------------------------------
