@@ -108,7 +108,8 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         Annotated[
             float,
             _help(
-                "target for the 95th percentile of latency; by default 1.2 x the p95 of BASE, the best variant alone",
+                "target for the 95th percentile of latency; by default 1.2 x that of BASE, the best variant alone, "
+                "over HTTP, at least 5 ms",
                 gt=0,
             ),
         ]

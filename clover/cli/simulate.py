@@ -169,7 +169,7 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
         help="paper: accuracy against carbon, weighted by lambda; floor: least carbon above the accuracy floor [paper]",
     )
     add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
-    add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
+    add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's, at least 5; paper: BASE's]")
     add(
         "--accuracy-floor",
         metavar="PCT",

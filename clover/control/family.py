@@ -27,6 +27,7 @@ from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.policies import BUDGETED
+from clover.profiles import default_slo_ms, default_slo_source
 from clover.runtime.guard.guard import CASCADE_OFF, OK
 from clover.types import (
     Assignment,
@@ -46,7 +47,6 @@ from clover.types import (
 
 Mode = Literal["off", "observe", "active"]
 
-SLO_OVER_BASE = 1.2
 FLOOR_BELOW_BEST = 1.0
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
@@ -194,6 +194,13 @@ class Family:
         form = new.objective if self.targets.form == old.objective else self.targets.form
         lam = new.lam if self.targets.lam == old.lam else self.targets.lam
         self.targets = replace(self.targets, form=form, lam=lam)
+
+    @property
+    def slo_source(self) -> str:
+        """Where the SLO comes from, in words."""
+        if self.config.slo_ms is None and self.targets.slo_ms == default_slo_ms(self.profile):
+            return default_slo_source(self.profile)
+        return "given"
 
     def lam(self, controller: ControllerConfig, targets: Targets | None = None) -> float:
         """Return the lambda in force, given or derived."""
@@ -351,10 +358,10 @@ def default_floor(profile: FamilyProfile) -> float:
 
 
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
-    """Return the configured targets, or those that follow from the profile: an SLO of 1.2 x the p95 of BASE, and an
-    accuracy floor one point below the best variant."""
+    """Return the configured targets, or those that follow from the profile: its default SLO, and an accuracy floor one
+    point below the best variant."""
     return Targets(
-        slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
+        slo_ms=config.slo_ms if config.slo_ms is not None else default_slo_ms(profile),
         accuracy_floor=(config.accuracy_floor if config.accuracy_floor is not None else default_floor(profile)),
         form=controller.objective,
         lam=controller.lam,

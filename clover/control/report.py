@@ -156,6 +156,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         },
         "targets": {
             "slo_ms": family.targets.slo_ms,
+            "slo_source": family.slo_source,
             "accuracy_floor": family.targets.accuracy_floor,
             "accuracy_margin": family.margin(family.targets),
             "accuracy_margin_from": family.sample.source,

@@ -320,6 +320,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
         "plan": PLAN,
         "targets": {
             "slo_ms": 5.0,
+            "slo_source": "1.2 x BASE's p95 of 4.17 ms over HTTP at 60 % load, measured",
             "accuracy_floor": 90.0,
             "objective": "paper",
             "lambda": 0.25,
@@ -348,6 +349,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
+    assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
 
 
 def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
