@@ -132,7 +132,7 @@ class Controller:
         context = self.context
         async with context.lock:
             family = context.families[name]
-            await context.grid.read()
+            await context.read_grid()
             await self._device_watch.look()
             shapes = context.device_pool.shapes()
             try:
@@ -204,7 +204,7 @@ class Controller:
         """Look once at every family and act if there is a reason; trouble with one does not keep it from others."""
         context = self.context
         async with context.lock:
-            await context.grid.read()
+            await context.read_grid()
             await self._device_watch.look()
             # A family that has to give up a GPU moves before the one that gets it.
             for family in sorted(context.families.values(), key=lambda family: not self._must_move(family)):
@@ -291,7 +291,7 @@ class Controller:
                 intensity_change=config.intensity_change,
                 rate_change=config.rate_change,
             )
-        step_s = THRESHOLDS_S if config.cascade else HOUR_S
+        step_s = THRESHOLDS_S if family.cascades(config) else HOUR_S
         if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         return trigger

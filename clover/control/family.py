@@ -9,6 +9,7 @@ from typing import Literal
 
 from msgspec import structs
 
+from clover.carbon.grid import ASSUMED, Reference, reference_in_force
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
@@ -44,6 +45,8 @@ Mode = Literal["off", "observe", "active"]
 
 SLO_OVER_BASE = 1.2
 FLOOR_BELOW_BEST = 1.0
+WAITS_FROM = 2.0
+"""Times its default that an SLO has to be given as for rows to wait for fuller batches by default."""
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
@@ -111,6 +114,8 @@ class Family:
         self.fleet = fleet
         self.config = config
         self.targets = default_targets(profile, config, controller)
+        self.grid_reference = ASSUMED
+        """The grid's own reference intensity, as the controller last read it."""
         self.pin: Pin | None = Pin(policy=f"static:{config.variant}") if config.variant else None
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
@@ -185,6 +190,22 @@ class Family:
             self._derived = {config: derive_lambda(self.profile, config)}
         return self._derived[config]
 
+    def reference(self, controller: ControllerConfig) -> Reference:
+        """Return the reference intensity in force: the configured one, else the grid's own."""
+        return reference_in_force(controller.reference_g_per_kwh, self.grid_reference)
+
+    def cascades(self, controller: ControllerConfig) -> bool:
+        """Return whether plans may have chains: as configured, else if the profile knows a confidence."""
+        return self.profile.cascade is not None if controller.cascade is None else controller.cascade
+
+    def may_wait(self, controller: ControllerConfig, targets: Targets) -> bool:
+        """Return whether plans may let rows wait for fuller batches: as configured, else if an SLO was given that is
+        `WAITS_FROM` times the default one or more."""
+        if controller.waits is not None:
+            return controller.waits
+        default = default_targets(self.profile, structs.replace(self.config, slo_ms=None), controller)
+        return targets.slo_ms >= WAITS_FROM * default.slo_ms
+
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
     ) -> ObjectiveConfig:
@@ -195,11 +216,11 @@ class Family:
             accuracy_floor=targets.accuracy_floor,
             accuracy_margin=self.config.accuracy_margin,
             lam=targets.lam,
-            reference_g_per_kwh=config.reference_g_per_kwh,
+            reference_g_per_kwh=self.reference(config).g_per_kwh,
             max_utilisation=config.max_utilisation,
             profile_error=config.profile_error,
-            cascade=config.cascade,
-            waits=config.waits,
+            cascade=self.cascades(config),
+            waits=self.may_wait(config, targets),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )
