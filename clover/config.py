@@ -270,8 +270,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         Annotated[
             float,
             _help(
-                "carbon intensity at which accuracy and carbon weigh alike if lam is derived, gCO2e per kWh; by default "
-                "the median of the grid's history and forecast, 250 while less than a day of them is known",
+                "carbon intensity at which accuracy and carbon weigh alike if lam is derived, gCO2e per kWh; by "
+                "default the median of the grid's history and forecast, 250 while less than a day of them is known",
                 gt=0,
             ),
         ]
@@ -287,8 +287,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         Annotated[
             bool,
             _help(
-                "let plans ask a cheap variant first, and a more accurate one if it is not sure; by default if the family "
-                "declares a confidence"
+                "let plans ask a cheap variant first, and a more accurate one if it is not sure; by default if the "
+                "family declares a confidence"
             ),
         ]
         | None
@@ -305,8 +305,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         Annotated[
             bool,
             _help(
-                "let rows wait for fuller batches if that saves energy within the SLO; by default if slo_ms is given and at "
-                "least twice its own default"
+                "let rows wait for fuller batches if that saves energy within the SLO; by default if slo_ms is given "
+                "and at least twice its own default"
             ),
         ]
         | None

@@ -109,8 +109,8 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         "--policies",
         metavar="A,B",
         default=None,
-        help="names as in --policy of serve, whose default is budget; +cascade and +mix have plans with chains or without "
-        "(as in a server: with them if the family has a confidence), @L is a lambda of its own; BASE is always played "
+        help="names as in --policy of serve, whose default is budget; +cascade and +mix: plans may have chains, or not "
+        "(else as in a server: if the family has a confidence), @L is a lambda of its own; BASE is always played "
         f"[{','.join(_POLICIES)}, and for families with cascades {','.join(_MIXES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")

@@ -15,6 +15,7 @@ from clover.control.context import Context
 from clover.control.core_need import CoreNeed
 from clover.control.family import Family
 from clover.control.recording import words
+from clover.control.terms import terms
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
@@ -151,6 +152,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
     for item in deployment:
         item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
     pin = family.pin
+    saved_here = saved(shadows.of.get(family.name), devices)
     return {
         "mode": context.mode_of(family),
         "frozen": context.frozen_of(family),
@@ -182,7 +184,8 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "reference_from": family.reference(context.config).label,
         },
         "budget": _budget(context, family),
-        "saved": saved(shadows.of.get(family.name), devices),
+        "terms": terms(context, family, saved_here),
+        "saved": saved_here,
         "observed": dict(family.observed),
         "guard": family.fleet.guard_report(),
         "demand": family.demand.report(now_s, family.fleet.demanded(), context.declined(family)),

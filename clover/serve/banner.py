@@ -44,6 +44,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
+            if cost := engine.controller.terms(name):
+                rows.append(("", cost))
             rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))

@@ -148,6 +148,8 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
     if "carbon_g" in totals:
         emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power of its workers included"
+    if model.get("terms"):
+        yield "budget", model["terms"].partition(";")[0]
     saved, head = model.get("saved") or {}, "saved"
     for kind in ("matched", "base", "right_sized", "single"):
         if saved.get(kind):
