@@ -198,7 +198,8 @@ def main() -> None:
         run = partial(measured, rate=rate, passes=options.passes, slo_ms=options.slo_ms, data=data, folder=folder)
         found.append(run("base", [*common, "--policy", f"static:{best}" if options.waits else "base"]))
         for floor in map(float, options.floors.split(",")):
-            held = [*common, "--policy", "objective", "--objective", "floor", "--accuracy-margin", "0", "--accuracy-floor"]
+            held = [*common, "--policy", "objective", "--objective", "floor"]
+            held += ["--accuracy-margin", "0", "--accuracy-floor"]
             cascade = run("cascade", [*held, str(floor), "--cascade"])
             found.append(cascade)
             found.append(run("mix", [*held, str(round(cascade.offline, 4)), "--no-cascade"]))

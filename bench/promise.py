@@ -1,6 +1,7 @@
 """What a server without flags promises, held against what its clients see.
 
-    python -m bench.promise [--rate 200] [--seconds 1800] [--base-s 300] [--carbon synthetic] [--flags "..."] [--json FILE]
+    python -m bench.promise [--rate 200] [--seconds 1800] [--base-s 300] [--carbon synthetic] [--flags "..."]
+                            [--json FILE]
 
 One server runs the default family as it comes, under Poisson arrivals, while one day of the grid passes: a whole
 horizon of its accuracy budget.  Before and after it another one runs BASE.  Printed is
@@ -8,11 +9,11 @@ horizon of its accuracy budget.  Before and after it another one runs BASE.  Pri
 - the part of the windows of ten seconds whose client p95, from when a request was due to when its answer was there,
   is within the server's own default SLO;
 - accuracy by labels, all images equally often, beside BASE's and beside what the budget promises;
-- grams of CO2e saved of BASE's for the same requests at the same times: of the workers alone, of the whole server (front
-  end and controller included), and with the idle power of the machine.
+- grams of CO2e saved of BASE's for the same requests at the same times: of the workers alone, of the whole server
+  (front end and controller included), and with the idle power of the machine.
 
-Energy is CPU seconds as the kernel counts them x modelled watts of a busy core; idle power is modelled or measured as the
-server says.  BASE's CPU seconds a request are those of its own two stretches, priced with the intensity of the day.
+Energy is CPU seconds as the kernel counts them x modelled watts of a busy core; idle power is modelled or measured as
+the server says.  BASE's CPU seconds a request are those of its own two stretches, priced with the day's intensities.
 `--flags` are added to the server's command, to compare other settings.
 """
 
@@ -145,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second [200]")
     parser.add_argument(
-        "--seconds", type=float, default=1800.0, help="seconds of the default, a day of the grid [1800]"
+        "--seconds", type=float, default=1800.0, help="seconds that a day of the grid takes [1800]"
     )
     parser.add_argument("--base-s", type=float, default=300.0, help="seconds of BASE, before and after [300]")
     parser.add_argument("--carbon", default="synthetic", help="source of intensities [synthetic]")
