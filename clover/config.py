@@ -334,7 +334,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         bool, _help("leave the MIG instances that Clover made when it stops, for the next start to use")
     ] = False
     cores: Annotated[
-        str, _help("cores that workers may use, as 0-3,6; auto: of all, as many as the load needs; by default all")
+        str,
+        _help("cores that workers may use, as 0-3,6; auto: of all, as many as five minutes show to do; default: all"),
     ] = ""
     core_sleep_w: Annotated[
         float,

@@ -56,13 +56,16 @@ def reference_in_force(configured_g_per_kwh: float | None, own: Reference) -> Re
 
 class IntensitySource(Protocol):
     """Gives intensities, whatever happens to the sources behind it (`clover.carbon.SourceChain`).  `history`: what the
-    first of them gave; `last_error`: what failed last."""
+    first of them gave; `last_error`: what failed last; `trouble`: why newer data cannot be used."""
 
     @property
     def history(self) -> History: ...
 
     @property
     def last_error(self) -> str: ...
+
+    @property
+    def trouble(self) -> str: ...
 
     async def read(self, grid_s: float) -> Reading: ...
 
@@ -100,8 +103,11 @@ class Grid:
 
     @property
     def trouble(self) -> str:
-        """What failed last, while the intensity is not a fresh one of the first source; else empty."""
-        return self._source.last_error if self.reading is not None and self.reading.state != "fresh" else ""
+        """Why newer data of a source cannot be used, and what failed last while the intensity is not a fresh one of the
+        first source; else empty."""
+        stands_in = self.reading is not None and self.reading.state != "fresh"
+        failed = self._source.last_error if stands_in else ""
+        return "; ".join(dict.fromkeys(filter(None, (failed, self._source.trouble))))
 
     async def read(self) -> Reading:
         """Read the intensity of now, which plans go by.  Never raises for a source."""

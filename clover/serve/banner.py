@@ -10,12 +10,12 @@ from collections.abc import Iterable
 
 from clover import profiles, terminal
 from clover._version import __version__
-from clover.carbon import describe
+from clover.carbon import caveat, describe
 from clover.errors import ProfileError
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.server import Server
-from clover.types import Assignment, FamilyProfile, FamilySpec, Reading
+from clover.types import Assignment, FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.serve")
 
@@ -25,8 +25,8 @@ def show(server: Server) -> None:
     config = server.engine.config
     if config.log.json:
         log.info("ready", extra={"url": server.url, "families": list(server.engine.served)})
-        if invented := _invented(server.engine.grid.reading):
-            log.warning("%s", invented)
+        if warning := caveat(server.engine.grid.reading):
+            log.warning("%s", warning)
     else:
         print(text(server, terminal.line_width()), flush=True)
         sys.stdout.flush()
@@ -65,8 +65,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         rows.append(("energy", f"{which}{words}"))
     rows.append(("", _idle(sum(float(line["idle_w"]) for line in accounts.values()))))
     rows.append(("carbon", _carbon(server)))
-    if invented := _invented(server.engine.grid.reading):
-        rows.append(("warning", invented))
+    if warning := caveat(server.engine.grid.reading):
+        rows.append(("warning", warning))
     control = config.controller
     steering = f"{control.mode}, policy {control.policy}, objective {control.objective}"
     rows.append(("control", steering if control.mode != "off" else "off"))
@@ -128,16 +128,6 @@ def _carbon(server: Server) -> str:
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""
     speed = f", grid time x {config.trace_speed:g}" if config.trace_speed != 1 else ""
     return f"{reading.provider}{zone}: {reading.g_per_kwh:.0f} gCO2e/kWh ({describe(reading)}){speed}"
-
-
-def _invented(reading: Reading | None) -> str:
-    """Return that no gram is of a real grid, and what ends that; empty unless the intensity is synthetic."""
-    if reading is None or reading.method != "synthetic":
-        return ""
-    return (
-        "THE GRID IS INVENTED: the intensity is a formula, so no gram here was emitted anywhere. "
-        "Give your own: --carbon trace:FILE (hourly values of your grid) or --carbon static:G"
-    )
 
 
 def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:

@@ -164,6 +164,7 @@ class Engine:
             served.state = "READY"
         self._follow_targets()
         await self._account()  # so that the first receipts know already who holds how much idle power
+        stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
             stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
 
@@ -183,12 +184,21 @@ class Engine:
         return self._answered
 
     async def stop(self) -> None:
-        """Shut down whatever was started, and log what was saved and what was idle."""
+        """Shut down whatever was started."""
         self._close()
+        await self._stack.aclose()
+
+    async def _close_account(self) -> None:
+        """Count the energy until now, and log what was saved and what was idle.  A source of intensities that does not
+        answer does not hold up the stop."""
+        try:
+            async with asyncio.timeout(_TICK_S):
+                await self._count()
+        except TimeoutError:
+            log.warning("the energy of the last second is not counted: the carbon source did not answer")
         idle = self.controller.core_need.report(self.account.devices())
         for words in (*self._savings(), *([idle["words"]] if idle is not None else [])):
             log.info("since the start: %s", words)
-        await self._stack.aclose()
 
     def _close(self) -> None:
         self.draining = True
@@ -280,12 +290,16 @@ class Engine:
                 self._follow_targets()
             except Exception:
                 log.exception("checking the workers failed")
-            try:
-                await self._account()
-            except CloverError as error:
-                log.warning("counting the energy failed: %s", error)
-            except Exception:
-                log.exception("counting the energy failed")
+            await self._count()
+
+    async def _count(self) -> None:
+        """Close the energy window; a failure is logged and stops nothing."""
+        try:
+            await self._account()
+        except CloverError as error:
+            log.warning("counting the energy failed: %s", error)
+        except Exception:
+            log.exception("counting the energy failed")
 
     async def _watch_devices(self) -> None:
         """Check the GPUs each second, in a task of its own because a driver may take its time to answer."""

@@ -195,6 +195,7 @@ class FakeChain:
         self.foreseen: list[Reading] = []
         self.history = History()
         self.last_error = ""
+        self.trouble = ""
 
     async def read(self, grid_s: float) -> Reading:
         self.history.note(grid_s, self.g_per_kwh)

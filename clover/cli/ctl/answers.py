@@ -48,6 +48,7 @@ def _state(answer: dict[str, Any], console: Console) -> None:
     grid = "no intensity read yet"
     if reading:
         grid = f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')})"
+        grid += f"; {reading['trouble']}" if reading.get("trouble") else ""
     frozen = ", frozen" if answer.get("frozen") else ""
     _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
     for device in answer.get("devices", []):
@@ -89,9 +90,9 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
     frozen = ", frozen" if model.get("frozen") else ""
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
     routing = model.get("routing") or {}
-    shares = routing.get("shares", {})
-    rows = [
-        {**worker, "share of rows": f"{shares.get(worker.get('variant'), 0):.1%}"}
+    shares = dict(routing.get("shares", {}))
+    rows = [  # a variant's share stands at its first worker, so that shares sum to 100 %
+        {**worker, "share of rows": f"{shares.pop(worker['variant']):.1%}" if worker.get("variant") in shares else ""}
         for worker in model.get("deployment", [])
     ]
     _rows(rows, console)

@@ -55,6 +55,8 @@ def troubles(answer: dict[str, Any]) -> Iterator[str]:
     elif reading.get("state", "fresh") != "fresh":
         why = f" ({reading['trouble']})" if reading.get("trouble") else ""
         yield f"the intensity of the grid is {_QUALITY.get(reading['state'], reading['state'])}{why}"
+    elif reading.get("trouble"):
+        yield reading["trouble"]
     for device in answer.get("devices", []):
         if device.get("lost"):
             yield f"{device['device']} is lost"
@@ -150,13 +152,14 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power of its workers included"
     if model.get("terms"):
         yield "budget", model["terms"].partition(";")[0]
-    saved, head = model.get("saved") or {}, "saved"
-    for kind in ("matched", "base", "right_sized", "single"):
-        if saved.get(kind):
-            words = saved[kind].get("short", saved[kind]["words"])
-            yield head, words.removeprefix("saved ") if head else words
-            head = ""
-    if not head and "known" in saved:
+    saved = model.get("saved") or {}
+    found = [saved[kind] for kind in ("matched", "base", "right_sized", "single") if saved.get(kind)]
+    lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early
+    if lines:
+        first = lines[0].removeprefix("saved ")
+        yield "saved" if first != lines[0] else "compared", first
+        yield from (("", line) for line in lines[1:])
+    if lines and "known" in saved:
         yield "", saved["known"]
 
 

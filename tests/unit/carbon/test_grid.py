@@ -184,6 +184,7 @@ class Foretold:
         self.readings = list(readings)
         self.history = History()
         self.last_error = ""
+        self.trouble = ""
         self.asked = 0
 
     async def read(self, grid_s: float) -> Reading:

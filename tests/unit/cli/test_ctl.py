@@ -350,6 +350,14 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
 
 
+def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = (200, answered())
+    assert ctl(server, "state", "--all") == 0
+    text = capsys.readouterr().out
+    assert text.count("75.0%") == 1, "two workers share them"
+    assert text.count("25.0%") == 1
+
+
 def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -585,6 +593,26 @@ def test_the_state_in_a_dozen_lines(
     assert json.loads(capsys.readouterr().out) == answered()
 
 
+@pytest.mark.parametrize(
+    ("short", "shown"),
+    [
+        (("saved 2 g of BASE", "emitted 1 g more"), ("saved      2 g of BASE", "emitted 1 g more")),
+        (("emitted 1 g more", "saved 2 g"), ("compared   emitted 1 g more", "saved 2 g")),
+        (("too early to say", "too early to say"), ("compared   too early to say", "modelled")),
+    ],
+)
+def test_a_loss_is_not_headed_as_saved_and_what_is_too_early_is_said_once(
+    server: Any, capsys: pytest.CaptureFixture[str], short: tuple[str, str], shown: tuple[str, str]
+) -> None:
+    saved: dict[str, Any] = {"known": "modelled"}
+    saved |= {kind: {"short": text, "words": ""} for kind, text in zip(("matched", "base"), short, strict=True)}
+    server.answer = (200, answered(saved=saved))
+    assert ctl(server, "state") == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index(f"  {shown[0]}")
+    assert lines[at + 1].strip() == shown[1]
+
+
 def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_is_none_yet(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -645,6 +673,14 @@ def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.C
     assert "(trace:day has no value); cpu0" in text
     assert "cpu0 is lost" in text
     assert "fashion pinned to static:small, frozen: nothing is planned" in text
+    damaged = "trace:day changed and cannot be used, so what it held before stays in force: line 3"
+    found = answered()
+    found["intensity"] |= {"state": "fresh", "trouble": damaged}
+    server.answer = (200, found)
+    assert ctl(server, "state") == 0
+    assert capsys.readouterr().out.startswith(f"UNHEALTHY    {damaged}")
+    assert ctl(server, "state", "--all") == 0
+    assert f"; {damaged}" in " ".join(capsys.readouterr().out.split())
     server.answer = (200, {"mode": "active", "policy": "objective", "intensity": None, "models": {}})
     assert ctl(server, "state") == 0
     assert "the intensity of the grid is not known" in capsys.readouterr().out

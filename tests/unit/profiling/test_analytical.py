@@ -321,3 +321,7 @@ def test_the_report_says_that_nothing_was_measured() -> None:
     assert "(analytical)" in text
     assert "64 times slower than one core" in text
     assert "accuracy by the quick measurement" in text
+    published = tuple(msgspec.structs.replace(item, method="published", samples=0) for item in emulated().accuracy)
+    text = report.table(msgspec.structs.replace(emulated(), accuracy=published), 120)
+    assert "accuracy by" not in text
+    assert "agreement by the quick measurement" in text

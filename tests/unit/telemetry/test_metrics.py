@@ -15,6 +15,7 @@ from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.router.traffic import Traffic
 from clover.telemetry.metrics import Metrics
+from clover.telemetry.metrics.energy import COMPARED, ENERGY
 from clover.types import Asked, EnergySample, Method, Reading
 
 MS = 1_000_000
@@ -281,6 +282,17 @@ def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
             energy = value("clover_counterfactual_energy_joules_total", **labels)
             carbon = value("clover_counterfactual_carbon_grams_total", **labels)
             assert (energy, carbon) == ((joules, grams) if counted else (None, None))
+
+
+def test_help_says_within_what_and_on_what_grid_savings_are_and_that_metered_joules_may_be_modelled() -> None:
+    known = {spec.name: spec.help for spec in COMPARED} | {spec.name: spec.help for spec in ENERGY}
+    for what in ("counterfactual_energy_joules", "counterfactual_carbon_grams", "saved_carbon_grams"):
+        name = f"clover_{what}"
+        assert "within the boundary server" in known[name]
+        assert ("(grid), which may be invented" in known[name]) == ("grams" in name)
+    for name in ("clover_joules_per_row", "clover_device_joules"):
+        assert "method" in known[name]
+        assert "model" in known[name]
 
 
 def test_an_idle_server_can_be_scraped() -> None:
