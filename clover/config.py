@@ -123,6 +123,14 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     queue_rows: Annotated[int, _help("rows that may wait for a worker; 0 sets no limit below slots", ge=0)] = 0
     max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits", ge=0)] = 0.0
     timeout_ms: Annotated[float, _help("deadline of a request that names none", gt=0)] = 30_000.0
+    max_wait_slo: Annotated[
+        float,
+        _help(
+            "longest predicted time until the answer, in SLOs: while rows wait, a row that would take longer is "
+            "refused at once (429); 0 refuses none for that",
+            ge=0,
+        ),
+    ] = 2.0
     variant: Annotated[str, _help("serve this variant only; the controller leaves the family alone")] = ""
     relief: Annotated[
         str,
