@@ -46,7 +46,9 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
 
 
 class Served:
-    """A family with everything that serves it.  `targets` (slo_ms, accuracy_floor) are what it is planned by.
+    """A family with everything that serves it.  `targets` (slo_ms, accuracy_floor) are what it is planned by, `slo` how
+    the first of them is held (`clover.control.slo_watch.slo_gauges`), `corrections` the factors beside its profile, by
+    (variant, profile of the slice, "time" or "energy").
 
     `spec` is the family as loaded, which workers and profiles know; the router's carries the name it is served under.
     """
@@ -69,6 +71,8 @@ class Served:
         self.profile: FamilyProfile | None = None
         self.drawn: Paces = {}
         self.targets: dict[str, float] = {}
+        self.corrections: dict[tuple[str, str, str], float] = {}
+        self.slo: dict[str, float] = {}
         self.state = "LOADING"
         self.reason = ""
         self._left_out = LeftOut()

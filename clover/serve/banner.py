@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from clover import profiles, terminal
 from clover._version import __version__
 from clover.carbon import caveat, describe
+from clover.control.slo_watch import held_words
 from clover.errors import ProfileError
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
@@ -45,8 +46,13 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
             if served.profile is not None and served.config.slo_ms is None:
                 rows.append(("", f"that p95 target is {profiles.default_slo_source(served.profile)}"))
+            if (family := engine.controller.context.families.get(name)) is not None:
+                rows.append(("", held_words(family, engine.controller.context.monotonic())))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
+            family = engine.controller.context.families.get(name)
+            if family is not None and family.learned.advice:
+                rows.append(("warning", family.learned.advice))
             rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))

@@ -595,6 +595,24 @@ def test_the_state_in_a_dozen_lines(
     assert json.loads(capsys.readouterr().out) == answered()
 
 
+def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    factors = [
+        {"variant": "large", "profile": "1c", "time": 1.52, "energy": 0.9},
+        {"variant": "small", "profile": "1c", "time": 1.01, "energy": 1.0},
+        {"variant": "small", "profile": "2c", "time": 2.0, "energy": 2.0},
+    ]
+    words = "large@1c: time x 1.52, energy x 0.90; small@2c: time x 2.00, energy x 2.00"
+    correction = {"words": words, "advice": "measure anew: --profile force", "changed": 3, "factors": factors}
+    server.answer = (200, answered(profile_correction=correction))
+    assert ctl(server, "state") == 0
+    brief = " ".join(capsys.readouterr().out.split())
+    assert "corrected by what is measured: large on 1c: 1.52 x the time, 0.90 x the energy; measure anew" in brief
+    assert ctl(server, "state", "--all") == 0
+    whole = " ".join(capsys.readouterr().out.split())
+    assert words in whole
+    assert "measure anew: --profile force" in whole
+
+
 @pytest.mark.parametrize(
     ("short", "shown"),
     [
