@@ -10,7 +10,8 @@ grows without bound: so the load of a run is held against what batches took in i
 (`load_of`), the next run is that much slower, runs at more than `MOST_LOAD` do not count, and the p95 of the others is
 brought to the load that was wanted (`brought_to`).  One stall of a few milliseconds makes another p95, too.  So a p95
 is the median over five stretches of a run, and runs are repeated until two of them agree within `AGREEMENT`: their mean
-counts.  If none of `MOST_RUNS` agree, the larger of the closest two counts, and the profile says so.
+counts.  If none of `MOST_RUNS` agree, the larger of the smallest two counts, as others can only add to a p95, and the
+profile says so.
 
 `front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer, but
 not less than the same of the median; the least of the runs that count, as others can only add to it.  The planner adds
@@ -124,26 +125,25 @@ def front_of(ms: NDArray[np.float64], router: Histogram) -> float:
     return max(0.0, *(float(np.quantile(ms, q)) - router.quantile(q) / 1e6 for q in (0.5, 0.95)))
 
 
-def closest(runs: Sequence[HttpRun]) -> tuple[HttpRun, HttpRun] | None:
-    """Return the two runs whose p95 lie closest, the smaller first, of those that count; None if there are no two."""
-    counting = sorted((run for run in runs if run.load <= MOST_LOAD), key=lambda run: run.p95_ms)
-    return min(itertools.pairwise(counting), key=lambda pair: pair[1].p95_ms / pair[0].p95_ms, default=None)
+def counting(runs: Sequence[HttpRun]) -> list[HttpRun]:
+    """Return the runs that count, by rising p95."""
+    return sorted((run for run in runs if run.load <= MOST_LOAD), key=lambda run: run.p95_ms)
 
 
-def agree(pair: tuple[HttpRun, HttpRun] | None) -> bool:
-    """Return whether there are two runs, the smaller first, that agree."""
-    return pair is not None and pair[1].p95_ms * (1.0 - AGREEMENT) <= pair[0].p95_ms
+def agreeing(runs: Sequence[HttpRun]) -> tuple[HttpRun, HttpRun] | None:
+    """Return the two runs whose p95 lie closest, of those that count; None if they do not agree."""
+    pair = min(itertools.pairwise(counting(runs)), key=lambda two: two[1].p95_ms / two[0].p95_ms, default=None)
+    return pair if pair is not None and pair[1].p95_ms * (1.0 - AGREEMENT) <= pair[0].p95_ms else None
 
 
 def figures_of(runs: Sequence[HttpRun]) -> HttpFigures:
     """Return the figures of all runs of a measurement, at least one."""
-    counting = [run for run in runs if run.load <= MOST_LOAD] or runs
-    front_ms = min(run.front_ms for run in counting)
-    pair = closest(runs)
-    if pair is not None and agree(pair):
+    kept = counting(runs) or [min(runs, key=lambda run: run.load)]
+    front_ms = min(run.front_ms for run in kept)
+    if pair := agreeing(runs):
         p95_ms = statistics.fmean(run.p95_ms for run in pair)
         return HttpFigures(p95_ms, min(front_ms, p95_ms))
-    p95_ms = (pair[1] if pair is not None else min(runs, key=lambda run: run.load)).p95_ms
+    p95_ms = kept[:2][-1].p95_ms
     seen = ", ".join(f"{run.p95_ms:.3g} from {run.load:.0%} load" for run in runs)
     why = f"{UNSETTLED} within {AGREEMENT:.0%} (p95 in ms: {seen})"
     note = f"{why}: {p95_ms:.3g} ms counts; measure again on a quiet machine"
@@ -175,7 +175,7 @@ class HttpMeasurement:
         async with self._served(spec, profile, places) as served, _front_end(served) as (host, port):
             whole = [_request(f"{host}:{port}", served.name, request) for request in requests]
             now, wanted = rate, min(BASE_LOAD, rate * _full_s(service) / len(places))
-            while len(runs) < MOST_RUNS and not agree(closest(runs)):
+            while len(runs) < MOST_RUNS and not agreeing(runs):
                 served.traffic.latency.reset()
                 served.traffic.batch_sizes.clear()
                 ms = await self._run(host, port, whole, now / rows, seconds)

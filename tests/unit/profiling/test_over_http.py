@@ -21,9 +21,8 @@ from clover.profiling import load_client, over_http
 from clover.profiling.over_http import (
     HttpMeasurement,
     HttpRun,
-    agree,
+    agreeing,
     brought_to,
-    closest,
     figures_of,
     front_of,
     load_of,
@@ -45,18 +44,17 @@ def test_two_runs_that_agree_count_with_their_mean() -> None:
     assert found.notes == ()
 
 
-def test_without_agreement_the_larger_of_the_closest_two_counts_and_the_profile_says_so() -> None:
-    found = figures_of([run(40.0), run(12.0), run(15.0), run(90.0), run(26.0)])
-    assert found.p95_ms == 15.0
+def test_without_agreement_the_larger_of_the_smallest_two_counts_and_the_profile_says_so() -> None:
+    found = figures_of([run(40.0), run(12.0), run(17.0), run(90.0), run(20.0)])
+    assert found.p95_ms == 17.0, "although 17 and 20 lie closer"
     assert "no two measurements" in found.notes[0]
     assert "40 from 60% load" in found.notes[0]
 
 
 def test_runs_under_too_much_load_do_not_count() -> None:
     overloaded = [run(400.0, load=1.3), run(410.0, load=1.2)]
-    assert closest(overloaded) is None
-    assert not agree(closest(overloaded))
-    assert agree(closest([*overloaded, run(20.0), run(21.0)]))
+    assert agreeing(overloaded) is None
+    assert agreeing([*overloaded, run(20.0), run(21.0)]) is not None
     assert figures_of(overloaded).p95_ms == 410.0, "the one under the least load"
 
 
