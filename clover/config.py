@@ -81,10 +81,17 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    accuracy_margin: Annotated[
-        float,
-        _help("safety margin: plans aim this many points above the floor, so that hourly averages stay above it", ge=0),
-    ] = 0.25
+    accuracy_margin: (
+        Annotated[
+            float,
+            _help(
+                "safety margin: points that plans aim for above the floor; by default as many as the size of the "
+                "evaluation set makes necessary for 95 % confidence",
+                ge=0,
+            ),
+        ]
+        | None
+    ) = None
     accuracy_budget: Annotated[
         float,
         _help("points below the best variant that the policies budget and static may give up on average", ge=0, le=100),
@@ -247,8 +254,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     policy: Annotated[
         str,
         _help(
-            "objective, budget, budget:flat, static, static:VARIANT, base, clover, clover-artifact, blover, co2opt, "
-            "oracle, oracle:alike, or module:attribute"
+            "objective, budget, budget:online, budget:flat, static, static:VARIANT, base, clover, clover-artifact, "
+            "blover, co2opt, oracle, oracle:alike, or module:attribute"
         ),
     ] = "objective"
     objective: Annotated[

@@ -231,7 +231,8 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     """Accuracy of one (variant, backend) in percent, with its 95 % interval; `agreement` is the share of rows on which
-    the backend's answer equals eager's (1.0 for eager itself)."""
+    the backend's answer equals eager's (1.0 for eager itself).  `against`: points of accuracy above the best variant on
+    the same rows, and the 95 % interval of this paired difference (null: not known)."""
 
     variant: str
     backend: str
@@ -243,6 +244,7 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     method: Method
     agreement: float = 1.0
     source: str = ""
+    against: tuple[float, float, float] | None = None
 
 
 class BasePoint(Record, frozen=True, kw_only=True):
@@ -566,7 +568,11 @@ class State(Record, frozen=True, kw_only=True):
     (percent x rows).
 
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
-    accurate first.  A plan has workers for them (`planning.model.demand`)."""
+    accurate first.  A plan has workers for them (`planning.model.demand`).
+
+    `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
+    is spent by what was served alone, without the forecast (`planning.budget.online`).
+    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last."""
 
     family: str
     grid_s: float
@@ -586,6 +592,10 @@ class State(Record, frozen=True, kw_only=True):
     served_rows: float = 0.0
     served_accuracy_rows: float = 0.0
     demand: tuple[Demand, ...] = ()
+    trust: float = 0.9
+    online: bool = False
+    switch_s: float = 5.0
+    holds_s: float = 3600.0
 
 
 class Candidate(Record, frozen=True, kw_only=True):

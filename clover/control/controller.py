@@ -48,6 +48,7 @@ from clover.control.executor import Executor
 from clover.control.family import Family
 from clover.control.learner import Learner
 from clover.control.ledger import THRESHOLDS_S
+from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
 from clover.control.report import doing, report
 from clover.control.request import PlanRequest
@@ -96,6 +97,8 @@ class Controller:
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
         self._commands = Commands(self.context, self._planner, self._executor, self._device_watch)
+        self.ledger_files = LedgerFiles()
+        """Where budgets are kept over a restart; nowhere unless the server says so."""
         self._solver = solver
         self._sleep = clocks.sleep
         self._task: asyncio.Task[None] | None = None
@@ -113,6 +116,7 @@ class Controller:
         self.context.families[family.name] = family
         self.learner.add(family)
         self.reserve(family.name, config.share)
+        self.ledger_files.load(family, self.context.grid.now())
         return family
 
     def reserve(self, name: str, share: float) -> None:
@@ -177,6 +181,7 @@ class Controller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ledger_files.close(self.context.families.values(), self.context.grid.now())
         await self.shadows.stop()
         await self.core_need.stop()
         await self.learner.finish(self.context.families.values())
@@ -218,6 +223,7 @@ class Controller:
                     self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
+            self.ledger_files.look(context.families.values(), context.monotonic(), context.grid.now())
             self.shadows.look()
             self.core_need.look()
             self.learner.save()
@@ -244,7 +250,8 @@ class Controller:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
         context, config = self.context, self.context.config
         grid_s, seen = context.grid.now(), family.look(context.monotonic())
-        family.ledger.look(grid_s, seen, family.config.budget_horizon_s)
+        assert context.grid.reading is not None
+        family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
         family.slo.look(now_s, seen, family.targets.slo_ms, lambda: doing(context, family))
         family.demand.look(now_s, family.fleet.demanded())

@@ -10,8 +10,10 @@ from typing import Literal
 from msgspec import structs
 
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
+from clover.control.change_cost import ChangeCost
 from clover.control.core_sleep import CoreSleep
 from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
@@ -119,6 +121,7 @@ class Family:
         self.triggers = Triggers()
         self.slo = SloLog(self.name)
         self.ledger = Ledger()
+        self.sample = AccuracySample(config.accuracy_margin)
         self.demand = DemandMemory()
         self.applier = Applier(self.name, fleet, instances)
         self.deployed: DeployedPlan | None = None
@@ -126,6 +129,9 @@ class Family:
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
         self.core_sleep = CoreSleep()
+        self.change_cost = ChangeCost()
+        self.looked_s = 0.0
+        """When it was last observed (monotonic)."""
         self.backoffs: dict[Configuration, Backoff] = {}
         self.observed: dict[str, float] = {}
         self.arrivals = ArrivalRate()
@@ -144,6 +150,7 @@ class Family:
 
     def look(self, now_s: float) -> dict[str, float]:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
+        self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
@@ -202,7 +209,7 @@ class Family:
             form=targets.form,
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
-            accuracy_margin=self.config.accuracy_margin,
+            accuracy_margin=self.margin(targets),
             lam=targets.lam,
             reference_g_per_kwh=config.reference_g_per_kwh,
             max_utilisation=config.max_utilisation,
@@ -212,6 +219,14 @@ class Family:
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )
+
+    def margin(self, targets: Targets) -> float:
+        """Return the points that plans aim for above the accuracy floor of `targets`."""
+        return self.sample.margin(self.profile, targets.accuracy_floor, relative=self._relative(targets))
+
+    def _relative(self, targets: Targets) -> bool:
+        """Return whether the accuracy floor is the default one, which is relative to the best variant."""
+        return self.config.accuracy_floor is None and targets.accuracy_floor == default_floor(self.profile)
 
     def state(
         self,
@@ -235,6 +250,7 @@ class Family:
         held = request.pin or self.pin
         budgeted = (held.policy if held is not None else config.policy) in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
+        objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
         return State(
             family=self.name,
             grid_s=conditions.grid_s,
@@ -242,8 +258,8 @@ class Family:
             arrival_rate=rate,
             p95_ms=self.observed.get("p95_ms"),
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self._alarmed(objective, config, targets),
-            profile=self.corrected,
+            objective=objective,
+            profile=self.sample.certain(self.corrected, objective.accuracy_floor, relative=relative),
             devices=conditions.devices,
             running=self.desired,
             routing=self.deployed.routing if self.deployed is not None else None,
@@ -253,6 +269,10 @@ class Family:
             served_rows=self.ledger.rows if outlook is not None else 0.0,
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
+            online=(held.policy if held is not None else config.policy) == "budget:online",
+            trust=self.ledger.errors.trust,
+            switch_s=self.change_cost.start_s,
+            holds_s=self.change_cost.holds_s(self.looked_s),
         )
 
     @property
@@ -293,6 +313,12 @@ class Family:
 
         return rows_per_s
 
+    def reach(self, routing: Routing) -> tuple[float, ...]:
+        """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""
+        points = self.profile.cascade.points if self.profile.cascade is not None else ()
+        asked = (routing.chain, routing.thresholds)
+        return next((point.reach for point in points if (point.chain, point.thresholds) == asked), ())
+
     def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
         """Return the rows a second that no transition may go below: the configured share of BASE on `devices`, what
         arrives now, and in any case one worker that answers."""
@@ -313,16 +339,17 @@ class Family:
         return entry is not None and now_s < entry.until_s
 
 
+def default_floor(profile: FamilyProfile) -> float:
+    """Return the accuracy floor (percent) that holds if none is configured: a point below the best variant."""
+    return max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
+
+
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
     """Return the configured targets, or those that follow from the profile: an SLO of 1.2 x the p95 of BASE, and an
     accuracy floor one point below the best variant."""
     return Targets(
         slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
-        accuracy_floor=(
-            config.accuracy_floor
-            if config.accuracy_floor is not None
-            else max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
-        ),
+        accuracy_floor=(config.accuracy_floor if config.accuracy_floor is not None else default_floor(profile)),
         form=controller.objective,
         lam=controller.lam,
     )

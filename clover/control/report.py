@@ -139,6 +139,8 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "rows": ledger.rows,
         "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
         "forecast": ledger.label,
+        "forecast_trust": ledger.errors.trust,
+        "forecast_hours": ledger.errors.hours,
     }
 
 
@@ -174,7 +176,8 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         "targets": {
             "slo_ms": family.targets.slo_ms,
             "accuracy_floor": family.targets.accuracy_floor,
-            "accuracy_margin": family.config.accuracy_margin,
+            "accuracy_margin": family.margin(family.targets),
+            "accuracy_margin_from": family.sample.source,
             "objective": family.targets.form,
             "lambda": family.lam(context.config),
             "lambda_derived": family.targets.lam is None,

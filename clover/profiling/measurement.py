@@ -33,7 +33,7 @@ from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters
 from clover.profiling.options import MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
-from clover.profiling.records import require_published, typical_p95
+from clover.profiling.records import paired, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
@@ -219,7 +219,7 @@ class _Measurement:
             machine=f"{profiles.processor()}, {', '.join(dict.fromkeys(shape.label for shape in shapes))}",
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=options.effort.quick,
-            accuracy=tuple(found.accuracy),
+            accuracy=paired(found.accuracy, found.held_out, backend),
             latency=tuple(found.latency),
             backend=backend,
             base=base,

@@ -23,6 +23,7 @@ from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
+from clover.control.ledger_files import LedgerFiles
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
@@ -89,6 +90,7 @@ class Engine:
             fewest_cores=solver.fewest_cores,
         )
         self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
+        self.controller.ledger_files = LedgerFiles(cache_folder(config.cache_dir) / "budgets")
         self._metrics = Metrics(
             families=lambda: self.served,
             account=self.account,

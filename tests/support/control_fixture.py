@@ -16,7 +16,7 @@ from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
-from clover.policies.plans import plan_fixed
+from clover.policies.plans import plan_fixed, routing_fixed
 from clover.types import (
     Asked,
     Assignment,
@@ -231,6 +231,9 @@ class LocalSolver:
         plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
         plan = msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
         return beside_keeping(with_met(state, plan), plan)
+
+    async def routing(self, state: State, configuration: Configuration) -> Routing | None:
+        return routing_fixed(state, configuration)
 
     async def close(self) -> None:
         self.orders.append("close")

@@ -31,7 +31,11 @@ from clover.planning.model.shares import best_mix
 from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
 
 HYSTERESIS = 0.02
-"""A running configuration is left only for a gain of this part of the scale: of saving all of BASE's emissions."""
+"""Plans whose scores differ by less than this part of the scale (of saving all of BASE's emissions) count as equally
+good in a search: of these the one that keeps most of what runs is taken."""
+MARGIN = 0.01
+"""Of BASE's joules a row: what a change of configuration has to save beyond what it costs, as predictions err by about
+as much."""
 NOISE = 0.05
 """Of the intensity: by as much do readings of an unchanged grid differ from its mean."""
 
@@ -74,18 +78,17 @@ class Objective:
         """What saving all of BASE's emissions would be worth now."""
         return max(self.carbon_weight * (1.0 if self.form == "floor" else self.lam), 1e-9)
 
-    def worth_leaving(self, running: Prediction, other: Prediction) -> bool:
-        """Return whether `other` gains more than the margin over `running`, and would at any intensity within `NOISE`
-        of this.
+    def worth_leaving(self, running: Prediction, other: Prediction, cost_j: float) -> bool:
+        """Return whether `other` gains more over `running` than `cost_j`, the joules a row that the change costs, and
+        would at any intensity within `NOISE` of this.
 
-        The margin alone covers about NOISE of the intensity only if two plans differ by less than 40 % of BASE's
-        energy; two that differ by more would alternate with every reading near the intensity at which they break even.
-        The gain is linear in the intensity, so that the ends decide.
+        Two plans that differ much would alternate with every reading near the intensity at which they break even.  The
+        gain is linear in the intensity, so that the ends decide.
         """
         for part in (1.0 - NOISE, 1.0 + NOISE):
             then = replace(self, carbon_weight=self.carbon_weight * part)
             gain = then.score(other.accuracy, other.joules) - then.score(running.accuracy, running.joules)
-            if gain <= HYSTERESIS * then.scale:
+            if gain <= cost_j / self.base_energy_j * then.scale:
                 return False
         return True
 
