@@ -217,7 +217,7 @@ class ClientGroups:
         return 4 * (self._rows - address.recent_rows) < self._rows or self._rows == 0
 
     def _age(self, sender: Sender) -> None:
-        """Halve recent counts as often as those of the groups were since a sender's last row."""
+        """Divide recent counts by two as often as those of the groups were since a sender's last row."""
         eras = min(self._era - sender.era, 60)
         sender.era = self._era
         sender.recent_rows >>= eras

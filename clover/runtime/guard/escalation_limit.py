@@ -2,9 +2,9 @@
 
 A chain is planned for a share of escalations a row (`RoutedChain.escalations`).  A client whose inputs are made, or
 chosen, so that cheap variants are unsure of them would have every row escalated.  So each client has *tokens*: it gets
-`multiple` times the usual share with every row (or half a token more than half of it, if that is less: a share is no
-more than 1), pays one for every escalation, and begins with `clients.START`.  At twice the usual share a client whose
-inputs are as profiled runs out of these in one case of two thousand, ever.
+`multiple` times the usual share with every row (or what lies half way from that share to 1, if that is less), pays one
+for every escalation, and begins with `clients.START`.  At twice the usual share a client whose inputs are as profiled
+runs out of these in one case of two thousand, ever.
 
 The *usual* share is the planned one, or what groups of clients with a quarter of the rows stay below, if that is more:
 inputs that have become harder for nearly everyone are drift, and nobody is limited for that.
