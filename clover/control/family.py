@@ -201,6 +201,7 @@ class Family:
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
             accuracy_margin=self.margin(targets),
+            cascade_margin=self.sample.cascade_margin,
             lam=targets.lam,
             reference_g_per_kwh=config.reference_g_per_kwh,
             max_utilisation=config.max_utilisation,
