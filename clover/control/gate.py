@@ -27,8 +27,17 @@ from clover.errors import PlanError
 from clover.planning.budget.keeping import kept_plan
 from clover.planning.cascade.permitted import moving_j
 from clover.planning.model.objective import MARGIN, objective_of
-from clover.planning.model.problem import problem_of
-from clover.types import Candidate, DeviceShape, Plan, Routing, State, Transition
+from clover.planning.model.problem import problem_of, services_of
+from clover.types import (
+    Candidate,
+    Configuration,
+    DeviceShape,
+    GroupCount,
+    Plan,
+    Routing,
+    State,
+    Transition,
+)
 
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
@@ -128,6 +137,37 @@ def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: f
         known = other.configuration in (plan.configuration, running)
         if not known and clearly_better(other, here, margin) and not family.backed_off(other.configuration, now_s):
             yield other
+
+
+def swaps(family: Family) -> Iterator[Configuration]:
+    """Yield configurations that differ from what runs in variants alone, the fewest swaps first (in doubling numbers),
+    towards the variant that serves most rows.  Instances stay, and a worker loads beside the one that it replaces: no
+    capacity is lost on the way."""
+    running = family.deployed.configuration if family.deployed is not None else ()
+    services = services_of(family.corrected)
+    found: dict[Configuration, int] = {}
+    for group in running:
+        others = [
+            (service.capacity(), variant)
+            for (variant, profile), service in services.items()
+            if profile == group.profile and variant != group.variant
+        ]
+        counts = sorted({min(2**power, group.count) for power in range(group.count.bit_length() + 1)})
+        for _, variant in sorted(others, reverse=True):
+            for count in counts:
+                swapped = Counter({(item.variant, item.profile): item.count for item in running})
+                swapped[group.variant, group.profile] -= count
+                swapped[variant, group.profile] += count
+                found.setdefault(_configuration(swapped), count)
+    yield from sorted(found, key=lambda configuration: found[configuration])
+
+
+def _configuration(counts: Counter[tuple[str, str]]) -> Configuration:
+    return tuple(
+        GroupCount(variant=variant, profile=profile, count=count)
+        for (variant, profile), count in sorted(counts.items())
+        if count > 0
+    )
 
 
 def unless_worse(plan: Plan, family: Family) -> Plan:
