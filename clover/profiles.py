@@ -27,8 +27,13 @@ from clover.errors import ProfileError
 from clover.hints import program
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 5
+MEASURING_VERSION = 6
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
+
+SLO_OVER_BASE = 1.2
+"""The default SLO as a multiple of the p95 of BASE."""
+LEAST_SLO_MS = 5.0
+"""The least default SLO: below, a p95 over HTTP is the scheduler's and the network's rather than the model's."""
 
 _DISTRIBUTIONS = {
     "eager": ("torch",),
@@ -191,3 +196,24 @@ def accuracy_of(profile: FamilyProfile, variant: str) -> float:
 def best_variant(profile: FamilyProfile) -> str:
     """Return the most accurate variant; of equals the one that was declared first, the cheaper."""
     return max(profile.backend, key=lambda variant: accuracy_of(profile, variant))
+
+
+def base_p95_ms(profile: FamilyProfile) -> float:
+    """Return the p95 of BASE at 60 % load that a client sees, milliseconds: over HTTP if that is known, else what its
+    workers take and what is known of the front end."""
+    return profile.base.http_p95_ms or profile.base.p95_ms + profile.front_ms
+
+
+def default_slo_ms(profile: FamilyProfile) -> float:
+    """Return the SLO of a family that is given none, milliseconds."""
+    return max(LEAST_SLO_MS, SLO_OVER_BASE * base_p95_ms(profile))
+
+
+def default_slo_source(profile: FamilyProfile) -> str:
+    """Return in words what `default_slo_ms` is made of."""
+    base = profile.base
+    where = "over HTTP" if base.http_p95_ms else "in its workers (over HTTP it was not measured)"
+    made = f"{SLO_OVER_BASE:g} x BASE's p95 of {base_p95_ms(profile):.3g} ms {where} at 60 % load, {base.method}"
+    if SLO_OVER_BASE * base_p95_ms(profile) < LEAST_SLO_MS:
+        return f"the least default of {LEAST_SLO_MS:g} ms: {made}, is less"
+    return made

@@ -248,7 +248,8 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
 
 
 class BasePoint(Record, frozen=True, kw_only=True):
-    """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds, joules a row, accuracy in percent."""
+    """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds in its workers (`p95_ms`) and of a client
+    over HTTP (`http_p95_ms`, 0 if not known), joules a row, accuracy in percent."""
 
     variant: str
     profile: str
@@ -258,6 +259,7 @@ class BasePoint(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     accuracy: float
     method: Method
+    http_p95_ms: float = 0.0
 
 
 class ChainPoint(Record, frozen=True, kw_only=True):
@@ -326,7 +328,9 @@ class CascadeProfile(Record, frozen=True, kw_only=True):
 
 
 class FamilyProfile(Record, frozen=True, kw_only=True):
-    """All that was measured of a family on this machine, with the key that invalidates it."""
+    """All that was measured of a family on this machine, with the key that invalidates it.
+
+    `front_ms`: milliseconds that HTTP and the front end add to the p95 that the router sees (0: not known)."""
 
     family: str
     key: str
@@ -339,6 +343,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     base: BasePoint
     notes: tuple[str, ...] = ()
     cascade: CascadeProfile | None = None
+    front_ms: float = 0.0
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------

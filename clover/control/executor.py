@@ -7,6 +7,7 @@ and the deed the devices may have changed.  How a transition is carried out, ste
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping
 
 from clover.control.apply import ApplyError
@@ -67,6 +68,7 @@ class Executor:
                 restarts=seen.get("restarts", 0.0),
                 rate=family.rate(context.config),
                 queue_rows=seen.get("queue_rows", 0.0),
+                late_ms=family.observed.get("p95_ms", math.inf) if family.slo.late else math.nan,
             )
         return PlanResult(action=action, detail=detail, plan=plan, before=before)
 

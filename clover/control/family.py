@@ -3,12 +3,14 @@ off."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from msgspec import structs
 
+from clover.carbon.grid import ASSUMED, Reference, reference_in_force
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
@@ -19,13 +21,14 @@ from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.request import Pin, PlanRequest, Targets
-from clover.control.slo import SloLog
+from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.policies import BUDGETED
+from clover.profiles import default_slo_ms, default_slo_source
 from clover.runtime.guard.guard import CASCADE_OFF, OK
 from clover.types import (
     Assignment,
@@ -45,8 +48,9 @@ from clover.types import (
 
 Mode = Literal["off", "observe", "active"]
 
-SLO_OVER_BASE = 1.2
 FLOOR_BELOW_BEST = 1.0
+WAITS_FROM = 2.0
+"""Times its default that an SLO has to be given as for rows to wait for fuller batches by default."""
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
@@ -78,7 +82,9 @@ class DeployedPlan:
 
 @dataclass
 class Watch:
-    """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then."""
+    """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then.
+
+    `late_ms`: the p95 of what ran before, if that missed the SLO (infinite: it answered nothing), else NaN."""
 
     since_s: float
     rows: float
@@ -86,6 +92,7 @@ class Watch:
     rate: float
     queue_rows: float = 0.0
     missing: int = 0
+    late_ms: float = math.nan
 
 
 @dataclass
@@ -115,11 +122,13 @@ class Family:
         self.fleet = fleet
         self.config = config
         self.targets = default_targets(profile, config, controller)
+        self.grid_reference = ASSUMED
+        """The grid's own reference intensity, as the controller last read it."""
         self.pin: Pin | None = Pin(policy=f"static:{config.variant}") if config.variant else None
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
         self.triggers = Triggers()
-        self.slo = SloLog(self.name)
+        self.slo = SloKeeper(self.name)
         self.ledger = Ledger()
         self.sample = AccuracySample(config.accuracy_margin)
         self.demand = DemandMemory()
@@ -191,6 +200,13 @@ class Family:
         lam = new.lam if self.targets.lam == old.lam else self.targets.lam
         self.targets = replace(self.targets, form=form, lam=lam)
 
+    @property
+    def slo_source(self) -> str:
+        """Where the SLO comes from, in words."""
+        if self.config.slo_ms is None and self.targets.slo_ms == default_slo_ms(self.profile):
+            return default_slo_source(self.profile)
+        return "given"
+
     def lam(self, controller: ControllerConfig, targets: Targets | None = None) -> float:
         """Return the lambda in force, given or derived."""
         config = self.objective(targets or self.targets, controller)
@@ -201,21 +217,38 @@ class Family:
             self._derived = {key: derive_lambda(self.corrected, config)}
         return self._derived[key]
 
+    def reference(self, controller: ControllerConfig) -> Reference:
+        """Return the reference intensity in force: the configured one, else the grid's own."""
+        return reference_in_force(controller.reference_g_per_kwh, self.grid_reference)
+
+    def cascades(self, controller: ControllerConfig) -> bool:
+        """Return whether plans may have chains: as configured, else if the profile knows a confidence."""
+        return self.profile.cascade is not None if controller.cascade is None else controller.cascade
+
+    def may_wait(self, controller: ControllerConfig, targets: Targets) -> bool:
+        """Return whether plans may let rows wait for fuller batches: as configured, else if an SLO was given that is
+        `WAITS_FROM` times the default one or more."""
+        if controller.waits is not None:
+            return controller.waits
+        return targets.slo_ms >= WAITS_FROM * default_slo_ms(self.profile)
+
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
     ) -> ObjectiveConfig:
-        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one."""
+        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one.  While
+        the SLO is missed, and for some time after, services are taken to be slower and workers are loaded less."""
+        slower = self.slo.pressure.factor
         return ObjectiveConfig(
             form=targets.form,
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
             accuracy_margin=self.margin(targets),
             lam=targets.lam,
-            reference_g_per_kwh=config.reference_g_per_kwh,
-            max_utilisation=config.max_utilisation,
-            profile_error=config.profile_error,
-            cascade=config.cascade,
-            waits=config.waits,
+            reference_g_per_kwh=self.reference(config).g_per_kwh,
+            max_utilisation=config.max_utilisation / math.sqrt(slower),
+            profile_error=(1.0 + config.profile_error) * slower - 1.0,
+            cascade=self.cascades(config),
+            waits=self.may_wait(config, targets),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )
@@ -345,10 +378,10 @@ def default_floor(profile: FamilyProfile) -> float:
 
 
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
-    """Return the configured targets, or those that follow from the profile: an SLO of 1.2 x the p95 of BASE, and an
-    accuracy floor one point below the best variant."""
+    """Return the configured targets, or those that follow from the profile: its default SLO, and an accuracy floor one
+    point below the best variant."""
     return Targets(
-        slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
+        slo_ms=config.slo_ms if config.slo_ms is not None else default_slo_ms(profile),
         accuracy_floor=(config.accuracy_floor if config.accuracy_floor is not None else default_floor(profile)),
         form=controller.objective,
         lam=controller.lam,

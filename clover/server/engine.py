@@ -24,6 +24,7 @@ from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.control.ledger_files import LedgerFiles
+from clover.control.slo_watch import slo_gauges
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
@@ -266,20 +267,21 @@ class Engine:
         self._follow_targets()
 
     def _follow_targets(self) -> None:
-        """Copy the targets in force, which operators may change, and what was learned of profiles to where metrics read
-        them."""
+        """Copy the targets in force, which operators may change, how they are held, and what was learned of profiles to
+        where metrics read them."""
         for name, family in self.controller.context.families.items():
-            targets = family.targets
-            self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
-            self.served[name].corrections = family.learned.gauges()
+            targets, served = family.targets, self.served[name]
+            served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
+            served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
 
     # --- periodic work --------------------------------------------------------------------------------------------
 
     async def _account(self) -> None:
         """Close the energy window, priced at the present intensity."""
         reading = await self.grid.priced()
+        reference = self.controller.context.reference()
         for served in self.served.values():
-            served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
+            served.router.audits.grid(reading.g_per_kwh, reference.g_per_kwh)
         await self.machine.measure(reading)
         spans = self.account.take()
         self.controller.shadows.window(spans)

@@ -107,6 +107,15 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
         )
+        if (source := targets.get("slo_source", "given")) != "given":
+            _say(console, f"             the p95 target is {source}")
+    slo = model.get("slo") or {}
+    if slo:
+        _say(console, f"  slo        {slo['words']}")
+    if slo.get("slower", 1.0) > 1.0:
+        _say(console, f"             plans take services to be {slo['slower']:.2f} x as slow as profiled")
+    if slo.get("alarm"):
+        _say(console, f"  alarm      {slo['alarm']}")
     _saved("  carbon     ", model.get("saved"), console)
     _guard(model.get("guard") or {}, console)
     for item in model.get("demand") or []:

@@ -76,6 +76,7 @@ def source() -> Any:
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
         corrections={("small", "1c", "time"): 1.5, ("small", "1c", "energy"): 0.9},
+        slo={"held": 9.0, "missed": 1.0, "alarm": 0.0, "slower": 1.5, "held_ratio": 0.9},
         guard_report=lambda: GUARDED,
         demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
@@ -160,6 +161,11 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_accuracy_served", model="m") == 85.5
     assert value("clover_route_share", model="m", variant="large") == 0.75
     assert value("clover_target", model="m", target="slo_ms") == 20
+    assert value("clover_slo_held_ratio", model="m") == 0.9
+    assert value("clover_slo_windows_total", model="m", slo="held") == 9
+    assert value("clover_slo_windows_total", model="m", slo="missed") == 1
+    assert value("clover_slo_alarm", model="m") == 0
+    assert value("clover_slo_slower", model="m") == 1.5
     assert value("clover_swaps_total", model="m") == 4
     assert value("clover_repartitions_total", model="m") == 1
     assert value("clover_worker_restarts_total", model="m") == 2
