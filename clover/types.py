@@ -428,7 +428,7 @@ class WorkReport(Record, frozen=True, kw_only=True):
     together, by the workers' own clocks and without what a pause before a batch adds.  `metered`: what it took, in as
     many parts as can be told apart."""
 
-    served: dict[tuple[str, str, int], tuple[int, float]] = {}
+    served: dict[tuple[str, str, int], tuple[float, float]] = {}
     metered: tuple[MeteredWindow, ...] = ()
 
 

@@ -461,7 +461,7 @@ class SimulatedFleet:
         self._accrue()
         served, self._served, metered, self._metered = self._served, {}, self._metered, {}
         return WorkReport(
-            served={key: (round(batches), seconds) for key, (batches, seconds) in served.items() if round(batches)},
+            served=served,
             metered=tuple(
                 MeteredWindow(
                     device=device,

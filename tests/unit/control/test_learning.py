@@ -39,7 +39,7 @@ class Plant:
     def work(self, seconds: float = 1.0) -> WorkReport:
         """Return what is done in so many seconds, in batches of one and two rows."""
         shares = self.shares or self.rig.fleet.routing.shares
-        served: dict[tuple[str, str, int], tuple[int, float]] = {}
+        served: dict[tuple[str, str, int], tuple[float, float]] = {}
         metered = []
         for variant, share in shares.items():
             shapes = {item.placement.profile for item in self.rig.fleet.routed if item.variant == variant}
