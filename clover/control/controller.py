@@ -38,6 +38,7 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
@@ -45,12 +46,15 @@ from clover.control.core_need import CoreNeed, FewestCores
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family
+from clover.control.learner import Learner
 from clover.control.ledger import THRESHOLDS_S
+from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
 from clover.control.report import report
 from clover.control.request import PlanRequest
 from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
+from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
 from clover.errors import CloverError, StartError, Unavailable
@@ -91,10 +95,13 @@ class Controller:
         self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
+        self.learner = Learner(self.context, wall=clocks.wall)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
         self._commands = Commands(self.context, self._planner, self._executor, self._device_watch)
+        self.ledger_files = LedgerFiles()
+        """Where budgets are kept over a restart; nowhere unless the server says so."""
         self._solver = solver
         self._sleep = clocks.sleep
         self._task: asyncio.Task[None] | None = None
@@ -110,7 +117,9 @@ class Controller:
         plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.context.config, self.context.instances)
         self.context.families[family.name] = family
+        self.learner.add(family)
         self.reserve(family.name, config.share)
+        self.ledger_files.load(family, self.context.grid.now())
         return family
 
     def reserve(self, name: str, share: float) -> None:
@@ -133,7 +142,7 @@ class Controller:
         context = self.context
         async with context.lock:
             family = context.families[name]
-            await context.grid.read()
+            await context.read_grid()
             await self._device_watch.look()
             shapes = context.device_pool.shapes()
             try:
@@ -163,6 +172,7 @@ class Controller:
         async with self.context.lock:
             family = self.context.families.pop(name, None)
             if family is not None:
+                await self.learner.finish([family])
                 await family.applier.clear()
 
     async def stop(self) -> None:
@@ -174,8 +184,10 @@ class Controller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ledger_files.close(self.context.families.values(), self.context.grid.now())
         await self.shadows.stop()
         await self.core_need.stop()
+        await self.learner.finish(self.context.families.values())
         await self._solver.close()
 
     def reconfigure(self, config: ControllerConfig) -> None:
@@ -205,7 +217,7 @@ class Controller:
         """Look once at every family and act if there is a reason; trouble with one does not keep it from others."""
         context = self.context
         async with context.lock:
-            await context.grid.read()
+            await context.read_grid()
             await self._device_watch.look()
             # A family that has to give up a GPU moves before the one that gets it.
             for family in sorted(context.families.values(), key=lambda family: not self._must_move(family)):
@@ -214,8 +226,10 @@ class Controller:
                     self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
+            self.ledger_files.look(context.families.values(), context.monotonic(), context.grid.now())
             self.shadows.look()
             self.core_need.look()
+            self.learner.save()
 
     def hasten(self) -> None:
         """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
@@ -239,10 +253,12 @@ class Controller:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
         context, config = self.context, self.context.config
         grid_s, seen = context.grid.now(), family.look(context.monotonic())
-        family.ledger.look(grid_s, seen, family.config.budget_horizon_s)
+        assert context.grid.reading is not None
+        family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
         reason = watch_slo(context, family, now_s)
         family.demand.look(now_s, family.fleet.demanded())
+        self.learner.look(family)
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)
@@ -295,16 +311,21 @@ class Controller:
                 intensity_change=config.intensity_change,
                 rate_change=config.rate_change,
             )
-        step_s = THRESHOLDS_S if config.cascade else HOUR_S
+        step_s = THRESHOLDS_S if family.cascades(config) else HOUR_S
         if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
-        return trigger
+        return trigger or family.learned.trigger(now_s)
 
     # --- what the front end sees --------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """See `clover.interfaces.Control.state`."""
         return report(self.context, self.shadows, self.core_need, self.totals)
+
+    def terms(self, name: str) -> str:
+        """Return what the policy in force of a family may cost and what it saved so far, in words (`terms`)."""
+        family = self.context.families.get(name)
+        return terms(self.context, family, saved(self.shadows.of.get(name))) if family is not None else ""
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""

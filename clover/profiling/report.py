@@ -54,10 +54,11 @@ def table(profile: FamilyProfile, width: int) -> str:
     answers = "accuracy" if any(score.samples for score in profile.accuracy) else "agreement"
     what = f"{answers} by the {kind}" if paced else f"energy {methods}; {kind}"
     where = f"{base.variant} with {base.backend} on {base.count} x {base.profile} at 60 % load"
+    seen = f" ({base.http_p95_ms:.2f} over HTTP, which adds {profile.front_ms:.2f})" if base.http_p95_ms else ""
     alike = (base.variant, base.backend, base.profile)
     energy = sorted({m.energy_method for m in profile.latency if (m.variant, m.backend, m.profile) == alike})
     figures = (
-        f"p95 {base.p95_ms:.2f} ms ({base.method})",
+        f"p95 {base.p95_ms:.2f} ms{seen} ({base.method})",
         f"{base.energy_j_per_row * 1e3:.3f} mJ/row ({' and '.join(energy) or base.method})",
         f"{base.accuracy:.2f} % ({scores[base.variant, base.backend].method})",
     )

@@ -107,6 +107,8 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
         )
+        if (source := targets.get("slo_source", "given")) != "given":
+            _say(console, f"             the p95 target is {source}")
     slo = model.get("slo") or {}
     if slo:
         _say(console, f"  slo        {slo['words']}")
@@ -120,6 +122,11 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
         _demand(item, console)
     if observed:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
+    correction = model.get("profile_correction") or {}
+    if correction.get("words"):
+        _say(console, f"  profile    corrected by what is measured: {correction['words']}")
+    if correction.get("advice"):
+        _say(console, f"  profile    {correction['advice']}")
     plan = model.get("plan")
     if plan:
         if not plan.get("feasible", True):

@@ -20,6 +20,8 @@ _HEAD = 11
 _ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
 _JOULES_PER_KWH = 3.6e6
+_TOLD = 0.05
+"""Parts by which a profile is off that are worth a line."""
 
 
 def show(answer: dict[str, Any], console: Console) -> None:
@@ -132,6 +134,8 @@ def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
 def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str, str]]:
     observed, targets = model.get("observed") or {}, model.get("targets") or {}
     yield "runs", _runs(model)
+    if profile := _profile(model):
+        yield "profile", profile
     if observed:
         waiting = f", {observed.get('queue_rows', 0):.0f} waiting" if observed.get("queue_rows") else ""
         rows = f"; {observed['rows']:,.0f} rows so far" if "rows" in observed else ""
@@ -158,6 +162,8 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
     if "carbon_g" in totals:
         emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power of its workers included"
+    if model.get("terms"):
+        yield "budget", model["terms"].partition(";")[0]
     saved = model.get("saved") or {}
     found = [saved[kind] for kind in ("matched", "base", "right_sized", "single") if saved.get(kind)]
     lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early
@@ -183,6 +189,20 @@ def _runs(model: dict[str, Any]) -> str:
         named.add(variant)
         parts.append(f"{number}{variant} on {place}{share}")
     return ", ".join(parts) or "nothing"
+
+
+def _profile(model: dict[str, Any]) -> str:
+    """Return what the profile of the variants that run is off by; empty if it is not."""
+    correction, running = model.get("profile_correction") or {}, {}
+    for worker in model.get("deployment") or []:
+        running[worker["variant"], worker.get("profile", "")] = worker
+    parts = [
+        f"{row['variant']} on {row['profile']}: {row['time']:.2f} x the time, {row['energy']:.2f} x the energy"
+        for row in correction.get("factors") or []
+        if (row["variant"], row["profile"]) in running and max(abs(row["time"] - 1), abs(row["energy"] - 1)) >= _TOLD
+    ]
+    told = f"corrected by what is measured: {'; '.join(parts)}" if parts else ""
+    return "; ".join(filter(None, (told, correction.get("advice"))))
 
 
 def _accuracy(model: dict[str, Any], totals: dict[str, Any]) -> float | None:

@@ -321,6 +321,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
         "plan": PLAN,
         "targets": {
             "slo_ms": 5.0,
+            "slo_source": "1.2 x BASE's p95 of 4.17 ms over HTTP at 60 % load, measured",
             "accuracy_floor": 90.0,
             "objective": "paper",
             "lambda": 0.25,
@@ -349,6 +350,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
+    assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
 
 
 def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -592,6 +594,24 @@ def test_the_state_in_a_dozen_lines(
         assert " ".join(line.split()) in " ".join(text.split())
     assert ctl(server, "state", "--json") == 0
     assert json.loads(capsys.readouterr().out) == answered()
+
+
+def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    factors = [
+        {"variant": "large", "profile": "1c", "time": 1.52, "energy": 0.9},
+        {"variant": "small", "profile": "1c", "time": 1.01, "energy": 1.0},
+        {"variant": "small", "profile": "2c", "time": 2.0, "energy": 2.0},
+    ]
+    words = "large@1c: time x 1.52, energy x 0.90; small@2c: time x 2.00, energy x 2.00"
+    correction = {"words": words, "advice": "measure anew: --profile force", "changed": 3, "factors": factors}
+    server.answer = (200, answered(profile_correction=correction))
+    assert ctl(server, "state") == 0
+    brief = " ".join(capsys.readouterr().out.split())
+    assert "corrected by what is measured: large on 1c: 1.52 x the time, 0.90 x the energy; measure anew" in brief
+    assert ctl(server, "state", "--all") == 0
+    whole = " ".join(capsys.readouterr().out.split())
+    assert words in whole
+    assert "measure anew: --profile force" in whole
 
 
 @pytest.mark.parametrize(
