@@ -13,8 +13,8 @@ the p95 exceeds what was predicted, within `STEPS`, up to `MOST`.
 
 *Lowered* by half, no sooner than `FIRST_HOLD_S` after the last change, once 95 % of the windows since then leave room
 for it.  If the SLO is missed after that, the next hold is twice as long, up to `LONGEST_HOLD_S`: less than is needed is
-tried ever more rarely.  If services become known to be slower, as the pressure has it, the factor falls by as much at once.
-Nothing of it survives a restart.
+tried ever more rarely.  If services become known to be slower, as the pressure has it, the factor falls by as much at
+once.  Nothing of it survives a restart.
 """
 
 from __future__ import annotations
@@ -96,9 +96,10 @@ class SloPressure:
             self._runs = seen.deployment, seen.routing
             self._changed_s = seen.now_s
             self._late_s = math.nan
-        elif seen.service_ms > self._service_ms:
+            self._service_ms = seen.service_ms
+        elif seen.service_ms > self._service_ms:  # slower than ever with these workers
             self.factor = _worth(self.factor * self._service_ms / seen.service_ms)
-        self._service_ms = seen.service_ms
+            self._service_ms = seen.service_ms
         able = seen.promised and not seen.bound and seen.as_planned
         self.acting = able and self.factor > 1.0 and not self.exhausted
         if not able or not seen.late:

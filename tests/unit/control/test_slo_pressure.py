@@ -430,7 +430,7 @@ def test_a_profile_that_is_corrected_takes_the_place_of_pressure() -> None:
         rig, fleet = rig_of(1.5)
         await watched(rig, fleet, 60)
         assert rig.family.slo.pressure.factor == pytest.approx(1.5)
-        rig.family.profile = fleet.truth
+        rig.family.learned.corrected = fleet.truth
         rig.family.triggers.again(0.0)
         assert await watched(rig, fleet, 120) == []
         assert rig.family.slo.pressure.factor == 1.0
