@@ -20,6 +20,7 @@ from clover.types import (
     Routing,
     State,
     VariantSpec,
+    WorkReport,
 )
 
 if TYPE_CHECKING:
@@ -318,8 +319,17 @@ class Fleet(Protocol):
         each variant gets, the batches it forms and how long rows wait for these to fill."""
 
     def observe(self) -> dict[str, float]:
-        """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the alarm
-        level that its answers call for (0: none), if they are watched."""
+        """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures.
+
+        `p95_least_ms`: what the p95 is at least for sure, if it is that of a sample; `guard`: the alarm level that its
+        answers call for (0: none), if they are watched."""
+
+    def work_report(self) -> WorkReport:
+        """Return what its workers did since the last call, to compare with the profile; empty if that is not known."""
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        """Take joules a row of each (variant, profile of the slice) to be so many times the profile's, in receipts and
+        to split a meter over its workers; absent: as profiled."""
 
     def guard_report(self) -> dict[str, Any]:
         """Return what its guard saw and did, its audits, and late labels."""

@@ -50,7 +50,9 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
 
 
 class Served:
-    """A family with everything that serves it.
+    """A family with everything that serves it.  `slo` says how its SLO is held
+    (`clover.control.slo_watch.slo_gauges`), `corrections` the factors beside its profile, by (variant, profile of the
+    slice, "time" or "energy").
 
     `spec` is the family as loaded, which workers and profiles know; the router's carries the name it is served under.
     """
@@ -72,6 +74,8 @@ class Served:
         self.name = config.name or spec.name
         self.profile: FamilyProfile | None = None
         self.drawn: Paces = {}
+        self.corrections: dict[tuple[str, str, str], float] = {}
+        self.slo: dict[str, float] = {}
         self._targets: dict[str, float] = {}
         self._services: dict[tuple[str, str], Service] = {}
         self.state = "LOADING"

@@ -136,6 +136,7 @@ class _Play:
         self.spec = _spec(profile)
         self.services = services_of(profile)
         self.points = points_of(profile)
+        self.front_ms = profile.front_ms
         self.rng = random.Random(case.seed)
         self.slices: dict[str, Slice] = {}
         self.workers: list[SimulatedWorker] = []
@@ -255,7 +256,8 @@ class _Play:
         def done(ticket: RouterTicket) -> None:
             at_s = (ticket.arrival_ns - self.begun_ns) / 1e9
             if ticket.status == 200:
-                self.rows.append(RowOutcome(at_s, (ticket.done_ns - ticket.arrival_ns) / 1e6, ticket.variants[0]))
+                ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 + self.front_ms
+                self.rows.append(RowOutcome(at_s, ms, ticket.variants[0]))
             else:
                 self.rows.append(RowOutcome(at_s, math.inf, -1))
             router.close(ticket)

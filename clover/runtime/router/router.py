@@ -268,7 +268,8 @@ class Router(Model):
         return self.monitor.report(self._account.method_of(self.name))
 
     def observe(self) -> dict[str, float]:
-        """Return live figures; `p95_ms` is there only if something was answered lately."""
+        """Return live figures; `p95_ms`, and what it is at least for sure, are there only if something was
+        answered lately."""
         now_ns = self.state.now_ns()
         traffic, lanes = self.traffic, self.state.lanes
         rows = sum(traffic.rows)
@@ -293,6 +294,7 @@ class Router(Model):
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
             out["p95_ms"] = p95_ms
+            out["p95_least_ms"] = traffic.p95_least_ms(now_ns)
         return out
 
     def fail_waiting(self, message: str) -> None:

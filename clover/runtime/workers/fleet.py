@@ -24,7 +24,7 @@ from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.workers.members import FleetWorker, Member, Members
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
-from clover.types import Asked, Assignment, Declined, Routing
+from clover.types import Asked, Assignment, Declined, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
 
@@ -53,6 +53,7 @@ class FamilyFleet:
         self.router = router
         self.members = Members(router, account, start=start, profiled=profiled, clock=clock, sleep=sleep)
         self.standby_crew = StandbyCrew(router, self.members, standby)
+        self._account = account
         self.swaps = 0
         self.repartitions = 0
         self._silent_ns = int(silent_s * _SECOND_NS)
@@ -157,6 +158,14 @@ class FamilyFleet:
             figures["relief_workers"] = float(sum(member.ready for member in spawned if member.standby))
         figures["restarts"] = float(self.restarts)
         return figures
+
+    def work_report(self) -> WorkReport:
+        """See `Fleet.work_report`."""
+        return self._account.work_report(self.router.name)
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        """See `Fleet.correct_energy`."""
+        self._account.correct(self.router.name, factors)
 
     def guard_report(self) -> dict[str, Any]:
         """See `Fleet.guard_report`."""
