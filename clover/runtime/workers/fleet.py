@@ -33,9 +33,9 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses the
-    standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was spawned;
-    `ready_assignments` what has a worker now.
+    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses
+    the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
+    spawned; `ready_assignments` what has a worker now.
     """
 
     def __init__(
