@@ -104,9 +104,9 @@ class Served:
             start=self._start,
             profiled=self._profiled,
             silent_s=workers.silent_s,
-            pace=self._pace,
             standby=self._standby_policy,
         )
+        self.fleet.pace = self._pace
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known

@@ -33,9 +33,9 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace` of its speed.  `standby` chooses the standby
-    workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was spawned;
-    `ready_assignments` what has a worker now.
+    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses
+    the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
+    spawned; `ready_assignments` what has a worker now.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
         silent_s: float,
-        pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace(),
         standby: StandbyChooser | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -61,7 +60,7 @@ class FamilyFleet:
         self._clock = clock
         self._routing = Routing(shares={})
         self._variants = {variant.name for variant in router.spec.variants}
-        self._pace = pace
+        self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -145,7 +144,7 @@ class FamilyFleet:
         found: dict[int, ProfiledPace] = {}
         for item in assignments:
             lane = self.members.lanes[item.variant]
-            found[lane] = found.get(lane, ProfiledPace()).beside(self._pace(item))
+            found[lane] = found.get(lane, ProfiledPace()).beside(self.pace(item))
         return found
 
     def observe(self) -> dict[str, float]:
