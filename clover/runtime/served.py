@@ -107,6 +107,7 @@ class Served:
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
+        self.fleet.front_ms = profile.front_ms if profile is not None else 0.0
         if self._standby_policy is not None:
             self._standby_policy.use(profile)
         self.router.expect(profile)

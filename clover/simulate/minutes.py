@@ -185,6 +185,7 @@ class _Play:
             standby=reserve,
             clock=self._now_ns,
         )
+        fleet.front_ms = self.front_ms
         family = controller.add(self.spec, profile, fleet, config)
         tending = loop.create_task(_tend(fleet))
         try:
