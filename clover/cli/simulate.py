@@ -36,8 +36,10 @@ _WIDTH = 205
 _HOURS = 24.0
 _MOST_RUNS = 5_000
 _POLICIES = ("base", "co2opt", "clover", "oracle", "objective", "budget")
-_CASCADES = ("objective+cascade", "budget+cascade")
+_MIXES = ("objective+mix", "budget+mix")
 """Played, too, for families that have cascades, if no policies are named."""
+_SCENARIO_G_PER_KWH = 250.0
+"""The reference intensity of scenarios, which are compared with results of other days."""
 
 _ABOUT = """\
 Play families of model variants through carbon traces under policies, on a virtual clock and through the controller that
@@ -109,9 +111,9 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         "--policies",
         metavar="A,B",
         default=None,
-        help="names as in --policy of serve, with +cascade for chains and "
-        f"@L for a lambda of its own; BASE is always played [{','.join(_POLICIES)}, and for families with cascades "
-        f"{','.join(_CASCADES)}]",
+        help="names as in --policy of serve, whose default is budget; +cascade and +mix: plans may have chains, or not "
+        "(else as in a server: if the family has a confidence), @L is a lambda of its own; BASE is always played "
+        f"[{','.join(_POLICIES)}, and for families with cascades {','.join(_MIXES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add(
@@ -171,6 +173,14 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
     add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
     add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's, at least 5; paper: BASE's]")
     add(
+        "--reference-g-per-kwh",
+        metavar="G",
+        type=float,
+        default=None,
+        help="intensity at which accuracy and carbon weigh alike if lambda is derived [the median of the trace's hours "
+        f"before and of a week ahead; scenarios: {_SCENARIO_G_PER_KWH:g}]",
+    )
+    add(
         "--accuracy-floor",
         metavar="PCT",
         type=float,
@@ -213,6 +223,12 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
     )
     add("--dwell-s", metavar="S", type=float, default=5.0, help="grid seconds between changes of configuration [5]")
     add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")
+    add(
+        "--waits",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let rows wait for fuller batches [if --slo-ms is twice its default or more; scenarios: no]",
+    )
     add("--pue", type=float, default=1.5, help="power usage effectiveness [1.5]")
     add("--exact-rate", action="store_true", help="let the controller see the true rate, not one sampled in a window")
     add(
@@ -366,6 +382,7 @@ def _check(given: argparse.Namespace) -> None:
     for name, low, high in (
         ("seeds", 1, 1000),
         ("lam", 0.0, 1.0),
+        ("reference_g_per_kwh", 1e-3, 1e5),
         ("accuracy_floor", 0.0, 100.0),
         ("slo_ms", 1e-3, 1e7),
         ("look_s", 1.0, 86400.0),
@@ -400,9 +417,14 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _rules(given: argparse.Namespace) -> Rules:
+    reference, waits = given.reference_g_per_kwh, given.waits
+    if given.scenario:
+        reference, waits = reference or _SCENARIO_G_PER_KWH, bool(waits)
     return Rules(
         form=given.objective,
         lam=given.lam,
+        reference_g_per_kwh=reference,
+        waits=waits,
         slo_ms=given.slo_ms,
         accuracy_floor=given.accuracy_floor,
         look_s=given.look_s,
@@ -462,7 +484,7 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
     load = loads.parse(given.load)
     named = _POLICIES if given.policies is None else tuple(filter(None, given.policies.split(",")))
     schemes = [world.scheme(name) for name in dict.fromkeys(["base", *named])]
-    more = [world.scheme(name) for name in _CASCADES] if given.policies is None else []
+    more = [world.scheme(name) for name in _MIXES] if given.policies is None else []
     played, known = _traces(given), _known(given, machine)
     worlds = [World(machine, item, _rules(given)) for item in known]
     cases = [

@@ -38,6 +38,7 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
@@ -52,6 +53,7 @@ from clover.control.planner import Planner, Solver
 from clover.control.report import report
 from clover.control.request import PlanRequest
 from clover.control.slo_watch import watch_slo
+from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
 from clover.errors import CloverError, StartError, Unavailable
@@ -139,7 +141,7 @@ class Controller:
         context = self.context
         async with context.lock:
             family = context.families[name]
-            await context.grid.read()
+            await context.read_grid()
             await self._device_watch.look()
             shapes = context.device_pool.shapes()
             try:
@@ -214,7 +216,7 @@ class Controller:
         """Look once at every family and act if there is a reason; trouble with one does not keep it from others."""
         context = self.context
         async with context.lock:
-            await context.grid.read()
+            await context.read_grid()
             await self._device_watch.look()
             # A family that has to give up a GPU moves before the one that gets it.
             for family in sorted(context.families.values(), key=lambda family: not self._must_move(family)):
@@ -308,7 +310,7 @@ class Controller:
                 intensity_change=config.intensity_change,
                 rate_change=config.rate_change,
             )
-        step_s = THRESHOLDS_S if config.cascade else HOUR_S
+        step_s = THRESHOLDS_S if family.cascades(config) else HOUR_S
         if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         return trigger or family.learned.trigger(now_s)
@@ -318,6 +320,11 @@ class Controller:
     def state(self) -> dict[str, Any]:
         """See `clover.interfaces.Control.state`."""
         return report(self.context, self.shadows, self.core_need, self.totals)
+
+    def terms(self, name: str) -> str:
+        """Return what the policy in force of a family may cost and what it saved so far, in words (`terms`)."""
+        family = self.context.families.get(name)
+        return terms(self.context, family, saved(self.shadows.of.get(name))) if family is not None else ""
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""

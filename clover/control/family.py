@@ -10,6 +10,7 @@ from typing import Literal
 
 from msgspec import structs
 
+from clover.carbon.grid import ASSUMED, Reference, reference_in_force
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
@@ -48,6 +49,8 @@ from clover.types import (
 Mode = Literal["off", "observe", "active"]
 
 FLOOR_BELOW_BEST = 1.0
+WAITS_FROM = 2.0
+"""Times its default that an SLO has to be given as for rows to wait for fuller batches by default."""
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
@@ -119,6 +122,8 @@ class Family:
         self.fleet = fleet
         self.config = config
         self.targets = default_targets(profile, config, controller)
+        self.grid_reference = ASSUMED
+        """The grid's own reference intensity, as the controller last read it."""
         self.pin: Pin | None = Pin(policy=f"static:{config.variant}") if config.variant else None
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
@@ -212,6 +217,21 @@ class Family:
             self._derived = {key: derive_lambda(self.corrected, config)}
         return self._derived[key]
 
+    def reference(self, controller: ControllerConfig) -> Reference:
+        """Return the reference intensity in force: the configured one, else the grid's own."""
+        return reference_in_force(controller.reference_g_per_kwh, self.grid_reference)
+
+    def cascades(self, controller: ControllerConfig) -> bool:
+        """Return whether plans may have chains: as configured, else if the profile knows a confidence."""
+        return self.profile.cascade is not None if controller.cascade is None else controller.cascade
+
+    def may_wait(self, controller: ControllerConfig, targets: Targets) -> bool:
+        """Return whether plans may let rows wait for fuller batches: as configured, else if an SLO was given that is
+        `WAITS_FROM` times the default one or more."""
+        if controller.waits is not None:
+            return controller.waits
+        return targets.slo_ms >= WAITS_FROM * default_slo_ms(self.profile)
+
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
     ) -> ObjectiveConfig:
@@ -224,11 +244,11 @@ class Family:
             accuracy_floor=targets.accuracy_floor,
             accuracy_margin=self.margin(targets),
             lam=targets.lam,
-            reference_g_per_kwh=config.reference_g_per_kwh,
+            reference_g_per_kwh=self.reference(config).g_per_kwh,
             max_utilisation=config.max_utilisation / math.sqrt(slower),
             profile_error=(1.0 + config.profile_error) * slower - 1.0,
-            cascade=config.cascade,
-            waits=config.waits,
+            cascade=self.cascades(config),
+            waits=self.may_wait(config, targets),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )

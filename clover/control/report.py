@@ -15,6 +15,7 @@ from clover.control.context import Context
 from clover.control.core_need import CoreNeed
 from clover.control.family import Family
 from clover.control.slo_watch import slo_report
+from clover.control.terms import terms
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
@@ -134,6 +135,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
     for item in deployment:
         item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
     pin = family.pin
+    saved_here = saved(shadows.of.get(family.name), devices)
     return {
         "mode": context.mode_of(family),
         "frozen": context.frozen_of(family),
@@ -163,11 +165,13 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "objective": family.targets.form,
             "lambda": family.lam(context.config),
             "lambda_derived": family.targets.lam is None,
-            "reference_g_per_kwh": context.config.reference_g_per_kwh,
+            "reference_g_per_kwh": family.reference(context.config).g_per_kwh,
+            "reference_from": family.reference(context.config).label,
         },
         "budget": _budget(context, family),
         "profile_correction": family.learned.report(),
-        "saved": saved(shadows.of.get(family.name), devices),
+        "terms": terms(context, family, saved_here),
+        "saved": saved_here,
         "observed": dict(family.observed),
         "slo": slo_report(context, family),
         "guard": family.fleet.guard_report(),

@@ -50,7 +50,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
                 rows.append(("", held_words(family, engine.controller.context.monotonic())))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
-            family = engine.controller.context.families.get(name)
+            if cost := engine.controller.terms(name):
+                rows.append(("", cost))
             if family is not None and family.learned.advice:
                 rows.append(("warning", family.learned.advice))
             rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))

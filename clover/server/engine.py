@@ -279,8 +279,9 @@ class Engine:
     async def _account(self) -> None:
         """Close the energy window, priced at the present intensity."""
         reading = await self.grid.priced()
+        reference = self.controller.context.reference()
         for served in self.served.values():
-            served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
+            served.router.audits.grid(reading.g_per_kwh, reference.g_per_kwh)
         await self.machine.measure(reading)
         spans = self.account.take()
         self.controller.shadows.window(spans)

@@ -31,6 +31,7 @@ from clover.planning.model.problem import services_of
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
+from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import clock
@@ -182,11 +183,13 @@ class _Play:
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
             silent_s=1e9,
+            pace=lambda item: pace_by(self.services[item.variant, item.placement.profile]),
             standby=reserve,
             clock=self._now_ns,
         )
         fleet.front_ms = self.front_ms
         family = controller.add(self.spec, profile, fleet, config)
+        router.aim(family.targets.slo_ms, family.targets.accuracy_floor)
         tending = loop.create_task(_tend(fleet))
         try:
             await controller.start()

@@ -173,7 +173,7 @@ class _Replay:
             steps=tuple(steps),
             sums=summed(steps),
             beside=scheme.beside,
-            confidence="parametric" if scheme.cascade and world.known.confidence else "",
+            confidence="parametric" if case.cascades and world.known.confidence else "",
             plans=sum(counts.values()) - counts["failed"],
             held={why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()},
             rollbacks=counts["rolled back"],
@@ -187,7 +187,7 @@ class _Replay:
         plans do not know the rate, if there are too many rates to compute, or if plans may cascade, for which no limit
         is known."""
         case, world = self.case, self.case.world
-        unknown = case.scheme.cascade or world.rules.noise or len(set(self.rates)) > _RATES
+        unknown = case.cascades or world.rules.noise or len(set(self.rates)) > _RATES
         if unknown or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH

@@ -20,7 +20,7 @@ from clover.interfaces import CarbonSource
 from clover.planning.budget.horizon_bound import CostBound, cost_bound
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import base_capacity, problem_of
-from clover.policies import build
+from clover.policies import BUDGETED, build
 from clover.simulate import families
 from clover.simulate.families import Known
 from clover.simulate.fleet import FleetModel
@@ -31,6 +31,9 @@ from clover.simulate.solver import Memory
 from clover.simulate.surprises import NONE, Surprises, factors, truth
 from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig, Reading, State
 
+CHAINING = frozenset({"objective", *BUDGETED})
+"""Policies whose plans may have a chain."""
+_CHAINS = {"cascade": True, "mix": False}
 SYNTHETIC_START_S = parse_time("2024-06-05T00:00:00Z")
 """Where the synthetic curve starts by default: a Wednesday, always the same one."""
 
@@ -69,7 +72,8 @@ class Scheme:
     asleep_w: float | None = None
     beside: str = ""
     """The scheme whose accuracy it was given."""
-    cascade: bool = False
+    cascade: bool | None = False
+    """Whether its plans may have a chain; None: as in a server, if the family has a confidence."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Rules:
 
     form: Literal["paper", "floor"] = "paper"
     lam: float | None = None
+    reference_g_per_kwh: float | None = None
+    waits: bool | None = None
     slo_ms: float | None = None
     accuracy_floor: float | None = None
     accuracy_margin: float | None = None
@@ -187,6 +193,14 @@ class Case:
         return None if self.asleep_w is None else self.world.machine.idle_w - self.asleep_w
 
     @property
+    def cascades(self) -> bool:
+        """Whether its plans may have a chain."""
+        wanted = self.scheme.cascade
+        if wanted is None:
+            return self.scheme.policy in CHAINING and self.world.known.profile.cascade is not None
+        return wanted
+
+    @property
     def settings(self) -> ControllerConfig:
         """The controller's settings, as far as the case has them."""
         rules = self.world.rules
@@ -196,7 +210,9 @@ class Case:
             lam=self.scheme.lam if self.scheme.lam is not None else rules.lam,
             min_dwell_s=rules.dwell_s,
             allow_capacity_loss=rules.capacity_loss,
-            cascade=self.scheme.cascade,
+            cascade=self.cascades,
+            reference_g_per_kwh=rules.reference_g_per_kwh,
+            waits=rules.waits,
         )
 
 
@@ -218,22 +234,24 @@ def cpu() -> SimulatedMachine:
 
 
 def scheme(text: str) -> Scheme:
-    """Return the scheme of POLICY, of POLICY+cascade if its plans may have a chain, and of either with a lambda of its
-    own as POLICY@L; ConfigError if there is no such policy."""
+    """Return the scheme of POLICY, whose plans may have a chain as in a server, of POLICY+cascade (they may) and
+    POLICY+mix (they may not), and of each with a lambda of its own as POLICY@L; ConfigError if there is no such
+    policy."""
     policy, at, lam = text.partition("@")
     policy, plus, more = policy.partition("+")
     build(policy)  # refuse an unknown policy before anything runs
-    if plus and more != "cascade":
-        raise ConfigError(f"{text}: a policy may have +cascade, not +{more}")
+    if plus and more not in _CHAINS:
+        raise ConfigError(f"{text}: a policy may have +cascade or +mix, not +{more}")
+    cascade = _CHAINS[more] if plus else None
     if not at:
-        return Scheme(text, policy, cascade=bool(plus))
+        return Scheme(text, policy, cascade=cascade)
     try:
         value = float(lam)
     except ValueError as error:
         raise ConfigError(f"{text}: POLICY@L takes a lambda, as objective@0.1, not {lam!r}") from error
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"{text}: lambda is 0 to 1")
-    return Scheme(text, policy, lam=value, cascade=bool(plus))
+    return Scheme(text, policy, lam=value, cascade=cascade)
 
 
 def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:

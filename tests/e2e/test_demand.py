@@ -43,9 +43,11 @@ def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(tmp_path:
             carbon="static:700",
             energy_meter="modelled",
             backends=("eager",),
+            policy="objective",
             objective="floor",
             accuracy_floor=10.0,
             slo_ms=1000.0,
+            waits=False,
         )
 
     async def main() -> None:

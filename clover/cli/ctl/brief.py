@@ -164,6 +164,8 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
     if "carbon_g" in totals:
         emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power of its workers included"
+    if model.get("terms"):
+        yield "budget", model["terms"].partition(";")[0]
     saved = model.get("saved") or {}
     found = [saved[kind] for kind in ("matched", "base", "right_sized", "single") if saved.get(kind)]
     lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early

@@ -97,6 +97,10 @@ class History:
         total, number = self._sums.get(hour, (0.0, 0.0))
         return total / number if number else None
 
+    def means(self) -> Floats:
+        """Return the means of all hours of which something is known, in the order in which they were noted."""
+        return np.array([total / number for total, number in self._sums.values()])
+
     def plain(self, hour: int, count: int) -> Floats:
         """Return `count` hours from `hour` on, gaps left as NaN."""
         means = np.full(count, np.nan)

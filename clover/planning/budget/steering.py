@@ -75,8 +75,9 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
             sets[key] = list(permitted_on(problem, objective, *key))
         sets[key].append(plan.candidate)
     price_j = _price_j(given, target, known[0].candidate, [plan.candidate for plan in known])
-    other = best_at([item for own in sets.values() for item in own], price_j)
-    there = on_hull(sets[other.configuration, other.awake])
+    enough = objective.base_accuracy
+    other = best_at(on_hull((item for own in sets.values() for item in own), enough), price_j)
+    there = on_hull(sets[other.configuration, other.awake], enough)
     here = _running(given, target)
     if not here:
         why = "" if not state.running else "what runs permits nothing at this rate"
@@ -114,7 +115,7 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
         mix = evaluate(problem, held_to(objective, target.accuracy), configuration)
         if mix.feasible:
             found.append(with_idle_energy(mix, problem, objective, awake))
-    return on_hull(found)
+    return on_hull(found, objective.base_accuracy)
 
 
 def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> Steering | None:
@@ -130,7 +131,7 @@ def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> St
         at_once = unwaiting(problem, objective, best, point_of(problem, best))
         if at_once is not None:
             others.append(with_idle_energy(at_once, problem, objective, best.awake) if best.awake else at_once)
-        here = on_hull(others)
+        here = on_hull(others, objective.base_accuracy)
     else:
         return None
     aims = held_to(objective, 0.0)

@@ -18,11 +18,12 @@ together (`joint`).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from clover.planning.cascade.chains import evaluate
-from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.formulation import SWITCH_S
@@ -116,9 +117,10 @@ def nearest(candidates: Sequence[Candidate], accuracy: float, least: float) -> C
     return min(enough, key=lambda item: (abs(item.prediction.accuracy - accuracy), item.prediction.joules))
 
 
-def on_hull(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Return those of any configurations that lie on the lower convex hull of all, ascending."""
+def on_hull(candidates: Iterable[Candidate], enough: float = math.inf) -> tuple[Candidate, ...]:
+    """Return those of any configurations that lie on the lower convex hull of all, ascending, up to the first that has
+    `enough` percent."""
     drawn: dict[FrontierPoint, Candidate] = {}
     for candidate in candidates:
         drawn.setdefault(drawn_at(candidate), candidate)
-    return tuple(drawn[at] for at in hull(tuple(drawn))) if drawn else ()
+    return tuple(drawn[at] for at in reaching(hull(tuple(drawn)), enough)) if drawn else ()

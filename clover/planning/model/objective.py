@@ -6,10 +6,10 @@ C = E CI against BASE's C_base = E_base CI, both measured in C_ref = E_base REF:
     paper   f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base         L = lambda
     floor   f =   (C_base - C) / C_ref
 
-both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  PUE cancels.  Dividing by
-the *reference* emissions keeps the weight of carbon proportional to the intensity: at a fixed L a dirty hour makes a
-gram worth more accuracy than a clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever
-follow the grid.)
+both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  What a cascade has above
+A_base counts for nothing, so that it is taken if it is free.  PUE cancels.  Dividing by the *reference* emissions keeps
+the weight of carbon proportional to the intensity: at a fixed L a dirty hour makes a gram worth more accuracy than a
+clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever follow the grid.)
 
 Both forms are linear in the shares of the variants once the energy of a row is given, so f is a sum of *gains*, one a
 variant.  Without a p95 constraint the best plan is a point of the concave hull of (energy, accuracy), cut at the floor.
@@ -61,7 +61,8 @@ class Objective:
         saved = self.carbon_weight * (1.0 - energy_j / self.base_energy_j)
         if self.form == "floor":
             return saved
-        return self.lam * saved - (1.0 - self.lam) * (self.base_accuracy - accuracy) / self.base_accuracy
+        lost = max(0.0, self.base_accuracy - accuracy)
+        return self.lam * saved - (1.0 - self.lam) * lost / self.base_accuracy
 
     def gain(self, accuracy: float, energy_j: float) -> float:
         """Return the part of f that one unit of share of a variant brings: f is their sum plus a constant."""

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import msgspec
+
 from clover.errors import PlanError
 from clover.planning.model.cores import sleeping_row
 from clover.planning.model.queueing import Service
@@ -141,7 +143,8 @@ def problem_of(state: State) -> Problem:
         base_energy_j=max(profile.base.energy_j_per_row, 1e-12),
         base_accuracy=profile.base.accuracy,
         rate=max(state.arrival_rate, LEAST_RATE),
-        objective=state.objective,
+        # No solution depends on the reference, which follows the grid: solved problems are remembered by the rest.
+        objective=msgspec.structs.replace(state.objective, reference_g_per_kwh=1.0),
         devices=state.devices,
         points=profile.cascade.points if state.objective.cascade and profile.cascade is not None else (),
         demand=state.demand,

@@ -140,6 +140,8 @@ class Traffic:
         self._refused: dict[int, int] = {}
         self.overload: dict[str, int] = {}
         """Requests refused or given up because more came than could be served in time, by reason."""
+        self.retries: dict[str, int] = {}
+        """Requests that came back when a Retry-After had asked them to, by what became of them: taken or refused."""
         self.rows = [0] * len(self.variants)
         self.latency = Histogram()
         self.queue = Histogram()
@@ -148,6 +150,8 @@ class Traffic:
         self.lost_workers = 0
         self.retried_rows = 0
         self.relieved_rows = 0
+        self.diverted_rows = 0
+        """Rows that went to another variant than the plan's, because that one would have answered too late."""
         self.escalated = [0] * len(self.variants)
         """Rows that each variant answered and that were escalated to a more expensive one; `rows` counts the others."""
         self.cut_short: dict[str, int] = {}
@@ -173,6 +177,10 @@ class Traffic:
     def overloaded(self, why: str) -> None:
         """Count a request that was refused or given up because of overload."""
         self.overload[why] = self.overload.get(why, 0) + 1
+
+    def came_back(self, outcome: str) -> None:
+        """Count a request that came back when it had been asked to."""
+        self.retries[outcome] = self.retries.get(outcome, 0) + 1
 
     @property
     def codes(self) -> dict[int, int]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from clover.accounting import Account, ProfiledEnergy
 from clover.errors import PlanError, WorkerError
+from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.workers.members import FleetWorker, Member, Members
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
@@ -32,9 +33,9 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy.  `standby` chooses the standby workers; None: there are
-    none.  A transition plans what is desired; `members.spawned` is what was spawned; `ready_assignments` what has a
-    worker now.
+    `profiled` gives what the profile expects of its energy, and `pace` of its speed.  `standby` chooses the standby
+    workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was spawned;
+    `ready_assignments` what has a worker now.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
         silent_s: float,
+        pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace(),
         standby: StandbyChooser | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -61,6 +63,7 @@ class FamilyFleet:
         self._clock = clock
         self._routing = Routing(shares={})
         self._variants = {variant.name for variant in router.spec.variants}
+        self._pace = pace
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -136,7 +139,16 @@ class FamilyFleet:
         self._routing = routing
         self.members.set_hold()
         entries = [entry for entry in map(self.members.entry, members) if entry is not None]
+        self.router.expect_pace(self._paces(assignments))
         self.router.route(entries, routing, self.standby_crew.ready())
+
+    def _paces(self, assignments: tuple[Assignment, ...]) -> dict[int, ProfiledPace]:
+        """Return what the profile says of the workers of each lane."""
+        found: dict[int, ProfiledPace] = {}
+        for item in assignments:
+            lane = self.members.lanes[item.variant]
+            found[lane] = found.get(lane, ProfiledPace()).beside(self._pace(item))
+        return found
 
     def observe(self) -> dict[str, float]:
         """Return the router's live figures, p95 as clients over HTTP see it, and `workers` ready, `restarting` and

@@ -60,10 +60,18 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
     MetricSpec(
         "clover_overload_requests",
         "Requests refused or given up because more came than could be served in time, by reason: queue or slots (full, "
-        "429), late (would miss the deadline, 429), dropped (could not be answered in time any more, 504)",
+        "429), late (would miss the deadline, 429), slo (would be answered later than max_wait_slo x the SLO, 429), "
+        "dropped (could not be answered in time any more, 504)",
         COUNTER,
         ("model", "why"),
         lambda model: by_label(dict(sorted(model.served.traffic.overload.items()))),
+    ),
+    MetricSpec(
+        "clover_retries",
+        "Requests that came back when a Retry-After had asked them to, by outcome: taken or refused again",
+        COUNTER,
+        ("model", "outcome"),
+        lambda model: by_label(dict(sorted(model.served.traffic.retries.items()))),
     ),
     MetricSpec(
         "clover_rows",
@@ -249,6 +257,13 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         COUNTER,
         _MODEL,
         lambda model: single(model.served.traffic.relieved_rows),
+    ),
+    MetricSpec(
+        "clover_diverted_rows",
+        "Rows that went to another variant, above the accuracy floor, as the planned one would have been too late",
+        COUNTER,
+        _MODEL,
+        lambda model: single(model.served.traffic.diverted_rows),
     ),
     MetricSpec(
         "clover_reliefs",

@@ -725,7 +725,7 @@ def test_a_policy_that_fails_ends_with_its_name(capsys: pytest.CaptureFixture[st
 
 
 def test_schemes_are_told_apart() -> None:
-    assert world.scheme("objective@0.25") == Scheme("objective@0.25", "objective", lam=0.25)
+    assert world.scheme("objective@0.25") == Scheme("objective@0.25", "objective", lam=0.25, cascade=None)
     with pytest.raises(ConfigError):
         world.scheme("static:")
 
