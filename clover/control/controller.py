@@ -52,6 +52,7 @@ from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
 from clover.control.report import report
 from clover.control.request import PlanRequest
+from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
 from clover.control.terms import terms
 from clover.control.triggers import Observation
@@ -300,7 +301,7 @@ class Controller:
                 g_per_kwh=family.triggers.known(context.grid.reading).g_per_kwh,
                 rate=family.rate(config),
                 p95_ms=family.observed.get("p95_ms") if family.slo.late else None,
-                queue_rows=family.observed.get("queue_rows", 0.0) - family.observed.get("awaiting_rows", 0.0),
+                queue_rows=waiting(family.observed),
                 missing=family.missing,
                 awaited=family.slo.pressure.acting,
             )

@@ -30,11 +30,16 @@ ALARM_S = 60.0
 WITHDRAWN_S = 60.0
 
 
+def waiting(observed: Mapping[str, float]) -> float:
+    """Return how many rows wait, without those that wait until a worker of the accuracy they ask for is started."""
+    return observed.get("queue_rows", 0.0) - observed.get("awaiting_rows", 0.0)
+
+
 def late(observed: Mapping[str, float], slo_ms: float) -> bool:
     """Return whether what was `observed` is surely above the SLO; rows that wait while none is answered are."""
     p95_ms = observed.get("p95_ms")
     if p95_ms is None:
-        return observed.get("queue_rows", 0.0) > 0.0
+        return waiting(observed) > 0.0
     return observed.get("p95_least_ms", p95_ms) > slo_ms
 
 

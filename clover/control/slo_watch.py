@@ -8,7 +8,7 @@ from typing import Any
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.recording import words
-from clover.control.slo import late
+from clover.control.slo import late, waiting
 from clover.control.slo_pressure import SloSight
 from clover.control.slo_windows import HORIZON_S
 from clover.hints import duration, program
@@ -31,7 +31,7 @@ def watch_slo(context: Context, family: Family, now_s: float) -> str:
         slo_ms=slo_ms,
         p95_ms=seen.get("p95_ms"),
         late=late(seen, slo_ms),
-        queue_rows=seen.get("queue_rows", 0.0),
+        queue_rows=waiting(seen),
         as_planned=seen.get("arrival_rate", 0.0) <= _AS_PLANNED * family.triggers.planned_rate + 1.0
         and not family.missing,
         deployment=family.desired,
@@ -138,6 +138,9 @@ def _alarm_words(context: Context, family: Family, now_s: float) -> str:
         slower = slo.pressure.factor
         room = f" with services {slower:.2f} x as slow as profiled" if slower > 1.0 else ""
         why = f"no plan is predicted to meet it{room}, {words(deployed.configuration)} is the least bad"
+    last = context.decisions.last(family.name)
+    if not why and last is not None and last.action in ("refused", "failed", "rolled back"):
+        why = f"the last plan was {last.action}: {last.detail}"
     why = why or "plans with more room did not meet it either"
     rate = family.observed.get("arrival_rate", 0.0)
     return (

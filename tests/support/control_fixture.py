@@ -272,8 +272,9 @@ class Rig:
         self.profile = measured or profile()
         self.solver = solver or LocalSolver()
         self.fleet = FakeFleet()
+        own: dict[str, Any] = {"policy": "objective", "reference_g_per_kwh": 250.0, "waits": False, **config}
         self.controller = Controller(
-            ControllerConfig(**({"policy": "objective", "reference_g_per_kwh": 250.0, "waits": False} | config)),
+            ControllerConfig(**own),
             devices=self.devices,
             grid=Grid(self.chain, self.clock),
             solver=self.solver,

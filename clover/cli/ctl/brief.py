@@ -144,14 +144,12 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         ask = f"{item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
         yield "", f"{ask}{', ' + item['declined'] if item.get('declined') else ''}"
     if "slo_ms" in targets:
-        p95, slo = observed.get("p95_ms"), targets["slo_ms"]
+        p95, slo, lasted = observed.get("p95_ms"), targets["slo_ms"], model.get("slo") or {}
         if p95 is None:
             yield "latency", f"SLO p95 {slo:.3g} ms; nothing was answered lately"
         else:
-            yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {'held' if p95 <= slo else 'MISSED'}"
-        lasted = model.get("slo") or {}
-        if lasted.get("windows"):
-            yield "", lasted["words"]
+            share = f"; {lasted['words'].removeprefix('SLO held ')}" if lasted.get("windows") else ""
+            yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {'held' if p95 <= slo else 'MISSED'}{share}"
         if (slower := lasted.get("slower", 1.0)) > 1.0:
             yield "", f"plans take services to be {slower:.2f} x as slow as profiled, since the SLO was missed"
     if "accuracy_floor" in targets:

@@ -61,7 +61,8 @@ class Objective:
         saved = self.carbon_weight * (1.0 - energy_j / self.base_energy_j)
         if self.form == "floor":
             return saved
-        lost = max(0.0, self.base_accuracy - accuracy)
+        lost = self.base_accuracy - accuracy
+        lost *= lost > 0.0  # not `max`: the paper's policies score arrays
         return self.lam * saved - (1.0 - self.lam) * lost / self.base_accuracy
 
     def gain(self, accuracy: float, energy_j: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socketserver
 import subprocess
@@ -643,6 +644,36 @@ def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_
         server.answer = (200, answered() | {"idle": idle})
         assert ctl(server, "state") == 0
         assert f"idle         {said}" in capsys.readouterr().out
+
+
+def test_the_state_in_brief_says_how_the_slo_was_held_and_why_it_cannot_be(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = copy.deepcopy(answered())
+    slo = {"windows": 360, "words": "SLO held 99.7 % of the last hour (359 of 360 windows of 10 s)", "slower": 1.0}
+    state["models"]["fashion"]["slo"] = slo | {"late": False, "alarm": None}
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "p95 1.54 ms of 31.5 ms: SLO held; 99.7 % of the last hour (359 of 360 windows of 10 s)" in words
+    assert "as slow as profiled" not in words
+    # A plan with more room than the profile asks for says that it misses the SLO, which the p95 does not.
+    state["models"]["fashion"]["plan"] |= {"feasible": False}
+    slo |= {"late": False, "slower": 1.5, "alarm": None}
+    state["models"]["fashion"]["slo"] = slo
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("healthy")
+    assert "plans take services to be 1.50 x as slow as profiled, since the SLO was missed" in words
+    slo |= {"late": True, "alarm": "this SLO cannot be met here: p95 <= 31.5 ms at 200 rows/s"}
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("UNHEALTHY fashion misses its SLO: this SLO cannot be met here: p95 <= 31.5 ms")
+    assert "no plan that meets" not in words
+    assert ctl(server, "state", "--all") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "slo SLO held 99.7 % of the last hour" in words
+    assert "alarm this SLO cannot be met here" in words
 
 
 def test_the_state_in_brief_has_the_grams_a_row(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,6 +176,7 @@ def test_an_slo_that_cannot_be_met_is_one_alarm_and_at_most_ten_plans_an_hour(ca
         assert "p95 <= 0.5 ms at 300 rows/s; best p95 seen is 2.46 ms; no plan is predicted to meet it" in alarm
         assert "ctl set slo_ms=2.8`" in alarm
         assert "one row of medium by itself takes 1.15 ms" in alarm
+        assert "other programs off" not in alarm, "it is as predicted"
         assert "an accuracy floor of at most 88.00 %, which lets small serve (0.574 ms a row)" in alarm
         state = rig.controller.state()["models"]["toy"]["slo"]
         assert state["alarm"].startswith("this SLO cannot be met here")
@@ -254,6 +255,37 @@ def test_the_alarm_says_what_keeps_plans_from_being_made(
         (alarm,) = said(caplog, "cannot be met here")
         assert why in alarm
         assert rig.family.slo.pressure.factor == 1.0, "nothing would follow from it"
+
+    drive(story)
+
+
+def test_the_alarm_says_that_plans_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        caplog.set_level(logging.INFO, "clover.control")
+        rig = Rig()
+        await rig.settled()
+        rig.fleet.figures.update(p95_ms=45.0)
+        rig.solver.fail = "it is broken"
+        await rig.look(looks=120)
+        (alarm,) = said(caplog, "cannot be met here")
+        assert "the last plan was failed: it is broken" in alarm
+
+    drive(story)
+
+
+def test_rows_that_wait_for_a_worker_of_their_accuracy_are_not_late(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        caplog.set_level(logging.INFO, "clover.control")
+        rig = Rig()
+        await rig.settled()
+        rig.fleet.figures.update(queue_rows=20.0, awaiting_rows=20.0)
+        await rig.look(looks=60)
+        assert (rig.family.slo.late, rig.family.slo.pressure.factor) == (False, 1.0)
+        assert rig.family.slo.windows.share() == (0, 0)
+        rig.fleet.figures.update(queue_rows=21.0)
+        await rig.look(looks=30)
+        assert rig.family.slo.late
+        assert rig.family.slo.windows.share() == (0, 3)
 
     drive(story)
 

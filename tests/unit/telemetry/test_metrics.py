@@ -202,8 +202,8 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_decisions_total", action="applied") == 2
     assert value("clover_reconfigurations_total", model="toy") == 3
     assert value("clover_thresholds_moved_total", model="toy") == 5
-    assert value("clover_profile_correction", model="toy", variant="small", profile="1c", kind="time") == 1.5
-    assert value("clover_profile_correction", model="toy", variant="small", profile="1c", kind="energy") == 0.9
+    assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="time") == 1.5
+    assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="energy") == 0.9
     assert value("clover_http_connections") == 2
     assert value("clover_http_answers_total", code="200") == 3
     assert any(name == "clover_build_info" for name, _ in found)
