@@ -118,6 +118,8 @@ def play(case: Case, *, seconds: float, gust: float = 1.0, relief: str = "") -> 
     """Play `seconds` of `case` at its constant load, with gusts of `gust` times that."""
     if case.scheme.cascade and case.world.known.profile.cascade is None:
         raise ConfigError(f"{case.world.known.profile.family} has no profile of cascades: +cascade cannot be played")
+    if case.world.rules.waits:  # they end at the ticks of a timer, which knows no virtual time
+        raise ConfigError("row by row no row waits for a fuller batch: leave --waits out")
     if case.load.kind != "constant":
         raise ConfigError("row by row the load is constant:U, with --gust F for gusts")
     return clock.run(_Play(case, seconds, gust, relief).play())
@@ -150,7 +152,7 @@ class _Play:
         case, world, rules = self.case, self.case.world, self.case.world.rules
         profile = world.known.profile
         loop = asyncio.get_running_loop()
-        settings = msgspec.structs.replace(case.settings, design_rate=self.rate)
+        settings = msgspec.structs.replace(case.settings, design_rate=self.rate, waits=False)
         config = FamilyConfig(
             family=profile.family,
             slo_ms=rules.slo_ms,

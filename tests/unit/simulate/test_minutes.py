@@ -239,14 +239,15 @@ def with_cascade(folder: Path) -> str:
 def on_cores(path: str, policy: str, **rules: Any) -> Case:
     shape = cpu()
     machine = SimulatedMachine((shape,), 4.0, "two cores")
-    own = World(machine, families.load(path, machine.shapes), Rules(noise=False, form="floor", slo_ms=30.0, **rules))
+    held = Rules(noise=False, form="floor", slo_ms=30.0, waits=False, **rules)
+    own = World(machine, families.load(path, machine.shapes), held)
     return Case(own, world.traces([], "", 1.0)[0], loads.parse("constant:150/s"), world.scheme(policy), 0)
 
 
 def test_a_cascade_row_by_row_is_what_was_planned(tmp_path: Path) -> None:
     path = with_cascade(tmp_path)
     rules = {"accuracy_floor": 91.0, "accuracy_margin": 0.0}
-    mixed = play(on_cores(path, "objective", **rules), seconds=60.0)
+    mixed = play(on_cores(path, "objective+mix", **rules), seconds=60.0)
     chained = play(on_cores(path, "objective+cascade", **rules), seconds=60.0)
     assert chained.planned_accuracy == 91.5
     assert chained.accuracy == pytest.approx(91.5, abs=0.15)

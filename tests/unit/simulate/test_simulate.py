@@ -42,7 +42,7 @@ from tests.support.profiles_fixture import cpu, profile
 pytestmark = pytest.mark.slow
 
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
-EXACT = Rules(noise=False)
+EXACT = Rules(noise=False, reference_g_per_kwh=250.0)
 PAPER = Rules(noise=False, lam=paper.LAMBDA, accuracy_floor=0.0, accuracy_margin=0.0, look_s=900.0)
 
 
@@ -102,7 +102,7 @@ def test_waiting_for_nothing_is_an_error() -> None:
 
 def test_base_by_hand(tmp_path: Path) -> None:
     """Two hours of two intensities: every figure of BASE follows from the table."""
-    rules = Rules(noise=False, look_s=3600.0, pue=1.2)
+    rules = Rules(noise=False, look_s=3600.0, pue=1.2, reference_g_per_kwh=250.0)
     run = replay.play(a_case(trace_file(tmp_path, (100.0, 300.0)), rules=rules))
     # ALBERT xxlarge on a whole A100: 42.51 ms at 185 W above 52 W of idle power.
     rate = 0.6 * 1e3 / 42.51
@@ -345,7 +345,7 @@ def test_the_dwell_time_holds_changes_back(tmp_path: Path) -> None:
 
 def test_a_change_without_capacity_is_refused(tmp_path: Path) -> None:
     """One GPU cannot be cut anew under load: the transition's capacity floor, not a rule of the simulation."""
-    rules = Rules(noise=False, lam=0.2, accuracy_floor=0.0, slo_ms=560.0)
+    rules = Rules(noise=False, lam=0.2, accuracy_floor=0.0, slo_ms=560.0, reference_g_per_kwh=250.0, waits=False)
     case = a_case(trace_file(tmp_path, (40.0, 500.0)), policy="oracle", rules=rules, family="yolov5")
     run = replay.play(case)
     assert run.held["capacity"] == 1
