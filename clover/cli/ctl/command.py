@@ -73,7 +73,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
         everything = getattr(given, "all", False)
-        show(given.verb, answer, terminal.console(_WIDTH), everything=everything)
+        console = terminal.console(_WIDTH)
+        with console.capture() as shown:
+            show(given.verb, answer, console, everything=everything)
+        for line in shown.get().splitlines():
+            print(line.rstrip())  # the cells of a table are as wide as their column
         if note := note_on(given, answer):
             print(note)
     return 0

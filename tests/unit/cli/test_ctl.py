@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socketserver
 import subprocess
 import sys
@@ -249,7 +250,9 @@ def test_a_reader_that_stops_reading_is_no_fault(server: Any) -> None:
 def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     server.answer = (200, [DECISION])
     assert ctl(server, "decisions") == 0
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert not re.search(r" $", printed, re.MULTILINE)
+    text = " ".join(printed.split())
     assert "7 2024-01-31 00:00:00 fashion intensity applied cleaner grid [and]" in text
     assert "applied" in text
     assert ctl(server, "--json", "decisions") == 0
@@ -557,6 +560,20 @@ def answered(**changes: Any) -> dict[str, Any]:
             "models": {"fashion": {"state": "READY", "energy_j": 121.8, "carbon_g": 0.01523, "rows": {"large": 9000}}},
         },
     }
+
+
+@pytest.mark.parametrize("columns", ["80", "140"])
+def test_no_line_ends_in_blanks(
+    columns: str, server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    long = DECISION | {"id": 12, "detail": "a reason that is longer than the other"}
+    for answer, words in (([DECISION, long], ["decisions"]), (answered(), ["state"]), (answered(), ["state", "--all"])):
+        server.answer = (200, answer)
+        assert ctl(server, *words) == 0
+        printed = capsys.readouterr().out
+        assert printed
+        assert not re.search(r"[ \t]$", printed, re.MULTILINE), printed
 
 
 def test_the_state_in_a_dozen_lines(
