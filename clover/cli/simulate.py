@@ -108,8 +108,8 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         metavar="A,B",
         default=None,
         help="names as in --policy of serve, with +cascade for chains and "
-        f"@L for a lambda of its own; BASE is always played [{','.join(_POLICIES)}, and for families with cascades "
-        f"{','.join(_CASCADES)}]",
+        f"@L for a weight of carbon (--lam) of its own; BASE is always played [{','.join(_POLICIES)}, and for families "
+        f"with cascades {','.join(_CASCADES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add(
@@ -144,9 +144,15 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
         "--objective",
         choices=("paper", "floor"),
         default="paper",
-        help="paper: accuracy against carbon, weighted by lambda; floor: least carbon above the accuracy floor [paper]",
+        help="paper: accuracy against carbon, weighted by --lam; floor: least carbon above the accuracy floor [paper]",
     )
-    add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
+    add(
+        "--lam",
+        metavar="L",
+        type=float,
+        default=None,
+        help="weight of carbon in the paper's objective (lambda) [derived; paper: 0.1]",
+    )
     add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
     add(
         "--accuracy-floor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clover.profiling.pareto import cascades
+from clover.quantities import slice_words
 from clover.terminal import Column, plain
 from clover.types import FamilyProfile
 
@@ -52,11 +53,14 @@ def table(profile: FamilyProfile, width: int) -> str:
     # What was calculated has no samples; only the answers were measured, on the CPU.
     paced = not any(m.samples for m in profile.latency)
     what = f"accuracy by the {kind}" if paced else f"energy {methods}; {kind}"
-    where = f"{base.variant} with {base.backend} on {base.count} x {base.profile} at 60 % load"
+    where = f"{base.variant} with {base.backend} on {base.count} x {slice_words(base.profile)} at 60 % load"
     cost = f"p95 {base.p95_ms:.2f} ms, {base.energy_j_per_row * 1e3:.3f} mJ/row, {base.accuracy:.2f} %"
     wider = f"left out at {width} columns: {', '.join(left)}; a wider terminal or --json FILE shows all"
+    slices = {name: slice_words(name) for name in dict.fromkeys(m.profile for m in profile.latency)}
+    cores = [f"{name} is {words}" for name, words in slices.items() if words != name]
     notes = [
         f"BASE: {where}: {cost} ({base.method})",
+        *([f"slices: {', '.join(cores)}"] if cores else []),
         *([f"times and energy of slices are {methods}: nothing of them was measured on a GPU"] if paced else []),
         f"* the backend served; {what} measurement of {profile.made_at}",
         *(f"note: {note}" for note in profile.notes),

@@ -142,7 +142,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         "words",
         nargs="+",
         metavar="KEY=VALUE",
-        help="as slo_ms=20 mode=observe; lambda=none derives it again from the reference intensity",
+        help="as slo_ms=20 mode=observe; lambda is the weight of carbon, lambda=none derives it again",
     )
     return parser, verbs.choices
 

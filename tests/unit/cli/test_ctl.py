@@ -350,7 +350,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "cpu0:1c@1 small eager yes 100.0%" in text
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
-    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
+    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, weight of carbon (lambda) 0.25 (derived)" in text
 
 
 def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
@@ -590,7 +590,7 @@ def test_the_state_in_a_dozen_lines(
         "grid         305 gCO2e/kWh from synthetic (synthetic, fresh), 2 min old",
         "control      policy objective, mode active",
         "fashion",
-        "  runs       2 x large on 1c of cpu0 (75% of rows), small on 1c of cpu0 (25% of rows)",
+        "  runs       2 x large on 1 core of cpu0 (75% of rows), small on 1 core of cpu0 (25% of rows)",
         "  demand     200 rows/s arrive, 3 waiting; 12,000 rows so far",
         "  latency    p95 1.54 ms of 31.5 ms: SLO held",
         "  accuracy   92.68 % expected of what served (by profile), floor 92.26 %: held",
