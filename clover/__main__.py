@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from clover._version import __version__
 from clover.errors import not_installed
-from clover.hints import did_you_mean, program, until_closed
+from clover.hints import did_you_mean, importing, program, until_closed
 
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
@@ -40,7 +40,8 @@ def _run(argv: Sequence[str] | None) -> int:
             hint = did_you_mean(words[0], COMMANDS)
             print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
             return 2
-        command = importlib.import_module(known[0])
+        with importing():
+            command = importlib.import_module(known[0])
     except ModuleNotFoundError as error:
         if not (line := not_installed(error)):
             raise
