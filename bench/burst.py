@@ -130,7 +130,7 @@ def main() -> None:
                 words = ["fashion", "--device", options.device, "--policy", options.policy]
                 words += ["--relief", relief] if relief != "none" else []
                 words += ["--slo-ms", str(options.slo_ms)] if options.slo_ms else []
-                words += ["--design-rate", str(rate)]
+                words += ["--design-rate", str(rate), "--no-waits"]
                 with served(words, log=Path(folder) / "serve.log") as server:
                     state = server.get("/v2/clover/state")
                     own = own or world_of(options.device, options.slo_ms or None)

@@ -189,7 +189,7 @@ def main() -> None:
     bodies = binary_bodies(images, len(images))
     answers = expected(images)
     data = bodies, scorer(answers, labels), answers
-    common = ["--device", options.device, *(["--waits"] if options.waits else [])]
+    common = ["--device", options.device, "--waits" if options.waits else "--no-waits"]
     best = max(answers, key=lambda name: float((answers[name].argmax(axis=1) == labels).mean()))
     found: list[Figures] = []
     with tempfile.TemporaryDirectory() as name:
@@ -198,10 +198,11 @@ def main() -> None:
         run = partial(measured, rate=rate, passes=options.passes, slo_ms=options.slo_ms, data=data, folder=folder)
         found.append(run("base", [*common, "--policy", f"static:{best}" if options.waits else "base"]))
         for floor in map(float, options.floors.split(",")):
-            held = [*common, "--objective", "floor", "--accuracy-margin", "0", "--accuracy-floor"]
+            held = [*common, "--policy", "objective", "--objective", "floor"]
+            held += ["--accuracy-margin", "0", "--accuracy-floor"]
             cascade = run("cascade", [*held, str(floor), "--cascade"])
             found.append(cascade)
-            found.append(run("mix", [*held, str(round(cascade.offline, 4))]))
+            found.append(run("mix", [*held, str(round(cascade.offline, 4)), "--no-cascade"]))
     base = found[0]
     columns = ("", "accuracy", "offline", "CPU us", "of BASE", "server us", "mJ", "planned mJ", "p95 ms", "asked")
     table = [

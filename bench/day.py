@@ -204,7 +204,7 @@ def words_of(scheme: str, options: argparse.Namespace, best: float) -> list[str]
         words += ["--accuracy-margin", "0"]
         if not options.accuracy_floor:
             words += ["--accuracy-floor", str(round(best - 2.0 * lost, 4))]
-    return [*words, "--cascade"] if plus else words
+    return [*words, "--cascade" if plus else "--no-cascade", "--no-waits", "--reference-g-per-kwh", "250"]
 
 
 def simulated(options: argparse.Namespace) -> dict[str, Any]:

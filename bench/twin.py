@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     bodies = binary_bodies(fashion_rows()[0], 2048)
     words = ["fashion", "--device", options.device, "--policy", options.policy, "--lam", str(options.lam)]
-    words += ["--design-rate", str(options.rate), "--carbon", INTENSITY]
+    words += ["--design-rate", str(options.rate), "--carbon", INTENSITY, "--no-cascade", "--no-waits"]
     words += ["--slo-ms", str(options.slo_ms)] if options.slo_ms else []
     with tempfile.TemporaryDirectory() as folder, served(words, log=Path(folder) / "serve.log") as server:
         run = partial(open_loop, server.url, "fashion", bodies, rate=options.rate, connections=64)

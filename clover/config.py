@@ -81,10 +81,17 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    accuracy_margin: Annotated[
-        float,
-        _help("safety margin: plans aim this many points above the floor, so that hourly averages stay above it", ge=0),
-    ] = 0.25
+    accuracy_margin: (
+        Annotated[
+            float,
+            _help(
+                "safety margin: points that plans aim for above the floor; by default as many as the size of the "
+                "evaluation set makes necessary for 95 % confidence",
+                ge=0,
+            ),
+        ]
+        | None
+    ) = None
     accuracy_budget: Annotated[
         float,
         _help("points below the best variant that the policies budget and static may give up on average", ge=0, le=100),
@@ -101,7 +108,8 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         Annotated[
             float,
             _help(
-                "target for the 95th percentile of latency; by default 1.2 x the p95 of BASE, the best variant alone",
+                "target for the 95th percentile of latency; by default 1.2 x that of BASE, the best variant alone, "
+                "over HTTP, at least 5 ms",
                 gt=0,
             ),
         ]
@@ -115,6 +123,14 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     queue_rows: Annotated[int, _help("rows that may wait for a worker; 0 sets no limit below slots", ge=0)] = 0
     max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits", ge=0)] = 0.0
     timeout_ms: Annotated[float, _help("deadline of a request that names none", gt=0)] = 30_000.0
+    max_wait_slo: Annotated[
+        float,
+        _help(
+            "longest predicted time until the answer, in SLOs: while rows wait, a row that would take longer is "
+            "refused at once (429); 0 refuses none for that",
+            ge=0,
+        ),
+    ] = 2.0
     variant: Annotated[str, _help("serve this variant only; the controller leaves the family alone")] = ""
     relief: Annotated[
         str,
@@ -247,10 +263,10 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     policy: Annotated[
         str,
         _help(
-            "objective, budget, budget:flat, static, static:VARIANT, base, clover, clover-artifact, blover, co2opt, "
-            "oracle, oracle:alike, or module:attribute"
+            "objective, budget, budget:online, budget:flat, static, static:VARIANT, base, clover, clover-artifact, "
+            "blover, co2opt, oracle, oracle:alike, or module:attribute"
         ),
-    ] = "objective"
+    ] = "budget"
     objective: Annotated[
         Literal["paper", "floor"],
         _help("what plans maximise: paper weighs accuracy against carbon; floor saves carbon above the accuracy floor"),
@@ -266,22 +282,33 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    reference_g_per_kwh: Annotated[
-        float, _help("carbon intensity at which accuracy and carbon weigh alike if lam is derived, gCO2e per kWh", gt=0)
-    ] = 250.0
+    reference_g_per_kwh: (
+        Annotated[
+            float,
+            _help(
+                "carbon intensity at which accuracy and carbon weigh alike if lam is derived, gCO2e per kWh; by "
+                "default the median of the grid's history and forecast, 250 while less than a day of them is known",
+                gt=0,
+            ),
+        ]
+        | None
+    ) = None
     interval_s: Annotated[float, _help("seconds between two checks whether a new plan is due", gt=0)] = 1.0
     intensity_change: Annotated[float, _help("relative change of intensity that triggers a plan", ge=0)] = 0.05
     rate_change: Annotated[float, _help("relative change of the arrival rate that triggers a plan", ge=0)] = 0.25
     min_dwell_s: Annotated[float, _help("least seconds between two changes of the configuration", ge=0)] = 5.0
     verify_s: Annotated[float, _help("seconds that a new plan is watched before it counts as good", ge=0)] = 5.0
     max_utilisation: Annotated[float, _help("highest utilisation that plans give any worker", gt=0, lt=1)] = 0.85
-    cascade: Annotated[
-        bool,
-        _help(
-            "let plans ask a cheap variant first, and a more accurate one if it is not sure (the family must declare "
-            "a confidence)"
-        ),
-    ] = False
+    cascade: (
+        Annotated[
+            bool,
+            _help(
+                "let plans ask a cheap variant first, and a more accurate one if it is not sure; by default if the "
+                "family declares a confidence"
+            ),
+        ]
+        | None
+    ) = None
     profile_error: Annotated[
         float,
         _help(
@@ -290,7 +317,16 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
             lt=1,
         ),
     ] = 0.0
-    waits: Annotated[bool, _help("let rows wait for fuller batches if that saves energy within the SLO")] = False
+    waits: (
+        Annotated[
+            bool,
+            _help(
+                "let rows wait for fuller batches if that saves energy within the SLO; by default if slo_ms is given "
+                "and at least twice its own default"
+            ),
+        ]
+        | None
+    ) = None
     design_rate: Annotated[
         float, _help("plan for at least this arrival rate, rows per second; 0 plans for the observed rate", ge=0)
     ] = 0.0
@@ -314,7 +350,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         bool, _help("leave the MIG instances that Clover made when it stops, for the next start to use")
     ] = False
     cores: Annotated[
-        str, _help("cores that workers may use, as 0-3,6; auto: of all, as many as the load needs; by default all")
+        str,
+        _help("cores that workers may use, as 0-3,6; auto: of all, as many as five minutes show to do; default: all"),
     ] = ""
     core_sleep_w: Annotated[
         float,

@@ -15,7 +15,7 @@ from typing import cast
 
 from clover.carbon.chain import STATES, SourceChain
 from clover.carbon.clock import GridClock, boot_seconds
-from clover.carbon.labels import describe
+from clover.carbon.labels import caveat, describe
 from clover.carbon.layouts import MAX_G_PER_KWH, HowKnown, Scope, Signal, format_time, parse_time
 from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource
@@ -25,7 +25,17 @@ from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.interfaces import CarbonSource
 
-__all__ = ["SOURCES", "STATES", "GridClock", "SourceChain", "build", "build_source", "describe", "format_time"]
+__all__ = [
+    "SOURCES",
+    "STATES",
+    "GridClock",
+    "SourceChain",
+    "build",
+    "build_source",
+    "caveat",
+    "describe",
+    "format_time",
+]
 
 
 def build(

@@ -23,7 +23,8 @@ is asked once every `poll_s` real seconds at most, however fast grid time runs, 
 seconds when it fails.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
 replayed at speed follows grid time from look to look.  Once an hour of grid time a remote source's forecast is asked
 for, to bridge what may come, in a task of its own: no reading waits for it, and meanwhile that of before holds.  A
-local source that can change (a file) is looked at every `poll_s` real seconds.
+local source that can change (a file) is looked at every `poll_s` real seconds, in a task as well: who reads waits for
+`REFRESH_WAIT_S` at most, and a long file is in force once it is read.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -51,19 +52,20 @@ log = logging.getLogger("clover.carbon")
 STATES = ("fresh", "stale", "fallback", "forecast", "seasonal", "configured")
 FORECAST_S = 7 * 86_400.0
 """How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
+REFRESH_WAIT_S = 0.2
 
 
 @runtime_checkable
 class Refreshable(Protocol):
     """A source whose data may change while it is used."""
 
-    async def refresh(self) -> bool:
+    def refresh(self) -> Coroutine[Any, Any, bool]:
         """Take new data if there is any, and return whether there was; CarbonError if it cannot be used."""
 
 
 class ChainedSource:
     """One source of the chain with its last good reading, its back-off and its counters; `bridge` holds what it lets
-    expect."""
+    expect, `trouble` says why newer data of it cannot be used (empty if they can)."""
 
     def __init__(
         self, source: CarbonSource, max_age_s: float, backoff_s: tuple[float, float], timeout_s: float, poll_s: float
@@ -73,6 +75,8 @@ class ChainedSource:
         self.reads = 0
         self.failures = 0
         self.last_error = ""
+        self.trouble = ""
+        self.refresh_wait_s = REFRESH_WAIT_S
         self.bridge = Bridge(source.step_s)
         self._plausibility = Plausibility()
         self._doubted = False
@@ -83,6 +87,7 @@ class ChainedSource:
         self._refreshable = source if isinstance(source, Refreshable) else None
         self._refresh_s = poll_s
         self._refreshed_s = -math.inf  # monotonic
+        self._refreshing: asyncio.Task[bool] | None = None
         self._foreseen: list[Reading] = []
         self._foreseen_hour = -math.inf
         self._foreseen_s = -math.inf  # monotonic
@@ -96,9 +101,8 @@ class ChainedSource:
     async def read(self, grid_s: float, now_s: float) -> Reading | None:
         """Return the source's value, new or remembered, aged to `grid_s`; None if it has none younger than the
         limit."""
-        renewed = await self._refresh(now_s)
         known = self._usable(grid_s)
-        if known is not None and grid_s < self._due_s and not renewed:
+        if known is not None and grid_s < self._due_s:
             return known
         if now_s >= max(self._retry_s, self._polled_s + self._poll_s):
             reading = await self._ask(grid_s, now_s)
@@ -108,16 +112,30 @@ class ChainedSource:
                 self._due_s = end_s if end_s > grid_s else grid_s + reading.step_s / 10
         return self._usable(grid_s)
 
-    async def _refresh(self, now_s: float) -> bool:
-        """Have a source look for new data, every `poll_s` at most; return whether it took any."""
-        if self._refreshable is None or now_s < self._refreshed_s + self._refresh_s:
-            return False
-        self._refreshed_s = now_s
-        try:
-            return await self._refreshable.refresh()
-        except Exception as error:
+    async def refresh(self, now_s: float) -> None:
+        """Have a source look for new data, every `poll_s` at most, and wait for that a moment; what takes longer is
+        taken by a later call."""
+        if self._refreshable is None:
+            return
+        if self._refreshing is None:
+            if now_s < self._refreshed_s + self._refresh_s:
+                return
+            self._refreshed_s = now_s
+            self._refreshing = asyncio.create_task(self._refreshable.refresh())
+            await asyncio.wait([self._refreshing], timeout=self.refresh_wait_s)
+        looked = self._refreshing
+        if looked is None or not looked.done():
+            return
+        self._refreshing = None
+        if looked.cancelled():
+            return
+        error = looked.exception()
+        if isinstance(error, Exception):
             self._failed(error, now_s)
-            return False
+            self.trouble = str(error) if isinstance(error, CarbonError) else self.trouble
+        elif looked.result():
+            self.trouble = ""
+            self._due_s = -math.inf
 
     async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
         """Return the source's forecast; empty if it has none, failed, or is backed off after a failure.
@@ -247,12 +265,17 @@ class SourceChain:
         self.last: Reading | None = None
         self.last_error = ""
         self._monotonic = monotonic
-        self._lock = asyncio.Lock()  # two readers must not ask a provider twice, nor read a file while it is exchanged
+        self._lock = asyncio.Lock()  # two readers must not ask a provider twice
 
     @property
     def name(self) -> str:
         """The sources' names in order."""
         return ",".join(link.source.name for link in self.links)
+
+    @property
+    def trouble(self) -> str:
+        """Why newer data of sources cannot be used, while what they gave before is in force; empty if they can."""
+        return "; ".join(link.trouble for link in self.links if link.trouble)
 
     @property
     def perfect_forecast(self) -> bool:
@@ -274,6 +297,11 @@ class SourceChain:
     async def read(self, grid_s: float) -> Reading:
         """Return the intensity to use at `grid_s` (Unix seconds of grid time), in gCO2e/kWh.  Never raises for a
         source."""
+        for link in self.links:
+            failures = link.failures
+            await link.refresh(self._monotonic())
+            if link.failures > failures:
+                self.last_error = link.last_error
         async with self._lock:
             reading, error = await self._choose(grid_s)
             if reading.state in ("fresh", "stale"):

@@ -6,22 +6,57 @@ time of the moment, and the chain bounds what that costs: a remote source is cal
 
 The history is the chain's, by the hour of grid time: only the first source makes it.  Hours without it are gaps, which
 the forecast fills.  A source's forecast counts only if it speaks of the same signal as the reading.
+
+The **reference intensity** of a grid is the median of all hours that its history and its forecast tell of.  A fixed
+figure would make the same objective save always on a dirty grid and never on a clean one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from clover.carbon.chain import FORECAST_S
-from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, Outlook, Sample, hours_of, outlook, values
+from clover.planning.budget.forecast import (
+    DAY,
+    HOUR_S,
+    Floats,
+    ForecastInput,
+    History,
+    Outlook,
+    Sample,
+    hours_of,
+    outlook,
+    values,
+)
 from clover.types import Reading
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The intensity (gCO2e/kWh) at which accuracy and carbon weigh alike, and in words how it is known."""
+
+    g_per_kwh: float
+    label: str
+
+
+ASSUMED = Reference(250.0, "assumed: less than a day of this grid is known")
+_LEAST_REFERENCE = 1.0
+"""gCO2e/kWh: no reference is lower, since intensities are divided by it."""
+
+
+def reference_in_force(configured_g_per_kwh: float | None, own: Reference) -> Reference:
+    """Return the configured reference intensity if there is one, else the grid's `own`."""
+    return own if configured_g_per_kwh is None else Reference(configured_g_per_kwh, "configured")
 
 
 class IntensitySource(Protocol):
     """Gives intensities, whatever happens to the sources behind it (`clover.carbon.SourceChain`).  `history`: what the
-    first of them gave; `last_error`: what failed last."""
+    first of them gave; `last_error`: what failed last; `trouble`: why newer data cannot be used."""
 
     @property
     def history(self) -> History: ...
@@ -29,20 +64,34 @@ class IntensitySource(Protocol):
     @property
     def last_error(self) -> str: ...
 
+    @property
+    def trouble(self) -> str: ...
+
     async def read(self, grid_s: float) -> Reading: ...
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]: ...
 
 
+@dataclass(frozen=True)
+class _HoursAhead:
+    """Means of hours to come (NaN: not foreseen), and who foresees them."""
+
+    means: Floats
+    provider: str
+
+
 class Grid:
     """The intensity of one grid at the time of `now` (Unix seconds of grid time, `clover.carbon.GridClock.now`).
 
-    `reading` is the newest one of `read`, which plans are made from, None before the first.
+    `reading` is the newest one of `read`, which plans are made from, None before the first; `reference` the grid's
+    reference intensity (`find_reference`).
     """
 
     def __init__(self, source: IntensitySource, now: Callable[[], float]) -> None:
         self.now = now
         self.reading: Reading | None = None
+        self.reference = ASSUMED
+        self._reference_hour: int | None = None
         self._source = source
         self._forecast_hour: int | None = None
         self._forecast: Sequence[Reading] = ()
@@ -54,13 +103,38 @@ class Grid:
 
     @property
     def trouble(self) -> str:
-        """What failed last, while the intensity is not a fresh one of the first source; else empty."""
-        return self._source.last_error if self.reading is not None and self.reading.state != "fresh" else ""
+        """Why newer data of a source cannot be used, and what failed last while the intensity is not a fresh one of the
+        first source; else empty."""
+        stands_in = self.reading is not None and self.reading.state != "fresh"
+        failed = self._source.last_error if stands_in else ""
+        return "; ".join(dict.fromkeys(filter(None, (failed, self._source.trouble))))
 
     async def read(self) -> Reading:
         """Read the intensity of now, which plans go by.  Never raises for a source."""
         self.reading = await self._source.read(self.now())
         return self.reading
+
+    async def find_reference(self) -> Reference:
+        """Find the reference intensity of this grid from what is known by now, once an hour of grid time.  Unlike a
+        reading it waits for the source's first forecast."""
+        grid_s = self.now()
+        hour = math.floor(grid_s / HOUR_S)
+        if self.reading is not None and hour != self._reference_hour:
+            self._reference_hour = hour
+            self.reference = await self._median(self.reading, grid_s)
+        return self.reference
+
+    async def _median(self, reading: Reading, grid_s: float) -> Reference:
+        """Return the median intensity of the hours before and after `grid_s` that are known."""
+        past = self.history.means()
+        ahead = await self._hours_ahead(reading, grid_s, grid_s + FORECAST_S)
+        foreseen = ahead.means[np.isfinite(ahead.means)]
+        known = np.concatenate((past, foreseen))
+        if len(known) < DAY:
+            return ASSUMED
+        parts = [f"{len(past)} past hours"] if len(past) else []
+        parts += [f"{len(foreseen)} hours foreseen"] if len(foreseen) else []
+        return Reference(max(round(float(np.median(known)), 1), _LEAST_REFERENCE), f"median of {' and '.join(parts)}")
 
     @property
     def perfect_forecast(self) -> bool:
@@ -76,12 +150,18 @@ class Grid:
     async def outlook(self, reading: Reading, rates: History, *, grid_s: float, until_s: float, rate: float) -> Outlook:
         """Return what to expect, hour by hour, from `grid_s` until `until_s`: intensities as the source foresees them,
         else as the history lets expect, and loads (rows/s) that follow `rates` from `rate` on."""
-        hour, count = hours_of(grid_s, max(until_s, grid_s))
-        known = [item for item in await self._foreseen(grid_s) if _same_signal(item, reading)]
-        given = values([Sample(at_s=item.at_s, g_per_kwh=item.g_per_kwh) for item in known], hour, count)
-        name = f"provider {known[0].provider}" if known else ""
-        made_from = ForecastInput(self.history, rates, reading.g_per_kwh, rate, provider=given, name=name)
+        ahead = await self._hours_ahead(reading, grid_s, max(until_s, grid_s))
+        made_from = ForecastInput(
+            self.history, rates, reading.g_per_kwh, rate, provider=ahead.means, name=ahead.provider
+        )
         return outlook(made_from, now_s=grid_s, until_s=until_s)
+
+    async def _hours_ahead(self, reading: Reading, grid_s: float, until_s: float) -> _HoursAhead:
+        """Return what the source foresees of each hour from the running one until `until_s`."""
+        hour, count = hours_of(grid_s, until_s)
+        known = [item for item in await self._foreseen(grid_s) if _same_signal(item, reading)]
+        means = values([Sample(at_s=item.at_s, g_per_kwh=item.g_per_kwh) for item in known], hour, count)
+        return _HoursAhead(means, f"provider {known[0].provider}" if known else "")
 
     async def _foreseen(self, grid_s: float) -> Sequence[Reading]:
         """Return the source's newest forecast, asked for once an hour of grid time."""

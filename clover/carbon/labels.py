@@ -16,6 +16,25 @@ _STATES = {
 }
 
 
+def caveat(reading: Reading | None) -> str:
+    """Return what has to be known before any gram is quoted, and what ends that: the intensity is invented, or of
+    another time.  Empty if neither is so."""
+    if reading is None:
+        return ""
+    if reading.method == "synthetic":
+        return (
+            "THE GRID IS INVENTED: the intensity is a formula, so no gram here was emitted anywhere. "
+            "Give your own: --carbon trace:FILE (hourly values of your grid) or --carbon static:G"
+        )
+    if reading.replayed:
+        return (
+            f"THE INTENSITIES ARE OF ANOTHER TIME: {reading.provider} is replayed, now at {format_time(reading.at_s)}, "
+            "so no gram here was emitted today. A file that covers now is read at now, without --trace-speed, "
+            "--trace-start and ?loop=1"
+        )
+    return ""
+
+
 def describe(reading: Reading) -> str:
     """Return how a reading is known: method, signal, scope, the time it is of if replayed, and its state."""
     if reading.method == "synthetic":

@@ -27,6 +27,9 @@ MAX_G_PER_KWH = 5000.0
 """Above this no grid lies: a larger number is in another unit (lbs/MWh, g/MWh) or is no intensity."""
 
 MAX_FILE_BYTES = 64 << 20
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_SHOWN = 40
+"""Characters of a cell that an error shows."""
 _GAPS = frozenset({"", "nan", "null", "none", "na", "n/a", "-"})
 
 Scope = Literal["lifecycle", "direct", "unknown"]
@@ -116,15 +119,31 @@ def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> TraceTable:
         return _electricity_maps(header, lines, scope, zone)
     if "from" in header or any(name.endswith(("actual", "forecast")) for name in header):
         return _neso_csv(header, lines)
+    if separated := _other_separator(header):
+        raise ConfigError(separated)
     raise ConfigError(
         "unknown columns; the first line names them: `datetime_utc,carbon_intensity_gco2_per_kwh` (below it lines as "
         "2026-03-26T21:00Z,257), Electricity Maps' historical CSV, or NESO's from,to,actual,forecast (CSV or API JSON)"
     )
 
 
+def _other_separator(header: list[str]) -> str:
+    """Return that the first line separates its columns by something else than commas; empty if it does not."""
+    found = next((of for of in _SEPARATORS if len(header) == 1 and of in header[0]), "")
+    if not found:
+        return ""
+    return (
+        f"its columns are separated by {_SEPARATORS[found]}, which is not read: separate them by commas, and write "
+        "decimals with a point (a spreadsheet's export asks for both, or set its language to English)"
+    )
+
+
 def parse_time(text: str) -> float:
     """Return Unix seconds of an ISO 8601 time; without a zone it is UTC.  ValueError if it is none."""
-    moment = datetime.fromisoformat(text.strip())
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"{text.strip()[:_SHOWN]!r} is no ISO 8601 time, as 2026-03-26T21:00Z") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
@@ -239,7 +258,11 @@ def _intensity(cell: str) -> float | None:
     text = cell.strip()
     if text.lower() in _GAPS:
         return None
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        hint = "; decimals are written with a point" if "," in text else ""
+        raise ValueError(f"{text[:_SHOWN]!r} is no number of gCO2e/kWh, nor empty as a gap is{hint}") from None
     if math.isnan(value):
         return None
     if not 0.0 <= value <= MAX_G_PER_KWH:

@@ -5,9 +5,10 @@ refused, each only if the same source has shown that its grid is not like that:
 
  - *zeros*: an average over the life cycle of its plants is 0 on no grid, and is refused at once.  Any other signal may
    be 0 for a sunny day, `SUNNY_S`, and for half as long again as its longest stretch of zeros before.  If it was known
-   for `WEEK_HOURS` and was never below `LOW_G`, it may for `ZERO_S` only: that is how a provider fails.  After that
-   first stretch the longer bound holds, so a first sunny day costs one afternoon.  If the mean so far is below `LOW_G`
-   (a zone of water, wind or nuclear power), it may stay at 0.
+   for `WEEK_HOURS` and was never below `LOW_G`, and then falls to 0 at once, it may for `ZERO_S` only: that is how a
+   provider fails.  The sun brings a grid down in steps: if the last step, to 0, is at most `STEEPER` times the larger
+   of the two falls right before it, the longer bound holds at once, and it does after the first such stretch in any
+   case.  If the mean so far is below `LOW_G` (a zone of water, wind or nuclear power), it may stay at 0.
  - *a flat line*: the same value for more than `FLAT_S`, and for more than three times the longest such stretch before,
    of a source that has given at least `CHANGES` other values in turn.  A source that never changes (yearly means) is
    believed.  If all its values were whole grams, it may be flat for longer the coarser they are: below `FINE_G`, for
@@ -22,6 +23,7 @@ What was stated (`static:G`), what is a formula, and what is replayed from a fil
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from clover.types import Reading
 
@@ -38,6 +40,8 @@ LEAP_G = 100.0
 LEAP_READINGS = 3
 LEAP_HOLDS_S = HOUR_S
 HOURS = 24
+STEEPER = 2.0
+_FALLS = 2
 _CONTINUES_S = 2 * HOUR_S
 """Readings this far apart at most are of one flat stretch (or two steps of the source apart)."""
 
@@ -83,6 +87,10 @@ class Plausibility:
         self._longest_zero_s = 0.0
         self._lowest_g = math.inf
         """Of the stretches that are over."""
+        self._falls: deque[float] = deque(maxlen=_FALLS)
+        """The last falls in a row from value to value (gCO2e/kWh)."""
+        self._came_down = False
+        """Whether the newest stretch of zeros was come down to step by step."""
         self._whole = True
         self._hangs = False
         self._leap: _Leap | None = None
@@ -124,7 +132,7 @@ class Plausibility:
             if self._sum_g < LOW_G * self._readings:
                 return math.inf
             never_low = self._hours >= WEEK_HOURS and self._lowest_g >= LOW_G
-            return ZERO_S if never_low else max(SUNNY_S, 1.5 * self._longest_zero_s)
+            return ZERO_S if never_low and not self._came_down else max(SUNNY_S, 1.5 * self._longest_zero_s)
         if g_per_kwh < LOW_G or self._changes < CHANGES:
             return math.inf
         coarse = FINE_G / g_per_kwh if self._whole else 1.0
@@ -134,6 +142,7 @@ class Plausibility:
         if not lasts:
             if self._readings:
                 self._end_stretch()
+            self._note_fall(reading)
             self._hangs = False
             self._changes += reading.g_per_kwh != self._value_g
             self._value_g, self._since_s = reading.g_per_kwh, reading.at_s
@@ -145,6 +154,17 @@ class Plausibility:
         hour = math.floor(reading.at_s / HOUR_S)
         self._hours += hour != self._hour
         self._hour = hour
+
+    def _note_fall(self, reading: Reading) -> None:
+        """Note by how much a value that differs from the one before is lower, if it follows on it."""
+        fall_g, falls = self._value_g - reading.g_per_kwh, self._falls
+        in_row = fall_g > 0.0 and _follows(reading, self._last_s)
+        if reading.g_per_kwh == 0.0:
+            self._came_down = in_row and len(falls) == _FALLS and fall_g <= STEEPER * max(falls)
+        if in_row:
+            falls.append(fall_g)
+        else:
+            falls.clear()
 
     def _end_stretch(self) -> None:
         """Keep what the stretch of equal values that is over has shown."""

@@ -75,6 +75,17 @@ class _Version(NamedTuple):
     inode: int
 
 
+class _Content(NamedTuple):
+    """What a file holds: its rows in order, until when each holds, and their times (Unix seconds)."""
+
+    table: TraceTable
+    rows: list[TraceRow]
+    ends: list[float]
+    times: list[float]
+    step_s: float
+    missing: int
+
+
 class TraceSource:
     """Intensities of a file.  `empty` rows had no value, `missing` steps had no row; both are gaps.  `replayed`:
     whether they are used at another time than they are of.  `step_s` is the commonest step."""
@@ -92,16 +103,18 @@ class TraceSource:
         self._used = self._seen = self._version()
         self._changes = 0
         """How many looks found the file changed, and whole, since it was read."""
-        self._load()
+        content = self._read_file()
+        assert content is not None  # any version will do
+        self._take(content)
 
-    def _load(self, expected: _Version | None = None) -> bool:
-        """Read the file and take what it holds; ConfigError if it cannot be used, and then all stays as it was.  Return
-        whether it still was the `expected` version when it was read; if not, it is left."""
+    def _read_file(self, expected: _Version | None = None) -> _Content | None:
+        """Return what the file holds, None if it is not the `expected` version any more; ConfigError if it cannot be
+        used.  It changes nothing, and may take seconds: a thread runs it."""
         path, options = self._path, self.options
         try:
             data = read_file(path)
             if expected not in (None, self._version()):
-                return False
+                return None
             table = parse_table(data, scope=options.scope or "", zone=options.zone)
             if options.known and table.layout != "two-column":
                 raise ConfigError("?method= is for files of two columns; this one says itself how its values are known")
@@ -109,50 +122,57 @@ class TraceSource:
             ends = _ends(rows)
         except ConfigError as error:
             raise ConfigError(f"carbon trace {path}: {error}") from error
-        self._rows, self._ends = rows, ends
+        steps = Counter(end_s - row.at_s for row, end_s in in_small_parts(zip(rows, ends, strict=True)))
+        missing = sum(
+            max(0, round((later.at_s - end_s) / (end_s - row.at_s)))
+            for (row, later), end_s in in_small_parts(zip(itertools.pairwise(rows), ends[:-1], strict=True))
+        )
+        step_s = max(steps, key=lambda step: (steps[step], -step))
+        return _Content(table, rows, ends, [row.at_s for row in rows], step_s, missing)
+
+    def _take(self, content: _Content) -> None:
+        """Use `content` from now on.  Nothing may read between its statements, so it belongs on the event loop."""
+        table, self._rows, self._ends, self._times, self.step_s, self.missing = content
+        rows, options = content.rows, self.options
         self.layout = table.layout
         self.zone = options.zone or table.zone
         self.scope: Scope = options.scope or table.scope
         self.signal: Signal = options.signal or table.signal
-        self._times = [row.at_s for row in rows]
-        steps = Counter(end_s - row.at_s for row, end_s in in_small_parts(zip(rows, ends, strict=True)))
-        self.step_s = max(steps, key=lambda step: (steps[step], -step))
         self.perfect_forecast = all(row.forecast_g is None for row in rows)
         """Whether what it foresees are its own rows to come."""
         self.empty = sum(row.g is None for row in rows)
-        self.missing = sum(
-            max(0, round((later.at_s - end_s) / (end_s - row.at_s)))
-            for (row, later), end_s in in_small_parts(zip(itertools.pairwise(rows), ends[:-1], strict=True))
-        )
         self.start_s = next(row.at_s for row in rows if row.g is not None)
-        self.end_s = ends[-1]
+        self.end_s = self._ends[-1]
         if self.gaps:
-            log.warning("%s: %d gaps (%d empty rows, %d missing ones); there the chain falls back",
-                        self.name, self.gaps, self.empty, self.missing)  # fmt: skip
-        return True
+            log.warning("%s: %s (%s, %d missing); there the chain falls back",
+                        self.name, _count(self.gaps, "gap"), _count(self.empty, "empty row"), self.missing)  # fmt: skip
 
     async def refresh(self) -> bool:
         """Read the file again if it changed since it was read and may be (top of the module); return whether that was
         done.  CarbonError, once for each state of the file, if it cannot be used."""
-        return await asyncio.to_thread(self._refreshed)
+        content = await asyncio.to_thread(self._changed)
+        if content is None:
+            return False
+        self._take(content)
+        log.info("%s changed and was read again: %d rows, until %s",
+                 self.name, len(self._rows), format_time(self.end_s))  # fmt: skip
+        return True
 
-    def _refreshed(self) -> bool:
+    def _changed(self) -> _Content | None:
         version = self._version()
         if not self._may_be_read(version):
-            return False
+            return None
         used, self._used = self._used, version
         changes, self._changes = self._changes, 0
         try:
-            if not self._load(version):
-                self._used, self._changes = used, changes
-                return False
+            content = self._read_file(version)
         except ConfigError as error:
             text = f"{self.name} changed and cannot be used, so what it held before stays in force: {error}"
             log.warning("%s", text)
             raise CarbonError(text) from error
-        log.info("%s changed and was read again: %d rows, until %s",
-                 self.name, len(self._rows), format_time(self.end_s))  # fmt: skip
-        return True
+        if content is None:
+            self._used, self._changes = used, changes
+        return content
 
     def _may_be_read(self, version: _Version) -> bool:
         """Return whether the file changed since it was read, and is not being written."""
@@ -260,6 +280,10 @@ class TraceSource:
         if file_s >= self.end_s:
             return f"it ended at {format_time(self.end_s)} (?loop=1 replays it)"
         return "a gap"
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'' if number == 1 else 's'}"
 
 
 def _order(table: TraceTable) -> list[TraceRow]:

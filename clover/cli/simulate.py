@@ -25,6 +25,7 @@ from clover.simulate.families import Known
 from clover.simulate.page import page
 from clover.simulate.paper import SEEDS, Paper, PaperOptions
 from clover.simulate.records import Results, Run, RunInput
+from clover.simulate.surprises import Surprises, parse_lost
 from clover.simulate.tables import show, show_minutes
 from clover.simulate.work import execute, results
 from clover.simulate.world import Case, Rules, SimulatedMachine, Trace, World
@@ -35,8 +36,10 @@ _WIDTH = 205
 _HOURS = 24.0
 _MOST_RUNS = 5_000
 _POLICIES = ("base", "co2opt", "clover", "oracle", "objective", "budget")
-_CASCADES = ("objective+cascade", "budget+cascade")
+_MIXES = ("objective+mix", "budget+mix")
 """Played, too, for families that have cascades, if no policies are named."""
+_SCENARIO_G_PER_KWH = 250.0
+"""The reference intensity of scenarios, which are compared with results of other days."""
 
 _ABOUT = """\
 Play families of model variants through carbon traces under policies, on a virtual clock and through the controller that
@@ -87,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=f"{program()} simulate", description=_ABOUT, usage=f"{program()} simulate [FAMILY ...] [options]"
     )
     _add_subject(parser.add_argument_group("what is played"))
+    _add_surprises(parser.add_argument_group("what the controller does not know"))
     _add_targets(parser.add_argument_group("targets"))
     _add_rules(parser.add_argument_group("the server"))
     _add_kinds(parser.add_argument_group("other simulations"))
@@ -107,15 +111,15 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         "--policies",
         metavar="A,B",
         default=None,
-        help="names as in --policy of serve, with +cascade for chains and "
-        f"@L for a weight of carbon (--lam) of its own; BASE is always played [{','.join(_POLICIES)}, and for families "
-        f"with cascades {','.join(_CASCADES)}]",
+        help="names as in --policy of serve, whose default is budget; +cascade and +mix: plans may have chains, or not "
+        "(else as in a server: if the family has a confidence), @L is a weight of carbon (--lam) of its own; BASE is "
+        f"always played [{','.join(_POLICIES)}, and for families with cascades {','.join(_MIXES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add(
         "--load",
         default="constant:0.6",
-        help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
+        help="constant:U, diurnal[:U], bursts[:U], surges[:U] (U: part of BASE's capacity), or a "
         "FILE of arrival times in seconds [constant:0.6]",
     )
     add("--gpus", metavar="N", type=int, default=None, help="A100s with MIG, simulated [2]")
@@ -137,6 +141,26 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_surprises(group: argparse._ArgumentGroup) -> None:
+    """Add what the controller does not know."""
+    add = group.add_argument
+    add(
+        "--misprofiled",
+        metavar="PCT",
+        type=float,
+        default=0.0,
+        help="times and joules of each variant really differ from its profile, by up to PCT percent up or down, drawn "
+        "by the seed [0]",
+    )
+    add(
+        "--lost-gpu",
+        metavar="GPU@FROM+HOURS",
+        action="append",
+        default=[],
+        help="a GPU (0, 1, ...) does not answer from an hour on, for so many hours, as 1@12+3; may be repeated",
+    )
+
+
 def _add_targets(group: argparse._ArgumentGroup) -> None:
     """Add what plans aim at."""
     add = group.add_argument
@@ -153,7 +177,15 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="weight of carbon in the paper's objective (lambda) [derived; paper: 0.1]",
     )
-    add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
+    add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's, at least 5; paper: BASE's]")
+    add(
+        "--reference-g-per-kwh",
+        metavar="G",
+        type=float,
+        default=None,
+        help="intensity at which accuracy and carbon weigh alike if --lam is derived [the median of the trace's hours "
+        f"before and of a week ahead; scenarios: {_SCENARIO_G_PER_KWH:g}]",
+    )
     add(
         "--accuracy-floor",
         metavar="PCT",
@@ -197,6 +229,12 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
     )
     add("--dwell-s", metavar="S", type=float, default=5.0, help="grid seconds between changes of configuration [5]")
     add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")
+    add(
+        "--waits",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let rows wait for fuller batches [if --slo-ms is twice its default or more; scenarios: no]",
+    )
     add("--pue", type=float, default=1.5, help="power usage effectiveness [1.5]")
     add("--exact-rate", action="store_true", help="let the controller see the true rate, not one sampled in a window")
     add(
@@ -350,6 +388,7 @@ def _check(given: argparse.Namespace) -> None:
     for name, low, high in (
         ("seeds", 1, 1000),
         ("lam", 0.0, 1.0),
+        ("reference_g_per_kwh", 1e-3, 1e5),
         ("accuracy_floor", 0.0, 100.0),
         ("slo_ms", 1e-3, 1e7),
         ("look_s", 1.0, 86400.0),
@@ -361,6 +400,7 @@ def _check(given: argparse.Namespace) -> None:
         ("jobs", 1, 256),
         ("accuracy_budget", 0.0, 100.0),
         ("budget_horizon_h", 1.0, 8784.0),
+        ("misprofiled", 0.0, 90.0),
         ("asleep", 0.0, families.paper().idle_w_per_gpu),
     ):
         value = getattr(given, name)
@@ -383,9 +423,14 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _rules(given: argparse.Namespace) -> Rules:
+    reference, waits = given.reference_g_per_kwh, given.waits
+    if given.scenario:
+        reference, waits = reference or _SCENARIO_G_PER_KWH, bool(waits)
     return Rules(
         form=given.objective,
         lam=given.lam,
+        reference_g_per_kwh=reference,
+        waits=waits,
         slo_ms=given.slo_ms,
         accuracy_floor=given.accuracy_floor,
         look_s=given.look_s,
@@ -398,7 +443,15 @@ def _rules(given: argparse.Namespace) -> Rules:
         budget_horizon_s=given.budget_horizon_h * 3600.0,
         asleep_w=given.asleep,
         forecast=forecasts.parse(given.forecast),
+        surprises=_surprises(given),
     )
+
+
+def _surprises(given: argparse.Namespace) -> Surprises:
+    if given.device and given.lost_gpu:
+        raise ConfigError("--lost-gpu is for GPUs: cores are not lost")
+    gpus = (2 if given.gpus is None else given.gpus) if given.scenario != "paper" else (given.gpus or 10)
+    return Surprises(given.misprofiled / 100.0, tuple(parse_lost(text, gpus) for text in given.lost_gpu))
 
 
 def _machine(given: argparse.Namespace) -> SimulatedMachine:
@@ -437,7 +490,7 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
     load = loads.parse(given.load)
     named = _POLICIES if given.policies is None else tuple(filter(None, given.policies.split(",")))
     schemes = [world.scheme(name) for name in dict.fromkeys(["base", *named])]
-    more = [world.scheme(name) for name in _CASCADES] if given.policies is None else []
+    more = [world.scheme(name) for name in _MIXES] if given.policies is None else []
     played, known = _traces(given), _known(given, machine)
     worlds = [World(machine, item, _rules(given)) for item in known]
     cases = [

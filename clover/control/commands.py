@@ -114,7 +114,7 @@ class Commands:
         dry_run = _boolean(arguments, "dry_run", False)
         operator = operator or "operator"
         async with self._context.lock:
-            await self._context.grid.read()
+            await self._context.read_grid()
             await self._device_watch.look()
             if verb == "freeze":
                 return self._freeze(arguments, operator, dry_run)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from clover.carbon.grid import Grid
+from clover.carbon.grid import Grid, Reference, reference_in_force
 from clover.config import ControllerConfig
 from clover.control.apply import SharedInstances
 from clover.control.decisions import Decisions
@@ -51,6 +51,17 @@ class Context:
         self.grid = grid
         self.monotonic = clocks.monotonic
         self.lock = asyncio.Lock()
+
+    async def read_grid(self) -> None:
+        """Read the intensity of now, and have every family know the grid's reference intensity."""
+        await self.grid.read()
+        reference = await self.grid.find_reference()
+        for family in self.families.values():
+            family.grid_reference = reference
+
+    def reference(self) -> Reference:
+        """Return the reference intensity in force: the configured one, else the grid's own."""
+        return reference_in_force(self.config.reference_g_per_kwh, self.grid.reference)
 
     def mode_of(self, family: Family) -> Mode:
         """Return the mode in force for a family."""

@@ -114,6 +114,9 @@ class CoreNeed:
             words += f"; at this load {needed} of {row.slices} cores would do"
         if sleeping_row((row,)) is not None and 0 < len(used) < row.slices:
             words += f"; {row.slices - len(used)} of {row.slices} cores have no worker"
+        waits_s = self._waits_s(row)
+        if waits_s:
+            words += f"; --cores auto watches the load for {waits_s:.0f} s more before cores lose their workers"
         return {
             "part": part,
             "idle_j": idle_j,
@@ -122,5 +125,12 @@ class CoreNeed:
             "cores_with_workers": len(used),
             "cores_would_do": needed,
             "core_sleep_w": row.core_sleep_w,
+            "decides_in_s": waits_s,
             "words": words,
         }
+
+    def _waits_s(self, row: DeviceShape) -> float:
+        """Return for how many seconds all families keep the workers of the cores that they have; 0 if one does not."""
+        now_s = self._context.monotonic()
+        until_s = [family.core_sleep.again_s((row,), now_s) for family in self._context.families.values()]
+        return max(0.0, min((now_s if until is None else until for until in until_s), default=now_s) - now_s)

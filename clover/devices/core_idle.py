@@ -18,6 +18,7 @@ from typing import Any
 DEEP_US = 100
 """Target residency from which on a state is deep: C3 and C6 have some hundred microseconds, C1 and C1E 2 and 20."""
 LEAST_S = 1.0
+LOOK_S = 10.0
 WINDOW_S = 60.0
 _POLL = "POLL"
 _TICKS_PER_S = 100.0
@@ -37,7 +38,8 @@ class IdleCounters:
 
 
 class CoreIdle:
-    """The idle times of `cores`.  It costs some small files a core to ask, so that answers are kept for a second."""
+    """The idle times of `cores`.  To look costs some small files a core, which takes milliseconds where there are many,
+    so a thread does that (`look`), and `report` gives what it found."""
 
     def __init__(
         self, cores: Sequence[int], root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
@@ -50,13 +52,25 @@ class CoreIdle:
         self._since_s, self._since = clock(), self._read()
         self._answer: dict[str, Any] | None = None
         self._answer_s = self._since_s
+        self._looked = False
 
     def report(self) -> dict[str, Any] | None:
-        """Return, of about the last minute, the share of time that each core was idle, and deeply so; None if the
-        kernel does not say, or if it is too early."""
+        """Return, of about the last minute before the last look, the share of time that each core was idle, and deeply
+        so; None if the kernel does not say, or if it is too early."""
+        return self._answer
+
+    @property
+    def due(self) -> bool:
+        """Whether the last look was `LOOK_S` ago; the first is due once `LEAST_S` can be told of."""
+        wait_s = LOOK_S if self._looked else LEAST_S
+        return self._clock() - max(self._since_s, self._answer_s) >= wait_s
+
+    def look(self) -> None:
+        """Read the counters, unless it is too early to tell anything.  A thread may call it, one at a time."""
         now_s = self._clock()
         if now_s - max(self._since_s, self._answer_s) < LEAST_S:
-            return self._answer
+            return
+        self._looked = True
         seconds, now = now_s - self._since_s, self._read()
         cores = [
             _core(core, self._since[core], counters, seconds) for core, counters in now.items() if core in self._since
@@ -65,7 +79,6 @@ class CoreIdle:
         self._answer_s = now_s
         if seconds >= WINDOW_S:
             self._since_s, self._since = now_s, now
-        return self._answer
 
     def _read(self) -> dict[int, IdleCounters]:
         """Return the counters of every core; nothing if they cannot be read."""

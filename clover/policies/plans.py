@@ -221,6 +221,16 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
 
 
+def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
+    """Return the best routing of exactly these workers, which need not fill the devices; None if no routing of theirs
+    keeps the targets."""
+    given = PlanningInput.of(state)
+    if any((group.variant, group.profile) not in given.problem.services for group in configuration):
+        return None
+    found = _best_on(given.problem, given.objective, configuration)
+    return found.routing if found.feasible else None
+
+
 def _best_on(problem: Problem, objective: Objective, configuration: Configuration) -> Candidate:
     """Return the best routing of `configuration`, a mix or a chain."""
     chains = sorted(on_configuration(problem, objective, configuration), key=lambda item: -item.score)

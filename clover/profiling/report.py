@@ -52,14 +52,22 @@ def table(profile: FamilyProfile, width: int) -> str:
     kind = "quick" if profile.quick else "full"
     # What was calculated has no samples; only the answers were measured, on the CPU.
     paced = not any(m.samples for m in profile.latency)
-    what = f"accuracy by the {kind}" if paced else f"energy {methods}; {kind}"
+    answers = "accuracy" if any(score.samples for score in profile.accuracy) else "agreement"
+    what = f"{answers} by the {kind}" if paced else f"energy {methods}; {kind}"
     where = f"{base.variant} with {base.backend} on {base.count} x {slice_words(base.profile)} at 60 % load"
-    cost = f"p95 {base.p95_ms:.2f} ms, {base.energy_j_per_row * 1e3:.3f} mJ/row, {base.accuracy:.2f} %"
+    seen = f" ({base.http_p95_ms:.2f} over HTTP, which adds {profile.front_ms:.2f})" if base.http_p95_ms else ""
+    alike = (base.variant, base.backend, base.profile)
+    energy = sorted({m.energy_method for m in profile.latency if (m.variant, m.backend, m.profile) == alike})
+    figures = (
+        f"p95 {base.p95_ms:.2f} ms{seen} ({base.method})",
+        f"{base.energy_j_per_row * 1e3:.3f} mJ/row ({' and '.join(energy) or base.method})",
+        f"{base.accuracy:.2f} % ({scores[base.variant, base.backend].method})",
+    )
     wider = f"left out at {width} columns: {', '.join(left)}; a wider terminal or --json FILE shows all"
     slices = {name: slice_words(name) for name in dict.fromkeys(m.profile for m in profile.latency)}
     cores = [f"{name} is {words}" for name, words in slices.items() if words != name]
     notes = [
-        f"BASE: {where}: {cost} ({base.method})",
+        f"BASE: {where}: {', '.join(figures)}",
         *([f"slices: {', '.join(cores)}"] if cores else []),
         *([f"times and energy of slices are {methods}: nothing of them was measured on a GPU"] if paced else []),
         f"* the backend served; {what} measurement of {profile.made_at}",

@@ -10,13 +10,15 @@ from collections.abc import Iterable
 
 from clover import profiles, terminal
 from clover._version import __version__
-from clover.carbon import describe
+from clover.carbon import caveat, describe
+from clover.control.slo_watch import held_words
 from clover.errors import ProfileError
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
+from clover.profiling.over_http import UNSETTLED
 from clover.quantities import slice_words
 from clover.server import Server
-from clover.types import Assignment, FamilyProfile, FamilySpec, Reading
+from clover.types import Assignment, FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.serve")
 
@@ -26,8 +28,8 @@ def show(server: Server) -> None:
     config = server.engine.config
     if config.log.json:
         log.info("ready", extra={"url": server.url, "families": list(server.engine.served)})
-        if invented := _invented(server.engine.grid.reading):
-            log.warning("%s", invented)
+        if warning := caveat(server.engine.grid.reading):
+            log.warning("%s", warning)
     else:
         print(text(server, terminal.line_width()), flush=True)
         sys.stdout.flush()
@@ -43,8 +45,16 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         if served.targets:
             targets = served.targets
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
+            if served.profile is not None and served.config.slo_ms is None:
+                rows.append(("", f"that p95 target is {profiles.default_slo_source(served.profile)}"))
+            if (family := engine.controller.context.families.get(name)) is not None:
+                rows.append(("", held_words(family, engine.controller.context.monotonic())))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
+            if cost := engine.controller.terms(name):
+                rows.append(("", cost))
+            if family is not None and family.learned.advice:
+                rows.append(("warning", family.learned.advice))
             rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
@@ -64,8 +74,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         rows.append(("energy", f"{which}{words}"))
     rows.append(("", _idle(sum(float(line["idle_w"]) for line in accounts.values()))))
     rows.append(("carbon", _carbon(server)))
-    if invented := _invented(server.engine.grid.reading):
-        rows.append(("warning", invented))
+    if warning := caveat(server.engine.grid.reading):
+        rows.append(("warning", warning))
     control = config.controller
     steering = f"{control.mode}, policy {control.policy}, objective {control.objective}"
     rows.append(("control", steering if control.mode != "off" else "off"))
@@ -101,7 +111,7 @@ def _running(workers: Iterable[Assignment]) -> str:
 def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
     """Return why the default p95 target may be loose; empty if it was given, or measured on a quiet machine."""
     notes = profile.notes if profile is not None and slo_ms is None else ()
-    return next((f"that target is loose: {note}" for note in notes if INFLATED in note), "")
+    return next((f"that target is loose: {note}" for note in notes if INFLATED in note or UNSETTLED in note), "")
 
 
 def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
@@ -127,16 +137,6 @@ def _carbon(server: Server) -> str:
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""
     speed = f", grid time x {config.trace_speed:g}" if config.trace_speed != 1 else ""
     return f"{reading.provider}{zone}: {reading.g_per_kwh:.0f} gCO2e/kWh ({describe(reading)}){speed}"
-
-
-def _invented(reading: Reading | None) -> str:
-    """Return that no gram is of a real grid, and what ends that; empty unless the intensity is synthetic."""
-    if reading is None or reading.method != "synthetic":
-        return ""
-    return (
-        "THE GRID IS INVENTED: the intensity is a formula, so no gram here was emitted anywhere. "
-        "Give your own: --carbon trace:FILE (hourly values of your grid) or --carbon static:G"
-    )
 
 
 def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -67,11 +68,14 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
                 ", ".join(given.service_links),
             )
         unknown: list[str] = []
-        served = check(given.config, unknown)
+        warnings: list[str] = []
+        served = check(given.config, unknown, warnings)
         if "check-config" in given.options:
             print(f"clover: the configuration is good: {', '.join(served)} on {where(given.config)}")
             for line in unknown:
                 print(f"clover: not checked: {line}")
+            for line in warnings:
+                print(f"clover: warning: {line}")
             return 0
         if given.config.listen.token or given.config.listen.tls_key:
             conceal([given.config.listen.token])
@@ -108,10 +112,11 @@ def _called() -> str:
     return "python -m clover.serve" if own else f"{program()} serve"
 
 
-def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
+def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list[str] | None = None) -> list[str]:
     """Check all that the configuration names, without starting anything; return the names of its families.
 
-    What only a start can find out is appended to `unknown`.  Raises ConfigError.
+    What only a start can find out is appended to `unknown`, and to `warnings` what is allowed but misleads if it is not
+    known: grams of an invented grid, or of another time.  Raises ConfigError.
     """
     names = []
     cache = cache_folder(config.cache_dir)
@@ -143,7 +148,9 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
             unknown.append(f"the accuracy floor of {names[-1]}, until its variants are measured here")
     for name in config.workers.backends:
         backends.get(name)
-    carbon.build(config.carbon)
+    chain, clock = carbon.build(config.carbon)
+    if warnings is not None:
+        warnings += filter(None, [carbon.caveat(asyncio.run(chain.read(clock.now())))])
     policies.build(config.controller.policy)
     return names
 

@@ -23,10 +23,13 @@ from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
+from clover.control.ledger_files import LedgerFiles
+from clover.control.slo_watch import slo_gauges
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
 from clover.planning.model.problem import accuracies
+from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
@@ -87,6 +90,8 @@ class Engine:
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
         )
+        self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
+        self.controller.ledger_files = LedgerFiles(cache_folder(config.cache_dir) / "budgets")
         self._metrics = Metrics(
             families=lambda: self.served,
             account=self.account,
@@ -164,6 +169,7 @@ class Engine:
             served.state = "READY"
         self._follow_targets()
         await self._account()  # so that the first receipts know already who holds how much idle power
+        stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
             stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
 
@@ -183,12 +189,21 @@ class Engine:
         return self._answered
 
     async def stop(self) -> None:
-        """Shut down whatever was started, and log what was saved and what was idle."""
+        """Shut down whatever was started."""
         self._close()
+        await self._stack.aclose()
+
+    async def _close_account(self) -> None:
+        """Count the energy until now, and log what was saved and what was idle.  A source of intensities that does not
+        answer does not hold up the stop."""
+        try:
+            async with asyncio.timeout(_TICK_S):
+                await self._count()
+        except TimeoutError:
+            log.warning("the energy of the last second is not counted: the carbon source did not answer")
         idle = self.controller.core_need.report(self.account.devices())
         for words in (*self._savings(), *([idle["words"]] if idle is not None else [])):
             log.info("since the start: %s", words)
-        await self._stack.aclose()
 
     def _close(self) -> None:
         self.draining = True
@@ -252,18 +267,21 @@ class Engine:
         self._follow_targets()
 
     def _follow_targets(self) -> None:
-        """Copy the targets in force, which operators may change, to where metrics read them."""
+        """Copy the targets in force, which operators may change, how they are held, and what was learned of profiles to
+        where metrics read them."""
         for name, family in self.controller.context.families.items():
-            targets = family.targets
-            self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
+            targets, served = family.targets, self.served[name]
+            served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
+            served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
 
     # --- periodic work --------------------------------------------------------------------------------------------
 
     async def _account(self) -> None:
         """Close the energy window, priced at the present intensity."""
         reading = await self.grid.priced()
+        reference = self.controller.context.reference()
         for served in self.served.values():
-            served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
+            served.router.audits.grid(reading.g_per_kwh, reference.g_per_kwh)
         await self.machine.measure(reading)
         spans = self.account.take()
         self.controller.shadows.window(spans)
@@ -279,12 +297,16 @@ class Engine:
                 self._follow_targets()
             except Exception:
                 log.exception("checking the workers failed")
-            try:
-                await self._account()
-            except CloverError as error:
-                log.warning("counting the energy failed: %s", error)
-            except Exception:
-                log.exception("counting the energy failed")
+            await self._count()
+
+    async def _count(self) -> None:
+        """Close the energy window; a failure is logged and stops nothing."""
+        try:
+            await self._account()
+        except CloverError as error:
+            log.warning("counting the energy failed: %s", error)
+        except Exception:
+            log.exception("counting the energy failed")
 
     async def _watch_devices(self) -> None:
         """Check the GPUs each second, in a task of its own because a driver may take its time to answer."""

@@ -148,7 +148,9 @@ class Machine:
         return sample
 
     async def watch(self) -> None:
-        """Check that the GPUs are there, and now and then try to free quarantined instances."""
+        """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""
+        if self.core_idle is not None and self.core_idle.due:
+            await asyncio.to_thread(self.core_idle.look)
         retry = time.monotonic() >= self._retry_s
         if retry:
             self._retry_s = time.monotonic() + _RETRY_S

@@ -20,7 +20,7 @@ from clover.interfaces import CarbonSource
 from clover.planning.budget.horizon_bound import CostBound, cost_bound
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import base_capacity, problem_of
-from clover.policies import build
+from clover.policies import BUDGETED, build
 from clover.simulate import families
 from clover.simulate.families import Known
 from clover.simulate.fleet import FleetModel
@@ -28,8 +28,12 @@ from clover.simulate.forecasts import PERFECT, Forecast
 from clover.simulate.loads import Load
 from clover.simulate.records import Accounting, RunInput
 from clover.simulate.solver import Memory
-from clover.types import DeviceShape, ObjectiveConfig, Reading, State
+from clover.simulate.surprises import NONE, Surprises, factors, truth
+from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig, Reading, State
 
+CHAINING = frozenset({"objective", *BUDGETED})
+"""Policies whose plans may have a chain."""
+_CHAINS = {"cascade": True, "mix": False}
 SYNTHETIC_START_S = parse_time("2024-06-05T00:00:00Z")
 """Where the synthetic curve starts by default: a Wednesday, always the same one."""
 
@@ -68,19 +72,23 @@ class Scheme:
     asleep_w: float | None = None
     beside: str = ""
     """The scheme whose accuracy it was given."""
-    cascade: bool = False
+    cascade: bool | None = False
+    """Whether its plans may have a chain; None: as in a server, if the family has a confidence."""
 
 
 @dataclass(frozen=True)
 class Rules:
     """What holds for every policy: targets (None: the server's defaults), how often the controller looks, what a device
-    without workers draws (`asleep_w`; None: as much as any), and which forecast it has."""
+    without workers draws (`asleep_w`; None: as much as any), and which forecast it has and what it does
+    not know."""
 
     form: Literal["paper", "floor"] = "paper"
     lam: float | None = None
+    reference_g_per_kwh: float | None = None
+    waits: bool | None = None
     slo_ms: float | None = None
     accuracy_floor: float | None = None
-    accuracy_margin: float = 0.25
+    accuracy_margin: float | None = None
     look_s: float = 300.0
     dwell_s: float = 5.0
     load_s: float = 0.0
@@ -91,6 +99,7 @@ class Rules:
     budget_horizon_s: float = 86_400.0
     asleep_w: float | None = None
     forecast: Forecast = PERFECT
+    surprises: Surprises = NONE
 
 
 @dataclass
@@ -100,7 +109,7 @@ class World:
     machine: SimulatedMachine
     known: Known
     rules: Rules
-    models: dict[float, FleetModel] = field(default_factory=dict)
+    models: dict[tuple[float, int], FleetModel] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
     fronts: dict[tuple[float, float, float | None], CostBound] = field(default_factory=dict)
 
@@ -120,9 +129,17 @@ class World:
         )
         return RunInput(name=known.profile.family, kind="family", sha256=known.digest, about=about)
 
-    def model(self, slo_ms: float) -> FleetModel:
-        """Return the queueing model, which counts rows later than `slo_ms`."""
-        return self.models.setdefault(slo_ms, FleetModel(self.known.profile, slo_ms))
+    def truth(self, seed: int) -> FamilyProfile:
+        """Return how workers really serve in the runs of `seed`: as profiled, or as `Rules.surprises` has it."""
+        profile, part = self.known.profile, self.rules.surprises.misprofiled
+        return truth(profile, factors(profile, part, seed)) if part > 0.0 else profile
+
+    def model(self, slo_ms: float, seed: int = 0) -> FleetModel:
+        """Return the queueing model of the runs of `seed`, which counts rows later than `slo_ms`."""
+        key = (slo_ms, seed if self.rules.surprises.misprofiled > 0.0 else 0)
+        if key not in self.models:
+            self.models[key] = FleetModel(self.truth(seed), slo_ms, self.known.profile)
+        return self.models[key]
 
     def front(self, slo_ms: float, rate: float, spared_w: float | None) -> CostBound:
         """Return what no plan can undercut at `rate` rows a second, if a device without workers draws
@@ -176,6 +193,14 @@ class Case:
         return None if self.asleep_w is None else self.world.machine.idle_w - self.asleep_w
 
     @property
+    def cascades(self) -> bool:
+        """Whether its plans may have a chain."""
+        wanted = self.scheme.cascade
+        if wanted is None:
+            return self.scheme.policy in CHAINING and self.world.known.profile.cascade is not None
+        return wanted
+
+    @property
     def settings(self) -> ControllerConfig:
         """The controller's settings, as far as the case has them."""
         rules = self.world.rules
@@ -185,7 +210,9 @@ class Case:
             lam=self.scheme.lam if self.scheme.lam is not None else rules.lam,
             min_dwell_s=rules.dwell_s,
             allow_capacity_loss=rules.capacity_loss,
-            cascade=self.scheme.cascade,
+            cascade=self.cascades,
+            reference_g_per_kwh=rules.reference_g_per_kwh,
+            waits=rules.waits,
         )
 
 
@@ -207,22 +234,24 @@ def cpu() -> SimulatedMachine:
 
 
 def scheme(text: str) -> Scheme:
-    """Return the scheme of POLICY, of POLICY+cascade if its plans may have a chain, and of either with a lambda of its
-    own as POLICY@L; ConfigError if there is no such policy."""
+    """Return the scheme of POLICY, whose plans may have a chain as in a server, of POLICY+cascade (they may) and
+    POLICY+mix (they may not), and of each with a lambda of its own as POLICY@L; ConfigError if there is no such
+    policy."""
     policy, at, lam = text.partition("@")
     policy, plus, more = policy.partition("+")
     build(policy)  # refuse an unknown policy before anything runs
-    if plus and more != "cascade":
-        raise ConfigError(f"{text}: a policy may have +cascade, not +{more}")
+    if plus and more not in _CHAINS:
+        raise ConfigError(f"{text}: a policy may have +cascade or +mix, not +{more}")
+    cascade = _CHAINS[more] if plus else None
     if not at:
-        return Scheme(text, policy, cascade=bool(plus))
+        return Scheme(text, policy, cascade=cascade)
     try:
         value = float(lam)
     except ValueError as error:
         raise ConfigError(f"{text}: POLICY@L takes a weight of carbon, as objective@0.1, not {lam!r}") from error
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"{text}: L, the weight of carbon, is 0 to 1")
-    return Scheme(text, policy, lam=value, cascade=bool(plus))
+    return Scheme(text, policy, lam=value, cascade=cascade)
 
 
 def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:

@@ -45,9 +45,11 @@ def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(toy_cache
             carbon="static:700",
             energy_meter="modelled",
             backends=("eager",),
+            policy="objective",
             objective="floor",
             accuracy_floor=10.0,
             slo_ms=1000.0,
+            waits=False,
         )
         async with server as serving:
             free = await serving.ainfer({"INPUT0": [1.0, 2.0, 3.0, 4.0]})

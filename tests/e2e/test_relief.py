@@ -43,6 +43,7 @@ def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path) -> None:
             policy="static:slow",
             relief="auto",
             slo_ms=100.0,
+            waits=False,
             interval_s=0.1,
         )
         async with server:

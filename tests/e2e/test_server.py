@@ -71,6 +71,23 @@ def test_in_this_loop(tmp_path: Path) -> None:
 
 
 @quick_start
+def test_the_energy_until_the_stop_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clover.server.engine._TICK_S", 3600.0)  # no window is closed while it serves
+
+    async def main() -> None:
+        async with serve("identity_bytes", tmp_path, variant="echo") as server:
+            account = server.engine.account
+            before = account.devices()["cpu0"]
+            await server.ainfer({"INPUT0": np.array([[b"one", b"two"]], dtype=object)})
+            assert account.devices()["cpu0"] == before
+        after = account.devices()["cpu0"]
+        assert float(after["measured_j"]) > float(before["measured_j"])
+        assert float(after["active_j"]) > float(before["active_j"]), "and whose it is"
+
+    run(main())
+
+
+@quick_start
 def test_in_a_thread_over_http_and_from_another_loop(tmp_path: Path) -> None:
     before = children()
     with serve("simple", tmp_path, variant="exact", http=True) as server:

@@ -65,6 +65,7 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(toy_cache: Path) 
             "min_dwell_s": 0.1,
             "verify_s": 0.2,
             "slo_ms": 1000.0,
+            "waits": False,
             "accuracy_floor": 1.0,
         }
         server = clover.Server(

@@ -16,7 +16,7 @@ from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
-from clover.policies.plans import plan_fixed
+from clover.policies.plans import plan_fixed, routing_fixed
 from clover.types import (
     Asked,
     Assignment,
@@ -32,6 +32,7 @@ from clover.types import (
     State,
     TensorSpec,
     VariantSpec,
+    WorkReport,
 )
 from tests.support.profiles_fixture import VARIANTS, cpu, profile, reading
 
@@ -59,6 +60,8 @@ class FakeFleet:
         self.asked: dict[str, Asked] = {}
         self.declined: dict[str, Declined] = {}
         self.wanted: Callable[[], None] = lambda: None
+        self.work = WorkReport()
+        self.energy_factors: dict[tuple[str, str], float] = {}
 
     def ready_assignments(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
@@ -93,6 +96,14 @@ class FakeFleet:
 
     def observe(self) -> dict[str, float]:
         return dict(self.figures)
+
+    def work_report(self) -> WorkReport:
+        """Return `work`, and forget it."""
+        done, self.work = self.work, WorkReport()
+        return done
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        self.energy_factors = dict(factors)
 
     def guard_report(self) -> dict[str, Any]:
         return {"state": "ok"}
@@ -195,6 +206,7 @@ class FakeChain:
         self.foreseen: list[Reading] = []
         self.history = History()
         self.last_error = ""
+        self.trouble = ""
 
     async def read(self, grid_s: float) -> Reading:
         self.history.note(grid_s, self.g_per_kwh)
@@ -220,6 +232,9 @@ class LocalSolver:
         plan = msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
         return beside_keeping(with_met(state, plan), plan)
 
+    async def routing(self, state: State, configuration: Configuration) -> Routing | None:
+        return routing_fixed(state, configuration)
+
     async def close(self) -> None:
         self.orders.append("close")
 
@@ -236,7 +251,8 @@ class Clock:
 
 
 class Rig:
-    """One family "toy" on two cores; the floor at 91 %, the SLO at 30 ms, the grid clean at first."""
+    """One family "toy" on two cores; the floor at 91 %, the SLO at 30 ms, the grid clean at first.  The policy is
+    `objective` at a reference of 250 g/kWh, without waits, if `config` says nothing else."""
 
     def __init__(
         self,
@@ -256,8 +272,9 @@ class Rig:
         self.profile = measured or profile()
         self.solver = solver or LocalSolver()
         self.fleet = FakeFleet()
+        own: dict[str, Any] = {"policy": "objective", "reference_g_per_kwh": 250.0, "waits": False, **config}
         self.controller = Controller(
-            ControllerConfig(**config),
+            ControllerConfig(**own),
             devices=self.devices,
             grid=Grid(self.chain, self.clock),
             solver=self.solver,

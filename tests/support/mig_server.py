@@ -69,6 +69,7 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         backends=("eager",),
         policy=f"tests.support.mig_server:{Base.__name__}",
         slo_ms=10_000.0,
+        waits=False,
         accuracy_floor=1.0,
         carbon="static:300",
         **{"interval_s": 0.1, "min_dwell_s": 0.1, "verify_s": 0.2, **settings},

@@ -47,5 +47,6 @@ def settings(folder: Path) -> dict[str, Any]:
         "energy_meter": "modelled",
         "policy": f"tests.support.toy_family:{HalfThenFull.__name__}",
         "slo_ms": 1000.0,
+        "waits": False,
         "accuracy_floor": 1.0,
     }

@@ -48,6 +48,7 @@ def _state(answer: dict[str, Any], console: Console) -> None:
     grid = "no intensity read yet"
     if reading:
         grid = f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')})"
+        grid += f"; {reading['trouble']}" if reading.get("trouble") else ""
     frozen = ", frozen" if answer.get("frozen") else ""
     _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
     for device in answer.get("devices", []):
@@ -89,9 +90,9 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
     frozen = ", frozen" if model.get("frozen") else ""
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
     routing = model.get("routing") or {}
-    shares = routing.get("shares", {})
-    rows = [
-        {**worker, "share of rows": f"{shares.get(worker.get('variant'), 0):.1%}"}
+    shares = dict(routing.get("shares", {}))
+    rows = [  # a variant's share stands at its first worker, so that shares sum to 100 %
+        {**worker, "share of rows": f"{shares.pop(worker['variant']):.1%}" if worker.get("variant") in shares else ""}
         for worker in model.get("deployment", [])
     ]
     _rows(rows, console)
@@ -107,12 +108,26 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, "
             f"weight of carbon (lambda) {lam}",
         )
+        if (source := targets.get("slo_source", "given")) != "given":
+            _say(console, f"             the p95 target is {source}")
+    slo = model.get("slo") or {}
+    if slo:
+        _say(console, f"  slo        {slo['words']}")
+    if slo.get("slower", 1.0) > 1.0:
+        _say(console, f"             plans take services to be {slo['slower']:.2f} x as slow as profiled")
+    if slo.get("alarm"):
+        _say(console, f"  alarm      {slo['alarm']}")
     _saved("  carbon     ", model.get("saved"), console)
     _guard(model.get("guard") or {}, console)
     for item in model.get("demand") or []:
         _demand(item, console)
     if observed:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
+    correction = model.get("profile_correction") or {}
+    if correction.get("words"):
+        _say(console, f"  profile    corrected by what is measured: {correction['words']}")
+    if correction.get("advice"):
+        _say(console, f"  profile    {correction['advice']}")
     plan = model.get("plan")
     if plan:
         if not plan.get("feasible", True):

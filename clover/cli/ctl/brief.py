@@ -20,6 +20,8 @@ _HEAD = 11
 _ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
 _JOULES_PER_KWH = 3.6e6
+_TOLD = 0.05
+"""Parts by which a profile is off that are worth a line."""
 
 
 def show(answer: dict[str, Any], console: Console) -> None:
@@ -55,6 +57,8 @@ def troubles(answer: dict[str, Any]) -> Iterator[str]:
     elif reading.get("state", "fresh") != "fresh":
         why = f" ({reading['trouble']})" if reading.get("trouble") else ""
         yield f"the intensity of the grid is {_QUALITY.get(reading['state'], reading['state'])}{why}"
+    elif reading.get("trouble"):
+        yield reading["trouble"]
     for device in answer.get("devices", []):
         if device.get("lost"):
             yield f"{device['device']} is lost"
@@ -85,13 +89,18 @@ def _troubles(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[str]:
     elif starting:
         yield f"has {starting} of {len(workers)} workers that are not ready"
     targets, observed, plan = model.get("targets") or {}, model.get("observed") or {}, model.get("plan")
-    p95, slo = observed.get("p95_ms"), targets.get("slo_ms")
-    if p95 is not None and slo is not None and p95 > slo:
-        yield f"misses its SLO: p95 {p95:.3g} ms of {slo:.3g} ms"
+    p95, slo, held = observed.get("p95_ms"), targets.get("slo_ms"), model.get("slo") or {}
+    late = held.get("late", p95 is not None and slo is not None and p95 > slo)
+    if held.get("alarm"):
+        yield f"misses its SLO: {held['alarm']}"
+    elif late and slo is not None:
+        yield f"misses its SLO: {'no answer within' if p95 is None else f'p95 {p95:.3g} ms of'} {slo:.3g} ms"
     served, floor = _accuracy(model, totals), targets.get("accuracy_floor")
     if served is not None and floor is not None and served < floor - _ROUNDED:
         yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
-    if plan and not plan.get("feasible", True):
+    # What is planned with more room than the profile asks for may keep the SLO although the plan says it would not.
+    roomy = held.get("slower", 1.0) > 1.0 and not late
+    if plan and not plan.get("feasible", True) and not roomy and not held.get("alarm"):
         yield "has no plan that meets every target"
     guard = model.get("guard") or {}
     if guard.get("state", "ok") != "ok":
@@ -125,6 +134,8 @@ def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
 def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str, str]]:
     observed, targets = model.get("observed") or {}, model.get("targets") or {}
     yield "runs", _runs(model)
+    if profile := _profile(model):
+        yield "profile", profile
     if observed:
         waiting = f", {observed.get('queue_rows', 0):.0f} waiting" if observed.get("queue_rows") else ""
         rows = f"; {observed['rows']:,.0f} rows so far" if "rows" in observed else ""
@@ -133,11 +144,14 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         ask = f"{item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
         yield "", f"{ask}{', ' + item['declined'] if item.get('declined') else ''}"
     if "slo_ms" in targets:
-        p95, slo = observed.get("p95_ms"), targets["slo_ms"]
+        p95, slo, lasted = observed.get("p95_ms"), targets["slo_ms"], model.get("slo") or {}
         if p95 is None:
             yield "latency", f"SLO p95 {slo:.3g} ms; nothing was answered lately"
         else:
-            yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {'held' if p95 <= slo else 'MISSED'}"
+            share = f"; {lasted['words'].removeprefix('SLO held ')}" if lasted.get("windows") else ""
+            yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {'held' if p95 <= slo else 'MISSED'}{share}"
+        if (slower := lasted.get("slower", 1.0)) > 1.0:
+            yield "", f"plans take services to be {slower:.2f} x as slow as profiled, since the SLO was missed"
     if "accuracy_floor" in targets:
         served, floor = _accuracy(model, totals), targets["accuracy_floor"]
         if served is None:
@@ -148,13 +162,16 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
     if "carbon_g" in totals:
         emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power of its workers included"
-    saved, head = model.get("saved") or {}, "saved"
-    for kind in ("matched", "base", "right_sized", "single"):
-        if saved.get(kind):
-            words = saved[kind].get("short", saved[kind]["words"])
-            yield head, words.removeprefix("saved ") if head else words
-            head = ""
-    if not head and "known" in saved:
+    if model.get("terms"):
+        yield "budget", model["terms"].partition(";")[0]
+    saved = model.get("saved") or {}
+    found = [saved[kind] for kind in ("matched", "base", "right_sized", "single") if saved.get(kind)]
+    lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early
+    if lines:
+        first = lines[0].removeprefix("saved ")
+        yield "saved" if first != lines[0] else "compared", first
+        yield from (("", line) for line in lines[1:])
+    if lines and "known" in saved:
         yield "", saved["known"]
 
 
@@ -172,6 +189,20 @@ def _runs(model: dict[str, Any]) -> str:
         named.add(variant)
         parts.append(f"{number}{variant} on {place}{share}")
     return ", ".join(parts) or "nothing"
+
+
+def _profile(model: dict[str, Any]) -> str:
+    """Return what the profile of the variants that run is off by; empty if it is not."""
+    correction, running = model.get("profile_correction") or {}, {}
+    for worker in model.get("deployment") or []:
+        running[worker["variant"], worker.get("profile", "")] = worker
+    parts = [
+        f"{row['variant']} on {row['profile']}: {row['time']:.2f} x the time, {row['energy']:.2f} x the energy"
+        for row in correction.get("factors") or []
+        if (row["variant"], row["profile"]) in running and max(abs(row["time"] - 1), abs(row["energy"] - 1)) >= _TOLD
+    ]
+    told = f"corrected by what is measured: {'; '.join(parts)}" if parts else ""
+    return "; ".join(filter(None, (told, correction.get("advice"))))
 
 
 def _accuracy(model: dict[str, Any], totals: dict[str, Any]) -> float | None:

@@ -1,6 +1,7 @@
 """What was saved compared with fixed mixes and BASE, and how either side is known: for state, metrics and people.
 
-There is no figure before something was served.  A saving may be negative, and the text then says "lost".  It is given
+There is no figure before something was served, and no percentage before `LEAST_ROWS` rows: the first seconds' control,
+as planning, would be most of it.  A saving may be negative, and the text then says "emitted ... more".  It is given
 within the boundary `server` (`clover.accounting.boundaries`), with an interval; the other boundaries stand beside it.
 """
 
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clover.accounting.boundaries import BOUNDARIES, DEFAULT, Boundary, seen
+from clover.accounting.boundaries import BOUNDARIES, DEFAULT, WITHIN, Boundary, seen
 from clover.accounting.labels import DeviceLines, joined, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
@@ -25,6 +26,10 @@ METER_ERROR = {"measured": 0.05, "emulated": 0.0}
 """By how much watts may be off as a part, where the meter does not say: NVML's and RAPL's own counters, and what is
 only emulated."""
 MODELLED_ERROR = 0.5
+LEAST_ROWS = 100
+"""Rows compared from which on a saving is given as a part."""
+_TELLING = 0.1
+"""Part of a loss from which on it is said how much of it is control."""
 _LEAST_POINTS = 0.005
 """Points of accuracy from which on a difference is stated: figures are rounded to that."""
 _ALL = 0.99
@@ -167,6 +172,7 @@ class _Comparison:
         self.accuracy = sum(sums.right for _, sums in parts) / self.rows
         self.shadow_accuracy = sum(sums.shadow_right for _, sums in parts) / self.rows
         self.beyond = sum(sums.beyond for _, sums in parts)
+        self.early = self.rows < LEAST_ROWS
 
     @classmethod
     def of(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
@@ -187,6 +193,12 @@ class _Comparison:
         shadow = [sums.shadow_active for _, sums in self._parts]
         return np.sum(served, axis=0), np.sum([*shadow, *front_end], axis=0)
 
+    def control_g(self, boundary: Boundary) -> float:
+        """Return grams that control emitted, which are ours alone; 0 in a boundary without it."""
+        if "control" not in WITHIN[boundary]:
+            return 0.0
+        return sum(float(sums.overheads.control[1]) for _, sums in self._parts)
+
     def errors(self, boundary: Boundary) -> Errors:
         """Return how far off the grams saved may be."""
         return together(
@@ -204,7 +216,7 @@ class _Comparison:
         """Return the figures within one boundary."""
         (used_j, emitted_g), (shadow_j, shadow_g) = (side.tolist() for side in self.sides(boundary))
         errors = self.errors(boundary)
-        part = _part(shadow_g, emitted_g)
+        part = None if self.early else _part(shadow_g, emitted_g)
         out: dict[str, Any] = {
             "grams": shadow_g - emitted_g,
             "low": shadow_g - emitted_g - errors.total,
@@ -217,6 +229,7 @@ class _Comparison:
             "shadow_g": shadow_g,
             "used_j": used_j,
             "shadow_j": shadow_j,
+            "control_g": self.control_g(boundary),
             "errors_g": errors._asdict(),
         }
         if part is not None:  # an error of the shadow moves what is divided by, too
@@ -254,7 +267,7 @@ def _figures(found: _Comparison, known: Sequence[str], rows: int, waiting: int) 
     figures: dict[str, Any] = {
         "against": f"{name}: {alike}, {', '.join(known)}",
         **within[DEFAULT],
-        "part_without_idle": _part(float(shadow[1]), float(served[1])),
+        "part_without_idle": None if found.early else _part(float(shadow[1]), float(served[1])),
         "boundaries": {boundary: within.get(boundary) for boundary in BOUNDARIES},
         "accuracy": found.accuracy,
         "shadow_accuracy": found.shadow_accuracy,
@@ -272,8 +285,17 @@ def _name(found: _Comparison) -> str:
         "base": "BASE",
         "right_sized": "a right-sized BASE",
         "static": f"the best fixed mix at {found.shadow_accuracy:.2f} %, the target",
-        "matched": f"the best fixed mix at {found.shadow_accuracy:.2f} %, as served",
+        "matched": f"the best fixed mix at {found.shadow_accuracy:.2f} %, {_as_served(found)}",
     }[found.kind]
+
+
+def _as_served(found: _Comparison) -> str:
+    """Return how the accuracy of `matched` relates to the one served, which may lie beyond all fixed mixes."""
+    more = found.shadow_accuracy - found.accuracy
+    if abs(more) < _LEAST_POINTS:
+        return "as served"
+    end = "lowest" if more > 0.0 else "highest"
+    return f"the {end} that a fixed mix has at this load ({found.accuracy:.2f} % was served)"
 
 
 def _places(mixes: Sequence[Any]) -> str:
@@ -303,6 +325,8 @@ def _single(shadow: Shadow, devices: Devices) -> dict[str, Any] | None:
         if sums.rows < _ALL * max(shadow.rows - shadow.held_rows, 1):
             continue  # it could not have served everything
         found = _Comparison("single", [(shadow, sums)], devices)
+        if found.early:
+            continue
         within = found.within(DEFAULT)
         as_accurate = found.shadow_accuracy >= found.accuracy - _LEAST_POINTS
         if as_accurate and within["low"] <= 0.0 and (best is None or within["shadow_g"] < best["shadow_g"]):
@@ -318,22 +342,35 @@ def _part(shadow: float, served: float) -> float | None:
 
 def _short(figures: Mapping[str, Any], name: str) -> str:
     """Return grams with their interval and the part, in words."""
+    if figures["rows"] < LEAST_ROWS:
+        return f"too early to say ({figures['rows']:.0f} of the {LEAST_ROWS} rows that a percentage takes)"
     part = figures["part"]
     if part is None:
         return f"nothing was emitted, by itself or by {name}"
-    verb = "saved" if figures["grams"] >= 0.0 or part > -0.0005 else "lost"
-    sign = 1.0 if verb == "saved" else -1.0
+    less = _is_saving(figures["grams"], part)
+    sign = 1.0 if less else -1.0
     low, high = sorted((sign * figures["low"], sign * figures["high"]))
     doubt = ": may be nothing" if low < 0.0 < high else ""
-    mass = f"{grams(abs(figures['grams']))} of CO2e ({grams(low)} to {grams(high)}{doubt})"
-    return f"{verb} {mass}, {abs(100.0 * part):.1f} % of {name}"
+    mass, interval = f"{grams(abs(figures['grams']))} of CO2e", f"({grams(low)} to {grams(high)}{doubt})"
+    percent = f"{abs(100.0 * part):.1f} %"
+    if less:
+        return f"saved {mass} {interval}, {percent} of {name}"
+    control, told = figures["control_g"], figures["control_g"] >= _TELLING * abs(figures["grams"])
+    cause = f"; {grams(control)} of ours is control (planning, profiling, swaps)" if told else ""
+    return f"emitted {mass} {interval}, {percent}, more than {name}{cause}"
+
+
+def _is_saving(mass_g: float, part: float) -> bool:
+    return mass_g >= 0.0 or part > -0.0005  # rounded to nothing
 
 
 def _words(figures: Mapping[str, Any], name: str, known: str) -> str:
     without, points = figures["part_without_idle"], figures["accuracy_given_up"]
     text = f"{_short(figures, name)} ({known})"
+    if figures["rows"] < LEAST_ROWS:
+        return f"against {name}: {text}"
     if without is not None:
-        text += f", {'saved' if without > -0.0005 else 'lost'} {abs(100.0 * without):.1f} % without idle power"
+        text += f", {abs(100.0 * without):.1f} % {'less' if without > -0.0005 else 'more'} without idle power"
     if abs(points) >= _LEAST_POINTS:
         text += f"; {abs(points):.2f} points of accuracy {'given up' if points > 0.0 else 'gained'}"
     if figures["rows_beyond_shadow"]:

@@ -34,9 +34,10 @@ _SAVING = _object(
     {
         "against": _described(_TEXT, "what it is a saving against, and how that is known"),
         "grams": _described(_NUMBER, "gCO2e of the shadow less those emitted; may be negative"),
-        "part": _described(_PART, "of the shadow's gCO2e, idle power included"),
-        "part_without_idle": _described(_PART, "of the shadow's gCO2e above idle power"),
+        "part": _described(_PART, "of the shadow's gCO2e, idle power included; null before 100 rows"),
+        "part_without_idle": _described(_PART, "of the shadow's gCO2e above idle power; null before 100 rows"),
         "joules": _NUMBER,
+        "control_g": _described(_NUMBER, "gCO2e of planning, profiling and swaps, which no shadow has"),
         "emitted_g": _NUMBER,
         "shadow_g": _NUMBER,
         "used_j": _NUMBER,
@@ -52,6 +53,34 @@ _SAVING = _object(
 )
 _SAVED = {"anyOf": [{"$ref": "#/components/schemas/Saved"}, {"type": "null"}]}
 _MAYBE = {"anyOf": [_SAVING, {"type": "null"}]}
+_SLO = _object(
+    {
+        "held_ratio": _described(_PART, "of the 10 s windows of the last hour in which rows were asked; null if none"),
+        "windows_held": _described(_COUNT, "those whose p95 was within the SLO"),
+        "windows": _described(_COUNT, "those in which rows were asked"),
+        "best_p95_ms": _described({"type": ["number", "null"]}, "lowest p95 of a window of the last hour"),
+        "late": _described({"type": "boolean"}, "whether the p95 of now is surely above the SLO"),
+        "missed_s": _described({"type": ["number", "null"]}, "for how long the SLO is missed; null if it is met"),
+        "slower": _described(_NUMBER, "times as slow as profiled that plans take services to be"),
+        "alarm": _described({"type": ["string", "null"]}, "why the SLO cannot be met, and what would help"),
+        "words": _TEXT,
+    }
+)
+
+_DEVICES = {
+    "type": "object",
+    "additionalProperties": _object(
+        {},
+        {
+            "measured_j": _described(
+                _NUMBER, "all joules of the device, as its meter gives them: counted only if `method` is measured"
+            ),
+            "method": _described(_TEXT, "how the joules are known: measured, modelled or emulated"),
+            "grams_method": _described(_TEXT, "how the grams are known: measured only if the intensity was published"),
+            "intensity": _described(_TEXT, "how the carbon intensities were known"),
+        },
+    ),
+}
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Error": _object({"error": _TEXT}),
@@ -128,8 +157,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "State": _object(
         {},
         {
-            "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED})},
-            "totals": _object({}, {"saved": _SAVED}),
+            "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED, "slo": _SLO})},
+            "totals": _object({}, {"saved": _SAVED, "devices": _DEVICES}),
             "idle": _described(_MAYBE, "idle part of the energy used so far, and how few cores would do at this load"),
         },
     ),

@@ -52,6 +52,13 @@ class Sample(Record, frozen=True, kw_only=True):
     g_per_kwh: float
 
 
+class SavedHistory(Record, frozen=True, kw_only=True):
+    """What a file keeps of a `History`: hours with their means."""
+
+    hours: tuple[int, ...]
+    means: tuple[float, ...]
+
+
 class History:
     """Readings by the hour of grid time, at most the last `KEPT` hours: their means, gaps and all."""
 
@@ -69,6 +76,19 @@ class History:
         while len(self._sums) > KEPT:
             del self._sums[next(iter(self._sums))]
 
+    def saved(self, weeks: int = 5) -> SavedHistory:
+        """Return the last `weeks` for a file."""
+        last = max(self._sums, default=0)
+        kept = {hour: total / number for hour, (total, number) in self._sums.items() if hour > last - weeks * WEEK}
+        return SavedHistory(hours=tuple(kept), means=tuple(kept.values()))
+
+    def restore(self, saved: SavedHistory) -> None:
+        """Take up what a file kept; ValueError if it is no history."""
+        if len(saved.hours) != len(saved.means) or not all(map(math.isfinite, saved.means)):
+            raise ValueError("hours and their means do not fit")
+        for hour, mean in zip(saved.hours[-KEPT:], saved.means[-KEPT:], strict=True):
+            self._sums.setdefault(hour, [mean, 1.0])
+
     def __len__(self) -> int:
         return len(self._sums)
 
@@ -76,6 +96,10 @@ class History:
         """Return the mean of one hour; None if nothing is known of it."""
         total, number = self._sums.get(hour, (0.0, 0.0))
         return total / number if number else None
+
+    def means(self) -> Floats:
+        """Return the means of all hours of which something is known, in the order in which they were noted."""
+        return np.array([total / number for total, number in self._sums.values()])
 
     def plain(self, hour: int, count: int) -> Floats:
         """Return `count` hours from `hour` on, gaps left as NaN."""

@@ -5,7 +5,8 @@ the reference intensity, and an hour at intensity I has the same points at I x j
 paper's objective at a few lambdas: both ends first, then between the two neighbours with most room between them.
 
 **Cascades.**  If plans may have a chain, the plan of a point is a configuration *with* a chain and thresholds: the
-frontier is that of all that the configurations found for it permit (`planning.cascade.permitted`).
+frontier is that of all that the configurations found for it permit (`planning.cascade.permitted`).  A chain may be more
+accurate than the best variant by itself; the frontier ends where it reaches that one, as nothing asks for more.
 
 Frontiers are remembered by the problem and objective that they belong to, which is why both are hashable.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from clover.planning.cascade.permitted import drawn_at, joint, permitted
-from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import LEAST_RATE, Problem
 from clover.planning.search.annealed import JOINT, every
@@ -130,7 +131,8 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
     if problem.points:
         for item in _chained(problem, objective, tuple(found.values())):
             found.setdefault(drawn_at(item), item)
-    return tuple(FrontierPlan(point, found[point]) for point in hull(tuple(found)))
+    useful = reaching(hull(tuple(found)), objective.base_accuracy)
+    return tuple(FrontierPlan(point, found[point]) for point in useful)
 
 
 def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate]) -> Iterator[Candidate]:

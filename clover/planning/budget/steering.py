@@ -10,7 +10,8 @@ decision does.
 **Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken if
 at the price, joules - price x accuracy a row, its best point is better than the best one here by
 
-    what the change costs, spread over the rows of `PAYBACK_S`, and `MARGIN` of what a row of BASE takes,
+    what the change costs, spread over the rows of `State.holds_s`, the time that it is expected to last, and `MARGIN`
+    of what a row of BASE takes,
 
 at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any more, because the
 rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good from here.
@@ -35,8 +36,6 @@ from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Candidate, Configuration, configuration_of
 
-PAYBACK_S = 3600.0
-"""Seconds within which a change of configuration has to pay."""
 MARGIN = 0.005
 """Of BASE's joules a row: what a change has to save at least."""
 _STEEP = 4.0  # times the steepest climb between known plans: above it, every price leads to the same choice
@@ -76,8 +75,9 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
             sets[key] = list(permitted_on(problem, objective, *key))
         sets[key].append(plan.candidate)
     price_j = _price_j(given, target, known[0].candidate, [plan.candidate for plan in known])
-    other = best_at([item for own in sets.values() for item in own], price_j)
-    there = on_hull(sets[other.configuration, other.awake])
+    enough = objective.base_accuracy
+    other = best_at(on_hull((item for own in sets.values() for item in own), enough), price_j)
+    there = on_hull(sets[other.configuration, other.awake], enough)
     here = _running(given, target)
     if not here:
         why = "" if not state.running else "what runs permits nothing at this rate"
@@ -90,7 +90,7 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
         why = f"what runs reaches {reach[0]:.2f} % of the {target.least:.2f} % that this moment has to reach"
         return _routed(given, there, len(sets), why) or _routed(given, here, len(sets), why)
     gain = _gain(stay, other, price_j)
-    needed = moving_j(problem, running, other.configuration) / (problem.rate * PAYBACK_S)
+    needed = moving_j(problem, running, other.configuration, state.switch_s) / (problem.rate * state.holds_s)
     needed += MARGIN * objective.base_energy_j
     words = f"changing gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
     first, second = (there, here) if gain > needed else (here, there)
@@ -115,7 +115,7 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
         mix = evaluate(problem, held_to(objective, target.accuracy), configuration)
         if mix.feasible:
             found.append(with_idle_energy(mix, problem, objective, awake))
-    return on_hull(found)
+    return on_hull(found, objective.base_accuracy)
 
 
 def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> Steering | None:
@@ -131,7 +131,7 @@ def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> St
         at_once = unwaiting(problem, objective, best, point_of(problem, best))
         if at_once is not None:
             others.append(with_idle_energy(at_once, problem, objective, best.awake) if best.awake else at_once)
-        here = on_hull(others)
+        here = on_hull(others, objective.base_accuracy)
     else:
         return None
     aims = held_to(objective, 0.0)

@@ -12,17 +12,18 @@ removed from it (or raised, if a shorter wait keeps it), and it is drawn again, 
 simulations or so suffice for the profile's hundred points, and hardly more for all configurations of a small machine
 together (`joint`).
 
-**What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of
-the planner's search: each worker to start costs `SWITCH_S` seconds of what it draws at full load.
+**What a change costs.**  `moving_j` is what it takes to go to another configuration: each worker to start costs
+`State.switch_s` seconds (in the planner's search: `SWITCH_S`) of what it draws at full load.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from clover.planning.cascade.chains import evaluate
-from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.formulation import SWITCH_S
@@ -92,12 +93,13 @@ def drawn_at(candidate: Candidate) -> FrontierPoint:
     return FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules)
 
 
-def moving_j(problem: Problem, running: Configuration, target: Configuration) -> float:
-    """Return joules it takes to go from `running` to `target`: workers that both have may stay."""
+def moving_j(problem: Problem, running: Configuration, target: Configuration, switch_s: float = SWITCH_S) -> float:
+    """Return joules it takes to go from `running` to `target` if a worker takes `switch_s` seconds to start: workers
+    that both have may stay."""
     here = Counter({(group.variant, group.profile): group.count for group in running})
     started = Counter({(group.variant, group.profile): group.count for group in target}) - here
     watts = {key: problem.services[key].least_energy_j * problem.services[key].capacity() for key in started}
-    return SWITCH_S * sum(count * watts[key] for key, count in started.items())
+    return switch_s * sum(count * watts[key] for key, count in started.items())
 
 
 def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:
@@ -115,9 +117,10 @@ def nearest(candidates: Sequence[Candidate], accuracy: float, least: float) -> C
     return min(enough, key=lambda item: (abs(item.prediction.accuracy - accuracy), item.prediction.joules))
 
 
-def on_hull(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Return those of any configurations that lie on the lower convex hull of all, ascending."""
+def on_hull(candidates: Iterable[Candidate], enough: float = math.inf) -> tuple[Candidate, ...]:
+    """Return those of any configurations that lie on the lower convex hull of all, ascending, up to the first that has
+    `enough` percent."""
     drawn: dict[FrontierPoint, Candidate] = {}
     for candidate in candidates:
         drawn.setdefault(drawn_at(candidate), candidate)
-    return tuple(drawn[at] for at in hull(tuple(drawn))) if drawn else ()
+    return tuple(drawn[at] for at in reaching(hull(tuple(drawn)), enough)) if drawn else ()

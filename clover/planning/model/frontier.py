@@ -29,6 +29,13 @@ def hull(given: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     return rising
 
 
+def reaching(points: Sequence[FrontierPoint], accuracy: float) -> list[FrontierPoint]:
+    """Return a hull up to its first point that reaches `accuracy` percent: all above it cost more for what is not asked
+    for."""
+    enough = next((at for at, point in enumerate(points) if point.accuracy >= accuracy - _EPSILON), len(points) - 1)
+    return list(points[: enough + 1])
+
+
 def slope(low: FrontierPoint, high: FrontierPoint) -> float:
     """Return grams for a percent of a row, from `low` to `high`."""
     return (high.grams - low.grams) / (high.accuracy - low.accuracy)

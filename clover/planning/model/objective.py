@@ -6,10 +6,10 @@ C = E CI against BASE's C_base = E_base CI, both measured in C_ref = E_base REF:
     paper   f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base         L = lambda
     floor   f =   (C_base - C) / C_ref
 
-both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  PUE cancels.  Dividing by
-the *reference* emissions keeps the weight of carbon proportional to the intensity: at a fixed L a dirty hour makes a
-gram worth more accuracy than a clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever
-follow the grid.)
+both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  What a cascade has above
+A_base counts for nothing, so that it is taken if it is free.  PUE cancels.  Dividing by the *reference* emissions keeps
+the weight of carbon proportional to the intensity: at a fixed L a dirty hour makes a gram worth more accuracy than a
+clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever follow the grid.)
 
 Both forms are linear in the shares of the variants once the energy of a row is given, so f is a sum of *gains*, one a
 variant.  Without a p95 constraint the best plan is a point of the concave hull of (energy, accuracy), cut at the floor.
@@ -31,7 +31,11 @@ from clover.planning.model.shares import best_mix
 from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
 
 HYSTERESIS = 0.02
-"""A running configuration is left only for a gain of this part of the scale: of saving all of BASE's emissions."""
+"""Plans whose scores differ by less than this part of the scale (of saving all of BASE's emissions) count as equally
+good in a search: of these the one that keeps most of what runs is taken."""
+MARGIN = 0.01
+"""Of BASE's joules a row: what a change of configuration has to save beyond what it costs, as predictions err by about
+as much."""
 NOISE = 0.05
 """Of the intensity: by as much do readings of an unchanged grid differ from its mean."""
 
@@ -57,7 +61,9 @@ class Objective:
         saved = self.carbon_weight * (1.0 - energy_j / self.base_energy_j)
         if self.form == "floor":
             return saved
-        return self.lam * saved - (1.0 - self.lam) * (self.base_accuracy - accuracy) / self.base_accuracy
+        lost = self.base_accuracy - accuracy
+        lost *= lost > 0.0  # not `max`: the paper's policies score arrays
+        return self.lam * saved - (1.0 - self.lam) * lost / self.base_accuracy
 
     def gain(self, accuracy: float, energy_j: float) -> float:
         """Return the part of f that one unit of share of a variant brings: f is their sum plus a constant."""
@@ -74,18 +80,17 @@ class Objective:
         """What saving all of BASE's emissions would be worth now."""
         return max(self.carbon_weight * (1.0 if self.form == "floor" else self.lam), 1e-9)
 
-    def worth_leaving(self, running: Prediction, other: Prediction) -> bool:
-        """Return whether `other` gains more than the margin over `running`, and would at any intensity within `NOISE`
-        of this.
+    def worth_leaving(self, running: Prediction, other: Prediction, cost_j: float) -> bool:
+        """Return whether `other` gains more over `running` than `cost_j`, the joules a row that the change costs, and
+        would at any intensity within `NOISE` of this.
 
-        The margin alone covers about NOISE of the intensity only if two plans differ by less than 40 % of BASE's
-        energy; two that differ by more would alternate with every reading near the intensity at which they break even.
-        The gain is linear in the intensity, so that the ends decide.
+        Two plans that differ much would alternate with every reading near the intensity at which they break even.  The
+        gain is linear in the intensity, so that the ends decide.
         """
         for part in (1.0 - NOISE, 1.0 + NOISE):
             then = replace(self, carbon_weight=self.carbon_weight * part)
             gain = then.score(other.accuracy, other.joules) - then.score(running.accuracy, running.joules)
-            if gain <= HYSTERESIS * then.scale:
+            if gain <= cost_j / self.base_energy_j * then.scale:
                 return False
         return True
 

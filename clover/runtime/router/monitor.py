@@ -109,7 +109,7 @@ class Monitor:
 
     def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         """Count the labels of a remembered request; see `Model.labelled`."""
-        return self.feedback.take(number, labels, client, self._state.now_ns())
+        return self.feedback.take(number, labels, client, self._state.now_ns(), self._lanes.expected())
 
     # --- for people ---------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from clover.runtime.router.admission import Admission
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.escalation import Escalation
+from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.lanes import MAX_WORKERS, Entry, expected_accuracy
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.monitor import Monitor
@@ -113,17 +114,17 @@ class Router(Model):
         """Whether no row waits and none is being computed."""
         return not self.state.lanes.waiting() and not any(link.batches for link in self.state.lanes.links)
 
-    def open(self, rows: int, flow: int = 0) -> RouterTicket:
+    def open(self, rows: int, flow: int = 0, request: int = 0) -> RouterTicket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
-        return self.admission.open(rows, flow, self.closed_reason)
+        return self.admission.open(rows, flow, request, self.closed_reason)
 
-    def crowded(self, flow: int = 0) -> float:
+    def crowded(self, flow: int = 0, request: int = 0) -> float:
         """See `Model.crowded`.  Under overload, most of the work would be reading requests that are refused then."""
-        return self.admission.crowded(flow)
+        return self.admission.crowded(flow, request)
 
-    def ahead(self, rows: int, index: int, flow: int = 0) -> tuple[RouterTicket, memoryview] | None:
+    def ahead(self, rows: int, index: int, flow: int = 0, request: int = 0) -> tuple[RouterTicket, memoryview] | None:
         """See `Model.ahead`."""
-        return self.admission.lend(rows, flow, self._fixed_in[index], self.closed_reason)
+        return self.admission.lend(rows, flow, request, self._fixed_in[index], self.closed_reason)
 
     def arrived(self, given: Any) -> None:
         """See `Model.arrived`."""
@@ -244,6 +245,17 @@ class Router(Model):
         if self._completion.collect(self.state.now_ns()):
             self.dispatch.run_turn()
 
+    def aim(self, slo_ms: float, floor: float) -> None:
+        """Refuse rows that would be answered later than `max_wait_slo` times this SLO (milliseconds; 0: there is none)
+        from now on, if no variant that keeps the accuracy `floor` (percent) has room for them."""
+        self.admission.aim(slo_ms, floor)
+
+    def expect_pace(self, paces: Mapping[int, ProfiledPace]) -> None:
+        """Use what the profile says of how fast the workers of each lane serve, until that is measured.  Of lanes that
+        are not in `paces` nothing is known."""
+        for lane, pace in enumerate(self.state.lanes.paces):
+            pace.profiled(paces.get(lane, ProfiledPace()))
+
     def expect(self, profile: FamilyProfile | None) -> None:
         """Use the accuracy of each variant, and of each chain, from `profile`."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
@@ -256,7 +268,8 @@ class Router(Model):
         return self.monitor.report(self._account.method_of(self.name))
 
     def observe(self) -> dict[str, float]:
-        """Return live figures; `p95_ms` is there only if something was answered lately."""
+        """Return live figures; `p95_ms`, and what it is at least for sure, are there only if something was
+        answered lately."""
         now_ns = self.state.now_ns()
         traffic, lanes = self.traffic, self.state.lanes
         rows = sum(traffic.rows)
@@ -281,6 +294,7 @@ class Router(Model):
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
             out["p95_ms"] = p95_ms
+            out["p95_least_ms"] = traffic.p95_least_ms(now_ns)
         return out
 
     def fail_waiting(self, message: str) -> None:

@@ -5,6 +5,7 @@ from clover.interfaces cimport Ticket as Base
 
 cdef class RouterTicket(Base):
     cdef public int64_t flow
+    cdef public int64_t request
     cdef public int64_t submit_ns
     cdef public int64_t deadline_ns
     cdef public object bucket

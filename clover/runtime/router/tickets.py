@@ -60,6 +60,7 @@ class RouterTicket(Base):
         "phase",
         "planned",
         "repeats",
+        "request",
         "stage_answers",
         "submit_ns",
         "torn",
@@ -69,6 +70,8 @@ class RouterTicket(Base):
         self.slots = slots
         self.flow = 0
         """Rows of one flow take turns with those of others: a connection's number, 0 for callers in this process."""
+        self.request = 0
+        """The number of the id that the client gave its request; 0 if it gave none."""
         self.status = 0
         self.error = ""
         self.retry_after_s: float | None = None

@@ -131,7 +131,8 @@ ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
     ),
     MetricSpec(
         "clover_joules_per_row",
-        "Active energy of a row in joules over all rows so far: as the profile predicts it, and as it was metered",
+        "Active energy of a row in joules over all rows so far: as the profile predicts it, and as the meter of its "
+        "device gave it (source metered), which is a model where method says so",
         GAUGE,
         ("model", "variant", "source", "method"),
         _per_row,
@@ -160,7 +161,7 @@ ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
     ),
     MetricSpec(
         "clover_device_joules",
-        "Energy that a device used, in joules",
+        "Energy that a device used, in joules; method: by a counter (measured), or a model of its power (modelled)",
         COUNTER,
         _DEVICE,
         _of_devices(lambda line: line["measured_j"]),
@@ -263,7 +264,9 @@ def _sides(
     return read
 
 
-_ABOUT_SIDES = "for the rows served: as emitted (side served), and by BASE or the best fixed mix (side shadow)"
+_WITHIN = "within the boundary server (workers, front end, control and idle power of its cores)"
+_ABOUT_SIDES = f"for the rows served, {_WITHIN}: as used (side served), and by BASE or the best fixed mix (side shadow)"
+_GRID = "clover_saved_carbon_estimate_grams says how the carbon intensity was known (grid), which may be invented"
 
 COMPARED: tuple[MetricSpec[Compared], ...] = (
     MetricSpec(
@@ -275,14 +278,15 @@ COMPARED: tuple[MetricSpec[Compared], ...] = (
     ),
     MetricSpec(
         "clover_counterfactual_carbon_grams",
-        f"Grams of CO2e {_ABOUT_SIDES}",
+        f"Grams of CO2e {_ABOUT_SIDES}; {_GRID}",
         COUNTER,
         ("model", "against", "side", "method"),
         _sides(lambda item: item.served_g, lambda item: item.shadow_g),
     ),
     MetricSpec(
         "clover_saved_carbon_grams",
-        "Grams of CO2e that the server saved against BASE, or the best fixed mix; negative if more was emitted",
+        f"Grams of CO2e that the server saved against BASE, or the best fixed mix, {_WITHIN}; negative if more was "
+        f"emitted; {_GRID}",
         GAUGE,
         ("model", "against", "method"),
         lambda item: [((item.model, item.against, item.method), item.shadow_g - item.served_g)],

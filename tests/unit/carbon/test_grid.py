@@ -11,7 +11,7 @@ import pytest
 
 from clover.carbon import GridClock, SourceChain
 from clover.carbon.chain import FORECAST_S
-from clover.carbon.grid import Grid
+from clover.carbon.grid import ASSUMED, Grid
 from clover.errors import CarbonError
 from clover.planning.budget.forecast import History
 from clover.types import Reading
@@ -184,6 +184,7 @@ class Foretold:
         self.readings = list(readings)
         self.history = History()
         self.last_error = ""
+        self.trouble = ""
         self.asked = 0
 
     async def read(self, grid_s: float) -> Reading:
@@ -217,3 +218,34 @@ async def test_a_price_of_energy_does_not_change_what_plans_are_made_from() -> N
     assert (await grid.priced()).g_per_kwh == 300.0
     assert grid.reading == planned
     assert (await grid.read()).g_per_kwh == 300.0
+
+
+@on_a_loop
+async def test_the_reference_is_the_median_of_the_hours_that_are_known() -> None:
+    now, source = [0.5 * HOUR], Foretold(reading(100.0))
+    grid = Grid(source, lambda: now[0])
+    assert await grid.find_reference() == ASSUMED, "nothing was read yet"
+    await grid.read()
+    found = await grid.find_reference()
+    assert (found.g_per_kwh, "assumed" in found.label) == (250.0, True), "an hour says nothing of a zone"
+    for hour in range(30):
+        source.history.note(hour * HOUR, 20.0 + hour)
+    now[0] = 30.5 * HOUR
+    found = await grid.find_reference()
+    assert found.g_per_kwh == pytest.approx(34.5)
+    assert found.label == "median of 30 past hours"
+    source.readings += [msgspec.structs.replace(reading(700.0), at_s=(31 + hour) * HOUR) for hour in range(40)]
+    assert (await grid.find_reference()).g_per_kwh == pytest.approx(34.5), "once an hour"
+    now[0] = 31.5 * HOUR
+    found = await grid.find_reference()
+    assert (found.g_per_kwh, found.label) == (700.0, "median of 30 past hours and 40 hours foreseen")
+
+
+@on_a_loop
+async def test_a_grid_without_emissions_has_a_reference_that_one_can_divide_by() -> None:
+    source = Foretold(reading(0.0))
+    for hour in range(30):
+        source.history.note(hour * HOUR, 0.0)
+    grid = Grid(source, lambda: 30 * HOUR)
+    await grid.read()
+    assert (await grid.find_reference()).g_per_kwh == 1.0

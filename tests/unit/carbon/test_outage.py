@@ -294,7 +294,33 @@ def test_ten_hours_of_zeros_of_a_source_that_was_never_near_zero_are_refused() -
     assert doubted(failing, range(7 * 24, 10 * 24), per_hour=1) == [start + 9], "a day: longer than a sunny one"
 
 
-def test_the_first_sunny_day_of_a_source_known_for_a_week_costs_one_afternoon() -> None:
+@pytest.mark.parametrize("per_hour", [1, 2, 12])
+@pytest.mark.parametrize("steep_h", [3.0, 4.0])
+def test_the_first_midday_at_zero_that_the_sun_brings_is_believed(steep_h: float, per_hour: int) -> None:
+    """After a week: down from 8 h on within `steep_h`, at 0 until 17 h, and up again."""
+
+    def solar(at_s: float) -> float:
+        hour = hour_of(at_s)
+        if at_s < 8 * DAY or hour < 8.0 or hour > 20.0:
+            return daily(at_s)
+        if hour > 17.0:
+            return daily(at_s) * (hour - 17.0) / 3.0
+        return max(0.0, daily(8 * HOUR) * (1.0 - (hour - 8.0) / steep_h))
+
+    assert doubted(solar, range(14 * 24), per_hour=per_hour) == []
+
+
+@pytest.mark.parametrize("last_g", [300.0, 120.0])
+def test_a_sudden_fall_to_zero_is_no_sun(last_g: float) -> None:
+    def failing(at_s: float) -> float:
+        """Falls by 10 g an hour to `last_g`, and then to nothing."""
+        hours = at_s / HOUR - 8 * 24
+        return daily(at_s) if hours < -4 else last_g - 10.0 * hours if hours < 0 else 0.0 if hours < 10 else daily(at_s)
+
+    assert doubted(failing, range(10 * 24), per_hour=1) == [8 * 24 + hour for hour in range(4, 10)]
+
+
+def test_the_first_sunny_day_of_a_source_known_for_a_week_costs_one_afternoon_if_it_begins_at_once() -> None:
     def sunny(at_s: float) -> float:
         return 0.0 if at_s > 8 * DAY and 9 <= hour_of(at_s) < 16 else daily(at_s)
 

@@ -206,8 +206,12 @@ def test_neso_csv_variants(tmp_path: Path, header: str, row: str, value: float, 
         ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,nan\n2022-01-02,\n", "holds no value"),
         ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,5\n", "static:G"),
         ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01T00:00Z\n", "line 2: too few columns"),
-        ("datetime_utc,carbon_intensity_gco2_per_kwh\nyesterday,5\n", "line 2: .*yesterday"),
-        ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,dirty\n", "line 2: .*dirty"),
+        ("datetime_utc,carbon_intensity_gco2_per_kwh\nyesterday,5\n", "line 2: 'yesterday' is no ISO 8601 time, as"),
+        ("datetime_utc,carbon_intensity_gco2_per_kwh\n" + "x" * 99 + ",5\n", "line 2: '" + "x" * 40 + "' is no ISO"),
+        ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,dirty\n", "line 2: 'dirty' is no number of gCO2e/kWh"),
+        ('datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,"5,3"\n', "line 2: '5,3' is no .* with a point"),
+        ("datetime_utc;carbon_intensity_gco2_per_kwh\n2022-01-01;5,3\n", "separated by semicolons.* by commas"),
+        ("datetime_utc\tcarbon_intensity_gco2_per_kwh\n2022-01-01\t5\n", "separated by tabs"),
         ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,-3\n", "line 2: .*check the unit"),
         ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,inf\n", "line 2: .*check the unit"),
         ("datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,250000\n", "line 2: .*check the unit"),
@@ -227,6 +231,13 @@ def test_neso_csv_variants(tmp_path: Path, header: str, row: str, value: float, 
 def test_a_file_that_is_not_understood_is_refused_with_the_place(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s)carbon trace .*{words}"):
         trace(tmp_path, text)
+
+
+def test_gaps_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trace(tmp_path, TWO_COLUMN)
+    trace(tmp_path, "datetime_utc,carbon_intensity_gco2_per_kwh\n2022-01-01,1\n2022-01-02,\n2022-01-03,2\n")
+    assert "3 gaps (2 empty rows, 1 missing); there" in caplog.records[0].getMessage()
+    assert "1 gap (1 empty row, 0 missing); there" in caplog.records[1].getMessage()
 
 
 def test_a_scope_the_file_lacks_is_refused(tmp_path: Path) -> None:

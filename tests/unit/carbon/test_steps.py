@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.carbon import SourceChain, build, build_source
+from clover.carbon.grid import Grid
 from clover.carbon.steps import steps_of
 from clover.carbon.trace import TraceSource
 from clover.config import CarbonConfig
@@ -136,6 +138,7 @@ class Served:
         self.write(rows or [(T0, 100.0), (T0 + HOUR, 110.0)])
         config = CarbonConfig(source=f"trace:{path},static:300", poll_s=5.0)
         self.chain, self.clock = build(config, monotonic=lambda: self.now_s, wall=lambda: T0 + 60.0 + self.now_s)
+        self.chain.links[0].refresh_wait_s = 60.0  # what is read in the thread is seen, however busy the machine is
 
     def write(self, rows: list[tuple[float, float]] | str, *, after_s: float = 1e6) -> None:
         """Write the file, whose time is then `after_s` from now: by default one of a disk whose clock is ahead."""
@@ -263,9 +266,44 @@ def test_a_damaged_file_leaves_the_last_good_one_in_force_and_is_counted(
     assert served.failures == 1, "once for each state of the file"
     assert "what it held before stays in force" in served.chain.last_error
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+    grid = Grid(served.chain, lambda: T0 + 60.0 + served.now_s)
+    assert asyncio.run(grid.read()).state == "fresh"
+    assert grid.trouble == served.chain.last_error, "the state says it while the last good one is in force"
     found = served.after(HOUR)
     assert (found.g_per_kwh, found.state) == (110.0, "fresh")
     served.write([(T0, 1.0), (T0 + HOUR, 2.0)])
     served.after(5.0)
     assert served.after(5.0).g_per_kwh == 2.0
     assert served.failures == 1
+    assert grid.trouble == ""
+
+
+def test_nobody_waits_while_a_long_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+    served.write([(T0, 170.0), (T0 + HOUR, 180.0)], after_s=0.0)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> bytes:
+        begun.set()
+        assert go_on.wait(60.0)
+        return path.read_bytes()
+
+    monkeypatch.setattr("clover.carbon.trace.read_file", slow)
+    served.chain.links[0].refresh_wait_s = 0.0
+
+    async def story() -> None:
+        served.now_s += 5.0
+        grid_s = T0 + 60.0 + served.now_s
+        for _ in range(3):
+            assert (await served.chain.read(grid_s)).g_per_kwh == 100.0
+        assert await asyncio.to_thread(begun.wait, 60.0)
+        assert (await served.chain.read(grid_s)).g_per_kwh == 100.0, "the thread reads, and the chain answers"
+        assert [found.g_per_kwh for found in await served.chain.forecast(grid_s, HOUR)] == [100.0, 110.0]
+        go_on.set()
+        task = served.chain.links[0]._refreshing
+        assert task is not None
+        await asyncio.wait([task])
+        assert (await served.chain.read(grid_s)).g_per_kwh == 170.0
+
+    asyncio.run(story())

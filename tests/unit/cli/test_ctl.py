@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import socketserver
@@ -323,6 +324,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
         "plan": PLAN,
         "targets": {
             "slo_ms": 5.0,
+            "slo_source": "1.2 x BASE's p95 of 4.17 ms over HTTP at 60 % load, measured",
             "accuracy_floor": 90.0,
             "objective": "paper",
             "lambda": 0.25,
@@ -351,6 +353,15 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, weight of carbon (lambda) 0.25 (derived)" in text
+    assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
+
+
+def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = (200, answered())
+    assert ctl(server, "state", "--all") == 0
+    text = capsys.readouterr().out
+    assert text.count("75.0%") == 1, "two workers share them"
+    assert text.count("25.0%") == 1
 
 
 def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
@@ -602,6 +613,44 @@ def test_the_state_in_a_dozen_lines(
     assert json.loads(capsys.readouterr().out) == answered()
 
 
+def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    factors = [
+        {"variant": "large", "profile": "1c", "time": 1.52, "energy": 0.9},
+        {"variant": "small", "profile": "1c", "time": 1.01, "energy": 1.0},
+        {"variant": "small", "profile": "2c", "time": 2.0, "energy": 2.0},
+    ]
+    words = "large@1c: time x 1.52, energy x 0.90; small@2c: time x 2.00, energy x 2.00"
+    correction = {"words": words, "advice": "measure anew: --profile force", "changed": 3, "factors": factors}
+    server.answer = (200, answered(profile_correction=correction))
+    assert ctl(server, "state") == 0
+    brief = " ".join(capsys.readouterr().out.split())
+    assert "corrected by what is measured: large on 1c: 1.52 x the time, 0.90 x the energy; measure anew" in brief
+    assert ctl(server, "state", "--all") == 0
+    whole = " ".join(capsys.readouterr().out.split())
+    assert words in whole
+    assert "measure anew: --profile force" in whole
+
+
+@pytest.mark.parametrize(
+    ("short", "shown"),
+    [
+        (("saved 2 g of BASE", "emitted 1 g more"), ("saved      2 g of BASE", "emitted 1 g more")),
+        (("emitted 1 g more", "saved 2 g"), ("compared   emitted 1 g more", "saved 2 g")),
+        (("too early to say", "too early to say"), ("compared   too early to say", "modelled")),
+    ],
+)
+def test_a_loss_is_not_headed_as_saved_and_what_is_too_early_is_said_once(
+    server: Any, capsys: pytest.CaptureFixture[str], short: tuple[str, str], shown: tuple[str, str]
+) -> None:
+    saved: dict[str, Any] = {"known": "modelled"}
+    saved |= {kind: {"short": text, "words": ""} for kind, text in zip(("matched", "base"), short, strict=True)}
+    server.answer = (200, answered(saved=saved))
+    assert ctl(server, "state") == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index(f"  {shown[0]}")
+    assert lines[at + 1].strip() == shown[1]
+
+
 def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_is_none_yet(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -612,6 +661,36 @@ def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_
         server.answer = (200, answered() | {"idle": idle})
         assert ctl(server, "state") == 0
         assert f"idle         {said}" in capsys.readouterr().out
+
+
+def test_the_state_in_brief_says_how_the_slo_was_held_and_why_it_cannot_be(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = copy.deepcopy(answered())
+    slo = {"windows": 360, "words": "SLO held 99.7 % of the last hour (359 of 360 windows of 10 s)", "slower": 1.0}
+    state["models"]["fashion"]["slo"] = slo | {"late": False, "alarm": None}
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "p95 1.54 ms of 31.5 ms: SLO held; 99.7 % of the last hour (359 of 360 windows of 10 s)" in words
+    assert "as slow as profiled" not in words
+    # A plan with more room than the profile asks for says that it misses the SLO, which the p95 does not.
+    state["models"]["fashion"]["plan"] |= {"feasible": False}
+    slo |= {"late": False, "slower": 1.5, "alarm": None}
+    state["models"]["fashion"]["slo"] = slo
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("healthy")
+    assert "plans take services to be 1.50 x as slow as profiled, since the SLO was missed" in words
+    slo |= {"late": True, "alarm": "this SLO cannot be met here: p95 <= 31.5 ms at 200 rows/s"}
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("UNHEALTHY fashion misses its SLO: this SLO cannot be met here: p95 <= 31.5 ms")
+    assert "no plan that meets" not in words
+    assert ctl(server, "state", "--all") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "slo SLO held 99.7 % of the last hour" in words
+    assert "alarm this SLO cannot be met here" in words
 
 
 def test_the_state_in_brief_has_the_grams_a_row(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -662,6 +741,14 @@ def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.C
     assert "(trace:day has no value); cpu0" in text
     assert "cpu0 is lost" in text
     assert "fashion pinned to static:small, frozen: nothing is planned" in text
+    damaged = "trace:day changed and cannot be used, so what it held before stays in force: line 3"
+    found = answered()
+    found["intensity"] |= {"state": "fresh", "trouble": damaged}
+    server.answer = (200, found)
+    assert ctl(server, "state") == 0
+    assert capsys.readouterr().out.startswith(f"UNHEALTHY    {damaged}")
+    assert ctl(server, "state", "--all") == 0
+    assert f"; {damaged}" in " ".join(capsys.readouterr().out.split())
     server.answer = (200, {"mode": "active", "policy": "objective", "intensity": None, "models": {}})
     assert ctl(server, "state") == 0
     assert "the intensity of the grid is not known" in capsys.readouterr().out

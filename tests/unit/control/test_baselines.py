@@ -142,6 +142,23 @@ def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same
     drive(story)
 
 
+def test_matched_says_if_no_fixed_mix_has_the_accuracy_served() -> None:
+    async def story() -> None:
+        rig = SavingServer(family={"accuracy_floor": 88.0})
+        await rig.deploy()
+        rig.controller.shadows._alternatives = None
+        await rig.controller.command("pin", {"variant": "small", "force": True}, "me")
+        await rig.serve({"small": 1.0}, 20)
+        rig.shadow.learn(RATE, Alternatives(mixes=(fixed(("medium", "1c", 1), medium=1.0),)))
+        told = rig.told("matched")
+        assert (told["accuracy"], told["shadow_accuracy"]) == pytest.approx((88.0, 90.0))
+        name = "the best fixed mix at 90.00 %, the lowest that a fixed mix has at this load (88.00 % was served)"
+        assert told["against"].startswith(f"{name}: ")
+        assert ", as served" not in told["words"]
+
+    drive(story)
+
+
 def test_a_load_that_base_could_not_serve_is_said() -> None:
     async def story() -> None:
         rig = SavingServer()

@@ -159,6 +159,26 @@ def test_all_idle_energy_is_idle_also_of_the_front_ends_core_and_of_cores_that_a
     asyncio.run(run())
 
 
+def test_the_state_says_how_long_the_load_is_watched_before_cores_sleep() -> None:
+    async def run() -> None:
+        one, fixed = rig(300.0), rig(300.0, sleep_w=None)
+        for made in (one, fixed):
+            made.controller.totals = lambda: {"devices": LINES}
+            await made.settled()
+            await made.look(10.0, looks=6)
+        idle = one.controller.state()["idle"]
+        assert idle["cores_with_workers"] == 4
+        assert 0.0 < idle["decides_in_s"] <= REST_S - 60.0
+        watched = f"watches the load for {idle['decides_in_s']:.0f} s more before cores lose their workers"
+        assert idle["words"].endswith(f"; --cores auto {watched}")
+        assert fixed.controller.state()["idle"]["decides_in_s"] == 0.0
+        assert "watches" not in fixed.controller.state()["idle"]["words"]
+        await one.look(10.0, looks=int(REST_S / 10.0))
+        assert one.controller.state()["idle"]["decides_in_s"] == 0.0
+
+    asyncio.run(run())
+
+
 def test_the_state_says_how_many_cores_sleep() -> None:
     async def run() -> None:
         one = rig(300.0)

@@ -67,8 +67,8 @@ def test_what_is_planned_by(budgeted: bool) -> None:
 
         lam = family.lam(config)
         budget = family.config.accuracy_budget if budgeted else None
-        assert objective(OK) == (91.0, budget, config.cascade, None)
-        assert objective(TIGHTENED) == (91.5, budget / 2 if budget else None, config.cascade, lam)
+        assert objective(OK) == (91.0, budget, family.cascades(config), None)
+        assert objective(TIGHTENED) == (91.5, budget / 2 if budget else None, family.cascades(config), lam)
         assert objective(CASCADE_OFF) == (92.0, 0.0 if budgeted else None, False, lam)
 
     drive(story)

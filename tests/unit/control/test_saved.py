@@ -139,7 +139,8 @@ def test_a_right_sized_base_idles_with_fewer_cores() -> None:
         assert sums.shadow_idle[0] == pytest.approx(0.5 * 30 * 3.0), "of the workers' and what none holds, half"
         assert told["boundaries"]["machine"]["used_j"] - rig.told("base")["boundaries"]["machine"]["shadow_j"] == 0.0
         assert told["part"] < 0.0, "on two cores all the time more was emitted"
-        assert told["words"].startswith("lost ")
+        assert told["words"].startswith("emitted ")
+        assert " %, more than a right-sized BASE (" in told["words"]
         assert "may be nothing" not in told["words"]
         rig.shadow.on_right_sized.change *= 0.0
         rig.shadow.on_right_sized.shadow_idle = rig.shadow.on_right_sized.overheads.idle * 1.001
@@ -188,6 +189,51 @@ def test_the_interval_holds_what_the_profile_the_ratio_and_the_meter_may_be_off_
     assert errors.ratio == pytest.approx(20.0), "the meter showed 20 g that the model does not have, of other rows"
     assert errors.meter == pytest.approx(0.2 * 30.0)
     assert errors.total == pytest.approx(math.hypot(*errors))
+
+
+def test_a_few_rows_have_no_percentage() -> None:
+    async def story() -> None:
+        rig = SavingServer(policy="base", ratio=1.0)
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 3, rate=5.0)
+        assert rig.shadow.on_base.rows == 15
+        for kind in ("base", "right_sized", "static", "matched"):
+            told = rig.told(kind)
+            assert told["short"] == "too early to say (15 of the 100 rows that a percentage takes)"
+            assert "% of" not in told["words"]
+            assert "without idle power" not in told["words"]
+            for figures in (told, *filter(None, told["boundaries"].values())):
+                assert figures["part"] is figures["part_low"] is figures["part_high"] is None
+                assert math.isfinite(figures["grams"])
+            assert told["part_without_idle"] is None
+        found = saved(rig.shadow)
+        assert found is not None
+        assert found["single"] is None
+        await rig.serve({"large": 1.0}, 17, rate=5.0)
+        assert rig.told("base")["part"] == 0.0
+        assert rig.told("base")["words"].startswith("saved 0 g of CO2e (0 g to 0 g), 0.0 % of BASE (")
+
+    drive(story)
+
+
+def test_a_loss_says_how_much_of_it_is_control() -> None:
+    async def story() -> None:
+        rig = SavingServer(policy="base")
+        await rig.deploy()
+        for _ in range(10):
+            spans = Spans(seconds=1.0)
+            span = spans.of("toy")
+            span.rows = {"large": 50}
+            span.share.active_j, span.share.active_g = 2.0, 200.0
+            span.control.active_j, span.control.active_g = 16.0, 1600.0
+            rig.controller.shadows.window(spans)
+        told = rig.told("base")
+        assert (told["grams"], told["control_g"]) == (-16_000.0, 16_000.0)
+        assert told["boundaries"]["workers"]["control_g"] == 0.0
+        assert told["short"].startswith("emitted 16 kg of CO2e (")
+        assert told["short"].endswith("800.0 %, more than BASE; 16 kg of ours is control (planning, profiling, swaps)")
+
+    drive(story)
 
 
 def test_a_perfect_forecast_is_called_one() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clover.devices.core_idle import WINDOW_S, CoreIdle
+from clover.devices.core_idle import LEAST_S, LOOK_S, WINDOW_S, CoreIdle
 
 STATES = {0: ("POLL", 0), 1: ("C1", 2), 2: ("C1E", 20), 3: ("C6", 600)}
 
@@ -44,12 +46,17 @@ class Machine:
         self.write()
 
 
+def looked(idle: CoreIdle) -> dict[str, Any] | None:
+    idle.look()
+    return idle.report()
+
+
 def test_deep_states_are_told_from_shallow_ones_and_polling_is_no_rest(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     idle = CoreIdle((1, 2), tmp_path, machine.clock)
     machine.spent = {(1, 0): (900_000, 7), (1, 1): (4_000_000, 400), (1, 3): (5_000_000, 100), (2, 3): (9_900_000, 20)}
     machine.after(10.0)
-    report = idle.report()
+    report = looked(idle)
     assert report is not None
     assert report["source"] == "cpuidle"
     assert report["seconds"] == pytest.approx(10.0)
@@ -63,7 +70,7 @@ def test_where_the_kernel_drives_no_states_how_deep_is_not_known(tmp_path: Path)
     idle = CoreIdle((1, 2), tmp_path, machine.clock)
     machine.ticks = {1: 250, 2: 1001}
     machine.after(10.0)
-    report = idle.report()
+    report = looked(idle)
     assert report is not None
     assert report["source"] == "/proc/stat"
     assert [(each["core"], each["idle"], each["deep"], each["wakes_per_s"]) for each in report["cores"]] == [
@@ -75,15 +82,15 @@ def test_where_the_kernel_drives_no_states_how_deep_is_not_known(tmp_path: Path)
 def test_the_window_is_about_a_minute_and_answers_are_kept_for_a_second(tmp_path: Path) -> None:
     machine = Machine(tmp_path, cpuidle=False)
     idle = CoreIdle((1,), tmp_path, machine.clock)
-    assert idle.report() is None, "too early"
+    assert looked(idle) is None, "too early"
     machine.ticks[1] = 3_000
     machine.after(WINDOW_S)
-    first = idle.report()
+    first = looked(idle)
     machine.after(0.5)
-    assert idle.report() is first
+    assert looked(idle) is first
     machine.ticks[1] = 3_500
     machine.after(4.5)
-    later = idle.report()
+    later = looked(idle)
     assert later is not None
     assert later["seconds"] == pytest.approx(5.0)
     assert later["cores"][0]["idle"] == 1.0
@@ -94,7 +101,24 @@ def test_nothing_is_made_up_where_nothing_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "proc/stat").unlink()
     idle = CoreIdle((1,), tmp_path, machine.clock)
     machine.now_s += 10.0
-    assert idle.report() is None
+    assert looked(idle) is None
     machine.write()
     machine.now_s += 10.0
-    assert idle.report() is None, "there is nothing to compare with"
+    assert looked(idle) is None, "there is nothing to compare with"
+
+
+def test_a_report_reads_no_file_and_looks_are_due_every_ten_seconds(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    idle = CoreIdle((1, 2), tmp_path, machine.clock)
+    assert not idle.due
+    machine.after(LEAST_S)
+    assert idle.due
+    assert idle.report() is None, "nothing looked yet"
+    report = looked(idle)
+    assert report is not None
+    shutil.rmtree(tmp_path / "sys")
+    machine.now_s += LOOK_S - 0.5
+    assert not idle.due
+    assert idle.report() is report
+    machine.now_s += 0.5
+    assert idle.due

@@ -130,6 +130,44 @@ def test_limits_and_duals_hold_for_what_lies_in_the_box(seed: int, gpus: int, mo
         assert relaxation.dual(box, limits, by) >= f - 1e-12
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), gpus=st.sampled_from([1, 2, 3, 10]))
+def test_requests_that_wait_are_served_by_a_group_at_least_as_often_as_the_tails_limit_says(
+    seed: int, gpus: int
+) -> None:
+    """r_k of the first limit of the tail: busy_k >= r_k y_k, with equality where only the fastest group serves."""
+    problem = random_problem(seed, gpus, model="mf")
+    counts = random_counts(problem, random.Random(seed))
+    relaxation = Relaxation(problem)
+    fastest = np.zeros_like(counts)
+    fastest[relaxation.groups[relaxation.service.argmin()]] = math.ceil(1.5 * problem.arrival_rate)
+    for each, alone in ((counts, False), (fastest, True)):
+        found = exact.shares(problem, each[None, :])
+        if not found.stable[0]:
+            continue
+        here = each[relaxation.groups].astype(float)
+        used = np.array([bounding._used(relaxation, here)])
+        slowed = relaxation.shares_within(used, used)[2][0]
+        busy, share = found.busy[0][relaxation.groups], found.shares[0][relaxation.groups]
+        assert (slowed * share <= busy + 1e-12).all()
+        assert slowed.max() == pytest.approx(1.0)
+        if alone:
+            assert slowed * share == pytest.approx(busy)
+
+
+@pytest.mark.parametrize("highs", WAYS)
+def test_a_lone_group_that_just_meets_the_sla_almost_without_waits_is_not_above(highs: bool) -> None:
+    """Then the first limit of the tail holds with equality, by either way."""
+    plain = plain_problem(3, 1, variants=1) | {"partitions": [PARTITIONS[0]], "arrival_rate": 1e-3}
+    plain["sla_ms"] = 1.05 * plain["groups"][-1]["service_ms"]
+    late = float(Relaxation(of_plain(plain)).direct.max())
+    assert 0.01 < late < 0.5
+    problem = of_plain(plain | {"quantile": 1.0 - late * (1.0 + 1e-3)})
+    best = exact.enumerate_all(problem)
+    assert best.counts is not None
+    assert bound(problem, stop=stops_after(20), highs=highs).value >= best.f
+
+
 @settings(max_examples=100, deadline=None)
 @given(workers=st.integers(1, 3000), rho=st.floats(0.01, 0.999))
 def test_the_chance_to_wait_falls_with_workers_and_rises_with_load(workers: int, rho: float) -> None:

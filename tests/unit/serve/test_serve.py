@@ -24,13 +24,15 @@ import pytest
 from clover import families, settings
 from clover.__main__ import COMMANDS
 from clover.__main__ import main as dispatch
+from clover.carbon import build, caveat
 from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource
-from clover.config import LogConfig
+from clover.config import CarbonConfig, LogConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
 from clover.profiles import ProfileStore
 from clover.profiling.measurement import INFLATED
+from clover.profiling.over_http import UNSETTLED
 from clover.profiling.stored import key_of
 from clover.serve import banner
 from clover.serve.command import OPTIONS, main
@@ -237,18 +239,37 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
     quiet = profile()
     busy = msgspec.structs.replace(quiet, notes=("energy is modelled", note))
     assert banner._doubt(busy, None) == f"that target is loose: {note}"
+    unsettled = msgspec.structs.replace(quiet, notes=(f"{UNSETTLED} within 10%: 15 ms counts",))
+    assert banner._doubt(unsettled, None) == f"that target is loose: {unsettled.notes[0]}"
     assert banner._doubt(busy, 20.0) == ""
     assert banner._doubt(quiet, None) == ""
     assert banner._doubt(None, None) == ""
 
 
 def test_the_banner_says_that_a_synthetic_grid_is_invented_and_what_ends_that() -> None:
-    invented = banner._invented(asyncio.run(SyntheticSource().read(0.0)))
+    invented = caveat(asyncio.run(SyntheticSource().read(0.0)))
     assert "THE GRID IS INVENTED" in invented
     assert "--carbon trace:FILE" in invented
     assert "--carbon static:G" in invented
-    assert banner._invented(asyncio.run(StaticSource(300.0).read(0.0))) == ""
-    assert banner._invented(None) == ""
+    assert caveat(asyncio.run(StaticSource(300.0).read(0.0))) == ""
+    assert caveat(None) == ""
+
+
+def test_a_replayed_trace_is_warned_of_in_the_check_and_in_the_banners_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "day.csv"
+    path.write_text(
+        "datetime_utc,carbon_intensity_gco2_per_kwh\n2021-03-26T21:00Z,257\n2021-03-26T22:00Z,260\n", encoding="utf-8"
+    )
+    assert run(TOY, "--check-config", "--carbon", f"trace:{path}") == 0
+    said = capsys.readouterr().out
+    words = "THE INTENSITIES ARE OF ANOTHER TIME: trace:day is replayed, now at 2021-03-26T21:00:00Z"
+    assert f"clover: warning: {words}" in said
+    chain, clock = build(CarbonConfig(source=f"trace:{path}"))
+    assert caveat(asyncio.run(chain.read(clock.now()))).startswith(words)
+    assert run(TOY, "--check-config", "--carbon", "static:300") == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_the_banner_counts_workers_that_are_alike() -> None:

@@ -270,6 +270,6 @@ def test_a_cascade_in_steps_is_what_the_profile_says(tmp_path: Path) -> None:
 def test_what_has_no_profile_of_cascades_cannot_be_played_so() -> None:
     with pytest.raises(ConfigError, match="no profile of cascades"):
         played("objective+cascade")
-    with pytest.raises(ConfigError, match=r"\+cascade, not \+chain"):
+    with pytest.raises(ConfigError, match=r"\+cascade or \+mix, not \+chain"):
         world.scheme("objective+chain")
-    assert world.scheme("budget+cascade@0.1").cascade
+    assert world.scheme("budget+cascade@0.1").cascade is True

@@ -15,6 +15,7 @@ from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.router.traffic import Traffic
 from clover.telemetry.metrics import Metrics
+from clover.telemetry.metrics.energy import COMPARED, ENERGY
 from clover.types import Asked, EnergySample, Method, Reading
 
 MS = 1_000_000
@@ -74,6 +75,8 @@ def source() -> Any:
         repartitions=1,
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
+        corrections={("small", "1c", "time"): 1.5, ("small", "1c", "energy"): 0.9},
+        slo={"held": 9.0, "missed": 1.0, "alarm": 0.0, "slower": 1.5, "held_ratio": 0.9},
         guard_report=lambda: GUARDED,
         demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
@@ -158,6 +161,11 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_accuracy_served", model="m") == 85.5
     assert value("clover_route_share", model="m", variant="large") == 0.75
     assert value("clover_target", model="m", target="slo_ms") == 20
+    assert value("clover_slo_held_ratio", model="m") == 0.9
+    assert value("clover_slo_windows_total", model="m", slo="held") == 9
+    assert value("clover_slo_windows_total", model="m", slo="missed") == 1
+    assert value("clover_slo_alarm", model="m") == 0
+    assert value("clover_slo_slower", model="m") == 1.5
     assert value("clover_swaps_total", model="m") == 4
     assert value("clover_repartitions_total", model="m") == 1
     assert value("clover_worker_restarts_total", model="m") == 2
@@ -194,6 +202,8 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_decisions_total", action="applied") == 2
     assert value("clover_reconfigurations_total", model="toy") == 3
     assert value("clover_thresholds_moved_total", model="toy") == 5
+    assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="time") == 1.5
+    assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="energy") == 0.9
     assert value("clover_http_connections") == 2
     assert value("clover_http_answers_total", code="200") == 3
     assert any(name == "clover_build_info" for name, _ in found)
@@ -281,6 +291,17 @@ def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
             energy = value("clover_counterfactual_energy_joules_total", **labels)
             carbon = value("clover_counterfactual_carbon_grams_total", **labels)
             assert (energy, carbon) == ((joules, grams) if counted else (None, None))
+
+
+def test_help_says_within_what_and_on_what_grid_savings_are_and_that_metered_joules_may_be_modelled() -> None:
+    known = {spec.name: spec.help for spec in COMPARED} | {spec.name: spec.help for spec in ENERGY}
+    for what in ("counterfactual_energy_joules", "counterfactual_carbon_grams", "saved_carbon_grams"):
+        name = f"clover_{what}"
+        assert "within the boundary server" in known[name]
+        assert ("(grid), which may be invented" in known[name]) == ("grams" in name)
+    for name in ("clover_joules_per_row", "clover_device_joules"):
+        assert "method" in known[name]
+        assert "model" in known[name]
 
 
 def test_an_idle_server_can_be_scraped() -> None:

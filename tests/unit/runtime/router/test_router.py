@@ -153,8 +153,11 @@ def test_full_queue_says_when_to_come_back() -> None:
     house.ask(1)
     with pytest.raises(Overloaded) as refused:
         house.ask(3)
-    assert refused.value.retry_after_s == pytest.approx(1 / 3)  # one row waits, three were served in the last second
-    assert house.router.traffic.codes[429] == 2
+    assert refused.value.retry_after_s == 1.0  # three rows a second are served, and that one is not booked yet
+    with pytest.raises(Overloaded) as refused:
+        house.router.open(3)
+    assert refused.value.retry_after_s == 3.0
+    assert house.router.traffic.codes[429] == 3
     house.check_slots()
 
 

@@ -1,0 +1,43 @@
+"""What the policy in force may cost and what it has saved so far, in one line: for the banner and `ctl state`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clover.control.context import Context
+from clover.control.family import Family
+from clover.policies import BUDGETED, SPENDING
+
+
+def terms(context: Context, family: Family, saved: dict[str, Any] | None) -> str:
+    """Return what the policy in force may give up, by which means, and what it saved; `saved` is the family's part of
+    the state.  Empty if the policy trades nothing by an accuracy budget."""
+    policy, config = context.policy_of(family), context.config
+    points = family.config.accuracy_budget
+    if policy not in BUDGETED or not points:
+        return ""
+    over = f" over {_span(family.config.budget_horizon_s)}" if policy in SPENDING else ""
+    cost = f"may give up {points:g} point{'' if points == 1.0 else 's'} of accuracy on average{over}"
+    flags = ["--policy objective"]
+    if family.cascades(config):
+        cost += ", asking cheap variants first"
+        flags.append("--no-cascade")
+    if family.may_wait(config, family.targets):
+        cost += ", rows waiting for fuller batches within the SLO"
+        flags.append("--no-waits")
+    base = (saved or {}).get("base")
+    return f"{cost} ({_joined(flags)} end that); {base['short'] if base else 'nothing was served yet to save on'}"
+
+
+def _span(seconds: float) -> str:
+    """Return a horizon in words: "a day", "36 hours", "7 days"."""
+    days = seconds / 86_400.0
+    if days == 1.0:
+        return "a day"
+    return f"{days:g} days" if days.is_integer() else f"{seconds / 3600.0:.3g} hours"
+
+
+def _joined(flags: list[str]) -> str:
+    """Return flags as "--a, --b and --c"."""
+    *others, last = flags
+    return f"{', '.join(others)} and {last}" if others else last
