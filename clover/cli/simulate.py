@@ -170,13 +170,7 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
         default="paper",
         help="paper: accuracy against carbon, weighted by --lam; floor: least carbon above the accuracy floor [paper]",
     )
-    add(
-        "--lam",
-        metavar="L",
-        type=float,
-        default=None,
-        help="weight of carbon in the paper's objective (lambda) [derived; paper: 0.1]",
-    )
+    add("--lam", metavar="L", type=float, default=None, help="weight of carbon, in `paper` [derived; paper: 0.1]")
     add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's, at least 5; paper: BASE's]")
     add(
         "--reference-g-per-kwh",
