@@ -112,8 +112,8 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         metavar="A,B",
         default=None,
         help="names as in --policy of serve, whose default is budget; +cascade and +mix: plans may have chains, or not "
-        "(else as in a server: if the family has a confidence), @L is a lambda of its own; BASE is always played "
-        f"[{','.join(_POLICIES)}, and for families with cascades {','.join(_MIXES)}]",
+        "(else as in a server: if the family has a confidence), @L is a weight of carbon (--lam) of its own; BASE is "
+        f"always played [{','.join(_POLICIES)}, and for families with cascades {','.join(_MIXES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add(
@@ -168,16 +168,16 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
         "--objective",
         choices=("paper", "floor"),
         default="paper",
-        help="paper: accuracy against carbon, weighted by lambda; floor: least carbon above the accuracy floor [paper]",
+        help="paper: accuracy against carbon, weighted by --lam; floor: least carbon above the accuracy floor [paper]",
     )
-    add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
+    add("--lam", metavar="L", type=float, default=None, help="weight of carbon, in `paper` [derived; paper: 0.1]")
     add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's, at least 5; paper: BASE's]")
     add(
         "--reference-g-per-kwh",
         metavar="G",
         type=float,
         default=None,
-        help="intensity at which accuracy and carbon weigh alike if lambda is derived [the median of the trace's hours "
+        help="intensity at which accuracy and carbon weigh alike if --lam is derived [the median of the trace's hours "
         f"before and of a week ahead; scenarios: {_SCENARIO_G_PER_KWH:g}]",
     )
     add(

@@ -248,9 +248,9 @@ def scheme(text: str) -> Scheme:
     try:
         value = float(lam)
     except ValueError as error:
-        raise ConfigError(f"{text}: POLICY@L takes a lambda, as objective@0.1, not {lam!r}") from error
+        raise ConfigError(f"{text}: POLICY@L takes a weight of carbon, as objective@0.1, not {lam!r}") from error
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{text}: lambda is 0 to 1")
+        raise ConfigError(f"{text}: L, the weight of carbon, is 0 to 1")
     return Scheme(text, policy, lam=value, cascade=cascade)
 
 

@@ -636,8 +636,8 @@ def test_the_synthetic_source_says_so(capsys: pytest.CaptureFixture[str], tmp_pa
     [
         (["resnet"], "there is no family 'resnet'"),
         (["albert", "--policies", "best"], "unknown policy 'best'"),
-        (["albert", "--policies", "objective@much"], "takes a lambda"),
-        (["albert", "--policies", "objective@2"], "lambda is 0 to 1"),
+        (["albert", "--policies", "objective@much"], "takes a weight of carbon"),
+        (["albert", "--policies", "objective@2"], "L, the weight of carbon, is 0 to 1"),
         (["albert", "--load", "constant:9"], "above 0 and up to 3"),
         (["albert", "--load", "diurnal:x"], "takes a part"),
         (["albert", "--load", "nowhere.txt"], "No such file"),
