@@ -156,6 +156,14 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             "using it; watch only reports"
         ),
     ] = "act"
+    escalation_limit: Annotated[
+        float,
+        _help(
+            "in a cascade, the rows of one client (an address, or a connection of one that sends nearly all rows) are "
+            "escalated at most so many times as often as usual, unless they ask for an accuracy; 0 sets no limit",
+            ge=0,
+        ),
+    ] = 2.0
     feedback_rows: Annotated[
         int,
         _help(

@@ -448,6 +448,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     pue: float = 1.0
     """What `carbon_mg` was multiplied by for the data centre's overhead."""
     path: tuple[str, ...] = ()
+    limited: int = 0
+    """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ class Ledger:
         accuracy = observed.get("accuracy_served")
         rows = observed.get("rows", 0.0) if accuracy is not None else self._before[0]  # unknown is not wrong
         total = rows * accuracy if accuracy is not None else self._before[1]
+        if accuracy is not None:  # clients over their limit of escalations do not spend what others have
+            rows -= observed.get("left_out_rows", 0.0)
+            total -= observed.get("left_out_accuracy_rows", 0.0)
         before = self._before if rows >= self._before[0] else (0.0, 0.0)  # the router began anew
         first = math.isnan(self.since_s)
         if first or grid_s < self.since_s or grid_s >= self.since_s + horizon_s:

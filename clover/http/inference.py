@@ -245,6 +245,8 @@ def receipt_field(receipt: Receipt) -> bytes:
     if receipt.intensity is not last.intensity:
         last.intensity, last.known = receipt.intensity, _known(receipt.intensity)
     path = f', path="{counted(receipt.path)}"' if receipt.path else ""
+    if receipt.limited:
+        path += f", limited={receipt.limited}"
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
@@ -305,5 +307,6 @@ def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
         "pue": receipt.pue,
         **_intensity(receipt.intensity),
         **({"path": list(receipt.path)} if receipt.path else {}),
+        **({"limited": receipt.limited} if receipt.limited else {}),
         "feedback": own_id,
     }

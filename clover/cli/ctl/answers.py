@@ -167,6 +167,9 @@ def _guard(guard: dict[str, Any], console: Console) -> None:
         repeats = f", {guard['repeats']} repeated inputs left out" if guard.get("repeats") else ""
         why = guard["why"] or "scores and agreement are as profiled"
         _say(console, f"  guard      {word}{only}: {why}; {share}{repeats}")
+        pattern = guard.get("pattern") or {}
+        if pattern.get("text"):
+            _say(console, f"  clients    {pattern['text']}")
     elif guard.get("missing"):
         _say(console, f"  guard      watches nothing: {guard['missing']}")
     feedback = guard.get("feedback") or {}

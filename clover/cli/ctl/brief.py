@@ -105,6 +105,9 @@ def _troubles(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[str]:
     guard = model.get("guard") or {}
     if guard.get("state", "ok") != "ok":
         yield f"drifts from its profile: {guard.get('why') or guard['state']}"
+    pattern = guard.get("pattern") or {}
+    if pattern.get("kind") in ("client", "repeats"):
+        yield f"has unusual clients: {pattern['text']}"
     last = model.get("last_decision") or {}
     if last.get("action") in ("failed", "rolled back"):
         yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"

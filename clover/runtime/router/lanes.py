@@ -302,6 +302,8 @@ class Lanes:
         known = {key: (point.ends, point.cut) for key, point in points.items()}
         found = chain_of(chain, thresholds, lanes, self.accuracy, known)
         point = points.get((tuple(chain), tuple(thresholds)))
+        if point is not None:
+            found = dataclasses.replace(found, escalations=sum(point.reach[1:]))
         if point is not None and point.alike:
             rows = [part * self.profiled_rows for part in (*point.reach, 0.0)]
             ended = tuple(round(here - on) for here, on in itertools.pairwise(rows))

@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -192,7 +193,8 @@ class Router(Model):
             name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
         else:
             name, accuracy = self._joined(lanes), sum([self.accuracy[lane] for lane in lanes]) / rows
-        return self._account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
+        receipt = self._account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
+        return msgspec.structs.replace(receipt, limited=ticket.limited) if ticket.limited else receipt
 
     def _joined(self, lanes: list[int]) -> str:
         """Return the names of the variants of `lanes`, each once, joined by "+"."""
@@ -264,6 +266,7 @@ class Router(Model):
         self.state.lanes.expect(profile.cascade if profile is not None else None)
         self.monitor.expect(profile)
         self.escalation.audits = self.audits if self.monitor.watching else None
+        self.escalation.limit = self.guard.limit if self.monitor.watching else None
 
     def guard_report(self) -> dict[str, Any]:
         """Return what the guard saw and did, the audits (their joules with the method), and late labels."""
@@ -286,6 +289,9 @@ class Router(Model):
         }
         if rows:
             out["accuracy_served"] = traffic.accuracy_rows / rows
+        if traffic.left_out_rows:
+            out["left_out_rows"] = float(traffic.left_out_rows)
+            out["left_out_accuracy_rows"] = traffic.left_out_accuracy_rows
         if self.monitor.watching:
             out["guard"] = float(self.guard.alarm_level)
         if self.monitor.auditing:

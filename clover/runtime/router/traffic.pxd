@@ -51,6 +51,8 @@ cdef class Traffic:
     cdef public list escalated
     cdef public dict cut_short
     cdef public double accuracy_rows
+    cdef public int64_t left_out_rows
+    cdef public double left_out_accuracy_rows
     cdef public int64_t reliefs
     cdef public Rate arrivals
     cdef public Rate served

@@ -158,6 +158,9 @@ class Traffic:
         """Rows that should have been escalated and were not, by reason."""
         self.accuracy_rows = 0.0
         """Sum over `rows` of the expected accuracy (percent) of each."""
+        self.left_out_rows = 0
+        self.left_out_accuracy_rows = 0.0
+        """The same for the rows of clients over their limit of escalations, which an accuracy budget does not count."""
         self.reliefs = 0
         self.arrivals = Rate()
         self.served = Rate()

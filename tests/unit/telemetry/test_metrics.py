@@ -30,6 +30,7 @@ GUARDED = {
     "inputs": 900,
     "repeats": 70,
     "returns": 1,
+    "pattern": {"kind": "client"},
     "variants": {
         "small": {
             "scores": {"rows": 900, "statistic": 1e8, "limit": 1e8, "alarmed": True},
@@ -324,6 +325,8 @@ def test_what_watches_over_answers_is_told() -> None:
     assert found["clover_guard_inputs_total", (("input", "new"), model)] == 900.0
     assert found["clover_guard_inputs_total", (("input", "repeat"), model)] == 70.0
     assert found["clover_guard_returns_total", (model,)] == 1.0
+    assert found["clover_guard_pattern", (model, ("pattern", "client"))] == 1.0
+    assert found["clover_guard_pattern", (model, ("pattern", "drift"))] == 0.0
     assert found["clover_guard_statistic", (("kind", "own"), *small)] == 0.5
     assert found["clover_agreement", (("kind", "own"), model, ("part", "seen"), small[1])] == 0.9
     assert found["clover_audits_total", (model, ("outcome", "full"))] == 3.0
