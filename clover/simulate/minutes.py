@@ -36,7 +36,8 @@ from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import clock
 from clover.simulate.families import spec_of
-from clover.simulate.fleet import points_of, simulated
+from clover.simulate.fleet import simulated
+from clover.simulate.flow import points_of
 from clover.simulate.solver import LocalSolver
 from clover.simulate.workers import SimulatedWorker, Slice
 from clover.simulate.world import Case

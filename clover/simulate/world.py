@@ -23,7 +23,7 @@ from clover.planning.model.problem import base_capacity, problem_of
 from clover.policies import BUDGETED, build
 from clover.simulate import families
 from clover.simulate.families import Known
-from clover.simulate.fleet import FleetModel
+from clover.simulate.flow import FleetModel
 from clover.simulate.forecasts import PERFECT, Forecast
 from clover.simulate.loads import Load
 from clover.simulate.records import Accounting, RunInput

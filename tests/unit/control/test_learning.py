@@ -16,7 +16,7 @@ from clover.planning.budget.counterfactual import base, lanes_of, mix_of
 from clover.planning.model.correction import corrected
 from clover.planning.model.problem import accuracies, services_of
 from clover.profiles import ProfileStore
-from clover.simulate.fleet import FleetModel
+from clover.simulate.flow import FleetModel
 from clover.types import MeteredWindow, WorkReport
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import cpu, profile

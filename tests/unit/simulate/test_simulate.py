@@ -33,7 +33,8 @@ from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import estimate
 from clover.profiles import default_slo_ms
 from clover.simulate import clock, families, forecasts, loads, page, paper, replay, work, world
-from clover.simulate.fleet import FleetModel, SimulatedDevice, SimulatedFleet
+from clover.simulate.fleet import SimulatedDevice, SimulatedFleet
+from clover.simulate.flow import FleetModel
 from clover.simulate.records import JOULES_PER_KWH, Results, Run
 from clover.simulate.world import Case, Rules, Scheme, World
 from clover.types import Assignment, Decision, Placement, Reading, Routing
