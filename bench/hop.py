@@ -61,10 +61,10 @@ class Meter(WorkerMeter):
 
     last_ns = 0
 
-    def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0) -> float:
+    def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0, failed: int = 0) -> float:
         """See `WorkerMeter.add`."""
         self.last_ns = busy_ns
-        return super().add(rows, busy_ns, cpu_ns, pause_ns)
+        return super().add(rows, busy_ns, cpu_ns, pause_ns, failed)
 
 
 class InProcess:

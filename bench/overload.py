@@ -1,36 +1,50 @@
 """More requests than a server can serve, for minutes: how many are answered in time, and what becomes of the others.
 
-    python -m bench.overload [--minutes 2] [--times 1.1 1.5 3] [--timeouts 1 30] [--json FILE]
+    python -m bench.overload [--minutes 2] [--times 3] [--slo-ms 150] [--rows 1] [--json FILE]
+    python -m bench.overload --family fashion --variant xlarge --slo-ms 20 --rows 32
 
-One family whose workers only wait, `SERVICE_MS` for a batch of up to four rows, so that hardly anything else on this
-machine moves its capacity, which a closed loop of 64 clients measures before each run.  Then Poisson arrivals at so
-many times the capacity, each with that timeout, on as many connections as wait for an answer.  `goodput` is the rate of
-answers with 200 that came within the timeout, counted from when the request was due, over the capacity; `worst` is the
-lowest of its ten-second parts from the tenth second on.  `late` are answers with 200 that came later.
+A server of one pinned variant: by default of a family whose workers only wait, `SERVICE_MS` for a batch of up to four
+rows, so that hardly anything else on this machine moves its capacity, which a closed loop of 64 clients measures first.
+Then new requests come as a Poisson process at so many times the capacity, on `CONNECTIONS` connections, whatever
+becomes of the earlier ones.  Each has an `x-request-id`; one that is answered 429 comes back once, with the same id,
+when its `Retry-After` says, also after no new ones come.  Four things are measured, by the client:
+
+`p95`       of answers with 200, from when the request was due, over the SLO
+`goodput`   rows answered with 200 a second while new requests come, over the capacity, from the second second on
+`holds`     of the requests that came back, the part that was answered with 200; `told s` is the longest Retry-After
+`recovery`  seconds from the last new request until, with `PROBE` of the capacity in new requests and the retries still
+            coming, the p95 of a second is within the SLO for good
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import heapq
 import json
+import random
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httptools
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
 
-from bench.common import ServerProcess, served, show, write_json
-from bench.load import Body, OpenLoop, Result, closed_loop
+from bench.common import ServerProcess, fashion_rows, served, show, write_json
+from bench.load import Alarm, Body, closed_loop, quantile
 from clover.types import FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
 
-PART_S = 10
-CONNECTIONS = 8000  # below what a server takes by default
+CONNECTIONS = 256
 SERVICE_MS = 40.0
+PROBE = 0.1
+PROBE_S = 5.0
+"""New requests come so long after the overload, to see whether they are answered within the SLO."""
 _ROW = TensorSpec(name="x", datatype="FP32", shape=(4,))
 
 Rows = list[NDArray[Any]]
@@ -62,83 +76,201 @@ FAMILY = FamilySpec(
 )
 
 
-def bodies(timeout_s: float) -> list[Body]:
-    """Return requests of one row with that timeout."""
-    made = []
-    for number in range(64):
-        document = {
-            "id": f"row-{number}",
-            "parameters": {"timeout": round(timeout_s * 1e6)},
-            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [number, 1.0, 2.0, 3.0]}],
-        }
-        made.append(Body(json.dumps(document).encode(), f"row-{number}", number))
-    return made
+def body_of(family: str, rows: int) -> Body:
+    """Return one request of so many rows, in binary form."""
+    if family == "fashion":
+        name, data = "image", np.ascontiguousarray(np.resize(fashion_rows()[0], (rows, 1, 28, 28)), dtype="<f4")
+    else:
+        name, data = "x", np.ones((rows, 4), "<f4")
+    tensor = {"name": name, "datatype": "FP32", "shape": list(data.shape)}
+    head = json.dumps(
+        {"id": "row-0", "inputs": [{**tensor, "parameters": {"binary_data_size": data.nbytes}}]}, separators=(",", ":")
+    ).encode()
+    return Body(head + data.tobytes(), "row-0", 0, headers=b"Inference-Header-Content-Length: %d\r\n" % len(head))
 
 
-def figures(result: Result, timeout_s: float, seconds: float, capacity: float) -> dict[str, float]:
-    """Return what became of one run."""
-    parts: Counter[int] = Counter()
-    statuses: Counter[int] = Counter()
-    late, waited_ms, refused_ms = 0, [], []
-    for sample in result.samples:
-        statuses[sample.status] += 1
-        if sample.status == 200:
-            waited_ms.append(sample.latency_ms)
-            if sample.latency_ms <= 1e3 * timeout_s:
-                parts[int((sample.done_ns - result.begin_ns) / 1e9 / PART_S)] += 1
-            else:
-                late += 1
-        elif sample.status == 429:
-            refused_ms.append(sample.latency_ms)
-    whole = range(1, int(seconds / PART_S))
-    per_s = [parts[part] / PART_S / capacity for part in whole]
+@dataclass(slots=True)
+class Request:
+    """One request: when it was due, first and now; when its retry is, and what was answered last."""
+
+    number: int
+    first_ns: int
+    due_ns: int
+    retry: bool = False
+    status: int = 0
+    done_ns: int = 0
+    retry_after_s: int = 0
+
+
+class Client(asyncio.Protocol):
+    """One connection with at most one request under way."""
+
+    def __init__(self, owner: Crowd) -> None:
+        self.owner = owner
+        self.request: Request | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def send(self, request: Request) -> None:
+        """Send one request."""
+        self.request, self.retry_after_s = request, 0
+        self.parser = httptools.HttpResponseParser(self)
+        self.transport.write(self.owner.text(request))
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after":
+            self.retry_after_s = int(value)
+
+    def on_message_complete(self) -> None:
+        request = self.request
+        assert request is not None
+        self.request = None
+        request.done_ns = time.monotonic_ns()
+        request.status, request.retry_after_s = self.parser.get_status_code(), self.retry_after_s
+        self.owner.finished(self, request)
+
+
+class Crowd:
+    """Clients that come at a rate, and come back once when they are asked to."""
+
+    def __init__(self, server: ServerProcess, family: str, body: Body) -> None:
+        self.host, _, port = server.url.removeprefix("http://").partition(":")
+        self.port = int(port)
+        self.path = f"POST /v2/models/{family}/infer HTTP/1.1\r\nHost: {self.host}\r\n".encode() + body.headers
+        self.rest = b"Content-Length: %d\r\n\r\n" % len(body.payload) + body.payload
+        self.answers: list[Request] = []  # first answers and answers to retries, apart
+        self.idle: list[Client] = []
+        self.waiting: list[Request] = []
+        self.retries: list[tuple[int, int, int]] = []  # due, number, first due
+        self.open = 0
+
+    def text(self, request: Request) -> bytes:
+        """Return the request as it goes over the wire."""
+        return self.path + b"x-request-id: request-%d\r\n" % request.number + self.rest
+
+    def finished(self, client: Client, request: Request) -> None:
+        """Note an answer, and when its request comes back."""
+        self.open -= 1
+        self.answers.append(request)
+        if request.status == 429 and not request.retry:
+            due_ns = request.done_ns + request.retry_after_s * 1_000_000_000
+            heapq.heappush(self.retries, (due_ns, request.number, request.first_ns))
+        if self.waiting:
+            client.send(self.waiting.pop(0))
+        else:
+            self.idle.insert(0, client)  # in turn, as many clients would
+
+    def ask(self, request: Request) -> None:
+        """Send a request, once a connection is free."""
+        self.open += 1
+        if self.idle:
+            self.idle.pop().send(request)
+        else:
+            self.waiting.append(request)
+
+    async def play(self, rate: float, seconds: float, probe: float) -> int:
+        """Let new requests come at `rate` for `seconds` and then at `probe` for `PROBE_S`, with their retries; return
+        when the first of the latter came (ns)."""
+        loop = asyncio.get_running_loop()
+        for _ in range(CONNECTIONS):
+            self.idle.append((await loop.create_connection(lambda: Client(self), self.host, self.port))[1])
+        rng, alarm, number = random.Random(1), Alarm(), 0
+        begin_ns = time.monotonic_ns()
+        turn_ns = begin_ns + round(seconds * 1e9)
+        end_ns = turn_ns + round(PROBE_S * 1e9)
+        new_ns = begin_ns + round(rng.expovariate(rate) * 1e9)
+        while new_ns < end_ns or self.retries or self.open:
+            due_ns = min(new_ns if new_ns < end_ns else 1 << 62, self.retries[0][0] if self.retries else 1 << 62)
+            await alarm.at(min(due_ns, time.monotonic_ns() + 20_000_000))  # an answer may bring an earlier retry
+            now_ns = time.monotonic_ns()
+            while new_ns <= min(now_ns, end_ns):
+                number += 1
+                self.ask(Request(number, new_ns, new_ns))
+                new_ns += round(rng.expovariate(rate if new_ns < turn_ns else probe) * 1e9)
+            while self.retries and self.retries[0][0] <= now_ns:
+                due_ns, again, first_ns = heapq.heappop(self.retries)
+                self.ask(Request(again, first_ns, due_ns, retry=True))
+            await asyncio.sleep(0)
+        alarm.close()
+        return turn_ns
+
+
+def figures(crowd: Crowd, rows: int, turn_ns: int, seconds: float, capacity: float, slo_ms: float) -> dict[str, Any]:
+    """Return what became of one run; the capacity is in rows a second."""
+    begin_ns = turn_ns - round(seconds * 1e9)
+    good = [answer for answer in crowd.answers if answer.status == 200]
+    during = [answer for answer in good if begin_ns + 1_000_000_000 <= answer.done_ns < turn_ns]
+    p95_ms = quantile([(answer.done_ns - answer.due_ns) / 1e6 for answer in good if answer.due_ns < turn_ns], 0.95)
+    retries = [answer for answer in crowd.answers if answer.retry]
+    kept = sum(answer.status == 200 for answer in retries)
+    back_s = 0.0
+    for second in range(int(PROBE_S)):
+        since_ns = turn_ns + second * 1_000_000_000
+        here = [(a.done_ns - a.due_ns) / 1e6 for a in good if since_ns <= a.due_ns < since_ns + 1_000_000_000]
+        if here and quantile(here, 0.95) > slo_ms:
+            back_s = second + 1.0
     return {
-        "goodput": float(np.mean(per_s)),
-        "worst": min(per_s),
-        "late": late,
-        "429": statuses[429],
-        "504": statuses[504],
-        "lost": result.lost,
-        "p50_s": float(np.median(waited_ms)) / 1e3 if waited_ms else float("nan"),
-        "refused_ms": float(np.median(refused_ms)) if refused_ms else float("nan"),
+        "p95_of_slo": p95_ms / slo_ms,
+        "goodput": len(during) * rows / (seconds - 1.0) / capacity,
+        "holds": kept / len(retries) if retries else float("nan"),
+        "recovery_s": back_s,
+        "retries": len(retries),
+        "told_s": max((answer.retry_after_s for answer in crowd.answers), default=0),
+        "p50_ms": quantile([(answer.done_ns - answer.due_ns) / 1e6 for answer in good], 0.5),
+        "refused_ms": quantile([(a.done_ns - a.due_ns) / 1e6 for a in crowd.answers if a.status == 429], 0.5),
+        "statuses": dict(Counter(answer.status for answer in crowd.answers)),
     }
 
 
-def capacity_of(server: ServerProcess, seconds: float) -> float:
-    """Return the rows a second that a closed loop gets answered, once the workers of the first plan have started."""
-    uvloop.run(closed_loop(server.url, FAMILY.name, bodies(30.0), connections=64, seconds=10.0))
-    result = uvloop.run(closed_loop(server.url, FAMILY.name, bodies(30.0), connections=64, seconds=seconds))
-    return sum(sample.status == 200 for sample in result.samples) / result.seconds
+def capacity_of(server: ServerProcess, family: str, body: Body, rows: int, slo_ms: float) -> float:
+    """Return the rows a second that closed loops get answered, once the workers have started: the most of 8 to 64
+    clients whose p95 is within twice the SLO, or of 8 if none is."""
+    best = 0.0
+    for clients in (64, 8, 16, 32, 64):
+        result = uvloop.run(closed_loop(server.url, family, [body], connections=clients, seconds=4.0))
+        here = rows * sum(sample.status == 200 for sample in result.samples) / result.seconds
+        print(f"{clients} clients: {here:.1f} rows/s, p95 {result.latency_ms(0.95):.1f} ms", flush=True)
+        if result.latency_ms(0.95) <= 2.0 * slo_ms or not best:
+            best = max(best, here)
+    return best
 
 
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=2.0, help="length of each run")
-    parser.add_argument("--times", type=float, nargs="+", default=[1.1, 1.5, 3.0], help="loads, in capacities")
-    parser.add_argument("--timeouts", type=float, nargs="+", default=[1.0, 30.0], help="timeouts of requests, seconds")
+    parser.add_argument("--minutes", type=float, default=2.0, help="length of each run, before the last retries")
+    parser.add_argument("--times", type=float, nargs="+", default=[3.0], help="loads, in capacities")
+    parser.add_argument("--family", default="", help="a family instead of the one that waits: fashion")
+    parser.add_argument("--variant", default="xlarge", help="its variant")
+    parser.add_argument("--slo-ms", type=float, default=150.0)
+    parser.add_argument("--rows", type=int, default=1, help="rows of a request")
+    parser.add_argument("--settings", nargs="*", default=[], help="more of the server's, as max-wait-slo=0")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
+    family = options.family or FAMILY.name
+    what = [options.family or "bench.overload:FAMILY"]
+    policy = f"static:{options.variant if options.family else 'only'}"
+    settings = [part for item in options.settings for part in (f"--{item.partition('=')[0]}", item.partition("=")[2])]
+    body = body_of(options.family, options.rows)
     table: list[list[object]] = []
     runs: list[dict[str, Any]] = []
-    capacity = 0.0
-    for timeout_s in options.timeouts:
-        for times in options.times:
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                served(["bench.overload:FAMILY", "--policy", "static:only"], log=Path(folder) / "log") as server,
-            ):
-                capacity = capacity_of(server, 5.0)
-                seconds = 60.0 * options.minutes
-                loop = OpenLoop(
-                    server.url, FAMILY.name, bodies(timeout_s), rate=times * capacity, most_connections=CONNECTIONS
-                )
-                found = figures(uvloop.run(loop.run(seconds)), timeout_s, seconds, capacity)
-            runs.append({"times": times, "timeout_s": timeout_s, "capacity": capacity, **found})
-            table.append([f"{times:g} x", timeout_s, capacity, *found.values()])
-            print(json.dumps(runs[-1]), flush=True)
-    columns = ("load", "timeout s", "capacity/s", "goodput", "worst", "late", "429", "504", "lost", "p50 s", "429 ms")
-    show(f"overload for {options.minutes:g} minutes (measured)", columns, table)
+    for times in options.times:
+        arguments = [*what, "--policy", policy, "--slo-ms", str(options.slo_ms), "--limit-idle-s", "900", *settings]
+        with tempfile.TemporaryDirectory() as folder, served(arguments, log=Path(folder) / "log") as server:
+            capacity = capacity_of(server, family, body, options.rows, options.slo_ms)
+            crowd = Crowd(server, family, body)
+            rate, seconds = capacity / options.rows, 60.0 * options.minutes
+            turn_ns = uvloop.run(crowd.play(times * rate, seconds, PROBE * rate))
+            found = figures(crowd, options.rows, turn_ns, seconds, capacity, options.slo_ms)
+        runs.append({"times": times, "slo_ms": options.slo_ms, "rows": options.rows, "capacity": capacity, **found})
+        table.append([f"{times:g} x", capacity, *found.values()])
+        print(json.dumps(runs[-1]), flush=True)
+    columns = ("load", "rows/s", "p95/SLO", "goodput", "holds", "recovery s", "retries", "told s", "p50 ms", "429 ms")
+    show(f"overload for {options.minutes:g} minutes (measured)", (*columns, "statuses"), table)
     write_json(options.json, {"runs": runs})
 
 

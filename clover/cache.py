@@ -13,6 +13,7 @@ import grp
 import os
 import pwd
 import stat
+import tempfile
 from pathlib import Path
 
 from clover.errors import ConfigError
@@ -62,6 +63,22 @@ def make_private(folder: Path) -> None:
             path.mkdir(mode=0o700)
     if not folder.is_dir():
         raise NotADirectoryError(20, "Not a directory", str(folder))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` as the file `path`, in the place of one that is there at once and whole; its folder is made if it is
+    missing.  Raises OSError."""
+    make_private(path.parent)
+    fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
 
 
 def check_private(folder: Path) -> None:

@@ -81,10 +81,17 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    accuracy_margin: Annotated[
-        float,
-        _help("safety margin: plans aim this many points above the floor, so that hourly averages stay above it", ge=0),
-    ] = 0.25
+    accuracy_margin: (
+        Annotated[
+            float,
+            _help(
+                "safety margin: points that plans aim for above the floor; by default as many as the size of the "
+                "evaluation set makes necessary for 95 % confidence",
+                ge=0,
+            ),
+        ]
+        | None
+    ) = None
     accuracy_budget: Annotated[
         float,
         _help("points below the best variant that the policies budget and static may give up on average", ge=0, le=100),
@@ -101,7 +108,8 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         Annotated[
             float,
             _help(
-                "target for the 95th percentile of latency; by default 1.2 x the p95 of BASE, the best variant alone",
+                "target for the 95th percentile of latency; by default 1.2 x that of BASE, the best variant alone, "
+                "over HTTP, at least 5 ms",
                 gt=0,
             ),
         ]
@@ -115,6 +123,14 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     queue_rows: Annotated[int, _help("rows that may wait for a worker; 0 sets no limit below slots", ge=0)] = 0
     max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits", ge=0)] = 0.0
     timeout_ms: Annotated[float, _help("deadline of a request that names none", gt=0)] = 30_000.0
+    max_wait_slo: Annotated[
+        float,
+        _help(
+            "longest predicted time until the answer, in SLOs: while rows wait, a row that would take longer is "
+            "refused at once (429); 0 refuses none for that",
+            ge=0,
+        ),
+    ] = 2.0
     variant: Annotated[str, _help("serve this variant only; the controller leaves the family alone")] = ""
     relief: Annotated[
         str,
@@ -140,6 +156,14 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             "using it; watch only reports"
         ),
     ] = "act"
+    escalation_limit: Annotated[
+        float,
+        _help(
+            "in a cascade, the rows of one client (an address, or a connection of one that sends nearly all rows) are "
+            "escalated at most so many times as often as usual, unless they ask for an accuracy; 0 sets no limit",
+            ge=0,
+        ),
+    ] = 2.0
     feedback_rows: Annotated[
         int,
         _help(
@@ -247,8 +271,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     policy: Annotated[
         str,
         _help(
-            "objective, budget, budget:flat, static, static:VARIANT, base, clover, clover-artifact, blover, co2opt, "
-            "oracle, oracle:alike, or module:attribute"
+            "objective, budget, budget:online, budget:flat, static, static:VARIANT, base, clover, clover-artifact, "
+            "blover, co2opt, oracle, oracle:alike, or module:attribute"
         ),
     ] = "budget"
     objective: Annotated[

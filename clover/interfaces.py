@@ -20,6 +20,7 @@ from clover.types import (
     Routing,
     State,
     VariantSpec,
+    WorkReport,
 )
 
 if TYPE_CHECKING:
@@ -169,17 +170,19 @@ class Model:
         """Whether some worker takes rows now."""
         raise NotImplementedError
 
-    def open(self, rows: int, flow: int = 0) -> Ticket:
+    def open(self, rows: int, flow: int = 0, request: int = 0) -> Ticket:
         """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing.  Rows that wait are served in
-        turn by `flow`: a number of the front end's, from 1 on, for each of its connections."""
+        turn by `flow`: a number of the front end's, from 1 on, for each of its connections.  A request that comes back
+        after it was refused is known by `request`, the hash of the id that its client gave it, or by `flow` if that is
+        0."""
         raise NotImplementedError
 
-    def crowded(self, flow: int = 0) -> float:
+    def crowded(self, flow: int = 0, request: int = 0) -> float:
         """Return 0 if rows of `flow` may find room, else seconds after which to come again; asked before a request is
         decoded, which counts as refused (429) then."""
         raise NotImplementedError
 
-    def ahead(self, rows: int, index: int, flow: int = 0) -> tuple[Ticket, memoryview] | None:
+    def ahead(self, rows: int, index: int, flow: int = 0, request: int = 0) -> tuple[Ticket, memoryview] | None:
         """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
         written by the receiver before `arrived`.  None if that is impossible: the slots are not neighbours, rows of
         that input vary, or too few slots are free to lend any to a client that may take its time."""
@@ -316,8 +319,17 @@ class Fleet(Protocol):
         each variant gets, the batches it forms and how long rows wait for these to fill."""
 
     def observe(self) -> dict[str, float]:
-        """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the alarm
-        level that its answers call for (0: none), if they are watched."""
+        """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures.
+
+        `p95_least_ms`: what the p95 is at least for sure, if it is that of a sample; `guard`: the alarm level that its
+        answers call for (0: none), if they are watched."""
+
+    def work_report(self) -> WorkReport:
+        """Return what its workers did since the last call, to compare with the profile; empty if that is not known."""
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        """Take joules a row of each (variant, profile of the slice) to be so many times the profile's, in receipts and
+        to split a meter over its workers; absent: as profiled."""
 
     def guard_report(self) -> dict[str, Any]:
         """Return what its guard saw and did, its audits, and late labels."""

@@ -4,7 +4,8 @@ A profile is one JSON file in `cache_dir/profiles`, named by family and key.  Th
 figures depend on: the family's files, the versions of the libraries that run it, the processor and the cores, the
 meter that measures its energy, and the version of the measuring procedure.  A changed key is a missing profile, never a
 wrong one.  Files are replaced atomically; a damaged one is reported with its path, not measured around silently.  A
-profile may have the rows that its cascades were made from beside it, `*.rows.npz`, which it can do without.
+profile may have the rows that its cascades were made from beside it, `*.rows.npz`, and what was learned of it while it
+served, `*.correction` (`clover.control.learning`); it can do without both.
 
 The questions below are pure functions.  Between measured batch sizes they interpolate linearly: the time of a batch
 is close to affine in its rows.
@@ -14,22 +15,25 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from clover.cache import make_private
+from clover.cache import replace_file
 from clover.errors import ProfileError
 from clover.hints import program
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 5
+MEASURING_VERSION = 6
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
+
+SLO_OVER_BASE = 1.2
+"""The default SLO as a multiple of the p95 of BASE."""
+LEAST_SLO_MS = 5.0
+"""The least default SLO: below, a p95 over HTTP is the scheduler's and the network's rather than the model's."""
 
 _DISTRIBUTIONS = {
     "eager": ("torch",),
@@ -59,6 +63,10 @@ class ProfileStore:
         """Return the file of the answers behind the cascades of that profile, whether it exists or not."""
         return self.path(family, key).with_suffix(".rows.npz")
 
+    def correction_path(self, family: str, key: str) -> Path:
+        """Return the file of what was learned of that profile while it served, whether it exists or not."""
+        return self.path(family, key).with_suffix(".correction")
+
     def get(self, family: str, key: str) -> FamilyProfile | None:
         """Return the profile of `family` measured under `key`, or None.  Raises ProfileError if the file is damaged."""
         path = self.path(family, key)
@@ -83,17 +91,7 @@ class ProfileStore:
         """Write `profile`, replacing one under the same key atomically, and return its path.  Raises ProfileError."""
         path = self.path(profile.family, profile.key)
         try:
-            make_private(self.folder)
-            fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
-            try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(msgspec.json.format(msgspec.json.encode(profile), indent=1))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(draft, path)
-            except BaseException:
-                os.unlink(draft)
-                raise
+            replace_file(path, msgspec.json.format(msgspec.json.encode(profile), indent=1))
         except OSError as error:
             raise ProfileError(f"cannot write the profile {path}: {error.strerror}; see --cache-dir") from error
         return path
@@ -198,3 +196,24 @@ def accuracy_of(profile: FamilyProfile, variant: str) -> float:
 def best_variant(profile: FamilyProfile) -> str:
     """Return the most accurate variant; of equals the one that was declared first, the cheaper."""
     return max(profile.backend, key=lambda variant: accuracy_of(profile, variant))
+
+
+def base_p95_ms(profile: FamilyProfile) -> float:
+    """Return the p95 of BASE at 60 % load that a client sees, milliseconds: over HTTP if that is known, else what its
+    workers take and what is known of the front end."""
+    return profile.base.http_p95_ms or profile.base.p95_ms + profile.front_ms
+
+
+def default_slo_ms(profile: FamilyProfile) -> float:
+    """Return the SLO of a family that is given none, milliseconds."""
+    return max(LEAST_SLO_MS, SLO_OVER_BASE * base_p95_ms(profile))
+
+
+def default_slo_source(profile: FamilyProfile) -> str:
+    """Return in words what `default_slo_ms` is made of."""
+    base = profile.base
+    where = "over HTTP" if base.http_p95_ms else "in its workers (over HTTP it was not measured)"
+    made = f"{SLO_OVER_BASE:g} x BASE's p95 of {base_p95_ms(profile):.3g} ms {where} at 60 % load, {base.method}"
+    if SLO_OVER_BASE * base_p95_ms(profile) < LEAST_SLO_MS:
+        return f"the least default of {LEAST_SLO_MS:g} ms: {made}, is less"
+    return made

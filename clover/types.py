@@ -231,7 +231,8 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     """Accuracy of one (variant, backend) in percent, with its 95 % interval; `agreement` is the share of rows on which
-    the backend's answer equals eager's (1.0 for eager itself)."""
+    the backend's answer equals eager's (1.0 for eager itself).  `against`: points of accuracy above the best variant on
+    the same rows, and the 95 % interval of this paired difference (null: not known)."""
 
     variant: str
     backend: str
@@ -243,10 +244,12 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     method: Method
     agreement: float = 1.0
     source: str = ""
+    against: tuple[float, float, float] | None = None
 
 
 class BasePoint(Record, frozen=True, kw_only=True):
-    """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds, joules a row, accuracy in percent."""
+    """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds in its workers (`p95_ms`) and of a client
+    over HTTP (`http_p95_ms`, 0 if not known), joules a row, accuracy in percent."""
 
     variant: str
     profile: str
@@ -256,6 +259,7 @@ class BasePoint(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     accuracy: float
     method: Method
+    http_p95_ms: float = 0.0
 
 
 class ChainPoint(Record, frozen=True, kw_only=True):
@@ -324,7 +328,9 @@ class CascadeProfile(Record, frozen=True, kw_only=True):
 
 
 class FamilyProfile(Record, frozen=True, kw_only=True):
-    """All that was measured of a family on this machine, with the key that invalidates it."""
+    """All that was measured of a family on this machine, with the key that invalidates it.
+
+    `front_ms`: milliseconds that HTTP and the front end add to the p95 that the router sees (0: not known)."""
 
     family: str
     key: str
@@ -337,6 +343,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     base: BasePoint
     notes: tuple[str, ...] = ()
     cascade: CascadeProfile | None = None
+    front_ms: float = 0.0
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------
@@ -405,6 +412,26 @@ class CpuTimes(Record, frozen=True, kw_only=True):
     machine_ns: int = 0
 
 
+class MeteredWindow(Record, frozen=True, kw_only=True):
+    """Active joules that a meter attributes to some workers of a family, together, in a window; and what the profile,
+    uncorrected, expects of what they computed, by (variant, profile of the slice)."""
+
+    device: str
+    joules: float
+    expected_j: dict[tuple[str, str], float]
+
+
+class WorkReport(Record, frozen=True, kw_only=True):
+    """What the workers of a family did since the last report.
+
+    `served`: by (variant, profile of the slice, rows of a batch) how many batches, and how many seconds these took
+    together, by the workers' own clocks and without what a pause before a batch adds.  `metered`: what it took, in as
+    many parts as can be told apart."""
+
+    served: dict[tuple[str, str, int], tuple[float, float]] = {}
+    metered: tuple[MeteredWindow, ...] = ()
+
+
 class Receipt(Record, frozen=True, kw_only=True):
     """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request.  `path`
     holds the variants that each row was asked of in a cascade ("small>xlarge"); empty without one.  `method` says how
@@ -421,6 +448,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     pue: float = 1.0
     """What `carbon_mg` was multiplied by for the data centre's overhead."""
     path: tuple[str, ...] = ()
+    limited: int = 0
+    """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -474,13 +503,15 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
     then leave devices without.  Null: every device has workers.
 
-    With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth.
+    With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth; chains of
+    several stages keep `cascade_margin` above the floor instead (null: the same margin).
     """
 
     form: Literal["paper", "floor"]
     slo_ms: float
     accuracy_floor: float
     accuracy_margin: float = 0.0
+    cascade_margin: float | None = None
     lam: float | None
     reference_g_per_kwh: float
     max_utilisation: float = 0.85
@@ -546,7 +577,11 @@ class State(Record, frozen=True, kw_only=True):
     (percent x rows).
 
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
-    accurate first.  A plan has workers for them (`planning.model.demand`)."""
+    accurate first.  A plan has workers for them (`planning.model.demand`).
+
+    `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
+    is spent by what was served alone, without the forecast (`planning.budget.online`).
+    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last."""
 
     family: str
     grid_s: float
@@ -566,6 +601,10 @@ class State(Record, frozen=True, kw_only=True):
     served_rows: float = 0.0
     served_accuracy_rows: float = 0.0
     demand: tuple[Demand, ...] = ()
+    trust: float = 0.9
+    online: bool = False
+    switch_s: float = 5.0
+    holds_s: float = 3600.0
 
 
 class Candidate(Record, frozen=True, kw_only=True):

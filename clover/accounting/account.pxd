@@ -46,6 +46,7 @@ cdef class Account:
     cdef object _prices
     cdef double _overhead_g
     cdef object _spans
+    cdef object _feedback
     cdef int64_t _retired_cpu_ns
     cdef dict _idle_w
     cdef dict _receipt_method

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from clover.accounting.devices import LINES, ClosedWindow, DeviceAccount, Line, Share
+from clover.accounting.feedback import ProfileFeedback
 from clover.accounting.host import HostCpu
 from clover.accounting.labels import grams_method, joined
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Price, Prices
 from clover.accounting.spans import Spans, Work
-from clover.types import EnergySample, Method, Reading, Receipt
+from clover.types import EnergySample, Method, Reading, Receipt, WorkReport
 
 _SECOND_NS = 1_000_000_000
 _JOULES_PER_KWH = 3.6e6
@@ -135,6 +136,7 @@ class Account:
         """Answered rows of each family when the front end's energy was last split by them."""
         self._prices = Prices(pue)
         self._spans = Spans()
+        self._feedback = ProfileFeedback()
         self._retired_cpu_ns = 0
         self._idle_w: dict[str, float] = {}
         self._receipt_method: dict[str, Method] = {}
@@ -174,6 +176,7 @@ class Account:
         self._meters.append(meter)
         self._places.setdefault(meter.family, set()).add(meter.device)
         self._forget()
+        self._feedback.attach(meter)
         device = self._devices.get(meter.device)
         meter.ratio = device.ratio_of(meter) if device is not None else 1.0
         if self.host is not None:
@@ -237,6 +240,7 @@ class Account:
         if host is not None:
             host.close()
         self._book(sample, closed)
+        self._feedback.note(sample.device, closed)
         for family, bill in self._idle.items():
             bill.bound(self._family_idle_w(family) * _RATE_WINDOW_S)
         for family, bill in self._front_end.items():
@@ -269,18 +273,14 @@ class Account:
                 share.add_idle(part_j, prices)
             self._idle.setdefault(meter.family, OverheadBill()).accrue(part_j, prices)
         others_j = closed.unattributed_j + closed.foreign_j + closed.carried_j
-        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.others, others_j)):
-            whole_j, whole_g = lines.get(sample.device, (0.0, 0.0))
-            grams = sum(joules * price.part * price.grams_per_j for price in prices)
-            lines[sample.device] = whole_j + joules, whole_g + grams
+        spans.unheld(sample.device, closed.unowned_j, others_j, sum(price.part * price.grams_per_j for price in prices))
         if sample.device == self.host_device:
             self._book_overheads(sample.method, closed)
         for span in spans.families.values():
             span.grids.update(price.method for price in prices)
 
     def _book_overheads(self, method: Method, closed: ClosedWindow) -> None:
-        """Split what the front end and control used over the families, by the rows that each answered; evenly, if none
-        did."""
+        """Split what the front end and control used over the families by rows answered; evenly, if none were."""
         answered = {family: rate.answered - self._answered.get(family, 0) for family, rate in self._rates.items()}
         self._answered = {family: rate.answered for family, rate in self._rates.items()}
         total = sum(answered.values())
@@ -306,6 +306,14 @@ class Account:
         account = self._devices.setdefault(device, DeviceAccount(slices=1))
         account.unmetered_s += seconds
         account.frozen = True
+
+    def work_report(self, family: str) -> WorkReport:
+        """See `clover.interfaces.Fleet.work_report`."""
+        return self._feedback.take(family, (*self._meters, *self._gone))
+
+    def correct(self, family: str, factors: Mapping[tuple[str, str], float]) -> None:
+        """See `clover.interfaces.Fleet.correct_energy`."""
+        self._feedback.correct(family, factors, self._meters, self._devices)
 
     def take(self) -> Spans:
         """Return the spans of the windows that were closed since the last call."""
@@ -439,7 +447,7 @@ class Account:
                 "restarts": float(device.restarts),
                 "unmetered_s": device.unmetered_s,
                 "unknown_s": device.unknown_s,
-                **_uncertainty(device),
+                **device.uncertainties(),
                 "method": device.method,
                 "intensity": joined(device.total.grids),
                 "grams_method": joined(grams_method(device.method, known) for known in device.total.grids),
@@ -484,16 +492,9 @@ class Account:
         }
 
     def per_row(self) -> dict[tuple[str, str, Method], tuple[float, float]]:
-        """Return expected and metered active joules a row by (family, variant, method) over all rows so far, for
-        variants whose energy is metered."""
+        """Return expected and metered active joules a row by (family, variant, method), where metered."""
         return {
             key: (work.expected_j / work.rows, work.metered_j / work.rows)
             for key, work in self._work.items()
             if work.rows
         }
-
-
-def _uncertainty(device: DeviceAccount) -> dict[str, float]:
-    ranges = (("uncertainty", device.uncertainty), ("active_uncertainty", device.active_uncertainty))
-    known = [(name, bounds) for name, bounds in ranges if bounds is not None]
-    return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}

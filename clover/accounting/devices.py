@@ -95,7 +95,8 @@ class ClosedWindow(NamedTuple):
     `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client,
     `unowned_j` the idle joules of slices without a worker, `foreign_j` those of slices that are not the server's,
     `control_j` what control used beside audits, `carried_j` idle joules beyond what was measured (below zero) or that
-    make up for such, `seconds` the length of the window, `prices` what a joule of it cost.
+    make up for such, `seconds` the length of the window, `prices` what a joule of it cost.  `learnable`: active joules
+    of workers as far as these can be told apart, with what their profiles expect of each.
     """
 
     active: Parts
@@ -111,9 +112,10 @@ class ClosedWindow(NamedTuple):
     carried_j: float
     seconds: float
     prices: tuple[Price, ...]
+    learnable: list[tuple[float, Parts]]
 
 
-NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
 
 
 @dataclass
@@ -174,7 +176,7 @@ class DeviceAccount:
 
     @property
     def ratio(self) -> float:
-        """Measured over modelled active energy of all its workers."""
+        """Measured over modelled active energy of all its workers, modelled with what was learned of their profiles."""
         return self.overall.value
 
     @property
@@ -182,10 +184,21 @@ class DeviceAccount:
         """Idle energy beyond what was measured, at most 0."""
         return self.lines["carried"].joules
 
+    def uncertainties(self) -> dict[str, float]:
+        """Return both ends of how far off its joules may be, and the active ones, as far as these are known."""
+        ranges = (("uncertainty", self.uncertainty), ("active_uncertainty", self.active_uncertainty))
+        known = [(name, bounds) for name, bounds in ranges if bounds is not None]
+        return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}
+
     def ratio_of(self, meter: WorkerMeter) -> float:
-        """Return measured over modelled active energy of workers like that of `meter`."""
+        """Return measured over profiled active energy of workers like that of `meter`: where their own CPU time tells
+        it, that; else what was learned of them, and the ratio of all beside that."""
         own = self.ratios.get((meter.family, meter.variant, meter.slices))
-        return own.value if own is not None else self.ratio
+        return own.value if own is not None else self.ratio * meter.factor
+
+    def refactored(self, part: float) -> None:
+        """Note that modelled energies of its workers are `part` times what they were, as their factors changed."""
+        self.overall.modelled_j *= part
 
     def window(
         self,
@@ -259,6 +272,11 @@ class DeviceAccount:
             per_ns = left_j / total_ns if total_ns > 0 else 0.0
             active = self._split_by_cpu(host, dict(modelled), per_ns)
             front_end_j, control_j = per_ns * host.front_end_ns, per_ns * host.control_ns
+        expected = dict(modelled)
+        if host is None:
+            learnable = [(left_j, modelled)]
+        else:
+            learnable = [(part_j, [(meter, expected[meter])]) for meter, part_j in active if meter in expected]
         unattributed_j = max(left_j - front_end_j - control_j - sum(part_j for _, part_j in active), 0.0)
         audits = [(meter, part_j * audited[meter]) for meter, part_j in active if meter in audited]
         active = [(meter, part_j * (1.0 - audited.get(meter, 0.0))) for meter, part_j in active]
@@ -281,6 +299,7 @@ class DeviceAccount:
             min(active_j, 0.0) - carried_j,
             seconds,
             prices.between(before, self._mark),
+            learnable,
         )
         self._book(closed, measured_j)
         return closed
@@ -326,7 +345,7 @@ class DeviceAccount:
     def _split_by_model(self, modelled: Parts, busy: Parts, active_j: float) -> Parts:
         """Split by modelled joules; without a profile by busy times, which say nothing about measured over modelled."""
         by_model = any(joules > 0.0 for _, joules in modelled)
-        weights = modelled if by_model else busy
+        weights = [(meter, joules * meter.factor) for meter, joules in modelled] if by_model else busy
         total = sum(weight for _, weight in weights)
         if total <= 0.0:
             return []
@@ -342,5 +361,5 @@ class DeviceAccount:
             if expected_j > 0.0:
                 key = (meter.family, meter.variant, meter.slices)
                 self.ratios.setdefault(key, Ratio()).add(part_j, expected_j)
-                self.overall.add(part_j, expected_j)
+                self.overall.add(part_j, expected_j * meter.factor)
         return active

@@ -11,7 +11,10 @@ cdef class WorkerMeter:
     cdef public int cores
     cdef public int pid
     cdef public double ratio
+    cdef public double factor
     cdef tuple _joules
+    cdef int64_t[::1] _batches
+    cdef double[::1] _batch_ns
     cdef double _rested_j
     cdef int _top
     cdef int64_t _spare_ns
@@ -27,5 +30,5 @@ cdef class WorkerMeter:
     cdef public int64_t window_busy_ns
     cdef public double window_modelled_j
 
-    @cython.locals(most_ns=int64_t)
-    cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns, int64_t pause_ns=*)
+    @cython.locals(most_ns=int64_t, size=int, warm_j=double, per_row=double, part=double, joules=double)
+    cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns, int64_t pause_ns=*, int failed=*)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,11 +63,14 @@ class WorkerMeter:
     """The work of one worker, counted by the router as batches come back and collected once a window.
 
     `slices` are compute slices.  `profiled` is what the profile expects of it; without that, modelled energy is CPU
-    seconds x `core_w`.  `ratio` is measured over modelled energy of the device, kept by its account.  The worker
+    seconds x `core_w`.  `ratio` is measured over profiled energy, kept by its account; `factor` what was learned of
+    that ratio for its (variant, profile of the slice), by which modelled energies are split.  The worker
     says how much CPU time a batch took, and is not trusted: that cannot be more than its cores gave while it was busy.
     """
 
     __slots__ = (
+        "_batch_ns",
+        "_batches",
         "_closed_rows",
         "_joules",
         "_rested_j",
@@ -77,6 +81,7 @@ class WorkerMeter:
         "cores",
         "cpu_ns",
         "device",
+        "factor",
         "family",
         "modelled_j",
         "pid",
@@ -114,9 +119,12 @@ class WorkerMeter:
         self.pid = process.pid
         self.cores = process.cores
         self.ratio = 1.0
+        self.factor = 1.0
         self._joules = tuple(profiled.per_row)
         self._rested_j = profiled.rested_j
         self._top = len(self._joules) - 1
+        self._batches = array("q", bytes(8 * len(self._joules)))
+        self._batch_ns = array("d", bytes(8 * len(self._joules)))
         self.rows = 0
         self._closed_rows = 0
         self.busy_ns = 0
@@ -130,20 +138,27 @@ class WorkerMeter:
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0
 
-    def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0) -> float:
+    def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0, failed: int = 0) -> float:
         """Count a finished batch; return its active joules a row, corrected by `ratio`.
 
-        `busy_ns` and `pause_ns`, the pause before it, are known; `cpu_ns` is the worker's own figure.
+        `busy_ns` and `pause_ns`, the pause before it, are known; `cpu_ns` is the worker's own figure.  The time of one
+        that `failed` (not 0) says nothing about its model.
         """
         most_ns = busy_ns * self.cores + self._spare_ns
         if cpu_ns > most_ns:
             cpu_ns = most_ns
         self._spare_ns = min(most_ns - cpu_ns, _SLACK_NS)
         if self._top >= 0:
-            per_row = self._joules[rows if rows <= self._top else self._top]
+            size = rows if rows <= self._top else self._top
+            warm_j = per_row = self._joules[size]
+            part = 1.0
             if self._rested_j > 0.0 and rows:
                 # After a pause caches are cold: measured after PAUSE_NS, and in proportion before.
                 per_row += self._rested_j * (1.0 if pause_ns >= PAUSE_NS else pause_ns / PAUSE_NS) / rows
+                part = warm_j / per_row  # and it takes longer by as much
+            if not failed:
+                self._batches[size] += 1
+                self._batch_ns[size] += busy_ns * part
         else:
             per_row = cpu_ns * 1e-9 * self.core_w / rows if rows else 0.0
         joules = per_row * rows
@@ -169,6 +184,19 @@ class WorkerMeter:
     def waste(self, rows: int) -> None:
         """Count that `rows` of the rows so far were computed in vain: no client gets this answer."""
         self.window_wasted += rows
+
+    @property
+    def shape(self) -> str:
+        """The profile of its slice, from `placement` ("cpu0:1c@1")."""
+        return self.placement.rpartition(":")[2].partition("@")[0]
+
+    def take_batches(self) -> dict[int, tuple[int, float]]:
+        """Return by rows of a batch how many were computed since the last call and how many seconds these took, without
+        what pauses before them added; nothing for a worker without a profile."""
+        found = {rows: (count, self._batch_ns[rows] * 1e-9) for rows, count in enumerate(self._batches) if count}
+        for rows in found:
+            self._batches[rows], self._batch_ns[rows] = 0, 0.0
+        return found
 
     @property
     def window_rows(self) -> int:

@@ -55,3 +55,9 @@ class Spans:
     def of(self, family: str) -> Span:
         """Return the span of `family`, made if it is missing."""
         return self.families.setdefault(family, Span())
+
+    def unheld(self, device: str, unowned_j: float, others_j: float, grams_per_j: float) -> None:
+        """Add what a window of `device` used that is no family's."""
+        for lines, joules in ((self.unowned, unowned_j), (self.others, others_j)):
+            whole_j, whole_g = lines.get(device, (0.0, 0.0))
+            lines[device] = whole_j + joules, whole_g + joules * grams_per_j

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import uvloop
 
 from clover import devices, families, profiles, settings
 from clover.cache import cache_folder
@@ -134,7 +135,9 @@ def _on(
             key=key,
             progress=progress,
         )
-        profile = asyncio.run(_measure(spec, device, config, measuring))
+        # The server's event loop, because BASE is measured over HTTP.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            profile = runner.run(_measure(spec, device, config, measuring))
     return profile, str(store.put(profile))
 
 

@@ -25,6 +25,7 @@ from clover.simulate.families import Known
 from clover.simulate.page import page
 from clover.simulate.paper import SEEDS, Paper, PaperOptions
 from clover.simulate.records import Results, Run, RunInput
+from clover.simulate.surprises import Surprises, parse_lost
 from clover.simulate.tables import show, show_minutes
 from clover.simulate.work import execute, results
 from clover.simulate.world import Case, Rules, SimulatedMachine, Trace, World
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=f"{program()} simulate", description=_ABOUT, usage=f"{program()} simulate [FAMILY ...] [options]"
     )
     _add_subject(parser.add_argument_group("what is played"))
+    _add_surprises(parser.add_argument_group("what the controller does not know"))
     _add_targets(parser.add_argument_group("targets"))
     _add_rules(parser.add_argument_group("the server"))
     _add_kinds(parser.add_argument_group("other simulations"))
@@ -110,14 +112,14 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         metavar="A,B",
         default=None,
         help="names as in --policy of serve, whose default is budget; +cascade and +mix: plans may have chains, or not "
-        "(else as in a server: if the family has a confidence), @L is a lambda of its own; BASE is always played "
-        f"[{','.join(_POLICIES)}, and for families with cascades {','.join(_MIXES)}]",
+        "(else as in a server: if the family has a confidence), @L is a weight of carbon (--lam) of its own; BASE is "
+        f"always played [{','.join(_POLICIES)}, and for families with cascades {','.join(_MIXES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add(
         "--load",
         default="constant:0.6",
-        help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
+        help="constant:U, diurnal[:U], bursts[:U], surges[:U] (U: part of BASE's capacity), or a "
         "FILE of arrival times in seconds [constant:0.6]",
     )
     add("--gpus", metavar="N", type=int, default=None, help="A100s with MIG, simulated [2]")
@@ -139,6 +141,26 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_surprises(group: argparse._ArgumentGroup) -> None:
+    """Add what the controller does not know."""
+    add = group.add_argument
+    add(
+        "--misprofiled",
+        metavar="PCT",
+        type=float,
+        default=0.0,
+        help="times and joules of each variant really differ from its profile, by up to PCT percent up or down, drawn "
+        "by the seed [0]",
+    )
+    add(
+        "--lost-gpu",
+        metavar="GPU@FROM+HOURS",
+        action="append",
+        default=[],
+        help="a GPU (0, 1, ...) does not answer from an hour on, for so many hours, as 1@12+3; may be repeated",
+    )
+
+
 def _add_targets(group: argparse._ArgumentGroup) -> None:
     """Add what plans aim at."""
     add = group.add_argument
@@ -146,18 +168,18 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
         "--objective",
         choices=("paper", "floor"),
         default="paper",
-        help="paper: accuracy against carbon, weighted by lambda; floor: least carbon above the accuracy floor [paper]",
+        help="paper: accuracy against carbon, weighted by --lam; floor: least carbon above the accuracy floor [paper]",
     )
-    add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
+    add("--lam", metavar="L", type=float, default=None, help="weight of carbon, in `paper` [derived; paper: 0.1]")
+    add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's, at least 5; paper: BASE's]")
     add(
         "--reference-g-per-kwh",
         metavar="G",
         type=float,
         default=None,
-        help="intensity at which accuracy and carbon weigh alike if lambda is derived [the median of the trace's hours "
+        help="intensity at which accuracy and carbon weigh alike if --lam is derived [the median of the trace's hours "
         f"before and of a week ahead; scenarios: {_SCENARIO_G_PER_KWH:g}]",
     )
-    add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
     add(
         "--accuracy-floor",
         metavar="PCT",
@@ -372,6 +394,7 @@ def _check(given: argparse.Namespace) -> None:
         ("jobs", 1, 256),
         ("accuracy_budget", 0.0, 100.0),
         ("budget_horizon_h", 1.0, 8784.0),
+        ("misprofiled", 0.0, 90.0),
         ("asleep", 0.0, families.paper().idle_w_per_gpu),
     ):
         value = getattr(given, name)
@@ -414,7 +437,15 @@ def _rules(given: argparse.Namespace) -> Rules:
         budget_horizon_s=given.budget_horizon_h * 3600.0,
         asleep_w=given.asleep,
         forecast=forecasts.parse(given.forecast),
+        surprises=_surprises(given),
     )
+
+
+def _surprises(given: argparse.Namespace) -> Surprises:
+    if given.device and given.lost_gpu:
+        raise ConfigError("--lost-gpu is for GPUs: cores are not lost")
+    gpus = (2 if given.gpus is None else given.gpus) if given.scenario != "paper" else (given.gpus or 10)
+    return Surprises(given.misprofiled / 100.0, tuple(parse_lost(text, gpus) for text in given.lost_gpu))
 
 
 def _machine(given: argparse.Namespace) -> SimulatedMachine:

@@ -26,19 +26,26 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from clover.control.interim import NOWHERE, OfferedLoad, interim
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
-from clover.planning.transition.layout import Capacity, slices
+from clover.planning.transition.layout import slices
 from clover.planning.transition.stages import served
 from clover.planning.transition.steps import plan_transition
-from clover.types import Assignment, DeviceShape, Placement, Routing, Step, Transition
+from clover.types import (
+    Assignment,
+    Configuration,
+    DeviceShape,
+    Placement,
+    Routing,
+    Step,
+    Transition,
+    configuration_of,
+)
 
 log = logging.getLogger("clover.control")
 
 _Failure = tuple[Step, CloverError]
-
-NOWHERE = Routing(shares={})
-"""The routing without any worker."""
 
 
 class ApplyError(PlanError):
@@ -108,6 +115,8 @@ class Applier:
 
     def __init__(self, family: str, fleet: Fleet, instances: SharedInstances) -> None:
         self.progress: dict[str, object] | None = None
+        self._offered: OfferedLoad | None = None
+        self._on_the_way: Mapping[Configuration, Routing] = {}
         self._family = family
         self._fleet = fleet
         self._instances = instances
@@ -128,19 +137,22 @@ class Applier:
         before: Sequence[Assignment],
         routing_before: Routing = NOWHERE,
         routing: Routing,
-        capacity: Capacity | None = None,
+        offered: OfferedLoad | None = None,
+        on_the_way: Mapping[Configuration, Routing] | None = None,
     ) -> tuple[str, ...]:
         """Carry out every step; the last route gives exactly `routing`, those before it a mix of both.  Return what
         went wrong without doing harm.  ApplyError if a step fails, after the deployment `before` was restored as far as
-        possible; `capacity` (rows/s of a worker) is what the way back is staggered by."""
+        possible.  In between, workers get rows as `on_the_way` has it for their configuration; else shares are a mix of
+        both routings within what is `offered`, by whose capacities the way back is staggered."""
         self.progress = {"steps": len(transition.steps), "done": 0, "step": ""}
+        self._offered, self._on_the_way = offered, on_the_way or {}
         self._stuck.clear()
         notes: list[str] = []
         try:
             failed = await self._carry_out(transition.steps, routing, routing_before, notes)
             if not failed:
                 return tuple(notes)
-            restored, more = await self._restore(before, routing_before, capacity or slices)
+            restored, more = await self._restore(before, routing_before)
             text = "; ".join(dict.fromkeys([*map(_failure_text, failed), *notes, more]))
             raise ApplyError(text, restored=restored) from failed[0][1]
         finally:
@@ -176,7 +188,7 @@ class Applier:
             parts = tuple(group)
             if self.progress is not None:
                 self.progress.update(steps=len(steps), done=done, step=", ".join(map(described, parts)))
-            goal = routing if done == last else interim(parts[0].routed, routing, before)
+            goal = routing if done == last else self._meanwhile(parts[0].routed, routing, before)
             done += len(parts)
             failures = await self._at_once(parts, goal)
             fatal = [failure for failure in failures if matters(failure[0], steps[done:])]
@@ -184,6 +196,11 @@ class Applier:
             if fatal:
                 return fatal
         return []
+
+    def _meanwhile(self, routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
+        """Return how rows go to `routed` until more of them are ready."""
+        known = self._on_the_way.get(configuration_of(tuple(routed)))
+        return known if known is not None else interim(routed, routing, before, self._offered)
 
     async def _at_once(self, steps: Sequence[Step], routing: Routing) -> list[_Failure]:
         """Carry out all of `steps` at once; return those that failed."""
@@ -243,8 +260,9 @@ class Applier:
 
     # --- back ---------------------------------------------------------------------------------------------------------
 
-    async def _restore(self, before: Sequence[Assignment], routing: Routing, capacity: Capacity) -> tuple[bool, str]:
+    async def _restore(self, before: Sequence[Assignment], routing: Routing) -> tuple[bool, str]:
         """Restore the deployment `before`; return whether that worked, and what to say of it."""
+        capacity = self._offered.capacity if self._offered is not None else slices
         wanted = {item.placement.id for item in before}
         trouble = await self._try(
             Step(kind="create", placement=place) for key, place in list(self._stuck.items()) if key in wanted
@@ -277,7 +295,8 @@ class Applier:
         if self._workers:
             route = Step(kind="route", routed=tuple(self._workers))
             exact = restored and bool(routing.shares)
-            failed = await self._at_once([route], routing if exact else interim(self._workers, routing, routing))
+            meanwhile = self._meanwhile(self._workers, routing, routing)
+            failed = await self._at_once([route], routing if exact else meanwhile)
             trouble += map(_failure_text, failed)
             restored = restored and not failed
         failures_text = "; ".join(dict.fromkeys(trouble))
@@ -313,29 +332,6 @@ def possible(
             chosen[device] = places
             found.append(item)
     return tuple(found)
-
-
-def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
-    """Return the routing while only `routed` take rows: each variant's new share, else its old one, made to sum to 1;
-    equal shares if none has any.
-
-    Largest batches are those of before.  The chain is the new one if all its variants are there, else the old one, else
-    none.  No lane waits for a batch to fill: waits were sized for so many workers, and neither the new nor the old ones
-    need hold for the workers there are meanwhile."""
-    weights = {v: routing.shares.get(v, 0.0) or before.shares.get(v, 0.0) for v in (item.variant for item in routed)}
-    chained = next((item for item in (routing, before) if item.chain and weights.keys() >= set(item.chain)), NOWHERE)
-    total = sum(weights.values())
-    if total <= 0.0:
-        shares = dict.fromkeys(weights, 1.0 / len(weights)) if weights else {}
-    else:
-        shares = {variant: weight / total for variant, weight in weights.items()}
-    return Routing(
-        shares=shares,
-        largest={variant: rows for variant, rows in before.largest.items() if variant in weights},
-        wait_ms=dict.fromkeys((variant for variant in before.wait_ms if variant in weights), 0.0),
-        chain=chained.chain,
-        thresholds=chained.thresholds,
-    )
 
 
 def described(step: Step) -> str:

@@ -43,14 +43,17 @@ from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
 from clover.control.core_need import CoreNeed, FewestCores
-from clover.control.decisions import outcome
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family
+from clover.control.learner import Learner
 from clover.control.ledger import THRESHOLDS_S
+from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
-from clover.control.report import doing, report
+from clover.control.report import report
 from clover.control.request import PlanRequest
+from clover.control.slo import waiting
+from clover.control.slo_watch import watch_slo
 from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
@@ -92,10 +95,13 @@ class Controller:
         self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
+        self.learner = Learner(self.context, wall=clocks.wall)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
         self._commands = Commands(self.context, self._planner, self._executor, self._device_watch)
+        self.ledger_files = LedgerFiles()
+        """Where budgets are kept over a restart; nowhere unless the server says so."""
         self._solver = solver
         self._sleep = clocks.sleep
         self._task: asyncio.Task[None] | None = None
@@ -111,7 +117,9 @@ class Controller:
         plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.context.config, self.context.instances)
         self.context.families[family.name] = family
+        self.learner.add(family)
         self.reserve(family.name, config.share)
+        self.ledger_files.load(family, self.context.grid.now())
         return family
 
     def reserve(self, name: str, share: float) -> None:
@@ -164,6 +172,7 @@ class Controller:
         async with self.context.lock:
             family = self.context.families.pop(name, None)
             if family is not None:
+                await self.learner.finish([family])
                 await family.applier.clear()
 
     async def stop(self) -> None:
@@ -175,8 +184,10 @@ class Controller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ledger_files.close(self.context.families.values(), self.context.grid.now())
         await self.shadows.stop()
         await self.core_need.stop()
+        await self.learner.finish(self.context.families.values())
         await self._solver.close()
 
     def reconfigure(self, config: ControllerConfig) -> None:
@@ -215,8 +226,10 @@ class Controller:
                     self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
+            self.ledger_files.look(context.families.values(), context.monotonic(), context.grid.now())
             self.shadows.look()
             self.core_need.look()
+            self.learner.save()
 
     def hasten(self) -> None:
         """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
@@ -240,10 +253,12 @@ class Controller:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
         context, config = self.context, self.context.config
         grid_s, seen = context.grid.now(), family.look(context.monotonic())
-        family.ledger.look(grid_s, seen, family.config.budget_horizon_s)
+        assert context.grid.reading is not None
+        family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
-        family.slo.look(now_s, seen, family.targets.slo_ms, lambda: doing(context, family))
+        reason = watch_slo(context, family, now_s)
         family.demand.look(now_s, family.fleet.demanded())
+        self.learner.look(family)
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)
@@ -253,14 +268,15 @@ class Controller:
             if mode == "off":
                 return
             if mode == "active" and await verify(family, config, self._executor, now_s):
+                if reason:
+                    family.triggers.again(now_s)
                 return
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
-        p95_ms = seen.get("p95_ms")
-        late = p95_ms > family.targets.slo_ms if p95_ms is not None else seen.get("queue_rows", 0.0) > 0.0
-        if family.core_sleep.look(late, context.devices_of(family.name), family.desired, now_s):
+        if family.core_sleep.look(family.slo.late, context.devices_of(family.name), family.desired, now_s):
             family.news = family.news or "SLO missed with cores asleep"
         trigger = self._trigger(family, now_s)
+        trigger = reason or trigger
         if not trigger:
             return
         if trigger.startswith("worker capacity") and family.missing and family.deployed is not None:
@@ -270,7 +286,8 @@ class Controller:
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
         made = context.decisions.last(family.name)
-        family.triggers.decided(trigger, outcome(made) if made is not None else None, now_s)
+        if made is not None:
+            family.triggers.decided(trigger, made.plan.configuration if made.plan is not None else made.action, now_s)
 
     def _trigger(self, family: Family, now_s: float) -> str:
         """Return why to plan now, in words; empty if there is no reason."""
@@ -283,9 +300,10 @@ class Controller:
                 now_s=now_s,
                 g_per_kwh=family.triggers.known(context.grid.reading).g_per_kwh,
                 rate=family.rate(config),
-                p95_ms=family.observed.get("p95_ms"),
-                queue_rows=family.observed.get("queue_rows", 0.0) - family.observed.get("awaiting_rows", 0.0),
+                p95_ms=family.observed.get("p95_ms") if family.slo.late else None,
+                queue_rows=waiting(family.observed),
                 missing=family.missing,
+                awaited=family.slo.pressure.acting,
             )
             trigger = family.triggers.check(
                 seen,
@@ -296,7 +314,7 @@ class Controller:
         step_s = THRESHOLDS_S if family.cascades(config) else HOUR_S
         if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
-        return trigger
+        return trigger or family.learned.trigger(now_s)
 
     # --- what the front end sees --------------------------------------------------------------------------------------
 

@@ -7,17 +7,19 @@ and the deed the devices may have changed.  How a transition is carried out, ste
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 
-from clover.control.apply import NOWHERE, ApplyError, interim
+from clover.control.apply import ApplyError
 from clover.control.context import Context
 from clover.control.family import DeployedPlan, Family, Watch
 from clover.control.gate import below_floor, rerouted, same
+from clover.control.interim import NOWHERE, OfferedLoad, interim
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
 from clover.planning.transition.steps import plan_transition
-from clover.types import Assignment, Decision, Plan, Transition
+from clover.types import Assignment, Configuration, Decision, Plan, Routing, Transition
 
 log = logging.getLogger("clover.control")
 
@@ -40,9 +42,12 @@ class Executor:
             floor=family.capacity_floor(context.config, own, share) if family.desired else 0.0,
         )
 
-    async def apply(self, family: Family, plan: Plan) -> PlanResult:
+    async def apply(
+        self, family: Family, plan: Plan, on_the_way: Mapping[Configuration, Routing] | None = None
+    ) -> PlanResult:
         """Put `plan` in force: by routing alone if its workers run already, else by a transition, after which the new
-        deployment is watched.  Refuses a transition below the capacity floor."""
+        deployment is watched.  Refuses a transition below the capacity floor.  `on_the_way`: how rows go best to the
+        workers that there are meanwhile."""
         context, deployed = self._context, family.deployed
         if deployed is not None and same(plan, deployed):
             return PlanResult(action=self._reroute(family, deployed, plan), plan=plan)
@@ -53,7 +58,8 @@ class Executor:
         if deployed is not None and stay is not None:
             return PlanResult(action="refused", detail=stay.reason, plan=plan)
         before = deployed.configuration if deployed is not None else None
-        action, detail = await self._change(family, DeployedPlan(plan.deployment, plan.routing, plan), transition)
+        target = DeployedPlan(plan.deployment, plan.routing, plan)
+        action, detail = await self._change(family, target, transition, on_the_way or {})
         if action == "applied":
             seen = family.fleet.observe()
             family.watch = Watch(
@@ -62,6 +68,7 @@ class Executor:
                 restarts=seen.get("restarts", 0.0),
                 rate=family.rate(context.config),
                 queue_rows=seen.get("queue_rows", 0.0),
+                late_ms=family.observed.get("p95_ms", math.inf) if family.slo.late else math.nan,
             )
         return PlanResult(action=action, detail=detail, plan=plan, before=before)
 
@@ -75,7 +82,7 @@ class Executor:
         until_s = family.back_off(bad.configuration, started_s)
         family.rollbacks += 1
         family.transition = self.transition(family, good.deployment)
-        action, more = await self._change(family, good, family.transition)
+        action, more = await self._change(family, good, family.transition, {})
         reading = context.grid.reading
         if reading is not None:
             intensity = family.triggers.known(reading)
@@ -98,7 +105,7 @@ class Executor:
         before = family.desired
         left = tuple(item for item in before if item.placement.device not in devices)
         if deployed is not None:
-            routing = interim(left, deployed.routing, deployed.routing)
+            routing = interim(left, deployed.routing, deployed.routing, self._offered(family))
             if left:
                 family.fleet.route(left, routing)
             family.deployed = DeployedPlan(left, routing, deployed.plan) if left else None
@@ -115,6 +122,11 @@ class Executor:
         )
         return record(context, family, PlanRequest(trigger=reason), started_s, result)
 
+    def _offered(self, family: Family) -> OfferedLoad:
+        """Return what the family's workers have to serve now."""
+        context = self._context
+        return OfferedLoad(family.rate(context.config), family.capacity(context.share_of(family)), family.reach)
+
     def _reroute(self, family: Family, deployed: DeployedPlan, plan: Plan) -> str:
         """Route rows to the workers that run as `plan` has it; return the action for the record."""
         changed = rerouted(deployed.routing, plan.routing)
@@ -130,16 +142,24 @@ class Executor:
         family.deployed = routed
         return "routed" if changed else "kept"
 
-    async def _change(self, family: Family, target: DeployedPlan, transition: Transition) -> tuple[str, str]:
+    async def _change(
+        self,
+        family: Family,
+        target: DeployedPlan,
+        transition: Transition,
+        on_the_way: Mapping[Configuration, Routing],
+    ) -> tuple[str, str]:
         """Carry out `transition`; return the action for the record, and what went wrong."""
         context, deployed = self._context, family.deployed
+        began_s = context.monotonic()
         try:
             notes = await family.applier.run(
                 transition,
                 before=family.desired,
                 routing_before=deployed.routing if deployed is not None else NOWHERE,
                 routing=target.routing,
-                capacity=family.capacity(context.share_of(family)),
+                offered=self._offered(family),
+                on_the_way=on_the_way,
             )
         except ApplyError as error:
             now_s = context.monotonic()
@@ -150,6 +170,7 @@ class Executor:
             return ("rolled back" if error.restored and deployed is not None else "failed"), str(error)
         family.core_sleep.changed(family.desired, target.deployment, context.monotonic())
         family.deployed = target
+        family.change_cost.changed(transition, began_s, context.monotonic())
         family.changes += 1
         family.dwell_until_s = context.monotonic() + context.config.min_dwell_s
         return "applied", "; ".join(notes)

@@ -3,6 +3,7 @@ off."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,19 +12,23 @@ from msgspec import structs
 
 from clover.carbon.grid import ASSUMED, Reference, reference_in_force
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
+from clover.control.change_cost import ChangeCost
 from clover.control.core_sleep import CoreSleep
 from clover.control.demand import DemandMemory
+from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.request import Pin, PlanRequest, Targets
-from clover.control.slo import SloLog
+from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.policies import BUDGETED
+from clover.profiles import default_slo_ms, default_slo_source
 from clover.runtime.guard.guard import CASCADE_OFF, OK
 from clover.types import (
     Assignment,
@@ -43,7 +48,6 @@ from clover.types import (
 
 Mode = Literal["off", "observe", "active"]
 
-SLO_OVER_BASE = 1.2
 FLOOR_BELOW_BEST = 1.0
 WAITS_FROM = 2.0
 """Times its default that an SLO has to be given as for rows to wait for fuller batches by default."""
@@ -78,7 +82,9 @@ class DeployedPlan:
 
 @dataclass
 class Watch:
-    """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then."""
+    """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then.
+
+    `late_ms`: the p95 of what ran before, if that missed the SLO (infinite: it answered nothing), else NaN."""
 
     since_s: float
     rows: float
@@ -86,6 +92,7 @@ class Watch:
     rate: float
     queue_rows: float = 0.0
     missing: int = 0
+    late_ms: float = math.nan
 
 
 @dataclass
@@ -111,6 +118,7 @@ class Family:
         self.spec = spec
         self.name = config.name or spec.name
         self.profile = profile
+        self.learned = Learning(self.name, profile)
         self.fleet = fleet
         self.config = config
         self.targets = default_targets(profile, config, controller)
@@ -120,8 +128,9 @@ class Family:
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
         self.triggers = Triggers()
-        self.slo = SloLog(self.name)
+        self.slo = SloKeeper(self.name)
         self.ledger = Ledger()
+        self.sample = AccuracySample(config.accuracy_margin)
         self.demand = DemandMemory()
         self.applier = Applier(self.name, fleet, instances)
         self.deployed: DeployedPlan | None = None
@@ -129,12 +138,15 @@ class Family:
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
         self.core_sleep = CoreSleep()
+        self.change_cost = ChangeCost()
+        self.looked_s = 0.0
+        """When it was last observed (monotonic)."""
         self.backoffs: dict[Configuration, Backoff] = {}
         self.observed: dict[str, float] = {}
         self.arrivals = ArrivalRate()
         self.news = ""
         """What happened to its devices and was not planned for yet, in words."""
-        self._derived: dict[ObjectiveConfig, float] = {}
+        self._derived: dict[tuple[ObjectiveConfig, int], float] = {}
         self.transition: Transition | None = None
         """The last transition that was planned."""
         self.planned_alarm_level = OK
@@ -147,9 +159,15 @@ class Family:
 
     def look(self, now_s: float) -> dict[str, float]:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
+        self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
+
+    @property
+    def corrected(self) -> FamilyProfile:
+        """Its profile with the factors learned so far, which plans are made with; `profile` stays what was measured."""
+        return self.learned.corrected
 
     @property
     def desired(self) -> tuple[Assignment, ...]:
@@ -173,6 +191,7 @@ class Family:
         """Note that a plan was made, or could not be made, for all that was known at `grid_s`."""
         self.news = ""
         self.planned_alarm_level = self.alarm_level
+        self.learned.planned()
         self.ledger.planned_s = grid_s
 
     def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
@@ -181,14 +200,22 @@ class Family:
         lam = new.lam if self.targets.lam == old.lam else self.targets.lam
         self.targets = replace(self.targets, form=form, lam=lam)
 
+    @property
+    def slo_source(self) -> str:
+        """Where the SLO comes from, in words."""
+        if self.config.slo_ms is None and self.targets.slo_ms == default_slo_ms(self.profile):
+            return default_slo_source(self.profile)
+        return "given"
+
     def lam(self, controller: ControllerConfig, targets: Targets | None = None) -> float:
         """Return the lambda in force, given or derived."""
         config = self.objective(targets or self.targets, controller)
         if config.lam is not None:
             return config.lam
-        if config not in self._derived:  # it takes a millisecond of the event loop, at each look
-            self._derived = {config: derive_lambda(self.profile, config)}
-        return self._derived[config]
+        key = config, self.learned.changed
+        if key not in self._derived:  # it takes a millisecond of the event loop, at each look
+            self._derived = {key: derive_lambda(self.corrected, config)}
+        return self._derived[key]
 
     def reference(self, controller: ControllerConfig) -> Reference:
         """Return the reference intensity in force: the configured one, else the grid's own."""
@@ -203,27 +230,37 @@ class Family:
         `WAITS_FROM` times the default one or more."""
         if controller.waits is not None:
             return controller.waits
-        default = default_targets(self.profile, structs.replace(self.config, slo_ms=None), controller)
-        return targets.slo_ms >= WAITS_FROM * default.slo_ms
+        return targets.slo_ms >= WAITS_FROM * default_slo_ms(self.profile)
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
     ) -> ObjectiveConfig:
-        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one."""
+        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one.  While
+        the SLO is missed, and for some time after, services are taken to be slower and workers are loaded less."""
+        slower = self.slo.pressure.factor
         return ObjectiveConfig(
             form=targets.form,
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
-            accuracy_margin=self.config.accuracy_margin,
+            accuracy_margin=self.margin(targets),
+            cascade_margin=self.sample.cascade_margin,
             lam=targets.lam,
             reference_g_per_kwh=self.reference(config).g_per_kwh,
-            max_utilisation=config.max_utilisation,
-            profile_error=config.profile_error,
+            max_utilisation=config.max_utilisation / math.sqrt(slower),
+            profile_error=(1.0 + config.profile_error) * slower - 1.0,
             cascade=self.cascades(config),
             waits=self.may_wait(config, targets),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )
+
+    def margin(self, targets: Targets) -> float:
+        """Return the points that plans aim for above the accuracy floor of `targets`."""
+        return self.sample.margin(self.profile, targets.accuracy_floor, relative=self._relative(targets))
+
+    def _relative(self, targets: Targets) -> bool:
+        """Return whether the accuracy floor is the default one, which is relative to the best variant."""
+        return self.config.accuracy_floor is None and targets.accuracy_floor == default_floor(self.profile)
 
     def state(
         self,
@@ -247,6 +284,7 @@ class Family:
         held = request.pin or self.pin
         budgeted = (held.policy if held is not None else config.policy) in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
+        objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
         return State(
             family=self.name,
             grid_s=conditions.grid_s,
@@ -254,8 +292,8 @@ class Family:
             arrival_rate=rate,
             p95_ms=self.observed.get("p95_ms"),
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self._alarmed(objective, config, targets),
-            profile=self.profile,
+            objective=objective,
+            profile=self.sample.certain(self.corrected, objective.accuracy_floor, relative=relative),
             devices=conditions.devices,
             running=self.desired,
             routing=self.deployed.routing if self.deployed is not None else None,
@@ -265,6 +303,10 @@ class Family:
             served_rows=self.ledger.rows if outlook is not None else 0.0,
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
+            online=(held.policy if held is not None else config.policy) == "budget:online",
+            trust=self.ledger.errors.trust,
+            switch_s=self.change_cost.start_s,
+            holds_s=self.change_cost.holds_s(self.looked_s),
         )
 
     @property
@@ -295,9 +337,9 @@ class Family:
         return max(self.arrivals.rows_per_s(), config.design_rate, LEAST_RATE)
 
     def capacity(self, share: float) -> Callable[[Assignment], float]:
-        """Return a function from a worker to the rows a second it serves, by the profile; 0 for one that was never
+        """Return a function from a worker to the rows a second it serves, by `corrected`; 0 for one that was never
         measured."""
-        services = services_of(self.profile, share)
+        services = services_of(self.corrected, share)
 
         def rows_per_s(item: Assignment) -> float:
             service = services.get((item.variant, item.placement.profile))
@@ -305,10 +347,16 @@ class Family:
 
         return rows_per_s
 
+    def reach(self, routing: Routing) -> tuple[float, ...]:
+        """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""
+        points = self.profile.cascade.points if self.profile.cascade is not None else ()
+        asked = (routing.chain, routing.thresholds)
+        return next((point.reach for point in points if (point.chain, point.thresholds) == asked), ())
+
     def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
         """Return the rows a second that no transition may go below: the configured share of BASE on `devices`, what
         arrives now, and in any case one worker that answers."""
-        base = base_capacity(self.profile, devices, share) if config.capacity_floor else 0.0
+        base = base_capacity(self.corrected, devices, share) if config.capacity_floor else 0.0
         return max(config.capacity_floor * base, self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
     def back_off(self, configuration: Configuration, now_s: float) -> float:
@@ -325,16 +373,17 @@ class Family:
         return entry is not None and now_s < entry.until_s
 
 
+def default_floor(profile: FamilyProfile) -> float:
+    """Return the accuracy floor (percent) that holds if none is configured: a point below the best variant."""
+    return max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
+
+
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
-    """Return the configured targets, or those that follow from the profile: an SLO of 1.2 x the p95 of BASE, and an
-    accuracy floor one point below the best variant."""
+    """Return the configured targets, or those that follow from the profile: its default SLO, and an accuracy floor one
+    point below the best variant."""
     return Targets(
-        slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
-        accuracy_floor=(
-            config.accuracy_floor
-            if config.accuracy_floor is not None
-            else max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
-        ),
+        slo_ms=config.slo_ms if config.slo_ms is not None else default_slo_ms(profile),
+        accuracy_floor=(config.accuracy_floor if config.accuracy_floor is not None else default_floor(profile)),
         form=controller.objective,
         lam=controller.lam,
     )

@@ -5,7 +5,7 @@ Every question is a pure function of what is known: None says that the plan may 
 (`clover.control.planner` asks them, and finds the plan that is taken instead):
 
     failed_lately   its configuration was rolled back, or failed to start, and is backed off
-    within_noise    what runs is as good within the noise of the intensity
+    within_noise    what runs is as good within the noise of the intensity, or the change would cost more than it saves
     dwelling        the configuration changed less than `min_dwell_s` ago
     below_floor     it cannot be reached without falling below the capacity floor
     breaks_limits   it does not meet the targets, and the workers that run do
@@ -25,8 +25,19 @@ from clover.control.family import DeployedPlan, Family
 from clover.control.recording import words
 from clover.errors import PlanError
 from clover.planning.budget.keeping import kept_plan
-from clover.planning.model.objective import objective_of
-from clover.types import Candidate, DeviceShape, Plan, Routing, State, Transition
+from clover.planning.cascade.permitted import moving_j
+from clover.planning.model.objective import MARGIN, objective_of
+from clover.planning.model.problem import problem_of, services_of
+from clover.types import (
+    Candidate,
+    Configuration,
+    DeviceShape,
+    GroupCount,
+    Plan,
+    Routing,
+    State,
+    Transition,
+)
 
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
@@ -49,8 +60,9 @@ def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
     return Stay(reason, family.backoffs[plan.configuration].until_s)
 
 
-def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay | None:
-    """Judge whether `here`, the plan of the workers that run, still serves and `plan` is not clearly better.
+def within_noise(family: Family, plan: Plan, here: Plan, state: State, lost_capacity: float = 0.0) -> Stay | None:
+    """Judge whether `here`, the plan of the workers that run, still serves and `plan` saves no more than the change to
+    it costs, which makes `lost_capacity` (a part) be missing meanwhile.
 
     What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
     """
@@ -60,9 +72,28 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay |
         objective = objective_of(state)
         predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
         best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
-        if objective.worth_leaving(here.prediction, best):
+        cost_j = change_j(plan, here, state, lost_capacity)
+        if objective.worth_leaving(here.prediction, best, cost_j):
             return None
+        if objective.worth_leaving(here.prediction, best, MARGIN * objective.base_energy_j):
+            return Stay(
+                f"{words(plan.configuration)} saves less than changing to it costs: {cost_j:.3g} J a row over the "
+                f"{state.holds_s:.0f} s that it is expected to last"
+            )
     return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
+
+
+def change_j(plan: Plan, here: Plan, state: State, lost_capacity: float) -> float:
+    """Return joules a row that the change from `here` to `plan` costs over the time that it is expected to last: for
+    the workers to start, and those to start again when it ends, for rows that come while capacity is missing (BASE's
+    joules each), and a margin.
+
+    A change of routing alone costs nothing and is never asked about."""
+    problem = problem_of(state)
+    ways = ((here.configuration, plan.configuration), (plan.configuration, here.configuration))
+    starting_j = sum(moving_j(problem, before, after, state.switch_s) for before, after in ways)
+    at_risk = lost_capacity * min(1.0, state.switch_s / state.holds_s)  # the part of the rows
+    return starting_j / (problem.rate * state.holds_s) + (MARGIN + at_risk) * problem.base_energy_j
 
 
 def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:
@@ -106,6 +137,37 @@ def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: f
         known = other.configuration in (plan.configuration, running)
         if not known and clearly_better(other, here, margin) and not family.backed_off(other.configuration, now_s):
             yield other
+
+
+def swaps(family: Family) -> Iterator[Configuration]:
+    """Yield configurations that differ from what runs in variants alone, the fewest swaps first (in doubling numbers),
+    towards the variant that serves most rows.  Instances stay, and a worker loads beside the one that it replaces: no
+    capacity is lost on the way."""
+    running = family.deployed.configuration if family.deployed is not None else ()
+    services = services_of(family.corrected)
+    found: dict[Configuration, int] = {}
+    for group in running:
+        others = [
+            (service.capacity(), variant)
+            for (variant, profile), service in services.items()
+            if profile == group.profile and variant != group.variant
+        ]
+        counts = sorted({min(2**power, group.count) for power in range(group.count.bit_length() + 1)})
+        for _, variant in sorted(others, reverse=True):
+            for count in counts:
+                swapped = Counter({(item.variant, item.profile): item.count for item in running})
+                swapped[group.variant, group.profile] -= count
+                swapped[variant, group.profile] += count
+                found.setdefault(_configuration(swapped), count)
+    yield from sorted(found, key=lambda configuration: found[configuration])
+
+
+def _configuration(counts: Counter[tuple[str, str]]) -> Configuration:
+    return tuple(
+        GroupCount(variant=variant, profile=profile, count=count)
+        for (variant, profile), count in sorted(counts.items())
+        if count > 0
+    )
 
 
 def unless_worse(plan: Plan, family: Family) -> Plan:

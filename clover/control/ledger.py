@@ -1,18 +1,30 @@
 """What one family served since its budget horizon began, and its load by the hour: what an accuracy budget spends.
 
 A policy remembers nothing, so this is handed to it with every plan.  A horizon begins with the first look, and the next
-one when it ends.  A restart begins a new one: what was served before it is forgotten, for better or worse.
+one when it ends.  It survives a restart (`clover.control.ledger_files`).
 """
 
 from __future__ import annotations
 
 import math
 
-from clover.planning.budget.forecast import HOUR_S, History
+from clover.planning.budget.forecast import HOUR_S, History, SavedHistory
+from clover.planning.budget.forecast_errors import ForecastErrors, SavedErrors
+from clover.types import Record
 
 THRESHOLDS_S = 300.0
 """Grid seconds after which thresholds are looked at again: they cost nothing to change, so they follow what was
 served."""
+
+
+class SavedLedger(Record, frozen=True, kw_only=True):
+    """What a file keeps of a `Ledger`."""
+
+    since_s: float
+    rows: float
+    accuracy_rows: float
+    rates: SavedHistory
+    errors: SavedErrors
 
 
 class Ledger:
@@ -20,6 +32,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.rates = History()
+        self.errors = ForecastErrors()
         self.since_s = math.nan
         """Grid time at which the horizon began; NaN before the first look."""
         self.rows = 0.0
@@ -31,11 +44,17 @@ class Ledger:
         """What the last forecast was made from, in words."""
         self._before = (0.0, 0.0)
 
-    def look(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
-        """Book what was served since the last look.  `observed` counts from the start of the family's router."""
+    def look(
+        self, grid_s: float, observed: dict[str, float], horizon_s: float, g_per_kwh: float = math.nan
+    ) -> None:
+        """Book what was served since the last look, and how well the intensity and the load of now were foreseen.
+        `observed` counts from the start of the family's router."""
         accuracy = observed.get("accuracy_served")
         rows = observed.get("rows", 0.0) if accuracy is not None else self._before[0]  # unknown is not wrong
         total = rows * accuracy if accuracy is not None else self._before[1]
+        if accuracy is not None:  # clients over their limit of escalations do not spend what others have
+            rows -= observed.get("left_out_rows", 0.0)
+            total -= observed.get("left_out_accuracy_rows", 0.0)
         before = self._before if rows >= self._before[0] else (0.0, 0.0)  # the router began anew
         first = math.isnan(self.since_s)
         if first or grid_s < self.since_s or grid_s >= self.since_s + horizon_s:
@@ -46,7 +65,28 @@ class Ledger:
             self.rows += rows - before[0]
             self.accuracy_rows += total - before[1]
         self._before = (rows, total)
-        self.rates.note(grid_s, observed.get("arrival_rate", math.nan))
+        rate = observed.get("arrival_rate", math.nan)
+        self.rates.note(grid_s, rate)
+        self.errors.look(grid_s, g_per_kwh, rate)
+
+    def saved(self) -> SavedLedger:
+        """Return what a file keeps of it, once the first look was taken."""
+        return SavedLedger(
+            since_s=self.since_s,
+            rows=self.rows,
+            accuracy_rows=self.accuracy_rows,
+            rates=self.rates.saved(),
+            errors=self.errors.saved(),
+        )
+
+    def restore(self, saved: SavedLedger) -> None:
+        """Go on where `saved` was left, before the first look; ValueError if its figures cannot be."""
+        figures = (saved.since_s, saved.rows, saved.accuracy_rows)
+        if not all(map(math.isfinite, figures)) or not 0.0 <= saved.accuracy_rows <= 100.0 * saved.rows + 1e-6:
+            raise ValueError("rows and their accuracies do not fit")
+        self.rates.restore(saved.rates)
+        self.errors.restore(saved.errors)
+        self.since_s, self.rows, self.accuracy_rows = figures
 
     def end_s(self, grid_s: float, horizon_s: float) -> float:
         """Return the grid time at which the horizon under way ends; a horizon that begins now, before the first

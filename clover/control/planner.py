@@ -7,7 +7,9 @@ force; what does not is replaced by another candidate that does, or by the plan 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -26,13 +28,15 @@ from clover.planning.model.problem import LEAST_RATE
 from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.types import Configuration, Decision, Plan, State
+from clover.types import Configuration, Decision, Plan, Routing, State, configuration_of
 
 
 class Solver(Protocol):
     """Makes plans (`clover.control.solver.client.SolverClient`)."""
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan: ...
+
+    async def routing(self, state: State, configuration: Configuration) -> Routing | None: ...
 
     async def close(self) -> None: ...
 
@@ -59,7 +63,7 @@ class Planner:
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
-            family.ledger.look(grid_s, family.observed, horizon_s)
+            family.ledger.look(grid_s, family.observed, horizon_s, conditions.reading.g_per_kwh)
             outlook = await context.grid.outlook(
                 conditions.reading,
                 family.ledger.rates,
@@ -68,6 +72,8 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
+            family.ledger.errors.foreseen(grid_s, outlook.steps)
+        family.sample.look(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         plan = await self._solver.propose(state, pin.policy or "objective", pin.configuration)
@@ -104,7 +110,7 @@ class Planner:
                 plan, detail = await self._admitted(family, plan, state)
             if not (request.force and request.directed(family.targets)):
                 plan = gate.unless_worse(plan, family)
-            done = await self._executor.apply(family, plan)
+            done = await self._executor.apply(family, plan, await self._on_the_way(family, plan, state))
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
@@ -127,6 +133,20 @@ class Planner:
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))
+
+    async def _on_the_way(self, family: Family, plan: Plan, state: State) -> dict[Configuration, Routing]:
+        """Return how rows go best to the workers that there are while `plan` is brought about; nothing for those that
+        cannot keep the targets."""
+        if family.deployed is None or gate.same(plan, family.deployed):
+            return {}
+        steps = self._executor.transition(family, plan.deployment).steps
+        found = {}
+        for configuration in {configuration_of(step.routed) for step in steps if step.kind == "route"}:
+            with contextlib.suppress(PlanError):
+                routing = await self._solver.routing(state, configuration)
+                if routing is not None:
+                    found[configuration] = routing
+        return found
 
     # --- which plan is taken ------------------------------------------------------------------------------------------
 
@@ -151,7 +171,8 @@ class Planner:
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         if weighed and not family.backed_off(deployed.configuration, now_s) and not family.demand.lapsed(now_s):
             here = await self._here(family, state)
-            if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
+            lost = self._executor.transition(family, plan.deployment).lost_capacity
+            if here is not None and (stay := gate.within_noise(family, plan, here, state, lost)) is not None:
                 return here, _joined(held, stay.reason)
         if (stay := gate.dwelling(family, plan, now_s)) is not None:
             return await self._fixed(family, state, deployed.configuration), self._stays(family, stay)
@@ -171,9 +192,12 @@ class Planner:
         here = await self._fixed(family, state, family.deployed.configuration)
         margin = HYSTERESIS * momentary(state, objective_of(state)).scale
         others = gate.alternatives(family, plan, here, margin, self._context.monotonic())
-        for other in itertools.islice(others, ALTERNATIVES):
+        tried: Iterable[Configuration] = itertools.islice((other.configuration for other in others), ALTERNATIVES)
+        if not here.feasible:  # the best plans cannot be reached: what serves in time on the instances that stand?
+            tried = itertools.chain(tried, itertools.islice(gate.swaps(family), ALTERNATIVES))
+        for configuration in tried:
             try:
-                found = await self._fixed(family, state, other.configuration)
+                found = await self._fixed(family, state, configuration)
             except PlanError:  # the devices do not allow this one beside what runs
                 continue
             if not gate.clearly_better(found, here, margin):

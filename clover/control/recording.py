@@ -95,6 +95,7 @@ def inputs_of(context: Context, family: Family, state: State | None) -> dict[str
         "accuracy_floor": objective.accuracy_floor if objective is not None else targets.accuracy_floor,
         "lambda": lam if lam is not None else family.lam(context.config),
         **_budget_of(state),
+        **({"profile_correction": corrected} if (corrected := family.learned.words()) else {}),
     }
 
 
@@ -109,6 +110,7 @@ def _budget_of(state: State | None) -> dict[str, float | str | None]:
         "served_rows": state.served_rows,
         "served_accuracy": served,
         "forecast": state.forecast,
+        "forecast_trust": state.trust,
     }
 
 

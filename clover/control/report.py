@@ -14,7 +14,7 @@ from clover.control.baselines.shadows import Shadows
 from clover.control.context import Context
 from clover.control.core_need import CoreNeed
 from clover.control.family import Family
-from clover.control.recording import words
+from clover.control.slo_watch import slo_report
 from clover.control.terms import terms
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
@@ -42,25 +42,6 @@ def report(
         out["totals"] = counted
         out["idle"] = core_need.report(devices)
     return out
-
-
-def doing(context: Context, family: Family) -> str:
-    """Return what runs and what is done about a missed SLO, in words for the log."""
-    deployed, mode = family.deployed, context.mode_of(family)
-    if deployed is None:
-        return "nothing runs"
-    runs = words(deployed.configuration)
-    if context.frozen_of(family):
-        return f"{runs} runs and is frozen"
-    if mode != "active":
-        return f"{runs} runs, and mode {mode} changes nothing"
-    if family.pin is not None:
-        return f"{runs} runs and is pinned"
-    if not deployed.plan.feasible:
-        return f"{runs} runs, the least bad plan: none meets the targets at this load"
-    last = context.decisions.last(family.name)
-    decided = f"; last decision: {last.action} ({last.trigger})" if last is not None else ""
-    return f"{runs} runs, of which a p95 of {deployed.plan.prediction.p95_ms:.2f} ms was predicted{decided}"
 
 
 def intensity(reading: Reading, trouble: str = "") -> dict[str, Any]:
@@ -140,6 +121,8 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "rows": ledger.rows,
         "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
         "forecast": ledger.label,
+        "forecast_trust": ledger.errors.trust,
+        "forecast_hours": ledger.errors.hours,
     }
 
 
@@ -175,8 +158,10 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         },
         "targets": {
             "slo_ms": family.targets.slo_ms,
+            "slo_source": family.slo_source,
             "accuracy_floor": family.targets.accuracy_floor,
-            "accuracy_margin": family.config.accuracy_margin,
+            "accuracy_margin": family.margin(family.targets),
+            "accuracy_margin_from": family.sample.source,
             "objective": family.targets.form,
             "lambda": family.lam(context.config),
             "lambda_derived": family.targets.lam is None,
@@ -184,9 +169,11 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "reference_from": family.reference(context.config).label,
         },
         "budget": _budget(context, family),
+        "profile_correction": family.learned.report(),
         "terms": terms(context, family, saved_here),
         "saved": saved_here,
         "observed": dict(family.observed),
+        "slo": slo_report(context, family),
         "guard": family.fleet.guard_report(),
         "demand": family.demand.report(now_s, family.fleet.demanded(), context.declined(family)),
         "verifying": family.watch is not None,

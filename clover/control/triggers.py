@@ -6,10 +6,10 @@ rate also has to move by a row a second: a trickle doubles by chance).  A p95 ab
 looks, a queue has to grow for `QUEUE_LOOKS` looks, a missing worker has to stay away `WORKER_LOOKS` looks: workers that
 die are restarted by the fleet, and short bursts pass.  After a trigger those counts start anew.
 
-An SLO that stays at risk while planning again and again comes to the same makes fewer and fewer plans: the second equal
-one is followed by the next after `FIRST_SPACING_S`, then twice as long each time, up to `LONGEST_SPACING_S`
-(`decided`).  Anything that changes ends that: another reason to plan, another plan, or `MET_LOOKS` looks in a row that
-saw no risk.
+An SLO that stays at risk is planned for ever more rarely: after the first plan for it the next one comes in
+`FIRST_SPACING_S` (what clients see of a plan trails by most of that), then after four times as long each time, up to
+`LONGEST_SPACING_S`, so that an SLO that cannot be met makes at most ten plans an hour (`decided`).  Another outcome
+starts that anew; another reason to plan, or `MET_LOOKS` looks in a row that saw no risk, end it.
 
 A number that was only stated, as sources of the intensity are silent, is no reason, nor does a plan made for another
 reason follow it (`known`).
@@ -36,15 +36,18 @@ LEAST_RATE_CHANGE = 1.0
 LEAST_QUEUE = 16.0
 RETRY_S = 10.0
 RISK = "SLO at risk"
-FIRST_SPACING_S = 5.0
-LONGEST_SPACING_S = 60.0
+FIRST_SPACING_S = 15.0
+LONGEST_SPACING_S = 900.0
+_SPARSER = 4.0
 MET_LOOKS = 10
 _AGAIN = "held back before"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the controller saw of a family at one seen.  `missing`: workers of the deployment that are not ready."""
+    """What the controller saw of a family at one look.  `missing`: workers of the deployment that are not ready.
+
+    `p95_ms` is None also if it is not surely above the SLO; with `awaited` the SLO's pressure will plan for it."""
 
     now_s: float
     g_per_kwh: float
@@ -52,6 +55,7 @@ class Observation:
     p95_ms: float | None
     queue_rows: float
     missing: int
+    awaited: bool = False
 
 
 class Triggers:
@@ -92,7 +96,7 @@ class Triggers:
                 self._unspace()
             return
         self._outcome = outcome
-        self._spacing_s = min(max(2.0 * self._spacing_s, FIRST_SPACING_S), LONGEST_SPACING_S) if same else 0.0
+        self._spacing_s = min(_SPARSER * self._spacing_s, LONGEST_SPACING_S) if same else FIRST_SPACING_S
         self._spaced_until_s = now_s + self._spacing_s
 
     def _unspace(self) -> None:
@@ -138,7 +142,7 @@ class Triggers:
             return "start"
         if self._away >= WORKER_LOOKS:
             return f"worker capacity changed: {seen.missing} missing"
-        if self._late >= SLO_LOOKS and not spaced:
+        if self._late >= SLO_LOOKS and not spaced and not seen.awaited:
             self._late = 0
             return f"{RISK}: p95 {seen.p95_ms:.2f} ms exceeds {slo_ms:.2f} ms"
         if self._growing >= QUEUE_LOOKS and not spaced:

@@ -40,7 +40,8 @@ async def verify(family: Family, config: ControllerConfig, executor: Executor, n
     elif _worse(family, deployed, watch, config.rate_change):
         if now_s < watch.since_s + max(config.verify_s, WINDOW_S):
             return False
-        if family.good is not None and not family.good.plan.feasible:
+        missed = seen["p95_ms"] <= watch.late_ms  # also what it replaced missed the SLO, and by more
+        if missed or (family.good is not None and not family.good.plan.feasible):
             # What it replaced is known to miss its limits, so going back would not help: watch on.
             _watch_on(family, watch, now_s)
             return False

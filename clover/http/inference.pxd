@@ -1,4 +1,5 @@
 cimport cython
+from libc.stdint cimport int64_t
 
 from clover.http.exchange cimport Exchange
 from clover.http.oip.request cimport InferRequest, Signature, decode, decode_ahead
@@ -34,6 +35,8 @@ cdef class DirectReceive:
     cpdef cancel(self)
 
 @cython.locals(context=tuple)
+@cython.locals(given=bytes)
+cdef int64_t _named(Exchange exchange) except? -1
 cpdef _done(Ticket ticket)
 
 @cython.locals(model=Model)

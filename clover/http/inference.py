@@ -66,7 +66,7 @@ class InferEndpoint:
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
         try:
-            wait_s = self.model.crowded(exchange.flow)
+            wait_s = self.model.crowded(exchange.flow, _named(exchange))
             if wait_s > 0.0:
                 exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
             else:
@@ -80,7 +80,7 @@ class InferEndpoint:
         """Start the request; raises RequestError, and then holds nothing."""
         model = self.model
         request = decode(self.signature, body, exchange.head.json_length)
-        ticket = model.open(request.rows, exchange.flow)
+        ticket = model.open(request.rows, exchange.flow, _named(exchange))
         exchange.model = model
         exchange.ticket = ticket
         try:
@@ -103,7 +103,9 @@ class InferEndpoint:
         """
         try:
             request = decode_ahead(self.signature, text, size)
-            found = self.model.ahead(request.rows, 0, exchange.flow) if request is not None else None
+            found = None
+            if request is not None:
+                found = self.model.ahead(request.rows, 0, exchange.flow, _named(exchange))
         except Exception:
             log.exception("a request could not be read ahead")  # it is received as a whole then
             return None
@@ -118,6 +120,12 @@ class InferEndpoint:
         if exchange.connection is not None:
             ticket.client = exchange.connection.client
         self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
+
+
+def _named(exchange: Exchange) -> int:
+    """Return a number of the id that the client gave a request; 0 if it gave none."""
+    given = exchange.head.request_id
+    return hash(given) if given else 0
 
 
 class DirectReceive:
@@ -237,6 +245,8 @@ def receipt_field(receipt: Receipt) -> bytes:
     if receipt.intensity is not last.intensity:
         last.intensity, last.known = receipt.intensity, _known(receipt.intensity)
     path = f', path="{counted(receipt.path)}"' if receipt.path else ""
+    if receipt.limited:
+        path += f", limited={receipt.limited}"
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
@@ -297,5 +307,6 @@ def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
         "pue": receipt.pue,
         **_intensity(receipt.intensity),
         **({"path": list(receipt.path)} if receipt.path else {}),
+        **({"limited": receipt.limited} if receipt.limited else {}),
         "feedback": own_id,
     }

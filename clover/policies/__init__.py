@@ -2,6 +2,7 @@
 
 objective         the best plan of the objective over every configuration (the default)
 budget            an accuracy budget over a horizon, spent in the hours that the forecast says are clean
+budget:online     the same without a forecast: the price of accuracy follows what was served
 budget:flat       the same, blind to the grid: every hour counts as the reference intensity
 static            the best static mix at the accuracy budget, whatever the grid does; also static:mix
 static:VARIANT    one variant on the layout that serves it best
@@ -28,6 +29,7 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "objective": ("clover.policies.objective:ObjectivePolicy", {}),
     "budget": ("clover.policies.budget:BudgetPolicy", {}),
     "budget:flat": ("clover.policies.budget:BudgetPolicy", {"flat": True}),
+    "budget:online": ("clover.policies.budget:BudgetPolicy", {"online": True}),
     "base": ("clover.policies.base:BasePolicy", {}),
     "base:fitted": ("clover.policies.base:BasePolicy", {"fitted": True}),
     "static": ("clover.policies.budget:StaticMixPolicy", {"name": "static"}),
@@ -43,10 +45,10 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 SCHEMES = tuple(name for name, (path, _) in POLICIES.items() if path.startswith("clover.policies.paper."))
 """The paper's."""
-BUDGETED = frozenset({"budget", "budget:flat", "static", "static:mix"})
+BUDGETED = frozenset({"budget", "budget:flat", "budget:online", "static", "static:mix"})
 """Policies that hold to the accuracy budget."""
-SPENDING = frozenset({"budget", "budget:flat"})
-"""Those that look ahead and at what was served."""
+SPENDING = frozenset({"budget", "budget:flat", "budget:online"})
+"""Those that look at what was served, and ahead."""
 
 
 def build(name: str) -> Policy:

@@ -35,16 +35,19 @@ class BudgetPolicy:
     """Holds to the accuracy budget of the state over the horizon of its forecast.
 
     `flat`: as if the intensity never changed, to compare with if the best static plan cannot reach the budget exactly
-    (a cascade is a point)."""
+    (a cascade is a point).  `online`: without the forecast, by an online primal-dual rule (`planning.budget.online`).
+    """
 
-    def __init__(self, *, flat: bool = False) -> None:
-        self.flat = flat
-        self.name = "budget:flat" if flat else "budget"
+    def __init__(self, *, flat: bool = False, online: bool = False) -> None:
+        self.flat, self.online = flat, online
+        self.name = "budget:flat" if flat else "budget:online" if online else "budget"
 
     def propose(self, state: State) -> Plan:
         """Return the plan of this moment; PlanError if no configuration exists at all."""
         if self.flat:
             state = _flattened(state)
+        if self.online:
+            state = msgspec.structs.replace(state, online=True)
         given = PlanningInput.of(state)
         target = budget_target(given)
         if state.ahead and state.objective.cascade and state.profile.cascade is not None:
@@ -138,6 +141,11 @@ def _note(state: State, target: BudgetTarget) -> str:
     if not state.ahead:
         return f"budget of {target.target:.2f} %, no forecast: the static mix"
     so_far = "" if math.isnan(target.served) else f", {target.served:.2f} % over {state.served_rows:.0f} rows so far"
+    if state.online:
+        return (
+            f"budget of {target.target:.2f} %{so_far}, online: price {1e6 * target.price:.4g} ug a percent of a row "
+            f"(lambda {target.lam:.4f}), no forecast"
+        )
     price = "at any price" if math.isinf(target.price) else f"price {1e6 * target.price:.4g} ug a percent of a row"
     return (
         f"budget of {target.target:.2f} %{so_far}, {target.asked:.2f} % asked of the {hours:.1f} h left, {price} "

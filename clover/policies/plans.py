@@ -221,6 +221,16 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
 
 
+def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
+    """Return the best routing of exactly these workers, which need not fill the devices; None if no routing of theirs
+    keeps the targets."""
+    given = PlanningInput.of(state)
+    if any((group.variant, group.profile) not in given.problem.services for group in configuration):
+        return None
+    found = _best_on(given.problem, given.objective, configuration)
+    return found.routing if found.feasible else None
+
+
 def _best_on(problem: Problem, objective: Objective, configuration: Configuration) -> Candidate:
     """Return the best routing of `configuration`, a mix or a chain."""
     chains = sorted(on_configuration(problem, objective, configuration), key=lambda item: -item.score)
@@ -289,10 +299,11 @@ def _reason(state: State, objective: Objective, best: Candidate, found: SearchRe
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""
+    floor = objective.cascade_floor if len(best.routing.chain) > 1 else objective.planned_floor
     text = (
         f"{described(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
         f"and {state.arrival_rate:.1f} rows/s{lam}: p95 {p95} of {objective.slo_ms:.2f} ms, "
-        f"accuracy {expected.accuracy:.2f} % of at least {objective.planned_floor:.2f} %, "
+        f"accuracy {expected.accuracy:.2f} % of at least {floor:.2f} %, "
         f"{expected.energy_j_per_row:.4g} J a row"
     )
     if best.awake:

@@ -198,7 +198,8 @@ def _cell(
 
 
 def base_of(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
-    """Return the best variant on whole devices at 60 % load, by the queueing model that plans are made with."""
+    """Return the best variant on whole devices at 60 % load, by the queueing model that plans are made with.  What a
+    client sees is known if the profile says what the front end adds."""
     best = profiles.best_variant(profile)
     parts = [place for shape in shapes for place in whole(shape)]
     services = services_of(profile)
@@ -214,10 +215,11 @@ def base_of(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
         profile=parts[0].profile,
         count=len(parts),
         backend=profile.backend[best],
-        p95_ms=lane.p95_ms,
+        p95_ms=lane.p95_ms - profile.front_ms,
         energy_j_per_row=lane.energy_j_per_row,
         accuracy=profiles.accuracy_of(profile, best),
         method="analytical",
+        http_p95_ms=lane.p95_ms if profile.front_ms else 0.0,
     )
 
 

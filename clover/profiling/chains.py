@@ -292,13 +292,13 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: C
         ends=tuple(ends),
         cut=tuple(cut),
         cost=found.cost,
-        against=_against(right, answers[best].right),
+        against=against(right, answers[best].right),
         alike=tuple(alike) if len(alike) == len(ends) else (),
         overruled=overruled,
     )
 
 
-def _against(right: NDArray[np.bool_], best: NDArray[np.bool_]) -> tuple[float, float, float]:
+def against(right: NDArray[np.bool_], best: NDArray[np.bool_]) -> tuple[float, float, float]:
     """Return points by which `right` is right more often than `best`, with the 95 % interval of a paired difference."""
     apart = right.astype(np.float64) - best
     middle, spread = 100.0 * float(apart.mean()), 196.0 * float(apart.std()) / math.sqrt(len(apart))

@@ -18,19 +18,19 @@ log = logging.getLogger("clover.profiling")
 class TemporaryInstances:
     """Creates and destroys instances of `devices`.  On core-sets there is nothing to create.
 
-    `on_cores`: whether the devices are core-sets; `shapes`: what they offer; `whole`: all devices in the fewest parts.
+    `on_cores`: whether `devices` are core-sets; `shapes`: what they offer; `whole`: all of them in the fewest parts.
     """
 
     def __init__(self, devices: Mapping[str, Device]) -> None:
         self.on_cores = on_cores(devices)
         self.shapes: tuple[DeviceShape, ...] = tuple(device.shape() for device in devices.values())
         self.whole = whole_layout(devices)
-        self._devices = devices
+        self.devices = devices
         self._made: set[Placement] = set()
 
     def device(self, place: Placement) -> Device:
         """Return the device of `place`."""
-        return self._devices[place.device]
+        return self.devices[place.device]
 
     async def need(self, place: Placement) -> None:
         """Create the instance of `place` and destroy all others, unless it exists already."""

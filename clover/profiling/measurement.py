@@ -5,7 +5,8 @@ instance has no memory for starts with the next larger one.
 
 The steps: find the backends that could serve each variant and compile what is missing; measure each on the smallest
 profile (accuracy and latency, `grid`) and choose one; have the chosen one answer the calibration rows; measure larger
-profiles; on cores measure everything again in rounds; choose cascades from the answers; measure BASE.
+profiles; on cores measure everything again in rounds; choose cascades from the answers; measure BASE, in its workers
+and over HTTP.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec import structs
+
 from clover import energy, families, profiles
-from clover.errors import ProfileError
+from clover.errors import CloverError, ProfileError
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
 from clover.profiling.candidates import Candidates, on_cpu
@@ -32,8 +35,9 @@ from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters
 from clover.profiling.options import MeasureOptions
+from clover.profiling.over_http import BASE_LOAD, HttpMeasurement
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
-from clover.profiling.records import require_published, typical_p95
+from clover.profiling.records import paired, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
@@ -43,8 +47,6 @@ from clover.runtime.workers.pool import Pool
 from clover.types import BasePoint, CascadeProfile, DeviceShape, FamilyProfile, FamilySpec, Placement, VariantSpec
 
 log = logging.getLogger("clover.profiling")
-
-BASE_LOAD = 0.6
 
 INFLATED = "latencies are inflated, and the default SLO with them"
 """What a note says of a profile that was measured while others used the cores."""
@@ -189,19 +191,20 @@ class _Measurement:
             again = f"`python -m clover profile {families.reference(spec)} --force`"
             found.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)
-        base = await self._base(backend)
+        base, rate = await self._base(backend)
         shapes = rig.instances.shapes
         if any(shape.shared_front for shape in shapes):
             found.notes.append("the front end shares the workers' cores")
         found.notes.append(rig.meters.label)
-        return self._profile(cores, shapes, backend, base, cascade), behind
+        profile = self._profile(cores, shapes, backend, base, cascade)
+        return await self._over_http(profile, rate), behind
 
     def _estimate_steps(self, places: int, cascades: bool) -> None:
         """Set how many steps there will be, assuming that one of two thread counts suffices."""
         rig = self._rig
         kinds = sum(map(len, rig.candidates.of.values())) + len(rig.spec.variants) * (places - 1)
         again = kinds * rig.effort.rounds if rig.on_cores else 0
-        rig.steps.total = kinds + (len(rig.spec.variants) if cascades else 0) + again + 1
+        rig.steps.total = kinds + (len(rig.spec.variants) if cascades else 0) + again + 2
 
     def _profile(
         self,
@@ -219,7 +222,7 @@ class _Measurement:
             machine=f"{profiles.processor()}, {', '.join(dict.fromkeys(shape.label for shape in shapes))}",
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=options.effort.quick,
-            accuracy=tuple(found.accuracy),
+            accuracy=paired(found.accuracy, found.held_out, backend),
             latency=tuple(found.latency),
             backend=backend,
             base=base,
@@ -256,9 +259,10 @@ class _Measurement:
         cascade = await asyncio.to_thread(profile_of, behind.calibration, behind.held_out, joules)
         return with_energies(cascade, costs), behind
 
-    async def _base(self, backend: Mapping[str, str]) -> BasePoint:
-        """Measure the most accurate variant on whole devices at 60 % load, in an open loop."""
-        rig, spec, effort = self._rig, self._rig.spec, self._rig.effort
+    async def _base(self, backend: Mapping[str, str]) -> tuple[BasePoint, float]:
+        """Measure the most accurate variant on whole devices at 60 % load, in an open loop; return that rate, too (rows
+        a second)."""
+        rig, spec = self._rig, self._rig.spec
         whole = rig.instances.whole
         values = {item.variant: item.value for item in self._found.accuracy if item.backend == backend[item.variant]}
         name = max(values, key=lambda key: values[key])
@@ -274,15 +278,14 @@ class _Measurement:
             note = f"BASE was measured at {MOST_ROWS_PER_S:g} rows/s, below 60 % load ({rate:.0f} rows/s)"
             self._found.notes.append(note)
             rate = MOST_ROWS_PER_S
-        seconds = min(max(effort.base_s, 200 / rate), 4 * effort.base_s)
         await rig.instances.only(whole)
         async with AsyncExitStack() as stack:
             setups = [WorkerSetup(spec.variant(name), full.backend, place, full.threads) for place in whole]
             workers = [await stack.enter_async_context(rig.worker(setup)) for setup in setups]
             async with rig.meters.window(whole) as window:
-                run = await rig.drive(rig.driver.open_loop, workers, spec.max_batch, rate, seconds)
+                run = await rig.drive(rig.driver.open_loop, workers, spec.max_batch, rate, self._seconds(rate))
             joules, _ = window.joules(run.rows, run.cpu_s)
-        return BasePoint(
+        base = BasePoint(
             variant=name,
             profile=shape,
             count=len(whole),
@@ -292,3 +295,28 @@ class _Measurement:
             accuracy=values[name],
             method="measured",
         )
+        return base, rate
+
+    def _seconds(self, rate: float) -> float:
+        """Return how long BASE is measured at `rate` rows a second: longer if few come."""
+        base_s = self._rig.effort.base_s
+        return min(max(base_s, 200 / rate), 4 * base_s)
+
+    async def _over_http(self, profile: FamilyProfile, rate: float) -> FamilyProfile:
+        """Return the profile with what a client sees of BASE at `rate` rows a second; without, and with a note, if that
+        cannot be measured."""
+        rig = self._rig
+        whole = rig.instances.whole
+        rig.steps.begin(f"BASE over HTTP: {profile.base.variant} on {len(whole)} x {profile.base.profile}")
+        measurement = HttpMeasurement(
+            rig.pool, rig.instances.devices, self._options.cache_dir, rig.rows, self._options.silent_s
+        )
+        try:
+            found = await measurement.measure(rig.spec, profile, whole, rate, self._seconds(rate))
+        except (CloverError, OSError) as error:
+            why = "BASE was not measured over HTTP, and the default SLO is made from what its workers take"
+            self._found.note(why, error)
+            return structs.replace(profile, notes=(*profile.notes, self._found.notes[-1]))
+        base = structs.replace(profile.base, http_p95_ms=found.p95_ms)
+        notes = (*profile.notes, *found.notes)
+        return structs.replace(profile, base=base, front_ms=found.front_ms, notes=notes)

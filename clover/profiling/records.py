@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
+from clover.profiling.chains import Answers, against
 from clover.profiling.driver import Cell
 from clover.profiling.score import agreement, wilson
 from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Method, VariantSpec
@@ -93,6 +95,24 @@ def accuracy_of(
         agreement=same,
         source=source,
     )
+
+
+def paired(
+    accuracy: Sequence[AccuracyMeasurement],
+    held_out: Mapping[tuple[str, str], Answers],
+    backend: Mapping[str, str],
+) -> tuple[AccuracyMeasurement, ...]:
+    """Return `accuracy` with each one's difference from the best variant on the same rows, if rows had labels."""
+    chosen = [item for item in accuracy if backend.get(item.variant) == item.backend]
+    best = max(chosen, key=lambda item: item.value, default=None)
+    if best is None or best.method != "measured":
+        return tuple(accuracy)
+    reference, found = held_out[best.variant, best.backend].right, []
+    for item in accuracy:
+        own = held_out[item.variant, item.backend].right
+        seen = min(len(own), len(reference))
+        found.append(structs.replace(item, against=against(own[:seen], reference[:seen])))
+    return tuple(found)
 
 
 def typical_p95(ms: NDArray[np.float64]) -> float:

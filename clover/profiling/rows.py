@@ -31,11 +31,14 @@ class SampleRows:
         """Whether answers can be scored."""
         return len(self.labels) > 0
 
+    def take(self, first: int, count: int) -> list[NDArray[Any]]:
+        """Return rows `first`, `first` + 1, ... of each input; after the last row comes the first again."""
+        numbers = np.arange(first, first + count) % self.count
+        return [array[numbers] for array in self._inputs]
+
     def fill(self, slab: Slab, slots: range, first: int) -> None:
         """Write rows `first`, `first` + 1, ... into `slots` of `slab`; after the last row comes the first again."""
-        numbers = np.arange(first, first + len(slots)) % self.count
-        for index, (tensor, array) in enumerate(zip(self.spec.inputs, self._inputs, strict=True)):
-            rows = array[numbers]
+        for index, (tensor, rows) in enumerate(zip(self.spec.inputs, self.take(first, len(slots)), strict=True)):
             if tensor.datatype == "BYTES":
                 packed = [pack(row) for row in rows]
                 write_bytes(slab, tensor, index, list(slots), packed, rows.shape[1:])

@@ -40,6 +40,8 @@ class RoutedChain:
     overruled_rows: int = 0
     planned: tuple[float, ...] = ()
     """The plan's thresholds, if the guard has replaced them."""
+    escalations: float = 0.0
+    """Escalations a row that the profile expects; 0 if that is unknown."""
 
     def stage(self, lane: int) -> int:
         """Return the stage that asks `lane`; -1 for none."""

@@ -20,9 +20,13 @@ from clover.accounting import Account, ProfiledEnergy, profiled_energy
 from clover.config import FamilyConfig, WorkersConfig
 from clover.errors import DeviceError
 from clover.interfaces import Device
+from clover.planning.model.problem import services_of
+from clover.planning.model.queueing import Service
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.traffic import Traffic
+from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
@@ -46,7 +50,9 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
 
 
 class Served:
-    """A family with everything that serves it.  `targets` (slo_ms, accuracy_floor) are what it is planned by.
+    """A family with everything that serves it.  `slo` says how its SLO is held
+    (`clover.control.slo_watch.slo_gauges`), `corrections` the factors beside its profile, by (variant, profile of the
+    slice, "time" or "energy").
 
     `spec` is the family as loaded, which workers and profiles know; the router's carries the name it is served under.
     """
@@ -68,7 +74,10 @@ class Served:
         self.name = config.name or spec.name
         self.profile: FamilyProfile | None = None
         self.drawn: Paces = {}
-        self.targets: dict[str, float] = {}
+        self.corrections: dict[tuple[str, str, str], float] = {}
+        self.slo: dict[str, float] = {}
+        self._targets: dict[str, float] = {}
+        self._services: dict[tuple[str, str], Service] = {}
         self.state = "LOADING"
         self.reason = ""
         self._left_out = LeftOut()
@@ -97,15 +106,28 @@ class Served:
             silent_s=workers.silent_s,
             standby=self._standby_policy,
         )
+        self.fleet.pace = self._pace
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
+        self.fleet.front_ms = profile.front_ms if profile is not None else 0.0
+        self._services = services_of(profile) if profile is not None else {}
         if self._standby_policy is not None:
             self._standby_policy.use(profile)
         self.router.expect(profile)
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """What the family is planned by: `slo_ms`, `accuracy_floor`.  Under overload the router keeps to them too."""
+        return self._targets
+
+    @targets.setter
+    def targets(self, targets: dict[str, float]) -> None:
+        self._targets = targets
+        self.router.aim(targets.get("slo_ms", 0.0), targets.get("accuracy_floor", 101.0))
 
     def order(self, assignment: Assignment) -> WorkerOrder:
         """Return the order for a worker of `assignment`; raises DeviceError if its placement does not exist, or is
@@ -171,6 +193,10 @@ class Served:
     def _profiled(self, assignment: Assignment) -> ProfiledEnergy:
         shape = assignment.placement.profile
         return profiled_energy(self.profile, assignment.variant, shape, assignment.backend, self.spec.max_batch)
+
+    def _pace(self, assignment: Assignment) -> ProfiledPace:
+        """Return how fast the profile lets expect a worker to serve."""
+        return pace_by(self._services.get((assignment.variant, assignment.placement.profile)))
 
     def _device(self, placement: Placement) -> Device:
         device = self._devices.get(placement.device)

@@ -11,9 +11,12 @@ from collections.abc import Iterable
 from clover import profiles, terminal
 from clover._version import __version__
 from clover.carbon import caveat, describe
+from clover.control.slo_watch import held_words
 from clover.errors import ProfileError
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
+from clover.profiling.over_http import UNSETTLED
+from clover.quantities import slice_words
 from clover.server import Server
 from clover.types import Assignment, FamilyProfile, FamilySpec
 
@@ -42,10 +45,16 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         if served.targets:
             targets = served.targets
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
+            if served.profile is not None and served.config.slo_ms is None:
+                rows.append(("", f"that p95 target is {profiles.default_slo_source(served.profile)}"))
+            if (family := engine.controller.context.families.get(name)) is not None:
+                rows.append(("", held_words(family, engine.controller.context.monotonic())))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
             if cost := engine.controller.terms(name):
                 rows.append(("", cost))
+            if family is not None and family.learned.advice:
+                rows.append(("warning", family.learned.advice))
             rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
@@ -91,10 +100,10 @@ def _idle(watts: float) -> str:
 
 
 def _running(workers: Iterable[Assignment]) -> str:
-    """Return what runs, with equal workers counted: "2 x small (eager) on 1c"."""
+    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"."""
     counts = Counter((a.variant, a.backend, a.placement.profile) for a in workers)
     return ", ".join(
-        f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {profile}"
+        f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {slice_words(profile)}"
         for (variant, backend, profile), n in sorted(counts.items())
     )
 
@@ -102,7 +111,7 @@ def _running(workers: Iterable[Assignment]) -> str:
 def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
     """Return why the default p95 target may be loose; empty if it was given, or measured on a quiet machine."""
     notes = profile.notes if profile is not None and slo_ms is None else ()
-    return next((f"that target is loose: {note}" for note in notes if INFLATED in note), "")
+    return next((f"that target is loose: {note}" for note in notes if INFLATED in note or UNSETTLED in note), "")
 
 
 def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:

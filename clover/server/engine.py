@@ -23,10 +23,13 @@ from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
+from clover.control.ledger_files import LedgerFiles
+from clover.control.slo_watch import slo_gauges
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
 from clover.planning.model.problem import accuracies
+from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
@@ -87,6 +90,8 @@ class Engine:
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
         )
+        self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
+        self.controller.ledger_files = LedgerFiles(cache_folder(config.cache_dir) / "budgets")
         self._metrics = Metrics(
             families=lambda: self.served,
             account=self.account,
@@ -262,10 +267,12 @@ class Engine:
         self._follow_targets()
 
     def _follow_targets(self) -> None:
-        """Copy the targets in force, which operators may change, to where metrics read them."""
+        """Copy the targets in force, which operators may change, how they are held, and what was learned of profiles to
+        where metrics read them."""
         for name, family in self.controller.context.families.items():
-            targets = family.targets
-            self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
+            targets, served = family.targets, self.served[name]
+            served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
+            served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
 
     # --- periodic work --------------------------------------------------------------------------------------------
 

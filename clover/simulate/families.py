@@ -174,8 +174,16 @@ def _of_file(path: Path, shapes: tuple[DeviceShape, ...]) -> Known:
 
 
 def _based(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyProfile:
+    """Return the profile with BASE on `shapes`.  Its p95, which the default SLO is made from, stays the one that was
+    measured if it was measured on as many devices."""
     try:
-        return msgspec.structs.replace(profile, base=analytical.base_of(profile, shapes))
+        base = analytical.base_of(profile, shapes)
+        known = profile.base
+        if (known.variant, known.profile, known.count) == (base.variant, base.profile, base.count) and known.p95_ms:
+            base = msgspec.structs.replace(
+                base, p95_ms=known.p95_ms, http_p95_ms=known.http_p95_ms, method=known.method
+            )
+        return msgspec.structs.replace(profile, base=base)
     except ProfileError as error:
         raise ConfigError(
             f"{profile.family} cannot be simulated on {shapes[0].label or 'these devices'}: {error}"

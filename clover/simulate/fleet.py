@@ -2,7 +2,9 @@
 
 What is routed serves as the production queueing model says (`planning.model.queueing`): every variant is a lane that
 gets its share of the rows, with the model's batches, joules and latencies.  Plans are predicted by the same model, so
-the simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.
+the simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.  How wrong the
+*profile* is can be simulated too: then the services here are the true ones, and the controller has others
+(`surprises`).
 
 A lane that gets more rows than it can serve serves at capacity, and the rest waits: a fluid queue, emptied later with
 half of the spare capacity; a row waits behind it for queue / rows served a second.  Rows that wait for a variant that
@@ -17,10 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,8 +44,10 @@ from clover.types import (
     Declined,
     DeviceShape,
     FamilyProfile,
+    MeteredWindow,
     Placement,
     Routing,
+    WorkReport,
     configuration_of,
 )
 
@@ -63,13 +69,44 @@ class Flow:
     spare: float
     p95_ms: float
     parts: tuple[tuple[float, Floats], ...]
+    work: tuple[LaneWork, ...] = ()
+
+
+@dataclass(frozen=True)
+class LaneWork:
+    """What the workers of one (variant, profile of the slice) do in a second: rows in batches of `batch`, each of which
+    takes `batch_s`; `joules` above idle, and those that the profile believes in."""
+
+    variant: str
+    profile: str
+    rows: float
+    batch: int
+    batch_s: float
+    joules: float
+    expected_j: float
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A configuration and its routing at a moment: `rate` rows/s arrive, and the grid emits `g_per_kwh`."""
+
+    configuration: Configuration
+    routing: Routing
+    rate: float
+    g_per_kwh: float
+
+
+OnRoute = Callable[[Serving, Serving], None]
+"""Called with what served and what serves instead, each time that rows are routed to other workers or otherwise."""
 
 
 class FleetModel:
-    """The queueing model of one family on its devices; what was computed is kept."""
+    """The queueing model of one family on its devices; what was computed is kept.  `profile` is how workers really
+    serve, `believed` what the controller takes for it."""
 
-    def __init__(self, profile: FamilyProfile, slo_ms: float) -> None:
+    def __init__(self, profile: FamilyProfile, slo_ms: float, believed: FamilyProfile | None = None) -> None:
         self._services = services_of(profile)
+        self._believed = services_of(believed or profile)
         self._accuracy = accuracies(profile)
         self._slo_ms = slo_ms
         self._points = points_of(profile)
@@ -91,10 +128,11 @@ class FleetModel:
             own = groups.setdefault(group.variant, [])
             own.append((self._services[group.variant, group.profile], group.count))
         if routing.chain and groups.keys() >= set(routing.chain):
-            return self._chained(groups, self._points[routing.chain, routing.thresholds], routing, rate)
+            return self._chained(configuration, groups, routing, rate)
         total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
         served = right = watts = late = spare = 0.0
         parts = []
+        work: list[LaneWork] = []
         for variant, members in groups.items():
             lane = lane_of(tuple(members))
             share = routing.shares.get(variant, 0.0) / total  # plans round shares: no row may be lost by that
@@ -103,9 +141,10 @@ class FleetModel:
             spare += lane.capacity - done
             if done <= 0.0:
                 continue
-            energy_j, latencies = _lane(
+            energy_j, batch, latencies = _lane(
                 lane, done, share, routing.largest.get(variant, 0), routing.wait_ms.get(variant, 0.0)
             )
+            work += self._work(configuration, variant, done, batch, energy_j)
             overloaded = coming > done
             served += done
             right += done * self._accuracy[variant]
@@ -120,26 +159,67 @@ class FleetModel:
             spare=spare,
             p95_ms=mixture_p95_ms([(rows / served, values) for rows, values in parts]) if parts else 0.0,
             parts=tuple(parts),
+            work=tuple(work),
         )
 
+    def _work(
+        self, configuration: Configuration, variant: str, rate: float, batch: float, energy_j: float
+    ) -> list[LaneWork]:
+        """Return what the workers of `variant` do with `rate` rows a second at `energy_j` a row, in proportion to what
+        they can serve."""
+        own = [group for group in configuration if group.variant == variant]
+        services = [self._services[variant, group.profile] for group in own]
+        rows = max(1, round(batch))
+        whole = sum(service.capacity() * group.count for service, group in zip(services, own, strict=True))
+        plain_j = [service.energy_j(rows) for service in services]
+        parts = [service.capacity() * group.count / whole for service, group in zip(services, own, strict=True)]
+        scale = energy_j / max(sum(part * joules for part, joules in zip(parts, plain_j, strict=True)), 1e-12)
+        return [
+            LaneWork(
+                variant=variant,
+                profile=group.profile,
+                rows=rate * part,
+                batch=rows,
+                batch_s=service.seconds(rows),
+                joules=rate * part * joules * scale,
+                expected_j=rate * part * self._believed[variant, group.profile].energy_j(rows) * scale,
+            )
+            for group, service, part, joules in zip(own, services, parts, plain_j, strict=True)
+        ]
+
     def _chained(
-        self, groups: Mapping[str, list[tuple[Service, int]]], point: ChainPoint, routing: Routing, rate: float
+        self,
+        configuration: Configuration,
+        groups: Mapping[str, list[tuple[Service, int]]],
+        routing: Routing,
+        rate: float,
     ) -> Flow:
         """Return what a cascade does: all rows come to the first stage, and to the next ones as often as the profile
         says."""
+        point = self._points[routing.chain, routing.thresholds]
         stages = [lane_of(tuple(groups[variant])) for variant in point.chain]
         most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
         done = min(rate, _FULL * most)
         wait_ms = chains.wait_of(point.chain, routing)
         latencies = chains.played_ms(tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
+        watts = done * energy_j(stages, done, point.reach, wait_ms)
+        asked = [done * part for part in point.reach]
+        alone = [lane.energy_j(rows) for lane, rows in zip(stages, asked, strict=True)]
+        scale = watts / max(sum(rows * joules for rows, joules in zip(asked, alone, strict=True)), 1e-12)
+        work = [
+            item
+            for variant, lane, rows, joules in zip(point.chain, stages, asked, alone, strict=True)
+            for item in self._work(configuration, variant, rows, lane.batch(rows), joules * scale)
+        ]
         return Flow(
             served=done,
             accuracy=point.accuracy,
-            active_w=done * energy_j(stages, done, point.reach, wait_ms),
+            active_w=watts,
             late=1.0 if done < rate else float(np.mean(latencies > self._slo_ms)),
             spare=most - done,
             p95_ms=float(np.quantile(latencies, 0.95)),
             parts=((done, latencies),),
+            work=tuple(work),
         )
 
 
@@ -149,12 +229,12 @@ def points_of(profile: FamilyProfile) -> dict[tuple[tuple[str, ...], tuple[float
     return {(point.chain, point.thresholds): point for point in points}
 
 
-def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, Floats]:
-    """Return joules a row and latencies (ms) of a lane."""
+def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, float, Floats]:
+    """Return joules a row, rows a batch and latencies (ms) of a lane."""
     if largest or wait_ms:
         played = batched(lane, rate, share, largest=largest, wait_ms=wait_ms)
-        return played.energy_j_per_row, played.latencies_ms
-    return lane.energy_j(rate, share), latencies_ms(lane.workers, rate, share)
+        return played.energy_j_per_row, played.batch, played.latencies_ms
+    return lane.energy_j(rate, share), lane.batch(rate, share), latencies_ms(lane.workers, rate, share)
 
 
 @dataclass
@@ -215,6 +295,9 @@ class SimulatedFleet:
         self._idle_w = idle_w
         self._asleep_w = asleep_w
         self._pue = pue
+        self.on_route: OnRoute | None = None
+        self._served: dict[tuple[str, str, int], tuple[float, float]] = {}
+        self._metered: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
         self._ready: list[Assignment] = []
         self._coming: list[Assignment] = []
         self._configuration: Configuration = ()
@@ -289,6 +372,7 @@ class SimulatedFleet:
         sums.active_grams += flow.active_w * seconds * grams_per_j
         sums.idle_grams += idle_w * seconds * grams_per_j
         sums.served.append((rows, flow, wait_ms))
+        self._note_work(flow, seconds)
         self._rows += rows
         self._right += rows * flow.accuracy
         return seconds
@@ -331,7 +415,26 @@ class SimulatedFleet:
             raise WorkerError(f"rows cannot go to {', '.join(missing)}, where no worker is ready")
         self._set(assignments, routing)
 
+    def lose(self, device: str) -> None:
+        """Let the workers on `device` die, as it does not answer any more."""
+        self._accrue()
+        self._ready = [item for item in self._ready if item.placement.device != device]
+        left = tuple(item for item in self.routed if item.placement.device != device)
+        if len(left) < len(self.routed):
+            self._enter(left, self.routing)
+
     def _set(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
+        before = self.current
+        self._enter(assignments, routing)
+        if self.on_route is not None and before.configuration:
+            self.on_route(before, self.current)
+
+    @property
+    def current(self) -> Serving:
+        """What serves now, and what it has to serve."""
+        return Serving(self._configuration, self.routing, self._rate, self._g_per_kwh)
+
+    def _enter(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
         self._accrue()
         self.routed, self.routing = assignments, routing
         self._configuration = configuration_of(assignments)
@@ -352,6 +455,41 @@ class SimulatedFleet:
             flow = self._flow()
             found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
         return found
+
+    def work_report(self) -> WorkReport:
+        """Return what workers did since the last report: their own times, and joules by device."""
+        self._accrue()
+        served, self._served, metered, self._metered = self._served, {}, self._metered, {}
+        return WorkReport(
+            served=served,
+            metered=tuple(
+                MeteredWindow(
+                    device=device,
+                    joules=sum(joules for joules, _ in own.values()),
+                    expected_j={key: expected_j for key, (_, expected_j) in own.items()},
+                )
+                for device, own in metered.items()
+            ),
+        )
+
+    def _note_work(self, flow: Flow, seconds: float) -> None:
+        """Count what the workers do for `seconds`."""
+        there = Counter((item.variant, item.placement.profile, item.placement.device) for item in self.routed)
+        totals = Counter((item.variant, item.placement.profile) for item in self.routed)
+        for work in flow.work:
+            key = (work.variant, work.profile, work.batch)
+            batches, total_s = self._served.get(key, (0.0, 0.0))
+            more = work.rows / work.batch * seconds
+            self._served[key] = (batches + more, total_s + more * work.batch_s)
+            for (variant, profile, device), count in there.items():
+                if (variant, profile) == (work.variant, work.profile):
+                    part = count / totals[variant, profile] * seconds
+                    own = self._metered.setdefault(device, {})
+                    joules, expected_j = own.get((variant, profile), (0.0, 0.0))
+                    own[variant, profile] = (joules + work.joules * part, expected_j + work.expected_j * part)
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        """Do nothing: joules are the model's."""
 
     def guard_report(self) -> dict[str, Any]:
         """Return {}: simulated answers are what the profile says."""
@@ -374,17 +512,20 @@ class SimulatedFleet:
 
 @dataclass
 class SimulatedDevice:
-    """A device that makes every instance its layouts allow, at once."""
+    """A device that makes every instance its layouts allow, at once; none while it is `lost`."""
 
     given: DeviceShape
     made: dict[str, Placement] = field(default_factory=dict)
+    lost: bool = False
 
     def shape(self) -> DeviceShape:
         """Return the layouts that the device allows."""
-        return self.given
+        return msgspec.structs.replace(self.given, layouts=()) if self.lost else self.given
 
     async def create(self, placement: Placement) -> None:
         """Make an instance; DeviceError if the layouts do not allow it beside those that exist."""
+        if self.lost:
+            raise DeviceError(f"{placement.device} is lost")
         wanted = {*self.made, placement.id}
         fits = any(wanted <= {item.id for item in layout} for layout in self.given.layouts)
         if placement.id in self.made or not (fits or self.given.overlap):

@@ -3,6 +3,7 @@
     constant:U      U of BASE's capacity on these devices, always
     diurnal[:U]     U in the mean: U (1 + 0.4 cos(2 pi (h - 14) / 24)), h the hour of the day (UTC); busiest at 14:00
     bursts[:U]      U, and 1.6 U in bursts of one to three steps; one begins in a quiet step with probability 1/24
+    surges[:U]      U, and 2.5 U in every third hour
     FILE            arrival times, one a line, in seconds from the start of the simulation, ascending; counted by step
 
 U is a part of BASE's capacity (the best variant on whole devices), 0.6 where none is given; `R/s` in its place is rows
@@ -28,6 +29,8 @@ _BURST = 1.6
 _BEGINS = 1.0 / 24.0
 _LONGEST = 3
 _LARGEST = 3.0
+_SURGE = 2.5
+_SURGE_EVERY_H = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Load:
             return [mean * (1.0 + _SWING * math.cos(2.0 * math.pi * (h - _BUSIEST_H) / 24.0)) for h in hours]
         if self.kind == "bursts":
             return _bursts(mean, steps, seed)
+        if self.kind == "surges":
+            hours_in = [int((index + 0.5) * step_s // 3600.0) for index in range(steps)]
+            return [mean * (_SURGE if hour % _SURGE_EVERY_H == _SURGE_EVERY_H - 1 else 1.0) for hour in hours_in]
         return [mean] * steps
 
     def scaled(self, part: float) -> Load:
@@ -84,7 +90,7 @@ def _bursts(mean: float, steps: int, seed: int) -> list[float]:
 def parse(text: str) -> Load:
     """Return the load that `text` names; ConfigError if it names none."""
     kind, colon, rest = text.partition(":")
-    if kind in ("constant", "diurnal", "bursts"):
+    if kind in ("constant", "diurnal", "bursts", "surges"):
         rest, per_s, _ = rest.partition("/s")
         try:
             level = float(rest) if colon else BASE_LOAD

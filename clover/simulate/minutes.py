@@ -31,6 +31,7 @@ from clover.planning.model.problem import services_of
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
+from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import clock
@@ -137,6 +138,7 @@ class _Play:
         self.spec = _spec(profile)
         self.services = services_of(profile)
         self.points = points_of(profile)
+        self.front_ms = profile.front_ms
         self.rng = random.Random(case.seed)
         self.slices: dict[str, Slice] = {}
         self.workers: list[SimulatedWorker] = []
@@ -186,7 +188,10 @@ class _Play:
             standby=reserve,
             clock=self._now_ns,
         )
+        fleet.pace = lambda item: pace_by(self.services[item.variant, item.placement.profile])
+        fleet.front_ms = self.front_ms
         family = controller.add(self.spec, profile, fleet, config)
+        router.aim(family.targets.slo_ms, family.targets.accuracy_floor)
         tending = loop.create_task(_tend(fleet))
         try:
             await controller.start()
@@ -254,7 +259,8 @@ class _Play:
         def done(ticket: RouterTicket) -> None:
             at_s = (ticket.arrival_ns - self.begun_ns) / 1e9
             if ticket.status == 200:
-                self.rows.append(RowOutcome(at_s, (ticket.done_ns - ticket.arrival_ns) / 1e6, ticket.variants[0]))
+                ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 + self.front_ms
+                self.rows.append(RowOutcome(at_s, ms, ticket.variants[0]))
             else:
                 self.rows.append(RowOutcome(at_s, math.inf, -1))
             router.close(ticket)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -32,10 +33,11 @@ from clover.planning.budget.horizon_bound import HorizonPart, least_grams
 from clover.policies.plans import chained
 from clover.simulate import clock
 from clover.simulate.families import spec_of
-from clover.simulate.fleet import SimulatedFleet, simulated
+from clover.simulate.fleet import Serving, SimulatedDevice, SimulatedFleet, simulated
 from clover.simulate.forecasts import ForecastSource
 from clover.simulate.records import JOULES_PER_KWH, ReplayStep, Run, summed
 from clover.simulate.solver import LocalSolver
+from clover.simulate.surprises import Surprises
 from clover.simulate.world import Case
 from clover.types import Decision, Reading
 
@@ -52,17 +54,29 @@ HELD = {
 """Why the controller held a change back, by the words of its decisions."""
 
 
-def play(case: Case) -> Run:
-    """Play a case to its end; StartError if not even its first plan can be made."""
+def play(case: Case, judge: Judge | None = None) -> Run:
+    """Play a case to its end, and have `judge` see all that happens; StartError if not even its first plan can be
+    made."""
     if case.scheme.cascade and case.world.known.profile.cascade is None:
         raise ConfigError("there is no profile of cascades: +cascade cannot be played")
-    return clock.run(_Replay(case).play())
+    return clock.run(_Replay(case, judge).play())
+
+
+class Judge(Protocol):
+    """Looks on at a run, by what is true of it."""
+
+    def routed(self, at_s: float, before: Serving, after: Serving) -> None:
+        """Note that `after` serves instead of `before`, `at_s` seconds after the start."""
+
+    def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
+        """Note a step that ends `at_s` seconds after the start, what serves at its end, and the devices that are
+        lost."""
 
 
 class _Replay:
     """One case while it is played."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, judge: Judge | None) -> None:
         world, trace, rules = case.world, case.trace, case.world.rules
         self.case = case
         self.step_s = rules.look_s
@@ -75,6 +89,7 @@ class _Replay:
         self.observed = _observed(self.rates, case.seed) if rules.noise else self.rates
         self.began_s = 0.0
         self.reported = 0
+        self.judge = judge
 
     async def play(self) -> Run:
         """Play the case."""
@@ -86,15 +101,16 @@ class _Replay:
         settings = msgspec.structs.replace(case.settings, interval_s=self.step_s)
         config = self._config()
         targets = default_targets(world.known.profile, config, settings)
+        devices = simulated(world.machine.shapes)
         controller = Controller(
             settings,
-            devices=simulated(world.machine.shapes),
+            devices=devices,
             grid=Grid(chain, grid_clock.now),
             solver=LocalSolver(world.memory, seed=case.seed, spared_w=case.spared_w),
             clocks=Clocks(monotonic=clock.now_s, wall=grid_clock.now, sleep=self._until_the_next_look),
         )
         fleet = SimulatedFleet(
-            world.model(targets.slo_ms),
+            world.model(targets.slo_ms, case.seed),
             clock=clock.now_s,
             devices=len(world.machine.shapes),
             idle_w=world.machine.idle_w,
@@ -107,14 +123,19 @@ class _Replay:
         await controller.start()
         fleet.load_s = rules.load_s  # the first deployment is ready at once
         self.began_s = clock.now_s()
+        if (judge := self.judge) is not None:
+            fleet.on_route = lambda before, after: judge.routed(clock.now_s() - self.began_s, before, after)
         steps: list[ReplayStep] = []
         for index, (rate, observed) in enumerate(zip(self.rates, self.observed, strict=True)):
             at_s = trace.start_s + index * self.step_s
             reading = await chain.read(at_s)
+            lost = _lose(rules.surprises, index * self.step_s, devices, fleet)
             fleet.weather(rate, observed, reading.g_per_kwh)
             before = family.changes, family.turned
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
             steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
+            if judge is not None:
+                judge.closed(clock.now_s() - self.began_s, steps[-1], fleet.current, lost)
         run = self._run(controller, family, steps, targets)
         await controller.stop()
         return msgspec.structs.replace(run, seconds=time.perf_counter() - began)
@@ -228,6 +249,20 @@ class _Replay:
             changes=family.changes - before[0],
             turned=family.turned - before[1],
         )
+
+
+def _lose(
+    surprises: Surprises, at_s: float, devices: Mapping[str, SimulatedDevice], fleet: SimulatedFleet
+) -> tuple[str, ...]:
+    """Let devices be lost, and come back, as they are `at_s` seconds after the start; return those that are lost."""
+    now = {item.device for item in surprises.lost if item.holds(at_s)}
+    for number, (name, device) in enumerate(devices.items()):
+        if device.lost != (number in now):
+            device.lost = number in now
+            device.made.clear()  # a GPU that comes back has no instances
+            if device.lost:
+                fleet.lose(name)
+    return tuple(name for name, device in devices.items() if device.lost)
 
 
 def _described(decision: Decision) -> str:

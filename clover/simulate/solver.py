@@ -14,8 +14,8 @@ import msgspec
 from clover.interfaces import Policy
 from clover.policies import build
 from clover.policies.keeping import beside_keeping
-from clover.policies.plans import plan_fixed
-from clover.types import Configuration, Plan, State
+from clover.policies.plans import plan_fixed, routing_fixed
+from clover.types import Configuration, Plan, Routing, State
 
 _DRAWING = ("clover", "clover-artifact", "blover")
 """Policies whose random numbers depend on the seed and the grid time."""
@@ -46,6 +46,7 @@ class LocalSolver:
             "" if configuration is not None else policy,
             configuration,
             state.intensity.g_per_kwh,
+            state.profile.latency,  # it may be corrected while a run goes on
             (state.seed, state.grid_s) if drawing else None,
             *(getattr(state, name) for name in _ASKED),
         )
@@ -62,6 +63,10 @@ class LocalSolver:
         if policy not in self._policies:
             self._policies[policy] = build(policy)
         return self._policies[policy].propose(state)
+
+    async def routing(self, state: State, configuration: Configuration) -> Routing | None:
+        """Return how rows go best to these workers; None if no routing of theirs keeps the targets."""
+        return routing_fixed(state, configuration)
 
     async def close(self) -> None:
         """Do nothing: no process was started."""

@@ -28,7 +28,8 @@ from clover.simulate.forecasts import PERFECT, Forecast
 from clover.simulate.loads import Load
 from clover.simulate.records import Accounting, RunInput
 from clover.simulate.solver import Memory
-from clover.types import DeviceShape, ObjectiveConfig, Reading, State
+from clover.simulate.surprises import NONE, Surprises, factors, truth
+from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig, Reading, State
 
 CHAINING = frozenset({"objective", *BUDGETED})
 """Policies whose plans may have a chain."""
@@ -78,7 +79,8 @@ class Scheme:
 @dataclass(frozen=True)
 class Rules:
     """What holds for every policy: targets (None: the server's defaults), how often the controller looks, what a device
-    without workers draws (`asleep_w`; None: as much as any), and which forecast it has."""
+    without workers draws (`asleep_w`; None: as much as any), and which forecast it has and what it does
+    not know."""
 
     form: Literal["paper", "floor"] = "paper"
     lam: float | None = None
@@ -86,7 +88,7 @@ class Rules:
     waits: bool | None = None
     slo_ms: float | None = None
     accuracy_floor: float | None = None
-    accuracy_margin: float = 0.25
+    accuracy_margin: float | None = None
     look_s: float = 300.0
     dwell_s: float = 5.0
     load_s: float = 0.0
@@ -97,6 +99,7 @@ class Rules:
     budget_horizon_s: float = 86_400.0
     asleep_w: float | None = None
     forecast: Forecast = PERFECT
+    surprises: Surprises = NONE
 
 
 @dataclass
@@ -106,7 +109,7 @@ class World:
     machine: SimulatedMachine
     known: Known
     rules: Rules
-    models: dict[float, FleetModel] = field(default_factory=dict)
+    models: dict[tuple[float, int], FleetModel] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
     fronts: dict[tuple[float, float, float | None], CostBound] = field(default_factory=dict)
 
@@ -126,9 +129,17 @@ class World:
         )
         return RunInput(name=known.profile.family, kind="family", sha256=known.digest, about=about)
 
-    def model(self, slo_ms: float) -> FleetModel:
-        """Return the queueing model, which counts rows later than `slo_ms`."""
-        return self.models.setdefault(slo_ms, FleetModel(self.known.profile, slo_ms))
+    def truth(self, seed: int) -> FamilyProfile:
+        """Return how workers really serve in the runs of `seed`: as profiled, or as `Rules.surprises` has it."""
+        profile, part = self.known.profile, self.rules.surprises.misprofiled
+        return truth(profile, factors(profile, part, seed)) if part > 0.0 else profile
+
+    def model(self, slo_ms: float, seed: int = 0) -> FleetModel:
+        """Return the queueing model of the runs of `seed`, which counts rows later than `slo_ms`."""
+        key = (slo_ms, seed if self.rules.surprises.misprofiled > 0.0 else 0)
+        if key not in self.models:
+            self.models[key] = FleetModel(self.truth(seed), slo_ms, self.known.profile)
+        return self.models[key]
 
     def front(self, slo_ms: float, rate: float, spared_w: float | None) -> CostBound:
         """Return what no plan can undercut at `rate` rows a second, if a device without workers draws
@@ -237,9 +248,9 @@ def scheme(text: str) -> Scheme:
     try:
         value = float(lam)
     except ValueError as error:
-        raise ConfigError(f"{text}: POLICY@L takes a lambda, as objective@0.1, not {lam!r}") from error
+        raise ConfigError(f"{text}: POLICY@L takes a weight of carbon, as objective@0.1, not {lam!r}") from error
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{text}: lambda is 0 to 1")
+        raise ConfigError(f"{text}: L, the weight of carbon, is 0 to 1")
     return Scheme(text, policy, lam=value, cascade=cascade)
 
 

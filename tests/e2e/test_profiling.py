@@ -68,6 +68,7 @@ def test_toy_is_measured_whole(tmp_path: Path) -> None:
                 assert m.threads <= int(shape[:-1])
     assert (profile.base.variant, profile.base.method) == ("full", "measured")
     assert profile.base.p95_ms > 0
+    assert 0.0 <= profile.front_ms < profile.base.http_p95_ms
     assert any("onnxruntime is not" in note for note in profile.notes)
     assert profiles.ProfileStore(tmp_path).get("toy", profile.key) == profile
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
@@ -103,7 +104,8 @@ def test_a_round_takes_every_cell_before_the_next(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Pool, "spawn", noted)
     profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
     kinds = len({(m.variant, m.backend, m.profile) for m in profile.latency})
-    again = orders[-profile.base.count - SHORT.rounds * kinds : -profile.base.count]
+    of_base = 2 * profile.base.count  # in its workers, and over HTTP
+    again = orders[-of_base - SHORT.rounds * kinds : -of_base]
     assert len(set(again)) == kinds
     assert again == SHORT.rounds * again[:kinds]
 

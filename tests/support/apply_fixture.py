@@ -12,7 +12,7 @@ from clover.control.apply import Applier, SharedInstances
 from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.packing.geometry import SliceProfile, layouts, legal
 from clover.planning.transition.steps import plan_transition
-from clover.types import Asked, Assignment, Declined, DeviceShape, Placement, Routing
+from clover.types import Asked, Assignment, Declined, DeviceShape, Placement, Routing, WorkReport
 from tests.support.geometry_fixture import A100
 
 Deployment = tuple[Assignment, ...]
@@ -135,6 +135,12 @@ class Rig:
 
     def observe(self) -> dict[str, float]:
         return {}
+
+    def work_report(self) -> WorkReport:
+        return WorkReport()
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        pass
 
     def guard_report(self) -> dict[str, Any]:
         return {}

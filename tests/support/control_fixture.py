@@ -16,7 +16,7 @@ from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
-from clover.policies.plans import plan_fixed
+from clover.policies.plans import plan_fixed, routing_fixed
 from clover.types import (
     Asked,
     Assignment,
@@ -32,6 +32,7 @@ from clover.types import (
     State,
     TensorSpec,
     VariantSpec,
+    WorkReport,
 )
 from tests.support.profiles_fixture import VARIANTS, cpu, profile, reading
 
@@ -59,6 +60,8 @@ class FakeFleet:
         self.asked: dict[str, Asked] = {}
         self.declined: dict[str, Declined] = {}
         self.wanted: Callable[[], None] = lambda: None
+        self.work = WorkReport()
+        self.energy_factors: dict[tuple[str, str], float] = {}
 
     def ready_assignments(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
@@ -93,6 +96,14 @@ class FakeFleet:
 
     def observe(self) -> dict[str, float]:
         return dict(self.figures)
+
+    def work_report(self) -> WorkReport:
+        """Return `work`, and forget it."""
+        done, self.work = self.work, WorkReport()
+        return done
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        self.energy_factors = dict(factors)
 
     def guard_report(self) -> dict[str, Any]:
         return {"state": "ok"}
@@ -220,6 +231,9 @@ class LocalSolver:
         plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
         plan = msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
         return beside_keeping(with_met(state, plan), plan)
+
+    async def routing(self, state: State, configuration: Configuration) -> Routing | None:
+        return routing_fixed(state, configuration)
 
     async def close(self) -> None:
         self.orders.append("close")

@@ -91,7 +91,7 @@ class FakeModel(Model):
         self.labellers: list[str] = []
         self.flows: list[int] = []
 
-    def open(self, rows: int, flow: int = 0) -> FakeTicket:
+    def open(self, rows: int, flow: int = 0, request: int = 0) -> FakeTicket:
         if self.refusal is not None:
             raise self.refusal
         self.flows.append(flow)
@@ -101,10 +101,10 @@ class FakeModel(Model):
         self.open_tickets += 1
         return ticket
 
-    def crowded(self, flow: int = 0) -> float:
+    def crowded(self, flow: int = 0, request: int = 0) -> float:
         return self.wait_s
 
-    def ahead(self, rows: int, index: int, flow: int = 0) -> tuple[FakeTicket, memoryview] | None:
+    def ahead(self, rows: int, index: int, flow: int = 0, request: int = 0) -> tuple[FakeTicket, memoryview] | None:
         if not self.roomy:
             return None
         ticket = self.open(rows, flow)

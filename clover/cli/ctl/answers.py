@@ -105,14 +105,29 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
         floor = f"accuracy >= {targets['accuracy_floor']:.2f} %"
         _say(
             console,
-            f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
+            f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, "
+            f"weight of carbon (lambda) {lam}",
         )
+        if (source := targets.get("slo_source", "given")) != "given":
+            _say(console, f"             the p95 target is {source}")
+    slo = model.get("slo") or {}
+    if slo:
+        _say(console, f"  slo        {slo['words']}")
+    if slo.get("slower", 1.0) > 1.0:
+        _say(console, f"             plans take services to be {slo['slower']:.2f} x as slow as profiled")
+    if slo.get("alarm"):
+        _say(console, f"  alarm      {slo['alarm']}")
     _saved("  carbon     ", model.get("saved"), console)
     _guard(model.get("guard") or {}, console)
     for item in model.get("demand") or []:
         _demand(item, console)
     if observed:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
+    correction = model.get("profile_correction") or {}
+    if correction.get("words"):
+        _say(console, f"  profile    corrected by what is measured: {correction['words']}")
+    if correction.get("advice"):
+        _say(console, f"  profile    {correction['advice']}")
     plan = model.get("plan")
     if plan:
         if not plan.get("feasible", True):
@@ -152,6 +167,9 @@ def _guard(guard: dict[str, Any], console: Console) -> None:
         repeats = f", {guard['repeats']} repeated inputs left out" if guard.get("repeats") else ""
         why = guard["why"] or "scores and agreement are as profiled"
         _say(console, f"  guard      {word}{only}: {why}; {share}{repeats}")
+        pattern = guard.get("pattern") or {}
+        if pattern.get("text"):
+            _say(console, f"  clients    {pattern['text']}")
     elif guard.get("missing"):
         _say(console, f"  guard      watches nothing: {guard['missing']}")
     feedback = guard.get("feedback") or {}

@@ -13,13 +13,15 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clover.quantities import grams
+from clover.quantities import grams, slice_words
 
 _HEAD = 11
 """Columns of the word that a line begins with."""
 _ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
 _JOULES_PER_KWH = 3.6e6
+_TOLD = 0.05
+"""Parts by which a profile is off that are worth a line."""
 
 
 def show(answer: dict[str, Any], console: Console) -> None:
@@ -87,17 +89,25 @@ def _troubles(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[str]:
     elif starting:
         yield f"has {starting} of {len(workers)} workers that are not ready"
     targets, observed, plan = model.get("targets") or {}, model.get("observed") or {}, model.get("plan")
-    p95, slo = observed.get("p95_ms"), targets.get("slo_ms")
-    if p95 is not None and slo is not None and p95 > slo:
-        yield f"misses its SLO: p95 {p95:.3g} ms of {slo:.3g} ms"
+    p95, slo, held = observed.get("p95_ms"), targets.get("slo_ms"), model.get("slo") or {}
+    late = held.get("late", p95 is not None and slo is not None and p95 > slo)
+    if held.get("alarm"):
+        yield f"misses its SLO: {held['alarm']}"
+    elif late and slo is not None:
+        yield f"misses its SLO: {'no answer within' if p95 is None else f'p95 {p95:.3g} ms of'} {slo:.3g} ms"
     served, floor = _accuracy(model, totals), targets.get("accuracy_floor")
     if served is not None and floor is not None and served < floor - _ROUNDED:
         yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
-    if plan and not plan.get("feasible", True):
+    # What is planned with more room than the profile asks for may keep the SLO although the plan says it would not.
+    roomy = held.get("slower", 1.0) > 1.0 and not late
+    if plan and not plan.get("feasible", True) and not roomy and not held.get("alarm"):
         yield "has no plan that meets every target"
     guard = model.get("guard") or {}
     if guard.get("state", "ok") != "ok":
         yield f"drifts from its profile: {guard.get('why') or guard['state']}"
+    pattern = guard.get("pattern") or {}
+    if pattern.get("kind") in ("client", "repeats"):
+        yield f"has unusual clients: {pattern['text']}"
     last = model.get("last_decision") or {}
     if last.get("action") in ("failed", "rolled back"):
         yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"
@@ -127,6 +137,8 @@ def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
 def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str, str]]:
     observed, targets = model.get("observed") or {}, model.get("targets") or {}
     yield "runs", _runs(model)
+    if profile := _profile(model):
+        yield "profile", profile
     if observed:
         waiting = f", {observed.get('queue_rows', 0):.0f} waiting" if observed.get("queue_rows") else ""
         rows = f"; {observed['rows']:,.0f} rows so far" if "rows" in observed else ""
@@ -135,11 +147,14 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         ask = f"{item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
         yield "", f"{ask}{', ' + item['declined'] if item.get('declined') else ''}"
     if "slo_ms" in targets:
-        p95, slo = observed.get("p95_ms"), targets["slo_ms"]
+        p95, slo, lasted = observed.get("p95_ms"), targets["slo_ms"], model.get("slo") or {}
         if p95 is None:
             yield "latency", f"SLO p95 {slo:.3g} ms; nothing was answered lately"
         else:
-            yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {'held' if p95 <= slo else 'MISSED'}"
+            share = f"; {lasted['words'].removeprefix('SLO held ')}" if lasted.get("windows") else ""
+            yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {'held' if p95 <= slo else 'MISSED'}{share}"
+        if (slower := lasted.get("slower", 1.0)) > 1.0:
+            yield "", f"plans take services to be {slower:.2f} x as slow as profiled, since the SLO was missed"
     if "accuracy_floor" in targets:
         served, floor = _accuracy(model, totals), targets["accuracy_floor"]
         if served is None:
@@ -168,7 +183,7 @@ def _runs(model: dict[str, Any]) -> str:
     workers: Counter[tuple[str, str]] = Counter()
     for worker in model.get("deployment") or []:
         where = worker.get("device", "") or worker.get("placement", "")
-        workers[worker["variant"], f"{worker.get('profile', '')} of {where}".removeprefix(" of ")] += 1
+        workers[worker["variant"], f"{slice_words(worker.get('profile', ''))} of {where}".removeprefix(" of ")] += 1
     named = set()
     parts = []
     for (variant, place), count in workers.items():
@@ -177,6 +192,20 @@ def _runs(model: dict[str, Any]) -> str:
         named.add(variant)
         parts.append(f"{number}{variant} on {place}{share}")
     return ", ".join(parts) or "nothing"
+
+
+def _profile(model: dict[str, Any]) -> str:
+    """Return what the profile of the variants that run is off by; empty if it is not."""
+    correction, running = model.get("profile_correction") or {}, {}
+    for worker in model.get("deployment") or []:
+        running[worker["variant"], worker.get("profile", "")] = worker
+    parts = [
+        f"{row['variant']} on {row['profile']}: {row['time']:.2f} x the time, {row['energy']:.2f} x the energy"
+        for row in correction.get("factors") or []
+        if (row["variant"], row["profile"]) in running and max(abs(row["time"] - 1), abs(row["energy"] - 1)) >= _TOLD
+    ]
+    told = f"corrected by what is measured: {'; '.join(parts)}" if parts else ""
+    return "; ".join(filter(None, (told, correction.get("advice"))))
 
 
 def _accuracy(model: dict[str, Any], totals: dict[str, Any]) -> float | None:

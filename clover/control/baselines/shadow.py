@@ -39,7 +39,7 @@ from clover.planning.budget.alternatives import Alternatives
 from clover.planning.budget.counterfactual import Frontier, Mix, base, in_order, lanes_of, line, mix_from, mix_of
 from clover.planning.budget.target import target_from
 from clover.planning.model.problem import LEAST_RATE, accuracies
-from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
+from clover.types import DeviceShape, FamilyProfile, Method, ObjectiveConfig, configuration_of
 
 ASK_S = 120.0
 _STEADY_S = 10.0
@@ -58,6 +58,16 @@ class LoadAlternatives:
     frontier: Frontier
     right_sized: Mix | None
     singles: dict[str, Mix]
+
+    @classmethod
+    def of(cls, found: Alternatives, profile: FamilyProfile, share: float) -> LoadAlternatives:
+        """Return what the solver found, as `profile` has it."""
+        singles = {next(iter(item.shares)): mix_from(profile, item, share) for item in found.singles}
+        return cls(
+            frontier=Frontier.of(profile, found.mixes, share),
+            right_sized=mix_from(profile, found.right_sized, share) if found.right_sized is not None else None,
+            singles={variant: mix for variant, mix in singles.items() if mix is not None},
+        )
 
 
 class Shadow:
@@ -92,7 +102,10 @@ class Shadow:
         self._known_rows = 0
         self._right = 0.0
         self._spectrum = Spectrum.over(list(self.accuracy.values()))
+        self._answers: dict[int, Alternatives] = {}
         self._found: dict[int, LoadAlternatives] = {}
+        """The solver's answers, by rate step, as the profile has them now."""
+        self._changed = 0
         self._asked_s = -math.inf
         self._waits_s = math.inf
         self._holds: tuple[object, ...] = ()
@@ -108,7 +121,7 @@ class Shadow:
 
     def renewed(self, family: Family) -> Shadow:
         """Return the same sums for a family that was unloaded and is there again."""
-        self.family, self._holds = family, ()
+        self.family, self._holds, self._changed = family, (), -1
         self._windows.clear()
         return self
 
@@ -119,16 +132,23 @@ class Shadow:
         holds = (devices, share, objective, self._floor(objective))
         if holds != self._holds:
             self._holds, self._share, self._deployed = holds, share, None
-            self.base = base(self.family.profile, devices, share)
+            self.base = base(self.family.corrected, devices, share)
             self.target = target_from(objective, max(self.accuracy.values(), default=0.0))
+            self._answers.clear()
             self._found.clear()
             self._asked_s = -math.inf
+        elif self._changed != self.family.learned.changed:  # the same answers, with other joules
+            self._deployed = None
+            self.base = base(self.family.corrected, devices, share)
+            profile = self.family.corrected
+            self._found = {at: LoadAlternatives.of(item, profile, share) for at, item in self._answers.items()}
+        self._changed = self.family.learned.changed
 
     def _follow(self, variants: Set[str]) -> None:
         """Follow the workers that answer `variants`.  A worker that is drained still answers rows, and one of a
         transition under way does already: a variant keeps its lane until it has another, and one that has none yet gets
         that of the workers there are."""
-        deployed, profile = self.family.deployed, self.family.profile
+        deployed, profile = self.family.deployed, self.family.corrected
         if deployed is not None and deployed.deployment is not self._deployed:
             self._deployed = deployed.deployment
             self._lanes |= lanes_of(profile, deployed.configuration, self._share)
@@ -168,15 +188,12 @@ class Shadow:
 
     def learn(self, rate: float, found: Alternatives) -> None:
         """Take `found` for what else could serve `rate` (rows/s), and compare the windows that waited for it."""
-        while len(self._found) >= _KNOWN:
-            del self._found[next(iter(self._found))]
-        profile = self.family.profile
-        singles = {next(iter(item.shares)): mix_from(profile, item, self._share) for item in found.singles}
-        self._found[_step(rate)] = LoadAlternatives(
-            frontier=Frontier.of(profile, found.mixes, self._share),
-            right_sized=mix_from(profile, found.right_sized, self._share) if found.right_sized is not None else None,
-            singles={variant: mix for variant, mix in singles.items() if mix is not None},
-        )
+        while len(self._answers) >= _KNOWN:
+            oldest = next(iter(self._answers))
+            del self._answers[oldest], self._found[oldest]
+        step = _step(rate)
+        self._answers[step] = found
+        self._found[step] = LoadAlternatives.of(found, self.family.corrected, self._share)
         held, self.held = self.held, {}
         for step, window in held.items():
             self._book(window, math.exp(step * _STEP))

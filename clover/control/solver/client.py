@@ -13,6 +13,7 @@ from clover.control.solver.protocol import (
     ALTERNATIVES,
     FEWEST,
     HEAD,
+    ROUTING,
     SolverAnswer,
     SolverOrder,
     length_of,
@@ -21,7 +22,7 @@ from clover.control.solver.protocol import (
 )
 from clover.errors import PlanError
 from clover.planning.budget.alternatives import Alternatives
-from clover.types import Configuration, Plan, State
+from clover.types import Configuration, Plan, Routing, State
 
 log = logging.getLogger("clover.control")
 
@@ -64,6 +65,14 @@ class SolverClient:
         if answer.error:
             raise PlanError(answer.error)
         return answer.cores
+
+    async def routing(self, state: State, configuration: Configuration) -> Routing | None:
+        """Return how rows go best to the workers of `configuration`, which need not fill the devices; None if no
+        routing of theirs keeps the targets.  PlanError as above."""
+        answer = await self._answer(state, ROUTING, configuration)
+        if answer.error:
+            raise PlanError(answer.error)
+        return answer.routing
 
     async def _answer(self, state: State, policy: str, configuration: Configuration | None) -> SolverAnswer:
         async with self._lock:

@@ -23,6 +23,7 @@ from clover.control.solver.protocol import (
     ALTERNATIVES,
     FEWEST,
     HEAD,
+    ROUTING,
     SolverAnswer,
     SolverOrder,
     length_of,
@@ -35,7 +36,7 @@ from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
-from clover.policies.plans import plan_fixed
+from clover.policies.plans import plan_fixed, routing_fixed
 
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
@@ -65,6 +66,8 @@ def solve(order: SolverOrder) -> SolverAnswer:
             given = PlanningInput.of(order.state)
             least = fewest_cores(given.problem, given.objective)
             return SolverAnswer(id=order.id, cores=None if least is None else least[0])
+        if order.policy == ROUTING:
+            return SolverAnswer(id=order.id, routing=routing_fixed(order.state, order.configuration or ()))
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:

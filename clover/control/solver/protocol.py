@@ -11,19 +11,21 @@ from typing import TypeVar
 import msgspec
 
 from clover.planning.budget.alternatives import Alternatives
-from clover.types import Configuration, Plan, Record, State
+from clover.types import Configuration, Plan, Record, Routing, State
 
 LONGEST_FRAME = 16 << 20
 ALTERNATIVES = "alternatives"
 FEWEST = "fewest cores"
+ROUTING = "routing"
 HEAD = struct.Struct(">I")
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 
 class SolverOrder(Record, frozen=True, kw_only=True):
-    """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  With the `policy`
-    `ALTERNATIVES` no plan is made, but what else could serve the load is found; with `FEWEST`, how few cores would."""
+    """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  Some
+    values of `policy` ask for no plan: `ALTERNATIVES` for what else could serve the load, `FEWEST` for how few cores
+    would, `ROUTING` for how rows go best to the workers of `configuration`, which need not fill the devices."""
 
     id: int
     policy: str
@@ -32,13 +34,14 @@ class SolverOrder(Record, frozen=True, kw_only=True):
 
 
 class SolverAnswer(Record, frozen=True, kw_only=True):
-    """The answer to the order of that id: a plan, alternatives or a number of cores (null: all of them do not do), or
-    the `error` why there is none."""
+    """The answer to the order of that id: a plan, alternatives, a number of cores (null: all of them do not do) or a
+    routing (null: none keeps the targets), or the `error` why there is none."""
 
     id: int
     plan: Plan | None = None
     alternatives: Alternatives | None = None
     cores: int | None = None
+    routing: Routing | None = None
     error: str = ""
 
 

@@ -53,6 +53,19 @@ _SAVING = _object(
 )
 _SAVED = {"anyOf": [{"$ref": "#/components/schemas/Saved"}, {"type": "null"}]}
 _MAYBE = {"anyOf": [_SAVING, {"type": "null"}]}
+_SLO = _object(
+    {
+        "held_ratio": _described(_PART, "of the 10 s windows of the last hour in which rows were asked; null if none"),
+        "windows_held": _described(_COUNT, "those whose p95 was within the SLO"),
+        "windows": _described(_COUNT, "those in which rows were asked"),
+        "best_p95_ms": _described({"type": ["number", "null"]}, "lowest p95 of a window of the last hour"),
+        "late": _described({"type": "boolean"}, "whether the p95 of now is surely above the SLO"),
+        "missed_s": _described({"type": ["number", "null"]}, "for how long the SLO is missed; null if it is met"),
+        "slower": _described(_NUMBER, "times as slow as profiled that plans take services to be"),
+        "alarm": _described({"type": ["string", "null"]}, "why the SLO cannot be met, and what would help"),
+        "words": _TEXT,
+    }
+)
 
 _DEVICES = {
     "type": "object",
@@ -144,7 +157,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "State": _object(
         {},
         {
-            "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED})},
+            "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED, "slo": _SLO})},
             "totals": _object({}, {"saved": _SAVED, "devices": _DEVICES}),
             "idle": _described(_MAYBE, "idle part of the energy used so far, and how few cores would do at this load"),
         },

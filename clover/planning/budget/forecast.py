@@ -52,6 +52,13 @@ class Sample(Record, frozen=True, kw_only=True):
     g_per_kwh: float
 
 
+class SavedHistory(Record, frozen=True, kw_only=True):
+    """What a file keeps of a `History`: hours with their means."""
+
+    hours: tuple[int, ...]
+    means: tuple[float, ...]
+
+
 class History:
     """Readings by the hour of grid time, at most the last `KEPT` hours: their means, gaps and all."""
 
@@ -68,6 +75,19 @@ class History:
         own[1] += 1.0
         while len(self._sums) > KEPT:
             del self._sums[next(iter(self._sums))]
+
+    def saved(self, weeks: int = 5) -> SavedHistory:
+        """Return the last `weeks` for a file."""
+        last = max(self._sums, default=0)
+        kept = {hour: total / number for hour, (total, number) in self._sums.items() if hour > last - weeks * WEEK}
+        return SavedHistory(hours=tuple(kept), means=tuple(kept.values()))
+
+    def restore(self, saved: SavedHistory) -> None:
+        """Take up what a file kept; ValueError if it is no history."""
+        if len(saved.hours) != len(saved.means) or not all(map(math.isfinite, saved.means)):
+            raise ValueError("hours and their means do not fit")
+        for hour, mean in zip(saved.hours[-KEPT:], saved.means[-KEPT:], strict=True):
+            self._sums.setdefault(hour, [mean, 1.0])
 
     def __len__(self) -> int:
         return len(self._sums)

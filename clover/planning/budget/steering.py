@@ -10,7 +10,8 @@ decision does.
 **Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken if
 at the price, joules - price x accuracy a row, its best point is better than the best one here by
 
-    what the change costs, spread over the rows of `PAYBACK_S`, and `MARGIN` of what a row of BASE takes,
+    what the change costs, spread over the rows of `State.holds_s`, the time that it is expected to last, and `MARGIN`
+    of what a row of BASE takes,
 
 at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any more, because the
 rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good from here.
@@ -35,8 +36,6 @@ from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Candidate, Configuration, configuration_of
 
-PAYBACK_S = 3600.0
-"""Seconds within which a change of configuration has to pay."""
 MARGIN = 0.005
 """Of BASE's joules a row: what a change has to save at least."""
 _STEEP = 4.0  # times the steepest climb between known plans: above it, every price leads to the same choice
@@ -91,7 +90,7 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
         why = f"what runs reaches {reach[0]:.2f} % of the {target.least:.2f} % that this moment has to reach"
         return _routed(given, there, len(sets), why) or _routed(given, here, len(sets), why)
     gain = _gain(stay, other, price_j)
-    needed = moving_j(problem, running, other.configuration) / (problem.rate * PAYBACK_S)
+    needed = moving_j(problem, running, other.configuration, state.switch_s) / (problem.rate * state.holds_s)
     needed += MARGIN * objective.base_energy_j
     words = f"changing gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
     first, second = (there, here) if gain > needed else (here, there)

@@ -33,8 +33,12 @@ gets the static mix, in every hour.
 **Cascades.**  A plan with a chain is a point with nothing between it and the next one, and what runs now need not be on
 the frontier: `budget_target` says what to reach among the points that *it* permits (`here`).
 
-**Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by `_TRUST` of the rows that are
-expected after it at their best; otherwise it may lose less.
+**Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by a part of the rows that are
+expected after it at their best; otherwise it may lose less.  The part is `State.trust`: what the errors of past
+forecasts justify (`planning.budget.forecast_errors`).
+
+**Online.**  If `State.online`, the price follows from what was served alone (`planning.budget.online`), and what is to
+come is not looked at.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.planning.budget.frontiers import COARSE_STEP, frontier
+from clover.planning.budget.online import online_price
 from clover.planning.model.frontier import FrontierPoint
 from clover.planning.model.objective import planned_floor
 from clover.planning.model.planning_input import PlanningInput
@@ -61,7 +66,6 @@ GRAMS_PER_J = 1.0 / 3.6e6
 _DOWN = 8  # steps of `COARSE_STEP` that are tried below a rate that nothing can serve
 _BAND = 0.02
 _TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
-_TRUST = 0.9
 
 
 @dataclass(frozen=True)
@@ -142,24 +146,30 @@ class RemainingHorizon:
         part = (asked * self.rows.sum() - (self.rows * low).sum()) / room if room > 0.0 else 0.0
         return float(low[0] + min(1.0, max(0.0, part)) * (high[0] - low[0]))
 
+    def accuracy_at(self, price: float) -> float:
+        """Return the accuracy of this moment at `price`, half way up the climbs that break even near it."""
+        low, high = self.accuracies_at(price / (1.0 + _BAND)), self.accuracies_at(price * (1.0 + _BAND))
+        return 0.5 * float(low[0] + high[0])
+
     def least_now(self, target: float, state: State) -> float:
-        """Return the least accuracy of this moment that the rows after it, `_TRUST` of them at their best, can make
-        good."""
+        """Return the least accuracy of this moment that the rows after it, `State.trust` of them at their best, can
+        make good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
         tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
-        return target + (debt - tolerance - _TRUST * later) / float(self.rows[0])
+        return target + (debt - tolerance - state.trust * later) / float(self.rows[0])
 
 
 def target_of(state: State) -> float:
     """Return the accuracy (percent) that the budget asks for on average: best - budget, or what plans are held to if
     that is more, or if there is no budget."""
-    return target_from(state.objective, max(accuracies(state.profile).values(), default=0.0))
+    cascade = state.objective.cascade and state.profile.cascade is not None
+    return target_from(state.objective, max(accuracies(state.profile).values(), default=0.0), cascade=cascade)
 
 
-def target_from(objective: ObjectiveConfig, best: float) -> float:
-    """Return the target (percent) of an objective whose best variant has `best` percent."""
-    floor, budget = planned_floor(objective, best), objective.accuracy_budget
+def target_from(objective: ObjectiveConfig, best: float, *, cascade: bool = False) -> float:
+    """Return the target (percent) of an objective whose best variant has `best` percent, for mixes or for chains."""
+    floor, budget = planned_floor(objective, best, cascade=cascade), objective.accuracy_budget
     return floor if budget is None else max(floor, best - budget)
 
 
@@ -172,19 +182,24 @@ def budget_target(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> B
     left = _remaining(given, here)
     if left is None:
         return BudgetTarget(target, 0.0, objective.lam, target, target, served)
-    asked = _asked(target, state, float(left.rows.sum()))
-    price = left.price(asked)
-    least = left.least_now(target, state)
-    now = min(max(left.accuracy_now(asked, price), least), float(left.top[0]))
+    if state.online:
+        asked, least = target, 0.0
+        price = online_price(state, objective, target, state.ahead[0].rate)
+    else:
+        asked = _asked(target, state, float(left.rows.sum()))
+        price, least = left.price(asked), left.least_now(target, state)
+    now = left.accuracy_at(price) if state.online else left.accuracy_now(asked, price)
+    now = min(max(now, least), float(left.top[0]))
+    floor = objective.cascade_floor if given.problem.points else objective.planned_floor
     c_ref = objective.base_energy_j * GRAMS_PER_J * state.objective.reference_g_per_kwh
     return BudgetTarget(
-        accuracy=max(now, objective.planned_floor),
+        accuracy=max(now, floor),
         price=price,
         lam=1.0 / (1.0 + price * objective.base_accuracy / c_ref),
         asked=asked,
         target=target,
         served=served,
-        least=max(least, objective.planned_floor),
+        least=max(least, floor),
     )
 
 
@@ -195,7 +210,7 @@ def _remaining(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> Rema
     known: dict[tuple[bool, float], tuple[FrontierPoint, ...]] = {}
     later = given.without_demand()  # who asks for an accuracy now does not do so all day
     rows, grams_per_j, frontiers = [], [], []
-    for at, part in enumerate(state.ahead):
+    for at, part in enumerate(state.ahead[:1] if state.online else state.ahead):
         if part.rows <= 0.0 and at > 0:
             continue
         rate = part.rate if at > 0 else state.arrival_rate  # this moment is planned for what may come, too

@@ -96,7 +96,7 @@ def play_once(
         held_ms = wait_ms + TICK_MS if at == 0 and wait_ms else 0.0
         took_s = play(workers, now_s[going], seed=seed + at, together=at > 0, wait_ms=held_ms)
         now_s[going] = np.round(now_s[going] + took_s, 9)  # rows of a batch end at one instant, to the last digit
-    values, end = (now_s - begun_s)[warm_up:] * 1e3, end[warm_up:]
+    values, end = (now_s - begun_s)[warm_up:] * 1e3 + stages[0][0].front_ms, end[warm_up:]
     share = np.array(reach) - np.append(reach[1:], 0.0)
     weight = (share / np.maximum(np.bincount(end, minlength=len(share)), 1))[end]
     order = np.argsort(values, kind="stable")
@@ -136,7 +136,7 @@ def evaluate(
         why = asked.why or why or late
     if not why and play and p95_ms > objective.slo_ms:
         why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
-    if not why and point.accuracy < objective.planned_floor:
+    if not why and point.accuracy < (objective.cascade_floor if len(point.chain) > 1 else objective.planned_floor):
         why = f"accuracy {point.accuracy:.2f} % is below {objective.floor_text}"
     return Candidate(
         configuration=configuration,
@@ -236,7 +236,7 @@ def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoin
     room = sum(max(map(len, device.layouts), default=0) for device in problem.devices)  # every stage needs a worker
     found = []
     for point in points:
-        if not 2 <= len(point.chain) <= room or point.accuracy < objective.planned_floor:
+        if not 2 <= len(point.chain) <= room or point.accuracy < objective.cascade_floor:
             continue
         joules = sum(
             part * least.get(variant, math.inf) for variant, part in zip(point.chain, point.reach, strict=True)
@@ -357,6 +357,7 @@ def _members(problem: Problem, objective: Objective, point: ChainPoint, part: fl
     own = [{key: service for key, service in problem.services.items() if key[0] == variant} for variant in point.chain]
     spent_ms = [min((service.mean_ms[0] for service in services.values()), default=0.0) for services in own]
     total_ms = max(sum(spent_ms), 1e-9)
+    front_ms = next(iter(problem.services.values())).front_ms
     return [
         PackingMember(
             replace(
@@ -371,8 +372,12 @@ def _members(problem: Problem, objective: Objective, point: ChainPoint, part: fl
                 form="floor",
                 accuracy_floor=0.0,
                 planned_floor=0.0,
+                chain_floor=None,
                 slo_ms=max(
-                    part * objective.slo_ms * (spent / total_ms) if part else objective.slo_ms - total_ms + spent, 1e-6
+                    front_ms + part * (objective.slo_ms - front_ms) * (spent / total_ms)
+                    if part
+                    else objective.slo_ms - total_ms + spent,
+                    1e-6,
                 ),
             ),
         )

@@ -12,8 +12,8 @@ removed from it (or raised, if a shorter wait keeps it), and it is drawn again, 
 simulations or so suffice for the profile's hundred points, and hardly more for all configurations of a small machine
 together (`joint`).
 
-**What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of
-the planner's search: each worker to start costs `SWITCH_S` seconds of what it draws at full load.
+**What a change costs.**  `moving_j` is what it takes to go to another configuration: each worker to start costs
+`State.switch_s` seconds (in the planner's search: `SWITCH_S`) of what it draws at full load.
 """
 
 from __future__ import annotations
@@ -93,12 +93,13 @@ def drawn_at(candidate: Candidate) -> FrontierPoint:
     return FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules)
 
 
-def moving_j(problem: Problem, running: Configuration, target: Configuration) -> float:
-    """Return joules it takes to go from `running` to `target`: workers that both have may stay."""
+def moving_j(problem: Problem, running: Configuration, target: Configuration, switch_s: float = SWITCH_S) -> float:
+    """Return joules it takes to go from `running` to `target` if a worker takes `switch_s` seconds to start: workers
+    that both have may stay."""
     here = Counter({(group.variant, group.profile): group.count for group in running})
     started = Counter({(group.variant, group.profile): group.count for group in target}) - here
     watts = {key: problem.services[key].least_energy_j * problem.services[key].capacity() for key in started}
-    return SWITCH_S * sum(count * watts[key] for key, count in started.items())
+    return switch_s * sum(count * watts[key] for key, count in started.items())
 
 
 def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:

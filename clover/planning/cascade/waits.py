@@ -42,7 +42,7 @@ def worth(
 ) -> list[tuple[float, float]]:
     """Return waits (ms) that leave room for the batches that follow and save at least `least_j` a row over any shorter
     one of these, behind the joules of a row, the most frugal first.  Every stage must be stable."""
-    room_ms = _room_ms(lanes, rate, reach, _ROOM * slo_ms)
+    room_ms = _room_ms(lanes, rate, reach, _ROOM * (slo_ms - lanes[0].front_ms))
     found: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:

@@ -176,7 +176,7 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
         if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
     }
     found: dict[tuple[str, str], str] = {}
-    measured = _measured(profile.latency)
+    measured = _measured(profile.latency, profile.front_ms)
     for (variant, name, backend), service in measured.items():
         chosen = profile.backend.get(variant, "")
         if backend == chosen:
@@ -192,7 +192,7 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
 def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
     """Return how each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's
     time."""
-    measured = _measured(profile.latency)
+    measured = _measured(profile.latency, profile.front_ms)
     return {
         (variant, name): measured[variant, name, backend].derated(min(1.0, share))
         for (variant, name), backend in backends_of(profile).items()
@@ -200,7 +200,9 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
 
 
 @lru_cache(maxsize=64)
-def _measured(measurements: tuple[LatencyMeasurement, ...]) -> Mapping[tuple[str, str, str], Service]:
+def _measured(
+    measurements: tuple[LatencyMeasurement, ...], front_ms: float
+) -> Mapping[tuple[str, str, str], Service]:
     """Return how each (variant, profile, backend) serves; of several thread counts the fastest at a batch size
     counts.  One answer for all who ask, and the same services, so that memos know them at a glance."""
     fastest: dict[tuple[str, str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
@@ -217,5 +219,6 @@ def _measured(measurements: tuple[LatencyMeasurement, ...]) -> Mapping[tuple[str
             tuple(item.energy_j_per_row for item in ordered),
             sum(item.cv for item in ordered) / len(ordered),
             max(item.rested_j for item in ordered),
+            front_ms,
         )
     return services

@@ -29,6 +29,9 @@ time.  Quota dealing makes a lane's arrivals more regular than Poisson: with sha
 Gamma of shape 1/f.  One play costs about a millisecond; a search over thousands of configurations therefore asks for
 p95 only if a plan could win.
 
+**The front end.**  What a client sees is more than a row's wait and service: `front_ms` of the profile, measured over
+HTTP, is added to every latency of a play, so that limits and predictions are those of clients.
+
 **Known weaknesses.**  Arrivals are single rows: a request of many rows arrives as a burst and waits longer than
 predicted.  Poisson arrivals know no bursts beyond chance; head-room comes from the utilisation limit.  Service times
 are independent of each other and of what runs on neighbouring cores; if a box is too small to keep the front end
@@ -42,7 +45,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -66,20 +69,22 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Service:
     """How one worker serves: mean milliseconds and joules a row at each measured batch size (ascending), the
-    coefficient of variation of the service time, and what a batch costs more after a pause."""
+    coefficient of variation of the service time, and what a batch costs more after a pause.  `front_ms`: milliseconds
+    that HTTP and the front end add to the latency of a row, whichever worker serves it."""
 
     batches: tuple[int, ...]
     mean_ms: tuple[float, ...]
     energy_j_per_row: tuple[float, ...]
     cv: float = 0.0
     rested_j: float = 0.0
+    front_ms: float = 0.0
 
     def __hash__(self) -> int:
         return self._hash  # services are part of the key of every memo here
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.batches, self.mean_ms, self.energy_j_per_row, self.cv, self.rested_j))
+        return hash((self.batches, self.mean_ms, self.energy_j_per_row, self.cv, self.rested_j, self.front_ms))
 
     @cached_property
     def _capacity(self) -> float:
@@ -132,7 +137,7 @@ class Service:
         if share >= 1.0:
             return self
         slower = tuple(ms / share for ms in self.mean_ms)
-        return Service(self.batches, slower, self.energy_j_per_row, self.cv, self.rested_j)
+        return replace(self, mean_ms=slower)
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,11 @@ class Lane:
         """How many workers there are."""
         return sum(number for _, number in self.groups)
 
+    @property
+    def front_ms(self) -> float:
+        """Milliseconds that HTTP and the front end add to the latency of a row."""
+        return self.groups[0][0].front_ms
+
     @cached_property
     def capacity(self) -> float:
         """Rows a second that the lane can serve at best."""
@@ -223,9 +233,10 @@ class Lane:
 
     def late(self, limit_ms: float) -> float:
         """Return a share of the lane's rows that takes longer than `limit_ms` in any case: rows of workers whose mean
-        service of a single row does, and half of these at least exceed their mean.  Such a worker takes rows in
-        proportion to its capacity if the lane is busy, and its turn if it is not."""
-        slow = [i for i, (service, _) in enumerate(self.groups) if service.mean_ms[0] >= limit_ms]
+        service of a single row does, with the front end's part, and half of these at least exceed their mean.  Such a
+        worker takes rows in proportion to its capacity if the lane is busy, and its turn if it is not."""
+        left_ms = limit_ms - self.front_ms
+        slow = [i for i, (service, _) in enumerate(self.groups) if service.mean_ms[0] >= left_ms]
         return 0.5 * sum(min(self.parts[i], self.groups[i][1] / self.count) for i in slow)
 
     def _batches(self, rate: float, share: float, wait_ms: float = 0.0) -> list[tuple[float, Service, float]]:
@@ -333,7 +344,7 @@ def late(workers: tuple[Service, ...], rate: float, limit_ms: float) -> float:
     """Return the part of the rows of a lane of `workers` (at least one, not overloaded) that take longer than
     `limit_ms`, from a play of `ROWS` / 2 rows: enough for a table, with about a point of error if 5 % are late."""
     arrivals = _arrivals(1.0)[: ROWS // 2 + WARM_UP] / rate
-    return float(np.mean(play(workers, arrivals)[WARM_UP:] * 1e3 > limit_ms))
+    return float(np.mean(play(workers, arrivals)[WARM_UP:] * 1e3 + workers[0].front_ms > limit_ms))
 
 
 def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> float:
@@ -352,7 +363,7 @@ def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> fl
 
 @lru_cache(maxsize=8192)
 def _played(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
-    return quantiles(play(workers, _arrivals(share) / rate)[WARM_UP:] * 1e3)
+    return quantiles(play(workers, _arrivals(share) / rate)[WARM_UP:] * 1e3 + workers[0].front_ms)
 
 
 @lru_cache(maxsize=8192)
@@ -360,7 +371,7 @@ def _batched(lane: Lane, rate: float, share: float, largest: int, wait_ms: float
     arrivals_s = _arrivals(share)[: WARM_UP + rows] / rate
     outcome = _simulated(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
     batch = float(outcome.rows.sum() / outcome.batches.sum())
-    return LanePlay(outcome.energy_j_per_row, batch, quantiles(outcome.latency_s * 1e3))
+    return LanePlay(outcome.energy_j_per_row, batch, quantiles(outcome.latency_s * 1e3 + lane.front_ms))
 
 
 def quantiles(values: Floats, number: int = _QUANTILES) -> Floats:

@@ -170,7 +170,7 @@ def _short(problem: Problem, objective: Objective, lanes: ConfigurationLanes, ba
         return f"utilisation {peak:.2f} exceeds {objective.max_utilisation:.2f} at {problem.rate:.1f} rows/s"
     for variant, lane in zip(lanes.variants, lanes.lanes, strict=True):
         if lane.late(objective.slo_ms) > 0.0:
-            slowest = max(service.mean_ms[0] for service, _ in lane.groups)
+            slowest = max(service.mean_ms[0] for service, _ in lane.groups) + lane.front_ms
             return f"a row of {variant} takes {slowest:.2f} ms, which exceeds the SLO of {objective.slo_ms:.2f} ms"
     return "meeting the accuracy floor would leave some workers idle"
 

@@ -99,9 +99,10 @@ def late_alone(service: Service, slo_ms: float) -> float:
     If service times do not vary and equal the SLO, none does: the SLO may be BASE's p95, which at a low load is its
     service time.
     """
+    left_ms = slo_ms - service.front_ms
     if service.cv <= 0.0:
-        return float(service.mean_ms[0] > slo_ms)
-    return 0.5 * math.erfc((slo_ms / service.mean_ms[0] - 1.0) / service.cv / math.sqrt(2.0))
+        return float(service.mean_ms[0] > left_ms)
+    return 0.5 * math.erfc((left_ms / service.mean_ms[0] - 1.0) / service.cv / math.sqrt(2.0))
 
 
 @lru_cache(maxsize=65536)
@@ -190,7 +191,7 @@ class Formulation:
 
     @staticmethod
     def _keeps(member: PackingMember, service: Service) -> bool:
-        return service.mean_ms[0] * (1.0 + 1.645 * service.cv) <= member.objective.slo_ms
+        return service.mean_ms[0] * (1.0 + 1.645 * service.cv) + service.front_ms <= member.objective.slo_ms
 
     @staticmethod
     def _price(member: PackingMember) -> float:

@@ -192,7 +192,7 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) 
     able = [size for size in sizes[:-1] if own.load(size) <= objective.max_utilisation]
     asked = [(0.0, size) for size in able] if caps else []
     if lane.least_energy_j() <= (1.0 - LEAST_GAIN) * plain_j:
-        ends_ms = ROOM * objective.slo_ms
+        ends_ms = ROOM * (objective.slo_ms - lane.front_ms)
         room_ms = _room_ms(lane, rate, sizes[-1], ends_ms)
         waits = [(part * room_ms, 0) for part in _PARTS]
         shorter = [size for size in able if 1 < size < _gathered(rate, room_ms)]

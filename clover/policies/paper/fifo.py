@@ -118,6 +118,7 @@ class Fifo:
         self.keys: Keys = tuple(sorted(problem.services))
         self.variants = problem.variants
         self._services = tuple(problem.services[key] for key in self.keys)
+        self._front_ms = self._services[0].front_ms
         self._tables = _tables(self.keys, self._services, problem.variants)
         self._accuracy = np.array([problem.accuracy[variant] for variant in problem.variants])
 
@@ -161,7 +162,7 @@ class Fifo:
         part = number * tables.capacity[groups] / capacity[rows, variant]
         batch = self._batches(groups, rate * share * part / number, lane, share)
         energy = self._energy_j(groups, batch)
-        slow = tables.seconds[groups] * 1e3 >= self.objective.slo_ms
+        slow = tables.seconds[groups] * 1e3 + self._front_ms >= self.objective.slo_ms
         late = 0.5 * share * np.minimum(part, number / lane) * slow
         size = len(counts)
         energy_j: Floats = np.bincount(rows, share * part * energy, size).astype(np.float64)
@@ -329,7 +330,7 @@ class Fifo:
 
 @lru_cache(maxsize=16384)
 def _glanced(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
-    return quantiles(play(workers, _arrivals(share) / rate)[_WARM_UP:] * 1e3, _QUANTILES)
+    return quantiles(play(workers, _arrivals(share) / rate)[_WARM_UP:] * 1e3 + workers[0].front_ms, _QUANTILES)
 
 
 @lru_cache(maxsize=32)

@@ -119,6 +119,16 @@ class Detector:
             return 0.0  # the view without the only group has seen nothing
         return float(np.exp(self._logs).mean())
 
+    @property
+    def blamed(self) -> int:
+        """The group of clients without whose rows there is least evidence, if there would be an alarm by all rows and
+        is none without that group's; else -1."""
+        if self.alarmed or len(self._logs) == 1 or self._logs[0].max() < self._log_limit:
+            return -1
+        found = np.where(self._counting(), np.exp(self._logs).mean(axis=1), np.inf)
+        least = int(found.argmin())
+        return least - 1 if found[least] < self.limit <= found[0] else -1
+
     def reset(self) -> None:
         """Forget all rows and the alarm."""
         self.alarmed = False

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 cdef class Feedback:
     cdef public list right
     cdef public list labelled
+    cdef public list expected
     cdef public int64_t remembered
     cdef public dict refused
     cdef object _labellers

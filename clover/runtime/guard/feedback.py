@@ -41,6 +41,8 @@ class Feedback:
         self.right = [0] * len(spec.variants)
         self.labelled = [0] * len(spec.variants)
         """By variant that answered: rows whose label came, and those of them that were right."""
+        self.expected = [0.0] * len(spec.variants)
+        """Of the rows whose label came, how many were expected to be right."""
         self.remembered = 0
         self.refused = {"unknown": 0, "unfit": 0, "limited": 0}
         """Feedback that was not counted: for an id that is not remembered, with labels that do not fit, from a client
@@ -91,22 +93,27 @@ class Feedback:
                     break
                 self.remembered -= _rows_of(known.pop(oldest))
 
-    def take(self, number: int, labels: Sequence[Any], client: str, now_ns: int) -> dict[str, Any]:
+    def take(
+        self, number: int, labels: Sequence[Any], client: str, now_ns: int, accuracy: Sequence[float] = ()
+    ) -> dict[str, Any]:
         """Count the labels of `client` for a request, one a row in their order, None for a row whose label is not
         known; return how many rows had labels, how many were right, and the estimate.  A label is what the answer
-        should have been: the index of the class or its name, a number, or a text.
+        should have been: the index of the class or its name, a number, or a text.  `accuracy`: the percent that are
+        expected of each lane's answers now, which are taken for those of when it answered.
 
         Raises NotFound for a number that is not remembered, BadRequest if the labels do not fit, and Overloaded if the
         client gave too many; nothing is counted then, and the request stays remembered."""
         try:
-            found = self._judged(number, labels, client, now_ns)
+            found = self._judged(number, labels, client, now_ns, accuracy)
         except RequestError as error:
             self.refused[_REASONS[error.status]] += 1
             raise
         given = [good for good in found if good is not None]
         return {"rows": len(given), "right": sum(given), "estimate": self.estimate()}
 
-    def _judged(self, number: int, labels: Sequence[Any], client: str, now_ns: int) -> list[bool | None]:
+    def _judged(
+        self, number: int, labels: Sequence[Any], client: str, now_ns: int, accuracy: Sequence[float]
+    ) -> list[bool | None]:
         """Count the labels; return which rows were right (None: not known)."""
         known = self._known.get(number)
         if known is None:
@@ -126,6 +133,7 @@ class Feedback:
             if good is not None:
                 self.labelled[lane] += 1
                 self.right[lane] += good
+                self.expected[lane] += accuracy[lane] / 100.0 if accuracy else 0.0
         return right
 
     def _right(self, answer: RowAnswer, label: Any) -> bool:
@@ -154,8 +162,12 @@ class Feedback:
 
     def report(self, variants: Sequence[str]) -> dict[str, Any]:
         """Return the estimate over all rows and by the variant that answered, and what is remembered and refused."""
-        of = zip(variants, self.right, self.labelled, strict=True)
-        found = {name: _estimate(right, rows) for name, right, rows in of if rows}
+        of = zip(variants, self.right, self.labelled, self.expected, strict=True)
+        found = {
+            name: {**(_estimate(right, rows) or {}), "expected": 100.0 * expected / rows}
+            for name, right, rows, expected in of
+            if rows
+        }
         return {
             "estimate": self.estimate(),
             "variants": found,

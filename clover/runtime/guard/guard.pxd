@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 from clover._native.inputs cimport Recent
 from clover.runtime.guard.clients cimport ClientGroups
 from clover.runtime.guard.drift cimport ScoreWatch
+from clover.runtime.guard.escalation_limit cimport EscalationLimit
 
 cdef class Guard:
     cdef public str name
@@ -39,6 +40,8 @@ cdef class Guard:
     cdef int64_t _in_block
     cdef dict _alone
     cdef readonly ClientGroups clients
+    cdef readonly EscalationLimit limit
+    cdef readonly object pattern
 
     cpdef int fresh(self, uint64_t digest) except -1
     cpdef bint audited(self, uint64_t digest) except -1

@@ -36,9 +36,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from clover._native.inputs import Recent
@@ -54,7 +53,10 @@ from clover.runtime.guard.drift import (
     Detector,
     ScoreWatch,
 )
+from clover.runtime.guard.escalation_limit import EscalationLimit
 from clover.runtime.guard.health import OVERRULED, OWN, REMEMBERED, SCORES, SERVED, Accused, Health
+from clover.runtime.guard.pattern import PatternWatch
+from clover.runtime.guard.tightening import tighten
 from clover.types import CascadeProfile, FamilyProfile, Sureness
 
 log = logging.getLogger("clover.guard")
@@ -79,7 +81,8 @@ _OLD_PROFILE = (
 
 class Guard:
     """Watches the `variants` of one family.  `changed` is called when the alarm level in force changes; with `acts`
-    False the guard only reports what it would do.  `clock` (ns) is read when the level changes, not for every row."""
+    False the guard only reports what it would do.  `multiple`: see `EscalationLimit`.
+    `clock` (ns) is read when the level changes, not for every row."""
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class Guard:
         changed: Callable[[], None] = lambda: None,
         *,
         acts: bool = True,
+        multiple: float = 2.0,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.name = name
@@ -123,6 +127,8 @@ class Guard:
         self._changed = changed
         self._clock = clock
         self.clients = ClientGroups()
+        self.limit = EscalationLimit(self.clients, multiple, acts=acts)
+        self.pattern = PatternWatch(name)
         self._seen = Recent(REMEMBERED)
         self._audited = Recent(REMEMBERED)
         self._health: Health | None = None
@@ -135,8 +141,9 @@ class Guard:
         self._block = [[0, 0] for _ in range(GROUPS)]
         """By group of clients, the rows that followed the chain since the test was last updated, and overruled ones."""
         self._in_block = 0
-        self._alone: dict[int, tuple[int, int]] = {}
-        """By alarm level, the group without whose rows it would not have been raised, and the stay before it was."""
+        self._alone: dict[int, tuple[int, str | None, int]] = {}
+        """By alarm level, the group without whose rows it would not have been raised (-1: none), the address that sent
+        nearly all rows then (None: none did), and the stay before."""
 
     @property
     def alarm_level(self) -> int:
@@ -205,12 +212,14 @@ class Guard:
             self._changed()
 
     def look(self) -> None:
-        """Lower the alarm level if it is time to; to be called about once a second."""
+        """Find out what clients' inputs look like, and lower the alarm level if it is time to; to be called about once
+        a second."""
         health = self._health
+        self.pattern.look(self.clients, self.limit, self.why, self._detectors)
         if health is None:
             return
-        group, stay_ns = self._alone.get(self.detected_level, (-1, 0))
-        if group >= 0 and self.clients.counting()[1 + group]:
+        group, leader, stay_ns = self._alone.get(self.detected_level, (-1, None, 0))
+        if (group >= 0 and self.clients.counting()[1 + group]) or (leader and self.clients.leader != leader):
             self._lower("a quarter of the rows or more come from others than the client that raised the alarm alone")
             self.stay_ns, self._down_ns = stay_ns, -1  # so that no client makes the next stay longer
             return
@@ -347,36 +356,15 @@ class Guard:
         """Whether answers look doubtful, so that more should be audited."""
         if self.detected_level != OK:
             return True
-        of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
-        return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
+        return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in self._detectors)
+
+    @property
+    def _detectors(self) -> list[Detector]:
+        return [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
 
     def tightened(self, chain: RoutedChain) -> RoutedChain:
         """Return the chain with tightened thresholds: of the profiled rows above its own, only half are above them."""
-        levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
-        part, rows = 0.0, 0
-        if len(chain.lanes) == 2 and chain.lanes[1] == self.best and self._cascade is not None:
-            part, rows = self._overruled(chain.lanes[0], levels[0]), self._cascade.held_out_rows
-        known = rows if part > 0.0 else 0
-        return replace(
-            chain, thresholds=levels, overruled=part, overruled_rows=known, planned=chain.planned or chain.thresholds
-        )
-
-    def _tighter(self, lane: int, threshold: float) -> float:
-        above = [score for score in self._quantiles(lane) if score >= threshold]
-        return max(threshold, above[len(above) // 2]) if above else threshold
-
-    def _overruled(self, lane: int, threshold: float) -> float:
-        """Return the profiled share of rows with scores below `threshold` that `lane` answers differently from the best
-        variant, or a little more, as tenths count whole; 0 if that is not known."""
-        own, scores = self._known(lane), self._quantiles(lane)
-        if own is None or not own.agreement or not scores:
-            return 0.0
-        below = bisect_left(scores, threshold) / (len(scores) - 1)  # of the rows, or up to a 32nd more
-        tenths = own.agreement[: math.ceil(min(below, 1.0) * len(own.agreement))]
-        return sum(1.0 - part for part in tenths) / len(own.agreement)
-
-    def _quantiles(self, lane: int) -> tuple[float, ...]:
-        return self._cascade.quantiles.get(self._variants[lane], ()) if self._cascade is not None else ()
+        return tighten(chain, self._cascade, self._variants) if self._cascade is not None else chain
 
     def _known(self, lane: int) -> Sureness | None:
         return self._cascade.sureness.get(self._variants[lane]) if self._cascade is not None else None
@@ -399,8 +387,9 @@ class Guard:
         elif before == TIGHTENED and kind == SERVED:
             level = CASCADE_OFF
         alone = detector.alone if detector is not None else -1
+        leader = self.clients.leader if detector is not None else None
         if level == before:
-            if alone < 0:
+            if alone < 0 and not leader:
                 self._alone.pop(level, None)
             self.urgent = URGENT_AUDITS if self.alarm_level == TIGHTENED else 0
             if self._health is not None:
@@ -425,8 +414,8 @@ class Guard:
             "or at once by `python -m clover ctl guard reset`",
             self.name, why, done, would, self.stay_ns // 60_000_000_000,
         )  # fmt: skip
-        if alone >= 0:
-            self._alone[level] = alone, stay_ns
+        if alone >= 0 or leader:
+            self._alone[level] = alone, leader, stay_ns
         self._enter_level(level, why, accused)
 
     # --- what is shown ------------------------------------------------------------------------------------------------
@@ -460,6 +449,7 @@ class Guard:
             "largest_share": self.clients.largest_share,
             "inputs": self.inputs,
             "repeats": self.repeats,
+            "pattern": self.pattern.report(self.limit),
             "health": self._health.report(self._variants) if self._health is not None else {},
             "variants": variants,
         }

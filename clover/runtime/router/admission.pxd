@@ -38,37 +38,57 @@ cdef class Admission:
     cdef ShapeKeys _keys
     cdef bint _varies
     cdef object _picked
-    cdef int64_t _crowded_ns
-    cdef double _crowded_s
+    cdef object _book
+    cdef dict _places
+    cdef double _max_wait_slo
+    cdef double _slo_ms
+    cdef double _floor
+    cdef double _longest_ns
     cdef list _paces
     cdef double _margin
+    cdef double _queued
     cdef Py_ssize_t _max_batch
+    cdef int64_t _sent_at_once
     cdef int64_t _kept_rows
     cdef int64_t _kept_slots
 
-    @cython.locals(ticket=RouterTicket, now_ns=int64_t, retry_after_s=double, kept=bint)
-    cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, str closed)
+    cpdef aim(self, double slo_ms, double floor)
+    @cython.locals(ticket=RouterTicket, now_ns=int64_t, kept=bint)
+    cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
     @cython.locals(now_ns=int64_t)
-    cdef double crowded(self, int64_t flow) except? -1.0
-    @cython.locals(now_ns=int64_t, late_ns=double, lane_ns=double, lane=int)
-    cdef double _behind_s(self, int64_t flow) except? -1.0
+    cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
+    @cython.locals(now_ns=int64_t, part=double, found=int, lane=int)
+    cdef double _behind_s(self, int64_t flow, int64_t request) except? -1.0
+    cdef double _refuse_unread(self, str why, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
+    cdef object _refuse(
+        self, str why, str message, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns
+    )
+    cdef double _retry_after_s(self, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
+    cdef double _part(self, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     @cython.locals(ticket=RouterTicket, free=SlotAllocator)
-    cdef tuple lend(self, Py_ssize_t rows, int64_t flow, FixedRows fixed, str closed)
+    cdef tuple lend(self, Py_ssize_t rows, int64_t flow, int64_t request, FixedRows fixed, str closed)
     cdef arrived(self, RouterTicket ticket, str closed)
     cdef returned(self, RouterTicket ticket)
     @cython.locals(now_ns=int64_t, slots=list, variant=int, lane=int)
     cdef submit(
         self, RouterTicket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )
-    cdef _admit(self, Py_ssize_t rows, int64_t flow, int64_t now_ns, str closed)
+    cdef _admit(self, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, str closed)
     @cython.locals(wanted=int64_t)
     cdef bint _full(self, Py_ssize_t rows, int64_t flow) except -1
     cdef bint _has_much(self, int64_t flow, int64_t rows, int64_t kept) except -1
-    @cython.locals(pace=LanePace, wait_ns=double)
-    cdef double _needs_ns(self, int lane, int64_t flow, int64_t rows, int64_t now_ns) except? -1.0
-    @cython.locals(late_ns=double)
-    cdef _check_in_time(self, int lane, int64_t flow, int64_t rows, int64_t timeout_ns, int64_t now_ns)
+    @cython.locals(pace=LanePace, ahead=int64_t, wait_ns=double, longest_ns=double)
+    cdef int _too_long(
+        self, int lane, int64_t flow, int64_t rows, int64_t timeout_ns, double part, int64_t now_ns
+    ) except -1
+    cdef bint _behind(self, int lane, bint chained) except -1
+    @cython.locals(flow=int64_t, request=int64_t, part=double, found=int, later=int, other=int)
+    cdef int _in_time(
+        self, RouterTicket ticket, int lane, int64_t rows, int64_t timeout_ns, int64_t now_ns
+    ) except -1
+    @cython.locals(lane=int, best=int)
+    cdef int _with_room(self, RouterTicket ticket, int64_t timeout_ns, double part, int64_t now_ns) except -2
     cdef _await(self, RouterTicket ticket, double min_accuracy, int variant)
-    @cython.locals(slots=list, stops=list, start=Py_ssize_t, stop=Py_ssize_t, lane=int)
+    @cython.locals(slots=list, stops=list, start=Py_ssize_t, stop=Py_ssize_t, lane=int, found=int)
     cdef _push_rows(self, RouterTicket ticket, object mask, int64_t timeout_ns, int64_t now_ns)
     cdef int64_t _shape_key(self, RouterTicket ticket) except? -1

@@ -8,6 +8,15 @@ would be answered.  One that would miss its deadline, by that and a margin, is r
 taken is answered in time.  The rows ahead are those that fair queueing (`csrc/batcher.pyx`) lets leave before it: of
 another flow (a connection), no more than its own.  For the same reason the last eighth of the queue and of the slots is
 kept for flows that have less than that waiting.
+
+One that would be answered later than `max_wait_slo` SLOs is refused too, unless its wait in the queue is less than a
+third of that: the batch that runs and the one behind it take no longer than the queue did, since they were formed of
+it.  The queue always has room for the rows of a batch with which the workers serve nearly as many as they can, also if
+the SLO is too short for that: it costs no goodput.  Of a request that is longer than a batch one
+batch's worth counts.  In a cascade all variants of the chain have to have room; without one a row that would be refused
+goes to another variant that runs, has room and keeps the accuracy floor by itself, the most accurate such.
+
+Who is refused gets a place in the `RetryBook`.  While some have a place, others find half of the room.
 """
 
 from __future__ import annotations
@@ -18,23 +27,33 @@ from typing import Any
 import numpy as np
 
 from clover.config import FamilyConfig
-from clover.errors import BadRequest, DeadlineMissed, TooLarge, Unavailable
+from clover.errors import BadRequest, DeadlineMissed, RequestError, TooLarge, Unavailable
 from clover.runtime.memory.rows import FixedRows, ShapeKeys
 from clover.runtime.router.completion import Completion
-from clover.runtime.router.dispatch import MIN_TIMER_S, Dispatch
+from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.monitor import Monitor
+from clover.runtime.router.relief import capacity
+from clover.runtime.router.retry_book import BIN_NS, RetryBook
 from clover.runtime.router.standby_routing import StandbyRouting
-from clover.runtime.router.state import FOREVER_NS, MAX_RETRY_AFTER_S, RouterState
+from clover.runtime.router.state import FOREVER_NS, RouterState
 from clover.runtime.router.tickets import OPEN, PENDING, QUEUED, RouterTicket
 
-_CROWDED_NS = 50_000_000
-"""For so long all refused requests get the same Retry-After."""
 _MARGIN = 1.25
 """A predicted wait is taken for so many times longer: others may come, and workers may slow down."""
 _PART = 8
 """One part in so many of the queue, and of the slots, is kept for flows that have less than that waiting."""
 _SHORT = 32
 """Of a queue, or slots, that hold fewer rows, nothing is kept."""
+_BATCHES = 2
+"""The queue always has room for so many batches of a useful size, half of it for who has a place in the retry book."""
+_CREDITS = 2
+"""So many batches go to a worker at once."""
+_LATE, _SLOW = 1, 2
+"""Why rows are refused: their deadline, or the longest wait."""
+_QUEUED = 1 / 3
+"""Part of the longest wait that rows may always spend in the queue."""
+_OTHERS = 0.5
+"""Part of the room in the queue that others find while some have a place in the retry book."""
 
 
 class Admission:
@@ -71,17 +90,29 @@ class Admission:
         self._keys = ShapeKeys(state.memory, state.spec)
         self._varies = any(tensor.variable for tensor in state.spec.inputs)
         self._picked = np.zeros(len(state.table.state), np.uint32)
-        self._crowded_ns = -_CROWDED_NS - 1
-        self._crowded_s = 0.0
+        self._book = RetryBook(lambda: sum(state.traffic.rows), self._rows_per_s)
+        self._places = self._book.places
+        self._max_wait_slo = config.max_wait_slo
+        self._slo_ms = 0.0
+        self._floor = 101.0  # percent: no variant reaches that, so rows go to another one only once there is a floor
+        self._longest_ns = 0.0  # until the answer; 0: no limit
         self._max_batch = state.spec.max_batch
+        self._sent_at_once = _CREDITS * self._max_batch
         self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
+        self._queued = _QUEUED
         slots = len(state.table.state)
         self._kept_rows = self._queue_rows // _PART if self._queue_rows >= _SHORT else 0
         self._kept_slots = slots // _PART if slots >= _SHORT else 0
 
+    def aim(self, slo_ms: float, floor: float) -> None:
+        """Use this SLO (0: there is none) and accuracy floor (percent) from now on."""
+        self._slo_ms, self._floor = slo_ms, floor
+        self._longest_ns = self._max_wait_slo * slo_ms * 1e6
+        self._book.together = max(1, int((self._longest_ns or self._timeout_ns) * _QUEUED / BIN_NS))
+
     # --- slots --------------------------------------------------------------------------------------------------------
 
-    def open(self, rows: int, flow: int, closed: str) -> RouterTicket:
+    def open(self, rows: int, flow: int, request: int, closed: str) -> RouterTicket:
         """Reserve slots for `rows` rows of `flow`; raises BadRequest, TooLarge, Unavailable or Overloaded."""
         now_ns = self._state.now_ns()
         if rows != 1 and not 1 <= rows <= self._queue_rows:
@@ -89,53 +120,79 @@ class Admission:
                 raise self._state.refused(BadRequest("a request needs at least one row"))
             most = self._queue_rows
             raise self._state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
-        self._admit(rows, flow, now_ns, closed)
+        self._admit(rows, flow, request, now_ns, closed)
         kept = self._table.free.free - rows < self._kept_slots and self._has_much(flow, rows, self._kept_slots)
         ticket = self._table.reserve(rows, now_ns) if not kept else None
         if ticket is None and not kept and self._completion.give_up(self._audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
         if ticket is None:
             self._dispatch.make_room(now_ns)  # for the next one: slots come back once clients have their answers
-            retry_after_s = self._state.retry_after_s(now_ns)
-            raise self._state.overloaded("slots", "no room for more rows", retry_after_s)
+            raise self._refuse("slots", "no room for more rows", rows, flow, request, now_ns)
         ticket.flow = flow
+        ticket.request = request
         return ticket
 
-    def crowded(self, flow: int) -> float:
+    def crowded(self, flow: int, request: int) -> float:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
         if not self._full(1, flow):
-            return self._behind_s(flow) if self._dispatch.busy else 0.0
+            return self._behind_s(flow, request) if self._dispatch.busy else 0.0
         now_ns = self._state.now_ns()
         self._dispatch.make_room(now_ns)
         if not self._full(1, flow):
             return 0.0
-        self._traffic.overloaded("queue")
-        self._traffic.arrivals.add(now_ns, 1)
-        self._traffic.refused(429)
-        if now_ns - self._crowded_ns > _CROWDED_NS:
-            self._crowded_ns, self._crowded_s = now_ns, self._state.retry_after_s(now_ns)
-        return max(self._crowded_s, MIN_TIMER_S)
+        return self._refuse_unread("queue", flow, request, now_ns)
 
-    def _behind_s(self, flow: int) -> float:
-        """Return 0 if one more row of `flow` may be answered within the family's timeout, else count it as refused
-        and return the seconds after which to retry."""
+    def _behind_s(self, flow: int, request: int) -> float:
+        """Return 0 if one more row of `flow` may be answered within the family's timeout and the longest wait, else
+        count it as refused and return the seconds after which to retry."""
         now_ns = self._state.now_ns()
-        late_ns = 0.0
+        part = self._part(flow, request, now_ns)
+        found = 0
         for lane in range(len(self._accuracy)):
             if self._lanes.live >> lane & 1:
-                lane_ns = self._needs_ns(lane, flow, 1, now_ns) - self._timeout_ns
-                if lane_ns <= 0.0:
+                found = self._too_long(lane, flow, 1, self._timeout_ns, part, now_ns)
+                if not found:
                     return 0.0
-                late_ns = min(late_ns, lane_ns) if late_ns else lane_ns
-        if not late_ns:
+        if not found:
             return 0.0
+        return self._refuse_unread("late" if found == _LATE else "slo", flow, request, now_ns)
+
+    def _refuse_unread(self, why: str, flow: int, request: int, now_ns: int) -> float:
+        """Count a request that is refused before its rows are known; return the seconds after which to retry."""
         self._traffic.arrivals.add(now_ns, 1)
         self._traffic.refused(429)
-        self._traffic.overloaded("late")
-        return max(min(late_ns / 1e9, MAX_RETRY_AFTER_S), MIN_TIMER_S)
+        self._traffic.overloaded(why)
+        return self._retry_after_s(1, flow, request, now_ns)
+
+    def _refuse(self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int) -> RequestError:
+        """Count `rows` rows that are refused, give them a place in the retry book; return the error to raise."""
+        return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns))
+
+    def _retry_after_s(self, rows: int, flow: int, request: int, now_ns: int) -> float:
+        """Give refused rows a place in the retry book; return the seconds until then."""
+        if self._places and self._book.use(request or flow, now_ns):
+            self._traffic.came_back("refused")
+        return float(self._book.book(request, flow, rows, now_ns))
+
+    def _part(self, flow: int, request: int, now_ns: int) -> float:
+        """Return the part of the room in the queue that a request finds."""
+        if not self._places or not self._book.expecting(now_ns) or self._book.due(request or flow, now_ns):
+            return 1.0
+        return _OTHERS
+
+    def _rows_per_s(self, now_ns: int) -> float:
+        """Return the rows a second that can be served, by the pace of the lanes; 0 if it is not known."""
+        times_ns = [pace.wait_ns(now_ns, 1) for pace in self._paces]
+        rates = [1e9 / row_ns if row_ns > 0.0 else 0.0 for row_ns in times_ns]
+        lanes = self._lanes
+        if lanes.chain is not None:  # as if every row went all the way
+            known = [rates[lane] for lane in lanes.chain.lanes if rates[lane] > 0.0]
+            return min(known) if known else 0.0
+        rows_per_s = capacity(rates, [lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants])
+        return rows_per_s if rows_per_s < float("inf") else 0.0
 
     def lend(
-        self, rows: int, flow: int, fixed: FixedRows | None, closed: str
+        self, rows: int, flow: int, request: int, fixed: FixedRows | None, closed: str
     ) -> tuple[RouterTicket, memoryview] | None:
         """Return a ticket for `rows` rows that a flow is still sending, and the memory of their `fixed` input to
         receive them into; None if that cannot be.
@@ -156,6 +213,7 @@ class Admission:
             self._table.close(ticket)
             return None
         ticket.flow = flow
+        ticket.request = request
         ticket.lent = True
         self.lent += rows
         return ticket, view
@@ -165,7 +223,7 @@ class Admission:
         then."""
         ticket.arrival_ns = self._state.now_ns()
         self.returned(ticket)
-        self._admit(len(ticket.slots), ticket.flow, ticket.arrival_ns, closed)
+        self._admit(len(ticket.slots), ticket.flow, ticket.request, ticket.arrival_ns, closed)
 
     def returned(self, ticket: RouterTicket) -> None:
         """Count the slots of a ticket as no longer lent, if they were."""
@@ -173,7 +231,7 @@ class Admission:
             ticket.lent = False
             self.lent -= len(ticket.slots)
 
-    def _admit(self, rows: int, flow: int, now_ns: int, closed: str) -> None:
+    def _admit(self, rows: int, flow: int, request: int, now_ns: int, closed: str) -> None:
         """Count `rows` of `flow` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
         self._traffic.arrivals.add(now_ns, rows)
         if closed or not (self._lanes.live or self._state.coming):
@@ -181,7 +239,7 @@ class Admission:
         if self._full(rows, flow):
             self._dispatch.make_room(now_ns)
             if self._full(rows, flow):
-                raise self._state.overloaded("queue", "the queue is full", self._state.retry_after_s(now_ns))
+                raise self._refuse("queue", "the queue is full", rows, flow, request, now_ns)
         if self._batcher.depth() + rows > self._queue_rows:
             self._completion.give_up(self._audits.queued(), "full")
 
@@ -201,19 +259,68 @@ class Admission:
         waits: a single request may be as long as the queue."""
         return kept > 0 and self._batcher.depth() > 0 and self._batcher.waiting_of(flow) + rows > kept
 
-    def _needs_ns(self, lane: int, flow: int, rows: int, now_ns: int) -> float:
-        """Return how long `rows` more rows of `flow` in `lane` would take until they are answered, with the margin; 0
-        if that is not known."""
+    def _too_long(self, lane: int, flow: int, rows: int, timeout_ns: int, part: float, now_ns: int) -> int:
+        """Return why `rows` more rows of `flow` in `lane` would take too long until they are answered, with the margin:
+        `_LATE` or `_SLOW`; 0 if they would not, or if that is not known.  They find `part` of the room."""
         pace = self._paces[lane]
-        wait_ns = pace.wait_ns(now_ns, self._batcher.ahead(lane, flow, rows))
-        return wait_ns * self._margin + pace.expected_ns if wait_ns > 0.0 else 0.0
+        ahead = self._batcher.ahead(lane, flow, rows)
+        wait_ns = pace.wait_ns(now_ns, ahead) * self._margin
+        if wait_ns <= 0.0:
+            return 0
+        if wait_ns + pace.expected_ns > timeout_ns * part:
+            return _LATE
+        longest_ns = self._longest_ns * part
+        if longest_ns <= 0.0:
+            return 0
+        if rows > self._max_batch:
+            ahead = self._batcher.ahead(lane, flow, self._max_batch)
+            wait_ns = pace.wait_ns(now_ns, ahead) * self._margin
+        if ahead <= _BATCHES * part * pace.useful_rows:
+            return 0
+        if wait_ns > longest_ns * self._queued and wait_ns + pace.expected_ns > longest_ns:
+            return _SLOW
+        return 0
 
-    def _check_in_time(self, lane: int, flow: int, rows: int, timeout_ns: int, now_ns: int) -> None:
-        """Raise Overloaded if `rows` more rows of `flow` in `lane` would not be answered within `timeout_ns`."""
-        late_ns = self._needs_ns(lane, flow, rows, now_ns) - timeout_ns
-        if late_ns > 0.0:
+    def _behind(self, lane: int, chained: bool) -> bool:
+        """Return whether a row in `lane` has to wait for a worker: the lane is saturated, or will be after this turn;
+        if `chained`, some later variant may be."""
+        if self._dispatch.busy and (chained or self._batcher.saturated(lane)):
+            return True
+        return self._batcher.depth(lane) >= self._sent_at_once
+
+    def _in_time(self, ticket: RouterTicket, lane: int, rows: int, timeout_ns: int, now_ns: int) -> int:
+        """Return `lane` if `rows` more rows of a ticket in it would be answered within `timeout_ns` and the longest
+        wait, else another lane in which all of its rows would be; raises Overloaded if there is none."""
+        flow, request = ticket.flow, ticket.request
+        part = self._part(flow, request, now_ns)
+        found = self._too_long(lane, flow, rows, timeout_ns, part, now_ns)
+        if ticket.chain is not None:
+            for later in ticket.chain.lanes[1:]:
+                if not found and self._batcher.saturated(later):
+                    found = self._too_long(later, flow, 1, timeout_ns, part, now_ns)
+        if not found:
+            return lane
+        other = self._with_room(ticket, timeout_ns, part, now_ns) if ticket.chain is None else -1
+        if other >= 0:
+            self._traffic.diverted_rows += len(ticket.slots)
+            return other
+        if found == _LATE:
             why = "too many rows wait: the answer would come after the deadline"
-            raise self._state.overloaded("late", why, late_ns / 1e9)
+            raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns)
+        limit = f"{self._max_wait_slo:g} x the SLO of {self._slo_ms:.4g} ms"
+        why = f"too many rows wait: the answer would come later than {limit}; try again after Retry-After"
+        raise self._refuse("slo", why, len(ticket.slots), flow, request, now_ns)
+
+    def _with_room(self, ticket: RouterTicket, timeout_ns: int, part: float, now_ns: int) -> int:
+        """Return the most accurate lane in which the rows of a ticket would be answered in time, of those that keep the
+        accuracy floor; -1 if there is none."""
+        mask = self._lanes.mask(max(ticket.min_accuracy, self._floor))
+        best = -1
+        for lane in range(len(self._accuracy)):
+            better = mask >> lane & 1 and (best < 0 or self._accuracy[lane] > self._accuracy[best])
+            if better and not self._too_long(lane, ticket.flow, len(ticket.slots), timeout_ns, part, now_ns):
+                best = lane
+        return best
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
@@ -255,13 +362,15 @@ class Admission:
         slots = ticket.slots
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
-            if ticket.awaits < 0 and self._dispatch.busy and self._batcher.saturated(lane):
-                self._check_in_time(lane, ticket.flow, 1, timeout_ns, now_ns)
+            if ticket.awaits < 0 and self._behind(lane, chain is not None):
+                lane = self._in_time(ticket, lane, 1, timeout_ns, now_ns)
             ticket.variants = [lane]
             self._slot_states[slots[0]] = QUEUED
             self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key, ticket.flow)
         else:
             self._push_rows(ticket, mask, timeout_ns, now_ns)
+        if self._places and self._book.use(ticket.request or ticket.flow, now_ns):
+            self._traffic.came_back("taken")
         self._standby.rows += len(slots)
         ticket.context = context
         ticket.on_done = on_done
@@ -302,8 +411,11 @@ class Admission:
         start = 0
         for stop in stops if ticket.awaits < 0 else ():
             lane = ticket.variants[start]
-            if stop - start > self._max_batch or self._batcher.saturated(lane):
-                self._check_in_time(lane, ticket.flow, stop - start, timeout_ns, now_ns)
+            if stop - start > self._max_batch or self._behind(lane, ticket.chain is not None):
+                found = self._in_time(ticket, lane, stop - start, timeout_ns, now_ns)
+                if found != lane:
+                    ticket.variants, stops = [found] * len(slots), [len(slots)]
+                    break
             start = stop
         start = 0
         for stop in stops:

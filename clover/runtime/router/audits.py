@@ -44,7 +44,8 @@ class Audit:
 
     `answers`: the lanes that answered it, in order, with their answers; the client got the last one.  `chain`: the
     chain that it followed, None if that was cut short.  `digest`: of its input.  `planned`: the lane at which the
-    plan's thresholds would have ended it, -1 if it did end there.  `group`: of its client."""
+    plan's thresholds would have ended it, -1 if it did end there.  `group`: of its client, -1 if the guard leaves that
+    client out."""
 
     __slots__ = ("answers", "chain", "digest", "group", "planned")
 
@@ -148,7 +149,7 @@ class Audits:
             if ticket.variants[row] == chain.lanes[-1] and answers and answers[-1][0] == chain.lanes[-2]:
                 answer = self._reader.read(ticket.slots[row])
                 overruled += answer is not None and not same_answer(answers[-1][1], answer)
-        self.guard.followed(chain, overruled, rows, self.guard.clients.group_of(ticket.client))
+        self.guard.followed(chain, overruled, rows, self.guard.clients.group_of(ticket.client, ticket.flow))
 
     def closed(self, ticket: RouterTicket, now_ns: int) -> None:
         """Queue audits of the marked rows of an answered ticket, whose slots are not freed yet."""
@@ -161,7 +162,9 @@ class Audits:
             why = "unreadable"
             if answer is not None:
                 planned = ticket.planned.get(row, -1)
-                group = self.guard.clients.group_of(ticket.client)
+                group = self.guard.clients.group_of(ticket.client, ticket.flow)
+                if ticket.sender is not None and self.guard.limit.leaves_out(ticket.sender):
+                    group = -1
                 audit = Audit((*before, (lane, answer)), chain, self._digests.digest(slot), planned, group)
                 why = self._audit(audit, ticket.key, slot, now_ns)
             if why:
@@ -242,7 +245,8 @@ class Audits:
         self.answered += 1
         lane, client_answer = audit.answers[-1]
         if lane == self.guard.best:  # the accused lane was asked
-            if self.guard.fresh_audit(audit.digest) & RECOVERY and ticket.variants[0] == self.guard.accused:
+            evidence = self.guard.fresh_audit(audit.digest) if audit.group >= 0 else 0
+            if evidence & RECOVERY and ticket.variants[0] == self.guard.accused:
                 score, agrees = self._reader.score(ticket.slots[0]), same_answer(answer, client_answer)
                 self.guard.witness(score, agrees, audit.group)
             return
@@ -264,7 +268,7 @@ class Audits:
         """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which
         the plan's thresholds would have let it get."""
         guard, best, group = self.guard, self.guard.best, audit.group
-        evidence = guard.fresh_audit(audit.digest)
+        evidence = guard.fresh_audit(audit.digest) if group >= 0 else 0
         if not evidence:
             return
         first, first_answer = audit.answers[0]

@@ -95,7 +95,7 @@ class Completion:
         end_ns = min(max(end_ns, least_ns), now_ns)
         start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
-        energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - link.ended_ns)
+        energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - link.ended_ns, status)
         link.ended_ns = end_ns
         if status and self._retry.after_failure(batch, now_ns):
             link.meter.waste(count)

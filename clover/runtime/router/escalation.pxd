@@ -1,6 +1,9 @@
+cimport cython
 from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
+from clover.runtime.guard.clients cimport Sender
+from clover.runtime.guard.escalation_limit cimport EscalationLimit
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.standby_routing cimport StandbyRouting
@@ -10,6 +13,7 @@ from clover.runtime.router.traffic cimport Traffic
 cdef class Escalation:
     cdef public list busy_ns
     cdef public object audits
+    cdef public EscalationLimit limit
     cdef public int64_t kept
     cdef SlotTable _table
     cdef bytearray _slot_states
@@ -22,3 +26,7 @@ cdef class Escalation:
     cpdef bint escalate(
         self, RouterTicket ticket, object chain, Py_ssize_t slot, object lane, double score, int64_t now_ns
     ) except -1
+    @cython.locals(sender=Sender, limit=EscalationLimit)
+    cdef _ends(self, RouterTicket ticket, double accuracy)
+    @cython.locals(sender=Sender, limit=EscalationLimit)
+    cdef bint _allows(self, RouterTicket ticket) except -1

@@ -7,6 +7,7 @@ worker, a burst is on) or that was escalated in vain keeps the answer that it ha
 from __future__ import annotations
 
 from clover.runtime.cascade import RoutedChain
+from clover.runtime.guard.escalation_limit import EscalationLimit
 from clover.runtime.router.audits import Audits
 from clover.runtime.router.standby_routing import StandbyRouting
 from clover.runtime.router.state import RouterState
@@ -17,11 +18,13 @@ class Escalation:
     """Escalates rows, and takes back those that were escalated in vain.
 
     `busy_ns`: how long the last batch of each lane took.  `audits`: where the answers of escalated rows are kept for
-    comparison; None if they are not.  `kept`: rows that were taken back so far."""
+    comparison; None if they are not.  `limit`: of escalations by client; None if there is none.  `kept`: rows that were
+    taken back so far."""
 
     def __init__(self, state: RouterState, standby: StandbyRouting) -> None:
         self.busy_ns = [0] * len(state.accuracy)
         self.audits: Audits | None = None
+        self.limit: EscalationLimit | None = None
         self.kept = 0
         self._table = state.table
         self._slot_states = state.table.state
@@ -41,7 +44,7 @@ class Escalation:
             self._traffic.accuracy_rows += self._lanes.accuracy[lane]
             return False
         if stage == len(chain.thresholds) or score >= chain.thresholds[stage]:
-            self._traffic.accuracy_rows += chain.ends[stage]
+            self._ends(ticket, chain.ends[stage])
             return False
         row, target = ticket.row_of(slot), chain.lanes[stage + 1]
         why = ""
@@ -51,6 +54,9 @@ class Escalation:
             why = "relief"
         elif now_ns + self._service_ns(target) > ticket.deadline_ns:
             why = "deadline"
+        elif not self._allows(ticket):
+            why = "limit"
+            ticket.limited += 1
         if why:
             self._cut_short(ticket, chain, row, lane, why)
             return False
@@ -127,4 +133,17 @@ class Escalation:
             ticket.cut_short = {row}
         self._traffic.cut(why)
         stage = chain.stage(lane)
-        self._traffic.accuracy_rows += chain.cut[stage] if stage >= 0 else self._lanes.accuracy[lane]
+        self._ends(ticket, chain.cut[stage] if stage >= 0 else self._lanes.accuracy[lane])
+
+    def _ends(self, ticket: RouterTicket, accuracy: float) -> None:
+        """Count the expected accuracy (percent) of a row that has its answer."""
+        self._traffic.accuracy_rows += accuracy
+        sender, limit = ticket.sender, self.limit
+        if limit is not None and sender is not None and limit.leaves_out(sender):
+            self._traffic.left_out_rows += 1
+            self._traffic.left_out_accuracy_rows += accuracy
+
+    def _allows(self, ticket: RouterTicket) -> bool:
+        """Return whether the client of a ticket may have a row escalated; one that asked for an accuracy always may."""
+        sender, limit = ticket.sender, self.limit
+        return limit is None or sender is None or ticket.min_accuracy > 0.0 or limit.allows(sender, ticket.group)

@@ -5,6 +5,7 @@ cdef class LanePace:
     cdef readonly int64_t expected_ns
     cdef readonly int64_t least_ns
     cdef readonly int64_t since_ns
+    cdef readonly int64_t useful_rows
     cdef double _mean_ns
     cdef double _deviation_ns
     cdef int64_t _shortest_ns
@@ -15,8 +16,10 @@ cdef class LanePace:
     cdef double _rows
     cdef double _fit
     cdef double _most
+    cdef double _profiled_ns
     cdef int64_t _updated_ns
 
+    cpdef profiled(self, object expected)
     cpdef forget(self)
     cpdef saturated(self, int64_t now_ns, bint yes)
     cpdef left(self, int64_t now_ns, int64_t rows, int64_t waiting, int64_t most)

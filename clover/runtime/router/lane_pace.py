@@ -13,10 +13,13 @@ shortest of the last `_BATCHES` to twice as many.  One slow batch, the first of 
 move that, and to compute a row in vain costs less than to give up a queue that can be served.
 
 If the lane's workers change, the pace and the least time are forgotten, and the pace after `_OLD_NS` as well; what is
-expected follows the new batches.  No row is refused by a pace, or given up by a time, that is not known.
+expected follows the new batches.  Until a pace is measured, the one that the profile lets expect stands in for it
+(`profiled`).  No row is refused by a pace, or given up by a time, that is not known.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 _LEAST_BATCHES = 4
 """A pace is known from so many batches on."""
@@ -26,11 +29,30 @@ _WINDOW_NS = 1_000_000_000
 _OLD_NS = 10_000_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class ProfiledPace:
+    """What the profile says of the workers of a lane: the rows a second that they serve together, the seconds of a full
+    batch, and the rows of the shortest batch with which they serve nearly as many; 0 if that is not known."""
+
+    rows_per_s: float = 0.0
+    batch_s: float = 0.0
+    useful_rows: int = 0
+
+    def beside(self, other: ProfiledPace) -> ProfiledPace:
+        """Return the pace of the workers of both."""
+        return ProfiledPace(
+            self.rows_per_s + other.rows_per_s,
+            max(self.batch_s, other.batch_s),
+            max(self.useful_rows, other.useful_rows),
+        )
+
+
 class LanePace:
     """The pace of one lane.
 
     `expected_ns`, `least_ns`: from the dispatch of a batch until it is done, as expected and at least; 0 if not known.
     `since_ns`: when rows were last seen waiting without a batch leaving; 0 while the lane is not saturated.
+    `useful_rows`: see `ProfiledPace`.
     """
 
     __slots__ = (
@@ -41,6 +63,7 @@ class LanePace:
         "_fit",
         "_mean_ns",
         "_most",
+        "_profiled_ns",
         "_rows",
         "_shortest_ns",
         "_span_ns",
@@ -48,12 +71,14 @@ class LanePace:
         "expected_ns",
         "least_ns",
         "since_ns",
+        "useful_rows",
     )
 
     def __init__(self) -> None:
         self.expected_ns = 0
         self.least_ns = 0
         self.since_ns = 0
+        self.useful_rows = 0
         self._mean_ns = 0.0
         self._deviation_ns = 0.0
         self._shortest_ns = 0
@@ -64,7 +89,15 @@ class LanePace:
         self._rows = 0.0
         self._fit = 0.0
         self._most = 0.0
+        self._profiled_ns = 0.0
         self._updated_ns = 0
+
+    def profiled(self, expected: ProfiledPace) -> None:
+        """Use what the profile says of the lane's workers until more is known."""
+        self.useful_rows = expected.useful_rows
+        self._profiled_ns = 1e9 / expected.rows_per_s if expected.rows_per_s > 0.0 else 0.0
+        if self._mean_ns == 0.0:
+            self.expected_ns = int(2e9 * expected.batch_s)  # its own, and the one that runs when it is dispatched
 
     def forget(self) -> None:
         """Forget the pace, and what batches take at least: the workers have changed."""
@@ -117,5 +150,5 @@ class LanePace:
     def wait_ns(self, now_ns: int, rows: int) -> float:
         """Return how long it takes until `rows` rows have left in full batches; 0 if the pace is not known."""
         if self._batches < _LEAST_BATCHES or now_ns - self._updated_ns > _OLD_NS or self._rows <= 0.0:
-            return 0.0
+            return rows * self._profiled_ns
         return rows * self._span_ns * self._fit / (self._most * self._rows)

@@ -139,6 +139,15 @@ class Lanes:
         mask = self.mask(min_accuracy)
         return self.choose(mask) if mask else lane
 
+    def expected(self) -> list[float]:
+        """Return the accuracy (percent) that is expected now of the answers of each lane: of a stage of the chain in
+        force, to the rows that end there."""
+        found = list(self.accuracy)
+        if self.chain is not None:
+            for lane, ends in zip(self.chain.lanes, self.chain.ends, strict=True):
+                found[lane] = ends
+        return found
+
     def accuracy_changed(self) -> None:
         """Forget what was derived from the accuracies, which have changed in place."""
         self._masks.clear()
@@ -293,6 +302,8 @@ class Lanes:
         known = {key: (point.ends, point.cut) for key, point in points.items()}
         found = chain_of(chain, thresholds, lanes, self.accuracy, known)
         point = points.get((tuple(chain), tuple(thresholds)))
+        if point is not None:
+            found = dataclasses.replace(found, escalations=sum(point.reach[1:]))
         if point is not None and point.alike:
             rows = [part * self.profiled_rows for part in (*point.reach, 0.0)]
             ended = tuple(round(here - on) for here, on in itertools.pairwise(rows))

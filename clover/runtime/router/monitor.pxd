@@ -1,6 +1,9 @@
+cimport cython
 from libc.stdint cimport int64_t
 
 from clover.runtime.guard.answer_reader cimport AnswerReader
+from clover.runtime.guard.clients cimport ClientGroups, Sender
+from clover.runtime.guard.escalation_limit cimport EscalationLimit
 from clover.runtime.guard.feedback cimport Feedback
 from clover.runtime.guard.guard cimport Guard
 from clover.runtime.memory.input_digest cimport InputDigests
@@ -24,6 +27,7 @@ cdef class Monitor:
 
     cdef bint watches(self, int lane) except -1
     cdef list scores(self, list slots)
+    @cython.locals(clients=ClientGroups, limit=EscalationLimit, sender=Sender, group=Py_ssize_t, evidence=int)
     cdef observe(self, RouterTicket ticket, Py_ssize_t slot, int lane, double score, bint watched)
     cdef closed(self, RouterTicket ticket, int64_t now_ns)
     cdef abandoned(self, RouterTicket ticket)

@@ -34,6 +34,7 @@ class Monitor:
             state.traffic.variants,
             self._alarm_level_changed,
             acts=config.guard == "act",
+            multiple=config.escalation_limit,
             clock=state.clock,
         )
         self.watching = False
@@ -74,9 +75,15 @@ class Monitor:
         Only the first answer of a row counts, not those of later stages of its chain."""
         if ticket.paths and ticket.row_of(slot) in ticket.paths:
             return
-        group = self.guard.clients.sent(ticket.client)
+        clients, limit = self.guard.clients, self.guard.limit
+        group = clients.sent(ticket.client, ticket.flow)
+        sender = clients.latest
+        ticket.sender, ticket.group = sender, group
+        if ticket.chain is not None and ticket.min_accuracy <= 0.0:
+            limit.answered(sender, ticket.chain.escalations)
         evidence = self.guard.fresh(self._digests.digest(slot))
-        if evidence:
+        sender.came(evidence > 0)
+        if evidence and not limit.leaves_out(sender):
             if watched:
                 self.guard.score(lane, score, evidence, group)
         elif ticket.repeats:
@@ -109,7 +116,7 @@ class Monitor:
 
     def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         """Count the labels of a remembered request; see `Model.labelled`."""
-        return self.feedback.take(number, labels, client, self._state.now_ns())
+        return self.feedback.take(number, labels, client, self._state.now_ns(), self._lanes.expected())
 
     # --- for people ---------------------------------------------------------------------------------------------------
 

@@ -33,12 +33,13 @@ cdef class Router(Model):
     cdef StandbyRouting _standby
     cdef Completion _completion
     cdef Account _account
+    cdef double _front_ms
     cdef list _fixed_in
     cdef list _fixed_out
 
-    cpdef RouterTicket open(self, Py_ssize_t rows, int64_t flow=*)
-    cpdef double crowded(self, int64_t flow=*) except? -1.0
-    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*)
+    cpdef RouterTicket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*)
+    cpdef double crowded(self, int64_t flow=*, int64_t request=*) except? -1.0
+    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*)
     cpdef arrived(self, Base given)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)

@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,6 +44,7 @@ from clover.runtime.router.admission import Admission
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.escalation import Escalation
+from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.lanes import MAX_WORKERS, Entry, expected_accuracy
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.monitor import Monitor
@@ -97,6 +99,7 @@ class Router(Model):
         self.admission = Admission(state, self.dispatch, self._completion, self.monitor, self._standby, config)
         state.lost = self.died
         self._account = account
+        self._front_ms = 0.0
         self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
         self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
         self.expect(profile)
@@ -113,17 +116,17 @@ class Router(Model):
         """Whether no row waits and none is being computed."""
         return not self.state.lanes.waiting() and not any(link.batches for link in self.state.lanes.links)
 
-    def open(self, rows: int, flow: int = 0) -> RouterTicket:
+    def open(self, rows: int, flow: int = 0, request: int = 0) -> RouterTicket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
-        return self.admission.open(rows, flow, self.closed_reason)
+        return self.admission.open(rows, flow, request, self.closed_reason)
 
-    def crowded(self, flow: int = 0) -> float:
+    def crowded(self, flow: int = 0, request: int = 0) -> float:
         """See `Model.crowded`.  Under overload, most of the work would be reading requests that are refused then."""
-        return self.admission.crowded(flow)
+        return self.admission.crowded(flow, request)
 
-    def ahead(self, rows: int, index: int, flow: int = 0) -> tuple[RouterTicket, memoryview] | None:
+    def ahead(self, rows: int, index: int, flow: int = 0, request: int = 0) -> tuple[RouterTicket, memoryview] | None:
         """See `Model.ahead`."""
-        return self.admission.lend(rows, flow, self._fixed_in[index], self.closed_reason)
+        return self.admission.lend(rows, flow, request, self._fixed_in[index], self.closed_reason)
 
     def arrived(self, given: Any) -> None:
         """See `Model.arrived`."""
@@ -190,7 +193,8 @@ class Router(Model):
             name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
         else:
             name, accuracy = self._joined(lanes), sum([self.accuracy[lane] for lane in lanes]) / rows
-        return self._account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
+        receipt = self._account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
+        return msgspec.structs.replace(receipt, limited=ticket.limited) if ticket.limited else receipt
 
     def _joined(self, lanes: list[int]) -> str:
         """Return the names of the variants of `lanes`, each once, joined by "+"."""
@@ -244,19 +248,33 @@ class Router(Model):
         if self._completion.collect(self.state.now_ns()):
             self.dispatch.run_turn()
 
+    def aim(self, slo_ms: float, floor: float) -> None:
+        """Refuse rows that would be answered later than `max_wait_slo` times this SLO (milliseconds; 0: there is none)
+        from now on, if no variant that keeps the accuracy `floor` (percent) has room for them."""
+        self.admission.aim(slo_ms, floor)
+
+    def expect_pace(self, paces: Mapping[int, ProfiledPace]) -> None:
+        """Use what the profile says of how fast the workers of each lane serve, until that is measured.  Of lanes that
+        are not in `paces` nothing is known."""
+        for lane, pace in enumerate(self.state.lanes.paces):
+            pace.profiled(paces.get(lane, ProfiledPace()))
+
     def expect(self, profile: FamilyProfile | None) -> None:
-        """Use the accuracy of each variant, and of each chain, from `profile`."""
+        """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
+        self._front_ms = profile.front_ms if profile is not None else 0.0
         self.state.lanes.expect(profile.cascade if profile is not None else None)
         self.monitor.expect(profile)
         self.escalation.audits = self.audits if self.monitor.watching else None
+        self.escalation.limit = self.guard.limit if self.monitor.watching else None
 
     def guard_report(self) -> dict[str, Any]:
         """Return what the guard saw and did, the audits (their joules with the method), and late labels."""
         return self.monitor.report(self._account.method_of(self.name))
 
     def observe(self) -> dict[str, float]:
-        """Return live figures; `p95_ms` is there only if something was answered lately."""
+        """Return live figures; `p95_ms` as clients see it, and what it is at least for sure, are there only if
+        something was answered lately."""
         now_ns = self.state.now_ns()
         traffic, lanes = self.traffic, self.state.lanes
         rows = sum(traffic.rows)
@@ -271,6 +289,9 @@ class Router(Model):
         }
         if rows:
             out["accuracy_served"] = traffic.accuracy_rows / rows
+        if traffic.left_out_rows:
+            out["left_out_rows"] = float(traffic.left_out_rows)
+            out["left_out_accuracy_rows"] = traffic.left_out_accuracy_rows
         if self.monitor.watching:
             out["guard"] = float(self.guard.alarm_level)
         if self.monitor.auditing:
@@ -280,7 +301,8 @@ class Router(Model):
             out["relieved_rows"] = float(traffic.relieved_rows)
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
-            out["p95_ms"] = p95_ms
+            out["p95_ms"] = p95_ms + self._front_ms
+            out["p95_least_ms"] = traffic.p95_least_ms(now_ns) + self._front_ms
         return out
 
     def fail_waiting(self, message: str) -> None:

@@ -27,4 +27,3 @@ cdef class RouterState:
     cdef bint _real
 
     cdef int64_t now_ns(self) except? -1
-    cpdef double retry_after_s(self, int64_t now_ns) except? -1.0

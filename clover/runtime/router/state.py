@@ -18,7 +18,6 @@ from clover.runtime.router.slots import SlotTable
 from clover.runtime.router.traffic import Traffic
 from clover.types import FamilySpec
 
-MAX_RETRY_AFTER_S = 60.0
 FOREVER_NS = 1 << 60
 """A deadline further away is this far away: 36 years."""
 
@@ -67,16 +66,10 @@ class RouterState:
         """Return the time of the router's clock, without a Python call if that is the machine's."""
         return monotonic_ns() if self._real else self.clock()
 
-    def retry_after_s(self, now_ns: int) -> float:
-        """Return the seconds that the queue takes to drain at the trailing rate, at most 60; 1 if nothing was served
-        lately."""
-        rate = self.traffic.served.per_s(now_ns)
-        return min(self.lanes.waiting() / rate, MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
-
     def overloaded(self, why: str, message: str, retry_after_s: float) -> RequestError:
         """Count a request that is refused because of overload, for the reason `why`; return the error to raise."""
         self.traffic.overloaded(why)
-        return self.refused(Overloaded(message, retry_after_s=min(retry_after_s, MAX_RETRY_AFTER_S)))
+        return self.refused(Overloaded(message, retry_after_s=retry_after_s))
 
     def refused(self, error: RequestError) -> RequestError:
         """Count a refused request by its status; return `error`, to be raised."""

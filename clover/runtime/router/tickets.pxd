@@ -2,9 +2,11 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from clover.interfaces cimport Ticket as Base
+from clover.runtime.guard.clients cimport Sender
 
 cdef class RouterTicket(Base):
     cdef public int64_t flow
+    cdef public int64_t request
     cdef public int64_t submit_ns
     cdef public int64_t deadline_ns
     cdef public object bucket
@@ -23,6 +25,9 @@ cdef class RouterTicket(Base):
     cdef public int phase
     cdef public int awaits
     cdef public bint lent
+    cdef public Sender sender
+    cdef public Py_ssize_t group
+    cdef public int limited
     cdef public int outstanding
     cdef public int deaths
     cdef public double min_accuracy

@@ -13,6 +13,7 @@ from typing import Any
 from clover.interfaces import Ticket as Base
 from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.answer_reader import RowAnswer
+from clover.runtime.guard.clients import Sender
 
 StageAnswers = tuple[tuple[int, RowAnswer], ...]
 """The lanes that answered a row, in the order in which they were asked, each with its answer."""
@@ -49,9 +50,11 @@ class RouterTicket(Base):
         "earlier",
         "energy_j",
         "flow",
+        "group",
         "key",
         "later",
         "lent",
+        "limited",
         "marked",
         "min_accuracy",
         "on_done",
@@ -60,6 +63,8 @@ class RouterTicket(Base):
         "phase",
         "planned",
         "repeats",
+        "request",
+        "sender",
         "stage_answers",
         "submit_ns",
         "torn",
@@ -69,6 +74,8 @@ class RouterTicket(Base):
         self.slots = slots
         self.flow = 0
         """Rows of one flow take turns with those of others: a connection's number, 0 for callers in this process."""
+        self.request = 0
+        """The number of the id that the client gave its request; 0 if it gave none."""
         self.status = 0
         self.error = ""
         self.retry_after_s: float | None = None
@@ -92,7 +99,13 @@ class RouterTicket(Base):
         self.planned = _NO_ENDS
         """Of escalated rows that are audited: the lane at which the plan's thresholds would have ended them."""
         self.repeats = _NO_ROWS
-        """Slots whose input came before: the guard does not count them."""
+        """Slots that the guard does not count: their input came before, or their client is left out."""
+        self.sender: Sender | None = None
+        """Who sent it, as the guard counts clients; None while it counts no row of it."""
+        self.group = 0
+        """The group of that client."""
+        self.limited = 0
+        """Rows that keep an answer because the client is over its limit of escalations."""
         self.audit: object | None = None
         """The `Audit` whose second answer this ticket asks for; None for a client's ticket."""
         self.torn: tuple[int, ...] = ()

@@ -38,6 +38,7 @@ cdef class Traffic:
     cdef int64_t _fine
     cdef dict _refused
     cdef public dict overload
+    cdef public dict retries
     cdef public list rows
     cdef public Histogram latency
     cdef public Histogram queue
@@ -46,9 +47,12 @@ cdef class Traffic:
     cdef public int64_t lost_workers
     cdef public int64_t retried_rows
     cdef public int64_t relieved_rows
+    cdef public int64_t diverted_rows
     cdef public list escalated
     cdef public dict cut_short
     cdef public double accuracy_rows
+    cdef public int64_t left_out_rows
+    cdef public double left_out_accuracy_rows
     cdef public int64_t reliefs
     cdef public Rate arrivals
     cdef public Rate served

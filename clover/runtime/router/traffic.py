@@ -6,6 +6,7 @@ timer: a bin is reset when its index comes up again.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -86,14 +87,29 @@ class TrailingHistogram:
                 self._part.reset()
         self._part.record(value)
 
-    def quantile(self, now_ns: int, q: float) -> float | None:
-        """Return the trailing `q` quantile; None if nothing was recorded."""
+    def merged(self, now_ns: int) -> Histogram:
+        """Return the trailing values as one histogram."""
         stamp = now_ns // self._part_ns
         merged = Histogram()
         for part, at in zip(self._parts, self._stamps, strict=True):
             if at > stamp - len(self._parts):
                 merged.merge(part)
+        return merged
+
+    def quantile(self, now_ns: int, q: float) -> float | None:
+        """Return the trailing `q` quantile; None if nothing was recorded."""
+        merged = self.merged(now_ns)
         return float(merged.quantile(q)) if merged.count else None
+
+    def least_quantile(self, now_ns: int, q: float) -> float:
+        """Return what the `q` quantile of all values is at least, by the trailing ones: two standard deviations of
+        their number above it lower, and one value more; 0 if there are too few to tell."""
+        merged = self.merged(now_ns)
+        count = merged.count
+        if not count:
+            return 0.0
+        least = q - (2.0 * math.sqrt(q * (1.0 - q) * count) + 1.0) / count
+        return float(merged.quantile(least)) if least > 0.0 else 0.0
 
 
 class Total:
@@ -124,6 +140,8 @@ class Traffic:
         self._refused: dict[int, int] = {}
         self.overload: dict[str, int] = {}
         """Requests refused or given up because more came than could be served in time, by reason."""
+        self.retries: dict[str, int] = {}
+        """Requests that came back when a Retry-After had asked them to, by what became of them: taken or refused."""
         self.rows = [0] * len(self.variants)
         self.latency = Histogram()
         self.queue = Histogram()
@@ -132,12 +150,17 @@ class Traffic:
         self.lost_workers = 0
         self.retried_rows = 0
         self.relieved_rows = 0
+        self.diverted_rows = 0
+        """Rows that went to another variant than the plan's, because that one would have answered too late."""
         self.escalated = [0] * len(self.variants)
         """Rows that each variant answered and that were escalated to a more expensive one; `rows` counts the others."""
         self.cut_short: dict[str, int] = {}
         """Rows that should have been escalated and were not, by reason."""
         self.accuracy_rows = 0.0
         """Sum over `rows` of the expected accuracy (percent) of each."""
+        self.left_out_rows = 0
+        self.left_out_accuracy_rows = 0.0
+        """The same for the rows of clients over their limit of escalations, which an accuracy budget does not count."""
         self.reliefs = 0
         self.arrivals = Rate()
         self.served = Rate()
@@ -157,6 +180,10 @@ class Traffic:
     def overloaded(self, why: str) -> None:
         """Count a request that was refused or given up because of overload."""
         self.overload[why] = self.overload.get(why, 0) + 1
+
+    def came_back(self, outcome: str) -> None:
+        """Count a request that came back when it had been asked to."""
+        self.retries[outcome] = self.retries.get(outcome, 0) + 1
 
     @property
     def codes(self) -> dict[int, int]:
@@ -212,6 +239,11 @@ class Traffic:
         """Return the trailing p95 latency (milliseconds) of answered requests; None if there were none."""
         value_ns = self._trailing.quantile(now_ns, 0.95)
         return None if value_ns is None else value_ns / 1e6
+
+    def p95_least_ms(self, now_ns: int) -> float:
+        """Return what the p95 latency (milliseconds) is at least, as far as the trailing answers can tell (97.7 %
+        sure): one late answer of ten does not show that a twentieth of all is late."""
+        return self._trailing.least_quantile(now_ns, 0.95) / 1e6
 
     def report(self, name: str, version: str, now_ns: int) -> dict[str, Any]:
         """Return the protocol's statistics object of one model.  Gathering inputs and scattering outputs in the worker

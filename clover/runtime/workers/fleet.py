@@ -20,10 +20,11 @@ from typing import Any
 
 from clover.accounting import Account, ProfiledEnergy
 from clover.errors import PlanError, WorkerError
+from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.workers.members import FleetWorker, Member, Members
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
-from clover.types import Asked, Assignment, Declined, Routing
+from clover.types import Asked, Assignment, Declined, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
 
@@ -32,9 +33,9 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy.  `standby` chooses the standby workers; None: there are
-    none.  A transition plans what is desired; `members.spawned` is what was spawned; `ready_assignments` what has a
-    worker now.
+    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses
+    the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
+    spawned; `ready_assignments` what has a worker now.
     """
 
     def __init__(
@@ -52,12 +53,16 @@ class FamilyFleet:
         self.router = router
         self.members = Members(router, account, start=start, profiled=profiled, clock=clock, sleep=sleep)
         self.standby_crew = StandbyCrew(router, self.members, standby)
+        self._account = account
         self.swaps = 0
         self.repartitions = 0
+        self.front_ms = 0.0
+        """Milliseconds that HTTP and the front end add to a p95, by the profile."""
         self._silent_ns = int(silent_s * _SECOND_NS)
         self._clock = clock
         self._routing = Routing(shares={})
         self._variants = {variant.name for variant in router.spec.variants}
+        self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -133,11 +138,23 @@ class FamilyFleet:
         self._routing = routing
         self.members.set_hold()
         entries = [entry for entry in map(self.members.entry, members) if entry is not None]
+        self.router.expect_pace(self._paces(assignments))
         self.router.route(entries, routing, self.standby_crew.ready())
 
+    def _paces(self, assignments: tuple[Assignment, ...]) -> dict[int, ProfiledPace]:
+        """Return what the profile says of the workers of each lane."""
+        found: dict[int, ProfiledPace] = {}
+        for item in assignments:
+            lane = self.members.lanes[item.variant]
+            found[lane] = found.get(lane, ProfiledPace()).beside(self.pace(item))
+        return found
+
     def observe(self) -> dict[str, float]:
-        """Return the router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
+        """Return the router's live figures, p95 as clients over HTTP see it, and `workers` ready, `restarting` and
+        `restarts` so far."""
         figures = self.router.observe()
+        for name in figures.keys() & {"p95_ms", "p95_least_ms"}:
+            figures[name] += self.front_ms
         spawned = self.members.spawned.values()
         members = [member for member in spawned if not member.standby]
         figures["workers"] = float(sum(member.ready for member in members))
@@ -146,6 +163,14 @@ class FamilyFleet:
             figures["relief_workers"] = float(sum(member.ready for member in spawned if member.standby))
         figures["restarts"] = float(self.restarts)
         return figures
+
+    def work_report(self) -> WorkReport:
+        """See `Fleet.work_report`."""
+        return self._account.work_report(self.router.name)
+
+    def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
+        """See `Fleet.correct_energy`."""
+        self._account.correct(self.router.name, factors)
 
     def guard_report(self) -> dict[str, Any]:
         """See `Fleet.guard_report`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
+from clover.runtime.guard.pattern import PATTERNS
 from clover.telemetry.metrics.table import COUNTER, GAUGE, MetricSpec, Sample, by_label, collect, single
 
 Report = Mapping[str, Any]
@@ -79,6 +80,14 @@ TESTS: tuple[MetricSpec[Report], ...] = (
         COUNTER,
         ("model", "input"),
         lambda report: by_label({"new": report["inputs"], "repeat": report["repeats"]}),
+    ),
+    MetricSpec(
+        "clover_guard_pattern",
+        "What clients' inputs look like, 1 for what applies: none (as profiled), drift (of all clients), client (a few "
+        "send unusual inputs), repeats (they send the same inputs again and again)",
+        GAUGE,
+        ("model", "pattern"),
+        lambda report: by_label({kind: float(kind == report["pattern"]["kind"]) for kind in PATTERNS}),
     ),
     MetricSpec(
         "clover_guard_returns",

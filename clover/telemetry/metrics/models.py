@@ -42,6 +42,12 @@ class ModelReading:
         """Yield one sample for each variant; `values` are in the order of the router's lanes."""
         return (((name,), value) for name, value in zip(self.served.traffic.variants, values, strict=True))
 
+    def of_slo(self, name: str) -> list[Sample]:
+        """Return the one sample of a figure about the SLO; none if the model is served without a plan, or if it is not
+        known yet."""
+        slo = self.served.slo
+        return single(slo[name]) if name in slo else []
+
 
 MODELS: tuple[MetricSpec[ModelReading], ...] = (
     MetricSpec(
@@ -54,10 +60,18 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
     MetricSpec(
         "clover_overload_requests",
         "Requests refused or given up because more came than could be served in time, by reason: queue or slots (full, "
-        "429), late (would miss the deadline, 429), dropped (could not be answered in time any more, 504)",
+        "429), late (would miss the deadline, 429), slo (would be answered later than max_wait_slo x the SLO, 429), "
+        "dropped (could not be answered in time any more, 504)",
         COUNTER,
         ("model", "why"),
         lambda model: by_label(dict(sorted(model.served.traffic.overload.items()))),
+    ),
+    MetricSpec(
+        "clover_retries",
+        "Requests that came back when a Retry-After had asked them to, by outcome: taken or refused again",
+        COUNTER,
+        ("model", "outcome"),
+        lambda model: by_label(dict(sorted(model.served.traffic.retries.items()))),
     ),
     MetricSpec(
         "clover_rows",
@@ -145,6 +159,43 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: by_label(model.served.targets),
     ),
     MetricSpec(
+        "clover_profile_correction",
+        "What service times (kind time, the mean over batch sizes) and joules a row (kind energy) are multiplied by, "
+        "beside the profile, as measured while serving; 1: as profiled",
+        GAUGE,
+        ("model", "variant", "profile", "kind"),
+        lambda model: model.served.corrections.items(),
+    ),
+    MetricSpec(
+        "clover_slo_held_ratio",
+        "Fraction of the 10 s windows of the last hour whose p95 was within the SLO, of those in which rows were asked",
+        GAUGE,
+        _MODEL,
+        # Unknown until a window counts.
+        lambda model: model.of_slo("held_ratio"),
+    ),
+    MetricSpec(
+        "clover_slo_windows",
+        "Windows of 10 s in which rows were asked, by whether their p95 was within the SLO: held or missed",
+        COUNTER,
+        ("model", "slo"),
+        lambda model: (((name,), value) for name in ("held", "missed") for _, value in model.of_slo(name)),
+    ),
+    MetricSpec(
+        "clover_slo_alarm",
+        "1 while the SLO is missed and nothing that the controller may do meets it, else 0",
+        GAUGE,
+        _MODEL,
+        lambda model: model.of_slo("alarm"),
+    ),
+    MetricSpec(
+        "clover_slo_slower",
+        "Times as slow as profiled that plans take services to be, because the SLO was missed; 1 if it was not",
+        GAUGE,
+        _MODEL,
+        lambda model: model.of_slo("slower"),
+    ),
+    MetricSpec(
         "clover_swaps",
         "Times that a worker was replaced by one of another variant in the same place",
         COUNTER,
@@ -206,6 +257,13 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         COUNTER,
         _MODEL,
         lambda model: single(model.served.traffic.relieved_rows),
+    ),
+    MetricSpec(
+        "clover_diverted_rows",
+        "Rows that went to another variant, above the accuracy floor, as the planned one would have been too late",
+        COUNTER,
+        _MODEL,
+        lambda model: single(model.served.traffic.diverted_rows),
     ),
     MetricSpec(
         "clover_reliefs",

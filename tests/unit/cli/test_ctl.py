@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import socketserver
 import subprocess
 import sys
@@ -249,7 +251,9 @@ def test_a_reader_that_stops_reading_is_no_fault(server: Any) -> None:
 def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     server.answer = (200, [DECISION])
     assert ctl(server, "decisions") == 0
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert not re.search(r" $", printed, re.MULTILINE)
+    text = " ".join(printed.split())
     assert "7 2024-01-31 00:00:00 fashion intensity applied cleaner grid [and]" in text
     assert "applied" in text
     assert ctl(server, "--json", "decisions") == 0
@@ -320,6 +324,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
         "plan": PLAN,
         "targets": {
             "slo_ms": 5.0,
+            "slo_source": "1.2 x BASE's p95 of 4.17 ms over HTTP at 60 % load, measured",
             "accuracy_floor": 90.0,
             "objective": "paper",
             "lambda": 0.25,
@@ -347,7 +352,8 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "cpu0:1c@1 small eager yes 100.0%" in text
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
-    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
+    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, weight of carbon (lambda) 0.25 (derived)" in text
+    assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
 
 
 def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -567,6 +573,20 @@ def answered(**changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("columns", ["80", "140"])
+def test_no_line_ends_in_blanks(
+    columns: str, server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    long = DECISION | {"id": 12, "detail": "a reason that is longer than the other"}
+    for answer, words in (([DECISION, long], ["decisions"]), (answered(), ["state"]), (answered(), ["state", "--all"])):
+        server.answer = (200, answer)
+        assert ctl(server, *words) == 0
+        printed = capsys.readouterr().out
+        assert printed
+        assert not re.search(r"[ \t]$", printed, re.MULTILINE), printed
+
+
 def test_the_state_in_a_dozen_lines(
     server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,7 +601,7 @@ def test_the_state_in_a_dozen_lines(
         "grid         305 gCO2e/kWh from synthetic (synthetic, fresh), 2 min old",
         "control      policy objective, mode active",
         "fashion",
-        "  runs       2 x large on 1c of cpu0 (75% of rows), small on 1c of cpu0 (25% of rows)",
+        "  runs       2 x large on 1 core of cpu0 (75% of rows), small on 1 core of cpu0 (25% of rows)",
         "  demand     200 rows/s arrive, 3 waiting; 12,000 rows so far",
         "  latency    p95 1.54 ms of 31.5 ms: SLO held",
         "  accuracy   92.68 % expected of what served (by profile), floor 92.26 %: held",
@@ -591,6 +611,24 @@ def test_the_state_in_a_dozen_lines(
         assert " ".join(line.split()) in " ".join(text.split())
     assert ctl(server, "state", "--json") == 0
     assert json.loads(capsys.readouterr().out) == answered()
+
+
+def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    factors = [
+        {"variant": "large", "profile": "1c", "time": 1.52, "energy": 0.9},
+        {"variant": "small", "profile": "1c", "time": 1.01, "energy": 1.0},
+        {"variant": "small", "profile": "2c", "time": 2.0, "energy": 2.0},
+    ]
+    words = "large@1c: time x 1.52, energy x 0.90; small@2c: time x 2.00, energy x 2.00"
+    correction = {"words": words, "advice": "measure anew: --profile force", "changed": 3, "factors": factors}
+    server.answer = (200, answered(profile_correction=correction))
+    assert ctl(server, "state") == 0
+    brief = " ".join(capsys.readouterr().out.split())
+    assert "corrected by what is measured: large on 1c: 1.52 x the time, 0.90 x the energy; measure anew" in brief
+    assert ctl(server, "state", "--all") == 0
+    whole = " ".join(capsys.readouterr().out.split())
+    assert words in whole
+    assert "measure anew: --profile force" in whole
 
 
 @pytest.mark.parametrize(
@@ -623,6 +661,36 @@ def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_
         server.answer = (200, answered() | {"idle": idle})
         assert ctl(server, "state") == 0
         assert f"idle         {said}" in capsys.readouterr().out
+
+
+def test_the_state_in_brief_says_how_the_slo_was_held_and_why_it_cannot_be(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = copy.deepcopy(answered())
+    slo = {"windows": 360, "words": "SLO held 99.7 % of the last hour (359 of 360 windows of 10 s)", "slower": 1.0}
+    state["models"]["fashion"]["slo"] = slo | {"late": False, "alarm": None}
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "p95 1.54 ms of 31.5 ms: SLO held; 99.7 % of the last hour (359 of 360 windows of 10 s)" in words
+    assert "as slow as profiled" not in words
+    # A plan with more room than the profile asks for says that it misses the SLO, which the p95 does not.
+    state["models"]["fashion"]["plan"] |= {"feasible": False}
+    slo |= {"late": False, "slower": 1.5, "alarm": None}
+    state["models"]["fashion"]["slo"] = slo
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("healthy")
+    assert "plans take services to be 1.50 x as slow as profiled, since the SLO was missed" in words
+    slo |= {"late": True, "alarm": "this SLO cannot be met here: p95 <= 31.5 ms at 200 rows/s"}
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("UNHEALTHY fashion misses its SLO: this SLO cannot be met here: p95 <= 31.5 ms")
+    assert "no plan that meets" not in words
+    assert ctl(server, "state", "--all") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "slo SLO held 99.7 % of the last hour" in words
+    assert "alarm this SLO cannot be met here" in words
 
 
 def test_the_state_in_brief_has_the_grams_a_row(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-from collections.abc import Awaitable, Callable
-
 import msgspec
 import pytest
 
 from clover.control.ledger import Ledger
 from clover.policies import BUDGETED
 from clover.types import Configuration, Plan, State
+from tests.support.budget_fixture import HOUR, on_a_loop, served
 from tests.support.control_fixture import LocalSolver, Rig
 from tests.support.profiles_fixture import reading
-
-HOUR = 3600.0
-
-
-def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run a test on an event loop of its own."""
-
-    @functools.wraps(test)
-    def run(*args: object, **kwargs: object) -> None:
-        async def main() -> None:
-            await test(*args, **kwargs)
-
-        asyncio.run(main())
-
-    return run
 
 
 class Watching(LocalSolver):
@@ -48,15 +30,6 @@ def rig(policy: str = "budget", **config: object) -> tuple[Rig, Watching]:
     made = Rig(policy=policy, family={"accuracy_floor": 89.0, "accuracy_budget": 1.0}, solver=solver, **config)
     made.clock.now_s = 1000 * HOUR
     return made, solver
-
-
-async def served(made: Rig, hours: float, rows: float, accuracy: float) -> None:
-    """Let time pass in which rows were answered with that accuracy."""
-    figures = made.fleet.figures
-    before = figures["rows"] * figures.get("accuracy_served", 0.0)
-    figures["rows"] += rows
-    figures["accuracy_served"] = (before + rows * accuracy) / figures["rows"]
-    await made.look(hours * HOUR)
 
 
 @on_a_loop

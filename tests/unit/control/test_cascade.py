@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.control.apply import interim
 from clover.control.gate import checked, rerouted
+from clover.control.interim import interim
 from clover.errors import PlanError
 from clover.planning.model.problem import problem_of
 from clover.policies import build

@@ -621,6 +621,7 @@ def test_the_state_is_json_and_tells_what_runs() -> None:
         assert {item["placement"] for item in model["deployment"]} == rig.device.made
         assert all(item["ready"] for item in model["deployment"])
         assert model["targets"]["slo_ms"] == 30.0
+        assert model["targets"]["slo_source"] == "given"
         assert model["targets"]["lambda_derived"]
         assert model["last_decision"]["action"] == "applied"
         assert sum(model["routing"]["shares"].values()) == pytest.approx(1.0)

@@ -107,6 +107,37 @@ def test_accuracy_is_bought_in_clean_hours_and_carbon_is_saved_by_it() -> None:
     assert "forecast: given" in plans[0].reason
 
 
+def test_an_online_budget_follows_what_was_served_and_no_forecast() -> None:
+    fine, short = (moment(250.0, 100.0, rows=10 * ROWS, accuracy=accuracy) for accuracy in (91.3, 90.7))
+    found = [build("budget:online").propose(now) for now in (fine, short)]
+    assert found[0].prediction.accuracy < found[1].prediction.accuracy
+    assert "online: price" in found[0].reason
+    # Whatever is foretold, and for as long as anything is: the same plan.
+    other = build("budget:online").propose(moment(250.0, 900.0, 900.0, rows=10 * ROWS, accuracy=91.3))
+    assert (other.configuration, other.routing) == (found[0].configuration, found[0].routing)
+    # A clean hour is served better than a dirty one, at the same price.
+    clean, dirty = (build("budget:online").propose(moment(g, 250.0)) for g in (60.0, 900.0))
+    assert clean.prediction.accuracy > dirty.prediction.accuracy >= 89.0
+    assert target_now(msgspec.structs.replace(fine, online=True)).price > 0.0
+
+
+@pytest.mark.slow
+def test_an_online_budget_is_met_over_a_day() -> None:
+    rows = total = 0.0
+    for at in range(24):
+        now = moment(*([120.0, 450.0] * 12)[at:], rows=rows, accuracy=total / max(rows, 1.0))
+        plan = build("budget:online").propose(now)
+        rows, total = rows + ROWS, total + ROWS * plan.prediction.accuracy
+    assert total / rows == pytest.approx(91.0, abs=0.15)
+
+
+@pytest.mark.parametrize("trust", [0.5, 0.98])
+def test_what_a_moment_may_lose_depends_on_how_far_forecasts_are_trusted(trust: float) -> None:
+    now = moment(900.0, 100.0, 100.0, now=state(rate=RATE, config=config(0.5)))
+    plain = target_now(now).least
+    assert (target_now(msgspec.structs.replace(now, trust=trust)).least > plain) is (trust < now.trust)
+
+
 def test_a_flat_day_is_the_static_mix() -> None:
     static = build("static:mix").propose(state(rate=RATE, config=config()))
     assert static.prediction.accuracy == pytest.approx(91.0, abs=1e-3)

@@ -142,6 +142,16 @@ def test_base_is_the_best_variant_on_whole_gpus(gpus: int) -> None:
     assert made.base.accuracy == 92.0
 
 
+def test_base_has_the_front_end_of_this_machine() -> None:
+    measured = msgspec.structs.replace(profiles_fixture.profile(), front_ms=2.0)
+    plain = emulated(gpus=1)
+    made = analytical.emulate(measured, SPEC, (a100("gpu0"),), key="k")
+    assert made.front_ms == 2.0
+    assert made.base.p95_ms == pytest.approx(plain.base.p95_ms)
+    assert made.base.http_p95_ms == pytest.approx(plain.base.p95_ms + 2.0)
+    assert plain.base.http_p95_ms == 0.0, "not known"
+
+
 def test_a_gpu_that_is_not_cut_is_as_fast_as_seven_slices() -> None:
     place = Placement(device="gpu0", profile="gpu", start=0, size=1)
     shape = msgspec.structs.replace(a100("gpu0"), layouts=((place,),), slices=1)

@@ -21,6 +21,7 @@ from clover.families import load_family
 from clover.profiling import measurement
 from clover.profiling.effort import Effort
 from clover.profiling.options import MeasureOptions
+from clover.profiling.over_http import HttpFigures, HttpMeasurement
 from clover.runtime.workers.completions import Completions
 from clover.types import DeviceShape, EnergySample, Placement
 from clover.worker.frames import WorkerOrder
@@ -153,8 +154,19 @@ class Meter:
         return EnergySample(device=self.device, at_ns=0, total_j=float(self.looks), idle_w=50.0, method="measured")
 
 
+async def seen(self: Any, spec: Any, profile: Any, places: Sequence[Placement], *_: float) -> HttpFigures:
+    """What a client sees of BASE, on instances that stand."""
+    assert all(place in self.devices[place.device].standing for place in places)
+    return HttpFigures(p95_ms=8.0, front_ms=0.5)
+
+
 def measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: Callable[[WorkerOrder], bool], names: Sequence[str]
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fits: Callable[[WorkerOrder], bool],
+    names: Sequence[str],
+    *,
+    over_http: Any = seen,
 ) -> tuple[Any, dict[str, Gpu], Pool]:
     async def build_gpu(session: Any, gpu: Gpu, config: Any) -> Meter:
         assert session is gpu.session
@@ -163,6 +175,7 @@ def measured(
     async def idle(*_: Any) -> float:
         return 0.0
 
+    monkeypatch.setattr(HttpMeasurement, "measure", over_http)
     monkeypatch.setattr(energy, "build_gpu", build_gpu)
     monkeypatch.setattr(measurement, "busy_share", idle)
     monkeypatch.setattr(measurement, "GPU_CELL_S", 0.01)
@@ -198,9 +211,21 @@ def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.Mon
     assert {m.energy_method for m in profile.latency} == {"measured"}
     assert {m.threads for m in profile.latency} == {1}
     assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
+    assert (profile.base.http_p95_ms, profile.front_ms) == (8.0, 0.5)
     assert all(order.visible_devices == f"MIG-{order.place}" for order in pool.orders)
     assert any("energy is that of the GPU" in note for note in profile.notes)
     assert gpus["gpu1"].looked == [True, True], "a GPU where nothing runs is not in what a slice of another takes"
+
+
+def test_a_profile_without_figures_over_http_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def refused(*_: Any) -> HttpFigures:
+        raise ProfileError("90 of 100 requests over HTTP had no answer")
+
+    profile, _, _ = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0",), over_http=refused)
+    assert (profile.base.http_p95_ms, profile.front_ms) == (0.0, 0.0)
+    assert profile.notes[-1].startswith("BASE was not measured over HTTP")
+    assert profile.notes[-1].endswith("90 of 100 requests over HTTP had no answer")
+    assert "in its workers" in profiles.default_slo_source(profile)
 
 
 def test_a_variant_starts_with_the_smallest_instance_it_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ from clover.profiling import placements as places
 from clover.profiling import report
 from clover.profiling.busy import busy_share, jiffies
 from clover.profiling.candidates import Candidates
+from clover.profiling.chains import Answers
 from clover.profiling.choose import choose_backend, faster
 from clover.profiling.driver import Cell, Driver
 from clover.profiling.effort import FULL, QUICK
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
-from clover.profiling.records import middle_j, pooled, typical_p95
+from clover.profiling.records import middle_j, paired, pooled, typical_p95
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
 from clover.profiling.stored import ensure, key_of
@@ -81,6 +82,20 @@ def test_answers_and_agreement() -> None:
     assert agreement(np.array([[1.0], [2.0]]), np.array([[1.0001], [3.0]])) == 0.5
     assert agreement(answers([b"a", b"b"]), answers([b"a", b"c"])) == 0.5
     assert agreement(np.array([1]), np.array([1, 2])) == 0.0
+
+
+def test_accuracies_are_held_against_the_best_variant_on_the_same_rows() -> None:
+    right = {"cheap": [1, 0, 0, 1, 1], "dear": [1, 1, 0, 1]}
+    held_out = {(name, "eager"): Answers(np.zeros(len(own)), np.array(own, np.bool_)) for name, own in right.items()}
+    known = [msgspec.structs.replace(score("eager", 60.0), variant=name) for name in right]
+    known[1] = msgspec.structs.replace(known[1], value=75.0)
+    cheap, dear = paired(known, held_out, dict.fromkeys(right, "eager"))
+    assert cheap.against is not None
+    assert cheap.against[0] == pytest.approx(-25.0)
+    assert cheap.against[1] < -25.0 < cheap.against[2]
+    assert dear.against == (0.0, 0.0, 0.0)
+    published = [msgspec.structs.replace(item, method="published") for item in known]
+    assert [item.against for item in paired(published, {}, dict.fromkeys(right, "eager"))] == [None, None]
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------
@@ -618,9 +633,10 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)", "*"] in rows
     assert ["v", "1c", "eager", "1", "1", "1.000", "1.000", "4.000", "1.000", "90.00", "±", "1.00", "100"] in rows
     assert "energy modelled" in text
-    base = "BASE: v with x on 1 x 1c at 60 % load: p95 2.00 ms (measured), 1.000 mJ/row (modelled), 90.00 % (published)"
-    assert base in text
+    figures = "p95 2.00 ms (measured), 1.000 mJ/row (modelled), 90.00 % (published)"
+    assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
     assert "note: the front end shares" in text
+    assert "slices: 1c is 1 core" in text
     narrow = report.table(profile, 75)
     assert max(map(len, narrow.partition("\n\n")[0].splitlines())) <= 75
     assert "p95 ms  mJ/row  accuracy %" in narrow

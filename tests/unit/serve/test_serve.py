@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -31,6 +32,7 @@ from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
 from clover.profiles import ProfileStore
 from clover.profiling.measurement import INFLATED
+from clover.profiling.over_http import UNSETTLED
 from clover.profiling.stored import key_of
 from clover.serve import banner
 from clover.serve.command import OPTIONS, main
@@ -237,6 +239,8 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
     quiet = profile()
     busy = msgspec.structs.replace(quiet, notes=("energy is modelled", note))
     assert banner._doubt(busy, None) == f"that target is loose: {note}"
+    unsettled = msgspec.structs.replace(quiet, notes=(f"{UNSETTLED} within 10%: 15 ms counts",))
+    assert banner._doubt(unsettled, None) == f"that target is loose: {unsettled.notes[0]}"
     assert banner._doubt(busy, 20.0) == ""
     assert banner._doubt(quiet, None) == ""
     assert banner._doubt(None, None) == ""
@@ -305,7 +309,27 @@ def test_the_console_script_is_the_dispatcher_and_lists_every_command(
     listed = {line.split()[0]: line.strip() for line in lines if line.startswith("  ")}
     assert set(listed) == set(COMMANDS)
     assert all(len(about.split()) > 4 for about in listed.values()), "each with a line in plain English"
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
+
+
+def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
+    """Yield the lines of the help of a command, and of each of its verbs if it has any."""
+    with contextlib.suppress(SystemExit):
+        dispatch([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: ")
+    yield from shown.splitlines()
+    verbs = shown.partition("\n  VERB\n")[2].partition("\n\n")[0]
+    for verb in re.findall(r"^    (\w+)", verbs, re.MULTILINE):
+        yield from helps([*words, verb], capsys)
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "clover")
+def test_every_help_fits_eighty_columns(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in helps(words, capsys) if len(line) > 80] == []
 
 
 @pytest.mark.parametrize(

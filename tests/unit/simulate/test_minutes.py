@@ -148,7 +148,7 @@ def test_in_a_gust_relief_keeps_rows_in_time() -> None:
     without = played("base", "constant:0.5", gust=2.5, seed=3)
     relieved = played("base", "constant:0.5", gust=2.5, seed=3, relief="auto")
     assert (relieved.rows, relieved.gust_rows) == (without.rows, without.gust_rows), "the same rows"
-    assert without.gust_late > 0.5 * without.gust_rows
+    assert without.gust_late > 0.3 * without.gust_rows, "those that are refused count; the others are in time"
     assert relieved.gust_late * 3 < without.gust_late
     assert relieved.back_s <= 5.0 < without.back_s
     assert relieved.reliefs >= 1

@@ -31,12 +31,13 @@ from clover.energy import cpu_power
 from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import estimate
+from clover.profiles import default_slo_ms
 from clover.simulate import clock, families, forecasts, loads, page, paper, replay, work, world
 from clover.simulate.fleet import FleetModel, SimulatedDevice, SimulatedFleet
 from clover.simulate.records import JOULES_PER_KWH, Results, Run
 from clover.simulate.world import Case, Rules, Scheme, World
 from clover.types import Assignment, Decision, Placement, Reading, Routing
-from tests.support.profiles_fixture import profile
+from tests.support.profiles_fixture import cpu, profile
 
 pytestmark = pytest.mark.slow
 
@@ -421,6 +422,19 @@ def test_the_papers_families() -> None:
     assert b7.energy_j_per_row[0] == pytest.approx(119.8 * 0.10751)
 
 
+def test_a_measured_family_has_the_servers_default_slo_on_its_own_devices(tmp_path: Path) -> None:
+    measured = profile()
+    base = msgspec.structs.replace(measured.base, p95_ms=10.0, http_p95_ms=12.0)
+    measured = msgspec.structs.replace(measured, base=base, front_ms=1.5)
+    path = tmp_path / "toy.json"
+    path.write_bytes(msgspec.json.encode(measured))
+    own = families.load(str(path), (cpu(2),)).profile
+    assert default_slo_ms(own) == default_slo_ms(measured) == pytest.approx(14.4)
+    more = families.load(str(path), (cpu(2), cpu(2, "cpu1"))).profile
+    assert more.base.count == 2
+    assert default_slo_ms(more) == pytest.approx(max(5.0, 1.2 * (more.base.p95_ms + 1.5))), "the model's, and HTTP"
+
+
 # --- the scenario -----------------------------------------------------------------------------------------------------
 
 
@@ -622,8 +636,8 @@ def test_the_synthetic_source_says_so(capsys: pytest.CaptureFixture[str], tmp_pa
     [
         (["resnet"], "there is no family 'resnet'"),
         (["albert", "--policies", "best"], "unknown policy 'best'"),
-        (["albert", "--policies", "objective@much"], "takes a lambda"),
-        (["albert", "--policies", "objective@2"], "lambda is 0 to 1"),
+        (["albert", "--policies", "objective@much"], "takes a weight of carbon"),
+        (["albert", "--policies", "objective@2"], "L, the weight of carbon, is 0 to 1"),
         (["albert", "--load", "constant:9"], "above 0 and up to 3"),
         (["albert", "--load", "diurnal:x"], "takes a part"),
         (["albert", "--load", "nowhere.txt"], "No such file"),

@@ -30,6 +30,7 @@ GUARDED = {
     "inputs": 900,
     "repeats": 70,
     "returns": 1,
+    "pattern": {"kind": "client"},
     "variants": {
         "small": {
             "scores": {"rows": 900, "statistic": 1e8, "limit": 1e8, "alarmed": True},
@@ -75,6 +76,8 @@ def source() -> Any:
         repartitions=1,
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
+        corrections={("small", "1c", "time"): 1.5, ("small", "1c", "energy"): 0.9},
+        slo={"held": 9.0, "missed": 1.0, "alarm": 0.0, "slower": 1.5, "held_ratio": 0.9},
         guard_report=lambda: GUARDED,
         demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
@@ -159,6 +162,11 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_accuracy_served", model="m") == 85.5
     assert value("clover_route_share", model="m", variant="large") == 0.75
     assert value("clover_target", model="m", target="slo_ms") == 20
+    assert value("clover_slo_held_ratio", model="m") == 0.9
+    assert value("clover_slo_windows_total", model="m", slo="held") == 9
+    assert value("clover_slo_windows_total", model="m", slo="missed") == 1
+    assert value("clover_slo_alarm", model="m") == 0
+    assert value("clover_slo_slower", model="m") == 1.5
     assert value("clover_swaps_total", model="m") == 4
     assert value("clover_repartitions_total", model="m") == 1
     assert value("clover_worker_restarts_total", model="m") == 2
@@ -195,6 +203,8 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_decisions_total", action="applied") == 2
     assert value("clover_reconfigurations_total", model="toy") == 3
     assert value("clover_thresholds_moved_total", model="toy") == 5
+    assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="time") == 1.5
+    assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="energy") == 0.9
     assert value("clover_http_connections") == 2
     assert value("clover_http_answers_total", code="200") == 3
     assert any(name == "clover_build_info" for name, _ in found)
@@ -315,6 +325,8 @@ def test_what_watches_over_answers_is_told() -> None:
     assert found["clover_guard_inputs_total", (("input", "new"), model)] == 900.0
     assert found["clover_guard_inputs_total", (("input", "repeat"), model)] == 70.0
     assert found["clover_guard_returns_total", (model,)] == 1.0
+    assert found["clover_guard_pattern", (model, ("pattern", "client"))] == 1.0
+    assert found["clover_guard_pattern", (model, ("pattern", "drift"))] == 0.0
     assert found["clover_guard_statistic", (("kind", "own"), *small)] == 0.5
     assert found["clover_agreement", (("kind", "own"), model, ("part", "seen"), small[1])] == 0.9
     assert found["clover_audits_total", (model, ("outcome", "full"))] == 3.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from clover.planning.model.queueing import (
     estimate,
     expected_batch,
     lane_of,
+    late,
     latencies_ms,
     mixture_p95_ms,
     play,
@@ -204,3 +206,18 @@ def test_a_batch_after_a_pause_costs_more_and_a_busy_worker_does_not_pause() -> 
     assert all(cost >= lane_of(((rested, 2),)).least_energy_j(rate) for cost, rate in zip(costs, rates, strict=True))
     assert rested.derated(0.5).rested_j == rested.rested_j
     assert hash(warm) != hash(rested)
+
+
+def test_what_the_front_end_adds_is_part_of_every_latency() -> None:
+    plain = service(1.0, 0.2)
+    fronted = replace(plain, front_ms=3.0)
+    rate = 0.6 * plain.capacity()
+    assert estimate((fronted,), rate).p95_ms == pytest.approx(estimate((plain,), rate).p95_ms + 3.0)
+    assert latencies_ms((fronted,), rate) == pytest.approx(latencies_ms((plain,), rate) + 3.0)
+    lanes = [lane_of(((one, 1),)) for one in (plain, fronted)]
+    waiting = [batched(lane, rate, wait_ms=2.0).latencies_ms for lane in lanes]
+    assert waiting[1] == pytest.approx(waiting[0] + 3.0)
+    assert late((fronted,), rate, 8.0) == late((plain,), rate, 5.0)
+    assert [lane.late(2.0) for lane in lanes] == [0.0, 0.5], "a row of 1.2 ms takes 4.2 with the front end"
+    assert energy_j_per_row((fronted,), rate) == energy_j_per_row((plain,), rate)
+    assert fronted.derated(0.5).front_ms == 3.0

@@ -53,6 +53,16 @@ def test_labels_are_counted_by_the_variant_that_answered() -> None:
     assert "medium" not in report["variants"]
 
 
+def test_labels_stand_beside_what_was_expected_of_each_variant() -> None:
+    found = feedback()
+    found.remember(1, [SMALL, LARGE, SMALL, SMALL], says(0, 1, 1, 0))
+    found.take(1, [0, 1, 1, None], "me", 0, [80.0, 90.0, 95.0])
+    assert found.expected == pytest.approx([1.6, 0.0, 0.95])
+    report = found.report(VARIANTS)["variants"]
+    assert report["small"]["expected"] == pytest.approx(80.0)
+    assert report["large"]["expected"] == pytest.approx(95.0)
+
+
 def test_a_request_counts_once() -> None:
     found = feedback()
     found.remember(1, [SMALL], says(0))

@@ -71,6 +71,17 @@ def test_a_trailing_quantile_forgets() -> None:
     assert window.quantile(60 * SECOND, 0.95) is None
 
 
+def test_a_few_late_answers_do_not_show_that_a_twentieth_is_late() -> None:
+    for late, of, shown in ((1, 1, False), (2, 10, False), (3, 10, True), (10, 100, False), (12, 100, True)):
+        window = TrailingHistogram()
+        for each in range(of):
+            window.record(SECOND, (100 if each < late else 1) * MS)
+        least_ms = window.least_quantile(SECOND, 0.95) / MS
+        assert (least_ms > 50) == shown, (late, of)
+        assert least_ms * MS <= (window.quantile(SECOND, 0.95) or 0.0)
+    assert TrailingHistogram().least_quantile(SECOND, 0.95) == 0.0
+
+
 def test_an_idle_model_has_empty_statistics() -> None:
     report = Traffic(["a"]).report("m", "1", 5)
     assert (report["last_inference"], report["inference_count"], report["batch_stats"]) == (0, 0, [])

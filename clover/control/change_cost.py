@@ -1,0 +1,45 @@
+"""What a change of configuration costs here, as far as it was seen: how long a worker takes to start, and how long a
+configuration lasts.
+
+A change is worth it if it saves more, over the time that it is expected to last, than starting the workers takes and
+the capacity that is missing meanwhile puts at risk (`clover.control.gate`, `clover.planning.budget.steering`).
+"""
+
+from __future__ import annotations
+
+from clover.planning.packing.formulation import SWITCH_S
+from clover.types import Transition
+
+HOLDS_S = 3600.0
+"""Seconds that a configuration is expected to last before one was seen to end: grids and loads move by the hour."""
+_WEIGHT = 0.3  # of the newest observation in a running mean
+_STARTS_S = (1.0, 120.0)
+_LASTS_S = (60.0, 4.0 * 3600.0)
+
+
+class ChangeCost:
+    """Running means over a family's changes of configuration."""
+
+    def __init__(self) -> None:
+        self.start_s = SWITCH_S
+        """Seconds that the start of workers takes, with their load and warm-up."""
+        self._holds_s = HOLDS_S
+        self._changed_s: float | None = None
+
+    def changed(self, transition: Transition, began_s: float, now_s: float) -> None:
+        """Take note of a transition that was carried out between `began_s` and `now_s` (monotonic)."""
+        if any(step.kind == "spawn" for step in transition.steps):
+            self.start_s += _WEIGHT * (_within(now_s - began_s, _STARTS_S) - self.start_s)
+        if self._changed_s is not None:
+            self._holds_s += _WEIGHT * (_within(now_s - self._changed_s, _LASTS_S) - self._holds_s)
+        self._changed_s = now_s
+
+    def holds_s(self, now_s: float) -> float:
+        """Return the seconds that a change made now is expected to last: as long as earlier ones did, or as long as
+        what runs has lasted by now if that is more."""
+        lasted_s = now_s - self._changed_s if self._changed_s is not None else 0.0
+        return max(self._holds_s, min(lasted_s, _LASTS_S[1]))
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])

@@ -1,0 +1,159 @@
+"""What budgets have spent, kept over a restart: one file a family and horizon in the cache folder.
+
+A file is written at most every `SAVE_S`, in a thread, and once more when the controller stops; replaced atomically.  At
+a start it is taken up if it belongs to the same version of the family, the same accuracies and the same budget, and if
+its horizon has not ended.  Otherwise, and if it is damaged, a new horizon begins, and the log says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from clover.cache import make_private
+from clover.control.family import Family
+from clover.control.ledger import SavedLedger
+from clover.planning.model.problem import accuracies
+from clover.types import Record
+
+SAVE_S = 60.0
+FORMAT = 1
+_LARGEST = 4 << 20
+_SAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+log = logging.getLogger("clover.control")
+
+
+class SavedBudget(Record, frozen=True, kw_only=True):
+    """A file: whose ledger it is (`key`: a digest of what its figures depend on), when it was written (grid time), and
+    the ledger."""
+
+    format: int
+    family: str
+    key: str
+    horizon_s: float
+    at_s: float
+    ledger: SavedLedger
+
+
+class LedgerFiles:
+    """The files in `folder`; without one nothing is kept."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._due_s = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def load(self, family: Family, grid_s: float) -> None:
+        """Take up the ledger of `family` as it was left, if there is one that still holds at `grid_s`."""
+        path = self.path(family)
+        if path is None:
+            return
+        level = logging.INFO  # of a horizon that is over there is nothing to warn of
+        try:
+            if path.stat().st_size > _LARGEST:
+                raise ValueError("it is too large")
+            found = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
+            why = _unfit(found, family, grid_s)
+            if not why:
+                family.ledger.restore(found.ledger)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            level, why = logging.WARNING, error.strerror or str(error)
+        except (ValueError, msgspec.MsgspecError) as error:
+            level, why = logging.WARNING, f"it is damaged ({error})"
+        if why:
+            log.log(level, "%s: what the budget spent before is not taken up from %s: %s", family.name, path, why)
+        else:
+            log.info("%s: the budget continues after %.0f rows", family.name, family.ledger.rows)
+
+    def look(self, families: Iterable[Family], now_s: float, grid_s: float) -> None:
+        """Write what changed, at most every `SAVE_S`, without waiting for it."""
+        if self.folder is None or now_s < self._due_s or (self._task is not None and not self._task.done()):
+            return
+        self._due_s = now_s + SAVE_S
+        self._task = asyncio.get_running_loop().create_task(self._write(self._files(families, grid_s)))
+
+    async def close(self, families: Iterable[Family], grid_s: float) -> None:
+        """Write everything a last time."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._write(self._files(families, grid_s))
+
+    def path(self, family: Family) -> Path | None:
+        """Return the file of `family` with its horizon, whether it exists or not; None if nothing is kept."""
+        if self.folder is None:
+            return None
+        plain = _SAFE.sub("_", family.name)[:80]
+        unique = hashlib.sha256(family.name.encode()).hexdigest()[:8]
+        return self.folder / f"{plain}-{unique}-{family.config.budget_horizon_s:.0f}.json"
+
+    def _files(self, families: Iterable[Family], grid_s: float) -> list[tuple[Path, bytes]]:
+        found = []
+        for family in families:
+            path, ledger = self.path(family), family.ledger
+            if path is not None and not math.isnan(ledger.since_s):
+                content = SavedBudget(
+                    format=FORMAT,
+                    family=family.name,
+                    key=_key(family),
+                    horizon_s=family.config.budget_horizon_s,
+                    at_s=grid_s,
+                    ledger=ledger.saved(),
+                )
+                found.append((path, msgspec.json.encode(content)))
+        return found
+
+    async def _write(self, files: list[tuple[Path, bytes]]) -> None:
+        for path, data in files:
+            try:
+                await asyncio.to_thread(_replace, path, data)
+            except OSError as error:
+                log.warning("what budgets spent cannot be written to %s: %s", path, error.strerror)
+
+
+def _unfit(found: SavedBudget, family: Family, grid_s: float) -> str:
+    """Return why `found` is not taken up, empty if it is."""
+    horizon_s = family.config.budget_horizon_s
+    if found.format != FORMAT:
+        return f"it is of format {found.format}, and {FORMAT} is read"
+    if found.family != family.name or found.horizon_s != horizon_s:
+        return "it belongs to another family or horizon"
+    if found.key != _key(family):
+        return "the family, its accuracies or its budget are others than then"
+    if grid_s < found.at_s:
+        return "the clock of the carbon data was set back"
+    if grid_s >= found.ledger.since_s + horizon_s:
+        return "its horizon has ended"
+    return ""
+
+
+def _key(family: Family) -> str:
+    """Return a digest of what the figures of a ledger depend on."""
+    known = sorted(accuracies(family.profile).items())
+    parts = (family.spec.name, family.spec.version, family.spec.digest, family.config.accuracy_budget, known)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    make_private(path.parent)
+    fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise

@@ -1,0 +1,185 @@
+"""When clients that are refused shall come back, and the room that is kept for them until then.
+
+A Retry-After that only says how long the queue is does not hold: whoever comes back meets all that have come since.  So
+each refusal books a *place*: the request's rows are entered where the capacity that is left free by earlier refusals
+begins, and `Retry-After` is the time until then.  At that time the request goes before new ones (`Admission`), which
+meanwhile find only half as much room in the queue.
+
+Who comes back is known by the `x-request-id` that the client gave, or by its connection if it gave none.  A place holds
+from `_EARLY_NS` before its time to `_LATE_S` after it.  Then nobody waits for it: all others have had its capacity.
+
+Retry-After is in whole seconds, so a place lies a whole number of seconds after the refusal.  Clients that were refused
+within one second would all come back within another one; that places are booked in bins of `BIN_NS` spreads them
+evenly.  Of those that were refused at once as many come back at once as the queue holds (`together`).
+
+Of the capacity `_BOOKED` is booked; the rest takes up how unevenly clients come.  If lately not all of the booked rows
+came, more are booked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SECOND_NS = 1_000_000_000
+HORIZON_S = 600
+"""Places are booked so far ahead at most."""
+BIN_NS = 20_000_000
+_BINS = SECOND_NS // BIN_NS
+_BOOKED = 0.7
+_EARLY_NS = 50_000_000
+_LATE_S = 2
+_LEAST_SHARE = 0.7
+"""Of the booked rows, at least so many are expected to come: no more than the whole capacity is booked."""
+_MOST = 1024
+_MOST_EMBEDDED = 64
+"""Places that one connection may have for requests with an id, and the callers in this process together."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """The room booked for `rows` rows of a connection (`flow`) at `due_ns`; `key` says who may use it."""
+
+    key: int
+    flow: int
+    rows: int
+    due_ns: int
+    came: bool = False
+
+
+class RetryBook:
+    """The places of one family.  `served` returns the rows served so far; `capacity` estimates the rows a second that
+    can be served, 0 if that is not known.
+
+    `places` has those that were not used yet, by key; it is empty while nobody was refused lately.  `together`: so many
+    bins' worth of rows may come at once."""
+
+    def __init__(self, served: Callable[[], int], capacity: Callable[[int], float]) -> None:
+        self.places: dict[int, list[Place]] = {}
+        self.together = 1
+        self._served = served
+        self._capacity = capacity
+        self._of_flow: Counter[int] = Counter()
+        self._seconds: dict[int, list[Place]] = {}
+        self._rows: dict[int, float] = {}  # booked rows by bin
+        self._next = [0] * _BINS  # by position within a second: the first bin that may have room
+        self._last_ns = 0  # when the latest place is
+        self._second = -1
+        self._begun_ns = 0  # when `_second` was entered, and the rows served until then
+        self._rows_before = 0
+        self._refused_in = -1  # the second of the last refusal
+        self._share = 1.0  # of booked rows, how many came lately
+        self._rate = 0.0
+
+    def book(self, request: int, flow: int, rows: int, now_ns: int) -> int:
+        """Return the seconds after which `rows` rows of `flow` shall come back (at least 1), and keep room for them
+        then.  `request` names the request; 0 if its client did not, and then its connection has one place.  No room is
+        kept if one connection has too many places already, or beyond the horizon."""
+        self._advance(now_ns)
+        self._refused_in = self._second
+        if self._rate <= 0.0:
+            return 1  # nothing was served yet that would tell
+        if request or flow:
+            for place in self.places.get(request or flow, ()):
+                if place.due_ns > now_ns:  # it came too early
+                    return -(-(place.due_ns - now_ns) // SECOND_NS)
+        if self._of_flow[flow] >= (_MOST if flow else _MOST_EMBEDDED):
+            return max(1, -(-(self._last_ns - now_ns) // SECOND_NS))
+        at = self._find(now_ns // BIN_NS, rows)
+        if at < 0:
+            return HORIZON_S
+        due_ns = now_ns + (at - now_ns // BIN_NS) * BIN_NS
+        place = Place(request or flow, flow, rows, due_ns)
+        self.places.setdefault(place.key, []).append(place)
+        self._seconds.setdefault(due_ns // SECOND_NS, []).append(place)
+        self._of_flow[flow] += 1
+        self._last_ns = max(self._last_ns, due_ns)
+        return (due_ns - now_ns) // SECOND_NS
+
+    def _find(self, now_bin: int, rows: int) -> int:
+        """Return the bin at which a place for `rows` rows begins, and enter them; -1 if there is none."""
+        position = now_bin % _BINS
+        room = _BOOKED * self._rate * BIN_NS / SECOND_NS / self._share
+        at = max(self._next[position], now_bin + _BINS)
+        last = now_bin + HORIZON_S * _BINS
+        bin_ = at
+        while self._rows.get(bin_, 0.0) >= room:
+            bin_ += 1
+            if bin_ - at >= self.together:
+                bin_ = at = at + _BINS
+                if at > last:
+                    return -1
+        self._next[position] = at
+        left = float(rows)
+        while left > 0.0 and bin_ <= last:
+            here = self._rows.get(bin_, 0.0)
+            if here < room:
+                self._rows[bin_] = min(here + left, room)
+                left -= room - here
+            bin_ += 1
+        return at
+
+    def due(self, key: int, now_ns: int) -> bool:
+        """Return whether a place of `key` is to be used now."""
+        self._advance(now_ns)
+        return self._due(key, now_ns) is not None
+
+    def expecting(self, now_ns: int) -> bool:
+        """Return whether any place falls due within this second."""
+        self._advance(now_ns)
+        return self._second in self._seconds
+
+    def use(self, key: int, now_ns: int) -> bool:
+        """Take the place of `key` that is to be used now out of the book, if there is one; return whether there was."""
+        self._advance(now_ns)
+        place = self._due(key, now_ns)
+        if place is None:
+            return False
+        place.came = True
+        self._remove(place)
+        return True
+
+    def _due(self, key: int, now_ns: int) -> Place | None:
+        for place in self.places.get(key, ()):
+            if place.due_ns - _EARLY_NS <= now_ns <= place.due_ns + _LATE_S * SECOND_NS:
+                return place
+        return None
+
+    def _remove(self, place: Place) -> None:
+        left = self.places[place.key]
+        left.remove(place)
+        if not left:
+            del self.places[place.key]
+        self._of_flow[place.flow] -= 1
+        if not self._of_flow[place.flow]:
+            del self._of_flow[place.flow]
+
+    def _advance(self, now_ns: int) -> None:
+        """Measure the rate and close the seconds that are over, once a second."""
+        second = now_ns // SECOND_NS
+        if second == self._second:
+            return
+        rows = self._served()
+        passed_ns = now_ns - self._begun_ns
+        if self._refused_in == self._second and SECOND_NS // 2 < passed_ns < 2 * SECOND_NS:
+            rate = (rows - self._rows_before) * SECOND_NS / passed_ns  # more came, so that is what can be served
+            self._rate = self._rate + (rate - self._rate) / 4 if self._rate > 0.0 else rate
+        elif self._rate <= 0.0 or self._refused_in != self._second:
+            self._rate = self._capacity(now_ns) or self._rate
+        self._second, self._begun_ns, self._rows_before = second, now_ns, rows
+        for over in [begun for begun in self._seconds if begun + _LATE_S < second]:
+            self._close(self._seconds.pop(over))
+        if not self._seconds:
+            self._rows.clear()
+        elif len(self._rows) > 2 * HORIZON_S * _BINS:
+            self._rows = {at: booked for at, booked in self._rows.items() if at >= now_ns // BIN_NS}
+
+    def _close(self, places: list[Place]) -> None:
+        """Forget places that were not used, and learn how many were."""
+        rows = sum(place.rows for place in places)
+        came = sum(place.rows for place in places if place.came)
+        self._share = max(_LEAST_SHARE, self._share + (came / rows - self._share) / 4)
+        for place in places:
+            if not place.came:
+                self._remove(place)

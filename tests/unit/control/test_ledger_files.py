@@ -1,0 +1,131 @@
+"""A budget over a restart: what is taken up, what is left, and that nothing waits for the disk."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clover.control.ledger_files import SAVE_S, LedgerFiles
+from tests.support.budget_fixture import HOUR, on_a_loop, served
+from tests.support.control_fixture import Rig
+
+SETTINGS = {"accuracy_floor": 89.0, "accuracy_budget": 1.0}
+
+
+def started(folder: Path, at_h: float = 1000.0, **family: object) -> Rig:
+    """A server's controller, started at this hour of grid time."""
+    made = Rig(policy="budget", family={**SETTINGS, **family})
+    made.clock.now_s = at_h * HOUR
+    made.controller.ledger_files = LedgerFiles(folder)
+    made.controller.ledger_files.load(made.family, made.clock())
+    return made
+
+
+async def left_behind(folder: Path) -> Rig:
+    made = started(folder)
+    await made.deploy()
+    await served(made, 3.0, 5000.0, 91.0)
+    await made.controller.stop()
+    return made
+
+
+@on_a_loop
+async def test_a_budget_survives_a_restart(tmp_path: Path) -> None:
+    before = await left_behind(tmp_path)
+    again = started(tmp_path, at_h=1004.0)
+    ledger = again.family.ledger
+    assert (ledger.rows, ledger.accuracy_rows) == (5000.0, pytest.approx(455_000.0))
+    assert ledger.since_s == before.family.ledger.since_s
+    assert len(ledger.rates) == len(before.family.ledger.rates)
+    await again.deploy()
+    await served(again, 1.0, 1000.0, 92.0)  # the router counts from nothing again
+    assert ledger.rows == 6000.0
+    assert ledger.accuracy_rows == pytest.approx(455_000.0 + 92_000.0)
+
+
+@on_a_loop
+async def test_a_horizon_that_ended_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await left_behind(tmp_path)
+    again = started(tmp_path, at_h=1024.0)
+    assert again.family.ledger.rows == 0.0
+    assert "its horizon has ended" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "at_h", "why"),
+    [
+        ({"accuracy_budget": 0.5}, 1004.0, "the family, its accuracies or its budget are others than then"),
+        ({}, 1001.0, "the clock of the carbon data was set back"),
+    ],
+)
+@on_a_loop
+async def test_what_belongs_to_something_else_is_not_taken_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, object], at_h: float, why: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    await left_behind(tmp_path)
+    again = started(tmp_path, at_h=at_h, **changed)
+    assert again.family.ledger.rows == 0.0
+    assert why in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:-9],
+        lambda data: b"",
+        lambda data: data.replace(b'"rows":5000.0', b'"rows":-1.0'),
+        lambda data: data.replace(b'"format":1', b'"format":9'),
+        lambda data: msgspec.json.encode({"format": 1}),
+    ],
+)
+@on_a_loop
+async def test_a_damaged_file_is_left_with_a_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: object
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = await left_behind(tmp_path)
+    path = made.controller.ledger_files.path(made.family)
+    assert path is not None
+    path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
+    again = started(tmp_path, at_h=1004.0)
+    assert again.family.ledger.rows == 0.0
+    assert str(path) in caplog.text
+    await again.deploy()
+
+
+@on_a_loop
+async def test_files_are_written_now_and_then_and_in_a_thread(tmp_path: Path) -> None:
+    made = started(tmp_path)
+    files = made.controller.ledger_files
+    await made.deploy()
+    await made.look()
+    assert files._task is not None
+    await files._task
+    path = files.path(made.family)
+    assert path is not None
+    first = path.stat().st_mtime_ns
+    assert path.stat().st_mode & 0o077 == 0
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+    await made.look(1.0, looks=5)
+    assert path.stat().st_mtime_ns == first
+    await made.look(SAVE_S)
+    await files._task
+    assert path.stat().st_mtime_ns > first
+
+
+@on_a_loop
+async def test_a_folder_that_cannot_be_written_to_is_said_and_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    made = started(tmp_path / "taken")
+    await made.deploy()
+    await made.look()
+    with caplog.at_level(logging.WARNING):
+        await made.controller.stop()
+    assert "cannot be written" in caplog.text

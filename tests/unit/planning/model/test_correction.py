@@ -1,0 +1,274 @@
+"""Factors of a profile that is off: near the truth within minutes, unmoved by what is no evidence, bounded, fading."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clover.planning.model.correction import HALF_LIFE_S, MOST, EnergyEvidence, TimeEvidence, corrected
+from tests.support.profiles_fixture import BATCHES, profile
+
+KEYS = [(variant, "1c", batch) for variant in ("small", "large") for batch in BATCHES]
+SECONDS = 0.01
+"""What the profile has for a batch."""
+
+
+def serve(
+    evidence: TimeEvidence,
+    truth: dict[str, float],
+    *,
+    seconds: int = 300,
+    since_s: float = 0.0,
+    batches: dict[int, int] | None = None,
+    cv: float = 0.5,
+    stall: tuple[int, float] = (-1, 0.0),
+) -> float:
+    """Serve for so many seconds, with batches that take the profile's time x `truth` on average; at second `stall`
+    they take some more seconds.  Return the time then."""
+    rng = random.Random(7)
+    now_s = since_s
+    for second in range(seconds):
+        now_s += 1.0
+        for variant, factor in truth.items():
+            for batch, count in (batches or {1: 20, 2: 10, 4: 4}).items():
+                took_s = sum(rng.gammavariate(cv**-2, cv**2) for _ in range(count)) * SECONDS * factor
+                took_s += stall[1] if second == stall[0] else 0.0
+                evidence.served(
+                    (variant, "1c", batch), count, took_s, count * SECONDS, since_s=now_s - 1.0, now_s=now_s
+                )
+    return now_s
+
+
+@pytest.mark.parametrize(("small", "large"), [(1.5, 0.5), (0.5, 1.5), (1.5, 1.5), (0.5, 0.5), (1.0, 1.0)])
+def test_factors_of_time_are_within_five_percent_of_the_truth_after_five_minutes(small: float, large: float) -> None:
+    evidence, truth = TimeEvidence(), {"small": small, "large": large}
+    factors = evidence.factors(KEYS, serve(evidence, truth))
+    for variant, name, batch in KEYS:
+        if batch <= 4:  # the batches that there were
+            assert factors[variant, name, batch] == pytest.approx(truth[variant], rel=0.05)
+
+
+def test_factors_are_most_of_the_way_after_twenty_seconds() -> None:
+    evidence = TimeEvidence()
+    now_s = serve(evidence, {"small": 1.5}, seconds=20)
+    assert evidence.factors(KEYS, now_s)["small", "1c", 1] == pytest.approx(1.5, rel=0.1)
+
+
+def test_a_batch_size_that_never_ran_borrows_from_its_neighbours_and_another_variant_does_not() -> None:
+    evidence = TimeEvidence()
+    factors = evidence.factors(KEYS, serve(evidence, {"small": 1.5}))
+    assert 1.3 < factors["small", "1c", 8] < 1.5
+    assert all(factors["large", "1c", batch] == 1.0 for batch in BATCHES)
+
+
+def test_a_slice_that_a_variant_never_ran_on_borrows_less_than_a_batch_size() -> None:
+    evidence = TimeEvidence()
+    wanted = [("small", "1c", 8), ("small", "2c", 8)]
+    factors = evidence.factors(wanted, serve(evidence, {"small": 1.5}))
+    assert 1.05 < factors["small", "2c", 8] < factors["small", "1c", 8]
+
+
+def test_one_slow_batch_moves_nothing() -> None:
+    quiet, stalled = TimeEvidence(), TimeEvidence()
+    truth = {"small": 1.0}
+    plain = quiet.factors(KEYS, serve(quiet, truth, cv=0.1))
+    moved = stalled.factors(KEYS, serve(stalled, truth, cv=0.1, stall=(150, 30.0)))
+    assert moved["small", "1c", 1] == pytest.approx(plain["small", "1c", 1], rel=0.01)
+
+
+def test_a_first_window_that_is_bad_is_no_evidence() -> None:
+    evidence = TimeEvidence()
+    now_s = serve(evidence, {"small": 1.0}, seconds=20, cv=0.1, stall=(2, 30.0))
+    assert evidence.factors(KEYS, now_s)["small", "1c", 1] == pytest.approx(1.0, rel=0.05)
+
+
+def test_what_is_slower_for_good_is_learned_anew() -> None:
+    evidence = TimeEvidence()
+    now_s = serve(evidence, {"small": 1.0})
+    now_s = serve(evidence, {"small": 1.8}, since_s=now_s)
+    assert evidence.factors(KEYS, now_s)["small", "1c", 1] == pytest.approx(1.8, rel=0.05)
+
+
+def test_factors_of_time_fade_with_age() -> None:
+    evidence = TimeEvidence()
+    now_s = serve(evidence, {"small": 1.5}, cv=0.1)
+    key = "small", "1c", 1
+    fresh = math.log(evidence.factors([key], now_s)[key])
+    assert math.log(evidence.factors([key], now_s + HALF_LIFE_S)[key]) == pytest.approx(fresh / 2.0, rel=0.01)
+    assert evidence.factors([key], now_s + 20 * HALF_LIFE_S)[key] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_windows_in_which_workers_changed_are_dropped() -> None:
+    evidence = TimeEvidence()
+    for second in range(60):
+        evidence.served(("small", "1c", 1), 20, 1.0, 0.2, since_s=second - 1.0, now_s=float(second))
+        evidence.interrupt()
+    assert evidence.factors(KEYS, 60.0) == dict.fromkeys(KEYS, 1.0)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KEYS),
+            st.integers(0, 100),
+            st.floats(0.0, 1e6),
+            st.floats(0.0, 1e6),
+            st.floats(0.0, 60.0),
+        ),
+        max_size=200,
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_factors_of_time_are_bounded_whatever_is_reported(
+    reports: list[tuple[tuple[str, str, int], int, float, float, float]],
+) -> None:
+    evidence, now_s = TimeEvidence(), 0.0
+    for key, batches, seconds, expected_s, step_s in reports:
+        now_s += step_s
+        evidence.served(key, batches, seconds, expected_s, since_s=now_s - step_s, now_s=now_s)
+    for factor in evidence.factors(KEYS, now_s).values():
+        assert abs(math.log(factor)) <= math.log(MOST) + 1e-9
+
+
+# --- joules -----------------------------------------------------------------------------------------------------------
+
+SMALL, LARGE = ("small", "1c"), ("large", "1c")
+
+
+@pytest.mark.parametrize(("small", "large"), [(1.5, 0.5), (0.5, 1.5), (1.5, 1.5), (0.5, 0.5), (1.0, 1.0)])
+def test_factors_of_joules_that_a_meter_tells_apart_are_within_five_percent(small: float, large: float) -> None:
+    evidence, rng = EnergyEvidence(), random.Random(3)
+    for second in range(300):
+        for key, factor, expected_j in ((SMALL, small, 2.0), (LARGE, large, 10.0)):
+            evidence.metered(
+                "cpu0",
+                expected_j * factor * rng.gauss(1.0, 0.2),
+                {key: expected_j},
+                since_s=second - 1.0,
+                now_s=float(second),
+            )
+    factors = evidence.factors([SMALL, LARGE], 300.0)
+    assert factors[SMALL] == pytest.approx(small, rel=0.05)
+    assert factors[LARGE] == pytest.approx(large, rel=0.05)
+
+
+@pytest.mark.parametrize(("small", "large"), [(1.5, 0.5), (0.5, 1.5), (1.5, 1.5)])
+def test_a_shared_meter_tells_variants_apart_once_their_shares_change(small: float, large: float) -> None:
+    evidence, rng = EnergyEvidence(), random.Random(3)
+    for second in range(300):
+        part = 0.2 if second // 50 % 2 else 0.8  # plans follow the grid
+        expected_j = {SMALL: 20.0 * part, LARGE: 20.0 * (1.0 - part)}
+        joules = (small * expected_j[SMALL] + large * expected_j[LARGE]) * rng.gauss(1.0, 0.02)
+        evidence.metered("gpu0", joules, expected_j, since_s=second - 1.0, now_s=float(second))
+    factors = evidence.factors([SMALL, LARGE], 300.0)
+    assert factors[SMALL] == pytest.approx(small, rel=0.05)
+    assert factors[LARGE] == pytest.approx(large, rel=0.05)
+
+
+def test_of_a_shared_meter_with_constant_shares_the_common_factor_is_known() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered(
+            "gpu0", 1.5 * 10.0 + 0.5 * 10.0, {SMALL: 10.0, LARGE: 10.0}, since_s=second - 1.0, now_s=float(second)
+        )
+    factors = evidence.factors([SMALL, LARGE], 300.0)
+    assert factors[SMALL] == pytest.approx(1.0, rel=0.02)
+    assert factors[SMALL] == pytest.approx(factors[LARGE])
+    assert factors[SMALL] * 10.0 + factors[LARGE] * 10.0 == pytest.approx(20.0, rel=0.02)
+
+
+def test_a_variant_that_never_ran_keeps_its_joules() -> None:
+    evidence = EnergyEvidence()
+    for second in range(60):
+        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    factors = evidence.factors([SMALL, LARGE, ("small", "2c")], 60.0)
+    assert factors[LARGE] == 1.0
+    assert 1.05 < factors["small", "2c"] < factors[SMALL]
+
+
+def test_a_variant_that_never_ran_costs_as_much_more_a_batch_as_cheaper_ones_do() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered(
+            "cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second)
+        )  # half as much again: 1 J if a batch should take 2 J
+    tiny = "tiny", "1c"
+    plain = evidence.factors([tiny, SMALL, LARGE], 300.0)
+    found = evidence.unseen(plain, {tiny: 1.0, SMALL: 2.0, LARGE: 10.0})
+    assert found[LARGE] == pytest.approx(1.1, rel=0.01)
+    assert found[SMALL] == plain[SMALL]
+    assert found[tiny] == 1.0  # it is tried, and shows for itself what it takes
+
+
+def test_a_variant_that_never_ran_is_not_cheaper_because_another_one_is() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered("cpu0", 1.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    found = evidence.unseen(evidence.factors([SMALL, LARGE], 300.0), {SMALL: 2.0, LARGE: 10.0})
+    assert found[LARGE] == 1.0
+
+
+def test_one_window_of_a_meter_that_is_far_off_moves_little() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered(
+            "cpu0", 2.0 * (50.0 if second == 200 else 1.0), {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second)
+        )
+    assert evidence.factors([SMALL], 300.0)[SMALL] == pytest.approx(1.0, rel=0.02)
+
+
+def test_factors_of_joules_fade_and_are_bounded() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered("cpu0", 20.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    assert evidence.factors([SMALL], 300.0)[SMALL] == MOST
+    assert evidence.factors([SMALL], 300.0 + 20 * HALF_LIFE_S)[SMALL] == pytest.approx(1.0, abs=1e-4)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6), st.floats(0.0, 1e6), st.floats(0.0, 1e6), st.floats(0.0, 60.0)), max_size=100
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_factors_of_joules_are_bounded_whatever_is_reported(
+    windows: list[tuple[float, float, float, float]],
+) -> None:
+    evidence, now_s = EnergyEvidence(), 0.0
+    for joules, small_j, large_j, step_s in windows:
+        now_s += step_s
+        evidence.metered("gpu0", joules, {SMALL: small_j, LARGE: large_j}, since_s=now_s - step_s, now_s=now_s)
+    for factor in evidence.factors([SMALL, LARGE, ("large", "2c")], now_s).values():
+        assert 1.0 / MOST <= factor <= MOST
+
+
+# --- files, and profiles ----------------------------------------------------------------------------------------------
+
+
+def test_what_was_learned_is_the_same_once_restored() -> None:
+    times, joules = TimeEvidence(), EnergyEvidence()
+    now_s = serve(times, {"small": 1.5, "large": 0.7})
+    for second in range(300):
+        joules.metered("cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    again_times, again_joules = TimeEvidence(), EnergyEvidence()
+    again_times.restore(times.save(now_s), 50.0)
+    again_joules.restore(joules.save(now_s), 50.0)
+    assert again_times.factors(KEYS, 50.0) == pytest.approx(times.factors(KEYS, now_s))
+    assert again_joules.factors([SMALL], 50.0) == pytest.approx(joules.factors([SMALL], now_s))
+
+
+def test_a_corrected_profile_has_other_times_and_joules_and_the_old_one_stays() -> None:
+    measured = profile()
+    before = measured.latency
+    made = corrected(measured, {("large", "2c", 1): 1.5}, {("large", "2c"): 0.5})
+    assert measured.latency is before
+    for old, new in zip(measured.latency, made.latency, strict=True):
+        own = (old.variant, old.profile) == ("large", "2c")
+        assert new.mean_ms == pytest.approx(old.mean_ms * (1.5 if own and old.batch == 1 else 1.0))
+        assert new.energy_j_per_row == pytest.approx(old.energy_j_per_row * (0.5 if own else 1.0))
+    assert made.base.energy_j_per_row == pytest.approx(measured.base.energy_j_per_row * 0.5)
+    assert made.base.p95_ms == measured.base.p95_ms  # the default SLO is what was promised

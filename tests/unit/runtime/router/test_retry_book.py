@@ -1,0 +1,117 @@
+"""When refused clients shall come back: places are spread over the capacity, and hold for those who have one."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from clover.runtime.router.retry_book import HORIZON_S, RetryBook
+from tests.support.router_fixture import MS, SECOND
+
+START = 1000 * SECOND
+
+
+def book(capacity: float = 100.0) -> RetryBook:
+    return RetryBook(lambda: 0, lambda now_ns: capacity)
+
+
+def refuse_all(places: RetryBook, count: int, flow: int, first: int = 0) -> None:
+    """Refuse requests within a second, each with an id if `first` is above 0."""
+    for number in range(count):
+        places.book(first + number if first else 0, flow, 1, START + number * SECOND // count)
+
+
+def test_places_are_spread_over_what_can_be_served_whenever_clients_are_refused() -> None:
+    places = book()
+    rng = random.Random(1)
+    come: Counter[int] = Counter()
+    now_ns = START
+    for number in range(2000):
+        now_ns = START + round(number * SECOND / 2000)  # all within a second
+        come[(now_ns + places.book(number + 1, rng.randrange(100), 1, now_ns) * SECOND) // (100 * MS)] += 1
+    assert max(come.values()) <= 10, "a tenth of a second serves ten rows"
+    whole = [come[tenth] for tenth in range(min(come) + 1, min(come) + 200)]
+    assert min(whole) >= 6, "they do not come in herds"
+    assert sum(whole) == pytest.approx(7 * len(whole), rel=0.05), "seven tenths are booked"
+
+
+def test_a_place_may_be_used_when_it_is_due_and_once() -> None:
+    places = book()
+    wait_s = places.book(7, 1, 1, START)
+    assert wait_s == 1
+    assert not places.due(7, START)
+    assert not places.use(7, START + SECOND // 2)
+    assert places.due(7, START + SECOND)
+    assert not places.due(1, START + SECOND), "a request with an id is known by that"
+    assert places.use(7, START + SECOND)
+    assert not places.use(7, START + SECOND)
+    assert places.places == {}
+
+
+def test_who_comes_too_early_is_told_of_the_place_that_it_has() -> None:
+    places = book(capacity=1.0)
+    places.book(1, 1, 4, START)
+    assert places.book(2, 1, 1, START) == 7
+    assert places.book(2, 1, 1, START + 4 * SECOND) == 3
+
+
+def test_a_request_without_an_id_is_known_by_its_connection() -> None:
+    places = book()
+    for _ in range(10):
+        assert places.book(0, 5, 1, START) == 1, "one that does not wait gets no second place"
+    assert [places.use(5, START + SECOND) for _ in range(2)] == [True, False]
+
+
+def test_places_that_nobody_used_are_forgotten_and_others_are_booked_instead() -> None:
+    def told(second: int) -> float:
+        now_ns = START + second * SECOND
+        return sum(places.book(0, 1000 * second + at, 1, now_ns + at * 5 * MS) for at in range(200)) / 200
+
+    served = iter(range(0, 10**6, 100))
+    places = RetryBook(lambda: next(served), lambda now_ns: 100.0)
+    later = [told(second) for second in range(60)]
+    assert max(later) == pytest.approx(60 * (200 / 100 - 1), rel=0.1), "nobody comes, so all of the capacity is booked"
+    assert not places.due(1, START + 700 * SECOND)
+    assert places.places == {}
+
+
+def test_one_connection_has_a_bounded_number_of_places() -> None:
+    places = book()
+    refuse_all(places, 200, flow=1)
+    assert len(places.places[1]) == 1
+    refuse_all(places, 200, flow=0)
+    assert len(places.places[0]) == 64
+    refuse_all(places, 2000, flow=2, first=10)
+    assert sum(map(len, places.places.values())) == 1 + 64 + 1024
+    assert places.book(0, 3, 1, START + SECOND - 1) <= 1089 / 70 + 3
+
+
+def test_of_a_burst_as_many_come_back_at_once_as_the_queue_holds() -> None:
+    places = book()
+    one = [places.book(0, flow, 1, START) for flow in range(40)]
+    assert max(one) == 20, "two fit into a bin"
+    places = book()
+    places.together = 5
+    assert max(places.book(0, flow, 1, START) for flow in range(40)) == pytest.approx(5, abs=1)
+
+
+def test_nothing_is_booked_beyond_the_horizon_and_nothing_without_a_rate() -> None:
+    places = book(capacity=1.0)
+    assert places.book(0, 1, 10_000, START) == 1
+    assert places.book(0, 2, 1, START) == HORIZON_S
+    assert 2 not in places.places
+    unknown = book(capacity=0.0)
+    assert unknown.book(0, 1, 1, START) == 1
+    assert unknown.places == {}
+
+
+def test_the_rate_follows_what_is_served_while_clients_are_refused() -> None:
+    served = [0]
+    places = RetryBook(lambda: served[0], lambda now_ns: 10.0)
+    for second in range(60):
+        served[0] += 100
+        for number in range(20):
+            places.book(0, 100 * second + number, 1, START + second * SECOND + number * 50 * MS)
+    assert places.book(0, 1, 1, START + 60 * SECOND) <= 3, "100 a second are served, and 20 are refused"
