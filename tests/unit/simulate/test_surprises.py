@@ -89,7 +89,8 @@ def test_swaps_keep_the_instances() -> None:
         for start in range(3)
     )
     profile = families.load("efficientnet", world.gpus(1).shapes).profile
-    family: Any = SimpleNamespace(profile=profile, deployed=SimpleNamespace(configuration=configuration_of(items)))
+    deployed = SimpleNamespace(configuration=configuration_of(items))
+    family: Any = SimpleNamespace(profile=profile, corrected=profile, deployed=deployed)
     found = list(gate.swaps(family))
     assert len(found) == len(set(found)) > 3
     assert all(sum(group.count for group in each) == 3 for each in found)
