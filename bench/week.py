@@ -37,7 +37,8 @@ from clover.control.family import default_targets
 from clover.planning.model.objective import HYSTERESIS
 from clover.policies.objective import ObjectivePolicy
 from clover.simulate import families, forecasts, loads, replay, world
-from clover.simulate.fleet import Flow, Serving
+from clover.simulate.fleet import Serving
+from clover.simulate.flow import Flow
 from clover.simulate.records import ReplayStep, Run
 from clover.simulate.surprises import LostDevice, Surprises
 from clover.simulate.world import Case, Rules, World

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from clover._version import __version__
 from clover.errors import not_installed
-from clover.hints import did_you_mean, program, until_closed
+from clover.hints import did_you_mean, importing, program, until_closed
 
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
@@ -16,7 +16,7 @@ COMMANDS = {
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
-    "doctor": ("clover.cli.doctor", "Show how energy would be known here; measure the energy model's constants"),
+    "doctor": ("clover.cli.doctor", "Show how energy is known here; measure the energy model's constants"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
 }
 
@@ -40,7 +40,8 @@ def _run(argv: Sequence[str] | None) -> int:
             hint = did_you_mean(words[0], COMMANDS)
             print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
             return 2
-        command = importlib.import_module(known[0])
+        with importing():
+            command = importlib.import_module(known[0])
     except ModuleNotFoundError as error:
         if not (line := not_installed(error)):
             raise

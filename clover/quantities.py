@@ -1,8 +1,10 @@
-"""Masses for people: with a unit in which small ones can be read.  Machines get plain numbers."""
+"""Quantities for people: masses with a unit in which small ones can be read, slices of a CPU as cores.  Machines get
+plain numbers and names."""
 
 from __future__ import annotations
 
 import math
+import re
 
 _UNITS = ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg"), (1e-9, "ng"))
 
@@ -14,3 +16,11 @@ def grams(value: float) -> str:
         return f"{value:g} g"
     scale, unit = next((item for item in _UNITS if size >= 0.9995 * item[0]), _UNITS[-1])
     return f"{value / scale:.3g} {unit}"
+
+
+def slice_words(profile: str) -> str:
+    """Return the name of a slice in words: "1c" is "1 core", "2c" is "2 cores"; slices of GPUs keep theirs."""
+    cores = re.fullmatch(r"(\d+)c", profile)
+    if cores is None:
+        return profile
+    return f"{cores[1]} core{'' if cores[1] == '1' else 's'}"

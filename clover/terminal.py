@@ -1,4 +1,6 @@
-"""Tables that fit the terminal: columns that do not fit are left out, and cells are never cut."""
+"""Tables that fit the terminal: columns that do not fit are left out, and cells are never cut.
+
+A server prints lists alone: rich, which is slow to import, is imported when something needs it."""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 _GAP = 2
 """Columns of characters between two columns of a table."""
@@ -35,6 +38,8 @@ class Column:
 
 def console(piped: int) -> Console:
     """Return the console of standard output: as wide as the terminal; else as COLUMNS says, or `piped` columns."""
+    from rich.console import Console
+
     if sys.stdout.isatty():
         return Console()
     columns = os.environ.get("COLUMNS", "")
@@ -80,6 +85,9 @@ def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Seq
 def sheet(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
     """Return a table of the columns `shown`; a row without cells is an empty line.  Cells that are still too wide are
     folded."""
+    from rich.table import Table
+    from rich.text import Text
+
     made = Table(box=None, pad_edge=False)
     for index in shown:
         made.add_column(Text(columns[index].head), justify="right" if columns[index].right else "left", overflow="fold")
@@ -90,6 +98,8 @@ def sheet(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Seque
 
 def plain(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> tuple[list[str], list[str]]:
     """Return the table of the columns that fit into `width`, as lines of text, and the heads of those left out."""
+    from rich.console import Console
+
     present = filled(columns, rows)
     shown = fitting(columns, rows, present, width)
     out = Console(width=width, force_terminal=False, color_system=None)

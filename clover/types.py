@@ -428,7 +428,7 @@ class WorkReport(Record, frozen=True, kw_only=True):
     together, by the workers' own clocks and without what a pause before a batch adds.  `metered`: what it took, in as
     many parts as can be told apart."""
 
-    served: dict[tuple[str, str, int], tuple[int, float]] = {}
+    served: dict[tuple[str, str, int], tuple[float, float]] = {}
     metered: tuple[MeteredWindow, ...] = ()
 
 
@@ -503,13 +503,15 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
     then leave devices without.  Null: every device has workers.
 
-    With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth.
+    With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth; chains of
+    several stages keep `cascade_margin` above the floor instead (null: the same margin).
     """
 
     form: Literal["paper", "floor"]
     slo_ms: float
     accuracy_floor: float
     accuracy_margin: float = 0.0
+    cascade_margin: float | None = None
     lam: float | None
     reference_g_per_kwh: float
     max_utilisation: float = 0.85

@@ -78,10 +78,32 @@ class AloneLock:
             fcntl.flock(self._tests, fcntl.LOCK_UN)
 
 
+class SpreadOrder:
+    """Orders the tests for the processes of pytest-xdist, which begin with equally many in a row each.
+
+    Tests marked `alone` come first: later, all processes would wait until the longest test that runs has ended.  Tests
+    of whole servers wait more than they compute, and a process with all of them would be the last to end: those in
+    files that share the profile of `toy` begin the first half of the run, the others the second.
+    """
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        alone = [item for item in items if item.get_closest_marker("alone")]
+        shared = [item for item in items if item not in alone]
+        servers = [item for item in shared if item.path.parent == ROOT / "tests" / "e2e"]
+        of_toy = {item.path for item in servers if "toy_cache" in getattr(item, "fixturenames", ())}
+        first = [item for item in servers if item.path in of_toy]
+        second = [item for item in servers if item.path not in of_toy]
+        others = [item for item in shared if item.path.parent != ROOT / "tests" / "e2e"]
+        middle = max(0, len(items) // 2 - len(alone) - len(first))
+        items[:] = [*alone, *first, *others[:middle], *second, *others[middle:]]
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Take turns with the other processes, if there are any."""
+    """Share the tests with the other processes, if there are any."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         config.pluginmanager.register(AloneLock())
+        config.pluginmanager.register(SpreadOrder())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -52,7 +52,7 @@ class ProfileFeedback:
 
     def take(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
         """Return what workers of `family`, whose meters are among `meters`, did since the last call."""
-        served: dict[tuple[str, str, int], tuple[int, float]] = {}
+        served: dict[tuple[str, str, int], tuple[float, float]] = {}
         for meter in meters:
             if meter.family != family:
                 continue

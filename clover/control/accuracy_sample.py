@@ -32,6 +32,12 @@ class AccuracySample:
             return "configured"
         return "evaluation sample" + (" and labels" if self.labels else "")
 
+    @property
+    def cascade_margin(self) -> float | None:
+        """The points that cascades aim for above the floor: none beyond their own bounds (`certain`), or the operator's
+        margin (None)."""
+        return 0.0 if self.configured is None else None
+
     def look(self, guard_report: Mapping[str, Any]) -> None:
         """Take what is known of live labels from the guard's report."""
         if self.configured is not None:

@@ -243,6 +243,7 @@ class Family:
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
             accuracy_margin=self.margin(targets),
+            cascade_margin=self.sample.cascade_margin,
             lam=targets.lam,
             reference_g_per_kwh=self.reference(config).g_per_kwh,
             max_utilisation=config.max_utilisation / math.sqrt(slower),
@@ -255,7 +256,7 @@ class Family:
 
     def margin(self, targets: Targets) -> float:
         """Return the points that plans aim for above the accuracy floor of `targets`."""
-        return self.sample.margin(self.profile, targets.accuracy_floor, relative=self._relative(targets))
+        return self.sample.margin(self.corrected, targets.accuracy_floor, relative=self._relative(targets))
 
     def _relative(self, targets: Targets) -> bool:
         """Return whether the accuracy floor is the default one, which is relative to the best variant."""

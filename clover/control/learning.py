@@ -121,7 +121,7 @@ class Learning:
         self._judge(now_s)
         return moved
 
-    def _served(self, key: TimeKey, batches: int, seconds: float, share: float, since_s: float, now_s: float) -> None:
+    def _served(self, key: TimeKey, batches: float, seconds: float, share: float, since_s: float, now_s: float) -> None:
         variant, name, rows = key
         service = self._services.get((variant, name))
         if service is None or not 1 <= rows <= service.max_batch:

@@ -21,6 +21,7 @@ from clover.control.slo_pressure import SloPressure, SloSight
 from clover.control.slo_windows import SloWindows
 from clover.control.triggers import SLO_LOOKS
 from clover.hints import duration
+from clover.types import Assignment, FamilyProfile
 
 log = logging.getLogger("clover.control")
 
@@ -99,6 +100,8 @@ class SloKeeper:
         """Whether the newest look saw rows late."""
         self.alarm_s = math.nan
         """Monotonic time since when an alarm says that the SLO cannot be met; NaN if none does."""
+        self.known: tuple[FamilyProfile, tuple[Assignment, ...], float] | None = None
+        """The profile and the workers that the last look saw, with the mean milliseconds of a row by itself on them."""
         self.bound = ""
         """Why no plan may change what runs; empty if one may."""
         self._name = name

@@ -13,7 +13,8 @@ the p95 exceeds what was predicted, within `STEPS`, up to `MOST`.
 
 *Lowered* by half, no sooner than `FIRST_HOLD_S` after the last change, once 95 % of the windows since then leave room
 for it.  If the SLO is missed after that, the next hold is twice as long, up to `LONGEST_HOLD_S`: less than is needed is
-tried ever more rarely.  Nothing of it survives a restart.
+tried ever more rarely.  If services become known to be slower, as the pressure has it, the factor falls by as much at
+once.  Nothing of it survives a restart.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ _LEAST_WINDOWS = 30
 @dataclass(frozen=True, kw_only=True)
 class SloSight:
     """What is known of a family at one look: the p95 that clients see, whether it is surely `late`, what runs, and
-    whether no more arrives than was planned for.  `plan` is None if nothing runs; `bound`: why no plan may change what
-    runs, empty if one may."""
+    whether no more arrives than was planned for.  `plan` is None if nothing runs; `service_ms`: mean milliseconds of a
+    row by itself on the workers that run, as plans know them; `bound`: why no plan may change what runs, empty if one
+    may."""
 
     now_s: float
     slo_ms: float
@@ -54,6 +56,7 @@ class SloSight:
     deployment: tuple[Assignment, ...]
     routing: Routing | None
     plan: Plan | None
+    service_ms: float
     bound: str
 
     @property
@@ -71,6 +74,7 @@ class SloPressure:
         self.acting = False
         """Whether a miss that lasts will raise the factor, so that no plan need be made for it meanwhile."""
         self._runs: tuple[tuple[Assignment, ...], Routing | None] = ((), None)
+        self._service_ms = math.nan
         self._changed_s = -math.inf
         self._late_s = math.nan  # since when the evidence lasts
         self._late_rows = 0.0
@@ -92,6 +96,10 @@ class SloPressure:
             self._runs = seen.deployment, seen.routing
             self._changed_s = seen.now_s
             self._late_s = math.nan
+            self._service_ms = seen.service_ms
+        elif seen.service_ms > self._service_ms:  # slower than ever with these workers
+            self.factor = _worth(self.factor * self._service_ms / seen.service_ms)
+            self._service_ms = seen.service_ms
         able = seen.promised and not seen.bound and seen.as_planned
         self.acting = able and self.factor > 1.0 and not self.exhausted
         if not able or not seen.late:
@@ -139,10 +147,14 @@ class SloPressure:
         if self.factor == 1.0:
             self._hold_s, self._lowered = FIRST_HOLD_S, False
             return ""
-        lower = 1.0 + (self.factor - 1.0) / 2.0
-        lower = lower if lower > _NONE else 1.0
+        lower = _worth(1.0 + (self.factor - 1.0) / 2.0)
         part, count = windows.within(seen.slo_ms * lower / self.factor, self._moved_s + WINDOW_S)
         if count < _LEAST_WINDOWS or part < _ROOM:
             return ""
         self.factor, self._moved_s, self._lowered = lower, seen.now_s, True
         return f"SLO held with room: services are taken to be {lower:.2f} x as slow as profiled from now"
+
+
+def _worth(factor: float) -> float:
+    """Return `factor`, or 1 if it is hardly more."""
+    return factor if factor > _NONE else 1.0

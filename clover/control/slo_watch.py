@@ -37,9 +37,21 @@ def watch_slo(context: Context, family: Family, now_s: float) -> str:
         deployment=family.desired,
         routing=deployed.routing if deployed is not None else None,
         plan=deployed.plan if deployed is not None else None,
+        service_ms=_service_ms(context, family),
         bound=_bound(context, family),
     )
     return family.slo.look(sight, seen, lambda: doing(context, family), lambda: _alarm_words(context, family, now_s))
+
+
+def _service_ms(context: Context, family: Family) -> float:
+    """Return the mean milliseconds of a row by itself on the workers that run, as plans know them; 0 if none does."""
+    profile, running, known = family.corrected, family.desired, family.slo.known
+    if known is None or known[0] is not profile or known[1] is not running:
+        services = services_of(profile, context.share_of(family))
+        found = [services.get((item.variant, item.placement.profile)) for item in running]
+        times_ms = [service.mean_ms[0] for service in found if service is not None]
+        known = family.slo.known = profile, running, sum(times_ms) / len(times_ms) if times_ms else 0.0
+    return known[2]
 
 
 def doing(context: Context, family: Family) -> str:
@@ -182,7 +194,7 @@ def _alone_ms(context: Context, family: Family) -> dict[str, float]:
     """Return the milliseconds of one row by itself, by variant, on the best slice of the family's devices."""
     here = {place.profile for shape in context.devices_of(family.name) for layout in shape.layouts for place in layout}
     found: dict[str, float] = {}
-    for (variant, name), service in services_of(family.profile, context.share_of(family)).items():
+    for (variant, name), service in services_of(family.corrected, context.share_of(family)).items():
         if name in here and variant in accuracies(family.profile):
             found[variant] = min(service.mean_ms[0], found.get(variant, math.inf))
     return found

@@ -299,10 +299,11 @@ def _reason(state: State, objective: Objective, best: Candidate, found: SearchRe
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""
+    floor = objective.cascade_floor if len(best.routing.chain) > 1 else objective.planned_floor
     text = (
         f"{described(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
         f"and {state.arrival_rate:.1f} rows/s{lam}: p95 {p95} of {objective.slo_ms:.2f} ms, "
-        f"accuracy {expected.accuracy:.2f} % of at least {objective.planned_floor:.2f} %, "
+        f"accuracy {expected.accuracy:.2f} % of at least {floor:.2f} %, "
         f"{expected.energy_j_per_row:.4g} J a row"
     )
     if best.awake:

@@ -7,25 +7,40 @@ from collections.abc import Callable
 
 from clover.hints import duration
 
+_WEIGHT = 0.5
+"""Part by which a step moves the estimate towards what all steps so far say."""
+
 
 class TimeLeft:
-    """Estimates the seconds that are left from the steps done so far, which take about as long as each other.
+    """Estimates the seconds that are left from the steps done so far.
 
-    Compiling and measuring count their own steps: the estimate is of the one that is under way.
+    Some steps take several times as long as others.  So the estimate falls with the clock, and each step moves it only
+    by a part of what it is off by, unless the number of steps was corrected.  Compiling and measuring count their own
+    steps: the estimate is of the one that is under way.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began_s = clock()
         self._last = (0, 0)
+        self._end_s: float | None = None
 
     def left_s(self, done: int, total: int) -> float | None:
         """Return the seconds left after `done` of `total` steps; None before the first is done."""
+        now_s = self._clock()
         last_done, last_total = self._last
         if done < last_done or (done == 0 and total != last_total):
-            self._began_s = self._clock()
+            self._began_s = now_s
         self._last = (done, total)
-        return (self._clock() - self._began_s) / done * (total - done) if done else None
+        if not done:
+            self._end_s = None
+            return None
+        end_s = now_s + (now_s - self._began_s) / done * (total - done)
+        if self._end_s is not None and total == last_total:
+            before_s = max(self._end_s, now_s)  # an end that has passed can only be now
+            end_s = before_s + _WEIGHT * (end_s - before_s)
+        self._end_s = end_s
+        return end_s - now_s
 
     def text(self, done: int, total: int) -> str:
         """Return "3 of 17 steps, about 25 s left"."""

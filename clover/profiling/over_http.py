@@ -108,7 +108,7 @@ def load_of(ms: NDArray[np.float64], seconds: float, busy: float) -> float:
 
     If only a part 1 / load is served, a row that comes after t waits t (1 - 1 / load).
     """
-    stretches = np.array_split(ms, _STRETCHES)
+    stretches = np.array_split(ms, min(_STRETCHES, len(ms)))
     growth = float(np.median(stretches[-1]) - np.median(stretches[0])) / 1e3 / (seconds * (1.0 - 1.0 / _STRETCHES))
     return max(busy, 1.0 / (1.0 - min(growth, 0.75))) if growth > MOST_GROWTH else busy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clover.profiling.pareto import cascades
+from clover.quantities import slice_words
 from clover.terminal import Column, plain
 from clover.types import FamilyProfile
 
@@ -53,7 +54,7 @@ def table(profile: FamilyProfile, width: int) -> str:
     paced = not any(m.samples for m in profile.latency)
     answers = "accuracy" if any(score.samples for score in profile.accuracy) else "agreement"
     what = f"{answers} by the {kind}" if paced else f"energy {methods}; {kind}"
-    where = f"{base.variant} with {base.backend} on {base.count} x {base.profile} at 60 % load"
+    where = f"{base.variant} with {base.backend} on {base.count} x {slice_words(base.profile)} at 60 % load"
     seen = f" ({base.http_p95_ms:.2f} over HTTP, which adds {profile.front_ms:.2f})" if base.http_p95_ms else ""
     alike = (base.variant, base.backend, base.profile)
     energy = sorted({m.energy_method for m in profile.latency if (m.variant, m.backend, m.profile) == alike})
@@ -63,8 +64,11 @@ def table(profile: FamilyProfile, width: int) -> str:
         f"{base.accuracy:.2f} % ({scores[base.variant, base.backend].method})",
     )
     wider = f"left out at {width} columns: {', '.join(left)}; a wider terminal or --json FILE shows all"
+    slices = {name: slice_words(name) for name in dict.fromkeys(m.profile for m in profile.latency)}
+    cores = [f"{name} is {words}" for name, words in slices.items() if words != name]
     notes = [
         f"BASE: {where}: {', '.join(figures)}",
+        *([f"slices: {', '.join(cores)}"] if cores else []),
         *([f"times and energy of slices are {methods}: nothing of them was measured on a GPU"] if paced else []),
         f"* the backend served; {what} measurement of {profile.made_at}",
         *(f"note: {note}" for note in profile.notes),

@@ -104,15 +104,16 @@ class Served:
             start=self._start,
             profiled=self._profiled,
             silent_s=workers.silent_s,
-            pace=self._pace,
             standby=self._standby_policy,
         )
+        self.fleet.pace = self._pace
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
+        self.fleet.front_ms = profile.front_ms if profile is not None else 0.0
         self._services = services_of(profile) if profile is not None else {}
         if self._standby_policy is not None:
             self._standby_policy.use(profile)

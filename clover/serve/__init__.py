@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from clover.errors import not_installed
+from clover.hints import importing
 
 __all__ = ["main"]
 
@@ -17,7 +18,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        from clover.serve import command
+        with importing():
+            from clover.serve import command
     except ModuleNotFoundError as error:
         if not (line := not_installed(error)):
             raise

@@ -16,6 +16,7 @@ from clover.errors import ProfileError
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
+from clover.quantities import slice_words
 from clover.server import Server
 from clover.types import Assignment, FamilyProfile, FamilySpec
 
@@ -99,10 +100,10 @@ def _idle(watts: float) -> str:
 
 
 def _running(workers: Iterable[Assignment]) -> str:
-    """Return what runs, with equal workers counted: "2 x small (eager) on 1c"."""
+    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"."""
     counts = Counter((a.variant, a.backend, a.placement.profile) for a in workers)
     return ", ".join(
-        f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {profile}"
+        f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {slice_words(profile)}"
         for (variant, backend, profile), n in sorted(counts.items())
     )
 

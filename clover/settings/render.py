@@ -37,7 +37,8 @@ def help_text(
     one command line, file and environment fit the server and this command.
     """
     width = max(72, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    parts = [f"usage: {usage}", "", textwrap.fill(description, width), "", "Options"]
+    called = textwrap.wrap(f"usage: {usage}", width, subsequent_indent="  ", break_long_words=False)
+    parts = [*called, "", textwrap.fill(description, width), "", "Options"]
     for option in (*options, CONFIG):
         parts += _help_line(f"{option.flag} {option.metavar}".strip(), option.help, width)
     parts += _help_line("-h, --help", "show this help", width)

@@ -1,8 +1,7 @@
 """Workers that exist only as numbers: `clover.interfaces.Fleet` and `Device`, simulated.
 
-What is routed serves as the production queueing model says (`planning.model.queueing`): every variant is a lane that
-gets its share of the rows, with the model's batches, joules and latencies.  Plans are predicted by the same model, so
-the simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.  How wrong the
+What is routed serves as the production queueing model says (`flow`).  Plans are predicted by the same model, so the
+simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.  How wrong the
 *profile* is can be simulated too: then the services here are the true ones, and the controller has others
 (`surprises`).
 
@@ -25,25 +24,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from clover.control.arrivals import WINDOW_S
 from clover.errors import DeviceError, WorkerError
-from clover.planning.cascade import chains
-from clover.planning.cascade.waits import energy_j
-from clover.planning.model.problem import accuracies, services_of
-from clover.planning.model.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
+from clover.planning.model.queueing import mixture_p95_ms
 from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.simulate.flow import FleetModel, Flow
 from clover.simulate.records import JOULES_PER_KWH
 from clover.types import (
     Asked,
     Assignment,
-    ChainPoint,
     Configuration,
     Declined,
     DeviceShape,
-    FamilyProfile,
     MeteredWindow,
     Placement,
     Routing,
@@ -51,39 +44,7 @@ from clover.types import (
     configuration_of,
 )
 
-Floats = NDArray[np.float64]
-
 _DUST = 1e-9
-_FULL = 0.999  # of a lane's capacity, above which the model has no p95
-
-
-@dataclass(frozen=True)
-class Flow:
-    """What a routing does at a rate: rows/s served, accuracy (percent), watts above idle, the part of the rows later
-    than the SLO, spare capacity in rows/s, and p95 (ms) with the weighted latencies that it is taken from."""
-
-    served: float
-    accuracy: float
-    active_w: float
-    late: float
-    spare: float
-    p95_ms: float
-    parts: tuple[tuple[float, Floats], ...]
-    work: tuple[LaneWork, ...] = ()
-
-
-@dataclass(frozen=True)
-class LaneWork:
-    """What the workers of one (variant, profile of the slice) do in a second: rows in batches of `batch`, each of which
-    takes `batch_s`; `joules` above idle, and those that the profile believes in."""
-
-    variant: str
-    profile: str
-    rows: float
-    batch: int
-    batch_s: float
-    joules: float
-    expected_j: float
 
 
 @dataclass(frozen=True)
@@ -98,143 +59,6 @@ class Serving:
 
 OnRoute = Callable[[Serving, Serving], None]
 """Called with what served and what serves instead, each time that rows are routed to other workers or otherwise."""
-
-
-class FleetModel:
-    """The queueing model of one family on its devices; what was computed is kept.  `profile` is how workers really
-    serve, `believed` what the controller takes for it."""
-
-    def __init__(self, profile: FamilyProfile, slo_ms: float, believed: FamilyProfile | None = None) -> None:
-        self._services = services_of(profile)
-        self._believed = services_of(believed or profile)
-        self._accuracy = accuracies(profile)
-        self._slo_ms = slo_ms
-        self._points = points_of(profile)
-        self._known: dict[tuple[object, ...], Flow] = {}
-
-    def flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
-        """Return what `configuration` does with `rate` rows a second under `routing`."""
-        knobs = tuple(
-            (v, routing.shares[v], routing.largest.get(v, 0), routing.wait_ms.get(v, 0.0)) for v in routing.shares
-        )
-        key = (configuration, knobs, routing.chain, routing.thresholds, rate)
-        if key not in self._known:
-            self._known[key] = self._flow(configuration, routing, rate)
-        return self._known[key]
-
-    def _flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
-        groups: dict[str, list[tuple[Service, int]]] = {}
-        for group in configuration:
-            own = groups.setdefault(group.variant, [])
-            own.append((self._services[group.variant, group.profile], group.count))
-        if routing.chain and groups.keys() >= set(routing.chain):
-            return self._chained(configuration, groups, routing, rate)
-        total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
-        served = right = watts = late = spare = 0.0
-        parts = []
-        work: list[LaneWork] = []
-        for variant, members in groups.items():
-            lane = lane_of(tuple(members))
-            share = routing.shares.get(variant, 0.0) / total  # plans round shares: no row may be lost by that
-            coming = rate * share
-            done = min(coming, _FULL * lane.capacity)
-            spare += lane.capacity - done
-            if done <= 0.0:
-                continue
-            energy_j, batch, latencies = _lane(
-                lane, done, share, routing.largest.get(variant, 0), routing.wait_ms.get(variant, 0.0)
-            )
-            work += self._work(configuration, variant, done, batch, energy_j)
-            overloaded = coming > done
-            served += done
-            right += done * self._accuracy[variant]
-            watts += done * energy_j
-            late += done * (1.0 if overloaded else float(np.mean(latencies > self._slo_ms)))
-            parts.append((done, latencies))
-        return Flow(
-            served=served,
-            accuracy=right / served if served > 0.0 else 0.0,
-            active_w=watts,
-            late=late / served if served > 0.0 else 0.0,
-            spare=spare,
-            p95_ms=mixture_p95_ms([(rows / served, values) for rows, values in parts]) if parts else 0.0,
-            parts=tuple(parts),
-            work=tuple(work),
-        )
-
-    def _work(
-        self, configuration: Configuration, variant: str, rate: float, batch: float, energy_j: float
-    ) -> list[LaneWork]:
-        """Return what the workers of `variant` do with `rate` rows a second at `energy_j` a row, in proportion to what
-        they can serve."""
-        own = [group for group in configuration if group.variant == variant]
-        services = [self._services[variant, group.profile] for group in own]
-        rows = max(1, round(batch))
-        whole = sum(service.capacity() * group.count for service, group in zip(services, own, strict=True))
-        plain_j = [service.energy_j(rows) for service in services]
-        parts = [service.capacity() * group.count / whole for service, group in zip(services, own, strict=True)]
-        scale = energy_j / max(sum(part * joules for part, joules in zip(parts, plain_j, strict=True)), 1e-12)
-        return [
-            LaneWork(
-                variant=variant,
-                profile=group.profile,
-                rows=rate * part,
-                batch=rows,
-                batch_s=service.seconds(rows),
-                joules=rate * part * joules * scale,
-                expected_j=rate * part * self._believed[variant, group.profile].energy_j(rows) * scale,
-            )
-            for group, service, part, joules in zip(own, services, parts, plain_j, strict=True)
-        ]
-
-    def _chained(
-        self,
-        configuration: Configuration,
-        groups: Mapping[str, list[tuple[Service, int]]],
-        routing: Routing,
-        rate: float,
-    ) -> Flow:
-        """Return what a cascade does: all rows come to the first stage, and to the next ones as often as the profile
-        says."""
-        point = self._points[routing.chain, routing.thresholds]
-        stages = [lane_of(tuple(groups[variant])) for variant in point.chain]
-        most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
-        done = min(rate, _FULL * most)
-        wait_ms = chains.wait_of(point.chain, routing)
-        latencies = chains.played_ms(tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
-        watts = done * energy_j(stages, done, point.reach, wait_ms)
-        asked = [done * part for part in point.reach]
-        alone = [lane.energy_j(rows) for lane, rows in zip(stages, asked, strict=True)]
-        scale = watts / max(sum(rows * joules for rows, joules in zip(asked, alone, strict=True)), 1e-12)
-        work = [
-            item
-            for variant, lane, rows, joules in zip(point.chain, stages, asked, alone, strict=True)
-            for item in self._work(configuration, variant, rows, lane.batch(rows), joules * scale)
-        ]
-        return Flow(
-            served=done,
-            accuracy=point.accuracy,
-            active_w=watts,
-            late=1.0 if done < rate else float(np.mean(latencies > self._slo_ms)),
-            spare=most - done,
-            p95_ms=float(np.quantile(latencies, 0.95)),
-            parts=((done, latencies),),
-            work=tuple(work),
-        )
-
-
-def points_of(profile: FamilyProfile) -> dict[tuple[tuple[str, ...], tuple[float, ...]], ChainPoint]:
-    """Return the cascades of a profile, by chain and thresholds."""
-    points = profile.cascade.points if profile.cascade is not None else ()
-    return {(point.chain, point.thresholds): point for point in points}
-
-
-def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, float, Floats]:
-    """Return joules a row, rows a batch and latencies (ms) of a lane."""
-    if largest or wait_ms:
-        played = batched(lane, rate, share, largest=largest, wait_ms=wait_ms)
-        return played.energy_j_per_row, played.batch, played.latencies_ms
-    return lane.energy_j(rate, share), lane.batch(rate, share), latencies_ms(lane.workers, rate, share)
 
 
 @dataclass
@@ -461,7 +285,7 @@ class SimulatedFleet:
         self._accrue()
         served, self._served, metered, self._metered = self._served, {}, self._metered, {}
         return WorkReport(
-            served={key: (round(batches), seconds) for key, (batches, seconds) in served.items() if round(batches)},
+            served=served,
             metered=tuple(
                 MeteredWindow(
                     device=device,

@@ -36,7 +36,8 @@ from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import clock
 from clover.simulate.families import spec_of
-from clover.simulate.fleet import points_of, simulated
+from clover.simulate.fleet import simulated
+from clover.simulate.flow import points_of
 from clover.simulate.solver import LocalSolver
 from clover.simulate.workers import SimulatedWorker, Slice
 from clover.simulate.world import Case
@@ -118,6 +119,8 @@ def play(case: Case, *, seconds: float, gust: float = 1.0, relief: str = "") -> 
     """Play `seconds` of `case` at its constant load, with gusts of `gust` times that."""
     if case.scheme.cascade and case.world.known.profile.cascade is None:
         raise ConfigError(f"{case.world.known.profile.family} has no profile of cascades: +cascade cannot be played")
+    if case.world.rules.waits:  # they end at the ticks of a timer, which knows no virtual time
+        raise ConfigError("row by row no row waits for a fuller batch: leave --waits out")
     if case.load.kind != "constant":
         raise ConfigError("row by row the load is constant:U, with --gust F for gusts")
     return clock.run(_Play(case, seconds, gust, relief).play())
@@ -150,7 +153,7 @@ class _Play:
         case, world, rules = self.case, self.case.world, self.case.world.rules
         profile = world.known.profile
         loop = asyncio.get_running_loop()
-        settings = msgspec.structs.replace(case.settings, design_rate=self.rate)
+        settings = msgspec.structs.replace(case.settings, design_rate=self.rate, waits=False)
         config = FamilyConfig(
             family=profile.family,
             slo_ms=rules.slo_ms,
@@ -183,10 +186,11 @@ class _Play:
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
             silent_s=1e9,
-            pace=lambda item: pace_by(self.services[item.variant, item.placement.profile]),
             standby=reserve,
             clock=self._now_ns,
         )
+        fleet.pace = lambda item: pace_by(self.services[item.variant, item.placement.profile])
+        fleet.front_ms = self.front_ms
         family = controller.add(self.spec, profile, fleet, config)
         router.aim(family.targets.slo_ms, family.targets.accuracy_floor)
         tending = loop.create_task(_tend(fleet))

@@ -23,7 +23,7 @@ from clover.planning.model.problem import base_capacity, problem_of
 from clover.policies import BUDGETED, build
 from clover.simulate import families
 from clover.simulate.families import Known
-from clover.simulate.fleet import FleetModel
+from clover.simulate.flow import FleetModel
 from clover.simulate.forecasts import PERFECT, Forecast
 from clover.simulate.loads import Load
 from clover.simulate.records import Accounting, RunInput
@@ -248,9 +248,9 @@ def scheme(text: str) -> Scheme:
     try:
         value = float(lam)
     except ValueError as error:
-        raise ConfigError(f"{text}: POLICY@L takes a lambda, as objective@0.1, not {lam!r}") from error
+        raise ConfigError(f"{text}: POLICY@L takes a weight of carbon, as objective@0.1, not {lam!r}") from error
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{text}: lambda is 0 to 1")
+        raise ConfigError(f"{text}: L, the weight of carbon, is 0 to 1")
     return Scheme(text, policy, lam=value, cascade=cascade)
 
 

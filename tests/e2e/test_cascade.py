@@ -49,9 +49,9 @@ async def kill_some(served: Served, ended: asyncio.Event) -> int:
     return killed
 
 
-def test_rows_end_where_their_scores_say_also_while_workers_die(tmp_path: Path) -> None:
+def test_rows_end_where_their_scores_say_also_while_workers_die(toy_cache: Path) -> None:
     async def main() -> None:
-        async with clover.Server(TOY, **settings(tmp_path)) as server:
+        async with clover.Server(TOY, **settings(toy_cache)) as server:
             served = server.engine.pick(None)
             profile = served.profile
             assert profile is not None

@@ -33,11 +33,13 @@ def with_a_frugal_half(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("forked_zygotes")
-def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(tmp_path: Path) -> None:
-    def server() -> clover.Server:
-        return clover.Server(
+def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(toy_cache: Path) -> None:
+    with_a_frugal_half(toy_cache)
+
+    async def main() -> None:
+        server = clover.Server(
             TOY,
-            cache_dir=str(tmp_path),
+            cache_dir=str(toy_cache),
             http=False,
             port=0,
             carbon="static:700",
@@ -49,11 +51,7 @@ def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(tmp_path:
             slo_ms=1000.0,
             waits=False,
         )
-
-    async def main() -> None:
-        async with server():
-            with_a_frugal_half(tmp_path)
-        async with server() as serving:
+        async with server as serving:
             free = await serving.ainfer({"INPUT0": [1.0, 2.0, 3.0, 4.0]})
             assert free.variants == ("half",)
             better = free.receipt.accuracy + 0.01
@@ -67,9 +65,9 @@ def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(tmp_path:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores")
 @pytest.mark.usefixtures("forked_zygotes")
-def test_a_pin_strands_no_row_that_asked_for_what_it_takes_away(tmp_path: Path) -> None:
+def test_a_pin_strands_no_row_that_asked_for_what_it_takes_away(toy_cache: Path) -> None:
     async def main() -> None:
-        async with clover.Server(TOY, **settings(tmp_path)) as server:
+        async with clover.Server(TOY, **settings(toy_cache)) as server:
             row = {"INPUT0": [1.0, 2.0, 3.0, 4.0]}
             served = server.engine.pick(None)
             full = served.router.accuracy[1]

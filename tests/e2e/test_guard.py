@@ -20,9 +20,9 @@ pytestmark = [
 ]
 
 
-def test_rows_that_change_are_seen_and_audits_are_made_behind_clients(tmp_path: Path) -> None:
+def test_rows_that_change_are_seen_and_audits_are_made_behind_clients(toy_cache: Path) -> None:
     async def main() -> None:
-        async with clover.Server(TOY, **settings(tmp_path), audit=0.02) as server:
+        async with clover.Server(TOY, **settings(toy_cache), audit=0.02) as server:
             served = server.engine.pick(None)
             router, rng = served.router, np.random.default_rng(3)
 

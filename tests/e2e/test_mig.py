@@ -39,8 +39,8 @@ def run(cache: Path, what: str, within_s: float = 110) -> tuple[int, list[dict[s
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(tmp_path: Path) -> None:
-    code, said, errors = run(tmp_path, "kills", 390)
+def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(toy_cache: Path) -> None:
+    code, said, errors = run(toy_cache, "kills", 390)
     assert code == 0, errors
     first, said, last = said[:3], said[3:-3], said[-3:]
     for whole in (first, last):
@@ -64,8 +64,8 @@ def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quarantine(tmp_path: Path) -> None:
-    code, said, errors = run(tmp_path, "faults")
+def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quarantine(toy_cache: Path) -> None:
+    code, said, errors = run(toy_cache, "faults")
     assert code == 0, errors
     base, mixed = ["full@7g.40gb"] * 2, ["full@2g.10gb"] * 2 + ["half@3g.20gb"] * 3
     during = {line["fault"]: line for line in said if "fault" in line}

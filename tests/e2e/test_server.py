@@ -139,9 +139,9 @@ def test_strings_and_rows_of_any_length(tmp_path: Path) -> None:
 
 
 @quick_start
-def test_a_planned_family_serves_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_planned_family_serves_labels(toy_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "clover")
-    settings: dict[str, Any] = {"http": False, "cache_dir": str(tmp_path), "carbon": "static:300", "mode": "off"}
+    settings: dict[str, Any] = {"http": False, "cache_dir": str(toy_cache), "carbon": "static:300", "mode": "off"}
     settings["backends"] = ("eager",)
     with clover.Server(family("toy"), **settings) as server:
         if server.engine.machine.meters["cpu0"].method == "modelled":

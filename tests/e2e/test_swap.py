@@ -53,12 +53,12 @@ class Load:
 
 
 @pytest.mark.usefixtures("forked_zygotes")
-def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -> None:
+def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(toy_cache: Path) -> None:
     before = children()
 
     async def main() -> None:
         settings: dict[str, Any] = {
-            "carbon": f"trace:{trace(tmp_path / 'bands.csv')}?loop=1",
+            "carbon": f"trace:{trace(toy_cache / 'bands.csv')}?loop=1",
             "trace_speed": 3600 / STAGE_S,
             "policy": f"{Bands.__module__}:{Bands.__name__}",
             "interval_s": 0.1,
@@ -69,7 +69,7 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -
             "accuracy_floor": 1.0,
         }
         server = clover.Server(
-            TOY, http=False, cache_dir=str(tmp_path), backends=("eager",), energy_meter="modelled", **settings
+            TOY, http=False, cache_dir=str(toy_cache), backends=("eager",), energy_meter="modelled", **settings
         )
         async with server:
             engine = server.engine

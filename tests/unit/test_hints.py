@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clover.hints import duration, until_closed
+from clover.hints import duration, importing, until_closed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +68,24 @@ def test_durations_are_rough_or_to_the_second() -> None:
     seconds = (0.2, 25.4, 100, 3540, 4800)
     assert [duration(each, rough=True) for each in seconds] == ["1 s", "25 s", "2 min", "59 min", "1 h 20 min"]
     assert [duration(each) for each in seconds] == ["0 s", "25 s", "1 min 40 s", "59 min 0 s", "1 h 20 min"]
+
+
+def test_nothing_is_collected_while_modules_are_imported() -> None:
+    assert gc.isenabled()
+    enabled = list[bool]()
+
+    def failing() -> None:
+        with importing():
+            enabled.append(gc.isenabled())
+            raise ModuleNotFoundError
+
+    with pytest.raises(ModuleNotFoundError):
+        failing()
+    assert [*enabled, gc.isenabled()] == [False, True]
+    gc.disable()
+    try:
+        with importing():
+            pass
+        assert not gc.isenabled(), "what was off stays off"
+    finally:
+        gc.enable()

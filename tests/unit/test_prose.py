@@ -34,7 +34,7 @@ VERBS = frozenset(
     Derive Describe Detach Die Discard Dispatch Divide Do Drain Draw Drive Drop Encode End Enter Estimate Evaluate
     Execute
     Expect Expire Export Extend Fail Fetch Fill Find Finish Fold Follow Forget Fork Format Free Gather Generate
-    Get Give Go Grow Guess Hand Handle Have Hold Ignore Import Increase Insert Install Iterate Join Judge Keep
+    Get Give Go Grow Guess Halve Hand Handle Have Hold Ignore Import Increase Insert Install Iterate Join Judge Keep
     Kill Launch Lay Leave Let Limit List Listen Load Lock Log Look Lower Make Map Mark Match Measure Merge Move
     Name Note Obey Observe Offer Open Order Override Parse Pass Pick Pin Place Plan Play Predict Prefer Prepare
     Print Prove Publish Pull Push Put Queue Raise Rank Read Rebuild Receive Record Refuse Register Release

@@ -1,4 +1,4 @@
-"""Masses for people: small ones can be read."""
+"""Quantities for people: small masses can be read, and slices have words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from clover.quantities import grams
+from clover.quantities import grams, slice_words
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,8 @@ from clover.quantities import grams
 )
 def test_grams_have_a_unit_that_shows_three_digits(value: float, text: str) -> None:
     assert grams(value) == text
+
+
+def test_slices_of_a_cpu_are_cores() -> None:
+    words = [slice_words(name) for name in ("1c", "2c", "16c", "3g.20gb", "gpu", "")]
+    assert words == ["1 core", "2 cores", "16 cores", "3g.20gb", "gpu", ""]

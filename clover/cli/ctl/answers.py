@@ -105,7 +105,8 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
         floor = f"accuracy >= {targets['accuracy_floor']:.2f} %"
         _say(
             console,
-            f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
+            f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, "
+            f"weight of carbon (lambda) {lam}",
         )
         if (source := targets.get("slo_source", "given")) != "given":
             _say(console, f"             the p95 target is {source}")

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clover.quantities import grams
+from clover.quantities import grams, slice_words
 
 _HEAD = 11
 """Columns of the word that a line begins with."""
@@ -183,7 +183,7 @@ def _runs(model: dict[str, Any]) -> str:
     workers: Counter[tuple[str, str]] = Counter()
     for worker in model.get("deployment") or []:
         where = worker.get("device", "") or worker.get("placement", "")
-        workers[worker["variant"], f"{worker.get('profile', '')} of {where}".removeprefix(" of ")] += 1
+        workers[worker["variant"], f"{slice_words(worker.get('profile', ''))} of {where}".removeprefix(" of ")] += 1
     named = set()
     parts = []
     for (variant, place), count in workers.items():

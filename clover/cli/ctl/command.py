@@ -73,7 +73,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
         everything = getattr(given, "all", False)
-        show(given.verb, answer, terminal.console(_WIDTH), everything=everything)
+        console = terminal.console(_WIDTH)
+        with console.capture() as shown:
+            show(given.verb, answer, console, everything=everything)
+        for line in shown.get().splitlines():
+            print(line.rstrip())  # the cells of a table are as wide as their column
         if note := note_on(given, answer):
             print(note)
     return 0
@@ -138,7 +142,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         "words",
         nargs="+",
         metavar="KEY=VALUE",
-        help="as slo_ms=20 mode=observe; lambda=none derives it again from the reference intensity",
+        help="as slo_ms=20 mode=observe; lambda is the weight of carbon, lambda=none derives it again",
     )
     return parser, verbs.choices
 

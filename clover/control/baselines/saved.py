@@ -330,8 +330,8 @@ def _single(shadow: Shadow, devices: Devices) -> dict[str, Any] | None:
         within = found.within(DEFAULT)
         as_accurate = found.shadow_accuracy >= found.accuracy - _LEAST_POINTS
         if as_accurate and within["low"] <= 0.0 and (best is None or within["shadow_g"] < best["shadow_g"]):
-            more = "no more" if within["grams"] <= 0.0 else f"{grams(within['grams'])} more, which may be an error"
-            words = f"{variant} alone would do as well: {found.shadow_accuracy:.2f} %, and {more}"
+            more = "no more" if within["grams"] <= 0.0 else f"{grams(within['grams'])} more (within the error)"
+            words = f"{variant} alone would have emitted {more}, at an accuracy of {found.shadow_accuracy:.2f} %"
             best = {"variant": variant, "accuracy": found.shadow_accuracy, **within, "words": words}
     return best
 

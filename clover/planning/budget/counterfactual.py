@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from clover.planning.model.frontier import FrontierPoint, hull
 from clover.planning.model.problem import LEAST_RATE, accuracies, services_of, whole
 from clover.planning.model.queueing import Lane, Service, lane_of
+from clover.quantities import slice_words
 from clover.types import Configuration, DeviceShape, FamilyProfile, GroupCount, Record
 
 Floats = NDArray[np.float64]
@@ -149,8 +150,8 @@ def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 
 
 
 def places(configuration: Configuration) -> str:
-    """Return the workers of one variant in words: "large on 2 x 2c"."""
-    counts = " + ".join(f"{group.count} x {group.profile}" for group in configuration)
+    """Return the workers of one variant in words: "large on 2 x 2 cores"."""
+    counts = " + ".join(f"{group.count} x {slice_words(group.profile)}" for group in configuration)
     return f"{configuration[0].variant} on {counts}"
 
 

@@ -78,7 +78,7 @@ def cost_bound(problem: Problem, objective: Objective) -> CostBound:
     """
     sleep, awake_w = sleep_states(problem.spared_w)
     base_j, base = objective.base_energy_j, objective.base_accuracy
-    own = replace(objective, form="paper", carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0)
+    own = replace(objective, form="paper", carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0, chain_floor=None)
 
     def formed(lam: float, slow: bool) -> Formulation:
         member = PackingMember(problem, replace(own, lam=lam))

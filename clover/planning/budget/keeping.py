@@ -42,7 +42,8 @@ def keeping(given: PlanningInput) -> Candidate | None:
     prediction = predicted(problem, configuration, state.routing)
     if prediction is None:
         return None
-    why = direct(problem, configuration, objective.max_utilisation).why or shortfall(objective, prediction)
+    why = direct(problem, configuration, objective.max_utilisation).why
+    why = why or shortfall(objective, prediction, chained=len(state.routing.chain) > 1)
     candidate = Candidate(
         configuration=configuration,
         routing=state.routing,

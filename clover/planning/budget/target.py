@@ -163,12 +163,13 @@ class RemainingHorizon:
 def target_of(state: State) -> float:
     """Return the accuracy (percent) that the budget asks for on average: best - budget, or what plans are held to if
     that is more, or if there is no budget."""
-    return target_from(state.objective, max(accuracies(state.profile).values(), default=0.0))
+    cascade = state.objective.cascade and state.profile.cascade is not None
+    return target_from(state.objective, max(accuracies(state.profile).values(), default=0.0), cascade=cascade)
 
 
-def target_from(objective: ObjectiveConfig, best: float) -> float:
-    """Return the target (percent) of an objective whose best variant has `best` percent."""
-    floor, budget = planned_floor(objective, best), objective.accuracy_budget
+def target_from(objective: ObjectiveConfig, best: float, *, cascade: bool = False) -> float:
+    """Return the target (percent) of an objective whose best variant has `best` percent, for mixes or for chains."""
+    floor, budget = planned_floor(objective, best, cascade=cascade), objective.accuracy_budget
     return floor if budget is None else max(floor, best - budget)
 
 
@@ -189,15 +190,16 @@ def budget_target(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> B
         price, least = left.price(asked), left.least_now(target, state)
     now = left.accuracy_at(price) if state.online else left.accuracy_now(asked, price)
     now = min(max(now, least), float(left.top[0]))
+    floor = objective.cascade_floor if given.problem.points else objective.planned_floor
     c_ref = objective.base_energy_j * GRAMS_PER_J * state.objective.reference_g_per_kwh
     return BudgetTarget(
-        accuracy=max(now, objective.planned_floor),
+        accuracy=max(now, floor),
         price=price,
         lam=1.0 / (1.0 + price * objective.base_accuracy / c_ref),
         asked=asked,
         target=target,
         served=served,
-        least=max(least, objective.planned_floor),
+        least=max(least, floor),
     )
 
 

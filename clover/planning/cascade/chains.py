@@ -136,7 +136,7 @@ def evaluate(
         why = asked.why or why or late
     if not why and play and p95_ms > objective.slo_ms:
         why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
-    if not why and point.accuracy < objective.planned_floor:
+    if not why and point.accuracy < (objective.cascade_floor if len(point.chain) > 1 else objective.planned_floor):
         why = f"accuracy {point.accuracy:.2f} % is below {objective.floor_text}"
     return Candidate(
         configuration=configuration,
@@ -236,7 +236,7 @@ def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoin
     room = sum(max(map(len, device.layouts), default=0) for device in problem.devices)  # every stage needs a worker
     found = []
     for point in points:
-        if not 2 <= len(point.chain) <= room or point.accuracy < objective.planned_floor:
+        if not 2 <= len(point.chain) <= room or point.accuracy < objective.cascade_floor:
             continue
         joules = sum(
             part * least.get(variant, math.inf) for variant, part in zip(point.chain, point.reach, strict=True)
@@ -372,6 +372,7 @@ def _members(problem: Problem, objective: Objective, point: ChainPoint, part: fl
                 form="floor",
                 accuracy_floor=0.0,
                 planned_floor=0.0,
+                chain_floor=None,
                 slo_ms=max(
                     front_ms + part * (objective.slo_ms - front_ms) * (spent / total_ms)
                     if part

@@ -78,9 +78,10 @@ def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, 
     return Prediction(p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(load, 1e9))
 
 
-def shortfall(objective: Objective, prediction: Prediction) -> str:
-    """Return why what is predicted does not keep the limits; empty if it does."""
-    if prediction.accuracy < objective.planned_floor - _SAME_ACCURACY:
+def shortfall(objective: Objective, prediction: Prediction, *, chained: bool = False) -> str:
+    """Return why what is predicted (of a cascade, if `chained`) does not keep the limits; empty if it does."""
+    floor = objective.cascade_floor if chained else objective.planned_floor
+    if prediction.accuracy < floor - _SAME_ACCURACY:
         return f"accuracy {prediction.accuracy:.2f} % is below {objective.floor_text}"
     if prediction.utilisation > objective.max_utilisation + 1e-6:
         return f"utilisation {prediction.utilisation:.2f} exceeds {objective.max_utilisation:.2f}"

@@ -97,7 +97,7 @@ class _Pending:
     """A window under way."""
 
     since_s: float
-    batches: int = 0
+    batches: float = 0.0
     seconds: float = 0.0
     expected_s: float = 0.0
 
@@ -110,7 +110,7 @@ class TimeEvidence:
         self._pending: dict[TimeKey, _Pending] = {}
 
     def served(
-        self, key: TimeKey, batches: int, seconds: float, expected_s: float, *, since_s: float, now_s: float
+        self, key: TimeKey, batches: float, seconds: float, expected_s: float, *, since_s: float, now_s: float
     ) -> bool:
         """Count batches between `since_s` and `now_s` that took `seconds` together and should have taken `expected_s`;
         return whether that closed a window."""

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.model.queueing import Service, energy_j_per_row
 from clover.planning.model.shares import best_mix
@@ -36,6 +38,8 @@ good in a search: of these the one that keeps most of what runs is taken."""
 MARGIN = 0.01
 """Of BASE's joules a row: what a change of configuration has to save beyond what it costs, as predictions err by about
 as much."""
+LAMBDA_MARGIN = 0.25
+"""Points above the floor, at most, of the cheapest mix that lambda is derived from."""
 NOISE = 0.05
 """Of the intensity: by as much do readings of an unchanged grid differ from its mean."""
 
@@ -55,6 +59,13 @@ class Objective:
     accuracy_floor: float
     planned_floor: float
     max_utilisation: float
+    chain_floor: float | None = None
+    """In place of `planned_floor` for chains of several stages, if their accuracies are bounds already."""
+
+    @property
+    def cascade_floor(self) -> float:
+        """The accuracy (percent) that chains of several stages are held to."""
+        return self.planned_floor if self.chain_floor is None else self.chain_floor
 
     def score(self, accuracy: float, energy_j: float) -> float:
         """Return f; higher is better.  `accuracy` in percent, `energy_j` a row."""
@@ -99,6 +110,7 @@ def objective_of(state: State) -> Objective:
     """Return the objective of `state`, with lambda derived if none is configured."""
     config = state.objective
     lam = derive_lambda(state.profile, config) if config.lam is None else config.lam
+    best = max(accuracies(state.profile).values(), default=0.0)
     return Objective(
         form=config.form,
         lam=lam,
@@ -107,23 +119,30 @@ def objective_of(state: State) -> Objective:
         base_accuracy=max(state.profile.base.accuracy, 1e-9),
         slo_ms=config.slo_ms,
         accuracy_floor=config.accuracy_floor,
-        planned_floor=planned_floor(config, max(accuracies(state.profile).values(), default=0.0)),
+        planned_floor=planned_floor(config, best),
         max_utilisation=config.max_utilisation,
+        chain_floor=None if config.cascade_margin is None else planned_floor(config, best, cascade=True),
     )
 
 
 def held_to(objective: Objective, accuracy: float) -> Objective:
     """Return the objective of the least carbon at `accuracy` percent, or at the planned floor if that is more."""
-    return replace(objective, form="floor", planned_floor=max(objective.planned_floor, accuracy))
+    chain_floor = None if objective.chain_floor is None else max(objective.chain_floor, accuracy)
+    floor = max(objective.planned_floor, accuracy)
+    return replace(objective, form="floor", planned_floor=floor, chain_floor=chain_floor)
 
 
-def planned_floor(objective: ObjectiveConfig, best: float) -> float:
-    """Return the accuracy that plans are held to: the floor and its margin, as far as the `best` variant reaches.
+def planned_floor(objective: ObjectiveConfig, best: float, *, cascade: bool = False) -> float:
+    """Return the accuracy that plans (or chains: `cascade`) are held to: the floor and its margin, as far as the `best`
+    variant reaches.
 
     A mix that lands on the floor exactly is below it, by chance, in half of all hours; the margin is what keeps the
     promise in the hours themselves.
     """
-    return max(objective.accuracy_floor, min(objective.accuracy_floor + objective.accuracy_margin, best))
+    margin = objective.accuracy_margin
+    if cascade and objective.cascade_margin is not None:
+        margin = objective.cascade_margin
+    return max(objective.accuracy_floor, min(objective.accuracy_floor + margin, best))
 
 
 def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
@@ -141,7 +160,9 @@ def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
     if not variants:
         return 0.5
     best = max(variants, key=lambda variant: (accuracy[variant], -energy[variant]))
-    floor = min(planned_floor(objective, accuracy[best]), accuracy[best])
+    # How much a gram is worth does not depend on how many rows the evaluation set has.
+    margin = min(objective.accuracy_margin, LAMBDA_MARGIN)
+    floor = min(planned_floor(structs.replace(objective, accuracy_margin=margin), accuracy[best]), accuracy[best])
     mix = best_mix([-energy[v] for v in variants], [accuracy[v] for v in variants], [1.0] * len(variants), floor)
     assert mix is not None  # the floor is not above the best variant and no capacity limits
     mixed_energy = sum(share * energy[v] for share, v in zip(mix, variants, strict=True))

@@ -43,14 +43,15 @@ def best_sustained(
     for part in PARTS:
         fewer = replace(problem, rate=part * problem.rate)
         there = predicted(fewer, found.best.configuration, found.best.routing)
-        if there is not None and not shortfall(objective, there):
+        chained = len(found.best.routing.chain) > 1
+        if there is not None and not shortfall(objective, there, chained=chained):
             break
         less = best_power_state(fewer, objective, running, kept=kept, seed=seed)
         if less.best.feasible:
             whole = predicted(problem, less.best.configuration, less.best.routing)
             if whole is None or whole.utilisation > WASTED * found.best.prediction.utilisation:
                 break
-            why = shortfall(objective, whole)
+            why = shortfall(objective, whole, chained=len(less.best.routing.chain) > 1)
             best = msgspec.structs.replace(less.best, prediction=whole, feasible=not why, why=why)
             best = with_idle_energy(best, problem, objective, less.best.awake)
             score = objective.score(whole.accuracy, best.prediction.joules)

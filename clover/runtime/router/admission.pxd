@@ -48,6 +48,7 @@ cdef class Admission:
     cdef double _margin
     cdef double _queued
     cdef Py_ssize_t _max_batch
+    cdef int64_t _sent_at_once
     cdef int64_t _kept_rows
     cdef int64_t _kept_slots
 

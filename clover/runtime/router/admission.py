@@ -97,6 +97,7 @@ class Admission:
         self._floor = 101.0  # percent: no variant reaches that, so rows go to another one only once there is a floor
         self._longest_ns = 0.0  # until the answer; 0: no limit
         self._max_batch = state.spec.max_batch
+        self._sent_at_once = _CREDITS * self._max_batch
         self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
         self._queued = _QUEUED
         slots = len(state.table.state)
@@ -285,7 +286,7 @@ class Admission:
         if `chained`, some later variant may be."""
         if self._dispatch.busy and (chained or self._batcher.saturated(lane)):
             return True
-        return self._batcher.depth(lane) >= _CREDITS * self._max_batch
+        return self._batcher.depth(lane) >= self._sent_at_once
 
     def _in_time(self, ticket: RouterTicket, lane: int, rows: int, timeout_ns: int, now_ns: int) -> int:
         """Return `lane` if `rows` more rows of a ticket in it would be answered within `timeout_ns` and the longest

@@ -156,7 +156,7 @@ class RetryBook:
             del self._of_flow[place.flow]
 
     def _advance(self, now_ns: int) -> None:
-        """Once a second: measure the rate, and close the seconds that are over."""
+        """Measure the rate and close the seconds that are over, once a second."""
         second = now_ns // SECOND_NS
         if second == self._second:
             return

@@ -33,6 +33,7 @@ cdef class Router(Model):
     cdef StandbyRouting _standby
     cdef Completion _completion
     cdef Account _account
+    cdef double _front_ms
     cdef list _fixed_in
     cdef list _fixed_out
 

@@ -99,6 +99,7 @@ class Router(Model):
         self.admission = Admission(state, self.dispatch, self._completion, self.monitor, self._standby, config)
         state.lost = self.died
         self._account = account
+        self._front_ms = 0.0
         self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
         self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
         self.expect(profile)
@@ -259,8 +260,9 @@ class Router(Model):
             pace.profiled(paces.get(lane, ProfiledPace()))
 
     def expect(self, profile: FamilyProfile | None) -> None:
-        """Use the accuracy of each variant, and of each chain, from `profile`."""
+        """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
+        self._front_ms = profile.front_ms if profile is not None else 0.0
         self.state.lanes.expect(profile.cascade if profile is not None else None)
         self.monitor.expect(profile)
         self.escalation.audits = self.audits if self.monitor.watching else None
@@ -271,8 +273,8 @@ class Router(Model):
         return self.monitor.report(self._account.method_of(self.name))
 
     def observe(self) -> dict[str, float]:
-        """Return live figures; `p95_ms`, and what it is at least for sure, are there only if something was
-        answered lately."""
+        """Return live figures; `p95_ms` as clients see it, and what it is at least for sure, are there only if
+        something was answered lately."""
         now_ns = self.state.now_ns()
         traffic, lanes = self.traffic, self.state.lanes
         rows = sum(traffic.rows)
@@ -299,8 +301,8 @@ class Router(Model):
             out["relieved_rows"] = float(traffic.relieved_rows)
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
-            out["p95_ms"] = p95_ms
-            out["p95_least_ms"] = traffic.p95_least_ms(now_ns)
+            out["p95_ms"] = p95_ms + self._front_ms
+            out["p95_least_ms"] = traffic.p95_least_ms(now_ns) + self._front_ms
         return out
 
     def fail_waiting(self, message: str) -> None:

@@ -33,9 +33,9 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace` of its speed.  `standby` chooses the standby
-    workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was spawned;
-    `ready_assignments` what has a worker now.
+    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses
+    the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
+    spawned; `ready_assignments` what has a worker now.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
         silent_s: float,
-        pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace(),
         standby: StandbyChooser | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -57,11 +56,13 @@ class FamilyFleet:
         self._account = account
         self.swaps = 0
         self.repartitions = 0
+        self.front_ms = 0.0
+        """Milliseconds that HTTP and the front end add to a p95, by the profile."""
         self._silent_ns = int(silent_s * _SECOND_NS)
         self._clock = clock
         self._routing = Routing(shares={})
         self._variants = {variant.name for variant in router.spec.variants}
-        self._pace = pace
+        self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -145,12 +146,15 @@ class FamilyFleet:
         found: dict[int, ProfiledPace] = {}
         for item in assignments:
             lane = self.members.lanes[item.variant]
-            found[lane] = found.get(lane, ProfiledPace()).beside(self._pace(item))
+            found[lane] = found.get(lane, ProfiledPace()).beside(self.pace(item))
         return found
 
     def observe(self) -> dict[str, float]:
-        """Return the router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
+        """Return the router's live figures, p95 as clients over HTTP see it, and `workers` ready, `restarting` and
+        `restarts` so far."""
         figures = self.router.observe()
+        for name in figures.keys() & {"p95_ms", "p95_least_ms"}:
+            figures[name] += self.front_ms
         spawned = self.members.spawned.values()
         members = [member for member in spawned if not member.standby]
         figures["workers"] = float(sum(member.ready for member in members))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import socketserver
 import subprocess
 import sys
@@ -250,7 +251,9 @@ def test_a_reader_that_stops_reading_is_no_fault(server: Any) -> None:
 def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     server.answer = (200, [DECISION])
     assert ctl(server, "decisions") == 0
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert not re.search(r" $", printed, re.MULTILINE)
+    text = " ".join(printed.split())
     assert "7 2024-01-31 00:00:00 fashion intensity applied cleaner grid [and]" in text
     assert "applied" in text
     assert ctl(server, "--json", "decisions") == 0
@@ -349,7 +352,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "cpu0:1c@1 small eager yes 100.0%" in text
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
-    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
+    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, weight of carbon (lambda) 0.25 (derived)" in text
     assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
 
 
@@ -570,6 +573,20 @@ def answered(**changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("columns", ["80", "140"])
+def test_no_line_ends_in_blanks(
+    columns: str, server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    long = DECISION | {"id": 12, "detail": "a reason that is longer than the other"}
+    for answer, words in (([DECISION, long], ["decisions"]), (answered(), ["state"]), (answered(), ["state", "--all"])):
+        server.answer = (200, answer)
+        assert ctl(server, *words) == 0
+        printed = capsys.readouterr().out
+        assert printed
+        assert not re.search(r"[ \t]$", printed, re.MULTILINE), printed
+
+
 def test_the_state_in_a_dozen_lines(
     server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -584,7 +601,7 @@ def test_the_state_in_a_dozen_lines(
         "grid         305 gCO2e/kWh from synthetic (synthetic, fresh), 2 min old",
         "control      policy objective, mode active",
         "fashion",
-        "  runs       2 x large on 1c of cpu0 (75% of rows), small on 1c of cpu0 (25% of rows)",
+        "  runs       2 x large on 1 core of cpu0 (75% of rows), small on 1 core of cpu0 (25% of rows)",
         "  demand     200 rows/s arrive, 3 waiting; 12,000 rows so far",
         "  latency    p95 1.54 ms of 31.5 ms: SLO held",
         "  accuracy   92.68 % expected of what served (by profile), floor 92.26 %: held",

@@ -115,7 +115,7 @@ def test_an_infeasible_problem_exits_3_with_the_reason(
         group["fits"] = group["fits"] and only in ("", group["slice"])
     path, target = tmp_path / "problem.json", tmp_path / "answer.json"
     path.write_text(json.dumps(plain | change))
-    assert main([str(path), "-o", str(target), "--time-limit", "1"]) == 3
+    assert main([str(path), "-o", str(target), "--time-limit", "30"]) == 3
     said = capsys.readouterr()
     assert said.out == ""
     assert reason in said.err

@@ -9,7 +9,9 @@ from msgspec.structs import replace
 
 from clover.control.accuracy_sample import AccuracySample
 from clover.control.request import PlanRequest
+from clover.planning.budget.target import target_of
 from clover.planning.model.margin import margin
+from clover.planning.model.objective import derive_lambda, held_to, objective_of
 from clover.types import CascadeProfile, FamilyProfile, State
 from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
@@ -55,6 +57,23 @@ def test_cascades_are_planned_with_only_if_their_bound_keeps_the_floor() -> None
     floor, points = seen.objective.accuracy_floor, seen.profile.cascade.points
     assert 0 < len(points) < sum(point.accuracy >= floor for point in POINTS)
     assert all(point.accuracy - floor >= 0.5 for point in points), "their intervals are half a point wide"
+
+
+def test_cascades_need_no_margin_beyond_their_own_bounds() -> None:
+    seen = state(rig())
+    aims, floor = objective_of(seen), seen.objective.accuracy_floor
+    assert aims.cascade_floor == floor < aims.planned_floor
+    assert held_to(aims, floor + 0.1).cascade_floor == floor + 0.1
+    given = objective_of(state(rig(accuracy_margin=0.3)))
+    assert given.cascade_floor == given.planned_floor
+    wanted = replace(seen, objective=replace(seen.objective, accuracy_budget=0.9))
+    assert target_of(wanted) == max(floor, 92.0 - 0.9)
+
+
+def test_a_small_sample_does_not_change_what_a_gram_is_worth() -> None:
+    seen = state(rig()).objective
+    lams = [derive_lambda(profile(), replace(seen, lam=None, accuracy_margin=margin)) for margin in (0.25, 0.6)]
+    assert lams[0] == lams[1]
 
 
 def test_an_operators_margin_wins_and_labels_do_not_change_it() -> None:

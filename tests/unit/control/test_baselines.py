@@ -71,8 +71,8 @@ def test_a_server_that_runs_base_saves_nothing_whatever_its_meter_and_load_are(r
         assert told["grams"] == pytest.approx(0.0, abs=1e-9 * told["emitted_g"])
         assert told["part"] == pytest.approx(0.0, abs=1e-12)
         assert told["accuracy_given_up"] == 0.0
-        assert told["against"].startswith("BASE: large on 1 x 2c, equal load and hardware, modelled")
-        assert told["words"].startswith("saved 0 g of CO2e (0 g to 0 g), 0.0 % of BASE (large on 1 x 2c, equal load")
+        assert told["against"].startswith("BASE: large on 1 x 2 cores, equal load and hardware, modelled")
+        assert told["words"].startswith("saved 0 g of CO2e (0 g to 0 g), 0.0 % of BASE (large on 1 x 2 cores, equal ")
         assert (told["low"], told["high"]) == (0.0, 0.0), "the same workers: whatever errs, errs on both sides"
         assert rig.controller.state()["models"]["toy"]["saved"]["base"] == told
 

@@ -32,7 +32,7 @@ from clover.policies.demanded import with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 from clover.simulate import families, parametric
-from clover.simulate.fleet import FleetModel
+from clover.simulate.flow import FleetModel
 from clover.types import (
     Assignment,
     Candidate,

@@ -16,7 +16,7 @@ from clover.planning.budget.counterfactual import base, lanes_of, mix_of
 from clover.planning.model.correction import corrected
 from clover.planning.model.problem import accuracies, services_of
 from clover.profiles import ProfileStore
-from clover.simulate.fleet import FleetModel
+from clover.simulate.flow import FleetModel
 from clover.types import MeteredWindow, WorkReport
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import cpu, profile
@@ -39,7 +39,7 @@ class Plant:
     def work(self, seconds: float = 1.0) -> WorkReport:
         """Return what is done in so many seconds, in batches of one and two rows."""
         shares = self.shares or self.rig.fleet.routing.shares
-        served: dict[tuple[str, str, int], tuple[int, float]] = {}
+        served: dict[tuple[str, str, int], tuple[float, float]] = {}
         metered = []
         for variant, share in shares.items():
             shapes = {item.placement.profile for item in self.rig.fleet.routed if item.variant == variant}

@@ -133,7 +133,7 @@ def test_a_right_sized_base_idles_with_fewer_cores() -> None:
         await rig.deploy()
         await rig.serve({"large": 1.0}, 30, rate=20.0)
         told = rig.told("right_sized")
-        assert "large on 1 x 1c, equal load, the rest asleep or off" in told["words"]
+        assert "large on 1 x 1 core, equal load, the rest asleep or off" in told["words"]
         assert told["rows"] == rig.shadow.rows
         sums = rig.shadow.on_right_sized
         assert sums.shadow_idle[0] == pytest.approx(0.5 * 30 * 3.0), "of the workers' and what none holds, half"
@@ -165,7 +165,8 @@ def test_a_single_variant_that_would_do_as_well_is_named() -> None:
         found = saved(rig.shadow)
         assert found is not None
         assert found["single"]["variant"] == "large"
-        assert found["single"]["words"].startswith("large alone would do as well: 92.00 %, and ")
+        assert found["single"]["words"].startswith("large alone would have emitted ")
+        assert found["single"]["words"].endswith(", at an accuracy of 92.00 %")
         thrifty = SavingServer(family={"accuracy_floor": 88.0}, ratio=1.0)
         await thrifty.deploy()
         await thrifty.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")

@@ -314,6 +314,7 @@ class Loop:
     def __init__(self, predicted_ms: float = 9.0) -> None:
         self.pressure, self.windows = SloPressure(), SloWindows()
         self.now_s = 1000.0
+        self.service_ms = 4.0
         self.predicted_ms = predicted_ms
         self.routing = Routing(shares={"small": 1.0})
         self.reasons: list[tuple[float, str]] = []
@@ -345,6 +346,7 @@ class Loop:
                 deployment=(),
                 routing=self.routing,
                 plan=plan,
+                service_ms=self.service_ms,
                 bound="",
             )
             if not sight.late:
@@ -406,6 +408,34 @@ def test_pressure_that_is_not_needed_is_given_up() -> None:
     loop.look(5.0, int(5 * FIRST_HOLD_S))
     assert loop.pressure.factor == 1.0
     assert len(loop.reasons) == 4  # 1.5, 1.25, 1.125, 1
+
+
+def test_pressure_falls_by_as_much_as_services_are_known_to_be_slower() -> None:
+    loop = Loop()
+    loop.look(14.0, 22)
+    assert loop.pressure.factor == pytest.approx(1.5)
+    loop.service_ms = 5.0
+    loop.look(5.0, 1)
+    assert loop.pressure.factor == pytest.approx(1.2)
+    loop.service_ms = 4.5
+    loop.look(5.0, 1)
+    assert loop.pressure.factor == pytest.approx(1.2)
+    loop.service_ms = 6.0
+    loop.look(5.0, 1)
+    assert loop.pressure.factor == 1.0
+
+
+def test_a_profile_that_is_corrected_takes_the_place_of_pressure() -> None:
+    async def story() -> None:
+        rig, fleet = rig_of(1.5)
+        await watched(rig, fleet, 60)
+        assert rig.family.slo.pressure.factor == pytest.approx(1.5)
+        rig.family.learned.corrected = fleet.truth
+        rig.family.triggers.again(0.0)
+        assert await watched(rig, fleet, 120) == []
+        assert rig.family.slo.pressure.factor == 1.0
+
+    drive(story)
 
 
 # --- windows --------------------------------------------------------------------------------------------------------

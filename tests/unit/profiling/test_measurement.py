@@ -633,9 +633,10 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)", "*"] in rows
     assert ["v", "1c", "eager", "1", "1", "1.000", "1.000", "4.000", "1.000", "90.00", "±", "1.00", "100"] in rows
     assert "energy modelled" in text
-    base = "BASE: v with x on 1 x 1c at 60 % load: p95 2.00 ms (measured), 1.000 mJ/row (modelled), 90.00 % (published)"
-    assert base in text
+    figures = "p95 2.00 ms (measured), 1.000 mJ/row (modelled), 90.00 % (published)"
+    assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
     assert "note: the front end shares" in text
+    assert "slices: 1c is 1 core" in text
     narrow = report.table(profile, 75)
     assert max(map(len, narrow.partition("\n\n")[0].splitlines())) <= 75
     assert "p95 ms  mJ/row  accuracy %" in narrow

@@ -80,6 +80,7 @@ def test_latencies_that_grow_tell_how_much_more_comes_than_is_served() -> None:
     stalled = noise_ms.copy()
     stalled[920:980] += 400.0
     assert load_of(stalled, 2.0, busy=0.6) == 0.6, "one stall is no queue"
+    assert load_of(noise_ms[:2], 2.0, busy=0.6) == 0.6, "two answers are no queue either"
 
 
 def test_the_p95_of_another_load_is_brought_to_the_one_wanted() -> None:

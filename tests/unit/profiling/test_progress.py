@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import os
 import re
@@ -32,6 +33,20 @@ def test_the_time_left_follows_from_the_steps_done() -> None:
     assert left.left_s(2, 10) == pytest.approx(24.0)
     assert left.text(2, 10) == "2 of 10 steps, about 24 s left"
     assert left.left_s(2, 4) == pytest.approx(6.0), "a total that was estimated wrongly is corrected"
+
+
+def test_the_time_left_is_steady_though_steps_are_not_alike() -> None:
+    clock = Clock()
+    time_left = TimeLeft(clock)
+    steps = [6, 2, 2, 7, 2, 2, 8, 3, 3, 9, 3, 3, *[1, 3, 1, 1] * 12, 5]
+    found, truth = list[float](), list[float]()
+    for done, seconds in enumerate(steps):
+        if (left_s := time_left.left_s(done, len(steps))) is not None:
+            found.append(left_s)
+            truth.append(sum(steps[done:]))
+        clock.now_s += seconds
+    assert max(after - before for before, after in itertools.pairwise(found)) < 10.0  # 49 by the mean step alone
+    assert found[-1] == pytest.approx(truth[-1], abs=5.0)
 
 
 def test_compiling_and_measuring_are_estimated_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -308,7 +309,27 @@ def test_the_console_script_is_the_dispatcher_and_lists_every_command(
     listed = {line.split()[0]: line.strip() for line in lines if line.startswith("  ")}
     assert set(listed) == set(COMMANDS)
     assert all(len(about.split()) > 4 for about in listed.values()), "each with a line in plain English"
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
+
+
+def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
+    """Yield the lines of the help of a command, and of each of its verbs if it has any."""
+    with contextlib.suppress(SystemExit):
+        dispatch([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: ")
+    yield from shown.splitlines()
+    verbs = shown.partition("\n  VERB\n")[2].partition("\n\n")[0]
+    for verb in re.findall(r"^    (\w+)", verbs, re.MULTILINE):
+        yield from helps([*words, verb], capsys)
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "clover")
+def test_every_help_fits_eighty_columns(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in helps(words, capsys) if len(line) > 80] == []
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_in_a_gust_relief_keeps_rows_in_time() -> None:
     without = played("base", "constant:0.5", gust=2.5, seed=3)
     relieved = played("base", "constant:0.5", gust=2.5, seed=3, relief="auto")
     assert (relieved.rows, relieved.gust_rows) == (without.rows, without.gust_rows), "the same rows"
-    assert without.gust_late > 0.5 * without.gust_rows
+    assert without.gust_late > 0.3 * without.gust_rows, "those that are refused count; the others are in time"
     assert relieved.gust_late * 3 < without.gust_late
     assert relieved.back_s <= 5.0 < without.back_s
     assert relieved.reliefs >= 1
@@ -239,14 +239,15 @@ def with_cascade(folder: Path) -> str:
 def on_cores(path: str, policy: str, **rules: Any) -> Case:
     shape = cpu()
     machine = SimulatedMachine((shape,), 4.0, "two cores")
-    own = World(machine, families.load(path, machine.shapes), Rules(noise=False, form="floor", slo_ms=30.0, **rules))
+    held = Rules(noise=False, form="floor", slo_ms=30.0, waits=False, **rules)
+    own = World(machine, families.load(path, machine.shapes), held)
     return Case(own, world.traces([], "", 1.0)[0], loads.parse("constant:150/s"), world.scheme(policy), 0)
 
 
 def test_a_cascade_row_by_row_is_what_was_planned(tmp_path: Path) -> None:
     path = with_cascade(tmp_path)
     rules = {"accuracy_floor": 91.0, "accuracy_margin": 0.0}
-    mixed = play(on_cores(path, "objective", **rules), seconds=60.0)
+    mixed = play(on_cores(path, "objective+mix", **rules), seconds=60.0)
     chained = play(on_cores(path, "objective+cascade", **rules), seconds=60.0)
     assert chained.planned_accuracy == 91.5
     assert chained.accuracy == pytest.approx(91.5, abs=0.15)

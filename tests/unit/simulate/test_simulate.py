@@ -33,7 +33,8 @@ from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import estimate
 from clover.profiles import default_slo_ms
 from clover.simulate import clock, families, forecasts, loads, page, paper, replay, work, world
-from clover.simulate.fleet import FleetModel, SimulatedDevice, SimulatedFleet
+from clover.simulate.fleet import SimulatedDevice, SimulatedFleet
+from clover.simulate.flow import FleetModel
 from clover.simulate.records import JOULES_PER_KWH, Results, Run
 from clover.simulate.world import Case, Rules, Scheme, World
 from clover.types import Assignment, Decision, Placement, Reading, Routing
@@ -42,7 +43,7 @@ from tests.support.profiles_fixture import cpu, profile
 pytestmark = pytest.mark.slow
 
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
-EXACT = Rules(noise=False)
+EXACT = Rules(noise=False, reference_g_per_kwh=250.0)
 PAPER = Rules(noise=False, lam=paper.LAMBDA, accuracy_floor=0.0, accuracy_margin=0.0, look_s=900.0)
 
 
@@ -102,7 +103,7 @@ def test_waiting_for_nothing_is_an_error() -> None:
 
 def test_base_by_hand(tmp_path: Path) -> None:
     """Two hours of two intensities: every figure of BASE follows from the table."""
-    rules = Rules(noise=False, look_s=3600.0, pue=1.2)
+    rules = Rules(noise=False, look_s=3600.0, pue=1.2, reference_g_per_kwh=250.0)
     run = replay.play(a_case(trace_file(tmp_path, (100.0, 300.0)), rules=rules))
     # ALBERT xxlarge on a whole A100: 42.51 ms at 185 W above 52 W of idle power.
     rate = 0.6 * 1e3 / 42.51
@@ -345,7 +346,7 @@ def test_the_dwell_time_holds_changes_back(tmp_path: Path) -> None:
 
 def test_a_change_without_capacity_is_refused(tmp_path: Path) -> None:
     """One GPU cannot be cut anew under load: the transition's capacity floor, not a rule of the simulation."""
-    rules = Rules(noise=False, lam=0.2, accuracy_floor=0.0, slo_ms=560.0)
+    rules = Rules(noise=False, lam=0.2, accuracy_floor=0.0, slo_ms=560.0, reference_g_per_kwh=250.0, waits=False)
     case = a_case(trace_file(tmp_path, (40.0, 500.0)), policy="oracle", rules=rules, family="yolov5")
     run = replay.play(case)
     assert run.held["capacity"] == 1
@@ -636,8 +637,8 @@ def test_the_synthetic_source_says_so(capsys: pytest.CaptureFixture[str], tmp_pa
     [
         (["resnet"], "there is no family 'resnet'"),
         (["albert", "--policies", "best"], "unknown policy 'best'"),
-        (["albert", "--policies", "objective@much"], "takes a lambda"),
-        (["albert", "--policies", "objective@2"], "lambda is 0 to 1"),
+        (["albert", "--policies", "objective@much"], "takes a weight of carbon"),
+        (["albert", "--policies", "objective@2"], "L, the weight of carbon, is 0 to 1"),
         (["albert", "--load", "constant:9"], "above 0 and up to 3"),
         (["albert", "--load", "diurnal:x"], "takes a part"),
         (["albert", "--load", "nowhere.txt"], "No such file"),

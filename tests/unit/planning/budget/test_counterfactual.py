@@ -30,7 +30,7 @@ def mix(item: Fixed) -> Mix:
 def test_base_is_the_best_variant_on_whole_devices_as_the_queueing_model_has_it() -> None:
     found = base(profile(), (cpu(2), cpu(2, "cpu1")))
     assert found is not None
-    assert (found.words, found.accuracy) == ("large on 2 x 2c", 92.0)
+    assert (found.words, found.accuracy) == ("large on 2 x 2 cores", 92.0)
     [(lane, share)] = found.lanes
     assert share == 1.0
     rate = math.exp(140 * math.log(1.03))
@@ -96,14 +96,14 @@ def test_a_shadow_differs_by_no_more_than_the_model_says_and_less_where_the_mete
 def test_a_right_sized_base_is_on_as_few_cores_as_keep_the_slo_and_the_others_sleep() -> None:
     few = alternatives(state(rate=20.0), 20.0).right_sized
     assert few is not None
-    assert (few.kept, mix(few).words) == (0.5, "large on 1 x 1c")
+    assert (few.kept, mix(few).words) == (0.5, "large on 1 x 1 core")
     capacity = base_capacity(profile(), (cpu(2),))
     many = alternatives(state(rate=0.7 * capacity), 0.7 * capacity).right_sized
     assert many is not None
     assert many.kept == 1.0
     beyond = alternatives(state(rate=1e6), 1e6).right_sized
     assert beyond is not None
-    assert (beyond.kept, mix(beyond).words) == (1.0, "large on 1 x 2c")
+    assert (beyond.kept, mix(beyond).words) == (1.0, "large on 1 x 2 cores")
 
 
 def test_a_right_sized_base_uses_gpus_as_a_whole_or_not_at_all() -> None:
@@ -111,7 +111,7 @@ def test_a_right_sized_base_uses_gpus_as_a_whole_or_not_at_all() -> None:
     now = msgspec.structs.replace(state(rate=20.0), devices=gpus)
     few = alternatives(now, 20.0).right_sized
     assert few is not None
-    assert (few.kept, mix(few).words) == (0.5, "large on 1 x 2c")
+    assert (few.kept, mix(few).words) == (0.5, "large on 1 x 2 cores")
 
 
 def test_each_variant_that_keeps_slo_and_floor_is_known_by_itself() -> None:

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec import structs
 
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unavailable
 from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.tickets import RouterTicket
 from clover.types import TensorSpec
+from tests.support.profiles_fixture import profile
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt, family
 
 
@@ -589,6 +591,11 @@ def test_statistics(house: House) -> None:
     assert observed["p95_ms"] == pytest.approx(4.0, rel=0.02)
     assert observed["accuracy_served"] == 80.0
     assert observed["arrival_rate"] == pytest.approx(4.0)
+    assert observed["p95_least_ms"] == 0.0  # of one answer
+    # What clients see has what HTTP adds besides.
+    measured = profile(variants={variant.name: (80.0, 1.0) for variant in house.router.spec.variants})
+    house.router.expect(structs.replace(measured, front_ms=1.5))
+    assert house.router.observe()["p95_ms"] == pytest.approx(5.5, rel=0.02)
 
 
 # --- no slot is ever lost ---------------------------------------------------------------------------------------------
