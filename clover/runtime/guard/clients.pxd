@@ -14,6 +14,10 @@ cdef class Sender:
     cdef public Sender payer
     cdef public int64_t era
 
+    cdef double _most
+    cdef double _back
+
+    cdef pay(self, double tokens)
     cdef came(self, bint new)
 
 cdef class ClientGroups:

@@ -40,6 +40,10 @@ NEW_ROWS = 16
 """Rows until which a connection counts as new.  So who opens one after the other is one client."""
 START = 6.0
 """Escalations that a client may have before it has sent anything."""
+MOST = 64.0
+"""Tokens that a client may keep."""
+BACK = 16.0
+"""Tokens with which a client that was over its limit is so no longer."""
 
 _OTHERS = np.ones((GROUPS, VIEWS))
 _OTHERS[np.arange(GROUPS), 1 + np.arange(GROUPS)] = 0.0
@@ -63,6 +67,8 @@ class Sender:
     `ClientGroups` are."""
 
     __slots__ = (
+        "_back",
+        "_most",
         "era",
         "escalations",
         "group",
@@ -94,6 +100,15 @@ class Sender:
         self.over = False
         """Whether it used them up, and has not got so many again since."""
         self.era = 0
+        self._most, self._back = MOST, BACK  # read with each row: an attribute has its C type
+
+    def pay(self, tokens: float) -> None:
+        """Get tokens for a row."""
+        self.tokens = min(self.tokens + tokens, self._most)
+        if self.over and self.tokens >= self._back:
+            self.over = False
+        if self.payer is not None:
+            self.payer.pay(tokens)
 
     def came(self, new: bool) -> None:
         """Count whether the input of a row was new."""

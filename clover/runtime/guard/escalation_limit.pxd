@@ -11,6 +11,8 @@ cdef class EscalationLimit:
     cdef readonly bint acts
     cdef ClientGroups _clients
     cdef double _family
+    cdef double _slack
+    cdef double _most
     cdef int64_t _rows
     cdef int64_t _recent
     cdef int64_t _over
@@ -23,5 +25,3 @@ cdef class EscalationLimit:
     @cython.locals(payer=Sender, lacking=bint)
     cpdef bint allows(self, Sender sender, Py_ssize_t group) except -1
     cdef bint _lacks(self, Sender sender) except -1
-
-cdef _pay(Sender sender, double tokens)

@@ -9,7 +9,7 @@ runs out of these in one case of two thousand, ever.
 The *usual* share is the planned one, or what groups of clients with a quarter of the rows stay below, if that is more:
 inputs that have become harder for nearly everyone are drift, and nobody is limited for that.
 
-A client that has used up its tokens is *over its limit*, until it has `BACK` again.  Then
+A client that has used up its tokens is *over its limit*, until it has `clients.BACK` again.  Then
 
 - its rows keep the answer of the variant they have reached, but for those that it gets a token for, while the family as
   a whole escalates more than `SLACK` times the usual share (as long as it does not, it costs nobody anything);
@@ -27,22 +27,31 @@ from __future__ import annotations
 
 from clover.runtime.guard.clients import GROUPS, RECENT_ROWS, REST, ClientGroups, Sender
 
-MOST = 64.0
-"""Tokens that a client may keep."""
 FAMILY = 16.0
-"""The same of the family as a whole."""
-BACK = 16.0
-"""Tokens with which a client that was over its limit is so no longer."""
+"""Tokens that the family as a whole may keep."""
 SLACK = 1.1
 ROWS = 64
 """Rows after which the usual share is found anew."""
 
 
 class EscalationLimit:
-    """Limits the escalations of the `clients` of one family to `multiple` times the usual share; 0: to nothing.  With
+    """Limits the escalations of the `clients` of one family to `multiple` times the usual share (0: there is no limit).  With
     `acts` False rows are counted, and escalated all the same.  `refused`: rows that were over the limit."""
 
-    __slots__ = ("_clients", "_family", "_over", "_recent", "_rows", "acts", "multiple", "planned", "refused", "usual")
+    __slots__ = (
+        "_clients",
+        "_family",
+        "_most",
+        "_over",
+        "_recent",
+        "_rows",
+        "_slack",
+        "acts",
+        "multiple",
+        "planned",
+        "refused",
+        "usual",
+    )
 
     def __init__(self, clients: ClientGroups, multiple: float, *, acts: bool = True) -> None:
         self.multiple = multiple
@@ -56,6 +65,7 @@ class EscalationLimit:
         self._family = FAMILY
         self._rows = 0
         self._recent = self._over = 0  # recent rows, and those of clients over their limit
+        self._slack, self._most = SLACK, FAMILY  # read with each row: an attribute has its C type
 
     def answered(self, sender: Sender, planned: float) -> None:
         """Count a row that was answered first, by a chain of which `planned` escalations a row are expected."""
@@ -66,10 +76,8 @@ class EscalationLimit:
             self.usual = self._seen()
         share = max(planned, self.usual)
         tokens = min(self.multiple * share, (1.0 + share) / 2)
-        _pay(sender, tokens)
-        if sender.payer is not None:
-            _pay(sender.payer, tokens)
-        self._family = min(self._family + SLACK * share, FAMILY)
+        sender.pay(tokens)
+        self._family = min(self._family + self._slack * share, self._most)
         self._recent += 1
         self._over += self.is_over(sender)
         if self._recent >= RECENT_ROWS:
@@ -102,7 +110,7 @@ class EscalationLimit:
         sender.tokens = max(sender.tokens - 1.0, 0.0)
         if payer is not None:
             payer.tokens = max(payer.tokens - 1.0, 0.0)
-        self._family = max(self._family - 1.0, -FAMILY)
+        self._family = max(self._family - 1.0, -self._most)
         return True
 
     def _lacks(self, sender: Sender) -> bool:
@@ -125,10 +133,3 @@ class EscalationLimit:
             if rest <= 0.0:
                 return share
         return 0.0
-
-
-def _pay(sender: Sender, tokens: float) -> None:
-    """Give tokens to a client."""
-    sender.tokens = min(sender.tokens + tokens, MOST)
-    if sender.over and sender.tokens >= BACK:
-        sender.over = False

@@ -7,8 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.runtime.guard.clients import NEW_ROWS, ClientGroups
-from clover.runtime.guard.escalation_limit import MOST, EscalationLimit
+from clover.runtime.guard.clients import MOST, NEW_ROWS, ClientGroups
+from clover.runtime.guard.escalation_limit import EscalationLimit
 
 PLANNED = 0.2
 
