@@ -35,7 +35,7 @@ ROWS = 64
 
 
 class EscalationLimit:
-    """Limits the escalations of the `clients` of one family to `multiple` times the usual share (0: there is no limit).  With
+    """Limits the escalations of the `clients` of one family to `multiple` times the usual share.  0: no limit.  With
     `acts` False rows are counted, and escalated all the same.  `refused`: rows that were over the limit."""
 
     __slots__ = (
