@@ -58,7 +58,8 @@ def test_workers_serve_by_the_truth_and_report_it() -> None:
 
 def test_a_lost_gpu_serves_nothing_and_comes_back() -> None:
     lost = LostDevice(0, 1200.0, 1200.0)
-    run, judge = judged(case(Rules(noise=False, look_s=60.0, reference_g_per_kwh=250.0, surprises=Surprises(lost=(lost,)))))
+    rules = Rules(noise=False, look_s=60.0, reference_g_per_kwh=250.0, surprises=Surprises(lost=(lost,)))
+    run, judge = judged(case(rules))
     words = [step.deployment for step in run.steps]
     assert all(deployment != words[19] for deployment in words[20:39])
     assert judge.changes
