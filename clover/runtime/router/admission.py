@@ -298,7 +298,7 @@ class Admission:
             for later in ticket.chain.lanes[1:]:
                 if not found and self._batcher.saturated(later):
                     found = self._too_long(later, flow, 1, timeout_ns, part, now_ns)
-        if not found:
+        if not found or (found == _SLOW and self._standby.at_hand):  # standby workers take over after this turn
             return lane
         other = self._with_room(ticket, timeout_ns, part, now_ns) if ticket.chain is None else -1
         if other >= 0:

@@ -27,6 +27,11 @@ class StandbyRouting:
         """Whether rows go to standby workers."""
         return self._relief.active
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether there are standby workers that no rows go to yet."""
+        return self.standby is not None and not self._relief.active
+
     def set(self, standby: StandbyWorkers | None) -> None:
         """Use `standby` from now on; relief that is on stays on while there are standby workers."""
         if self._relief.active:
