@@ -79,14 +79,16 @@ class Ledger:
             errors=self.errors.saved(),
         )
 
-    def restore(self, saved: SavedLedger) -> None:
-        """Go on where `saved` was left, before the first look; ValueError if its figures cannot be."""
+    def restore(self, saved: SavedLedger, *, spent: bool = True) -> None:
+        """Go on where `saved` was left, before the first look, with load and forecasts alone if not `spent`; ValueError
+        if its figures cannot be."""
         figures = (saved.since_s, saved.rows, saved.accuracy_rows)
         if not all(map(math.isfinite, figures)) or not 0.0 <= saved.accuracy_rows <= 100.0 * saved.rows + 1e-6:
             raise ValueError("rows and their accuracies do not fit")
         self.rates.restore(saved.rates)
         self.errors.restore(saved.errors)
-        self.since_s, self.rows, self.accuracy_rows = figures
+        if spent:
+            self.since_s, self.rows, self.accuracy_rows = figures
 
     def end_s(self, grid_s: float, horizon_s: float) -> float:
         """Return the grid time at which the horizon under way ends; a horizon that begins now, before the first

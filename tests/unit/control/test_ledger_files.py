@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import msgspec
@@ -53,6 +54,15 @@ async def test_a_horizon_that_ended_begins_anew(tmp_path: Path, caplog: pytest.L
     again = started(tmp_path, at_h=1024.0)
     assert again.family.ledger.rows == 0.0
     assert "its horizon has ended" in caplog.text
+
+
+@on_a_loop
+async def test_load_and_forecast_errors_outlive_the_horizon(tmp_path: Path) -> None:
+    before = (await left_behind(tmp_path)).family.ledger
+    again = started(tmp_path, at_h=1024.0).family.ledger
+    assert len(again.rates) == len(before.rates) > 0
+    assert again.errors.saved() == before.errors.saved()
+    assert math.isnan(again.since_s)
 
 
 @pytest.mark.parametrize(
