@@ -173,6 +173,7 @@ class Controller:
             family = self.context.families.pop(name, None)
             if family is not None:
                 await self.learner.finish([family])
+                await self.ledger_files.close([family], self.context.grid.now())
                 await family.applier.clear()
 
     async def stop(self) -> None:

@@ -57,6 +57,15 @@ async def test_a_horizon_that_ended_begins_anew(tmp_path: Path, caplog: pytest.L
 
 
 @on_a_loop
+async def test_a_family_that_is_unloaded_and_loaded_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    made = started(tmp_path)
+    await made.deploy()
+    await served(made, 3.0, 5000.0, 91.0)
+    await made.controller.release("toy")
+    assert started(tmp_path, at_h=1004.0).family.ledger.rows == 5000.0
+
+
+@on_a_loop
 async def test_load_and_forecast_errors_outlive_the_horizon(tmp_path: Path) -> None:
     before = (await left_behind(tmp_path)).family.ledger
     again = started(tmp_path, at_h=1024.0).family.ledger
