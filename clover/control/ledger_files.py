@@ -68,6 +68,7 @@ class LedgerFiles:
             if not why:
                 why = _over(found, family, grid_s)
                 family.ledger.restore(found.ledger, spent=not why)
+                family.ledger.skip(family.fleet.observe())
         except FileNotFoundError:
             return
         except OSError as error:

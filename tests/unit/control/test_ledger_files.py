@@ -63,6 +63,10 @@ async def test_a_family_that_is_unloaded_and_loaded_again_goes_on_where_it_was(t
     await served(made, 3.0, 5000.0, 91.0)
     await made.controller.release("toy")
     assert started(tmp_path, at_h=1004.0).family.ledger.rows == 5000.0
+    await made.controller.adopt(made.family.spec, made.profile, made.fleet, made.settings)
+    made.family = made.controller.context.families["toy"]
+    await served(made, 0.1, 10.0, 91.0)
+    assert made.family.ledger.rows == 5010.0, "the router counted on"
 
 
 @on_a_loop
