@@ -1,8 +1,9 @@
 """What a change of configuration costs here, as far as it was seen: how long a worker takes to start, and how long a
 configuration lasts.
 
-A change is worth it if it saves more, over the time that it is expected to last, than starting the workers takes and
-the capacity that is missing meanwhile puts at risk (`clover.control.gate`, `clover.planning.budget.steering`).
+A change is worth it if it saves more, over the time that it is expected to last, than starting the workers takes
+(`clover.planning.budget.steering`) and than the capacity that is missing meanwhile puts at risk (`clover.control.gate`,
+which alone knows of that).
 """
 
 from __future__ import annotations

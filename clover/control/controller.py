@@ -173,6 +173,7 @@ class Controller:
             family = self.context.families.pop(name, None)
             if family is not None:
                 await self.learner.finish([family])
+                await self.ledger_files.close([family], self.context.grid.now())
                 await family.applier.clear()
 
     async def stop(self) -> None:
@@ -256,9 +257,9 @@ class Controller:
         assert context.grid.reading is not None
         family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
+        self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
         reason = watch_slo(context, family, now_s)
         family.demand.look(now_s, family.fleet.demanded())
-        self.learner.look(family)
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)

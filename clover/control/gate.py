@@ -139,10 +139,10 @@ def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: f
             yield other
 
 
-def swaps(family: Family) -> Iterator[Configuration]:
+def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
     """Yield configurations that differ from what runs in variants alone, the fewest swaps first (in doubling numbers),
-    towards the variant that serves most rows.  Instances stay, and a worker loads beside the one that it replaces: no
-    capacity is lost on the way."""
+    towards the variant that serves most rows, and that are not backed off.  Instances stay, and a worker loads beside
+    the one that it replaces: no capacity is lost on the way."""
     running = family.deployed.configuration if family.deployed is not None else ()
     services = services_of(family.corrected)
     found: dict[Configuration, int] = {}
@@ -159,7 +159,8 @@ def swaps(family: Family) -> Iterator[Configuration]:
                 swapped[group.variant, group.profile] -= count
                 swapped[variant, group.profile] += count
                 found.setdefault(_configuration(swapped), count)
-    yield from sorted(found, key=lambda configuration: found[configuration])
+    usable = [configuration for configuration in found if not family.backed_off(configuration, now_s)]
+    yield from sorted(usable, key=lambda configuration: found[configuration])
 
 
 def _configuration(counts: Counter[tuple[str, str]]) -> Configuration:

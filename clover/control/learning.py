@@ -5,9 +5,11 @@ workers were started or drained is left out, with `SETTLE_S` after it: models lo
 than `LONG_S` is mostly of other times, and counts).  A family that owns a part of the machine is planned with services
 that are that much slower; a batch that takes longer than profiled, but no longer than that, is in order.
 
-The factors in force change only once one of them would move by more than `STEP`, because plans that were solved are
-remembered by profile.  One that moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after
-the last such plan at the earliest: a variant that is new there shows only then what it takes.
+The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
+`FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
+solved are remembered by profile, and those of a budget take seconds to be solved anew.  One that moved by more than
+`REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that
+is new there shows only then what it takes.
 
 Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
 cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
@@ -41,6 +43,9 @@ EVERY_S = 5.0
 SETTLE_S = 3.0
 LONG_S = 60.0
 STEP = 0.02
+LEAP = 0.05
+FIRST_REST_S = 30.0
+LONGEST_REST_S = 3600.0
 REPLAN = 0.1
 REPLAN_S = 30.0
 FAR = 1.5
@@ -92,6 +97,8 @@ class Learning:
         self._settled_s = -math.inf
         self._reported_s = math.inf
         self._looked_s = -math.inf
+        self._rested_s = -math.inf
+        self._rest_s = FIRST_REST_S
         self._far_since_s = math.inf
 
     # --- learning -----------------------------------------------------------------------------------------------------
@@ -117,9 +124,12 @@ class Learning:
         if now_s < self._looked_s + EVERY_S:
             return False
         self._looked_s = now_s
-        moved = self._take(now_s, STEP)
+        moved = self._take(now_s, STEP if now_s >= self._rested_s else LEAP)
+        if moved:
+            self._rest_s = FIRST_REST_S if moved > REPLAN else min(2.0 * self._rest_s, LONGEST_REST_S)
+            self._rested_s = now_s + self._rest_s
         self._judge(now_s)
-        return moved
+        return moved > 0.0
 
     def _served(self, key: TimeKey, batches: float, seconds: float, share: float, since_s: float, now_s: float) -> None:
         variant, name, rows = key
@@ -134,17 +144,18 @@ class Learning:
             (variant, name, nearest), batches, seconds, expected_s, since_s=since_s, now_s=now_s
         )
 
-    def _take(self, now_s: float, least: float) -> bool:
-        """Put the factors of now in force if one of them moved by more than `least`; return whether one did."""
+    def _take(self, now_s: float, least: float) -> float:
+        """Put the factors of now in force if one of them moved by more than `least`; return by how much one did, 0 if
+        they stay."""
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
-        moved = max(_moved(self.time, time), _moved(self.energy, energy))
-        if moved <= math.log1p(least):
-            return False
+        moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy)))
+        if moved <= least:
+            return 0.0
         self.time, self.energy = time, energy
         self.corrected = corrected(self.profile, time, energy)
         self.changed += 1
-        return True
+        return moved
 
     def _judge(self, now_s: float) -> None:
         """Ask for a new profile if this one has been far off for long; once, until it is not."""

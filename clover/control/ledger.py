@@ -49,12 +49,7 @@ class Ledger:
     ) -> None:
         """Book what was served since the last look, and how well the intensity and the load of now were foreseen.
         `observed` counts from the start of the family's router."""
-        accuracy = observed.get("accuracy_served")
-        rows = observed.get("rows", 0.0) if accuracy is not None else self._before[0]  # unknown is not wrong
-        total = rows * accuracy if accuracy is not None else self._before[1]
-        if accuracy is not None:  # clients over their limit of escalations do not spend what others have
-            rows -= observed.get("left_out_rows", 0.0)
-            total -= observed.get("left_out_accuracy_rows", 0.0)
+        rows, total = self._counted(observed)
         before = self._before if rows >= self._before[0] else (0.0, 0.0)  # the router began anew
         first = math.isnan(self.since_s)
         if first or grid_s < self.since_s or grid_s >= self.since_s + horizon_s:
@@ -69,6 +64,19 @@ class Ledger:
         self.rates.note(grid_s, rate)
         self.errors.look(grid_s, g_per_kwh, rate)
 
+    def _counted(self, observed: dict[str, float]) -> tuple[float, float]:
+        """Return rows, and the sum of their accuracies, that the family's router counted since it started."""
+        accuracy = observed.get("accuracy_served")
+        if accuracy is None:  # unknown is not wrong
+            return self._before
+        rows = observed.get("rows", 0.0)
+        # Clients over their limit of escalations do not spend what others have.
+        return rows - observed.get("left_out_rows", 0.0), rows * accuracy - observed.get("left_out_accuracy_rows", 0.0)
+
+    def skip(self, observed: dict[str, float]) -> None:
+        """Leave out what `observed` counts: the router of a family that was unloaded counts on when that is loaded."""
+        self._before = self._counted(observed)
+
     def saved(self) -> SavedLedger:
         """Return what a file keeps of it, once the first look was taken."""
         return SavedLedger(
@@ -79,14 +87,16 @@ class Ledger:
             errors=self.errors.saved(),
         )
 
-    def restore(self, saved: SavedLedger) -> None:
-        """Go on where `saved` was left, before the first look; ValueError if its figures cannot be."""
+    def restore(self, saved: SavedLedger, *, spent: bool = True) -> None:
+        """Go on where `saved` was left, before the first look, with load and forecasts alone if not `spent`; ValueError
+        if its figures cannot be."""
         figures = (saved.since_s, saved.rows, saved.accuracy_rows)
         if not all(map(math.isfinite, figures)) or not 0.0 <= saved.accuracy_rows <= 100.0 * saved.rows + 1e-6:
             raise ValueError("rows and their accuracies do not fit")
         self.rates.restore(saved.rates)
         self.errors.restore(saved.errors)
-        self.since_s, self.rows, self.accuracy_rows = figures
+        if spent:
+            self.since_s, self.rows, self.accuracy_rows = figures
 
     def end_s(self, grid_s: float, horizon_s: float) -> float:
         """Return the grid time at which the horizon under way ends; a horizon that begins now, before the first

@@ -2,7 +2,8 @@
 
 A file is written at most every `SAVE_S`, in a thread, and once more when the controller stops; replaced atomically.  At
 a start it is taken up if it belongs to the same version of the family, the same accuracies and the same budget, and if
-its horizon has not ended.  Otherwise, and if it is damaged, a new horizon begins, and the log says why.
+its horizon has not ended.  Otherwise, and if it is damaged, a new horizon begins, and the log says why; what it tells
+of the load and of forecasts holds in the next horizon, too.
 """
 
 from __future__ import annotations
@@ -63,9 +64,11 @@ class LedgerFiles:
             if path.stat().st_size > _LARGEST:
                 raise ValueError("it is too large")
             found = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
-            why = _unfit(found, family, grid_s)
+            why = _foreign(found, family, grid_s)
             if not why:
-                family.ledger.restore(found.ledger)
+                why = _over(found, family, grid_s)
+                family.ledger.restore(found.ledger, spent=not why)
+                family.ledger.skip(family.fleet.observe())
         except FileNotFoundError:
             return
         except OSError as error:
@@ -122,18 +125,20 @@ class LedgerFiles:
                 log.warning("what budgets spent cannot be written to %s: %s", path, error.strerror)
 
 
-def _unfit(found: SavedBudget, family: Family, grid_s: float) -> str:
-    """Return why `found` is not taken up, empty if it is."""
-    horizon_s = family.config.budget_horizon_s
+def _foreign(found: SavedBudget, family: Family, grid_s: float) -> str:
+    """Return why nothing of `found` is taken up, empty if something is."""
     if found.format != FORMAT:
         return f"it is of format {found.format}, and {FORMAT} is read"
-    if found.family != family.name or found.horizon_s != horizon_s:
+    if found.family != family.name or found.horizon_s != family.config.budget_horizon_s:
         return "it belongs to another family or horizon"
+    return "the clock of the carbon data was set back" if grid_s < found.at_s else ""
+
+
+def _over(found: SavedBudget, family: Family, grid_s: float) -> str:
+    """Return why what `found` has spent is not taken up, empty if it is."""
     if found.key != _key(family):
         return "the family, its accuracies or its budget are others than then"
-    if grid_s < found.at_s:
-        return "the clock of the carbon data was set back"
-    if grid_s >= found.ledger.since_s + horizon_s:
+    if grid_s >= found.ledger.since_s + family.config.budget_horizon_s:
         return "its horizon has ended"
     return ""
 

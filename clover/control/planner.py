@@ -191,10 +191,11 @@ class Planner:
         assert family.deployed is not None
         here = await self._fixed(family, state, family.deployed.configuration)
         margin = HYSTERESIS * momentary(state, objective_of(state)).scale
-        others = gate.alternatives(family, plan, here, margin, self._context.monotonic())
+        now_s = self._context.monotonic()
+        others = gate.alternatives(family, plan, here, margin, now_s)
         tried: Iterable[Configuration] = itertools.islice((other.configuration for other in others), ALTERNATIVES)
         if not here.feasible:  # the best plans cannot be reached: what serves in time on the instances that stand?
-            tried = itertools.chain(tried, itertools.islice(gate.swaps(family), ALTERNATIVES))
+            tried = itertools.chain(tried, itertools.islice(gate.swaps(family, now_s), ALTERNATIVES))
         for configuration in tried:
             try:
                 found = await self._fixed(family, state, configuration)

@@ -31,6 +31,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from clover.accounting import Share, Span
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Spectrum, Window, energy_of
@@ -129,7 +130,9 @@ class Shadow:
 
     def look(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
         """Follow the devices and the targets."""
-        holds = (devices, share, objective, self._floor(objective))
+        # What else could serve does not depend on the reference intensity, which may be another one each hour.
+        asked = structs.replace(objective, reference_g_per_kwh=1.0)
+        holds = (devices, share, asked, self._floor(objective))
         if holds != self._holds:
             self._holds, self._share, self._deployed = holds, share, None
             self.base = base(self.family.corrected, devices, share)

@@ -5,7 +5,8 @@ made of it is held against what was seen, and the relative errors enter a runnin
 kept is bounded: `LEADS` forecasts, and two numbers for each lead hour.
 
 A budget believes that the rows to come make good what a moment loses.  `trust` is the part of them that past errors
-justify: 1 less the root mean square error of a forecast, in rows and in intensity together.  Before there were any it
+justify: 1 less the root mean square error of a forecast, in rows and in intensity together.  An error in rows is a part
+of what came in that hour, or of the mean of the hours that were foreseen if that is more.  Before there were any it
 is `PRIOR`, which counts as much as `_PRIOR_HOURS` hours that were seen.
 """
 
@@ -78,7 +79,8 @@ class ForecastErrors:
             lead = hour - made
             if 1 <= lead <= len(hours):
                 expected = hours[lead - 1]
-                square = _error(expected[0], intensity) ** 2 + _error(expected[1], rate) ** 2
+                usual = sum(rate for _, rate in hours) / len(hours)  # hours with next to no rows are next to no error
+                square = _error(expected[0], intensity) ** 2 + _error(expected[1], rate, usual) ** 2
                 at = lead - 1
                 self._weights[at] = min(self._weights[at] + 1.0, _HOURS)
                 self._squares[at] += (square - self._squares[at]) / self._weights[at]
@@ -113,6 +115,6 @@ class ForecastErrors:
         self._squares = [min(square, 2.0 * _LARGEST**2) for square in saved.squares]
 
 
-def _error(expected: float, seen: float) -> float:
-    """Return the error of a forecast as a part of what was seen."""
-    return min(_LARGEST, abs(expected - seen) / max(abs(seen), 1e-9))
+def _error(expected: float, seen: float, least: float = 0.0) -> float:
+    """Return the error of a forecast as a part of what was seen, or of `least` if that is more."""
+    return min(_LARGEST, abs(expected - seen) / max(abs(seen), least, 1e-9))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
+from clover.carbon.grid import Reference
 from clover.control.baselines.comparison import Floats, Overheads, Spectrum, Window
 from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S
@@ -211,6 +212,21 @@ def test_fixed_mixes_are_asked_for_when_the_load_moved_and_not_too_often() -> No
         await rig.serve({"large": 1.0}, 2)
         assert len(rig.asked) == seen + 1, "other targets are another question"
         assert rig.asked[-1].objective.accuracy_floor == 90.0
+
+    drive(story)
+
+
+def test_another_reference_intensity_is_not_another_question() -> None:
+    async def story() -> None:
+        rig = SavingServer(reference_g_per_kwh=None)
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 30)
+        known = rig.shadow._answers
+        assert len(rig.asked) == len(known) == 1
+        for hour in range(1, 5):
+            rig.family.grid_reference = Reference(200.0 + hour, "median of the hours so far")
+            await rig.serve({"large": 1.0}, 200)
+        assert len(rig.asked) == len(known) == 1
 
     drive(story)
 

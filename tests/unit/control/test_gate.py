@@ -131,3 +131,13 @@ def test_alternatives_are_better_than_what_runs_and_neither_refused_nor_backed_o
     rig.family.back_off(others[1].configuration, NOW_S)
     found = [item.configuration for item in gate.alternatives(rig.family, plan, here, 0.1, NOW_S)]
     assert found == [others[0].configuration]
+
+
+def test_swaps_are_of_variants_alone_and_none_that_failed_lately(rig: Rig) -> None:
+    _, failed = planned(large=1, small=1)
+    _, other = planned(large=1, medium=1)
+    until_s = rig.family.back_off(failed.configuration, NOW_S)
+    found = list(gate.swaps(rig.family, NOW_S))
+    assert other.configuration in found
+    assert failed.configuration not in found
+    assert failed.configuration in gate.swaps(rig.family, until_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,16 @@ def test_factors_in_force_change_only_if_one_moves() -> None:
     fed(learned, 120, since_s=now_s)
     assert learned.changed == changed
     assert learned.corrected is made
+
+
+def test_noise_changes_the_factors_ever_more_rarely_and_a_change_of_the_truth_at_once() -> None:
+    learned, noise, now_s = Learning("toy", profile()), random.Random(1), 0.0
+    for _ in range(720):
+        time, energy = noise.lognormvariate(0.0, 0.1), noise.gauss(1.0, 0.1)
+        now_s = fed(learned, 5, since_s=now_s, time=time, energy=energy)
+    assert learned.changed <= 15
+    fed(learned, 240, since_s=now_s, time=2.0, energy=2.0)
+    assert learned.time["large", "1c", 1] == pytest.approx(2.0, rel=0.05)
 
 
 def test_factors_that_moved_are_a_reason_to_plan_once_and_not_too_often() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import msgspec
@@ -53,6 +54,28 @@ async def test_a_horizon_that_ended_begins_anew(tmp_path: Path, caplog: pytest.L
     again = started(tmp_path, at_h=1024.0)
     assert again.family.ledger.rows == 0.0
     assert "its horizon has ended" in caplog.text
+
+
+@on_a_loop
+async def test_a_family_that_is_unloaded_and_loaded_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    made = started(tmp_path)
+    await made.deploy()
+    await served(made, 3.0, 5000.0, 91.0)
+    await made.controller.release("toy")
+    assert started(tmp_path, at_h=1004.0).family.ledger.rows == 5000.0
+    await made.controller.adopt(made.family.spec, made.profile, made.fleet, made.settings)
+    made.family = made.controller.context.families["toy"]
+    await served(made, 0.1, 10.0, 91.0)
+    assert made.family.ledger.rows == 5010.0, "the router counted on"
+
+
+@on_a_loop
+async def test_load_and_forecast_errors_outlive_the_horizon(tmp_path: Path) -> None:
+    before = (await left_behind(tmp_path)).family.ledger
+    again = started(tmp_path, at_h=1024.0).family.ledger
+    assert len(again.rates) == len(before.rates) > 0
+    assert again.errors.saved() == before.errors.saved()
+    assert math.isnan(again.since_s)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from clover.control.slo_pressure import FIRST_HOLD_S, MOST, SloPressure, SloSigh
 from clover.control.slo_windows import SloWindows
 from clover.control.triggers import RISK
 from clover.planning.cascade.routed import predicted
-from clover.planning.model.problem import fitting, problem_of
+from clover.planning.model.problem import fitting, problem_of, services_of
 from clover.planning.packing.enumerate import configurations_of, kinds_of
-from clover.types import Plan, Prediction, Routing
+from clover.types import Configuration, Plan, Prediction, Routing, State, WorkReport
 from tests.support.control_fixture import Rig
 from tests.support.plant_fleet import PlantFleet, plant, slowed
 from tests.support.profiles_fixture import VARIANTS, profile
@@ -434,6 +434,35 @@ def test_a_profile_that_is_corrected_takes_the_place_of_pressure() -> None:
         rig.family.triggers.again(0.0)
         assert await watched(rig, fleet, 120) == []
         assert rig.family.slo.pressure.factor == 1.0
+
+    drive(story)
+
+
+def test_a_plan_for_what_was_just_learned_does_not_have_the_pressure_of_it_too() -> None:
+    async def story() -> None:
+        rig, fleet = rig_of(1.5)
+        await watched(rig, fleet, 60)
+        assert rig.family.slo.pressure.factor == pytest.approx(1.5)
+        planned: list[tuple[float, float]] = []
+        propose = rig.solver.propose
+
+        async def recorded(state: State, policy: str, configuration: Configuration | None = None) -> Plan:
+            services = services_of(state.profile), services_of(rig.profile)
+            known = max(now.mean_ms[0] / services[1][key].mean_ms[0] for key, now in services[0].items())
+            planned.append((known, 1.0 + state.objective.profile_error))
+            return await propose(state, policy, configuration)
+
+        rig.solver.propose = recorded  # type: ignore[method-assign]
+        truth = services_of(fleet.truth)
+        for _ in range(60):
+            served = {(item.variant, item.placement.profile) for item in fleet.routed}
+            took = {(*key, 1): (20.0, 20.0 * truth[key].seconds(1)) for key in served}
+            fleet.work = WorkReport(served=took)
+            await watched(rig, fleet, 1)
+        assert rig.family.slo.pressure.factor == 1.0
+        corrected = [slower for known, slower in planned if known > 1.3]
+        assert corrected
+        assert max(corrected) < 1.2
 
     drive(story)
 

@@ -91,8 +91,10 @@ def test_swaps_keep_the_instances() -> None:
     )
     profile = families.load("efficientnet", world.gpus(1).shapes).profile
     deployed = SimpleNamespace(configuration=configuration_of(items))
-    family: Any = SimpleNamespace(profile=profile, corrected=profile, deployed=deployed)
-    found = list(gate.swaps(family))
+    family: Any = SimpleNamespace(
+        profile=profile, corrected=profile, deployed=deployed, backed_off=lambda configuration, now_s: False
+    )
+    found = list(gate.swaps(family, 0.0))
     assert len(found) == len(set(found)) > 3
     assert all(sum(group.count for group in each) == 3 for each in found)
     assert all(group.profile == "1g.5gb" for each in found for group in each)

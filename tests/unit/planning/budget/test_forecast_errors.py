@@ -38,6 +38,16 @@ def test_trust_follows_the_errors_within_its_bounds() -> None:
     assert after(24 * 14, 3.0).trust >= LEAST
 
 
+def test_nights_with_hardly_any_rows_do_not_end_trust_in_days_that_are_foreseen() -> None:
+    errors, draws = ForecastErrors(), random.Random(1)
+    rates = [100.0 if 7 <= hour % 24 < 23 else draws.expovariate(20.0) for hour in range(24 * 15)]
+    for hour in range(24, 24 * 14):
+        foreseen = rates[hour - 24 : hour]  # the day before, again
+        errors.foreseen(hour * HOUR_S, [Ahead(seconds=HOUR_S, g_per_kwh=200.0, rows=HOUR_S * r) for r in foreseen])
+        errors.look(hour * HOUR_S, 200.0, rates[hour])
+    assert errors.trust > 0.95
+
+
 def test_few_hours_change_little() -> None:
     assert abs(after(3, 0.5).trust - PRIOR) < abs(after(100, 0.5).trust - PRIOR)
 
