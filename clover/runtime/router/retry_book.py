@@ -104,13 +104,14 @@ class RetryBook:
         at = max(self._next[position], now_bin + _BINS)
         last = now_bin + HORIZON_S * _BINS
         bin_ = at
-        while self._rows.get(bin_, 0.0) >= room:
+        while bin_ <= last and self._rows.get(bin_, 0.0) >= room:
             bin_ += 1
             if bin_ - at >= self.together:
-                bin_ = at = at + _BINS
-                if at > last:
-                    return -1
+                at += _BINS
+                bin_ = max(bin_, at)  # those before are full
         self._next[position] = at
+        if bin_ > last:
+            return -1
         left = float(rows)
         while left > 0.0 and bin_ <= last:
             here = self._rows.get(bin_, 0.0)

@@ -57,6 +57,18 @@ def test_who_comes_too_early_is_told_of_the_place_that_it_has() -> None:
     assert places.book(2, 1, 1, START + 4 * SECOND) == 3
 
 
+@pytest.mark.parametrize("together", [1, 20, 500])
+def test_a_full_book_gives_no_more_places(together: int) -> None:
+    places = book()
+    places.together = together
+    for number in range(700):
+        places.book(number + 1, number, 70, START)  # a second of what is booked of the capacity
+    full = len(places.places)
+    assert full <= HORIZON_S
+    assert places.book(1000, 7, 1, START) == HORIZON_S
+    assert len(places.places) == full, "what lies beyond the horizon is nobody's place"
+
+
 def test_a_request_without_an_id_is_known_by_its_connection() -> None:
     places = book()
     for _ in range(10):
