@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from clover.runtime.router import retry_book
 from clover.runtime.router.retry_book import HORIZON_S, RetryBook
 from tests.support.router_fixture import MS, SECOND
 
@@ -67,6 +68,23 @@ def test_a_full_book_gives_no_more_places(together: int) -> None:
     assert full <= HORIZON_S
     assert places.book(1000, 7, 1, START) == HORIZON_S
     assert len(places.places) == full, "what lies beyond the horizon is nobody's place"
+
+
+def test_all_connections_together_have_so_many_places_and_get_new_ones_as_these_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry_book, "_MOST_PLACES", 50)
+    places = book()
+    for number in range(80):
+        assert places.book(number + 1, number, 1, START) >= 1
+    assert len(places.places) == 50
+    assert places.use(1, START + SECOND)
+    places.book(1000, 7, 1, START + SECOND)
+    assert 1000 in places.places
+    places.due(0, START + 700 * SECOND)  # all are over
+    assert places.places == {}
+    places.book(1001, 7, 1, START + 700 * SECOND)
+    assert 1001 in places.places
 
 
 def test_a_request_without_an_id_is_known_by_its_connection() -> None:
