@@ -18,7 +18,7 @@ def terms(context: Context, family: Family, saved: dict[str, Any] | None) -> str
         return ""
     over = f" over {_span(family.config.budget_horizon_s)}" if policy in SPENDING else ""
     cost = f"may give up {points:g} point{'' if points == 1.0 else 's'} of accuracy on average{over}"
-    flags = ["--policy objective"]
+    flags = ["--accuracy-budget 0"]  # the policy `objective` may go down to the floor, which is lower
     if family.cascades(config):
         cost += ", asking cheap variants first"
         flags.append("--no-cascade")
@@ -26,7 +26,8 @@ def terms(context: Context, family: Family, saved: dict[str, Any] | None) -> str
         cost += ", rows waiting for fuller batches within the SLO"
         flags.append("--no-waits")
     base = (saved or {}).get("base")
-    return f"{cost} ({_joined(flags)} end that); {base['short'] if base else 'nothing was served yet to save on'}"
+    ends = f"{_joined(flags)} end{'s' if len(flags) == 1 else ''} that"
+    return f"{cost} ({ends}); {base['short'] if base else 'nothing was served yet to save on'}"
 
 
 def _span(seconds: float) -> str:

@@ -113,7 +113,6 @@ class Served:
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
-        self.fleet.front_ms = profile.front_ms if profile is not None else 0.0
         self._services = services_of(profile) if profile is not None else {}
         if self._standby_policy is not None:
             self._standby_policy.use(profile)

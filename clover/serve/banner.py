@@ -24,10 +24,13 @@ log = logging.getLogger("clover.serve")
 
 
 def show(server: Server) -> None:
-    """Print the banner on standard output, or log one line if logs are JSON."""
+    """Print the banner on standard output; if logs are JSON, log that the server is ready and what has to be known."""
     config = server.engine.config
     if config.log.json:
         log.info("ready", extra={"url": server.url, "families": list(server.engine.served)})
+        for name in server.engine.served:
+            if cost := server.engine.controller.terms(name):
+                log.info("%s: %s", name, cost)
         if warning := caveat(server.engine.grid.reading):
             log.warning("%s", warning)
     else:

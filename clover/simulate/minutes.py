@@ -190,7 +190,6 @@ class _Play:
             clock=self._now_ns,
         )
         fleet.pace = lambda item: pace_by(self.services[item.variant, item.placement.profile])
-        fleet.front_ms = self.front_ms
         family = controller.add(self.spec, profile, fleet, config)
         router.aim(family.targets.slo_ms, family.targets.accuracy_floor)
         tending = loop.create_task(_tend(fleet))

@@ -126,6 +126,13 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
         help="lowest accuracy to plan for [best variant - 1 point; paper: 0]",
     )
     add(
+        "--accuracy-margin",
+        metavar="PTS",
+        type=float,
+        default=None,
+        help="points above that floor which plans aim for [by the size of the evaluation set; scenarios: 0]",
+    )
+    add(
         "--accuracy-budget",
         metavar="PTS",
         type=float,

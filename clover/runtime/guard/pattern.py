@@ -47,7 +47,9 @@ def pattern_of(clients: ClientGroups, limit: EscalationLimit, alarm: str, detect
     group = next((detector.blamed for detector in detectors if detector.blamed >= 0), -1)
     if group >= 0:
         several = tuple(one for one in clients.senders() if one.group == group and one.recent_rows)
-        share = sum(map(clients.share, several))
+        # The rows of an address that sends nearly all are those of its connections.
+        several = tuple(one for one in several if one.name != clients.leader) or several
+        share = clients.recent[group] / sum(clients.recent)
         who = "one client" if len(several) == 1 else f"one or some of {len(several)} clients"
         text = f"{who} ({share:.0%} of the rows) send unusual inputs, the others do not: nothing is changed"
         return Pattern(CLIENT, text, share, several)

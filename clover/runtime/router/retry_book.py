@@ -35,6 +35,8 @@ _LEAST_SHARE = 0.7
 _MOST = 1024
 _MOST_EMBEDDED = 64
 """Places that one connection may have for requests with an id, and the callers in this process together."""
+_MOST_PLACES = 250_000
+"""Places of all connections: some 60 MB."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,7 @@ class RetryBook:
         self._served = served
         self._capacity = capacity
         self._of_flow: Counter[int] = Counter()
+        self._kept = 0  # places in `places`
         self._seconds: dict[int, list[Place]] = {}
         self._rows: dict[int, float] = {}  # booked rows by bin
         self._next = [0] * _BINS  # by position within a second: the first bin that may have room
@@ -75,7 +78,7 @@ class RetryBook:
     def book(self, request: int, flow: int, rows: int, now_ns: int) -> int:
         """Return the seconds after which `rows` rows of `flow` shall come back (at least 1), and keep room for them
         then.  `request` names the request; 0 if its client did not, and then its connection has one place.  No room is
-        kept if one connection has too many places already, or beyond the horizon."""
+        kept if one connection, or all of them, have too many places already, or beyond the horizon."""
         self._advance(now_ns)
         self._refused_in = self._second
         if self._rate <= 0.0:
@@ -84,7 +87,7 @@ class RetryBook:
             for place in self.places.get(request or flow, ()):
                 if place.due_ns > now_ns:  # it came too early
                     return -(-(place.due_ns - now_ns) // SECOND_NS)
-        if self._of_flow[flow] >= (_MOST if flow else _MOST_EMBEDDED):
+        if self._of_flow[flow] >= (_MOST if flow else _MOST_EMBEDDED) or self._kept >= _MOST_PLACES:
             return max(1, -(-(self._last_ns - now_ns) // SECOND_NS))
         at = self._find(now_ns // BIN_NS, rows)
         if at < 0:
@@ -94,6 +97,7 @@ class RetryBook:
         self.places.setdefault(place.key, []).append(place)
         self._seconds.setdefault(due_ns // SECOND_NS, []).append(place)
         self._of_flow[flow] += 1
+        self._kept += 1
         self._last_ns = max(self._last_ns, due_ns)
         return (due_ns - now_ns) // SECOND_NS
 
@@ -104,13 +108,14 @@ class RetryBook:
         at = max(self._next[position], now_bin + _BINS)
         last = now_bin + HORIZON_S * _BINS
         bin_ = at
-        while self._rows.get(bin_, 0.0) >= room:
+        while bin_ <= last and self._rows.get(bin_, 0.0) >= room:
             bin_ += 1
             if bin_ - at >= self.together:
-                bin_ = at = at + _BINS
-                if at > last:
-                    return -1
+                at += _BINS
+                bin_ = max(bin_, at)  # those before are full
         self._next[position] = at
+        if bin_ > last:
+            return -1
         left = float(rows)
         while left > 0.0 and bin_ <= last:
             here = self._rows.get(bin_, 0.0)
@@ -149,6 +154,7 @@ class RetryBook:
     def _remove(self, place: Place) -> None:
         left = self.places[place.key]
         left.remove(place)
+        self._kept -= 1
         if not left:
             del self.places[place.key]
         self._of_flow[place.flow] -= 1

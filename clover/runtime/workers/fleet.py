@@ -56,8 +56,6 @@ class FamilyFleet:
         self._account = account
         self.swaps = 0
         self.repartitions = 0
-        self.front_ms = 0.0
-        """Milliseconds that HTTP and the front end add to a p95, by the profile."""
         self._silent_ns = int(silent_s * _SECOND_NS)
         self._clock = clock
         self._routing = Routing(shares={})
@@ -150,11 +148,8 @@ class FamilyFleet:
         return found
 
     def observe(self) -> dict[str, float]:
-        """Return the router's live figures, p95 as clients over HTTP see it, and `workers` ready, `restarting` and
-        `restarts` so far."""
+        """Return the router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
         figures = self.router.observe()
-        for name in figures.keys() & {"p95_ms", "p95_least_ms"}:
-            figures[name] += self.front_ms
         spawned = self.members.spawned.values()
         members = [member for member in spawned if not member.standby]
         figures["workers"] = float(sum(member.ready for member in members))

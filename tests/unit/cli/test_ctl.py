@@ -674,6 +674,18 @@ def test_the_state_in_brief_says_how_the_slo_was_held_and_why_it_cannot_be(
     words = " ".join(capsys.readouterr().out.split())
     assert "p95 1.54 ms of 31.5 ms: SLO held; 99.7 % of the last hour (359 of 360 windows of 10 s)" in words
     assert "as slow as profiled" not in words
+    # Of few answers a slow one shows no miss: the server is healthy, and the line below does not say otherwise.
+    state["models"]["fashion"]["observed"] |= {"p95_ms": 40.0}
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("healthy")
+    assert "p95 40 ms of 31.5 ms: SLO perhaps missed, by few answers; 99.7 %" in words
+    state["models"]["fashion"]["slo"] |= {"late": True}
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("UNHEALTHY fashion misses its SLO: p95 40 ms of 31.5 ms")
+    assert "p95 40 ms of 31.5 ms: SLO MISSED; 99.7 %" in words
+    state["models"]["fashion"]["observed"] |= {"p95_ms": 1.54}
     # A plan with more room than the profile asks for says that it misses the SLO, which the p95 does not.
     state["models"]["fashion"]["plan"] |= {"feasible": False}
     slo |= {"late": False, "slower": 1.5, "alarm": None}

@@ -78,9 +78,9 @@ def test_one_line_says_what_may_be_given_up_and_what_ends_that() -> None:
 
     whole = line({"slo_ms": 1e4})
     assert whole.startswith("may give up 0.5 points of accuracy on average over a day, asking cheap variants first")
-    assert "(--policy objective, --no-cascade and --no-waits end that)" in whole
+    assert "(--accuracy-budget 0, --no-cascade and --no-waits end that)" in whole
     assert whole.endswith("nothing was served yet to save on")
     plain = line({"budget_horizon_s": 7 * 86_400.0, "accuracy_budget": 1.0}, cascade=False, waits=False)
-    assert plain.startswith("may give up 1 point of accuracy on average over 7 days (--policy objective end that)")
+    assert plain.startswith("may give up 1 point of accuracy on average over 7 days (--accuracy-budget 0 ends that)")
     assert line(policy="objective") == ""
     assert line({"accuracy_budget": 0.0}) == ""

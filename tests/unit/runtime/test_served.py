@@ -111,6 +111,26 @@ def profile_of(*cells: tuple[int, float, float]) -> FamilyProfile:
     return msgspec.structs.replace(some, latency=latency)
 
 
+def test_the_observed_p95_is_that_of_clients_over_http_which_the_front_end_delays_once(
+    tmp_path: Path, loop: Any
+) -> None:
+    house = served(tmp_path, Gpu(False), loop)
+    try:
+        profile = profile_of((1, 10.0, 0.2))
+        house.use(profile)
+        assert "p95_ms" not in house.observe(), "nothing was answered"
+        now_ns = house.router.state.now_ns()
+        for _ in range(100):
+            house.router.traffic.finished(200, now_ns, now_ns, now_ns + 4_000_000, 0, 0)
+        inside = house.observe()
+        house.use(msgspec.structs.replace(profile, front_ms=1.5))
+        seen = house.observe()
+        assert seen["p95_ms"] == pytest.approx(inside["p95_ms"] + 1.5)
+        assert seen["p95_least_ms"] == pytest.approx(inside["p95_least_ms"] + 1.5)
+    finally:
+        house.close()
+
+
 def test_a_worker_on_a_gpu_sees_its_instance_and_nothing_else(tmp_path: Path, loop: Any) -> None:
     house = served(tmp_path, Gpu(False), loop)
     try:

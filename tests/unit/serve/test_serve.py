@@ -16,7 +16,8 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -37,6 +38,7 @@ from clover.profiling.stored import key_of
 from clover.serve import banner
 from clover.serve.command import OPTIONS, main
 from clover.serve.reload import Reload, differences
+from clover.server import Server
 from clover.telemetry import logs
 from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
 from tests.support.profiles_fixture import profile
@@ -244,6 +246,19 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
     assert banner._doubt(busy, 20.0) == ""
     assert banner._doubt(quiet, None) == ""
     assert banner._doubt(None, None) == ""
+
+
+def test_json_logs_say_what_the_policy_may_cost_as_the_banner_does(caplog: pytest.LogCaptureFixture) -> None:
+    cost = "may give up 0.5 points of accuracy on average over a day (--accuracy-budget 0 ends that)"
+    engine = SimpleNamespace(
+        config=settings.load([TOY, "--log-json"], {}).config,
+        served={"toy": None, "exact": None},
+        controller=SimpleNamespace(terms={"toy": cost, "exact": ""}.get),
+        grid=SimpleNamespace(reading=None),
+    )
+    with caplog.at_level("INFO", logger="clover.serve"):
+        banner.show(cast(Server, SimpleNamespace(engine=engine, url="http://127.0.0.1:8080")))
+    assert [record.getMessage() for record in caplog.records] == ["ready", f"toy: {cost}"]
 
 
 def test_the_banner_says_that_a_synthetic_grid_is_invented_and_what_ends_that() -> None:

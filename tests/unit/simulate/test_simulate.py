@@ -625,6 +625,17 @@ def test_the_report_stands_alone(tmp_path: Path) -> None:
         xml.dom.minidom.parseString(drawing)
 
 
+def test_plans_stay_the_margin_above_the_floor_that_is_given(tmp_path: Path) -> None:
+    words = ["albert", "--hours", "1", "--policies", "objective+mix", "--objective", "floor", "-o", str(tmp_path)]
+    above = []
+    for margin in ("0", "0.5"):
+        assert main([*words, "--accuracy-margin", margin]) == 0
+        results = msgspec.json.decode((tmp_path / "results.json").read_bytes(), type=Results)
+        run = next(run for run in results.runs if run.policy == "objective+mix")
+        above.append(run.steps[-1].accuracy - run.accuracy_floor)
+    assert above == pytest.approx([0.0, 0.5], abs=0.02)
+
+
 def test_the_synthetic_source_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["albert", "--hours", "1", "--policies", "base", "-o", str(tmp_path)]) == 0
     assert "synthetic" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from clover.runtime.router import retry_book
 from clover.runtime.router.retry_book import HORIZON_S, RetryBook
 from tests.support.router_fixture import MS, SECOND
 
@@ -55,6 +56,35 @@ def test_who_comes_too_early_is_told_of_the_place_that_it_has() -> None:
     places.book(1, 1, 4, START)
     assert places.book(2, 1, 1, START) == 7
     assert places.book(2, 1, 1, START + 4 * SECOND) == 3
+
+
+@pytest.mark.parametrize("together", [1, 20, 500])
+def test_a_full_book_gives_no_more_places(together: int) -> None:
+    places = book()
+    places.together = together
+    for number in range(700):
+        places.book(number + 1, number, 70, START)  # a second of what is booked of the capacity
+    full = len(places.places)
+    assert full <= HORIZON_S
+    assert places.book(1000, 7, 1, START) == HORIZON_S
+    assert len(places.places) == full, "what lies beyond the horizon is nobody's place"
+
+
+def test_all_connections_together_have_so_many_places_and_get_new_ones_as_these_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry_book, "_MOST_PLACES", 50)
+    places = book()
+    for number in range(80):
+        assert places.book(number + 1, number, 1, START) >= 1
+    assert len(places.places) == 50
+    assert places.use(1, START + SECOND)
+    places.book(1000, 7, 1, START + SECOND)
+    assert 1000 in places.places
+    places.due(0, START + 700 * SECOND)  # all are over
+    assert places.places == {}
+    places.book(1001, 7, 1, START + 700 * SECOND)
+    assert 1001 in places.places
 
 
 def test_a_request_without_an_id_is_known_by_its_connection() -> None:

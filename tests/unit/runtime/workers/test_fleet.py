@@ -356,15 +356,3 @@ async def test_a_member_without_a_worker_is_given_up_for_good(house: House) -> N
     assert len(house.started) == 1
     assert not house.router.hold, "nobody waits for it"
     assert fleet.ready_assignments() == ()
-
-
-@in_a_house
-async def test_the_observed_p95_is_that_of_clients_over_http(house: House) -> None:
-    assert "p95_ms" not in house.fleet.observe(), "nothing was answered"
-    now = house.now_ns
-    house.router.traffic.finished(200, now, now, now + 4_000_000, 0, 0)
-    inside = house.router.observe()
-    house.fleet.front_ms = 1.5
-    seen = house.fleet.observe()
-    assert seen["p95_ms"] == inside["p95_ms"] + 1.5
-    assert seen["p95_least_ms"] == inside["p95_least_ms"] + 1.5
