@@ -34,9 +34,9 @@ cdef class DirectReceive:
     cpdef complete(self)
     cpdef cancel(self)
 
-@cython.locals(context=tuple)
 @cython.locals(given=bytes)
 cdef int64_t _named(Exchange exchange) except? -1
+@cython.locals(context=tuple)
 cpdef _done(Ticket ticket)
 
 @cython.locals(model=Model)

@@ -123,9 +123,12 @@ class InferEndpoint:
 
 
 def _named(exchange: Exchange) -> int:
-    """Return a number of the id that the client gave a request; 0 if it gave none."""
+    """Return a number of the id that a client gave a request, and of its address: others may use the same ids; 0 if it
+    gave none."""
     given = exchange.head.request_id
-    return hash(given) if given else 0
+    if not given:
+        return 0
+    return hash((given, exchange.connection.client if exchange.connection is not None else None))
 
 
 class DirectReceive:

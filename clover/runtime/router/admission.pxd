@@ -47,6 +47,7 @@ cdef class Admission:
     cdef list _paces
     cdef double _margin
     cdef double _queued
+    cdef double _usual_rows
     cdef Py_ssize_t _max_batch
     cdef int64_t _sent_at_once
     cdef int64_t _kept_rows

@@ -42,6 +42,8 @@ _MARGIN = 1.25
 """A predicted wait is taken for so many times longer: others may come, and workers may slow down."""
 _PART = 8
 """One part in so many of the queue, and of the slots, is kept for flows that have less than that waiting."""
+_NEWEST = 1.0 / 32.0
+"""The weight of a request in the mean number of rows."""
 _SHORT = 32
 """Of a queue, or slots, that hold fewer rows, nothing is kept."""
 _BATCHES = 2
@@ -100,6 +102,7 @@ class Admission:
         self._sent_at_once = _CREDITS * self._max_batch
         self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
         self._queued = _QUEUED
+        self._usual_rows = 1.0  # of a request
         slots = len(state.table.state)
         self._kept_rows = self._queue_rows // _PART if self._queue_rows >= _SHORT else 0
         self._kept_slots = slots // _PART if slots >= _SHORT else 0
@@ -151,18 +154,20 @@ class Admission:
         for lane in range(len(self._accuracy)):
             if self._lanes.live >> lane & 1:
                 found = self._too_long(lane, flow, 1, self._timeout_ns, part, now_ns)
-                if not found:
+                if not found or (found == _SLOW and self._standby.at_hand):
                     return 0.0
         if not found:
             return 0.0
         return self._refuse_unread("late" if found == _LATE else "slo", flow, request, now_ns)
 
     def _refuse_unread(self, why: str, flow: int, request: int, now_ns: int) -> float:
-        """Count a request that is refused before its rows are known; return the seconds after which to retry."""
-        self._traffic.arrivals.add(now_ns, 1)
+        """Count a request that is refused before its rows are known, as one of the usual number; return the seconds
+        after which to retry."""
+        rows = int(self._usual_rows + 0.5)
+        self._traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
         self._traffic.refused(429)
         self._traffic.overloaded(why)
-        return self._retry_after_s(1, flow, request, now_ns)
+        return self._retry_after_s(rows, flow, request, now_ns)
 
     def _refuse(self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int) -> RequestError:
         """Count `rows` rows that are refused, give them a place in the retry book; return the error to raise."""
@@ -234,6 +239,7 @@ class Admission:
     def _admit(self, rows: int, flow: int, request: int, now_ns: int, closed: str) -> None:
         """Count `rows` of `flow` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
         self._traffic.arrivals.add(now_ns, rows)
+        self._usual_rows += (rows - self._usual_rows) * _NEWEST
         if closed or not (self._lanes.live or self._state.coming):
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
         if self._full(rows, flow):

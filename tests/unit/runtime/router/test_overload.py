@@ -76,6 +76,20 @@ def test_requests_are_refused_unread_while_a_row_would_wait_longer_than_the_fami
     assert router.crowded(7) == 0.0
 
 
+def test_what_is_refused_unread_counts_with_the_usual_rows_of_a_request() -> None:
+    """Else plans would be made for a thirty-second of the load that an overload brings."""
+    load = loaded(timeout_ms=1000.0)
+    router = load.house.router
+
+    def ask(number: int) -> None:
+        if router.crowded(1 + number % 64) == 0.0:
+            load.ask(1 + number % 64, 60 * SECOND, rows=32)
+
+    load.run(20.0, 2.0 * load.capacity / 32, ask)
+    assert router.traffic.overload["late"] > 20
+    assert router.observe()["arrival_rate"] == pytest.approx(2.0 * load.capacity, rel=0.1)
+
+
 # --- estimates that are wrong -----------------------------------------------------------------------------------------
 
 
