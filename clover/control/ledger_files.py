@@ -12,15 +12,13 @@ import asyncio
 import hashlib
 import logging
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from clover.cache import make_private
+from clover.cache import replace_file
 from clover.control.family import Family
 from clover.control.ledger import SavedLedger
 from clover.planning.model.problem import accuracies
@@ -120,7 +118,7 @@ class LedgerFiles:
     async def _write(self, files: list[tuple[Path, bytes]]) -> None:
         for path, data in files:
             try:
-                await asyncio.to_thread(_replace, path, data)
+                await asyncio.to_thread(replace_file, path, data)
             except OSError as error:
                 log.warning("what budgets spent cannot be written to %s: %s", path, error.strerror)
 
@@ -148,17 +146,3 @@ def _key(family: Family) -> str:
     known = sorted(accuracies(family.profile).items())
     parts = (family.spec.name, family.spec.version, family.spec.digest, family.config.accuracy_budget, known)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    make_private(path.parent)
-    fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
