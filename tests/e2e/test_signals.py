@@ -64,7 +64,8 @@ _pass_on_sigterm(theirs)
 child = os.fork()
 if child == 0:
     print("up", flush=True)
-    time.sleep(60)
+    for _ in range(1200):  # a signal just before a long sleep would be seen after it only
+        time.sleep(0.05)
 os.read(0, 1)
 os.kill(child, signal.SIGTERM)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
