@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.week", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--family", default="efficientnet", help="one of the paper's families [efficientnet]")
-    add("--policy", default="budget+cascade", help="as in simulate --policies [budget+cascade]")
+    add("--policy", default="budget", help="as in simulate --policies [budget]")
     add("--gpus", type=int, default=2, help="A100s with MIG, simulated [2]")
     add("--days", type=float, default=7.0, help="days that are played [7]")
     add("--look-s", type=float, default=60.0, help="grid seconds between looks of the controller [60]")
