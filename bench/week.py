@@ -13,9 +13,9 @@ combination of
 A judge looks on who knows the truth.  What a look changed is *worse* if what ran before it met the targets and what
 runs after it does not, or if it costs more joules at no more accuracy (by more than `SLACK`).  A step is *late* if its
 p95 is above the SLO although the best plan of the truth meets it on the devices that are left; `RECOVER_S` after the
-load has risen, a device was lost, or the run began do not count, as no controller foresees them.  A late step during
-which workers were exchanged is *on the way*, and one in which the way out is barred by the capacity floor (an operator
-may lift it: `controller.allow_capacity_loss`) is *barred*.
+load has risen, a device was lost, or the run began do not count, as no controller foresees them.  A late step is said
+to be *on the way* if workers were exchanged during it, and *barred* if the capacity floor forbade the way out (an
+operator may lift it: `controller.allow_capacity_loss`): these count like any other.
 
 Every figure is simulated; the emulated devices' paces are a table's.  Exits with 1 if a run has a worse change or a
 late step after `LEARNT_S`, in which the controller may learn what its profile does not say.
@@ -224,8 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case = case_of(options, situations)
             judge = Judge(case)
             run = replay.play(case, judge)
-            minded = [item for item in judge.found if item.kind in ("worse", "late")]
-            learnt = [item for item in minded if item.at_s > LEARNT_S or "profile" not in situations]
+            learnt = [item for item in judge.found if item.at_s > LEARNT_S or "profile" not in situations]
             failed = failed or bool(learnt)
             name = " + ".join(situations) or "none"
             count = {kind: sum(item.kind == kind for item in judge.found) for kind in KINDS}
