@@ -184,10 +184,10 @@ class _Replay:
 
     def _limit(self, steps: Sequence[ReplayStep], slo_ms: float) -> float | None:
         """Return grams that no schedule of plans that reaches the run's accuracy with its rows can undercut; None if
-        plans do not know the rate, if there are too many rates to compute, or if plans may cascade, for which no limit
-        is known."""
+        plans do not know the rate, if there are too many rates to compute, if workers serve otherwise than profiled or
+        GPUs are lost, or if plans may cascade, for which no limit is known."""
         case, world = self.case, self.case.world
-        unknown = case.cascades or world.rules.noise or len(set(self.rates)) > _RATES
+        unknown = world.rules.surprises.any or case.cascades or world.rules.noise or len(set(self.rates)) > _RATES
         if unknown or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH

@@ -46,6 +46,23 @@ class Surprises:
         return self.misprofiled > 0.0 or bool(self.lost)
 
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a report says of them."""
+        found = []
+        if self.misprofiled > 0.0:
+            part = f"{100.0 * self.misprofiled:g} %"
+            found.append(
+                f"hidden truth: times and joules of each variant are the profile's times factors of up to {part} more "
+                "or less, drawn by the seed; the controller knows the profile and what it learns"
+            )
+        found += [
+            f"GPU {item.device} does not answer from hour {item.from_s / HOUR_S:g} on, for {item.seconds / HOUR_S:g} h"
+            for item in self.lost
+        ]
+        return tuple(found)
+
+
 NONE = Surprises()
 
 

@@ -117,7 +117,7 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
                 )
             bar.update(task, total=len(cases))
             runs = execute(cases, on_progress)
-    return _results(given, words, runs, inputs, labels, began)
+    return _results(given, words, runs, inputs, (*labels, *_surprises(given).labels), began)
 
 
 def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) -> None:
@@ -199,6 +199,8 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError("--asleep is for GPUs: cores of one machine do not sleep by themselves")
     if given.device and given.gpus is not None:
         raise ConfigError("--gpus and --device cpu exclude each other")
+    if given.minutes is not None and (given.misprofiled or given.lost_gpu):
+        raise ConfigError("--misprofiled and --lost-gpu are for hours in steps: leave out --minutes")
     if given.minutes is None and (given.relief or given.gust != 1.0):
         raise ConfigError("--gust and --relief are seen row by row: give --minutes")
     if given.png and not given.output:

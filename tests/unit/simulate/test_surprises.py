@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench.week import Judge, Options, case_of
+from clover.cli.simulate import main
 from clover.control import gate
 from clover.errors import ConfigError
 from clover.planning.model.problem import services_of
@@ -119,3 +122,15 @@ def test_every_combination_is_a_case() -> None:
     assert both.world.rules.surprises.misprofiled == 0.5
     assert len(both.world.rules.surprises.lost) == 1
     assert not case_of(Options("efficientnet", 2, 1.0, 300.0, "objective", 0), ()).world.rules.surprises.any
+
+
+def test_a_report_says_what_the_controller_did_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["albert", "--policies", "objective+mix", "--hours", "1", "--exact-rate", "-o", str(tmp_path)]
+    assert main([*words, "--misprofiled", "50", "--lost-gpu", "1@0.5+0.25"]) == 0
+    found = msgspec.json.decode((tmp_path / "results.json").read_bytes())
+    labels = " ".join(found["manifest"]["labels"])
+    assert "factors of up to 50 % more" in labels
+    assert "GPU 1 does not answer from hour 0.5 on, for 0.25 h" in labels
+    assert all("limit_grams" not in run or run["limit_grams"] is None for run in found["runs"])
+    assert main([*words, "--minutes", "1", "--misprofiled", "50"]) == 2
+    assert "leave out --minutes" in capsys.readouterr().err
