@@ -15,7 +15,7 @@ runs after it does not, or if it costs more joules at no more accuracy (by more 
 p95 is above the SLO although the best plan of the truth meets it on the devices that are left; `RECOVER_S` after the
 load has risen, a device was lost, or the run began do not count, as no controller foresees them.  A late step is said
 to be *on the way* if workers were exchanged during it, and *barred* if the capacity floor forbade the way out (an
-operator may lift it: `controller.allow_capacity_loss`): these count like any other.
+operator may lift it, or a change may pay for itself: `controller.capacity_loss_payback_s`): these count like any other.
 
 Every figure is simulated; the emulated devices' paces are a table's.  Exits with 1 if a run has a worse change or a
 late step after `LEARNT_S`, in which the controller may learn what its profile does not say.

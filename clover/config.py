@@ -347,6 +347,14 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 0.0
     allow_capacity_loss: Annotated[bool, _help("make a change even if it cannot keep that capacity")] = False
+    capacity_loss_payback_s: Annotated[
+        float,
+        _help(
+            "make a change that cannot keep that capacity if the workers that run miss the targets, and would refuse "
+            "or answer late more rows within this many seconds than the change does; 0: never",
+            ge=0,
+        ),
+    ] = 300.0
 
 
 class WorkersConfig(Section, frozen=True, kw_only=True):

@@ -57,9 +57,18 @@ class ArrivalRate:
         """Return the rows a second to plan for; 0 before the first window and while nothing arrives."""
         if not self._windows or self._exact:
             return self._newest
-        mean = sum(self._windows) / len(self._windows)
+        mean = self._mean()
         sure = mean + SURE * _deviation(mean, len(self._windows))
         return max(sure, self._newest - _deviation(self._newest, 1))
+
+    def counted(self) -> float:
+        """Return the rows a second as they were counted since the rate last changed, without a margin for chance."""
+        if not self._windows or self._exact:
+            return self._newest
+        return max(self._mean(), self._newest - _deviation(self._newest, 1))
+
+    def _mean(self) -> float:
+        return sum(self._windows) / len(self._windows)
 
     def _changed(self, newest: int) -> bool:
         """Return whether the rate of the `newest` windows differs from that of the windows before them."""

@@ -43,18 +43,23 @@ class Executor:
         )
 
     async def apply(
-        self, family: Family, plan: Plan, on_the_way: Mapping[Configuration, Routing] | None = None
+        self,
+        family: Family,
+        plan: Plan,
+        on_the_way: Mapping[Configuration, Routing] | None = None,
+        *,
+        may_lose: bool = False,
     ) -> PlanResult:
         """Put `plan` in force: by routing alone if its workers run already, else by a transition, after which the new
-        deployment is watched.  Refuses a transition below the capacity floor.  `on_the_way`: how rows go best to the
-        workers that there are meanwhile."""
+        deployment is watched.  Refuses a transition below the capacity floor, unless it `may_lose` capacity.
+        `on_the_way`: how rows go best to the workers that there are meanwhile."""
         context, deployed = self._context, family.deployed
         if deployed is not None and same(plan, deployed):
             return PlanResult(action=self._reroute(family, deployed, plan), plan=plan)
         if deployed is None:
             await self._adopt_instances(plan.deployment)
         transition = family.transition = self.transition(family, plan.deployment)
-        stay = below_floor(plan, transition, context.config.allow_capacity_loss)
+        stay = below_floor(plan, transition, may_lose or context.config.allow_capacity_loss)
         if deployed is not None and stay is not None:
             return PlanResult(action="refused", detail=stay.reason, plan=plan)
         before = deployed.configuration if deployed is not None else None

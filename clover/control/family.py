@@ -336,6 +336,15 @@ class Family:
         whichever is most."""
         return max(self.arrivals.rows_per_s(), config.design_rate, LEAST_RATE)
 
+    def without_margins(self, state: State, config: ControllerConfig) -> State:
+        """Return `state` without its margins against chance: with the rate that was counted, and none above the
+        accuracy floor unless the operator wants one."""
+        counted = max(self.arrivals.counted(), config.design_rate, LEAST_RATE)
+        objective = state.objective
+        if self.sample.configured is None:
+            objective = structs.replace(objective, accuracy_margin=0.0)
+        return structs.replace(state, arrival_rate=min(state.arrival_rate, counted), objective=objective)
+
     def capacity(self, share: float) -> Callable[[Assignment], float]:
         """Return a function from a worker to the rows a second it serves, by `corrected`; 0 for one that was never
         measured."""

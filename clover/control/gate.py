@@ -7,7 +7,8 @@ Every question is a pure function of what is known: None says that the plan may 
     failed_lately   its configuration was rolled back, or failed to start, and is backed off
     within_noise    what runs is as good within the noise of the intensity, or the change would cost more than it saves
     dwelling        the configuration changed less than `min_dwell_s` ago
-    below_floor     it cannot be reached without falling below the capacity floor
+    below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
+                    worse)
     breaks_limits   it does not meet the targets, and the workers that run do
 
 `unless_worse` comes last: is the plan predicted to be better than keeping workers and routing as they are?
@@ -41,6 +42,8 @@ from clover.types import (
 
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
+_LATE = 0.05
+"""The least part of the rows that is later than an SLO which the p95 is above."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,22 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
         f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost), below the capacity floor "
         f"of {transition.capacity_floor:.1f} rows/s; controller.allow_capacity_loss allows it"
     )
+
+
+def pays_for_loss(
+    plan: Plan, transition: Transition, here: Plan, *, slo_ms: float, rate: float, capacity: float, within_s: float
+) -> bool:
+    """Return whether `plan` keeps the limits at a price: the workers that run, whose plan is `here` and which serve
+    `capacity` of the `rate` rows/s that come, would within `within_s` seconds refuse or answer late more rows than
+    `transition` leaves without a worker.
+
+    Of the rows that they serve it counts one in twenty as late if their p95 is above `slo_ms`: no fewer are."""
+    if here.feasible or not plan.feasible:
+        return False
+    late = _LATE * min(rate, capacity) if here.prediction.p95_ms > slo_ms else 0.0
+    missed_by_staying = (max(0.0, rate - capacity) + late) * within_s
+    missed_on_the_way = max(0.0, rate - transition.lowest_capacity) * transition.loses_s
+    return missed_on_the_way < missed_by_staying
 
 
 def breaks_limits(plan: Plan, here: Plan | None) -> Stay | None:

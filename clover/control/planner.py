@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+from msgspec import structs
 
 from clover.control import gate
 from clover.control.context import Context
@@ -28,7 +30,11 @@ from clover.planning.model.problem import LEAST_RATE
 from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.types import Configuration, Decision, Plan, Routing, State, configuration_of
+from clover.types import Configuration, Decision, Plan, Routing, State, Transition, configuration_of
+
+_RATE_FELL = 0.95
+"""How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
+_WITHOUT_MARGINS = "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits"
 
 
 class Solver(Protocol):
@@ -41,6 +47,16 @@ class Solver(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Admitted:
+    """The plan that may be taken.  `held`: why it is another than the policy's; `may_lose`: whether capacity may be
+    lost on the way to it."""
+
+    plan: Plan
+    held: str = ""
+    may_lose: bool = False
+
+
 class Planner:
     """Makes plans and has them carried out.  The caller holds the context's lock."""
 
@@ -48,10 +64,15 @@ class Planner:
         self._context = context
         self._solver = solver
         self._executor = executor
+        self._infeasible: dict[str, State] = {}
+        """By family, the last state without margins in which no plan was feasible."""
 
     async def propose(self, family: Family, request: PlanRequest) -> tuple[State, Plan]:
         """Return the state of a family and the plan for it by the policy in force (or by the request's pin).  PlanError
-        if there is none."""
+        if there is none.
+
+        If no plan keeps the limits with the margins that sampling asks for, one that keeps them as far as is known is
+        better than the least bad one."""
         context = self._context
         conditions = await context.conditions(family)
         if not conditions.devices:
@@ -76,9 +97,28 @@ class Planner:
         family.sample.look(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
-        plan = await self._solver.propose(state, pin.policy or "objective", pin.configuration)
+        policy = pin.policy or "objective"
+        plan = await self._solver.propose(state, policy, pin.configuration)
+        bare = family.without_margins(state, context.config)
+        if not plan.feasible and request.rate is None and bare != state and not self._in_vain(bare):
+            bold = await self._solver.propose(bare, policy, pin.configuration)
+            if bold.feasible:
+                state, plan = bare, structs.replace(bold, reason=f"{bold.reason}; {_WITHOUT_MARGINS}")
+            else:
+                self._infeasible[family.name] = bare
         gate.checked(plan, family, state.objective.slo_ms)
         return with_met(state, plan), plan
+
+    def _in_vain(self, state: State) -> bool:
+        """Return whether no plan was feasible in a state that asked for no more than `state` does."""
+        before = self._infeasible.get(state.family)
+        return (
+            before is not None
+            and state.arrival_rate > _RATE_FELL * before.arrival_rate
+            and (state.profile, state.devices) == (before.profile, before.devices)
+            and (state.objective.slo_ms, state.objective.accuracy_floor)
+            == (before.objective.slo_ms, before.objective.accuracy_floor)
+        )
 
     async def plan_and_apply(self, family: Family, request: PlanRequest) -> Decision:
         """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; what happened to a plan
@@ -99,18 +139,20 @@ class Planner:
             result = PlanResult(action=action, detail=note, state=state, plan=plan, answers_demand=False)
             return record(context, family, request, started_s, result)
         family.answered(context.grid.now())
-        family.triggers.planned(state.intensity, state.arrival_rate, family.missing)
+        family.triggers.planned(state.intensity, state.arrival_rate, family.missing, feasible=plan.feasible)
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
-        detail = ""
+        detail, may_lose = "", False
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:
             if not request.force and (avoided or not gate.same(plan, family.deployed)):
-                plan, detail = await self._admitted(family, plan, state)
+                admitted = await self._admitted(family, plan, state)
+                plan, detail, may_lose = admitted.plan, admitted.held, admitted.may_lose
             if not (request.force and request.directed(family.targets)):
                 plan = gate.unless_worse(plan, family)
-            done = await self._executor.apply(family, plan, await self._on_the_way(family, plan, state))
+            on_the_way = await self._on_the_way(family, plan, state)
+            done = await self._executor.apply(family, plan, on_the_way, may_lose=may_lose)
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
@@ -150,11 +192,11 @@ class Planner:
 
     # --- which plan is taken ------------------------------------------------------------------------------------------
 
-    async def _admitted(self, family: Family, plan: Plan, state: State) -> tuple[Plan, str]:
+    async def _admitted(self, family: Family, plan: Plan, state: State) -> _Admitted:
         """Return `plan`, or if it may not be taken now the plan that may, and why."""
         context, deployed = self._context, family.deployed
         if deployed is None:
-            return plan, ""
+            return _Admitted(plan)
         now_s, held = context.monotonic(), ""
         weighed = plan.policy == "objective"  # a custom policy knows for itself when a change is worth it
         if (stay := gate.failed_lately(family, plan, now_s)) is not None:
@@ -167,25 +209,29 @@ class Planner:
             other = next(usable, None)
             plan = await self._fixed(family, state, other if other is not None else deployed.configuration)
             if other is None or gate.same(plan, deployed):
-                return plan, held
+                return _Admitted(plan, held)
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         if weighed and not family.backed_off(deployed.configuration, now_s) and not family.demand.lapsed(now_s):
             here = await self._here(family, state)
             lost = self._executor.transition(family, plan.deployment).lost_capacity
             if here is not None and (stay := gate.within_noise(family, plan, here, state, lost)) is not None:
-                return here, _joined(held, stay.reason)
+                return _Admitted(here, _joined(held, stay.reason))
         if (stay := gate.dwelling(family, plan, now_s)) is not None:
-            return await self._fixed(family, state, deployed.configuration), self._stays(family, stay)
+            return _Admitted(await self._fixed(family, state, deployed.configuration), self._stays(family, stay))
         transition = family.transition = self._executor.transition(family, plan.deployment)
         if (stay := gate.below_floor(plan, transition, context.config.allow_capacity_loss)) is not None:
-            return await self._within_reach(family, plan, state, stay.reason)
+            admitted = await self._within_reach(family, plan, state, stay.reason)
+            if not self._pays_for_loss(family, plan, transition, admitted.plan):
+                return admitted
+            family.transition = transition
+            return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True)
         if not plan.feasible:
             here = await self._here(family, state)
             if here is not None and (stay := gate.breaks_limits(plan, here)) is not None:
-                return here, _joined(held, stay.reason)
-        return plan, held
+                return _Admitted(here, _joined(held, stay.reason))
+        return _Admitted(plan, held)
 
-    async def _within_reach(self, family: Family, plan: Plan, state: State, reason: str) -> tuple[Plan, str]:
+    async def _within_reach(self, family: Family, plan: Plan, state: State, reason: str) -> _Admitted:
         """Return a plan in place of `plan`, which cannot be reached for `reason`: the first of its candidates that can
         be and that is clearly better than the workers that run, else the plan of these."""
         assert family.deployed is not None
@@ -206,8 +252,22 @@ class Planner:
             transition = self._executor.transition(family, found.deployment)
             if transition.holds:
                 family.transition = transition
-                return found, f"{reason}; {words(found.configuration)} is within reach"
-        return here, reason  # and the transition on record is the one that was refused
+                return _Admitted(found, f"{reason}; {words(found.configuration)} is within reach")
+        return _Admitted(here, reason)  # and the transition on record is the one that was refused
+
+    def _pays_for_loss(self, family: Family, plan: Plan, transition: Transition, here: Plan) -> bool:
+        """Return whether `transition`, which leads to `plan`, may go below the capacity floor since `here`, the best
+        plan of the workers that run, misses more rows."""
+        context = self._context
+        return gate.pays_for_loss(
+            plan,
+            transition,
+            here,
+            slo_ms=family.targets.slo_ms,
+            rate=family.arrivals.rows_per_s(),
+            capacity=sum(map(family.capacity(context.share_of(family)), family.desired)),
+            within_s=context.config.capacity_loss_payback_s,
+        )
 
     async def _here(self, family: Family, state: State) -> Plan | None:
         """Return the plan of the workers that run; None if the devices do not allow them any more."""

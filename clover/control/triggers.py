@@ -16,7 +16,8 @@ reason follow it (`known`).
 
 A fall of the rate that is no reason to plan does not count in a plan made for another reason either (`held`).  Else a
 configuration that only just meets the SLO is left and taken up again as the samples of a constant rate will have it.
-A rise counts at once: the SLO depends on it.
+A rise counts at once: the SLO depends on it.  So does a fall if no plan was feasible at the rate before: what is
+asked next is whether one is now.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Triggers:
         self.planned_intensity: Reading | None = None
         self.planned_rate = 0.0
         self.planned_missing = 0
+        self.planned_feasibly = True
         self.again_s: float | None = None
         self._late = 0
         self._growing = 0
@@ -76,11 +78,13 @@ class Triggers:
         self._spacing_s = 0.0
         self._spaced_until_s = -math.inf
 
-    def planned(self, intensity: Reading, rate: float, missing: int = 0) -> None:
-        """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers."""
+    def planned(self, intensity: Reading, rate: float, missing: int = 0, *, feasible: bool = True) -> None:
+        """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers; and
+        whether it is `feasible`."""
         self.planned_intensity = intensity
         self.planned_rate = rate
         self.planned_missing = missing
+        self.planned_feasibly = feasible
         self.again_s = None
         self._late = self._growing = self._away = 0
 
@@ -105,9 +109,10 @@ class Triggers:
         self._spaced_until_s = -math.inf
 
     def held(self, rate: float, rate_change: float) -> float:
-        """Return the rows a second to plan for while `rate` is observed: those of the last plan, if they are more and
-        `rate` is no reason to plan."""
-        return rate if self._moved(rate, rate_change) else max(rate, self.planned_rate)
+        """Return the rows a second to plan for while `rate` is observed: those of the last plan, if they are more,
+        `rate` is no reason to plan, and that plan is feasible."""
+        counts = self._moved(rate, rate_change) or not self.planned_feasibly
+        return rate if counts else max(rate, self.planned_rate)
 
     def known(self, reading: Reading) -> Reading:
         """Return the intensity to plan for while `reading` is in force.

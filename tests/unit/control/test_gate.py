@@ -76,6 +76,39 @@ def test_a_transition_below_the_floor_is_taken_only_if_it_is_allowed() -> None:
     assert gate.below_floor(plan, msgspec.structs.replace(low, lowest_capacity=60.0), False) is None
 
 
+@pytest.mark.parametrize(
+    ("rate", "within_s", "pays"),
+    [
+        (
+            70.0,
+            60.0,
+            True,
+        ),  # 10 refused and 3 late a second: in 60 s more than 70 x 2
+        (70.0, 10.0, False),
+        (40.0, 60.0, True),  # none is refused, and 2 a second are late
+        (40.0, 39.0, False),
+        (70.0, 0.0, False),  # the operator forbids it
+    ],
+)
+def test_capacity_may_be_lost_if_to_stay_would_miss_more_rows(rate: float, within_s: float, pays: bool) -> None:
+    _, plan = planned(small=2)
+    late = msgspec.structs.replace(plan.prediction, p95_ms=31.0)
+    good, bad = (
+        msgspec.structs.replace(plan, feasible=True),
+        msgspec.structs.replace(plan, feasible=False, prediction=late),
+    )
+    cut = Transition(steps=(), kept=(), lost_capacity=1.0, capacity_floor=60.0, lowest_capacity=0.0, loses_s=2.0)
+
+    def judged(target: Plan, here: Plan) -> bool:
+        return gate.pays_for_loss(target, cut, here, slo_ms=30.0, rate=rate, capacity=60.0, within_s=within_s)
+
+    assert judged(good, bad) is pays
+    assert not judged(good, good)  # what runs keeps the limits
+    assert not judged(bad, bad)  # the other would not
+    in_time = msgspec.structs.replace(plan, feasible=False)  # above a margin, say, but not late
+    assert judged(good, in_time) is (pays and rate > 60.0)
+
+
 def test_noise_is_no_reason_to_leave_what_serves_and_a_clear_gain_is_one(rig: Rig) -> None:
     state, here = planned(large=2)
     _, other = planned(small=2)

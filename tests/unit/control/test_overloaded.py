@@ -1,0 +1,93 @@
+"""What the controller gives up when it cannot have everything: capacity for a moment, or a margin against chance."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from clover.control.triggers import Triggers
+from clover.types import Reading
+from tests.support.control_fixture import Rig, cpu
+
+
+async def on_one_large_worker(payback_s: float) -> Rig:
+    """Return a rig on which one worker has both cores, so that none could serve while they are cut in two."""
+    family = {"accuracy_floor": 92.0, "slo_ms": 45.0}
+    rig = Rig(
+        shape=cpu(2, overlap=False),
+        family=family,
+        max_utilisation=0.97,
+        allow_capacity_loss=True,
+        capacity_loss_payback_s=payback_s,
+    )
+    await rig.settled()
+    await rig.controller.command("apply", {"configuration": {"large@2c": 1}, "force": True}, "alice")
+    rig.controller.reconfigure(msgspec.structs.replace(rig.controller.context.config, allow_capacity_loss=False))
+    await rig.look(6.0)
+    return rig
+
+
+def test_capacity_is_lost_for_a_moment_rather_than_the_slo_for_an_hour() -> None:
+    async def story() -> None:
+        rig = await on_one_large_worker(300.0)
+        rig.fleet.figures["arrival_rate"] = 720.0
+        await rig.look(10.0)
+        assert rig.last["action"] == "applied"
+        assert rig.last["detail"].endswith("; to stay would miss more rows")
+        assert [(group.count, group.profile) for group in rig.family.deployed.configuration] == [(2, "1c")]
+        rig.consistent()
+
+    asyncio.run(story())
+
+
+def test_an_operator_can_forbid_that() -> None:
+    async def story() -> None:
+        rig = await on_one_large_worker(0.0)
+        rig.fleet.figures["arrival_rate"] = 720.0
+        await rig.look(10.0)
+        assert rig.last["action"] == "kept"
+        assert "controller.allow_capacity_loss allows it" in rig.last["detail"]
+        assert not rig.last["plan"]["feasible"]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("rate", "margin", "feasible"), [(500.0, 0.51, True), (900.0, 0.0, True), (1300.0, 0.51, False)]
+)
+def test_a_margin_gives_way_to_the_slo_and_only_to_that(rate: float, margin: float, feasible: bool) -> None:
+    async def story() -> None:
+        rig = Rig(family={"accuracy_floor": 90.5, "accuracy_margin": None}, max_utilisation=0.95)
+        await rig.settled()
+        rig.fleet.figures["arrival_rate"] = rate
+        await rig.look(10.0)
+        plan = rig.last["plan"]
+        assert plan["feasible"] is feasible
+        assert plan["prediction"]["accuracy"] >= 90.5 + margin - 0.005
+        assert ("without the margins" in plan["reason"]) is (margin == 0.0)
+        if margin == 0.0:
+            assert rig.last["inputs"]["arrival_rate"] == rate, "as it was counted"
+
+    asyncio.run(story())
+
+
+def test_a_margin_that_the_operator_gave_stays() -> None:
+    async def story() -> None:
+        rig = Rig(family={"accuracy_floor": 90.5, "accuracy_margin": 0.5}, max_utilisation=0.95)
+        await rig.settled()
+        rig.fleet.figures["arrival_rate"] = 900.0
+        await rig.look(10.0)
+        assert not rig.last["plan"]["feasible"]
+        assert rig.last["plan"]["prediction"]["accuracy"] >= 91.0 - 0.005
+
+    asyncio.run(story())
+
+
+def test_a_rate_that_was_too_much_is_not_held_on_to() -> None:
+    triggers, reading = Triggers(), Reading(g_per_kwh=100.0, at_s=0.0, provider="test")
+    triggers.planned(reading, 100.0)
+    assert triggers.held(95.0, 0.1) == 100.0  # a fall that is no reason to plan
+    triggers.planned(reading, 100.0, feasible=False)
+    assert triggers.held(95.0, 0.1) == 95.0
