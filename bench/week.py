@@ -1,6 +1,6 @@
 """A week of the production controller that is wrong about its world, judged by what is true of it.
 
-    python -m bench.week [--family efficientnet] [--gpus 2] [--days 7] [--look-s 60] [--seeds 1] [--json FILE]
+    python -m bench.week [--family efficientnet] [--gpus 2] [--days 7] [--look-s 60] [--seeds 1] [--trace FILE]
 
 The controller, its planner and its gate run in virtual time (`clover.simulate.replay`) on simulated GPUs, under every
 combination of
@@ -181,6 +181,7 @@ class Options:
     policy: str
     seed: int
     level: float = 0.35
+    trace: str = "synthetic"
 
 
 def case_of(options: Options, situations: Sequence[str]) -> Case:
@@ -199,7 +200,7 @@ def case_of(options: Options, situations: Sequence[str]) -> Case:
     )
     load = f"{'surges' if 'load' in situations else 'constant'}:{options.level}"
     own = World(machine, families.load(options.family, machine.shapes), rules)
-    trace = world.traces((), "", 24.0 * options.days)[0]
+    trace = world.traces((options.trace,), "", 24.0 * options.days)[0]
     return Case(own, trace, loads.parse(load), world.scheme(options.policy), options.seed)
 
 
@@ -211,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--policy", default="budget", help="as in simulate --policies [budget]")
     add("--gpus", type=int, default=2, help="A100s with MIG, simulated [2]")
     add("--days", type=float, default=7.0, help="days that are played [7]")
+    add("--trace", default="synthetic", help="a file of intensities, or synthetic: a duck curve by formula [synthetic]")
     add("--look-s", type=float, default=60.0, help="grid seconds between looks of the controller [60]")
     add("--seeds", type=int, default=1, help="other draws of profile, forecast and noise [1]")
     add("--show", type=int, default=3, help="findings that are printed of each run [3]")
@@ -220,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for situations in _combinations():
         for seed in range(given.seeds):
             began = time.perf_counter()
-            options = Options(given.family, given.gpus, given.days, given.look_s, given.policy, seed)
+            options = Options(given.family, given.gpus, given.days, given.look_s, given.policy, seed, trace=given.trace)
             case = case_of(options, situations)
             judge = Judge(case)
             run = replay.play(case, judge)
