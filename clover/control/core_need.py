@@ -1,7 +1,8 @@
 """How few cores would do at the load of the moment, and what part of the energy is idle: said, whatever is configured.
 
 The solver's process works it out (`clover.planning.search.fewest`).  It is asked for one family at a time, if its load
-is more than `STEP` away from the one that is known or its targets changed, and every `ASK_S` seconds at most.
+is more than `STEP` away from the one that is known, or its targets or its corrected profile changed, and every `ASK_S`
+seconds at most.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ FewestCores = Callable[[State], Awaitable[int | None]]
 
 @dataclass(frozen=True)
 class KnownNeed:
-    """What the solver said of a family at `rate` rows a second: `cores`; None if all of them do not do."""
+    """What the solver said of a family at `rate` rows a second: `cores`; None if all of them do not do.  `learned`:
+    which corrections of its profile that went by."""
 
     rate: float
     targets: Targets
+    learned: int
     cores: int | None
 
 
@@ -57,18 +60,19 @@ class CoreNeed:
             return
         for family in self._context.families.values():
             rate, known = family.rate(self._context.config), self._known.get(family.name)
-            if known is None or known.targets != family.targets or abs(rate - known.rate) > STEP * known.rate:
+            asked = (family.targets, family.learned.changed)
+            if known is None or (known.targets, known.learned) != asked or abs(rate - known.rate) > STEP * known.rate:
                 self._asked_s = now_s
                 asking = self._ask(family, rate, self._fewest_cores)
                 self._asking = asyncio.get_running_loop().create_task(asking, name="clover-core-need")
                 return
 
     async def _ask(self, family: Family, rate: float, fewest_cores: FewestCores) -> None:
-        targets = family.targets
+        targets, learned = family.targets, family.learned.changed
         try:
             conditions = await self._context.conditions(family)
             state = family.state(conditions, self._context.config, PlanRequest(trigger="core need", rate=rate))
-            self._known[family.name] = KnownNeed(rate, targets, await fewest_cores(state))
+            self._known[family.name] = KnownNeed(rate, targets, learned, await fewest_cores(state))
         except CloverError as error:
             log.info("%s: how few cores would do is not known: %s", family.name, error)
 

@@ -137,6 +137,11 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         one.fleet.figures["arrival_rate"] = 300.0
         await one.look(1.0, looks=3)
         assert len(rates) == 2, "not so soon again"
+        one.fleet.figures["arrival_rate"] = 3_500.0
+        one.family.learned.changed += 1
+        await one.look(ASK_S + 1.0)
+        await asyncio.sleep(0)
+        assert rates[2:] == [3_500.0], "the same load, of a profile that was corrected"
 
     asyncio.run(run())
 
