@@ -154,6 +154,20 @@ class Tenants:
         """Return every tenant, in the order of the configuration."""
         return tuple(self._by_name.values())
 
+    def as_json(self) -> dict[str, dict[str, float | bool | None]]:
+        """Return what is configured of each tenant, without its token."""
+        return {
+            tenant.name: {
+                "rate": tenant.limit.rate if tenant.limit is not None else None,
+                "burst": tenant.limit.burst if tenant.limit is not None else None,
+                "priority": tenant.priority,
+                "min_accuracy": tenant.min_accuracy,
+                "timeout_ms": tenant.timeout_ns / 1e6,
+                "may_control": tenant.may_control,
+            }
+            for tenant in self._by_name.values()
+        }
+
     def find(self, token: bytes) -> Tenant | None:
         """Return the tenant that has a token; None if none has.  Takes as long, whichever it is."""
         given, found = hashlib.sha256(token).digest(), None

@@ -252,6 +252,19 @@ class Served:
                 )
         return found
 
+    def tenants_json(self) -> dict[str, Any]:
+        """Return `tenants` for the state of the server; the empty name is whoever is no tenant."""
+        return {
+            name: {
+                "requests": {str(code): count for code, count in sorted(totals.requests.items())},
+                "rows": dict(totals.rows),
+                "limited": totals.limited,
+                "active_j": totals.active_j,
+                "active_g": totals.active_g,
+            }
+            for name, totals in self.tenants.items()
+        }
+
     def observe(self) -> dict[str, float]:
         """Return the fleet's live figures."""
         return self.fleet.observe()
