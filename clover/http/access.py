@@ -48,7 +48,7 @@ def binds_loopback(host: str) -> bool:
 class Access:
     """The access rules of one socket; `control` marks the control socket, which its file mode protects."""
 
-    __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_open", "_tenants", "_token")
+    __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_insecure", "_open", "_tenants", "_token")
 
     def __init__(self, listen: ListenConfig, *, control: bool = False, tenants: Tenants | None = None) -> None:
         host = listen.host.strip("[]").lower()
@@ -56,6 +56,7 @@ class Access:
         self._control_elsewhere = bool(listen.control) and not control
         self._token = listen.token.encode()
         self._tenants = tenants or Tenants()
+        self._insecure = listen.insecure
         self._open = not control and not binds_loopback(host)
         self._any_address = host in _WILDCARDS
         self._hosts = {
@@ -96,8 +97,8 @@ class Access:
 
     def _needs_token(self, head: Head) -> bool:
         """Return whether a call without a token that is known is refused."""
-        if self._open and (self._token or self._tenants):
-            return True
+        if self._open and (self._token or self._tenants or not self._insecure):
+            return True  # also once a reload has taken the last tenant away
         return not self._control and bool(self._tenants) and bool(head.bearer)
 
     def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:

@@ -79,6 +79,7 @@ class Frontend:
         monotonic_s: Callable[[], float] = monotonic,
     ) -> None:
         self._config = config
+        self._tenants = tenants
         self._loop = loop
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
@@ -99,7 +100,7 @@ class Frontend:
     async def start(self) -> tuple[str, int]:
         """Bind and accept; return the bound host and port.  Raises ConfigError or StartError."""
         listen, limits = self._config.listen, self._config.limits
-        Access.check_bind(listen, bool(self._config.tenants))
+        Access.check_bind(listen, bool(self._tenants))
         context = self._tls()
         listener = self._listeners[0]
         tls = context is not None

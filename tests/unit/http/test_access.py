@@ -76,6 +76,13 @@ def test_an_open_bind_needs_a_token_and_a_tenants_is_one() -> None:
     assert driver(host="0.0.0.0", insecure=True).get("/v2").status == 401
 
 
+def test_taking_the_last_tenant_away_does_not_open_a_bind() -> None:
+    tenants = Tenants([ACME])
+    d = Driver(FakeView(FakeModel(echo_family())), listen=ListenConfig(host="0.0.0.0"), tenants=tenants)
+    tenants.use([])
+    assert [d.get("/v2", *field).status for field in ((), (bearer("acme-1"),))] == [401, 401]
+
+
 def test_a_reload_is_felt_by_the_next_request_on_the_same_connection() -> None:
     tenants = Tenants([ACME])
     d = Driver(FakeView(FakeModel(echo_family())), tenants=tenants)
