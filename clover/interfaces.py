@@ -123,8 +123,8 @@ class Ticket:
     """One request inside the data plane, from its slots to its outcome.
 
     `status` is 0 while pending, then an HTTP status.  `slots[i]` is the slot of row i; `variants[i]` the index (into
-    the family's variants) that answered it.  `client` is the address that it came from, the /64 of an IPv6 one; empty
-    for this process.  All times are monotonic nanoseconds.
+    the family's variants) that answered it.  `client` names the tenant that sent it, else the address that it came
+    from, the /64 of an IPv6 one; empty for this process.  All times are monotonic nanoseconds.
     """
 
     __slots__ = (

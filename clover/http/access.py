@@ -55,7 +55,7 @@ class Access:
         self._control = control
         self._control_elsewhere = bool(listen.control) and not control
         self._token = listen.token.encode()
-        self._tenants = tenants or Tenants()
+        self._tenants = tenants if tenants is not None else Tenants()  # one without any is as good
         self._insecure = listen.insecure
         self._open = not control and not binds_loopback(host)
         self._any_address = host in _WILDCARDS

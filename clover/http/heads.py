@@ -51,9 +51,8 @@ class Head:
 
     What the routes add: a lower `most_bytes` and its `bound`; `refusal` is an answer that follows from the head alone
     (status, text, further header lines), `authorised` whether it carries the token, `tenant` whose token it carries
-    instead, `route` the handler that was found
-    for the path and the model it names, `endpoint` the `InferEndpoint` of a request that infers and whose body is not
-    compressed.
+    instead, `route` the handler that was found for the path and the model it names, `endpoint` the `InferEndpoint` of a
+    request that infers and whose body is not compressed.
     """
 
     __slots__ = (

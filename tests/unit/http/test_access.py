@@ -83,6 +83,15 @@ def test_taking_the_last_tenant_away_does_not_open_a_bind() -> None:
     assert [d.get("/v2", *field).status for field in ((), (bearer("acme-1"),))] == [401, 401]
 
 
+def test_the_first_tenant_may_come_with_a_reload() -> None:
+    tenants = Tenants()
+    d = Driver(FakeView(FakeModel(echo_family())), tenants=tenants)
+    assert d.get("/v2", bearer("acme-2")).status == 200
+    tenants.use([ACME])
+    d.state.heads.memo.clear()
+    assert [d.get("/v2", bearer(token)).status for token in ("acme-1", "acme-2")] == [200, 401]
+
+
 def test_a_reload_is_felt_by_the_next_request_on_the_same_connection() -> None:
     tenants = Tenants([ACME])
     d = Driver(FakeView(FakeModel(echo_family())), tenants=tenants)
