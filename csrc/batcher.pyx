@@ -8,12 +8,13 @@ share a batch, so each (lane, key) in use has a bucket.  A bucket orders its row
   - by arrival in a doubly linked list, which says who has waited longest.
 Distinct keys in use at a time are few, so a lane's buckets are a list that is walked.
 
-Ranks are those of fair queueing.  The rows of one client (a number of the caller's: to the router, a connection) in one
-lane are a flow, and each lane has a clock.  A row's rank is the clock, or the rank of its flow's last row plus one if
-that is later.  The clock is never behind the rank of the row that leaves, and advances by one over the number of flows
-for each row that leaves.  So a flow alone is served first come, first served; of several that always have rows waiting,
-each is served one row a round; a row of a flow that has none waiting is served within the round; and as the clock
-advances, no stream of new flows holds up old ones for ever.  A flow is forgotten once none of its rows waits.  Rows that
+Ranks are those of weighted fair queueing.  The rows of one client in one lane are a flow, and each lane has a clock.  A
+client is a number of the caller's: to the router, a connection, or a tenant; bits 40 and up are its weight, 0 of them a
+weight of 1.  A row's rank is the clock, or the rank of its flow's last row plus one over its weight if that is later.
+The clock is never behind the rank of the row that leaves, and advances by one over the weight of all flows for each row
+that leaves.  So a flow alone is served first come, first served; of several that always have rows waiting, each is
+served as many rows a round as its weight; a row of a flow that has none waiting is served within the round; and as the
+clock advances, no stream of new flows holds up old ones for ever.  A flow is forgotten once none of its rows waits.  Rows that
 are cancelled give their ranks back to the flow's next rows.  A row that returns to the lane it was dispatched from keeps
 its rank; one that comes from another lane gets a new one.  Rows of the background (a client below 0) are behind all
 others, and no flow.
@@ -45,6 +46,7 @@ cdef enum:
     MAX_SLOTS = 1 << 24
     MAX_TABLE = 1 << 16
     UNIT = 1 << 16  # one row, in ranks: at a million rows/s a clock runs for four years
+    WEIGHT_BITS = 40  # of a client's number, below its weight
 
 
 cdef int64_t BACKGROUND = INT64_MAX  # the rank of rows that are behind all others
@@ -106,7 +108,7 @@ cdef class Batcher:
             self._heads[i] = NONE
         for i in range(<int32_t>lanes):
             self._lanes[i] = Lane(
-                clock=0, expected_ns=0, buckets=NONE, depth=0, workers=0, free=0, turn=0, cursor=NONE, flows=0
+                clock=0, expected_ns=0, buckets=NONE, depth=0, workers=0, free=0, turn=0, cursor=NONE, weight=0
             )
             self._delay_ns[i] = max_queue_delay_ns
             self._largest[i] = MAX_SLOTS
@@ -188,10 +190,11 @@ cdef class Batcher:
             flow = self._spare_flow
             self._spare_flow = self._flows[flow].next
             self._flows[flow] = Flow(
-                client=client, rank=self._lanes[lane].clock, lane=lane, rows=0, next=self._heads[head]
+                client=client, rank=self._lanes[lane].clock, lane=lane, rows=0, next=self._heads[head],
+                weight=<int32_t>max(client >> WEIGHT_BITS, 1),
             )
             self._heads[head] = flow
-            self._lanes[lane].flows += 1
+            self._lanes[lane].weight += self._flows[flow].weight
         return flow
 
     cdef void _leave_flow(self, int32_t flow, bint served) noexcept nogil:
@@ -201,7 +204,7 @@ cdef class Batcher:
         self._flows[flow].rows -= 1
         if self._flows[flow].rows:
             if not served:
-                self._flows[flow].rank -= UNIT
+                self._flows[flow].rank -= UNIT // self._flows[flow].weight
             return
         link = &self._heads[self._head_of(lane, self._flows[flow].client)]
         while link[0] != flow:
@@ -210,7 +213,7 @@ cdef class Batcher:
         link[0] = self._flows[flow].next
         self._flows[flow].next = self._spare_flow
         self._spare_flow = flow
-        self._lanes[lane].flows -= 1
+        self._lanes[lane].weight -= self._flows[flow].weight
 
     # --- rows in and out ----------------------------------------------------------------------------------------------
 
@@ -240,7 +243,7 @@ cdef class Batcher:
         if again and self._nodes[slot].lane == lane and self._nodes[slot].rank != BACKGROUND:
             return self._nodes[slot].rank
         rank = max(self._lanes[lane].clock, self._flows[flow].rank)
-        self._flows[flow].rank = rank + UNIT
+        self._flows[flow].rank = rank + UNIT // self._flows[flow].weight
         return rank
 
     cdef void _insert(
@@ -592,7 +595,7 @@ cdef class Batcher:
                 n += 1
                 if self._nodes[slot].flow != NONE:
                     self._lanes[lane].clock = max(
-                        self._lanes[lane].clock + UNIT // min(self._lanes[lane].flows, UNIT), self._nodes[slot].rank
+                        self._lanes[lane].clock + UNIT // min(self._lanes[lane].weight, UNIT), self._nodes[slot].rank
                     )
                 self._remove(slot, True)
         self._workers[worker].outstanding += 1
@@ -655,20 +658,20 @@ cdef class Batcher:
 
     cpdef int64_t ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1:
         """Return how many rows leave `lane` until the last of `rows` further ones of `client` has left, that one
-        included: its own, and of each other flow no more than that.
+        included: its own, and of each other flow no more than that, times how many times as heavy it is.
 
         A single row of a client that has none waiting is passed by none that come later.  Others may be, so the other
         flows are given as many rows again as they have, and as the client has.
         """
-        cdef int32_t index = self._lane(lane), flow = self._find_flow(index, client), flows = self._lanes[index].flows
-        cdef int64_t own = rows, others
+        cdef int32_t index = self._lane(lane), flow = self._find_flow(index, client)
+        cdef int64_t own = rows, others, weight = max(client >> WEIGHT_BITS, 1), rest = self._lanes[index].weight
         if flow != NONE:
             own += self._flows[flow].rows
-            flows -= 1
+            rest -= weight
         others = self._lanes[index].depth + rows - own
         if own > 1:
             others = 2 * others + own
-        return own + min(others, own * flows)
+        return own + min(others, (own * rest + weight - 1) // weight)
 
     cpdef int64_t waiting_of(self, int64_t client) except -1:
         """Return how many rows of `client` wait, in all lanes."""

@@ -22,6 +22,7 @@ cdef struct Flow:  # the waiting rows of one client in one lane
     int32_t lane
     int32_t rows
     int32_t next  # of the same head, or in the free list
+    int32_t weight
 
 
 cdef struct Bucket:  # the waiting rows of one (lane, key)
@@ -44,7 +45,7 @@ cdef struct Lane:  # what a dispatch without delays looks at, and no more
     int32_t free  # credits its workers have left, in total
     int32_t turn  # the index whose turn it is
     int32_t cursor  # the attached worker at that index or next after it
-    int32_t flows  # clients that have rows waiting
+    int32_t weight  # of all flows
 
 
 cdef struct Worker:

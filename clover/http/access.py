@@ -3,6 +3,10 @@
 Three defences against three attackers.  The Host allow list stops a web page that rebinds its own name to this address
 (DNS rebinding); the Origin check stops a page that posts here directly; the token stops everyone else on the network,
 and without one changes are taken from loopback peers only.  If a control socket is configured, only that takes changes.
+
+A tenant's token lets it ask models.  It changes nothing, and sees neither state nor decisions nor metrics, which are
+others' too, unless the tenant `may_control`.  Where there are tenants, a token that is nobody's is refused wherever it
+comes from: its owner would otherwise be served as no tenant, without a limit.
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ from clover.errors import ConfigError, RequestError
 from clover.http.addresses import is_loopback
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
+from clover.tenants import Tenants
 
 _CHALLENGE = b"WWW-Authenticate: Bearer\r\n"
 _WILDCARDS = ("", "0.0.0.0", "::")
+_OPERATORS = ("/v2/clover", "/metrics", "/dashboard")
+"""Paths that begin so are not for tenants: they show what others sent and used."""
 
 
 class UnauthorizedError(RequestError):
@@ -41,14 +48,16 @@ def binds_loopback(host: str) -> bool:
 class Access:
     """The access rules of one socket; `control` marks the control socket, which its file mode protects."""
 
-    __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_needs_token", "_token")
+    __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_insecure", "_open", "_tenants", "_token")
 
-    def __init__(self, listen: ListenConfig, *, control: bool = False) -> None:
+    def __init__(self, listen: ListenConfig, *, control: bool = False, tenants: Tenants | None = None) -> None:
         host = listen.host.strip("[]").lower()
         self._control = control
         self._control_elsewhere = bool(listen.control) and not control
         self._token = listen.token.encode()
-        self._needs_token = bool(self._token) and not control and not binds_loopback(host)
+        self._tenants = tenants if tenants is not None else Tenants()  # one without any is as good
+        self._insecure = listen.insecure
+        self._open = not control and not binds_loopback(host)
         self._any_address = host in _WILDCARDS
         self._hosts = {
             "localhost",
@@ -62,23 +71,35 @@ class Access:
             self._hosts.add(socket.gethostname().lower())
 
     @staticmethod
-    def check_bind(listen: ListenConfig) -> None:
+    def check_bind(listen: ListenConfig, tenants: bool = False) -> None:
         """Raise ConfigError if the server would be open to the network without a token, and --insecure is not set."""
-        if not binds_loopback(listen.host) and not listen.token and not listen.insecure:
+        if not binds_loopback(listen.host) and not (listen.token or tenants or listen.insecure):
             raise ConfigError(
                 f"binding {listen.host or 'all addresses'} opens the server to the network: "
                 "set listen.token (--token), or --insecure to do so without one"
             )
 
     def judge(self, head: Head) -> None:
-        """Set `authorised`, and refuse a foreign host or, on an open bind, a call without the token."""
+        """Set `authorised` and `tenant`, and refuse a foreign host, a token that is nobody's, on an open bind a call
+        without a token, and what a tenant may not see."""
         if self._token:
             head.authorised = hmac.compare_digest(head.bearer, self._token)
+        if self._tenants and head.bearer and not head.authorised:
+            head.tenant = self._tenants.find(head.bearer)
+        known = head.authorised or head.tenant is not None
         misplaced = self._misplaced(head)
         if misplaced is not None:
             head.refusal = misplaced
-        elif self._needs_token and not head.authorised:
+        elif not known and self._needs_token(head):
             head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
+        elif head.tenant is not None and not head.tenant.may_control and head.path.startswith(_OPERATORS):
+            head.refusal = (403, "a tenant's token is for models only: this needs the operator's", b"")
+
+    def _needs_token(self, head: Head) -> bool:
+        """Return whether a call without a token that is known is refused."""
+        if self._open and (self._token or self._tenants or not self._insecure):
+            return True  # also once a reload has taken the last tenant away
+        return not self._control and bool(self._tenants) and bool(head.bearer)
 
     def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:
         """Return the refusal of a request that is, or may be, meant for another host; None if it is meant for us."""
@@ -121,6 +142,10 @@ class Access:
             raise ForbiddenError("changes are taken on the control socket only")
         self.check_origin(exchange)
         head = exchange.head
+        if head.tenant is not None:
+            if not head.tenant.may_control:
+                raise ForbiddenError("a tenant's token changes nothing here: this needs the operator's")
+            return head.tenant.client
         if self._token:
             if not head.authorised:
                 raise UnauthorizedError("a valid bearer token is needed")

@@ -25,6 +25,7 @@ from clover.http.ids import RequestIds
 from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
 from clover.interfaces import ServerView
+from clover.tenants import Tenants
 
 log = logging.getLogger("clover.http")
 
@@ -74,9 +75,11 @@ class Frontend:
         config: ServerConfig,
         loop: asyncio.AbstractEventLoop,
         *,
+        tenants: Tenants | None = None,
         monotonic_s: Callable[[], float] = monotonic,
     ) -> None:
         self._config = config
+        self._tenants = tenants
         self._loop = loop
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
@@ -84,7 +87,8 @@ class Frontend:
         ids = RequestIds()  # shared by all sockets: labels may arrive on another one than the answer left by
         self._listeners: list[_Listener] = []
         for control in (False, True) if config.listen.control else (False,):
-            routes = Routes(view, config, loop, Access(config.listen, control=control))
+            access = Access(config.listen, control=control, tenants=tenants)
+            routes = Routes(view, config, loop, access)
             state = ServerState(routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
             self._listeners.append(_Listener(routes, state))
         self._acceptor: Acceptor | None = None
@@ -96,7 +100,7 @@ class Frontend:
     async def start(self) -> tuple[str, int]:
         """Bind and accept; return the bound host and port.  Raises ConfigError or StartError."""
         listen, limits = self._config.listen, self._config.limits
-        Access.check_bind(listen)
+        Access.check_bind(listen, bool(self._tenants))
         context = self._tls()
         listener = self._listeners[0]
         tls = context is not None
@@ -129,6 +133,11 @@ class Frontend:
         self._swept_s = self._monotonic_s()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         return host, port
+
+    def forget_heads(self) -> None:
+        """Judge each head anew from now on, because the tenants have changed."""
+        for listener in self._listeners:
+            listener.state.heads.memo.clear()
 
     def _tls(self) -> ssl.SSLContext | None:
         listen = self._config.listen

@@ -18,6 +18,7 @@ cdef class Head:
     cdef public bytes request_id
     cdef public bytes origin
     cdef public bint authorised
+    cdef public object tenant
     cdef public bytes bearer
     cdef public tuple refusal
     cdef public object route

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import httptools
 
 from clover.config import LimitsConfig
+from clover.tenants import Tenant
 
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VISIBLE = bytes(range(0x21, 0x7F))
@@ -49,9 +50,9 @@ class Head:
     The body, also decoded, has at most `most_bytes`; `bound` is what that holds for, and how to be within it.
 
     What the routes add: a lower `most_bytes` and its `bound`; `refusal` is an answer that follows from the head alone
-    (status, text, further header lines), `authorised` whether it carries the token, `route` the handler that was found
-    for the path and the model it names, `endpoint` the `InferEndpoint` of a request that infers and whose body is not
-    compressed.
+    (status, text, further header lines), `authorised` whether it carries the token, `tenant` whose token it carries
+    instead, `route` the handler that was found for the path and the model it names, `endpoint` the `InferEndpoint` of a
+    request that infers and whose body is not compressed.
     """
 
     __slots__ = (
@@ -78,6 +79,7 @@ class Head:
         "refusal",
         "request_id",
         "route",
+        "tenant",
     )
 
     def __init__(self) -> None:
@@ -100,6 +102,7 @@ class Head:
         self.request_id = b""
         self.origin: bytes | None = None
         self.authorised = False
+        self.tenant: Tenant | None = None
         self.bearer = b""
         self.refusal: tuple[int, str, bytes] | None = None
         self.route: Any = None

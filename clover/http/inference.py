@@ -66,7 +66,7 @@ class InferEndpoint:
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
         try:
-            wait_s = self.model.crowded(exchange.flow, _named(exchange))
+            wait_s = self.model.crowded(exchange.flow, _named(exchange), exchange.head.tenant)
             if wait_s > 0.0:
                 exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
             else:
@@ -80,7 +80,7 @@ class InferEndpoint:
         """Start the request; raises RequestError, and then holds nothing."""
         model = self.model
         request = decode(self.signature, body, exchange.head.json_length)
-        ticket = model.open(request.rows, exchange.flow, _named(exchange))
+        ticket = model.open(request.rows, exchange.flow, _named(exchange), exchange.head.tenant)
         exchange.model = model
         exchange.ticket = ticket
         try:
@@ -105,7 +105,7 @@ class InferEndpoint:
             request = decode_ahead(self.signature, text, size)
             found = None
             if request is not None:
-                found = self.model.ahead(request.rows, 0, exchange.flow, _named(exchange))
+                found = self.model.ahead(request.rows, 0, exchange.flow, _named(exchange), exchange.head.tenant)
         except Exception:
             log.exception("a request could not be read ahead")  # it is received as a whole then
             return None
@@ -117,7 +117,12 @@ class InferEndpoint:
 
     def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
         context = exchange, self, request
-        if exchange.connection is not None:
+        tenant = exchange.head.tenant
+        if tenant is not None:
+            ticket.client = tenant.client
+            request.min_accuracy = request.min_accuracy or tenant.min_accuracy
+            request.timeout_ns = request.timeout_ns or tenant.timeout_ns
+        elif exchange.connection is not None:
             ticket.client = exchange.connection.client
         self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
 

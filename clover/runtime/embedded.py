@@ -18,6 +18,7 @@ from clover.runtime.embedded_inputs import prepare
 from clover.runtime.memory.bytes_codec import split_row
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
+from clover.tenants import Tenant
 from clover.types import FamilySpec, Receipt, TensorSpec
 
 _ERRORS: dict[int, type[RequestError]] = {500: ModelFailed, 503: Unavailable, 504: DeadlineMissed}
@@ -71,10 +72,15 @@ async def infer(
     min_accuracy: float = 0.0,
     timeout_ns: int = 0,
     cascade: bool = True,
+    tenant: Tenant | None = None,
 ) -> Answer:
-    """Ask `router` on its own loop.  Raises the RequestError that the front end would answer with."""
+    """Ask `router` on its own loop, for `tenant` if there is one.  Raises the RequestError that the front end would
+    answer with."""
     rows, prepared = prepare(router.spec, inputs)
-    ticket = router.open(rows)
+    ticket = router.open(rows, tenant=tenant)
+    if tenant is not None:
+        ticket.client = tenant.client
+        timeout_ns, min_accuracy = timeout_ns or tenant.timeout_ns, min_accuracy or tenant.min_accuracy
     try:
         for index, (array, dims) in enumerate(prepared):
             if isinstance(array, list):

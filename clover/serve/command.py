@@ -77,8 +77,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             for line in warnings:
                 print(f"clover: warning: {line}")
             return 0
-        if given.config.listen.token or given.config.listen.tls_key:
-            conceal([given.config.listen.token])
+        listen, tokens = given.config.listen, [tenant.token for tenant in given.config.tenants]
+        if listen.token or listen.tls_key or tokens:
+            conceal([listen.token, *tokens])
         reloading = Reload(
             lambda: settings.load(words, environment, options=OPTIONS),
             lambda config: check_apart(words, environment, config.listen.token),

@@ -36,6 +36,10 @@ LIVE = {
 """Settings that a reload may change, and the argument of the controller's command `set` that each becomes."""
 
 
+TENANTS = "tenant"
+"""Tables of tenants; a reload may change all that they say, add and remove some."""
+
+
 def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any]]:
     """Return the settings that changed: key ("families.slo_ms"), index of the family or None, new value."""
     found: list[tuple[str, int | None, Any]] = []
@@ -51,6 +55,8 @@ def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any
         was, now = (_value(given.config, setting) for given in (old, new))
         if was != now:
             found.append((setting.key, None, now))
+    if old.config.tenants != new.config.tenants:
+        found.append((TENANTS, None, new.config.tenants))
     return found
 
 
@@ -138,9 +144,9 @@ class Reload:
             log.warning("SIGHUP: nothing was changed: the server is still starting")
             return
         changes = differences(self._current, new)
-        for key in sorted({key for key, _, _ in changes if key not in LIVE}):
+        for key in sorted({key for key, _, _ in changes if key not in (*LIVE, TENANTS)}):
             log.warning("SIGHUP: %s changes at a restart only", key)
-        live = [change for change in changes if change[0] in LIVE]
+        live = [change for change in changes if change[0] in (*LIVE, TENANTS)]
         applied = [await self._apply(key, index, value) for key, index, value in live]
         if all(applied):
             self._current = _with_live(self._current, new)
@@ -149,6 +155,11 @@ class Reload:
     async def _apply(self, key: str, index: int | None, value: Any) -> bool:
         if key == "log.level":
             logs.set_level(value)
+            return True
+        if key == TENANTS:
+            assert self.server is not None
+            self.server.engine.use_tenants(value)
+            log.info("SIGHUP: tenants are now %s", ", ".join(tenant.name for tenant in value) or "none")
             return True
         if value is None and key != "controller.lam":
             log.warning("SIGHUP: %s without a value is derived again at a restart only", key)
@@ -180,4 +191,5 @@ def _with_live(old: Settings, new: Settings) -> Settings:
             value = getattr(getattr(new.config, section), leaf)
             part = msgspec.structs.replace(getattr(config, section), **{leaf: value})
             config = msgspec.structs.replace(config, **{section: part})
+    config = msgspec.structs.replace(config, tenants=new.config.tenants)
     return Settings(config, old.origins, old.options, old.path)

@@ -21,7 +21,7 @@ from clover import carbon, energy, families, profiling
 from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
-from clover.config import FamilyConfig, ServerConfig
+from clover.config import FamilyConfig, ServerConfig, TenantConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.control.ledger_files import LedgerFiles
 from clover.control.slo_watch import slo_gauges
@@ -36,6 +36,7 @@ from clover.server.footprint import Footprint
 from clover.server.machine import Machine
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
+from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.server")
@@ -55,6 +56,7 @@ class Engine:
         self.config = config
         self.draining = False
         self.served: dict[str, Served] = {}
+        self.tenants = Tenants(config.tenants)
         self._models: dict[str, Model] = {}
         self._unplanned: dict[str, Unplanned] = {}
         self.frontend: Frontend | None = None
@@ -75,6 +77,7 @@ class Engine:
             for item in config.families:
                 spec = given.get(item.family) or families.load_family(item.family)
                 self._add(item, spec, loop)
+            self._count_tenants()
         except BaseException:
             for served in self.served.values():  # there is no engine to stop: free their shared memory now
                 served.close()
@@ -103,7 +106,7 @@ class Engine:
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         if http:
-            self.frontend = Frontend(self, config, loop)
+            self.frontend = Frontend(self, config, loop, tenants=self.tenants)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -324,6 +327,19 @@ class Engine:
             except Exception:
                 log.exception("checking the devices failed")
 
+    def use_tenants(self, configs: Iterable[TenantConfig]) -> None:
+        """Make these the tenants, from the next request on."""
+        self.tenants.use(configs)
+        self._count_tenants()
+        if self.frontend is not None:
+            self.frontend.forget_heads()
+
+    def _count_tenants(self) -> None:
+        """Begin to count for each tenant, so that metrics show a zero before its first request."""
+        for served in self.served.values():
+            for tenant in self.tenants.all():
+                served.traffic.of(tenant.name)
+
     # --- ServerView -----------------------------------------------------------------------------------------------
 
     def models(self) -> dict[str, Model]:
@@ -360,6 +376,7 @@ class Engine:
                     if family == name
                 },
                 "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
+                **({"tenants": served.tenants_json()} if self.tenants else {}),
                 "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
                 "accuracy_served": served.observe().get("accuracy_served"),
                 "accuracy_by_labels": served.router.feedback.estimate(),
@@ -379,6 +396,7 @@ class Engine:
             "saved": saved_by_all(self.controller.shadows.of.values(), devices),
             "sci": sci.as_json(),
             "models": models,
+            **({"tenants": self.tenants.as_json()} if self.tenants else {}),
             "devices": devices,
             "core_idle": self.machine.idle_states(),
         }

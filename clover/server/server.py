@@ -242,12 +242,13 @@ class Server:
         min_accuracy: float | None = None,
         timeout_ms: float | None = None,
         cascade: bool = True,
+        tenant: str | None = None,
     ) -> Answer:
         """Return the answer to `inputs`, waiting for it, from any thread but the server's own; see `ainfer`."""
         loop = self._running()
         if self._here() is loop:
             raise RuntimeError("infer would block the server's own event loop: await ainfer there")
-        asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade)
+        asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade, tenant)
         return asyncio.run_coroutine_threadsafe(asking, loop).result()
 
     async def ainfer(
@@ -258,6 +259,7 @@ class Server:
         min_accuracy: float | None = None,
         timeout_ms: float | None = None,
         cascade: bool = True,
+        tenant: str | None = None,
     ) -> Answer:
         """Return the answer to `inputs`: per input name an array with a leading row axis (or one row without it).
 
@@ -267,12 +269,13 @@ class Server:
         on as they are.  `clover.runtime.embedded_inputs` has the rules.
 
         `model` may be left out if one family is served.  `min_accuracy` in percent (a fraction up to 1 is taken as
-        such); `timeout_ms` bounds the wait; `cascade` False asks one variant a row, whatever the plan.  Raises
-        BadRequest (which names the input, what was expected and what came), NotFound, Overloaded, Unavailable,
-        DeadlineMissed or ModelFailed.  Works from any event loop.
+        such); `timeout_ms` bounds the wait; `cascade` False asks one variant a row, whatever the plan; `tenant` is the
+        name of the tenant that asks, whose rate, priority and defaults hold then.  Raises BadRequest (which names the
+        input, what was expected and what came), NotFound, Overloaded, Unavailable, DeadlineMissed or ModelFailed.
+        Works from any event loop.
         """
         loop = self._running()
-        asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade)
+        asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade, tenant)
         if self._here() is loop:
             return await asking
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, loop))
@@ -284,6 +287,7 @@ class Server:
         min_accuracy: float | None,
         timeout_ms: float | None,
         cascade: bool,
+        tenant: str | None,
     ) -> Answer:
         engine = self.engine
         if engine.draining:
@@ -292,8 +296,9 @@ class Server:
         if timeout_ms is not None:
             timeout_ns = int(timeout_ms * 1e6) or -1  # a spent deadline is missed, not absent
         router = engine.pick(model).router
+        found = engine.tenants.named(tenant) if tenant is not None else None
         return await embedded.infer(
-            router, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade
+            router, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=found
         )
 
     def _running(self) -> asyncio.AbstractEventLoop:

@@ -456,6 +456,35 @@ def test_clients_that_always_have_rows_waiting_get_equal_shares(
         assert max(served) - min(served) <= 1
 
 
+@given(st.lists(st.integers(1, 100), min_size=2, max_size=5), st.integers(1, 6))
+def test_clients_that_always_have_rows_waiting_get_shares_by_their_weights(
+    kernels: SimpleNamespace, weights: list[int], most: int
+) -> None:
+    b = kernels.batcher.Batcher(1, 1, 4096)
+    b.attach(0, 0, most, credits=4096)
+    each = 4096 // len(weights)
+    for index, weight in enumerate(weights):
+        b.push_many(0, list(range(index * each, (index + 1) * each)), 9, 1, client=weight << 40 | index)
+    served = [0] * len(weights)
+    while max(served) < each - most:
+        batch = dispatched(b)
+        assert batch is not None
+        for slot in batch[1]:
+            served[slot // each] += 1
+        rounds = [rows / weight for rows, weight in zip(served, weights, strict=True)]
+        # Within one row of each, and what whole ranks round away of a round.
+        assert max(rounds) - min(rounds) <= 1.0 + 1.0 / min(weights) + 0.005 * max(rounds)
+
+
+def test_the_rows_ahead_count_other_clients_by_weight(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 64)
+    b.push_many(0, list(range(30)), 100, 1, client=4 << 40)
+    assert b.ahead(0, 1 << 40 | 1, 1) == 1 + 4
+    assert b.ahead(0, 8 << 40 | 1, 1) == 1 + 1
+    assert b.ahead(0, 8 << 40 | 1, 16) == 16 + 8
+    assert b.ahead(0, 4 << 40, 1) == 31
+
+
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 30)), min_size=1, max_size=30))
 def test_a_single_row_waits_for_one_row_of_each_other_client_and_a_batch(
     kernels: SimpleNamespace, others: list[tuple[int, int]]
@@ -478,6 +507,7 @@ def test_a_single_row_waits_for_one_row_of_each_other_client_and_a_batch(
 
 
 LANES, WORKERS, CAPACITY, SLOTS = 3, 4, 12, 16
+CLIENTS = st.sampled_from([-1, 0, 1, 2, 3, 3 << 40, 7 << 40 | 1])
 
 
 class Life(RuleBasedStateMachine):
@@ -515,7 +545,7 @@ class Life(RuleBasedStateMachine):
         lane=st.integers(0, LANES - 1),
         wait_ns=st.integers(0, 40),
         key=st.integers(0, 1),
-        client=st.integers(-1, 3),
+        client=CLIENTS,
     )
     def push(self, data: st.DataObject, lane: int, wait_ns: int, key: int, client: int) -> None:
         free = [slot for slot in range(SLOTS) if slot not in self.queued]
@@ -539,7 +569,7 @@ class Life(RuleBasedStateMachine):
         self.both("expect", lane, expected_ns)
         self.expected_ns[lane] = expected_ns
 
-    @rule(lane=st.integers(0, LANES - 1), client=st.integers(-1, 4), rows=st.integers(1, 6))
+    @rule(lane=st.integers(0, LANES - 1), client=CLIENTS, rows=st.integers(1, 6))
     def ahead(self, lane: int, client: int, rows: int) -> None:
         self.both("ahead", lane, client, rows)
 
@@ -623,7 +653,7 @@ class Life(RuleBasedStateMachine):
             for worker in range(WORKERS):
                 assert self.both("outstanding", worker) == self.out_of[worker]
                 assert worker not in self.lane_of or self.out_of[worker] <= self.credits[worker]
-            for client in range(-1, 5):
+            for client in (-1, 0, 1, 3, 3 << 40, 7 << 40 | 1):
                 mine = sum(self.client[slot] == client >= 0 for slot in self.queued)
                 assert self.both("waiting_of", client) == mine
             for worker in self.lane_of:

@@ -44,6 +44,11 @@ class Worker:
 UNIT = 1 << 16
 
 
+def weight(client: int) -> int:
+    """Return how many rows a round a client is served."""
+    return max(client >> 40, 1)
+
+
 class Batcher:
     def __init__(self, lanes: int, workers: int, capacity: int, max_queue_delay_ns: int = 0, slots: int = 0) -> None:
         if lanes < 1 or workers < 1 or capacity < 1 or slots < 0 or max_queue_delay_ns < 0:
@@ -103,7 +108,7 @@ class Batcher:
             self._ranks.setdefault((lane, client), self._lanes[lane].clock)
             return last_rank
         rank = max(self._lanes[lane].clock, self._ranks.get((lane, client), 0))
-        self._ranks[lane, client] = rank + UNIT
+        self._ranks[lane, client] = rank + UNIT // weight(client)
         return rank
 
     def _flows(self, lane: int) -> set[int]:
@@ -113,13 +118,13 @@ class Batcher:
     def _remove(self, row: Row, *, served: bool) -> None:
         lane, client = row.lane, row.client
         if served and client >= 0:
-            clock = self._lanes[lane].clock + UNIT // len(self._flows(lane))
+            clock = self._lanes[lane].clock + UNIT // sum(map(weight, self._flows(lane)))
             self._lanes[lane].clock = max(clock, int(row.rank))
         del self._rows[row.slot]
         if client >= 0 and client not in self._flows(lane):
             del self._ranks[lane, client]
         elif client >= 0 and not served:
-            self._ranks[lane, client] -= UNIT
+            self._ranks[lane, client] -= UNIT // weight(client)
 
     def cancel(self, slot: int) -> bool:
         self._check(slot, self._slots)
@@ -250,7 +255,8 @@ class Batcher:
         others = self.depth(lane) + rows - own
         if own > 1:
             others = 2 * others + own
-        return own + min(others, own * len(self._flows(lane) - {client}))
+        rest = sum(map(weight, self._flows(lane) - {client}))
+        return own + min(others, math.ceil(own * rest / weight(client)))
 
     def waiting_of(self, client: int) -> int:
         return sum(row.client == client >= 0 for row in self._rows.values())

@@ -20,6 +20,7 @@ from clover.http.oip.tensors import DATATYPES
 from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
 from clover.interfaces import Model, Ticket
+from clover.tenants import Tenants
 from clover.types import FamilySpec, Receipt, TensorSpec, VariantSpec
 
 RECEIPT = Receipt(
@@ -90,8 +91,10 @@ class FakeModel(Model):
         self.remembered: dict[int, int] = {}
         self.labellers: list[str] = []
         self.flows: list[int] = []
+        self.senders: list[Any] = []
 
-    def open(self, rows: int, flow: int = 0, request: int = 0) -> FakeTicket:
+    def open(self, rows: int, flow: int = 0, request: int = 0, tenant: Any = None) -> FakeTicket:
+        self.senders.append(tenant)
         if self.refusal is not None:
             raise self.refusal
         self.flows.append(flow)
@@ -101,13 +104,15 @@ class FakeModel(Model):
         self.open_tickets += 1
         return ticket
 
-    def crowded(self, flow: int = 0, request: int = 0) -> float:
+    def crowded(self, flow: int = 0, request: int = 0, tenant: Any = None) -> float:
         return self.wait_s
 
-    def ahead(self, rows: int, index: int, flow: int = 0, request: int = 0) -> tuple[FakeTicket, memoryview] | None:
+    def ahead(
+        self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Any = None
+    ) -> tuple[FakeTicket, memoryview] | None:
         if not self.roomy:
             return None
-        ticket = self.open(rows, flow)
+        ticket = self.open(rows, flow, request, tenant)
         ticket.ahead = True
         spec = self.spec.inputs[index]
         ticket.inputs[index] = np.full((rows, *spec.shape), 77, DATATYPES[spec.datatype].dtype)
@@ -404,6 +409,7 @@ class Driver:
         control: bool = False,
         access: bool = False,
         peer: tuple[str, int] = ("127.0.0.1", 50000),
+        tenants: Tenants | None = None,
     ) -> None:
         self.config = ServerConfig(
             limits=limits or LimitsConfig(), listen=listen or ListenConfig(), log=LogConfig(access=access)
@@ -411,7 +417,7 @@ class Driver:
         self.view = view
         self.loop = FakeLoop()
         self.stats = HttpStats()
-        rules = Access(self.config.listen, control=control)
+        rules = Access(self.config.listen, control=control, tenants=tenants)
         self.routes = Routes(view, self.config, self.loop, rules)  # type: ignore[arg-type]
         self.state = ServerState(self.routes.judge, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]
         self.connections: set[Incoming] = set()

@@ -31,6 +31,8 @@ _TARGETS: dict[str, type] = {"slo_ms": float, "accuracy_floor": float, "lambda":
 _INPUTS: dict[str, type] = {"intensity_g_per_kwh": float, "arrival_rate": float}
 _SETTABLE = _TARGETS | {"mode": str}
 _PLANNABLE = _TARGETS | _INPUTS
+_CHANGE_NOTHING = ("state", "tenants", "decisions", "plan", "set")
+"""Verbs after which there is nothing to undo."""
 _GROUP = re.compile(r"(?P<variant>[A-Za-z0-9._-]+)@(?P<profile>[A-Za-z0-9._-]+?)(?:x(?P<count>\d{1,4}))?")
 
 
@@ -116,6 +118,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     about = "show health, energy, carbon and savings, whether targets are held, what runs where, the grid"
     state = verb("state", about, changes=False)
     state.add_argument("--all", action="store_true", help="print everything that the server reports")
+    verb("tenants", "show what each tenant may send, what it sent and what that cost", changes=False)
     decisions = verb("decisions", "list the newest decisions with their reasons", changes=False)
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
     pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
@@ -150,7 +153,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
 def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | None]:
     """Return method, path and body of a command's request; ValueError if its arguments make no sense."""
     verb: str = given.verb
-    if verb == "state":
+    if verb in ("state", "tenants"):
         return "GET", "/v2/clover/state", None
     if verb == "decisions":
         return "GET", f"/v2/clover/decisions?limit={given.limit}", None
@@ -240,7 +243,7 @@ def only(answer: Any, model: str) -> Any:
 
 def note_on(given: argparse.Namespace, answer: Any) -> str:
     """Return how long what was done lasts, and how it is undone; empty if that is plain."""
-    if not isinstance(answer, dict) or answer.get("dry_run") or given.verb in ("state", "decisions", "plan", "set"):
+    if not isinstance(answer, dict) or answer.get("dry_run") or given.verb in _CHANGE_NOTHING:
         return ""
     undo = f" --model {given.model}" if given.model else ""
     if given.verb in ("base", "pin") and not getattr(given, "off", False):

@@ -273,7 +273,9 @@ class Routes:
         connection = exchange.connection
         assert connection is not None
         number = connection.state.ids.number_of(given.id)
-        found = self._model(name).labelled(number, given.labels, connection.client)
+        tenant = exchange.head.tenant
+        client = tenant.client if tenant is not None else connection.client
+        found = self._model(name).labelled(number, given.labels, client)
         exchange.finish_json({"id": given.id, **found})
 
     # --- what there is ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ text, kind, labels and how it is read.  To add one, add a line to the table of w
 
     models.py   traffic and workers of a model; rows that ask for an accuracy
     guard.py    tests, audits, and labels that clients send
+    tenants.py  what tenants sent, and what that used
     energy.py   joules and grams; what was saved
     sci.py      embodied carbon; grams a row
     server.py   version, carbon readings, decisions, the front end
@@ -23,7 +24,7 @@ from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.served import Served
-from clover.telemetry.metrics import energy, guard, models, sci, server
+from clover.telemetry.metrics import energy, guard, models, sci, server, tenants
 
 
 class Metrics:
@@ -72,6 +73,7 @@ class Metrics:
         yield from models.models(families)
         yield from guard.guard({name: family.guard_report() for name, family in families.items()})
         yield from models.demand(families)
+        yield from tenants.tenants(families, self._account)
         yield from energy.energy(self._account)
         yield from energy.savings(self._compared())
         if self._sci is not None:

@@ -80,6 +80,7 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
     ("argv", "expected"),
     [
         (["state"], ("GET", "/v2/clover/state", None)),
+        (["tenants"], ("GET", "/v2/clover/state", None)),
         (["decisions", "--limit", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
         (["decisions", "-n", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
         (["pin", "small"], ("POST", "/v2/clover/pin", {"variant": "small"})),
@@ -482,6 +483,25 @@ def test_over_the_control_socket(tmp_path: Path) -> None:
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"], {}) == 0
     assert "decisions" in capsys.readouterr().out
+
+
+def test_tenants_are_a_table_over_all_models(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    acme = {"requests": {"200": 5, "429": 2}, "rows": {"small": 9}, "limited": 1, "active_j": 2.0, "active_g": 0.5}
+    limits = {"rate": 5.0, "burst": 10, "priority": 4, "min_accuracy": 90.0, "timeout_ms": 0.0, "may_control": False}
+    models = {"a": {"tenants": {"": {**acme, "limited": 0}, "acme": acme}}, "b": {"tenants": {"acme": acme}}}
+    free = {**limits, "rate": None, "burst": None, "min_accuracy": 0.0}
+    server.answer = (200, {"totals": {"models": models, "tenants": {"acme": limits, "free": free}}})
+    assert ctl(server, "tenants") == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert " ".join(head.split()).startswith("tenant priority rows/s burst accuracy % requests refused over rate rows")
+    assert [line.split() for line in lines] == [
+        ["(none)", "7", "2", "0", "9", "2", "0.5"],
+        ["acme", "4", "5", "10", "90", "14", "4", "2", "18", "4", "1"],
+        ["free", "4", "no", "limit", "0", "0", "0", "0", "0", "0"],
+    ]
+    server.answer = (200, {"totals": {"models": models}})
+    assert ctl(server, "tenants") == 0
+    assert capsys.readouterr().out == "no tenants are configured: the server's file has no [[tenant]]\n"
 
 
 def test_a_guard_that_acts_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

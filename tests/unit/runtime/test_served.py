@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from clover.accounting import Account
+from clover.accounting.devices import Line
+from clover.accounting.usage import Usage, UsageKey
 from clover.config import FamilyConfig, WorkersConfig
 from clover.devices import emulated
 from clover.errors import DeviceError, WorkerError
@@ -63,13 +65,15 @@ class Gpu:
         return 10 << 30
 
 
-def served(folder: Path, device: Device, loop: asyncio.AbstractEventLoop) -> Served:
+def served(
+    folder: Path, device: Device, loop: asyncio.AbstractEventLoop, account: Account | None = None
+) -> Served:
     return Served(
         TOY,
         FamilyConfig(family="toy"),
         pool=None,  # type: ignore[arg-type]
         devices={"gpu0": device},
-        account=Account(pue=1.0),
+        account=account or Account(pue=1.0),
         workers=WorkersConfig(memory_bytes=123),
         cache=folder,
         loop=loop,
@@ -263,3 +267,23 @@ def test_what_the_driver_refuses_is_said_once(slab: Slab, caplog: pytest.LogCapt
     assert pinned.register(Cudart(status=801), arrays) == 0
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "801" in caplog.text
+
+
+def test_what_a_tenant_sent_and_what_that_cost_stand_together(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop
+) -> None:
+    account = Account(pue=1.0)
+    account.usage[UsageKey("toy", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=2.0, grams=0.5)})
+    account.usage[UsageKey("toy", "full", "cpu0", "p", "acme")] = Usage(0, {"measured": Line(joules=1.0, grams=0.5)})
+    account.usage[UsageKey("other", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=9.0)})
+    own = served(tmp_path, Gpu(is_emulated=False), loop, account)
+    own.traffic.of("acme").count(200)
+    own.traffic.refused(429)
+    own.traffic.refused(200)
+    try:
+        acme, none = own.tenants["acme"], own.tenants[""]
+        assert (acme.active_j, acme.active_g, acme.requests) == (3.0, 1.0, {200: 1})
+        assert (none.active_j, none.requests) == (0.0, {429: 1})
+        assert own.tenants_json()["acme"]["requests"] == {"200": 1}
+    finally:
+        own.close()

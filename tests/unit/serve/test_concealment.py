@@ -58,3 +58,10 @@ def test_a_token_is_not_shown_in_proc(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_without_a_secret_a_process_stays_as_it_is(tmp_path: Path) -> None:
     assert told(tmp_path) == ["0", "0", "1", "0"]
+
+
+@pytest.mark.slow
+def test_nobody_traces_a_server_with_tenants(tmp_path: Path) -> None:
+    file = tmp_path / "clover.toml"
+    file.write_text(f'[[tenant]]\nname = "acme"\ntoken = "{TOKEN}"\n')
+    assert told(tmp_path, str(file))[:3] == ["0", "0", "0"]

@@ -485,6 +485,26 @@ def test_reload_changes_the_log_level() -> None:
     assert logging.getLogger("clover").level == logging.ERROR
 
 
+def test_reload_changes_tenants(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "clover.serve")
+    file = tmp_path / "clover.toml"
+    used: list[tuple[str, ...]] = []
+    server = Running()
+    server.use_tenants = lambda configs: used.append(tuple(tenant.name for tenant in configs))  # type: ignore[attr-defined]
+    file.write_text('[[tenant]]\nname = "acme"\ntoken = "very-secret"\n')
+    words = [str(file)]
+    reloading = Reload(
+        lambda: settings.load(words, {}, options=OPTIONS), lambda config: None, settings.load(words, {})
+    )
+    reloading.server = server  # type: ignore[assignment]
+    file.write_text(file.read_text() + '[[tenant]]\nname = "b"\ntoken = "another-secret"\n')
+    for _ in range(2):
+        asyncio.run(reloading.run())
+    assert used == [("acme", "b")]
+    assert "tenants are now acme, b" in caplog.text
+    assert "secret" not in caplog.text
+
+
 def test_differences_name_settings_and_families() -> None:
     old = settings.load(["a"], {})
     new = settings.load(["a", "b", "--pue", "1.2"], {})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from clover.config import ServerConfig
+from clover.config import ServerConfig, TenantConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.settings import (
@@ -29,6 +29,7 @@ from clover.settings import (
     parse_cores,
     print_config,
 )
+from clover.settings.check import MOST_TENANTS
 from clover.settings.service_links import is_service_link
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
@@ -474,3 +475,84 @@ def test_flag_and_variable_mean_the_same(setting: Setting, data: st.DataObject) 
     text = str(value).lower() if isinstance(value, bool) else str(value)
     by_flag = load([f"{setting.flag}={text}"], {}).config
     assert by_flag == load([], {setting.env: text}).config == override(None, **{setting.name: value})
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+DIGEST = "ab" * 32
+
+
+def tenants_of(tmp_path: Path, text: str) -> Settings:
+    path = tmp_path / "clover.toml"
+    path.write_text(text, encoding="utf-8")
+    return load([str(path)], {})
+
+
+def test_tenants_are_tables_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "b.token").write_text("from-a-file\nand no more\n")
+    found = tenants_of(
+        tmp_path,
+        f"""
+        [[tenant]]
+        name = "acme"
+        token_sha256 = "{DIGEST}"
+        rate = 5
+        burst = 20
+        priority = 3
+        min_accuracy = 90
+        timeout_ms = 250
+        [[tenant]]
+        name = "b"
+        token_file = "{tmp_path / "b.token"}"
+        may_control = true
+        """,
+    )
+    acme, b = found.config.tenants
+    assert (acme.rate, acme.burst, acme.priority, acme.min_accuracy, acme.timeout_ms) == (5.0, 20, 3, 90.0, 250.0)
+    assert (b.token, b.rate, b.priority, b.may_control) == ("from-a-file", 0.0, 1, True)
+    text = print_config(found)
+    assert "from-a-file" not in text
+    assert DIGEST not in text
+    assert f'token_file = "{tmp_path / "b.token"}"' in text
+
+
+def test_embedded_tenants_may_have_token_files(tmp_path: Path) -> None:
+    (tmp_path / "b.token").write_text("from-a-file\n")
+    config = ServerConfig(tenants=(TenantConfig(name="b", token_file=str(tmp_path / "b.token")),))
+    assert override(config).tenants[0].token == "from-a-file"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[tenant]\nname = 'a'", "tenants must be tables, each under [[tenant]]"),
+        ("[[tenant]]\ntoken = 'a'", "tenant.0 has no name"),
+        ("[[tenant]]\nname = 'a'\ntokn = 'a'", "unknown key tenant.tokn (did you mean token?)"),
+        ("[[tenant]]\nname = 'a'", "tenant a: give one of token, token_file and token_sha256"),
+        (f"[[tenant]]\nname = 'a'\ntoken = 't'\ntoken_sha256 = '{DIGEST}'", "and only one"),
+        ("[[tenant]]\nname = 'a b'\ntoken = 't'", "must be 1 to 128 of A-Z a-z 0-9 . _ -"),
+        ("[[tenant]]\nname = ''\ntoken = 't'", "must be 1 to 128 of A-Z a-z 0-9 . _ -"),
+        ("[[tenant]]\nname = 'a'\ntoken = 't u'", "printable ASCII without spaces"),
+        ("[[tenant]]\nname = 'a'\ntoken_sha256 = 'xy'", "64 hexadecimal digits"),
+        ("[[tenant]]\nname = 'a'\ntoken = 't'\nburst = 4", "burst 4 without a rate"),
+        ("[[tenant]]\nname = 'a'\ntoken = 't'\npriority = 101", "tenant.priority must be an integer >= 1 and <= 100"),
+        ("[[tenant]]\nname = 'a'\ntoken = 't'\nrate = -1", "tenant.rate must be a number >= 0"),
+        ("[[tenant]]\nname = 'a'\ntoken = 5", "tenant.token must be a string"),
+        ("[[tenant]]\nname = 'a'\ntoken = 't'\n[[tenant]]\nname = 'a'\ntoken = 'u'", "two tenants are called 'a'"),
+        ("[[tenant]]\nname = 'a'\ntoken = 't'\n[[tenant]]\nname = 'b'\ntoken = 't'", "is another tenant's"),
+        ("[listen]\ntoken = 't'\n[[tenant]]\nname = 'b'\ntoken = 't'", "or listen.token: use another"),
+        ("[[tenant]]\nname = 'b'\ntoken_file = '/nowhere/at/all'", "cannot read the token file"),
+    ],
+)
+def test_tenants_that_cannot_be_used(tmp_path: Path, text: str, error: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        tenants_of(tmp_path, text)
+    assert error in str(raised.value)
+    assert DIGEST not in str(raised.value)
+
+
+def test_tenants_are_bounded_and_their_tokens_open_a_bind(tmp_path: Path) -> None:
+    text = "".join(f"[[tenant]]\nname = 't{i}'\ntoken = 't{i}'\n" for i in range(MOST_TENANTS))
+    assert len(tenants_of(tmp_path, text + "[listen]\nhost = '0.0.0.0'\n").config.tenants) == MOST_TENANTS
+    with pytest.raises(ConfigError, match="257 tenants are configured: a server has at most 256"):
+        tenants_of(tmp_path, text + "[[tenant]]\nname = 'one-more'\ntoken = 'x'\n")

@@ -78,6 +78,7 @@ def source() -> Any:
         targets={"slo_ms": 20.0},
         corrections={("small", "1c", "time"): 1.5, ("small", "1c", "energy"): 0.9},
         slo={"held": 9.0, "missed": 1.0, "alarm": 0.0, "slower": 1.5, "held_ratio": 0.9},
+        tenants=traffic.by_tenant(),
         guard_report=lambda: GUARDED,
         demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
@@ -389,3 +390,48 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
     assert ("clover_embodied_carbon_grams_total", "gpu0") not in names
     assert ("clover_model_embodied_carbon_grams_total", "g") not in names
     assert not [name for name in found if name[0] == "clover_sci_grams_per_row"]
+
+
+def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
+    account = Account(pue=1.0)
+    account.add_device("cpu0", 1)
+    meter = account.attach(WorkerMeter(family="m", variant="small", device="cpu0", placement="p", slices=1))
+    reading = Reading(g_per_kwh=3.6e6, at_s=0.0, provider="x", method="published")
+    for second, total_j in ((0, 0.0), (1, 12.0)):
+        sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method="measured")
+        account.window(sample, reading)
+        meter.add(4, SECOND, SECOND)
+        meter.charge(["acme", "acme", "acme", ""])
+    model = source()
+    model.traffic.of("acme").count(429)
+    model.traffic.of("acme").limited = 1
+    model.traffic.answered_to(0, ["acme"] * 2)
+    model.tenants = model.traffic.by_tenant()
+    chain: Any = SimpleNamespace(last=reading, counts={}, failures={})
+    found = scrape(Metrics(families=lambda: {"m": model}, account=account, chain=chain))
+
+    def of(name: str, **labels: str) -> dict[tuple[str, ...], float]:
+        """Return the samples by tenant and the labels that are not given."""
+        picked = {}
+        for (metric, pairs), value in found.items():
+            own = dict(pairs)
+            if metric == name and labels.items() <= own.items():
+                picked[tuple(own[key] for key in sorted(own) if key not in labels)] = value
+        return picked
+
+    assert of("clover_tenant_requests_total", model="m") == {("200", ""): 3, ("429", "acme"): 1}
+    assert of("clover_tenant_limited_requests_total", model="m") == {("acme",): 1}
+    assert of("clover_tenant_rows_total", model="m", variant="small") == {("",): 1, ("acme",): 2}
+    assert of("clover_tenant_energy_joules_total", method="measured") == {
+        ("m", "", "small"): pytest.approx(2.5),
+        ("m", "acme", "small"): pytest.approx(7.5),
+    }
+    assert sum(of("clover_tenant_carbon_grams_total", intensity="published").values()) == pytest.approx(10.0)
+    rows = of("clover_tenant_rows_total")
+    assert sum(rows.values()) == sum(of("clover_rows_total").values())
+
+
+def test_without_tenants_there_are_no_samples_of_any() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    found = scrape(Metrics(families=lambda: {"m": source()}, account=Account(pue=1.0), chain=chain))
+    assert not [name for name, _ in found if name.startswith("clover_tenant")]

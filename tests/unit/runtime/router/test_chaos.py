@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.accounting import WorkerMeter
+from clover.config import TenantConfig
 from clover.errors import Overloaded, RequestError
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
+from clover.tenants import Tenant, Tenants
 from tests.support.router_fixture import MS, FakeWorker, House, dealt
 
 LANES = SMALL, MEDIUM, LARGE = range(3)
@@ -20,6 +23,14 @@ NAMES = ("small", "medium", "large")
 SLOTS = 24
 TORN = -1.0
 """What a worker that dies has made of the outputs it was about to write."""
+
+
+TENANTS = Tenants([TenantConfig(name="a", token="t"), TenantConfig(name="b", token="u", priority=3)]).all()
+
+
+def name_of(tenant: Tenant | None) -> str:
+    """Return the name under which a tenant's rows are counted."""
+    return tenant.name if tenant is not None else ""
 
 
 def answer(number: float, lane: int) -> float:
@@ -31,10 +42,13 @@ class Chaos:
     """A few workers a variant, batches of up to four rows, two credits each; what happens is drawn from `rng`.
 
     A row carries its number and how unsure the first variants are of it (bit 0: small, bit 1: medium).  A worker that
-    dies while it computes has written some rows of its batch: right ones, or torn ones.
+    dies while it computes has written some rows of its batch: right ones, or torn ones.  `tenants` are those that send
+    rows; None is whoever is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tenants: tuple[Tenant | None, ...] = (None,)) -> None:
+        self.tenants = tenants
+        self.outcomes: Counter[tuple[str, int]] = Counter()
         self.rng = random.Random()
         self.house = House(slots=SLOTS)
         self.router = self.house.router
@@ -86,9 +100,11 @@ class Chaos:
 
     def ask(self) -> None:
         unsure = [self.rng.choice((3, 3, 3, 1, 2, 0)) for _ in range(self.rng.randint(1, 5))]
+        tenant = self.rng.choice(self.tenants)
         try:
-            ticket = self.router.open(len(unsure))
-        except RequestError:
+            ticket = self.router.open(len(unsure), 0, 0, tenant)
+        except RequestError as error:
+            self.outcomes[name_of(tenant), error.status] += 1
             return  # no room, or nobody there
         numbers = [self.numbers + at for at in range(len(unsure))]
         self.numbers += len(unsure)
@@ -98,7 +114,8 @@ class Chaos:
         timeout_ns = self.rng.choice((0, 3, 12)) * MS
         try:
             self.router.submit(ticket, self.done, timeout_ns=timeout_ns)  # type: ignore[arg-type]
-        except Overloaded:  # it would come too late: nothing of it is queued
+        except Overloaded as error:  # it would come too late: nothing of it is queued
+            self.outcomes[name_of(tenant), error.status] += 1
             self.asked.pop()
             self.router.close(ticket)
         self.house.loop.turn()
@@ -106,6 +123,7 @@ class Chaos:
     def done(self, ticket: RouterTicket) -> None:
         """The router logs what a callback raises, and goes on."""
         self.finished[id(ticket)] = self.finished.get(id(ticket), 0) + 1
+        self.outcomes[name_of(ticket.tenant), ticket.status] += 1
         try:
             self.judge(ticket)
         except AssertionError as fault:
@@ -185,7 +203,12 @@ class Chaos:
     def close(self) -> None:
         """Answered, or a client that went away."""
         if self.asked:
-            self.router.close(self.rng.choice(self.asked)[0])
+            ticket = self.rng.choice(self.asked)[0]
+            # One that has ended, and whose callback has yet to be called, is counted as what it ended with.
+            status = 499 if ticket.phase == PENDING else ticket.status if id(ticket) not in self.finished else 0
+            if status and ticket.phase != CLOSED:
+                self.outcomes[name_of(ticket.tenant), status] += 1
+            self.router.close(ticket)
 
     def close_answered(self) -> None:
         for ticket, _ in self.asked:
@@ -231,6 +254,28 @@ class Chaos:
         self.check()
         assert self.router.idle
         assert self.router.observe()["free_slots"] == SLOTS
+        self.check_tenants()
+
+    def check_tenants(self) -> None:
+        """Each tenant has what it sent, on whichever workers, and the sums are the model's."""
+        traffic = self.router.traffic
+        found = traffic.by_tenant()
+        own = [ticket for ticket in self.house.done if ticket.tenant is None]
+        self.outcomes["", 200] += len(own)
+        for name, totals in found.items():
+            mine = {status: count for (whose, status), count in self.outcomes.items() if whose == name and count}
+            assert dict(totals.requests) == mine, name
+        if None not in self.tenants:
+            assert sum(found[""].rows.values()) == sum(len(ticket.variants) for ticket in own)
+        by_meters: Counter[tuple[str, str]] = Counter()
+        for key, usage in self.house.account.usage.items():  # those that kept an answer
+            by_meters[key.tenant, key.variant] += usage.rows
+        for meter in self.meters:
+            rows, by_tenant = meter.take_answered()
+            for name, count in (*by_tenant.items(), ("", rows - sum(by_tenant.values()))):
+                by_meters[name, meter.variant] += count
+        for name, totals in found.items():
+            assert {variant: by_meters[name, variant] for variant in NAMES} == dict(totals.rows), name
 
     def work(self) -> None:
         """Let the workers complete all that they get."""
@@ -259,9 +304,14 @@ STEPS = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1 << 16)), min_size=20, max_size=120))
-def test_whatever_dies_rows_are_answered_once_and_right(steps: list[tuple[str, int]]) -> None:
-    chaos = Chaos()
+@given(
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1 << 16)), min_size=20, max_size=120),
+    st.sampled_from([(None,), TENANTS, (None, *TENANTS)]),
+)
+def test_whatever_dies_rows_are_answered_once_and_right(
+    steps: list[tuple[str, int]], tenants: tuple[Tenant | None, ...]
+) -> None:
+    chaos = Chaos(tenants)
     for what, seed in steps:
         chaos.step(what, seed)
     chaos.end()
