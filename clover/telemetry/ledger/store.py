@@ -51,12 +51,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LedgerBatch:
-    """What one flush adds: rows by table, and events.  `number` rises from flush to flush of a run, `at_s` is now."""
+    """What one flush adds: rows by table, events, profiles; `facts`, unless empty, replaces those of the run.  `number`
+    rises from flush to flush of a run, `at_s` is now."""
 
     number: int
     at_s: float
     rows: Mapping[str, TableRows] = field(default_factory=dict)
     events: Sequence[EventRow] = ()
+    profiles: Sequence[KeptProfile] = ()
+    facts: str = ""
 
     @property
     def size(self) -> int:
@@ -66,7 +69,7 @@ class LedgerBatch:
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a run begins with (`RunRow`); `profiles` by digest are the model and the JSON of each profile."""
+    """What a run begins with (`RunRow`)."""
 
     at_s: float
     version: str
@@ -130,19 +133,6 @@ class LedgerWriter:
         self.run = run
         return int(found[0])
 
-    def facts(self, facts: str) -> None:
-        """Replace the facts of the run (JSON)."""
-        with self._transaction():
-            self._execute("UPDATE runs SET facts = ? WHERE id = ?", (facts, self.run))
-
-    def profile(self, row: KeptProfile) -> None:
-        """Keep a profile, unless it is known."""
-        with self._transaction():
-            self._execute(
-                "INSERT INTO profiles VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (row.digest, row.model, row.at, row.content),
-            )
-
     def add(self, batch: LedgerBatch) -> None:
         """Add a batch as a whole; do nothing if it was added before.  Raises sqlite3.Error, and nothing was added then,
         unless its commit failed, which nobody can tell: give it again."""
@@ -162,8 +152,14 @@ class LedgerWriter:
                     "INSERT INTO events (at, kind, model, summary, detail, run) VALUES (?, ?, ?, ?, ?, ?)",
                     [(item.at, item.kind, item.model, item.summary, item.detail, self.run) for item in batch.events],
                 )
+            for row in batch.profiles:
+                self._execute(
+                    "INSERT INTO profiles VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (row.digest, row.model, row.at, row.content),
+                )
             self._execute(
-                "UPDATE runs SET seen = max(seen, ?), flush = ? WHERE id = ?", (batch.at_s, batch.number, self.run)
+                "UPDATE runs SET seen = max(seen, ?), flush = ?, facts = iif(?3 = '', facts, ?3) WHERE id = ?4",
+                (batch.at_s, batch.number, batch.facts, self.run),
             )
 
     def fold(self, minutes_until_s: int, hours_until_s: int) -> int:

@@ -92,11 +92,11 @@ def test_a_run_is_continued_and_ended(writer: LedgerWriter) -> None:
 
 
 def test_profiles_are_kept_once_and_events_newest_first(writer: LedgerWriter) -> None:
-    for at in (1.0, 2.0):
-        writer.profile(KeptProfile("d", "m", at, "{}"))
     events = [EventRow(float(at), "decision" if at % 2 else "fault", "m", f"e{at}") for at in range(6)]
-    writer.add(LedgerBatch(1, 130.0, events=events))
+    writer.add(LedgerBatch(1, 130.0, events=events, profiles=[KeptProfile("d", "m", 1.0, "{}")]))
+    writer.add(LedgerBatch(2, 130.0, profiles=[KeptProfile("d", "m", 2.0, "{}")], facts='{"pue": 1.2}'))
     with LedgerReader(writer.path) as ledger:
+        assert ledger.runs()[0].facts == '{"pue": 1.2}'
         assert ledger.profiles() == [KeptProfile("d", "m", 1.0, "{}")]
         assert [event.summary for event in ledger.events(limit=2)] == ["e4", "e5"]
         assert [event.summary for event in ledger.events(1, 5, kinds=["fault"])] == ["e2", "e4"]
