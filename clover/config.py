@@ -174,6 +174,31 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     ] = 10_000
 
 
+class TenantConfig(Section, frozen=True, kw_only=True):
+    name: Annotated[str, _help("name of the tenant, as metrics and reports show it")]
+    token: Annotated[str, _help("bearer token by which its requests are known")] = ""
+    token_file: Annotated[str, _help("file whose first line is the token, instead of token")] = ""
+    token_sha256: Annotated[str, _help("SHA-256 of the token, 64 hexadecimal digits, instead of token")] = ""
+    rate: Annotated[float, _help("most rows a second, over all models; 0 sets no limit", ge=0)] = 0.0
+    burst: Annotated[int, _help("most rows at once, if there is a rate; 0 takes a second's worth", ge=0)] = 0
+    priority: Annotated[
+        int,
+        _help(
+            "rows served for each row of a client of priority 1 while both wait; under overload the lower is refused "
+            "first",
+            ge=1,
+            le=100,
+        ),
+    ] = 1
+    min_accuracy: Annotated[
+        float, _help("clover_min_accuracy of requests that name none, percent; 0 asks for none", ge=0, le=100)
+    ] = 0.0
+    timeout_ms: Annotated[float, _help("deadline of requests that name none; 0 takes the family's", ge=0)] = 0.0
+    may_control: Annotated[
+        bool, _help("take its token for commands that change something, and show it state, decisions and metrics")
+    ] = False
+
+
 class CarbonConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str,
@@ -387,6 +412,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     """The whole configuration of one server."""
 
     families: tuple[FamilyConfig, ...] = (FamilyConfig(family="fashion"),)
+    tenants: tuple[TenantConfig, ...] = ()
     listen: ListenConfig = ListenConfig()
     limits: LimitsConfig = LimitsConfig()
     carbon: CarbonConfig = CarbonConfig()
