@@ -128,7 +128,7 @@ class Collector:
         moved_s = snapshot.at_s - at_s - passed_s
         if abs(moved_s) > CLOCK_STEP_S:
             self.clock_steps += 1
-            text = f"the wall clock moved {moved_s:+.1f} s beside the time that passed: it was set, or the machine slept"
+            text = f"the wall clock moved by {moved_s:+.1f} s that did not pass: it was set, or the machine slept"
             self.event(EventRow(snapshot.at_s, "fault", "", text))
         self._taken = snapshot.at_s, max(snapshot.mono_s, mono_s)
         here = minutes_of(snapshot.at_s - passed_s, snapshot.at_s)
@@ -169,7 +169,7 @@ class Collector:
             figures = _amount("joules_uj", "grams_ng", amount)
             self._add("lines", (device, line, label), ("lines", device, line), figures, late.get(device, here))
         for cell, counts in snapshot.cells.items():
-            label = next(reversed(counts.energy), "") if counts.energy else ""
+            label = next(reversed([*counts.energy]), "") if counts.energy else ""
             self._add("usage", (*cell, label), ("rows", cell), {"rows": counts.rows}, here)
             for known, amount in counts.energy.items():
                 figures = _amount("active_uj", "active_ng", amount)
@@ -222,9 +222,7 @@ class Collector:
         self._counted[identity] = now
         return now if before is None else tuple(a - b for a, b in zip(now, before, strict=True))
 
-    def _add(
-        self, table: str, key: Sequence[Any], identity: Any, figures: Mapping[str, int], parts: Parts
-    ) -> None:
+    def _add(self, table: str, key: Sequence[Any], identity: Any, figures: Mapping[str, int], parts: Parts) -> None:
         """Add what figures, which are sums and known by `identity`, are more than before, to rows of `key`."""
         more = self._since(identity, tuple(figures.values()))
         if any(more):

@@ -81,14 +81,15 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_run_is_continued_and_ended(writer: LedgerWriter) -> None:
     writer.add(LedgerBatch(4, 130.0, line(120, 5)))
     again = LedgerWriter(writer.path)
-    assert again.resume(writer.run) == 4
+    assert again.resume(writer.run)
+    again.add(LedgerBatch(4, 130.0, line(120, 5)))
+    assert not again.resume(9)
     again.end(200.0)
     again.close()
     with LedgerReader(writer.path) as ledger:
         assert ledger.runs()[0].ended == 200.0
         assert ledger.runs(since_s=201.0) == []
-    with pytest.raises(LedgerError, match="does not know run 9"):
-        LedgerWriter(writer.path).resume(9)
+        assert ledger.sums().joules == 5e-6
 
 
 def test_profiles_are_kept_once_and_events_newest_first(writer: LedgerWriter) -> None:
