@@ -133,6 +133,7 @@ class LedgerWriter:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         try:
+            schema.version_of(self._connection)  # what is none of ours is not touched
             latency.register(self._connection)
             for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL"):
                 self._connection.execute(f"PRAGMA {pragma}")

@@ -138,12 +138,22 @@ class LedgerThread:
     def _work(self) -> None:
         self._attempt()
         while (batch := self._queue.get()) is not None:
-            self._wait(batch)
-            self._attempt()
+            self.write(batch)
+        self.end()
+
+    def write(self, batch: LedgerBatch) -> None:
+        """Write a batch and all that waits, or have it wait; never raises.  In the thread itself, or instead of it."""
+        self._wait(batch)
+        self._attempt()
+
+    def end(self) -> None:
+        """Write what waits, end the run and close the file."""
         self._attempt(ending=True)
         self._leave()
+        self.status.bytes = files.size_bytes(self._path)
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
         self.status.dropped_rows += sum(batch.size for batch in self._stuck)
         self.status.state = "closed"
 
