@@ -416,6 +416,31 @@ class LogConfig(Section, frozen=True, kw_only=True):
     access: Annotated[bool, _help("log every request with its id")] = False
 
 
+class LedgerConfig(Section, frozen=True, kw_only=True):
+    keep: Annotated[
+        Literal["auto", "on", "off"],
+        _help(
+            "keep what is used, emitted and saved in a file of state_dir, over restarts; auto: on for `clover serve`, "
+            "off inside other programs"
+        ),
+    ] = "auto"
+    name: Annotated[
+        str, _help("name of the file; by default made of the address that is bound, so that each server has its own")
+    ] = ""
+    flush_s: Annotated[float, _help("seconds between two writes: a kill loses no more", ge=1, le=60)] = 10.0
+    minutes_days: Annotated[float, _help("days after which minutes are put together into hours", ge=1)] = 14.0
+    hours_days: Annotated[
+        float, _help("days after which hours are put together into days, and events are removed", ge=2)
+    ] = 400.0
+    max_bytes: Annotated[
+        int,
+        _help(
+            "largest file, bytes: beyond it spans are put together earlier, and at last the oldest are removed",
+            ge=1 << 20,
+        ),
+    ] = 256 << 20
+
+
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The whole configuration of one server."""
 
@@ -429,7 +454,9 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     controller: ControllerConfig = ControllerConfig()
     workers: WorkersConfig = WorkersConfig()
     log: LogConfig = LogConfig()
+    ledger: LedgerConfig = LedgerConfig()
     cache_dir: Annotated[str, _help("folder of profiles and compiled models; $XDG_CACHE_HOME/clover by default")] = ""
+    state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     profile: Annotated[
         Literal["auto", "require", "force"],
         _help("auto measures a missing profile at start, require refuses to start without one, force always measures"),

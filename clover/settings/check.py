@@ -64,6 +64,8 @@ def check(config: ServerConfig) -> None:
                 "2024-01-31T00:00:00+00:00"
             ) from None
     _check_device(config.workers)
+    if config.ledger.name and not _NAME.fullmatch(config.ledger.name):
+        raise ConfigError(f"ledger.name {config.ledger.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
     if not config.workers.backends:
         raise ConfigError("workers.backends is empty: name at least eager")
     parse_cores(config.workers.cores)

@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"config", "cache"}),
     frozenset({"tenants"}),
     frozenset({"interfaces"}),
-    frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "_native"}),
+    frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "telemetry.ledger", "_native"}),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
     frozenset({"planning.cascade"}),
