@@ -55,7 +55,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
             setting.convert(text, origin, text=True),
             origin,
         )
-    _read_token(values)
+    _read_secrets(values)
     entries = _choose_families(families, environ, file.families)
     if len(entries) > 1 and "name" in for_families:
         raise ConfigError(f"{for_families['name'][1]}: one name cannot serve {len(entries)} families; use the file")
@@ -185,19 +185,26 @@ def _choose_families(
     return chosen
 
 
-def _read_token(values: dict[str, _Value]) -> None:
-    """Take the token from its file, unless a token itself is given closer to the command line."""
-    path, origin = values.get("listen.token_file", ("", ""))
-    token, token_origin = values.get("listen.token", ("", ""))
-    if not path or (token and _rank(token_origin) >= _rank(origin)):
+def _read_secrets(values: dict[str, _Value]) -> None:
+    """Take each secret from its file, unless it is itself given closer to the command line."""
+    for setting in SETTINGS:
+        if setting.secret:
+            _read_secret(values, setting)
+
+
+def _read_secret(values: dict[str, _Value], setting: Setting) -> None:
+    what = setting.leaf.replace("_", " ")
+    path, origin = values.get(f"{setting.key}_file", ("", ""))
+    given, given_origin = values.get(setting.key, ("", ""))
+    if not path or (given and _rank(given_origin) >= _rank(origin)):
         return
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{origin}: cannot read the token file {path}") from error
+        raise ConfigError(f"{origin}: cannot read the {what} file {path}") from error
     if not lines or not lines[0].strip():
-        raise ConfigError(f"{origin}: the token file {path} is empty")
-    values["listen.token"] = (lines[0].strip(), f"{origin} ({path})")
+        raise ConfigError(f"{origin}: the {what} file {path} is empty")
+    values[setting.key] = (lines[0].strip(), f"{origin} ({path})")
 
 
 def _rank(origin: str) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union
 
 import msgspec
 
-from clover.config import FamilyConfig, ServerConfig
+from clover.config import SECRETS, FamilyConfig, ServerConfig
 from clover.errors import ConfigError
 
 FAMILY = "families"
@@ -18,7 +18,6 @@ FAMILY = "families"
 
 _PREFIX = {"embodied": "embodied_", "energy": "energy_", "limits": "limit_", "log": "log_"}
 _NAMED = {"carbon.source": "carbon"}
-_SECRET = {"listen.token"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -55,7 +54,7 @@ class Setting:
     @property
     def secret(self) -> bool:
         """Whether its value is never shown."""
-        return self.key in _SECRET
+        return self.leaf in SECRETS
 
     @property
     def boolean(self) -> bool:
@@ -142,6 +141,12 @@ def _setting(section: str, field: msgspec.structs.FieldInfo, hint: Any) -> Setti
         default=field.default,
         help=(meta.description or "") if meta is not None else "",
     )
+
+
+def secrets_of(config: ServerConfig) -> tuple[str, ...]:
+    """Return the values in a configuration that are never shown."""
+    found = (getattr(getattr(config, setting.section), setting.leaf) for setting in SETTINGS if setting.secret)
+    return tuple(value for value in found if value)
 
 
 def _settings_of(section: str, record: type[msgspec.Struct]) -> list[Setting]:
