@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from clover.carbon.layouts import Scope, Signal
-from clover.carbon.options import allow, one_of
+from clover.carbon.options import allow, one_of, read_options
 from clover.carbon.providers import (
     carbon_aware_sdk,
     electricity_maps,
@@ -22,10 +22,13 @@ from clover.carbon.providers import (
     rte,
     watttime,
 )
+from clover.carbon.providers.electricity_maps import ElectricityMapsSource
 from clover.carbon.providers.http import ApiClient, Bounds, checked_url
 from clover.carbon.providers.live import LiveSource
 from clover.config import CarbonConfig
 from clover.errors import ConfigError
+
+__all__ = ["PROVIDERS", "ElectricityMapsSource", "Provider", "automatic", "automatic_zones"]
 
 Options = dict[str, str]
 _KEY = re.compile(r"[\x21-\x7e]{1,1024}")
@@ -44,6 +47,11 @@ class Provider:
     needs: str
     example: str
     build: Callable[[str, Options, CarbonConfig, Bounds | None], LiveSource]
+
+    def build_example(self, config: CarbonConfig) -> LiveSource:
+        """Return the source of the example; ConfigError if a key or an address is missing."""
+        rest, _, options = self.example.partition("?")
+        return self.build(rest.partition(":")[2], read_options(rest, options), config, None)
 
 
 def _neso(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
@@ -79,7 +87,7 @@ def _electricity_maps(argument: str, options: Options, config: CarbonConfig, bou
     version = one_of(name, options, "version", ("v4", "v3"), "v4")
     key = _secret(config.electricity_maps_key, "electricity-maps needs a key", "electricity_maps_key")
     client = _client(name, zone, config.electricity_maps_url, "electricity_maps_url", bounds, (key,))
-    return electricity_maps.ElectricityMapsSource(zone, cast("Scope", scope), cast("str", version), client, key)
+    return ElectricityMapsSource(zone, cast("Scope", scope), cast("str", version), client, key)
 
 
 def _watttime(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
@@ -114,7 +122,7 @@ def _carbon_aware_sdk(argument: str, options: Options, config: CarbonConfig, bou
 
 PROVIDERS: dict[str, Provider] = {
     "neso": Provider(
-        "neso, neso:REGION", "Great Britain, 17 regions, postcodes", "average", "unknown", "30 min", "", "neso", _neso
+        "neso, neso:REGION", "Great Britain, regions", "average", "unknown", "30 min", "", "neso", _neso
     ),
     "energy-charts": Provider(
         "energy-charts:COUNTRY", f"{len(energy_charts.COUNTRIES)} countries of Europe", "average", "lifecycle",
@@ -129,11 +137,11 @@ PROVIDERS: dict[str, Provider] = {
         "CLOVER_ELECTRICITY_MAPS_KEY", "electricity-maps:DE", _electricity_maps,
     ),
     "watttime": Provider(
-        "watttime:REGION", "most of the world; CAISO_NORTH without a subscription", "marginal", "direct", "5 min",
+        "watttime:REGION", "world; CAISO_NORTH free", "marginal", "direct", "5 min",
         "CLOVER_WATTTIME_USER, CLOVER_WATTTIME_PASSWORD", "watttime:CAISO_NORTH", _watttime,
     ),
     "carbon-aware-sdk": Provider(
-        "carbon-aware-sdk:LOCATION?signal=S", "what its own source serves", "as ?signal= says", "unknown",
+        "carbon-aware-sdk:LOCATION", "what its source does", "as stated", "unknown",
         "its source's", "CLOVER_CARBON_AWARE_SDK_URL", "carbon-aware-sdk:westus?signal=average", _carbon_aware_sdk,
     ),
 }  # fmt: skip
@@ -162,6 +170,14 @@ def automatic(zone: str) -> str:
         f"auto:{zone}: no provider without a key serves that zone{whole}. These may: {with_keys}. Or state it: "
         "trace:FILE, static:G"
     )
+
+
+def automatic_zones() -> dict[str, tuple[str, str]]:
+    """Return the zones of `auto:ZONE`, each with its name and source."""
+    zones = {"GB": "Great Britain"} | {f"GB-{number}": name for number, name in neso.REGIONS.items()}
+    zones |= {"DK1": "Denmark, west", "DK2": "Denmark, east", "FR": "France"}
+    zones |= {country: "" for country in energy_charts.COUNTRIES if country not in ("DK", "FR")}
+    return {zone: (name, automatic(zone)) for zone, name in zones.items()}
 
 
 def _secret(value: str, needs: str, setting: str) -> str:

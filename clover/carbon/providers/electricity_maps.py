@@ -120,6 +120,10 @@ class ElectricityMapsSource(LiveSource):
         self._params = dict([("zone", zone), ("emissionFactorType", scope), _NO_LOOKUP[version]])
         self._headers = {"auth-token": key}
 
+    async def zones(self) -> dict[str, MapsZone]:
+        """Return the zones that the key sees; raises CarbonError."""
+        return parse_zones(await self.client.get("/v4/zones", headers=self._headers), self.name)
+
     async def _get(self, what: str, **more: str) -> bytes:
         return await self.client.get(f"{self._base}/{what}", {**self._params, **more}, self._headers)
 
