@@ -98,6 +98,7 @@ class ChainedSource:
         self.good: Reading | None = None
         self.reads = 0
         self.failures = 0
+        self.noted_failures = 0  # by the chain
         self.errors: Counter[str] = Counter()
         """Failures by their kind (`CarbonError.kind`)."""
         self.last_error = ""
@@ -169,6 +170,8 @@ class ChainedSource:
     async def read(self, grid_s: float, now_s: float) -> Reading | None:
         """Return the source's value, new or remembered, aged to `grid_s`; None if it has none younger than the
         limit."""
+        if self._asking is not None and self._asking.done():
+            self._asking = None
         known = self._usable(grid_s)
         if known is not None and grid_s < self._due_s:
             return known
@@ -180,10 +183,6 @@ class ChainedSource:
                 return self._usable(grid_s)
             self._asking = asyncio.create_task(self._ask(grid_s, now_s))
             await asyncio.wait([self._asking], timeout=self.refresh_wait_s if self.reads > 1 else None)
-        if self._asking is not None and self._asking.done():
-            asked, self._asking = self._asking, None
-            if not asked.cancelled():
-                asked.result()
         return self._usable(grid_s)
 
     async def refresh(self, now_s: float) -> None:
@@ -397,7 +396,8 @@ class SourceChain:
         """Ask live providers for the first time, all at once, and take their past as history; ConfigError if one
         refuses the request itself.  Those that do not answer may come later: the log says what stands in."""
         await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
-        self.last_error = next((link.last_error for link in self.links if link.last_error), "")
+        for link in self.links:
+            self._note_failure(link)
 
     async def close(self) -> None:
         """Cancel what sources are asked for."""
@@ -408,10 +408,8 @@ class SourceChain:
         """Return the intensity to use at `grid_s` (Unix seconds of grid time), in gCO2e/kWh.  Never raises for a
         source."""
         for link in self.links:
-            failures = link.failures
             await link.refresh(self._monotonic())
-            if link.failures > failures:
-                self.last_error = link.last_error
+            self._note_failure(link)
         async with self._lock:
             reading, error = await self._choose(grid_s)
             if reading.state in ("fresh", "stale"):
@@ -427,14 +425,12 @@ class SourceChain:
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         """Return the first source's forecast, or a later one's marked "fallback"; empty if none has any."""
         for index, link in enumerate(self.links):
-            failures = link.failures
             if link.source.remote:
                 readings = await link.forecast(grid_s, horizon_s, self._monotonic())
             else:
                 async with self._lock:
                     readings = await link.forecast(grid_s, horizon_s, self._monotonic())
-            if link.failures > failures:
-                self.last_error = link.last_error
+            self._note_failure(link)
             if readings:
                 return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
         return []
@@ -443,10 +439,8 @@ class SourceChain:
         """Return the reading to give out, and what failed on the way to it."""
         error, stated = "", None
         for index, link in enumerate(self.links):
-            failures = link.failures
             reading = await link.read(grid_s, self._monotonic())
-            if link.failures > failures:
-                self.last_error = error = link.last_error
+            error = self._note_failure(link) or error
             if reading is None:
                 error = error or link.last_error
                 continue
@@ -467,6 +461,14 @@ class SourceChain:
             state="configured",
         )
         return last_resort, error
+
+    def _note_failure(self, link: ChainedSource) -> str:
+        """Take up what failed of a source since the last look, also in a task that ended meanwhile; return its text."""
+        if link.failures == link.noted_failures:
+            return ""
+        link.noted_failures = link.failures
+        self.last_error = link.last_error
+        return link.last_error
 
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""

@@ -34,6 +34,8 @@ WORDS = 200
 """Characters of a provider's message that an error quotes at most."""
 LONGEST_RETRY_AFTER_S = 3600.0
 _CHUNK = 1 << 16
+_LEAST_SECRET = 4
+"""Characters of a secret that is masked: to mask a shorter one would mask letters of any text."""
 _ERROR_BYTES = 1 << 14
 """Of the body of an error, no more than this is read for its words."""
 _ERROR_FIELDS = ("error", "message", "detail", "title", "description", "code")
@@ -67,7 +69,7 @@ class ApiClient:
         self.name = name
         self.url = url
         self.host = urllib.parse.urlsplit(url).netloc
-        self.secrets = {secret for secret in secrets if secret}
+        self.secrets = set(secrets)
         self.calls = 0
         self.call_s = 0.0
         self.bounds = bounds or Bounds()
@@ -166,7 +168,8 @@ class ApiClient:
 
     def _clean(self, text: str) -> str:
         for secret in self.secrets:
-            text = text.replace(secret, "***")
+            if len(secret) >= _LEAST_SECRET:
+                text = text.replace(secret, "***")
         return printable(text, 2 * WORDS)
 
 

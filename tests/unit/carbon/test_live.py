@@ -211,6 +211,24 @@ def test_retry_after_is_heeded_and_a_provider_is_polled_as_it_asks() -> None:
     play(story)
 
 
+def test_what_failed_between_two_looks_is_said_at_the_next() -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        scene = Scene("neso", server, now)
+        await scene.chain.open(scene.grid.now())
+        link = scene.chain.links[0]
+        link.refresh_wait_s = 0.0
+        server.fault = lambda request: DOWN
+        now.s = 1900.0
+        await scene.grid.read()
+        assert link._asking is not None
+        await link._asking
+        assert (await scene.grid.read()).state == "stale"
+        assert "503 Status: maintenance" in scene.grid.trouble
+        await scene.chain.close()
+
+    play(story)
+
+
 def test_a_provider_that_hangs_holds_up_nobody_but_the_start() -> None:
     async def story(server: CarbonServer, now: Now) -> None:
         scene = Scene("neso", server, now)
