@@ -17,8 +17,17 @@ def _help(text: str, **limits: float) -> Any:
     return msgspec.Meta(description=text, **limits)  # type: ignore[call-overload]
 
 
+SECRETS = frozenset({"token", "token_sha256", "electricity_maps_key", "watttime_password"})
+"""Settings whose values are never shown."""
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every group of settings."""
+
+    def __repr__(self) -> str:
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown = (f"{name}={'***' if name in SECRETS and value else repr(value)}" for name, value in fields.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class ListenConfig(Section, frozen=True, kw_only=True):
@@ -203,8 +212,10 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str,
         _help(
-            "synthetic (an invented grid) | static:G | trace:FILE; a comma-separated list is a fallback chain. FILE is "
-            "a CSV with the columns datetime_utc,carbon_intensity_gco2_per_kwh, or of Electricity Maps or NESO"
+            "synthetic (an invented grid) | static:G | trace:FILE | auto:ZONE (live, without a key) | neso | "
+            "energy-charts:DE | energinet:DK1 | rte | electricity-maps:ZONE | watttime:REGION | "
+            "carbon-aware-sdk:LOCATION; a comma-separated list is a fallback chain. FILE is a CSV with the columns "
+            "datetime_utc,carbon_intensity_gco2_per_kwh, or of Electricity Maps or NESO"
         ),
     ] = "synthetic"
     trace_speed: Annotated[float, _help("seconds of the carbon trace that pass in one second", gt=0)] = 1.0
@@ -238,6 +249,30 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
             ge=1,
         ),
     ] = 1.5
+    electricity_maps_key: Annotated[str, _help("key of Electricity Maps")] = ""
+    electricity_maps_key_file: Annotated[str, _help("file whose first line is that key, instead of it")] = ""
+    watttime_user: Annotated[str, _help("user name at WattTime")] = ""
+    watttime_password: Annotated[str, _help("password at WattTime")] = ""
+    watttime_password_file: Annotated[str, _help("file whose first line is that password, instead of it")] = ""
+    carbon_aware_sdk_url: Annotated[
+        str, _help("address of your Carbon Aware SDK WebApi: https, or http on a loopback address")
+    ] = ""
+    electricity_maps_url: Annotated[
+        str, _help("address of Electricity Maps, or of a mirror")
+    ] = "https://api.electricitymaps.com"
+    watttime_url: Annotated[str, _help("address of WattTime, or of a mirror")] = "https://api.watttime.org"
+    neso_url: Annotated[
+        str, _help("address of the Carbon Intensity API of NESO, or of a mirror")
+    ] = "https://api.carbonintensity.org.uk"
+    energy_charts_url: Annotated[
+        str, _help("address of Energy-Charts, or of a mirror")
+    ] = "https://api.energy-charts.info"
+    energinet_url: Annotated[
+        str, _help("address of the Energi Data Service of Energinet, or of a mirror")
+    ] = "https://api.energidataservice.dk"
+    rte_url: Annotated[
+        str, _help("address of ODRE, which has the eCO2mix of RTE, or of a mirror")
+    ] = "https://odre.opendatasoft.com"
 
 
 class EmbodiedConfig(Section, frozen=True, kw_only=True):

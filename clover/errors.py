@@ -54,7 +54,22 @@ class PlanError(CloverError):
 
 
 class CarbonError(CloverError):
-    """A carbon-intensity source gave no usable reading."""
+    """A carbon-intensity source gave no usable reading.
+
+    `kind` says in a word what failed, for metrics; `status` is the provider's HTTP status if it answered with an error,
+    else 0.  `retry_after_s`: for how long the provider asks to be left alone (0: it does not say).
+    """
+
+    def __init__(self, message: str, *, kind: str = "answer", status: int = 0, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+    @property
+    def refused(self) -> bool:
+        """Whether the same request would be refused again: its key, its zone or its address is wrong."""
+        return self.status in (400, 401, 403, 404, 422)
 
 
 class LedgerError(CloverError):

@@ -1,8 +1,8 @@
 """Carbon intensity of the grid: sources, a chain that survives their failures, and the clock they are read at.
 
 A source is named in the configuration as `name`, `name:argument` or `name:argument?option=value&option=value`; several
-separated by commas are a chain of fallbacks.  `SOURCES` maps a name to the function that builds it: a provider joins
-by adding a line there and a module here that implements `clover.interfaces.CarbonSource`.
+separated by commas are a chain of fallbacks.  `SOURCES` maps the name of a local one to the function that builds it,
+and `clover.carbon.providers.PROVIDERS` that of a live one; all implement `clover.interfaces.CarbonSource`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from clover.carbon.chain import STATES, SourceChain
 from clover.carbon.clock import GridClock, boot_seconds
 from clover.carbon.labels import caveat, describe
 from clover.carbon.layouts import MAX_G_PER_KWH, HowKnown, Scope, Signal, format_time, parse_time
+from clover.carbon.options import allow, one_of, read_options
+from clover.carbon.providers import PROVIDERS, automatic
+from clover.carbon.providers.http import Bounds
 from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource
 from clover.carbon.trace import TraceOptions, TraceSource
@@ -46,7 +49,8 @@ def build(
     Grid time starts at `trace_start`, by default now.  But a trace that leads the chain and does not cover now, or is
     sped up, is replayed from its first value.  One that ended no longer than `max_age_s` ago is live, and only lags: it
     starts at now, with its last value, and its next ones are awaited.  While grid time is not that of the wall, traces
-    label what they give as replayed.  A file that changes on disk is looked at every `poll_s`.
+    label what they give as replayed.  A file that changes on disk is looked at every `poll_s`.  Providers know the time
+    of day only, so that a live source in the chain needs grid time to be that.
     """
     if not config.max_age_s >= 0:
         raise ConfigError(f"carbon.max_age_s cannot be negative, but is {config.max_age_s}")
@@ -55,7 +59,7 @@ def build(
     if not config.pue >= 1:
         raise ConfigError(f"carbon.pue is total power over computing power and cannot be below 1, not {config.pue}")
     _check_intensity(config.configured_g_per_kwh, "carbon.configured_g_per_kwh")
-    sources = [build_source(part) for part in config.source.split(",")]
+    sources = [build_source(part, config) for part in config.source.split(",")]
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -64,6 +68,12 @@ def build(
     start_s = _start(config, sources[0], now_s)
     clock = GridClock(start_s, config.trace_speed, monotonic)
     for source in sources:
+        if source.remote and (start_s != now_s or clock.speed != 1.0):
+            raise ConfigError(
+                f"{source.name} gives the intensity of now, but the carbon data's time starts at "
+                f"{format_time(start_s)} and runs {clock.speed:g} times as fast: leave out trace_start and "
+                "trace_speed, and lead the chain by no trace that does not cover now"
+            )
         if isinstance(source, TraceSource):
             source.replayed = start_s != now_s or clock.speed != 1.0
             source.wall = wall
@@ -79,20 +89,28 @@ def build(
     return chain, clock
 
 
-def build_source(text: str) -> CarbonSource:
-    """Return the source that `text` names, such as "trace:day.csv?loop=1"; ConfigError if there is none."""
+def build_source(text: str, config: CarbonConfig | None = None, *, bounds: Bounds | None = None) -> CarbonSource:
+    """Return the source that `text` names, such as "trace:day.csv?loop=1" or "auto:DE"; ConfigError if there is none.
+
+    `config` has keys and addresses of providers, `bounds` those of their answers.
+    """
     name, _, rest = text.strip().partition(":")
     name, _, own = name.partition("?")
     argument, _, options = (rest or f"?{own}").partition("?")
+    if name == AUTO:
+        if options:
+            raise ConfigError(f"auto:ZONE takes no options, not {options!r}")
+        return build_source(automatic(argument), config, bounds=bounds)
+    if name in PROVIDERS:
+        return PROVIDERS[name].build(argument, read_options(name, options), config or CarbonConfig(), bounds)
     if name not in SOURCES:
-        raise ConfigError(
-            f"unknown carbon source {name!r}, known: {', '.join(sorted(SOURCES))}{did_you_mean(name, SOURCES)}"
-        )
-    return SOURCES[name](argument, _options(name, options))
+        known = [*sorted(SOURCES), AUTO, *PROVIDERS]
+        raise ConfigError(f"unknown carbon source {name!r}, known: {', '.join(known)}{did_you_mean(name, known)}")
+    return SOURCES[name](argument, read_options(name, options))
 
 
 def _static(argument: str, options: dict[str, str]) -> CarbonSource:
-    _allow("static", options, ())
+    allow("static", options, ())
     try:
         g_per_kwh = float(argument)
     except ValueError as error:
@@ -102,36 +120,40 @@ def _static(argument: str, options: dict[str, str]) -> CarbonSource:
 
 
 def _synthetic(argument: str, options: dict[str, str]) -> CarbonSource:
-    _allow("synthetic", options, ())
+    allow("synthetic", options, ())
     if argument:
         raise ConfigError(f"synthetic takes no argument, not {argument!r}")
     return SyntheticSource()
 
 
 def _trace(argument: str, options: dict[str, str]) -> CarbonSource:
-    _allow("trace", options, ("loop", "zone", "scope", "signal", "method"))
+    allow("trace", options, ("loop", "zone", "scope", "signal", "method"))
     if not argument:
         raise ConfigError("trace:FILE takes the path of a CSV or JSON file")
-    loop = _one_of("trace", options, "loop", ("0", "1", "false", "true"), "0")
-    method = _one_of("trace", options, "method", ("actual", "published", "estimated", "forecast", "synthetic"), None)
+    loop = one_of("trace", options, "loop", ("0", "1", "false", "true"), "0")
+    method = one_of("trace", options, "method", ("actual", "published", "estimated", "forecast", "synthetic"), None)
     return TraceSource(
         Path(argument),
         TraceOptions(
             loop=loop in ("1", "true"),
             zone=options.get("zone", ""),
-            scope=cast("Scope | None", _one_of("trace", options, "scope", ("lifecycle", "direct"), None)),
-            signal=cast("Signal | None", _one_of("trace", options, "signal", ("average", "marginal"), None)),
+            scope=cast("Scope | None", one_of("trace", options, "scope", ("lifecycle", "direct"), None)),
+            signal=cast("Signal | None", one_of("trace", options, "signal", ("average", "marginal"), None)),
             known=cast("HowKnown | None", "published" if method == "actual" else method),
         ),
     )
 
+
+AUTO = "auto"
+"""The name of the provider without a key that serves a zone."""
 
 SOURCES: dict[str, Callable[[str, dict[str, str]], CarbonSource]] = {
     "static": _static,
     "synthetic": _synthetic,
     "trace": _trace,
 }
-"""What `carbon.source` may name: a function from the argument and the options to the source, raising ConfigError."""
+"""The local sources that `carbon.source` may name: a function from the argument and the options to the source, raising
+ConfigError."""
 
 
 def _start(config: CarbonConfig, first: CarbonSource, now_s: float) -> float:
@@ -166,27 +188,3 @@ def _lags(trace: TraceSource, now_s: float, config: CarbonConfig) -> bool:
 def _check_intensity(g_per_kwh: float, what: str) -> None:
     if not (math.isfinite(g_per_kwh) and 0.0 <= g_per_kwh <= MAX_G_PER_KWH):
         raise ConfigError(f"{what} must lie between 0 and {MAX_G_PER_KWH:.0f} gCO2e/kWh, not {g_per_kwh}")
-
-
-def _options(name: str, text: str) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for part in filter(None, text.split("&")):
-        key, equals, value = part.partition("=")
-        if not equals or key in options:
-            raise ConfigError(f"carbon source {name}: options are written ?option=value&option=value, not {text!r}")
-        options[key] = value
-    return options
-
-
-def _allow(name: str, options: dict[str, str], known: tuple[str, ...]) -> None:
-    for key in options:
-        if key not in known:
-            allowed = f"known: {', '.join(known)}" if known else "it takes none"
-            raise ConfigError(f"carbon source {name}: unknown option {key!r}, {allowed}{did_you_mean(key, known)}")
-
-
-def _one_of(name: str, options: dict[str, str], key: str, allowed: tuple[str, ...], default: str | None) -> str | None:
-    value = options.get(key, default)
-    if value is not None and value not in allowed:
-        raise ConfigError(f"carbon source {name}: {key} is one of {', '.join(allowed)}, not {value!r}")
-    return value

@@ -19,12 +19,16 @@ again when its step is over, or every tenth of a step if a source lags behind.  
 believed (`clover.carbon.plausible`), count as failures.
 
 All ask the chain (through `clover.carbon.grid`), as often as they like; the chain alone asks sources.  A remote source
-is asked once every `poll_s` real seconds at most, however fast grid time runs, and backed off for 1, 2, 4 ... 300 real
-seconds when it fails.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
-replayed at speed follows grid time from look to look.  Once an hour of grid time a remote source's forecast is asked
-for, to bridge what may come, in a task of its own: no reading waits for it, and meanwhile that of before holds.  A
-local source that can change (a file) is looked at every `poll_s` real seconds, in a task as well: who reads waits for
-`REFRESH_WAIT_S` at most, and a long file is in force once it is read.
+is asked once every `poll_s` real seconds at most, however fast grid time runs (after an answer: once every `poll_s` of
+its own, if that is longer), and backed off for 1, 2, 4 ... 300 real seconds when it fails, or for as long as it says.
+Only the very first answer is waited for; later ones come in a task, which a reader waits `REFRESH_WAIT_S` for at most.
+A local one (a file, a formula) is asked every time, since that costs nothing: so what is replayed at speed follows grid
+time from look to look.  Once an hour of grid time a remote source's forecast is asked for, to bridge what may come, in
+a task of its own: no reading waits for it, and meanwhile that of before holds.  A local source that can change (a file)
+is looked at every `poll_s` real seconds, in a task as well: a long file is in force once it is read.
+
+`open` asks live providers once before the chain is used: one that refuses the request itself (its key, its zone) stops
+the start, any other failure is the chain's business.  What they recorded of the last days is then the chain's history.
 """
 
 from __future__ import annotations
@@ -33,16 +37,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from clover.carbon.bridge import Bridge
+from clover.carbon.bridge import DAYS, Bridge
 from clover.carbon.labels import describe
 from clover.carbon.layouts import MAX_G_PER_KWH
 from clover.carbon.plausible import Plausibility
-from clover.errors import CarbonError
+from clover.errors import CarbonError, ConfigError
 from clover.interfaces import CarbonSource
 from clover.planning.budget.forecast import HOUR_S, History
 from clover.types import Reading
@@ -53,6 +58,8 @@ STATES = ("fresh", "stale", "fallback", "forecast", "seasonal", "configured")
 FORECAST_S = 7 * 86_400.0
 """How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
 REFRESH_WAIT_S = 0.2
+HISTORY_S = DAYS * 86_400.0
+"""How much of its past a provider is asked for at the start: what bridging uses."""
 
 
 @runtime_checkable
@@ -61,6 +68,23 @@ class Refreshable(Protocol):
 
     def refresh(self) -> Coroutine[Any, Any, bool]:
         """Take new data if there is any, and return whether there was; CarbonError if it cannot be used."""
+
+
+@runtime_checkable
+class Live(Protocol):
+    """A source that asks a provider over the network.  `poll_s`: seconds to leave it alone after an answer; `calls` and
+    `call_s`: requests so far, and the seconds they took."""
+
+    poll_s: float
+
+    @property
+    def calls(self) -> int: ...
+
+    @property
+    def call_s(self) -> float: ...
+
+    async def history(self, start_s: float, end_s: float) -> list[Reading]:
+        """Return what was recorded between two times, oldest first; raises CarbonError."""
 
 
 class ChainedSource:
@@ -74,6 +98,9 @@ class ChainedSource:
         self.good: Reading | None = None
         self.reads = 0
         self.failures = 0
+        self.noted_failures = 0  # by the chain
+        self.errors: Counter[str] = Counter()
+        """Failures by their kind (`CarbonError.kind`)."""
         self.last_error = ""
         self.trouble = ""
         self.refresh_wait_s = REFRESH_WAIT_S
@@ -84,6 +111,7 @@ class ChainedSource:
         self._first_wait_s, self._longest_wait_s = backoff_s
         self._timeout_s = timeout_s
         self._poll_s = poll_s if source.remote else 0.0
+        self.live = source if isinstance(source, Live) else None
         self._refreshable = source if isinstance(source, Refreshable) else None
         self._refresh_s = poll_s
         self._refreshed_s = -math.inf  # monotonic
@@ -95,21 +123,66 @@ class ChainedSource:
         self._foreseen_once = False  # or failed once
         self._row = 0  # failures in a row
         self._retry_s = -math.inf  # monotonic
+        self._next_s = -math.inf  # monotonic: after an answer
         self._polled_s = -math.inf  # monotonic
         self._due_s = -math.inf  # grid time
+        self._asking: asyncio.Task[None] | None = None
+        self._refusal: CarbonError | None = None  # of the newest call
+
+    async def open(self, grid_s: float, now_s: float) -> None:
+        """Ask a live source for now and for its past, once; ConfigError if its provider refuses the request itself."""
+        if self.live is None:
+            return
+        self.reads += 1
+        self._polled_s = now_s
+        past = asyncio.create_task(self._take_past(self.live, grid_s))
+        try:
+            await self._ask(grid_s, now_s, past)
+            failed = await past
+        finally:
+            past.cancel()
+        if self._refusal is not None:
+            raise ConfigError(f"carbon source {self._refusal}")
+        if self.good is not None and failed:
+            log.warning("%s gives no past, so that only what it says from now on is history: %s",
+                        self.source.name, failed)  # fmt: skip
+
+    async def _take_past(self, live: Live, grid_s: float) -> str:
+        """Take what a provider recorded before `grid_s` as history; return why that failed, empty if it did not."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                past = await live.history(grid_s - HISTORY_S, grid_s)
+        except Exception as error:
+            self._count(error)
+            return self.last_error
+        for reading in past:
+            if reading.at_s + reading.step_s <= grid_s and not self._plausibility.doubt(reading):
+                self.bridge.note(reading, reading.at_s)
+        return ""
+
+    async def close(self) -> None:
+        """Cancel what is asked for."""
+        asked = [task for task in (self._asking, self._foreseeing, self._refreshing) if task is not None]
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
     async def read(self, grid_s: float, now_s: float) -> Reading | None:
         """Return the source's value, new or remembered, aged to `grid_s`; None if it has none younger than the
         limit."""
+        if self._asking is not None and self._asking.done():
+            self._asking = None
         known = self._usable(grid_s)
         if known is not None and grid_s < self._due_s:
             return known
-        if now_s >= max(self._retry_s, self._polled_s + self._poll_s):
-            reading = await self._ask(grid_s, now_s)
-            if reading is not None:
-                self.good = reading
-                end_s = reading.at_s + reading.step_s
-                self._due_s = end_s if end_s > grid_s else grid_s + reading.step_s / 10
+        if self._asking is None and now_s >= max(self._retry_s, self._next_s, self._polled_s + self._poll_s):
+            self.reads += 1
+            self._polled_s = now_s
+            if not self.source.remote:
+                await self._ask(grid_s, now_s)
+                return self._usable(grid_s)
+            self._asking = asyncio.create_task(self._ask(grid_s, now_s))
+            await asyncio.wait([self._asking], timeout=self.refresh_wait_s if self.reads > 1 else None)
         return self._usable(grid_s)
 
     async def refresh(self, now_s: float) -> None:
@@ -172,7 +245,13 @@ class ChainedSource:
         """Take a new forecast; none if the source fails, which does not keep it from being read."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                self._foreseen = await self.source.forecast(grid_s, horizon_s)
+                foreseen = await self.source.forecast(grid_s, horizon_s)
+            zeros = bool(foreseen) and not any(reading.g_per_kwh for reading in foreseen)
+            if self.source.remote and zeros and not self._plausibility.zero_may_stay:
+                raise CarbonError(
+                    f"{self.source.name} foresees nothing but 0 g/kWh; it is not used", kind="implausible"
+                )
+            self._foreseen = foreseen
         except Exception as error:
             self._count(error)
             self._foreseen = []
@@ -189,25 +268,32 @@ class ChainedSource:
         # Within its step a value is current, whatever the limit.
         return msgspec.structs.replace(good, age_s=age_s) if age_s <= max(self._max_age_s, good.step_s) else None
 
-    async def _ask(self, grid_s: float, now_s: float) -> Reading | None:
-        self.reads += 1
-        self._polled_s = now_s
+    async def _ask(self, grid_s: float, now_s: float, past: Awaitable[str] | None = None) -> None:
+        """Take the source's value if it can be believed, judged by its `past` if that is on its way."""
+        self._refusal = None
         try:
             async with asyncio.timeout(self._timeout_s):
                 reading = await self.source.read(grid_s)
+            if past is not None:
+                await past
             if not 0.0 <= reading.g_per_kwh <= MAX_G_PER_KWH:
                 raise CarbonError(f"{self.source.name} gave {reading.g_per_kwh}, which is no intensity in gCO2e/kWh")
             if not reading.step_s:
                 reading = msgspec.structs.replace(reading, step_s=self.source.step_s)
             if not grid_s - max(self._max_age_s, reading.step_s) <= reading.at_s <= grid_s + reading.step_s:
-                raise CarbonError(f"{self.source.name} gave a value {grid_s - reading.at_s:.0f} s old")
+                raise CarbonError(f"{self.source.name} gave a value {grid_s - reading.at_s:.0f} s old", kind="old")
             self._believe(reading)
         except Exception as error:  # whatever a provider does must not end the server: it is counted and shown instead
+            if isinstance(error, CarbonError) and error.refused:
+                self._refusal = error
             self._failed(error, now_s)
-            return None
+            return
         self._row = 0
         self._retry_s = -math.inf
-        return reading
+        self._next_s = now_s + self.live.poll_s if self.live is not None else -math.inf
+        self.good = reading
+        end_s = reading.at_s + reading.step_s
+        self._due_s = end_s if end_s > grid_s else grid_s + reading.step_s / 10
 
     def _believe(self, reading: Reading) -> None:
         """Refuse a reading that is not plausible with a CarbonError; the log says so once until one is believed."""
@@ -220,7 +306,7 @@ class ChainedSource:
         text = f"{self.source.name} gave {doubt}; it is not used"
         if not before:
             log.warning("%s", text)
-        raise CarbonError(text)
+        raise CarbonError(text, kind="implausible")
 
     def _failed(self, error: Exception, now_s: float) -> None:
         """Count a failure, and leave a remote source alone for a while."""
@@ -228,10 +314,12 @@ class ChainedSource:
         self._row += 1
         if self.source.remote:
             wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
-            self._retry_s = now_s + wait_s
+            self._retry_s = now_s + max(wait_s, error.retry_after_s if isinstance(error, CarbonError) else 0.0)
 
     def _count(self, error: Exception) -> None:
         self.failures += 1
+        kinds = "timeout" if isinstance(error, TimeoutError) else "unforeseen"
+        self.errors[error.kind if isinstance(error, CarbonError) else kinds] += 1
         if isinstance(error, CarbonError):
             self.last_error = str(error)
         elif isinstance(error, TimeoutError):
@@ -294,14 +382,34 @@ class SourceChain:
         """Failed calls per source."""
         return {link.source.name: link.failures for link in self.links}
 
+    @property
+    def errors(self) -> dict[tuple[str, str], int]:
+        """Failed calls per source and kind."""
+        return {(link.source.name, kind): count for link in self.links for kind, count in link.errors.items()}
+
+    @property
+    def live(self) -> Mapping[str, Live]:
+        """The sources that ask a provider, by name."""
+        return {link.source.name: link.live for link in self.links if link.live is not None}
+
+    async def open(self, grid_s: float) -> None:
+        """Ask live providers for the first time, all at once, and take their past as history; ConfigError if one
+        refuses the request itself.  Those that do not answer may come later: the log says what stands in."""
+        await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
+        for link in self.links:
+            self._note_failure(link)
+
+    async def close(self) -> None:
+        """Cancel what sources are asked for."""
+        for link in self.links:
+            await link.close()
+
     async def read(self, grid_s: float) -> Reading:
         """Return the intensity to use at `grid_s` (Unix seconds of grid time), in gCO2e/kWh.  Never raises for a
         source."""
         for link in self.links:
-            failures = link.failures
             await link.refresh(self._monotonic())
-            if link.failures > failures:
-                self.last_error = link.last_error
+            self._note_failure(link)
         async with self._lock:
             reading, error = await self._choose(grid_s)
             if reading.state in ("fresh", "stale"):
@@ -317,14 +425,12 @@ class SourceChain:
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         """Return the first source's forecast, or a later one's marked "fallback"; empty if none has any."""
         for index, link in enumerate(self.links):
-            failures = link.failures
             if link.source.remote:
                 readings = await link.forecast(grid_s, horizon_s, self._monotonic())
             else:
                 async with self._lock:
                     readings = await link.forecast(grid_s, horizon_s, self._monotonic())
-            if link.failures > failures:
-                self.last_error = link.last_error
+            self._note_failure(link)
             if readings:
                 return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
         return []
@@ -333,11 +439,10 @@ class SourceChain:
         """Return the reading to give out, and what failed on the way to it."""
         error, stated = "", None
         for index, link in enumerate(self.links):
-            failures = link.failures
             reading = await link.read(grid_s, self._monotonic())
-            if link.failures > failures:
-                self.last_error = error = link.last_error
+            error = self._note_failure(link) or error
             if reading is None:
+                error = error or link.last_error
                 continue
             if index == 0:
                 return _in_state(reading, "fresh" if reading.age_s <= reading.step_s else "stale"), error
@@ -356,6 +461,14 @@ class SourceChain:
             state="configured",
         )
         return last_resort, error
+
+    def _note_failure(self, link: ChainedSource) -> str:
+        """Take up what failed of a source since the last look, also in a task that ended meanwhile; return its text."""
+        if link.failures == link.noted_failures:
+            return ""
+        link.noted_failures = link.failures
+        self.last_error = link.last_error
+        return link.last_error
 
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""

@@ -95,6 +95,11 @@ class Plausibility:
         self._hangs = False
         self._leap: _Leap | None = None
 
+    @property
+    def zero_may_stay(self) -> bool:
+        """Whether the mean so far is so low that the grid may stay at 0."""
+        return self._sum_g < LOW_G * self._readings
+
     def doubt(self, reading: Reading) -> str:
         """Return why `reading` is not believed, in words that follow "it gave"; empty if it is, and it is then part of
         what is known of the grid."""
@@ -129,7 +134,7 @@ class Plausibility:
     def _limit_s(self, g_per_kwh: float) -> float:
         """Return for how many seconds the source may give the same value."""
         if g_per_kwh == 0.0:
-            if self._sum_g < LOW_G * self._readings:
+            if self.zero_may_stay:
                 return math.inf
             never_low = self._hours >= WEEK_HOURS and self._lowest_g >= LOW_G
             return ZERO_S if never_low and not self._came_down else max(SUNNY_S, 1.5 * self._longest_zero_s)

@@ -20,15 +20,20 @@ CHECK_S = 120.0
 _TEXT_BYTES = 2000
 
 
-def check_apart(words: Sequence[str], environ: Mapping[str, str], token: str = "", within_s: float = CHECK_S) -> None:
+def check_apart(
+    words: Sequence[str], environ: Mapping[str, str], secrets: tuple[str, ...] = (), within_s: float = CHECK_S
+) -> None:
     """Check the configuration that `words` and `environ` give (`clover.serve.checker`), and wait for that.
 
     Raises ConfigError with what the check says, if it fails, dies, or takes longer than `within_s`.  The process is not
-    shown the `token`, which others could read in its environment.  It ends with this process, however that ends.
+    shown the `secrets`, which others could read in its environment.  It ends with this process, however that ends.
     """
 
     def shown(text: str) -> str:
-        return text[: -len(token)] + "*" * len(token) if token and text in (token, f"--token={token}") else text
+        for secret in secrets:
+            if text == secret or (text.startswith("--") and text.endswith(f"={secret}")):
+                return text[: -len(secret)] + "*" * len(secret)
+        return text
 
     environment = {name: shown(value) for name, value in environ.items()}
     environment["PYTHONPATH"] = child_environment()["PYTHONPATH"]

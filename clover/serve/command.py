@@ -79,12 +79,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             for line in warnings:
                 print(f"clover: warning: {line}")
             return 0
-        listen, tokens = given.config.listen, [tenant.token for tenant in given.config.tenants]
-        if listen.token or listen.tls_key or tokens:
-            conceal([listen.token, *tokens])
+        if (secrets := settings.secrets_of(given.config)) or given.config.listen.tls_key:
+            conceal(secrets)
         reloading = Reload(
             lambda: settings.load(words, environment, options=OPTIONS),
-            lambda config: check_apart(words, environment, config.listen.token),
+            lambda config: check_apart(words, environment, settings.secrets_of(config)),
             given,
         )
 
@@ -165,7 +164,10 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
     for name in config.workers.backends:
         backends.get(name)
     chain, clock = carbon.build(config.carbon)
-    if warnings is not None:
+    if chain.live:
+        if unknown is not None:
+            unknown.append(f"whether {' and '.join(chain.live)} can be asked, until the start does")
+    elif warnings is not None:
         warnings += filter(None, [carbon.caveat(asyncio.run(chain.read(clock.now())))])
     policies.build(config.controller.policy)
     return names

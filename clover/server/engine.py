@@ -76,6 +76,7 @@ class Engine:
         try:
             self.chain, grid_clock = carbon.build(config.carbon)
             self.grid = Grid(self.chain, grid_clock.now)
+            self._stack.push_async_callback(self.chain.close)
             for item in config.families:
                 spec = given.get(item.family) or families.load_family(item.family)
                 self._add(item, spec, loop)
@@ -148,6 +149,7 @@ class Engine:
             self.controller.reserve(served.name, served.config.share)
         if short := self.controller.context.device_pool.short():
             raise StartError(short)
+        await self.chain.open(self.grid.now())
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
             await self.frontend.start()

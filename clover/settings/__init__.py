@@ -15,7 +15,7 @@ from clover.settings.check import check, parse_cores
 from clover.settings.command_line import Option
 from clover.settings.load import Settings, load, override
 from clover.settings.render import help_text, markdown_table, print_config
-from clover.settings.schema import SETTINGS, Setting
+from clover.settings.schema import SETTINGS, Setting, secrets_of
 
 __all__ = [
     "SETTINGS",
@@ -29,4 +29,5 @@ __all__ = [
     "override",
     "parse_cores",
     "print_config",
+    "secrets_of",
 ]

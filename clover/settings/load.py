@@ -66,7 +66,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
             setting.convert(text, origin, text=True),
             origin,
         )
-    _read_token(values)
+    _read_secrets(values)
     tenants = _read_tenants(file.tenants)
     entries = _choose_families(families, environ, file.families)
     if len(entries) > 1 and "name" in for_families:
@@ -206,7 +206,7 @@ def _with_token(tenant: TenantConfig, origin: str) -> TenantConfig:
     """Return a tenant with the token that its file has, if it names one."""
     if not tenant.token_file or tenant.token:
         return tenant
-    return msgspec.structs.replace(tenant, token=_token_in(tenant.token_file, origin))
+    return msgspec.structs.replace(tenant, token=_secret_in(tenant.token_file, origin))
 
 
 def _unknown(key: str, leaf: str, path: str) -> Setting:
@@ -232,23 +232,30 @@ def _choose_families(
     return chosen
 
 
-def _read_token(values: dict[str, _Value]) -> None:
-    """Take the token from its file, unless a token itself is given closer to the command line."""
-    path, origin = values.get("listen.token_file", ("", ""))
-    token, token_origin = values.get("listen.token", ("", ""))
-    if not path or (token and _rank(token_origin) >= _rank(origin)):
+def _read_secrets(values: dict[str, _Value]) -> None:
+    """Take each secret from its file, unless it is itself given closer to the command line."""
+    for setting in SETTINGS:
+        if setting.secret:
+            _read_secret(values, setting)
+
+
+def _read_secret(values: dict[str, _Value], setting: Setting) -> None:
+    what = setting.leaf.replace("_", " ")
+    path, origin = values.get(f"{setting.key}_file", ("", ""))
+    given, given_origin = values.get(setting.key, ("", ""))
+    if not path or (given and _rank(given_origin) >= _rank(origin)):
         return
-    values["listen.token"] = (_token_in(path, origin), f"{origin} ({path})")
+    values[setting.key] = (_secret_in(path, origin, what), f"{origin} ({path})")
 
 
-def _token_in(path: str, origin: str) -> str:
-    """Return the token in a file, its first line; raises ConfigError."""
+def _secret_in(path: str, origin: str, what: str = "token") -> str:
+    """Return the secret in a file, its first line; `what` it is, for the ConfigError if there is none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{origin}: cannot read the token file {path}") from error
+        raise ConfigError(f"{origin}: cannot read the {what} file {path}") from error
     if not lines or not lines[0].strip():
-        raise ConfigError(f"{origin}: the token file {path} is empty")
+        raise ConfigError(f"{origin}: the {what} file {path} is empty")
     return lines[0].strip()
 
 

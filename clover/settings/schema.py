@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union
 
 import msgspec
 
-from clover.config import FamilyConfig, ServerConfig, TenantConfig
+from clover.config import SECRETS, FamilyConfig, ServerConfig, TenantConfig
 from clover.errors import ConfigError
 
 FAMILY = "families"
@@ -20,7 +20,6 @@ TENANT = "tenant"
 
 _PREFIX = {"embodied": "embodied_", "energy": "energy_", "ledger": "ledger_", "limits": "limit_", "log": "log_"}
 _NAMED = {"carbon.source": "carbon", "ledger.keep": "ledger"}
-_SECRET = {"listen.token", f"{TENANT}.token", f"{TENANT}.token_sha256"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -57,7 +56,7 @@ class Setting:
     @property
     def secret(self) -> bool:
         """Whether its value is never shown."""
-        return self.key in _SECRET
+        return self.leaf in SECRETS
 
     @property
     def boolean(self) -> bool:
@@ -144,6 +143,12 @@ def _setting(section: str, field: msgspec.structs.FieldInfo, hint: Any) -> Setti
         default=field.default,
         help=(meta.description or "") if meta is not None else "",
     )
+
+
+def secrets_of(config: ServerConfig) -> tuple[str, ...]:
+    """Return the values in a configuration that are never shown."""
+    found = (getattr(getattr(config, setting.section), setting.leaf) for setting in SETTINGS if setting.secret)
+    return tuple(value for value in (*found, *(tenant.token for tenant in config.tenants)) if value)
 
 
 def _settings_of(section: str, record: type[msgspec.Struct]) -> list[Setting]:

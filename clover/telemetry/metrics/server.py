@@ -70,6 +70,28 @@ CARBON: tuple[MetricSpec[SourceChain], ...] = (
         ("source",),
         lambda chain: by_label(chain.failures),
     ),
+    MetricSpec(
+        "clover_carbon_errors",
+        "The same by kind: what failed of a request (dns, connect, tls, timeout, cut, size, http, status, rate, "
+        "refused), or of its answer (answer, old, implausible)",
+        COUNTER,
+        ("source", "kind"),
+        lambda chain: chain.errors.items(),
+    ),
+    MetricSpec(
+        "clover_carbon_calls",
+        "Requests to providers of live carbon intensity, forecasts and repeated ones included",
+        COUNTER,
+        ("source",),
+        lambda chain: (((name,), source.calls) for name, source in chain.live.items()),
+    ),
+    MetricSpec(
+        "clover_carbon_call_seconds",
+        "Seconds that requests to providers of live carbon intensity took",
+        COUNTER,
+        ("source",),
+        lambda chain: (((name,), source.call_s) for name, source in chain.live.items()),
+    ),
 )
 
 DECISIONS: tuple[MetricSpec[Mapping[str, int]], ...] = (

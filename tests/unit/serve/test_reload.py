@@ -107,23 +107,23 @@ REF = "hostile_reload_family:family"
 @pytest.mark.slow
 def test_a_check_apart(module: Callable[[str], None], tmp_path: Path) -> None:
     environ = {**os.environ, "CLOVER_TOKEN": "sesame", "SEEN": str(tmp_path / "seen")}
-    check_apart(["fashion"], environ, "sesame")
-    check_apart(["fashion", "--port", "8001"], environ | {"CLOVER_TOKEN": "0"}, "0")  # a weak one hides nothing else
+    check_apart(["fashion"], environ, ("sesame",))
+    check_apart(["fashion", "--port", "8001"], environ | {"CLOVER_TOKEN": "0"}, ("0",))  # a weak one hides nothing else
     with pytest.raises(ConfigError, match=r"\Ano family 'fashoin' \(did you mean fashion\?\)"):
-        check_apart(["fashoin"], environ, "sesame")
+        check_apart(["fashoin"], environ, ("sesame",))
     module("import sys\nsys.exit(3)")
     with pytest.raises(ConfigError, match=r"module hostile_reload_family cannot be imported: it called sys.exit\(3\)"):
-        check_apart([REF], environ, "sesame")
+        check_apart([REF], environ, ("sesame",))
     module("import os\nos.abort()")
     with pytest.raises(ConfigError, match=r"the check failed \(SIGABRT\)"):
-        check_apart([REF], environ, "sesame")
+        check_apart([REF], environ, ("sesame",))
     module("import os\nopen(os.environ['SEEN'], 'w').write(os.environ['CLOVER_TOKEN'])\nraise RuntimeError('x')")
     with pytest.raises(ConfigError, match="RuntimeError: x"):
-        check_apart([REF, "--token", "sesame"], environ, "sesame")
+        check_apart([REF, "--token", "sesame"], environ, ("sesame",))
     assert (tmp_path / "seen").read_text() == "******"
     module("import time\ntime.sleep(60)")
     with pytest.raises(ConfigError, match=r"the check took more than 0.2 s"):
-        check_apart([REF], environ, "sesame", 0.2)
+        check_apart([REF], environ, ("sesame",), 0.2)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from clover.settings import (
     override,
     parse_cores,
     print_config,
+    secrets_of,
 )
 from clover.settings.check import MOST_TENANTS
 from clover.settings.service_links import is_service_link
@@ -324,6 +325,19 @@ def test_token_is_never_shown(tmp_path: Path) -> None:
     assert "12345" not in str(caught.value)
 
 
+def test_keys_of_providers_are_secrets_as_the_token_is(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("key-of-file\n", encoding="utf-8")
+    environ = {"CLOVER_ELECTRICITY_MAPS_KEY_FILE": str(file), "CLOVER_WATTTIME_PASSWORD": "pass-of-env"}
+    settings = load([], environ)
+    assert secrets_of(settings.config) == ("key-of-file", "pass-of-env")
+    for text in (print_config(settings), repr(settings.config), str(settings)):
+        assert "key-of-file" not in text
+        assert "pass-of-env" not in text
+    with pytest.raises(ConfigError, match="cannot read the watttime password file"):
+        load([], {"CLOVER_WATTTIME_PASSWORD_FILE": str(tmp_path / "none")})
+
+
 def test_token_file_and_what_beats_it(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("from-file\nsecond line\n", encoding="utf-8")
@@ -415,6 +429,10 @@ _FREE = [
         "workers.cores",
         "workers.backends",
         "carbon.trace_start",
+        "carbon.electricity_maps_key",
+        "carbon.electricity_maps_key_file",
+        "carbon.watttime_password",
+        "carbon.watttime_password_file",
         "families.family",
         "families.name",
         "ledger.name",
