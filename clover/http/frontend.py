@@ -22,7 +22,7 @@ from clover.http.access import Access
 from clover.http.api.routes import Routes
 from clover.http.connection import SWEEP_S, Connection, Incoming
 from clover.http.ids import RequestIds
-from clover.http.server_state import ServerState
+from clover.http.server_state import RequestTracer, ServerState
 from clover.http.stats import HttpStats
 from clover.interfaces import ServerView
 
@@ -75,6 +75,7 @@ class Frontend:
         loop: asyncio.AbstractEventLoop,
         *,
         monotonic_s: Callable[[], float] = monotonic,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self._config = config
         self._loop = loop
@@ -85,7 +86,9 @@ class Frontend:
         self._listeners: list[_Listener] = []
         for control in (False, True) if config.listen.control else (False,):
             routes = Routes(view, config, loop, Access(config.listen, control=control))
-            state = ServerState(routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
+            state = ServerState(
+                routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids, tracer=tracer
+            )
             self._listeners.append(_Listener(routes, state))
         self._acceptor: Acceptor | None = None
         self._servers: list[asyncio.Server] = []

@@ -34,6 +34,7 @@ from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
 from clover.server.machine import Machine
+from clover.server.otel import build_otel
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
 from clover.types import FamilyProfile, FamilySpec
@@ -102,8 +103,11 @@ class Engine:
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
+        self.otel = build_otel(config, loop, self.account, self.machine)
+        if self.otel is not None:
+            self._metrics.spans = self.otel.counts
         if http:
-            self.frontend = Frontend(self, config, loop)
+            self.frontend = Frontend(self, config, loop, tracer=self.otel.tracer if self.otel is not None else None)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -138,6 +142,9 @@ class Engine:
             self.controller.reserve(served.name, served.config.share)
         if short := self.controller.context.device_pool.short():
             raise StartError(short)
+        if self.otel is not None:
+            stack.push_async_callback(self.otel.close)  # after the last answer
+            self.otel.start()
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
             await self.frontend.start()

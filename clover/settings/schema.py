@@ -16,8 +16,8 @@ from clover.errors import ConfigError
 FAMILY = "families"
 """The section that repeats: one table a family."""
 
-_PREFIX = {"embodied": "embodied_", "energy": "energy_", "limits": "limit_", "log": "log_"}
-_NAMED = {"carbon.source": "carbon"}
+_PREFIX = {"embodied": "embodied_", "energy": "energy_", "limits": "limit_", "log": "log_", "otel": "otel_"}
+_NAMED = {"carbon.source": "carbon", "otel.endpoint": "otel"}
 _SECRET = {"listen.token"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}

@@ -36,7 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime.served", "runtime.embedded"}),
     frozenset({"http", "control"}),
     frozenset({"profiling"}),
-    frozenset({"telemetry.metrics"}),
+    frozenset({"telemetry.metrics", "telemetry.otel"}),
     frozenset({"server"}),
     frozenset({"simulate"}),
     frozenset({"serve", "__main__", "cli"}),

@@ -31,7 +31,8 @@ class Metrics:
 
     `families` returns the models that are served now, by name.  Optional are `http` (the front end, if there is one),
     `decisions` (counts of controller decisions by action), `compared` (what BASE and fixed mixes would have used),
-    `sci` (embodied carbon and grams a row) and `turned` (changes of configuration and of thresholds, by model).
+    `sci` (embodied carbon and grams a row), and `turned` (changes of configuration and of thresholds, by model).  Set
+    `spans` to a function that counts OpenTelemetry spans by outcome, if some are made.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Metrics:
         self._compared = compared
         self._sci = sci
         self._turned = turned
+        self.spans: Callable[[], Mapping[str, int]] = dict
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -78,6 +80,7 @@ class Metrics:
             yield from sci.sci(self._sci())
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
+        yield from server.otel(self.spans())
         http = self._http()
         if http is not None:
             yield from server.http(http)

@@ -414,6 +414,7 @@ _FREE = [
         "workers.cores",
         "workers.backends",
         "carbon.trace_start",
+        "otel.endpoint",
         "families.family",
         "families.name",
         "families.slots",
