@@ -16,7 +16,8 @@ COMMANDS = {
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
-    "doctor": ("clover.cli.doctor", "Show how energy is known here; measure the energy model's constants"),
+    "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how; calibrate energy"),
+    "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
 }
 
@@ -51,7 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()]
+    lines = [f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()]
     called = program()
     return "\n".join(
         [

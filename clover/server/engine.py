@@ -24,6 +24,7 @@ from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.control.ledger_files import LedgerFiles
+from clover.control.report import budget_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
@@ -280,6 +281,7 @@ class Engine:
             targets, served = family.targets, self.served[name]
             served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
             served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
+            served.budget = budget_gauges(self.controller.context, family)
 
     # --- periodic work --------------------------------------------------------------------------------------------
 

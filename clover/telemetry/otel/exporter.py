@@ -1,12 +1,14 @@
 """A bounded queue of notes, and the thread that makes spans of them and sends these in batches.
 
-The event loop puts and never waits.  The thread holds the interpreter's lock while it makes and encodes spans, so a
-batch is small (`BATCH_SPANS`): the loop waits for the lock no longer than one batch takes, at most.
+The event loop puts and never waits for a collector.  The thread makes and encodes spans in Python, though, and holds
+the interpreter's lock meanwhile: a loop that wakes up then waits for it for Python's switch interval, which is 5 ms.
+While spans are sent it is `SWITCH_S`.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -24,6 +26,7 @@ log = logging.getLogger("clover.otel")
 QUEUE_SPANS = 4096
 """Spans that wait to be sent, at most; more are dropped and counted."""
 BATCH_SPANS = 64
+SWITCH_S = 0.0005
 FLUSH_S = 1.0
 """How long a span waits for others before it is sent."""
 
@@ -52,12 +55,14 @@ class SpanExporter:
         self._reason = reason
         self._queue: deque[RequestNote] = deque()
         self._wake = threading.Event()
+        self._switch_s = sys.getswitchinterval()
         self._closing = False
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="clover-otel", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
+        sys.setswitchinterval(min(self._switch_s, SWITCH_S))
         self._thread.start()
 
     def put(self, note: RequestNote) -> None:
@@ -77,6 +82,7 @@ class SpanExporter:
         if self._thread.is_alive():
             self._thread.join(within_s)
         self._sender.shutdown()  # ends a request to the collector that is under way
+        sys.setswitchinterval(self._switch_s)
         left = len(self._queue)
         self._queue.clear()
         self.dropped += left
