@@ -81,6 +81,7 @@ def test_a_collector_gets_spans_and_energy(tmp_path: Path, caplog: pytest.LogCap
             "clover.rows": 2,
         }
         assert {name: found[name] for name in wanted} == wanted
+        assert found["clover.batch_rows"] >= 1
         assert found["clover.energy_j"] > 0.0
         assert found["clover.carbon_mg"] > 0.0
         assert found["clover.energy_method"] == "modelled"

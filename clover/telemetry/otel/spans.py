@@ -24,13 +24,15 @@ class Phases(NamedTuple):
     """How long the parts of an inference took, and when it arrived; monotonic nanoseconds.
 
     `input_ns`: its rows were decoded and written to their slots.  `queue_ns`: the longest wait of a row until its batch
-    began.  `compute_ns`: the longest batch that had a row of it.
+    began.  `compute_ns`: the longest batch that had a row of it; `batch_rows`: its rows, those of other requests
+    included.
     """
 
     arrival_ns: int
     input_ns: int
     queue_ns: int
     compute_ns: int
+    batch_rows: int
     rows: int
 
 
@@ -97,6 +99,7 @@ def _attributes(note: RequestNote, route: str, model: str) -> dict[str, Any]:
             "clover.input_s": note.phases.input_ns / 1e9,
             "clover.queue_s": note.phases.queue_ns / 1e9,
             "clover.compute_s": note.phases.compute_ns / 1e9,
+            "clover.batch_rows": note.phases.batch_rows,
         }
     receipt = note.receipt
     if receipt is not None:

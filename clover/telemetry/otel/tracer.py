@@ -82,9 +82,14 @@ class Tracer:
         head, ticket = exchange.head, exchange.traced
         phases = receipt = None
         if ticket is not None:
-            submit_ns = getattr(ticket, "submit_ns", ticket.arrival_ns)
-            rows = len(ticket.slots)
-            phases = Phases(ticket.arrival_ns, submit_ns - ticket.arrival_ns, ticket.queue_ns, ticket.compute_ns, rows)
+            phases = Phases(
+                ticket.arrival_ns,
+                getattr(ticket, "submit_ns", ticket.arrival_ns) - ticket.arrival_ns,
+                ticket.queue_ns,
+                ticket.compute_ns,
+                getattr(ticket, "batch_rows", 0),
+                len(ticket.slots),
+            )
             if ticket.status == 200 and exchange.model is not None:
                 receipt = exchange.model.receipt(ticket)
         connection = exchange.connection

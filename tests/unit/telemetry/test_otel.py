@@ -44,7 +44,7 @@ RECEIPT = Receipt(
 
 
 def note(**changes: Any) -> RequestNote:
-    phases = Phases(arrival_ns=1000, input_ns=100, queue_ns=2_000_000, compute_ns=3_000_000, rows=1)
+    phases = Phases(arrival_ns=1000, input_ns=100, queue_ns=2_000_000, compute_ns=3_000_000, batch_rows=5, rows=1)
     plain = RequestNote(
         int(TRACE, 16),
         7,
@@ -139,6 +139,7 @@ def test_what_a_span_says() -> None:
     found = dict(span.attributes)
     assert found["clover.path"] == ["half>full"]
     assert (found["clover.queue_s"], found["clover.compute_s"]) == (0.002, 0.003)
+    assert found["clover.batch_rows"] == 5
     assert (found["clover.accuracy"], found["clover.energy_j"], found["clover.carbon_mg"]) == (0.91, 0.25, 0.03)
     assert span.status.status_code is StatusCode.UNSET
     version = span_of(note(path="/v2/models/toy/versions/1/infer"), Resource({}), 0)
