@@ -57,9 +57,9 @@ def test_a_collector_gets_spans_and_energy(tmp_path: Path, caplog: pytest.LogCap
             # Refused before it had slots, by its body.
             assert (await asked(url, b"{}", x_request_id="four", traceparent=parent))[0] == 400
             assert "traceparent" not in (await asyncio.to_thread(ask, f"{server.url}/v2", None, traceparent=parent))[1]
-            await until(lambda: len(collector.spans) == 2)
-            counts = server.engine.otel.counts()
-            assert counts == {"sent": 2, "failed": 0, "dropped": 0}
+            sent = server.engine.otel.counts
+            await until(lambda: sent()["sent"] == 2)
+            assert sent() == {"sent": 2, "failed": 0, "dropped": 0}
             assert b'clover_otel_spans_total{outcome="sent"} 2.0' in server.engine.metrics()
             await check(collector, span_id)
         # What the SDK's reader collects at the end.

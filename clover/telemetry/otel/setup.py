@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from clover.telemetry.otel.exporter import SpanExporter
     from clover.telemetry.otel.tracer import Tracer
 
+log = logging.getLogger("clover.otel")
+
 ENVIRONMENT = "env"
 """`otel.endpoint`: take the endpoint, like all else, from the standard OTEL_EXPORTER_OTLP_* variables."""
 
 CLOSE_S = 3.0
 """How long the end of the server waits for spans and counters to be sent."""
-REQUEST_S = 5.0
-"""How long one request to the collector may take, its retries included."""
+REQUEST_S = 2.5
+"""How long one request to the collector may take, its retries included; less than `CLOSE_S`, so that the last one is
+over by then."""
 
 _PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 _SDK_LOGGER = "opentelemetry"
@@ -65,16 +68,24 @@ def _installed(package: str) -> bool:
 
 
 class OpenTelemetry:
-    """Tracing and device counters of one server: `start`, hand `tracer` to the front end, `close`."""
+    """Tracing and device counters of one server: hand `tracer` to the front end, `start`, `close`.
 
-    def __init__(self, tracer: Tracer, exporter: SpanExporter, provider: MeterProvider, reasons: _LastReason) -> None:
+    `measure` makes what sends the counters, and so starts the SDK's thread; it returns None if they are sent nowhere.
+    """
+
+    def __init__(
+        self, tracer: Tracer, exporter: SpanExporter, measure: Callable[[], MeterProvider | None], reasons: _LastReason
+    ) -> None:
         self.tracer = tracer
         self.exporter = exporter
-        self._provider = provider
+        self._measure = measure
+        self._provider: MeterProvider | None = None
         self._reasons = reasons
 
     def start(self) -> None:
         """Start to send."""
+        self._reasons.enter()
+        self._provider = self._measure()
         self.exporter.start()
 
     def counts(self) -> dict[str, int]:
@@ -83,10 +94,10 @@ class OpenTelemetry:
 
     async def close(self) -> None:
         """Send what is left, for at most `CLOSE_S` seconds, while the loop goes on."""
-        await asyncio.gather(
-            asyncio.to_thread(self.exporter.close, CLOSE_S),
-            asyncio.to_thread(self._provider.shutdown, CLOSE_S * 1e3),
-        )
+        ends = [asyncio.to_thread(self.exporter.close, CLOSE_S)]
+        if self._provider is not None:
+            ends.append(asyncio.to_thread(self._provider.shutdown, CLOSE_S * 1e3))
+        await asyncio.gather(*ends)
         self._reasons.leave()
 
 
@@ -95,6 +106,9 @@ def build(
 ) -> OpenTelemetry | None:
     """Return what `config` asks for, None if that is nothing; `devices` is called on `loop`.  Raises ConfigError."""
     if not config.endpoint:
+        return None
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        log.warning("OTEL_SDK_DISABLED is true: no spans and no energy of devices are sent")
         return None
     check(config)
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -111,10 +125,17 @@ def build(
     reasons = _LastReason()
     sender = OTLPSpanExporter(endpoint=f"{base}/v1/traces" if base else None, timeout=REQUEST_S)
     exporter = SpanExporter(sender, resource, base or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""), reasons.take)
-    metrics = OTLPMetricExporter(endpoint=f"{base}/v1/metrics" if base else None, timeout=REQUEST_S)
-    provider = MeterProvider([PeriodicExportingMetricReader(metrics)], resource, shutdown_on_exit=False)
-    observe(provider, DeviceReader(loop, devices))
-    return OpenTelemetry(Tracer(exporter.put, config.sample), exporter, provider, reasons)
+
+    def measure() -> MeterProvider | None:
+        named = any(map(os.environ.get, ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")))
+        if not base and not named:
+            return None
+        metrics = OTLPMetricExporter(endpoint=f"{base}/v1/metrics" if base else None, timeout=REQUEST_S)
+        provider = MeterProvider([PeriodicExportingMetricReader(metrics)], resource, shutdown_on_exit=False)
+        observe(provider, DeviceReader(loop, devices))
+        return provider
+
+    return OpenTelemetry(Tracer(exporter.put, config.sample), exporter, measure, reasons)
 
 
 def _resource(environ: Mapping[str, str]) -> Resource:
@@ -135,6 +156,9 @@ class _LastReason(logging.Handler):
         self._text = ""
         self._logger = logging.getLogger(_SDK_LOGGER)
         self._propagated = self._logger.propagate
+
+    def enter(self) -> None:
+        """Take the SDK's messages from now on."""
         self._logger.propagate = False
         self._logger.addHandler(self)
 
