@@ -45,12 +45,13 @@ def counted() -> list[float]:
             raise RuntimeError(f"the kernels did not run under valgrind:\n{ran.stderr[-2000:]}")
         runs = [json.loads(line) for line in ran.stdout.splitlines()]
         return [
-            (_collected(Path(name, str(long))) - _collected(Path(name, str(short)))) / operations
+            (collected_by(Path(name, str(long))) - collected_by(Path(name, str(short)))) / operations
             for short, long, operations in runs
         ]
 
 
-def _collected(log: Path) -> int:
+def collected_by(log: Path) -> int:
+    """Return the instructions that valgrind counted of the process that wrote this log."""
     found = re.search(r"Collected : (\d+)", log.read_text())
     if found is None:
         raise RuntimeError(f"valgrind counted nothing:\n{log.read_text()[-2000:]}")

@@ -17,7 +17,8 @@ COMMANDS = {
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
     "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, and who can be asked"),
-    "doctor": ("clover.cli.doctor", "Show how energy is known here; measure the energy model's constants"),
+    "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how; calibrate energy"),
+    "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
 }
 
@@ -52,7 +53,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()]
+    lines = [f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()]
     called = program()
     return "\n".join(
         [

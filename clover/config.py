@@ -476,6 +476,20 @@ class LedgerConfig(Section, frozen=True, kw_only=True):
     ] = 256 << 20
 
 
+class OtelConfig(Section, frozen=True, kw_only=True):
+    endpoint: Annotated[
+        str,
+        _help(
+            "OpenTelemetry collector that takes OTLP over HTTP, as http://collector:4318; env takes it from the "
+            "OTEL_EXPORTER_OTLP_* variables; empty sends nothing (needs the extra otel)"
+        ),
+    ] = ""
+    sample: Annotated[
+        float,
+        _help("fraction of requests that are traced, of those without a traceparent, which says so itself", ge=0, le=1),
+    ] = 1.0
+
+
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The whole configuration of one server."""
 
@@ -490,6 +504,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     workers: WorkersConfig = WorkersConfig()
     log: LogConfig = LogConfig()
     ledger: LedgerConfig = LedgerConfig()
+    otel: OtelConfig = OtelConfig()
     cache_dir: Annotated[str, _help("folder of profiles and compiled models; $XDG_CACHE_HOME/clover by default")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     profile: Annotated[

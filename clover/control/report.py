@@ -16,6 +16,7 @@ from clover.control.core_need import CoreNeed
 from clover.control.family import Family
 from clover.control.slo_watch import slo_report
 from clover.control.terms import terms
+from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
@@ -124,6 +125,17 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "forecast_trust": ledger.errors.trust,
         "forecast_hours": ledger.errors.hours,
     }
+
+
+def budget_gauges(context: Context, family: Family) -> dict[str, float]:
+    """Return the accuracy budget for the metrics, in points below the best variant: `allowed` on average, and `spent`
+    since the horizon began, once rows were served; empty if the policy in force spends none."""
+    ledger = family.ledger
+    if context.policy_of(family) not in SPENDING:
+        return {}
+    best = max(accuracies(family.profile).values(), default=0.0)
+    spent = best - ledger.accuracy_rows / ledger.rows if ledger.rows else 0.0
+    return {"allowed": family.config.accuracy_budget, "spent": spent}
 
 
 def _family(context: Context, shadows: Shadows, family: Family, devices: Devices) -> dict[str, Any]:

@@ -19,6 +19,8 @@ cdef class Exchange:
     cdef public int64_t number
     cdef public Model model
     cdef public Ticket ticket
+    cdef public Ticket traced
+    cdef public bytes traceparent
 
     @cython.locals(connection=ConnectionBase, ids=RequestIds, made=bytes)
     cpdef bytes issue(self)

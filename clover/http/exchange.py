@@ -60,6 +60,9 @@ class Exchange:
     `interim` marks a client that waits for 100 Continue.  `ticket` holds the rows' slots in `model` while the data
     plane has them.  `number` is that of the id of our own, 0 before `issue`; `request_id` is that id, or the one that
     the client gave instead.  `flow` is the number of the connection.
+
+    `traced` is the ticket of an inference while it gets its answer, if there is a tracer, and `traceparent` the context
+    of its span then.
     """
 
     __slots__ = (
@@ -74,6 +77,8 @@ class Exchange:
         "request_id",
         "rest",
         "ticket",
+        "traced",
+        "traceparent",
     )
 
     def __init__(self, connection: ConnectionBase, head: Head) -> None:
@@ -88,6 +93,8 @@ class Exchange:
         self.number = 0
         self.model: Model | None = None
         self.ticket: Ticket | None = None
+        self.traced: Ticket | None = None
+        self.traceparent = b""
 
     def issue(self) -> bytes:
         """Return a new id of our own, by which labels may be sent: no one else can make it.  Empty once the client is
@@ -127,6 +134,8 @@ class Exchange:
         request_id = self.request_id
         if not request_id:
             request_id = self.issue()
+        if state.tracer is not None:
+            fields += state.tracer.answered(self, status)
         head = [start, length, fields, b"x-request-id: ", request_id, ending]
         if self.head.method == "HEAD":
             parts = []
@@ -182,8 +191,17 @@ def _log_access(exchange: Exchange, status: int, size: int) -> None:
         status,
         size,
         request_id,
-        extra={"request_id": request_id, "method": head.method, "status": status, "answer_bytes": size},
+        extra={"request_id": request_id, "method": head.method, "status": status, "answer_bytes": size}
+        | trace_ids(exchange),
     )
+
+
+def trace_ids(exchange: Exchange) -> dict[str, str]:
+    """Return `trace_id` and `span_id` of an answered request for a line of the log; empty if it is not traced."""
+    if not exchange.traceparent:
+        return {}
+    _, trace_id, span_id, _ = exchange.traceparent.decode("ascii").split("-")
+    return {"trace_id": trace_id, "span_id": span_id}
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from clover.http.access import Access
 from clover.http.api.routes import Routes
 from clover.http.connection import SWEEP_S, Connection, Incoming
 from clover.http.ids import RequestIds
-from clover.http.server_state import ServerState
+from clover.http.server_state import RequestTracer, ServerState
 from clover.http.stats import HttpStats
 from clover.interfaces import ServerView
 from clover.tenants import Tenants
@@ -77,6 +77,7 @@ class Frontend:
         *,
         tenants: Tenants | None = None,
         monotonic_s: Callable[[], float] = monotonic,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self._config = config
         self._tenants = tenants
@@ -89,7 +90,9 @@ class Frontend:
         for control in (False, True) if config.listen.control else (False,):
             access = Access(config.listen, control=control, tenants=tenants)
             routes = Routes(view, config, loop, access)
-            state = ServerState(routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
+            state = ServerState(
+                routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids, tracer=tracer
+            )
             self._listeners.append(_Listener(routes, state))
         self._acceptor: Acceptor | None = None
         self._servers: list[asyncio.Server] = []

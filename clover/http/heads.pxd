@@ -16,6 +16,8 @@ cdef class Head:
     cdef public str accept
     cdef public object json_length
     cdef public bytes request_id
+    cdef public bytes traceparent
+    cdef public bytes tracestate
     cdef public bytes origin
     cdef public bint authorised
     cdef public object tenant

@@ -49,6 +49,8 @@ class Head:
 
     The body, also decoded, has at most `most_bytes`; `bound` is what that holds for, and how to be within it.
 
+    `traceparent` and `tracestate` are the fields of W3C Trace Context as they came, not checked yet.
+
     What the routes add: a lower `most_bytes` and its `bound`; `refusal` is an answer that follows from the head alone
     (status, text, further header lines), `authorised` whether it carries the token, `tenant` whose token it carries
     instead, `route` the handler that was found for the path and the model it names, `endpoint` the `InferEndpoint` of a
@@ -80,6 +82,8 @@ class Head:
         "request_id",
         "route",
         "tenant",
+        "traceparent",
+        "tracestate",
     )
 
     def __init__(self) -> None:
@@ -100,6 +104,8 @@ class Head:
         self.accept = ""
         self.json_length = -1
         self.request_id = b""
+        self.traceparent = b""
+        self.tracestate = b""
         self.origin: bytes | None = None
         self.authorised = False
         self.tenant: Tenant | None = None
@@ -286,6 +292,8 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
     request_id = seen.get(b"x-request-id", b"")
     if 0 < len(request_id) <= 128 and not request_id.translate(None, _VISIBLE):
         head.request_id = request_id
+    head.traceparent = seen.get(b"traceparent", b"")
+    head.tracestate = seen.get(b"tracestate", b"")
     head.origin = seen.get(b"origin")
     scheme, _, token = seen.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer":

@@ -20,7 +20,7 @@ from typing import Any
 from clover.config import LimitsConfig
 from clover.errors import RequestError
 from clover.http.content_encoding import deflate
-from clover.http.exchange import BINARY, JSON, Exchange
+from clover.http.exchange import BINARY, JSON, Exchange, trace_ids
 from clover.http.oip.request import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
 from clover.http.oip.response import brief, encode
 from clover.http.oip.tensors import Body
@@ -172,8 +172,9 @@ class DirectReceive:
 
 
 def _failed(exchange: Exchange) -> None:
-    log.exception("a request failed (%s)", exchange.request_id.decode("latin-1") or "no id yet")
-    exchange.fail(500, "the server failed on this request")
+    given = exchange.request_id.decode("latin-1")
+    exchange.fail(500, "the server failed on this request")  # first, as it makes the span that the log names
+    log.exception("a request failed (%s)", given or "no id yet", extra=trace_ids(exchange))
 
 
 def _done(ticket: Ticket) -> None:
@@ -187,6 +188,8 @@ def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, tic
         return  # the client is gone, and its ticket was closed when it went
     exchange.ticket = None
     model = endpoint.model
+    if exchange.connection is not None and exchange.connection.state.tracer is not None:
+        exchange.traced = ticket
     try:
         if ticket.status == 200:
             _answer(exchange, endpoint, request, ticket)
@@ -197,9 +200,11 @@ def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, tic
     except RequestError as error:
         exchange.refuse(error)
     except Exception:
-        log.exception("an answer could not be encoded (request %s)", exchange.request_id.decode("latin-1"))
+        given = exchange.request_id.decode("latin-1")
         exchange.fail(500, "the server failed on this request")
+        log.exception("an answer could not be encoded (request %s)", given, extra=trace_ids(exchange))
     finally:
+        exchange.traced = None
         model.close(ticket)
 
 

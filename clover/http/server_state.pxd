@@ -33,6 +33,7 @@ cdef class ServerState:
     cdef public bytearray scratch
     cdef public object scratch_view
     cdef public HttpStats stats
+    cdef public object tracer
     cdef public Py_ssize_t turn_bytes
     cdef public Py_ssize_t turn_limit
 

@@ -14,6 +14,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,14 @@ TURN_BYTES = 256 << 10
 _POOLED_BUFFERS = 16
 _POOLED_BYTES = 4 << 20
 _NUMBERS = itertools.count(1)
+
+
+class RequestTracer(Protocol):
+    """What makes a span of each inference, if tracing is switched on."""
+
+    def answered(self, exchange: Any, status: int) -> bytes:
+        """Take note of the answer that `exchange` gets, and return the header line of its trace context; empty if it
+        is no inference.  Called once for each answer, on the loop, before it is written; never raises."""
 
 
 class ConnectionBase:
@@ -63,7 +72,8 @@ class ConnectionBase:
 
 
 class ServerState:
-    """The state that all connections of one socket share.  `judge(head)` decides on each newly parsed head."""
+    """The state that all connections of one socket share.  `judge(head)` decides on each newly parsed head; `tracer`
+    makes spans of answers, if that is switched on."""
 
     __slots__ = (
         "_buffers",
@@ -81,6 +91,7 @@ class ServerState:
         "scratch",
         "scratch_view",
         "stats",
+        "tracer",
         "turn_bytes",
         "turn_limit",
     )
@@ -94,11 +105,13 @@ class ServerState:
         *,
         access_log: bool = False,
         ids: RequestIds | None = None,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self.limits = limits
         self.loop = loop
         self.stats = stats
         self.access_log = access_log
+        self.tracer = tracer
         self.heads = Heads(limits, judge)
         self.pipelined = limits.pipelined
         self.draining = False

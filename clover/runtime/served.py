@@ -77,6 +77,7 @@ class Served:
         self.profile: FamilyProfile | None = None
         self.drawn: Paces = {}
         self.corrections: dict[tuple[str, str, str], float] = {}
+        self.budget: dict[str, float] = {}
         self.slo: dict[str, float] = {}
         self._targets: dict[str, float] = {}
         self._services: dict[tuple[str, str], Service] = {}

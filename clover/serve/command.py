@@ -28,7 +28,7 @@ from clover.serve.reload import Reload
 from clover.server import Server
 from clover.server.engine import check_floor
 from clover.settings import Option
-from clover.telemetry import logs
+from clover.telemetry import logs, otel
 
 log = logging.getLogger("clover.serve")
 
@@ -170,6 +170,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
     elif warnings is not None:
         warnings += filter(None, [carbon.caveat(asyncio.run(chain.read(clock.now())))])
     policies.build(config.controller.policy)
+    otel.check(config.otel)
     return names
 
 

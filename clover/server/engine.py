@@ -24,6 +24,7 @@ from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig, TenantConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.control.ledger_files import LedgerFiles
+from clover.control.report import budget_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
@@ -36,6 +37,7 @@ from clover.server.footprint import Footprint
 from clover.server.ledger import ServerLedger
 from clover.server.ledger_source import LedgerSource
 from clover.server.machine import Machine
+from clover.server.otel import build_otel
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
 from clover.tenants import Tenants
@@ -113,8 +115,12 @@ class Engine:
             source = LedgerSource(self.account, self.machine, self.served, self.controller)
             self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
         self._metrics.ledger = lambda: self.ledger.status if self.ledger is not None else None
+        self.otel = build_otel(config, loop, self.account, self.machine)
+        if self.otel is not None:
+            self._metrics.spans = self.otel.counts
         if http:
-            self.frontend = Frontend(self, config, loop, tenants=self.tenants)
+            tracer = self.otel.tracer if self.otel is not None else None
+            self.frontend = Frontend(self, config, loop, tenants=self.tenants, tracer=tracer)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -150,6 +156,9 @@ class Engine:
         if short := self.controller.context.device_pool.short():
             raise StartError(short)
         await self.chain.open(self.grid.now())
+        if self.otel is not None:
+            stack.push_async_callback(self.otel.close)  # after the last answer
+            self.otel.start()
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
             await self.frontend.start()
@@ -290,6 +299,7 @@ class Engine:
             targets, served = family.targets, self.served[name]
             served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
             served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
+            served.budget = budget_gauges(self.controller.context, family)
 
     # --- periodic work --------------------------------------------------------------------------------------------
 

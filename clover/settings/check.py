@@ -8,6 +8,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from clover.config import ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ConfigError
@@ -66,6 +67,7 @@ def check(config: ServerConfig) -> None:
     _check_device(config.workers)
     if config.ledger.name and not _NAME.fullmatch(config.ledger.name):
         raise ConfigError(f"ledger.name {config.ledger.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
+    _check_otel(config.otel.endpoint)
     if not config.workers.backends:
         raise ConfigError("workers.backends is empty: name at least eager")
     parse_cores(config.workers.cores)
@@ -146,6 +148,22 @@ def _check_listen(listen: ListenConfig, tenants: bool) -> None:
             raise ConfigError(f"listen.control {listen.control!r} must be unix:PATH")
         if len(path.encode()) > _SOCKET_PATH_BYTES:
             raise ConfigError(f"listen.control: a socket path has at most {_SOCKET_PATH_BYTES} bytes")
+
+
+def _check_otel(endpoint: str) -> None:
+    if endpoint in ("", "env"):
+        return
+    try:
+        url = urlsplit(endpoint)
+        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # no port, or no address
+        good = False
+    if good and url.username is not None:
+        raise ConfigError("otel.endpoint holds a user name: give credentials in OTEL_EXPORTER_OTLP_HEADERS instead")
+    if not good or url.query or url.fragment:
+        raise ConfigError(f"otel.endpoint {endpoint!r} must be a URL, as http://collector:4318, or env")
+    if url.path.rstrip("/").endswith(("/v1/traces", "/v1/metrics")):
+        raise ConfigError(f"otel.endpoint {endpoint!r}: leave /v1/... out, it is added for each kind of data")
 
 
 def is_loopback(host: str) -> bool:

@@ -23,6 +23,7 @@ _TITLES = {
     "energy": "Energy",
     "workers": "Workers",
     "log": "Logging",
+    "otel": "OpenTelemetry",
     "": "Storage and profile",
     "limits": "Limits",
 }

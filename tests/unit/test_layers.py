@@ -24,7 +24,18 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"config", "cache"}),
     frozenset({"tenants"}),
     frozenset({"interfaces"}),
-    frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "telemetry.ledger", "_native"}),
+    frozenset(
+        {
+            "profiles",
+            "families",
+            "settings",
+            "telemetry",
+            "telemetry.logs",
+            "telemetry.ledger",
+            "telemetry.dashboards",
+            "_native",
+        }
+    ),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
     frozenset({"planning.cascade"}),
@@ -38,7 +49,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime.served", "runtime.embedded"}),
     frozenset({"http", "control"}),
     frozenset({"profiling"}),
-    frozenset({"telemetry.metrics"}),
+    frozenset({"telemetry.metrics", "telemetry.otel"}),
     frozenset({"server"}),
     frozenset({"simulate"}),
     frozenset({"serve", "__main__", "cli"}),

@@ -52,6 +52,7 @@ _LIMIT = {
     "schema": {"type": "integer", "minimum": 1, "maximum": 1000},
 }
 _RECEIPT = {"description": "what the answer cost: an RFC 9651 dictionary", "schema": _STRING}
+_TRACED = {"description": "W3C Trace Context of the span, if OpenTelemetry is on", "required": False, "schema": _STRING}
 
 # fmt: off
 OPERATIONS = (
@@ -91,7 +92,8 @@ OPERATIONS = (
 
 FAMILY_OPERATIONS = (
     Operation("post", "infer", "inference", "Infer with {family}", "InferResponse", "the outputs",
-              body="Infer_{family}", answer_media=(JSON, BINARY), answer_headers={"Clover-Receipt": _RECEIPT}),
+              body="Infer_{family}", answer_media=(JSON, BINARY),
+              answer_headers={"Clover-Receipt": _RECEIPT, "traceparent": _TRACED}),
     Operation("post", "feedback", "inference", "Say what an answer of {family} should have been",
               "FeedbackResponse", "what it came to", body="Feedback"),
 )

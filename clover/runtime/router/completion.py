@@ -160,6 +160,7 @@ class Completion:
                 ticket.queue_ns = waited_ns
             if busy_ns > ticket.compute_ns:
                 ticket.compute_ns = busy_ns
+                ticket.batch_rows = len(batch.slots)
             if status:
                 if not self._escalation.keep(ticket, ticket.row_of(slot), "failed"):
                     self.finish(ticket, 500, "the model failed on this request", now_ns)

@@ -30,6 +30,7 @@ cdef class RouterTicket(Base):
     cdef public Sender sender
     cdef public Py_ssize_t group
     cdef public int limited
+    cdef public int batch_rows
     cdef public int outstanding
     cdef public int deaths
     cdef public double min_accuracy

@@ -43,6 +43,7 @@ class RouterTicket(Base):
     __slots__ = (
         "audit",
         "awaits",
+        "batch_rows",
         "bucket",
         "chain",
         "connection",
@@ -94,6 +95,8 @@ class RouterTicket(Base):
         self.done_ns = 0
         self.queue_ns = 0
         self.compute_ns = 0
+        self.batch_rows = 0
+        """Rows of the batch that took longest (`compute_ns`), those of other requests included."""
         self.variants = _NO_LANES
         self.chain: RoutedChain | None = None
         self.paths = _NO_PATHS

@@ -34,7 +34,8 @@ class Metrics:
 
     `families` returns the models that are served now, by name.  Optional are `http` (the front end, if there is one),
     `decisions` (counts of controller decisions by action), `compared` (what BASE and fixed mixes would have used),
-    `sci` (embodied carbon and grams a row) and `turned` (changes of configuration and of thresholds, by model).
+    `sci` (embodied carbon and grams a row), and `turned` (changes of configuration and of thresholds, by model).  Set
+    `spans` to a function that counts OpenTelemetry spans by outcome, if some are made.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Metrics:
         self._turned = turned
         self.ledger: Callable[[], LedgerStatus | None] = lambda: None
         """How the ledger is written; None if none is kept."""
+        self.spans: Callable[[], Mapping[str, int]] = dict
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -85,6 +87,7 @@ class Metrics:
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
         yield from ledger.ledger(self.ledger())
+        yield from server.otel(self.spans())
         http = self._http()
         if http is not None:
             yield from server.http(http)

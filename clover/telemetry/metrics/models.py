@@ -159,6 +159,14 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: by_label(model.served.targets),
     ),
     MetricSpec(
+        "clover_accuracy_budget_points",
+        "Percentage points below the best variant: allowed on average by the accuracy budget, and spent on average "
+        "since its horizon began; absent if the policy spends no budget",
+        GAUGE,
+        ("model", "part"),
+        lambda model: by_label(model.served.budget),
+    ),
+    MetricSpec(
         "clover_profile_correction",
         "What service times (kind time, the mean over batch sizes) and joules a row (kind energy) are multiplied by, "
         "beside the profile, as measured while serving; 1: as profiled",

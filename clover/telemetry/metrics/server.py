@@ -104,6 +104,16 @@ DECISIONS: tuple[MetricSpec[Mapping[str, int]], ...] = (
     ),
 )
 
+SPANS: tuple[MetricSpec[Mapping[str, int]], ...] = (
+    MetricSpec(
+        "clover_otel_spans",
+        "OpenTelemetry spans by outcome: sent, failed (the collector did not take them), dropped (too many waited)",
+        COUNTER,
+        ("outcome",),
+        by_label,
+    ),
+)
+
 # Read for each model from (changes of the deployment, changes of thresholds alone).
 CHANGES: tuple[MetricSpec[tuple[int, int]], ...] = (
     MetricSpec(
@@ -200,6 +210,11 @@ def control(decisions: Mapping[str, int], changes: Mapping[str, tuple[int, int]]
     """Yield the metrics of the controller: `decisions` by action; `changes` of deployments and thresholds by model."""
     yield from collect(DECISIONS, [((), decisions)])
     yield from collect(CHANGES, (((name,), counts) for name, counts in changes.items()))
+
+
+def otel(spans: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield the metric of `spans` by outcome."""
+    return collect(SPANS, [((), spans)])
 
 
 def http(stats: HttpStats) -> Iterator[Metric]:

@@ -1,21 +1,33 @@
-"""The command `doctor`: what is known of this machine's energy, and the constants that calibration prints."""
+"""The command `doctor`: what it finds of a machine and a configuration, and the constants that calibration prints."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clover.cli.doctor import doubts, main
-from clover.config import EnergyConfig
+from clover.cli.doctor import calibration, command, gpu, machine, main, service, software
+from clover.cli.doctor.findings import Finding
+from clover.cli.mig.state import GpuState
+from clover.config import CarbonConfig, EnergyConfig, ServerConfig, WorkersConfig
+from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
 from clover.energy.calibrate import Calibration, CalibrationStep
 from tests.support.calibrated_host import CalibratedHost
+from tests.support.fake_nvml import FakeNvml
+
+# --- calibration ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clover.cli.doctor.available_cores", lambda: (0, 1, 2, 3))
+    monkeypatch.setattr("clover.cli.doctor.calibration.available_cores", lambda: (0, 1, 2, 3))
     monkeypatch.setattr("os.cpu_count", lambda: 8)
 
 
@@ -44,9 +56,9 @@ def test_a_busy_machine_is_said_to_be_one(tmp_path: Path, capsys: pytest.Capture
 def test_constants_that_are_hardly_known_are_doubted() -> None:
     steps = (CalibrationStep(0, 0.0, 50.0), CalibrationStep(1, 1.0, 60.0))
     sure = Calibration(steps, idle_w=50.0, idle_error_w=1.0, core_w=10.0, core_error_w=0.5)
-    assert doubts(sure) == []
+    assert calibration.doubts(sure) == []
     unsure = Calibration(steps, idle_w=50.0, idle_error_w=1.0, core_w=10.0, core_error_w=2.0)
-    assert doubts(unsure) == [
+    assert calibration.doubts(unsure) == [
         "the power of a busy CPU is known to +- 2.00 W only: measure again on a quieter machine, or for longer"
     ]
 
@@ -61,17 +73,219 @@ def test_without_a_counter_calibration_is_refused_with_the_reason(
     assert "set energy.idle_w and energy.core_w here" in error
 
 
-def test_without_a_flag_it_says_how_energy_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([], powercap=tmp_path) == 0
-    text = capsys.readouterr().out
-    assert "  energy    modelled: RAPL is not readable" in text
-    assert "kgCO2e of a machine of" in text
-    CalibratedHost(tmp_path / "host", lambda busy: 10.0)
-    assert main([], powercap=tmp_path / "host") == 0
-    assert "  energy    measured: RAPL: package-0" in capsys.readouterr().out
+# --- the whole --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["--seconds", "0"], ["--second"], ["--seconds", "x"]])
+def found_by(
+    capsys: pytest.CaptureFixture[str], argv: list[str], **options: Any
+) -> tuple[int, dict[str, list[Finding]]]:
+    """Run the command, and return its exit code and findings by topic."""
+    code = main([*argv, "--json"], **options)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["good"] is (code == 0)
+    by_topic: dict[str, list[Finding]] = {}
+    for item in answer["findings"]:
+        by_topic.setdefault(item["topic"], []).append(Finding(**item))
+    return code, by_topic
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, a port that is free, and no settings in the environment."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CLOVER_SOURCE", raising=False)
+    return tmp_path
+
+
+def test_it_says_how_energy_is_known(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = found_by(capsys, ["--port", "0"], powercap=own_folder)
+    assert code == 0
+    (energy,) = found["energy"]
+    assert energy.state == "note"
+    assert energy.text.startswith("modelled: RAPL is not readable")
+    assert "doctor --calibrate" in energy.remedy
+    assert "kgCO2e of a machine of" in found["embodied"][0].text
+    CalibratedHost(own_folder / "host", lambda busy: 10.0)
+    _, found = found_by(capsys, ["--port", "0"], powercap=own_folder / "host")
+    assert found["energy"][0].state == "works"
+    assert found["energy"][0].text.startswith("measured: RAPL: package-0")
+
+
+def test_it_reads_well_in_eighty_columns(
+    own_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--port", "0"], powercap=own_folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    long = [line for line in lines if len(line) > 80 and str(own_folder) not in line]
+    assert long == []
+    assert any(line.startswith("  ok     kernel      Linux ") for line in lines)
+    assert "  0 faults, " in lines[-1]
+
+
+def test_what_cannot_work_is_a_fault(
+    own_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOVER_PROT", "1")
+    monkeypatch.setenv("CLOVER_SERVICE_HOST", "10.0.0.1")
+    (own_folder / "cache").mkdir(mode=0o777)
+    (own_folder / "cache").chmod(0o777)
+    words = ["fashoin", "--carbon", "trace:/nowhere.csv", "--port", "0", "--energy-meter", "rapl"]
+    code, found = found_by(capsys, words, powercap=own_folder)
+    assert code == 1
+    faults = {topic: item.text for topic, items in found.items() for item in items if item.state == "fault"}
+    assert set(faults) == {"settings", "energy", "family", "folder", "carbon"}
+    assert "CLOVER_PROT (did you mean CLOVER_PORT?)" in faults["settings"]
+    assert "fashion" in faults["family"]
+    assert "chmod go-w" in faults["folder"]
+    monkeypatch.delenv("CLOVER_PROT")
+    _, found = found_by(capsys, ["--port", "0"], powercap=own_folder)
+    assert found["settings"][0].state == "works"
+    assert "CLOVER_SERVICE_HOST" in found["settings"][0].text
+
+
+@pytest.mark.parametrize("argv", [["--seconds", "0"], ["--second"], ["--seconds", "x"], ["--device", "gpu"]])
 def test_a_wrong_command_line_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
-    capsys.readouterr()
+    assert "clover doctor: " in capsys.readouterr().err
+
+
+def test_its_help_names_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(option.flag in text for option in command.OPTIONS)
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def test_a_quota_of_a_fraction_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/pod\n")
+    pod = tmp_path / "sys/fs/cgroup/pod"
+    pod.mkdir(parents=True)
+    (pod / "cpu.max").write_text("250000 100000\n")
+    (pod / "memory.max").write_text("600000000\n")
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 16000000 kB\nMemAvailable: 8000000 kB\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    cores = next(machine.cores(ServerConfig(), tmp_path))
+    assert cores.state == "note"
+    assert cores.text.startswith("2 for Clover (0-1)")
+    assert "a quota of 2.5 CPUs" in cores.text
+    memory = machine.memory(tmp_path)
+    assert memory.state == "note"
+    assert "a limit of 0.6 GB" in memory.text
+    (pod / "memory.max").write_text("max\n")
+    assert machine.memory(tmp_path).state == "works"
+
+
+def test_clocks_and_descriptors() -> None:
+    assert machine.clock(0).state == "works"
+    assert machine.clock(0x40).remedy.startswith("timedatectl")
+    assert machine.clock(None).state == "note"
+    assert machine.descriptors(8192, lambda _: (1024, 4096)).state == "note"
+    assert machine.descriptors(1000, lambda _: (1024, 4096)).state == "works"
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("knows", "built_for", "state"),
+    [((12, 8), "12.8", "works"), ((12, 4), "12.8", "note"), ((12, 8), "13.0", "fault"), ((12, 8), None, "fault")],
+)
+def test_a_driver_and_torch(knows: tuple[int, int], built_for: str | None, state: str) -> None:
+    finding = gpu.match("550.1", knows, built_for, wanted=True)
+    assert finding.state == state
+    assert bool(finding.remedy) == (state != "works")
+
+
+def test_no_driver_is_a_fault_only_if_gpus_are_wanted(tmp_path: Path) -> None:
+    for device, state in (("cpu", "absent"), ("nvidia", "fault")):
+        library = FakeNvml()
+        library.faults["nvmlInit"] = [LIBRARY_NOT_FOUND]
+        with contextlib.closing(Nvml(library)) as session:
+            config = ServerConfig(workers=WorkersConfig(device=device))
+            (finding,) = gpu.examine(config, tmp_path, session=session)
+        assert (finding.topic, finding.state) == ("gpu", state)
+        assert "libnvidia-ml.so.1" in finding.text
+
+
+def test_mig_modes_and_what_to_do() -> None:
+    plain: dict[str, Any] = {"device": "gpu0", "index": 0, "uuid": "GPU-a", "product": "A100", "memory_mib": 40960}
+
+    def finding(**others: Any) -> Finding:
+        return gpu._gpu(GpuState(**plain, **others))
+
+    assert finding(supported=False).state == "works"
+    assert "-mig 1 &&" in finding(needs_reset=True).remedy
+    assert "--gpu-reset" in finding(pending=True).remedy
+    assert finding(enabled=True, pending=True).state == "works"
+    assert finding(enabled=True, pending=True, hidden=True).state == "note"
+    assert finding(lost=True).state == "fault"
+
+
+def test_who_may_cut_instances(tmp_path: Path) -> None:
+    assert gpu.rights(tmp_path, uid=0).state == "works"
+    assert "cannot be read" in gpu.rights(tmp_path, uid=1000).text
+    capability = tmp_path / "proc/driver/nvidia/capabilities/mig/config"
+    capability.parent.mkdir(parents=True)
+    capability.write_text("DeviceFileMinor: 1\nDeviceFileMode: 256\n")
+    assert "/dev/nvidia-caps/nvidia-cap1 cannot be opened" in gpu.rights(tmp_path, uid=1000).text
+    device = tmp_path / "dev/nvidia-caps/nvidia-cap1"
+    device.parent.mkdir(parents=True)
+    device.write_text("")
+    assert gpu.rights(tmp_path, uid=1000).state == "works"
+
+
+@pytest.mark.slow
+def test_an_emulated_box_is_looked_at(tmp_path: Path) -> None:
+    words = ["clover", "mig", "emulate", "a100-40gb:1", "--state", str(tmp_path / "box"), "--", sys.executable, "-m"]
+    words += ["clover", "doctor", "--json", "--port", "0", "--device", "nvidia", "--cache-dir", str(tmp_path / "cache")]
+    ran = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    found = {item["topic"]: item for item in json.loads(ran.stdout)["findings"]}
+    assert found["gpu"]["text"].startswith("gpu0: NVIDIA A100-SXM4-40GB, 40960 MiB, MIG on")
+    assert found["driver"]["text"].startswith("580.emul, CUDA 13.0")
+
+
+# --- software and service ---------------------------------------------------------------------------------------------
+
+
+def test_extras_follow_the_metadata() -> None:
+    required = [
+        "torch>=2.6",
+        'onnxruntime>=1.20; extra == "onnx"',
+        'onnx>=1.17; extra == "onnx"',
+        'matplotlib>=3.8 ; extra == "simulate"',
+        'pytest>=8; extra == "test"',
+        'newthing; extra == "later"',
+    ]
+    found = list(software.extras(required, {"onnxruntime": "1", "matplotlib": "3"}.get))
+    assert [(item.state, item.text.partition(":")[0]) for item in found] == [
+        ("absent", "onnx"),
+        ("works", "simulate"),
+        ("absent", "later"),
+    ]
+    assert found[0].text.startswith("onnx: onnx missing; with it: the backend onnxruntime")
+    assert found[0].remedy == "pip install 'clover-inference[onnx]'"
+
+
+def test_a_carbon_source_is_asked(tmp_path: Path) -> None:
+    assert service.source(ServerConfig(carbon=CarbonConfig(source="static:250"))).text.startswith(
+        "static: 250 gCO2e/kWh"
+    )
+    invented = service.source(ServerConfig())
+    assert invented.state == "note"
+    assert "INVENTED" in invented.text
+    wrong = service.source(ServerConfig(carbon=CarbonConfig(source=f"trace:{tmp_path / 'none.csv'}")))
+    assert wrong.state == "fault"
+
+
+def test_a_port_that_is_taken_is_noted() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        assert service.port("127.0.0.1", number).state == "note"
+    assert service.port("127.0.0.1", 0).state == "works"
+    assert service.port("192.0.2.1", 8080).state == "fault"

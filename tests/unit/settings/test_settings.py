@@ -433,6 +433,7 @@ _FREE = [
         "carbon.electricity_maps_key_file",
         "carbon.watttime_password",
         "carbon.watttime_password_file",
+        "otel.endpoint",
         "families.family",
         "families.name",
         "ledger.name",

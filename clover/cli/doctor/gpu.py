@@ -1,0 +1,130 @@
+"""Findings about NVIDIA GPUs: the driver and its match with torch, MIG mode, and the rights to cut instances."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clover.cli.doctor.findings import Finding, State
+from clover.cli.doctor.software import torch_cuda
+from clover.cli.mig.box import GpuBox
+from clover.cli.mig.state import HIDDEN, GpuState
+from clover.config import ServerConfig
+from clover.devices.nvml import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, Nvml, NvmlError
+from clover.errors import CloverError
+
+_ROOT = Path("/")
+_CONFIG = "proc/driver/nvidia/capabilities/mig/config"
+
+
+def examine(config: ServerConfig, folder: Path, root: Path = _ROOT, session: Nvml | None = None) -> Iterator[Finding]:
+    """Yield what there is to say of the GPUs; `folder` has the records of which instances are Clover's."""
+    wanted = config.workers.device.startswith("nvidia")
+    opened = session or Nvml()
+    try:
+        yield _driver(opened, wanted)
+        gpus = GpuBox(opened, folder, emulated=False).look()
+    except CloverError as error:
+        absent = isinstance(error, NvmlError) and error.code in (LIBRARY_NOT_FOUND, DRIVER_NOT_LOADED) and not wanted
+        what, _, remedy = str(error).partition(": ")
+        if absent:
+            yield Finding(topic="gpu", state="absent", text=what)
+        else:
+            yield Finding(topic="gpu", state="fault" if wanted else "note", text=what, remedy=remedy)
+        return
+    finally:
+        if session is None:
+            opened.close()
+    if not gpus:
+        state: State = "fault" if wanted else "absent"
+        yield Finding(topic="gpu", state=state, text="the driver sees no GPU", remedy="pass one into this container")
+    for gpu in gpus:
+        yield _gpu(gpu)
+    if any(gpu.supported for gpu in gpus):
+        yield rights(root)
+
+
+def _driver(session: Nvml, wanted: bool) -> Finding:
+    """Return the driver's version, and whether torch can use it."""
+
+    def ask(library: Any) -> tuple[str, int]:
+        return str(library.nvmlSystemGetDriverVersion()), int(library.nvmlSystemGetCudaDriverVersion())
+
+    version, number = session.call_sync(lambda: ask(session.library))
+    return match(version, (number // 1000, number % 1000 // 10), torch_cuda(), wanted=wanted)
+
+
+def match(driver: str, knows: tuple[int, int], built_for: str | None, *, wanted: bool) -> Finding:
+    """Return whether torch `built_for` a CUDA runs with a driver that `knows` CUDA up to that version; `wanted`: GPUs
+    are what is to be served on."""
+    text = f"{driver}, CUDA {knows[0]}.{knows[1]}"
+    if built_for is None:
+        return Finding(
+            topic="driver",
+            state="fault" if wanted else "note",
+            text=f"{text}; torch is built without CUDA: workers cannot use the GPUs",
+            remedy=f"pip install torch --index-url https://download.pytorch.org/whl/cu{knows[0]}{knows[1]}",
+        )
+    major, minor = [*map(int, built_for.split(".")), 0][:2]
+    if major > knows[0]:
+        return Finding(
+            topic="driver",
+            state="fault" if wanted else "note",
+            text=f"{text}, but torch is built for CUDA {built_for}: it does not run with this driver",
+            remedy=f"install a driver for CUDA {major} (nvidia.com/drivers), or a torch for CUDA {knows[0]}",
+        )
+    if (major, minor) > knows:
+        return Finding(
+            topic="driver",
+            state="note",
+            text=f"{text}; torch is built for CUDA {built_for}, a later minor version: kernels that are compiled at "
+            "run time may fail",
+            remedy=f"a driver for CUDA {built_for}",
+        )
+    return Finding(topic="driver", state="works", text=f"{text}; torch is built for CUDA {built_for}")
+
+
+def _gpu(gpu: GpuState) -> Finding:
+    text = f"{gpu.device}: {gpu.product}, {gpu.memory_mib} MiB"
+    if gpu.lost:
+        return Finding(
+            topic="gpu", state="fault", text=f"{gpu.device} is lost", remedy="reset it or reboot; see dmesg (Xid)"
+        )
+    if not gpu.supported:
+        return Finding(topic="gpu", state="works", text=f"{text}, without MIG: served as a whole")
+    text += f", MIG {gpu.mode}"
+    if gpu.held:
+        text += f"; {gpu.held}"
+    if gpu.pending != gpu.enabled:
+        remedy = f"stop what runs on it, then nvidia-smi --gpu-reset -i {gpu.index}"
+        return Finding(topic="gpu", state="note", text=text, remedy=remedy)
+    if gpu.hidden:
+        return Finding(topic="gpu", state="note", text=f"{text}; instances are hidden", remedy=HIDDEN)
+    if not gpu.enabled:
+        reset = f" && nvidia-smi --gpu-reset -i {gpu.index}" if gpu.needs_reset else ""
+        remedy = f"nvidia-smi -i {gpu.index} -mig 1{reset} (as root), to serve several variants on it at once"
+        return Finding(topic="gpu", state="note", text=f"{text}: one variant at a time has all of it", remedy=remedy)
+    return Finding(topic="gpu", state="works", text=f"{text}, {len(gpu.instances)} instances")
+
+
+def rights(root: Path = _ROOT, uid: int | None = None) -> Finding:
+    """Return whether this user may cut instances: root, or whoever can open the device of the capability mig/config."""
+    if (os.geteuid() if uid is None else uid) == 0:
+        return Finding(topic="mig rights", state="works", text="root may cut instances")
+    remedy = (
+        "run as root, or give this user the device of that capability (in a container NVIDIA_MIG_CONFIG_DEVICES=all)"
+    )
+    try:
+        found = re.search(r"DeviceFileMinor:\s*(\d+)", (root / _CONFIG).read_text())
+    except OSError as error:
+        text = f"/{_CONFIG} cannot be read ({error.strerror}): instances cannot be cut"
+        return Finding(topic="mig rights", state="note", text=text, remedy=remedy)
+    device = root / f"dev/nvidia-caps/nvidia-cap{found[1]}" if found is not None else None
+    if device is None or not os.access(device, os.R_OK):
+        shown = f"/{device.relative_to(root)}" if device is not None else f"the device of /{_CONFIG}"
+        text = f"{shown} cannot be opened: instances cannot be cut"
+        return Finding(topic="mig rights", state="note", text=text, remedy=remedy)
+    return Finding(topic="mig rights", state="works", text=f"this user may cut instances (/{device.relative_to(root)})")

@@ -1,0 +1,143 @@
+"""Findings about what is configured: families, folders, the carbon source, the collector, the port."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from clover import carbon, families
+from clover.cache import cache_folder
+from clover.cli.doctor.findings import Finding
+from clover.config import ServerConfig
+from clover.errors import CloverError
+from clover.telemetry import otel
+from clover.types import Reading
+
+ANSWER_S = 10.0
+"""How long a carbon source, or a collector, may take to answer."""
+_LEAST_BYTES = 1e9
+
+
+def examine(config: ServerConfig) -> Iterator[Finding]:
+    """Yield what there is to say of the configuration."""
+    yield from _families(config)
+    yield folder(config.cache_dir)
+    yield source(config)
+    if config.otel.endpoint:
+        yield collector(config)
+    yield port(config.listen.host, config.listen.port)
+
+
+def _families(config: ServerConfig) -> Iterator[Finding]:
+    for item in config.families:
+        try:
+            spec = families.load_family(item.family)
+            families.check_loaders(spec)
+        except CloverError as error:
+            yield Finding(topic="family", state="fault", text=str(error))
+        else:
+            names = ", ".join(variant.name for variant in spec.variants)
+            yield Finding(topic="family", state="works", text=f"{item.name or spec.name}: {names}")
+
+
+def folder(given: str) -> Finding:
+    """Return whether the folder of profiles, artifacts and records is this user's own, and has room."""
+    try:
+        path = cache_folder(given)
+    except CloverError as error:
+        text, _, remedy = str(error).partition(": ")
+        return Finding(topic="folder", state="fault", text=str(error), remedy=remedy if "chmod" in remedy else "")
+    at = path
+    while not at.exists():
+        at = at.parent
+    if not os.access(at, os.W_OK | os.X_OK) or not at.is_dir():
+        return Finding(
+            topic="folder",
+            state="fault",
+            text=f"{path} cannot be written to by this user",
+            remedy=f"chown $USER {at}, or name another --cache-dir",
+        )
+    free = shutil.disk_usage(at).free
+    text = f"{path}{'' if path.exists() else ' (will be made)'}, {free / 1e9:.1f} GB free on its disk"
+    if free < _LEAST_BYTES:
+        remedy = "free some space, or name another --cache-dir: compiled models take hundreds of megabytes"
+        return Finding(topic="folder", state="note", text=text, remedy=remedy)
+    return Finding(topic="folder", state="works", text=text)
+
+
+def source(config: ServerConfig) -> Finding:
+    """Return what the carbon source says now: it is asked once."""
+
+    async def ask() -> Reading:
+        chain, clock = carbon.build(config.carbon)
+        async with asyncio.timeout(ANSWER_S):
+            return await chain.read(clock.now())
+
+    name = config.carbon.source
+    remedy = "see carbon.source in docs/configuration.md; a list of sources, as A,B, is a fallback chain"
+    try:
+        reading = asyncio.run(ask())
+    except TimeoutError:
+        text = f"{name} did not answer within {ANSWER_S:g} s"
+        return Finding(topic="carbon", state="fault", text=text, remedy=remedy)
+    except CloverError as error:
+        return Finding(topic="carbon", state="fault", text=str(error), remedy=remedy)
+    text = f"{reading.provider}: {reading.g_per_kwh:.0f} gCO2e/kWh ({carbon.describe(reading)})"
+    if reading.state != "fresh":
+        text = f"{name} gives no value of now; instead {text}"
+        return Finding(topic="carbon", state="note", text=text, remedy=remedy)
+    if warning := carbon.caveat(reading):
+        return Finding(
+            topic="carbon", state="note", text=f"{text}: {warning}", remedy="name a source of your grid (--carbon)"
+        )
+    return Finding(topic="carbon", state="works", text=text)
+
+
+def collector(config: ServerConfig) -> Finding:
+    """Return whether the OpenTelemetry collector can be connected to."""
+    endpoint = config.otel.endpoint
+    try:
+        otel.check(config.otel)
+    except CloverError as error:
+        return Finding(topic="collector", state="fault", text=str(error))
+    if endpoint == "env":
+        endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    url = urlsplit(endpoint)
+    try:
+        address = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection(address, ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        text = f"{endpoint} cannot be connected to: {error}"
+        return Finding(topic="collector", state="note", text=text, remedy="start it, or correct --otel; spans are lost")
+    return Finding(topic="collector", state="works", text=f"{endpoint} takes connections")
+
+
+def port(host: str, number: int) -> Finding:
+    """Return whether the port can be bound."""
+    shown = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), number, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            text = f"{shown} is in use, maybe by a server that runs"
+            return Finding(topic="port", state="note", text=text, remedy="--port chooses another")
+        reason = error.strerror or str(error)
+        return Finding(topic="port", state="fault", text=f"{shown} cannot be bound: {reason}", remedy="--host, --port")
+    return Finding(topic="port", state="works", text=f"{shown} is free")
+
+
+def records(config: ServerConfig) -> Path:
+    """Return the folder with the records of GPU instances; one that does not exist if the cache folder is unusable."""
+    try:
+        return cache_folder(config.cache_dir) / "mig"
+    except CloverError:
+        return Path("/nonexistent")

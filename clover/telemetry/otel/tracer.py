@@ -1,0 +1,108 @@
+"""The part of tracing that runs on the event loop, once for each answer to an inference.
+
+W3C Trace Context: a request that brings a valid `traceparent` is a child of it and is sampled if that is (flag 01);
+another one begins a trace, sampled by the ratio `otel.sample` of trace ids.  Every answer carries the `traceparent` of
+its own span, sampled or not, so that a client can name the trace and lines of the log can be found by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+
+from clover.http.exchange import Exchange
+from clover.telemetry.otel.spans import Phases, RequestNote
+
+log = logging.getLogger("clover.otel")
+
+_TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_LOWER = (1 << 64) - 1
+
+
+def parent_of(field: bytes) -> tuple[int, int, bool] | None:
+    """Return trace id, id of the parent span and whether it is sampled, as `traceparent` says; None if it is invalid.
+
+    Of a version later than 00 the part that is known counts, as W3C asks.
+    """
+    found = _TRACEPARENT.fullmatch(field)
+    if found is None or found[1] == b"ff" or (found[1] == b"00" and found[5]):
+        return None
+    trace_id, parent_id = int(found[2], 16), int(found[3], 16)
+    if not trace_id or not parent_id:
+        return None
+    return trace_id, parent_id, bool(int(found[4], 16) & 1)
+
+
+class Tracer:
+    """Decides which inferences are sampled and `put`s a note of each; a `clover.http.server_state.RequestTracer`.
+
+    `ratio` of the requests without a parent is sampled.  `bits(n)` gives n random bits.
+    """
+
+    def __init__(
+        self,
+        put: Callable[[RequestNote], None],
+        ratio: float,
+        *,
+        bits: Callable[[int], int] = random.getrandbits,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._put = put
+        self._bound = round(ratio * (_LOWER + 1))
+        self._bits = bits
+        self._now_ns = now_ns
+        self._broken = False
+
+    def answered(self, exchange: Exchange, status: int) -> bytes:
+        """See `RequestTracer.answered`."""
+        head = exchange.head
+        if head.method != "POST" or not head.path.endswith("/infer"):
+            return b""
+        given = parent_of(head.traceparent) if head.traceparent else None
+        if given is None:
+            trace_id, parent_id = self._bits(128) or 1, 0
+            sampled = (trace_id & _LOWER) < self._bound
+        else:
+            trace_id, parent_id, sampled = given
+        span_id = self._bits(64) or 1
+        exchange.traceparent = b"00-%032x-%016x-%02x" % (trace_id, span_id, sampled)
+        if sampled:
+            try:
+                self._note(exchange, status, (trace_id, span_id, parent_id))
+            except Exception:  # an answer must not fail for its span
+                if not self._broken:
+                    self._broken = True
+                    log.exception("spans of some requests cannot be made")
+        return b"traceparent: %b\r\n" % exchange.traceparent
+
+    def _note(self, exchange: Exchange, status: int, ids: tuple[int, int, int]) -> None:
+        head, ticket = exchange.head, exchange.traced
+        phases = receipt = None
+        if ticket is not None:
+            phases = Phases(
+                ticket.arrival_ns,
+                getattr(ticket, "submit_ns", ticket.arrival_ns) - ticket.arrival_ns,
+                ticket.queue_ns,
+                ticket.compute_ns,
+                getattr(ticket, "batch_rows", 0),
+                len(ticket.slots),
+            )
+            if ticket.status == 200 and exchange.model is not None:
+                receipt = exchange.model.receipt(ticket)
+        connection = exchange.connection
+        self._put(
+            RequestNote(
+                *ids,
+                head.tracestate if ids[2] else b"",
+                head.path,
+                exchange.request_id,
+                connection.client if connection is not None else "",
+                status,
+                self._now_ns(),
+                phases,
+                receipt,
+            )
+        )

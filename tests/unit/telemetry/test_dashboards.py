@@ -1,0 +1,121 @@
+"""The Grafana dashboard and the rules of Prometheus: they name what there is, and every alert has its section."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clover.__main__ import main
+from clover.telemetry import dashboards
+from clover.telemetry.dashboards import grafana, rules
+from clover.telemetry.metrics import energy, guard, models, sci, server
+from clover.telemetry.metrics.table import COUNTER, HISTOGRAM, INFO, MetricSpec
+
+ROOT = Path(__file__).resolve().parents[3]
+TABLES: tuple[tuple[tuple[MetricSpec[Any], ...], ...], ...] = tuple(
+    tuple(value for value in vars(module).values() if isinstance(value, tuple) and value)
+    for module in (models, guard, energy, sci, server)
+)
+OF_SCRAPES = {"instance", "job"}
+"""Labels that Prometheus adds."""
+
+
+def exposed() -> Iterator[tuple[str, set[str]]]:
+    """Yield the name of every series that a scrape may have, with its labels."""
+    for spec in (line for tables in TABLES for table in tables for line in table if isinstance(line, MetricSpec)):
+        labels = {*spec.labels} | OF_SCRAPES
+        if spec.kind is COUNTER:
+            yield f"{spec.name}_total", labels
+        elif spec.kind is HISTOGRAM:
+            yield from ((f"{spec.name}_{part}", labels) for part in ("sum", "count"))
+            yield f"{spec.name}_bucket", labels | {"le"}
+        elif spec.kind is INFO:
+            yield f"{spec.name}_info", labels | {"version", "python"}
+        else:
+            yield spec.name, labels
+
+
+KNOWN = dict(exposed())
+RECORDED = {recording.record for recording in rules.RECORDINGS}
+EXPRESSIONS = [
+    *grafana.queries(),
+    *(recording.expr for recording in rules.RECORDINGS),
+    *(alert.expr for alert in rules.ALERTS),
+]
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_name_and_label_exists(expression: str) -> None:
+    names = re.findall(r"\b(clover[_:][a-zA-Z0-9_:]+)(?:\{([^}]*)\})?", re.sub(r'"[^"]*"', '""', expression))
+    assert names
+    allowed: set[str] = set()
+    for name, matchers in names:
+        labels = KNOWN.get(name)
+        if labels is None:
+            assert name in RECORDED, f"there is no {name}"
+            labels = {"instance", "model", "against", "method", "intensity"}
+        used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+        assert used <= labels, f"{name} has no {used - labels}"
+        allowed |= labels
+    grouped = {
+        word.strip() for found in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression) for word in found.split(",")
+    }
+    assert grouped <= allowed
+
+
+def test_legends_name_labels_that_exist() -> None:
+    for _, panels in grafana.SECTIONS:
+        for query in (query for panel in panels for query in panel.queries):
+            kept = re.search(r"\bby \(([^)]*)\)", query.expr)
+            names = re.findall(r"clover_\w+", query.expr)
+            labels = set(kept[1].replace(" ", "").split(",")) if kept else set.union(*(KNOWN[name] for name in names))
+            assert set(re.findall(r"\{\{(\w+)\}\}", query.legend)) <= labels, query
+
+
+def test_a_dashboard_that_grafana_takes() -> None:
+    built = json.loads(dashboards.files()["clover-grafana.json"])
+    panels = built["panels"]
+    assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, f"{panel['title']} lies on another panel"
+        taken |= cells
+        assert panel["type"] == "row" or panel["description"]
+    assert {variable["name"] for variable in built["templating"]["list"]} == {"datasource", "instance", "model"}
+
+
+def test_every_alert_has_a_section_that_says_what_to_do() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n\n(.+?)(?=\n#|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert {name for name in sections if name.startswith("Clover")} == {alert.name for alert in rules.ALERTS}
+    linked = re.findall(r'runbook_url: "[^"]*operations.md#([a-z]+)"', rules.text("docs"))
+    assert linked == [alert.name.lower() for alert in rules.ALERTS]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
+def test_promtool_takes_the_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "made" / "here"
+    assert main(["dashboards", "export", "--to", str(folder), "--docs", "https://docs.example/clover/"]) == 0
+    grafana_file, rules_file = map(Path, capsys.readouterr().out.split())
+    assert grafana_file.is_file()
+    assert "https://docs.example/clover/operations.md#cloversloNotHeld".lower() in rules_file.read_text()
+    checked = subprocess.run(["promtool", "check", "rules", str(rules_file)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(rules.RECORDINGS) + len(rules.ALERTS)} rules found" in checked.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["dashboards", "export", "--to", str(tmp_path / "file")]) == 3
+    assert "cannot write to" in capsys.readouterr().err
+    assert main(["dashboards"]) == 2
