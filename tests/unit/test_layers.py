@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # the packages of ROOMS, a module or package of these.
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal"}),
+    frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}),
     frozenset({"config", "interfaces", "cache"}),
     frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "_native"}),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
