@@ -28,6 +28,9 @@ function draw() {
   });
 }
 dark.addEventListener("change", draw);
+// A chart in a closed fold has no width until that opens.
+document.querySelectorAll("details").forEach((fold) => fold.addEventListener("toggle", () =>
+  fold.querySelectorAll(".chart").forEach((chart) => Plotly.Plots.resize(chart))));
 draw();
 """
 
