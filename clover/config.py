@@ -36,6 +36,7 @@ class ListenConfig(Section, frozen=True, kw_only=True):
     allowed_hosts: Annotated[tuple[str, ...], _help("more host names that requests may be addressed to")] = ()
     tls_cert: Annotated[str, _help("PEM certificate chain; turns TLS on")] = ""
     tls_key: Annotated[str, _help("PEM key of the certificate")] = ""
+    dashboard: Annotated[bool, _help("serve the dashboard at /dashboard")] = True
 
 
 class LimitsConfig(Section, frozen=True, kw_only=True):

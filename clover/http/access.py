@@ -3,6 +3,9 @@
 Three defences against three attackers.  The Host allow list stops a web page that rebinds its own name to this address
 (DNS rebinding); the Origin check stops a page that posts here directly; the token stops everyone else on the network,
 and without one changes are taken from loopback peers only.  If a control socket is configured, only that takes changes.
+
+The dashboard's page and its scripts are read without the token, since a browser that opens an address sends none: they
+are files of the package and hold nothing of this server.  What they show they ask for with the token.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from clover.http.heads import Head
 
 _CHALLENGE = b"WWW-Authenticate: Bearer\r\n"
 _WILDCARDS = ("", "0.0.0.0", "::")
+_PAGE = "/dashboard"
+_ASSETS = "/dashboard/assets/"
 
 
 class UnauthorizedError(RequestError):
@@ -36,6 +41,11 @@ class ForbiddenError(RequestError):
 def binds_loopback(host: str) -> bool:
     """Return whether a bind address is reachable from this machine only."""
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
+
+
+def _is_asset(path: str) -> bool:
+    """Return whether a path is of the dashboard's own files, which are the same on every server."""
+    return path == _PAGE or path.startswith(_ASSETS)
 
 
 class Access:
@@ -77,7 +87,7 @@ class Access:
         misplaced = self._misplaced(head)
         if misplaced is not None:
             head.refusal = misplaced
-        elif self._needs_token and not head.authorised:
+        elif self._needs_token and not head.authorised and not _is_asset(head.path):
             head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
 
     def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:

@@ -25,6 +25,7 @@ from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.control.ledger_files import LedgerFiles
 from clover.control.slo_watch import slo_gauges
+from clover.dashboard import Feed, dashboard_paths
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
@@ -34,8 +35,10 @@ from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
 from clover.server.machine import Machine
+from clover.server.page import feed_of
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
+from clover.telemetry.metrics.server import pages
 from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.server")
@@ -102,8 +105,14 @@ class Engine:
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
+        self.feed: Feed | None = None
         if http:
-            self.frontend = Frontend(self, config, loop)
+            mounted = None
+            if config.listen.dashboard:
+                feed = self.feed = feed_of(self)
+                mounted = dashboard_paths(feed.streams)
+                self._metrics.further.append(lambda: pages(feed.streams))
+            self.frontend = Frontend(self, config, loop, mounted=mounted)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -172,6 +181,9 @@ class Engine:
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
             stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
+        if self.feed is not None:
+            stack.push_async_callback(self.feed.stop)
+            stack.push_async_callback(cancelled, loop.create_task(self.feed.run(), name="clover-dashboard"))
 
     async def drain(self) -> bool:
         """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.

@@ -35,7 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
     frozenset({"runtime.served", "runtime.embedded"}),
     frozenset({"http", "control"}),
-    frozenset({"profiling"}),
+    frozenset({"profiling", "dashboard"}),
     frozenset({"telemetry.metrics"}),
     frozenset({"server"}),
     frozenset({"simulate"}),
