@@ -88,6 +88,7 @@ class Feed:
         self._shown: dict[str, Any] | None = None
         self._shown_s = -math.inf
         self._sent: dict[int, int] = {}
+        self._forecast_sent: tuple[int, float] | None = None
         self._today: Today | None = None
         self._today_s = -math.inf
         self._reading: asyncio.Task[None] | None = None
@@ -108,13 +109,17 @@ class Feed:
         if not due and not self.streams.open:
             return
         shown = self._look(latencies)
+        sample = snapshot.sample(self._wall_s(), shown)
         if due:
-            self.history.add(snapshot.sample(self._wall_s(), shown))
+            self.history.add(sample)
         if self.streams.open:
             self._read_today()
             self._number += 1
-            number = f"{self.epoch}.{self._number}"
-            self.streams.publish(event("tick", self._encoded({**shown, "decisions": self._news()}), number))
+            document = {**shown, "sample": sample, "decisions": self._news()}
+            if (mark := self._forecast_mark()) != self._forecast_sent:
+                self._forecast_sent = mark
+                document["forecast"] = self._forecast()
+            self.streams.publish(event("tick", self._encoded(document), f"{self.epoch}.{self._number}"))
 
     def greeting(self) -> bytes:
         """Return what a page begins with: the present, the history, the forecast and the newest decisions."""
@@ -124,6 +129,7 @@ class Feed:
         document = {
             **(self._shown or {}),
             "history": self.history.columns(),
+            "forecast": self._forecast(),
             "decisions": [snapshot.decision(one) for one in self._sources.decisions(_DECISIONS)],
         }
         return b"retry: %d\n\n" % RETRY_MS + event("hello", self._encoded(document), f"{self.epoch}.{self._number}")
@@ -144,7 +150,6 @@ class Feed:
             "caveat": caveat(reading),
             "intensity_change": sources.intensity_change(),
             "providers": self._providers(),
-            "forecast": self._forecast(),
             "today": self._today,
             "ledger": sources.today is not None,
         }
@@ -188,6 +193,11 @@ class Feed:
         means = grid.history.plain(first, _PAST_H + 1)
         hours = [((first + index) * HOUR_S, float(value)) for index, value in enumerate(means)]
         return snapshot.forecast(grid.foreseen, hours, now_s)
+
+    def _forecast_mark(self) -> tuple[int, float]:
+        """Return what changes when the forecast or the hours of the past do."""
+        grid = self._sources.grid
+        return id(grid.foreseen), math.floor(grid.now() / HOUR_S)
 
     def _news(self) -> list[dict[str, Any]]:
         """Return the decisions that are new, or were counted again, since the last message."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _KINDS = {
 }
 _DIGITS = 16
 PLOTLY = "plotly.min.js"
+_STYLE_ID = re.compile(rb'getElementById\("([0-9a-f]{64})"\)')
 NO_STYLE = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
 """The digest of nothing: plotly makes an empty style element and fills it by script."""
 
@@ -72,19 +74,21 @@ class PageFile:
 
 
 class PlotlyFile:
-    """Plotly's script, read and compressed once, in a thread, when it is first asked for.
+    """Plotly's script, compressed once, in a thread, when it is first asked for.
 
-    `address` is empty without the extra `dashboard`.  It has the file's size and time, for whose sake nobody has to read
-    five megabytes at the start."""
+    `address` is empty without the extra `dashboard`.  `style` is the id under which the script looks for the style of
+    its maps: it adds none, which the page's policy would forbid, if the page has an element of that id.
+    """
 
     def __init__(self) -> None:
         self._path = plotly_script()
-        self.address = ""
+        self.address = self.style = ""
         self._making: asyncio.Task[PageFile] | None = None
         if self._path is not None:
-            found = self._path.stat()
-            mark = hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:_DIGITS]
-            self.address = f"{ADDRESS}/{mark}/{PLOTLY}"
+            data = self._path.read_bytes()
+            self.address = f"{ADDRESS}/{hashlib.sha256(data).hexdigest()[:_DIGITS]}/{PLOTLY}"
+            found = _STYLE_ID.search(data)
+            self.style = found[1].decode() if found is not None else ""
 
     async def get(self) -> PageFile:
         """Return the file; waits for its compression, which is done once."""
@@ -99,16 +103,16 @@ class PlotlyFile:
         return PageFile(_KINDS[".js"], packed, headers(POLICY, True))
 
 
-def page_files(plotly: str, version: str) -> tuple[PageFile, Mapping[str, PageFile]]:
-    """Return the page, and its other files by address.  `plotly`: the address of plotly's script; empty: there is
-    none, and the page says so."""
+def page_files(plotly: PlotlyFile, version: str) -> tuple[PageFile, Mapping[str, PageFile]]:
+    """Return the page, and its other files by address."""
     sources = {path.name: path.read_bytes() for path in sorted(ASSETS.iterdir()) if path.suffix in _KINDS}
     page = sources.pop("index.html").decode()
     digest = hashlib.sha256()
     for name, data in sources.items():
         digest.update(name.encode() + b"\0" + data + b"\0")
     base = f"{ADDRESS}/{digest.hexdigest()[:_DIGITS]}"
-    page = page.replace("{{assets}}", base).replace("{{plotly}}", plotly).replace("{{version}}", version)
+    for name, text in {"assets": base, "plotly": plotly.address, "style": plotly.style, "version": version}.items():
+        page = page.replace("{{" + name + "}}", text)
     files = {
         f"{base}/{name}": PageFile.of(Path(name).suffix, data, kept=True) for name, data in sources.items()
     }  # fmt: skip

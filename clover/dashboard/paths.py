@@ -31,7 +31,7 @@ MakeReport = Callable[[], str]
 def dashboard_paths(streams: EventStreams, report: MakeReport | None = None) -> Mounted:
     """Return the dashboard's paths, for a front end to serve."""
     plotly, tasks = PlotlyFile(), _Tasks()
-    page, files = page_files(plotly.address, __version__)
+    page, files = page_files(plotly, __version__)
     paths: dict[str, Methods] = {
         "/dashboard": {"GET": partial(_send, page)},
         "/dashboard/stream": {"GET": lambda exchange, body, name: streams.accept(exchange)},

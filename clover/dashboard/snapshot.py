@@ -17,6 +17,7 @@ from clover.types import Decision, Reading
 _KINDS = ("matched", "base", "right_sized", "static", "single")
 _EVENTS = 6
 _FORECAST_S = 48 * 3600.0
+_FORECAST_POINTS = 100
 State = Mapping[str, Any]
 Latencies = Mapping[str, Sequence[float | None]]
 """p50, p95 and p99 (milliseconds) by model; None without an answer."""
@@ -88,6 +89,7 @@ def decision(record: Decision) -> dict[str, Any]:
         "detail": record.detail,
         "operator": record.operator,
         "seconds": tidy(record.seconds),
+        "g_per_kwh": tidy(record.inputs.get("intensity_g_per_kwh")),
         "reason": plan.reason if plan is not None else "",
         "runs": " + ".join(f"{one.count} x {one.variant}@{one.profile}" for one in plan.configuration)
         if plan is not None
@@ -103,6 +105,7 @@ def forecast(readings: Sequence[Reading], hours: Sequence[tuple[float, float]], 
         for one in readings
         if one.at_s + one.step_s > now_s and one.at_s < now_s + _FORECAST_S
     ]
+    ahead = ahead[:: math.ceil(len(ahead) / _FORECAST_POINTS) or 1]
     return {"past": [(round(at_s), tidy(value)) for at_s, value in hours if math.isfinite(value)], "ahead": ahead}
 
 
