@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
 
 
-def troubles(answer: dict[str, Any]) -> Iterator[str]:
+def troubles(answer: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong, in words; nothing if the server is healthy."""
     reading = answer.get("intensity")
     if not reading:
@@ -38,7 +38,7 @@ _QUALITY = {
 }
 
 
-def _troubles(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[str]:
+def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str]:
     state = totals.get("state", "READY")
     if state != "READY":
         yield f"is {state.lower()}"
@@ -73,7 +73,7 @@ def _troubles(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[str]:
         yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"
 
 
-def served_accuracy(model: dict[str, Any], totals: dict[str, Any]) -> float | None:
+def served_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
     """Return the accuracy (percent) expected of what was served; None before anything was."""
     found: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
     return found

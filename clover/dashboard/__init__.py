@@ -5,6 +5,7 @@
                  headers that keep a page's scripts to its own
     history      what charts show of the past: two rings in memory, and latencies of the last seconds
     snapshot     the messages, made of the state that `GET /v2/clover/state` gives: pure
+    today        what the ledger has of today
     feed         looks every two seconds and sends one message to all open pages
     paths        GET /dashboard and what is below it
 """

@@ -60,7 +60,7 @@ class FeedSources:
     grid: Grid
     chain: SourceChain
     intensity_change: Callable[[], float]
-    today: Callable[[], Today] | None = None
+    today: Callable[[float], Today] | None = None
 
 
 class Feed:
@@ -215,7 +215,7 @@ class Feed:
 
         async def read() -> None:
             try:
-                self._today = await asyncio.to_thread(today)
+                self._today = await asyncio.to_thread(today, self._wall_s())
             except CloverError as error:
                 self._today = {"error": str(error)}
             finally:

@@ -19,7 +19,8 @@ from clover.http.oip.tensors import Body
 log = logging.getLogger("clover.dashboard")
 
 NO_REPORT = (
-    "There is no report: this server keeps no ledger to make one of (ledger.path), or its version has no `clover report`."
+    "There is no report here: this server keeps no ledger to make one of. `python -m clover ctl state` prints what it "
+    "counted since its start."
 )
 _TEXT = b"text/plain; charset=utf-8"
 _HTML = b"text/html; charset=utf-8"
@@ -35,7 +36,7 @@ def dashboard_paths(streams: EventStreams, report: MakeReport | None = None) -> 
     paths: dict[str, Methods] = {
         "/dashboard": {"GET": partial(_send, page)},
         "/dashboard/stream": {"GET": lambda exchange, body, name: streams.accept(exchange)},
-        "/dashboard/report": {"GET": lambda exchange, body, name: tasks.start(_send_report(report, exchange))},
+        "/dashboard/report": {"GET": partial(_send_report, report, tasks)},
         **{address: {"GET": partial(_send, file)} for address, file in files.items()},
     }
     if plotly.address:
@@ -71,10 +72,14 @@ async def _send_plotly(plotly: PlotlyFile, exchange: Exchange) -> None:
         exchange.finish(200, parts, fields, file.kind)
 
 
-async def _send_report(report: MakeReport | None, exchange: Exchange) -> None:
-    if report is None:
+def _send_report(report: MakeReport | None, tasks: _Tasks, exchange: Exchange, body: Body, name: str) -> None:
+    if report is not None:
+        tasks.start(_make_report(report, exchange))
+    else:
         exchange.finish(404, [NO_REPORT.encode()], headers(REPORT_POLICY, False), _TEXT)
-        return
+
+
+async def _make_report(report: MakeReport, exchange: Exchange) -> None:
     try:
         text = await asyncio.to_thread(report)
     except CloverError as error:

@@ -1,7 +1,7 @@
 """The messages to the page, made of the server's state: what it shows and no more.  Pure.
 
-The state (`clover.control.report`) is for programs and has 20 KB for one family.  A message has a tenth of that, so that
-dozens of open pages cost little.
+The state (`clover.control.report`) is for programs and has 20 KB for one family.  A message has a quarter of that, so
+that dozens of open pages cost little.
 """
 
 from __future__ import annotations
@@ -239,5 +239,5 @@ def _pin(pin: Any) -> str:
 
 
 def _worker(worker: State) -> dict[str, Any]:
-    keys = ("placement", "device", "profile", "start", "size", "variant", "backend", "pid", "state", "routed", "restarts")
-    return {**{key: worker[key] for key in keys}, "rows": worker["rows"], "busy_s": worker["busy_s"]}
+    keys = ("placement", "device", "profile", "start", "size", "variant", "backend", "pid", "state", "routed")
+    return {key: worker[key] for key in (*keys, "restarts", "rows", "busy_s")}

@@ -108,10 +108,13 @@ function tile(id, value, unit, first, second, level = "") {
   node.dataset.level = level;
 }
 
-function emits({ emission, carbon }) {
+function emits({ emission, carbon, today }) {
   const [value, unit] = mass(emission.grams_per_hour);
+  const sum = known(today?.grams)
+    ? `${grams(today.grams)} and ${energy(today.joules)} today`
+    : `${grams(emission.grams)} and ${energy(emission.joules)} since the start`;
   const known_as = [emission.energy && `energy ${emission.energy}`, carbon && `intensity ${carbon.method}`].filter(Boolean).join(", ");
-  tile("tile-emits", value, `${unit}CO₂e/h`, `${number(emission.watts)} W drawn, ${number(emission.idle_w)} W at rest · PUE ${number(emission.pue)}`, `${known_as} · ${grams(emission.grams)} and ${energy(emission.joules)} since the start`);
+  tile("tile-emits", value, `${unit}CO₂e/h`, `${number(emission.watts)} W drawn, ${number(emission.idle_w)} W at rest · PUE ${number(emission.pue)}`, `${sum} · ${known_as}`);
 }
 
 // Of today, if a ledger keeps it; else since the start.
@@ -199,7 +202,7 @@ function load(all) {
 
 // --- lists -------------------------------------------------------------------------------------------------------------
 
-const ACTS = { applied: "good", kept: "", failed: "wrong", "rolled back": "wrong", refused: "warned" };
+const ACTS = { applied: "good", routed: "good", failed: "wrong", "rolled back": "wrong", refused: "warned", "dry run": "note" };
 const LINES = new Map();
 
 function timeline() {

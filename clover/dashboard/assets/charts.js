@@ -86,7 +86,7 @@ function layout(node, { lines, bands, unit, second, zero, series }) {
     bargap: 0,
     xaxis: { ...axis, type: "date", showgrid: false, hoverformat: "%d %b %H:%M:%S", nticks: node.clientWidth < 420 ? 4 : 7 },
     yaxis: { ...axis, rangemode: zero ? "tozero" : "normal", nticks: 5, title: { text: unit, font: name, standoff: 4 } },
-    yaxis2: { ...axis, overlaying: "y", side: "right", range: [0, most(series)], showgrid: false, nticks: 4, tickformat: ",~s", title: { text: second, font: name, standoff: 4 } },
+    yaxis2: { ...axis, overlaying: "y", side: "right", range: [0, most(series)], showgrid: false, nticks: 4, tickmode: "auto", tickformat: ",~s", title: { text: second, font: name, standoff: 4 } },
     shapes: [
       ...bands.map((one) => ({ type: "rect", layer: "below", xref: "x", x0: one.x0, x1: one.x1, y0: one.y0, y1: one.y1, fillcolor: colour("band"), line: { width: 0 } })),
       ...lines.filter((one) => known(one.value) || one.x).map((one) =>
