@@ -94,7 +94,7 @@ class Feed:
         self._reading: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Tick until cancelled; a tick that fails is logged, and the next one is made all the same."""
+        """Call `tick` until cancelled; one that fails is logged, and the next one is made all the same."""
         while True:
             try:
                 self.tick()

@@ -39,7 +39,7 @@ class Served:
 
     def _ask(self) -> None:
         """Send a row now and then, so that there is something to see."""
-        inputs = [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [4.0, 3.0, 2.0, 1.0]}]
+        inputs = [{"name": "INPUT0", "shape": [1, 4], "datatype": "FP32", "data": [4.0, 3.0, 2.0, 1.0]}]
         body = json.dumps({"inputs": inputs}).encode()
         while not self._asking.wait(0.05):
             try:

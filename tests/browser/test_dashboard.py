@@ -40,7 +40,7 @@ def charts_drawn(page: Any) -> None:
 
 def test_it_is_useful_before_charts_and_follows_the_server(open_page: Opens) -> None:
     page = open_page()
-    until(page, "/answered/.test(document.querySelector('#tile-load').innerText)")
+    until(page, "/[1-9][0-9,]* answered/.test(document.querySelector('#tile-load').innerText)")
     assert re.search(r"\d", text(page, "#tile-emits .value"))
     assert "gCO₂e/kWh" in text(page, "#tile-grid")
     assert "THE GRID IS INVENTED" in text(page, "#caveat")

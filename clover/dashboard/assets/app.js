@@ -298,7 +298,7 @@ function paint() {
   byId("chart-grid").setAttribute("aria-label", `Carbon intensity now ${number(now.carbon?.g_per_kwh)} gCO2e/kWh. ${words}`);
   charts.draw(byId("chart-grid"), series, {
     unit: "gCO₂e/kWh",
-    lines: [{ value: planned?.reference, name: "reference", colour: "blue" }, { x: here, name: " now", colour: "soft" }],
+    lines: [{ value: planned?.reference, name: "reference", colour: "blue", left: true }, { x: here, name: " now", colour: "soft" }],
     bands: plan && end ? [{ x0: here, x1: end > here ? end : moment(now.grid_s + 3600), y0: plan.g_per_kwh * (1 - width), y1: plan.g_per_kwh * (1 + width) }] : [],
   });
   const emitted = [{ name: "emitted", x: (history.at ?? []).map(moment), y: history.grams_per_hour ?? [], colour: "green", unit: "g/h", area: true }];
