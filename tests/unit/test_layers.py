@@ -22,7 +22,7 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}),
     frozenset({"config", "interfaces", "cache"}),
-    frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "_native"}),
+    frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "telemetry.ledger", "_native"}),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
     frozenset({"planning.cascade"}),
