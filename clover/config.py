@@ -383,6 +383,26 @@ class LogConfig(Section, frozen=True, kw_only=True):
     access: Annotated[bool, _help("log every request with its id")] = False
 
 
+class ReportConfig(Section, frozen=True, kw_only=True):
+    application: Annotated[str, _help("name of the application that carbon reports are of")] = ""
+    version: Annotated[str, _help("version of that application")] = ""
+    description: Annotated[str, _help("what the application does, in a sentence")] = ""
+    url: Annotated[str, _help("address at which more of the application is said")] = ""
+    organisation: Annotated[str, _help("organisation that reports")] = ""
+    accountable: Annotated[str, _help("person who answers for reports")] = ""
+    contact: Annotated[str, _help("address by which that person is reached")] = ""
+    market_g_per_kwh: (
+        Annotated[
+            float,
+            _help(
+                "carbon intensity of the electricity that was contracted, gCO2e per kWh, for market-based figures", ge=0
+            ),
+        ]
+        | None
+    ) = None
+    market_source: Annotated[str, _help("where that factor is from: contract, certificates, residual mix")] = ""
+
+
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The whole configuration of one server."""
 
@@ -395,6 +415,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     controller: ControllerConfig = ControllerConfig()
     workers: WorkersConfig = WorkersConfig()
     log: LogConfig = LogConfig()
+    report: ReportConfig = ReportConfig()
     cache_dir: Annotated[str, _help("folder of profiles and compiled models; $XDG_CACHE_HOME/clover by default")] = ""
     profile: Annotated[
         Literal["auto", "require", "force"],

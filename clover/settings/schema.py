@@ -16,7 +16,7 @@ from clover.errors import ConfigError
 FAMILY = "families"
 """The section that repeats: one table a family."""
 
-_PREFIX = {"embodied": "embodied_", "energy": "energy_", "limits": "limit_", "log": "log_"}
+_PREFIX = {"embodied": "embodied_", "energy": "energy_", "limits": "limit_", "log": "log_", "report": "report_"}
 _NAMED = {"carbon.source": "carbon"}
 _SECRET = {"listen.token"}
 _TRUE = {"1", "true", "yes", "on"}

@@ -29,7 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"planning.search"}),
     frozenset({"planning.budget"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime", "runtime.cascade", "runtime.memory"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report"}),
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
