@@ -24,7 +24,7 @@ from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions, report_of
 from clover.report.calendar import moment, time_words, zone_of
 from clover.report.checking import UnreadableReport, read_text, verify
-from clover.report.records import ReportedApplication, By, Report
+from clover.report.records import By, Report, ReportedApplication
 from clover.report.render.columns import csv_of, parquet_of
 from clover.report.render.page import report_page
 from clover.report.render.sci_page import sci_page

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import NamedTuple
 
-from clover.report.calendar import TimeBy, begin_of, name_of
-from clover.report.records import Breakdown, ReportBucket, By
+from clover.report.calendar import TIMES, TimeBy, begin_of, name_of
+from clover.report.records import Breakdown, By, ReportBucket
 from clover.telemetry.ledger.rows import LineRow, UsageRow
 
 NOBODY = "(no rows served)"
@@ -27,7 +27,6 @@ NO_TENANT = "(no tenant)"
 NO_VARIANT = "(no variant)"
 JOULES_PER_KWH = 3.6e6
 BY: tuple[By, ...] = ("hour", "day", "month", "model", "variant", "device", "tenant")
-TIMES: tuple[TimeBy, ...] = ("hour", "day", "month")
 _TIMED = "what was used in that time, each minute priced at its own intensity"
 _REST = "what belongs to no model (idle power that no worker holds) is split by energy: a modelled split"
 ABOUT: Mapping[By, str] = {

@@ -20,7 +20,6 @@ from clover.report.breakdowns import BreakdownRules, breakdowns_of
 from clover.report.coverage import energy_parts, grids_of, intensity_gaps, intensity_parts, record_gaps, recorded_s
 from clover.report.facts import RunTimes, configuration_of, embodied_of, embodied_sum, energy_range, facts_of
 from clover.report.records import (
-    ReportedApplication,
     BoundaryFigure,
     EmbodiedFigures,
     Factor,
@@ -30,6 +29,7 @@ from clover.report.records import (
     ProfileFigure,
     QualityFigure,
     Report,
+    ReportedApplication,
     ReportPeriod,
     RunFigure,
 )

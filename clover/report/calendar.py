@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from clover.errors import ConfigError
 
 TimeBy = Literal["hour", "day", "month"]
+TIMES: tuple[TimeBy, ...] = ("hour", "day", "month")
 _DATE = re.compile(r"\d{4}-\d{2}(-\d{2})?")
 
 

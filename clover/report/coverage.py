@@ -104,7 +104,7 @@ def record_gaps(
 def _reason(start: float, end: float, runs: Sequence[RunRow], events: Sequence[EventRow]) -> str:
     """Return why nothing was recorded from `start` to `end`, as far as the ledger shows."""
     before = [run for run in runs if run.started < start]
-    after = [run for run in runs if start - _NEAR_S <= run.started <= end + _NEAR_S]
+    after = [run for run in runs if start <= run.started <= end + _NEAR_S]
     if not before:
         words = "before the first start that the ledger knows of"
     elif before[-1].ended is not None and before[-1].ended <= start + _NEAR_S:

@@ -16,7 +16,7 @@ import msgspec
 
 from clover.errors import CloverError
 from clover.report.calendar import time_words
-from clover.report.records import ReportedApplication, Factor, GramsRange, KnownPart, Report
+from clover.report.records import Factor, GramsRange, KnownPart, Report, ReportedApplication
 from clover.report.wording import duration, energy, headline, mass, number, parts_words, percent, period_words
 from clover.types import Record
 
@@ -111,11 +111,12 @@ def sci_for_ai(report: Report, zone: tzinfo) -> SciForAi:
 
 def refusal(report: Report) -> str:
     """Return why no report can be issued, and what to do; empty if one can."""
-    emulated = _part(report.energy_known, "emulated") + sum(item.known == "emulated" for item in report.hardware)
-    if emulated:
+    emulated = _part(report.energy_known, "emulated")
+    if emulated or any(item.known == "emulated" for item in report.hardware):
+        what = f"{percent(emulated)} of the period's energy" if emulated else "the hardware of the period"
         return (
-            f"{percent(_part(report.energy_known, 'emulated'))} of the period's energy is emulated: such hardware drew "
-            "nothing, and the standard has no word for it. Choose a period without emulated GPUs (--from, --to)"
+            f"{what} is emulated: such hardware drew nothing, and the standard has no word for it. Choose a period "
+            "without emulated GPUs (--from, --to)"
         )
     if invented := _part(report.intensity_known, "synthetic"):
         return (

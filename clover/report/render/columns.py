@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clover.errors import ConfigError
 from clover.hints import printable
-from clover.report.records import Breakdown, ReportBucket, By, Report
+from clover.report.records import Breakdown, By, Report, ReportBucket
 
 Cell = str | int | float | None
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
