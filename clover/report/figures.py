@@ -63,10 +63,14 @@ def _local(at: float, zone: tzinfo) -> str:
     return f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M}"
 
 
+_AXIS = {"fixed": "fixed mix", "base": "BASE", "right_sized": "right-sized", "static": "target mix"}
+"""Names that fit below the bars of a narrow page."""
+
+
 def comparisons(report: Report) -> Figure:
     """Return what was emitted beside what each counterfactual would have emitted."""
-    names = [_across(item.name) for item in report.saved]
-    return bars(
+    names = [_AXIS.get(item.against, escape(item.name)) for item in report.saved]
+    figure = bars(
         "Grams of CO2e: emitted, and what would have been",
         {
             "emitted": [(name, item.own_g) for name, item in zip(names, report.saved, strict=True)],
@@ -75,13 +79,8 @@ def comparisons(report: Report) -> Figure:
         stacked=False,
         colours={"emitted": "#2f6f4f", "would have been": "#a3acb5"},
     )
-
-
-def _across(name: str) -> str:
-    """Return a name that stands below bars, in two lines if it is long."""
-    words = escape(name).split(" ")
-    middle = (len(words) + 1) // 2
-    return "<br>".join((" ".join(words[:middle]), " ".join(words[middle:]))) if len(name) > 14 else escape(name)
+    figure["layout"]["xaxis"]["tickangle"] = 0
+    return figure
 
 
 def shares(report: Report, by: By) -> Figure:

@@ -108,11 +108,13 @@ class SavedFigure(Record, frozen=True, kw_only=True):
     """What was saved against one counterfactual, within the boundary of the report; below zero: more was emitted.
 
     `own_g` are the grams of the same models over the same time.  Accuracies are percent, weighted by rows;
-    `given_up_points` is what was lost by it.  `part_of_emitted`: which part of all that was emitted was compared.
+    `given_up_points` is what was lost by it.  `meaning` says in a few words what a saving against it shows.
+    `part_of_emitted`: which part of all that was emitted was compared.
     """
 
     against: str
     name: str
+    meaning: str
     about: str
     label: str
     own_j: float

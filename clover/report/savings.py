@@ -11,24 +11,22 @@ from clover.telemetry.ledger.rows import SavedRow
 KINDS = {
     "fixed": (
         "the best fixed mix",
-        (
-            "the best mix of variants that stays the same whatever the grid does, at the accuracy that was really "
-            "served: what following the grid brought"
-        ),
+        "what following the grid brought",
+        "the best mix of variants that stays the same whatever the grid does, at the accuracy that was really served",
     ),
     "base": (
         "BASE",
-        "the best variant on all devices of this server, at the same load: what serving without Clover is",
+        "what serving with the best variant alone would have cost more",
+        "the best variant on all devices of this server, at the same load: serving without Clover",
     ),
     "right_sized": (
         "a right-sized BASE",
-        (
-            "the best variant on as few cores or GPUs as keep the latency target, the others off: what a machine of "
-            "the right size would have saved already"
-        ),
+        "what is left of that if unneeded cores or GPUs were off",
+        "the best variant on as few cores or GPUs as keep the latency target, the others off: a machine of its size",
     ),
     "static": (
         "the best fixed mix at the target",
+        "the same as the first, at the accuracy that was aimed for",
         "the best mix of variants that stays the same whatever the grid does, at the accuracy that was aimed for",
     ),
 }
@@ -50,10 +48,11 @@ def _figure(kind: str, rows: Sequence[SavedRow], emitted_g: float) -> SavedFigur
     # Intervals are added: the same profile and the same meter are behind all of them.
     half = sum(row.error_g for row in rows)
     count = sum(row.rows for row in rows)
-    name, about = KINDS.get(kind, (kind, ""))
+    name, meaning, about = KINDS.get(kind, (kind, "", ""))
     return SavedFigure(
         against=kind,
         name=name,
+        meaning=meaning,
         about=about,
         label=joined(row.label for row in rows),
         own_j=sum(row.own_j for row in rows),

@@ -100,7 +100,7 @@ def sci_for_ai(report: Report, zone: tzinfo) -> SciForAi:
         missing=tuple(field for field in STATED if not getattr(report.application, field)),
         measured=time_words(report.made, zone),
         timespan=period_words(report, zone),
-        summary=" ".join(text for _, text in headline(report, zone)[:3]),
+        summary=" ".join(f"{head}: {text}" for head, text in headline(report, zone)[:3]),
         insights=tuple(_insights(report)),
         methodology=tuple(_methods(report, embodied)),
         coefficients=(*_intensities(report), *report.inputs.factors),
@@ -220,7 +220,7 @@ def _insights(report: Report) -> Iterator[str]:
     for item in report.saved:
         if item.part is not None and item.against in ("fixed", "base"):
             verb = "less" if item.saved.grams >= 0.0 else "more"
-            yield f"{percent(abs(item.part))} {verb} was emitted in operation than by {item.name} at the same load."
+            yield f"{percent(abs(item.part))} {verb} was emitted in operation than by {item.name}, over the rows compared."
 
 
 def decode(text: bytes) -> SciForAi:

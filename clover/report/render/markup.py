@@ -47,7 +47,7 @@ summary:focus-visible{outline:2px solid var(--leaf);outline-offset:2px}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--page:#fff;--card:#fff;--leaf:#2f6f4f;
 --warn:#5c3200;--warned:#fff}
 body{font-size:10.5pt}main{max-width:none;padding:0}.card,.chart,tr,dl>div{break-inside:avoid}
-h2,h3,caption{break-after:avoid}.scroll{overflow:visible}thead{display:table-header-group}}
+table{font-size:8pt}td.wide{min-width:14ch}dl{font-size:9pt}h2,h3,caption{break-after:avoid}.scroll{overflow:visible}thead{display:table-header-group}}
 @page{margin:16mm}
 """
 

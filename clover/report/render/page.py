@@ -109,7 +109,7 @@ def _best(report: Report) -> str:
     if not known:
         return card("Saved", "not known", ["The ledger has nothing to compare this period with."])
     first = known[0]
-    lines = [f"of electricity, against {first.name}"]
+    lines = [f"of electricity, against {first.name}: {first.meaning}"]
     if (points := first.given_up_points) is not None:
         lines.append(_sentence(points_words(points)))
     lines += [_sentence(saved_words(item, accuracy=False)) for item in known[1:]]
@@ -126,7 +126,7 @@ def _doubt(report: Report) -> str:
         "How sure",
         f"{span(whole)}",
         [
-            "is where the true figure is taken to lie, the grid's intensity being right",
+            "The sum lies between these, if the intensity of the grid is right.",
             f"Energy: {parts_words(report.energy_known)}",
             f"Intensity: {parts_words(report.intensity_known)}",
         ],
@@ -144,7 +144,10 @@ def _missing(report: Report, zone: tzinfo) -> str:
             count = f"{len(gaps)} gap{'s' if len(gaps) > 1 else ''}"
             lines.append(f"{duration(sum(gap.seconds for gap in gaps))} {words}, in {count}")
     record = sum(gap.seconds for gap in report.gaps if gap.what == "record")
-    return card("Gaps", duration(record) if record else "none", lines or ["All of the period is recorded."])
+    whole = duration(report.period.end - report.period.start)
+    return card(
+        "Gaps", f"{duration(record)} of {whole}" if record else "none", lines or ["All of the period is recorded."]
+    )
 
 
 def _saved(report: Report, sheet: ChartSheet) -> str:
@@ -159,7 +162,6 @@ def _saved(report: Report, sheet: ChartSheet) -> str:
             span(item.saved) + (" (may be nothing)" if item.saved.low_g < 0.0 < item.saved.high_g else ""),
             "" if item.part is None else percent(item.part),
             "" if item.given_up_points is None else f"{item.given_up_points:.2f}",
-            item.about,
         )
         for item in report.saved
     ]
@@ -171,7 +173,6 @@ def _saved(report: Report, sheet: ChartSheet) -> str:
         "Interval",
         "Part",
         "Accuracy given up, points",
-        "What that is",
     )
     least = min(item.part_of_emitted for item in report.saved)
     return (
@@ -180,7 +181,8 @@ def _saved(report: Report, sheet: ChartSheet) -> str:
             "otherwise on the same grid. It is always calculated, never measured. Below zero, more was emitted."
         )
         + sheet.add(figures.comparisons(report))
-        + table("Grams of electricity, within the server", heads, rows, wide=(7,))
+        + table("Grams of electricity, within the server", heads, rows)
+        + pairs((_sentence(item.name), f"{_sentence(item.about)}. It shows {item.meaning}.") for item in report.saved)
         + paragraph(
             f"The comparisons cover {percent(least)} of the electricity's grams. {_sentence(report.intervals[-2])}",
             "soft",
@@ -332,13 +334,13 @@ def _sure(report: Report) -> str:
     return (
         table(
             "Energy, by how it is known (shares of the energy counted)",
-            ("Known", "Energy", "Part", ""),
+            ("Known", "Energy", "Part", "Which means"),
             rows("energy_known"),
             wide=(3,),
         )
         + table(
             "Intensity, by how it is known (shares of all energy that was metered)",
-            ("Known", "Energy", "Part", ""),
+            ("Known", "Energy", "Part", "Which means"),
             rows("intensity_known"),
             wide=(3,),
         )

@@ -63,7 +63,9 @@ def sci_page(found: SciForAi, zone: tzinfo) -> str:
             section(
                 "methodology",
                 "Methodology",
-                table("C, O, M, E, I, R", ("Term", "", "Method", "Value", "How"), methods, text=(0, 1, 2), wide=(4,)),
+                table(
+                    "C, O, M, E, I, R", ("Term", "Name", "Method", "Value", "How"), methods, text=(0, 1, 2), wide=(4,)
+                ),
             ),
             section(
                 "coefficients",

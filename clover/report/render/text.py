@@ -98,7 +98,7 @@ def _saved(report: Report, width: int) -> str:
         for item in report.saved
     ]
     legend = [_filled("points: accuracy given up", width)]
-    legend += [_filled(f"{_bare(item.name)}: {item.about}", width) for item in report.saved]
+    legend += [_filled(f"{_bare(item.name)}: {item.about}; shows {item.meaning}", width) for item in report.saved]
     return "\n".join([_table(columns, rows, width), *legend]) if rows else ""
 
 
