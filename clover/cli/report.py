@@ -32,6 +32,7 @@ from clover.report.render.text import report_text, sci_text
 from clover.report.sci_for_ai import SciRefused, sci_for_ai
 from clover.report.source import read_rows
 from clover.telemetry.ledger import LedgerReader
+from clover.telemetry.ledger.files import ledgers_in
 
 DONE, WRONG, USAGE, REFUSED = 0, 1, 2, 3
 _WIDTH = 80
@@ -113,7 +114,7 @@ class _Stated:
 def _configured(given: argparse.Namespace, environ: Mapping[str, str]) -> _Stated:
     argv = ["--config", given.config] if given.config else []
     config = settings.load(argv, environ).config
-    return _Stated(config.report, given.state_dir or getattr(config, "state_dir", ""))
+    return _Stated(config.report, given.state_dir or config.state_dir)
 
 
 def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -> None:
@@ -199,11 +200,10 @@ def _ledger(named: str, state_dir: str) -> Path:
     """Return the ledger that is meant.  Raises ConfigError if there are several, LedgerError if there is none."""
     if named:
         return Path(named)
-    folder = state_folder(state_dir) / "ledger"
-    found = sorted(folder.glob("*.db"))
+    found = ledgers_in(state_dir)
     if not found:
         raise LedgerError(
-            f"there is no ledger in {folder}: name the file, or the state folder of the server (--state-dir)"
+            f"there is no ledger in {state_folder(state_dir)}: name the file, or the state folder of the server (--state-dir)"
         )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)

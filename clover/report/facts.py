@@ -33,10 +33,14 @@ class HardwareFact(msgspec.Struct, frozen=True):
 
 
 class DeviceFact(msgspec.Struct, frozen=True):
-    """How the energy of a device is known, and by which parts it may be off, low and high (None: not said)."""
+    """How the energy of a device is known, and by which parts it may be off (None: not said)."""
 
     method: str = ""
-    uncertainty: tuple[float, float] | None = None
+    uncertainty_low: float | None = None
+    uncertainty_high: float | None = None
+
+
+_UNSAID = DeviceFact()
 
 
 class RunFacts(msgspec.Struct, frozen=True):
@@ -87,8 +91,9 @@ def energy_range(lines: Iterable[LineRow], times: RunTimes) -> GramsRange:
     for row in lines:
         facts = times.facts_at(row.start, row.length)
         usual = METER_ERROR.get(row.label, MODELLED_ERROR)
-        device = facts.devices.get(row.device) if facts is not None else None
-        down, up = (device.uncertainty if device is not None else None) or (-usual, usual)
+        device = facts.devices.get(row.device, _UNSAID) if facts is not None else _UNSAID
+        down = -usual if device.uncertainty_low is None else device.uncertainty_low
+        up = usual if device.uncertainty_high is None else device.uncertainty_high
         grams += row.grams
         low += row.grams * (1.0 + min(down, up))
         high += row.grams * (1.0 + max(down, up))

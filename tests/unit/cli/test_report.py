@@ -144,7 +144,7 @@ def test_the_ledger_of_the_state_folder_is_the_default(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert run() == 3
-    assert f"there is no ledger in {tmp_path / 'clover' / 'ledger'}" in capsys.readouterr().err
+    assert f"there is no ledger in {tmp_path / 'clover'}" in capsys.readouterr().err
     folder = tmp_path / "clover" / "ledger"
     folder.mkdir(parents=True)
     shutil.copy(ledger, folder / "one.db")

@@ -236,7 +236,7 @@ def test_without_a_pue_there_is_no_market_based_figure() -> None:
 
 
 def test_intervals_are_those_of_the_meters() -> None:
-    facts = {"devices": {"gpu0": {"method": "measured", "uncertainty": [-0.1, 0.2]}}}
+    facts = {"devices": {"gpu0": {"method": "measured", "uncertainty_low": -0.1, "uncertainty_high": 0.2}}}
     rows = LedgerRows(lines=[line(joules=10.0), line(joules=10.0, device="host")], runs=[run_row(facts)])
     assert report(rows).operation.low_g == pytest.approx(0.9 + 0.95)
     assert report(rows).operation.high_g == pytest.approx(1.2 + 1.05)
