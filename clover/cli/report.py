@@ -203,7 +203,8 @@ def _ledger(named: str, state_dir: str) -> Path:
     found = ledgers_in(state_dir)
     if not found:
         raise LedgerError(
-            f"there is no ledger in {state_folder(state_dir)}: name the file, or the state folder of the server (--state-dir)"
+            f"there is no ledger in {state_folder(state_dir)}: name the file, or the state folder of the server "
+            "(--state-dir)"
         )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)

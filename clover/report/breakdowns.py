@@ -40,15 +40,15 @@ ABOUT: Mapping[By, str] = {
 }
 
 
-class Amount(NamedTuple):
+class EnergyAmount(NamedTuple):
     """Energy in joules with its grams."""
 
     joules: float = 0.0
     grams: float = 0.0
 
-    def plus(self, other: Amount, factor: float = 1.0) -> Amount:
+    def plus(self, other: EnergyAmount, factor: float = 1.0) -> EnergyAmount:
         """Return this and `factor` x the other."""
-        return Amount(self.joules + factor * other.joules, self.grams + factor * other.grams)
+        return EnergyAmount(self.joules + factor * other.joules, self.grams + factor * other.grams)
 
 
 @dataclass
@@ -57,8 +57,8 @@ class _Sum:
 
     requests: int = 0
     rows: int = 0
-    own: Amount = field(default_factory=Amount)
-    shared: Amount = field(default_factory=Amount)
+    own: EnergyAmount = field(default_factory=EnergyAmount)
+    shared: EnergyAmount = field(default_factory=EnergyAmount)
     facility_j: float = 0.0
     spans: dict[int, int] = field(default_factory=dict)
 
@@ -77,9 +77,9 @@ class BreakdownRules:
     zone: tzinfo
 
 
-def own_of(row: UsageRow, lines: Collection[str]) -> Amount:
+def own_of(row: UsageRow, lines: Collection[str]) -> EnergyAmount:
     """Return what is a model's own in a row, of the account's `lines`."""
-    found = Amount()
+    found = EnergyAmount()
     for line, joules, grams in (
         ("active", row.active_j, row.active_g),
         ("idle", row.idle_j, row.idle_g),
@@ -87,7 +87,7 @@ def own_of(row: UsageRow, lines: Collection[str]) -> Amount:
         ("control", row.control_j, row.control_g),
     ):
         if line in lines:
-            found = found.plus(Amount(joules, grams))
+            found = found.plus(EnergyAmount(joules, grams))
     return found
 
 
@@ -127,7 +127,7 @@ def _by_device(usage: Iterable[UsageRow], within: Iterable[LineRow], rules: Brea
 
 
 def _add_line(found: _Sum, line: LineRow, rules: BreakdownRules) -> None:
-    found.own = found.own.plus(Amount(line.joules, line.grams))
+    found.own = found.own.plus(EnergyAmount(line.joules, line.grams))
     found.facility_j += line.joules * (rules.pue_at(line.start) or 0.0)
     found.spans[line.start] = line.length
 
@@ -140,20 +140,20 @@ def _add_rows(found: _Sum, row: UsageRow) -> None:
 def _by_use(usage: Iterable[UsageRow], within: Iterable[LineRow], rules: BreakdownRules) -> dict[By, _Sums]:
     """Return the sums by model, variant and tenant."""
     used: dict[int, dict[str, list[UsageRow]]] = defaultdict(lambda: defaultdict(list))
-    drawn: dict[int, Amount] = defaultdict(Amount)
+    drawn: dict[int, EnergyAmount] = defaultdict(EnergyAmount)
     for row in usage:
         used[row.start][row.model].append(row)
     for line in within:
-        drawn[line.start] = drawn[line.start].plus(Amount(line.joules, line.grams))
+        drawn[line.start] = drawn[line.start].plus(EnergyAmount(line.joules, line.grams))
     sums: dict[By, _Sums] = {"model": defaultdict(_Sum), "variant": defaultdict(_Sum), "tenant": defaultdict(_Sum)}
     for start in sorted({*used, *drawn}):
         pue = rules.pue_at(start) or 0.0
         models = used.get(start, {})
         own = {model: _total(own_of(row, rules.lines) for row in rows) for model, rows in models.items()}
-        left = drawn.get(start, Amount()).plus(_total(own.values()), -1.0)
+        left = drawn.get(start, EnergyAmount()).plus(_total(own.values()), -1.0)
         parts = _parts({model: amount.joules for model, amount in own.items()}) or ({NOBODY: 1.0} if any(left) else {})
         for model in dict.fromkeys([*own, *parts]):  # in an order that is always the same, as sums of floats need
-            mine, share = own.get(model, Amount()), Amount().plus(left, parts.get(model, 0.0))
+            mine, share = own.get(model, EnergyAmount()), EnergyAmount().plus(left, parts.get(model, 0.0))
             _add(sums["model"], model, mine, share, pue)
             whole = mine.plus(share)
             _split_variants(sums["variant"], model, models.get(model, []), whole, rules, pue)
@@ -174,9 +174,9 @@ def _count(sums: Mapping[By, _Sums], model: str, row: UsageRow) -> None:
 
 
 def _split_variants(
-    sums: _Sums, model: str, rows: Iterable[UsageRow], whole: Amount, rules: BreakdownRules, pue: float
+    sums: _Sums, model: str, rows: Iterable[UsageRow], whole: EnergyAmount, rules: BreakdownRules, pue: float
 ) -> None:
-    own: dict[str, Amount] = defaultdict(Amount)
+    own: dict[str, EnergyAmount] = defaultdict(EnergyAmount)
     for row in rows:
         if row.variant:
             own[row.variant] = own[row.variant].plus(own_of(row, rules.lines))
@@ -184,15 +184,15 @@ def _split_variants(
     parts = _parts({variant: amount.joules for variant, amount in own.items()}) or ({"": 1.0} if any(left) else {})
     for variant in dict.fromkeys([*own, *parts]):
         name = model if model == NOBODY else f"{model}/{variant or NO_VARIANT}"
-        _add(sums, name, own.get(variant, Amount()), Amount().plus(left, parts.get(variant, 0.0)), pue)
+        _add(sums, name, own.get(variant, EnergyAmount()), EnergyAmount().plus(left, parts.get(variant, 0.0)), pue)
 
 
-def _split_tenants(sums: _Sums, rows: Sequence[UsageRow], whole: Amount, pue: float) -> None:
+def _split_tenants(sums: _Sums, rows: Sequence[UsageRow], whole: EnergyAmount, pue: float) -> None:
     parts = _tenant_parts(rows)
     if not parts and any(whole):
         parts = {NO_TENANT if rows else NOBODY: 1.0}
     for tenant, part in parts.items():
-        _add(sums, tenant, Amount(), Amount().plus(whole, part), pue)
+        _add(sums, tenant, EnergyAmount(), EnergyAmount().plus(whole, part), pue)
 
 
 def _tenant_parts(rows: Sequence[UsageRow]) -> dict[str, float]:
@@ -212,8 +212,8 @@ def _tenant_parts(rows: Sequence[UsageRow]) -> dict[str, float]:
     return {}
 
 
-def _total(amounts: Iterable[Amount]) -> Amount:
-    found = Amount()
+def _total(amounts: Iterable[EnergyAmount]) -> EnergyAmount:
+    found = EnergyAmount()
     for amount in amounts:
         found = found.plus(amount)
     return found
@@ -226,7 +226,7 @@ def _parts(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight / whole for name, weight in known.items()}
 
 
-def _add(sums: _Sums, name: str, own: Amount, shared: Amount, pue: float) -> None:
+def _add(sums: _Sums, name: str, own: EnergyAmount, shared: EnergyAmount, pue: float) -> None:
     found = sums[name]
     found.own, found.shared = found.own.plus(own), found.shared.plus(shared)
     found.facility_j += (own.joules + shared.joules) * pue
@@ -255,5 +255,5 @@ def _buckets(by: By, sums: _Sums, rules: BreakdownRules) -> Iterator[ReportBucke
         )
 
 
-def _whole(found: _Sum) -> Amount:
+def _whole(found: _Sum) -> EnergyAmount:
     return found.own.plus(found.shared)

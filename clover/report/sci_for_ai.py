@@ -220,7 +220,8 @@ def _insights(report: Report) -> Iterator[str]:
     for item in report.saved:
         if item.part is not None and item.against in ("fixed", "base"):
             verb = "less" if item.saved.grams >= 0.0 else "more"
-            yield f"{percent(abs(item.part))} {verb} was emitted in operation than by {item.name}, over the rows compared."
+            part = percent(abs(item.part))
+            yield f"{part} {verb} was emitted in operation than by {item.name}, over the rows compared."
 
 
 def decode(text: bytes) -> SciForAi:
