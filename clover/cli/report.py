@@ -30,7 +30,7 @@ from clover.report.render.page import report_page
 from clover.report.render.sci_page import sci_page
 from clover.report.render.text import report_text, sci_text
 from clover.report.sci_for_ai import SciRefused, sci_for_ai
-from clover.report.source import read_rows
+from clover.report.source import read_rows, whole_spans
 from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.files import ledgers_in
 
@@ -40,6 +40,8 @@ _WIDTH = 80
 _FORMATS = ("table", "json", "csv", "html", "parquet")
 _SUFFIXES = {".json": "json", ".csv": "csv", ".html": "html", ".htm": "html", ".parquet": "parquet", ".txt": "table"}
 _KEY, _KEY_FILE = "CLOVER_REPORT_KEY", "CLOVER_REPORT_KEY_FILE"
+_SETTLED_S = 30.0
+"""Seconds after which a running server has written a minute."""
 _SHORT_S = 2 * 86_400.0
 """Length of a period up to which a terminal shows hours instead of days."""
 
@@ -123,7 +125,8 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     stated, zone, key = _configured(given, environ), zone_of(given.tz), _key(given, environ)
     path = _ledger(given.ledger, stated.state_dir)
     with _opened(path) as ledger:
-        start, end = _period(given, ledger, zone, now)
+        asked = _period(given, ledger, zone, now)
+        start, end = whole_spans(ledger, *asked)
         rows = read_rows(ledger, start, end, zone)
     if not (rows.usage or rows.lines or rows.grid):
         raise LedgerError(_nothing(path, start, end, zone))
@@ -139,6 +142,7 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
             market_source=given.market_source or stated.report.market_source,
             zone=zone,
             zone_name=given.tz,
+            edges="" if (start, end) == asked else _widened(*asked, zone),
             key=key,
         ),
     )
@@ -224,8 +228,9 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
     bounds = ledger.bounds()
     if bounds is None:
         raise LedgerError(f"{ledger.path}: the ledger is empty: nothing was recorded yet")
-    # The minute under way is not over yet.
-    last = min(float(bounds[1]), now - now % 60.0) if now > bounds[0] + 60.0 else float(bounds[1])
+    # What is under way is not over yet, and may not be written yet.
+    settled = now - _SETTLED_S - (now - _SETTLED_S) % 60.0
+    last = min(float(bounds[1]), settled) if settled > bounds[0] else float(bounds[1])
     start = moment(given.start, zone, now) if given.start else float(bounds[0])
     end = moment(given.end, zone, now) if given.end else max(last, bounds[0] + 60.0)
     if not given.end and given.start and start >= end:
@@ -233,6 +238,13 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
     if start >= end:
         raise ConfigError(f"--from {given.start or time_words(start, zone)} is not before --to {given.end}")
     return start, end
+
+
+def _widened(start: float, end: float, zone: tzinfo) -> str:
+    return (
+        f"asked was {time_words(start, zone)} to {time_words(end, zone)}, which the ledger has only as parts of "
+        "longer entries"
+    )
 
 
 def _nothing(path: Path, start: float, end: float, zone: tzinfo, bounds: tuple[int, int] | None = None) -> str:

@@ -101,6 +101,8 @@ class ReportOptions:
     market_source: str = ""
     zone: tzinfo = UTC
     zone_name: str = "UTC"
+    edges: str = ""
+    """In words, if the period is not the one that was asked for."""
     key: bytes = b""
 
 
@@ -168,11 +170,6 @@ def _spans(rows: LedgerRows) -> dict[int, int]:
 
 def _period(rows: LedgerRows, options: ReportOptions) -> ReportPeriod:
     spans = _spans(rows)
-    edges = []
-    if first := [start for start in spans if start < options.start]:
-        edges.append(f"its first entry begins {options.start - min(first):.0f} s before it")
-    if last := [start + length for start, length in spans.items() if start + length > options.end]:
-        edges.append(f"its last entry ends {max(last) - options.end:.0f} s after it")
     known = recorded_s(rows.grid)
     return ReportPeriod(
         start=options.start,
@@ -181,7 +178,7 @@ def _period(rows: LedgerRows, options: ReportOptions) -> ReportPeriod:
         finest_s=min(spans.values(), default=0),
         coarsest_s=max(spans.values(), default=0),
         zone=options.zone_name,
-        edges="; ".join(edges),
+        edges=options.edges,
     )
 
 

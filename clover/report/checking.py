@@ -114,6 +114,7 @@ def _compare(report: Report, ledger: LedgerReader, wrong: list[str], checked: li
             market_source=source,
             zone=zone,
             zone_name=period.zone,
+            edges=period.edges,
         ),
     )
     again = sealed(msgspec.structs.replace(again, clover=report.clover))

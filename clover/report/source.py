@@ -8,7 +8,7 @@ from clover.report.build import LedgerRows
 from clover.telemetry.ledger.rows import RunRow
 from clover.telemetry.ledger.store import LedgerReader
 
-_HOUR_S = 3600
+_HOUR_S, _DAY_S = 3600, 86_400
 _EVENT_KINDS = ("fault", "operator", "provider")
 _MOST_EVENTS = 10_000
 
@@ -32,6 +32,14 @@ def read_rows(ledger: LedgerReader, start: float, end: float, zone: tzinfo) -> L
         runs=_runs(ledger, start, end),
         profiles=ledger.profiles(),
     )
+
+
+def whole_spans(ledger: LedgerReader, start: float, end: float) -> tuple[float, float]:
+    """Return the period from `start` to `end`, widened to the ends of entries that only a part of lies in it: hours and
+    days that were put together cannot be split.  Raises LedgerError."""
+    before = [row.start for row in ledger.grid(start - _DAY_S, start) if row.end > start]
+    after = [row.end for row in ledger.grid(end - _DAY_S, end) if row.end > end]
+    return float(min(before, default=start)), float(max(after, default=end))
 
 
 def _whole_hours(start: float, end: float, zone: tzinfo) -> bool:

@@ -158,7 +158,8 @@ def parts_words(parts: tuple[KnownPart, ...]) -> str:
 def cautions(report: Report) -> list[str]:
     """Return what forbids to quote the figures as emissions of a real machine on a real grid."""
     found = []
-    if any(item.name == "emulated" and item.part > 0.0 for item in report.energy_known):
+    emulated = any(item.name == "emulated" and item.part > 0.0 for item in report.energy_known)
+    if emulated or any(item.known == "emulated" for item in report.hardware):
         found.append("EMULATED hardware drew no power: figures with it are no emissions.")
     if any(item.name == "synthetic" and item.part > 0.0 for item in report.intensity_known):
         found.append("The grid is INVENTED (synthetic) for part of the energy: its grams are of no real grid.")

@@ -81,7 +81,7 @@ def header(report: Report, title: str, zone: tzinfo) -> str:
     made = f"made {time_words(report.made, zone)} by Clover {report.clover}"
     lines = paragraph(_sentence(period_words(report, zone)))
     if report.period.edges:
-        lines += paragraph(f"The ledger's entries do not end with the period: {report.period.edges}.")
+        lines += paragraph(_sentence(report.period.edges) + ".")
     lines += paragraph("; ".join(word for word in (*who, made) if word), "soft")
     return f"<header><h1>{escape(title)}</h1>{lines}</header>"
 

@@ -95,6 +95,15 @@ def test_a_part_of_the_time(ledger: str, capsys: pytest.CaptureFixture[str]) -> 
     assert rows(*berlin) == rows("--from", "2026-09-22T22:00", "--to", "2026-09-23T22:00")
 
 
+def test_a_period_is_widened_to_hours_that_cannot_be_split(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ledger, "--from", "2026-09-22T01:20", "--to", "2026-09-22T02:10", "--format", "json") == 0
+    period = json.loads(capsys.readouterr().out)["period"]
+    assert (period["start"] - SCENE.start_s, period["end"] - SCENE.start_s) == (3600.0, 3 * 3600.0)
+    assert period["edges"].startswith(
+        "asked was 2026-09-22 01:20 UTC to 2026-09-22 02:10 UTC, which the ledger has only"
+    )
+
+
 def test_days_of_a_zone_sum_to_the_total(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ledger, "--format", "csv", "--by", "day", "--tz", "America/New_York") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
