@@ -17,6 +17,7 @@ COMMANDS = {
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
     "doctor": ("clover.cli.doctor", "Show how energy is known here; measure the energy model's constants"),
+    "report": ("clover.cli.report", "Say what was emitted and saved over a time, from the ledger"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
 }
 

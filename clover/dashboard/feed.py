@@ -93,6 +93,10 @@ class Feed:
         self._today_s = -math.inf
         self._reading: asyncio.Task[None] | None = None
 
+    def start(self) -> asyncio.Task[None]:
+        """Return the task that looks, begun in the running loop."""
+        return asyncio.get_running_loop().create_task(self.run(), name="clover-dashboard")
+
     async def run(self) -> None:
         """Call `tick` until cancelled; one that fails is logged, and the next one is made all the same."""
         while True:

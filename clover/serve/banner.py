@@ -27,7 +27,7 @@ def show(server: Server) -> None:
     """Print the banner on standard output; if logs are JSON, log that the server is ready and what has to be known."""
     config = server.engine.config
     if config.log.json:
-        page = f"{server.url}/dashboard" if server.engine.feed is not None else ""
+        page = f"{server.url}/dashboard" if server.engine.page is not None else ""
         log.info("ready", extra={"url": server.url, "dashboard": page, "families": list(server.engine.served)})
         for name in server.engine.served:
             if cost := server.engine.controller.terms(name):
@@ -44,7 +44,7 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     engine = server.engine
     config = engine.config
     rows = [("Clover", f"{__version__} at {server.url}")]
-    if engine.feed is not None:
+    if engine.page is not None:
         rows.append(("dashboard", f"{server.url}/dashboard"))
     for name, served in engine.served.items():
         rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))

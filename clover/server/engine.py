@@ -25,7 +25,6 @@ from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.control.ledger_files import LedgerFiles
 from clover.control.slo_watch import slo_gauges
-from clover.dashboard import Feed, dashboard_paths
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
@@ -34,11 +33,13 @@ from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
+from clover.server.ledger import ServerLedger
+from clover.server.ledger_source import LedgerSource
 from clover.server.machine import Machine
-from clover.server.page import feed_of
+from clover.server.page import DashboardPage
+from clover.server.tasks import cancelled
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
-from clover.telemetry.metrics.server import pages
 from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.server")
@@ -105,14 +106,14 @@ class Engine:
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
-        self.feed: Feed | None = None
+        self.ledger: ServerLedger | None = None
+        if config.ledger.keep == "on":
+            source = LedgerSource(self.account, self.machine, self.served, self.controller)
+            self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
+        self._metrics.ledger = lambda: self.ledger.status if self.ledger is not None else None
+        self.page = DashboardPage(self, self._metrics) if http and config.listen.dashboard else None
         if http:
-            mounted = None
-            if config.listen.dashboard:
-                feed = self.feed = feed_of(self)
-                mounted = dashboard_paths(feed.streams)
-                self._metrics.further.append(lambda: pages(feed.streams))
-            self.frontend = Frontend(self, config, loop, mounted=mounted)
+            self.frontend = Frontend(self, config, loop, mounted=self.page.mounted if self.page is not None else None)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -152,6 +153,9 @@ class Engine:
             await self.frontend.start()
         await self._pool.start()
         await self.machine.start()
+        if self.ledger is not None:
+            self.ledger.start()
+            stack.push_async_callback(self.ledger.close)  # after all that counts
         await self._account()  # from here on joules count: those of measuring are control's, and of no family
         for served in self.served.values():
             profile = await self._profile(served)
@@ -177,13 +181,14 @@ class Engine:
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()
+        if self.ledger is not None:
+            self.ledger.serve(self.served)
         await self._account()  # so that the first receipts know already who holds how much idle power
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
             stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
-        if self.feed is not None:
-            stack.push_async_callback(self.feed.stop)
-            stack.push_async_callback(cancelled, loop.create_task(self.feed.run(), name="clover-dashboard"))
+        if self.page is not None:
+            self.page.start(stack)
 
     async def drain(self) -> bool:
         """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.
@@ -298,6 +303,8 @@ class Engine:
         spans = self.account.take()
         self.controller.shadows.window(spans)
         self.footprint.window(time.monotonic_ns(), reading, spans)
+        if self.ledger is not None:
+            self.ledger.tick(reading)
 
     async def _tick(self) -> None:
         """Check the workers and close the energy window, each second; a failure of one does not stop the other."""
@@ -393,6 +400,7 @@ class Engine:
             "models": models,
             "devices": devices,
             "core_idle": self.machine.idle_states(),
+            "ledger": self.ledger.report() if self.ledger is not None else None,
         }
 
     def _savings(self) -> list[str]:
@@ -472,10 +480,3 @@ def check_floor(name: str, profile: FamilyProfile, floor: float | None) -> None:
     best = max(accuracies(profile).values(), default=0.0)
     if floor is not None and floor > best:
         raise ConfigError(f"{name}: accuracy_floor {floor:g} is above the best variant's {best:.2f} %")
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` and wait for its end."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

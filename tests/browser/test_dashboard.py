@@ -57,13 +57,13 @@ def test_it_is_useful_before_charts_and_follows_the_server(open_page: Opens) -> 
 
 def test_it_comes_back_after_a_restart_and_says_meanwhile_that_it_is_old(open_page: Opens, served: Served) -> None:
     page = open_page()
-    epoch = served.server.engine.feed.epoch  # type: ignore[union-attr]
+    epoch = served.server.engine.page.feed.epoch  # type: ignore[union-attr]
     served.stop()
     page.wait_for_selector('#link[data-state="stale"]', timeout=20_000)
     assert "old" in text(page, "#link-text")
     served.start()
     page.wait_for_selector('#link[data-state="live"]', timeout=60_000)
-    assert served.server.engine.feed.epoch != epoch  # type: ignore[union-attr]
+    assert served.server.engine.page.feed.epoch != epoch  # type: ignore[union-attr]
     until(page, "/started again/.test(document.querySelector('#action-result').innerText)")
     # Chromium itself says that the server was not there; the page says nothing.
     page.said[:] = [line for line in page.said if "ERR_CONNECTION_REFUSED" not in line and "ERR_INCOMPLETE" not in line]

@@ -101,12 +101,13 @@ def write_ledger(path: Path, scene: LedgerScene = LedgerScene()) -> LedgerTruth:
     chance, truth, writer = random.Random(scene.seed), LedgerTruth(), LedgerWriter(path)
     run, number, seen = 0, 0, float(scene.start_s)
     gathered: Rows = {}
+    profiles: list[KeptProfile] = []
     for model in scene.models:
         content = {
             name: {"accuracy": ACCURACY[name], "accuracy_method": "measured", "joules_per_row": JOULES[name]}
             for name in ACCURACY
         }
-        writer.profile(KeptProfile(f"profile-{model}", model, scene.start_s, json.dumps({"variants": content})))
+        profiles.append(KeptProfile(f"profile-{model}", model, scene.start_s, json.dumps({"variants": content})))
     for start, length in scene.steps():
         now_run = scene.run_of(start)
         if now_run == 0:
@@ -120,7 +121,7 @@ def write_ledger(path: Path, scene: LedgerScene = LedgerScene()) -> LedgerTruth:
                 writer.end(seen)
             run, number = now_run, 0
             writer.begin(_start(scene, start))
-            writer.add(LedgerBatch(number := number + 1, start, events=[_configured(start, run)]))
+            writer.add(LedgerBatch(number := number + 1, start, events=[_configured(start, run)], profiles=profiles))
         seen = start + length
         _span(scene, chance, start, length, gathered, truth)
         events = list(_events(scene, chance, start, length))
@@ -151,7 +152,7 @@ def _start(scene: LedgerScene, at_s: int) -> RunStart:
             },
         ],
         "devices": {
-            "host": {"method": "modelled", "uncertainty": [-0.3, 0.4], "active_uncertainty": [-0.4, 0.5]},
+            "host": {"method": "modelled", "uncertainty_low": -0.3, "uncertainty_high": 0.4},
             "gpu0": {"method": scene.gpu_label},
         },
     }  # fmt: skip

@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}),
-    frozenset({"config", "interfaces", "cache"}),
+    frozenset({"config", "cache"}),
+    frozenset({"tenants"}),
+    frozenset({"interfaces"}),
     frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "telemetry.ledger", "_native"}),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
@@ -29,7 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"planning.search"}),
     frozenset({"planning.budget"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime", "runtime.cascade", "runtime.memory"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report"}),
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),

@@ -10,6 +10,7 @@ the file has all batches that were committed; after a loss of power it may lack 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sqlite3
@@ -51,12 +52,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LedgerBatch:
-    """What one flush adds: rows by table, and events.  `number` rises from flush to flush of a run, `at_s` is now."""
+    """What one flush adds: rows by table, events, profiles; `facts`, unless empty, replaces those of the run.  `number`
+    rises from flush to flush of a run, `at_s` is now."""
 
     number: int
     at_s: float
     rows: Mapping[str, TableRows] = field(default_factory=dict)
     events: Sequence[EventRow] = ()
+    profiles: Sequence[KeptProfile] = ()
+    facts: str = ""
 
     @property
     def size(self) -> int:
@@ -66,7 +70,7 @@ class LedgerBatch:
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a run begins with (`RunRow`); `profiles` by digest are the model and the JSON of each profile."""
+    """What a run begins with (`RunRow`)."""
 
     at_s: float
     version: str
@@ -75,6 +79,41 @@ class RunStart:
     digest: str
     configuration: str
     facts: str = "{}"
+
+
+_EVENT = "INSERT INTO events (at, kind, model, summary, detail, run) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """Sums over all runs, in whole microjoules and nanograms; grams saved by model and counterfactual, within the
+    boundary `server`.  `since_s`: when the first run began (Unix seconds, infinite before any)."""
+
+    since_s: float = math.inf
+    joules_uj: int = 0
+    grams_ng: int = 0
+    saved_ng: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def added_to(self, other: Lifetime) -> Lifetime:
+        """Return the sums of both."""
+        keys = {*self.saved_ng, *other.saved_ng}
+        return Lifetime(
+            min(self.since_s, other.since_s),
+            self.joules_uj + other.joules_uj,
+            self.grams_ng + other.grams_ng,
+            {key: self.saved_ng.get(key, 0) + other.saved_ng.get(key, 0) for key in keys},
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes."""
+        saved = [[*key, ng] for key, ng in self.saved_ng.items()]
+        return {"since_s": self.since_s, "joules_uj": self.joules_uj, "grams_ng": self.grams_ng, "saved_ng": saved}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Lifetime:
+        """Return the sums of which `found` was made."""
+        saved = {(model, against): ng for model, against, ng in found["saved_ng"]}
+        return cls(found["since_s"], found["joules_uj"], found["grams_ng"], saved)
 
 
 class LedgerWriter:
@@ -94,6 +133,7 @@ class LedgerWriter:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         try:
+            schema.version_of(self._connection)  # what is none of ours is not touched
             latency.register(self._connection)
             for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL"):
                 self._connection.execute(f"PRAGMA {pragma}")
@@ -122,26 +162,12 @@ class LedgerWriter:
         self.run = done.lastrowid or 0
         return self.run
 
-    def resume(self, run: int) -> int:
-        """Write for a run that was begun before; return the number of its last batch in the file."""
-        found = self._connection.execute("SELECT flush FROM runs WHERE id = ?", (run,)).fetchone()
-        if found is None:
-            raise LedgerError(f"it does not know run {run}")
-        self.run = run
-        return int(found[0])
-
-    def facts(self, facts: str) -> None:
-        """Replace the facts of the run (JSON)."""
-        with self._transaction():
-            self._execute("UPDATE runs SET facts = ? WHERE id = ?", (facts, self.run))
-
-    def profile(self, row: KeptProfile) -> None:
-        """Keep a profile, unless it is known."""
-        with self._transaction():
-            self._execute(
-                "INSERT INTO profiles VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (row.digest, row.model, row.at, row.content),
-            )
+    def resume(self, run: int) -> bool:
+        """Write for a run that was begun before; return whether the file knows it."""
+        found = self._connection.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone()
+        if found is not None:
+            self.run = run
+        return found is not None
 
     def add(self, batch: LedgerBatch) -> None:
         """Add a batch as a whole; do nothing if it was added before.  Raises sqlite3.Error, and nothing was added then,
@@ -159,11 +185,17 @@ class LedgerWriter:
             if batch.events:
                 self._step()
                 self._connection.executemany(
-                    "INSERT INTO events (at, kind, model, summary, detail, run) VALUES (?, ?, ?, ?, ?, ?)",
+                    _EVENT,
                     [(item.at, item.kind, item.model, item.summary, item.detail, self.run) for item in batch.events],
                 )
+            for row in batch.profiles:
+                self._execute(
+                    "INSERT INTO profiles VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (row.digest, row.model, row.at, row.content),
+                )
             self._execute(
-                "UPDATE runs SET seen = max(seen, ?), flush = ? WHERE id = ?", (batch.at_s, batch.number, self.run)
+                "UPDATE runs SET seen = max(seen, ?), flush = ?, facts = iif(?3 = '', facts, ?3) WHERE id = ?4",
+                (batch.at_s, batch.number, batch.facts, self.run),
             )
 
     def fold(self, minutes_until_s: int, hours_until_s: int) -> int:
@@ -178,15 +210,39 @@ class LedgerWriter:
                         self._execute(statement, (into, length, edge))
         return self._connection.total_changes - before
 
+    def note(self, event: EventRow) -> None:
+        """Add an event of the run by itself."""
+        with self._transaction():
+            self._execute(_EVENT, (event.at, event.kind, event.model, event.summary, event.detail, self.run))
+
     def forget(self, until_s: int) -> int:
-        """Remove spans, events and runs that ended before `until_s`; return how many rows went."""
+        """Remove spans, events and runs that ended before `until_s`, whose sums stay in `lifetime`; return how many
+        rows went."""
         before = self._connection.total_changes
         with self._transaction():
+            sums = _lifetime(self._connection, "WHERE start + length <= ?", (until_s,))
+            self._execute(
+                "INSERT INTO meta VALUES ('forgotten', ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+                (json.dumps(sums.added_to(self._forgotten()).as_json()),),
+            )
             for name in TABLES:
                 self._execute(f"DELETE FROM {name} WHERE start + length <= ?", (until_s,))
             self._execute("DELETE FROM events WHERE at < ?", (until_s,))
             self._execute("DELETE FROM runs WHERE seen < ? AND id != ?", (until_s, self.run))
         return self._connection.total_changes - before
+
+    def _forgotten(self) -> Lifetime:
+        found = self._connection.execute("SELECT value FROM meta WHERE key = 'forgotten'").fetchone()
+        return Lifetime.from_json(json.loads(found[0])) if found is not None else Lifetime()
+
+    def lifetime(self) -> Lifetime:
+        """Return the sums of all runs so far, removed spans included."""
+        return _lifetime(self._connection, "", ()).added_to(self._forgotten())
+
+    def first_s(self) -> int | None:
+        """Return when the first span begins; None if there is none."""
+        found = (self._connection.execute(f"SELECT min(start) FROM {name}").fetchone()[0] for name in TABLES)
+        return min((start for start in found if start is not None), default=None)
 
     def forget_events(self, until_s: float) -> None:
         """Remove events from before `until_s`."""
@@ -394,6 +450,19 @@ def _open(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     raise AssertionError("unreachable")
+
+
+def _lifetime(connection: sqlite3.Connection, where: str, values: Sequence[Any]) -> Lifetime:
+    (first,) = connection.execute("SELECT min(started) FROM runs").fetchone()
+    joules, grams = connection.execute(f"SELECT SUM(joules_uj), SUM(grams_ng) FROM lines {where}", values).fetchone()
+    among = f"{where} AND" if where else "WHERE"
+    saved = connection.execute(
+        f"SELECT model, against, SUM(shadow_ng - own_ng) FROM saved {among} boundary = 'server' "
+        "GROUP BY model, against",
+        values,
+    ).fetchall()
+    since_s = math.inf if first is None else float(first)
+    return Lifetime(since_s, joules or 0, grams or 0, {(model, against): ng for model, against, ng in saved})
 
 
 def _sums(connection: sqlite3.Connection, since_s: float, until_s: float) -> LedgerSums:

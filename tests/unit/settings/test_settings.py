@@ -416,6 +416,7 @@ _FREE = [
         "carbon.trace_start",
         "families.family",
         "families.name",
+        "ledger.name",
         "families.slots",
         "families.queue_rows",
     }

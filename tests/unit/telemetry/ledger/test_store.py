@@ -81,22 +81,23 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_run_is_continued_and_ended(writer: LedgerWriter) -> None:
     writer.add(LedgerBatch(4, 130.0, line(120, 5)))
     again = LedgerWriter(writer.path)
-    assert again.resume(writer.run) == 4
+    assert again.resume(writer.run)
+    again.add(LedgerBatch(4, 130.0, line(120, 5)))
+    assert not again.resume(9)
     again.end(200.0)
     again.close()
     with LedgerReader(writer.path) as ledger:
         assert ledger.runs()[0].ended == 200.0
         assert ledger.runs(since_s=201.0) == []
-    with pytest.raises(LedgerError, match="does not know run 9"):
-        LedgerWriter(writer.path).resume(9)
+        assert ledger.sums().joules == 5e-6
 
 
 def test_profiles_are_kept_once_and_events_newest_first(writer: LedgerWriter) -> None:
-    for at in (1.0, 2.0):
-        writer.profile(KeptProfile("d", "m", at, "{}"))
     events = [EventRow(float(at), "decision" if at % 2 else "fault", "m", f"e{at}") for at in range(6)]
-    writer.add(LedgerBatch(1, 130.0, events=events))
+    writer.add(LedgerBatch(1, 130.0, events=events, profiles=[KeptProfile("d", "m", 1.0, "{}")]))
+    writer.add(LedgerBatch(2, 130.0, profiles=[KeptProfile("d", "m", 2.0, "{}")], facts='{"pue": 1.2}'))
     with LedgerReader(writer.path) as ledger:
+        assert ledger.runs()[0].facts == '{"pue": 1.2}'
         assert ledger.profiles() == [KeptProfile("d", "m", 1.0, "{}")]
         assert [event.summary for event in ledger.events(limit=2)] == ["e4", "e5"]
         assert [event.summary for event in ledger.events(1, 5, kinds=["fault"])] == ["e2", "e4"]
