@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
-GPU_EXTRAS ?= onnx,test,tensorrt
+GPU_EXTRAS ?= onnx,dashboard,test,tensorrt
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
 JOBS ?= 4
@@ -84,11 +84,11 @@ $(VENV)/.built: $(INPUTS) | $(PY)
 	@touch $@
 
 $(VENV)/.serve: $(VENV)/.built
-	@./setup.sh $(VENV) packages onnx
+	@./setup.sh $(VENV) packages onnx,dashboard
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built
-	@./setup.sh $(VENV) packages onnx,optimize,test
+	@./setup.sh $(VENV) packages onnx,dashboard,optimize,test
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.gpu: $(VENV)/.built
@@ -96,5 +96,5 @@ $(VENV)/.gpu: $(VENV)/.built
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.dev: $(VENV)/.built
-	@./setup.sh $(VENV) packages onnx,test,dev
+	@./setup.sh $(VENV) packages onnx,dashboard,test,dev
 	@touch $@ $(VENV)/.serve

@@ -123,6 +123,7 @@ setup(
         "": ["py.typed"],
         **{".".join(path.parent.parts): ["*.pxd"] for path in Path("clover").rglob("*.pxd")},
         "clover._native": ["*.pyi", "*.pxd"],
+        "clover.dashboard": ["assets/*"],
         "clover.devices": ["data/*.json"],
         "clover.energy": ["data/*.json"],
         "clover.simulate": ["data/*.json"],

@@ -45,6 +45,7 @@ class ListenConfig(Section, frozen=True, kw_only=True):
     allowed_hosts: Annotated[tuple[str, ...], _help("more host names that requests may be addressed to")] = ()
     tls_cert: Annotated[str, _help("PEM certificate chain; turns TLS on")] = ""
     tls_key: Annotated[str, _help("PEM key of the certificate")] = ""
+    dashboard: Annotated[bool, _help("serve the dashboard at /dashboard")] = True
 
 
 class LimitsConfig(Section, frozen=True, kw_only=True):
@@ -490,6 +491,26 @@ class OtelConfig(Section, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class ReportConfig(Section, frozen=True, kw_only=True):
+    application: Annotated[str, _help("name of the application that carbon reports are of")] = ""
+    version: Annotated[str, _help("version of that application")] = ""
+    description: Annotated[str, _help("what the application does, in a sentence")] = ""
+    url: Annotated[str, _help("address at which more of the application is said")] = ""
+    organisation: Annotated[str, _help("organisation that reports")] = ""
+    accountable: Annotated[str, _help("person who answers for reports")] = ""
+    contact: Annotated[str, _help("address by which that person is reached")] = ""
+    market_g_per_kwh: (
+        Annotated[
+            float,
+            _help(
+                "carbon intensity of the electricity that was contracted, gCO2e per kWh, for market-based figures", ge=0
+            ),
+        ]
+        | None
+    ) = None
+    market_source: Annotated[str, _help("where that factor is from: contract, certificates, residual mix")] = ""
+
+
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The whole configuration of one server."""
 
@@ -505,6 +526,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     log: LogConfig = LogConfig()
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()
+    report: ReportConfig = ReportConfig()
     cache_dir: Annotated[str, _help("folder of profiles and compiled models; $XDG_CACHE_HOME/clover by default")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     profile: Annotated[

@@ -109,6 +109,11 @@ class Grid:
         failed = self._source.last_error if stands_in else ""
         return "; ".join(dict.fromkeys(filter(None, (failed, self._source.trouble))))
 
+    @property
+    def foreseen(self) -> Sequence[Reading]:
+        """The source's newest forecast, as it was last asked for; it may reach back before now."""
+        return self._forecast
+
     async def read(self) -> Reading:
         """Read the intensity of now, which plans go by.  Never raises for a source."""
         self.reading = await self._source.read(self.now())

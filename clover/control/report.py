@@ -111,7 +111,11 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
     policy, ledger = context.policy_of(family), family.ledger
     if policy not in BUDGETED:
         return None
-    budget: dict[str, Any] = {"accuracy_budget": family.config.accuracy_budget}
+    best, points = max(accuracies(family.profile).values(), default=0.0), family.config.accuracy_budget
+    budget: dict[str, Any] = {
+        "accuracy_budget": points,
+        "accuracy_target": None if points is None else max(family.targets.accuracy_floor, best - points),
+    }
     if policy not in SPENDING:
         return budget
     begun = not math.isnan(ledger.since_s)

@@ -7,6 +7,9 @@ and without one changes are taken from loopback peers only.  If a control socket
 A tenant's token lets it ask models.  It changes nothing, and sees neither state nor decisions nor metrics, which are
 others' too, unless the tenant `may_control`.  Where there are tenants, a token that is nobody's is refused wherever it
 comes from: its owner would otherwise be served as no tenant, without a limit.
+
+The dashboard's page and its scripts are read without the token, since a browser that opens an address sends none: they
+are files of the package and hold nothing of this server.  What they show they ask for with the token.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ _CHALLENGE = b"WWW-Authenticate: Bearer\r\n"
 _WILDCARDS = ("", "0.0.0.0", "::")
 _OPERATORS = ("/v2/clover", "/metrics", "/dashboard")
 """Paths that begin so are not for tenants: they show what others sent and used."""
+_PAGE = "/dashboard"
+_ASSETS = "/dashboard/assets/"
 
 
 class UnauthorizedError(RequestError):
@@ -43,6 +48,11 @@ class ForbiddenError(RequestError):
 def binds_loopback(host: str) -> bool:
     """Return whether a bind address is reachable from this machine only."""
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
+
+
+def _is_asset(path: str) -> bool:
+    """Return whether a path is of the dashboard's own files, which are the same on every server."""
+    return path == _PAGE or path.startswith(_ASSETS)
 
 
 class Access:
@@ -90,7 +100,7 @@ class Access:
         misplaced = self._misplaced(head)
         if misplaced is not None:
             head.refusal = misplaced
-        elif not known and self._needs_token(head):
+        elif not known and self._needs_token(head) and not _is_asset(head.path):
             head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
         elif head.tenant is not None and not head.tenant.may_control and head.path.startswith(_OPERATORS):
             head.refusal = (403, "a tenant's token is for models only: this needs the operator's", b"")

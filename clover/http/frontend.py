@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -19,11 +19,12 @@ from clover.config import ServerConfig
 from clover.errors import ConfigError, StartError
 from clover.http.acceptor import Acceptor, bind, reserve_descriptors
 from clover.http.access import Access
-from clover.http.api.routes import Routes
+from clover.http.api.routes import Methods, Routes
 from clover.http.connection import SWEEP_S, Connection, Incoming
 from clover.http.ids import RequestIds
 from clover.http.server_state import RequestTracer, ServerState
 from clover.http.stats import HttpStats
+from clover.http.streams import EventStreams
 from clover.interfaces import ServerView
 from clover.tenants import Tenants
 
@@ -66,6 +67,14 @@ class _ControlPath:
                 self.path.unlink()
 
 
+@dataclass(frozen=True)
+class Mounted:
+    """Paths of what is built above the front end, and its streams, which end as soon as a drain begins."""
+
+    paths: Mapping[str, Methods]
+    streams: EventStreams | None = None
+
+
 class Frontend:
     """Serves a `ServerView` over HTTP.  `stats` are plain counters; `url` is set by `start`."""
 
@@ -76,9 +85,11 @@ class Frontend:
         loop: asyncio.AbstractEventLoop,
         *,
         tenants: Tenants | None = None,
+        mounted: Mounted | None = None,
         monotonic_s: Callable[[], float] = monotonic,
         tracer: RequestTracer | None = None,
     ) -> None:
+        self._mounted = mounted or Mounted({})
         self._config = config
         self._tenants = tenants
         self._loop = loop
@@ -89,7 +100,7 @@ class Frontend:
         self._listeners: list[_Listener] = []
         for control in (False, True) if config.listen.control else (False,):
             access = Access(config.listen, control=control, tenants=tenants)
-            routes = Routes(view, config, loop, access)
+            routes = Routes(view, config, loop, access, self._mounted.paths)
             state = ServerState(
                 routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids, tracer=tracer
             )
@@ -232,6 +243,8 @@ class Frontend:
             yield from list(listener.connections)
 
     def _refuse_new(self) -> None:
+        if self._mounted.streams is not None:
+            self._mounted.streams.close()
         if self._control is not None:
             # Before its socket closes: from then on a successor may bind the path.
             self._control.remove()

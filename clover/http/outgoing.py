@@ -177,6 +177,29 @@ class Outgoing(ConnectionBase):
         self._behind = True
         self._transport.write(data)
 
+    def push(self, data: bytes) -> bool:
+        """Send a part of an answer that stays open, the first one with its head; return False, and send nothing, if the
+        client is gone or has not read what was pushed before.
+
+        The exchange that is answered so must be the first one due.  It never gets a reply: the connection ends it."""
+        transport = self._transport
+        if transport is None or self._finishing or transport.is_closing():
+            return False
+        if self._out:
+            self.flush()  # answers of before, in this turn of the loop
+        if transport.get_write_buffer_size():
+            return False
+        self._sent += len(data)
+        self.state.stats.sent_bytes += len(data)
+        self._write(data)
+        return True
+
+    def hang_up(self) -> None:
+        """End the connection, whatever is due on it."""
+        if self._transport is not None:
+            self.closing = True
+            self._transport.abort() if self._transport.get_write_buffer_size() else self._transport.close()
+
     def _resume(self) -> None:
         """Resume reading, if it had stopped and may go on now that something was written."""
         raise NotImplementedError

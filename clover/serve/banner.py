@@ -27,7 +27,8 @@ def show(server: Server) -> None:
     """Print the banner on standard output; if logs are JSON, log that the server is ready and what has to be known."""
     config = server.engine.config
     if config.log.json:
-        log.info("ready", extra={"url": server.url, "families": list(server.engine.served)})
+        page = f"{server.url}/dashboard" if server.engine.page is not None else ""
+        log.info("ready", extra={"url": server.url, "dashboard": page, "families": list(server.engine.served)})
         for name in server.engine.served:
             if cost := server.engine.controller.terms(name):
                 log.info("%s: %s", name, cost)
@@ -43,6 +44,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     engine = server.engine
     config = engine.config
     rows = [("Clover", f"{__version__} at {server.url}")]
+    if engine.page is not None:
+        rows.append(("dashboard", f"{server.url}/dashboard"))
     for name, served in engine.served.items():
         rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
         if served.targets:

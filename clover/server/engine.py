@@ -38,6 +38,8 @@ from clover.server.ledger import ServerLedger
 from clover.server.ledger_source import LedgerSource
 from clover.server.machine import Machine
 from clover.server.otel import build_otel
+from clover.server.page import DashboardPage
+from clover.server.tasks import cancelled
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
 from clover.tenants import Tenants
@@ -118,9 +120,16 @@ class Engine:
         self.otel = build_otel(config, loop, self.account, self.machine)
         if self.otel is not None:
             self._metrics.spans = self.otel.counts
+        self.page = DashboardPage(self, self._metrics) if http and config.listen.dashboard else None
         if http:
-            tracer = self.otel.tracer if self.otel is not None else None
-            self.frontend = Frontend(self, config, loop, tenants=self.tenants, tracer=tracer)
+            self.frontend = Frontend(
+                self,
+                config,
+                loop,
+                tenants=self.tenants,
+                mounted=self.page.mounted if self.page is not None else None,
+                tracer=self.otel.tracer if self.otel is not None else None,
+            )
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -198,6 +207,8 @@ class Engine:
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
             stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
+        if self.page is not None:
+            self.page.start(stack)
 
     async def drain(self) -> bool:
         """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.
@@ -505,10 +516,3 @@ def check_floor(name: str, profile: FamilyProfile, floor: float | None) -> None:
     best = max(accuracies(profile).values(), default=0.0)
     if floor is not None and floor > best:
         raise ConfigError(f"{name}: accuracy_floor {floor:g} is above the best variant's {best:.2f} %")
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` and wait for its end."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

@@ -30,7 +30,8 @@ from clover.errors import StartError, Unavailable
 from clover.runtime import embedded
 from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
-from clover.server.engine import Engine, cancelled
+from clover.server.engine import Engine
+from clover.server.tasks import cancelled
 from clover.types import FamilySpec
 
 __all__ = ["Answer", "Server"]

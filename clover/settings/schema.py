@@ -18,14 +18,8 @@ FAMILY = "families"
 TENANT = "tenant"
 """The other one: one table a tenant, in the file only."""
 
-_PREFIX = {
-    "embodied": "embodied_",
-    "energy": "energy_",
-    "ledger": "ledger_",
-    "limits": "limit_",
-    "log": "log_",
-    "otel": "otel_",
-}
+_PREFIX = {section: f"{section}_" for section in ("embodied", "energy", "ledger", "log", "otel", "report")}
+_PREFIX["limits"] = "limit_"
 _NAMED = {"carbon.source": "carbon", "ledger.keep": "ledger", "otel.endpoint": "otel"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}

@@ -1,12 +1,15 @@
-"""The report: one HTML file that loads nothing, with the table, the charts and what the numbers are."""
+"""The report: one HTML file that loads nothing, with the table, the charts and what the numbers are.
+
+Charts are there if plotly is installed (extra `dashboard`); the tables always.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
+from clover import charts
 from clover.planning.packing.evaluation import UNBOUNDED_MS
-from clover.simulate import charts
 from clover.simulate.records import Accounting, Results, Run, Summary
 from clover.simulate.tables import HEADS, MEANINGS, TITLES, cells
 
@@ -16,37 +19,48 @@ h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem}h3{font-size:1rem;marg
 table{border-collapse:collapse;font-size:13px}
 th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #e4e4e4}
 th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}tr.first td{border-top:2px solid #bbb}
-svg{width:100%;max-width:570px;background:#fff}svg text{font:11px system-ui,sans-serif;fill:#444}
-svg text.title{font-size:13px;font-weight:600;fill:#1c1c1c}.charts{display:flex;flex-wrap:wrap;gap:10px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:10px}.chart{min-width:0}
 .legend{font-size:13px;margin:.2rem 0}.key{margin-right:1rem;white-space:nowrap}
 .key i{display:inline-block;width:.8em;height:.8em;margin-right:.3em}details{margin:.5rem 0}
 code{background:#f3f3f3;padding:0 .2em}
+@media (prefers-color-scheme:dark){body{background:#16181a;color:#e4e6e8}code{background:#24282b}
+th,td{border-color:#33383d}tr.first td{border-color:#777}}
 """
 SECTIONS = ("Savings", "Saving against accuracy", "Through the hours", "What these numbers are", "How to run it again")
 
 
 def page(results: Results) -> str:
     """Return the HTML document of a report."""
-    colours = _colours(results)
+    colours, sheet = _colours(results), charts.ChartSheet()
     bodies = (
         _savings(results),
-        _pareto(results, colours),
-        _hours(results, colours),
+        _pareto(results, colours, sheet),
+        _hours(results, colours, sheet),
         _meaning(results),
         _manifest(results),
     )
     sections = "".join(f"<h2>{title}</h2>{body}" for title, body in zip(SECTIONS, bodies, strict=True))
     return (
-        '<!doctype html><html lang="en-GB"><head><meta charset="utf-8"><title>Clover: simulation</title>'
+        '<!doctype html><html lang="en-GB"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        "<title>Clover: simulation</title>"
         f"<style>{_STYLE}</style></head><body><h1>Clover: simulation</h1>"
         "<p>Modelled, not measured: the production controller on a virtual clock, with the planner's queueing model in "
-        f"the place of workers.</p>{sections}</body></html>\n"
+        f"the place of workers.</p>{sections}{sheet.scripts()}</body></html>\n"
     )
 
 
 def _colours(results: Results) -> dict[str, str]:
-    policies = dict.fromkeys(_short(run.policy) for run in results.runs)
-    return {name: charts.COLOURS[index % len(charts.COLOURS)] for index, name in enumerate(policies)}
+    return charts.line_colours(dict.fromkeys(_short(run.policy) for run in results.runs))
+
+
+def _legend(colours: dict[str, str]) -> str:
+    """Return names beside their colours, which several charts share."""
+    items = "".join(
+        f'<span class="key"><i style="background:{colour}"></i>{escape(name)}</span>'
+        for name, colour in colours.items()
+    )
+    return f'<p class="legend">{items}</p>'
 
 
 def _short(policy: str) -> str:
@@ -72,35 +86,37 @@ def _savings(results: Results) -> str:
     return "".join(parts) + "".join(f"<p>{escape(text)}</p>" for text in MEANINGS)
 
 
-def _pareto(results: Results, colours: dict[str, str]) -> str:
+def _pareto(results: Results, colours: dict[str, str], sheet: charts.ChartSheet) -> str:
     groups: dict[tuple[str, str, Accounting], list[Summary]] = {}
     for item in results.summaries:
         groups.setdefault((item.family, item.trace, item.accounting), []).append(item)
     drawn = [
-        charts.scatter(
-            f"{family}, {trace} ({accounting}): % saved with idle power",
-            "points of accuracy lost",
-            {_short(item.policy): (max(0.0, item.accuracy_loss), 100.0 * item.saving) for item in own},
-            colours,
+        sheet.add(
+            charts.scatter(
+                f"{family}, {trace} ({accounting}): % saved with idle power",
+                "points of accuracy lost",
+                {_short(item.policy): (max(0.0, item.accuracy_loss), 100.0 * item.saving) for item in own},
+                colours,
+            )
         )
         for (family, trace, accounting), own in groups.items()
     ]
     return f'<div class="charts">{"".join(drawn)}</div>'
 
 
-def _hours(results: Results, colours: dict[str, str]) -> str:
+def _hours(results: Results, colours: dict[str, str], sheet: charts.ChartSheet) -> str:
     groups: dict[tuple[str, str, Accounting], dict[str, Run]] = {}
     for run in results.runs:
         groups.setdefault((run.family, run.trace, run.accounting), {}).setdefault(_short(run.policy), run)
-    parts = [charts.legend(colours)]
+    parts = [_legend(colours)]
     for (family, trace, accounting), runs in groups.items():
         title = f"{family}, {trace} ({accounting})"
         is_open = " open" if len(groups) <= 6 else ""
-        parts.append(f"<details{is_open}><summary>{escape(title)}</summary>{_group(runs, colours)}</details>")
+        parts.append(f"<details{is_open}><summary>{escape(title)}</summary>{_group(runs, colours, sheet)}</details>")
     return "".join(parts)
 
 
-def _group(runs: dict[str, Run], colours: dict[str, str]) -> str:
+def _group(runs: dict[str, Run], colours: dict[str, str], sheet: charts.ChartSheet) -> str:
     first = next(iter(runs.values()))
     start_s = first.steps[0].at_s
     end = (first.steps[-1].at_s + first.steps[-1].seconds - start_s) / 3600.0
@@ -122,12 +138,14 @@ def _group(runs: dict[str, Run], colours: dict[str, str]) -> str:
             },
             end=end,
             colours=colours,
+            legend=False,
         ),
         charts.lines(
             "accuracy, %",
             {name: over(run, "accuracy") for name, run in runs.items()},
             end=end,
             colours=colours,
+            legend=False,
             from_zero=False,
         ),
         charts.lines(
@@ -135,10 +153,12 @@ def _group(runs: dict[str, Run], colours: dict[str, str]) -> str:
             {name: late(run) for name, run in runs.items()},
             end=end,
             colours=colours,
+            legend=False,
             limit=("SLO", first.slo_ms),
         ),
     ]
     variants = list(dict.fromkeys(v for run in runs.values() for step in run.steps for v in step.shares))
+    shades = charts.line_colours(variants)
     bands = [
         charts.bands(
             f"deployment of {name}: % of rows by variant",
@@ -148,13 +168,15 @@ def _group(runs: dict[str, Run], colours: dict[str, str]) -> str:
             },
             end=end,
             high=100.0,
+            colours=shades,
+            legend=False,
         )
         for name, run in runs.items()
         if name != "base"
     ]
     return (
-        f'<div class="charts">{"".join(drawn)}</div>{charts.legend(charts.band_colours(variants))}'
-        f'<div class="charts">{"".join(bands)}</div>{_deployments(runs, start_s)}'
+        f'<div class="charts">{"".join(map(sheet.add, drawn))}</div>{_legend(shades)}'
+        f'<div class="charts">{"".join(map(sheet.add, bands))}</div>{_deployments(runs, start_s)}'
     )
 
 

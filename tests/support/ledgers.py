@@ -152,7 +152,7 @@ def _start(scene: LedgerScene, at_s: int) -> RunStart:
             },
         ],
         "devices": {
-            "host": {"method": "modelled", "uncertainty": [-0.3, 0.4], "active_uncertainty": [-0.4, 0.5]},
+            "host": {"method": "modelled", "uncertainty_low": -0.3, "uncertainty_high": 0.4},
             "gpu0": {"method": scene.gpu_label},
         },
     }  # fmt: skip

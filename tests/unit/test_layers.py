@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # the packages of ROOMS, a module or package of these.
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal"}),
+    frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}),
     frozenset({"config", "cache"}),
     frozenset({"tenants"}),
     frozenset({"interfaces"}),
@@ -42,13 +42,13 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"planning.search"}),
     frozenset({"planning.budget"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime", "runtime.cascade", "runtime.memory"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report"}),
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
     frozenset({"runtime.served", "runtime.embedded"}),
     frozenset({"http", "control"}),
-    frozenset({"profiling"}),
+    frozenset({"profiling", "dashboard"}),
     frozenset({"telemetry.metrics", "telemetry.otel"}),
     frozenset({"server"}),
     frozenset({"simulate"}),

@@ -14,12 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from clover.control.troubles import ROUNDED, served_accuracy, troubles
 from clover.quantities import grams, slice_words
 
 _HEAD = 11
 """Columns of the word that a line begins with."""
-_ROUNDED = 0.005
-"""Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
 _JOULES_PER_KWH = 3.6e6
 _TOLD = 0.05
 """Parts by which a profile is off that are worth a line."""
@@ -50,73 +49,6 @@ def show(answer: dict[str, Any], console: Console) -> None:
         _line(name, _standing(model, answer), console, style="bold")
         for head, text in _model(model, totals.get(name) or {}):
             _line(f"  {head}", text, console)
-
-
-def troubles(answer: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong, in words; nothing if the server is healthy."""
-    reading = answer.get("intensity")
-    if not reading:
-        yield "the intensity of the grid is not known"
-    elif reading.get("state", "fresh") != "fresh":
-        why = f" ({reading['trouble']})" if reading.get("trouble") else ""
-        yield f"the intensity of the grid is {_QUALITY.get(reading['state'], reading['state'])}{why}"
-    elif reading.get("trouble"):
-        yield reading["trouble"]
-    for device in answer.get("devices", []):
-        if device.get("lost"):
-            yield f"{device['device']} is lost"
-        elif device.get("quarantined"):
-            yield f"{len(device['quarantined'])} slots of {device['device']} are quarantined"
-    ledger = (answer.get("totals") or {}).get("ledger") or {}
-    if ledger.get("state") == "failing":
-        yield f"the ledger is not written ({ledger['reason']}: {ledger['trouble']})"
-    totals = (answer.get("totals") or {}).get("models", {})
-    for name, model in answer["models"].items():
-        yield from (f"{name} {what}" for what in _troubles(model, totals.get(name) or {}))
-
-
-_QUALITY = {
-    "stale": "an old value: its source gives no new one",
-    "fallback": "another source's: the first one fails",
-    "forecast": "its source's last forecast: the source gives no value",
-    "seasonal": "the mean of past days at this hour: its source gives no value",
-    "configured": "the configured value of last resort: all sources fail",
-}
-
-
-def _troubles(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[str]:
-    state = totals.get("state", "READY")
-    if state != "READY":
-        yield f"is {state.lower()}"
-    workers = model.get("deployment") or []
-    starting = sum(not worker.get("ready", True) for worker in workers)
-    if not workers:
-        yield "has no worker"
-    elif starting:
-        yield f"has {starting} of {len(workers)} workers that are not ready"
-    targets, observed, plan = model.get("targets") or {}, model.get("observed") or {}, model.get("plan")
-    p95, slo, held = observed.get("p95_ms"), targets.get("slo_ms"), model.get("slo") or {}
-    late = held.get("late", p95 is not None and slo is not None and p95 > slo)
-    if held.get("alarm"):
-        yield f"misses its SLO: {held['alarm']}"
-    elif late and slo is not None:
-        yield f"misses its SLO: {'no answer within' if p95 is None else f'p95 {p95:.3g} ms of'} {slo:.3g} ms"
-    served, floor = _accuracy(model, totals), targets.get("accuracy_floor")
-    if served is not None and floor is not None and served < floor - _ROUNDED:
-        yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
-    # What is planned with more room than the profile asks for may keep the SLO although the plan says it would not.
-    roomy = held.get("slower", 1.0) > 1.0 and not late
-    if plan and not plan.get("feasible", True) and not roomy and not held.get("alarm"):
-        yield "has no plan that meets every target"
-    guard = model.get("guard") or {}
-    if guard.get("state", "ok") != "ok":
-        yield f"drifts from its profile: {guard.get('why') or guard['state']}"
-    pattern = guard.get("pattern") or {}
-    if pattern.get("kind") in ("client", "repeats"):
-        yield f"has unusual clients: {pattern['text']}"
-    last = model.get("last_decision") or {}
-    if last.get("action") in ("failed", "rolled back"):
-        yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"
 
 
 def _grid(reading: dict[str, Any] | None) -> str:
@@ -176,11 +108,11 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         if (slower := lasted.get("slower", 1.0)) > 1.0:
             yield "", f"plans take services to be {slower:.2f} x as slow as profiled, since the SLO was missed"
     if "accuracy_floor" in targets:
-        served, floor = _accuracy(model, totals), targets["accuracy_floor"]
+        served, floor = served_accuracy(model, totals), targets["accuracy_floor"]
         if served is None:
             yield "accuracy", f"floor {floor:.2f} %; nothing was answered yet"
         else:
-            held = "held" if served >= floor - _ROUNDED else "MISSED"
+            held = "held" if served >= floor - ROUNDED else "MISSED"
             yield "accuracy", f"{served:.2f} % expected of what served (by profile), floor {floor:.2f} %: {held}"
     if "carbon_g" in totals:
         emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
@@ -226,11 +158,6 @@ def _profile(model: dict[str, Any]) -> str:
     ]
     told = f"corrected by what is measured: {'; '.join(parts)}" if parts else ""
     return "; ".join(filter(None, (told, correction.get("advice"))))
-
-
-def _accuracy(model: dict[str, Any], totals: dict[str, Any]) -> float | None:
-    found: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
-    return found
 
 
 def _age(seconds: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clover.accounting.boundaries import BOUNDARIES, DEFAULT, WITHIN, Boundary, seen
-from clover.accounting.labels import DeviceLines, joined, methods_of
+from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, joined, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
 from clover.quantities import grams
@@ -22,10 +22,6 @@ from clover.types import FamilyProfile
 
 KINDS = ("matched", "base", "right_sized", "static")
 """The most telling first: what following the grid brought, accuracy being equal."""
-METER_ERROR = {"measured": 0.05, "emulated": 0.0}
-"""By how much watts may be off as a part, where the meter does not say: NVML's and RAPL's own counters, and what is
-only emulated."""
-MODELLED_ERROR = 0.5
 LEAST_ROWS = 100
 """Rows compared from which on a saving is given as a part."""
 _TELLING = 0.1

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import parse_qs
@@ -63,9 +63,16 @@ _FEEDBACK = msgspec.json.Decoder(FeedbackBody)
 
 
 class Routes:
-    """The `Application` behind the connections of one socket."""
+    """The `Application` behind the connections of one socket.  `mounted`: further paths, of what is built above."""
 
-    def __init__(self, view: ServerView, config: ServerConfig, loop: asyncio.AbstractEventLoop, access: Access) -> None:
+    def __init__(
+        self,
+        view: ServerView,
+        config: ServerConfig,
+        loop: asyncio.AbstractEventLoop,
+        access: Access,
+        mounted: Mapping[str, Methods] | None = None,
+    ) -> None:
         self._view = view
         self._limits = config.limits
         self._loop = loop
@@ -100,6 +107,7 @@ class Routes:
         }
         for verb in COMMANDS:
             self._paths[f"/v2/clover/{verb}"] = {"POST": self._command}
+        self._paths.update(mounted or {})
         self._model_paths: dict[str, Methods] = {
             "": {"GET": self._model_metadata},
             "ready": {"GET": self._model_ready},

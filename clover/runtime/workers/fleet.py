@@ -244,6 +244,8 @@ class FamilyFleet:
             "placement": item.placement.id,
             "device": item.placement.device,
             "profile": item.placement.profile,
+            "start": item.placement.start,
+            "size": item.placement.size,
             "variant": item.variant,
             "backend": item.backend,
             "pid": worker.pid if worker is not None else None,
@@ -251,6 +253,7 @@ class FamilyFleet:
             "routed": item in routed and not leaving,
             "restarts": member.restarts,
             "rows": member.meter.rows if member.meter is not None else 0,
+            "busy_s": round(member.meter.busy_ns / 1e9, 3) if member.meter is not None else 0.0,
             "overruns": worker.overruns if worker is not None else 0,
             "ready_s": round((now_ns - member.ready_ns) / 1e9, 3) if worker is not None else 0.0,
         }

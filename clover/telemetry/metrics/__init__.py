@@ -54,6 +54,8 @@ class Metrics:
         self._account = account
         self._chain = chain
         self._http = http
+        self.further: list[Callable[[], Iterable[Metric]]] = []
+        """Metrics of parts that a server may do without, collected after the others."""
         self._decisions = decisions
         self._compared = compared
         self._sci = sci
@@ -91,3 +93,5 @@ class Metrics:
         http = self._http()
         if http is not None:
             yield from server.http(http)
+        for more in self.further:
+            yield from more()

@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from clover._version import __version__
 from clover.carbon.chain import STATES, SourceChain
 from clover.http.stats import HttpStats
+from clover.http.streams import EventStreams
 from clover.telemetry import logs
 from clover.telemetry.logs import LogWriter
 from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single
@@ -193,6 +194,24 @@ HTTP: tuple[MetricSpec[HttpStats], ...] = (
     ),
 )
 
+PAGES: tuple[MetricSpec[EventStreams], ...] = (
+    MetricSpec("clover_dashboard_pages", "Dashboards that are open now", GAUGE, (), lambda pages: single(pages.open)),
+    MetricSpec(
+        "clover_dashboard_refused",
+        "Dashboards that were refused their stream because too many are open (503)",
+        COUNTER,
+        (),
+        lambda pages: single(pages.refused),
+    ),
+    MetricSpec(
+        "clover_dashboard_dropped",
+        "Streams of dashboards that were closed because the browser did not read them",
+        COUNTER,
+        (),
+        lambda pages: single(pages.dropped),
+    ),
+)
+
 
 def build() -> Iterator[Metric]:
     """Yield the versions of the server and of Python, and lines missing from its log if Clover writes that."""
@@ -220,3 +239,8 @@ def otel(spans: Mapping[str, int]) -> Iterator[Metric]:
 def http(stats: HttpStats) -> Iterator[Metric]:
     """Yield the metrics of the front end."""
     return collect(HTTP, [((), stats)])
+
+
+def pages(streams: EventStreams) -> Iterator[Metric]:
+    """Yield the metrics of open dashboards."""
+    return collect(PAGES, [((), streams)])

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from clover.control.ledger import Ledger
+from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED
 from clover.types import Configuration, Plan, State
 from tests.support.budget_fixture import HOUR, on_a_loop, served
@@ -96,8 +97,9 @@ async def test_other_policies_get_no_forecast_and_only_the_mix_a_budget(policy: 
     await served(made, 2.0, 1000.0, 92.0)
     assert all(not state.ahead and not state.served_rows for state in solver.states)
     assert (solver.states[0].objective.accuracy_budget is not None) == (policy in BUDGETED)
+    best = max(accuracies(made.family.profile).values())
     assert made.controller.state()["models"]["toy"]["budget"] == (
-        {"accuracy_budget": 1.0} if policy == "static" else None
+        {"accuracy_budget": 1.0, "accuracy_target": max(89.0, best - 1.0)} if policy == "static" else None
     )
     assert "forecast step" not in {decision["trigger"] for decision in made.controller.decisions(100)}
 

@@ -255,6 +255,7 @@ def test_json_logs_say_what_the_policy_may_cost_as_the_banner_does(caplog: pytes
         served={"toy": None, "exact": None},
         controller=SimpleNamespace(terms={"toy": cost, "exact": ""}.get),
         grid=SimpleNamespace(reading=None),
+        page=None,
     )
     with caplog.at_level("INFO", logger="clover.serve"):
         banner.show(cast(Server, SimpleNamespace(engine=engine, url="http://127.0.0.1:8080")))

@@ -1,0 +1,91 @@
+"""The paths of the dashboard: GET /dashboard, its files, its stream of messages, and the report."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from clover._version import __version__
+from clover.dashboard.files import REPORT_POLICY, PageFile, PlotlyFile, headers, page_files
+from clover.errors import CloverError
+from clover.http import EventStreams, Mounted
+from clover.http.api.routes import Methods
+from clover.http.exchange import Exchange
+from clover.http.oip.tensors import Body
+
+log = logging.getLogger("clover.dashboard")
+
+NO_REPORT = (
+    "There is no report here: this server keeps no ledger to make one of. `python -m clover ctl state` prints what it "
+    "counted since its start."
+)
+_TEXT = b"text/plain; charset=utf-8"
+_HTML = b"text/html; charset=utf-8"
+
+MakeReport = Callable[[], str]
+"""Makes the report of today as one HTML file, in a thread; raises CloverError in the operator's words."""
+
+
+def dashboard_paths(streams: EventStreams, report: MakeReport | None = None) -> Mounted:
+    """Return the dashboard's paths, for a front end to serve."""
+    plotly, tasks = PlotlyFile(), _Tasks()
+    page, files = page_files(plotly, __version__)
+    paths: dict[str, Methods] = {
+        "/dashboard": {"GET": partial(_send, page)},
+        "/dashboard/stream": {"GET": lambda exchange, body, name: streams.accept(exchange)},
+        "/dashboard/report": {"GET": partial(_send_report, report, tasks)},
+        **{address: {"GET": partial(_send, file)} for address, file in files.items()},
+    }
+    if plotly.address:
+        paths[plotly.address] = {"GET": lambda exchange, body, name: tasks.start(_send_plotly(plotly, exchange))}
+    return Mounted(paths, streams)
+
+
+class _Tasks:
+    """Keeps tasks from being collected while they run."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+
+def _send(file: PageFile, exchange: Exchange, body: Body, name: str) -> None:
+    parts, fields = file.parts(exchange.head.accept)
+    exchange.finish(200, parts, fields, file.kind)
+
+
+async def _send_plotly(plotly: PlotlyFile, exchange: Exchange) -> None:
+    try:
+        file = await plotly.get()
+        parts, fields = await asyncio.to_thread(file.parts, exchange.head.accept)
+    except OSError:
+        log.exception("plotly's script cannot be read")
+        exchange.fail(500, "the server failed on this request")
+    else:
+        exchange.finish(200, parts, fields, file.kind)
+
+
+def _send_report(report: MakeReport | None, tasks: _Tasks, exchange: Exchange, body: Body, name: str) -> None:
+    if report is not None:
+        tasks.start(_make_report(report, exchange))
+    else:
+        exchange.finish(404, [NO_REPORT.encode()], headers(REPORT_POLICY, False), _TEXT)
+
+
+async def _make_report(report: MakeReport, exchange: Exchange) -> None:
+    try:
+        text = await asyncio.to_thread(report)
+    except CloverError as error:
+        exchange.finish(503, [f"There is no report: {error}".encode()], headers(REPORT_POLICY, False), _TEXT)
+    except Exception:
+        log.exception("the report could not be made")
+        exchange.fail(500, "the server failed on this request")
+    else:
+        exchange.finish(200, [text.encode()], headers(REPORT_POLICY, False), _HTML)

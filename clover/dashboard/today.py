@@ -1,0 +1,66 @@
+"""What the ledger has of today (UTC): emitted, and saved against what.  Over restarts, unlike what the state counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clover.accounting.boundaries import DEFAULT, WITHIN
+from clover.dashboard.history import tidy
+from clover.telemetry.ledger import LedgerReader
+from clover.telemetry.ledger.rows import LineRow, SavedRow
+
+DAY_S = 86_400
+_ORDER = ("base", "right_sized", "fixed", "static")
+_WORDS = {
+    "base": "the best variant alone on the same hardware",
+    "right_sized": "the best variant alone on as little hardware as keeps the SLO",
+    "fixed": "the best fixed mix at the accuracy that was served",
+    "static": "the best fixed mix at the target",
+}
+
+
+def midnight(now_s: float) -> int:
+    """Return when the day of `now_s` began (Unix seconds, UTC)."""
+    return math.floor(now_s / DAY_S) * DAY_S
+
+
+def read_today(path: Path, now_s: float) -> dict[str, Any]:
+    """Return what the page shows of today, read from the ledger `path`; raises LedgerError.  For a thread."""
+    since_s = midnight(now_s)
+    with LedgerReader(path) as ledger:
+        return today(ledger.lines(since_s), ledger.saved(since_s), since_s)
+
+
+def today(lines: Iterable[LineRow], saved: Iterable[SavedRow], since_s: int) -> dict[str, Any]:
+    """Return grams and joules within the boundary `server`, and each comparison with its interval."""
+    own = [line for line in lines if line.line in WITHIN[DEFAULT]]
+    here = [row for row in saved if row.boundary == DEFAULT]
+    labels = sorted({row.label for row in here})
+    return {
+        "since_s": since_s,
+        "grams": tidy(sum(line.grams for line in own)),
+        "joules": tidy(sum(line.joules for line in own)),
+        "energy": " + ".join(sorted({line.label for line in own})),
+        "saved": [_comparison(kind, rows) for kind in _ORDER if (rows := [row for row in here if row.against == kind])],
+        "known": f"{' + '.join(labels)}; within the {DEFAULT}; since midnight UTC, from the ledger" if labels else "",
+    }
+
+
+def _comparison(kind: str, rows: list[SavedRow]) -> dict[str, Any]:
+    """Return the sum of rows of one counterfactual; their errors add up, as those of a meter do."""
+    grams, error = sum(row.saved_g for row in rows), sum(row.error_g for row in rows)
+    shadow, count = sum(row.shadow_g for row in rows), sum(row.rows for row in rows)
+    accuracy = sum(row.shadow_accuracy_rows - row.own_accuracy_rows for row in rows)
+    return {
+        "kind": kind,
+        "against": f"Against {_WORDS[kind]}." if kind == "base" else "",
+        "words": f"{_WORDS[kind]}; {count} rows compared",
+        "grams": tidy(grams),
+        "low": tidy(grams - error),
+        "high": tidy(grams + error),
+        "part": tidy(grams / shadow) if shadow > 0.0 else None,
+        "accuracy_given_up": tidy(accuracy / count) if count else None,
+    }

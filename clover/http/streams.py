@@ -1,0 +1,102 @@
+"""Answers that stay open: server-sent events (WHATWG HTML, "text/event-stream"), one message to all of them.
+
+A message is made once and sent to every stream as it is.  What a stream holds is bounded: a client that has not read
+the message before when the next one comes is dropped, not buffered, and comes back by itself.  There are `most` streams
+at most, and a further one is refused (503), because each of them holds a connection for as long as a page is open.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from clover.http.exchange import Exchange
+from clover.http.outgoing import Outgoing
+
+log = logging.getLogger("clover.http")
+
+MOST_STREAMS = 64
+KIND = b"text/event-stream"
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+    b"X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+)
+_OPEN_BYTES = 1 << 16
+"""What opening a stream weighs among the work of a turn of the loop, in bytes of a body."""
+
+
+def event(name: str, data: bytes, number: str = "") -> bytes:
+    """Return one message; `data` is a line of text (JSON has no line breaks), `number` its id."""
+    head = b"event: %b\n" % name.encode()
+    return head + (b"id: %b\n" % number.encode() if number else b"") + b"data: " + data + b"\n\n"
+
+
+class EventStreams:
+    """The open streams of a server.
+
+    `greeting` makes what a new stream begins with.  `refused` counts streams that were too many, `dropped` those whose
+    client did not read.
+    """
+
+    def __init__(self, greeting: Callable[[], bytes], most: int = MOST_STREAMS) -> None:
+        self.refused = 0
+        self.dropped = 0
+        self._greeting = greeting
+        self._most = most
+        self._open: list[Exchange] = []
+        self._closed = False
+
+    @property
+    def open(self) -> int:
+        """Streams that are open now."""
+        return len(self._open)
+
+    def accept(self, exchange: Exchange) -> None:
+        """Answer a request for a stream: open one in a turn of the loop to come, or refuse it."""
+        if exchange.head.method == "HEAD":
+            exchange.finish(200, [], kind=KIND)
+            return
+        connection = exchange.connection
+        if connection is not None:
+            connection.state.postpone(partial(self._begin, exchange), _OPEN_BYTES)
+
+    def _begin(self, exchange: Exchange) -> None:
+        connection = exchange.connection
+        if not isinstance(connection, Outgoing):
+            return  # the client is gone
+        self._open = [one for one in self._open if one.connection is not None]
+        if self._closed or connection.state.draining:
+            exchange.fail(503, "the server is shutting down", retry_after_s=5.0)
+        elif len(self._open) >= self._most:
+            self.refused += 1
+            exchange.fail(503, f"{self._most} streams are open, which is the most: close a page", retry_after_s=30.0)
+        elif connection.exchanges[0] is not exchange:
+            exchange.fail(400, "a stream is asked for on a connection on which no other answer is due")
+        elif connection.push(_HEAD + self._greeting()):
+            connection.state.stats.answered(200)
+            self._open.append(exchange)
+        else:
+            connection.hang_up()
+
+    def publish(self, message: bytes) -> None:
+        """Send `message` to every stream, and drop those that have not read the one before."""
+        left = []
+        for exchange in self._open:
+            connection = exchange.connection
+            if not isinstance(connection, Outgoing):
+                continue  # the client is gone
+            if connection.push(message):
+                left.append(exchange)
+            else:
+                self.dropped += 1
+                connection.hang_up()
+        self._open = left
+
+    def close(self) -> None:
+        """End every stream at once, and open no other: nothing is due to them, so that no drain waits for them."""
+        self._closed = True
+        for exchange in self._open:
+            if isinstance(exchange.connection, Outgoing):
+                exchange.connection.hang_up()
+        self._open = []

@@ -1,0 +1,100 @@
+"""The buckets of a breakdown as a table for programs: CSV, which spreadsheets open, and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from clover.errors import ConfigError
+from clover.hints import printable
+from clover.report.records import Breakdown, By, Report, ReportBucket
+
+Cell = str | int | float | None
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes a text for a formula by."""
+JOULES_PER_KWH = 3.6e6
+
+
+class ReportColumn(NamedTuple):
+    """A column: its name, with the unit, and what stands in it."""
+
+    name: str
+    cell: Callable[[ReportBucket], Cell]
+
+
+COLUMNS: tuple[ReportColumn, ...] = (
+    ReportColumn("start_utc", lambda bucket: None if bucket.start is None else iso(bucket.start)),
+    ReportColumn("recorded_s", lambda bucket: None if bucket.start is None else bucket.seconds),
+    ReportColumn("requests", lambda bucket: bucket.requests),
+    ReportColumn("rows", lambda bucket: bucket.rows),
+    ReportColumn("energy_kwh", lambda bucket: bucket.joules / JOULES_PER_KWH),
+    ReportColumn("own_kwh", lambda bucket: bucket.own_j / JOULES_PER_KWH),
+    ReportColumn("shared_kwh", lambda bucket: bucket.shared_j / JOULES_PER_KWH),
+    ReportColumn("intensity_g_per_kwh", lambda bucket: bucket.g_per_kwh),
+    ReportColumn("location_based_gco2e", lambda bucket: bucket.grams),
+    ReportColumn("market_based_gco2e", lambda bucket: bucket.market_g),
+)
+
+
+def iso(at: float) -> str:
+    """Return a time as ISO 8601 in UTC."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def table_of(report: Report, by: By) -> tuple[list[str], list[list[Cell]]]:
+    """Return heads and rows.  Every row ends in the boundary and the digest of the report that it is of."""
+    found: Breakdown = report.breakdown(by)
+    heads = [by, *(column.name for column in COLUMNS), "boundary", "report_sha256"]
+    rows: list[list[Cell]] = [
+        [bucket.name, *(column.cell(bucket) for column in COLUMNS), report.boundary, report.seal.report_sha256]
+        for bucket in found.buckets
+    ]
+    return heads, rows
+
+
+def safe(text: str) -> str:
+    """Return a text that no spreadsheet runs: one that would be a formula gets an apostrophe in front; characters that
+    are not to be seen are escaped."""
+    shown = printable(text).replace("\t", "\\t")
+    return f"'{shown}" if shown.lstrip(" ").startswith(_FORMULA) or text.startswith(_FORMULA) else shown
+
+
+def csv_of(report: Report, by: By) -> str:
+    """Return a breakdown as CSV (RFC 4180): commas, decimal points, an empty cell for what is not known."""
+    heads, rows = table_of(report, by)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(heads)
+    writer.writerows([safe(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def parquet_of(report: Report, by: By, document: bytes) -> bytes:
+    """Return a breakdown as a Parquet file, with the whole report as JSON in its metadata (key `clover`).  Raises
+    ConfigError without pyarrow."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise ConfigError(
+            'Parquet needs the extra "parquet": pip install "clover-inference[parquet]"; or choose --format csv'
+        ) from None
+    heads, rows = table_of(report, by)
+    columns: Sequence[Sequence[Cell]] = list(zip(*rows, strict=True)) if rows else [[] for _ in heads]
+    kinds = [_kind(pa, head, by) for head in heads]
+    table = pa.table(
+        [pa.array(column, type=kind) for column, kind in zip(columns, kinds, strict=True)], names=heads
+    ).replace_schema_metadata({"clover": document})
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def _kind(pa: object, head: str, by: By) -> object:
+    """Return the type of a column."""
+    if head in (by, "start_utc", "boundary", "report_sha256"):
+        return pa.string()  # type: ignore[attr-defined]
+    return pa.int64() if head in ("requests", "rows") else pa.float64()  # type: ignore[attr-defined]

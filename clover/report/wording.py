@@ -1,0 +1,196 @@
+"""A report in sentences and cells, which all renderers share."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+
+from clover.hints import duration as short_duration
+from clover.quantities import grams
+from clover.report.calendar import time_words
+from clover.report.records import Gap, GramsRange, GridFigure, KnownPart, Report, SavedFigure
+
+JOULES_PER_KWH = 3.6e6
+_UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), (1e-6, "µWh"))
+_ALMOST_ALL = 0.95
+_LEAST_POINTS = 0.005
+"""Points of accuracy from which on a difference is stated: figures are rounded to that."""
+
+
+def duration(seconds: float) -> str:
+    """Return "25 s", "1 h 20 min", or from two days on "7 days" or "2 days 5 h"."""
+    days, hours = divmod(round(seconds / 3600.0), 24)
+    if seconds < 48 * 3600.0:
+        return short_duration(seconds).removesuffix(" 0 s").removesuffix(" 0 min")
+    return f"{days} days {hours} h" if hours else f"{days} days"
+
+
+def energy(joules: float) -> str:
+    """Return energy to three digits in a unit that reads well, as "25.6 kWh"."""
+    watt_hours = joules / 3600.0
+    size = abs(watt_hours)
+    if size == 0.0:
+        return "0 Wh"
+    scale, unit = next((item for item in _UNITS if size >= 0.9995 * item[0]), _UNITS[-1])
+    return f"{watt_hours / scale:.3g} {unit}"
+
+
+def mass(value: float | None) -> str:
+    """Return grams of CO2e in a unit that reads well; "unknown" for None."""
+    return "unknown" if value is None else grams(value)
+
+
+def span(value: GramsRange, joint: str = "to") -> str:
+    """Return the interval of grams, as "8.1 kg to 12 kg"."""
+    return f"{grams(value.low_g)} {joint} {grams(value.high_g)}"
+
+
+def percent(part: float) -> str:
+    """Return a part of one as percent: "0 %", "< 0.1 %", "12.3 %", "100 %"."""
+    if part == 0.0:
+        return "0 %"
+    if 0.0 < abs(part) < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= part < 1.0:
+        return "> 99.9 %"
+    return f"{100.0 * part:.1f} %".replace(".0 %", " %")
+
+
+def number(value: int) -> str:
+    """Return a whole number with its thousands apart."""
+    return f"{value:,}"
+
+
+def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
+    """Return the four answers of a report: how much, saved against what, how sure, where are gaps."""
+    return (
+        ("Emitted", _emitted(report)),
+        ("Saved", _saved(report)),
+        ("How sure", _sure(report)),
+        ("Gaps", _gaps(report, zone)),
+    )
+
+
+def period_words(report: Report, zone: tzinfo) -> str:
+    """Return the period in words, with the part of it that is recorded."""
+    period = report.period
+    start, end = time_words(period.start, zone), time_words(period.end, zone)
+    return f"{start} to {end} ({duration(period.end - period.start)}), {percent(period.recorded)} of it recorded"
+
+
+def _emitted(report: Report) -> str:
+    if not report.joules and not report.rows:
+        return "Nothing is recorded of this period."
+    operation, facility = report.operation.grams, report.facility_joules
+    overhead = f"; {energy(facility)} with the data centre's overhead (PUE {report.pue:g})" if report.pue else ""
+    # Of the electricity that the whole data centre drew for it.
+    mean = f", at {operation * JOULES_PER_KWH / facility:.0f} g/kWh" if facility > 0.0 else ""
+    electricity = f"{mass(operation)} CO2e from electricity ({energy(report.joules)}{overhead}{mean})"
+    if (total := report.total) is None or report.embodied is None:
+        text = f"{electricity}. The share of making the hardware is unknown and not in it"
+    else:
+        text = (
+            f"{mass(total.grams)} CO2e: {electricity}, and {mass(report.embodied.grams)} as the share of making the "
+            "hardware"
+        )
+    return f"{text}. {_served(report)}"
+
+
+def _served(report: Report) -> str:
+    if not report.rows:
+        return "No rows were answered."
+    each = "" if report.sci is None else f": {mass(1e3 * report.sci.grams)} for 1,000 rows"
+    rows = f"{number(report.rows)} row{'' if report.rows == 1 else 's'}"
+    return f"{rows} were answered with it{each}."
+
+
+def _saved(report: Report) -> str:
+    if not report.saved:
+        return "Nothing can be compared: the ledger has no counterfactual of this period."
+    text = "; ".join(saved_words(item) for item in report.saved) + "."
+    least = min(item.part_of_emitted for item in report.saved)
+    if least < _ALMOST_ALL:
+        text += (
+            f" Compared is what serving the models took, {percent(least)} of the electricity's grams: the rest, as "
+            "idle power that no worker holds, is the same on both sides or in no comparison."
+        )
+    return text
+
+
+def saved_words(item: SavedFigure, *, accuracy: bool = True) -> str:
+    """Return one comparison in words, as "3.4 kg (25 %) against BASE, 0.31 points of accuracy given up"; without the
+    latter if `accuracy` is false."""
+    if item.rows == 0 or item.part is None:
+        return f"nothing can be said against {item.name}"
+    more = item.saved.grams < 0.0
+    size = f"{mass(abs(item.saved.grams))} ({percent(abs(item.part))})"
+    text = f"{size} MORE than {item.name}" if more else f"{size} against {item.name}"
+    if item.saved.low_g < 0.0 < item.saved.high_g:
+        text += " (may be nothing: the interval holds zero)"
+    if accuracy and (points := item.given_up_points) is not None:
+        text += f", {points_words(points)}"
+    return text
+
+
+def points_words(points: float) -> str:
+    """Return a difference of accuracy in words."""
+    if abs(points) < _LEAST_POINTS:
+        return "at the same accuracy"
+    return f"{abs(points):.2f} points of accuracy {'given up' if points > 0.0 else 'gained'}"
+
+
+def _sure(report: Report) -> str:
+    if not report.joules:
+        return "There is nothing to be sure of."
+    whole = report.total or report.operation
+    parts = [
+        f"Between {span(whole, 'and')}{', hardware included' if report.total is not None else ' of electricity'}",
+        f"energy {parts_words(report.energy_known)}",
+        f"intensity {parts_words(report.intensity_known)}",
+    ]
+    return "; ".join(parts) + " (shares of the energy)." + "".join(f" {text}" for text in cautions(report))
+
+
+def parts_words(parts: tuple[KnownPart, ...]) -> str:
+    """Return how something is known, as "92.1 % live, 7.9 % estimated"."""
+    return ", ".join(f"{percent(item.part)} {item.name}" for item in parts) or "unknown"
+
+
+def cautions(report: Report) -> list[str]:
+    """Return what forbids to quote the figures as emissions of a real machine on a real grid."""
+    found = []
+    emulated = any(item.name == "emulated" and item.part > 0.0 for item in report.energy_known)
+    if emulated or any(item.known == "emulated" for item in report.hardware):
+        found.append("EMULATED hardware drew no power: figures with it are no emissions.")
+    if any(item.name == "synthetic" and item.part > 0.0 for item in report.intensity_known):
+        found.append("The grid is INVENTED (synthetic) for part of the energy: its grams are of no real grid.")
+    if any(item.name == "replayed" and item.part > 0.0 for item in report.intensity_known):
+        found.append("Intensities are REPLAYED from another time: grams are not of the days that are named.")
+    if any(item.signal == "marginal" and item.seconds > 0.0 for item in report.grids):
+        found.append("Intensities are MARGINAL for part of the time: such grams are no location-based inventory.")
+    return found
+
+
+def _gaps(report: Report, zone: tzinfo) -> str:
+    record = [gap for gap in report.gaps if gap.what == "record"]
+    intensity = [gap for gap in report.gaps if gap.what == "intensity"]
+    return f"{_gap_words(record, 'without any record', zone)} {_gap_words(intensity, 'without a live intensity', zone)}"
+
+
+def _gap_words(gaps: list[Gap], what: str, zone: tzinfo) -> str:
+    if not gaps:
+        return f"No time {what}."
+    whole = duration(sum(gap.seconds for gap in gaps))
+    longest = max(gaps, key=lambda gap: gap.seconds)
+    if len(gaps) == 1:
+        return f"{whole} {what}, from {time_words(longest.start, zone)}."
+    return (
+        f"{whole} {what}, in {len(gaps)} gaps; the longest is {duration(longest.seconds)} from "
+        f"{time_words(longest.start, zone)}."
+    )
+
+
+def grid_words(grid: GridFigure) -> str:
+    """Return which intensity is meant, as "neso GB, average, lifecycle, live"."""
+    return ", ".join(
+        word for word in (f"{grid.provider} {grid.zone}".strip(), grid.signal, grid.scope, grid.known) if word
+    )

@@ -1,0 +1,75 @@
+"""Takes the picture of the dashboard that the README shows: serves `fashion` for a while under a changing load.
+
+    python docs/dashboard.py [--seconds 150] [--out docs/dashboard.png]
+
+Needs playwright and Chromium (Debian: apt-get install chromium).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import clover
+
+HERE = Path(__file__).resolve().parent
+WIDTH, HEIGHT = 1360, 1290
+
+
+def ask(url: str, ended: threading.Event) -> None:
+    """Send one row after the other, at a rate that rises and falls, until `ended`."""
+    body = (HERE / "shirt.json").read_bytes()
+    begun = time.monotonic()
+    while not ended.is_set():
+        with urllib.request.urlopen(f"{url}/v2/models/fashion/infer", body, timeout=30) as answer:
+            json.load(answer)
+        rate = 45.0 + 30.0 * math.sin((time.monotonic() - begun) / 12.0)
+        ended.wait(1.0 / rate)
+
+
+def main() -> int:
+    """Serve, wait, take the picture; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=150.0, help="how long to serve before the picture is taken")
+    parser.add_argument("--out", type=Path, default=HERE / "dashboard.png")
+    given = parser.parse_args()
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        print("docs/dashboard.py needs playwright: pip install playwright", file=sys.stderr)
+        return 2
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        print("docs/dashboard.py needs Chromium (Debian: apt-get install chromium)", file=sys.stderr)
+        return 2
+    ended = threading.Event()
+    with clover.Server("fashion", port=0, slo_ms=25.0) as server, sync_playwright() as playwright:
+        asking = threading.Thread(target=ask, args=(server.url, ended))
+        asking.start()
+        try:
+            time.sleep(given.seconds)
+            sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+            browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+            page.goto(f"{server.url}/dashboard")
+            page.wait_for_selector(".model .chart .main-svg", timeout=60_000)
+            page.wait_for_timeout(8_000)
+            page.screenshot(path=given.out)
+            browser.close()
+        finally:
+            ended.set()
+            asking.join()
+    print(f"{given.out}: {given.out.stat().st_size} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

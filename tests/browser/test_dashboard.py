@@ -1,0 +1,204 @@
+"""The dashboard in a real browser: it shows, follows, survives a restart, and changes nothing without a yes and a token.
+
+Screenshots (wide, phone, dark) are written to the test's folder; CLOVER_SCREENSHOTS names another one, to look at them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import TOKEN, Served
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+Opens = Callable[..., Any]
+
+
+def text(page: Any, selector: str) -> str:
+    found: str = page.inner_text(selector)
+    return found
+
+
+def until(page: Any, condition: str, within_s: float = 30.0) -> None:
+    """Wait for an expression of the page, by the debugger: the page's policy forbids to wait for it in the page."""
+    end_s = time.monotonic() + within_s
+    while not page.evaluate(condition):
+        assert time.monotonic() < end_s, f"{condition} did not come about"
+        page.wait_for_timeout(50)
+
+
+def charts_drawn(page: Any) -> None:
+    until(page, "document.querySelectorAll('.chart .main-svg').length >= 5", 60.0)
+
+
+def test_it_is_useful_before_charts_and_follows_the_server(open_page: Opens) -> None:
+    page = open_page()
+    until(page, "/[1-9][0-9,]* answered/.test(document.querySelector('#tile-load').innerText)")
+    assert re.search(r"\d", text(page, "#tile-emits .value"))
+    assert "gCO₂e/kWh" in text(page, "#tile-grid")
+    assert "THE GRID IS INVENTED" in text(page, "#caveat")
+    assert text(page, "#health-text")
+    before = int(page.get_attribute("body", "data-messages"))
+    until(page, f"Number(document.body.dataset.messages) >= {before + 2}", 20.0)
+    assert text(page, "#link-text") == "live"
+    assert page.locator(".worker").count() == 2
+    assert page.locator("#decisions li").count() >= 1
+    charts_drawn(page)
+    page.locator("#grid-card details summary").click()
+    assert page.locator("#grid-card details tbody tr").count() > 1, "a table beside the chart"
+
+
+def test_it_comes_back_after_a_restart_and_says_meanwhile_that_it_is_old(open_page: Opens, served: Served) -> None:
+    page = open_page()
+    epoch = served.server.engine.page.feed.epoch  # type: ignore[union-attr]
+    served.stop()
+    page.wait_for_selector('#link[data-state="stale"]', timeout=20_000)
+    assert "old" in text(page, "#link-text")
+    served.start()
+    page.wait_for_selector('#link[data-state="live"]', timeout=60_000)
+    assert served.server.engine.page.feed.epoch != epoch  # type: ignore[union-attr]
+    until(page, "/started again/.test(document.querySelector('#action-result').innerText)")
+    # Chromium itself says that the server was not there; the page says nothing.
+    page.said[:] = [line for line in page.said if "ERR_CONNECTION_REFUSED" not in line and "ERR_INCOMPLETE" not in line]
+
+
+def test_a_change_needs_the_token_and_a_yes(open_page: Opens, served: Served) -> None:
+    page = open_page()
+    family = served.server.engine.controller.context.families["toy"]
+    page.select_option("#verb", "base")
+    page.click("#action button")
+    page.wait_for_selector("#token-dialog[open]")
+    assert "Changes need the server's token" in text(page, "#token-why")
+    page.fill("#token", "wrong")
+    page.click("#token-form button.primary")
+    page.click("#action button")
+    until(page, "/did not take that token/.test(document.querySelector('#token-why').innerText)")
+    assert family.pin is None
+    page.fill("#token", TOKEN)
+    page.click("#token-form button.primary")
+
+    page.click("#action button")
+    page.wait_for_selector("#confirm[open]", timeout=60_000)
+    assert "predicted" in text(page, "#confirm-facts")
+    assert family.pin is None, "a dry run changes nothing"
+    page.click("#confirm-cancel")
+    until(page, "document.querySelector('#action-result').innerText == 'left as it is'")
+    assert family.pin is None
+
+    page.click("#action button")
+    page.wait_for_selector("#confirm[open]", timeout=60_000)
+    page.click("#confirm-apply")
+    until(page, "/^done/.test(document.querySelector('#action-result').innerText)", 60.0)
+    assert family.pin is not None
+    until(page, "/pinned to base/.test(document.querySelector('.badges').innerText)")
+
+    page.select_option("#verb", "unpin")
+    page.click("#action button")
+    page.wait_for_selector("#confirm[open]", timeout=60_000)
+    page.click("#confirm-apply")
+    until(page, "/^done/.test(document.querySelector('#action-result').innerText)", 60.0)
+    assert family.pin is None
+    assert page.evaluate("localStorage.length") == 0, "the token is kept in the tab alone"
+    # Chromium itself reports the two answers 401.
+    page.said[:] = [line for line in page.said if "401" not in line]
+
+
+def test_a_target_that_no_plan_keeps_is_refused_in_the_dry_run(open_page: Opens) -> None:
+    page = open_page()
+    page.evaluate(f"sessionStorage.setItem('clover-token', '{TOKEN}')")
+    page.select_option("#verb", "set")
+    page.fill("#slo_ms", "0.001")
+    page.click("#action button")
+    page.wait_for_selector("#confirm[open]", timeout=60_000)
+    assert "would be refused" in text(page, "#confirm-refused")
+    assert page.locator("#confirm-apply").is_disabled()
+    page.keyboard.press("Escape")
+    page.fill("#slo_ms", "soon")
+    page.click("#action button")
+    until(page, "/not a number/.test(document.querySelector('#action-result').innerText)")
+
+
+def test_names_from_the_server_are_never_markup(open_page: Opens) -> None:
+    page = open_page()
+    made = page.evaluate(
+        """async () => {
+          const script = document.querySelector('script[type="module"]').src;
+          const { el, say } = await import(new URL('dom.js', script));
+          const node = el('p', { text: '<img src=x onerror=alert(1)>' });
+          say(node, '<b>bold</b>');
+          return [node.children.length, node.textContent];
+        }"""
+    )
+    assert made == [0, "<b>bold</b>"]
+
+
+def test_accessibility_has_nothing_serious(open_page: Opens) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    for scheme in ("light", "dark"):
+        page = open_page(color_scheme=scheme)
+        charts_drawn(page)
+        found = axe.Axe().run(page).response["violations"]
+        grave = [
+            (item["id"], item["impact"], [node["target"] for node in item["nodes"]][:4])
+            for item in found
+            if item["impact"] in ("serious", "critical")
+        ]
+        assert grave == []
+
+
+def test_the_keyboard_reaches_everything_and_motion_is_spared(open_page: Opens) -> None:
+    page = open_page(reduced_motion="reduce")
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"report-link", "token-button", "verb", "model", "decisions"} <= set(reached)
+    assert page.evaluate("getComputedStyle(document.querySelector('.worker')).transitionDuration") == "0s"
+
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "wide": {"width": 1440, "height": 1000},
+    "dark": {"width": 1440, "height": 1000, "color_scheme": "dark"},
+    "phone": {"width": 390, "height": 844, "device_scale_factor": 2, "is_mobile": True},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_how_it_looks(open_page: Opens, tmp_path: Path, look: str) -> None:
+    page = open_page(**LOOKS[look])
+    charts_drawn(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out sideways"
+    folder = Path(os.environ.get("CLOVER_SCREENSHOTS") or tmp_path)
+    page.screenshot(path=folder / f"dashboard-{look}.png", full_page=True)
+    assert (folder / f"dashboard-{look}.png").stat().st_size > 20_000
+
+
+def test_it_does_not_jump_and_is_soon_useful(open_page: Opens) -> None:
+    page = open_page()
+    charts_drawn(page)
+    found = page.evaluate(
+        """() => new Promise((done) => {
+          let shift = 0;
+          new PerformanceObserver((list) => {
+            for (const entry of list.getEntries()) if (!entry.hadRecentInput) shift += entry.value;
+          }).observe({ type: 'layout-shift', buffered: true });
+          setTimeout(() => done({
+            shift,
+            files: performance.getEntriesByType('resource').map((one) => [one.name, one.transferSize, one.decodedBodySize]),
+          }), 300);
+        })"""
+    )
+    own = [size for name, size, _ in found["files"] if "plotly" not in name and "stream" not in name]
+    print(f"layout shift {found['shift']:.3f}; {len(found['files'])} requests; {sum(own)} bytes without plotly")
+    assert found["shift"] < 0.1
+    assert len(found["files"]) <= 14
+    assert sum(own) < 60_000
+    hosts = {name.split("/")[2] for name, _, _ in found["files"]}
+    assert len(hosts) == 1, "nothing comes from another host"

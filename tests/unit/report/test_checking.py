@@ -1,0 +1,127 @@
+"""A report that was changed is found out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC
+from functools import cache
+from typing import Any
+
+import msgspec
+import pytest
+
+from clover.report.build import report_of
+from clover.report.checking import UnreadableReport, verify
+from clover.report.render.page import report_page
+from clover.report.render.sci_page import sci_page
+from clover.report.sci_for_ai import sci_for_ai
+from clover.report.sealing import canonical, faults, sealed
+from clover.report.source import read_rows
+from clover.telemetry.ledger import LedgerReader, LedgerWriter
+from tests.support.ledgers import write_ledger
+from tests.support.reports import SCENE, ledger_file, made_report, options_of, rows_of
+
+KEY = b"a key"
+
+
+@cache
+def page() -> str:
+    return report_page(made_report(), UTC)
+
+
+def document() -> str:
+    return msgspec.json.encode(made_report()).decode()
+
+
+def test_a_report_as_it_was_made_holds() -> None:
+    for text in (document(), page(), json.dumps(json.loads(document()), indent=3)):
+        found = verify(text, b"", None)
+        assert found.faults == ()
+        assert found.checked
+
+
+def test_figures_are_calculated_again_from_the_ledger() -> None:
+    with LedgerReader(ledger_file()[0]) as ledger:
+        found = verify(document(), b"", ledger)
+    assert found.faults == ()
+    assert "that the ledger gives the same report" in found.checked
+
+
+def test_another_ledger_gives_other_figures(tmp_path: Any) -> None:
+    write_ledger(tmp_path / "other.db", replace(SCENE, seed=2, minutes_days=0.0))
+    with LedgerReader(tmp_path / "other.db") as ledger:
+        found = verify(document(), b"", ledger)
+    assert any(text.startswith("the ledger gives") for text in found.faults)
+
+
+def test_entries_that_were_put_together_give_the_same_sums(tmp_path: Any) -> None:
+    path = tmp_path / "folded.db"
+    write_ledger(path, SCENE)
+    with LedgerReader(path) as ledger:
+        made = report_of(read_rows(ledger, SCENE.start_s, SCENE.end_s, UTC), options_of())
+    writer = LedgerWriter(path)
+    writer.fold(SCENE.end_s, SCENE.end_s)
+    writer.close()
+    with LedgerReader(path) as ledger:
+        found = verify(msgspec.json.encode(made).decode(), b"", ledger)
+    assert found.faults == ()
+    assert any("the same sums" in text for text in found.checked)
+
+
+@pytest.mark.parametrize("field", ["rows", "joules", "market_g", "made", "server"])
+def test_a_changed_figure_is_found(field: str) -> None:
+    changed = json.loads(document())
+    changed[field] = "other" if isinstance(changed[field], str) else changed[field] + 1
+    assert any("figures are not those of the seal" in text for text in verify(json.dumps(changed), b"", None).faults)
+
+
+def test_a_changed_input_is_found() -> None:
+    changed = json.loads(document())
+    changed["inputs"]["factors"][0]["value"] = 1.0
+    assert any("inputs are not those of the seal" in text for text in verify(json.dumps(changed), b"", None).faults)
+
+
+def test_a_changed_page_is_found() -> None:
+    text = page().replace("<strong>", "<strong>0.1 x ", 1)
+    assert any("page does not follow from its data" in fault for fault in verify(text, b"", None).faults)
+
+
+def test_a_changed_score_is_found() -> None:
+    found = sci_for_ai(made_report(), UTC)
+    assert verify(msgspec.json.encode(found).decode(), b"", None).faults == ()
+    assert verify(sci_page(found, UTC), b"", None).faults == ()
+    lower = msgspec.structs.replace(found, sci=msgspec.structs.replace(found.sci, grams=1e-9))
+    assert any(
+        "score does not follow" in text for text in verify(msgspec.json.encode(lower).decode(), b"", None).faults
+    )
+
+
+def test_a_signature_needs_the_key() -> None:
+    signed = report_of(rows_of(), options_of(key=KEY))
+    text = msgspec.json.encode(signed).decode()
+    assert signed.seal.hmac_sha256
+    assert verify(text, KEY, None).faults == ()
+    assert verify(text, b"", None).faults == ()
+    assert verify(text, b"another", None).faults == ("it was not signed with this key",)
+    assert verify(document(), KEY, None).faults == ("it is not signed, though a key was given",)
+    # Who changes a figure can make its digests again, but not its signature.
+    forged = sealed(msgspec.structs.replace(signed, rows=1), b"guess")
+    assert faults(forged, b"") == []
+    assert faults(forged, KEY) == ["it was not signed with this key"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema":"clover-report/9"}', "<html></html>", "1", '"x"'])
+def test_what_is_no_report_is_refused(text: str) -> None:
+    with pytest.raises(UnreadableReport):
+        verify(text, b"", None)
+
+
+def test_json_is_canonical_whatever_the_order() -> None:
+    assert (
+        canonical({"b": 1.5, "a": "ü"})
+        == canonical(json.loads('{"a": "\\u00fc", "b": 1.50}'))
+        == '{"a":"ü","b":1.5}'.encode()
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical(float("nan"))
