@@ -282,5 +282,5 @@ def test_the_page_of_today_covers_the_day_so_far() -> None:
     page = page_of_today(path, now, UTC, ReportConfig(application="Shop"))
     assert "Carbon report: Shop" in page
     assert "2026-09-23 00:00 UTC to 2026-09-23 22:59 UTC" in page
-    with pytest.raises(LedgerError, match="^the ledger has nothing from 2026-10-26 00:00"):
+    with pytest.raises(LedgerError, match=r"^the ledger has nothing from 2026-10-26 00:00"):
         page_of_today(path, now + 33 * 86_400, UTC, ReportConfig())
