@@ -21,16 +21,16 @@ from clover.config import ReportConfig
 from clover.errors import CloverError, ConfigError, LedgerError
 from clover.hints import program
 from clover.report.breakdowns import BY
-from clover.report.build import ReportOptions, report_of
+from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
 from clover.report.checking import UnreadableReport, read_text, verify
-from clover.report.records import By, Report, ReportedApplication
+from clover.report.making import application_of, nothing_of, report_from, settled
+from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
 from clover.report.render.page import report_page
 from clover.report.render.sci_page import sci_page
 from clover.report.render.text import report_text, sci_text
 from clover.report.sci_for_ai import SciRefused, sci_for_ai
-from clover.report.source import read_rows, whole_spans
 from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.files import ledgers_in
 
@@ -40,8 +40,6 @@ _WIDTH = 80
 _FORMATS = ("table", "json", "csv", "html", "parquet")
 _SUFFIXES = {".json": "json", ".csv": "csv", ".html": "html", ".htm": "html", ".parquet": "parquet", ".txt": "table"}
 _KEY, _KEY_FILE = "CLOVER_REPORT_KEY", "CLOVER_REPORT_KEY_FILE"
-_SETTLED_S = 30.0
-"""Seconds after which a running server has written a minute."""
 _SHORT_S = 2 * 86_400.0
 """Length of a period up to which a terminal shows hours instead of days."""
 
@@ -124,43 +122,27 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     form = _format(given)
     stated, zone, key = _configured(given, environ), zone_of(given.tz), _key(given, environ)
     path = _ledger(given.ledger, stated.state_dir)
-    with _opened(path) as ledger:
-        asked = _period(given, ledger, zone, now)
-        start, end = whole_spans(ledger, *asked)
-        rows = read_rows(ledger, start, end, zone)
-    if not (rows.usage or rows.lines or rows.grid):
-        raise LedgerError(_nothing(path, start, end, zone))
-    report = report_of(
-        rows,
-        ReportOptions(
-            start=start,
-            end=end,
-            made=now,
-            server=path.stem,
-            application=_application(stated.report),
-            market_g_per_kwh=_market(given, stated.report),
-            market_source=given.market_source or stated.report.market_source,
-            zone=zone,
-            zone_name=given.tz,
-            edges="" if (start, end) == asked else _widened(*asked, zone),
-            key=key,
-        ),
-    )
+    try:
+        with LedgerReader(path) as ledger:
+            start, end = _period(given, ledger, zone, now)
+            options = ReportOptions(
+                start=start,
+                end=end,
+                made=now,
+                server=path.stem,
+                application=application_of(stated.report),
+                market_g_per_kwh=_market(given, stated.report),
+                market_source=given.market_source or stated.report.market_source,
+                zone=zone,
+                zone_name=given.tz,
+                key=key,
+            )
+            report = report_from(ledger, options)
+    except LedgerError as error:
+        raise LedgerError(f"{path}: {error}") from error
     by: By = given.by or _usual(report, form)
     document = _sci(report, form, zone) if given.sci_for_ai else _document(report, form, by, zone)
     _write(document, given.out)
-
-
-def _application(stated: ReportConfig) -> ReportedApplication:
-    return ReportedApplication(
-        name=stated.application,
-        version=stated.version,
-        description=stated.description,
-        url=stated.url,
-        organisation=stated.organisation,
-        accountable=stated.accountable,
-        contact=stated.contact,
-    )
 
 
 def _market(given: argparse.Namespace, stated: ReportConfig) -> float | None:
@@ -216,43 +198,20 @@ def _ledger(named: str, state_dir: str) -> Path:
     return found[0]
 
 
-def _opened(path: Path) -> LedgerReader:
-    try:
-        return LedgerReader(path)
-    except LedgerError as error:
-        raise LedgerError(f"{path}: {error}") from error
-
-
 def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: float) -> tuple[float, float]:
     """Return the period in Unix seconds: what the command line says, or all that the ledger has."""
     bounds = ledger.bounds()
     if bounds is None:
-        raise LedgerError(f"{ledger.path}: the ledger is empty: nothing was recorded yet")
+        raise nothing_of(ledger, 0.0, now, zone)
     # What is under way is not over yet, and may not be written yet.
-    settled = now - _SETTLED_S - (now - _SETTLED_S) % 60.0
-    last = min(float(bounds[1]), settled) if settled > bounds[0] else float(bounds[1])
+    last = min(float(bounds[1]), settled(now)) if settled(now) > bounds[0] else float(bounds[1])
     start = moment(given.start, zone, now) if given.start else float(bounds[0])
     end = moment(given.end, zone, now) if given.end else max(last, bounds[0] + 60.0)
     if not given.end and given.start and start >= end:
-        raise LedgerError(_nothing(ledger.path, start, now, zone, bounds))
+        raise nothing_of(ledger, start, now, zone)
     if start >= end:
         raise ConfigError(f"--from {given.start or time_words(start, zone)} is not before --to {given.end}")
     return start, end
-
-
-def _widened(start: float, end: float, zone: tzinfo) -> str:
-    return (
-        f"asked was {time_words(start, zone)} to {time_words(end, zone)}, which the ledger has only as parts of "
-        "longer entries"
-    )
-
-
-def _nothing(path: Path, start: float, end: float, zone: tzinfo, bounds: tuple[int, int] | None = None) -> str:
-    if bounds is None:
-        with LedgerReader(path) as ledger:
-            bounds = ledger.bounds() or (0, 0)
-    has = f"it has {time_words(bounds[0], zone)} to {time_words(bounds[1], zone)}"
-    return f"{path} has nothing from {time_words(start, zone)} to {time_words(end, zone)}: {has}"
 
 
 def _document(report: Report, form: str, by: By, zone: tzinfo) -> bytes:
@@ -298,12 +257,14 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         text = read_text(Path(given.verify))
         if given.ledger:
-            with _opened(Path(given.ledger)) as ledger:
+            with LedgerReader(Path(given.ledger)) as ledger:
                 found = verify(text, key, ledger)
         else:
             found = verify(text, key, None)
     except UnreadableReport as error:
         raise ConfigError(f"{given.verify}: {error}") from error
+    except LedgerError as error:
+        raise LedgerError(f"{given.ledger}: {error}") from error
     for line in found.checked:
         print(f"  holds  {line}")
     for line in found.faults:
