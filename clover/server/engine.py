@@ -22,10 +22,12 @@ from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig, TenantConfig
-from clover.control import Controller, SolverClient, compared, saved_by_all
+from clover.control.baselines.saved import compared, saved_by_all
+from clover.control.controller import Controller
 from clover.control.ledger_files import LedgerFiles
 from clover.control.report import budget_gauges
 from clover.control.slo_watch import slo_gauges
+from clover.control.solver.client import SolverClient
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import importlib
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import sys
 from functools import partial
 from typing import Any
 
+from clover import backends
 from clover.backends import child_environment
 from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.worker import frames, zygote
@@ -70,6 +72,12 @@ def adopt() -> None:
     ZygoteLink.launch = partial(linked, zygote, ours)  # type: ignore[method-assign]
 
 
+def import_all() -> None:
+    """Import what zygotes and workers of the backend `eager` import, for forks of this process."""
+    for name in ("torch", *backends.get("eager").imports, "clover.worker.main"):
+        importlib.import_module(name)
+
+
 class Nursery:
     """A process that forks zygotes for this one."""
 
@@ -107,10 +115,7 @@ def _inherit_orphans(on: bool) -> None:
 
 def main(fd: int) -> None:
     """Fork a zygote for each message, which brings its socket and its standard error."""
-    import torch  # noqa: F401 - this import is what the nursery is for
-
-    import clover.worker.main  # noqa: F401
-
+    import_all()
     line = socket.socket(fileno=fd)
     while True:
         _, fds, _, _ = socket.recv_fds(line, 1, 2)

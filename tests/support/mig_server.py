@@ -156,8 +156,7 @@ async def crash(cache: Path, kill_after: int) -> int:
 def kills(cache: Path) -> None:
     """Servers that end, and between them servers killed after one step, two steps, ...: forked, so that they need not
     import everything again, nor do their zygotes."""
-    import clover.worker.main  # noqa: F401 - with torch, for the zygotes
-
+    forked_zygote.import_all()
     package_version("torch")  # remembered: its metadata are long
 
     steps = forked(cache, 0)

@@ -24,6 +24,7 @@ from clover.planning.cascade.permitted import drawn_at, joint, permitted
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import LEAST_RATE, Problem
+from clover.planning.packing.waits import tuned
 from clover.planning.search.annealed import JOINT, every
 from clover.planning.search.power_states import best_power_state, with_idle_energy
 from clover.types import Candidate, Configuration
@@ -100,9 +101,15 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
     plans are made.
     """
     found: dict[FrontierPoint, Candidate] = {}
+    space = (every(problem, JOINT) if problem.points and problem.spared_w is None else None) or []
+    # What all configurations of a small machine permit is weighed afterwards, so that no search need look for chains.
+    searched = replace(problem, points=()) if space else problem
 
     def solved(lam: float) -> FrontierPoint | None:
-        best = best_power_state(problem, replace(objective, form="paper", lam=lam), seed=seed).best
+        scored = replace(objective, form="paper", lam=lam)
+        best = best_power_state(searched, scored, seed=seed).best
+        if space and problem.objective.waits:
+            best = tuned(searched, scored, best)
         if not best.feasible:
             return None
         point = FrontierPoint(accuracy=best.prediction.accuracy, grams=best.prediction.joules)
@@ -129,15 +136,16 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
     if problem.points:
-        for item in _chained(problem, objective, tuple(found.values())):
+        for item in _chained(problem, objective, space, tuple(found.values())):
             found.setdefault(drawn_at(item), item)
     useful = reaching(hull(tuple(found)), objective.base_accuracy)
     return tuple(FrontierPlan(point, found[point]) for point in useful)
 
 
-def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate]) -> Iterator[Candidate]:
-    """Yield what all configurations of a small machine permit; of a larger one, those of `found`."""
-    space = every(problem, JOINT) if problem.spared_w is None else None
+def _chained(
+    problem: Problem, objective: Objective, space: Sequence[Configuration], found: Sequence[Candidate]
+) -> Iterator[Candidate]:
+    """Yield what all configurations of `space` permit; if it is empty, those of `found`."""
     if space:
         yield from joint(problem, objective, space)
         return

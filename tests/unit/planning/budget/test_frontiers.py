@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from clover.planning.budget.frontiers import frontier
-from clover.planning.model.frontier import FrontierPoint, reaching
+from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from tests.support.chains_fixture import cascading, point
@@ -40,3 +41,23 @@ def test_the_objective_pays_for_no_accuracy_above_the_best_variant() -> None:
     best, joules = aims.base_accuracy, 0.5 * aims.base_energy_j
     assert aims.score(best + 0.6, joules) == aims.score(best, joules)
     assert aims.score(best, joules) > aims.score(best + 0.6, 1.01 * joules)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_small_machine_is_weighed_whole_without_a_search_for_chains(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = cascading([point(91.5), point(91.8, reach=(1.0, 0.4))], floor=80.0, rate=90.0)
+    problem = problem_of(now)
+    problem = replace(problem, objective=msgspec.structs.replace(problem.objective, waits=waits))
+    found = frontier(problem, objective_of(now), 90.0, seed=1)
+    assert any(plan.candidate.routing.chain for plan in found)
+    # What searches find, chains included, as on a machine that is too large to be weighed whole:
+    monkeypatch.setattr("clover.planning.budget.frontiers.JOINT", 0)
+    searched = frontier(problem, objective_of(now), 90.0, seed=2)
+    weighed = [plan.point for plan in found]
+    for plan in searched:
+        assert hull((*weighed, plan.point)) == hull(tuple(weighed)), "nothing is more frugal"
+    monkeypatch.undo()
+    monkeypatch.setattr("clover.planning.search.annealed.best_chains", None)
+    assert frontier(problem, objective_of(now), 90.0, seed=3) == found, "it calls no search for them"
