@@ -16,7 +16,7 @@ COMMANDS = {
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
-    "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, and who can be asked"),
+    "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),
     "doctor": ("clover.cli.doctor", "Show how energy is known here; measure the energy model's constants"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
 }
