@@ -16,7 +16,7 @@ COMMANDS = {
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
-    "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, and who can be asked"),
+    "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),
     "report": ("clover.cli.report", "Say what was emitted and saved over a time, from the ledger"),
     "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how; calibrate energy"),
     "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),

@@ -24,7 +24,7 @@ def caveat(reading: Reading | None) -> str:
     if reading.method == "synthetic":
         return (
             "THE GRID IS INVENTED: the intensity is a formula, so no gram here was emitted anywhere. "
-            "Give your own: --carbon trace:FILE (hourly values of your grid) or --carbon static:G"
+            "Give your own: --carbon auto:ZONE (live), --carbon trace:FILE (hourly values of it) or --carbon static:G"
         )
     if reading.replayed:
         return (

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import json
 import math
+import ssl
 import threading
 import urllib.parse
 from collections.abc import Callable
@@ -207,8 +208,9 @@ DOCUMENTS: dict[str, Callable[[Request, float], Any]] = {
 class CarbonServer:
     """The server; `now` is the time that it answers for, `requests` what came, `fault` what to answer instead."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], tls: ssl.SSLContext | None = None) -> None:
         self.now = now
+        self._tls = tls
         self.requests: list[Request] = []
         self.fault: Callable[[Request], Answer | None] | None = None
         self.change: Callable[[Any], Any] = lambda document: document
@@ -243,8 +245,8 @@ class CarbonServer:
     async def _serve(self) -> None:
         self._end = asyncio.Event()
         self._open: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._begun.set()
         await self._end.wait()
         server.close()

@@ -14,10 +14,8 @@ import random
 import socket
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +108,7 @@ class ApiClient:
         except TimeoutError as error:
             raise self.fails(f"{self.host} took longer than {self.bounds.timeout_s:g} s", "timeout") from error
         except aiohttp.ClientSSLError as error:
-            raise self.fails(f"no secure connection to {self.host}: {error.os_error}", "tls") from error
+            raise self.fails(f"no secure connection to {self.host}: {_os(error)}", "tls") from error
         except aiohttp.ClientConnectorDNSError as error:
             raise _Passing(self.fails(f"the name {self.host} cannot be resolved: {_os(error)}", "dns")) from error
         except aiohttp.ClientConnectorError as error:
@@ -182,10 +180,10 @@ class _Passing(Exception):
 
 
 def _os(error: aiohttp.ClientOSError) -> str:
-    cause = getattr(error, "os_error", error)
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", error)
     if isinstance(cause, socket.gaierror):
         return str(cause.strerror)
-    return cause.strerror or str(cause) or type(error).__name__
+    return str(getattr(cause, "strerror", None) or cause or type(error).__name__)
 
 
 def checked_url(url: str, setting: str) -> str:
@@ -205,6 +203,8 @@ def checked_url(url: str, setting: str) -> str:
 
 def proxy_of(url: str) -> str | None:
     """Return the proxy that the environment names for `url`; None for a loopback address."""
+    import urllib.request  # only here, with http.client: most servers ask no provider
+
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
     proxy = urllib.request.getproxies().get(parts.scheme)
@@ -224,6 +224,8 @@ def _is_loopback(host: str) -> bool:
 
 def retry_after(text: str, now_s: float) -> float:
     """Return the seconds that a `Retry-After` header asks for (a number, or a date), at most an hour; 0 if none."""
+    from email.utils import parsedate_to_datetime
+
     text = text.strip()
     try:
         wait_s = float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - now_s

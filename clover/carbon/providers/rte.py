@@ -62,6 +62,6 @@ class RteSource(LiveSource):
         return parse(await self.client.get(f"{_PATH}/records", query), self.series, self.name)
 
     async def _past(self, start_s: float, end_s: float) -> list[Reading]:
-        where = f"{_KNOWN} and date_heure >= date'{iso(start_s)}'"
+        where = f"{_KNOWN} and date_heure >= date'{iso(start_s).removesuffix('Z')}:00Z'"
         query = {"select": _COLUMNS, "where": where, "order_by": "date_heure"}
         return parse(await self.client.get(f"{_PATH}/exports/json", query), self.series, self.name)

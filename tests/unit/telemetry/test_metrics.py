@@ -115,7 +115,7 @@ def test_measured_never_stands_beside_a_gram_whose_intensity_was_not(method: Any
             )
         for meter in meters:
             meter.add(1, SECOND, SECOND)
-    chain: Any = SimpleNamespace(last=reading, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=reading, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=dict, account=account, chain=chain, http=HttpStats, decisions=dict, turned=dict))
     grams = {key: value for key, value in found.items() if "carbon_grams_total" in key[0]}
     ways_of_grams = {dict(labels)["method"] for _, labels in grams}
@@ -137,7 +137,9 @@ def test_the_figures_of_a_family_are_there() -> None:
             EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method="measured"), reading
         )
         meter.add(1, SECOND, SECOND)
-    chain: Any = SimpleNamespace(last=reading, counts={"fresh": 3, "stale": 0}, failures={"static": 0})
+    chain: Any = SimpleNamespace(
+        last=reading, counts={"fresh": 3, "stale": 0}, failures={"static": 0}, errors={}, live={}
+    )
     http = HttpStats()
     for _ in range(3):
         http.answered(200)
@@ -237,7 +239,7 @@ def test_every_gpu_has_its_lines_and_their_labels() -> None:
     window(1, 50.0, "gpu1", "emulated")  # below idle
     window(1, 50.0, "gpu1", "emulated")  # nothing new
     window(2, 50.0, "gpu0", "measured", epoch=1)
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=dict, account=account, chain=chain))
 
     def value(name: str, device: str, method: str, **labels: str) -> float | None:
@@ -276,7 +278,7 @@ def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
         )
         for kind in ("base", "static", "matched")
     ]
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, compared=lambda: rows))
 
     def value(name: str, **labels: str) -> float | None:
@@ -309,7 +311,7 @@ def test_help_says_within_what_and_on_what_grid_savings_are_and_that_metered_jou
 
 
 def test_an_idle_server_can_be_scraped() -> None:
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     idle = source()
     idle.traffic = Traffic(["small", "large"])
     idle.observe = dict
@@ -319,7 +321,7 @@ def test_an_idle_server_can_be_scraped() -> None:
 
 
 def test_what_watches_over_answers_is_told() -> None:
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=lambda: {"m": source()}, account=Account(pue=1.0), chain=chain))
     model = ("model", "m")
     small = (model, ("variant", "small"))
@@ -376,7 +378,7 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
         report = sci({"cpu0": {**lines, "method": "measured"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
-        chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+        chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
         return scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, sci=lambda: report))
 
     found = scraped(box)

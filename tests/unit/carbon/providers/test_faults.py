@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,6 +126,21 @@ def test_nobody_listens_or_the_wrong_one_does(server: CarbonServer, name: str) -
     assert "Connect call failed" in str(error) or "refused" in str(error).lower()
     plain = {key: value.replace("http:", "https:") for key, value in server.settings().items() if key.endswith("_url")}
     assert fails(server.settings() | plain, name).kind in ("tls", "connect", "timeout")  # it does not speak TLS
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made, *names, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    with CarbonServer(lambda: NOW_S, context) as server:
+        error = fails(server.settings(), "electricity-maps")
+        assert error.kind == "tls"
+        assert "self-signed certificate" in str(error).replace("self signed", "self-signed")
+        assert not server.requests
 
 
 def test_a_key_in_the_words_of_the_provider_is_masked(server: CarbonServer) -> None:
