@@ -21,7 +21,7 @@ from clover.server.ledger import ServerLedger, public
 from clover.server.ledger_source import LedgerSource, known_as
 from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.files import ledger_path
-from clover.types import EnergySample, Reading
+from clover.types import EnergySample, Method, Reading
 
 SECOND_NS = 1_000_000_000
 MS_NS = 1_000_000
@@ -93,7 +93,7 @@ class Scene:
             self.joules[device] += chance.uniform(5.0, 15.0)
             if chance.random() < 0.8:
                 self.metered[device] = now_ns
-                method = "measured" if device == "gpu0" else "modelled"
+                method: Method = "measured" if device == "gpu0" else "modelled"
                 sample = EnergySample(
                     device=device, at_ns=now_ns, total_j=self.joules[device], idle_w=3.0, method=method
                 )
@@ -151,12 +151,12 @@ def test_the_ledger_has_what_the_account_has(tmp_path: Path) -> None:
 def test_what_happens_becomes_events(tmp_path: Path) -> None:
     scene, chance = Scene(tmp_path), random.Random(1)
     scene.ledger.start()
-    entry = {"family": "m", "mode": "active", "grid_s": 0.0}
+    entry: dict[str, Any] = {"family": "m", "mode": "active", "grid_s": 0.0}
     scene.decisions.record(DecisionEntry(trigger="start", action="applied", **entry))
     scene.decisions.record(DecisionEntry(trigger="set", action="kept", operator="ada", **entry))
     scene.decisions.record(DecisionEntry(trigger="rate", action="failed", detail="no worker", **entry))
-    huge = {"x": "y" * 50_000}
-    scene.decisions.record(DecisionEntry(trigger="rate", action="kept", inputs=huge, **entry))  # type: ignore[arg-type]
+    huge: Any = {"x": "y" * 50_000}
+    scene.decisions.record(DecisionEntry(trigger="rate", action="kept", inputs=huge, **entry))
     event = {
         "at_ns": int(1001.0 * SECOND_NS),
         "what": "died",
