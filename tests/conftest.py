@@ -6,6 +6,7 @@ modules through the source as well (CLOVER_SOURCE=1).
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import gc
 import importlib.abc
@@ -49,6 +50,7 @@ for name in ("COLUMNS", "LINES"):
 # Servers that tests start keep their ledgers where nobody looks for them, and not in the user's home.
 _STATE = tempfile.TemporaryDirectory(prefix="clover-tests-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
+atexit.register(_STATE.cleanup)
 
 # One fixed set of examples a run, so that a failure is a change and not luck.  --hypothesis-profile deep searches
 # on, and quick, which is for `make test-quick`, looks at a quarter of them.

@@ -65,7 +65,8 @@ def nano(value: float) -> int:
 class Collector:
     """Takes snapshots of one run that began at `at_s` (Unix seconds) and `mono_s` (monotonic), and gives batches.
 
-    `pue` is that of the grams.  `clock_steps` counts how often the wall clock was set.
+    `pue` is that of the grams.  `clock_steps` counts how often the wall clock was set, `left_out_events` events beyond
+    `MOST_EVENTS` in a flush.
     """
 
     def __init__(self, at_s: float, mono_s: float, pue: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from clover.accounting.sci import sci
 from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.router.traffic import Traffic
+from clover.telemetry.ledger.writing import LedgerStatus
 from clover.telemetry.metrics import Metrics
 from clover.telemetry.metrics.energy import COMPARED, ENERGY
 from clover.types import Asked, EnergySample, Method, Reading
@@ -411,7 +413,7 @@ def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
     model.traffic.of("acme").limited = 1
     model.traffic.answered_to(0, ["acme"] * 2)
     model.tenants = model.traffic.by_tenant()
-    chain: Any = SimpleNamespace(last=reading, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=reading, counts={}, failures={}, errors={}, sources=[])
     found = scrape(Metrics(families=lambda: {"m": model}, account=account, chain=chain))
 
     def of(name: str, **labels: str) -> dict[tuple[str, ...], float]:
@@ -436,6 +438,28 @@ def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
 
 
 def test_without_tenants_there_are_no_samples_of_any() -> None:
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, sources=[])
     found = scrape(Metrics(families=lambda: {"m": source()}, account=Account(pue=1.0), chain=chain))
     assert not [name for name, _ in found if name.startswith("clover_tenant")]
+
+
+def test_the_ledger_says_whether_it_is_written_and_what_it_has_of_all_runs() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, sources=[])
+    metrics = Metrics(families=dict, account=Account(pue=1.0), chain=chain)
+    assert not any(name.startswith("clover_ledger") for name, _ in scrape(metrics))
+    status = LedgerStatus(
+        Path("a.db"), state="failing", written_rows=5, dropped_rows=2, grams=7.0, saved_g={("m", "base"): 3.0}
+    )
+    status.failures["full"] = 4
+    metrics.ledger = lambda: status
+    found = {name: value for (name, labels), value in scrape(metrics).items() if not labels}
+    assert (found["clover_ledger_up"], found["clover_ledger_written_rows_total"]) == (0.0, 5.0)
+    assert (found["clover_ledger_dropped_rows_total"], found["clover_ledger_carbon_grams"]) == (2.0, 7.0)
+    assert "clover_ledger_age_seconds" not in found
+    every = scrape(metrics)
+    assert every["clover_ledger_failures_total", (("reason", "full"),)] == 4.0
+    assert every["clover_ledger_saved_carbon_grams", (("against", "base"), ("model", "m"))] == 3.0
+    status.state, status.written_s = "writing", 1.0
+    found = {name: value for (name, labels), value in scrape(metrics).items() if not labels}
+    assert found["clover_ledger_up"] == 1.0
+    assert found["clover_ledger_age_seconds"] > 0.0

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clover.errors import LedgerError
 from clover.telemetry.ledger import LedgerReader, LedgerWriter, store, writing
@@ -379,6 +381,36 @@ def test_a_commit_that_fails_in_an_unknown_way_counts_once(path: Path, after: in
     ledger.write(batch(3))
     assert joules(path) == 3.0
     ledger.end()
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["FULL", "BUSY", "IOERR_FSYNC", "READONLY"])), max_size=12)
+)
+def test_whatever_statement_fails_each_batch_counts_once(
+    tmp_path_factory: pytest.TempPathFactory, failures: list[tuple[int, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "a.db"
+    left = [0]
+    errors = [sqlite_error("SQLITE_FULL")]
+
+    def step() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise errors[0]
+
+    ledger = LedgerThread(path, START, writer=lambda path: LedgerWriter(path, step=step))
+    for number, (statement, name) in enumerate(failures, 1):
+        left[0], errors[0] = statement, sqlite_error(f"SQLITE_{name}")
+        ledger.write(batch(number, minute=number % 3))
+    left[0] = 0
+    ledger.write(batch(len(failures) + 1))
+    ledger.end()
+    assert ledger.status.joules == joules(path) == len(failures) + 1.0
+    assert (ledger.status.dropped_rows, ledger.status.waiting_rows) == (0, 0)
+    with LedgerReader(path) as found:
+        assert len(found.runs()) == 1
+    shutil.rmtree(path.parent)
 
 
 def test_reasons() -> None:
