@@ -155,10 +155,11 @@ def served(
     """Run `python -m clover.serve ARGUMENTS` on a free port until the block ends; ready when it is entered.  `group`:
     the folder of a control group to run it in."""
     port = free_port()
+    ledger = () if "--ledger" in arguments else ("--ledger", "off")
     joining = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)] if group is not None else []
     with open(log, "ab") as sink:
         process = subprocess.Popen(
-            [*joining, python, "-m", "clover.serve", *arguments, "--port", str(port)],
+            [*joining, python, "-m", "clover.serve", *arguments, *ledger, "--port", str(port)],
             stdout=sink,
             stderr=sink,
             cwd=ROOT,

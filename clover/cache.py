@@ -1,4 +1,4 @@
-"""The cache folder: where it is, and that nobody else can write to it.
+"""The cache folder: where it is, and that nobody else can write to it; and where the state folder is.
 
 What lies in it is run: compiled models are native code.  So whoever can change it, or a folder above it, can run code
 as the server.  The rule is that of ssh for its keys: every folder on the way, links followed one by one, belongs to
@@ -39,6 +39,15 @@ def cache_folder(text: str) -> Path:
     return folder
 
 
+def state_folder(text: str) -> Path:
+    """Return the folder of what a server remembers over restarts: `text`, or if that is empty `$XDG_STATE_HOME/clover`
+    (`~/.local/state/clover`).  Raises ConfigError if there is no home folder."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if text:
+        return expanded(text).absolute()
+    return (Path(base) if os.path.isabs(base) else expanded("~/.local/state")) / "clover"
+
+
 def expanded(text: str) -> Path:
     """Return the path `text` with a leading `~` replaced; raises ConfigError if there is no such home folder."""
     try:
@@ -46,7 +55,7 @@ def expanded(text: str) -> Path:
     except RuntimeError as error:
         raise ConfigError(
             f"{text}: there is no such home folder (HOME is not set, and the system does not know the user): set HOME, "
-            "or name a folder by its whole path, as with --cache-dir"
+            "or name a folder by its whole path, as with --cache-dir or --state-dir"
         ) from error
 
 

@@ -174,6 +174,31 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     ] = 10_000
 
 
+class TenantConfig(Section, frozen=True, kw_only=True):
+    name: Annotated[str, _help("name of the tenant, as metrics and reports show it")]
+    token: Annotated[str, _help("bearer token by which its requests are known")] = ""
+    token_file: Annotated[str, _help("file whose first line is the token, instead of token")] = ""
+    token_sha256: Annotated[str, _help("SHA-256 of the token, 64 hexadecimal digits, instead of token")] = ""
+    rate: Annotated[float, _help("most rows a second, over all models; 0 sets no limit", ge=0)] = 0.0
+    burst: Annotated[int, _help("most rows at once, if there is a rate; 0 takes a second's worth", ge=0)] = 0
+    priority: Annotated[
+        int,
+        _help(
+            "rows served for each row of a client of priority 1 while both wait; under overload the lower is refused "
+            "first",
+            ge=1,
+            le=100,
+        ),
+    ] = 1
+    min_accuracy: Annotated[
+        float, _help("clover_min_accuracy of requests that name none, percent; 0 asks for none", ge=0, le=100)
+    ] = 0.0
+    timeout_ms: Annotated[float, _help("deadline of requests that name none; 0 takes the family's", ge=0)] = 0.0
+    may_control: Annotated[
+        bool, _help("take its token for commands that change something, and show it state, decisions and metrics")
+    ] = False
+
+
 class CarbonConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str,
@@ -397,10 +422,36 @@ class OtelConfig(Section, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class LedgerConfig(Section, frozen=True, kw_only=True):
+    keep: Annotated[
+        Literal["auto", "on", "off"],
+        _help(
+            "keep what is used, emitted and saved in a file of state_dir, over restarts; auto: on for `clover serve`, "
+            "off inside other programs"
+        ),
+    ] = "auto"
+    name: Annotated[
+        str, _help("name of the file; by default made of the address that is bound, so that each server has its own")
+    ] = ""
+    flush_s: Annotated[float, _help("seconds between two writes: a kill loses no more", ge=1, le=60)] = 10.0
+    minutes_days: Annotated[float, _help("days after which minutes are put together into hours", ge=1)] = 14.0
+    hours_days: Annotated[
+        float, _help("days after which hours are put together into days, and events are removed", ge=2)
+    ] = 400.0
+    max_bytes: Annotated[
+        int,
+        _help(
+            "largest file, bytes: beyond it spans are put together earlier, and at last the oldest are removed",
+            ge=1 << 20,
+        ),
+    ] = 256 << 20
+
+
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The whole configuration of one server."""
 
     families: tuple[FamilyConfig, ...] = (FamilyConfig(family="fashion"),)
+    tenants: tuple[TenantConfig, ...] = ()
     listen: ListenConfig = ListenConfig()
     limits: LimitsConfig = LimitsConfig()
     carbon: CarbonConfig = CarbonConfig()
@@ -410,7 +461,9 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     workers: WorkersConfig = WorkersConfig()
     log: LogConfig = LogConfig()
     otel: OtelConfig = OtelConfig()
+    ledger: LedgerConfig = LedgerConfig()
     cache_dir: Annotated[str, _help("folder of profiles and compiled models; $XDG_CACHE_HOME/clover by default")] = ""
+    state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     profile: Annotated[
         Literal["auto", "require", "force"],
         _help("auto measures a missing profile at start, require refuses to start without one, force always measures"),

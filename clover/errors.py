@@ -57,6 +57,10 @@ class CarbonError(CloverError):
     """A carbon-intensity source gave no usable reading."""
 
 
+class LedgerError(CloverError):
+    """A ledger cannot be kept or read: it is none, is damaged, is another server's, or is of a later version."""
+
+
 class RequestError(CloverError):
     """A request that ends without an answer of the model; `status` is its HTTP status."""
 

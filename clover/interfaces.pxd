@@ -18,9 +18,9 @@ cdef class Model:
     cdef public str closed_reason
     cdef public Py_ssize_t most_rows
 
-    cpdef Ticket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*)
-    cpdef double crowded(self, int64_t flow=*, int64_t request=*) except? -1.0
-    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*)
+    cpdef Ticket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*, object tenant=*)
+    cpdef double crowded(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
+    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
     cpdef arrived(self, Ticket ticket)
     cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)
     cpdef submit(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     # Who lists GPUs or cuts them needs no arrays, and importing numpy takes as long as all else.
     from numpy.typing import NDArray
 
+    from clover.tenants import Tenant
+
 # --- strategies: folders of interchangeable implementations -----------------------------------------------------------
 
 
@@ -170,19 +172,22 @@ class Model:
         """Whether some worker takes rows now."""
         raise NotImplementedError
 
-    def open(self, rows: int, flow: int = 0, request: int = 0) -> Ticket:
+    def open(self, rows: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> Ticket:
         """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing.  Rows that wait are served in
         turn by `flow`: a number of the front end's, from 1 on, for each of its connections.  A request that comes back
         after it was refused is known by `request`, the hash of the id that its client gave it, or by `flow` if that is
-        0."""
+        0.  The rows of a `tenant` are served in turn with those of others whatever connections they come by; Overloaded
+        says if it is over its own rate."""
         raise NotImplementedError
 
-    def crowded(self, flow: int = 0, request: int = 0) -> float:
+    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
         """Return 0 if rows of `flow` may find room, else seconds after which to come again; asked before a request is
-        decoded, which counts as refused (429) then."""
+        decoded, which counts as refused (429) then.  Raises Overloaded for a tenant that comes back too early."""
         raise NotImplementedError
 
-    def ahead(self, rows: int, index: int, flow: int = 0, request: int = 0) -> tuple[Ticket, memoryview] | None:
+    def ahead(
+        self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
+    ) -> tuple[Ticket, memoryview] | None:
         """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
         written by the receiver before `arrived`.  None if that is impossible: the slots are not neighbours, rows of
         that input vary, or too few slots are free to lend any to a client that may take its time."""

@@ -12,6 +12,7 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Generator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
@@ -44,6 +45,10 @@ if os.environ.get("CLOVER_SOURCE") == "1":
 # What is printed depends on the width of the terminal; pytest-xdist hands that of its own process on.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
+
+# Servers that tests start keep their ledgers where nobody looks for them, and not in the user's home.
+_STATE = tempfile.TemporaryDirectory(prefix="clover-tests-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
 # One fixed set of examples a run, so that a failure is a change and not luck.  --hypothesis-profile deep searches
 # on, and quick, which is for `make test-quick`, looks at a quarter of them.

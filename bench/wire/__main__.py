@@ -95,7 +95,7 @@ PEERS = (
         "clover",
         lambda work, port: [
             *(sys.executable, "-m", "clover.serve", f"bench.wire.workloads:{work.family.name.upper()}"),
-            *("--policy", "static:only", "--port", str(port)),
+            *("--policy", "static:only", "--ledger", "off", "--port", str(port)),
         ],
         ("w1", "w2", "w3"),
     ),

@@ -33,6 +33,7 @@ cdef class Account:
     cdef public dict shares
     cdef public dict placements
     cdef public dict overheads
+    cdef public dict usage
     cdef public dict receipts_j
     cdef dict _devices
     cdef list _meters

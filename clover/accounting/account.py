@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from clover.accounting.devices import LINES, ClosedWindow, DeviceAccount, Line, Share
+from clover.accounting.devices import ClosedWindow, DeviceAccount, Line, Share
 from clover.accounting.feedback import ProfileFeedback
 from clover.accounting.host import HostCpu
-from clover.accounting.labels import grams_method, joined
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Price, Prices
 from clover.accounting.spans import Spans, Work
+from clover.accounting.usage import UsageBook, book_active, book_rows
 from clover.types import EnergySample, Method, Reading, Receipt, WorkReport
 
 _SECOND_NS = 1_000_000_000
@@ -107,8 +107,9 @@ class OverheadBill:
 class Account:
     """Attribution over all devices, families and variants of a server.
 
-    `shares` holds joules and grams by (family, variant, method), `placements` by (device, placement, method).  Grams
-    include the overhead of the data centre, `pue`; a busy core draws `core_w` watts if no profile knows better.
+    `shares` holds joules and grams by (family, variant, method), `placements` by (device, placement, method), `usage`
+    rows and active energy by variant, slice and tenant.  Grams include the overhead of the data centre, `pue`; a busy
+    core draws `core_w` watts if no profile knows better.
     """
 
     def __init__(self, *, pue: float, core_w: float = 8.0) -> None:
@@ -122,6 +123,7 @@ class Account:
         self.overheads: dict[tuple[str, str, Method], Share] = {}
         """Joules and grams by (family, "front_end" or "control", method)."""
         self.placements: dict[tuple[str, str, Method], Share] = {}
+        self.usage: UsageBook = {}
         self.receipts_j: dict[str, float] = {}
         self._devices: dict[str, DeviceAccount] = {}
         self._meters: list[WorkerMeter] = []
@@ -230,6 +232,7 @@ class Account:
         everywhere = host is not None and not any(meter.device == sample.device for meter in self._meters)
         here = [meter for meter in self._meters if everywhere or meter.device == sample.device]
         gone = [meter for meter in self._gone if meter.device == sample.device]
+        book_rows(self.usage, (meter for meter in (*here, *gone) if meter.device == sample.device))
         closed = device.window(sample, here, gone, self._prices, host.parts if host is not None else None)
         self._forget()
         if closed is None:
@@ -248,6 +251,7 @@ class Account:
 
     def _book(self, sample: EnergySample, closed: ClosedWindow) -> None:
         spans, prices = self._spans, closed.prices
+        book_active(self.usage, sample, closed.active, prices)
         spans.seconds = max(spans.seconds, closed.seconds)
         for meter, part_j in closed.active:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):
@@ -433,27 +437,7 @@ class Account:
         will never be known.  Modelled joules may be off by `uncertainty_low` to `uncertainty_high` (relative, absent if
         no range is known), the active ones by `active_uncertainty_low` to `active_uncertainty_high`.
         """
-        return {
-            name: {
-                "measured_j": device.total.joules,
-                "total_g": device.total.grams,
-                **{f"{line}_j": device.lines[line].joules for line in LINES},
-                **{f"{line}_g": device.lines[line].grams for line in LINES},
-                "rest_j": device.rest_j,
-                **({} if device.frozen else {"watts": device.watts}),
-                "idle_w": device.idle_w,
-                "ratio": device.ratio,
-                "frozen": float(device.frozen),
-                "restarts": float(device.restarts),
-                "unmetered_s": device.unmetered_s,
-                "unknown_s": device.unknown_s,
-                **device.uncertainties(),
-                "method": device.method,
-                "intensity": joined(device.total.grids),
-                "grams_method": joined(grams_method(device.method, known) for known in device.total.grids),
-            }
-            for name, device in self._devices.items()
-        }
+        return {name: device.report() for name, device in self._devices.items()}
 
     def lines(self) -> Iterator[tuple[str, str, Method, Line]]:
         """Yield device, line, method of the joules, and the line itself; the front end is the machine's."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clover.accounting.host import HostParts
+from clover.accounting.labels import grams_method, joined
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Mark, Price, Prices
 from clover.types import EnergySample, Method
@@ -189,6 +190,27 @@ class DeviceAccount:
         ranges = (("uncertainty", self.uncertainty), ("active_uncertainty", self.active_uncertainty))
         known = [(name, bounds) for name, bounds in ranges if bounds is not None]
         return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}
+
+    def report(self) -> dict[str, float | str]:
+        """Return its lines and figures, as `Account.devices` describes them."""
+        return {
+            "measured_j": self.total.joules,
+            "total_g": self.total.grams,
+            **{f"{line}_j": self.lines[line].joules for line in LINES},
+            **{f"{line}_g": self.lines[line].grams for line in LINES},
+            "rest_j": self.rest_j,
+            **({} if self.frozen else {"watts": self.watts}),
+            "idle_w": self.idle_w,
+            "ratio": self.ratio,
+            "frozen": float(self.frozen),
+            "restarts": float(self.restarts),
+            "unmetered_s": self.unmetered_s,
+            "unknown_s": self.unknown_s,
+            **self.uncertainties(),
+            "method": self.method,
+            "intensity": joined(self.total.grids),
+            "grams_method": joined(grams_method(self.method, known) for known in self.total.grids),
+        }
 
     def ratio_of(self, meter: WorkerMeter) -> float:
         """Return measured over profiled active energy of workers like that of `meter`: where their own CPU time tells

@@ -29,6 +29,15 @@ cdef class WorkerMeter:
     cdef public int64_t window_wasted
     cdef public int64_t window_busy_ns
     cdef public double window_modelled_j
+    cdef public int64_t answered
+    cdef dict _answered_by
+    cdef double _latest_j
+    cdef public dict window_tenants
+    cdef public tuple tenant_parts
 
     @cython.locals(most_ns=int64_t, size=int, warm_j=double, per_row=double, part=double, joules=double)
     cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns, int64_t pause_ns=*, int failed=*)
+    @cython.locals(tenant=str, work=list)
+    cpdef charge(self, list tenants)
+    @cython.locals(tenant=str)
+    cpdef note_answered(self, list tenants)

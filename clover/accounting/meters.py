@@ -69,13 +69,16 @@ class WorkerMeter:
     """
 
     __slots__ = (
+        "_answered_by",
         "_batch_ns",
         "_batches",
         "_closed_rows",
         "_joules",
+        "_latest_j",
         "_rested_j",
         "_spare_ns",
         "_top",
+        "answered",
         "busy_ns",
         "core_w",
         "cores",
@@ -89,12 +92,14 @@ class WorkerMeter:
         "ratio",
         "rows",
         "slices",
+        "tenant_parts",
         "variant",
         "window_audits",
         "window_busy_ns",
         "window_gone_on",
         "window_modelled_j",
         "window_right",
+        "window_tenants",
         "window_wasted",
     )
 
@@ -137,6 +142,14 @@ class WorkerMeter:
         self.window_wasted = 0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0
+        self.answered = 0
+        """Rows answered since `take_answered`."""
+        self._answered_by: dict[str, int] = {}
+        self._latest_j = 0.0
+        self.window_tenants: dict[str, list[float]] = {}
+        """By tenant: rows of the window under way, and the joules that its profile expects of them."""
+        self.tenant_parts: tuple[tuple[str, float], ...] = ()
+        """Which part of its joules each tenant has, by the last window in which it finished a batch."""
 
     def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0, failed: int = 0) -> float:
         """Count a finished batch; return its active joules a row, corrected by `ratio`.
@@ -168,6 +181,7 @@ class WorkerMeter:
         self.modelled_j += joules
         self.window_busy_ns += busy_ns
         self.window_modelled_j += joules
+        self._latest_j = per_row
         return per_row * self.ratio
 
     def cascaded(self, gone_on: int, audits: int, right: float) -> None:
@@ -184,6 +198,28 @@ class WorkerMeter:
     def waste(self, rows: int) -> None:
         """Count that `rows` of the rows so far were computed in vain: no client gets this answer."""
         self.window_wasted += rows
+
+    def charge(self, tenants: list[str]) -> None:
+        """Count the rows of the last batch as those of these tenants, one a row (empty: of none)."""
+        for tenant in tenants:
+            if tenant:
+                work = self.window_tenants.get(tenant)
+                if work is None:
+                    work = self.window_tenants[tenant] = [0.0, 0.0]
+                work[0] += 1.0
+                work[1] += self._latest_j
+
+    def note_answered(self, tenants: list[str]) -> None:
+        """Count which tenants' rows are among those that were `answered`, one a row (empty: of none)."""
+        for tenant in tenants:
+            if tenant:
+                self._answered_by[tenant] = self._answered_by.get(tenant, 0) + 1
+
+    def take_answered(self) -> tuple[int, dict[str, int]]:
+        """Return how many rows were answered since the last call, and how many of these were each tenant's."""
+        taken = self.answered, self._answered_by
+        self.answered, self._answered_by = 0, {}
+        return taken
 
     @property
     def shape(self) -> str:
@@ -210,6 +246,9 @@ class WorkerMeter:
 
     def forget_window(self) -> None:
         """Begin a new window, after one was closed or dropped."""
+        if self.window_rows:
+            self.tenant_parts = self._parts()
+            self.window_tenants = {}
         self.window_wasted = 0
         self._closed_rows = self.rows
         self.window_gone_on = 0
@@ -217,3 +256,15 @@ class WorkerMeter:
         self.window_right = 0.0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0
+
+    def _parts(self) -> tuple[tuple[str, float], ...]:
+        """Return which part of the joules of the window's rows each tenant has; audits are no tenant's."""
+        if not self.window_tenants:
+            return ()
+        by = 1 if self.window_modelled_j > 0.0 else 0
+        rows = self.window_rows
+        whole = (self.window_modelled_j if by else float(rows)) * (1.0 - self.window_audits / rows)
+        whole = max(whole, sum([work[by] for work in self.window_tenants.values()]))
+        if whole <= 0.0:
+            return ()
+        return tuple([(tenant, work[by] / whole) for tenant, work in self.window_tenants.items()])

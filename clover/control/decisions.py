@@ -73,6 +73,11 @@ class Decisions:
         """Return the newest decision about that family."""
         return next((decision for decision in reversed(self._ring) if decision.family == family), None)
 
+    def after(self, last: int) -> list[Decision]:
+        """Return those of the kept decisions that are numbered above `last`, oldest first."""
+        newer = itertools.takewhile(lambda decision: decision.id > last, reversed(self._ring))
+        return [*newer][::-1]
+
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """Return up to `limit` decisions as plain objects, newest first."""
         return [msgspec.to_builtins(decision) for decision in itertools.islice(reversed(self._ring), limit)]

@@ -8,6 +8,7 @@ for the board (`drawn`), which a profile cannot know before it is measured.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from clover.planning.model.queueing import Service
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
+from clover.runtime.router.tenant_counts import TenantTotals
 from clover.runtime.router.traffic import Traffic
 from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
@@ -83,6 +85,7 @@ class Served:
         self.reason = ""
         self._left_out = LeftOut()
         self._pool = pool
+        self._account = account
         self._devices = devices
         self._workers = workers
         self._cache = cache
@@ -237,6 +240,18 @@ class Served:
     @property
     def shares(self) -> Mapping[str, float]:
         return self.fleet.shares
+
+    @property
+    def tenants(self) -> dict[str, TenantTotals]:
+        """What each tenant sent and what that cost; the empty name has what no tenant did, and sums are the model's."""
+        found = self.traffic.by_tenant()
+        for key, usage in self._account.usage.items():
+            if key.family == self.name:
+                totals = found.get(key.tenant) or TenantTotals({}, {})
+                found[key.tenant] = dataclasses.replace(
+                    totals, active_j=totals.active_j + usage.active_j, active_g=totals.active_g + usage.active_g
+                )
+        return found
 
     def observe(self) -> dict[str, float]:
         """Return the fleet's live figures."""

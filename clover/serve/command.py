@@ -10,9 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from clover import backends, carbon, devices, families, policies, profiles, settings
 from clover._version import __version__
-from clover.cache import cache_folder
+from clover.cache import cache_folder, state_folder
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
         before = gc.get_threshold()
         try:
-            return Server(config=given.config).run(on_ready=ready, on_hangup=reloading.start)
+            return Server(config=with_ledger(given.config)).run(on_ready=ready, on_hangup=reloading.start)
         finally:
             gc.set_threshold(*before)
     except ConfigError as error:
@@ -104,6 +106,19 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         logs.flush()
         print(f"clover: cannot start: {error}", file=sys.stderr)
         return 3
+
+
+def with_ledger(config: ServerConfig) -> ServerConfig:
+    """Return the configuration with what `ledger.keep` says here: `auto` is on, unless the user has no home."""
+    keep = config.ledger.keep
+    if keep == "auto":
+        keep = "on"
+        try:
+            state_folder(config.state_dir)
+        except ConfigError as error:
+            log.warning("no ledger is kept: %s", error)
+            keep = "off"
+    return msgspec.structs.replace(config, ledger=msgspec.structs.replace(config.ledger, keep=keep))
 
 
 def _called() -> str:

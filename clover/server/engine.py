@@ -34,6 +34,8 @@ from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
+from clover.server.ledger import ServerLedger
+from clover.server.ledger_source import LedgerSource
 from clover.server.machine import Machine
 from clover.server.otel import build_otel
 from clover.server.unplanned import Unplanned
@@ -107,6 +109,11 @@ class Engine:
         self.otel = build_otel(config, loop, self.account, self.machine)
         if self.otel is not None:
             self._metrics.spans = self.otel.counts
+        self.ledger: ServerLedger | None = None
+        if config.ledger.keep == "on":
+            source = LedgerSource(self.account, self.machine, self.served, self.controller)
+            self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
+        self._metrics.ledger = lambda: self.ledger.status if self.ledger is not None else None
         if http:
             self.frontend = Frontend(self, config, loop, tracer=self.otel.tracer if self.otel is not None else None)
 
@@ -151,6 +158,9 @@ class Engine:
             await self.frontend.start()
         await self._pool.start()
         await self.machine.start()
+        if self.ledger is not None:
+            self.ledger.start()
+            stack.push_async_callback(self.ledger.close)  # after all that counts
         await self._account()  # from here on joules count: those of measuring are control's, and of no family
         for served in self.served.values():
             profile = await self._profile(served)
@@ -176,6 +186,8 @@ class Engine:
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()
+        if self.ledger is not None:
+            self.ledger.serve(self.served)
         await self._account()  # so that the first receipts know already who holds how much idle power
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
@@ -295,6 +307,8 @@ class Engine:
         spans = self.account.take()
         self.controller.shadows.window(spans)
         self.footprint.window(time.monotonic_ns(), reading, spans)
+        if self.ledger is not None:
+            self.ledger.tick(reading)
 
     async def _tick(self) -> None:
         """Check the workers and close the energy window, each second; a failure of one does not stop the other."""
@@ -390,6 +404,7 @@ class Engine:
             "models": models,
             "devices": devices,
             "core_idle": self.machine.idle_states(),
+            "ledger": self.ledger.report() if self.ledger is not None else None,
         }
 
     def _savings(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clover.accounting import Account, Spans
 from clover.accounting.embodied import EmbodiedLedger, EmbodiedMethod, Hardware
@@ -42,6 +42,11 @@ class Footprint:
         self._intensities.add(reading.known)
         for model, span in spans.families.items():
             self._rows[model] += sum(span.rows.values()) - span.gone_on
+
+    @property
+    def hardware(self) -> Sequence[Hardware]:
+        """The hardware that the server reserves."""
+        return self._ledger.hardware
 
     def report(self) -> SciReport:
         """Return what was emitted for each row so far."""

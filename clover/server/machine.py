@@ -114,6 +114,10 @@ class Machine:
         """Return how the cores of workers idled lately (`CoreIdle.report`); None if workers are on GPUs."""
         return self.core_idle.report() if self.core_idle is not None else None
 
+    def metered_ns(self) -> dict[str, int]:
+        """Return until when (monotonic) the meter of each device has been read, by name; not of those never read."""
+        return {name: sample.at_ns for name, sample in self._samples.items()}
+
     async def measure(self, reading: Reading) -> None:
         """Close the energy window of every device, with its carbon priced at `reading`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from datetime import datetime
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from clover.config import ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
+from clover.tenants import token_digest
 
 
 class DeviceForm(NamedTuple):
@@ -29,7 +31,10 @@ DEVICE_FORMS = {
 """The kinds of devices; `clover.devices.DEVICES` has their modules."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 _SOCKET_PATH_BYTES = 107
+MOST_TENANTS = 256
+"""Each has metrics of its own."""
 
 AUTO = "auto"
 """`workers.cores`: as many of all cores as the load needs."""
@@ -49,7 +54,8 @@ def check(config: ServerConfig) -> None:
             raise ConfigError(f"two families are called {names[index]!r}: give one of them another name")
         if family.slots and family.queue_rows > family.slots:
             raise ConfigError(f"families.{index}: queue_rows {family.queue_rows} exceeds slots {family.slots}")
-    _check_listen(config.listen)
+    _check_listen(config.listen, bool(config.tenants))
+    _check_tenants(config)
     if config.carbon.trace_start not in ("", "now", "first"):
         try:
             datetime.fromisoformat(config.carbon.trace_start)
@@ -60,6 +66,8 @@ def check(config: ServerConfig) -> None:
             ) from None
     _check_device(config.workers)
     _check_otel(config.otel.endpoint)
+    if config.ledger.name and not _NAME.fullmatch(config.ledger.name):
+        raise ConfigError(f"ledger.name {config.ledger.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
     if not config.workers.backends:
         raise ConfigError("workers.backends is empty: name at least eager")
     parse_cores(config.workers.cores)
@@ -94,12 +102,36 @@ def _check_device(workers: WorkersConfig) -> None:
         raise ConfigError(f"workers.pace: there is no file {workers.pace}")
 
 
-def _check_listen(listen: ListenConfig) -> None:
+def _check_tenants(config: ServerConfig) -> None:
+    if len(config.tenants) > MOST_TENANTS:
+        raise ConfigError(f"{len(config.tenants)} tenants are configured: a server has at most {MOST_TENANTS}")
+    names, digests = set(), {hashlib.sha256(config.listen.token.encode()).digest()} if config.listen.token else set()
+    for index, tenant in enumerate(config.tenants):
+        if not _NAME.fullmatch(tenant.name):
+            raise ConfigError(f"tenant.{index}.name {tenant.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
+        if tenant.name in names:
+            raise ConfigError(f"two tenants are called {tenant.name!r}: give one of them another name")
+        names.add(tenant.name)
+        if bool(tenant.token) == bool(tenant.token_sha256):
+            raise ConfigError(f"tenant {tenant.name}: give one of token, token_file and token_sha256, and only one")
+        if tenant.token and not _TOKEN.fullmatch(tenant.token):
+            raise ConfigError(f"tenant {tenant.name}: its token must be printable ASCII without spaces")
+        if tenant.token_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", tenant.token_sha256):
+            raise ConfigError(f"tenant {tenant.name}: token_sha256 must be 64 hexadecimal digits, as of sha256sum")
+        if tenant.burst and not tenant.rate:
+            raise ConfigError(f"tenant {tenant.name}: burst {tenant.burst} without a rate limits nothing: give rate")
+        digest = token_digest(tenant)
+        if digest in digests:
+            raise ConfigError(f"tenant {tenant.name}: its token is another tenant's, or listen.token: use another")
+        digests.add(digest)
+
+
+def _check_listen(listen: ListenConfig, tenants: bool) -> None:
     if not listen.host:
         raise ConfigError("listen.host is empty: use 127.0.0.1, or 0.0.0.0 with a token")
-    if listen.token and not re.fullmatch(r"[\x21-\x7e]+", listen.token):
+    if listen.token and not _TOKEN.fullmatch(listen.token):
         raise ConfigError("listen.token must be printable ASCII without spaces")
-    if not is_loopback(listen.host) and not listen.token and not listen.insecure:
+    if not is_loopback(listen.host) and not (listen.token or tenants or listen.insecure):
         raise ConfigError(
             f"listen.host {listen.host} is reachable from outside: set a token (CLOVER_TOKEN, --token-file), or say "
             "--insecure to serve everyone who can reach it"

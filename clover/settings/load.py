@@ -10,12 +10,23 @@ from typing import Any
 
 import msgspec
 
-from clover.config import FamilyConfig, ServerConfig
+from clover.config import FamilyConfig, ServerConfig, TenantConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.settings.check import check
 from clover.settings.command_line import CommandLine, Option, parse
-from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTINGS, VARIABLES, Setting
+from clover.settings.schema import (
+    BY_KEY,
+    ENTRY,
+    FAMILY,
+    FLAGS,
+    SECTIONS,
+    SETTINGS,
+    TENANT,
+    TENANT_SETTINGS,
+    VARIABLES,
+    Setting,
+)
 from clover.settings.service_links import is_service_link
 
 _CONFIG_VARIABLE = "CLOVER_CONFIG"
@@ -56,10 +67,13 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
             origin,
         )
     _read_token(values)
+    tenants = _read_tenants(file.tenants)
     entries = _choose_families(families, environ, file.families)
     if len(entries) > 1 and "name" in for_families:
         raise ConfigError(f"{for_families['name'][1]}: one name cannot serve {len(entries)} families; use the file")
     config, origins = _assemble(values, [entry | for_families for entry in entries])
+    config = msgspec.structs.replace(config, tenants=tenants)
+    origins |= {TENANT: f"file {path}"} if tenants else {}
     check(config)
     own = {flag.lstrip("-"): value for flag, value in line.options.items() if flag != "--config"}
     return Settings(config, origins, own, path, links)
@@ -71,6 +85,8 @@ def override(config: ServerConfig | None, families: Sequence[str] = (), **values
     `families` replaces the families; settings of a family apply to all.  Raises ConfigError.
     """
     base = config or ServerConfig()
+    if base.tenants:
+        base = msgspec.structs.replace(base, tenants=tuple(_with_token(tenant, "tenants") for tenant in base.tenants))
     if families:
         base = msgspec.structs.replace(base, families=tuple(FamilyConfig(family=name) for name in families))
     names = {setting.name: setting for setting in SETTINGS if setting is not ENTRY}
@@ -99,6 +115,7 @@ def override(config: ServerConfig | None, families: Sequence[str] = (), **values
 class _File:
     values: dict[str, _Value] = field(default_factory=dict)
     families: list[dict[str, _Value]] = field(default_factory=list)
+    tenants: list[dict[str, _Value]] = field(default_factory=list)
 
 
 def _path_of(line: CommandLine, environ: Mapping[str, str]) -> str:
@@ -140,6 +157,10 @@ def _read_file(path: str) -> _File:
             if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
                 raise ConfigError(f"{path}: families must be tables, each under [[families]]")
             file.families = [_family_table(entry, index, path, origin) for index, entry in enumerate(value)]
+        elif name == TENANT:
+            if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+                raise ConfigError(f"{path}: tenants must be tables, each under [[{TENANT}]]")
+            file.tenants = [_tenant_table(entry, index, path, origin) for index, entry in enumerate(value)]
         elif name in SECTIONS:
             if not isinstance(value, dict):
                 raise ConfigError(f"{path}: {name} must be a table, [{name}]")
@@ -160,6 +181,32 @@ def _family_table(entry: dict[str, Any], index: int, path: str, origin: str) -> 
     if "family" not in table:
         raise ConfigError(f'{path}: families.{index} names no family (family = "fashion")')
     return table
+
+
+def _tenant_table(entry: dict[str, Any], index: int, path: str, origin: str) -> dict[str, _Value]:
+    table: dict[str, _Value] = {}
+    for leaf, item in entry.items():
+        setting = TENANT_SETTINGS.get(leaf)
+        if setting is None:
+            raise ConfigError(f"{path}: unknown key {TENANT}.{leaf}{did_you_mean(leaf, TENANT_SETTINGS)}")
+        table[leaf] = (setting.convert(item, origin), origin)
+    if "name" not in table:
+        raise ConfigError(f"{path}: {TENANT}.{index} has no name")
+    return table
+
+
+def _read_tenants(tables: list[dict[str, _Value]]) -> tuple[TenantConfig, ...]:
+    return tuple(
+        _with_token(TenantConfig(**{leaf: value for leaf, (value, _) in table.items()}), table["name"][1])
+        for table in tables
+    )
+
+
+def _with_token(tenant: TenantConfig, origin: str) -> TenantConfig:
+    """Return a tenant with the token that its file has, if it names one."""
+    if not tenant.token_file or tenant.token:
+        return tenant
+    return msgspec.structs.replace(tenant, token=_token_in(tenant.token_file, origin))
 
 
 def _unknown(key: str, leaf: str, path: str) -> Setting:
@@ -191,13 +238,18 @@ def _read_token(values: dict[str, _Value]) -> None:
     token, token_origin = values.get("listen.token", ("", ""))
     if not path or (token and _rank(token_origin) >= _rank(origin)):
         return
+    values["listen.token"] = (_token_in(path, origin), f"{origin} ({path})")
+
+
+def _token_in(path: str, origin: str) -> str:
+    """Return the token in a file, its first line; raises ConfigError."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{origin}: cannot read the token file {path}") from error
     if not lines or not lines[0].strip():
         raise ConfigError(f"{origin}: the token file {path} is empty")
-    values["listen.token"] = (lines[0].strip(), f"{origin} ({path})")
+    return lines[0].strip()
 
 
 def _rank(origin: str) -> int:

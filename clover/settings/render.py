@@ -8,10 +8,12 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
+
 from clover.config import ServerConfig
 from clover.settings.command_line import CONFIG, Option
 from clover.settings.load import Settings
-from clover.settings.schema import ENTRY, FAMILY, SECTIONS, SETTINGS, Setting
+from clover.settings.schema import ENTRY, FAMILY, SECTIONS, SETTINGS, TENANT, TENANT_SETTINGS, Setting
 
 _TITLES = {
     "listen": "Listen",
@@ -68,7 +70,7 @@ def help_text(
 def print_config(settings: Settings) -> str:
     """Return the effective configuration as TOML that gives the same configuration again, with the origin of each line.
 
-    The token is masked (as a comment, so that a masked value is never read back).
+    Tokens are masked (as comments, so that a masked value is never read back).
     """
     lines: list[str] = []
     for setting in SETTINGS:
@@ -88,6 +90,12 @@ def print_config(settings: Settings) -> str:
                 _toml_line(setting, getattr(record, setting.leaf), settings.origins[setting.key])
                 for setting in _of(section)
             ]
+    for tenant in settings.config.tenants:
+        lines += ["", f"[[{TENANT}]]"]
+        for setting in TENANT_SETTINGS.values():
+            value, origin = getattr(tenant, setting.leaf), settings.origins[TENANT]
+            if value != setting.default and not (setting.leaf == "token" and tenant.token_file):
+                lines.append(_toml_line(setting, value, origin))
     return "\n".join(lines) + "\n"
 
 
@@ -106,6 +114,13 @@ def markdown_table() -> str:
             wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""
             parts.append(f"| `{setting.leaf}` | {flag} | {env} | {shown} | {meaning}{wanted} |")
         parts.append("")
+    parts += [f"## `[[{TENANT}]]`", "", "| key | default | meaning |", "|---|---|---|"]
+    for setting in TENANT_SETTINGS.values():
+        default = _plain(setting.default) if setting.default is not msgspec.NODEFAULT else ""
+        shown = f"`{default}`" if default else ""
+        wanted = f" ({setting.wanted()})" if setting.limits is not None else ""
+        parts.append(f"| `{setting.leaf}` | {shown} | {setting.help}{wanted} |")
+    parts.append("")
     return "\n".join(parts)
 
 

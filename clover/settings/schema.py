@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal, Union
 
 import msgspec
 
-from clover.config import FamilyConfig, ServerConfig
+from clover.config import FamilyConfig, ServerConfig, TenantConfig
 from clover.errors import ConfigError
 
 FAMILY = "families"
 """The section that repeats: one table a family."""
+TENANT = "tenant"
+"""The other one: one table a tenant, in the file only."""
 
-_PREFIX = {"embodied": "embodied_", "energy": "energy_", "limits": "limit_", "log": "log_", "otel": "otel_"}
-_NAMED = {"carbon.source": "carbon", "otel.endpoint": "otel"}
-_SECRET = {"listen.token"}
+_PREFIX = {name: f"{name}_" for name in ("embodied", "energy", "ledger", "log", "otel")} | {"limits": "limit_"}
+_NAMED = {"carbon.source": "carbon", "ledger.keep": "ledger", "otel.endpoint": "otel"}
+_SECRET = {"listen.token", f"{TENANT}.token", f"{TENANT}.token_sha256"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -157,6 +159,8 @@ def _read() -> tuple[Setting, ...]:
         hint = hints[field.name]
         if field.name == FAMILY:
             found += _settings_of(FAMILY, FamilyConfig)
+        elif field.name == "tenants":
+            continue
         elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             found += _settings_of(field.name, hint)
         else:
@@ -166,6 +170,9 @@ def _read() -> tuple[Setting, ...]:
 
 SETTINGS: tuple[Setting, ...] = _read()
 """All settings in the order of the records, those of no section last."""
+
+TENANT_SETTINGS = {setting.leaf: setting for setting in _settings_of(TENANT, TenantConfig)}
+"""Those of a tenant, by key.  They have neither flags nor variables."""
 
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 ENTRY = BY_KEY[f"{FAMILY}.family"]

@@ -25,7 +25,8 @@ class Process:
 
     def __init__(self, folder: Path, config: Path, *flags: str) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")} | {"HOME": str(folder)}
-        environ.pop("XDG_CACHE_HOME", None)
+        for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+            environ.pop(name, None)
         self.out, self.err = folder / "out", folder / "err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(

@@ -21,8 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal"}),
-    frozenset({"config", "interfaces", "cache"}),
-    frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "telemetry.dashboards", "_native"}),
+    frozenset({"config", "cache"}),
+    frozenset({"tenants"}),
+    frozenset({"interfaces"}),
+    frozenset({"profiles", "families", "settings", "_native"})
+    | {"telemetry", "telemetry.logs", "telemetry.ledger", "telemetry.dashboards"},
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
     frozenset({"planning.cascade"}),

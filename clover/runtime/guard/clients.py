@@ -1,7 +1,7 @@
 """Clients in groups, so that no single client decides what the guard finds.
 
-A client is an address (`Ticket.client`); rows of this process come from one client.  While one address sends more than
-three quarters of the rows (a proxy, say), each of its connections (`Ticket.flow`) is a client instead.  Each belongs to
+A client is a tenant, or else an address (`Ticket.client`); rows of this process come from one client.  While one client
+sends more than three quarters of the rows (a proxy, say), each of its connections is a client instead.  Each belongs to
 one of `GROUPS` groups.  Every test of the guard is made `VIEWS` times: on all rows, and for each group on the rows of
 all *other* groups.  A finding stands only if it stands in every view that counts.  So whatever one client sends, a test
 that never saw its rows has to agree, and the error rate of that test is the one that `clover.runtime.guard.drift`

@@ -131,7 +131,7 @@ class Admission:
         if ticket is None:
             self._dispatch.make_room(now_ns)  # for the next one: slots come back once clients have their answers
             raise self._refuse("slots", "no room for more rows", rows, flow, request, now_ns)
-        ticket.flow = flow
+        ticket.flow = ticket.connection = flow
         ticket.request = request
         return ticket
 
@@ -217,7 +217,7 @@ class Admission:
         if view is None:
             self._table.close(ticket)
             return None
-        ticket.flow = flow
+        ticket.flow = ticket.connection = flow
         ticket.request = request
         ticket.lent = True
         self.lent += rows

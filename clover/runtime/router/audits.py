@@ -149,7 +149,7 @@ class Audits:
             if ticket.variants[row] == chain.lanes[-1] and answers and answers[-1][0] == chain.lanes[-2]:
                 answer = self._reader.read(ticket.slots[row])
                 overruled += answer is not None and not same_answer(answers[-1][1], answer)
-        self.guard.followed(chain, overruled, rows, self.guard.clients.group_of(ticket.client, ticket.flow))
+        self.guard.followed(chain, overruled, rows, self.guard.clients.group_of(ticket.client, ticket.connection))
 
     def closed(self, ticket: RouterTicket, now_ns: int) -> None:
         """Queue audits of the marked rows of an answered ticket, whose slots are not freed yet."""
@@ -162,7 +162,7 @@ class Audits:
             why = "unreadable"
             if answer is not None:
                 planned = ticket.planned.get(row, -1)
-                group = self.guard.clients.group_of(ticket.client, ticket.flow)
+                group = self.guard.clients.group_of(ticket.client, ticket.connection)
                 if ticket.sender is not None and self.guard.limit.leaves_out(ticket.sender):
                     group = -1
                 audit = Audit((*before, (lane, answer)), chain, self._digests.digest(slot), planned, group)

@@ -96,6 +96,8 @@ class Completion:
         start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - link.ended_ns, status)
+        if batch.tenants is not None:
+            link.meter.charge(batch.tenants)
         link.ended_ns = end_ns
         if status and self._retry.after_failure(batch, now_ns):
             link.meter.waste(count)
@@ -112,6 +114,10 @@ class Completion:
                 if link.standby:
                     self._traffic.relieved_rows += count - escalated - audits
                 self._account.rows_done(self._name, count - escalated - audits, now_ns)
+                link.meter.answered += count - escalated - audits
+                if batch.tenants is not None:
+                    link.meter.note_answered(batch.tenants)
+                    self._traffic.answered_to(link.lane, batch.tenants)
             if self._escalation.kept != self._kept:
                 passed_on -= self._escalation.kept - self._kept
                 self._kept = self._escalation.kept
@@ -165,6 +171,8 @@ class Completion:
                 scores = scores or self._monitor.scores(batch.slots)
                 if self._escalation.escalate(ticket, ticket.chain, slot, lane, scores[at], now_ns):
                     escalated += 1
+                    if batch.tenants is not None:
+                        batch.tenants[at] = ""  # its row counts where it ends
                     continue
             ticket.outstanding -= 1
             if not ticket.outstanding:
@@ -228,6 +236,8 @@ class Completion:
         self._traffic.finished(
             status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
         )
+        if ticket.tenant is not None:
+            self._traffic.of(ticket.tenant.name).count(status)
         self._finished.append(ticket)
 
     def withdraw(self, ticket: RouterTicket) -> None:

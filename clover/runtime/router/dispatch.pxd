@@ -7,7 +7,8 @@ from clover.runtime.router.completion cimport Completion
 from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.lanes cimport Lanes
-from clover.runtime.router.links cimport Link
+from clover.runtime.router.links cimport Batch, Link
+from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 
@@ -20,6 +21,7 @@ cdef class Dispatch:
     cdef Batcher _batcher
     cdef Lanes _lanes
     cdef Deadlines _deadlines
+    cdef SlotTable _table
     cdef bytearray _slot_states
     cdef list _paces
     cdef readonly bint busy
@@ -35,7 +37,7 @@ cdef class Dispatch:
     cdef make_room(self, int64_t now_ns)
     @cython.locals(
         link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple, pace=LanePace,
-        saturated=bint,
+        saturated=bint, batch=Batch,
     )
     cdef _form_batches(self, int64_t now_ns)
     @cython.locals(next_ns=int64_t, delay_ns=int64_t)

@@ -45,6 +45,7 @@ class Dispatch:
         self._lanes = state.lanes
         self._paces = state.lanes.paces
         self._deadlines = state.deadlines
+        self._table = state.table
         self._slot_states = state.table.state
         self._out = np.zeros(max(state.spec.max_batch, 1), np.uint32)
         self._batch_id = 0
@@ -114,7 +115,10 @@ class Dispatch:
             slots: list[int] = out[:count].tolist()
             for slot in slots:
                 self._slot_states[slot] = FLYING
-            link.sent(Batch(self._batch_id, slots, now_ns, link.epoch), now_ns)
+            batch = Batch(self._batch_id, slots, now_ns, link.epoch)
+            if self._state.tenanted:
+                batch.tenants = self._table.tenants(slots)
+            link.sent(batch, now_ns)
             try:
                 # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
                 sent = link.worker.ring.submit(self._batch_id, out, count)

@@ -22,6 +22,8 @@ cdef class Escalation:
     cdef Traffic _traffic
     cdef StandbyRouting _standby
     cdef object _max_batch
+    cdef str _name
+    cdef object _account
 
     cpdef bint escalate(
         self, RouterTicket ticket, object chain, Py_ssize_t slot, object lane, double score, int64_t now_ns

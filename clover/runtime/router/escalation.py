@@ -6,6 +6,8 @@ worker, a burst is on) or that was escalated in vain keeps the answer that it ha
 
 from __future__ import annotations
 
+from clover.accounting import Account
+from clover.accounting.usage import book_kept
 from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.escalation_limit import EscalationLimit
 from clover.runtime.router.audits import Audits
@@ -21,7 +23,7 @@ class Escalation:
     comparison; None if they are not.  `limit`: of escalations by client; None if there is none.  `kept`: rows that were
     taken back so far."""
 
-    def __init__(self, state: RouterState, standby: StandbyRouting) -> None:
+    def __init__(self, state: RouterState, standby: StandbyRouting, account: Account) -> None:
         self.busy_ns = [0] * len(state.accuracy)
         self.audits: Audits | None = None
         self.limit: EscalationLimit | None = None
@@ -33,6 +35,8 @@ class Escalation:
         self._traffic = state.traffic
         self._standby = standby
         self._max_batch = state.spec.max_batch
+        self._name = state.name
+        self._account = account
 
     def escalate(
         self, ticket: RouterTicket, chain: RoutedChain, slot: int, lane: int, score: float, now_ns: int
@@ -83,6 +87,9 @@ class Escalation:
         if len(before) > 1:
             ticket.paths[row] = before[:-1]
         self._traffic.rows[before[-1]] += 1
+        tenant = ticket.tenant.name if ticket.tenant is not None else ""
+        self._traffic.answered_to(before[-1], [tenant])
+        book_kept(self._account.usage, self._name, self._traffic.variants[before[-1]], tenant)
         self.kept += 1
         self._cut_short(ticket, ticket.chain, row, before[-1], why)
         return True

@@ -5,6 +5,7 @@ cdef class Batch:
     cdef public list slots
     cdef public int64_t sent_ns
     cdef public int64_t epoch
+    cdef public list tenants
 
 cdef class Link:
     cdef public object worker

@@ -28,15 +28,17 @@ class WorkerHandle(Protocol):
 
 class Batch:
     """Rows sent to a worker under one number.  `epoch` is that of its link when it was sent: a batch from before the
-    worker was last attached holds none of its credits."""
+    worker was last attached holds none of its credits.  `tenants` has the name of the tenant of each row (empty: none);
+    None if no tenant sent anything yet."""
 
-    __slots__ = ("epoch", "id", "sent_ns", "slots")
+    __slots__ = ("epoch", "id", "sent_ns", "slots", "tenants")
 
     def __init__(self, number: int, slots: list[int], sent_ns: int, epoch: int) -> None:
         self.id = number
         self.slots = slots
         self.sent_ns = sent_ns
         self.epoch = epoch
+        self.tenants: list[str] | None = None
 
 
 class Link:

@@ -76,7 +76,7 @@ class Monitor:
         if ticket.paths and ticket.row_of(slot) in ticket.paths:
             return
         clients, limit = self.guard.clients, self.guard.limit
-        group = clients.sent(ticket.client, ticket.flow)
+        group = clients.sent(ticket.client, ticket.connection)
         sender = clients.latest
         ticket.sender, ticket.group = sender, group
         if ticket.chain is not None and ticket.min_accuracy <= 0.0:

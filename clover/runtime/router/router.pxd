@@ -14,6 +14,7 @@ from clover.runtime.router.escalation cimport Escalation
 from clover.runtime.router.monitor cimport Monitor
 from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
+from clover.runtime.router.tenant_gate cimport TenantGate
 from clover.runtime.router.tickets cimport RouterTicket
 from clover.runtime.router.traffic cimport Traffic
 
@@ -28,6 +29,7 @@ cdef class Router(Model):
     cdef readonly Audits audits
     cdef readonly Feedback feedback
     cdef readonly Admission admission
+    cdef readonly TenantGate gate
     cdef readonly Dispatch dispatch
     cdef readonly Escalation escalation
     cdef StandbyRouting _standby
@@ -37,12 +39,14 @@ cdef class Router(Model):
     cdef list _fixed_in
     cdef list _fixed_out
 
-    cpdef RouterTicket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*)
-    cpdef double crowded(self, int64_t flow=*, int64_t request=*) except? -1.0
-    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*)
+    cpdef RouterTicket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*, object tenant=*)
+    cpdef double crowded(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
+    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
+    @cython.locals(ticket=RouterTicket)
     cpdef arrived(self, Base given)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)
+    @cython.locals(ticket=RouterTicket)
     cpdef submit(
         self, Base given, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,
         object context=*,

@@ -2,6 +2,7 @@
 
 Parts, each in a module beside this one:
 
+`tenant_gate`      before that, for rows of tenants: rates, and counts of requests by tenant
 `admission`        rows in: is a request taken, which slots does it get, and which variant's queue do its rows join
 `dispatch`         turns: batches form and go to workers, once at the end of each turn of the event loop
 `completion`       answers back: completed batches settle with their tickets, and clients are called back
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 
 from clover.accounting.account import Account
 from clover.config import FamilyConfig
+from clover.errors import RequestError
 from clover.interfaces import Model
 from clover.runtime.memory.rows import FixedRows, Memory, read_rows, write_array, write_bytes
 from clover.runtime.router.admission import Admission
@@ -52,7 +54,9 @@ from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.retry import Retry
 from clover.runtime.router.standby_routing import StandbyRouting
 from clover.runtime.router.state import RouterState
+from clover.runtime.router.tenant_gate import TenantGate
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
+from clover.tenants import Tenant
 from clover.types import Declined, FamilyProfile, FamilySpec, Receipt, Routing
 
 _ARRAY = np.ndarray  # read on every request: a module's global is found faster than numpy's attribute
@@ -93,11 +97,12 @@ class Router(Model):
         self.feedback = self.monitor.feedback
         retry = Retry(state)
         self._standby = StandbyRouting(state, retry)
-        self.escalation = Escalation(state, self._standby)
+        self.escalation = Escalation(state, self._standby, account)
         self._completion = Completion(state, retry, self.escalation, self.monitor, account)
         self.dispatch = Dispatch(state, self._completion, self._standby, self.monitor, loop)
         self.admission = Admission(state, self.dispatch, self._completion, self.monitor, self._standby, config)
         state.lost = self.died
+        self.gate = TenantGate(state, self.admission)
         self._account = account
         self._front_ms = 0.0
         self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
@@ -116,21 +121,34 @@ class Router(Model):
         """Whether no row waits and none is being computed."""
         return not self.state.lanes.waiting() and not any(link.batches for link in self.state.lanes.links)
 
-    def open(self, rows: int, flow: int = 0, request: int = 0) -> RouterTicket:
+    def open(self, rows: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> RouterTicket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
+        if tenant is not None:
+            return self.gate.open(rows, flow, request, tenant, self.closed_reason)
         return self.admission.open(rows, flow, request, self.closed_reason)
 
-    def crowded(self, flow: int = 0, request: int = 0) -> float:
+    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
         """See `Model.crowded`.  Under overload, most of the work would be reading requests that are refused then."""
+        if tenant is not None:
+            return self.gate.crowded(flow, request, tenant)
         return self.admission.crowded(flow, request)
 
-    def ahead(self, rows: int, index: int, flow: int = 0, request: int = 0) -> tuple[RouterTicket, memoryview] | None:
+    def ahead(
+        self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
+    ) -> tuple[RouterTicket, memoryview] | None:
         """See `Model.ahead`."""
-        return self.admission.lend(rows, flow, request, self._fixed_in[index], self.closed_reason)
+        fixed = self._fixed_in[index]
+        if tenant is not None:
+            return self.gate.lend(rows, (flow, request), tenant, fixed, self.closed_reason)
+        return self.admission.lend(rows, flow, request, fixed, self.closed_reason)
 
     def arrived(self, given: Any) -> None:
         """See `Model.arrived`."""
-        self.admission.arrived(given, self.closed_reason)
+        ticket: RouterTicket = given
+        if ticket.tenant is not None:
+            self.gate.arrived(ticket, ticket.tenant, self.closed_reason)
+        else:
+            self.admission.arrived(ticket, self.closed_reason)
 
     def write(self, ticket: Any, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """See `Model.write`.  The rows of a BYTES tensor with one variable axis tell its length themselves."""
@@ -157,7 +175,15 @@ class Router(Model):
         context: Any = None,
     ) -> None:
         """See `Model.submit`; also raises Unavailable if no worker that is accurate enough is there now."""
-        self.admission.submit(given, on_done, timeout_ns, min_accuracy, cascade, context)
+        ticket: RouterTicket = given
+        if ticket.tenant is None:
+            self.admission.submit(ticket, on_done, timeout_ns, min_accuracy, cascade, context)
+            return
+        try:
+            self.admission.submit(ticket, on_done, timeout_ns, min_accuracy, cascade, context)
+        except RequestError as error:
+            self.gate.refused(ticket.tenant, len(ticket.slots), error)
+            raise
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
         """See `Model.read`; raises ModelFailed if the rows differ in shape."""
@@ -223,6 +249,8 @@ class Router(Model):
             if self.state.lanes.leaving:
                 self.dispatch.wake()  # a worker may have stayed for these rows
             self.traffic.refused(499)
+            if ticket.tenant is not None:
+                self.traffic.of(ticket.tenant.name).count(499)
             self.monitor.abandoned(ticket)
         elif ticket.status == 200:
             now_ns = self.state.now_ns()

@@ -20,4 +20,6 @@ cdef class SlotTable:
     @cython.locals(slot=Py_ssize_t)
     cpdef close(self, RouterTicket ticket)
     cpdef hand_over(self, Py_ssize_t slot, RouterTicket ticket)
+    @cython.locals(owner=RouterTicket)
+    cpdef list tenants(self, list slots)
     cpdef release(self, Py_ssize_t slot)

@@ -66,6 +66,14 @@ class SlotTable:
         """Give a held slot, with its contents, to another ticket."""
         self.owner[slot] = ticket
 
+    def tenants(self, slots: list[int]) -> list[str]:
+        """Return the name of the tenant whose row lies in each of `slots`, empty for rows of none."""
+        found = []
+        for slot in slots:
+            owner = self.owner[slot]
+            found.append(owner.tenant.name if owner is not None and owner.tenant is not None else "")
+        return found
+
     def release(self, slot: int) -> None:
         """Put `slot` on the free list."""
         self.owner[slot] = None

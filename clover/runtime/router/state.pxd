@@ -23,6 +23,7 @@ cdef class RouterState:
     cdef readonly object clock
     cdef public int64_t coming
     cdef public bint stranded
+    cdef public bint tenanted
     cdef public object lost
     cdef bint _real
 

@@ -32,7 +32,8 @@ class RouterState:
     `accuracy` is the expected accuracy (percent) of each variant and may be changed in place; `queue_rows` bounds the
     rows that wait, `timeout_ns` the time that a row without a timeout of its own may take; `lost` is called with a
     worker that broke the protocol of its ring, and why.  `coming` has bit i set while a worker of lane i is being
-    restarted; `stranded` is true if rows may wait for a lane that has no worker.
+    restarted; `stranded` is true if rows may wait for a lane that has no worker.  `tenanted`: some row so far was a
+    tenant's.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class RouterState:
         self.deadlines = Deadlines()
         self.coming = 0
         self.stranded = False
+        self.tenanted = False
         self.clock = clock
         self.lost: Callable[[WorkerHandle, str], None] = _ignore
         self._real = clock is time.monotonic_ns

@@ -6,6 +6,8 @@ from clover.runtime.guard.clients cimport Sender
 
 cdef class RouterTicket(Base):
     cdef public int64_t flow
+    cdef public int64_t connection
+    cdef public object tenant
     cdef public int64_t request
     cdef public int64_t submit_ns
     cdef public int64_t deadline_ns

@@ -14,6 +14,7 @@ from clover.interfaces import Ticket as Base
 from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.answer_reader import RowAnswer
 from clover.runtime.guard.clients import Sender
+from clover.tenants import Tenant
 
 StageAnswers = tuple[tuple[int, RowAnswer], ...]
 """The lanes that answered a row, in the order in which they were asked, each with its answer."""
@@ -45,6 +46,7 @@ class RouterTicket(Base):
         "batch_rows",
         "bucket",
         "chain",
+        "connection",
         "cut_short",
         "deadline_ns",
         "deaths",
@@ -68,13 +70,19 @@ class RouterTicket(Base):
         "sender",
         "stage_answers",
         "submit_ns",
+        "tenant",
         "torn",
     )
 
     def __init__(self, slots: list[int], arrival_ns: int) -> None:
         self.slots = slots
         self.flow = 0
-        """Rows of one flow take turns with those of others: a connection's number, 0 for callers in this process."""
+        """Rows of one flow take turns with those of others: a tenant's or a connection's number, 0 for callers in this
+        process."""
+        self.connection = 0
+        """The number of the connection, whoever's it is."""
+        self.tenant: Tenant | None = None
+        """Who sent it, if that is a tenant."""
         self.request = 0
         """The number of the id that the client gave its request; 0 if it gave none."""
         self.status = 0

@@ -64,6 +64,7 @@ cdef class Traffic:
     cdef Total _infer
     cdef Total _output
     cdef int64_t _last_ns
+    cdef dict _by_tenant
 
     cpdef refused(self, int status)
     cpdef batch(self, int lane, int rows, int escalated, int64_t busy_ns, int64_t now_ns, int audits=*)

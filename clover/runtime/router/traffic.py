@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from clover._native.histogram import Histogram
+from clover.runtime.router.tenant_counts import TenantCounts, TenantTotals
 
 _SECOND_NS = 1_000_000_000
 
@@ -172,6 +174,27 @@ class Traffic:
         self._infer = Total()
         self._output = Total()
         self._last_ns = 0
+        self._by_tenant: dict[str, TenantCounts] = {}
+
+    def of(self, tenant: str) -> TenantCounts:
+        """Return the counts of a tenant, which begin with the first call."""
+        counts = self._by_tenant.get(tenant)
+        if counts is None:
+            counts = self._by_tenant[tenant] = TenantCounts(len(self.variants))
+        return counts
+
+    def by_tenant(self) -> dict[str, TenantTotals]:
+        """Return what each tenant sent, and under the empty name what none of them did: `codes` and `rows` in all."""
+        requests, rows, found = Counter(self.codes), list(self.rows), {}
+        for name, counts in self._by_tenant.items():
+            requests.subtract(counts.requests)
+            rows = [left - own for left, own in zip(rows, counts.rows, strict=True)]
+            found[name] = TenantTotals(dict(counts.requests), self._named(counts.rows), counts.limited)
+        left = {status: count for status, count in requests.items() if count}
+        return {"": TenantTotals(left, self._named(rows)), **found}
+
+    def _named(self, rows: Sequence[int]) -> dict[str, int]:
+        return dict(zip(self.variants, rows, strict=True))
 
     def refused(self, status: int) -> None:
         """Count a request that never entered the queue, or left it without an answer, by its HTTP status."""
@@ -198,6 +221,12 @@ class Traffic:
         self.rows[lane] += rows - escalated - audits
         self.escalated[lane] += escalated
         self.served.add(now_ns, rows - escalated - audits)
+
+    def answered_to(self, lane: int, tenants: list[str]) -> None:
+        """Count which tenants' rows are among those that `lane` answered, one a row (empty: of none)."""
+        for tenant in tenants:
+            if tenant:
+                self.of(tenant).rows[lane] += 1
 
     def cut(self, why: str) -> None:
         """Count a row that keeps its answer although it should have been escalated."""

@@ -7,6 +7,7 @@ text, kind, labels and how it is read.  To add one, add a line to the table of w
     guard.py    tests, audits, and labels that clients send
     energy.py   joules and grams; what was saved
     sci.py      embodied carbon; grams a row
+    ledger.py   what is kept over restarts, and how writing it does
     server.py   version, carbon readings, decisions, the front end
 """
 
@@ -23,7 +24,8 @@ from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.served import Served
-from clover.telemetry.metrics import energy, guard, models, sci, server
+from clover.telemetry.ledger.writing import LedgerStatus
+from clover.telemetry.metrics import energy, guard, ledger, models, sci, server
 
 
 class Metrics:
@@ -56,6 +58,8 @@ class Metrics:
         self._sci = sci
         self._turned = turned
         self.spans: Callable[[], Mapping[str, int]] = dict
+        self.ledger: Callable[[], LedgerStatus | None] = lambda: None
+        """How the ledger is written; None if none is kept."""
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -81,6 +85,7 @@ class Metrics:
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
         yield from server.otel(self.spans())
+        yield from ledger.ledger(self.ledger())
         http = self._http()
         if http is not None:
             yield from server.http(http)

@@ -417,6 +417,7 @@ _FREE = [
         "otel.endpoint",
         "families.family",
         "families.name",
+        "ledger.name",
         "families.slots",
         "families.queue_rows",
     }

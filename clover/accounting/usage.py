@@ -1,0 +1,82 @@
+"""Rows answered and active energy by variant, slice and tenant: the finest parts of the account.
+
+Active joules of a worker in a window are split over tenants by the joules that its profile expects of their rows (by
+rows, without a profile).  A window in which no batch was finished is split as the one before.  The empty tenant has
+what is left: rows that no tenant sent, and the rounding.  So sums over tenants are those of `Account.shares`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from clover.accounting.devices import Line, Parts
+from clover.accounting.meters import WorkerMeter
+from clover.accounting.prices import Price
+from clover.types import EnergySample, Method
+
+NO_TENANT = ""
+
+
+class UsageKey(NamedTuple):
+    """Whose usage it is.  `device` is the metered one, `placement` the worker's; both are empty for rows that keep
+    the answer of an earlier variant of a cascade: which slice gave that is not known any more."""
+
+    family: str
+    variant: str
+    device: str
+    placement: str
+    tenant: str
+
+
+@dataclass
+class Usage:
+    """Rows that were answered, and active joules and grams by how the joules are known."""
+
+    rows: int = 0
+    energy: dict[Method, Line] = field(default_factory=dict)
+
+    @property
+    def active_j(self) -> float:
+        return sum(line.joules for line in self.energy.values())
+
+    @property
+    def active_g(self) -> float:
+        return sum(line.grams for line in self.energy.values())
+
+
+UsageBook = dict[UsageKey, Usage]
+
+
+def book_rows(book: UsageBook, meters: Iterable[WorkerMeter]) -> None:
+    """Add the rows that workers answered since the last call."""
+    for meter in meters:
+        if meter.answered:
+            whole, by_tenant = meter.take_answered()
+            for tenant, rows in (*by_tenant.items(), (NO_TENANT, whole - sum(by_tenant.values()))):
+                _entry(book, meter, meter.device, tenant).rows += rows
+
+
+def book_kept(book: UsageBook, family: str, variant: str, tenant: str) -> None:
+    """Add a row that keeps the answer of `variant`, an earlier one of its cascade."""
+    book.setdefault(UsageKey(family, variant, "", "", tenant), Usage()).rows += 1
+
+
+def book_active(book: UsageBook, sample: EnergySample, active: Parts, prices: Sequence[Price]) -> None:
+    """Add the active energy of a window of the device of `sample`, which cost `prices`."""
+    for meter, whole_j in active:
+        rest_j = whole_j
+        for tenant, part in meter.tenant_parts:
+            part_j = whole_j * part
+            rest_j -= part_j
+            _line(_entry(book, meter, sample.device, tenant), sample.method).add(part_j, prices)
+        _line(_entry(book, meter, sample.device, NO_TENANT), sample.method).add(rest_j, prices)
+
+
+def _entry(book: UsageBook, meter: WorkerMeter, device: str, tenant: str) -> Usage:
+    return book.setdefault(UsageKey(meter.family, meter.variant, device, meter.placement, tenant), Usage())
+
+
+def _line(usage: Usage, method: Method) -> Line:
+    return usage.energy.setdefault(method, Line())

@@ -1,0 +1,17 @@
+from libc.stdint cimport int64_t
+
+from clover.runtime.router.admission cimport Admission
+from clover.runtime.router.state cimport RouterState
+from clover.runtime.router.tickets cimport RouterTicket
+from clover.runtime.router.traffic cimport Traffic
+
+cdef class TenantGate:
+    cdef RouterState _state
+    cdef Admission _admission
+    cdef Traffic _traffic
+
+    cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, object tenant, str closed)
+    cdef double crowded(self, int64_t flow, int64_t request, object tenant) except? -1.0
+    cdef tuple lend(self, Py_ssize_t rows, tuple came_by, object tenant, object fixed, str closed)
+    cdef arrived(self, RouterTicket ticket, object tenant, str closed)
+    cdef refused(self, object tenant, Py_ssize_t rows, object error)
