@@ -29,7 +29,15 @@ OPTIONS = (
 )
 USED = frozenset(
     {
-        *("workers.device", "workers.cores", "carbon.source", "cache_dir", "energy.meter", "otel.endpoint"),
+        *(
+            "workers.device",
+            "workers.cores",
+            "carbon.source",
+            "cache_dir",
+            "state_dir",
+            "energy.meter",
+            "otel.endpoint",
+        ),
         *("listen.host", "listen.port", "limits.connections"),
     }
 )

@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from clover import carbon, families
-from clover.cache import cache_folder
-from clover.cli.doctor.findings import Finding
+from clover.cache import cache_folder, state_folder
+from clover.cli.doctor.findings import Finding, State
 from clover.config import ServerConfig
 from clover.errors import CloverError
 from clover.telemetry import otel
@@ -28,6 +28,8 @@ def examine(config: ServerConfig) -> Iterator[Finding]:
     """Yield what there is to say of the configuration."""
     yield from _families(config)
     yield folder(config.cache_dir)
+    if config.ledger.keep != "off":
+        yield state_of(config.state_dir)
     yield source(config)
     if config.otel.endpoint:
         yield collector(config)
@@ -51,24 +53,33 @@ def folder(given: str) -> Finding:
     try:
         path = cache_folder(given)
     except CloverError as error:
-        text, _, remedy = str(error).partition(": ")
+        _, _, remedy = str(error).partition(": ")
         return Finding(topic="folder", state="fault", text=str(error), remedy=remedy if "chmod" in remedy else "")
+    return _room("folder", path, "fault", "--cache-dir")
+
+
+def state_of(given: str) -> Finding:
+    """Return whether the folder of the ledger can be written to, and has room; serving goes on without."""
+    try:
+        path = state_folder(given)
+    except CloverError as error:
+        return Finding(topic="state", state="note", text=f"{error}: no ledger is kept", remedy="--state-dir")
+    return _room("state", path, "note", "--state-dir")
+
+
+def _room(topic: str, path: Path, without: State, flag: str) -> Finding:
+    """Return whether this user may write to a folder that exists or can be made; `without` is how it stands if not."""
     at = path
     while not at.exists():
         at = at.parent
     if not os.access(at, os.W_OK | os.X_OK) or not at.is_dir():
-        return Finding(
-            topic="folder",
-            state="fault",
-            text=f"{path} cannot be written to by this user",
-            remedy=f"chown $USER {at}, or name another --cache-dir",
-        )
+        text = f"{path} cannot be written to by this user"
+        return Finding(topic=topic, state=without, text=text, remedy=f"chown $USER {at}, or name another {flag}")
     free = shutil.disk_usage(at).free
     text = f"{path}{'' if path.exists() else ' (will be made)'}, {free / 1e9:.1f} GB free on its disk"
     if free < _LEAST_BYTES:
-        remedy = "free some space, or name another --cache-dir: compiled models take hundreds of megabytes"
-        return Finding(topic="folder", state="note", text=text, remedy=remedy)
-    return Finding(topic="folder", state="works", text=text)
+        return Finding(topic=topic, state="note", text=text, remedy=f"free some space, or name another {flag}")
+    return Finding(topic=topic, state="works", text=text)
 
 
 def source(config: ServerConfig) -> Finding:

@@ -157,6 +157,13 @@ ALERTS = (
         "the meter of {{ $labels.device }} gives no reading: its energy stands still",
     ),
     AlertingRule(
+        "CloverLedgerLosesRows",
+        "increase(clover_ledger_dropped_rows_total[1h]) > 0 or clover_ledger_up == 0",
+        "5m",
+        "warning",
+        "the ledger cannot be written, or has lost rows: reports will have gaps",
+    ),
+    AlertingRule(
         "CloverTelemetryLost",
         'increase(clover_otel_spans_total{outcome=~"failed|dropped"}[15m]) > 0 '
         "or increase(clover_log_dropped_lines_total[15m]) > 0",

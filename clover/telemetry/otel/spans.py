@@ -39,13 +39,13 @@ class Phases(NamedTuple):
 class RequestNote(NamedTuple):
     """What the loop notes of a sampled inference, as it is answered at `answered_ns` (monotonic).
 
-    `parent_id` is 0 without a parent.  `phases` is None if it was refused before it had slots, `receipt` if it was not
-    computed.
+    Ids are hexadecimal, `parent_id` is empty without a parent.  `phases` is None if it was refused before it had slots,
+    `receipt` if it was not computed.
     """
 
-    trace_id: int
-    span_id: int
-    parent_id: int
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes
     tracestate: bytes
     path: str
     request_id: bytes
@@ -62,14 +62,16 @@ def span_of(note: RequestNote, resource: Resource, epoch_ns: int) -> ReadableSpa
     Of a request that was refused before it had slots only the end is known, so that its span has no length.
     """
     parent = None
+    trace_id, span_id = int(note.trace_id, 16), int(note.span_id, 16)
     state = _tracestate(note.tracestate)
     if note.parent_id:
-        parent = SpanContext(note.trace_id, note.parent_id, is_remote=True, trace_flags=SAMPLED, trace_state=state)
+        parent_id = int(note.parent_id, 16)
+        parent = SpanContext(trace_id, parent_id, is_remote=True, trace_flags=SAMPLED, trace_state=state)
     matched = _INFER.fullmatch(note.path)
     route = f"/v2/models/{{model}}{'/versions/{version}' if matched and matched[2] else ''}/infer"
     return ReadableSpan(
         name=f"POST {route}",
-        context=SpanContext(note.trace_id, note.span_id, is_remote=False, trace_flags=SAMPLED, trace_state=state),
+        context=SpanContext(trace_id, span_id, is_remote=False, trace_flags=SAMPLED, trace_state=state),
         parent=parent,
         resource=resource,
         attributes=_attributes(note, route, matched[1] if matched else ""),

@@ -19,21 +19,25 @@ from clover.telemetry.otel.spans import Phases, RequestNote
 log = logging.getLogger("clover.otel")
 
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
+_ODD = b"13579bdf"
 _LOWER = (1 << 64) - 1
+_RANDOM = random.Random()  # not the module's, which a program may have seeded
 
 
-def parent_of(field: bytes) -> tuple[int, int, bool] | None:
-    """Return trace id, id of the parent span and whether it is sampled, as `traceparent` says; None if it is invalid.
+def parent_of(field: bytes) -> tuple[bytes, bytes, bool] | None:
+    """Return trace id, id of the parent span (hexadecimal) and whether it is sampled, as `traceparent` says; None if it
+    is invalid.
 
     Of a version later than 00 the part that is known counts, as W3C asks.
     """
     found = _TRACEPARENT.fullmatch(field)
-    if found is None or found[1] == b"ff" or (found[1] == b"00" and found[5]):
+    if found is None:
         return None
-    trace_id, parent_id = int(found[2], 16), int(found[3], 16)
-    if not trace_id or not parent_id:
+    version, trace_id, parent_id, flags, more = found.groups()
+    if version == b"ff" or (more and version == b"00") or trace_id == _NO_TRACE or parent_id == _NO_SPAN:
         return None
-    return trace_id, parent_id, bool(int(found[4], 16) & 1)
+    return trace_id, parent_id, flags[1] in _ODD
 
 
 class Tracer:
@@ -47,7 +51,7 @@ class Tracer:
         put: Callable[[RequestNote], None],
         ratio: float,
         *,
-        bits: Callable[[int], int] = random.getrandbits,
+        bits: Callable[[int], int] = _RANDOM.getrandbits,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._put = put
@@ -63,12 +67,15 @@ class Tracer:
             return b""
         given = parent_of(head.traceparent) if head.traceparent else None
         if given is None:
-            trace_id, parent_id = self._bits(128) or 1, 0
-            sampled = (trace_id & _LOWER) < self._bound
+            drawn = self._bits(192)  # a trace id, whose lower half decides, and a span id below it
+            ids = b"%048x" % drawn
+            trace_id, span_id, parent_id = ids[:32], ids[32:], b""
+            sampled = drawn >> 64 & _LOWER < self._bound
         else:
             trace_id, parent_id, sampled = given
-        span_id = self._bits(64) or 1
-        exchange.traceparent = b"00-%032x-%016x-%02x" % (trace_id, span_id, sampled)
+            span_id = b"%016x" % self._bits(64)
+        made = b"00-" + trace_id + b"-" + span_id + (b"-01" if sampled else b"-00")
+        exchange.traceparent = made
         if sampled:
             try:
                 self._note(exchange, status, (trace_id, span_id, parent_id))
@@ -76,9 +83,9 @@ class Tracer:
                 if not self._broken:
                     self._broken = True
                     log.exception("spans of some requests cannot be made")
-        return b"traceparent: %b\r\n" % exchange.traceparent
+        return b"traceparent: " + made + b"\r\n"
 
-    def _note(self, exchange: Exchange, status: int, ids: tuple[int, int, int]) -> None:
+    def _note(self, exchange: Exchange, status: int, ids: tuple[bytes, bytes, bytes]) -> None:
         head, ticket = exchange.head, exchange.traced
         phases = receipt = None
         if ticket is not None:

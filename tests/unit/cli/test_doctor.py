@@ -93,6 +93,7 @@ def found_by(
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, a port that is free, and no settings in the environment."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("CLOVER_SOURCE", raising=False)
     return tmp_path
 
@@ -279,6 +280,14 @@ def test_a_carbon_source_is_asked(tmp_path: Path) -> None:
     assert "INVENTED" in invented.text
     wrong = service.source(ServerConfig(carbon=CarbonConfig(source=f"trace:{tmp_path / 'none.csv'}")))
     assert wrong.state == "fault"
+
+
+def test_a_folder_of_the_ledger(tmp_path: Path) -> None:
+    made = service.state_of(str(tmp_path / "new" / "state"))
+    assert made.state == "works"
+    assert "(will be made)" in made.text
+    (tmp_path / "file").write_text("")
+    assert service.state_of(str(tmp_path / "file" / "below")).state == "note"
 
 
 def test_a_port_that_is_taken_is_noted() -> None:

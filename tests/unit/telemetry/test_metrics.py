@@ -413,7 +413,7 @@ def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
     model.traffic.of("acme").limited = 1
     model.traffic.answered_to(0, ["acme"] * 2)
     model.tenants = model.traffic.by_tenant()
-    chain: Any = SimpleNamespace(last=reading, counts={}, failures={}, errors={}, sources=[])
+    chain: Any = SimpleNamespace(last=reading, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=lambda: {"m": model}, account=account, chain=chain))
 
     def of(name: str, **labels: str) -> dict[tuple[str, ...], float]:
@@ -438,13 +438,13 @@ def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
 
 
 def test_without_tenants_there_are_no_samples_of_any() -> None:
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, sources=[])
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=lambda: {"m": source()}, account=Account(pue=1.0), chain=chain))
     assert not [name for name, _ in found if name.startswith("clover_tenant")]
 
 
 def test_the_ledger_says_whether_it_is_written_and_what_it_has_of_all_runs() -> None:
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, sources=[])
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     metrics = Metrics(families=dict, account=Account(pue=1.0), chain=chain)
     assert not any(name.startswith("clover_ledger") for name, _ in scrape(metrics))
     status = LedgerStatus(

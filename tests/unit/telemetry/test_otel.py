@@ -46,9 +46,9 @@ RECEIPT = Receipt(
 def note(**changes: Any) -> RequestNote:
     phases = Phases(arrival_ns=1000, input_ns=100, queue_ns=2_000_000, compute_ns=3_000_000, batch_rows=5, rows=1)
     plain = RequestNote(
-        int(TRACE, 16),
-        7,
-        int(SPAN, 16),
+        TRACE.encode(),
+        b"0000000000000007",
+        SPAN.encode(),
         b"",
         "/v2/models/toy/infer",
         b"id",
@@ -87,9 +87,10 @@ def test_what_is_no_trace_context_is_ignored(field: str) -> None:
 
 
 def test_a_trace_context_is_read() -> None:
-    assert parent_of(f"00-{TRACE}-{SPAN}-01".encode()) == (int(TRACE, 16), int(SPAN, 16), True)
-    assert parent_of(f"00-{TRACE}-{SPAN}-02".encode()) == (int(TRACE, 16), int(SPAN, 16), False)
-    assert parent_of(f"01-{TRACE}-{SPAN}-03-later".encode()) == (int(TRACE, 16), int(SPAN, 16), True)
+    ids = TRACE.encode(), SPAN.encode()
+    assert parent_of(f"00-{TRACE}-{SPAN}-01".encode()) == (*ids, True)
+    assert parent_of(f"00-{TRACE}-{SPAN}-02".encode()) == (*ids, False)
+    assert parent_of(f"01-{TRACE}-{SPAN}-0f-later".encode()) == (*ids, True)
 
 
 @given(st.binary(max_size=80))
@@ -106,9 +107,9 @@ def test_the_parent_decides_and_the_ratio_for_roots() -> None:
             answered = tracer.answered(one, 200)
             assert answered == b"traceparent: %b\r\n" % one.traceparent
             assert one.traceparent.split(b"-")[1::2] == [TRACE.encode(), flag]
-    assert [(item.trace_id, item.parent_id) for item in noted] == [(int(TRACE, 16), int(SPAN, 16))] * 2
+    assert [(item.trace_id, item.parent_id) for item in noted] == [(TRACE.encode(), SPAN.encode())] * 2
     noted.clear()
-    draws = iter([1 << 62, 1, (1 << 62) - 1, 1] * 2)  # of a trace and of a span, in turn
+    draws = iter([(1 << 62) << 64 | 1, ((1 << 62) - 1) << 64 | 1])
     tracer = Tracer(noted.append, 0.25, bits=lambda n: next(draws))
     flags = [tracer.answered(exchange(), 200)[-4:-2] for _ in range(2)]
     assert flags == [b"00", b"01"]
@@ -132,6 +133,8 @@ def test_a_span_that_cannot_be_noted_costs_no_answer(caplog: pytest.LogCaptureFi
 
 def test_what_a_span_says() -> None:
     span = span_of(note(tracestate=b"a=1"), Resource({}), epoch_ns=10**18)
+    assert span.parent is not None
+    assert (span.parent.trace_id, span.parent.span_id) == (int(TRACE, 16), int(SPAN, 16))
     assert (span.start_time, span.end_time) == (10**18 + 1000, 10**18 + 9_000_000)
     assert span.context is not None
     assert span.context.trace_state.get("a") == "1"
@@ -144,7 +147,7 @@ def test_what_a_span_says() -> None:
     assert span.status.status_code is StatusCode.UNSET
     version = span_of(note(path="/v2/models/toy/versions/1/infer"), Resource({}), 0)
     assert version.name == "POST /v2/models/{model}/versions/{version}/infer"
-    failed = span_of(note(status=503, phases=None, receipt=None, parent_id=0), Resource({}), 0)
+    failed = span_of(note(status=503, phases=None, receipt=None, parent_id=b""), Resource({}), 0)
     assert failed.status.status_code is StatusCode.ERROR
     assert failed.parent is None
     assert failed.start_time == failed.end_time
