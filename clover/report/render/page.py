@@ -184,8 +184,8 @@ def _saved(report: Report, sheet: ChartSheet) -> str:
         + table("Grams of electricity, within the server", heads, rows)
         + pairs((_sentence(item.name), f"{_sentence(item.about)}. It shows {item.meaning}.") for item in report.saved)
         + paragraph(
-            f'The comparisons cover {percent(least)} of the electricity\'s grams. Below, under "How sure this is", stands '
-            "how intervals are formed.",
+            f'The comparisons cover {percent(least)} of the electricity\'s grams. Below, under "How sure this is", '
+            "stands how intervals are formed.",
             "soft",
         )
     )
