@@ -95,11 +95,7 @@ class ServerLedger:
     def tick(self, reading: Reading) -> None:
         """Take the intensity that the energy of now was priced at, and everything else if it is time to write.  Never
         raises: serving does not depend on it."""
-        try:
-            self._tick(reading)
-        except Exception:
-            self.status.failures["failed"] += 1
-            log.exception("the ledger failed to take what was counted")
+        self._safely(lambda: self._tick(reading))
 
     def _tick(self, reading: Reading) -> None:
         at_s, mono_s = self._wall(), self._monotonic()
@@ -114,7 +110,7 @@ class ServerLedger:
     async def close(self) -> None:
         """Write what is left and close the file; a disk that does not answer does not hold up the stop."""
         self._collector.facts(self._facts())
-        self._flush(self._wall(), self._monotonic())
+        self._safely(lambda: self._flush(self._wall(), self._monotonic()))
         if not await asyncio.to_thread(self._thread.close):
             log.warning("the end of the ledger is not written: its disk did not answer within %g s", CLOSE_S)
 
@@ -141,6 +137,13 @@ class ServerLedger:
             "set_aside": status.set_aside,
         }
 
+    def _safely(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            self.status.failures["failed"] += 1
+            log.exception("the ledger failed to take what was counted")
+
     def _slot_of(self, at_s: float) -> tuple[int, int]:
         """Return the minute, and the interval between two writes."""
         return int(at_s // MINUTE_S), int(at_s // self._config.ledger.flush_s)
@@ -150,6 +153,8 @@ class ServerLedger:
         collector.take(self._source.snapshot(at_s, mono_s))
         for event in self._source.events(at_s, mono_s):
             collector.event(event)
+        self.status.dropped_rows += collector.left_out_events
+        collector.left_out_events = 0
         batch = collector.flush(at_s)
         if batch is not None:
             self._thread.put(batch)

@@ -28,10 +28,10 @@ def test_what_two_runs_count_is_in_the_ledger(tmp_path: Path) -> None:
     joules, grams, rows = [], [], []
 
     async def serve_once() -> None:
-        server = serve("toy", tmp_path, **keeping)
+        server = serve("toy", tmp_path, variant="half", **keeping)
         async with server:
             for _ in range(5):
-                await server.ainfer({"x": np.zeros((2, 4), np.float32)})
+                await server.ainfer({"INPUT0": np.zeros((2, 4), np.float32)})
             ledger = server.engine.ledger
             await until(lambda: ledger.status.state == "writing" and ledger.status.grams > sum(grams))
             state = server.engine.controller.state()["totals"]["ledger"]
@@ -51,20 +51,20 @@ def test_what_two_runs_count_is_in_the_ledger(tmp_path: Path) -> None:
         assert whole.joules == pytest.approx(sum(joules), abs=1e-4)
         assert whole.grams == pytest.approx(sum(grams), abs=1e-7)
         assert whole.rows == sum(rows) == 20
-        assert whole.requests == 0  # no front end counted them
+        assert whole.requests == 10
         assert all(run.ended is not None for run in ledger.runs())
         assert [event.kind for event in ledger.events(kinds=["configuration"])] == ["configuration"] * 2
         assert {row.known for row in ledger.grid()} == {"configured"}
         usage = ledger.usage()
         assert sum(row.joules for row in usage) <= whole.joules
-        assert {row.variant for row in usage if row.rows} == {"fast"}
+        assert {row.variant for row in usage if row.rows} == {"half"}
         assert all(row.device and row.slice for row in usage if row.rows)
         assert sum(row.requests for row in ledger.quality()) == 10
 
 
 def test_a_server_keeps_none_unless_asked(tmp_path: Path) -> None:
     async def serve_once() -> None:
-        async with serve("toy", tmp_path, state_dir=str(tmp_path / "state")) as server:
+        async with serve("toy", tmp_path, variant="half", state_dir=str(tmp_path / "state")) as server:
             assert server.engine.ledger is None
             assert server.engine.controller.state()["totals"]["ledger"] is None
 

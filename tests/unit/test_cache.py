@@ -15,7 +15,7 @@ import pytest
 
 from clover import cache, families, settings
 from clover.backends import artifacts
-from clover.cache import cache_folder, check_files, check_private, expanded, make_private
+from clover.cache import cache_folder, check_files, check_private, expanded, make_private, state_folder
 from clover.errors import ConfigError
 from clover.profiles import ProfileStore
 from clover.serve import command
@@ -30,6 +30,15 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder("") == tmp_path / ".cache" / "clover"
     assert cache_folder(str(tmp_path / "x")) == tmp_path / "x"
     assert cache_folder("~/x") == tmp_path / "x"
+
+
+def test_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_folder("") == tmp_path / "clover"
+    monkeypatch.setenv("XDG_STATE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert state_folder("") == tmp_path / ".local" / "state" / "clover"
+    assert state_folder("~/x") == tmp_path / "x"
 
 
 def test_without_a_home_folder_the_error_says_what_to_set(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -41,6 +42,8 @@ def show(answer: dict[str, Any], console: Console) -> None:
     sci = (answer.get("totals") or {}).get("sci") or {}
     if "words" in sci:
         _line("sci", sci["words"], console)
+    if ledger := (answer.get("totals") or {}).get("ledger"):
+        _line("ledger", _ledger(ledger), console)
     totals = (answer.get("totals") or {}).get("models", {})
     for name, model in answer["models"].items():
         console.print()
@@ -64,6 +67,9 @@ def troubles(answer: dict[str, Any]) -> Iterator[str]:
             yield f"{device['device']} is lost"
         elif device.get("quarantined"):
             yield f"{len(device['quarantined'])} slots of {device['device']} are quarantined"
+    ledger = (answer.get("totals") or {}).get("ledger") or {}
+    if ledger.get("state") == "failing":
+        yield f"the ledger is not written ({ledger['reason']}: {ledger['trouble']})"
     totals = (answer.get("totals") or {}).get("models", {})
     for name, model in answer["models"].items():
         yield from (f"{name} {what}" for what in _troubles(model, totals.get(name) or {}))
@@ -118,6 +124,18 @@ def _grid(reading: dict[str, Any] | None) -> str:
         return "no intensity was read yet"
     age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
     return f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')}){age}"
+
+
+def _ledger(ledger: dict[str, Any]) -> str:
+    """Return what the ledger has of all runs, and what is lost of it."""
+    since_s = ledger.get("since_s")
+    if since_s is None:
+        return f"nothing is in {ledger['path']} yet"
+    since = datetime.fromtimestamp(since_s, UTC).strftime("%Y-%m-%d")
+    found = f"{grams(ledger['carbon_g'])} of CO2e and {_energy(ledger['energy_j'])} since {since}, in {ledger['path']}"
+    lost = f"; {ledger['dropped_rows']} rows of it are lost" if ledger.get("dropped_rows") else ""
+    aside = f"; a damaged one is set aside as {ledger['set_aside']}" if ledger.get("set_aside") else ""
+    return f"{found}{lost}{aside}"
 
 
 def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:

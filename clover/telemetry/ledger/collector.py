@@ -11,7 +11,7 @@ Nothing here reads a clock or a file.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clover.telemetry.ledger import latency
@@ -65,7 +65,8 @@ def nano(value: float) -> int:
 class Collector:
     """Takes snapshots of one run that began at `at_s` (Unix seconds) and `mono_s` (monotonic), and gives batches.
 
-    `pue` is that of the grams.  `clock_steps` counts how often the wall clock was set.
+    `pue` is that of the grams.  `clock_steps` counts how often the wall clock was set, `left_out_events` events beyond
+    `MOST_EVENTS` in a flush.
     """
 
     def __init__(self, at_s: float, mono_s: float, pue: float) -> None:
@@ -78,6 +79,7 @@ class Collector:
         self._grid_joules = 0
         self._grid_grams = 0
         self._counted: dict[Any, tuple[int, ...]] = {}
+        self._latency: dict[str, Sequence[int]] = {}
         self._metered_s: dict[str, float] = {}
         self._rows: dict[str, dict[tuple[Any, ...], list[Any]]] = {name: {} for name in TABLES}
         self._events: list[EventRow] = []
@@ -197,13 +199,24 @@ class Collector:
             }
             key = (model, float(counts.slo_ms))
             self._add("quality", key, ("quality", model), figures, here)
-            buckets = latency.counts_of(counts.latency, counts.answered)
-            for bucket, (more,) in (
-                (bucket, self._since(("latency", model, bucket), (count,))) for bucket, count in buckets.items()
-            ):
-                for (minute, _), part in zip(here, spread(more, here), strict=True):
-                    if part:
-                        self._row("quality", minute, key, "latency", {bucket: part})
+            before = self._latency.get(model, (0,) * len(counts.latency))
+            self._latency[model] = counts.latency
+            answered = self._since(("answered", model), (counts.answered,))[0]
+            if answered:
+                more = [now - was for now, was in zip(counts.latency, before, strict=True)]
+                self._add_latency(key, latency.counts_of(more, answered), here)
+
+    def _add_latency(self, key: Sequence[Any], buckets: Mapping[int, int], here: Parts) -> None:
+        """Add counts by bucket to the histograms of `key`."""
+        place = _PLACES["quality"]["latency"]
+        by_minute: dict[int, dict[int, int]] = {}
+        for bucket, count in buckets.items():
+            for (minute, _), part in zip(here, spread(count, here), strict=True):
+                if part:
+                    by_minute.setdefault(minute, {})[bucket] = part
+        for minute, found in by_minute.items():
+            row = self._row("quality", minute, key)
+            row[place] = latency.add(row[place], latency.encode(found))
 
     def _late(self, device: str, snapshot: Snapshot, here: Parts) -> Parts:
         """Return the minutes that the newly metered energy of a device is of."""
@@ -229,27 +242,36 @@ class Collector:
             self._book(table, key, dict(zip(figures, more, strict=True)), parts)
 
     def _book(self, table: str, key: Sequence[Any], figures: Mapping[str, int], parts: Parts) -> None:
-        spec = TABLES[table]
+        """Add figures to the rows of `key` in the minutes of `parts`."""
+        spec, places = TABLES[table], _PLACES[table]
+        if len(parts) == 1:
+            row = self._row(table, parts[0][0], key)
+            for name, value in figures.items():
+                if value:
+                    place = places[name]
+                    row[place] = max(row[place], value) if name in spec.folds else row[place] + value
+            return
         for name, whole in figures.items():
-            each: Iterable[int] = [whole] * len(parts) if spec.fold(name) == "max" else spread(whole, parts)
+            largest = name in spec.folds
+            each = [whole] * len(parts) if largest else spread(whole, parts)
             for (minute, _), value in zip(parts, each, strict=True):
                 if value:
-                    self._row(table, minute, key, name, value)
+                    row, place = self._row(table, minute, key), places[name]
+                    row[place] = max(row[place], value) if largest else row[place] + value
 
-    def _row(self, table: str, minute: int, key: Sequence[Any], figure: str, value: Any) -> None:
-        """Add `value` to a figure of a row."""
-        spec = TABLES[table]
-        full = (minute, MINUTE_S, *key)
-        row = self._rows[table].get(full)
+    def _row(self, table: str, minute: int, key: Sequence[Any]) -> list[Any]:
+        """Return the row of a minute, made if it is missing."""
+        rows, full = self._rows[table], (minute, MINUTE_S, *key)
+        row = rows.get(full)
         if row is None:
-            row = self._rows[table][full] = ["" if spec.fold(name) == "histogram" else 0 for name in spec.figures]
-        at, fold = spec.figures.index(figure), spec.fold(figure)
-        if fold == "sum":
-            row[at] += value
-        elif fold == "max":
-            row[at] = max(row[at], value)
-        else:
-            row[at] = latency.add(row[at], latency.encode(value))
+            row = rows[full] = list(_EMPTY[table])
+        return row
+
+
+_PLACES = {name: {figure: at for at, figure in enumerate(spec.figures)} for name, spec in TABLES.items()}
+_EMPTY = {
+    name: ["" if spec.fold(figure) == "histogram" else 0 for figure in spec.figures] for name, spec in TABLES.items()
+}
 
 
 def _amount(joules: str, grams: str, amount: Amount) -> dict[str, int]:

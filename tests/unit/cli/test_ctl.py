@@ -713,6 +713,44 @@ def test_the_state_in_brief_has_the_grams_a_row(server: Any, capsys: pytest.Capt
     assert "sci          5.4 mgCO2e per 1,000 rows of the server\n" in capsys.readouterr().out
 
 
+def kept(**changed: Any) -> dict[str, Any]:
+    ledger = {
+        "path": "/state/ledger/a.db",
+        "state": "writing",
+        "reason": "",
+        "trouble": "",
+        "since_s": 1_790_035_200.0,
+        "carbon_g": 41.2,
+        "energy_j": 1.5e6,
+        "dropped_rows": 0,
+        "set_aside": "",
+        **changed,
+    }
+    return {"totals": answered()["totals"] | {"ledger": ledger}}
+
+
+def test_the_state_in_brief_has_what_the_ledger_has_of_all_runs(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = (200, answered() | kept())
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("healthy")
+    assert "ledger 41.2 g of CO2e and 0.417 kWh since 2026-09-22, in /state/ledger/a.db" in words
+    server.answer = (200, answered() | kept(since_s=None))
+    assert ctl(server, "state") == 0
+    assert "ledger nothing is in /state/ledger/a.db yet" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_ledger_that_is_not_written_is_trouble(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {"state": "failing", "reason": "full", "trouble": "database or disk is full"}
+    server.answer = (200, answered() | kept(**broken, dropped_rows=7, set_aside="a.db.corrupt-1"))
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("UNHEALTHY the ledger is not written (full: database or disk is full)")
+    assert "7 rows of it are lost; a damaged one is set aside as a.db.corrupt-1" in words
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

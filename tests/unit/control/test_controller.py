@@ -601,6 +601,8 @@ def test_decisions_hold_inputs_candidates_and_reason() -> None:
         assert 0.0 < decision.inputs["lambda"] < 1.0
         assert decision.at == "1970-01-01T00:16:56.000+00:00"
         assert [item["id"] for item in rig.controller.decisions(2)] == [2, 1]
+        newer = [rig.controller.context.decisions.after(last) for last in range(3)]
+        assert [[item.id for item in items] for items in newer] == [[1, 2], [2], []]
         json.dumps(rig.controller.decisions(10), allow_nan=False)
 
     drive(story)

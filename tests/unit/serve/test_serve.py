@@ -28,7 +28,7 @@ from clover.__main__ import main as dispatch
 from clover.carbon import build, caveat
 from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource
-from clover.config import CarbonConfig, LogConfig
+from clover.config import CarbonConfig, LedgerConfig, LogConfig, ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
 from clover.profiles import ProfileStore
@@ -36,7 +36,7 @@ from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
 from clover.profiling.stored import key_of
 from clover.serve import banner
-from clover.serve.command import OPTIONS, main
+from clover.serve.command import OPTIONS, main, with_ledger
 from clover.serve.reload import Reload, differences
 from clover.server import Server
 from clover.telemetry import logs
@@ -489,3 +489,16 @@ def test_differences_name_settings_and_families() -> None:
     old = settings.load(["a"], {})
     new = settings.load(["a", "b", "--pue", "1.2"], {})
     assert differences(old, new) == [("families", None, None), ("carbon.pue", None, 1.2)]
+
+
+@pytest.mark.parametrize(("keep", "home", "kept"), [("auto", True, "on"), ("off", True, "off"), ("auto", False, "off")])
+def test_the_command_keeps_a_ledger_unless_there_is_no_home(
+    keep: Any, home: bool, kept: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_home(text: str) -> Path:
+        raise ConfigError("there is no such home folder")
+
+    if not home:
+        monkeypatch.setattr("clover.serve.command.state_folder", no_home)
+    assert with_ledger(ServerConfig(ledger=LedgerConfig(keep=keep))).ledger.keep == kept
+    assert ("no ledger is kept: there is no such home folder" in caplog.text) is not home

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from clover.accounting.sci import sci
 from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.router.traffic import Traffic
+from clover.telemetry.ledger.writing import LedgerStatus
 from clover.telemetry.metrics import Metrics
 from clover.telemetry.metrics.energy import COMPARED, ENERGY
 from clover.types import Asked, EnergySample, Method, Reading
@@ -389,3 +391,25 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
     assert ("clover_embodied_carbon_grams_total", "gpu0") not in names
     assert ("clover_model_embodied_carbon_grams_total", "g") not in names
     assert not [name for name in found if name[0] == "clover_sci_grams_per_row"]
+
+
+def test_the_ledger_says_whether_it_is_written_and_what_it_has_of_all_runs() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    metrics = Metrics(families=dict, account=Account(pue=1.0), chain=chain)
+    assert not any(name.startswith("clover_ledger") for name, _ in scrape(metrics))
+    status = LedgerStatus(
+        Path("a.db"), state="failing", written_rows=5, dropped_rows=2, grams=7.0, saved_g={("m", "base"): 3.0}
+    )
+    status.failures["full"] = 4
+    metrics.ledger = lambda: status
+    found = {name: value for (name, labels), value in scrape(metrics).items() if not labels}
+    assert (found["clover_ledger_up"], found["clover_ledger_written_rows_total"]) == (0.0, 5.0)
+    assert (found["clover_ledger_dropped_rows_total"], found["clover_ledger_carbon_grams"]) == (2.0, 7.0)
+    assert "clover_ledger_age_seconds" not in found
+    every = scrape(metrics)
+    assert every["clover_ledger_failures_total", (("reason", "full"),)] == 4.0
+    assert every["clover_ledger_saved_carbon_grams", (("against", "base"), ("model", "m"))] == 3.0
+    status.state, status.written_s = "writing", 1.0
+    found = {name: value for (name, labels), value in scrape(metrics).items() if not labels}
+    assert found["clover_ledger_up"] == 1.0
+    assert found["clover_ledger_age_seconds"] > 0.0

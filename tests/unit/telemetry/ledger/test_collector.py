@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -92,13 +93,16 @@ def test_a_window_that_crosses_a_minute_is_split_by_time() -> None:
 
 def test_energy_that_came_late_is_of_its_own_time_and_rows_are_of_theirs() -> None:
     collector = Collector(0.0, 1000.0, 1.5)
-    first = {"cells": {CELL: CellCounts(6, {})}, "metered_s": {"cpu": 1010.0}}
+    first: dict[str, Any] = {"cells": {CELL: CellCounts(6, {})}, "metered_s": {"cpu": 1010.0}}
     collector.take(Snapshot(10.0, 1010.0, **first))
     collector.flush(10.0)
     for minute in range(1, 10):  # the counter hangs
         collector.take(Snapshot(60.0 * minute, 1000.0 + 60.0 * minute, metered_s={"cpu": 1010.0}))
     energy = {"measured": Amount(600.0, 60.0)}
-    late = {"cells": {CELL: CellCounts(12, energy)}, "lines": {("cpu", "active"): ("measured", Amount(600.0, 60.0))}}
+    late: dict[str, Any] = {
+        "cells": {CELL: CellCounts(12, energy)},
+        "lines": {("cpu", "active"): ("measured", Amount(600.0, 60.0))},
+    }
     collector.take(Snapshot(610.0, 1610.0, metered_s={"cpu": 1610.0}, **late))
     batch = collector.flush(610.0)
     assert batch is not None
