@@ -1,17 +1,15 @@
-"""Makes reports of a ledger: for the command, and the page of today for a running server."""
+"""Makes reports of a ledger: which period it has whole, and what to say if it has nothing."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import tzinfo
-from pathlib import Path
 
 from clover.config import ReportConfig
 from clover.errors import LedgerError
 from clover.report.build import ReportOptions, report_of
-from clover.report.calendar import begin_of, time_words
+from clover.report.calendar import time_words
 from clover.report.records import Report, ReportedApplication
-from clover.report.render.page import report_page
 from clover.report.source import read_rows, whole_spans
 from clover.telemetry.ledger import LedgerReader
 
@@ -61,21 +59,3 @@ def nothing_of(ledger: LedgerReader, start: float, end: float, zone: tzinfo) -> 
         return LedgerError("the ledger is empty: nothing was recorded yet")
     has = f"it has {time_words(bounds[0], zone)} to {time_words(bounds[1], zone)}"
     return LedgerError(f"the ledger has nothing from {time_words(start, zone)} to {time_words(end, zone)}: {has}")
-
-
-def page_of_today(path: Path, now: float, zone: tzinfo, stated: ReportConfig) -> str:
-    """Return the report of the day of `now` so far, as an HTML document.  Raises LedgerError."""
-    start = begin_of(now, "day", zone)
-    options = ReportOptions(
-        start=start,
-        end=max(settled(now), start + 60.0),
-        made=now,
-        server=path.stem,
-        application=application_of(stated),
-        market_g_per_kwh=stated.market_g_per_kwh,
-        market_source=stated.market_source,
-        zone=zone,
-        zone_name=getattr(zone, "key", "UTC"),
-    )
-    with LedgerReader(path) as ledger:
-        return report_page(report_from(ledger, options), zone)

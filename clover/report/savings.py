@@ -22,7 +22,7 @@ KINDS = {
     "right_sized": (
         "a right-sized BASE",
         "what is left of that if unneeded cores or GPUs were off",
-        "the best variant on as few cores or GPUs as keep the latency target, the others off: a machine of its size",
+        "the best variant on as few cores or GPUs as keep the latency target, the others off, as on a smaller machine",
     ),
     "static": (
         "the best fixed mix at the target",

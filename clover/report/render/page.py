@@ -126,7 +126,7 @@ def _doubt(report: Report) -> str:
         "How sure",
         f"{span(whole)}",
         [
-            "The sum lies between these, if the intensity of the grid is right.",
+            "The sum is taken to lie between these, if the intensity of the grid is right.",
             f"Energy: {parts_words(report.energy_known)}",
             f"Intensity: {parts_words(report.intensity_known)}",
         ],
@@ -184,7 +184,8 @@ def _saved(report: Report, sheet: ChartSheet) -> str:
         + table("Grams of electricity, within the server", heads, rows)
         + pairs((_sentence(item.name), f"{_sentence(item.about)}. It shows {item.meaning}.") for item in report.saved)
         + paragraph(
-            f"The comparisons cover {percent(least)} of the electricity's grams. {_sentence(report.intervals[-2])}",
+            f'The comparisons cover {percent(least)} of the electricity\'s grams. Below, under "How sure this is", '
+            "stands how intervals are formed.",
             "soft",
         )
     )

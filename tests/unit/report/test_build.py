@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from clover.accounting.boundaries import WITHIN
 from clover.accounting.devices import LINES
-from clover.config import ReportConfig
 from clover.errors import LedgerError
 from clover.report.breakdowns import BY, NO_TENANT, NOBODY, BreakdownRules, breakdowns_of
 from clover.report.build import LedgerRows, ReportOptions, report_of
-from clover.report.making import page_of_today
+from clover.report.making import report_from
 from clover.report.records import Report
 from clover.report.source import read_rows
 from clover.telemetry.ledger import LedgerReader
@@ -276,11 +275,10 @@ def test_hours_of_a_zone_with_a_half_hour_are_read_by_the_minute() -> None:
     assert sum(row.joules for row in fine.lines) == pytest.approx(sum(row.joules for row in coarse.lines), rel=1e-9)
 
 
-def test_the_page_of_today_covers_the_day_so_far() -> None:
-    path, _, _ = ledger_file()
-    now = SCENE.end_s - 3600.0
-    page = page_of_today(path, now, UTC, ReportConfig(application="Shop"))
-    assert "Carbon report: Shop" in page
-    assert "2026-09-23 00:00 UTC to 2026-09-23 22:59 UTC" in page
-    with pytest.raises(LedgerError, match=r"^the ledger has nothing from 2026-10-26 00:00"):
-        page_of_today(path, now + 33 * 86_400, UTC, ReportConfig())
+def test_a_period_without_entries_says_what_there_is() -> None:
+    day = SCENE.end_s + 30 * 86_400.0
+    with (
+        LedgerReader(ledger_file()[0]) as ledger,
+        pytest.raises(LedgerError, match=r"^the ledger has nothing from 2026-10-24 00:00 UTC to .*: it has 2026-09-22"),
+    ):
+        report_from(ledger, ReportOptions(start=day, end=day + 60.0, made=day))
