@@ -90,7 +90,8 @@ class SpreadOrder:
 
     Tests marked `alone` come first: later, all processes would wait until the longest test that runs has ended.  Tests
     of whole servers wait more than they compute, and a process with all of them would be the last to end: those in
-    files that share the profile of `toy` begin the first half of the run, the others the second.
+    files that share the profile of `toy` begin the first half of the run, the others the second.  Those in files that
+    import torch, which takes seconds, are all in a row.
     """
 
     @pytest.hookimpl(trylast=True)
@@ -101,9 +102,13 @@ class SpreadOrder:
         of_toy = {item.path for item in servers if "toy_cache" in getattr(item, "fixturenames", ())}
         first = [item for item in servers if item.path in of_toy]
         second = [item for item in servers if item.path not in of_toy]
-        others = [item for item in shared if item.path.parent != ROOT / "tests" / "e2e"]
-        middle = max(0, len(items) // 2 - len(alone) - len(first))
-        items[:] = [*alone, *first, *others[:middle], *second, *others[middle:]]
+        units = [item for item in shared if item.path.parent != ROOT / "tests" / "e2e"]
+        with_torch = {path for path in {item.path for item in units} if "    import torch\n" in path.read_text()}
+        torch = [item for item in units if item.path in with_torch]
+        others = [item for item in units if item.path not in with_torch]
+        quarter = max(0, len(items) // 4 - len(alone) - len(first))
+        middle = max(quarter, len(items) // 2 - len(alone) - len(first) - len(torch))
+        items[:] = [*alone, *first, *others[:quarter], *torch, *others[quarter:middle], *second, *others[middle:]]
 
 
 def pytest_configure(config: pytest.Config) -> None:

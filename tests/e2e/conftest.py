@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import clover
+from clover.profiling.effort import Effort
 from clover.runtime.workers.zygote_link import ZygoteLink
 from tests.e2e.forked_zygote import Nursery
 from tests.support.toy_family import TOY, settings
@@ -29,18 +32,34 @@ def forked_zygotes(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ZygoteLink, "launch", nursery.launch)
 
 
+SHORT = Effort(quick=True, samples=10, least_s=0.03, most_s=0.3, score_s=4.0, base_s=0.4, compile_s=0.0, rounds=2)
+"""What a first start measures in a third of its time: for tests that are not about what it finds."""
+
+
+@pytest.fixture
+def short_profiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of this process measure less at their first start."""
+    monkeypatch.setattr("clover.profiling.stored.QUICK", SHORT)
+
+
 @pytest.fixture(scope="session")
 def toy_profiles(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the profile of `toy`, measured by the first start of a server with the settings of `toy_family`."""
-    folder = tmp_path_factory.mktemp("toy")
+    """The folder of the profile of `toy`, measured by the first start of a server with the settings of `toy_family`:
+    once for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy"
+    folder.mkdir(exist_ok=True)
 
     async def start() -> None:
         async with clover.Server(TOY, **settings(folder)):
             pass
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ZygoteLink, "launch", nursery.launch)
-        asyncio.run(start())
+    with (folder / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "measured").exists():
+            patch.setattr(ZygoteLink, "launch", nursery.launch)
+            asyncio.run(start())
+            (folder / "measured").touch()
     return folder / "profiles"
 
 

@@ -29,7 +29,7 @@ def standing(served: Served) -> list[str]:
 
 
 @pytest.mark.alone
-@pytest.mark.usefixtures("forked_zygotes")
+@pytest.mark.usefixtures("forked_zygotes", "short_profiling")
 def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path) -> None:
     """Workers of `slow` take 20 ms a batch, those of `fast` 2 ms; what is late is late by hundreds of milliseconds."""
 

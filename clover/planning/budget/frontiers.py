@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import msgspec
+
 from clover.planning.cascade.permitted import drawn_at, joint, permitted
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
@@ -68,7 +70,10 @@ def frontier(
     the most frugal to the most accurate.  Empty if nothing keeps floor, SLO and utilisation limit.  What runs and the
     intensity of now do not matter."""
     step = COARSE_STEP if coarse else _RATE_STEP
-    return _frontier(replace(problem, rate=_rounded_up(rate, step)), replace(objective, carbon_weight=1.0), seed)
+    # How much of it a budget lets plans use is no part of the frontier: all budgets share one.
+    asked = msgspec.structs.replace(problem.objective, accuracy_budget=None)
+    known = replace(problem, rate=_rounded_up(rate, step), objective=asked)
+    return _frontier(known, replace(objective, carbon_weight=1.0), seed)
 
 
 def permitted_on(
