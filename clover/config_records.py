@@ -1,0 +1,73 @@
+"""The settings of what a server writes down and sends: its log, its ledger, its spans, and who reports are of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from clover.config_section import Section
+from clover.config_section import described as _help
+
+
+class LogConfig(Section, frozen=True, kw_only=True):
+    level: Annotated[Literal["debug", "info", "warning", "error"], _help("least severe messages to log")] = "info"
+    json: Annotated[bool, _help("log one JSON object per line")] = False
+    access: Annotated[bool, _help("log every request with its id")] = False
+
+
+class LedgerConfig(Section, frozen=True, kw_only=True):
+    keep: Annotated[
+        Literal["auto", "on", "off"],
+        _help(
+            "keep what is used, emitted and saved in a file of state_dir, over restarts; auto: on for `clover serve`, "
+            "off inside other programs"
+        ),
+    ] = "auto"
+    name: Annotated[
+        str, _help("name of the file; by default made of the address that is bound, so that each server has its own")
+    ] = ""
+    flush_s: Annotated[float, _help("seconds between two writes: a kill loses no more", ge=1, le=60)] = 10.0
+    minutes_days: Annotated[float, _help("days after which minutes are put together into hours", ge=1)] = 14.0
+    hours_days: Annotated[
+        float, _help("days after which hours are put together into days, and events are removed", ge=2)
+    ] = 400.0
+    max_bytes: Annotated[
+        int,
+        _help(
+            "largest file, bytes: beyond it spans are put together earlier, and at last the oldest are removed",
+            ge=1 << 20,
+        ),
+    ] = 256 << 20
+
+
+class OtelConfig(Section, frozen=True, kw_only=True):
+    endpoint: Annotated[
+        str,
+        _help(
+            "OpenTelemetry collector that takes OTLP over HTTP, as http://collector:4318; env takes it from the "
+            "OTEL_EXPORTER_OTLP_* variables; empty sends nothing (needs the extra otel)"
+        ),
+    ] = ""
+    sample: Annotated[
+        float,
+        _help("fraction of requests that are traced, of those without a traceparent, which says so itself", ge=0, le=1),
+    ] = 1.0
+
+
+class ReportConfig(Section, frozen=True, kw_only=True):
+    application: Annotated[str, _help("name of the application that carbon reports are of")] = ""
+    version: Annotated[str, _help("version of that application")] = ""
+    description: Annotated[str, _help("what the application does, in a sentence")] = ""
+    url: Annotated[str, _help("address at which more of the application is said")] = ""
+    organisation: Annotated[str, _help("organisation that reports")] = ""
+    accountable: Annotated[str, _help("person who answers for reports")] = ""
+    contact: Annotated[str, _help("address by which that person is reached")] = ""
+    market_g_per_kwh: (
+        Annotated[
+            float,
+            _help(
+                "carbon intensity of the electricity that was contracted, gCO2e per kWh, for market-based figures", ge=0
+            ),
+        ]
+        | None
+    ) = None
+    market_source: Annotated[str, _help("where that factor is from: contract, certificates, residual mix")] = ""
