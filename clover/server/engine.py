@@ -42,6 +42,7 @@ from clover.server.machine import Machine
 from clover.server.otel import build_otel
 from clover.server.page import DashboardPage
 from clover.server.tasks import cancelled
+from clover.server.totals import model_totals
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
 from clover.tenants import Tenants
@@ -400,32 +401,11 @@ class Engine:
 
     def totals(self) -> dict[str, Any]:
         """Return what the server counted so far: joules and grams by model and device, rows, workers."""
-        models: dict[str, Any] = {}
         sci = self.footprint.report()
-        for name, served in self.served.items():
-            traffic = served.traffic
-            models[name] = {
-                "state": served.state,
-                **self.account.totals(name),
-                "sci": sci.model_json(name),
-                "receipts_j": self.account.receipts_j.get(name, 0.0),
-                "joules_per_row": {
-                    variant: {"predicted": predicted_j, "metered": metered_j, "method": method}
-                    for (family, variant, method), (predicted_j, metered_j) in self.account.per_row().items()
-                    if family == name
-                },
-                "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
-                **({"tenants": served.tenants_json()} if self.tenants else {}),
-                "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
-                "accuracy_served": served.observe().get("accuracy_served"),
-                "accuracy_by_labels": served.router.feedback.estimate(),
-                "audit_j": served.router.audits.energy_j,
-                "swaps": served.swaps,
-                "repartitions": served.repartitions,
-                "restarts": served.restarts,
-                "workers": served.fleet.describe(),
-                "events": list(served.fleet.events),
-            }
+        models = {
+            name: model_totals(served, self.account, sci, tenants=bool(self.tenants))
+            for name, served in self.served.items()
+        }
         devices: dict[str, dict[str, float | str]] = {
             name: {**line, "meter": self.machine.meters[name].why} if name in self.machine.meters else line
             for name, line in self.account.devices().items()

@@ -1,0 +1,36 @@
+"""What a server counted so far of one model, as the state and the embedding API show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clover.accounting import Account
+from clover.accounting.sci import SciReport
+from clover.runtime.served import Served
+
+
+def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: bool) -> dict[str, Any]:
+    """Return joules, grams, rows, requests and workers of a model; `tenants`: whether what each sent is among it."""
+    name, traffic = served.name, served.traffic
+    return {
+        "state": served.state,
+        **account.totals(name),
+        "sci": sci.model_json(name),
+        "receipts_j": account.receipts_j.get(name, 0.0),
+        "joules_per_row": {
+            variant: {"predicted": predicted_j, "metered": metered_j, "method": method}
+            for (family, variant, method), (predicted_j, metered_j) in account.per_row().items()
+            if family == name
+        },
+        "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
+        **({"tenants": served.tenants_json()} if tenants else {}),
+        "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
+        "accuracy_served": served.observe().get("accuracy_served"),
+        "accuracy_by_labels": served.router.feedback.estimate(),
+        "audit_j": served.router.audits.energy_j,
+        "swaps": served.swaps,
+        "repartitions": served.repartitions,
+        "restarts": served.restarts,
+        "workers": served.fleet.describe(),
+        "events": list(served.fleet.events),
+    }
