@@ -32,7 +32,7 @@ from clover.types import FamilyProfile, Reading
 
 log = logging.getLogger("clover.ledger")
 
-_SECRETS = ("token", "password", "secret", "key")
+_SECRETS = ("token", "password", "secret", "key", "user")
 
 
 class ServerLedger:
@@ -181,10 +181,15 @@ def public(config: ServerConfig) -> str:
     return msgspec.json.encode(_masked(msgspec.to_builtins(config)), order="sorted").decode()
 
 
+def _is_secret(key: str) -> bool:
+    """Return whether a setting of that name may be a secret, or a digest of one; not the file that holds it."""
+    return not key.endswith("_file") and any(word in key for word in _SECRETS)
+
+
 def _masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: "***" if found and isinstance(found, str) and key.endswith(_SECRETS) else _masked(found)
+            key: "***" if found and isinstance(found, str) and _is_secret(key) else _masked(found)
             for key, found in value.items()
         }
     return [_masked(item) for item in value] if isinstance(value, list | tuple) else value

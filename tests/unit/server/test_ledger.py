@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from clover.accounting import Account, WorkerMeter
-from clover.config import LedgerConfig, ListenConfig, ServerConfig
+from clover.config import LedgerConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.control.decisions import DecisionEntry, Decisions
 from clover.runtime.router.traffic import Traffic
 from clover.server.ledger import ServerLedger, public
@@ -226,3 +226,12 @@ def test_a_configuration_is_public_without_its_secrets_and_always_in_the_same_or
     assert "sesame" not in public(config)
     assert public(config) == public(ServerConfig(listen=ListenConfig(token="other", token_file="/etc/token")))
     assert public(config) != public(ServerConfig())
+    tenants = (
+        TenantConfig(name="acme", token="opensesame-opensesame"),
+        TenantConfig(name="umbrella", token_sha256="0123abcd" * 8),
+        TenantConfig(name="other", token_file="/etc/other"),
+    )
+    text = public(ServerConfig(tenants=tenants))
+    assert "opensesame" not in text
+    assert "0123abcd" not in text
+    assert '"/etc/other"' in text
