@@ -327,7 +327,8 @@ class Heads:
         """Return the head of `raw`, parsed and judged; raises MalformedError."""
         head = parse_head(raw, self._limits)
         self._judge(head)
-        if len(raw) <= _MEMO_BYTES and head.refusal is None:
+        # A trace context is another one with each request: such a head will not come again.
+        if len(raw) <= _MEMO_BYTES and head.refusal is None and not head.traceparent:
             if len(self.memo) >= _MEMO_HEADS:
                 self.memo.clear()
             self.memo[raw] = head

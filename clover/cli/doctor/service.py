@@ -85,15 +85,20 @@ def _room(topic: str, path: Path, without: State, flag: str) -> Finding:
 def source(config: ServerConfig) -> Finding:
     """Return what the carbon source says now: it is asked once."""
 
-    async def ask() -> Reading:
+    async def ask() -> tuple[Reading, str]:
         chain, clock = carbon.build(config.carbon)
-        async with asyncio.timeout(ANSWER_S):
-            return await chain.read(clock.now())
+        close = getattr(chain, "close", None)  # of sources that hold connections
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await chain.read(clock.now()), chain.last_error
+        finally:
+            if close is not None:
+                await close()
 
     name = config.carbon.source
     remedy = "see carbon.source in docs/configuration.md; a list of sources, as A,B, is a fallback chain"
     try:
-        reading = asyncio.run(ask())
+        reading, error = asyncio.run(ask())
     except TimeoutError:
         text = f"{name} did not answer within {ANSWER_S:g} s"
         return Finding(topic="carbon", state="fault", text=text, remedy=remedy)
@@ -101,7 +106,7 @@ def source(config: ServerConfig) -> Finding:
         return Finding(topic="carbon", state="fault", text=str(error), remedy=remedy)
     text = f"{reading.provider}: {reading.g_per_kwh:.0f} gCO2e/kWh ({carbon.describe(reading)})"
     if reading.state != "fresh":
-        text = f"{name} gives no value of now; instead {text}"
+        text = f"{name} gives no value of now{f' ({error})' if error else ''}; instead {text}"
         return Finding(topic="carbon", state="note", text=text, remedy=remedy)
     if warning := carbon.caveat(reading):
         return Finding(

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from clover.carbon.clock import GridClock
 from clover.cli.doctor import calibration, command, gpu, machine, main, service, software
 from clover.cli.doctor.findings import Finding
 from clover.cli.mig.state import GpuState
 from clover.config import CarbonConfig, EnergyConfig, ServerConfig, WorkersConfig
 from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
 from clover.energy.calibrate import Calibration, CalibrationStep
+from clover.types import Reading
 from tests.support.calibrated_host import CalibratedHost
 from tests.support.fake_nvml import FakeNvml
 
@@ -280,6 +282,27 @@ def test_a_carbon_source_is_asked(tmp_path: Path) -> None:
     assert "INVENTED" in invented.text
     wrong = service.source(ServerConfig(carbon=CarbonConfig(source=f"trace:{tmp_path / 'none.csv'}")))
     assert wrong.state == "fault"
+
+
+def test_a_source_that_fails_is_noted_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chain:
+        last_error = "grid: 401, not in your plan"
+        closed = False
+
+        async def read(self, grid_s: float) -> Reading:
+            return Reading(g_per_kwh=400.0, at_s=0.0, provider="configured", method="configured", state="configured")
+
+        async def close(self) -> None:
+            self.closed = True
+
+    chain = Chain()
+    monkeypatch.setattr("clover.carbon.build", lambda config: (chain, GridClock(0.0, 1.0)))
+    finding = service.source(ServerConfig(carbon=CarbonConfig(source="static:1")))
+    assert finding.state == "note"
+    assert finding.text.startswith(
+        "static:1 gives no value of now (grid: 401, not in your plan); instead configured: 400"
+    )
+    assert chain.closed
 
 
 def test_a_folder_of_the_ledger(tmp_path: Path) -> None:

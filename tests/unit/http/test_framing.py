@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.config import LimitsConfig, ListenConfig
+from clover.http.heads import Heads
 from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, request
 
 HOST = b"Host: localhost\r\n"
@@ -355,3 +356,13 @@ def test_random_bytes_end_in_an_answer_or_a_close(pieces: list[bytes]) -> None:
     d.connection.connection_lost(None)
     assert not d.connections
     assert d.stats.open_connections == 0
+
+
+def test_heads_that_will_not_come_again_are_not_kept() -> None:
+    heads = Heads(LimitsConfig(), lambda head: None)
+    plain = b"POST / HTTP/1.1\r\n" + HOST + b"\r\n"
+    traced = b"POST / HTTP/1.1\r\n" + HOST + b"Traceparent: 00-a-b-01\r\nTracestate: x=1\r\ntracestate: y=2\r\n\r\n"
+    assert heads.parse(plain).traceparent == b""
+    head = heads.parse(traced)
+    assert (head.traceparent, head.tracestate) == (b"00-a-b-01", b"x=1, y=2")
+    assert list(heads.memo) == [plain]
