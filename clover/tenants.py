@@ -39,6 +39,7 @@ class RateLimit:
     def __init__(self, rate: float, burst: int) -> None:
         self.rate = rate
         self.burst = burst
+        self._per_ns = rate / _SECOND_NS
         self._rows = float(burst)
         self._at_ns = 0
         self._promised_ns = 0
@@ -50,11 +51,12 @@ class RateLimit:
         """Return 0 if `rows` rows may pass, which are taken then, else the whole seconds after which they may.  `key`
         names the request, or its connection."""
         self._refill(now_ns)
-        due_ns, promised = self._places.get(key, (0, 0))
         if self._rows >= rows:
-            self._places.pop(key, None)
             self._rows -= rows
+            if self._places:
+                self._places.pop(key, None)
             return 0
+        due_ns, promised = self._places.get(key, (0, 0))
         if promised and now_ns <= due_ns + _LATE_NS and rows <= promised:
             if now_ns < due_ns - _EARLY_NS:
                 return -(-(due_ns - now_ns) // _SECOND_NS)
@@ -69,6 +71,8 @@ class RateLimit:
 
     def early_s(self, key: int, now_ns: int) -> int:
         """Return the whole seconds that a request came too early by, if it has a place and no row is free; else 0."""
+        if not self._places:
+            return 0
         due_ns, promised = self._places.get(key, (0, 0))
         if not promised or now_ns >= due_ns - _EARLY_NS:
             return 0
@@ -82,12 +86,12 @@ class RateLimit:
 
     def change(self, rate: float, burst: int) -> None:
         """Use another rate and burst from now on; places stay."""
-        self.rate, self.burst = rate, burst
+        self.rate, self.burst, self._per_ns = rate, burst, rate / _SECOND_NS
         self._rows = min(self._rows, float(burst))
 
     def _refill(self, now_ns: int) -> None:
-        passed_ns = now_ns - self._at_ns if self._at_ns else 0
-        self._rows = min(self._rows + passed_ns * self.rate / _SECOND_NS, float(self.burst))
+        rows = self._rows + (now_ns - self._at_ns) * self._per_ns  # full at first, so that the first time may be any
+        self._rows = rows if rows < self.burst else float(self.burst)
         self._at_ns = now_ns
 
     def _book(self, key: int, rows: int, now_ns: int) -> int:

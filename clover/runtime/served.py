@@ -18,6 +18,8 @@ import msgspec
 
 from clover import backends
 from clover.accounting import Account, ProfiledEnergy, profiled_energy
+from clover.accounting.devices import Line
+from clover.accounting.labels import grams_method, joined
 from clover.config import FamilyConfig, WorkersConfig
 from clover.errors import DeviceError
 from clover.interfaces import Device
@@ -33,7 +35,7 @@ from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.runtime.workers.standby import StandbyPolicy
-from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
+from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, WorkerOrder
 from clover.worker.pacing import Paces, pace_of
 
@@ -244,14 +246,20 @@ class Served:
     @property
     def tenants(self) -> dict[str, TenantTotals]:
         """What each tenant sent and what that cost; the empty name has what no tenant did, and sums are the model's."""
-        found = self.traffic.by_tenant()
+        used: dict[str, list[tuple[Method, Line]]] = {}
         for key, usage in self._account.usage.items():
             if key.family == self.name:
-                totals = found.get(key.tenant) or TenantTotals({}, {})
-                found[key.tenant] = dataclasses.replace(
-                    totals, active_j=totals.active_j + usage.active_j, active_g=totals.active_g + usage.active_g
-                )
-        return found
+                used.setdefault(key.tenant, []).extend(usage.energy.items())
+        return {
+            name: dataclasses.replace(
+                totals,
+                active_j=sum(line.joules for _, line in used.get(name, ())),
+                active_g=sum(line.grams for _, line in used.get(name, ())),
+                method=joined(method for method, _ in used.get(name, ())),
+                grams_method=joined(grams_method(how, grid) for how, line in used.get(name, ()) for grid in line.grids),
+            )
+            for name, totals in self.traffic.by_tenant().items()
+        }
 
     def tenants_json(self) -> dict[str, Any]:
         """Return `tenants` for the state of the server; the empty name is whoever is no tenant."""
@@ -262,6 +270,8 @@ class Served:
                 "limited": totals.limited,
                 "active_j": totals.active_j,
                 "active_g": totals.active_g,
+                "method": totals.method,
+                "grams_method": totals.grams_method,
             }
             for name, totals in self.tenants.items()
         }

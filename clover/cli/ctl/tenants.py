@@ -24,7 +24,9 @@ _COLUMNS = tuple(
             "over rate",
             "rows",
             "active J",
+            "joules are",
             "g CO2e",
+            "grams are",
         )
     )
 )
@@ -62,5 +64,7 @@ def _row(name: str, limits: dict[str, Any] | None, sent: list[dict[str, Any]]) -
         str(sum(item["limited"] for item in sent)),
         str(sum(sum(item["rows"].values()) for item in sent)),
         f"{sum(item['active_j'] for item in sent):.4g}",
+        " + ".join(sorted({item["method"] for item in sent if item["method"]})),
         f"{sum(item['active_g'] for item in sent):.4g}",
+        " + ".join(sorted({item["grams_method"] for item in sent if item["grams_method"]})),
     ]

@@ -27,10 +27,12 @@ class TenantTotals:
     """What a tenant sent to a family and what that cost; the tenant with the empty name is whoever is none.
 
     `requests` by HTTP status, `rows` answered by variant, `limited` requests refused because the tenant was over its
-    own rate; active joules and grams, of which the latest second may be missing."""
+    own rate; active joules and grams, of which the latest second may be missing, and how these are known."""
 
     requests: Mapping[int, int]
     rows: Mapping[str, int]
     limited: int = 0
     active_j: float = 0.0
     active_g: float = 0.0
+    method: str = ""
+    grams_method: str = ""

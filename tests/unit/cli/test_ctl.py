@@ -487,6 +487,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tenants_are_a_table_over_all_models(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     acme = {"requests": {"200": 5, "429": 2}, "rows": {"small": 9}, "limited": 1, "active_j": 2.0, "active_g": 0.5}
+    acme |= {"method": "measured", "grams_method": "modelled"}
     limits = {"rate": 5.0, "burst": 10, "priority": 4, "min_accuracy": 90.0, "timeout_ms": 0.0, "may_control": False}
     models = {"a": {"tenants": {"": {**acme, "limited": 0}, "acme": acme}}, "b": {"tenants": {"acme": acme}}}
     free = {**limits, "rate": None, "burst": None, "min_accuracy": 0.0}
@@ -495,8 +496,8 @@ def test_tenants_are_a_table_over_all_models(server: Any, capsys: pytest.Capture
     head, *lines = capsys.readouterr().out.splitlines()
     assert " ".join(head.split()).startswith("tenant priority rows/s burst accuracy % requests refused over rate rows")
     assert [line.split() for line in lines] == [
-        ["(none)", "7", "2", "0", "9", "2", "0.5"],
-        ["acme", "4", "5", "10", "90", "14", "4", "2", "18", "4", "1"],
+        ["(none)", "7", "2", "0", "9", "2", "measured", "0.5", "modelled"],
+        ["acme", "4", "5", "10", "90", "14", "4", "2", "18", "4", "measured", "1", "modelled"],
         ["free", "4", "no", "limit", "0", "0", "0", "0", "0", "0"],
     ]
     server.answer = (200, {"totals": {"models": models}})

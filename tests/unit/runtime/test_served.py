@@ -274,7 +274,8 @@ def test_what_a_tenant_sent_and_what_that_cost_stand_together(
 ) -> None:
     account = Account(pue=1.0)
     account.usage[UsageKey("toy", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=2.0, grams=0.5)})
-    account.usage[UsageKey("toy", "full", "cpu0", "p", "acme")] = Usage(0, {"measured": Line(joules=1.0, grams=0.5)})
+    on_host = Line(joules=1.0, grams=0.5, grids={"forecast": 0.5})
+    account.usage[UsageKey("toy", "full", "cpu0", "p", "acme")] = Usage(0, {"measured": on_host})
     account.usage[UsageKey("other", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=9.0)})
     own = served(tmp_path, Gpu(is_emulated=False), loop, account)
     own.traffic.of("acme").count(200)
@@ -283,7 +284,8 @@ def test_what_a_tenant_sent_and_what_that_cost_stand_together(
     try:
         acme, none = own.tenants["acme"], own.tenants[""]
         assert (acme.active_j, acme.active_g, acme.requests) == (3.0, 1.0, {200: 1})
-        assert (none.active_j, none.requests) == (0.0, {429: 1})
+        assert (acme.method, acme.grams_method) == ("measured + modelled", "modelled")
+        assert (none.active_j, none.requests, none.method) == (0.0, {429: 1}, "")
         assert own.tenants_json()["acme"]["requests"] == {"200": 1}
     finally:
         own.close()
