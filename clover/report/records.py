@@ -297,6 +297,12 @@ class Report(Record, frozen=True, kw_only=True):
             high_g=self.operation.high_g + self.embodied.high_g,
         )
 
+    @property
+    def missing_s(self) -> float:
+        """Seconds of the period that lie in entries and are not recorded: the server started or ended there."""
+        gaps = sum(gap.seconds for gap in self.gaps if gap.what == "record")
+        return max(self.period.end - self.period.start - self.period.recorded_s - gaps, 0.0)
+
     def breakdown(self, by: By) -> Breakdown:
         """Return the grams by `by`; KeyError if this report does not have it."""
         for found in self.breakdowns:

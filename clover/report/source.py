@@ -44,7 +44,9 @@ def whole_spans(ledger: LedgerReader, start: float, end: float) -> tuple[float, 
 
 def _whole_hours(start: float, end: float, zone: tzinfo) -> bool:
     """Return whether hours of `zone` are those of UTC from `start` to `end`."""
-    offsets = [datetime.fromtimestamp(at, zone).utcoffset() for at in (start, end)]
+    # In between as well: Lord Howe Island sets its clocks by half an hour.
+    times = [start, *range(int(start), int(end), 30 * _DAY_S), end]
+    offsets = [datetime.fromtimestamp(at, zone).utcoffset() for at in times]
     return all(offset is not None and offset.total_seconds() % _HOUR_S == 0 for offset in offsets)
 
 

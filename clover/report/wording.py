@@ -12,6 +12,8 @@ from clover.report.records import Gap, GramsRange, GridFigure, KnownPart, Report
 JOULES_PER_KWH = 3.6e6
 _UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), (1e-6, "µWh"))
 _ALMOST_ALL = 0.95
+_LEAST_MISSING_S = 2.0
+"""Seconds that may be missing without a word, as clocks and flushes have them."""
 _LEAST_POINTS = 0.005
 """Points of accuracy from which on a difference is stated: figures are rounded to that."""
 
@@ -110,8 +112,8 @@ def _saved(report: Report) -> str:
     least = min(item.part_of_emitted for item in report.saved)
     if least < _ALMOST_ALL:
         text += (
-            f" Compared is what serving the models took, {percent(least)} of the electricity's grams: the rest, as "
-            "idle power that no worker holds, is the same on both sides or in no comparison."
+            f" Compared is what serving these rows took, {percent(least)} of the electricity's grams; the rest, as "
+            "idle power that no worker holds and measuring before the first row, is in no comparison."
         )
     return text
 
@@ -123,7 +125,7 @@ def saved_words(item: SavedFigure, *, accuracy: bool = True) -> str:
         return f"nothing can be said against {item.name}"
     more = item.saved.grams < 0.0
     size = f"{mass(abs(item.saved.grams))} ({percent(abs(item.part))})"
-    text = f"{size} MORE than {item.name}" if more else f"{size} against {item.name}"
+    text = f"emitted {size} MORE than {item.name}" if more else f"{size} against {item.name}"
     if item.saved.low_g < 0.0 < item.saved.high_g:
         text += " (may be nothing: the interval holds zero)"
     if accuracy and (points := item.given_up_points) is not None:
@@ -173,7 +175,16 @@ def cautions(report: Report) -> list[str]:
 def _gaps(report: Report, zone: tzinfo) -> str:
     record = [gap for gap in report.gaps if gap.what == "record"]
     intensity = [gap for gap in report.gaps if gap.what == "intensity"]
-    return f"{_gap_words(record, 'without any record', zone)} {_gap_words(intensity, 'without a live intensity', zone)}"
+    words = [_gap_words(record, "without any record", zone), _gap_words(intensity, "without a live intensity", zone)]
+    words.insert(1, missing_words(report))
+    return " ".join(filter(None, words))
+
+
+def missing_words(report: Report) -> str:
+    """Return what is missing within entries, in words; nothing if that is nothing."""
+    if report.missing_s < _LEAST_MISSING_S:
+        return ""
+    return f"{duration(report.missing_s)} is missing within entries, in which the server started or ended."
 
 
 def _gap_words(gaps: list[Gap], what: str, zone: tzinfo) -> str:

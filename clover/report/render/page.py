@@ -21,6 +21,7 @@ from clover.report.wording import (
     energy,
     grid_words,
     mass,
+    missing_words,
     number,
     parts_words,
     percent,
@@ -143,6 +144,8 @@ def _missing(report: Report, zone: tzinfo) -> str:
         if gaps:
             count = f"{len(gaps)} gap{'s' if len(gaps) > 1 else ''}"
             lines.append(f"{duration(sum(gap.seconds for gap in gaps))} {words}, in {count}")
+    if words := missing_words(report):
+        lines.append(words)
     record = sum(gap.seconds for gap in report.gaps if gap.what == "record")
     whole = duration(report.period.end - report.period.start)
     return card(

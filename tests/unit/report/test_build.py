@@ -21,6 +21,7 @@ from clover.report.build import LedgerRows, ReportOptions, report_of
 from clover.report.making import report_from
 from clover.report.records import Report
 from clover.report.source import read_rows
+from clover.report.wording import headline, saved_words
 from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.rows import GridRow, LineRow, RunRow, SavedRow, UsageRow
 from tests.support.ledgers import PUE
@@ -255,6 +256,7 @@ def test_savings_are_summed_and_may_be_losses() -> None:
     assert (found.saved.low_g, found.saved.high_g) == pytest.approx((-5.0, -1.0))
     assert found.part == pytest.approx(-3.0 / 17.0)
     assert found.given_up_points == pytest.approx(3.0)
+    assert saved_words(found) == "emitted 3 g (17.6 %) MORE than BASE, 3.00 points of accuracy given up"
 
 
 def test_a_machine_is_unknown_where_a_model_stands_in() -> None:
@@ -282,3 +284,12 @@ def test_a_period_without_entries_says_what_there_is() -> None:
         pytest.raises(LedgerError, match=r"^the ledger has nothing from 2026-10-24 00:00 UTC to .*: it has 2026-09-22"),
     ):
         report_from(ledger, ReportOptions(start=day, end=day + 60.0, made=day))
+
+
+def test_seconds_that_are_missing_within_an_entry_are_said() -> None:
+    found = report(LedgerRows(lines=[line(), line(HOUR)], grid=[grid(seconds=3000.0), grid(HOUR)]))
+    assert found.missing_s == pytest.approx(600.0)
+    assert dict(headline(found, UTC))["Gaps"].startswith(
+        "No time without any record. 10 min is missing within entries, in which the server started or ended."
+    )
+    assert report(LedgerRows()).missing_s == 0.0
