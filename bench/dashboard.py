@@ -79,14 +79,16 @@ def main() -> None:
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
     figures: dict[int, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        with served(["fashion", "--variant", "small"], log=Path(folder) / "serve.log") as server:
-            for pages in options.pages:
-                runs = [
-                    asyncio.run(stretch(server.url, server.process.pid, pages, options.seconds))
-                    for _ in range(options.rounds)
-                ]
-                figures[pages] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(["fashion", "--variant", "small"], log=Path(folder) / "serve.log") as server,
+    ):
+        for pages in options.pages:
+            runs = [
+                asyncio.run(stretch(server.url, server.process.pid, pages, options.seconds))
+                for _ in range(options.rounds)
+            ]
+            figures[pages] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     columns = list(next(iter(figures.values())))
     table = [[str(pages), *(row[column] for column in columns)] for pages, row in figures.items()]
     show(f"dashboards that are open, medians of {options.rounds} (measured)", ["pages", *columns], table)
