@@ -8,6 +8,7 @@ Needs playwright and Chromium (Debian: apt-get install chromium).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -19,18 +20,23 @@ import urllib.request
 from pathlib import Path
 
 import clover
+from clover import families
 
 HERE = Path(__file__).resolve().parent
 WIDTH, HEIGHT = 1360, 1290
 
 
 def ask(url: str, ended: threading.Event) -> None:
-    """Send one row after the other, at a rate that rises and falls, until `ended`."""
-    body = (HERE / "shirt.json").read_bytes()
+    """Send one row of the evaluation set after the other, at a rate that rises and falls, until `ended`."""
+    (images,), _ = families.load_evaluation(families.load_family("fashion"), "held_out")
     begun = time.monotonic()
-    while not ended.is_set():
+    for image in itertools.cycle(images):
+        if ended.is_set():
+            return
+        tensor = {"name": "image", "shape": [1, *image.shape], "datatype": "FP32", "data": image.ravel().tolist()}
+        body = json.dumps({"inputs": [tensor]}).encode()
         with urllib.request.urlopen(f"{url}/v2/models/fashion/infer", body, timeout=30) as answer:
-            json.load(answer)
+            answer.read()
         rate = 45.0 + 30.0 * math.sin((time.monotonic() - begun) / 12.0)
         ended.wait(1.0 / rate)
 
@@ -51,7 +57,7 @@ def main() -> int:
         print("docs/dashboard.py needs Chromium (Debian: apt-get install chromium)", file=sys.stderr)
         return 2
     ended = threading.Event()
-    with clover.Server("fashion", port=0, slo_ms=25.0) as server, sync_playwright() as playwright:
+    with clover.Server("fashion", port=0, slo_ms=250.0) as server, sync_playwright() as playwright:
         asking = threading.Thread(target=ask, args=(server.url, ended))
         asking.start()
         try:

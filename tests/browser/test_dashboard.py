@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: it shows, follows, survives a restart, and changes nothing without a yes and a token.
+"""The dashboard in a real browser: it shows, follows, survives a restart, changes nothing without a token and a yes.
 
 Screenshots (wide, phone, dark) are written to the test's folder; CLOVER_SCREENSHOTS names another one, to look at them.
 """
@@ -53,6 +53,17 @@ def test_it_is_useful_before_charts_and_follows_the_server(open_page: Opens) -> 
     charts_drawn(page)
     page.locator("#grid-card details summary").click()
     assert page.locator("#grid-card details tbody tr").count() > 1, "a table beside the chart"
+    markup = "<img src=x onerror=alert(1)>"
+    made = page.evaluate(
+        """async (markup) => {
+          const script = document.querySelector('script[type="module"]').src;
+          const { el } = await import(new URL('dom.js', script));
+          const node = el('p', { text: markup });
+          return [node.children.length, node.textContent];
+        }""",
+        markup,
+    )
+    assert made == [0, markup], "names from the server are never markup"
 
 
 def test_it_comes_back_after_a_restart_and_says_meanwhile_that_it_is_old(open_page: Opens, served: Served) -> None:
@@ -106,51 +117,45 @@ def test_a_change_needs_the_token_and_a_yes(open_page: Opens, served: Served) ->
     until(page, "/^done/.test(document.querySelector('#action-result').innerText)", 60.0)
     assert family.pin is None
     assert page.evaluate("localStorage.length") == 0, "the token is kept in the tab alone"
-    # Chromium itself reports the two answers 401.
-    page.said[:] = [line for line in page.said if "401" not in line]
 
-
-def test_a_target_that_no_plan_keeps_is_refused_in_the_dry_run(open_page: Opens) -> None:
-    page = open_page()
-    page.evaluate(f"sessionStorage.setItem('clover-token', '{TOKEN}')")
     page.select_option("#verb", "set")
+    page.fill("#slo_ms", "soon")
+    page.click("#action button")
+    until(page, "/not a number/.test(document.querySelector('#action-result').innerText)")
     page.fill("#slo_ms", "0.001")
     page.click("#action button")
     page.wait_for_selector("#confirm[open]", timeout=60_000)
     assert "would be refused" in text(page, "#confirm-refused")
     assert page.locator("#confirm-apply").is_disabled()
     page.keyboard.press("Escape")
-    page.fill("#slo_ms", "soon")
-    page.click("#action button")
-    until(page, "/not a number/.test(document.querySelector('#action-result').innerText)")
+    # Chromium itself reports the two answers 401.
+    page.said[:] = [line for line in page.said if "401" not in line]
 
 
-def test_names_from_the_server_are_never_markup(open_page: Opens) -> None:
-    page = open_page()
-    made = page.evaluate(
-        """async () => {
-          const script = document.querySelector('script[type="module"]').src;
-          const { el, say } = await import(new URL('dom.js', script));
-          const node = el('p', { text: '<img src=x onerror=alert(1)>' });
-          say(node, '<b>bold</b>');
-          return [node.children.length, node.textContent];
-        }"""
-    )
-    assert made == [0, "<b>bold</b>"]
-
-
-def test_accessibility_has_nothing_serious(open_page: Opens) -> None:
+def grave(page: Any) -> list[Any]:
+    """Return what axe-core finds serious or critical; nothing if it is not installed."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-    for scheme in ("light", "dark"):
-        page = open_page(color_scheme=scheme)
-        charts_drawn(page)
-        found = axe.Axe().run(page).response["violations"]
-        grave = [
-            (item["id"], item["impact"], [node["target"] for node in item["nodes"]][:4])
-            for item in found
-            if item["impact"] in ("serious", "critical")
-        ]
-        assert grave == []
+    return [
+        (item["id"], item["impact"], [node["target"] for node in item["nodes"]][:4])
+        for item in axe.Axe().run(page).response["violations"]
+        if item["impact"] in ("serious", "critical")
+    ]
+
+
+def loaded(page: Any) -> dict[str, Any]:
+    """Return how far parts of the page jumped while it loaded, and its files: address, bytes sent, bytes unpacked."""
+    found: dict[str, Any] = page.evaluate(
+        """() => new Promise((done) => {
+          let shift = 0;
+          new PerformanceObserver((list) => {
+            for (const entry of list.getEntries()) if (!entry.hadRecentInput) shift += entry.value;
+          }).observe({ type: 'layout-shift', buffered: true });
+          const files = performance.getEntriesByType('resource')
+            .map((one) => [one.name, one.transferSize, one.decodedBodySize]);
+          setTimeout(() => done({ shift, files }), 300);
+        })"""
+    )
+    return found
 
 
 def test_the_keyboard_reaches_everything_and_motion_is_spared(open_page: Opens) -> None:
@@ -171,34 +176,19 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_how_it_looks(open_page: Opens, tmp_path: Path, look: str) -> None:
+def test_how_it_looks_and_reads(open_page: Opens, tmp_path: Path, look: str) -> None:
     page = open_page(**LOOKS[look])
     charts_drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out sideways"
     folder = Path(os.environ.get("CLOVER_SCREENSHOTS") or tmp_path)
     page.screenshot(path=folder / f"dashboard-{look}.png", full_page=True)
     assert (folder / f"dashboard-{look}.png").stat().st_size > 20_000
-
-
-def test_it_does_not_jump_and_is_soon_useful(open_page: Opens) -> None:
-    page = open_page()
-    charts_drawn(page)
-    found = page.evaluate(
-        """() => new Promise((done) => {
-          let shift = 0;
-          new PerformanceObserver((list) => {
-            for (const entry of list.getEntries()) if (!entry.hadRecentInput) shift += entry.value;
-          }).observe({ type: 'layout-shift', buffered: true });
-          setTimeout(() => done({
-            shift,
-            files: performance.getEntriesByType('resource').map((one) => [one.name, one.transferSize, one.decodedBodySize]),
-          }), 300);
-        })"""
-    )
-    own = [size for name, size, _ in found["files"] if "plotly" not in name and "stream" not in name]
-    print(f"layout shift {found['shift']:.3f}; {len(found['files'])} requests; {sum(own)} bytes without plotly")
-    assert found["shift"] < 0.1
-    assert len(found["files"]) <= 14
-    assert sum(own) < 60_000
-    hosts = {name.split("/")[2] for name, _, _ in found["files"]}
-    assert len(hosts) == 1, "nothing comes from another host"
+    found = loaded(page)
+    own = sum(size for name, size, _ in found["files"] if "plotly" not in name and "stream" not in name)
+    requests = len(found["files"])
+    print(f"{look}: layout shift {found['shift']:.3f}; {requests} requests; {own} bytes without plotly")
+    assert found["shift"] < 0.1, "nothing jumps"
+    assert requests <= 14
+    assert own < 60_000
+    assert len({name.split("/")[2] for name, _, _ in found["files"]}) == 1, "nothing comes from another host"
+    assert grave(page) == []

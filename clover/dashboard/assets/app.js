@@ -40,8 +40,8 @@ function take(name, message) {
   if (message.forecast) forecast = message.forecast;
   for (const one of message.decisions ?? []) decisions.set(one.id, one);
   render(message);
-  if (name === "hello" || Date.now() - painted >= PAINT_MS) paint();
   document.body.dataset.messages = Number(document.body.dataset.messages ?? 0) + 1;
+  if (name === "hello" || Date.now() - painted >= PAINT_MS) paint();
 }
 
 function append(sample) {
