@@ -17,7 +17,7 @@ def _help(text: str, **limits: float) -> Any:
     return msgspec.Meta(description=text, **limits)  # type: ignore[call-overload]
 
 
-SECRETS = frozenset({"token", "electricity_maps_key", "watttime_password"})
+SECRETS = frozenset({"token", "token_sha256", "electricity_maps_key", "watttime_password"})
 """Settings whose values are never shown."""
 
 
@@ -232,22 +232,22 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     carbon_aware_sdk_url: Annotated[
         str, _help("address of your Carbon Aware SDK WebApi: https, or http on a loopback address")
     ] = ""
-    electricity_maps_url: Annotated[
-        str, _help("address of Electricity Maps, or of a mirror")
-    ] = "https://api.electricitymaps.com"
+    electricity_maps_url: Annotated[str, _help("address of Electricity Maps, or of a mirror")] = (
+        "https://api.electricitymaps.com"
+    )
     watttime_url: Annotated[str, _help("address of WattTime, or of a mirror")] = "https://api.watttime.org"
-    neso_url: Annotated[
-        str, _help("address of the Carbon Intensity API of NESO, or of a mirror")
-    ] = "https://api.carbonintensity.org.uk"
-    energy_charts_url: Annotated[
-        str, _help("address of Energy-Charts, or of a mirror")
-    ] = "https://api.energy-charts.info"
-    energinet_url: Annotated[
-        str, _help("address of the Energi Data Service of Energinet, or of a mirror")
-    ] = "https://api.energidataservice.dk"
-    rte_url: Annotated[
-        str, _help("address of ODRE, which has the eCO2mix of RTE, or of a mirror")
-    ] = "https://odre.opendatasoft.com"
+    neso_url: Annotated[str, _help("address of the Carbon Intensity API of NESO, or of a mirror")] = (
+        "https://api.carbonintensity.org.uk"
+    )
+    energy_charts_url: Annotated[str, _help("address of Energy-Charts, or of a mirror")] = (
+        "https://api.energy-charts.info"
+    )
+    energinet_url: Annotated[str, _help("address of the Energi Data Service of Energinet, or of a mirror")] = (
+        "https://api.energidataservice.dk"
+    )
+    rte_url: Annotated[str, _help("address of ODRE, which has the eCO2mix of RTE, or of a mirror")] = (
+        "https://odre.opendatasoft.com"
+    )
 
 
 class EmbodiedConfig(Section, frozen=True, kw_only=True):

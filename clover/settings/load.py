@@ -193,18 +193,22 @@ def _read_secrets(values: dict[str, _Value]) -> None:
 
 
 def _read_secret(values: dict[str, _Value], setting: Setting) -> None:
-    what = setting.leaf.replace("_", " ")
     path, origin = values.get(f"{setting.key}_file", ("", ""))
     given, given_origin = values.get(setting.key, ("", ""))
     if not path or (given and _rank(given_origin) >= _rank(origin)):
         return
+    values[setting.key] = (_token_in(path, origin, setting.leaf.replace("_", " ")), f"{origin} ({path})")
+
+
+def _token_in(path: str, origin: str, what: str = "token") -> str:
+    """Return the token, or `what` else, in a file: its first line; raises ConfigError."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{origin}: cannot read the {what} file {path}") from error
     if not lines or not lines[0].strip():
         raise ConfigError(f"{origin}: the {what} file {path} is empty")
-    values[setting.key] = (lines[0].strip(), f"{origin} ({path})")
+    return lines[0].strip()
 
 
 def _rank(origin: str) -> int:
