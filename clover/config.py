@@ -6,7 +6,7 @@ The command line, the environment (`CLOVER_*`), `config.toml` and the embedding 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from clover.config_records import LedgerConfig, LogConfig, OtelConfig, ReportConfig
 from clover.config_section import SECRETS, Section
@@ -30,6 +30,11 @@ __all__ = [
     "TenantConfig",
     "WorkersConfig",
 ]
+
+
+def _mirror(of: str) -> Any:
+    """Describe the address of a carbon provider."""
+    return _help(f"address of {of}, or of a mirror")
 
 
 class ListenConfig(Section, frozen=True, kw_only=True):
@@ -260,22 +265,12 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     carbon_aware_sdk_url: Annotated[
         str, _help("address of your Carbon Aware SDK WebApi: https, or http on a loopback address")
     ] = ""
-    electricity_maps_url: Annotated[
-        str, _help("address of Electricity Maps, or of a mirror")
-    ] = "https://api.electricitymaps.com"
-    watttime_url: Annotated[str, _help("address of WattTime, or of a mirror")] = "https://api.watttime.org"
-    neso_url: Annotated[
-        str, _help("address of the Carbon Intensity API of NESO, or of a mirror")
-    ] = "https://api.carbonintensity.org.uk"
-    energy_charts_url: Annotated[
-        str, _help("address of Energy-Charts, or of a mirror")
-    ] = "https://api.energy-charts.info"
-    energinet_url: Annotated[
-        str, _help("address of the Energi Data Service of Energinet, or of a mirror")
-    ] = "https://api.energidataservice.dk"
-    rte_url: Annotated[
-        str, _help("address of ODRE, which has the eCO2mix of RTE, or of a mirror")
-    ] = "https://odre.opendatasoft.com"
+    electricity_maps_url: Annotated[str, _mirror("Electricity Maps")] = "https://api.electricitymaps.com"
+    watttime_url: Annotated[str, _mirror("WattTime")] = "https://api.watttime.org"
+    neso_url: Annotated[str, _mirror("NESO's Carbon Intensity API")] = "https://api.carbonintensity.org.uk"
+    energy_charts_url: Annotated[str, _mirror("Energy-Charts")] = "https://api.energy-charts.info"
+    energinet_url: Annotated[str, _mirror("Energinet's Energi Data Service")] = "https://api.energidataservice.dk"
+    rte_url: Annotated[str, _mirror("ODRE, which has RTE's eCO2mix")] = "https://odre.opendatasoft.com"
 
 
 class EmbodiedConfig(Section, frozen=True, kw_only=True):

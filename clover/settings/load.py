@@ -209,7 +209,7 @@ def _with_token(tenant: TenantConfig, origin: str) -> TenantConfig:
     """Return a tenant with the token that its file has, if it names one."""
     if not tenant.token_file or tenant.token:
         return tenant
-    return msgspec.structs.replace(tenant, token=_secret_in(tenant.token_file, origin))
+    return msgspec.structs.replace(tenant, token=_token_in(tenant.token_file, origin))
 
 
 def _unknown(key: str, leaf: str, path: str) -> Setting:
@@ -243,16 +243,15 @@ def _read_secrets(values: dict[str, _Value]) -> None:
 
 
 def _read_secret(values: dict[str, _Value], setting: Setting) -> None:
-    what = setting.leaf.replace("_", " ")
     path, origin = values.get(f"{setting.key}_file", ("", ""))
     given, given_origin = values.get(setting.key, ("", ""))
     if not path or (given and _rank(given_origin) >= _rank(origin)):
         return
-    values[setting.key] = (_secret_in(path, origin, what), f"{origin} ({path})")
+    values[setting.key] = (_token_in(path, origin, setting.leaf.replace("_", " ")), f"{origin} ({path})")
 
 
-def _secret_in(path: str, origin: str, what: str = "token") -> str:
-    """Return the secret in a file, its first line; `what` it is, for the ConfigError if there is none."""
+def _token_in(path: str, origin: str, what: str = "token") -> str:
+    """Return the token, or `what` else, in a file: its first line; raises ConfigError."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

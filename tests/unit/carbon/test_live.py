@@ -240,6 +240,9 @@ def test_a_provider_that_hangs_holds_up_nobody_but_the_start() -> None:
         for _ in range(3):
             assert (await scene.grid.read()).state == "stale"
         assert link._asking is not None
+        async with asyncio.timeout(10.0):
+            while len(server.requests) < 3:
+                await asyncio.sleep(0.001)
         assert not link._asking.done()
         await scene.chain.close()
         assert link._asking.done()

@@ -29,8 +29,8 @@ Fault = Callable[[Request], Answer | None]
 
 # name: the answer, the kind of the error, what it says, and how many requests were made (a passing fault: two)
 FAULTS: dict[str, tuple[Answer, str, str, int]] = {
-    "hang": (Answer(manner="hang"), "timeout", "took longer than 0.2 s", 1),
-    "drip": (Answer(declared=900, manner="drip"), "timeout", "took longer than 0.2 s", 1),
+    "hang": (Answer(manner="hang"), "timeout", "took longer than 0.1 s", 1),
+    "drip": (Answer(declared=900, manner="drip"), "timeout", "took longer than 0.1 s", 1),
     "reset": (Answer(manner="reset"), "cut", "closed the connection without an answer", 2),
     "truncated": (Answer(b'{"data": [', declared=900), "cut", "broke off", 2),
     "shorter than it is": (Answer(b'{"data": [], "records": []}', declared=9), "http|answer", "is no|is not", 1),
@@ -92,7 +92,7 @@ def test_a_fault_is_an_error_that_says_what_it_was(server: CarbonServer, name: s
     server.fault = lambda request: answer
     begun_s = time.monotonic()
     slow = answer.manner in ("hang", "drip")
-    error = fails(server.settings(), name, timeout_s=0.2 if slow else 20.0, body_bytes=1000)
+    error = fails(server.settings(), name, timeout_s=0.1 if slow else 20.0, body_bytes=1000)
     assert time.monotonic() - begun_s < 10.0
     assert re.fullmatch(kind, error.kind), error
     assert len([request for request in server.requests if request.path != "/login"]) in (
