@@ -98,7 +98,7 @@ def source(config: ServerConfig) -> Finding:
     name = config.carbon.source
     remedy = "see carbon.source in docs/configuration.md; a list of sources, as A,B, is a fallback chain"
     try:
-        reading, error = asyncio.run(ask())
+        reading, reason = asyncio.run(ask())
     except TimeoutError:
         text = f"{name} did not answer within {ANSWER_S:g} s"
         return Finding(topic="carbon", state="fault", text=text, remedy=remedy)
@@ -106,7 +106,7 @@ def source(config: ServerConfig) -> Finding:
         return Finding(topic="carbon", state="fault", text=str(error), remedy=remedy)
     text = f"{reading.provider}: {reading.g_per_kwh:.0f} gCO2e/kWh ({carbon.describe(reading)})"
     if reading.state != "fresh":
-        text = f"{name} gives no value of now{f' ({error})' if error else ''}; instead {text}"
+        text = f"{name} gives no value of now{f' ({reason})' if reason else ''}; instead {text}"
         return Finding(topic="carbon", state="note", text=text, remedy=remedy)
     if warning := carbon.caveat(reading):
         return Finding(
