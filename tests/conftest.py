@@ -90,8 +90,9 @@ class SpreadOrder:
 
     Tests marked `alone` come first: later, all processes would wait until the longest test that runs has ended.  Tests
     of whole servers wait more than they compute, and a process with all of them would be the last to end: those in
-    files that share the profile of `toy` begin the first half of the run, the others the second.  Those in files that
-    import torch, which takes seconds, are all in a row.
+    files that share the profile of `toy` begin the first half of the run, the others the second.  Tests with a time
+    limit of their own take longest, and begin early, so that none is left running at the end; as do those in files that
+    import torch, in a row: few processes have to import it.
     """
 
     @pytest.hookimpl(trylast=True)
@@ -101,14 +102,17 @@ class SpreadOrder:
         servers = [item for item in shared if item.path.parent == ROOT / "tests" / "e2e"]
         of_toy = {item.path for item in servers if "toy_cache" in getattr(item, "fixturenames", ())}
         first = [item for item in servers if item.path in of_toy]
+        first.sort(key=lambda item: item.get_closest_marker("timeout") is None)
         second = [item for item in servers if item.path not in of_toy]
         units = [item for item in shared if item.path.parent != ROOT / "tests" / "e2e"]
         with_torch = {path for path in {item.path for item in units} if "    import torch\n" in path.read_text()}
         torch = [item for item in units if item.path in with_torch]
-        others = [item for item in units if item.path not in with_torch]
+        long = [item for item in units if item not in torch and item.get_closest_marker("timeout")]
+        early = [*long, *torch]
+        others = [item for item in units if item not in early]
         quarter = max(0, len(items) // 4 - len(alone) - len(first))
-        middle = max(quarter, len(items) // 2 - len(alone) - len(first) - len(torch))
-        items[:] = [*alone, *first, *others[:quarter], *torch, *others[quarter:middle], *second, *others[middle:]]
+        middle = max(quarter, len(items) // 2 - len(alone) - len(first) - len(early))
+        items[:] = [*alone, *first, *others[:quarter], *early, *others[quarter:middle], *second, *others[middle:]]
 
 
 def pytest_configure(config: pytest.Config) -> None:

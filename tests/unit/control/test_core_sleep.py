@@ -66,6 +66,7 @@ def test_more_load_wakes_cores_at_once_and_they_stay_awake_for_a_while() -> None
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_load_that_swings_starts_few_workers() -> None:
     async def run() -> None:
         rng, one = random.Random(7), rig(300.0)

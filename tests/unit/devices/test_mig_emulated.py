@@ -422,6 +422,7 @@ def test_a_server_killed_inside_a_call_leaves_what_the_next_one_can_clear_up(tmp
     )
 
 
+@pytest.mark.slow
 def test_ten_gpus_are_built_and_filled(tmp_path):
     script(
         tmp_path,

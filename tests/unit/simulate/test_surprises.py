@@ -70,6 +70,7 @@ def test_a_lost_gpu_serves_nothing_and_comes_back() -> None:
     assert not [item for item in judge.found if item.kind in ("worse", "late")]
 
 
+@pytest.mark.slow
 def test_a_way_out_is_found_on_the_instances_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three whole GPUs, and a load that they cannot serve in time: to split one would take a third of the capacity
     away, and so would every other good plan.  To load another variant on one loses nothing."""
@@ -124,6 +125,7 @@ def test_every_combination_is_a_case() -> None:
     assert not case_of(Options("efficientnet", 2, 1.0, 300.0, "objective", 0), ()).world.rules.surprises.any
 
 
+@pytest.mark.slow
 def test_a_report_says_what_the_controller_did_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["albert", "--policies", "objective+mix", "--hours", "1", "--exact-rate", "-o", str(tmp_path)]
     assert main([*words, "--misprofiled", "50", "--lost-gpu", "1@0.5+0.25"]) == 0

@@ -79,6 +79,7 @@ def test_no_fewer_than_have_to_be_awake() -> None:
     assert cores_under(plan.deployment) == 3
 
 
+@pytest.mark.slow
 def test_cores_are_left_with_room_to_spare_and_kept_without() -> None:
     rates = [200.0 * step for step in range(1, 20)]
 
