@@ -32,6 +32,7 @@ class Served:
 
     def start(self) -> None:
         more = {**settings(self._folder), "http": True, "port": self.port, "token": TOKEN, "carbon": "synthetic"}
+        more["state_dir"] = str(self._folder / "state")
         server = self._server = clover.Server(TOY, **more).start_background()
         self.port = int(server.url.rpartition(":")[2])
         self._asking.clear()

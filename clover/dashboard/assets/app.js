@@ -145,7 +145,7 @@ function saved(message) {
   ]), "nothing was compared yet");
 }
 
-const TITLES = { base: "BASE", right_sized: "BASE, right-sized", static: "best fixed mix", fixed: "best fixed mix", matched: "fixed mix of equal accuracy", single: "one fixed variant" };
+const TITLES = { base: "BASE", right_sized: "BASE, right-sized", static: "best fixed mix", fixed: "fixed mix of equal accuracy", matched: "fixed mix of equal accuracy", single: "one fixed variant" };
 const title = (item) => TITLES[item.kind] ?? item.kind;
 
 function grid({ carbon }) {

@@ -53,7 +53,7 @@ function most(series) {
 function traces(series) {
   return series.map((one) => ({
     type: one.bars ? "bar" : "scatter",
-    mode: "lines",
+    mode: one.x.length < 4 ? "lines+markers" : "lines",
     name: one.name,
     x: one.x,
     y: one.y,
