@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # the packages of ROOMS, a module or package of these.
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts", "config_section"}),
+    frozenset(
+        {"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts", "config_section"}
+    ),
     frozenset({"config_records"}),
     frozenset({"config", "cache"}),
     frozenset({"tenants"}),
