@@ -10,6 +10,7 @@ KiB are in `_out`, while the transport holds more than it likes to, or while a r
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -175,7 +176,10 @@ class Outgoing(ConnectionBase):
                 return
             data = data[sent:]
         self._behind = True
-        self._transport.write(data)
+        # uvloop's transport may be closed, by the client, and not say so before its loss is reported.  Raised further,
+        # that would leave unwritten what other connections have to write in this turn.
+        with contextlib.suppress(RuntimeError):
+            self._transport.write(data)
 
     def push(self, data: bytes) -> bool:
         """Send a part of an answer that stays open, the first one with its head; return False, and send nothing, if the

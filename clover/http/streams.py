@@ -73,11 +73,19 @@ class EventStreams:
             exchange.fail(503, f"{self._most} streams are open, which is the most: close a page", retry_after_s=30.0)
         elif connection.exchanges[0] is not exchange:
             exchange.fail(400, "a stream is asked for on a connection on which no other answer is due")
-        elif connection.push(_HEAD + self._greeting()):
-            connection.state.stats.answered(200)
-            self._open.append(exchange)
         else:
-            connection.hang_up()
+            try:
+                message = _HEAD + self._greeting()
+            except Exception:
+                # What is not answered would hold the connection, and a drain.
+                log.exception("a stream could not be begun")
+                exchange.fail(503, "there is nothing to show yet", retry_after_s=2.0)
+                return
+            if connection.push(message):
+                connection.state.stats.answered(200)
+                self._open.append(exchange)
+            else:
+                connection.hang_up()
 
     def publish(self, message: bytes) -> None:
         """Send `message` to every stream, and drop those that have not read the one before."""

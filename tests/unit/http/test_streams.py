@@ -167,3 +167,12 @@ def test_with_the_token_the_stream_opens_on_an_open_address() -> None:
     house = House(listen=ListenConfig(host="0.0.0.0", token="t" * 16))
     page = Page(house, request("GET", "/dashboard/stream", fields=[f"Authorization: Bearer {'t' * 16}"]))
     assert page.take().startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_greeting_that_fails_is_answered_so_that_nothing_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    house.streams._greeting = lambda: 1 / 0  # type: ignore[assignment, return-value]
+    page = Page(house)
+    assert page.take().startswith(b"HTTP/1.1 503 ")
+    assert not page.connection.exchanges
+    assert "a stream could not be begun" in caplog.text
