@@ -122,7 +122,9 @@ def _carbon(intensity: State | None) -> dict[str, Any] | None:
 
 def _emission(totals: State, grams_per_hour: float | None) -> dict[str, Any]:
     """Return what is drawn and emitted now, and since the start, within the boundary `server`."""
-    devices, sci = (totals.get("devices") or {}).values(), totals.get("sci") or {}
+    # A device has no watts before its meter was read for the first time, while the server starts.
+    devices = [line for line in (totals.get("devices") or {}).values() if "watts" in line]
+    sci = totals.get("sci") or {}
     known = sorted({line["method"] for line in devices})
     grids = sorted({line["intensity"] for line in devices if line.get("intensity")})
     return {
@@ -161,6 +163,7 @@ def _saved(saved: State | None) -> dict[str, Any] | None:
 
 
 def _device(item: State, line: State | None) -> dict[str, Any]:
+    line = line if line is not None and "watts" in line else None
     keys = ("device", "kind", "label", "emulated", "slices", "lost", "family", "quarantined", "foreign")
     return {
         **{key: item[key] for key in keys},

@@ -103,6 +103,8 @@ def test_before_anything_was_counted_the_message_is_whole(state: dict[str, Any])
     assert shown["emission"]["watts"] is None
     assert shown["saved"] is shown["carbon"] is None
     assert "the intensity of the grid is not known" in shown["troubles"]
+    unread = {**state, "totals": {**TOTALS, "devices": {"cpu0": {"method": "modelled"}}}}
+    assert snapshot.overview(unread, {}, None)["emission"]["watts"] is None, "no meter was read yet"
     assert snapshot.sample(1.0, shown)["g_per_kwh"] is None
 
 
