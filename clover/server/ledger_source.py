@@ -49,7 +49,7 @@ def known_as(reading: Reading) -> Known:
         return "bridged"
     if reading.estimated or reading.method in ("estimated", "forecast"):
         return "estimated"
-    return "live"
+    return "unknown" if reading.method == "unknown" else "live"
 
 
 class LedgerSource:

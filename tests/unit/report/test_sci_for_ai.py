@@ -76,6 +76,8 @@ def test_measured_energy_at_published_intensities_is_measured() -> None:
         "I": "sourced",
         "R": "measured",
     }
+    unsaid = msgspec.structs.replace(measured, intensity_known=known("unknown"))
+    assert (methods(unsaid)["I"], methods(unsaid)["O"]) == ("modeled", "modeled")
     assert methods(made_report()) | {"M": "", "R": ""} == {
         "C": "modeled",
         "O": "modeled",

@@ -205,7 +205,8 @@ def test_trouble_with_the_ledger_does_not_reach_the_server(tmp_path: Path, caplo
     ("changed", "known"),
     [
         ({}, "live"),
-        ({"method": "unknown"}, "live"),
+        ({"method": "unknown"}, "unknown"),
+        ({"method": "unknown", "state": "stale"}, "bridged"),
         ({"estimated": True}, "estimated"),
         ({"method": "forecast"}, "estimated"),
         ({"state": "stale"}, "bridged"),
