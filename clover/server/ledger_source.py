@@ -45,7 +45,9 @@ def known_as(reading: Reading) -> Known:
         return "synthetic"
     if reading.method == "configured" or reading.state == "configured":
         return "configured"
-    if reading.state in ("stale", "forecast", "seasonal"):
+    # The value of a later source that is older than its step stands in, as a stale one of the first does.
+    late = reading.state == "fallback" and reading.age_s > reading.step_s
+    if late or reading.state in ("stale", "forecast", "seasonal"):
         return "bridged"
     if reading.estimated or reading.method in ("estimated", "forecast"):
         return "estimated"
