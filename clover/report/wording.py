@@ -112,8 +112,8 @@ def _saved(report: Report) -> str:
     least = min(item.part_of_emitted for item in report.saved)
     if least < _ALMOST_ALL:
         text += (
-            f" Compared is what serving these rows took, {percent(least)} of the electricity's grams; the rest, as "
-            "idle power that no worker holds and measuring before the first row, is in no comparison."
+            f" Compared is what serving these rows took, {percent(least)} of the electricity's grams; the rest was "
+            "used before the first row that could be compared, or by models that had no comparison."
         )
     return text
 

@@ -293,3 +293,14 @@ def test_seconds_that_are_missing_within_an_entry_are_said() -> None:
         "No time without any record. 10 min is missing within entries, in which the server started or ended."
     )
     assert report(LedgerRows()).missing_s == 0.0
+
+
+def test_what_is_in_no_comparison_is_named() -> None:
+    saved = SavedRow(0, HOUR, "m", "server", "base", "modelled", 500, 1.0, 0.05, 2.0, 0.1, 4e4, 4e4, 0.01)
+    words = dict(headline(report(LedgerRows(lines=[line(), line(name="unowned")], saved=[saved])), UTC))["Saved"]
+    assert "25 % of the electricity's grams; the rest was used before the first row that could be compared" in words
+    assert "idle" not in words
+
+
+def test_idle_power_that_no_worker_holds_is_compared() -> None:
+    assert min(item.part_of_emitted for item in made_report().saved) == pytest.approx(1.0, abs=1e-3)
