@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import tzinfo
 
+from clover.accounting.boundaries import LEAST_ROWS
 from clover.hints import duration as short_duration
 from clover.quantities import grams
 from clover.report.calendar import time_words
@@ -121,6 +122,10 @@ def _saved(report: Report) -> str:
 def saved_words(item: SavedFigure, *, accuracy: bool = True) -> str:
     """Return one comparison in words, as "3.4 kg (25 %) against BASE, 0.31 points of accuracy given up"; without the
     latter if `accuracy` is false."""
+    if 0 < item.rows < LEAST_ROWS:
+        return (
+            f"against {item.name} it is too early to say ({item.rows} of the {LEAST_ROWS} rows that a percentage takes)"
+        )
     if item.rows == 0 or item.part is None:
         return f"nothing can be said against {item.name}"
     more = item.saved.grams < 0.0

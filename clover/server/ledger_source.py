@@ -11,8 +11,8 @@ from clover._native.histogram import Histogram
 from clover.accounting import Account
 from clover.accounting.boundaries import seen
 from clover.accounting.labels import methods_of
-from clover.control.controller import Controller
 from clover.control.baselines.saved import KINDS, Devices, meter_error, profile_error, sums_of
+from clover.control.controller import Controller
 from clover.control.recording import words
 from clover.runtime.served import Served
 from clover.server.machine import Machine

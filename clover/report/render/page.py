@@ -108,7 +108,8 @@ def _best(report: Report) -> str:
     """Return the card of savings: the most telling comparison first."""
     known = [item for item in report.saved if item.part is not None]
     if not known:
-        return card("Saved", "not known", ["The ledger has nothing to compare this period with."])
+        lines = [f"{_sentence(saved_words(item))}." for item in report.saved]
+        return card("Saved", "not known", lines or ["The ledger has nothing to compare this period with."])
     first = known[0]
     lines = [f"of electricity, against {first.name}: {first.meaning}"]
     if (points := first.given_up_points) is not None:

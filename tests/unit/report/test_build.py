@@ -20,6 +20,7 @@ from clover.report.breakdowns import BY, NO_TENANT, NOBODY, BreakdownRules, brea
 from clover.report.build import LedgerRows, ReportOptions, report_of
 from clover.report.making import report_from
 from clover.report.records import Report
+from clover.report.render.page import report_page
 from clover.report.source import read_rows
 from clover.report.wording import headline, saved_words
 from clover.telemetry.ledger import LedgerReader
@@ -247,7 +248,9 @@ def test_intervals_are_those_of_the_meters() -> None:
 
 def test_savings_are_summed_and_may_be_losses() -> None:
     def saved(start: int, own: float, other: float) -> SavedRow:
-        return SavedRow(start, HOUR, "m", "server", "base", "modelled", 10, own, own, other, other, 900.0, 930.0, 1.0)
+        return SavedRow(
+            start, HOUR, "m", "server", "base", "modelled", 100, own, own, other, other, 9000.0, 9300.0, 1.0
+        )
 
     elsewhere = SavedRow(0, HOUR, "m", "workers", "base", "modelled", 10, 9.0, 9.0, 9.0, 9.0, 0.0, 0.0, 0.0)
     rows = LedgerRows(saved=[saved(0, 10.0, 8.0), saved(HOUR, 10.0, 9.0), elsewhere])
@@ -257,6 +260,16 @@ def test_savings_are_summed_and_may_be_losses() -> None:
     assert found.part == pytest.approx(-3.0 / 17.0)
     assert found.given_up_points == pytest.approx(3.0)
     assert saved_words(found) == "emitted 3 g (17.6 %) MORE than BASE, 3.00 points of accuracy given up"
+
+
+def test_a_few_rows_make_no_percentage() -> None:
+    saved = SavedRow(0, HOUR, "m", "server", "base", "modelled", 99, 9.0, 9.0, 8.0, 8.0, 8900.0, 9200.0, 1.0)
+    found = report(LedgerRows(lines=[line()], saved=[saved]))
+    (item,) = found.saved
+    assert (item.part, item.saved.grams) == (None, pytest.approx(-1.0))
+    assert saved_words(item) == "against BASE it is too early to say (99 of the 100 rows that a percentage takes)"
+    assert "too early to say" in dict(headline(found, UTC))["Saved"]
+    assert "too early to say" in report_page(found, UTC)
 
 
 def test_a_machine_is_unknown_where_a_model_stands_in() -> None:
