@@ -22,7 +22,7 @@ from clover.errors import ConfigError
 from clover.report import figures
 from clover.report.breakdowns import BY
 from clover.report.build import LedgerRows, ReportOptions, report_of
-from clover.report.records import Report, ReportedApplication
+from clover.report.records import Gap, Report, ReportedApplication
 from clover.report.render import markup
 from clover.report.render.columns import csv_of, parquet_of, safe, table_of
 from clover.report.render.page import report_page
@@ -251,3 +251,11 @@ def test_cautions_are_loud() -> None:
     lines = [LineRow(0, 3600, "gpu0", "active", "emulated", 1.0, 1.0)]
     page = report_page(report_of(LedgerRows(lines=lines), ReportOptions(start=0.0, end=3600.0, made=0.0)), UTC)
     assert '<p class="caution">EMULATED hardware drew no power' in page
+
+
+@pytest.mark.usefixtures("without_plotly")
+def test_the_card_of_gaps_says_of_what_there_is_none() -> None:
+    gaps = (Gap(what="intensity", start=0.0, seconds=1440.0, reason="the configured number stood in"),)
+    page = report_page(msgspec.structs.replace(made_report(), gaps=gaps), UTC)
+    card = page[page.index("<h2>Gaps</h2>") :]
+    assert "none in the record" in card[: card.index("24 min without a live intensity")]
