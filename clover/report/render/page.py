@@ -150,7 +150,9 @@ def _missing(report: Report, zone: tzinfo) -> str:
     record = sum(gap.seconds for gap in report.gaps if gap.what == "record")
     whole = duration(report.period.end - report.period.start)
     return card(
-        "Gaps", f"{duration(record)} of {whole}" if record else "none in the record", lines or ["All of the period is recorded."]
+        "Gaps",
+        f"{duration(record)} of {whole}" if record else "none in the record",
+        lines or ["All of the period is recorded."],
     )
 
 
