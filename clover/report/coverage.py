@@ -81,9 +81,12 @@ def grids_of(grid: Iterable[GridRow]) -> tuple[GridFigure, ...]:
     return tuple(sorted(figures, key=lambda item: -item.seconds))
 
 
-def recorded_s(grid: Iterable[GridRow]) -> float:
-    """Return how many seconds are recorded: those of which the intensity is known."""
-    return sum(row.seconds for row in grid)
+def recorded_s(grid: Iterable[GridRow]) -> dict[int, float]:
+    """Return how many seconds are recorded of each entry, by its start: those of which the intensity is known."""
+    found: dict[int, float] = defaultdict(float)
+    for row in grid:
+        found[row.start] += row.seconds
+    return dict(found)
 
 
 def record_gaps(

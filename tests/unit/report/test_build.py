@@ -138,7 +138,7 @@ LINE = st.builds(
 @settings(max_examples=60)
 @given(st.lists(USAGE, max_size=12), st.lists(LINE, max_size=12))
 def test_breakdowns_of_any_rows_sum_to_the_whole(used: list[UsageRow], lines: list[LineRow]) -> None:
-    rules = BreakdownRules(WITHIN["server"], lambda start: 1.5, 50.0, ZoneInfo("Europe/Berlin"))
+    rules = BreakdownRules(WITHIN["server"], lambda start: 1.5, 50.0, ZoneInfo("Europe/Berlin"), {})
     whole = math.fsum(row.joules for row in lines if row.line in WITHIN["server"])
     size = math.fsum(abs(row.joules) for row in lines) + math.fsum(row.joules for row in used)
     for found in breakdowns_of(used, lines, rules):
@@ -317,3 +317,18 @@ def test_what_is_in_no_comparison_is_named() -> None:
 
 def test_idle_power_that_no_worker_holds_is_compared() -> None:
     assert min(item.part_of_emitted for item in made_report().saved) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_bucket_says_how_long_was_recorded() -> None:
+    found = report(
+        LedgerRows(
+            usage=[usage(0, rows=5), usage(HOUR, rows=5)],
+            lines=[line(0), line(HOUR)],
+            grid=[grid(0, 1200.0), grid(0, 600.0, known="bridged"), grid(HOUR)],
+        )
+    )
+    assert [bucket.seconds for bucket in found.breakdown("hour").buckets] == [1800.0, 3600.0]
+    assert [bucket.seconds for bucket in found.breakdown("day").buckets] == [found.period.recorded_s] == [5400.0]
+    assert {bucket.seconds for bucket in found.breakdown("model").buckets} == {0.0}
+    unpriced = report(LedgerRows(lines=[line(0)]))
+    assert [bucket.seconds for bucket in unpriced.breakdown("hour").buckets] == [unpriced.period.recorded_s]
