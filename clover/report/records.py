@@ -141,8 +141,8 @@ class ReportBucket(Record, frozen=True, kw_only=True):
     """One hour, day, month, model, variant, device or tenant.
 
     Of models, variants and tenants, `own_*` is the energy of computing their rows, and `shared_*` their part of all
-    else within the boundary.  `grams` is the sum of both.  `start` and `seconds`, how long was recorded, are of times only;
-    requests are not counted by variant and device (None).
+    else within the boundary.  `grams` is the sum of both.  `start` and `seconds`, how long was recorded, are of times
+    only; requests are not counted by variant and device (None).
     """
 
     name: str

@@ -7,8 +7,9 @@ from datetime import tzinfo
 from clover.accounting.boundaries import LEAST_ROWS
 from clover.hints import duration as short_duration
 from clover.quantities import grams
-from clover.report.calendar import time_words
-from clover.report.records import Gap, GramsRange, GridFigure, KnownPart, Report, SavedFigure
+from clover.report.calendar import offsets_of, time_words, whole_hours
+from clover.report.records import By, Gap, GramsRange, GridFigure, KnownPart, Report, SavedFigure
+from clover.telemetry.ledger.schema import HOUR_S
 
 JOULES_PER_KWH = 3.6e6
 _UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), (1e-6, "µWh"))
@@ -202,6 +203,27 @@ def _gap_words(gaps: list[Gap], what: str, zone: tzinfo) -> str:
     return (
         f"{whole} {what}, in {len(gaps)} gaps; the longest is {duration(longest.seconds)} from "
         f"{time_words(longest.start, zone)}."
+    )
+
+
+def entries_words(report: Report, by: By, zone: tzinfo) -> str:
+    """Return one sentence if the ledger's entries are not those of the hours, days or months of a breakdown; nothing if
+    they are, or for a breakdown that is not by time."""
+    period = report.period
+    shifted = not whole_hours(period.start, period.end, zone)
+    if by == "hour":
+        apart = period.coarsest_s > HOUR_S or (period.coarsest_s == HOUR_S and shifted)
+    elif by in ("day", "month"):
+        ahead = any(offsets_of(period.start, period.end, zone))
+        apart = (period.coarsest_s > HOUR_S and ahead) or (period.coarsest_s == HOUR_S and shifted)
+    else:
+        apart = False
+    if not apart:
+        return ""
+    length = "days" if period.coarsest_s > HOUR_S else "hours"
+    return (
+        f"The ledger has put entries together into {length} of UTC, which count in the {by} in which they begin: "
+        f"a {by} may hold what was used after it."
     )
 
 

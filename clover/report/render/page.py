@@ -10,7 +10,7 @@ import msgspec
 
 from clover.charts import ChartSheet
 from clover.report import figures
-from clover.report.calendar import time_words
+from clover.report.calendar import TIMES, time_words
 from clover.report.records import Breakdown, By, Factor, Report
 from clover.report.render import markup
 from clover.report.render.markup import card, folded, pairs, paragraph, section, table
@@ -19,6 +19,7 @@ from clover.report.wording import (
     cautions,
     duration,
     energy,
+    entries_words,
     grid_words,
     mass,
     missing_words,
@@ -201,12 +202,18 @@ def _time(report: Report, sheet: ChartSheet, zone: tzinfo) -> str:
     if not report.joules:
         return ""
     charts = sheet.add(figures.emissions(report, zone)) + sheet.add(figures.intensity(report, zone))
+    apart = {by: entries_words(report, by, zone) for by in TIMES}
     days = _breakdown_table(report, "day", "Electricity of each day")
-    hours = _breakdown_table(report, "hour", "Electricity of each hour, priced at its own intensity (hourly matching)")
+    caption = "Electricity of each hour, priced at its own intensity (hourly matching)"
+    if apart["hour"]:
+        caption = "Electricity by the hour in which entries begin, each minute priced at its own intensity"
+    hours = _breakdown_table(report, "hour", caption)
     months = _breakdown_table(report, "month", "Electricity of each month")
     many = len(report.breakdown("month").buckets) > 1
     count = len(report.breakdown("hour").buckets)
-    return charts + (months if many else "") + days + folded(f"Each of the {count} hours", hours)
+    notes = "".join(paragraph(text, "soft") for text in dict.fromkeys((apart["hour"], apart["day"])) if text)
+    title = f"Each of the {count} hours in which entries begin" if apart["hour"] else f"Each of the {count} hours"
+    return charts + (months if many else "") + days + notes + folded(title, hours)
 
 
 def _breakdown_table(report: Report, by: By, caption: str) -> str:

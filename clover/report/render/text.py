@@ -11,7 +11,18 @@ from clover.hints import printable
 from clover.report.calendar import time_words
 from clover.report.records import By, Report
 from clover.report.sci_for_ai import SciForAi
-from clover.report.wording import duration, energy, grid_words, headline, mass, number, percent, period_words, span
+from clover.report.wording import (
+    duration,
+    energy,
+    entries_words,
+    grid_words,
+    headline,
+    mass,
+    number,
+    percent,
+    period_words,
+    span,
+)
 from clover.terminal import Column
 
 _MOST_GAPS = 10
@@ -27,7 +38,7 @@ def report_text(report: Report, by: By, zone: tzinfo, width: int) -> str:
         _section("Grams of CO2e", terminal.listing(list(_sums(report)), width)),
         _section("Saved, within the server", _saved(report, width)),
         _section("Accuracy (by the profile) and latency", _quality(report, width)),
-        _section(*_breakdown(report, by, width)),
+        _section(*_breakdown(report, by, zone, width)),
         _section("How it is known", terminal.listing(list(_known(report)), width)),
         _section("Gaps", _gaps(report, zone, width)),
         _section("What is counted", _filled(report.boundary_about, width)),
@@ -131,7 +142,7 @@ def _quality(report: Report, width: int) -> str:
     return _table(columns, rows, width)
 
 
-def _breakdown(report: Report, by: By, width: int) -> tuple[str, str]:
+def _breakdown(report: Report, by: By, zone: tzinfo, width: int) -> tuple[str, str]:
     found = report.breakdown(by)
     market = report.market_g is not None
     columns = [
@@ -160,7 +171,8 @@ def _breakdown(report: Report, by: By, width: int) -> tuple[str, str]:
     if len(found.buckets) > _MOST_BUCKETS:
         left = len(found.buckets) - _MOST_BUCKETS
         body += f"\n  and {left} more: --format csv has all"
-    return f"Electricity by {by}", f"{body}\n{_filled(found.about, width)}" if rows else ""
+    about = [_filled(text, width) for text in (found.about, entries_words(report, by, zone)) if text]
+    return f"Electricity by {by}", "\n".join([body, *about]) if rows else ""
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
