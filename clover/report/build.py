@@ -16,6 +16,7 @@ import msgspec
 
 from clover._version import __version__
 from clover.accounting.boundaries import BOUNDARIES, DEFAULT, WITHIN, Boundary
+from clover.hints import duration
 from clover.report.breakdowns import BreakdownRules, breakdowns_of
 from clover.report.coverage import energy_parts, grids_of, intensity_gaps, intensity_parts, record_gaps, recorded_s
 from clover.report.facts import RunTimes, configuration_of, embodied_of, embodied_sum, energy_range, facts_of
@@ -24,6 +25,7 @@ from clover.report.records import (
     EmbodiedFigures,
     Factor,
     GramsRange,
+    GridFigure,
     Inputs,
     LineFigure,
     ProfileFigure,
@@ -311,13 +313,15 @@ def _inputs(
             for run in rows.runs
         ),
         profiles=tuple(ProfileFigure(model=row.model, digest=row.digest) for row in rows.profiles),
-        factors=tuple(_factors(options, hardware or (), pue)),
+        factors=tuple(_factors(options, grids_of(rows.grid), hardware or (), pue)),
         entries=sum(map(len, tables.values())),
         entries_sha256=sha256(tables),
     )
 
 
-def _factors(options: ReportOptions, hardware: Sequence[EmbodiedFigures], pue: float | None) -> Iterable[Factor]:
+def _factors(
+    options: ReportOptions, grids: Iterable[GridFigure], hardware: Sequence[EmbodiedFigures], pue: float | None
+) -> Iterable[Factor]:
     yield Factor(
         name="PUE",
         about="energy of the whole data centre by that of its computers",
@@ -325,6 +329,16 @@ def _factors(options: ReportOptions, hardware: Sequence[EmbodiedFigures], pue: f
         unit="1",
         source="setting carbon.pue; mean over the period by energy",
     )
+    for grid in grids:
+        if grid.known == "configured":
+            stated = "source, static:G" if grid.provider == "static" else "configured_g_per_kwh, 400 unless set"
+            yield Factor(
+                name=f"configured intensity of {grid.provider} {grid.zone}".strip(),
+                about=f"gCO2e/kWh, mean over the {duration(grid.seconds)} in which it was in force",
+                value=grid.by_time_g_per_kwh,
+                unit="gCO2e/kWh",
+                source=f"setting carbon.{stated}",
+            )
     if options.market_g_per_kwh is not None:
         yield Factor(
             name="market-based intensity",

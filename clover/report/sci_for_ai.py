@@ -198,6 +198,8 @@ def _mean(report: Report) -> str:
 
 def _intensities(report: Report) -> Iterator[Factor]:
     for grid in report.grids:
+        if grid.known == "configured":
+            continue  # it is a factor of the carbon report
         yield Factor(
             name=f"I of {grid.zone or 'the grid'}, {grid.known}",
             about=f"mean by energy over {duration(grid.seconds)}; {grid.signal}, {grid.scope}",

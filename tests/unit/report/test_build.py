@@ -332,3 +332,20 @@ def test_a_bucket_says_how_long_was_recorded() -> None:
     assert {bucket.seconds for bucket in found.breakdown("model").buckets} == {0.0}
     unpriced = report(LedgerRows(lines=[line(0)]))
     assert [bucket.seconds for bucket in unpriced.breakdown("hour").buckets] == [unpriced.period.recorded_s]
+
+
+def test_a_number_from_the_configuration_is_a_factor() -> None:
+    last_resort = GridRow(
+        0, HOUR, "", "configured", "unknown", "unknown", "configured", 1800.0, 400.0, 0.0, 0.0, 1.0, 1.0, 1.5
+    )
+    stated = GridRow(0, HOUR, "", "static", "unknown", "unknown", "configured", 900.0, 50.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    found = report(LedgerRows(lines=[line()], grid=[last_resort, stated, grid(0, 900.0)]))
+    factors = {item.source: item.value for item in found.inputs.factors if item.name.startswith("configured intensity")}
+    assert factors == {
+        "setting carbon.configured_g_per_kwh, 400 unless set": 400.0,
+        "setting carbon.source, static:G": 50.0,
+    }
+    about = next(item.about for item in found.intensity_known if item.name == "configured")
+    assert about == "a number from the configuration (carbon.configured_g_per_kwh, 400 unless set, or static:G)"
+    live = report(LedgerRows(lines=[line()], grid=[grid()]))
+    assert not any(item.name.startswith("configured intensity") for item in live.inputs.factors)
