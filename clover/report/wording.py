@@ -227,6 +227,14 @@ def entries_words(report: Report, by: By, zone: tzinfo) -> str:
     )
 
 
+def basis(report: Report) -> str:
+    """Return what figures by the grid's intensity are called: "location-based", but not if it was marginal."""
+    signals = {item.signal for item in report.grids if item.seconds > 0.0}
+    if "marginal" not in signals:
+        return "location-based"
+    return "marginal" if len(signals) == 1 else "partly marginal"
+
+
 def grid_words(grid: GridFigure) -> str:
     """Return which intensity is meant, as "neso GB, average, lifecycle, live"."""
     return ", ".join(

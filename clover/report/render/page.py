@@ -16,6 +16,7 @@ from clover.report.render import markup
 from clover.report.render.markup import card, folded, pairs, paragraph, section, table
 from clover.report.sci_for_ai import refusal
 from clover.report.wording import (
+    basis,
     cautions,
     duration,
     energy,
@@ -39,6 +40,7 @@ _WORDS = (
     ("BASE", "always the most accurate variant on all devices: what serving without Clover is"),
     ("fixed mix", "several variants in shares that never change"),
     ("location-based", "priced at the intensity of the grid where the machine stands"),
+    ("marginal", "priced at the intensity of the plants that run for one kWh more: no location-based inventory"),
     ("market-based", "priced at the intensity of the electricity that was contracted"),
     ("PUE", "energy of the whole data centre divided by that of its computers"),
     ("embodied", "carbon of making the hardware, charged by the time and the part of it that was reserved"),
@@ -222,7 +224,7 @@ def _breakdown_table(report: Report, by: By, caption: str) -> str:
     split = by in ("model", "variant")
     named = f"{_sentence(by)} ({report.period.zone})" if timed else _sentence(by)
     heads = [named, "Rows", "Energy", "g/kWh", *(("Its own", "Its share of the rest") if split else ())]
-    heads += ["CO2e, location-based", *(["CO2e, market-based"] if market else []), "Part"]
+    heads += [f"CO2e, {basis(report)}", *(["CO2e, market-based"] if market else []), "Part"]
     rows = []
     for bucket in found.buckets:
         each = "" if bucket.g_per_kwh is None else f"{bucket.g_per_kwh:.0f}"
@@ -271,7 +273,10 @@ def _sums(report: Report) -> str:
     facility = f" ({energy(report.facility_joules)} with a PUE of {report.pue:g})" if report.pue else ""
     items = [
         ("Energy of the computers", f"{energy(report.joules)}{facility}"),
-        ("Location-based", f"{mass(report.operation.grams)} ({span(report.operation)}), at the grid's intensity"),
+        (
+            _sentence(basis(report)),
+            f"{mass(report.operation.grams)} ({span(report.operation)}), at the grid's intensity",
+        ),
         ("Market-based", _market(report)),
         ("Embodied", _embodied(report)),
     ]
