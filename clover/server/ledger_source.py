@@ -145,8 +145,6 @@ class LedgerSource:
             off, meter_off = profile_error(shadow.family.profile), meter_error(methods, devices)
             for kind in KINDS:
                 sums = sums_of(shadow, kind)
-                if not sums.rows:
-                    continue
                 for boundary in seen(devices):
                     found[model, boundary, AGAINST[kind]] = ComparedCounts(
                         label="emulated" if "emulated" in methods else "modelled",
