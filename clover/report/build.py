@@ -16,7 +16,6 @@ import msgspec
 
 from clover._version import __version__
 from clover.accounting.boundaries import BOUNDARIES, DEFAULT, WITHIN, Boundary
-from clover.hints import duration
 from clover.report.breakdowns import BreakdownRules, breakdowns_of
 from clover.report.coverage import energy_parts, grids_of, intensity_gaps, intensity_parts, record_gaps, recorded_s
 from clover.report.facts import RunTimes, configuration_of, embodied_of, embodied_sum, energy_range, facts_of
@@ -37,6 +36,7 @@ from clover.report.records import (
 )
 from clover.report.savings import savings_of
 from clover.report.sealing import sealed, sha256
+from clover.report.wording import duration
 from clover.telemetry.ledger.rows import (
     EventRow,
     GridRow,

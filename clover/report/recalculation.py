@@ -50,10 +50,12 @@ def same_minutes(report: Report, again: Report) -> bool:
 def deviations(report: Report, again: Report) -> list[str]:
     """Return which figures of a report are not those of `again` within `TOLERANCE`, in words."""
     said, due = dict(_figures(report)), dict(_figures(again))
+    # A figure that is not listed is nothing; one that is not known is another matter.
+    pairs = {name: (said.get(name, 0.0), due.get(name, 0.0)) for name in [*due, *said]}
     found = [
-        f"the ledger gives {_value(due.get(name))} {name}, the report says {_value(said.get(name))}"
-        for name in dict.fromkeys([*due, *said])
-        if not _close(said.get(name), due.get(name))
+        f"the ledger gives {_value(theirs)} {name}, the report says {_value(ours)}"
+        for name, (ours, theirs) in pairs.items()
+        if not _close(ours, theirs)
     ]
     return found + gap_deviations(report, again)
 
@@ -80,8 +82,7 @@ def _slack_s(seconds: float) -> float:
 
 def _close(said: float | None, due: float | None) -> bool:
     if said is None or due is None:
-        # What is nothing need not be listed.
-        return (said or 0.0) == (due or 0.0) if said != due else True
+        return said == due
     return math.isclose(said, due, rel_tol=TOLERANCE, abs_tol=1e-12)
 
 

@@ -97,7 +97,8 @@ def test_a_part_of_the_time(ledger: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_period_ends_with_what_is_over(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ledger, "--from", "2026-09-23", "--to", "2026-10", "--format", "json") == 0
-    period, *gaps = (found := json.loads(capsys.readouterr().out))["period"], *found["gaps"]
+    found = json.loads(capsys.readouterr().out)
+    period, gaps = found["period"], found["gaps"]
     assert period["end"] == NOW - 60.0
     assert period["edges"] == "asked was until 2026-10-01 00:00 UTC, which is not over yet"
     assert max(gap["start"] + gap["seconds"] for gap in gaps) <= NOW

@@ -130,6 +130,8 @@ def test_each_forged_figure_is_found_by_itself() -> None:
     for part, forged in forgeries(report).items():
         assert deviations(forged, report), part
         assert differing(forged, report) == ([part] if part != "gaps" else [])
+    without = msgspec.structs.replace(report, market_g=None)
+    assert deviations(msgspec.structs.replace(without, market_g=0.0), without)
     assert gap_deviations(forgeries(report)["gaps"], report)
 
 
