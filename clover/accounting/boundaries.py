@@ -27,6 +27,8 @@ WITHIN: Mapping[Boundary, tuple[str, ...]] = {
     "machine": LINES,
 }
 """The lines of a device's account that lie within each boundary."""
+LEAST_ROWS = 100
+"""Rows compared from which on a saving is given as a part."""
 
 
 def seen(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:

@@ -124,7 +124,7 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     path = _ledger(given.ledger, stated.state_dir)
     try:
         with LedgerReader(path) as ledger:
-            start, end = _period(given, ledger, zone, now)
+            start, end, edges = _period(given, ledger, zone, now)
             options = ReportOptions(
                 start=start,
                 end=end,
@@ -135,6 +135,7 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
                 market_source=given.market_source or stated.report.market_source,
                 zone=zone,
                 zone_name=given.tz,
+                edges=edges,
                 key=key,
             )
             report = report_from(ledger, options)
@@ -198,8 +199,9 @@ def _ledger(named: str, state_dir: str) -> Path:
     return found[0]
 
 
-def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: float) -> tuple[float, float]:
-    """Return the period in Unix seconds: what the command line says, or all that the ledger has."""
+def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: float) -> tuple[float, float, str]:
+    """Return the period in Unix seconds: what the command line says, or all that the ledger has; and in words, if it
+    was cut at what is not over yet."""
     bounds = ledger.bounds()
     if bounds is None:
         raise nothing_of(ledger, 0.0, now, zone)
@@ -211,7 +213,9 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
         raise nothing_of(ledger, start, now, zone)
     if start >= end:
         raise ConfigError(f"--from {given.start or time_words(start, zone)} is not before --to {given.end}")
-    return start, end
+    if given.end and start < settled(now) < end:  # else the future would be a gap
+        return start, settled(now), f"asked was until {time_words(end, zone)}, which is not over yet"
+    return start, end, ""
 
 
 def _document(report: Report, form: str, by: By, zone: tzinfo) -> bytes:

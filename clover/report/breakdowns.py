@@ -60,7 +60,7 @@ class _Sum:
     own: EnergyAmount = field(default_factory=EnergyAmount)
     shared: EnergyAmount = field(default_factory=EnergyAmount)
     facility_j: float = 0.0
-    spans: dict[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 _Sums = dict[str, _Sum]
@@ -69,12 +69,14 @@ _Sums = dict[str, _Sum]
 @dataclass(frozen=True)
 class BreakdownRules:
     """By what energy is split: which `lines` lie within the boundary, the PUE of a time (None: not known), the
-    market-based factor in g/kWh (None: not given), and the zone whose days and months are meant."""
+    market-based factor in g/kWh (None: not given), the zone whose days and months are meant, and by the start of each
+    entry how many seconds of it are recorded."""
 
     lines: Collection[str]
     pue_at: Callable[[float], float | None]
     market_g_per_kwh: float | None
     zone: tzinfo
+    recorded_s: Mapping[int, float]
 
 
 def own_of(row: UsageRow, lines: Collection[str]) -> EnergyAmount:
@@ -113,6 +115,8 @@ def _by_time(usage: Iterable[UsageRow], within: Iterable[LineRow], by: TimeBy, r
         _add_line(sums[key(line.start)], line, rules)
     for row in usage:
         _add_rows(sums[key(row.start)], row)
+    for start, seconds in rules.recorded_s.items():
+        sums[key(start)].seconds += seconds
     return sums
 
 
@@ -129,7 +133,6 @@ def _by_device(usage: Iterable[UsageRow], within: Iterable[LineRow], rules: Brea
 def _add_line(found: _Sum, line: LineRow, rules: BreakdownRules) -> None:
     found.own = found.own.plus(EnergyAmount(line.joules, line.grams))
     found.facility_j += line.joules * (rules.pue_at(line.start) or 0.0)
-    found.spans[line.start] = line.length
 
 
 def _add_rows(found: _Sum, row: UsageRow) -> None:
@@ -241,7 +244,7 @@ def _buckets(by: By, sums: _Sums, rules: BreakdownRules) -> Iterator[ReportBucke
         yield ReportBucket(
             name=name_of(float(name), time, rules.zone) if time else name,
             start=float(name) if time else None,
-            seconds=float(sum(found.spans.values())) if time else 0.0,
+            seconds=found.seconds,
             requests=None if by in ("variant", "device") else found.requests,
             rows=found.rows,
             joules=whole.joules,

@@ -24,6 +24,7 @@ from clover.report.records import (
     EmbodiedFigures,
     Factor,
     GramsRange,
+    GridFigure,
     Inputs,
     LineFigure,
     ProfileFigure,
@@ -35,6 +36,7 @@ from clover.report.records import (
 )
 from clover.report.savings import savings_of
 from clover.report.sealing import sealed, sha256
+from clover.report.wording import duration
 from clover.telemetry.ledger.rows import (
     EventRow,
     GridRow,
@@ -123,7 +125,7 @@ def report_of(rows: LedgerRows, options: ReportOptions) -> Report:
     energy: dict[str, float] = defaultdict(float)
     for row in within:
         energy[row.label] += row.joules
-    rules = BreakdownRules(counted, pue_at, market, options.zone)
+    rules = BreakdownRules(counted, pue_at, market, options.zone, _recorded(rows))
     return sealed(
         Report(
             clover=__version__,
@@ -168,13 +170,18 @@ def _spans(rows: LedgerRows) -> dict[int, int]:
     return {row.start: row.length for row in rows.grid_minutes or rows.lines}
 
 
+def _recorded(rows: LedgerRows) -> Mapping[int, float]:
+    """Return how many seconds are recorded of each entry, by its start: those of which the intensity is known; of a
+    ledger that has no intensities, all."""
+    return recorded_s(rows.grid) if rows.grid else {start: float(length) for start, length in _spans(rows).items()}
+
+
 def _period(rows: LedgerRows, options: ReportOptions) -> ReportPeriod:
     spans = _spans(rows)
-    known = recorded_s(rows.grid)
     return ReportPeriod(
         start=options.start,
         end=options.end,
-        recorded_s=known if rows.grid else float(sum(spans.values())),
+        recorded_s=sum(_recorded(rows).values()),
         finest_s=min(spans.values(), default=0),
         coarsest_s=max(spans.values(), default=0),
         zone=options.zone_name,
@@ -306,13 +313,15 @@ def _inputs(
             for run in rows.runs
         ),
         profiles=tuple(ProfileFigure(model=row.model, digest=row.digest) for row in rows.profiles),
-        factors=tuple(_factors(options, hardware or (), pue)),
+        factors=tuple(_factors(options, grids_of(rows.grid), hardware or (), pue)),
         entries=sum(map(len, tables.values())),
         entries_sha256=sha256(tables),
     )
 
 
-def _factors(options: ReportOptions, hardware: Sequence[EmbodiedFigures], pue: float | None) -> Iterable[Factor]:
+def _factors(
+    options: ReportOptions, grids: Iterable[GridFigure], hardware: Sequence[EmbodiedFigures], pue: float | None
+) -> Iterable[Factor]:
     yield Factor(
         name="PUE",
         about="energy of the whole data centre by that of its computers",
@@ -320,6 +329,16 @@ def _factors(options: ReportOptions, hardware: Sequence[EmbodiedFigures], pue: f
         unit="1",
         source="setting carbon.pue; mean over the period by energy",
     )
+    for grid in grids:
+        if grid.known == "configured":
+            stated = "source, static:G" if grid.provider == "static" else "configured_g_per_kwh, 400 unless set"
+            yield Factor(
+                name=f"configured intensity of {grid.provider} {grid.zone}".strip(),
+                about=f"gCO2e/kWh, mean over the {duration(grid.seconds)} in which it was in force",
+                value=grid.by_time_g_per_kwh,
+                unit="gCO2e/kWh",
+                source=f"setting carbon.{stated}",
+            )
     if options.market_g_per_kwh is not None:
         yield Factor(
             name="market-based intensity",

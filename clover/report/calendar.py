@@ -66,6 +66,19 @@ def end_of(start: float, by: TimeBy, zone: tzinfo) -> float:
     return begin_of(later.timestamp(), by, zone)
 
 
+def offsets_of(start: float, end: float, zone: tzinfo) -> set[float]:
+    """Return by how many seconds `zone` is ahead of UTC from `start` to `end`."""
+    # In between as well: Lord Howe Island sets its clocks by half an hour.
+    times = [start, *range(int(start), int(end), 30 * 86_400), end]
+    found = [datetime.fromtimestamp(at, zone).utcoffset() for at in times]
+    return {offset.total_seconds() for offset in found if offset is not None}
+
+
+def whole_hours(start: float, end: float, zone: tzinfo) -> bool:
+    """Return whether hours of `zone` are those of UTC from `start` to `end`."""
+    return all(offset % 3600.0 == 0.0 for offset in offsets_of(start, end, zone))
+
+
 def name_of(start: float, by: TimeBy, zone: tzinfo) -> str:
     """Return what the hour, day or month that began at `start` is called, as "2026-11-20 06:00"; hours of other zones
     than UTC with their offset."""

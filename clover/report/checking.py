@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from clover._version import __version__
 from clover.errors import CloverError
 from clover.report.build import ReportOptions, report_of
 from clover.report.calendar import zone_of
+from clover.report.recalculation import (
+    COMPARED,
+    TOLERANCE,
+    deviations,
+    differing,
+    gap_deviations,
+    same_minutes,
+)
 from clover.report.records import SCHEMA, Report
 from clover.report.render.markup import data_of
 from clover.report.render.page import report_page
@@ -22,8 +30,6 @@ from clover.report.sealing import faults, sealed
 from clover.report.source import read_rows
 from clover.telemetry.ledger.store import LedgerReader
 
-TOLERANCE = 0.001
-"""Part by which sums may be off if the ledger has put entries together since."""
 _SCRIPT = re.compile(r"<script[ >].*?</script>", re.DOTALL)
 
 
@@ -121,15 +127,34 @@ def _compare(report: Report, ledger: LedgerReader, wrong: list[str], checked: li
     if again.seal.report_sha256 == report.seal.report_sha256:
         checked.append("that the ledger gives the same report")
         return
-    for name, said, found in (
-        ("grams of electricity", report.operation.grams, again.operation.grams),
-        ("joules", report.joules, again.joules),
-        ("rows", float(report.rows), float(again.rows)),
-    ):
-        if not math.isclose(said, found, rel_tol=TOLERANCE, abs_tol=1e-12):
-            wrong.append(f"the ledger gives {found:.6g} {name}, the report says {said:.6g}")
-    if again.rows == report.rows and not wrong:
-        checked.append("that the ledger gives the same sums (its entries were put together, or added to, since)")
+    if again.inputs == report.inputs and report.clover == __version__:
+        _compare_exactly(report, again, wrong, checked)
+        return
+    if found := deviations(report, again):
+        wrong += found
+        return
+    other = "" if report.clover == __version__ else f"; it was made by Clover {report.clover}"
+    checked.append(
+        "that the ledger gives the same sums (its entries were put together, or added to, since"
+        f"{other}). Compared, within {100.0 * TOLERANCE:g} %: {COMPARED}"
+    )
+
+
+def _compare_exactly(report: Report, again: Report, wrong: list[str], checked: list[str]) -> None:
+    """Compare a report with what the same version of Clover makes of the same entries."""
+    if parts := differing(report, again):
+        wrong.append(
+            f"the ledger has the entries that the report names, and they give other figures: {', '.join(parts)}"
+        )
+    elif not same_minutes(report, again):
+        wrong.append("the ledger has the entries that the report names, and they give other gaps")
+    elif found := gap_deviations(report, again):
+        wrong += found
+    else:
+        checked.append(
+            "that the ledger gives exactly the same figures; of gaps it gives how long they are, as its minutes were "
+            "put together since"
+        )
 
 
 def read_text(path: Path) -> str:

@@ -18,7 +18,7 @@ INTENSITY_ABOUT = {
     "live": "recorded by a provider for the time at which it was used",
     "estimated": "an estimate or forecast of the provider, which it may revise",
     "bridged": "stood in while the provider did not answer: its forecast, its past days, or its last value",
-    "configured": "a number that the operator set",
+    "configured": "a number from the configuration (carbon.configured_g_per_kwh, 400 unless set, or static:G)",
     "replayed": "recorded at another time than it was used for",
     "synthetic": "a formula: the grid is invented",
     "unknown": "the source does not say how its values are known",
@@ -81,9 +81,12 @@ def grids_of(grid: Iterable[GridRow]) -> tuple[GridFigure, ...]:
     return tuple(sorted(figures, key=lambda item: -item.seconds))
 
 
-def recorded_s(grid: Iterable[GridRow]) -> float:
-    """Return how many seconds are recorded: those of which the intensity is known."""
-    return sum(row.seconds for row in grid)
+def recorded_s(grid: Iterable[GridRow]) -> dict[int, float]:
+    """Return how many seconds are recorded of each entry, by its start: those of which the intensity is known."""
+    found: dict[int, float] = defaultdict(float)
+    for row in grid:
+        found[row.start] += row.seconds
+    return dict(found)
 
 
 def record_gaps(

@@ -43,13 +43,13 @@ def report_from(ledger: LedgerReader, options: ReportOptions) -> Report:
     rows = read_rows(ledger, start, end, zone)
     if not (rows.usage or rows.lines or rows.grid):
         raise nothing_of(ledger, options.start, options.end, zone)
-    edges = options.edges
+    edges = [options.edges] if options.edges else []
     if (start, end) != (options.start, options.end):
-        edges = (
+        edges.append(
             f"asked was {time_words(options.start, zone)} to {time_words(options.end, zone)}, which the ledger has "
             "only as parts of longer entries"
         )
-    return report_of(rows, replace(options, start=start, end=end, edges=edges))
+    return report_of(rows, replace(options, start=start, end=end, edges="; ".join(edges)))
 
 
 def nothing_of(ledger: LedgerReader, start: float, end: float, zone: tzinfo) -> LedgerError:

@@ -109,7 +109,8 @@ class SavedFigure(Record, frozen=True, kw_only=True):
 
     `own_g` are the grams of the same models over the same time.  Accuracies are percent, weighted by rows;
     `given_up_points` is what was lost by it.  `meaning` says in a few words what a saving against it shows.
-    `part_of_emitted`: which part of all that was emitted was compared.
+    `part` is None if fewer than `clover.accounting.boundaries.LEAST_ROWS` rows were compared.  `part_of_emitted`: which
+    part of all that was emitted was compared.
     """
 
     against: str
@@ -140,8 +141,8 @@ class ReportBucket(Record, frozen=True, kw_only=True):
     """One hour, day, month, model, variant, device or tenant.
 
     Of models, variants and tenants, `own_*` is the energy of computing their rows, and `shared_*` their part of all
-    else within the boundary.  `grams` is the sum of both.  `start` and `seconds` are of times only; requests are not
-    counted by variant and device (None).
+    else within the boundary.  `grams` is the sum of both.  `start` and `seconds`, how long was recorded, are of times
+    only; requests are not counted by variant and device (None).
     """
 
     name: str

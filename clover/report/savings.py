@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clover.accounting.boundaries import LEAST_ROWS
 from clover.accounting.labels import joined
 from clover.report.records import GramsRange, SavedFigure
 from clover.telemetry.ledger.rows import SavedRow
@@ -60,7 +61,7 @@ def _figure(kind: str, rows: Sequence[SavedRow], emitted_g: float) -> SavedFigur
         other_j=sum(row.shadow_j for row in rows),
         other_g=other_g,
         saved=GramsRange(grams=other_g - own_g, low_g=other_g - own_g - half, high_g=other_g - own_g + half),
-        part=(other_g - own_g) / other_g if other_g > 0.0 else None,
+        part=(other_g - own_g) / other_g if other_g > 0.0 and count >= LEAST_ROWS else None,
         accuracy=sum(row.own_accuracy_rows for row in rows) / count if count else None,
         other_accuracy=sum(row.shadow_accuracy_rows for row in rows) / count if count else None,
         rows=count,

@@ -17,7 +17,7 @@ import msgspec
 from clover.errors import CloverError
 from clover.report.calendar import time_words
 from clover.report.records import Factor, GramsRange, KnownPart, Report, ReportedApplication
-from clover.report.wording import duration, energy, headline, mass, number, parts_words, percent, period_words
+from clover.report.wording import basis, duration, energy, headline, mass, number, parts_words, percent, period_words
 from clover.types import Record
 
 SCHEMA = "clover-sci-for-ai/1"
@@ -181,7 +181,7 @@ def _methods(report: Report, embodied: GramsRange) -> Iterator[SciMethod]:
             "I",
             "carbon intensity",
             "sourced" if published else both,
-            f"location-based, by energy: {intensities}",
+            f"{basis(report)}, by energy: {intensities}",
             _mean(report),
         ),
         ("R", "functional unit", "measured", "answers counted by the server", f"{number(report.rows)} inferences"),
@@ -198,6 +198,8 @@ def _mean(report: Report) -> str:
 
 def _intensities(report: Report) -> Iterator[Factor]:
     for grid in report.grids:
+        if grid.known == "configured":
+            continue  # it is a factor of the carbon report
         yield Factor(
             name=f"I of {grid.zone or 'the grid'}, {grid.known}",
             about=f"mean by energy over {duration(grid.seconds)}; {grid.signal}, {grid.scope}",

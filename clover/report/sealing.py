@@ -30,11 +30,17 @@ def sha256(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def unsealed(report: Report) -> Report:
+    """Return the report without its seal, as it will be read again: a number that is whole may be an int where its
+    field is a float."""
+    found = msgspec.json.decode(msgspec.json.encode(report), type=Report)
+    return msgspec.structs.replace(found, seal=_EMPTY)
+
+
 def sealed(report: Report, key: bytes = b"") -> Report:
     """Return the report with its seal, signed if there is a key."""
-    # As it will be read again: a number that is whole may be an int where its field is a float.
-    report = msgspec.json.decode(msgspec.json.encode(report), type=Report)
-    plain = msgspec.to_builtins(msgspec.structs.replace(report, seal=_EMPTY))
+    report = unsealed(report)
+    plain = msgspec.to_builtins(report)
     inputs = sha256({name: plain[name] for name in ("schema", "clover", "server", "period", "boundary", "inputs")})
     whole = sha256(plain)
     return msgspec.structs.replace(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime, tzinfo
+from datetime import tzinfo
 
 from clover.report.build import LedgerRows
+from clover.report.calendar import whole_hours
 from clover.telemetry.ledger.rows import RunRow
 from clover.telemetry.ledger.store import LedgerReader
 
@@ -20,7 +21,7 @@ def read_rows(ledger: LedgerReader, start: float, end: float, zone: tzinfo) -> L
     are not those of UTC.
     """
     # Whole hours at both ends, else an hour would have minutes of before or after the period.
-    step = _HOUR_S if _whole_hours(start, end, zone) else None
+    step = _HOUR_S if whole_hours(start, end, zone) else None
     return LedgerRows(
         usage=ledger.usage(start, end, step_s=step),
         lines=ledger.lines(start, end, step_s=step),
@@ -40,14 +41,6 @@ def whole_spans(ledger: LedgerReader, start: float, end: float) -> tuple[float, 
     before = [row.start for row in ledger.grid(start - _DAY_S, start) if row.end > start]
     after = [row.end for row in ledger.grid(end - _DAY_S, end) if row.end > end]
     return float(min(before, default=start)), float(max(after, default=end))
-
-
-def _whole_hours(start: float, end: float, zone: tzinfo) -> bool:
-    """Return whether hours of `zone` are those of UTC from `start` to `end`."""
-    # In between as well: Lord Howe Island sets its clocks by half an hour.
-    times = [start, *range(int(start), int(end), 30 * _DAY_S), end]
-    offsets = [datetime.fromtimestamp(at, zone).utcoffset() for at in times]
-    return all(offset is not None and offset.total_seconds() % _HOUR_S == 0 for offset in offsets)
 
 
 def _runs(ledger: LedgerReader, start: float, end: float) -> list[RunRow]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import tzinfo
 
+from clover.accounting.boundaries import LEAST_ROWS
 from clover.hints import duration as short_duration
 from clover.quantities import grams
-from clover.report.calendar import time_words
-from clover.report.records import Gap, GramsRange, GridFigure, KnownPart, Report, SavedFigure
+from clover.report.calendar import offsets_of, time_words, whole_hours
+from clover.report.records import By, Gap, GramsRange, GridFigure, KnownPart, Report, SavedFigure
+from clover.telemetry.ledger.schema import HOUR_S
 
 JOULES_PER_KWH = 3.6e6
 _UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), (1e-6, "µWh"))
@@ -112,8 +114,8 @@ def _saved(report: Report) -> str:
     least = min(item.part_of_emitted for item in report.saved)
     if least < _ALMOST_ALL:
         text += (
-            f" Compared is what serving these rows took, {percent(least)} of the electricity's grams; the rest, as "
-            "idle power that no worker holds and measuring before the first row, is in no comparison."
+            f" Compared is what serving these rows took, {percent(least)} of the electricity's grams; the rest was "
+            "used before the first row that could be compared, or by models that had no comparison."
         )
     return text
 
@@ -121,6 +123,10 @@ def _saved(report: Report) -> str:
 def saved_words(item: SavedFigure, *, accuracy: bool = True) -> str:
     """Return one comparison in words, as "3.4 kg (25 %) against BASE, 0.31 points of accuracy given up"; without the
     latter if `accuracy` is false."""
+    if 0 < item.rows < LEAST_ROWS:
+        return (
+            f"against {item.name} it is too early to say ({item.rows} of the {LEAST_ROWS} rows that a percentage takes)"
+        )
     if item.rows == 0 or item.part is None:
         return f"nothing can be said against {item.name}"
     more = item.saved.grams < 0.0
@@ -198,6 +204,35 @@ def _gap_words(gaps: list[Gap], what: str, zone: tzinfo) -> str:
         f"{whole} {what}, in {len(gaps)} gaps; the longest is {duration(longest.seconds)} from "
         f"{time_words(longest.start, zone)}."
     )
+
+
+def entries_words(report: Report, by: By, zone: tzinfo) -> str:
+    """Return one sentence if the ledger's entries are not those of the hours, days or months of a breakdown; nothing if
+    they are, or for a breakdown that is not by time."""
+    period = report.period
+    shifted = not whole_hours(period.start, period.end, zone)
+    if by == "hour":
+        apart = period.coarsest_s > HOUR_S or (period.coarsest_s == HOUR_S and shifted)
+    elif by in ("day", "month"):
+        ahead = any(offsets_of(period.start, period.end, zone))
+        apart = (period.coarsest_s > HOUR_S and ahead) or (period.coarsest_s == HOUR_S and shifted)
+    else:
+        apart = False
+    if not apart:
+        return ""
+    length = "days" if period.coarsest_s > HOUR_S else "hours"
+    return (
+        f"The ledger has put entries together into {length} of UTC, which count in the {by} in which they begin: "
+        f"a {by} may hold what was used after it."
+    )
+
+
+def basis(report: Report) -> str:
+    """Return what figures by the grid's intensity are called: "location-based", but not if it was marginal."""
+    signals = {item.signal for item in report.grids if item.seconds > 0.0}
+    if "marginal" not in signals:
+        return "location-based"
+    return "marginal" if len(signals) == 1 else "partly marginal"
 
 
 def grid_words(grid: GridFigure) -> str:

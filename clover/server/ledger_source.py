@@ -45,11 +45,13 @@ def known_as(reading: Reading) -> Known:
         return "synthetic"
     if reading.method == "configured" or reading.state == "configured":
         return "configured"
-    if reading.state in ("stale", "forecast", "seasonal"):
+    # The value of a later source that is older than its step stands in, as a stale one of the first does.
+    late = reading.state == "fallback" and reading.age_s > reading.step_s
+    if late or reading.state in ("stale", "forecast", "seasonal"):
         return "bridged"
     if reading.estimated or reading.method in ("estimated", "forecast"):
         return "estimated"
-    return "live"
+    return "unknown" if reading.method == "unknown" else "live"
 
 
 class LedgerSource:
@@ -143,8 +145,6 @@ class LedgerSource:
             off, meter_off = profile_error(shadow.family.profile), meter_error(methods, devices)
             for kind in KINDS:
                 sums = sums_of(shadow, kind)
-                if not sums.rows:
-                    continue
                 for boundary in seen(devices):
                     found[model, boundary, AGAINST[kind]] = ComparedCounts(
                         label="emulated" if "emulated" in methods else "modelled",

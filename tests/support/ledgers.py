@@ -23,6 +23,7 @@ MIDNIGHT = 1_790_035_200
 PUE = 1.5
 ACCURACY = {"small": 88.0, "base": 91.5, "large": 93.0}
 JOULES = {"small": 0.004, "base": 0.011, "large": 0.027}
+UNOWNED_W = {"gpu0": 4.0, "host": 2.0}
 SLO_MS = {"fashion": 20.0, "digits": 35.0}
 
 Rows = dict[str, dict[tuple[object, ...], list[object]]]
@@ -253,6 +254,8 @@ def _span(scene: LedgerScene, chance: random.Random, start: int, length: int, in
         _quality(scene, chance, add, (model, model_rows, right, outcome["ok"], length))
         for boundary in ("workers", "server"):
             own = sum(used[line] for line in WITHIN[boundary] if line in used)
+            if "unowned" in WITHIN[boundary]:
+                own += round(sum(UNOWNED_W.values()) * 1e6 * length / len(scene.models))
             for against, factor, points in (
                 ("base", 1.45, 93.0), ("right_sized", 1.15, 93.0), ("fixed", 1.04, right / max(model_rows, 1)),
                 ("static", 1.07, 92.0),
@@ -265,7 +268,7 @@ def _span(scene: LedgerScene, chance: random.Random, start: int, length: int, in
                     shadow_upr=round(model_rows * points * 1e6), error_ng=round(own * ng_per_uj * 0.03),
                 )  # fmt: skip
     for device, line, label, watts in (
-        ("gpu0", "unowned", scene.gpu_label, 4.0), ("host", "unowned", "modelled", 2.0),
+        ("gpu0", "unowned", scene.gpu_label, UNOWNED_W["gpu0"]), ("host", "unowned", "modelled", UNOWNED_W["host"]),
         ("gpu0", "unattributed", scene.gpu_label, 0.3), ("host", "foreign", "modelled", 1.0),
     ):  # fmt: skip
         book(device, line, label, round(watts * 1e6 * length))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clover.accounting.boundaries import BOUNDARIES, DEFAULT, WITHIN, Boundary, seen
+from clover.accounting.boundaries import BOUNDARIES, DEFAULT, LEAST_ROWS, WITHIN, Boundary, seen
 from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, joined, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
@@ -22,8 +22,6 @@ from clover.types import FamilyProfile
 
 KINDS = ("matched", "base", "right_sized", "static")
 """The most telling first: what following the grid brought, accuracy being equal."""
-LEAST_ROWS = 100
-"""Rows compared from which on a saving is given as a part."""
 _TELLING = 0.1
 """Part of a loss from which on it is said how much of it is control."""
 _LEAST_POINTS = 0.005

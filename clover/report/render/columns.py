@@ -45,11 +45,13 @@ def iso(at: float) -> str:
 
 
 def table_of(report: Report, by: By) -> tuple[list[str], list[list[Cell]]]:
-    """Return heads and rows.  Every row ends in the boundary and the digest of the report that it is of."""
+    """Return heads and rows.  Every row ends in the intensities' signal (marginal ones make no location-based grams),
+    the boundary, and the digest of the report that it is of."""
     found: Breakdown = report.breakdown(by)
-    heads = [by, *(column.name for column in COLUMNS), "boundary", "report_sha256"]
+    heads = [by, *(column.name for column in COLUMNS), "signal", "boundary", "report_sha256"]
+    signal = " and ".join(sorted({item.signal for item in report.grids if item.seconds > 0.0}))
     rows: list[list[Cell]] = [
-        [bucket.name, *(column.cell(bucket) for column in COLUMNS), report.boundary, report.seal.report_sha256]
+        [bucket.name, *(column.cell(bucket) for column in COLUMNS), signal, report.boundary, report.seal.report_sha256]
         for bucket in found.buckets
     ]
     return heads, rows
@@ -95,6 +97,6 @@ def parquet_of(report: Report, by: By, document: bytes) -> bytes:
 
 def _kind(pa: object, head: str, by: By) -> object:
     """Return the type of a column."""
-    if head in (by, "start_utc", "boundary", "report_sha256"):
+    if head in (by, "start_utc", "signal", "boundary", "report_sha256"):
         return pa.string()  # type: ignore[attr-defined]
     return pa.int64() if head in ("requests", "rows") else pa.float64()  # type: ignore[attr-defined]

@@ -10,15 +10,17 @@ import msgspec
 
 from clover.charts import ChartSheet
 from clover.report import figures
-from clover.report.calendar import time_words
+from clover.report.calendar import TIMES, time_words
 from clover.report.records import Breakdown, By, Factor, Report
 from clover.report.render import markup
 from clover.report.render.markup import card, folded, pairs, paragraph, section, table
 from clover.report.sci_for_ai import refusal
 from clover.report.wording import (
+    basis,
     cautions,
     duration,
     energy,
+    entries_words,
     grid_words,
     mass,
     missing_words,
@@ -38,6 +40,7 @@ _WORDS = (
     ("BASE", "always the most accurate variant on all devices: what serving without Clover is"),
     ("fixed mix", "several variants in shares that never change"),
     ("location-based", "priced at the intensity of the grid where the machine stands"),
+    ("marginal", "priced at the intensity of the plants that run for one kWh more: no location-based inventory"),
     ("market-based", "priced at the intensity of the electricity that was contracted"),
     ("PUE", "energy of the whole data centre divided by that of its computers"),
     ("embodied", "carbon of making the hardware, charged by the time and the part of it that was reserved"),
@@ -108,7 +111,8 @@ def _best(report: Report) -> str:
     """Return the card of savings: the most telling comparison first."""
     known = [item for item in report.saved if item.part is not None]
     if not known:
-        return card("Saved", "not known", ["The ledger has nothing to compare this period with."])
+        lines = [f"{_sentence(saved_words(item))}." for item in report.saved]
+        return card("Saved", "not known", lines or ["The ledger has nothing to compare this period with."])
     first = known[0]
     lines = [f"of electricity, against {first.name}: {first.meaning}"]
     if (points := first.given_up_points) is not None:
@@ -149,7 +153,9 @@ def _missing(report: Report, zone: tzinfo) -> str:
     record = sum(gap.seconds for gap in report.gaps if gap.what == "record")
     whole = duration(report.period.end - report.period.start)
     return card(
-        "Gaps", f"{duration(record)} of {whole}" if record else "none", lines or ["All of the period is recorded."]
+        "Gaps",
+        f"{duration(record)} of {whole}" if record else "none in the record",
+        lines or ["All of the period is recorded."],
     )
 
 
@@ -198,12 +204,18 @@ def _time(report: Report, sheet: ChartSheet, zone: tzinfo) -> str:
     if not report.joules:
         return ""
     charts = sheet.add(figures.emissions(report, zone)) + sheet.add(figures.intensity(report, zone))
+    apart = {by: entries_words(report, by, zone) for by in TIMES}
     days = _breakdown_table(report, "day", "Electricity of each day")
-    hours = _breakdown_table(report, "hour", "Electricity of each hour, priced at its own intensity (hourly matching)")
+    caption = "Electricity of each hour, priced at its own intensity (hourly matching)"
+    if apart["hour"]:
+        caption = "Electricity by the hour in which entries begin, each minute priced at its own intensity"
+    hours = _breakdown_table(report, "hour", caption)
     months = _breakdown_table(report, "month", "Electricity of each month")
     many = len(report.breakdown("month").buckets) > 1
     count = len(report.breakdown("hour").buckets)
-    return charts + (months if many else "") + days + folded(f"Each of the {count} hours", hours)
+    notes = "".join(paragraph(text, "soft") for text in dict.fromkeys((apart["hour"], apart["day"])) if text)
+    title = f"Each of the {count} hours in which entries begin" if apart["hour"] else f"Each of the {count} hours"
+    return charts + (months if many else "") + days + notes + folded(title, hours)
 
 
 def _breakdown_table(report: Report, by: By, caption: str) -> str:
@@ -212,7 +224,7 @@ def _breakdown_table(report: Report, by: By, caption: str) -> str:
     split = by in ("model", "variant")
     named = f"{_sentence(by)} ({report.period.zone})" if timed else _sentence(by)
     heads = [named, "Rows", "Energy", "g/kWh", *(("Its own", "Its share of the rest") if split else ())]
-    heads += ["CO2e, location-based", *(["CO2e, market-based"] if market else []), "Part"]
+    heads += [f"CO2e, {basis(report)}", *(["CO2e, market-based"] if market else []), "Part"]
     rows = []
     for bucket in found.buckets:
         each = "" if bucket.g_per_kwh is None else f"{bucket.g_per_kwh:.0f}"
@@ -261,7 +273,10 @@ def _sums(report: Report) -> str:
     facility = f" ({energy(report.facility_joules)} with a PUE of {report.pue:g})" if report.pue else ""
     items = [
         ("Energy of the computers", f"{energy(report.joules)}{facility}"),
-        ("Location-based", f"{mass(report.operation.grams)} ({span(report.operation)}), at the grid's intensity"),
+        (
+            _sentence(basis(report)),
+            f"{mass(report.operation.grams)} ({span(report.operation)}), at the grid's intensity",
+        ),
         ("Market-based", _market(report)),
         ("Embodied", _embodied(report)),
     ]

@@ -11,7 +11,19 @@ from clover.hints import printable
 from clover.report.calendar import time_words
 from clover.report.records import By, Report
 from clover.report.sci_for_ai import SciForAi
-from clover.report.wording import duration, energy, grid_words, headline, mass, number, percent, period_words, span
+from clover.report.wording import (
+    basis,
+    duration,
+    energy,
+    entries_words,
+    grid_words,
+    headline,
+    mass,
+    number,
+    percent,
+    period_words,
+    span,
+)
 from clover.terminal import Column
 
 _MOST_GAPS = 10
@@ -27,7 +39,7 @@ def report_text(report: Report, by: By, zone: tzinfo, width: int) -> str:
         _section("Grams of CO2e", terminal.listing(list(_sums(report)), width)),
         _section("Saved, within the server", _saved(report, width)),
         _section("Accuracy (by the profile) and latency", _quality(report, width)),
-        _section(*_breakdown(report, by, width)),
+        _section(*_breakdown(report, by, zone, width)),
         _section("How it is known", terminal.listing(list(_known(report)), width)),
         _section("Gaps", _gaps(report, zone, width)),
         _section("What is counted", _filled(report.boundary_about, width)),
@@ -56,7 +68,7 @@ def _filled(text: str, width: int, indent: str = "  ") -> str:
 def _sums(report: Report) -> Iterator[tuple[str, str]]:
     operation = report.operation
     yield (
-        "location-based",
+        basis(report),
         f"{mass(operation.grams)} ({span(operation)}) of electricity, priced by the grid's own intensity",
     )
     if report.market_g is not None:
@@ -131,7 +143,7 @@ def _quality(report: Report, width: int) -> str:
     return _table(columns, rows, width)
 
 
-def _breakdown(report: Report, by: By, width: int) -> tuple[str, str]:
+def _breakdown(report: Report, by: By, zone: tzinfo, width: int) -> tuple[str, str]:
     found = report.breakdown(by)
     market = report.market_g is not None
     columns = [
@@ -139,7 +151,7 @@ def _breakdown(report: Report, by: By, width: int) -> tuple[str, str]:
         Column("rows"),
         Column("energy"),
         Column("g/kWh", spare=1),
-        Column("location-based" if market else "CO2e"),
+        Column(basis(report) if market else "CO2e"),
         *([Column("market-based", spare=2)] if market else []),
         Column("part", spare=3),
     ]
@@ -160,7 +172,8 @@ def _breakdown(report: Report, by: By, width: int) -> tuple[str, str]:
     if len(found.buckets) > _MOST_BUCKETS:
         left = len(found.buckets) - _MOST_BUCKETS
         body += f"\n  and {left} more: --format csv has all"
-    return f"Electricity by {by}", f"{body}\n{_filled(found.about, width)}" if rows else ""
+    about = [_filled(text, width) for text in (found.about, entries_words(report, by, zone)) if text]
+    return f"Electricity by {by}", "\n".join([body, *about]) if rows else ""
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
@@ -205,7 +218,7 @@ def _inputs(report: Report, zone: tzinfo) -> Iterator[tuple[str, str]]:
         yield "profile", printable(f"{profile.model}: {profile.digest}")
     for factor in inputs.factors:
         value = "unknown" if factor.value is None else f"{factor.value:g} {factor.unit}".removesuffix(" 1")
-        yield "factor", printable(f"{factor.name}: {value}; {factor.source}")
+        yield "factor", printable(f"{factor.name} ({factor.about}): {value}; {factor.source}")
     yield "entries", f"{number(inputs.entries)} of the ledger, sha256 {inputs.entries_sha256}"
     yield "digest", f"sha256 {report.seal.report_sha256} of the report, {report.seal.inputs_sha256} of its inputs"
     yield (
@@ -253,7 +266,7 @@ def sci_text(found: SciForAi, zone: tzinfo, width: int) -> str:
                 width,
             ),
         ),
-        _section("Coefficients", _table(*_coefficients(found), width)),
+        _section("Coefficients", terminal.listing(list(_coefficients(found)), width)),
     ]
     if found.missing:
         names = ", ".join(f"report.{_setting(field)}" for field in found.missing)
@@ -286,15 +299,7 @@ def _sci_parts(found: SciForAi) -> tuple[Sequence[Column], Sequence[Sequence[str
     return columns, rows
 
 
-def _coefficients(found: SciForAi) -> tuple[Sequence[Column], Sequence[Sequence[str]]]:
-    columns = (Column("name", right=False), Column("value"), Column("unit", right=False), Column("source", right=False))
-    rows = [
-        (
-            printable(item.name),
-            "unknown" if item.value is None else f"{item.value:.6g}",
-            item.unit,
-            printable(item.source),
-        )
-        for item in found.coefficients
-    ]
-    return columns, rows
+def _coefficients(found: SciForAi) -> Iterator[tuple[str, str]]:
+    for item in found.coefficients:
+        value = "unknown" if item.value is None else f"{item.value:.6g} {item.unit}".removesuffix(" 1")
+        yield printable(item.name), printable(f"{value}: {item.about}; {item.source}")

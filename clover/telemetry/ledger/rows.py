@@ -12,9 +12,10 @@ import msgspec
 
 from clover.telemetry.ledger.latency import decode, quantile_ms
 
-Known = Literal["live", "estimated", "bridged", "configured", "replayed", "synthetic"]
+Known = Literal["live", "estimated", "bridged", "configured", "replayed", "synthetic", "unknown"]
 """How an intensity is known: recorded by a provider for this time; the provider's own estimate; a last good value, a
-forecast or a mean of past days that stands in; stated by the operator; of another time; a formula."""
+forecast or a mean of past days that stands in; a number from the configuration; of another time; a formula; the source
+does not say."""
 
 Against = Literal["base", "right_sized", "fixed", "static"]
 """What savings are compared with: BASE, BASE on as few cores or devices as keep the SLO, the best fixed mix at the

@@ -169,13 +169,13 @@ class LedgerWriter:
             self.run = run
         return found is not None
 
-    def add(self, batch: LedgerBatch) -> None:
-        """Add a batch as a whole; do nothing if it was added before.  Raises sqlite3.Error, and nothing was added then,
-        unless its commit failed, which nobody can tell: give it again."""
+    def add(self, batch: LedgerBatch) -> bool:
+        """Add a batch as a whole, or do nothing if it was added before; return whether it was added now.  Raises
+        sqlite3.Error, and nothing was added then, unless its commit failed, which cannot be known: give it again."""
         with self._transaction():
             (last,) = self._connection.execute("SELECT flush FROM runs WHERE id = ?", (self.run,)).fetchone()
             if batch.number <= last:
-                return
+                return False
             for name, rows in batch.rows.items():
                 if rows:
                     self._step()
@@ -197,6 +197,7 @@ class LedgerWriter:
                 "UPDATE runs SET seen = max(seen, ?), flush = ?, facts = iif(?3 = '', facts, ?3) WHERE id = ?4",
                 (batch.at_s, batch.number, batch.facts, self.run),
             )
+        return True
 
     def fold(self, minutes_until_s: int, hours_until_s: int) -> int:
         """Put minutes that begin before `minutes_until_s` together into hours, and hours that begin before

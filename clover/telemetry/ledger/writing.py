@@ -173,8 +173,10 @@ class LedgerThread:
         try:
             writer = self._opened()
             while self._stuck:
-                writer.add(self._stuck[0])
-                self._count(self._stuck.popleft())
+                added = writer.add(self._stuck[0])
+                if not added:  # an earlier commit raised, and the file has it: its sums are in those of the file
+                    self._read_sums(writer)
+                self._count(self._stuck.popleft(), added)
             if self._lost < status.dropped_rows:
                 self._notes.append(f"{status.dropped_rows - self._lost} rows of the ledger were lost")
                 self._lost = status.dropped_rows
@@ -194,12 +196,15 @@ class LedgerThread:
             self._said = ""
             log.info("the ledger is written again; %d rows are lost", status.dropped_rows)
 
-    def _count(self, batch: LedgerBatch) -> None:
+    def _count(self, batch: LedgerBatch, added: bool) -> None:
+        """Count a batch that is in the file; its sums only if it was added now."""
         status = self.status
         status.written_rows += batch.size
         status.waiting_rows = sum(item.size for item in self._stuck)
         status.flushes += 1
         status.written_s = self._monotonic()
+        if not added:
+            return
         for _, _, _, figures in _of(batch.rows, "lines"):
             status.joules += figures["joules_uj"] / 1e6
             status.grams += figures["grams_ng"] / 1e9

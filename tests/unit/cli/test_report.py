@@ -95,6 +95,20 @@ def test_a_part_of_the_time(ledger: str, capsys: pytest.CaptureFixture[str]) -> 
     assert rows(*berlin) == rows("--from", "2026-09-22T22:00", "--to", "2026-09-23T22:00")
 
 
+def test_a_period_ends_with_what_is_over(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ledger, "--from", "2026-09-23", "--to", "2026-10", "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    period, gaps = found["period"], found["gaps"]
+    assert period["end"] == NOW - 60.0
+    assert period["edges"] == "asked was until 2026-10-01 00:00 UTC, which is not over yet"
+    assert max(gap["start"] + gap["seconds"] for gap in gaps) <= NOW
+    assert run(ledger, "--from", "2026-09-22T01:20", "--to", "2026-10", "--format", "json") == 0
+    edges = json.loads(capsys.readouterr().out)["period"]["edges"]
+    assert "which is not over yet; asked was 2026-09-22 01:20 UTC" in edges
+    assert run(ledger, "--from", "2026-09-23", "--to", "2026-09-24", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["period"]["edges"] == ""
+
+
 def test_a_period_is_widened_to_hours_that_cannot_be_split(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ledger, "--from", "2026-09-22T01:20", "--to", "2026-09-22T02:10", "--format", "json") == 0
     period = json.loads(capsys.readouterr().out)["period"]

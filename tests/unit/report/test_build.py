@@ -20,6 +20,7 @@ from clover.report.breakdowns import BY, NO_TENANT, NOBODY, BreakdownRules, brea
 from clover.report.build import LedgerRows, ReportOptions, report_of
 from clover.report.making import report_from
 from clover.report.records import Report
+from clover.report.render.page import report_page
 from clover.report.source import read_rows
 from clover.report.wording import headline, saved_words
 from clover.telemetry.ledger import LedgerReader
@@ -137,7 +138,7 @@ LINE = st.builds(
 @settings(max_examples=60)
 @given(st.lists(USAGE, max_size=12), st.lists(LINE, max_size=12))
 def test_breakdowns_of_any_rows_sum_to_the_whole(used: list[UsageRow], lines: list[LineRow]) -> None:
-    rules = BreakdownRules(WITHIN["server"], lambda start: 1.5, 50.0, ZoneInfo("Europe/Berlin"))
+    rules = BreakdownRules(WITHIN["server"], lambda start: 1.5, 50.0, ZoneInfo("Europe/Berlin"), {})
     whole = math.fsum(row.joules for row in lines if row.line in WITHIN["server"])
     size = math.fsum(abs(row.joules) for row in lines) + math.fsum(row.joules for row in used)
     for found in breakdowns_of(used, lines, rules):
@@ -247,7 +248,9 @@ def test_intervals_are_those_of_the_meters() -> None:
 
 def test_savings_are_summed_and_may_be_losses() -> None:
     def saved(start: int, own: float, other: float) -> SavedRow:
-        return SavedRow(start, HOUR, "m", "server", "base", "modelled", 10, own, own, other, other, 900.0, 930.0, 1.0)
+        return SavedRow(
+            start, HOUR, "m", "server", "base", "modelled", 100, own, own, other, other, 9000.0, 9300.0, 1.0
+        )
 
     elsewhere = SavedRow(0, HOUR, "m", "workers", "base", "modelled", 10, 9.0, 9.0, 9.0, 9.0, 0.0, 0.0, 0.0)
     rows = LedgerRows(saved=[saved(0, 10.0, 8.0), saved(HOUR, 10.0, 9.0), elsewhere])
@@ -257,6 +260,16 @@ def test_savings_are_summed_and_may_be_losses() -> None:
     assert found.part == pytest.approx(-3.0 / 17.0)
     assert found.given_up_points == pytest.approx(3.0)
     assert saved_words(found) == "emitted 3 g (17.6 %) MORE than BASE, 3.00 points of accuracy given up"
+
+
+def test_a_few_rows_make_no_percentage() -> None:
+    saved = SavedRow(0, HOUR, "m", "server", "base", "modelled", 99, 9.0, 9.0, 8.0, 8.0, 8900.0, 9200.0, 1.0)
+    found = report(LedgerRows(lines=[line()], saved=[saved]))
+    (item,) = found.saved
+    assert (item.part, item.saved.grams) == (None, pytest.approx(-1.0))
+    assert saved_words(item) == "against BASE it is too early to say (99 of the 100 rows that a percentage takes)"
+    assert "too early to say" in dict(headline(found, UTC))["Saved"]
+    assert "too early to say" in report_page(found, UTC)
 
 
 def test_a_machine_is_unknown_where_a_model_stands_in() -> None:
@@ -293,3 +306,46 @@ def test_seconds_that_are_missing_within_an_entry_are_said() -> None:
         "No time without any record. 10 min is missing within entries, in which the server started or ended."
     )
     assert report(LedgerRows()).missing_s == 0.0
+
+
+def test_what_is_in_no_comparison_is_named() -> None:
+    saved = SavedRow(0, HOUR, "m", "server", "base", "modelled", 500, 1.0, 0.05, 2.0, 0.1, 4e4, 4e4, 0.01)
+    words = dict(headline(report(LedgerRows(lines=[line(), line(name="unowned")], saved=[saved])), UTC))["Saved"]
+    assert "25 % of the electricity's grams; the rest was used before the first row that could be compared" in words
+    assert "idle" not in words
+
+
+def test_idle_power_that_no_worker_holds_is_compared() -> None:
+    assert min(item.part_of_emitted for item in made_report().saved) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_bucket_says_how_long_was_recorded() -> None:
+    found = report(
+        LedgerRows(
+            usage=[usage(0, rows=5), usage(HOUR, rows=5)],
+            lines=[line(0), line(HOUR)],
+            grid=[grid(0, 1200.0), grid(0, 600.0, known="bridged"), grid(HOUR)],
+        )
+    )
+    assert [bucket.seconds for bucket in found.breakdown("hour").buckets] == [1800.0, 3600.0]
+    assert [bucket.seconds for bucket in found.breakdown("day").buckets] == [found.period.recorded_s] == [5400.0]
+    assert {bucket.seconds for bucket in found.breakdown("model").buckets} == {0.0}
+    unpriced = report(LedgerRows(lines=[line(0)]))
+    assert [bucket.seconds for bucket in unpriced.breakdown("hour").buckets] == [unpriced.period.recorded_s]
+
+
+def test_a_number_from_the_configuration_is_a_factor() -> None:
+    last_resort = GridRow(
+        0, HOUR, "", "configured", "unknown", "unknown", "configured", 1800.0, 400.0, 0.0, 0.0, 1.0, 1.0, 1.5
+    )
+    stated = GridRow(0, HOUR, "", "static", "unknown", "unknown", "configured", 900.0, 50.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    found = report(LedgerRows(lines=[line()], grid=[last_resort, stated, grid(0, 900.0)]))
+    factors = {item.source: item.value for item in found.inputs.factors if item.name.startswith("configured intensity")}
+    assert factors == {
+        "setting carbon.configured_g_per_kwh, 400 unless set": 400.0,
+        "setting carbon.source, static:G": 50.0,
+    }
+    about = next(item.about for item in found.intensity_known if item.name == "configured")
+    assert about == "a number from the configuration (carbon.configured_g_per_kwh, 400 unless set, or static:G)"
+    live = report(LedgerRows(lines=[line()], grid=[grid()]))
+    assert not any(item.name.startswith("configured intensity") for item in live.inputs.factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import UTC
 from functools import cache
@@ -13,6 +14,8 @@ import pytest
 
 from clover.report.build import report_of
 from clover.report.checking import UnreadableReport, verify
+from clover.report.recalculation import deviations, differing, gap_deviations
+from clover.report.records import Report
 from clover.report.render.page import report_page
 from clover.report.render.sci_page import sci_page
 from clover.report.sci_for_ai import sci_for_ai
@@ -67,6 +70,81 @@ def test_entries_that_were_put_together_give_the_same_sums(tmp_path: Any) -> Non
         found = verify(msgspec.json.encode(made).decode(), b"", ledger)
     assert found.faults == ()
     assert any("the same sums" in text for text in found.checked)
+
+
+def forgeries(report: Report) -> dict[str, Report]:
+    """Return a report with one figure changed each, sealed again as anyone can without a key."""
+    change = msgspec.structs.replace
+    saved = tuple(
+        change(item, saved=change(item.saved, grams=10.0 * item.saved.grams), other_g=10.0 * item.other_g)
+        for item in report.saved
+    )
+    assert report.embodied is not None
+    assert report.sci is not None
+    found = {
+        "saved": change(report, saved=saved),
+        "embodied": change(report, embodied=change(report.embodied, grams=1.0)),
+        "market_g": change(report, market_g=0.0),
+        "sci": change(report, sci=change(report.sci, grams=1e-6)),
+        "gaps": change(report, gaps=()),
+        "lines": change(report, lines=tuple(change(line, grams=2.0 * line.grams) for line in report.lines)),
+        "quality": change(report, quality=tuple(change(item, accuracy=99.0) for item in report.quality)),
+        "breakdowns": change(
+            report,
+            breakdowns=tuple(
+                change(item, buckets=(change(item.buckets[0], grams=0.0), *item.buckets[1:]))
+                for item in report.breakdowns
+            ),
+        ),
+    }
+    return {name: sealed(item) for name, item in found.items()}
+
+
+@pytest.mark.parametrize("until", ["as it was", "of another version", "folded"])
+def test_a_forged_report_with_a_new_seal_is_found(until: str, tmp_path: Any) -> None:
+    report = made_report()
+    if until == "of another version":
+        report = sealed(msgspec.structs.replace(report, clover="0.0.1"))
+    path = ledger_file()[0]
+    if until == "folded":
+        path = tmp_path / "folded.db"
+        shutil.copy(ledger_file()[0], path)
+        writer = LedgerWriter(path)
+        writer.fold(SCENE.end_s, SCENE.end_s)
+        writer.close()
+    forged = msgspec.structs.replace(
+        report, **{name: getattr(item, name) for name, item in forgeries(report).items() if name != "breakdowns"}
+    )
+    text = msgspec.json.encode(sealed(forged)).decode()
+    with LedgerReader(path) as ledger:
+        found = verify(msgspec.json.encode(report).decode(), b"", ledger)
+        assert found.faults == ()
+        assert until != "folded" or any("grams of operation, market-based" in line for line in found.checked)
+        assert verify(text, b"", None).faults == ()  # its seal says nothing
+        assert verify(text, b"", ledger).faults
+
+
+def test_each_forged_figure_is_found_by_itself() -> None:
+    report = made_report()
+    assert deviations(report, report) == []
+    for part, forged in forgeries(report).items():
+        assert deviations(forged, report), part
+        assert differing(forged, report) == ([part] if part != "gaps" else [])
+    without = msgspec.structs.replace(report, market_g=None)
+    assert deviations(msgspec.structs.replace(without, market_g=0.0), without)
+    assert gap_deviations(forgeries(report)["gaps"], report)
+
+
+def test_minutes_that_became_hours_leave_all_figures(tmp_path: Any) -> None:
+    path = tmp_path / "folded.db"
+    shutil.copy(ledger_file()[0], path)
+    writer = LedgerWriter(path)
+    writer.fold(SCENE.end_s, 0)
+    writer.close()
+    with LedgerReader(path) as ledger:
+        found = verify(document(), b"", ledger)
+    assert found.faults == ()
+    assert any("exactly the same figures" in text for text in found.checked)
 
 
 @pytest.mark.parametrize("field", ["rows", "joules", "market_g", "made", "server"])

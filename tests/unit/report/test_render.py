@@ -22,12 +22,13 @@ from clover.errors import ConfigError
 from clover.report import figures
 from clover.report.breakdowns import BY
 from clover.report.build import LedgerRows, ReportOptions, report_of
-from clover.report.records import Report, ReportedApplication
+from clover.report.calendar import zone_of
+from clover.report.records import Gap, Report, ReportedApplication
 from clover.report.render import markup
 from clover.report.render.columns import csv_of, parquet_of, safe, table_of
 from clover.report.render.page import report_page
 from clover.report.render.text import report_text
-from clover.report.wording import duration, energy, percent
+from clover.report.wording import duration, energy, entries_words, percent
 from clover.telemetry.ledger.rows import LineRow, UsageRow
 from tests.support.reports import made_report
 
@@ -251,3 +252,36 @@ def test_cautions_are_loud() -> None:
     lines = [LineRow(0, 3600, "gpu0", "active", "emulated", 1.0, 1.0)]
     page = report_page(report_of(LedgerRows(lines=lines), ReportOptions(start=0.0, end=3600.0, made=0.0)), UTC)
     assert '<p class="caution">EMULATED hardware drew no power' in page
+
+
+@pytest.mark.usefixtures("without_plotly")
+def test_the_card_of_gaps_says_of_what_there_is_none() -> None:
+    gaps = (Gap(what="intensity", start=0.0, seconds=1440.0, reason="the configured number stood in"),)
+    page = report_page(msgspec.structs.replace(made_report(), gaps=gaps), UTC)
+    card = page[page.index("<h2>Gaps</h2>") :]
+    assert "none in the record" in card[: card.index("24 min without a live intensity")]
+
+
+@pytest.mark.usefixtures("without_plotly")
+@pytest.mark.parametrize(
+    ("coarsest_s", "zone", "by_hour", "by_day"),
+    [
+        (60, "Asia/Kolkata", "", ""),
+        (3600, "Europe/Berlin", "", ""),
+        (3600, "Asia/Kolkata", "hours of UTC", "hours of UTC"),
+        (86_400, "UTC", "days of UTC", ""),
+        (86_400, "Europe/Berlin", "days of UTC", "days of UTC"),
+    ],
+)
+def test_entries_that_are_no_hours_are_not_called_hours(coarsest_s: int, zone: str, by_hour: str, by_day: str) -> None:
+    report = made_report()
+    report = msgspec.structs.replace(report, period=msgspec.structs.replace(report.period, coarsest_s=coarsest_s))
+    where, page = zone_of(zone), report_page(report, zone_of(zone))
+    assert ("hourly matching" in page) == (not by_hour)
+    for by, words in (("hour", by_hour), ("day", by_day)):
+        sentence = entries_words(report, by, where)  # type: ignore[arg-type]
+        assert words in sentence
+        assert bool(sentence) == bool(words)
+        assert sentence in page
+        assert sentence in " ".join(report_text(report, by, where, 80).split())  # type: ignore[arg-type]
+    assert entries_words(report, "model", where) == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import replace
 from datetime import UTC
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 
 from clover.report.build import LedgerRows, report_of
 from clover.report.records import EmbodiedFigures, KnownPart, Report
+from clover.report.render.columns import csv_of
+from clover.report.render.page import report_page
 from clover.report.render.sci_page import sci_page
-from clover.report.render.text import sci_text
+from clover.report.render.text import report_text, sci_text
 from clover.report.sci_for_ai import STATED, SciForAi, SciRefused, sci_for_ai
 from tests.support.reports import SCENE, made_report, options_of, rows_of
 
@@ -76,6 +80,8 @@ def test_measured_energy_at_published_intensities_is_measured() -> None:
         "I": "sourced",
         "R": "measured",
     }
+    unsaid = msgspec.structs.replace(measured, intensity_known=known("unknown"))
+    assert (methods(unsaid)["I"], methods(unsaid)["O"]) == ("modeled", "modeled")
     assert methods(made_report()) | {"M": "", "R": ""} == {
         "C": "modeled",
         "O": "modeled",
@@ -84,6 +90,30 @@ def test_measured_energy_at_published_intensities_is_measured() -> None:
         "I": "modeled",
         "R": "",
     }
+
+
+def test_a_marginal_intensity_is_not_called_location_based() -> None:
+    for grids, word in (
+        (made_report().grids, "location-based"),
+        (tuple(msgspec.structs.replace(item, signal="marginal") for item in made_report().grids), "marginal"),
+        ((*made_report().grids, msgspec.structs.replace(made_report().grids[0], signal="marginal")), "partly marginal"),
+    ):
+        report = changed(grids=grids)
+        found = sci_for_ai(report, UTC)
+        (about,) = (item.about for item in found.methodology if item.term == "I")
+        assert about.startswith(f"{word}, by energy")
+        assert f"  {word}" in report_text(report, "day", UTC, 132)
+        assert f"CO2e, {word}<" in report_page(report, UTC)
+        signals = {row["signal"] for row in csv.DictReader(io.StringIO(csv_of(report, "day"), newline=""))}
+        assert all(("marginal" in signal) == (word != "location-based") for signal in signals)
+
+
+def test_coefficients_say_what_they_are() -> None:
+    found = sci_for_ai(made_report(), UTC)
+    text = " ".join(sci_text(found, UTC, 80).split())
+    assert all(item.about in text for item in found.coefficients)
+    plain = " ".join(report_text(made_report(), "day", UTC, 80).split())
+    assert all(item.about in plain for item in made_report().inputs.factors)
 
 
 def test_emulated_data_is_refused() -> None:

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from clover.accounting import Account, WorkerMeter
 from clover.config import LedgerConfig, ListenConfig, ServerConfig, TenantConfig
+from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
 from clover.control.decisions import DecisionEntry, Decisions
 from clover.runtime.router.traffic import Traffic
 from clover.server.ledger import ServerLedger, public
@@ -65,6 +67,7 @@ class Scene:
             ledger=LedgerConfig(keep="on", name="scene"), listen=ListenConfig(token="hush"), state_dir=str(folder)
         )
         self.served = {"m": served}
+        self.shadows = controller.shadows.of
         self.ledger = ServerLedger(
             self.config,
             LedgerSource(self.account, machine, self.served, controller),
@@ -148,6 +151,34 @@ def test_the_ledger_has_what_the_account_has(tmp_path: Path) -> None:
         assert json.loads(run.configuration)["listen"]["token"] == "***"
 
 
+def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:
+    """Else all idle power from before it would be of the minute of that row."""
+    scene = Scene(tmp_path)
+    sums = ComparisonSums.over(1)
+    shadow = SimpleNamespace(
+        matched=sums, on_base=sums, on_right_sized=ComparisonSums.over(1), static=sums, methods=(),
+        family=SimpleNamespace(profile=SimpleNamespace(backend={}, latency=())),
+    )  # fmt: skip
+    scene.shadows["m"] = shadow
+    scene.ledger.start()
+    second = np.array([3.0, 0.25])
+    for at in range(180):
+        overheads = Overheads.none()
+        overheads.unowned = second
+        sums.idle(overheads)
+        if at == 120:
+            window = Window(Overheads.none(), 5, 450.0, second, second, np.ones(2), second)
+            sums.book(window, 95.0, np.array([1.0]))
+        scene.second(random.Random(1))
+    asyncio.run(scene.ledger.close())
+    with LedgerReader(scene.path) as ledger:
+        rows = [row for row in ledger.saved() if (row.against, row.boundary) == ("base", "server")]
+        assert not [row for row in ledger.saved() if row.against == "right_sized"]  # nothing was compared
+    assert [row.rows for row in rows] == [0, 0, 5, 0]
+    assert [row.own_j for row in rows] == pytest.approx([90.0, 180.0, 183.0, 90.0], abs=9.0)
+    assert (rows[0].saved_j, rows[0].accuracy_given_up) == (0.0, None)
+
+
 def test_what_happens_becomes_events(tmp_path: Path) -> None:
     scene, chance = Scene(tmp_path), random.Random(1)
     scene.ledger.start()
@@ -205,13 +236,17 @@ def test_trouble_with_the_ledger_does_not_reach_the_server(tmp_path: Path, caplo
     ("changed", "known"),
     [
         ({}, "live"),
-        ({"method": "unknown"}, "live"),
+        ({"method": "unknown"}, "unknown"),
+        ({"method": "unknown", "state": "stale"}, "bridged"),
         ({"estimated": True}, "estimated"),
         ({"method": "forecast"}, "estimated"),
         ({"state": "stale"}, "bridged"),
         ({"state": "forecast", "method": "forecast"}, "bridged"),
         ({"state": "seasonal", "method": "forecast"}, "bridged"),
         ({"state": "fallback"}, "live"),
+        ({"state": "fallback", "age_s": 300.0, "step_s": 300.0}, "live"),
+        ({"state": "fallback", "age_s": 7000.0, "step_s": 300.0}, "bridged"),
+        ({"state": "fallback", "age_s": 7000.0, "step_s": 300.0, "method": "configured"}, "configured"),
         ({"method": "configured", "state": "fallback"}, "configured"),
         ({"method": "synthetic"}, "synthetic"),
         ({"replayed": True, "state": "stale"}, "replayed"),

@@ -49,8 +49,8 @@ def test_the_same_span_and_keys_are_one_row(writer: LedgerWriter) -> None:
 
 
 def test_a_batch_that_is_given_twice_counts_once(writer: LedgerWriter) -> None:
-    for _ in range(2):
-        writer.add(LedgerBatch(1, 130.0, line(120, 5), [EventRow(1.0, "fault", "", "x")]))
+    given = LedgerBatch(1, 130.0, line(120, 5), [EventRow(1.0, "fault", "", "x")])
+    assert [writer.add(given) for _ in range(2)] == [True, False]
     assert writer.sums().joules == 5e-6
     with LedgerReader(writer.path) as ledger:
         assert [event.run for event in ledger.events()] == [writer.run]

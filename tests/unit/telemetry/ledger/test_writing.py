@@ -362,8 +362,9 @@ def test_a_disk_that_hangs_blocks_neither_the_loop_nor_the_end(path: Path) -> No
     assert ledger.status.state == "closed"
 
 
+@pytest.mark.parametrize("error", ["IOERR_FSYNC", "FULL"])  # the file is opened anew, or stays open
 @pytest.mark.parametrize("after", [1, 2])
-def test_a_commit_that_fails_in_an_unknown_way_counts_once(path: Path, after: int) -> None:
+def test_a_commit_that_fails_in_an_unknown_way_counts_once(path: Path, after: int, error: str) -> None:
     """The commit raises, and the file has the batch, or has not."""
     disk = Disk()
     ledger = LedgerThread(path, START, writer=disk)
@@ -375,11 +376,12 @@ def test_a_commit_that_fails_in_an_unknown_way_counts_once(path: Path, after: in
         twin.resume(writer.run)
         twin.add(given)
         twin.close()
-    disk.error = sqlite_error("SQLITE_IOERR_FSYNC")
+    disk.error = sqlite_error(f"SQLITE_{error}")
     ledger.write(given)
     disk.error = None
     ledger.write(batch(3))
     assert joules(path) == 3.0
+    assert (ledger.status.joules, ledger.status.grams, ledger.status.written_rows) == (3.0, pytest.approx(0.006), 3)
     ledger.end()
 
 
