@@ -85,8 +85,11 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
             ),
             GrafanaPanel(
                 "Workers",
-                "Workers that are ready.",
-                (GrafanaQuery(f"sum by (model) (clover_workers{{{_M}}})", "{{model}}"),),
+                "Workers that are ready, and those that died and have not been started again.",
+                (
+                    GrafanaQuery(f"sum by (model) (clover_workers{{{_M}}})", "{{model}}"),
+                    GrafanaQuery(f"sum by (model) (clover_workers_missing{{{_M}}}) > 0", "{{model}}: missing"),
+                ),
                 kind="stat",
                 width=4,
             ),
@@ -278,7 +281,7 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
             ),
             GrafanaPanel(
                 "Changes",
-                "Changes of the deployment, workers that died and that were started again, in each interval.",
+                "Changes of the deployment, workers that died, and starts in their place (failed ones too).",
                 (
                     GrafanaQuery(f"increase(clover_reconfigurations_total{{{_M}}}[{_RATE}])", "{{model}} reconfigured"),
                     GrafanaQuery(f"increase(clover_worker_deaths_total{{{_M}}}[{_RATE}])", "{{model}} workers died"),

@@ -104,14 +104,14 @@ ALERTS = (
         "increase(clover_worker_restarts_total[15m]) > 2",
         "0m",
         "warning",
-        "workers of {{ $labels.model }} were restarted {{ $value | humanize }} times in 15 minutes",
+        "workers of {{ $labels.model }} were started again {{ $value | humanize }} times in 15 minutes",
     ),
     AlertingRule(
         "CloverCapacityLost",
-        "increase(clover_worker_deaths_total[15m]) - increase(clover_worker_restarts_total[15m]) > 0.5",
+        "clover_workers_missing > 0 or increase(clover_workers_given_up_total[15m]) > 0",
         "5m",
         "critical",
-        "workers of {{ $labels.model }} died and were not started again: a device or its memory is gone",
+        "workers of {{ $labels.model }} died and could not be started again: a device or its memory is gone",
     ),
     AlertingRule(
         "CloverPlansFail",

@@ -114,6 +114,51 @@ def test_promtool_takes_the_rules(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"{len(rules.RECORDINGS) + len(rules.ALERTS)} rules found" in checked.stdout
 
 
+FIRES = """
+rule_files: [clover-rules.yml]
+evaluation_interval: 30s
+tests:
+  - name: starts that fail every ten seconds
+    interval: 30s
+    input_series:
+      - {series: 'clover_workers_missing{model="m"}', values: "0 1x40"}
+      - {series: 'clover_worker_deaths_total{model="m"}', values: "0 1x40"}
+      - {series: 'clover_worker_restarts_total{model="m"}', values: "0+3x40"}
+    alert_rule_test: &fires
+      - {eval_time: 4m, alertname: CloverCapacityLost}
+      - eval_time: 7m
+        alertname: CloverCapacityLost
+        exp_alerts:
+          - exp_labels: {model: m, severity: critical}
+            exp_annotations:
+              summary: "workers of m died and could not be started again: a device or its memory is gone"
+              runbook_url: docs/operations.md#clovercapacitylost
+  - name: a device that is lost
+    interval: 30s
+    input_series:
+      - {series: 'clover_workers_missing{model="m"}', values: "0x41"}
+      - {series: 'clover_workers_given_up_total{model="m"}', values: "0 2x40"}
+    alert_rule_test: *fires
+  - name: a worker that is started again at once, and a standby worker that died
+    interval: 30s
+    input_series:
+      - {series: 'clover_workers_missing{model="m"}', values: "0 1 0x40"}
+      - {series: 'clover_workers_given_up_total{model="m"}', values: "0x41"}
+      - {series: 'clover_worker_deaths_total{model="m"}', values: "0 2x40"}
+      - {series: 'clover_worker_restarts_total{model="m"}', values: "0 1x40"}
+    alert_rule_test:
+      - {eval_time: 7m, alertname: CloverCapacityLost}
+"""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
+def test_lost_capacity_is_alerted_when_it_is_lost_and_only_then(tmp_path: Path) -> None:
+    (tmp_path / "clover-rules.yml").write_text(rules.text("docs"))
+    (tmp_path / "test.yml").write_text(FIRES)
+    checked = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["dashboards", "export", "--to", str(tmp_path / "file")]) == 3
