@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clover._version import __version__
+from clover.telemetry.dashboards.rules import SERVERS_LINES
 
 _I = 'instance=~"$instance"'
 _M = f'{_I}, model=~"$model"'
@@ -107,11 +108,12 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
         (
             GrafanaPanel(
                 "Emissions",
-                "Grams of CO2e an hour of everything within the server's account (operation, with PUE), by how joules "
-                "and intensity are known: measured, modelled or emulated.",
+                "Grams of CO2e an hour of everything within the server's boundary (operation, with PUE; no other "
+                "programs), by how joules and intensity are known: measured, modelled or emulated.",
                 (
                     GrafanaQuery(
-                        f"3600 * sum by (method, intensity) (rate(clover_line_carbon_grams_total{{{_I}}}[{_RATE}]))",
+                        "3600 * sum by (method, intensity) "
+                        f"(rate(clover_line_carbon_grams_total{{{_I}, {SERVERS_LINES}}}[{_RATE}]))",
                         "{{method}}, intensity {{intensity}}",
                     ),
                 ),

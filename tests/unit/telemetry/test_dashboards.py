@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clover.__main__ import main
+from clover.accounting.boundaries import WITHIN
 from clover.telemetry import dashboards
 from clover.telemetry.dashboards import grafana, rules
 from clover.telemetry.metrics import energy, guard, ledger, models, sci, server
@@ -157,6 +158,15 @@ def test_lost_capacity_is_alerted_when_it_is_lost_and_only_then(tmp_path: Path) 
     (tmp_path / "test.yml").write_text(FIRES)
     checked = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_emissions_are_those_of_the_servers_own_lines() -> None:
+    summed = [text for text in EXPRESSIONS if "clover_line_carbon_grams_total" in text]
+    assert len(summed) == 2
+    for text in summed:
+        found = re.search(r'line=~"([^"]*)"', text)
+        assert found, text
+        assert set(found[1].split("|")) == set(WITHIN["server"])
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
