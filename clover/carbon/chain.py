@@ -22,13 +22,13 @@ again when its step is over, or every tenth of a step if a source lags behind.  
 believed (`clover.carbon.plausible`), count as failures.
 
 All ask the chain (through `clover.carbon.grid`), as often as they like; the chain alone asks sources.  A remote source
-is asked once every `poll_s` real seconds at most, however fast grid time runs (after an answer: once every `poll_s` of
-its own, if that is longer), and backed off for 1, 2, 4 ... 300 real seconds when it fails, or for as long as it says.
-Only the very first answer is waited for; later ones come in a task, which a reader waits `REFRESH_WAIT_S` for at most.
-A local one (a file, a formula) is asked every time, since that costs nothing: so what is replayed at speed follows grid
-time from look to look.  Once an hour of grid time a remote source's forecast is asked for, to bridge what may come, in
-a task of its own: no reading waits for it, and meanwhile that of before holds.  A local source that can change (a file)
-is looked at every `poll_s` real seconds, in a task as well: a long file is in force once it is read.
+is asked once every `poll_s` real seconds at most, however fast grid time runs (after an answer, usable or not: once
+every `poll_s` of its own, if that is longer), and backed off for 1, 2, 4 ... 300 real seconds when it fails, or for as
+long as it says.  Only the very first answer is waited for; later ones come in a task, which a reader waits
+`REFRESH_WAIT_S` for at most.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
+replayed at speed follows grid time.  Once an hour of grid time a remote source's forecast is asked for, in a task of
+its own: no reading waits for it, and meanwhile that of before holds.  A local source that can change (a file) is looked
+at every `poll_s` real seconds, in a task as well: a long file is in force once it is read.
 
 `open` asks live providers once before the chain is used: one that refuses the request itself (its key, its zone) stops
 the start, any other failure is the chain's business.  What they recorded of the last days is then the chain's history.
@@ -329,6 +329,8 @@ class ChainedSource:
         self._row += 1
         if self.source.remote:
             wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
+            if self.live is not None and isinstance(error, CarbonError) and error.unusable:
+                wait_s = max(wait_s, self.live.poll_s)  # it did answer
             self._retry_s = now_s + max(wait_s, error.retry_after_s if isinstance(error, CarbonError) else 0.0)
 
     def _count(self, error: Exception) -> None:
@@ -468,15 +470,14 @@ class SourceChain:
         found = self.links[0].bridge.expected(grid_s) or stated
         if found is not None:
             return found, error
-        last_resort = Reading(
+        return Reading(
             g_per_kwh=self.configured_g_per_kwh,
             at_s=grid_s,
             provider="configured",
             method="configured",
             estimated=True,
             state="configured",
-        )
-        return last_resort, error
+        ), error
 
     def _note_failure(self, link: ChainedSource) -> str:
         """Take up what failed of a source since the last look, also in a task that ended meanwhile; return its text."""
@@ -489,11 +490,10 @@ class SourceChain:
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""
         text = f"carbon intensity: {reading.g_per_kwh:.0f} g/kWh of {reading.provider} ({describe(reading)})"
-        if reading.state == "fresh":
-            if before is not None:
-                log.info("%s", text)
-        else:
+        if reading.state != "fresh":
             log.warning("%s%s", text, f": {error}" if error else "")
+        elif before is not None:
+            log.info("%s", text)
 
 
 def _in_state(reading: Reading, state: str) -> Reading:

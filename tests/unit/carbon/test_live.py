@@ -277,6 +277,22 @@ def test_retry_after_is_heeded_and_a_provider_is_polled_as_it_asks() -> None:
     play(story)
 
 
+def test_an_answer_without_a_value_is_an_answer_and_the_provider_is_left_alone_as_after_any() -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        scene = Scene("energy-charts:DE", server, now)
+        server.change = lambda found: unforeseen(found) | {"co2eq": [None] * len(found["unix_seconds"])}
+        await scene.chain.open(scene.grid.now())
+        for minute in range(61):
+            await scene.at(minute * MINUTE)
+        assert scene.chain.errors["energy-charts:DE", "answer"] == 1 + 4
+        assert len([request for request in server.requests if request.path == "/co2eq"]) == 2 + 4
+        server.change = unchanged
+        assert (await scene.at(75 * MINUTE)).state == "fresh"
+        await scene.chain.close()
+
+    play(story)
+
+
 def test_what_failed_between_two_looks_is_said_at_the_next() -> None:
     async def story(server: CarbonServer, now: Now) -> None:
         scene = Scene("neso", server, now)
