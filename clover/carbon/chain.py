@@ -61,8 +61,7 @@ STATES = ("fresh", "stale", "fallback", "forecast", "seasonal", "configured")
 FORECAST_S = 7 * 86_400.0
 """How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
 REFRESH_WAIT_S = 0.2
-_ASKED_AGAIN = 0.1
-"""Steps after which a source that has no newer value yet is asked again."""
+_ASKED_AGAIN = 0.1  # steps, after which a source that has no newer value yet is asked again
 HISTORY_S = DAYS * 86_400.0
 """How much of its past a provider is asked for at the start: what bridging uses."""
 
@@ -270,7 +269,8 @@ class ChainedSource:
         """Return the age in seconds that the newest value, which holds for `step_s`, of a source in order may have."""
         if self.live is None:
             return step_s
-        return step_s + self.live.lag_s + max(self._poll_s, self.live.poll_s, step_s * _ASKED_AGAIN)
+        poll_s = max(min(self._poll_s, self._max_age_s), self.live.poll_s)
+        return step_s + self.live.lag_s + max(poll_s, step_s * _ASKED_AGAIN)
 
     def _usable(self, grid_s: float) -> Reading | None:
         good = self.good

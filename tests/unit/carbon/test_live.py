@@ -253,6 +253,17 @@ def test_a_provider_that_is_as_late_as_always_is_fresh_and_its_age_is_shown(
     play(story)
 
 
+def test_who_polls_once_a_day_has_no_fresh_value_for_a_day() -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        scene = Scene("energinet:DK1", server, now, poll_s=DAY)
+        await scene.chain.open(scene.grid.now())
+        assert (await scene.at(2 * HOUR)).state == "fresh"
+        assert (await scene.at(3 * HOUR)).state != "fresh"
+        await scene.chain.close()
+
+    play(story)
+
+
 def test_retry_after_is_heeded_and_a_provider_is_polled_as_it_asks() -> None:
     async def story(server: CarbonServer, now: Now) -> None:
         scene = Scene("energy-charts:DE", server, now, poll_s=1.0)
