@@ -71,6 +71,11 @@ class CarbonError(CloverError):
         """Whether the same request would be refused again: its key, its zone or its address is wrong."""
         return self.status in (400, 401, 403, 404, 422)
 
+    @property
+    def unusable(self) -> bool:
+        """Whether the provider answered, but with nothing that can be used."""
+        return self.kind in ("answer", "implausible", "old")
+
 
 class LedgerError(CloverError):
     """A ledger cannot be kept or read: it is none, is damaged, is another server's, or is of a later version."""

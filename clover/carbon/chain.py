@@ -3,29 +3,32 @@
 Two rules.  A number is never given out without saying how good it is, and a source that fails never stops the server.
 
     state        the reading comes from
-    fresh        the first source, and is no older than the step it holds for
-    stale        the first source, and is older than its step: its last good value, or all the source itself has
+    fresh        the first source, and its step is not over, or the provider's next value is not late yet
+    stale        the first source, and is older than that: its last good value, or all the source itself has
     fallback     a later source of the chain (its last good value included: `age_s` tells)
     forecast     the forecast that the first source gave before it failed (`clover.carbon.bridge`)
     seasonal     the first source's past: the mean of the same hour of the last days
     configured   `configured_g_per_kwh`, because nothing else is known
 
-No source then has a value within its step or younger than `max_age_s`.  Between the states the order is as listed, but
-for a later source that only states a number or a formula (`static:G`, `synthetic`): what the first source lets expect
-of its own grid goes before it.
+The last three: no source has a value that is current or younger than `max_age_s`.  Between the states the order is as
+listed, but for a later source that only states a number or a formula (`static:G`, `synthetic`): what the first source
+lets expect of its own grid goes before it.
+
+Providers publish a value some time after the moment it is of (`Live.lag_s`), and are asked every so often: until both
+are over, the newest value is current, however old (`ChainedSource.current_s`), and its age says how old.
 
 Age is grid time, so that a trace replayed at speed goes stale at that speed too.  A value is asked for once a step:
 again when its step is over, or every tenth of a step if a source lags behind.  Answers that cannot be, or that are not
 believed (`clover.carbon.plausible`), count as failures.
 
 All ask the chain (through `clover.carbon.grid`), as often as they like; the chain alone asks sources.  A remote source
-is asked once every `poll_s` real seconds at most, however fast grid time runs (after an answer: once every `poll_s` of
-its own, if that is longer), and backed off for 1, 2, 4 ... 300 real seconds when it fails, or for as long as it says.
-Only the very first answer is waited for; later ones come in a task, which a reader waits `REFRESH_WAIT_S` for at most.
-A local one (a file, a formula) is asked every time, since that costs nothing: so what is replayed at speed follows grid
-time from look to look.  Once an hour of grid time a remote source's forecast is asked for, to bridge what may come, in
-a task of its own: no reading waits for it, and meanwhile that of before holds.  A local source that can change (a file)
-is looked at every `poll_s` real seconds, in a task as well: a long file is in force once it is read.
+is asked once every `poll_s` real seconds at most, however fast grid time runs (after an answer, usable or not: once
+every `poll_s` of its own, if that is longer), and backed off for 1, 2, 4 ... 300 real seconds when it fails, or for as
+long as it says.  Only the very first answer is waited for; later ones come in a task, which a reader waits
+`REFRESH_WAIT_S` for at most.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
+replayed at speed follows grid time.  Once an hour of grid time a remote source's forecast is asked for, in a task of
+its own: no reading waits for it, and meanwhile that of before holds.  A local source that can change (a file) is looked
+at every `poll_s` real seconds, in a task as well: a long file is in force once it is read.
 
 `open` asks live providers once before the chain is used: one that refuses the request itself (its key, its zone) stops
 the start, any other failure is the chain's business.  What they recorded of the last days is then the chain's history.
@@ -58,6 +61,7 @@ STATES = ("fresh", "stale", "fallback", "forecast", "seasonal", "configured")
 FORECAST_S = 7 * 86_400.0
 """How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
 REFRESH_WAIT_S = 0.2
+_ASKED_AGAIN = 0.1  # steps, after which a source that has no newer value yet is asked again
 HISTORY_S = DAYS * 86_400.0
 """How much of its past a provider is asked for at the start: what bridging uses."""
 
@@ -72,10 +76,12 @@ class Refreshable(Protocol):
 
 @runtime_checkable
 class Live(Protocol):
-    """A source that asks a provider over the network.  `poll_s`: seconds to leave it alone after an answer; `calls` and
+    """A source that asks a provider over the network.  `poll_s`: seconds to leave it alone after an answer; `lag_s`:
+    seconds from the time that a value is of until a provider in order has published it, at the most; `calls` and
     `call_s`: requests so far, and the seconds they took."""
 
     poll_s: float
+    lag_s: float
 
     @property
     def calls(self) -> int: ...
@@ -259,14 +265,22 @@ class ChainedSource:
         if self.source.remote and self._foreseen:
             self.bridge.foresee(self._foreseen)
 
+    def current_s(self, step_s: float) -> float:
+        """Return the age in seconds that the newest value, which holds for `step_s`, of a source in order may have."""
+        if self.live is None:
+            return step_s
+        poll_s = max(min(self._poll_s, self._max_age_s), self.live.poll_s)
+        return step_s + self.live.lag_s + max(poll_s, step_s * _ASKED_AGAIN)
+
     def _usable(self, grid_s: float) -> Reading | None:
         good = self.good
         # A value of later than one step ahead is not of this time either: the grid clock was set back.
         if good is None or good.at_s > grid_s + good.step_s:
             return None
         age_s = max(0.0, grid_s - good.at_s)
-        # Within its step a value is current, whatever the limit.
-        return msgspec.structs.replace(good, age_s=age_s) if age_s <= max(self._max_age_s, good.step_s) else None
+        # While there can be no newer one a value is current, whatever the limit.
+        limit_s = max(self._max_age_s, self.current_s(good.step_s))
+        return msgspec.structs.replace(good, age_s=age_s) if age_s <= limit_s else None
 
     async def _ask(self, grid_s: float, now_s: float, past: Awaitable[str] | None = None) -> None:
         """Take the source's value if it can be believed, judged by its `past` if that is on its way."""
@@ -280,7 +294,8 @@ class ChainedSource:
                 raise CarbonError(f"{self.source.name} gave {reading.g_per_kwh}, which is no intensity in gCO2e/kWh")
             if not reading.step_s:
                 reading = msgspec.structs.replace(reading, step_s=self.source.step_s)
-            if not grid_s - max(self._max_age_s, reading.step_s) <= reading.at_s <= grid_s + reading.step_s:
+            oldest_s = grid_s - max(self._max_age_s, self.current_s(reading.step_s))
+            if not oldest_s <= reading.at_s <= grid_s + reading.step_s:
                 raise CarbonError(f"{self.source.name} gave a value {grid_s - reading.at_s:.0f} s old", kind="old")
             self._believe(reading)
         except Exception as error:  # whatever a provider does must not end the server: it is counted and shown instead
@@ -293,7 +308,7 @@ class ChainedSource:
         self._next_s = now_s + self.live.poll_s if self.live is not None else -math.inf
         self.good = reading
         end_s = reading.at_s + reading.step_s
-        self._due_s = end_s if end_s > grid_s else grid_s + reading.step_s / 10
+        self._due_s = end_s if end_s > grid_s else grid_s + reading.step_s * _ASKED_AGAIN
 
     def _believe(self, reading: Reading) -> None:
         """Refuse a reading that is not plausible with a CarbonError; the log says so once until one is believed."""
@@ -314,6 +329,8 @@ class ChainedSource:
         self._row += 1
         if self.source.remote:
             wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
+            if self.live is not None and isinstance(error, CarbonError) and error.unusable:
+                wait_s = max(wait_s, self.live.poll_s)  # it did answer
             self._retry_s = now_s + max(wait_s, error.retry_after_s if isinstance(error, CarbonError) else 0.0)
 
     def _count(self, error: Exception) -> None:
@@ -445,22 +462,22 @@ class SourceChain:
                 error = error or link.last_error
                 continue
             if index == 0:
-                return _in_state(reading, "fresh" if reading.age_s <= reading.step_s else "stale"), error
+                current = reading.age_s <= link.current_s(reading.step_s)
+                return _in_state(reading, "fresh" if current else "stale"), error
             if reading.method not in ("configured", "synthetic"):
                 return _in_state(reading, "fallback"), error
             stated = stated or _in_state(reading, "fallback")
         found = self.links[0].bridge.expected(grid_s) or stated
         if found is not None:
             return found, error
-        last_resort = Reading(
+        return Reading(
             g_per_kwh=self.configured_g_per_kwh,
             at_s=grid_s,
             provider="configured",
             method="configured",
             estimated=True,
             state="configured",
-        )
-        return last_resort, error
+        ), error
 
     def _note_failure(self, link: ChainedSource) -> str:
         """Take up what failed of a source since the last look, also in a task that ended meanwhile; return its text."""
@@ -473,11 +490,10 @@ class SourceChain:
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""
         text = f"carbon intensity: {reading.g_per_kwh:.0f} g/kWh of {reading.provider} ({describe(reading)})"
-        if reading.state == "fresh":
-            if before is not None:
-                log.info("%s", text)
-        else:
+        if reading.state != "fresh":
             log.warning("%s%s", text, f": {error}" if error else "")
+        elif before is not None:
+            log.info("%s", text)
 
 
 def _in_state(reading: Reading, state: str) -> Reading:

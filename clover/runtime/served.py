@@ -224,6 +224,14 @@ class Served:
         return self.fleet.restarts
 
     @property
+    def missing(self) -> int:
+        return self.fleet.missing
+
+    @property
+    def given_up(self) -> int:
+        return self.fleet.given_up
+
+    @property
     def log_dropped_lines(self) -> int:
         return self._left_out.lines
 

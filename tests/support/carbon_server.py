@@ -174,7 +174,7 @@ def carbon_aware_sdk(request: Request, now_s: float) -> Any:
         ]
         return [{"generatedAt": iso(now_s), "location": location, "windowSize": 5, "forecastData": ahead}]
     start_s, end_s = (datetime.fromisoformat(request.params[name]).timestamp() for name in ("time", "toTime"))
-    at = times(start_s, end_s, 3600.0)
+    at = times(start_s, min(end_s, now_s), 3600.0)
     return [{"location": location, "time": iso(at_s), "rating": grid_g(at_s)} for at_s in at]
 
 
@@ -215,6 +215,8 @@ class CarbonServer:
         self.fault: Callable[[Request], Answer | None] | None = None
         self.change: Callable[[Any], Any] = lambda document: document
         """What becomes of a document before it is sent."""
+        self.published: Callable[[float], float] = lambda now_s: now_s
+        """The time up to which values are published at a time: a provider may lag."""
         self.url = ""
         self._loop = asyncio.new_event_loop()
         self._begun = threading.Event()
@@ -302,7 +304,7 @@ class CarbonServer:
         await writer.drain()
 
     def _document(self, request: Request) -> Answer:
-        made = DOCUMENTS[provider_of(request.path)](request, self.now())
+        made = DOCUMENTS[provider_of(request.path)](request, self.published(self.now()))
         if isinstance(made, Answer):
             return made
         if request.path != "/login":

@@ -93,6 +93,7 @@ class CarbonAwareSource(LiveSource):
     """One location of a server of the SDK."""
 
     poll_s = 60.0
+    lag_s = 3600.0  # unknown, as the source behind it is: hours are taken to be recorded when they are over
 
     def __init__(self, location: str, signal: Signal, client: ApiClient) -> None:
         super().__init__(client.name, Series("carbon-aware-sdk", location, signal, "unknown", STEP_S), client)

@@ -113,6 +113,7 @@ class ElectricityMapsSource(LiveSource):
     """One zone by one version of the API; `scope` is the kind of emission factors."""
 
     poll_s = 60.0
+    lag_s = 900.0  # the running step is an estimate, taken to be there after a quarter of an hour at the latest
 
     def __init__(self, zone: str, scope: Scope, version: str, client: ApiClient, key: str) -> None:
         super().__init__(client.name, Series("electricity-maps", zone, "average", scope, STEP_S), client)

@@ -52,6 +52,7 @@ class EnerginetSource(LiveSource):
     """One price area of Denmark."""
 
     poll_s = 60.0
+    lag_s = 900.0  # a row is of the start of its five minutes, and appears when they are over and were added up
 
     def __init__(self, area: str, client: ApiClient) -> None:
         super().__init__(client.name, Series("energinet", area, "average", "direct", STEP_S), client)

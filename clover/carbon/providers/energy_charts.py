@@ -61,6 +61,9 @@ class EnergyChartsSource(LiveSource):
     """One country, as ISO 3166 has it."""
 
     poll_s = 900.0
+    lag_s = 4500.0
+    """If no forecast stands in: transmission operators publish generation by type an hour after its quarter-hour at
+    the latest (Regulation (EU) 543/2013, article 16)."""
 
     def __init__(self, country: str, client: ApiClient) -> None:
         super().__init__(client.name, Series("energy-charts", country, "average", "lifecycle", STEP_S), client)

@@ -16,6 +16,7 @@ import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +229,11 @@ def retry_after(text: str, now_s: float) -> float:
 
     text = text.strip()
     try:
-        wait_s = float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - now_s
+        if text.isdecimal():
+            wait_s = float(text)
+        else:
+            moment = parsedate_to_datetime(text)  # one without a zone is UTC, as all times of HTTP
+            wait_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now_s
     except (TypeError, ValueError, IndexError, OverflowError):
         return 0.0
     return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)

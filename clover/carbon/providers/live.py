@@ -54,10 +54,12 @@ class Series:
 
 class LiveSource:
     """A provider's intensity of now.  `name` is that of the source in the chain, `poll_s` how many seconds the provider
-    is left alone at least between two successful readings."""
+    is left alone at least between two successful readings, `lag_s` how many seconds after the time that it is of (when
+    its step begins) a value is published at the latest, as long as the provider is in order."""
 
     remote = True
     poll_s = 60.0
+    lag_s = 0.0
 
     def __init__(self, name: str, series: Series, client: ApiClient) -> None:
         self.name = name

@@ -124,6 +124,7 @@ class NesoSource(LiveSource):
     """Great Britain, or the region or postcode `place`."""
 
     poll_s = 60.0
+    lag_s = 0.0  # there is a forecast of the running half-hour before it begins
 
     def __init__(self, place: str, client: ApiClient) -> None:
         series = Series("neso", f"GB-{place}" if place else "GB", "average", "unknown", STEP_S)

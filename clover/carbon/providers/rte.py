@@ -53,6 +53,7 @@ class RteSource(LiveSource):
     """France."""
 
     poll_s = 300.0
+    lag_s = 5400.0  # the set gets its newest quarter-hours about once an hour, the last of them half an hour old
 
     def __init__(self, client: ApiClient) -> None:
         super().__init__(client.name, Series("rte", "FR", "average", "direct", STEP_S), client)

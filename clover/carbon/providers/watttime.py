@@ -100,6 +100,7 @@ class WattTimeSource(LiveSource):
     """One region."""
 
     poll_s = 60.0
+    lag_s = 600.0  # the nowcast is made anew every five minutes, and taken to be there one step later
 
     def __init__(self, region: str, client: ApiClient, user: str, password: str) -> None:
         super().__init__(client.name, Series("watttime", region, "marginal", "direct", STEP_S), client)

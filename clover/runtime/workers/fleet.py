@@ -196,8 +196,18 @@ class FamilyFleet:
 
     @property
     def restarts(self) -> int:
-        """Restarts of workers so far, standby workers apart."""
+        """Restarts of workers so far, failed starts included, standby workers apart."""
         return self.members.restarts
+
+    @property
+    def missing(self) -> int:
+        """How many assignments that are to receive rows have no worker that is ready."""
+        return len(set(self.routed).difference(self.ready_assignments()))
+
+    @property
+    def given_up(self) -> int:
+        """Workers given up so far since their device was lost, standby workers apart."""
+        return self.members.given_up
 
     @property
     def events(self) -> deque[dict[str, Any]]:

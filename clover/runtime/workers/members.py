@@ -147,6 +147,7 @@ class Members:
         self.routed: tuple[Assignment, ...] = ()
         self.closing = False
         self.restarts = 0
+        self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self.on_standby_ready: Callable[[], None] = _ignore
         self.start = start
@@ -232,6 +233,7 @@ class Members:
         if member is None:
             return
         member.given_up = True  # killed by the server: no request is to blame
+        self.given_up += not member.standby
         self.note(member, "given up", reason)
         if member.worker is not None:
             self.leaving.append(member)  # until it is dead: its rows are queued again then

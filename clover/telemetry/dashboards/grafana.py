@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clover._version import __version__
+from clover.telemetry.dashboards.rules import SERVERS_LINES
 
 _I = 'instance=~"$instance"'
 _M = f'{_I}, model=~"$model"'
@@ -85,8 +86,11 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
             ),
             GrafanaPanel(
                 "Workers",
-                "Workers that are ready.",
-                (GrafanaQuery(f"sum by (model) (clover_workers{{{_M}}})", "{{model}}"),),
+                "Workers that are ready, and those that died and have not been started again.",
+                (
+                    GrafanaQuery(f"sum by (model) (clover_workers{{{_M}}})", "{{model}}"),
+                    GrafanaQuery(f"sum by (model) (clover_workers_missing{{{_M}}}) > 0", "{{model}}: missing"),
+                ),
                 kind="stat",
                 width=4,
             ),
@@ -104,11 +108,12 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
         (
             GrafanaPanel(
                 "Emissions",
-                "Grams of CO2e an hour of everything within the server's account (operation, with PUE), by how joules "
-                "and intensity are known: measured, modelled or emulated.",
+                "Grams of CO2e an hour of everything within the server's boundary (operation, with PUE; no other "
+                "programs), by how joules and intensity are known: measured, modelled or emulated.",
                 (
                     GrafanaQuery(
-                        f"3600 * sum by (method, intensity) (rate(clover_line_carbon_grams_total{{{_I}}}[{_RATE}]))",
+                        "3600 * sum by (method, intensity) "
+                        f"(rate(clover_line_carbon_grams_total{{{_I}, {SERVERS_LINES}}}[{_RATE}]))",
                         "{{method}}, intensity {{intensity}}",
                     ),
                 ),
@@ -278,7 +283,7 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
             ),
             GrafanaPanel(
                 "Changes",
-                "Changes of the deployment, workers that died and that were started again, in each interval.",
+                "Changes of the deployment, workers that died, and starts in their place (failed ones too).",
                 (
                     GrafanaQuery(f"increase(clover_reconfigurations_total{{{_M}}}[{_RATE}])", "{{model}} reconfigured"),
                     GrafanaQuery(f"increase(clover_worker_deaths_total{{{_M}}}[{_RATE}])", "{{model}} workers died"),

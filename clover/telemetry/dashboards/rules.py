@@ -11,6 +11,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+SERVERS_LINES = 'line=~"active|idle|front_end|control|unowned"'
+"""Matches the lines within the server's boundary (`clover.accounting.boundaries`): neither other programs nor cores
+that are not the server's."""
+
 _BY = "instance, model"
 
 
@@ -61,7 +65,8 @@ RECORDINGS = (
     ),
     RecordingRule("clover:watts", "sum by (instance, method) (clover_device_watts)"),
     RecordingRule(
-        "clover:carbon_grams:rate1h", "sum by (instance, method, intensity) (rate(clover_line_carbon_grams_total[1h]))"
+        "clover:carbon_grams:rate1h",
+        f"sum by (instance, method, intensity) (rate(clover_line_carbon_grams_total{{{SERVERS_LINES}}}[1h]))",
     ),
     RecordingRule(
         "clover:joules_per_row:rate1h",
@@ -104,14 +109,14 @@ ALERTS = (
         "increase(clover_worker_restarts_total[15m]) > 2",
         "0m",
         "warning",
-        "workers of {{ $labels.model }} were restarted {{ $value | humanize }} times in 15 minutes",
+        "workers of {{ $labels.model }} were started again {{ $value | humanize }} times in 15 minutes",
     ),
     AlertingRule(
         "CloverCapacityLost",
-        "increase(clover_worker_deaths_total[15m]) - increase(clover_worker_restarts_total[15m]) > 0.5",
+        "clover_workers_missing > 0 or increase(clover_workers_given_up_total[15m]) > 0",
         "5m",
         "critical",
-        "workers of {{ $labels.model }} died and were not started again: a device or its memory is gone",
+        "workers of {{ $labels.model }} died and could not be started again: a device or its memory is gone",
     ),
     AlertingRule(
         "CloverPlansFail",

@@ -145,6 +145,20 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: single(model.live.get("workers", 0.0)),
     ),
     MetricSpec(
+        "clover_workers_missing",
+        "Workers that are to receive rows and are not ready: they died, and none was started in their place yet",
+        GAUGE,
+        _MODEL,
+        lambda model: single(model.served.missing),
+    ),
+    MetricSpec(
+        "clover_workers_given_up",
+        "Workers given up because their device was lost",
+        COUNTER,
+        _MODEL,
+        lambda model: single(model.served.given_up),
+    ),
+    MetricSpec(
         "clover_ready",
         "1 if the model takes requests, else 0",
         GAUGE,
@@ -219,7 +233,7 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
     ),
     MetricSpec(
         "clover_worker_restarts",
-        "Workers that were started again after they had ended unexpectedly or hung",
+        "Starts of workers in place of those that ended unexpectedly, hung or were asked to end; failed ones count",
         COUNTER,
         _MODEL,
         lambda model: single(model.served.restarts),

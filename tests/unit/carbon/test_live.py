@@ -187,6 +187,83 @@ def test_a_lone_provider_is_bridged_by_its_forecast() -> None:
     play(story)
 
 
+def late_by(seconds: float) -> Callable[[float], float]:
+    """A provider that publishes every value so late."""
+    return lambda now_s: now_s - seconds
+
+
+def hourly(now_s: float) -> float:
+    """A provider that publishes once an hour what is older than half an hour, as eCO2mix in real time."""
+    return math.floor(now_s / HOUR) * HOUR - 1800.0
+
+
+def unforeseen(found: Any) -> Any:
+    """Return an answer of Energy-Charts about a country that it has no forecast of."""
+    return found | {"co2eq_forecast": [None] * len(found["unix_seconds"])}
+
+
+def unchanged(found: Any) -> Any:
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "published", "change", "oldest_s", "poll_s"),
+    [
+        ("neso", late_by(0.0), unchanged, 1800.0, 5.0),
+        ("neso:13", late_by(0.0), unchanged, 1800.0, 5.0),
+        ("energy-charts:DE", late_by(0.0), unchanged, 1800.0, 5.0),
+        # The replay has values half an hour after the time that they are of at the earliest.
+        ("energy-charts:DE", late_by(4500.0 - 1800.0), unforeseen, 900.0 + 4500.0 + 900.0, 5.0),
+        ("energinet:DK1", late_by(900.0), unchanged, 300.0 + 900.0, 5.0),
+        ("energinet:DK1", late_by(900.0), unchanged, 300.0 + 900.0 + 1800.0, 1800.0),
+        ("rte", late_by(5400.0), unchanged, 900.0 + 5400.0 + 300.0, 5.0),
+        ("rte", hourly, unchanged, 900.0 + 5400.0, 5.0),
+        ("electricity-maps:DE", late_by(900.0), unchanged, 3600.0 + 900.0 + 360.0, 5.0),
+        ("watttime:CAISO_NORTH", late_by(600.0), unchanged, 300.0 + 600.0, 5.0),
+        ("carbon-aware-sdk:westus?signal=average", late_by(3600.0), unchanged, 3600.0 + 3600.0 + 360.0, 5.0),
+    ],
+)
+def test_a_provider_that_is_as_late_as_always_is_fresh_and_its_age_is_shown(
+    source: str,
+    published: Callable[[float], float],
+    change: Callable[[Any], Any],
+    oldest_s: float,
+    poll_s: float,
+) -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        server.published, server.change = published, change
+        begin = 800.0  # within a step of each
+        now.s = begin
+        scene = Scene(source, server, now, poll_s=poll_s, carbon_aware_sdk_url=server.url)
+        await scene.chain.open(scene.grid.now())
+        ages = set()
+        for minute in range(6 * 60):
+            reading = await scene.at(begin + minute * MINUTE)
+            assert reading.state == "fresh", (minute, reading.age_s)
+            assert reading.age_s == scene.grid.now() - reading.at_s
+            assert reading.g_per_kwh == pytest.approx(grid_g(reading.at_s))
+            ages.add(reading.age_s)
+        assert max(ages) <= oldest_s + MINUTE
+        assert scene.grid.trouble == ""
+        server.fault = lambda request: DOWN
+        assert (await scene.at(begin + 9 * HOUR)).state != "fresh"
+        assert "503 Status: maintenance" in scene.grid.trouble
+        await scene.chain.close()
+
+    play(story)
+
+
+def test_who_polls_once_a_day_has_no_fresh_value_for_a_day() -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        scene = Scene("energinet:DK1", server, now, poll_s=DAY)
+        await scene.chain.open(scene.grid.now())
+        assert (await scene.at(2 * HOUR)).state == "fresh"
+        assert (await scene.at(3 * HOUR)).state != "fresh"
+        await scene.chain.close()
+
+    play(story)
+
+
 def test_retry_after_is_heeded_and_a_provider_is_polled_as_it_asks() -> None:
     async def story(server: CarbonServer, now: Now) -> None:
         scene = Scene("energy-charts:DE", server, now, poll_s=1.0)
@@ -211,6 +288,22 @@ def test_retry_after_is_heeded_and_a_provider_is_polled_as_it_asks() -> None:
     play(story)
 
 
+def test_an_answer_without_a_value_is_an_answer_and_the_provider_is_left_alone_as_after_any() -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        scene = Scene("energy-charts:DE", server, now)
+        server.change = lambda found: unforeseen(found) | {"co2eq": [None] * len(found["unix_seconds"])}
+        await scene.chain.open(scene.grid.now())
+        for minute in range(61):
+            await scene.at(minute * MINUTE)
+        assert scene.chain.errors["energy-charts:DE", "answer"] == 1 + 4
+        assert len([request for request in server.requests if request.path == "/co2eq"]) == 2 + 4
+        server.change = unchanged
+        assert (await scene.at(75 * MINUTE)).state == "fresh"
+        await scene.chain.close()
+
+    play(story)
+
+
 def test_what_failed_between_two_looks_is_said_at_the_next() -> None:
     async def story(server: CarbonServer, now: Now) -> None:
         scene = Scene("neso", server, now)
@@ -218,7 +311,7 @@ def test_what_failed_between_two_looks_is_said_at_the_next() -> None:
         link = scene.chain.links[0]
         link.refresh_wait_s = 0.0
         server.fault = lambda request: DOWN
-        now.s = 1900.0
+        now.s = 2000.0
         await scene.grid.read()
         assert link._asking is not None
         await link._asking
@@ -234,7 +327,7 @@ def test_a_provider_that_hangs_holds_up_nobody_but_the_start() -> None:
         scene = Scene("neso", server, now)
         await scene.chain.open(scene.grid.now())
         server.fault = lambda request: Answer(manner="hang")
-        now.s = 1900.0
+        now.s = 2000.0
         link = scene.chain.links[0]
         link.refresh_wait_s = 0.0
         for _ in range(3):

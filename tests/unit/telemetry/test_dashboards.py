@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clover.__main__ import main
+from clover.accounting.boundaries import WITHIN
 from clover.telemetry import dashboards
 from clover.telemetry.dashboards import grafana, rules
 from clover.telemetry.metrics import energy, guard, ledger, models, sci, server
@@ -112,6 +113,60 @@ def test_promtool_takes_the_rules(tmp_path: Path, capsys: pytest.CaptureFixture[
     checked = subprocess.run(["promtool", "check", "rules", str(rules_file)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert f"{len(rules.RECORDINGS) + len(rules.ALERTS)} rules found" in checked.stdout
+
+
+FIRES = """
+rule_files: [clover-rules.yml]
+evaluation_interval: 30s
+tests:
+  - name: starts that fail every ten seconds
+    interval: 30s
+    input_series:
+      - {series: 'clover_workers_missing{model="m"}', values: "0 1x40"}
+      - {series: 'clover_worker_deaths_total{model="m"}', values: "0 1x40"}
+      - {series: 'clover_worker_restarts_total{model="m"}', values: "0+3x40"}
+    alert_rule_test: &fires
+      - {eval_time: 4m, alertname: CloverCapacityLost}
+      - eval_time: 7m
+        alertname: CloverCapacityLost
+        exp_alerts:
+          - exp_labels: {model: m, severity: critical}
+            exp_annotations:
+              summary: "workers of m died and could not be started again: a device or its memory is gone"
+              runbook_url: docs/operations.md#clovercapacitylost
+  - name: a device that is lost
+    interval: 30s
+    input_series:
+      - {series: 'clover_workers_missing{model="m"}', values: "0x41"}
+      - {series: 'clover_workers_given_up_total{model="m"}', values: "0 2x40"}
+    alert_rule_test: *fires
+  - name: a worker that is started again at once, and a standby worker that died
+    interval: 30s
+    input_series:
+      - {series: 'clover_workers_missing{model="m"}', values: "0 1 0x40"}
+      - {series: 'clover_workers_given_up_total{model="m"}', values: "0x41"}
+      - {series: 'clover_worker_deaths_total{model="m"}', values: "0 2x40"}
+      - {series: 'clover_worker_restarts_total{model="m"}', values: "0 1x40"}
+    alert_rule_test:
+      - {eval_time: 7m, alertname: CloverCapacityLost}
+"""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
+def test_lost_capacity_is_alerted_when_it_is_lost_and_only_then(tmp_path: Path) -> None:
+    (tmp_path / "clover-rules.yml").write_text(rules.text("docs"))
+    (tmp_path / "test.yml").write_text(FIRES)
+    checked = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_emissions_are_those_of_the_servers_own_lines() -> None:
+    summed = [text for text in EXPRESSIONS if "clover_line_carbon_grams_total" in text]
+    assert len(summed) == 2
+    for text in summed:
+        found = re.search(r'line=~"([^"]*)"', text)
+        assert found, text
+        assert set(found[1].split("|")) == set(WITHIN["server"])
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,8 @@ def source() -> Any:
         traffic=traffic,
         ready=True,
         restarts=2,
+        missing=1,
+        given_up=3,
         log_dropped_lines=7,
         log_dropped_bytes=700,
         swaps=4,
@@ -176,6 +178,8 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_swaps_total", model="m") == 4
     assert value("clover_repartitions_total", model="m") == 1
     assert value("clover_worker_restarts_total", model="m") == 2
+    assert value("clover_workers_missing", model="m") == 1
+    assert value("clover_workers_given_up_total", model="m") == 3
     assert value("clover_worker_log_dropped_lines_total", model="m") == 7
     assert value("clover_worker_log_dropped_bytes_total", model="m") == 700
     assert value("clover_poison_total", model="m") == 1

@@ -29,7 +29,7 @@ from clover.carbon.providers.live import LiveSource, Series
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
-from tests.support.carbon_server import DOCUMENTS, KEY, PASSWORD, TOKEN, Answer, CarbonServer, Request, grid_g
+from tests.support.carbon_server import DOCUMENTS, KEY, PASSWORD, TOKEN, Answer, CarbonServer, Request, grid_g, iso
 
 NOW_S = 1_790_000_000.0 + 1000.0  # 2026-09-21, at 1,000 s into a step of each provider
 HOUR, DAY = 3600.0, 86_400.0
@@ -233,6 +233,17 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
     "electricity-maps": {"zone": "PL"},
     "watttime": {"region": "PJM_DC"},
 }
+
+
+def test_the_slot_before_that_neso_may_put_first_is_not_foreseen(server: CarbonServer) -> None:
+    def preceded(found: Any) -> Any:
+        slot = {"from": iso(NOW_S // 1800 * 1800 - 1800), "intensity": {"forecast": 1.0, "actual": 1.0}}
+        return {"data": [slot, *found["data"]]}
+
+    server.change = preceded
+    ahead = asyncio.run(live(server, "neso").forecast(NOW_S, DAY))
+    assert min(reading.at_s for reading in ahead) == NOW_S // 1800 * 1800
+    assert asyncio.run(live(server, "neso").read(NOW_S)).at_s == NOW_S // 1800 * 1800
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

@@ -174,6 +174,18 @@ def test_retry_after_is_seconds_or_a_date(text: str, wait_s: float) -> None:
     assert retry_after(text, 1_792_567_650.0) == wait_s
 
 
+def test_a_date_of_retry_after_without_a_zone_is_utc_wherever_this_machine_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try:
+        monkeypatch.setenv("TZ", "America/New_York")
+        time.tzset()
+        assert retry_after("Wed Oct 21 07:28:00 2026", 1_792_567_650.0) == 30.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -105,15 +105,18 @@ async def test_a_dead_worker_comes_back_with_growing_patience(house: House) -> N
     fleet = house.fleet
     await fleet.spawn(at(0))
     fleet.route((at(0),), Routing(shares={"small": 1.0}))
+    assert fleet.missing == 0
     house.failing = 8
     house.started[0].die()
     assert not fleet.ready
+    assert fleet.missing == 1, "however often starts fail"
     assert house.router.hold  # rows may wait: the first restarts are quick
     house.router.close(house.router.open(1))
     await house.settle()
     assert fleet.ready
     assert house.slept == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0])
     assert fleet.restarts == 9
+    assert (fleet.missing, fleet.given_up) == (0, 0)
     assert not house.router.hold
     house.now_ns += 31 * SECOND
     house.slept.clear()
@@ -356,3 +359,4 @@ async def test_a_member_without_a_worker_is_given_up_for_good(house: House) -> N
     assert len(house.started) == 1
     assert not house.router.hold, "nobody waits for it"
     assert fleet.ready_assignments() == ()
+    assert (fleet.missing, fleet.given_up) == (0, 1)
