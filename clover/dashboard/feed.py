@@ -87,6 +87,7 @@ class Feed:
         self._number = 0
         self._shown: dict[str, Any] | None = None
         self._shown_s = -math.inf
+        self._greeting = b""
         self._sent: dict[int, int] = {}
         self._forecast_sent: tuple[int, float] | None = None
         self._today: Today | None = None
@@ -126,17 +127,22 @@ class Feed:
             self.streams.publish(event("tick", self._encoded(document), f"{self.epoch}.{self._number}"))
 
     def greeting(self) -> bytes:
-        """Return what a page begins with: the present, the history, the forecast and the newest decisions."""
+        """Return what a page begins with: the present, the history, the forecast and the newest decisions.  It is made
+        once for the pages that open between two looks; what came since is in the next message."""
         if self._shown is None or self._monotonic_s() - self._shown_s > TICK_S:
             self._look(self._latency.look(self._monotonic_s(), self._sources.latency()))
         self._read_today()
+        if self._greeting:
+            return self._greeting
         document = {
             **(self._shown or {}),
             "history": self.history.columns(),
             "forecast": self._forecast(),
             "decisions": [snapshot.decision(one) for one in self._sources.decisions(_DECISIONS)],
         }
-        return b"retry: %d\n\n" % RETRY_MS + event("hello", self._encoded(document), f"{self.epoch}.{self._number}")
+        message = event("hello", self._encoded(document), f"{self.epoch}.{self._number}")
+        self._greeting = b"retry: %d\n\n" % RETRY_MS + message
+        return self._greeting
 
     def _look(self, latencies: snapshot.Latencies) -> dict[str, Any]:
         """Look at the server; return, and remember, what a page shows of it."""
@@ -157,7 +163,7 @@ class Feed:
             "today": self._today,
             "ledger": sources.today is not None,
         }
-        self._shown, self._shown_s = shown, now_s
+        self._shown, self._shown_s, self._greeting = shown, now_s, b""
         return shown
 
     def _grams_per_hour(self, state: dict[str, Any], now_s: float) -> float | None:

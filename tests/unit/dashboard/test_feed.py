@@ -133,7 +133,9 @@ def test_a_page_that_comes_between_ticks_takes_no_news_from_the_others() -> None
     scene.newest = [decision(1)]
     greeting = document(scene.feed.greeting())
     assert [one["id"] for one in greeting["decisions"]] == [1]
-    assert [one["id"] for one in scene.tick()["decisions"]] == [1]
+    scene.newest = [decision(2), decision(1)]
+    scene.feed.greeting()
+    assert [one["id"] for one in scene.tick()["decisions"]] == [2, 1], "also for a page that got the greeting of before"
 
 
 def test_a_greeting_has_history_and_forecast_and_says_when_to_come_back() -> None:
@@ -145,6 +147,16 @@ def test_a_greeting_has_history_and_forecast_and_says_when_to_come_back() -> Non
     assert found["history"]["at"] == [1002.0]
     assert found["forecast"]["past"] == [[0, 300.0]]
     assert found["providers"][0]["name"] == "p"
+
+
+def test_pages_that_open_together_share_the_greeting_until_the_next_look() -> None:
+    scene = Scene()
+    scene.tick()
+    greeting = scene.feed.greeting()
+    assert scene.feed.greeting() is greeting
+    scene.open(1)
+    scene.tick()
+    assert document(scene.feed.greeting())["at"] == scene.now_s
 
 
 def test_a_forecast_is_sent_again_only_when_it_changes() -> None:
