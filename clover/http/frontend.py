@@ -151,7 +151,9 @@ class Frontend:
         return host, port
 
     def forget_heads(self) -> None:
-        """Judge each head anew from now on, because the tenants have changed."""
+        """Judge each head anew from now on, those of open streams too, because the tenants have changed."""
+        if self._mounted.streams is not None:
+            self._mounted.streams.hang_up()
         for listener in self._listeners:
             listener.state.heads.memo.clear()
 

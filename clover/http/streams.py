@@ -116,6 +116,10 @@ class EventStreams:
     def close(self) -> None:
         """End every stream at once, and open no other: nothing is due to them, so that no drain waits for them."""
         self._closed = True
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End every stream; who may still see one comes back by itself."""
         for stream in self._open:
             if isinstance(stream.exchange.connection, Outgoing):
                 stream.exchange.connection.hang_up()

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from clover.config import ListenConfig
+from clover.config import ListenConfig, ServerConfig, TenantConfig
+from clover.http.frontend import Frontend, Mounted
 from clover.http.streams import UNREAD_BYTES, EventStreams, event
-from tests.support.http_fakes import Driver, FakeView, MockTransport, request
+from clover.tenants import Tenants
+from tests.support.http_fakes import Driver, FakeLoop, FakeView, MockTransport, request
 
 
 class Page:
@@ -143,6 +145,27 @@ def test_closing_ends_the_streams_at_once_and_a_drain_has_nothing_to_wait_for(ho
     refused = Page(house).take()
     assert refused.startswith(b"HTTP/1.1 503 ")
     assert b"shutting down" in refused
+
+
+def test_a_tenant_whose_token_is_taken_away_loses_its_stream_and_others_come_back() -> None:
+    admin = TenantConfig(name="admin", token="admin-1", may_control=True)
+    tenants = Tenants([admin])
+    house = House(listen=ListenConfig(token="operator-1"), tenants=tenants)
+
+    def open_page(token: str) -> Page:
+        return Page(house, request("GET", "/dashboard/stream", fields=[f"Authorization: Bearer {token}"]))
+
+    pages = [open_page("admin-1"), open_page("operator-1")]
+    frontend = Frontend(
+        FakeView(), ServerConfig(), FakeLoop(), mounted=Mounted({}, house.streams)  # type: ignore[arg-type]
+    )  # fmt: skip
+    tenants.use([TenantConfig(name="acme", token="acme-1")])
+    house.driver.state.heads.memo.clear()
+    frontend.forget_heads()
+    assert all(page.transport.closed for page in pages)
+    assert house.streams.open == 0
+    assert open_page("admin-1").take().startswith(b"HTTP/1.1 401 ")
+    assert open_page("operator-1").take().startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_stream_behind_an_answer_that_is_due_is_refused(house: House) -> None:
