@@ -62,12 +62,11 @@ def _send(file: PageFile, exchange: Exchange, body: Body, name: str) -> None:
 async def _send_plotly(plotly: PlotlyFile, exchange: Exchange) -> None:
     try:
         file = await plotly.get()
-        parts, fields = await asyncio.to_thread(file.parts, exchange.head.accept)
     except OSError:
         log.exception("plotly's script cannot be read")
         exchange.fail(500, "the server failed on this request")
     else:
-        exchange.finish(200, parts, fields, file.kind)
+        _send(file, exchange, b"", "")
 
 
 def _send_report(report: ReportMaker | None, tasks: _Tasks, exchange: Exchange, body: Body, name: str) -> None:

@@ -108,6 +108,9 @@ def test_plotly_is_compressed_once_and_its_map_style_has_its_element() -> None:
         first, second = await asyncio.gather(plotly.get(), plotly.get())
         assert first is second
         assert len(first.packed) < 2_000_000
+        ((plain,), _), ((again,), _) = first.parts(""), first.parts("")
+        assert plain is again, "one for all that take no gzip"
+        assert plain == gzip.decompress(first.packed)
         assert plotly.address.startswith("/dashboard/assets/")
         assert len(plotly.style) == 64
 
