@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clover.accounting.boundaries import DEFAULT, WITHIN
 from clover.control.troubles import served_accuracy, troubles
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
@@ -121,17 +122,21 @@ def _carbon(intensity: State | None) -> dict[str, Any] | None:
 
 
 def _emission(totals: State, grams_per_hour: float | None) -> dict[str, Any]:
-    """Return what is drawn and emitted now, and since the start, within the boundary `server`."""
+    """Return what is drawn now, and emitted and used since the start, within the boundary `server`."""
     devices, sci = (totals.get("devices") or {}).values(), totals.get("sci") or {}
+
+    def since_the_start(unit: str) -> float | None:
+        return tidy(sum(line[f"{name}_{unit}"] for line in devices for name in WITHIN[DEFAULT])) if devices else None
+
     known = sorted({line["method"] for line in devices})
     grids = sorted({line["intensity"] for line in devices if line.get("intensity")})
     return {
         "watts": tidy(sum(line["watts"] for line in devices)) if devices else None,
         "idle_w": tidy(sum(line["idle_w"] for line in devices)) if devices else None,
         "grams_per_hour": tidy(grams_per_hour),
-        "grams": tidy(sci.get("operational_g")),
+        "grams": since_the_start("g"),
         "embodied_g": tidy(sci.get("embodied_g")),
-        "joules": tidy(sum(line["measured_j"] for line in devices)) if devices else None,
+        "joules": since_the_start("j"),
         "energy": " + ".join(known),
         "intensity": " + ".join(grids),
         "grams_method": (sci.get("methods") or {}).get("grams", ""),
