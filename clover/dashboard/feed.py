@@ -25,6 +25,7 @@ from clover.carbon.grid import Grid
 from clover.carbon.labels import caveat
 from clover.dashboard import snapshot
 from clover.dashboard.history import LatencyWindow, SampleHistory
+from clover.dashboard.today import midnight
 from clover.errors import CloverError
 from clover.http.streams import EventStreams, event
 from clover.planning.budget.forecast import HOUR_S
@@ -147,6 +148,7 @@ class Feed:
     def _look(self, latencies: snapshot.Latencies) -> dict[str, Any]:
         """Look at the server; return, and remember, what a page shows of it."""
         sources, now_s = self._sources, self._monotonic_s()
+        self._end_yesterday()
         state = sources.state()
         shown = snapshot.overview(state, latencies, self._grams_per_hour(state, now_s))
         reading = sources.grid.reading
@@ -232,6 +234,11 @@ class Feed:
                 self._reading = None
 
         self._reading = asyncio.get_running_loop().create_task(read(), name="clover-today")
+
+    def _end_yesterday(self) -> None:
+        """Drop figures of a day that is over, so that they are read again and are shown as today's no longer."""
+        if self._today is not None and self._today.get("since_s", math.inf) < midnight(self._wall_s()):
+            self._today, self._today_s = None, -math.inf
 
     async def stop(self) -> None:
         """Wait for a reading of the ledger that is under way."""

@@ -12,6 +12,7 @@ import pytest
 
 from clover._native.histogram import Histogram
 from clover.dashboard.feed import Feed, FeedSources
+from clover.dashboard.today import DAY_S, midnight
 from clover.errors import LedgerError
 from clover.planning.budget.forecast import History
 from clover.types import Decision, Reading
@@ -205,6 +206,21 @@ def test_the_ledger_is_read_in_a_thread_once_a_minute_and_its_failure_is_said() 
     asyncio.run(story())
     assert len(threads) == 2
     assert threading.main_thread().name not in threads
+
+
+def test_after_midnight_the_figures_of_yesterday_are_not_shown_as_those_of_today() -> None:
+    async def story() -> None:
+        scene = Scene(today=lambda now_s: {"since_s": midnight(now_s), "grams": 3.0})
+        scene.now_s = 3 * DAY_S - 13.0
+        scene.open(1)
+        scene.tick()
+        await scene.feed.stop()
+        assert scene.tick()["today"] == {"since_s": 2 * DAY_S, "grams": 3.0}
+        assert scene.tick(10.0)["today"] is None, "read again at once, and not a minute later"
+        await scene.feed.stop()
+        assert scene.tick()["today"] == {"since_s": 3 * DAY_S, "grams": 3.0}
+
+    asyncio.run(story())
 
 
 def test_a_look_that_fails_does_not_end_the_feed(caplog: pytest.LogCaptureFixture) -> None:
