@@ -131,7 +131,10 @@ def _emission(totals: State, grams_per_hour: float | None) -> dict[str, Any]:
     known = sorted({line["method"] for line in devices})
     grids = sorted({line["intensity"] for line in devices if line.get("intensity")})
     return {
-        "watts": tidy(sum(line["watts"] for line in devices)) if devices else None,
+        # While a meter gives no new reading its watts are not there, and so is no sum.
+        "watts": tidy(sum(line["watts"] for line in devices))
+        if devices and all("watts" in line for line in devices)
+        else None,
         "idle_w": tidy(sum(line["idle_w"] for line in devices)) if devices else None,
         "grams_per_hour": tidy(grams_per_hour),
         "grams": since_the_start("g"),
@@ -169,7 +172,7 @@ def _device(item: State, line: State | None) -> dict[str, Any]:
     keys = ("device", "kind", "label", "emulated", "slices", "lost", "family", "quarantined", "foreign")
     return {
         **{key: item[key] for key in keys},
-        "watts": tidy(line["watts"]) if line else None,
+        "watts": tidy(line.get("watts")) if line else None,
         "idle_w": tidy(line["idle_w"]) if line else None,
         "method": line["method"] if line else "",
         "meter": line.get("meter", "") if line else "",

@@ -69,6 +69,13 @@ def test_the_message_is_a_fraction_of_the_state_and_plain_json(state: dict[str, 
     assert len(message) < 0.7 * len(orjson.dumps(state, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS))
 
 
+def test_a_meter_that_gives_no_new_reading_has_no_watts_and_the_rest_is_shown(state: dict[str, Any]) -> None:
+    line = {key: value for key, value in TOTALS["devices"]["cpu0"].items() if key != "watts"}
+    shown = snapshot.overview({**state, "totals": {**TOTALS, "devices": {"cpu0": line}}}, {}, None)
+    assert (shown["emission"]["watts"], shown["emission"]["joules"]) == (None, 64.0)
+    assert [one["watts"] for one in shown["devices"] if one["device"] == "cpu0"] == [None]
+
+
 def test_what_is_emitted_stands_with_how_it_is_known(shown: dict[str, Any]) -> None:
     emission = shown["emission"]
     assert (emission["watts"], emission["grams_per_hour"], emission["grams"]) == (12.5, 360.0, 4.0)
