@@ -285,7 +285,7 @@ function paint() {
   painted = Date.now();
   if (!now) return;
   const planned = Object.values(now.models).find((model) => known(model.reference));
-  const plan = [...decisions.values()].find((one) => known(one.g_per_kwh) && one.action !== "failed");
+  const plan = charts.inForce([...decisions.values()]);
   const series = gridSeries();
   const end = series[1].x.at(-1) ?? series[0].x.at(-1);
   const here = moment(now.grid_s);
