@@ -24,7 +24,7 @@ from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
 from clover.report.checking import UnreadableReport, read_text, verify
-from clover.report.making import application_of, nothing_of, report_from, settled
+from clover.report.making import application_of, nothing_of, report_from, settled_end
 from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
 from clover.report.render.page import report_page
@@ -205,10 +205,8 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
     bounds = ledger.bounds()
     if bounds is None:
         raise nothing_of(ledger, 0.0, now, zone)
-    # What is under way is not over yet, and may not be written yet.
-    last = min(float(bounds[1]), settled(now)) if settled(now) > bounds[0] else float(bounds[1])
     start = moment(given.start, zone, now) if given.start else float(bounds[0])
-    end = moment(given.end, zone, now) if given.end else max(last, bounds[0] + 60.0)
+    end = moment(given.end, zone, now) if given.end else settled_end(bounds, now)
     if not given.end and given.start and start >= end:
         raise nothing_of(ledger, start, now, zone)
     if start >= end:

@@ -7,10 +7,12 @@
     snapshot     the messages, made of the state that `GET /v2/clover/state` gives: pure
     today        what the ledger has of today
     feed         looks every two seconds and sends one message to all open pages
+    report       has the report made in a process of its own, one at a time
     paths        GET /dashboard and what is below it
 """
 
 from clover.dashboard.feed import Feed, FeedSources
 from clover.dashboard.paths import dashboard_paths
+from clover.dashboard.report import ReportMaker
 
-__all__ = ["Feed", "FeedSources", "dashboard_paths"]
+__all__ = ["Feed", "FeedSources", "ReportMaker", "dashboard_paths"]

@@ -25,6 +25,7 @@ from clover.carbon.grid import Grid
 from clover.carbon.labels import caveat
 from clover.dashboard import snapshot
 from clover.dashboard.history import LatencyWindow, SampleHistory
+from clover.dashboard.today import midnight
 from clover.errors import CloverError
 from clover.http.streams import EventStreams, event
 from clover.planning.budget.forecast import HOUR_S
@@ -87,6 +88,7 @@ class Feed:
         self._number = 0
         self._shown: dict[str, Any] | None = None
         self._shown_s = -math.inf
+        self._greeting = b""
         self._sent: dict[int, int] = {}
         self._forecast_sent: tuple[int, float] | None = None
         self._today: Today | None = None
@@ -126,21 +128,27 @@ class Feed:
             self.streams.publish(event("tick", self._encoded(document), f"{self.epoch}.{self._number}"))
 
     def greeting(self) -> bytes:
-        """Return what a page begins with: the present, the history, the forecast and the newest decisions."""
+        """Return what a page begins with: the present, the history, the forecast and the newest decisions.  It is made
+        once for the pages that open between two looks; what came since is in the next message."""
         if self._shown is None or self._monotonic_s() - self._shown_s > TICK_S:
             self._look(self._latency.look(self._monotonic_s(), self._sources.latency()))
         self._read_today()
+        if self._greeting:
+            return self._greeting
         document = {
             **(self._shown or {}),
             "history": self.history.columns(),
             "forecast": self._forecast(),
             "decisions": [snapshot.decision(one) for one in self._sources.decisions(_DECISIONS)],
         }
-        return b"retry: %d\n\n" % RETRY_MS + event("hello", self._encoded(document), f"{self.epoch}.{self._number}")
+        message = event("hello", self._encoded(document), f"{self.epoch}.{self._number}")
+        self._greeting = b"retry: %d\n\n" % RETRY_MS + message
+        return self._greeting
 
     def _look(self, latencies: snapshot.Latencies) -> dict[str, Any]:
         """Look at the server; return, and remember, what a page shows of it."""
         sources, now_s = self._sources, self._monotonic_s()
+        self._end_yesterday()
         state = sources.state()
         shown = snapshot.overview(state, latencies, self._grams_per_hour(state, now_s))
         reading = sources.grid.reading
@@ -157,7 +165,7 @@ class Feed:
             "today": self._today,
             "ledger": sources.today is not None,
         }
-        self._shown, self._shown_s = shown, now_s
+        self._shown, self._shown_s, self._greeting = shown, now_s, b""
         return shown
 
     def _grams_per_hour(self, state: dict[str, Any], now_s: float) -> float | None:
@@ -226,6 +234,11 @@ class Feed:
                 self._reading = None
 
         self._reading = asyncio.get_running_loop().create_task(read(), name="clover-today")
+
+    def _end_yesterday(self) -> None:
+        """Drop figures of a day that is over, so that they are read again and are shown as today's no longer."""
+        if self._today is not None and self._today.get("since_s", math.inf) < midnight(self._wall_s()):
+            self._today, self._today_s = None, -math.inf
 
     async def stop(self) -> None:
         """Wait for a reading of the ledger that is under way."""

@@ -2,7 +2,7 @@
 them for good and asks for new ones after an upgrade.
 
 The page's own files are small and are read at the start.  Plotly's script (5 MB) is compressed in a thread when a page
-first asks for it, and lies in memory from then on.
+first asks for it, and lies in memory from then on, plain as well for clients that take no gzip: once for all of them.
 """
 
 from __future__ import annotations
@@ -55,22 +55,23 @@ def headers(policy: str, kept: bool) -> bytes:
 
 @dataclass(frozen=True)
 class PageFile:
-    """A file to be sent: its type, its bytes compressed with gzip, and the header lines that go with it."""
+    """A file to be sent: its type, its bytes plain and compressed with gzip, and the header lines that go with it."""
 
     kind: bytes
+    plain: bytes
     packed: bytes
     fields: bytes
 
     @classmethod
     def of(cls, suffix: str, data: bytes, *, kept: bool) -> PageFile:
         """Return the file of these contents; `kept`: a browser may keep it for good."""
-        return cls(_KINDS[suffix], gzip.compress(data, 9, mtime=0), headers(POLICY, kept))
+        return cls(_KINDS[suffix], data, gzip.compress(data, 9, mtime=0), headers(POLICY, kept))
 
     def parts(self, accept: str) -> tuple[list[bytes], bytes]:
         """Return the body for a client that accepts the coding `accept`, and the header lines."""
         if accept == "gzip":
             return [self.packed], self.fields + b"Content-Encoding: gzip\r\n"
-        return [gzip.decompress(self.packed)], self.fields
+        return [self.plain], self.fields
 
 
 class PlotlyFile:
@@ -99,8 +100,9 @@ class PlotlyFile:
     def _make(self) -> PageFile:
         assert self._path is not None
         packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-        packed = packer.compress(self._path.read_bytes()) + packer.flush()
-        return PageFile(_KINDS[".js"], packed, headers(POLICY, True))
+        plain = self._path.read_bytes()
+        packed = packer.compress(plain) + packer.flush()
+        return PageFile(_KINDS[".js"], plain, packed, headers(POLICY, True))
 
 
 def page_files(plotly: PlotlyFile, version: str) -> tuple[PageFile, Mapping[str, PageFile]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
 from clover._version import __version__
 from clover.dashboard.files import REPORT_POLICY, PageFile, PlotlyFile, headers, page_files
+from clover.dashboard.report import ReportMaker
 from clover.errors import CloverError
 from clover.http import EventStreams, Mounted
 from clover.http.api.routes import Methods
@@ -25,12 +26,9 @@ NO_REPORT = (
 _TEXT = b"text/plain; charset=utf-8"
 _HTML = b"text/html; charset=utf-8"
 
-MakeReport = Callable[[], str]
-"""Makes the report of today as one HTML file, in a thread; raises CloverError in the operator's words."""
 
-
-def dashboard_paths(streams: EventStreams, report: MakeReport | None = None) -> Mounted:
-    """Return the dashboard's paths, for a front end to serve."""
+def dashboard_paths(streams: EventStreams, report: ReportMaker | None = None) -> Mounted:
+    """Return the dashboard's paths, for a front end to serve.  `report`: None without a ledger."""
     plotly, tasks = PlotlyFile(), _Tasks()
     page, files = page_files(plotly, __version__)
     paths: dict[str, Methods] = {
@@ -41,7 +39,7 @@ def dashboard_paths(streams: EventStreams, report: MakeReport | None = None) -> 
     }
     if plotly.address:
         paths[plotly.address] = {"GET": lambda exchange, body, name: tasks.start(_send_plotly(plotly, exchange))}
-    return Mounted(paths, streams)
+    return Mounted(paths, streams, report.close if report is not None else None)
 
 
 class _Tasks:
@@ -64,28 +62,32 @@ def _send(file: PageFile, exchange: Exchange, body: Body, name: str) -> None:
 async def _send_plotly(plotly: PlotlyFile, exchange: Exchange) -> None:
     try:
         file = await plotly.get()
-        parts, fields = await asyncio.to_thread(file.parts, exchange.head.accept)
     except OSError:
         log.exception("plotly's script cannot be read")
         exchange.fail(500, "the server failed on this request")
     else:
-        exchange.finish(200, parts, fields, file.kind)
+        _send(file, exchange, b"", "")
 
 
-def _send_report(report: MakeReport | None, tasks: _Tasks, exchange: Exchange, body: Body, name: str) -> None:
-    if report is not None:
-        tasks.start(_make_report(report, exchange))
-    else:
+def _send_report(report: ReportMaker | None, tasks: _Tasks, exchange: Exchange, body: Body, name: str) -> None:
+    if exchange.head.cross_site:
+        # Its answer is hidden from the other page, but making it costs this machine some seconds.
+        exchange.fail(403, "the report is not made for a page of another site: open it from the dashboard")
+    elif report is None:
         exchange.finish(404, [NO_REPORT.encode()], headers(REPORT_POLICY, False), _TEXT)
+    elif exchange.head.method == "HEAD":
+        exchange.finish(200, [], headers(REPORT_POLICY, False), _HTML)
+    else:
+        tasks.start(_make_report(report, exchange))
 
 
-async def _make_report(report: MakeReport, exchange: Exchange) -> None:
+async def _make_report(report: ReportMaker, exchange: Exchange) -> None:
     try:
-        text = await asyncio.to_thread(report)
+        page = await report.get()
     except CloverError as error:
         exchange.finish(503, [f"There is no report: {error}".encode()], headers(REPORT_POLICY, False), _TEXT)
     except Exception:
         log.exception("the report could not be made")
         exchange.fail(500, "the server failed on this request")
     else:
-        exchange.finish(200, [text.encode()], headers(REPORT_POLICY, False), _HTML)
+        exchange.finish(200, [page], headers(REPORT_POLICY, False), _HTML)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clover.accounting.boundaries import DEFAULT, WITHIN
 from clover.control.troubles import served_accuracy, troubles
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
@@ -121,19 +122,26 @@ def _carbon(intensity: State | None) -> dict[str, Any] | None:
 
 
 def _emission(totals: State, grams_per_hour: float | None) -> dict[str, Any]:
-    """Return what is drawn and emitted now, and since the start, within the boundary `server`."""
+    """Return what is drawn now, and emitted and used since the start, within the boundary `server`."""
     # A device has no watts before its meter was read for the first time, while the server starts.
     devices = [line for line in (totals.get("devices") or {}).values() if "watts" in line]
     sci = totals.get("sci") or {}
+
+    def since_the_start(unit: str) -> float | None:
+        return tidy(sum(line[f"{name}_{unit}"] for line in devices for name in WITHIN[DEFAULT])) if devices else None
+
     known = sorted({line["method"] for line in devices})
     grids = sorted({line["intensity"] for line in devices if line.get("intensity")})
     return {
-        "watts": tidy(sum(line["watts"] for line in devices)) if devices else None,
+        # While a meter gives no new reading its watts are not there, and so is no sum.
+        "watts": tidy(sum(line["watts"] for line in devices))
+        if devices and all("watts" in line for line in devices)
+        else None,
         "idle_w": tidy(sum(line["idle_w"] for line in devices)) if devices else None,
         "grams_per_hour": tidy(grams_per_hour),
-        "grams": tidy(sci.get("operational_g")),
+        "grams": since_the_start("g"),
         "embodied_g": tidy(sci.get("embodied_g")),
-        "joules": tidy(sum(line["measured_j"] for line in devices)) if devices else None,
+        "joules": since_the_start("j"),
         "energy": " + ".join(known),
         "intensity": " + ".join(grids),
         "grams_method": (sci.get("methods") or {}).get("grams", ""),
@@ -167,7 +175,7 @@ def _device(item: State, line: State | None) -> dict[str, Any]:
     keys = ("device", "kind", "label", "emulated", "slices", "lost", "family", "quarantined", "foreign")
     return {
         **{key: item[key] for key in keys},
-        "watts": tidy(line["watts"]) if line else None,
+        "watts": tidy(line.get("watts")) if line else None,
         "idle_w": tidy(line["idle_w"]) if line else None,
         "method": line["method"] if line else "",
         "meter": line.get("meter", "") if line else "",

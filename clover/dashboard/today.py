@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clover.accounting.boundaries import DEFAULT, WITHIN
+from clover.control.baselines.saved import LEAST_ROWS
 from clover.dashboard.history import tidy
 from clover.telemetry.ledger import LedgerReader
-from clover.telemetry.ledger.rows import LineRow, SavedRow
+from clover.telemetry.ledger.rows import GridRow, LineRow, SavedRow
 
 DAY_S = 86_400
 _ORDER = ("base", "right_sized", "fixed", "static")
@@ -31,26 +32,33 @@ def read_today(path: Path, now_s: float) -> dict[str, Any]:
     """Return what the page shows of today, read from the ledger `path`; raises LedgerError.  For a thread."""
     since_s = midnight(now_s)
     with LedgerReader(path) as ledger:
-        return today(ledger.lines(since_s), ledger.saved(since_s), since_s)
+        return today(ledger.lines(since_s), ledger.saved(since_s), ledger.grid(since_s), since_s)
 
 
-def today(lines: Iterable[LineRow], saved: Iterable[SavedRow], since_s: int) -> dict[str, Any]:
-    """Return grams and joules within the boundary `server`, and each comparison with its interval."""
+def today(lines: Iterable[LineRow], saved: Iterable[SavedRow], grid: Iterable[GridRow], since_s: int) -> dict[str, Any]:
+    """Return grams and joules within the boundary `server`, and each comparison with its interval; `energy` and
+    `intensity` are how these are known."""
     own = [line for line in lines if line.line in WITHIN[DEFAULT]]
     here = [row for row in saved if row.boundary == DEFAULT]
-    labels = sorted({row.label for row in here})
+    labels = " + ".join(sorted({row.label for row in here}))
+    intensity = " + ".join(sorted({row.known for row in grid if row.joules > 0.0}))
+    grids = f"intensity {intensity or 'unknown'}"
     return {
         "since_s": since_s,
         "grams": tidy(sum(line.grams for line in own)),
         "joules": tidy(sum(line.joules for line in own)),
         "energy": " + ".join(sorted({line.label for line in own})),
+        "intensity": intensity,
         "saved": [_comparison(kind, rows) for kind in _ORDER if (rows := [row for row in here if row.against == kind])],
-        "known": f"{' + '.join(labels)}; within the {DEFAULT}; since midnight UTC, from the ledger" if labels else "",
+        "known": f"energy {labels}, {grids}; within the {DEFAULT}; since midnight UTC, from the ledger"
+        if labels
+        else "",
     }
 
 
 def _comparison(kind: str, rows: list[SavedRow]) -> dict[str, Any]:
-    """Return the sum of rows of one counterfactual; their errors add up, as those of a meter do."""
+    """Return the sum of rows of one counterfactual; their errors add up, as those of a meter do.  There is no part
+    before `LEAST_ROWS` rows, as in the state."""
     grams, error = sum(row.saved_g for row in rows), sum(row.error_g for row in rows)
     shadow, count = sum(row.shadow_g for row in rows), sum(row.rows for row in rows)
     accuracy = sum(row.shadow_accuracy_rows - row.own_accuracy_rows for row in rows)
@@ -61,6 +69,6 @@ def _comparison(kind: str, rows: list[SavedRow]) -> dict[str, Any]:
         "grams": tidy(grams),
         "low": tidy(grams - error),
         "high": tidy(grams + error),
-        "part": tidy(grams / shadow) if shadow > 0.0 else None,
+        "part": tidy(grams / shadow) if shadow > 0.0 and count >= LEAST_ROWS else None,
         "accuracy_given_up": tidy(accuracy / count) if count else None,
     }

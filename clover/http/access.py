@@ -4,9 +4,9 @@ Three defences against three attackers.  The Host allow list stops a web page th
 (DNS rebinding); the Origin check stops a page that posts here directly; the token stops everyone else on the network,
 and without one changes are taken from loopback peers only.  If a control socket is configured, only that takes changes.
 
-A tenant's token lets it ask models.  It changes nothing, and sees neither state nor decisions nor metrics, which are
-others' too, unless the tenant `may_control`.  Where there are tenants, a token that is nobody's is refused wherever it
-comes from: its owner would otherwise be served as no tenant, without a limit.
+A tenant's token lets it ask models.  It changes nothing, and sees neither state nor decisions, metrics or statistics,
+which are others' too, unless the tenant `may_control`.  Where there are tenants, a token that is nobody's is refused
+wherever it comes from: its owner would otherwise be served as no tenant, without a limit.
 
 The dashboard's page and its scripts are read without the token, since a browser that opens an address sends none: they
 are files of the package and hold nothing of this server.  What they show they ask for with the token.
@@ -29,6 +29,8 @@ _CHALLENGE = b"WWW-Authenticate: Bearer\r\n"
 _WILDCARDS = ("", "0.0.0.0", "::")
 _OPERATORS = ("/v2/clover", "/metrics", "/dashboard")
 """Paths that begin so are not for tenants: they show what others sent and used."""
+_STATISTICS = "/stats"
+"""So end the paths of the statistics extension: of all models, of one, and of a version."""
 _PAGE = "/dashboard"
 _ASSETS = "/dashboard/assets/"
 
@@ -53,6 +55,11 @@ def binds_loopback(host: str) -> bool:
 def _is_asset(path: str) -> bool:
     """Return whether a path is of the dashboard's own files, which are the same on every server."""
     return path == _PAGE or path.startswith(_ASSETS)
+
+
+def _is_for_operators(path: str) -> bool:
+    """Return whether a path shows what others sent and used."""
+    return path.startswith(_OPERATORS) or path.rstrip("/").endswith(_STATISTICS)
 
 
 class Access:
@@ -102,7 +109,7 @@ class Access:
             head.refusal = misplaced
         elif not known and self._needs_token(head) and not _is_asset(head.path):
             head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
-        elif head.tenant is not None and not head.tenant.may_control and head.path.startswith(_OPERATORS):
+        elif head.tenant is not None and not head.tenant.may_control and _is_for_operators(head.path):
             head.refusal = (403, "a tenant's token is for models only: this needs the operator's", b"")
 
     def _needs_token(self, head: Head) -> bool:

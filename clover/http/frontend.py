@@ -69,10 +69,12 @@ class _ControlPath:
 
 @dataclass(frozen=True)
 class Mounted:
-    """Paths of what is built above the front end, and its streams, which end as soon as a drain begins."""
+    """Paths of what is built above the front end, and its streams, which end as soon as a drain begins.  `close` is
+    called then, too: it gives up answers that would hold up the drain."""
 
     paths: Mapping[str, Methods]
     streams: EventStreams | None = None
+    close: Callable[[], None] | None = None
 
 
 class Frontend:
@@ -149,7 +151,9 @@ class Frontend:
         return host, port
 
     def forget_heads(self) -> None:
-        """Judge each head anew from now on, because the tenants have changed."""
+        """Judge each head anew from now on, those of open streams too, because the tenants have changed."""
+        if self._mounted.streams is not None:
+            self._mounted.streams.hang_up()
         for listener in self._listeners:
             listener.state.heads.memo.clear()
 
@@ -245,6 +249,8 @@ class Frontend:
     def _refuse_new(self) -> None:
         if self._mounted.streams is not None:
             self._mounted.streams.close()
+        if self._mounted.close is not None:
+            self._mounted.close()
         if self._control is not None:
             # Before its socket closes: from then on a successor may bind the path.
             self._control.remove()

@@ -19,6 +19,7 @@ cdef class Head:
     cdef public bytes traceparent
     cdef public bytes tracestate
     cdef public bytes origin
+    cdef public bint cross_site
     cdef public bint authorised
     cdef public object tenant
     cdef public bytes bearer

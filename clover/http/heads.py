@@ -49,6 +49,8 @@ class Head:
 
     The body, also decoded, has at most `most_bytes`; `bound` is what that holds for, and how to be within it.
 
+    `cross_site`: a browser says that a page of another site makes the request (Fetch Metadata, W3C).
+
     `traceparent` and `tracestate` are the fields of W3C Trace Context as they came, not checked yet.
 
     What the routes add: a lower `most_bytes` and its `bound`; `refusal` is an answer that follows from the head alone
@@ -66,6 +68,7 @@ class Head:
         "bound",
         "chunked",
         "coding",
+        "cross_site",
         "endpoint",
         "expect",
         "host",
@@ -107,6 +110,7 @@ class Head:
         self.traceparent = b""
         self.tracestate = b""
         self.origin: bytes | None = None
+        self.cross_site = False
         self.authorised = False
         self.tenant: Tenant | None = None
         self.bearer = b""
@@ -295,6 +299,7 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
     head.traceparent = seen.get(b"traceparent", b"")
     head.tracestate = seen.get(b"tracestate", b"")
     head.origin = seen.get(b"origin")
+    head.cross_site = seen.get(b"sec-fetch-site") == b"cross-site"
     scheme, _, token = seen.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer":
         head.bearer = token.strip()

@@ -181,9 +181,9 @@ class Outgoing(ConnectionBase):
         with contextlib.suppress(RuntimeError):
             self._transport.write(data)
 
-    def push(self, data: bytes) -> bool:
+    def push(self, data: bytes, unread_bytes: int) -> bool:
         """Send a part of an answer that stays open, the first one with its head; return False, and send nothing, if the
-        client is gone or has not read what was pushed before.
+        client is gone or has left more than `unread_bytes` of what was pushed before unread.
 
         The exchange that is answered so must be the first one due.  It never gets a reply: the connection ends it."""
         transport = self._transport
@@ -191,7 +191,7 @@ class Outgoing(ConnectionBase):
             return False
         if self._out:
             self.flush()  # answers of before, in this turn of the loop
-        if transport.get_write_buffer_size():
+        if transport.get_write_buffer_size() > unread_bytes:
             return False
         self._sent += len(data)
         self.state.stats.sent_bytes += len(data)

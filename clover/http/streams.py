@@ -1,14 +1,16 @@
 """Answers that stay open: server-sent events (WHATWG HTML, "text/event-stream"), one message to all of them.
 
-A message is made once and sent to every stream as it is.  What a stream holds is bounded: a client that has not read
-the message before when the next one comes is dropped, not buffered, and comes back by itself.  There are `most` streams
-at most, and a further one is refused (503), because each of them holds a connection for as long as a page is open.
+A message is made once and sent to every stream as it is.  What a stream holds is bounded: a client that has left
+`UNREAD_BYTES` unread, besides the greeting, when a message comes is dropped and comes back by itself.  The greeting is
+by far the largest, and on a slow link the next messages come before it has left.  There are `most` streams at most, and
+a further one is refused (503), because each of them holds a connection for as long as a page is open.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from clover.http.exchange import Exchange
@@ -17,6 +19,7 @@ from clover.http.outgoing import Outgoing
 log = logging.getLogger("clover.http")
 
 MOST_STREAMS = 64
+UNREAD_BYTES = 1 << 20
 KIND = b"text/event-stream"
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
@@ -32,6 +35,14 @@ def event(name: str, data: bytes, number: str = "") -> bytes:
     return head + (b"id: %b\n" % number.encode() if number else b"") + b"data: " + data + b"\n\n"
 
 
+@dataclass(frozen=True)
+class _Stream:
+    """An open stream; it may leave `unread_bytes` unread."""
+
+    exchange: Exchange
+    unread_bytes: int
+
+
 class EventStreams:
     """The open streams of a server.
 
@@ -44,7 +55,7 @@ class EventStreams:
         self.dropped = 0
         self._greeting = greeting
         self._most = most
-        self._open: list[Exchange] = []
+        self._open: list[_Stream] = []
         self._closed = False
 
     @property
@@ -65,7 +76,7 @@ class EventStreams:
         connection = exchange.connection
         if not isinstance(connection, Outgoing):
             return  # the client is gone
-        self._open = [one for one in self._open if one.connection is not None]
+        self._open = [one for one in self._open if one.exchange.connection is not None]
         if self._closed or connection.state.draining:
             exchange.fail(503, "the server is shutting down", retry_after_s=5.0)
         elif len(self._open) >= self._most:
@@ -75,27 +86,28 @@ class EventStreams:
             exchange.fail(400, "a stream is asked for on a connection on which no other answer is due")
         else:
             try:
-                message = _HEAD + self._greeting()
+                greeting = self._greeting()
             except Exception:
                 # What is not answered would hold the connection, and a drain.
                 log.exception("a stream could not be begun")
                 exchange.fail(503, "there is nothing to show yet", retry_after_s=2.0)
                 return
-            if connection.push(message):
+            # Two pushes, so that pages that open together share the bytes of the greeting.
+            if connection.push(_HEAD, 0) and connection.push(greeting, len(_HEAD)):
                 connection.state.stats.answered(200)
-                self._open.append(exchange)
+                self._open.append(_Stream(exchange, len(greeting) + UNREAD_BYTES))
             else:
                 connection.hang_up()
 
     def publish(self, message: bytes) -> None:
-        """Send `message` to every stream, and drop those that have not read the one before."""
+        """Send `message` to every stream, and drop those that have left too much unread."""
         left = []
-        for exchange in self._open:
-            connection = exchange.connection
+        for stream in self._open:
+            connection = stream.exchange.connection
             if not isinstance(connection, Outgoing):
                 continue  # the client is gone
-            if connection.push(message):
-                left.append(exchange)
+            if connection.push(message, stream.unread_bytes):
+                left.append(stream)
             else:
                 self.dropped += 1
                 connection.hang_up()
@@ -104,7 +116,11 @@ class EventStreams:
     def close(self) -> None:
         """End every stream at once, and open no other: nothing is due to them, so that no drain waits for them."""
         self._closed = True
-        for exchange in self._open:
-            if isinstance(exchange.connection, Outgoing):
-                exchange.connection.hang_up()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End every stream; who may still see one comes back by itself."""
+        for stream in self._open:
+            if isinstance(stream.exchange.connection, Outgoing):
+                stream.exchange.connection.hang_up()
         self._open = []

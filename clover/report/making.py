@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import tzinfo
+from pathlib import Path
+
+import msgspec
 
 from clover.config import ReportConfig
 from clover.errors import LedgerError
 from clover.report.build import ReportOptions, report_of
 from clover.report.calendar import time_words
 from clover.report.records import Report, ReportedApplication
+from clover.report.render.page import report_page
 from clover.report.source import read_rows, whole_spans
 from clover.telemetry.ledger import LedgerReader
 
 _SETTLED_S = 30.0
 """Seconds after which a running server has written a minute."""
+LATEST_S = 31 * 86_400.0
+"""How far back the report of a server's page goes; `clover report` makes one of any time."""
+MOST_S = 120
+"""Seconds that the report of a server's page may take."""
+REFUSED = 3
+"""Exit status of `clover.report.apart` if there is nothing to report."""
+
+
+class ReportOrder(msgspec.Struct, frozen=True):
+    """What `clover.report.apart` is asked for: the report of this ledger, with what the settings `[report]` say."""
+
+    ledger: str
+    stated: ReportConfig
 
 
 def application_of(stated: ReportConfig) -> ReportedApplication:
@@ -33,6 +50,34 @@ def application_of(stated: ReportConfig) -> ReportedApplication:
 def settled(now: float) -> float:
     """Return the last minute's end that a running server has surely written."""
     return now - _SETTLED_S - (now - _SETTLED_S) % 60.0
+
+
+def settled_end(bounds: tuple[float, float], now: float) -> float:
+    """Return the end of what a report can have of a ledger that begins and ends at `bounds`."""
+    # What is under way is not over yet, and may not be written yet.
+    last = min(float(bounds[1]), settled(now)) if settled(now) > bounds[0] else float(bounds[1])
+    return max(last, bounds[0] + 60.0)
+
+
+def latest_page(path: Path, stated: ReportConfig, now: float) -> str:
+    """Return the report of the last `LATEST_S` seconds that the ledger `path` has, as HTML: what `clover report` would
+    make of that time.  Raises LedgerError."""
+    options = ReportOptions(
+        start=0.0,
+        end=now,
+        made=now,
+        server=path.stem,
+        application=application_of(stated),
+        market_g_per_kwh=stated.market_g_per_kwh,
+        market_source=stated.market_source,
+    )
+    with LedgerReader(path) as ledger:
+        bounds = ledger.bounds()
+        if bounds is None:
+            raise nothing_of(ledger, 0.0, now, options.zone)
+        end = settled_end(bounds, now)
+        start = max(float(bounds[0]), end - LATEST_S)
+        return report_page(report_from(ledger, replace(options, start=start, end=end)), options.zone)
 
 
 def report_from(ledger: LedgerReader, options: ReportOptions) -> Report:

@@ -65,19 +65,25 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
+def playwright_sync() -> Any:
     sync = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
     if not CHROMIUM:
         pytest.skip("needs Chromium (Debian: apt-get install chromium); CLOVER_TEST_CHROMIUM names another one")
+    return sync
+
+
+@pytest.fixture
+def chromium(playwright_sync: Any) -> Iterator[Any]:
+    """Start a browser for one test: while playwright runs, no other test of this process could run an event loop."""
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync.sync_playwright() as playwright:
+    with playwright_sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="session")
-def served(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(playwright_sync: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     made = Served(tmp_path_factory.mktemp("dashboard"))
     made.start()
     yield made

@@ -66,6 +66,18 @@ def test_it_is_useful_before_charts_and_follows_the_server(open_page: Opens) -> 
     assert made == [0, markup], "names from the server are never markup"
 
 
+def test_what_leaves_the_plan_as_it_is_moves_no_band_of_the_intensity(open_page: Opens) -> None:
+    found = open_page().evaluate(
+        """async (actions) => {
+          const script = document.querySelector('script[type="module"]').src;
+          const { inForce } = await import(new URL('charts.js', script));
+          return inForce(actions.map((action, index) => ({ action, g_per_kwh: index })))?.action;
+        }""",
+        ["dry run", "refused", "rolled back", "failed", "routed", "applied"],
+    )
+    assert found == "routed"
+
+
 def test_it_comes_back_after_a_restart_and_says_meanwhile_that_it_is_old(open_page: Opens, served: Served) -> None:
     page = open_page()
     epoch = served.server.engine.page.feed.epoch  # type: ignore[union-attr]

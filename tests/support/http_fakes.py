@@ -410,6 +410,7 @@ class Driver:
         access: bool = False,
         peer: tuple[str, int] = ("127.0.0.1", 50000),
         tenants: Tenants | None = None,
+        mounted: dict[str, Any] | None = None,
     ) -> None:
         self.config = ServerConfig(
             limits=limits or LimitsConfig(), listen=listen or ListenConfig(), log=LogConfig(access=access)
@@ -418,7 +419,7 @@ class Driver:
         self.loop = FakeLoop()
         self.stats = HttpStats()
         rules = Access(self.config.listen, control=control, tenants=tenants)
-        self.routes = Routes(view, self.config, self.loop, rules)  # type: ignore[arg-type]
+        self.routes = Routes(view, self.config, self.loop, rules, mounted)  # type: ignore[arg-type]
         self.state = ServerState(self.routes.judge, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]
         self.connections: set[Incoming] = set()
         self.control = control

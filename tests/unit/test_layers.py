@@ -66,7 +66,7 @@ MODELS_FLOOR = FLOOR_OF["families"]
 PACKAGE = ""
 
 # What starts by module path, in a process of its own, and must not be pulled into the server.
-PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process"}
+PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process", "clover.report.apart"}
 # Where torch may be named at all.
 TORCH = ("clover.backends", "clover.worker.main", "clover.worker.zygote", "clover.models")
 

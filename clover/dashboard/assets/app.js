@@ -108,12 +108,12 @@ function tile(id, value, unit, first, second, level = "") {
   node.dataset.level = level;
 }
 
-function emits({ emission, carbon, today }) {
+function emits({ emission, today }) {
   const [value, unit] = mass(emission.grams_per_hour);
-  const sum = known(today?.grams)
-    ? `${grams(today.grams)} and ${energy(today.joules)} today`
-    : `${grams(emission.grams)} and ${energy(emission.joules)} since the start`;
-  const known_as = [emission.energy && `energy ${emission.energy}`, carbon && `intensity ${carbon.method}`].filter(Boolean).join(", ");
+  const kept = known(today?.grams);
+  const sums = kept ? today : emission;
+  const sum = `${grams(sums.grams)} and ${energy(sums.joules)} ${kept ? "today" : "since the start"}`;
+  const known_as = [sums.energy && `energy ${sums.energy}`, sums.intensity && `intensity ${sums.intensity}`].filter(Boolean).join(", ");
   tile("tile-emits", value, `${unit}CO₂e/h`, `${number(emission.watts)} W drawn, ${number(emission.idle_w)} W at rest · PUE ${number(emission.pue)}`, `${sum} · ${known_as}`);
 }
 
@@ -285,7 +285,7 @@ function paint() {
   painted = Date.now();
   if (!now) return;
   const planned = Object.values(now.models).find((model) => known(model.reference));
-  const plan = [...decisions.values()].find((one) => known(one.g_per_kwh) && one.action !== "failed");
+  const plan = charts.inForce([...decisions.values()]);
   const series = gridSeries();
   const end = series[1].x.at(-1) ?? series[0].x.at(-1);
   const here = moment(now.grid_s);

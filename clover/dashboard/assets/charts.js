@@ -6,6 +6,11 @@ import { known, number } from "./figures.js";
 let plotly = null;
 const drawn = new Map(); // node: function that draws it again
 
+const IN_FORCE = ["applied", "routed", "kept", "observed"];
+
+// The decision of the plan that is in force, of those given, newest first: a dry run or a refusal leaves the plan as it is.
+export const inForce = (decisions) => decisions.find((one) => known(one.g_per_kwh) && IN_FORCE.includes(one.action));
+
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 export function load(address, ready) {

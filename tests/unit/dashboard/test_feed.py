@@ -12,6 +12,7 @@ import pytest
 
 from clover._native.histogram import Histogram
 from clover.dashboard.feed import Feed, FeedSources
+from clover.dashboard.today import DAY_S, midnight
 from clover.errors import LedgerError
 from clover.planning.budget.forecast import History
 from clover.types import Decision, Reading
@@ -133,7 +134,9 @@ def test_a_page_that_comes_between_ticks_takes_no_news_from_the_others() -> None
     scene.newest = [decision(1)]
     greeting = document(scene.feed.greeting())
     assert [one["id"] for one in greeting["decisions"]] == [1]
-    assert [one["id"] for one in scene.tick()["decisions"]] == [1]
+    scene.newest = [decision(2), decision(1)]
+    scene.feed.greeting()
+    assert [one["id"] for one in scene.tick()["decisions"]] == [2, 1], "also for a page that got the greeting of before"
 
 
 def test_a_greeting_has_history_and_forecast_and_says_when_to_come_back() -> None:
@@ -145,6 +148,16 @@ def test_a_greeting_has_history_and_forecast_and_says_when_to_come_back() -> Non
     assert found["history"]["at"] == [1002.0]
     assert found["forecast"]["past"] == [[0, 300.0]]
     assert found["providers"][0]["name"] == "p"
+
+
+def test_pages_that_open_together_share_the_greeting_until_the_next_look() -> None:
+    scene = Scene()
+    scene.tick()
+    greeting = scene.feed.greeting()
+    assert scene.feed.greeting() is greeting
+    scene.open(1)
+    scene.tick()
+    assert document(scene.feed.greeting())["at"] == scene.now_s
 
 
 def test_a_forecast_is_sent_again_only_when_it_changes() -> None:
@@ -193,6 +206,21 @@ def test_the_ledger_is_read_in_a_thread_once_a_minute_and_its_failure_is_said() 
     asyncio.run(story())
     assert len(threads) == 2
     assert threading.main_thread().name not in threads
+
+
+def test_after_midnight_the_figures_of_yesterday_are_not_shown_as_those_of_today() -> None:
+    async def story() -> None:
+        scene = Scene(today=lambda now_s: {"since_s": midnight(now_s), "grams": 3.0})
+        scene.now_s = 3 * DAY_S - 13.0
+        scene.open(1)
+        scene.tick()
+        await scene.feed.stop()
+        assert scene.tick()["today"] == {"since_s": 2 * DAY_S, "grams": 3.0}
+        assert scene.tick(10.0)["today"] is None, "read again at once, and not a minute later"
+        await scene.feed.stop()
+        assert scene.tick()["today"] == {"since_s": 3 * DAY_S, "grams": 3.0}
+
+    asyncio.run(story())
 
 
 def test_a_look_that_fails_does_not_end_the_feed(caplog: pytest.LogCaptureFixture) -> None:

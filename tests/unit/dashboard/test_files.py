@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,11 @@ from clover.dashboard import dashboard_paths, files, paths
 from clover.dashboard.files import ASSETS, PlotlyFile, page_files
 from clover.errors import LedgerError
 from clover.http.streams import EventStreams
-from tests.support.http_fakes import Driver, FakeView
+from tests.support.http_fakes import Driver, FakeView, request
 
 
 def mounted(**more: Any) -> Driver:
-    driver = Driver(FakeView(), **more)
-    driver.routes._paths.update(dashboard_paths(EventStreams(lambda: b"")).paths)
-    return driver
+    return Driver(FakeView(), mounted=dashboard_paths(EventStreams(lambda: b"")).paths, **more)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +95,9 @@ def test_an_address_changes_with_the_contents(monkeypatch: pytest.MonkeyPatch, t
 
 def test_without_plotly_the_page_says_so_by_an_empty_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "plotly_script", lambda: None)
-    driver = mounted()
-    assert 'data-plotly=""' in page_of(driver)
-    assert not any("plotly" in path for path in driver.routes._paths)
+    paths = dashboard_paths(EventStreams(lambda: b"")).paths
+    assert 'data-plotly=""' in page_of(Driver(FakeView(), mounted=paths))
+    assert not any("plotly" in path for path in paths)
 
 
 def test_plotly_is_compressed_once_and_its_map_style_has_its_element() -> None:
@@ -107,6 +106,9 @@ def test_plotly_is_compressed_once_and_its_map_style_has_its_element() -> None:
         first, second = await asyncio.gather(plotly.get(), plotly.get())
         assert first is second
         assert len(first.packed) < 2_000_000
+        ((plain,), _), ((again,), _) = first.parts(""), first.parts("")
+        assert plain is again, "one for all that take no gzip"
+        assert plain == gzip.decompress(first.packed)
         assert plotly.address.startswith("/dashboard/assets/")
         assert len(plotly.style) == 64
 
@@ -119,15 +121,23 @@ def test_the_report_says_why_there_is_none(driver: Driver) -> None:
     assert answer.body.decode() == paths.NO_REPORT
 
 
-def broken() -> str:
+async def broken() -> bytes:
     raise LedgerError("the ledger cannot be read: it is damaged")
 
 
+async def failing() -> bytes:
+    raise ZeroDivisionError
+
+
+async def made() -> bytes:
+    return b"<h1>"
+
+
 @pytest.mark.parametrize(
-    ("report", "status", "text"),
-    [(lambda: "<h1>", 200, "<h1>"), (broken, 503, "it is damaged"), (lambda: 1 / 0, 500, "the server failed")],
+    ("get", "status", "text"),
+    [(made, 200, "<h1>"), (broken, 503, "it is damaged"), (failing, 500, "the server failed")],
 )
-def test_the_report_is_made_in_a_thread_and_shown_as_a_page_of_no_origin(report: Any, status: int, text: str) -> None:
+def test_the_report_is_shown_as_a_page_of_no_origin(get: Any, status: int, text: str) -> None:
     answered: list[Any] = []
 
     class FakeExchange:
@@ -137,11 +147,30 @@ def test_the_report_is_made_in_a_thread_and_shown_as_a_page_of_no_origin(report:
         def fail(self, status: int, text: str) -> None:
             answered.append((status, text.encode(), b"sandbox"))
 
+    report = SimpleNamespace(get=get)
     asyncio.run(paths._make_report(report, FakeExchange()))  # type: ignore[arg-type]
     ((found, body, fields),) = answered
     assert found == status
     assert text in body.decode()
     assert b"sandbox" in fields
+
+
+class UnaskedReport:
+    def close(self) -> None: ...
+
+    async def get(self) -> bytes:
+        raise AssertionError("it was made")
+
+
+def test_the_report_is_not_made_for_a_page_of_another_site_nor_for_head() -> None:
+    paths = dashboard_paths(EventStreams(lambda: b""), UnaskedReport()).paths  # type: ignore[arg-type]
+    driver = Driver(FakeView(), mounted=paths)
+    answer = driver.get("/dashboard/report", "Sec-Fetch-Site: cross-site")
+    assert answer.status == 403
+    assert "of another site" in answer.json()["error"]
+    driver.feed(request("HEAD", "/dashboard/report"))
+    driver.loop.settle()
+    assert driver.transport.sent.startswith(b"HTTP/1.1 200 ")
 
 
 def test_the_page_is_read_without_the_token_on_an_open_address() -> None:

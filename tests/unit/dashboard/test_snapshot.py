@@ -13,6 +13,8 @@ from clover.dashboard import snapshot
 from clover.types import Reading
 from tests.support.control_fixture import Rig
 
+JOULES = {"active": 30.0, "front_end": 2.0, "control": 3.0, "idle": 20.0, "unowned": 9.0}
+JOULES |= {"foreign": 20.0, "unattributed": 10.0, "carried": 6.0}
 TOTALS: dict[str, Any] = {
     "pue": 1.5,
     "saved": {
@@ -39,8 +41,10 @@ TOTALS: dict[str, Any] = {
         },
         "plain": {"state": "READY", "rows": {}, "requests": {}, "workers": [], "events": [], "restarts": 0},
     },
-    "devices": {"cpu0": {"watts": 12.5, "idle_w": 4.0, "measured_j": 100.0, "method": "modelled",
-                         "intensity": "synthetic", "meter": "no counter"}},
+    "devices": {"cpu0": {"watts": 12.5, "idle_w": 4.0, "measured_j": 100.0, "total_g": 9.0, "method": "modelled",
+                         "intensity": "synthetic", "meter": "no counter",
+                         **{f"{line}_j": joules for line, joules in JOULES.items()},
+                         **{f"{line}_g": joules / 16.0 for line, joules in JOULES.items()}}},
 }  # fmt: skip
 
 
@@ -65,9 +69,17 @@ def test_the_message_is_a_fraction_of_the_state_and_plain_json(state: dict[str, 
     assert len(message) < 0.7 * len(orjson.dumps(state, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS))
 
 
+def test_a_meter_that_gives_no_new_reading_has_no_watts_and_the_rest_is_shown(state: dict[str, Any]) -> None:
+    line = {key: value for key, value in TOTALS["devices"]["cpu0"].items() if key != "watts"}
+    shown = snapshot.overview({**state, "totals": {**TOTALS, "devices": {"cpu0": line}}}, {}, None)
+    assert (shown["emission"]["watts"], shown["emission"]["joules"]) == (None, 64.0)
+    assert [one["watts"] for one in shown["devices"] if one["device"] == "cpu0"] == [None]
+
+
 def test_what_is_emitted_stands_with_how_it_is_known(shown: dict[str, Any]) -> None:
     emission = shown["emission"]
     assert (emission["watts"], emission["grams_per_hour"], emission["grams"]) == (12.5, 360.0, 4.0)
+    assert emission["joules"] == 64.0, "of the server, as its grams, and not of all that the meter saw"
     assert (emission["energy"], emission["intensity"], emission["grams_method"]) == (
         "modelled", "synthetic", "modelled",
     )  # fmt: skip

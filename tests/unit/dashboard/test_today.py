@@ -10,6 +10,7 @@ from clover.accounting.boundaries import WITHIN
 from clover.dashboard.today import midnight, read_today, today
 from clover.errors import LedgerError
 from clover.telemetry.ledger import LedgerReader
+from clover.telemetry.ledger.rows import SavedRow
 from tests.support.ledgers import LedgerScene, write_ledger
 
 
@@ -32,8 +33,32 @@ def test_the_figures_of_today_are_the_sums_of_its_rows(tmp_path: Path) -> None:
     assert "from the ledger" in found["known"]
 
 
+def test_the_figures_say_how_their_energy_and_intensity_are_known(tmp_path: Path) -> None:
+    scene = LedgerScene()
+    path = tmp_path / "ledger.db"
+    write_ledger(path, scene)
+    now_s = scene.end_s - 3600.0
+    found = read_today(path, now_s)
+    with LedgerReader(path) as ledger:
+        labels = {row.label for row in ledger.lines(midnight(now_s)) if row.line in WITHIN["server"]}
+        grids = {row.known for row in ledger.grid(midnight(now_s)) if row.joules > 0.0}
+    assert found["energy"] == " + ".join(sorted(labels))
+    assert found["intensity"] == " + ".join(sorted(grids))
+    assert f"intensity {found['intensity']}; within the server" in found["known"]
+    assert grids > {"live"}, "the provider failed for a while"
+
+
+@pytest.mark.parametrize(("rows", "part"), [(99, None), (100, 0.25)])
+def test_a_few_rows_make_no_percentage(rows: int, part: float | None) -> None:
+    row = SavedRow(
+        start=0, length=60, model="m", boundary="server", against="base", label="modelled", rows=rows, own_j=3.0,
+        own_g=3.0, shadow_j=4.0, shadow_g=4.0, own_accuracy_rows=0.0, shadow_accuracy_rows=0.0, error_g=0.5,
+    )  # fmt: skip
+    assert today([], [row], [], 0)["saved"][0]["part"] == part
+
+
 def test_a_day_of_which_nothing_is_kept_is_empty() -> None:
-    found = today([], [], 0)
+    found = today([], [], [], 0)
     assert (found["grams"], found["saved"], found["known"]) == (0, [], "")
 
 

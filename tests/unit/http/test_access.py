@@ -15,7 +15,8 @@ from tests.support.http_fakes import Answer, Driver, FakeModel, FakeView, echo_b
 INFER = "/v2/models/echo/infer"
 ACME = TenantConfig(name="acme", token="acme-1", min_accuracy=90.0, timeout_ms=250.0)
 ADMIN = TenantConfig(name="admin", token="admin-1", may_control=True)
-SEEN = ["/v2/clover/state", "/v2/clover/decisions", "/metrics", "/dashboard"]
+STATISTICS = ["/v2/models/stats", "/v2/models/echo/stats"]
+SEEN = ["/v2/clover/state", "/v2/clover/decisions", "/metrics", "/dashboard", *STATISTICS]
 
 
 def driver(*configs: TenantConfig, control: bool = False, peer: str = "127.0.0.1", **listen: Any) -> Driver:

@@ -6,18 +6,21 @@ from typing import Any
 
 import pytest
 
-from clover.config import ListenConfig
-from clover.http.streams import EventStreams, event
-from tests.support.http_fakes import Driver, FakeView, MockTransport, request
+from clover.config import ListenConfig, ServerConfig, TenantConfig
+from clover.http.frontend import Frontend, Mounted
+from clover.http.streams import UNREAD_BYTES, EventStreams, event
+from clover.tenants import Tenants
+from tests.support.http_fakes import Driver, FakeLoop, FakeView, MockTransport, request
 
 
 class Page:
     """One browser: a connection of `house` that asked for the stream."""
 
-    def __init__(self, house: House, head: bytes = b"") -> None:
+    def __init__(self, house: House, head: bytes = b"", *, blocked: bool = False) -> None:
         driver = house.driver
         driver.connect()
         self.transport: MockTransport = driver.transport
+        self.transport.blocked = blocked
         self.connection = driver.connection
         self.transport.writes.clear()
         driver.feed(head or request("GET", "/dashboard/stream"))
@@ -32,12 +35,10 @@ class Page:
 class House:
     """A front end whose only further path is a stream."""
 
-    def __init__(self, most: int = 3, **more: Any) -> None:
-        self.streams = EventStreams(lambda: event("hello", b"{}", "e.0"), most)
-        self.driver = Driver(FakeView(), **more)
-        self.driver.routes._paths["/dashboard/stream"] = {
-            "GET": lambda exchange, body, name: self.streams.accept(exchange)
-        }
+    def __init__(self, most: int = 3, greeting: bytes = event("hello", b"{}", "e.0"), **more: Any) -> None:
+        self.streams = EventStreams(lambda: greeting, most)
+        stream = {"GET": lambda exchange, body, name: self.streams.accept(exchange)}
+        self.driver = Driver(FakeView(), mounted={"/dashboard/stream": stream}, **more)
         self.driver.loop.settle()
 
 
@@ -83,12 +84,33 @@ def test_a_page_that_does_not_read_is_dropped_and_nothing_is_kept_for_it(house: 
     slow.take()
     quick.take()
     slow.transport.blocked = True
-    house.streams.publish(b"data: 1\n\n")
+    large = b"data: %b\n\n" % bytes(UNREAD_BYTES + 100)
+    house.streams.publish(large)
     house.streams.publish(b"data: 2\n\n")
     assert slow.transport.aborted
-    assert slow.take() == b"data: 1\n\n"
-    assert quick.take() == b"data: 1\n\ndata: 2\n\n"
+    assert slow.take() == large
+    assert quick.take() == large + b"data: 2\n\n"
     assert (house.streams.open, house.streams.dropped) == (1, 1)
+
+
+def test_a_page_that_still_reads_its_greeting_gets_the_messages_behind_it() -> None:
+    hello = bytes(3 * UNREAD_BYTES)
+    house = House(greeting=hello)
+    page = Page(house, blocked=True)
+    for _ in range(3):
+        house.streams.publish(b"data: 1\n\n")
+    assert not page.transport.closed
+    page.transport.unblock()
+    assert page.take().endswith(hello + b"data: 1\n\n" * 3)
+    assert (house.streams.open, house.streams.dropped) == (1, 0)
+
+
+def test_a_page_that_never_reads_its_greeting_is_dropped_in_time() -> None:
+    house = House(greeting=bytes(1 << 16))
+    page = Page(house, blocked=True)
+    for _ in range(80):
+        house.driver.sweep(0.5)
+    assert page.transport.aborted
 
 
 def test_a_page_that_closed_is_forgotten_with_the_next_message(house: House) -> None:
@@ -121,6 +143,27 @@ def test_closing_ends_the_streams_at_once_and_a_drain_has_nothing_to_wait_for(ho
     refused = Page(house).take()
     assert refused.startswith(b"HTTP/1.1 503 ")
     assert b"shutting down" in refused
+
+
+def test_a_tenant_whose_token_is_taken_away_loses_its_stream_and_others_come_back() -> None:
+    admin = TenantConfig(name="admin", token="admin-1", may_control=True)
+    tenants = Tenants([admin])
+    house = House(listen=ListenConfig(token="operator-1"), tenants=tenants)
+
+    def open_page(token: str) -> Page:
+        return Page(house, request("GET", "/dashboard/stream", fields=[f"Authorization: Bearer {token}"]))
+
+    pages = [open_page("admin-1"), open_page("operator-1")]
+    frontend = Frontend(
+        FakeView(), ServerConfig(), FakeLoop(), mounted=Mounted({}, house.streams)  # type: ignore[arg-type]
+    )  # fmt: skip
+    tenants.use([TenantConfig(name="acme", token="acme-1")])
+    house.driver.state.heads.memo.clear()
+    frontend.forget_heads()
+    assert all(page.transport.closed for page in pages)
+    assert house.streams.open == 0
+    assert open_page("admin-1").take().startswith(b"HTTP/1.1 401 ")
+    assert open_page("operator-1").take().startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_stream_behind_an_answer_that_is_due_is_refused(house: House) -> None:
