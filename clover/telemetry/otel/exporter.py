@@ -41,8 +41,8 @@ class SpanSender(Protocol):
 class SpanExporter:
     """Sends the spans of notes that were `put`.
 
-    `sent` and `failed` count spans that the collector took and did not take; `dropped` those for which the queue had no
-    room.  `reason` returns why the last batch failed.
+    `sent` and `failed` count spans that the collector took and did not take, `failed` also those that could not be
+    made; `dropped` those for which the queue had no room.  `reason` returns why the last batch failed.
     """
 
     def __init__(self, sender: SpanSender, resource: Resource, where: str, reason: Callable[[], str]) -> None:
@@ -58,6 +58,7 @@ class SpanExporter:
         self._switch_s = sys.getswitchinterval()
         self._closing = False
         self._failing = False
+        self._unmade = False
         self._thread = threading.Thread(target=self._run, name="clover-otel", daemon=True)
 
     def start(self) -> None:
@@ -102,21 +103,34 @@ class SpanExporter:
 
     def _send(self, notes: list[RequestNote]) -> None:
         """Send one batch; whatever goes wrong is counted, and logged once until batches are taken again."""
+        epoch_ns = time.time_ns() - time.monotonic_ns()
+        spans = [span for note in notes if (span := self._made(note, epoch_ns)) is not None]
+        if not spans:
+            return
         reason = ""
         try:
-            epoch_ns = time.time_ns() - time.monotonic_ns()
-            spans = [span_of(note, self._resource, epoch_ns) for note in notes]
             sent = self._sender.export(spans) is SpanExportResult.SUCCESS
             reason = "" if sent else self._reason()
         except Exception as error:  # this thread must outlive whatever the SDK raises
             sent, reason = False, f"{type(error).__name__}: {error}"
         if sent:
-            self.sent += len(notes)
+            self.sent += len(spans)
         else:
-            self.failed += len(notes)
+            self.failed += len(spans)
         if sent is self._failing:
             self._failing = not sent
             if sent:
                 log.info("spans are taken again by %s; %d were lost meanwhile", self._where, self.failed)
             else:
                 log.warning("spans are lost, %s does not take them: %s", self._where, reason or "no reason was given")
+
+    def _made(self, note: RequestNote, epoch_ns: int) -> ReadableSpan | None:
+        """Return the span of `note`; None if it cannot be made, which is counted, and logged the first time."""
+        try:
+            return span_of(note, self._resource, epoch_ns)
+        except Exception:  # one request must not cost the others of its batch their spans
+            self.failed += 1
+            if not self._unmade:
+                self._unmade = True
+                log.exception("the spans of some requests cannot be made; they are counted as failed")
+            return None

@@ -61,8 +61,10 @@ def note(**changes: Any) -> RequestNote:
     return plain._replace(**changes)
 
 
-def exchange(traceparent: bytes = b"", path: str = "/v2/models/toy/infer", method: str = "POST") -> Any:
-    head = SimpleNamespace(traceparent=traceparent, tracestate=b"", path=path, method=method)
+def exchange(
+    traceparent: bytes = b"", path: str = "/v2/models/toy/infer", method: str = "POST", tracestate: bytes = b""
+) -> Any:
+    head = SimpleNamespace(traceparent=traceparent, tracestate=tracestate, path=path, method=method, refusal=None)
     return SimpleNamespace(head=head, traceparent=b"", traced=None, connection=None, request_id=b"id", model=None)
 
 
@@ -126,6 +128,25 @@ def test_a_span_that_cannot_be_noted_costs_no_answer(caplog: pytest.LogCaptureFi
     for _ in range(3):
         assert tracer.answered(exchange(), 200).startswith(b"traceparent: 00-")
     assert len(caplog.records) == 1
+
+
+def test_what_a_client_sends_is_noted_within_bounds() -> None:
+    noted: list[RequestNote] = []
+    tracer = Tracer(noted.append, 1.0)
+    parent = b"00-%b-%b-01" % (TRACE.encode(), SPAN.encode())
+    for length in (512, 513, 60_000):
+        path, state = f"/v2/models/{'m' * length}/infer", b"a=" + b"1" * (length - 2)
+        tracer.answered(exchange(parent, path, tracestate=state), 404)
+    assert [len(item.tracestate) for item in noted] == [512, 0, 0]
+    assert {len(item.path) for item in noted} == {512}
+
+
+def test_nothing_is_noted_of_a_request_without_its_token() -> None:
+    noted: list[RequestNote] = []
+    one = exchange(b"00-%b-%b-01" % (TRACE.encode(), SPAN.encode()))
+    one.head.refusal = (401, "a valid bearer token is needed", b"")
+    assert Tracer(noted.append, 1.0).answered(one, 401).startswith(b"traceparent: 00-")
+    assert noted == []
 
 
 # --- spans ------------------------------------------------------------------------------------------------------------
@@ -215,6 +236,20 @@ def test_a_collector_that_refuses_is_logged_once(caplog: pytest.LogCaptureFixtur
     assert [record.getMessage() for record in caplog.records] == [
         "spans are lost, http://collector:4318 does not take them: no route",
         f"spans are taken again by http://collector:4318; {2 * exporter.BATCH_SPANS} were lost meanwhile",
+    ]
+
+
+def test_a_span_that_cannot_be_made_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    sender = Sender()
+    queue = made(sender)
+    for trace_id in (TRACE.encode(), b"no number", b"nor this", TRACE.encode()):
+        queue.put(note(trace_id=trace_id))
+    queue.start()
+    queue.close(10.0)
+    assert sender.batches == [2]
+    assert queue.counts() == {"sent": 2, "failed": 2, "dropped": 0}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the spans of some requests cannot be made; they are counted as failed"
     ]
 
 
