@@ -19,6 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from clover.telemetry.otel.collector import OtelCollector
 from clover.telemetry.otel.spans import RequestNote, span_of
 
 log = logging.getLogger("clover.otel")
@@ -45,13 +46,15 @@ class SpanExporter:
     made; `dropped` those for which the queue had no room.  `reason` returns why the last batch failed.
     """
 
-    def __init__(self, sender: SpanSender, resource: Resource, where: str, reason: Callable[[], str]) -> None:
+    def __init__(
+        self, sender: SpanSender, resource: Resource, collector: OtelCollector, reason: Callable[[], str]
+    ) -> None:
         self.sent = 0
         self.failed = 0
         self.dropped = 0
         self._sender = sender
         self._resource = resource
-        self._where = where
+        self._collector = collector
         self._reason = reason
         self._queue: deque[RequestNote] = deque()
         self._wake = threading.Event()
@@ -119,10 +122,11 @@ class SpanExporter:
             self.failed += len(spans)
         if sent is self._failing:
             self._failing = not sent
+            address, why = self._collector.address, self._collector.clean(reason) or "no reason was given"
             if sent:
-                log.info("spans are taken again by %s; %d were lost meanwhile", self._where, self.failed)
+                log.info("spans are taken again by %s; %d were lost meanwhile", address, self.failed)
             else:
-                log.warning("spans are lost, %s does not take them: %s", self._where, reason or "no reason was given")
+                log.warning("spans are lost, %s does not take them: %s", address, why)
 
     def _made(self, note: RequestNote, epoch_ns: int) -> ReadableSpan | None:
         """Return the span of `note`; None if it cannot be made, which is counted, and logged the first time."""
