@@ -112,6 +112,7 @@ class WattTimeSource(LiveSource):
     async def _login(self) -> str:
         if not self._token or time.monotonic() >= self._until_s:
             body = await self.client.get("/login", headers={"Authorization": f"Basic {self._basic}"})
+            self._drop_token()
             self._token = decode(body, _Login, self.name).token
             if not re.fullmatch(r"[\x21-\x7e]{1,4096}", self._token):
                 self._token = ""

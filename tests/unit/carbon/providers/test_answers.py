@@ -157,6 +157,24 @@ def test_the_token_of_watttime_is_used_again_until_it_is_refused(server: CarbonS
     assert caught.value.refused
 
 
+def test_a_token_of_watttime_that_ended_is_forgotten(server: CarbonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    source: Any = live(server, "watttime")
+    monkeypatch.setattr(watttime, "TOKEN_S", 0.0)
+    logins = iter(range(3))
+
+    async def get(path: str, *_: Any, **__: Any) -> bytes:
+        return b'{"token": "token-%d"}' % next(logins) if path == "/login" else b""
+
+    monkeypatch.setattr(source.client, "get", get)
+
+    async def story() -> None:
+        for _ in range(3):
+            await source._call("forecast", {})
+
+    asyncio.run(story())
+    assert [secret for secret in source.client.secrets if secret.startswith("token-")] == ["token-2"]
+
+
 def test_another_model_of_watttime_is_said(server: CarbonServer, caplog: pytest.LogCaptureFixture) -> None:
     source = live(server, "watttime")
     asyncio.run(source.read(NOW_S))
