@@ -17,7 +17,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -31,12 +31,20 @@ if TYPE_CHECKING:
 WORDS = 200
 """Characters of a provider's message that an error quotes at most."""
 LONGEST_RETRY_AFTER_S = 3600.0
+MOST_VALUES = 10_000
+"""Entries of a list in an answer at most: the longest honest one, a week of five minutes, has 2,016 (about 300 KB).
+Each becomes a reading in Python on the event loop, and a body of the permitted bytes could hold hundreds of
+thousands."""
 _CHUNK = 1 << 16
 _LEAST_SECRET = 4
 """Characters of a secret that is masked: to mask a shorter one would mask letters of any text."""
 _ERROR_BYTES = 1 << 14
 """Of the body of an error, no more than this is read for its words."""
 _ERROR_FIELDS = ("error", "message", "detail", "title", "description", "code")
+
+_Value = TypeVar("_Value")
+Values = Annotated[list[_Value], msgspec.Meta(max_length=MOST_VALUES)]
+"""A list of an answer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Bounds:
 
     timeout_s: float = 8.0
     connect_s: float = 4.0
-    body_bytes: int = 4 << 20
+    body_bytes: int = 1 << 20
     tries: int = 2
     pause_s: float = 0.5
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
