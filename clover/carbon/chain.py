@@ -37,6 +37,7 @@ the start, any other failure is the chain's business.  What they recorded of the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -47,6 +48,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from clover.carbon.bridge import DAYS, Bridge
+from clover.carbon.jitter import Jitter, no_jitter
 from clover.carbon.labels import describe
 from clover.carbon.layouts import MAX_G_PER_KWH
 from clover.carbon.plausible import Plausibility
@@ -110,6 +112,7 @@ class ChainedSource:
         self.last_error = ""
         self.trouble = ""
         self.refresh_wait_s = REFRESH_WAIT_S
+        self.jitter = Jitter() if source.remote else no_jitter()
         self.bridge = Bridge(source.step_s)
         self._plausibility = Plausibility()
         self._doubted = False
@@ -179,7 +182,7 @@ class ChainedSource:
         if self._asking is not None and self._asking.done():
             self._asking = None
         known = self._usable(grid_s)
-        if known is not None and grid_s < self._due_s:
+        if known is not None and grid_s < self._due_s + self.jitter.due_s:
             return known
         if self._asking is None and now_s >= max(self._retry_s, self._next_s, self._polled_s + self._poll_s):
             self.reads += 1
@@ -304,6 +307,7 @@ class ChainedSource:
             self._failed(error, now_s)
             return
         self._row = 0
+        self.jitter.redraw()
         self._retry_s = -math.inf
         self._next_s = now_s + self.live.poll_s if self.live is not None else -math.inf
         self.good = reading
@@ -332,18 +336,17 @@ class ChainedSource:
             if self.live is not None and isinstance(error, CarbonError) and error.unusable:
                 wait_s = max(wait_s, self.live.poll_s)  # it did answer
             self._retry_s = now_s + max(wait_s, error.retry_after_s if isinstance(error, CarbonError) else 0.0)
+            self._retry_s += self.jitter.beyond(self._retry_s - now_s)
 
     def _count(self, error: Exception) -> None:
-        self.failures += 1
-        kinds = "timeout" if isinstance(error, TimeoutError) else "unforeseen"
-        self.errors[error.kind if isinstance(error, CarbonError) else kinds] += 1
-        if isinstance(error, CarbonError):
-            self.last_error = str(error)
-        elif isinstance(error, TimeoutError):
-            self.last_error = f"{self.source.name} did not answer within {self._timeout_s:g} s"
-        else:
-            self.last_error = f"{self.source.name}: {type(error).__name__}: {error}"
+        if isinstance(error, TimeoutError):
+            error = CarbonError(f"{self.source.name} did not answer within {self._timeout_s:g} s", kind="timeout")
+        elif not isinstance(error, CarbonError):
             log.error("carbon source failed in an unforeseen way", exc_info=error)
+            error = CarbonError(f"{self.source.name}: {type(error).__name__}: {error}", kind="unforeseen")
+        self.failures += 1
+        self.errors[error.kind] += 1
+        self.last_error = str(error)
 
 
 class SourceChain:
@@ -442,11 +445,8 @@ class SourceChain:
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         """Return the first source's forecast, or a later one's marked "fallback"; empty if none has any."""
         for index, link in enumerate(self.links):
-            if link.source.remote:
+            async with contextlib.nullcontext() if link.source.remote else self._lock:
                 readings = await link.forecast(grid_s, horizon_s, self._monotonic())
-            else:
-                async with self._lock:
-                    readings = await link.forecast(grid_s, horizon_s, self._monotonic())
             self._note_failure(link)
             if readings:
                 return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]

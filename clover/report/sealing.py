@@ -67,6 +67,6 @@ def faults(report: Report, key: bytes = b"") -> list[str]:
         )
     if key and not said.hmac_sha256:
         found.append("it is not signed, though a key was given")
-    elif key and not hmac.compare_digest(said.hmac_sha256, due.hmac_sha256):
+    elif key and not hmac.compare_digest(said.hmac_sha256.encode(), due.hmac_sha256.encode()):  # text: ASCII only
         found.append("it was not signed with this key")
     return found

@@ -7,6 +7,7 @@ thread of this process shares the interpreter with it), and a module that ends i
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from clover.backends import child_environment
 from clover.errors import ConfigError
 
 CHECK_S = 120.0
+_NEEDLESS = re.compile("CLOVER_REPORT_KEY|OTEL_EXPORTER_OTLP_(.+_)?HEADERS")
+"""Variables that hold secrets and that no check looks at."""
 _TEXT_BYTES = 2000
 
 
@@ -26,7 +29,8 @@ def check_apart(
     """Check the configuration that `words` and `environ` give (`clover.serve.checker`), and wait for that.
 
     Raises ConfigError with what the check says, if it fails, dies, or takes longer than `within_s`.  The process is not
-    shown the `secrets`, which others could read in its environment.  It ends with this process, however that ends.
+    shown the `secrets`, which others could read in its environment, nor variables with others.  It ends with this
+    process, however that ends.
     """
 
     def shown(text: str) -> str:
@@ -35,7 +39,7 @@ def check_apart(
                 return text[: -len(secret)] + "*" * len(secret)
         return text
 
-    environment = {name: shown(value) for name, value in environ.items()}
+    environment = {name: shown(value) for name, value in environ.items() if not _NEEDLESS.fullmatch(name)}
     environment["PYTHONPATH"] = child_environment()["PYTHONPATH"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(

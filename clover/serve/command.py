@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             for line in warnings:
                 print(f"clover: warning: {line}")
             return 0
-        if (secrets := settings.secrets_of(given.config)) or given.config.listen.tls_key:
-            conceal(secrets)
+        if settings.holds_secrets(given.config):
+            conceal(settings.secrets_of(given.config))
         reloading = Reload(
             lambda: settings.load(words, environment, options=OPTIONS),
             lambda config: check_apart(words, environment, settings.secrets_of(config)),

@@ -15,7 +15,7 @@ from clover.settings.check import check, parse_cores
 from clover.settings.command_line import Option
 from clover.settings.load import Settings, load, override
 from clover.settings.render import help_text, markdown_table, print_config
-from clover.settings.schema import SETTINGS, Setting, secrets_of
+from clover.settings.schema import SETTINGS, Setting, holds_secrets, secrets_of
 
 __all__ = [
     "SETTINGS",
@@ -24,6 +24,7 @@ __all__ = [
     "Settings",
     "check",
     "help_text",
+    "holds_secrets",
     "load",
     "markdown_table",
     "override",

@@ -153,13 +153,13 @@ def _check_listen(listen: ListenConfig, tenants: bool) -> None:
 def _check_otel(endpoint: str) -> None:
     if endpoint in ("", "env"):
         return
+    if "@" in endpoint:  # first: the other errors quote what was given
+        raise ConfigError("otel.endpoint holds a user name: give credentials in OTEL_EXPORTER_OTLP_HEADERS instead")
     try:
         url = urlsplit(endpoint)
         good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # no port, or no address
         good = False
-    if good and url.username is not None:
-        raise ConfigError("otel.endpoint holds a user name: give credentials in OTEL_EXPORTER_OTLP_HEADERS instead")
     if not good or url.query or url.fragment:
         raise ConfigError(f"otel.endpoint {endpoint!r} must be a URL, as http://collector:4318, or env")
     if url.path.rstrip("/").endswith(("/v1/traces", "/v1/metrics")):

@@ -152,6 +152,12 @@ def secrets_of(config: ServerConfig) -> tuple[str, ...]:
     return tuple(value for value in (*found, *(tenant.token for tenant in config.tenants)) if value)
 
 
+def holds_secrets(config: ServerConfig) -> bool:
+    """Return whether a server of this configuration knows what other processes must not read: `secrets_of` it, a TLS
+    key, digests of tenants' tokens, or what the standard variables have for a collector."""
+    return bool(secrets_of(config) or config.listen.tls_key or config.tenants or config.otel.endpoint)
+
+
 def _settings_of(section: str, record: type[msgspec.Struct]) -> list[Setting]:
     hints = typing.get_type_hints(record, include_extras=True)
     return [_setting(section, field, hints[field.name]) for field in msgspec.structs.fields(record)]

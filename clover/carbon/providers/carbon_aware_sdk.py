@@ -12,7 +12,7 @@ import re
 import msgspec
 
 from clover.carbon.layouts import HowKnown, Signal
-from clover.carbon.providers.http import ApiClient, decode
+from clover.carbon.providers.http import ApiClient, Values, decode
 from clover.carbon.providers.live import LiveSource, Series, iso, seconds
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
@@ -40,14 +40,14 @@ class _Foreseen(msgspec.Struct):
 
 
 class _Forecast(msgspec.Struct, rename="camel"):
-    forecast_data: list[_Foreseen]
+    forecast_data: Values[_Foreseen]
 
 
 def parse_emissions(body: bytes, series: Series, name: str = "carbon-aware-sdk") -> list[Reading]:
     """Return the readings of an answer about what was, none for an empty one; CarbonError if it is something else."""
     if not body.strip():
         return []
-    items = decode(body, list[_Emission], name)
+    items = decode(body, Values[_Emission], name)
     _check_one_place([item.location for item in items], name)
     return _timed([(item.time, item.rating, None) for item in items], series, "unknown", name)
 
@@ -56,7 +56,7 @@ def parse_forecasts(body: bytes, series: Series, name: str = "carbon-aware-sdk")
     """Return the readings of a forecast, none for an empty answer; CarbonError if it is something else."""
     if not body.strip():
         return []
-    items = [item for one in decode(body, list[_Forecast], name) for item in one.forecast_data]
+    items = [item for one in decode(body, Values[_Forecast], name) for item in one.forecast_data]
     _check_one_place([item.location for item in items], name)
     minutes = ((item.timestamp, item.value, item.duration) for item in items)
     return _timed([(at, value, last and 60.0 * last) for at, value, last in minutes], series, "forecast", name)

@@ -12,7 +12,7 @@ import re
 import msgspec
 
 from clover.carbon.layouts import HowKnown, Scope
-from clover.carbon.providers.http import ApiClient, decode
+from clover.carbon.providers.http import ApiClient, Values, decode
 from clover.carbon.providers.live import LiveSource, Series, check_zone, seconds
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
@@ -37,13 +37,13 @@ class _Item(msgspec.Struct, rename="camel"):
 
 class _History(msgspec.Struct, rename="camel"):
     zone: str
-    history: list[_Item]
+    history: Values[_Item]
     temporal_granularity: str | None = None
 
 
 class _Forecast(msgspec.Struct, rename="camel"):
     zone: str
-    forecast: list[_Item]
+    forecast: Values[_Item]
     temporal_granularity: str | None = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from clover.carbon.layouts import HowKnown
-from clover.carbon.providers.http import ApiClient, decode
+from clover.carbon.providers.http import ApiClient, Values, decode
 from clover.carbon.providers.live import LiveSource, Series, check_zone, seconds
 from clover.errors import ConfigError
 from clover.types import Reading
@@ -24,7 +24,7 @@ class _Record(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    records: list[_Record]
+    records: Values[_Record]
 
 
 def parse(body: bytes, series: Series, known: HowKnown, name: str = "energinet") -> list[Reading]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from clover.carbon.providers.http import ApiClient, decode
+from clover.carbon.providers.http import ApiClient, Values, decode
 from clover.carbon.providers.live import LiveSource, Series, iso
 from clover.errors import CarbonError, ConfigError
 from clover.hints import did_you_mean
@@ -24,9 +24,9 @@ COUNTRIES = (
 
 
 class _Answer(msgspec.Struct):
-    unix_seconds: list[int]
-    co2eq: list[float | None] | None = None
-    co2eq_forecast: list[float | None] | None = None
+    unix_seconds: Values[int]
+    co2eq: Values[float | None] | None = None
+    co2eq_forecast: Values[float | None] | None = None
 
 
 def parse(body: bytes, series: Series, name: str = "energy-charts") -> list[Reading]:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -32,12 +32,20 @@ if TYPE_CHECKING:
 WORDS = 200
 """Characters of a provider's message that an error quotes at most."""
 LONGEST_RETRY_AFTER_S = 3600.0
+MOST_VALUES = 10_000
+"""Entries of a list in an answer at most: the longest honest one, a week of five minutes, has 2,016 (about 300 KB).
+Each becomes a reading in Python on the event loop, and a body of the permitted bytes could hold hundreds of
+thousands."""
 _CHUNK = 1 << 16
 _LEAST_SECRET = 4
 """Characters of a secret that is masked: to mask a shorter one would mask letters of any text."""
 _ERROR_BYTES = 1 << 14
 """Of the body of an error, no more than this is read for its words."""
 _ERROR_FIELDS = ("error", "message", "detail", "title", "description", "code")
+
+_Value = TypeVar("_Value")
+Values = Annotated[list[_Value], msgspec.Meta(max_length=MOST_VALUES)]
+"""A list of an answer."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Bounds:
 
     timeout_s: float = 8.0
     connect_s: float = 4.0
-    body_bytes: int = 4 << 20
+    body_bytes: int = 1 << 20
     tries: int = 2
     pause_s: float = 0.5
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -94,13 +102,14 @@ class ApiClient:
     async def _get_once(self, path: str, params: Mapping[str, str], headers: Mapping[str, str]) -> bytes:
         import aiohttp
 
+        proxy = self._proxy()
         self.calls += 1
         begun_s = time.monotonic()
         try:
             async with (
                 self._session() as session,
                 session.get(
-                    self.url + path, params=params, headers=headers, allow_redirects=False, proxy=proxy_of(self.url)
+                    self.url + path, params=params, headers=headers, allow_redirects=False, proxy=proxy
                 ) as response,
             ):
                 if response.status not in (200, 204):
@@ -123,6 +132,15 @@ class ApiClient:
             raise self.fails(f"the answer of {self.host} is no valid HTTP: {what}", "http") from error
         finally:
             self.call_s += time.monotonic() - begun_s
+
+    def _proxy(self) -> str | None:
+        """Return the proxy to use, with its password among the secrets from now on."""
+        try:
+            proxy = proxy_of(self.url)
+        except ConfigError as error:
+            raise self.fails(str(error), "connect") from error
+        self.secrets |= proxy_secrets(proxy or "")
+        return proxy
 
     def _session(self) -> aiohttp.ClientSession:
         """Return a session of one request: polls are minutes apart, so that no connection is worth keeping."""
@@ -166,7 +184,7 @@ class ApiClient:
         return _Passing(error) if status >= 500 and status != 501 and not wait_s else error
 
     def _clean(self, text: str) -> str:
-        for secret in self.secrets:
+        for secret in sorted(self.secrets, key=len, reverse=True):  # one may be a part of another
             if len(secret) >= _LEAST_SECRET:
                 text = text.replace(secret, "***")
         return printable(text, 2 * WORDS)
@@ -203,7 +221,8 @@ def checked_url(url: str, setting: str) -> str:
 
 
 def proxy_of(url: str) -> str | None:
-    """Return the proxy that the environment names for `url`; None for a loopback address."""
+    """Return the proxy that the environment names for `url`; None for a loopback address.  ConfigError, which does not
+    quote it, if it is no URL of one."""
     import urllib.request  # only here, with http.client: most servers ask no provider
 
     parts = urllib.parse.urlsplit(url)
@@ -211,7 +230,25 @@ def proxy_of(url: str) -> str | None:
     proxy = urllib.request.getproxies().get(parts.scheme)
     if not proxy or _is_loopback(host) or urllib.request.proxy_bypass(parts.netloc):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        named = urllib.parse.urlsplit(proxy)
+        good = named.scheme in ("http", "https") and bool(named.hostname) and named.port != 0
+    except ValueError:  # its text may quote a part of the password
+        good = False
+    if not (good and proxy.isprintable() and " " not in proxy):
+        raise ConfigError(
+            f"{parts.scheme.upper()}_PROXY is not a URL as http://host:port; it is not quoted, since it may hold a "
+            "password"
+        )
+    return proxy
+
+
+def proxy_secrets(proxy: str) -> set[str]:
+    """Return what is secret in the URL of a proxy: its user and password; the user alone is one without a password."""
+    user = urllib.parse.urlsplit(proxy).netloc.rpartition("@")[0]
+    secret = user.partition(":")[2] or user
+    return {user, secret, urllib.parse.unquote(secret)} - {""}
 
 
 def _is_loopback(host: str) -> bool:

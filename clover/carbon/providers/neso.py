@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from clover.carbon.providers.http import ApiClient, decode
+from clover.carbon.providers.http import ApiClient, Values, decode
 from clover.carbon.providers.live import LiveSource, Series, check_zone, iso, seconds
 from clover.errors import CarbonError, ConfigError
 from clover.hints import did_you_mean
@@ -59,13 +59,13 @@ class _Slot(msgspec.Struct, rename={"start": "from"}):
 class _Region(msgspec.Struct):
     """A region with its slots; `regionid` is absent in answers about a postcode of some age."""
 
-    data: list[_Slot]
+    data: Values[_Slot]
     regionid: int | None = None
     postcode: str | None = None
 
 
 class _National(msgspec.Struct):
-    data: list[_Slot]
+    data: Values[_Slot]
 
 
 class _Regional(msgspec.Struct):

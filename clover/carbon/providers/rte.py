@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from clover.carbon.providers.http import ApiClient, decode
+from clover.carbon.providers.http import ApiClient, Values, decode
 from clover.carbon.providers.live import LiveSource, Series, iso, seconds
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
@@ -27,13 +27,13 @@ class _Row(msgspec.Struct):
 
 
 class _Records(msgspec.Struct):
-    results: list[_Row]
+    results: Values[_Row]
 
 
 def parse(body: bytes, series: Series, name: str = "rte") -> list[Reading]:
     """Return the readings of an answer: an object with `results`, or an export, which is a list.  CarbonError if it is
     neither, or not about France."""
-    found = decode(body, _Records | list[_Row], name)  # type: ignore[arg-type]  # msgspec takes a union for a type
+    found = decode(body, _Records | Values[_Row], name)  # type: ignore[arg-type]  # msgspec takes a union for a type
     readings = []
     for row in found.results if isinstance(found, _Records) else found:
         if row.perimetre != "France":

@@ -15,7 +15,7 @@ import time
 import msgspec
 
 from clover.carbon.layouts import HowKnown
-from clover.carbon.providers.http import ApiClient, decode
+from clover.carbon.providers.http import ApiClient, Values, decode
 from clover.carbon.providers.live import LiveSource, Series, check_zone, iso, seconds
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
@@ -60,7 +60,7 @@ class _Meta(msgspec.Struct):
 class _Answer(msgspec.Struct):
     """A series of a region."""
 
-    data: list[_Point]
+    data: Values[_Point]
     meta: _Meta
 
 
@@ -113,6 +113,7 @@ class WattTimeSource(LiveSource):
     async def _login(self) -> str:
         if not self._token or time.monotonic() >= self._until_s:
             body = await self.client.get("/login", headers={"Authorization": f"Basic {self._basic}"})
+            self._drop_token()
             self._token = decode(body, _Login, self.name).token
             if not re.fullmatch(r"[\x21-\x7e]{1,4096}", self._token):
                 self._token = ""

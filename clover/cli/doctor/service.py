@@ -117,21 +117,21 @@ def source(config: ServerConfig) -> Finding:
 
 def collector(config: ServerConfig) -> Finding:
     """Return whether the OpenTelemetry collector can be connected to."""
-    endpoint = config.otel.endpoint
     try:
         otel.check(config.otel)
     except CloverError as error:
         return Finding(topic="collector", state="fault", text=str(error))
-    if endpoint == "env":
-        endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
-    url = urlsplit(endpoint)
+    shown = otel.address_of(otel.endpoint_of(config.otel, os.environ))  # without credentials
+    url = urlsplit(shown)
+    if not url.hostname:
+        text = f"spans are sent to {shown}"
+        return Finding(topic="collector", state="fault", text=text, remedy="correct OTEL_EXPORTER_OTLP_ENDPOINT")
     try:
-        address = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-        socket.create_connection(address, ANSWER_S).close()
-    except (OSError, ValueError) as error:
-        text = f"{endpoint} cannot be connected to: {error}"
+        socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), ANSWER_S).close()
+    except (OSError, UnicodeError) as error:
+        text = f"{shown} cannot be connected to: {error}"
         return Finding(topic="collector", state="note", text=text, remedy="start it, or correct --otel; spans are lost")
-    return Finding(topic="collector", state="works", text=f"{endpoint} takes connections")
+    return Finding(topic="collector", state="works", text=f"{shown} takes connections")
 
 
 def port(host: str, number: int) -> Finding:

@@ -19,6 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from clover.telemetry.otel.collector import OtelCollector
 from clover.telemetry.otel.spans import RequestNote, span_of
 
 log = logging.getLogger("clover.otel")
@@ -41,23 +42,26 @@ class SpanSender(Protocol):
 class SpanExporter:
     """Sends the spans of notes that were `put`.
 
-    `sent` and `failed` count spans that the collector took and did not take; `dropped` those for which the queue had no
-    room.  `reason` returns why the last batch failed.
+    `sent` and `failed` count spans that the collector took and did not take, `failed` also those that could not be
+    made; `dropped` those for which the queue had no room.  `reason` returns why the last batch failed.
     """
 
-    def __init__(self, sender: SpanSender, resource: Resource, where: str, reason: Callable[[], str]) -> None:
+    def __init__(
+        self, sender: SpanSender, resource: Resource, collector: OtelCollector, reason: Callable[[], str]
+    ) -> None:
         self.sent = 0
         self.failed = 0
         self.dropped = 0
         self._sender = sender
         self._resource = resource
-        self._where = where
+        self._collector = collector
         self._reason = reason
         self._queue: deque[RequestNote] = deque()
         self._wake = threading.Event()
         self._switch_s = sys.getswitchinterval()
         self._closing = False
         self._failing = False
+        self._unmade = False
         self._thread = threading.Thread(target=self._run, name="clover-otel", daemon=True)
 
     def start(self) -> None:
@@ -102,21 +106,35 @@ class SpanExporter:
 
     def _send(self, notes: list[RequestNote]) -> None:
         """Send one batch; whatever goes wrong is counted, and logged once until batches are taken again."""
+        epoch_ns = time.time_ns() - time.monotonic_ns()
+        spans = [span for note in notes if (span := self._made(note, epoch_ns)) is not None]
+        if not spans:
+            return
         reason = ""
         try:
-            epoch_ns = time.time_ns() - time.monotonic_ns()
-            spans = [span_of(note, self._resource, epoch_ns) for note in notes]
             sent = self._sender.export(spans) is SpanExportResult.SUCCESS
             reason = "" if sent else self._reason()
         except Exception as error:  # this thread must outlive whatever the SDK raises
             sent, reason = False, f"{type(error).__name__}: {error}"
         if sent:
-            self.sent += len(notes)
+            self.sent += len(spans)
         else:
-            self.failed += len(notes)
+            self.failed += len(spans)
         if sent is self._failing:
             self._failing = not sent
+            address, why = self._collector.address, self._collector.clean(reason) or "no reason was given"
             if sent:
-                log.info("spans are taken again by %s; %d were lost meanwhile", self._where, self.failed)
+                log.info("spans are taken again by %s; %d were lost meanwhile", address, self.failed)
             else:
-                log.warning("spans are lost, %s does not take them: %s", self._where, reason or "no reason was given")
+                log.warning("spans are lost, %s does not take them: %s", address, why)
+
+    def _made(self, note: RequestNote, epoch_ns: int) -> ReadableSpan | None:
+        """Return the span of `note`; None if it cannot be made, which is counted, and logged the first time."""
+        try:
+            return span_of(note, self._resource, epoch_ns)
+        except Exception:  # one request must not cost the others of its batch their spans
+            self.failed += 1
+            if not self._unmade:
+                self._unmade = True
+                log.exception("the spans of some requests cannot be made; they are counted as failed")
+            return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from clover._version import __version__
 from clover.config import OtelConfig
 from clover.errors import ConfigError
+from clover.telemetry.otel.collector import ENVIRONMENT, collector_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from clover.telemetry.otel.tracer import Tracer
 
 log = logging.getLogger("clover.otel")
-
-ENVIRONMENT = "env"
-"""`otel.endpoint`: take the endpoint, like all else, from the standard OTEL_EXPORTER_OTLP_* variables."""
 
 CLOSE_S = 3.0
 """How long the end of the server waits for spans and counters to be sent."""
@@ -123,8 +121,15 @@ def build(
     resource = _resource(os.environ)
     base = "" if config.endpoint == ENVIRONMENT else config.endpoint.rstrip("/")
     reasons = _LastReason()
-    sender = OTLPSpanExporter(endpoint=f"{base}/v1/traces" if base else None, timeout=REQUEST_S)
-    exporter = SpanExporter(sender, resource, base or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""), reasons.take)
+    collector = collector_of(config, os.environ)
+    reasons.enter()  # what the SDK says of a header that it cannot read quotes the header
+    try:
+        sender = OTLPSpanExporter(endpoint=f"{base}/v1/traces" if base else None, timeout=REQUEST_S)
+    finally:
+        reasons.leave()
+    if said := reasons.take():
+        log.warning("OpenTelemetry: %s", collector.clean(said))
+    exporter = SpanExporter(sender, resource, collector, reasons.take)
 
     def measure() -> MeterProvider | None:
         named = any(map(os.environ.get, ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")))

@@ -24,6 +24,11 @@ _ODD = b"13579bdf"
 _LOWER = (1 << 64) - 1
 _RANDOM = random.Random()  # not the module's, which a program may have seeded
 
+TRACESTATE_BYTES = 512
+"""Of `tracestate` a longer one is dropped whole, and a path is cut to `PATH_CHARACTERS`: a span is made of both later,
+and notes wait by thousands.  W3C asks for 512 at least."""
+PATH_CHARACTERS = 512
+
 
 def parent_of(field: bytes) -> tuple[bytes, bytes, bool] | None:
     """Return trace id, id of the parent span (hexadecimal) and whether it is sampled, as `traceparent` says; None if it
@@ -43,7 +48,8 @@ def parent_of(field: bytes) -> tuple[bytes, bytes, bool] | None:
 class Tracer:
     """Decides which inferences are sampled and `put`s a note of each; a `clover.http.server_state.RequestTracer`.
 
-    `ratio` of the requests without a parent is sampled.  `bits(n)` gives n random bits.
+    `ratio` of the requests without a parent is sampled; one that its head refuses (for want of a token, say) is not
+    noted.  `bits(n)` gives n random bits.
     """
 
     def __init__(
@@ -76,7 +82,7 @@ class Tracer:
             span_id = b"%016x" % self._bits(64)
         made = b"00-" + trace_id + b"-" + span_id + (b"-01" if sampled else b"-00")
         exchange.traceparent = made
-        if sampled:
+        if sampled and head.refusal is None:
             try:
                 self._note(exchange, status, (trace_id, span_id, parent_id))
             except Exception:  # an answer must not fail for its span
@@ -103,8 +109,8 @@ class Tracer:
         self._put(
             RequestNote(
                 *ids,
-                head.tracestate if ids[2] else b"",
-                head.path,
+                head.tracestate if ids[2] and len(head.tracestate) <= TRACESTATE_BYTES else b"",
+                head.path[:PATH_CHARACTERS],
                 exchange.request_id,
                 connection.client if connection is not None else "",
                 status,

@@ -17,7 +17,7 @@ from clover.carbon.clock import GridClock
 from clover.cli.doctor import calibration, command, gpu, machine, main, service, software
 from clover.cli.doctor.findings import Finding
 from clover.cli.mig.state import GpuState
-from clover.config import CarbonConfig, EnergyConfig, ServerConfig, WorkersConfig
+from clover.config import CarbonConfig, EnergyConfig, OtelConfig, ServerConfig, WorkersConfig
 from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
 from clover.energy.calibrate import Calibration, CalibrationStep
 from clover.types import Reading
@@ -311,6 +311,21 @@ def test_a_folder_of_the_ledger(tmp_path: Path) -> None:
     assert "(will be made)" in made.text
     (tmp_path / "file").write_text("")
     assert service.state_of(str(tmp_path / "file" / "below")).state == "note"
+
+
+def test_a_collector_is_named_without_its_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
+    config = ServerConfig(otel=OtelConfig(endpoint="env"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://me:hunter2@127.0.0.1:{port}/key?key=hunter2")
+        assert service.collector(config).text == f"http://127.0.0.1:{port} takes connections"
+    found = service.collector(config)
+    assert (found.state, found.text.partition(": ")[0]) == ("note", f"http://127.0.0.1:{port} cannot be connected to")
+    assert "hunter2" not in found.text
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:hun/ter2@127.0.0.1")
+    found = service.collector(config)
+    assert (found.state, found.text) == ("fault", "spans are sent to the collector, whose URL cannot be read")
 
 
 def test_a_port_that_is_taken_is_noted() -> None:

@@ -183,6 +183,8 @@ def test_a_signature_needs_the_key() -> None:
     assert verify(text, b"", None).faults == ()
     assert verify(text, b"another", None).faults == ("it was not signed with this key",)
     assert verify(document(), KEY, None).faults == ("it is not signed, though a key was given",)
+    odd = msgspec.structs.replace(signed, seal=msgspec.structs.replace(signed.seal, hmac_sha256="\xfc" * 64))
+    assert faults(odd, KEY) == ["it was not signed with this key"]
     # Who changes a figure can make its digests again, but not its signature.
     forged = sealed(msgspec.structs.replace(signed, rows=1), b"guess")
     assert faults(forged, b"") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,11 @@ def test_nobody_traces_a_server_with_tenants(tmp_path: Path) -> None:
     file = tmp_path / "clover.toml"
     file.write_text(f'[[tenant]]\nname = "acme"\ntoken = "{TOKEN}"\n')
     assert told(tmp_path, str(file))[:3] == ["0", "0", "0"]
+    file.write_text(f'[[tenant]]\nname = "acme"\ntoken_sha256 = "{sha256(TOKEN.encode()).hexdigest()}"\n')
+    assert told(tmp_path, str(file))[:3] == ["0", "0", "0"]
+
+
+@pytest.mark.slow
+def test_nobody_traces_a_server_with_a_collector(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
+    assert told(tmp_path, "--otel", "http://127.0.0.1:9")[:3] == ["0", "0", "0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from clover.config import OtelConfig, ServerConfig
 from clover.errors import ConfigError
 from clover.settings import override
 from clover.telemetry.otel import exporter, setup
+from clover.telemetry.otel.collector import UNREADABLE, OtelCollector, address_of, collector_of
 from clover.telemetry.otel.energy import DeviceEnergy, DeviceReader, observe
 from clover.telemetry.otel.spans import Phases, RequestNote, span_of
 from clover.telemetry.otel.tracer import Tracer, parent_of
@@ -61,8 +63,10 @@ def note(**changes: Any) -> RequestNote:
     return plain._replace(**changes)
 
 
-def exchange(traceparent: bytes = b"", path: str = "/v2/models/toy/infer", method: str = "POST") -> Any:
-    head = SimpleNamespace(traceparent=traceparent, tracestate=b"", path=path, method=method)
+def exchange(
+    traceparent: bytes = b"", path: str = "/v2/models/toy/infer", method: str = "POST", tracestate: bytes = b""
+) -> Any:
+    head = SimpleNamespace(traceparent=traceparent, tracestate=tracestate, path=path, method=method, refusal=None)
     return SimpleNamespace(head=head, traceparent=b"", traced=None, connection=None, request_id=b"id", model=None)
 
 
@@ -128,6 +132,25 @@ def test_a_span_that_cannot_be_noted_costs_no_answer(caplog: pytest.LogCaptureFi
     assert len(caplog.records) == 1
 
 
+def test_what_a_client_sends_is_noted_within_bounds() -> None:
+    noted: list[RequestNote] = []
+    tracer = Tracer(noted.append, 1.0)
+    parent = b"00-%b-%b-01" % (TRACE.encode(), SPAN.encode())
+    for length in (512, 513, 60_000):
+        path, state = f"/v2/models/{'m' * length}/infer", b"a=" + b"1" * (length - 2)
+        tracer.answered(exchange(parent, path, tracestate=state), 404)
+    assert [len(item.tracestate) for item in noted] == [512, 0, 0]
+    assert {len(item.path) for item in noted} == {512}
+
+
+def test_nothing_is_noted_of_a_request_without_its_token() -> None:
+    noted: list[RequestNote] = []
+    one = exchange(b"00-%b-%b-01" % (TRACE.encode(), SPAN.encode()))
+    one.head.refusal = (401, "a valid bearer token is needed", b"")
+    assert Tracer(noted.append, 1.0).answered(one, 401).startswith(b"traceparent: 00-")
+    assert noted == []
+
+
 # --- spans ------------------------------------------------------------------------------------------------------------
 
 
@@ -178,8 +201,8 @@ class Sender:
         self.gate.set()
 
 
-def made(sender: Sender) -> exporter.SpanExporter:
-    return exporter.SpanExporter(sender, Resource({}), "http://collector:4318", lambda: "no route")
+def made(sender: Sender, reason: str = "no route") -> exporter.SpanExporter:
+    return exporter.SpanExporter(sender, Resource({}), OtelCollector("http://collector:4318"), lambda: reason)
 
 
 def test_a_collector_that_stands_still_costs_spans_and_no_time() -> None:
@@ -215,6 +238,20 @@ def test_a_collector_that_refuses_is_logged_once(caplog: pytest.LogCaptureFixtur
     assert [record.getMessage() for record in caplog.records] == [
         "spans are lost, http://collector:4318 does not take them: no route",
         f"spans are taken again by http://collector:4318; {2 * exporter.BATCH_SPANS} were lost meanwhile",
+    ]
+
+
+def test_a_span_that_cannot_be_made_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    sender = Sender()
+    queue = made(sender)
+    for trace_id in (TRACE.encode(), b"no number", b"nor this", TRACE.encode()):
+        queue.put(note(trace_id=trace_id))
+    queue.start()
+    queue.close(10.0)
+    assert sender.batches == [2]
+    assert queue.counts() == {"sent": 2, "failed": 2, "dropped": 0}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the spans of some requests cannot be made; they are counted as failed"
     ]
 
 
@@ -257,12 +294,55 @@ def test_devices_are_read_on_the_loop() -> None:
         ("http://collector:no", "must be a URL"),
         ("http://collector:4318/v1/traces", "leave /v1/... out"),
         ("http://me:secret@collector:4318", "OTEL_EXPORTER_OTLP_HEADERS"),
+        ("http://me:secret@collector:no", "OTEL_EXPORTER_OTLP_HEADERS"),
     ],
 )
 def test_endpoints_that_cannot_be_used_are_refused(endpoint: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as refused:
         override(ServerConfig(), otel=endpoint)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://collector:4318/", "http://collector:4318"),
+        ("https://me:hunter2@collector/key/hunter2?key=hunter2#hunter2", "https://collector"),
+        ("https://me:hunter2@[::1]:4318/v1/traces", "https://[::1]:4318"),
+        ("http://me:hunter2@collector:no", UNREADABLE),
+        ("http://me:hun/ter2@collector:4318", UNREADABLE),
+        ("hunter2", UNREADABLE),
+        ("http://[hunter2", UNREADABLE),
+    ],
+)
+def test_a_collector_is_shown_without_credentials(url: str, address: str) -> None:
+    assert address_of(url) == address
+    named = collector_of(OtelConfig(endpoint="env"), {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url})
+    assert named.address == address
+    if "hun" in url:
+        shown = named.clean(f"Failed to parse: {url}, or url: {url.partition('collector')[2]}")
+        assert not any(part in shown for part in ("hunter2", "hun/", "ter2"))
+
+
+def test_what_the_sdk_or_the_collector_repeats_is_masked_and_cut(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3same,key=o%70en,unreadable s3cret")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:hunter2@127.0.0.1:no")
+    loop: Any = None
+    found = setup.build(OtelConfig(endpoint="env"), loop, tuple)
+    assert found is not None
+    assert "unreadable s3cret" not in caplog.text
+    named = collector_of(OtelConfig(endpoint="env"), os.environ)
+    assert named.clean("no token s3same, Bearer s3same, open, o%70en") == "no token ***, ***, ***, ***"
+    assert named.clean("\x1b[31mno\n" * 100).isprintable()
+    assert len(named.clean("no" * 9000)) <= 210
+    found.exporter.start()
+    found.exporter.put(note())
+    found.exporter.close(10.0)
+    assert found.counts()["failed"] == 1
+    assert f"{UNREADABLE} does not take them" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_the_standard_variables_count_only_if_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from clover.carbon.providers import (
     rte,
     watttime,
 )
-from clover.carbon.providers.http import Bounds
+from clover.carbon.providers.http import MOST_VALUES, Bounds
 from clover.carbon.providers.live import LiveSource, Series
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, ConfigError
@@ -155,6 +155,24 @@ def test_the_token_of_watttime_is_used_again_until_it_is_refused(server: CarbonS
     with pytest.raises(CarbonError, match=r"answers 401 Status: no, \*\*\*$") as caught:
         asyncio.run(source.read(NOW_S))
     assert caught.value.refused
+
+
+def test_a_token_of_watttime_that_ended_is_forgotten(server: CarbonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    source: Any = live(server, "watttime")
+    monkeypatch.setattr(watttime, "TOKEN_S", 0.0)
+    logins = iter(range(3))
+
+    async def get(path: str, *_: Any, **__: Any) -> bytes:
+        return b'{"token": "token-%d"}' % next(logins) if path == "/login" else b""
+
+    monkeypatch.setattr(source.client, "get", get)
+
+    async def story() -> None:
+        for _ in range(3):
+            await source._call("forecast", {})
+
+    asyncio.run(story())
+    assert [secret for secret in source.client.secrets if secret.startswith("token-")] == ["token-2"]
 
 
 def test_another_model_of_watttime_is_said(server: CarbonServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -393,6 +411,50 @@ def test_any_bytes_are_readings_or_a_carbon_error(body: bytes) -> None:
         assert text.isprintable()
         assert len(text) < 400
         assert all(isinstance(reading, Reading) and math.isfinite(reading.at_s) for reading in readings)
+
+
+LISTS: dict[str, tuple[bytes, bytes, bytes]] = {  # what is before, of, and after a list of values; by the parser
+    "neso national": (b'{"data":[', b'{"from":"2026-09-21T00:00Z","intensity":{"actual":1}}', b"]}"),
+    "neso regional": (
+        b'{"data":{"regionid":13,"data":[', b'{"from":"2026-09-21T00:00Z","intensity":{"actual":1}}', b"]}}"
+    ),
+    "energy-charts": (b'{"unix_seconds":[', b"1", b"]}"),
+    "energinet": (b'{"records":[', b'{"Minutes5UTC":"2026-09-21T00:00","PriceArea":"DK1"}', b"]}"),
+    "rte": (b"[", b'{"date_heure":"2026-09-21T00:00Z"}', b"]"),
+    "electricity-maps latest": (b"", b"", b""),  # no list
+    "electricity-maps history": (
+        b'{"zone":"DE","history":[', b'{"datetime":"2026-09-21T00:00Z","carbonIntensity":null}', b"]}"
+    ),
+    "electricity-maps forecast": (
+        b'{"zone":"DE","forecast":[', b'{"datetime":"2026-09-21T00:00Z","carbonIntensity":null}', b"]}"
+    ),
+    "watttime": (
+        b'{"meta":{"region":"DE","signal_type":"co2_moer","units":"lbs_co2_per_mwh"},"data":[',
+        b'{"point_time":"2026-09-21T00:00Z","value":null}', b"]}",
+    ),
+    "carbon-aware-sdk": (b"[", b'{"time":"2026-09-21T00:00Z","rating":1}', b"]"),
+    "carbon-aware-sdk forecast": (b'[{"forecastData":[', b'{"timestamp":"2026-09-21T00:00Z","value":1}', b"]}]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("parse", "name"), [found for found in zip(PARSERS, LISTS, strict=True) if LISTS[found[1]][1]])
+def test_a_list_of_more_values_than_any_provider_has_is_refused(
+    parse: Callable[[bytes], list[Reading]], name: str
+) -> None:
+    before, one, after = LISTS[name]
+    for count in (3, MOST_VALUES, MOST_VALUES + 1):
+        body = before + b",".join([one] * count) + after
+        if count <= MOST_VALUES:
+            parse(body)
+        else:
+            with pytest.raises(CarbonError, match=rf"Expected `array` of length <= {MOST_VALUES}"):
+                parse(body)
+
+
+def test_a_week_of_every_provider_fits(server: CarbonServer) -> None:
+    for name in SOURCES:
+        source = live(server, name, body_bytes=Bounds().body_bytes // 2)
+        assert len(asyncio.run(source.history(NOW_S - 7 * DAY, NOW_S))) < MOST_VALUES / 4, name
 
 
 @given(st.integers(0, 200), st.data())

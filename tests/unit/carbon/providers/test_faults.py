@@ -18,7 +18,7 @@ import pytest
 
 from clover.carbon import build_source
 from clover.carbon.providers import PROVIDERS
-from clover.carbon.providers.http import Bounds, checked_url, proxy_of, retry_after, words_of
+from clover.carbon.providers.http import ApiClient, Bounds, checked_url, proxy_of, proxy_secrets, retry_after, words_of
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, ConfigError
 from tests.support.carbon_server import KEY, PASSWORD, TOKEN, Answer, CarbonServer, Request, bomb
@@ -231,3 +231,33 @@ def test_proxies_of_the_environment_and_never_for_this_machine(monkeypatch: pyte
     assert proxy_of("https://b.example") is None
     assert proxy_of("http://127.0.0.1:1") is None
     assert proxy_of("http://localhost:1") is None
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://user:hunter2@127.0.0.1:abc", "user:hunter2@127.0.0.1:99999", "socks5://user:hunter2@127.0.0.1:1080",
+     "http://user:hunter2@", "http://user:hunter2@[127", "http://user:hun/ter2@127.0.0.1:1", "http://hunter2 @h:1"],
+)  # fmt: skip
+def test_a_proxy_that_cannot_be_used_is_not_quoted(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    client = ApiClient("neso", "https://a.example")
+    with pytest.raises(CarbonError) as caught:
+        asyncio.run(client.get("/intensity"))
+    assert str(caught.value) == (
+        "neso: HTTPS_PROXY is not a URL as http://host:port; it is not quoted, since it may hold a password"
+    )
+    assert caught.value.kind == "connect"
+
+
+def test_the_password_of_a_proxy_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("https_proxy", f"http://user:h%75nter2@127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        client = ApiClient("neso", "https://a.example", bounds=Bounds(pause=no_pause))
+        with pytest.raises(CarbonError, match=r"no connection to a\.example"):
+            asyncio.run(client.get("/intensity"))
+    assert str(client.fails("hunter2, h%75nter2, user:h%75nter2", "http")) == "neso: ***, ***, ***"
+    monkeypatch.setenv("https_proxy", "http://only-a-token@127.0.0.1:1")
+    assert "only-a-token" in proxy_secrets(str(proxy_of("https://a.example")))
