@@ -24,7 +24,7 @@ from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
 from clover.report.checking import UnreadableReport, read_text, verify
-from clover.report.making import application_of, nothing_of, report_from, settled_end
+from clover.report.making import application_of, nothing_of, report_from, settled, settled_end
 from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
 from clover.report.render.page import report_page
