@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
     "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),
     "report": ("clover.cli.report", "Say what was emitted and saved over a time, from the ledger"),
-    "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how; calibrate energy"),
+    "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how"),
     "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
 }

@@ -92,7 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--to", dest="end", metavar="TIME", default="", help="the same; the period ends before it [now]")
     add("--tz", metavar="ZONE", default="UTC", help="time zone of times, days and months, as Europe/Berlin [UTC]")
-    add("--by", choices=BY, default=None, help="what the table, CSV or Parquet splits grams by [day or hour]")
+    add(
+        "--by",
+        metavar="WHAT",
+        choices=BY,
+        default=None,
+        help=f"what the table, CSV or Parquet splits grams by: {', '.join(BY)} [day or hour]",
+    )
     add("--format", choices=_FORMATS, default=None, help="by default that of FILE's ending, or table")
     add("--out", metavar="FILE", default="", help="write there instead of standard output")
     add("--market-g", metavar="G", type=float, default=None, help="gCO2e/kWh of the contract [report.market_g_per_kwh]")

@@ -59,7 +59,7 @@ def main(argv: Sequence[str], *, powercap: Path = POWERCAP, instruments: Instrum
     """
     if {"-h", "--help"} & set(argv):
         print(settings.help_text(f"{program()} {_USAGE}", _ABOUT, OPTIONS, only=USED))
-        print("Of this command: 1 something that is configured cannot work, 3 cannot be measured.")
+        print("Of this command: 1 what is configured cannot work, 3 cannot be measured.")
         return 0
     try:
         given = settings.load(argv, {}, options=OPTIONS)
