@@ -123,8 +123,8 @@ def _carbon(intensity: State | None) -> dict[str, Any] | None:
 
 def _emission(totals: State, grams_per_hour: float | None) -> dict[str, Any]:
     """Return what is drawn now, and emitted and used since the start, within the boundary `server`."""
-    # A device has no watts before its meter was read for the first time, while the server starts.
-    devices = [line for line in (totals.get("devices") or {}).values() if "watts" in line]
+    # A device has no figures before its meter was read for the first time, while the server starts.
+    devices = [line for line in (totals.get("devices") or {}).values() if "idle_w" in line]
     sci = totals.get("sci") or {}
 
     def since_the_start(unit: str) -> float | None:

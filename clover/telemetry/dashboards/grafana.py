@@ -86,10 +86,10 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
             ),
             GrafanaPanel(
                 "Workers",
-                "Workers that are ready, and those that died and have not been started again.",
+                "Workers that are ready, and those that shall receive rows and are not ready.",
                 (
                     GrafanaQuery(f"sum by (model) (clover_workers{{{_M}}})", "{{model}}"),
-                    GrafanaQuery(f"sum by (model) (clover_workers_missing{{{_M}}}) > 0", "{{model}}: missing"),
+                    GrafanaQuery(f"sum by (model) (clover_workers_missing{{{_M}}})", "{{model}}: missing"),
                 ),
                 kind="stat",
                 width=4,

@@ -228,7 +228,7 @@ def test_while_rapl_cannot_be_read_the_device_is_not_metered_and_nothing_is_lost
     machine = Machine(ServerConfig(), tmp_path / "cache", account)
     machine.meters = {"cpu0": RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)}
     reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static")
-    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
 
     def measure(second: int) -> dict[str, float | str]:
         now_ns[0] = second * SECOND
