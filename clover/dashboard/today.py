@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from clover.accounting.boundaries import DEFAULT, WITHIN
-from clover.control.baselines.saved import LEAST_ROWS
+from clover.accounting.boundaries import DEFAULT, LEAST_ROWS, WITHIN
 from clover.dashboard.history import tidy
 from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.rows import GridRow, LineRow, SavedRow
