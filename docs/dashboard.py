@@ -24,6 +24,7 @@ from clover import families
 
 HERE = Path(__file__).resolve().parent
 WIDTH, HEIGHT = 1360, 1290
+CLIENTS = 4
 
 
 def ask(url: str, ended: threading.Event) -> None:
@@ -57,9 +58,10 @@ def main() -> int:
         print("docs/dashboard.py needs Chromium (Debian: apt-get install chromium)", file=sys.stderr)
         return 2
     ended = threading.Event()
-    with clover.Server("fashion", port=0, slo_ms=250.0) as server, sync_playwright() as playwright:
-        asking = threading.Thread(target=ask, args=(server.url, ended))
-        asking.start()
+    with clover.Server("fashion", port=0) as server, sync_playwright() as playwright:
+        asking = [threading.Thread(target=ask, args=(server.url, ended)) for _ in range(CLIENTS)]
+        for client in asking:
+            client.start()
         try:
             time.sleep(given.seconds)
             sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -72,7 +74,8 @@ def main() -> int:
             browser.close()
         finally:
             ended.set()
-            asking.join()
+            for client in asking:
+                client.join()
     print(f"{given.out}: {given.out.stat().st_size} bytes")
     return 0
 

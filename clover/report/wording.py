@@ -194,8 +194,8 @@ def missing_words(report: Report) -> str:
 
 
 def _gap_words(gaps: list[Gap], what: str, zone: tzinfo) -> str:
-    if not gaps:
-        return f"No time {what}."
+    if not gaps:  # an invented or configured grid is never live, and has no gaps either
+        return f"No time {what}." if what.endswith("record") else "The source of the intensity never failed."
     whole = duration(sum(gap.seconds for gap in gaps))
     longest = max(gaps, key=lambda gap: gap.seconds)
     if len(gaps) == 1:
