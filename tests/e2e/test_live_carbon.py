@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import clover
 from clover import carbon
 from clover.carbon.clock import boot_seconds
+from clover.telemetry.ledger import LedgerReader
 from tests.support.carbon_server import KEY, Answer, CarbonServer
 from tests.support.servers import descriptors, until
 from tests.support.toy_family import TOY, settings
@@ -29,7 +30,7 @@ BODY = {"inputs": [{"name": "INPUT0", "shape": [1, 4], "datatype": "FP32", "data
 
 @pytest.mark.usefixtures("forked_zygotes")
 def test_a_provider_that_goes_away_under_load_costs_no_request(
-    toy_cache: Path, monkeypatch: pytest.MonkeyPatch
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead = [0.0]  # seconds by which the server's grid clock, and the provider, are ahead of the time of day
 
@@ -48,6 +49,7 @@ def test_a_provider_that_goes_away_under_load_costs_no_request(
 
     async def main(replay: CarbonServer) -> None:
         own = {"http": True, "port": 0, "carbon": "neso,static:300", "neso_url": replay.url}
+        own |= {"ledger": "on", "ledger_name": "drill", "ledger_flush_s": 1.0, "state_dir": str(tmp_path)}
         async with (
             clover.Server(TOY, **settings(toy_cache) | own) as server,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,
@@ -74,16 +76,31 @@ def test_a_provider_that_goes_away_under_load_costs_no_request(
                 ((labels, _),) = await metrics("clover_carbon_intensity")
                 assert (labels["state"], labels["provider"], labels["zone"]) == (wanted, "neso", "GB")
 
+            def kept() -> set[tuple[str, str]]:
+                """Return who gave the intensities that the ledger has, and how they were known."""
+                with LedgerReader(tmp_path / "ledger" / "drill.db") as ledger:
+                    return {(row.provider, row.known) for row in ledger.grid()}
+
+            async def page() -> str:
+                """Return what the dashboard is greeted with."""
+                async with session.get(f"{server.url}/dashboard/stream") as stream:
+                    await stream.content.readuntil(b"\n\n")  # when to come back
+                    return (await stream.content.readuntil(b"\n\n")).decode()
+
             loading = asyncio.create_task(load(session, server.url, statuses))
             await comes("fresh")
             await until(lambda: chain.links[0].bridge.expected(wall() + 3 * HOUR) is not None)
             await trouble("")
+            await until(kept)
+            assert ("neso", "bridged") not in kept(), kept()
             replay.fault = lambda request: DOWN
             ahead[0] = HOUR
             await comes("stale")
             await trouble("answers 503 Status: closed for maintenance")
             ahead[0] = 4 * HOUR
             await comes("forecast")
+            await until(lambda: ("neso", "bridged") in kept())
+            assert "closed for maintenance" in await page()
             ahead[0] = 3 * DAY
             await comes("seasonal")
             replay.fault = None
