@@ -28,6 +28,10 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
+SEEN_S = 5.0
+"""Within that time a server has seen that pages were closed: when it has sent them the next messages."""
+
+
 async def page(host: str, port: int, until_s: float) -> tuple[float, list[int]]:
     """Read one stream until `until_s` (monotonic); return the seconds to its first message, and the bytes of each."""
     begun_s = time.monotonic()
@@ -61,6 +65,7 @@ async def stretch(url: str, pid: int, pages: int, seconds: float) -> dict[str, f
     found = await asyncio.gather(*opened) if opened else []
     await asyncio.sleep(max(0.0, seconds - (time.monotonic() - begun_s)))
     used, lasted_s = cpu_s(pid) - before, time.monotonic() - begun_s
+    await asyncio.sleep(SEEN_S if opened else 0.0)
     return {
         "core_percent": 100.0 * used / lasted_s,
         "messages": float(sum(len(sizes) for _, sizes in found)),
