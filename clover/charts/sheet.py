@@ -56,8 +56,9 @@ class ChartSheet:
     `add` returns the place of a figure, as HTML; `scripts` what draws them all, for the end of the body: plotly's own
     script (5 MB) and the figures.  Without the extra there are no places, and `scripts` says how to get charts."""
 
-    def __init__(self) -> None:
-        self._plotly = plotly_script()
+    def __init__(self, *, drawn: bool = True) -> None:
+        """Begin a document; not `drawn`: as without the extra."""
+        self._plotly = plotly_script() if drawn else None
         self._figures: list[Figure] = []
 
     def add(self, figure: Figure) -> str:

@@ -49,9 +49,10 @@ _WORDS = (
 )
 
 
-def report_page(report: Report, zone: tzinfo) -> str:
-    """Return the report as an HTML document; it carries the report's data, too."""
-    sheet = ChartSheet()
+def report_page(report: Report, zone: tzinfo, *, charts: bool = True) -> str:
+    """Return the report as an HTML document; it carries the report's data, too.  Not `charts`: as it is without the
+    extra that draws them."""
+    sheet = ChartSheet(drawn=charts)
     name = report.application.name or report.server or "this server"
     body = "".join(
         (

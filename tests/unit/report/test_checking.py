@@ -165,6 +165,23 @@ def test_a_changed_page_is_found() -> None:
     assert any("page does not follow from its data" in fault for fault in verify(text, b"", None).faults)
 
 
+@pytest.mark.parametrize(
+    "added",
+    [
+        "<script>document.body.textContent = '0 g CO2e'</script>",
+        '<p class="note">Audited: emitted 0 g CO2e</p>',
+        '<div class="chart">Emitted: 0 g</div>',
+    ],
+)
+def test_what_was_added_to_a_page_is_found_though_it_may_depend_on_the_charts(added: str) -> None:
+    text = page().replace("</body>", f"{added}</body>", 1)
+    assert any("cannot be checked here" in fault for fault in verify(text, b"", None).faults)
+
+
+def test_a_page_without_charts_holds_where_they_could_be_drawn() -> None:
+    assert verify(report_page(made_report(), UTC, charts=False), b"", None).faults == ()
+
+
 def test_a_changed_score_is_found() -> None:
     found = sci_for_ai(made_report(), UTC)
     assert verify(msgspec.json.encode(found).decode(), b"", None).faults == ()
