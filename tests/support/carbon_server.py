@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+NOW_S = 1_790_001_000.0  # 2026-09-21, at 1,000 s into a step of each provider
 KEY, USER, PASSWORD, TOKEN = "key-of-a-test", "somebody", "pass-of-a-test", "token-of-a-test"
 _BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 LB = 453.59237 / 1000.0

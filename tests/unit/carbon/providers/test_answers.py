@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,9 +29,19 @@ from clover.carbon.providers.live import LiveSource, Series
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
-from tests.support.carbon_server import DOCUMENTS, KEY, PASSWORD, TOKEN, Answer, CarbonServer, Request, grid_g, iso
+from tests.support.carbon_server import (
+    DOCUMENTS,
+    KEY,
+    NOW_S,
+    PASSWORD,
+    TOKEN,
+    Answer,
+    CarbonServer,
+    Request,
+    grid_g,
+    iso,
+)
 
-NOW_S = 1_790_000_000.0 + 1000.0  # 2026-09-21, at 1,000 s into a step of each provider
 HOUR, DAY = 3600.0, 86_400.0
 SOURCES = {
     "neso": "neso",
@@ -58,20 +68,6 @@ KNOWN: dict[str, tuple[str, str, str, str, float, int, int]] = {
     "watttime": ("CAISO_NORTH", "marginal", "direct", "estimated", 300.0, 71, 167),
     "carbon-aware-sdk": ("westus", "marginal", "unknown", "unknown", 3600.0, 47, 167),
 }
-
-
-@pytest.fixture(scope="module")
-def replay() -> Iterator[CarbonServer]:
-    with CarbonServer(lambda: NOW_S) as server:
-        yield server
-
-
-@pytest.fixture
-def server(replay: CarbonServer) -> Iterator[CarbonServer]:
-    yield replay
-    replay.requests.clear()
-    replay.fault = None
-    replay.change = lambda document: document
 
 
 def live(server: CarbonServer, name: str, **bounds: Any) -> LiveSource:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from clover.carbon.providers import PROVIDERS
 from clover.carbon.providers.http import ApiClient, Bounds, checked_url, proxy_of, proxy_secrets, retry_after, words_of
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, ConfigError
-from tests.support.carbon_server import KEY, PASSWORD, TOKEN, Answer, CarbonServer, Request, bomb
+from tests.support.carbon_server import KEY, NOW_S, PASSWORD, TOKEN, Answer, CarbonServer, Request, bomb
 
-NOW_S = 1_790_001_000.0
 HTML = b"<!doctype html><html><head><title>502</title></head><body>Bad Gateway</body></html>"
 Fault = Callable[[Request], Answer | None]
 
@@ -52,19 +51,6 @@ FAULTS: dict[str, tuple[Answer, str, str, int]] = {
     "no such path": (Answer(b"not \x1b[31mhere", 404), "refused", r"not \\x1b\[31mhere", 1),
     "elsewhere": (Answer(b"", 302, {"Location": "https://evil.example/x"}), "status", "redirect to evil.example", 1),
 }
-
-
-@pytest.fixture(scope="module")
-def replay() -> Iterator[CarbonServer]:
-    with CarbonServer(lambda: NOW_S) as server:
-        yield server
-
-
-@pytest.fixture
-def server(replay: CarbonServer) -> Iterator[CarbonServer]:
-    yield replay
-    replay.requests.clear()
-    replay.fault = None
 
 
 async def no_pause(seconds: float) -> None:
