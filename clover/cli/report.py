@@ -24,7 +24,7 @@ from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
 from clover.report.checking import UnreadableReport, read_text, verify
-from clover.report.making import application_of, nothing_of, report_from, settled, settled_end
+from clover.report.making import application_of, newer_words, nothing_of, report_from, settled, settled_end
 from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
 from clover.report.render.page import report_page
@@ -219,7 +219,7 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
         raise ConfigError(f"--from {given.start or time_words(start, zone)} is not before --to {given.end}")
     if given.end and start < settled(now) < end:  # else the future would be a gap
         return start, settled(now), f"asked was until {time_words(end, zone)}, which is not over yet"
-    return start, end, ""
+    return start, end, "" if given.end else newer_words(bounds, end)
 
 
 def _document(report: Report, form: str, by: By, zone: tzinfo) -> bytes:
@@ -280,7 +280,7 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     seal = found.report.seal
     if not key:
         signed = "it is signed; give the key (--key-file) to check the signature"
-        unsigned = "it is not signed: whoever can write the file could have made its digests, too"
+        unsigned = "it is not signed: whoever can write the file can make its digests"
         print(f"  note   {signed if seal.hmac_sha256 else unsigned}")
     if not given.ledger:
         print("  note   give the ledger, too, to calculate the figures again")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clover.accounting.boundaries import LEAST_ROWS
+
 ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
 
@@ -59,7 +61,7 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     elif late and slo is not None:
         yield f"misses its SLO: {'no answer within' if p95 is None else f'p95 {p95:.3g} ms of'} {slo:.3g} ms"
     served, floor = served_accuracy(model, totals), targets.get("accuracy_floor")
-    if served is not None and floor is not None and served < floor - ROUNDED:
+    if served is not None and floor is not None and served < floor - ROUNDED and not few_rows(totals):
         yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
     # What is planned with more room than the profile asks for may keep the SLO although the plan says it would not.
     roomy = held.get("slower", 1.0) > 1.0 and not late
@@ -74,6 +76,12 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     last = model.get("last_decision") or {}
     if last.get("action") in ("failed", "rolled back"):
         yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"
+
+
+def few_rows(totals: Mapping[str, Any]) -> bool:
+    """Return whether too few rows were answered to judge their accuracy: one that was hard moves the mean by points."""
+    rows = totals.get("rows")
+    return rows is not None and sum(rows.values()) < LEAST_ROWS
 
 
 def served_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:

@@ -59,6 +59,12 @@ def settled_end(bounds: tuple[float, float], now: float) -> float:
     return max(last, bounds[0] + 60.0)
 
 
+def newer_words(bounds: tuple[float, float], end: float) -> str:
+    """Return in words that a ledger with such `bounds` has more than a report until `end`; nothing if it has not."""
+    written = "what is newer is left out, since a server writes a minute up to half a minute after its end"
+    return written if end < bounds[1] else ""
+
+
 def latest_page(path: Path, stated: ReportConfig, now: float) -> str:
     """Return the report of the last `LATEST_S` seconds that the ledger `path` has, as HTML: what `clover report` would
     make of that time.  Raises LedgerError."""
@@ -77,7 +83,8 @@ def latest_page(path: Path, stated: ReportConfig, now: float) -> str:
             raise nothing_of(ledger, 0.0, now, options.zone)
         end = settled_end(bounds, now)
         start = max(float(bounds[0]), end - LATEST_S)
-        return report_page(report_from(ledger, replace(options, start=start, end=end)), options.zone)
+        options = replace(options, start=start, end=end, edges=newer_words(bounds, end))
+        return report_page(report_from(ledger, options), options.zone)
 
 
 def report_from(ledger: LedgerReader, options: ReportOptions) -> Report:

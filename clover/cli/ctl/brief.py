@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clover.control.troubles import ROUNDED, served_accuracy, troubles
+from clover.control.troubles import ROUNDED, few_rows, served_accuracy, troubles
 from clover.quantities import grams, slice_words
 
 _HEAD = 11
@@ -112,7 +112,8 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         if served is None:
             yield "accuracy", f"floor {floor:.2f} %; nothing was answered yet"
         else:
-            held = "held" if served >= floor - ROUNDED else "MISSED"
+            missed = "perhaps missed, by few answers" if few_rows(totals) else "MISSED"
+            held = "held" if served >= floor - ROUNDED else missed
             yield "accuracy", f"{served:.2f} % expected of what served (by profile), floor {floor:.2f} %: {held}"
     if "carbon_g" in totals:
         emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         method, path, body = request_of(given)
         token = given.token or environment.get("CLOVER_TOKEN", "")
         if given.token_file:
-            token = Path(given.token_file).read_text(encoding="utf-8").split("\n", 1)[0].strip()
+            token = _first_line(given.token_file)
         answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
         if given.verb == "state" and given.model:
             answer = only(answer, given.model)
@@ -86,6 +86,15 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
+
+
+def _first_line(path: str) -> str:
+    """Return the token in a file; raises ValueError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8").split("\n", 1)[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise ValueError(f"cannot read the token file {path}: {why}") from error
 
 
 def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:

@@ -801,6 +801,25 @@ def test_a_state_that_is_not_well_says_why_first(
     assert capsys.readouterr().out.splitlines()[0] == f"UNHEALTHY    {why}"
 
 
+def test_a_few_hard_rows_make_no_server_unhealthy(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    state = answered(observed={"accuracy_served": 82.0})
+    for rows, word in ((99, "perhaps missed, by few answers"), (100, "MISSED")):
+        state["totals"]["models"]["fashion"]["rows"] = {"small": rows - 40, "large": 40}
+        server.answer = (200, state)
+        assert ctl(server, "state") == 0
+        words = " ".join(capsys.readouterr().out.split())
+        assert words.startswith("healthy" if rows < 100 else "UNHEALTHY fashion is below its accuracy floor")
+        assert f"floor 92.26 %: {word}" in words
+
+
+def test_a_token_file_that_cannot_be_read_is_named(
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "operator.token"
+    assert ctl(server, "state", "--token-file", str(missing)) == 2
+    assert capsys.readouterr().err == f"clover ctl: cannot read the token file {missing}: No such file or directory\n"
+
+
 def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(frozen=True, pin="static:small")
     found["intensity"] |= {"state": "configured", "trouble": "trace:day has no value"}

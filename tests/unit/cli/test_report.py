@@ -109,6 +109,20 @@ def test_a_period_ends_with_what_is_over(ledger: str, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["period"]["edges"] == ""
 
 
+def test_without_an_end_it_says_that_the_newest_minutes_are_left_out(
+    ledger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def period(now: float) -> tuple[float, str]:
+        assert main([ledger, "--format", "json"], now=lambda: now, environ={}) == 0
+        found = json.loads(capsys.readouterr().out)["period"]
+        return found["end"], found["edges"]
+
+    assert period(NOW) == (SCENE.end_s, "")
+    end, edges = period(SCENE.end_s)
+    assert end == SCENE.end_s - 60.0
+    assert edges.startswith("what is newer is left out")
+
+
 def test_a_period_is_widened_to_hours_that_cannot_be_split(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ledger, "--from", "2026-09-22T01:20", "--to", "2026-09-22T02:10", "--format", "json") == 0
     period = json.loads(capsys.readouterr().out)["period"]
