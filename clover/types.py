@@ -162,11 +162,13 @@ class Assignment(Record, frozen=True, kw_only=True):
 
 
 class GroupCount(Record, frozen=True, kw_only=True):
-    """A row of a configuration: `count` workers of `variant` on `profile`."""
+    """A row of a configuration: `count` workers of `variant` on `profile`.  Workers that share their time between
+    several variants name the others in `beside`; `variant` is then the first of them by name."""
 
     variant: str
     profile: str
     count: int
+    beside: tuple[str, ...] = ()
 
 
 Configuration = tuple[GroupCount, ...]
@@ -327,6 +329,17 @@ class CascadeProfile(Record, frozen=True, kw_only=True):
     method: Method = "none"
 
 
+class MemoryMeasurement(Record, frozen=True, kw_only=True):
+    """What one (variant, profile, backend) holds on its slice, bytes: its weights, and the most that its largest batch
+    needed on top."""
+
+    variant: str
+    profile: str
+    backend: str
+    weights_bytes: int
+    peak_bytes: int
+
+
 class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it.
 
@@ -344,6 +357,9 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     cascade: CascadeProfile | None = None
     front_ms: float = 0.0
+    memory: tuple[MemoryMeasurement, ...] = ()
+    context_bytes: dict[str, int] = {}
+    """Bytes that a worker holds on a slice beside its variants, by profile."""
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------

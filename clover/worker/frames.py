@@ -69,6 +69,26 @@ class EmulatedSlice(Record, frozen=True, kw_only=True):
     memory_bytes: int
 
 
+class Resident(Record, frozen=True, kw_only=True):
+    """A further variant that a worker is to hold beside the first of its order: what to load, with how many threads,
+    and, on an emulated slice, its pace and its watts by batch size from 1 (see `EmulatedSlice`)."""
+
+    variant: str
+    backend: str
+    artifact_dir: str = ""
+    threads: int = 1
+    pace_ms: tuple[float, ...] = ()
+    watts: tuple[float, ...] = ()
+
+
+class HeldMemory(Record, frozen=True, kw_only=True):
+    """What one resident variant holds on its slice, bytes: its weights, and the most that its batches needed on top."""
+
+    variant: str
+    weights_bytes: _Count
+    peak_bytes: _Count
+
+
 class WorkerOrder(Record, frozen=True, kw_only=True):
     """Everything a worker needs: what to load, where to run, how large batches get.
 
@@ -87,6 +107,10 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     visible_devices: str = ""
     place: str = ""
     emulated: EmulatedSlice | None = None
+    also: tuple[Resident, ...] = ()
+    """Variants that the worker holds beside `variant`, as many of the first of them as fit `resident_bytes`."""
+    resident_bytes: int = 0
+    """Bytes of the slice that all variants together may hold; 0 sets no limit."""
 
     def trimmed(self) -> WorkerOrder:
         """Return the order without labels and descriptions, which no worker reads, to keep frames small."""
@@ -158,7 +182,11 @@ class EndAsked(Record, frozen=True, kw_only=True):
 class WorkerState(Record, frozen=True, kw_only=True):
     """What a worker is doing.  `text` is the reason of "failed", `device_lost` that its GPU is gone and no batch is to
     blame; the durations are filled as they become known.  A worker on an emulated slice says "ready" again when batches
-    took longer than the slice would: `overruns` of `batches` so far."""
+    took longer than the slice would: `overruns` of `batches` so far.
+
+    "ready" names the variants that are `resident`, each with the ring's lane of its place in the order (0:
+    `WorkerOrder.variant`, i: `WorkerOrder.also[i - 1]`), what the process holds beside them (`context_bytes`), and why
+    each variant that is not resident was `left_out`."""
 
     state: Literal["loading", "warming", "ready", "failed"]
     text: str = ""
@@ -168,6 +196,9 @@ class WorkerState(Record, frozen=True, kw_only=True):
     device_lost: bool = False
     batches: _Count = 0
     overruns: _Count = 0
+    resident: tuple[HeldMemory, ...] = ()
+    context_bytes: _Count = 0
+    left_out: dict[str, str] = {}
 
 
 _KINDS: dict[type[Record], Kind] = {
