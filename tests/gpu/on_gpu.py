@@ -105,19 +105,37 @@ def burn(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def pinned(asked: dict[str, Any]) -> dict[str, Any]:
-    """Whether CUDA page-locks a memfd as a worker's slab is, and takes it for page-locked."""
+    """Whether the driver page-locks a memfd as a worker's slab is, whether torch takes it for page-locked, and whether
+    torch still works after memory was refused: by the driver's call, and by the runtime's (`poisoned`)."""
     import torch
 
     from clover.runtime.memory.slab import map_shared, shared_memory
     from clover.worker import pinned as production
+    from clover.worker.cuda_driver import CudaDriver
 
     torch.zeros(1, device="cuda")
     size = 1 << 22
     mapped = map_shared(shared_memory("clover-test", size), size)
     array = np.frombuffer(mapped, np.uint8)
-    registered = production.register(torch.cuda.cudart(), [array])  # type: ignore[no-untyped-call]
-    tensor = torch.from_numpy(array)
-    return {"registered": registered, "size": size, "pinned": tensor.is_pinned()}
+    registered, refused = production.register(CudaDriver(), [array])
+    pinned = torch.from_numpy(array).is_pinned()
+    _, again = production.register(CudaDriver(), [array])  # it is registered already
+    works = float((torch.ones(1, device="cuda") + 1).cpu()[0]) == 2.0
+    torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)  # type: ignore[no-untyped-call]
+    try:
+        torch.ones(1, device="cuda") + 1
+        poisoned = ""
+    except RuntimeError as error:
+        poisoned = str(error).splitlines()[0]
+    return {
+        "registered": registered,
+        "refused": sorted(refused),
+        "size": size,
+        "pinned": pinned,
+        "again": sorted(again),
+        "works": works,
+        "poisoned": poisoned,
+    }
 
 
 def signatures(_: dict[str, Any]) -> dict[str, Any]:
