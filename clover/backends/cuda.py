@@ -70,8 +70,8 @@ def for_building(variant: VariantSpec, target: Target) -> str:
 
 
 def use_precision(precision: Precision) -> None:
-    """Let CUDA round the factors of products to TF32, or not, in all of this process.  Torch's own default is no for
-    matrices and yes for convolutions."""
+    """Let CUDA round the factors of products to TF32, or not, in all of this process from now on.  Torch's own default
+    is no for matrices and yes for convolutions."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -176,6 +176,10 @@ class Runner:
                 given = [self._put(index, array, rows) for index, array in enumerate(inputs)]
                 at = bisect.bisect_left(self._sizes, rows)
                 if at == len(self._sizes):  # nothing is recorded
+                    if (
+                        self._device == "cuda"
+                    ):  # a recording holds its precision; the process may have had another since
+                        use_precision(self._variant.precision)
                     answers = self._fetch(self._call(*given), rows)
                 else:
                     size = self._sizes[at]

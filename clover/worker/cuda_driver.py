@@ -17,7 +17,7 @@ NO_DRIVER = -1
 """Stands for a library that is not there."""
 
 
-class Driver(Protocol):
+class DriverCalls(Protocol):
     """The calls that are used; each returns a CUresult, 0 for success."""
 
     def start(self) -> int:
@@ -40,15 +40,15 @@ class CudaDriver:
         self._library.cuGetErrorName.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
 
     def start(self) -> int:
-        """See `Driver.start`."""
+        """See `DriverCalls.start`."""
         return int(self._library.cuInit(0))
 
     def register(self, address: int, size: int) -> int:
-        """See `Driver.register`."""
+        """See `DriverCalls.register`."""
         return int(self._library.cuMemHostRegister_v2(address, size, 0))
 
     def name(self, code: int) -> str:
-        """See `Driver.name`."""
+        """See `DriverCalls.name`."""
         found = ctypes.c_char_p()
         if self._library.cuGetErrorName(code, ctypes.byref(found)) == SUCCESS and found.value:
             return f"{found.value.decode()} ({code})"

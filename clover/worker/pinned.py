@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from clover.runtime.memory.slab import Slab
 from clover.worker.batches import Batches
-from clover.worker.cuda_driver import SUCCESS, CudaDriver, Driver
+from clover.worker.cuda_driver import SUCCESS, CudaDriver, DriverCalls
 
 _log = logging.getLogger("clover.worker")
 
 
-def pin(slab: Slab, batches: Batches, max_batch: int, driver: Callable[[], Driver] = CudaDriver) -> int:
+def pin(slab: Slab, batches: Batches, max_batch: int, driver: Callable[[], DriverCalls] = CudaDriver) -> int:
     """Lock the pages that rows pass through, if the loaded model is on a GPU; return the bytes that are locked, those
     of torch's arrays apart."""
     torch = sys.modules.get("torch")
@@ -50,7 +50,7 @@ def pin(slab: Slab, batches: Batches, max_batch: int, driver: Callable[[], Drive
     return registered
 
 
-def register(driver: Driver, arrays: Iterable[NDArray[Any]]) -> tuple[int, set[str]]:
+def register(driver: DriverCalls, arrays: Iterable[NDArray[Any]]) -> tuple[int, set[str]]:
     """Lock the pages of `arrays`, which must live as long as the process; return the bytes registered, and the names
     of the errors of those that were refused, which stay as they are."""
     registered = 0

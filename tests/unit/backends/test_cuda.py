@@ -14,8 +14,10 @@ import pytest
 
 from clover import backends, families
 from clover.backends import cuda, parity, targets
+from clover.backends.eager import EagerBackend
 from clover.backends.tensors import load_module, torch_dtype, with_casts
 from clover.errors import ProfileError, WorkerError
+from clover.profiling.candidates import Candidates
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from clover.worker.loop import MODEL_FAILED, ServerChannel, WorkerLoop
 from tests.support.lazy import LazyModule
@@ -233,6 +235,55 @@ def test_half_precision_is_real_and_keeps_the_declared_types():
     assert parity.compare(toy.outputs, [rounded], [exact], "fp32")[1] != ""
     same = eager.load(toy, msgspec.structs.replace(full, precision="tf32"), Path(), 1)(inputs)[0]
     np.testing.assert_array_equal(same, exact)
+
+
+def test_fewer_bits_are_for_float32_modules_on_gpus(monkeypatch):
+    toy = families.load_family(str(FAMILIES / "toy"))
+    full = toy.variant("full")
+    gpu = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
+    seen = []
+
+    def made(self, family, variant, folder, threads, device="cpu"):
+        seen.append((variant.name, variant.precision, device))
+
+    monkeypatch.setattr(EagerBackend, "load", made)
+    for precision in ("tf32", "fp16"):
+        backend = backends.get(f"eager-{precision}")
+        assert backend.gpu_only
+        assert backend.supports(toy, full, gpu) == ""
+        assert "is for GPUs" in backend.supports(toy, full)
+        own = msgspec.structs.replace(full, precision="tf32")
+        assert "is tf32 by itself" in backend.supports(toy, own, gpu)
+        with pytest.raises(WorkerError, match="is for GPUs: full runs with eager here"):
+            backend.load(toy, full, Path(), 1)
+        backend.load(toy, full, Path(), 1, "cuda")
+    assert seen == [("full", "tf32", "cuda"), ("full", "fp16", "cuda")]
+
+
+def test_profiles_of_cores_neither_try_nor_mention_what_is_for_gpus(tmp_path):
+    toy = families.load_family(str(FAMILIES / "toy"))
+    notes = []
+    found = Candidates(toy, ("eager", "eager-tf32", "eager-fp16"), tmp_path, notes)
+    assert ({*map(tuple, found.of.values())}, notes) == ({("eager",)}, [])
+    place = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
+    found = Candidates(toy, ("eager", "eager-tf32"), tmp_path, notes, {"gpu": place})
+    assert found.of["full"] == ["eager", "eager-tf32"]
+
+
+def test_aoti_says_what_a_gpu_needs_beside_torch(monkeypatch, tmp_path):
+    toy = families.load_family(str(FAMILIES / "toy"))
+    gpu = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
+    monkeypatch.setattr("clover.backends.aoti.package_version", lambda name: "1.0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    if not Path("/usr/local/cuda").exists():
+        assert "set CUDA_HOME" in backends.get("aoti").supports(toy, toy.variant("full"), gpu)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert "headers are missing" in backends.get("aoti").supports(toy, toy.variant("full"), gpu)
+    (tmp_path / "Python.h").touch()
+    assert backends.get("aoti").supports(toy, toy.variant("full"), gpu) == ""
 
 
 def test_only_floating_tensors_are_cast():
