@@ -132,10 +132,79 @@ def pinned(asked: dict[str, Any]) -> dict[str, Any]:
         "refused": sorted(refused),
         "size": size,
         "pinned": pinned,
+        "context": context,
+        "hot_path": hot_path,
         "again": sorted(again),
         "works": works,
         "poisoned": poisoned,
     }
+
+
+def context(asked: dict[str, Any]) -> dict[str, Any]:
+    """Hold a context in which nothing runs for so many `seconds`; say first that it is there, and what it took in time
+    and memory."""
+    began_s = time.monotonic()
+    import torch
+
+    imported_s = time.monotonic()
+    free_before, _ = torch.cuda.mem_get_info()
+    made_s = time.monotonic()
+    a = torch.randn(256, 256, device="cuda")
+    (a @ a).sum().item()
+    free_after, _ = torch.cuda.mem_get_info()
+    said = {
+        "import_ms": (imported_s - began_s) * 1e3,
+        "context_ms": (made_s - imported_s) * 1e3,
+        "cublas_ms": (time.monotonic() - made_s) * 1e3,
+        "cublas_mib": (free_before - free_after) / 2**20,
+    }
+    print(json.dumps(said), flush=True)
+    time.sleep(asked["seconds"])
+    return said
+
+
+def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
+    """Microseconds of a batch, median of 200: of a worker's call with and without recorded launches, and of the module
+    alone over inputs that are on the device already."""
+    import torch
+
+    from clover.backends.tensors import load_module, with_casts
+
+    order = msgspec.convert(asked["order"], CompileOrder)
+    variant = order.family.variant(order.variant)
+    generator = np.random.default_rng(1)
+
+    def timed(call: Any) -> float:
+        for _ in range(20):
+            call()
+        times = []
+        for _ in range(200):
+            start_ns = time.perf_counter_ns()
+            call()
+            times.append((time.perf_counter_ns() - start_ns) / 1e3)
+        return float(np.median(times))
+
+    found: dict[str, Any] = {}
+    for backend in asked["backends"]:
+        for graphs in (True, False):
+            changed = msgspec.structs.replace(variant, parameters=variant.parameters | {"cuda_graphs": graphs})
+            run: Any = backends.get(backend).load(order.family, changed, Path(order.folder), 1, "cuda")
+            for size in asked["sizes"]:
+                rows = [generator.random((size, *one.bound), np.float32) for one in order.family.inputs]
+                found[f"{backend}, {'replayed' if graphs else 'launched'}, {size} rows"] = timed(
+                    lambda run=run, rows=rows: run(rows)
+                )
+    module = with_casts(load_module(order.family, variant, "cuda"), order.family, variant)
+    with torch.inference_mode():
+        for size in asked["sizes"]:
+            there = [torch.rand((size, *one.bound), device="cuda") for one in order.family.inputs]
+
+            def bare(there: Any = there) -> None:
+                module(*there)
+                torch.cuda.synchronize()
+
+            found[f"the module alone, {size} rows"] = timed(bare)
+    return found
 
 
 def signatures(_: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +226,8 @@ ACTIONS = {
     "answers": answers,
     "burn": burn,
     "pinned": pinned,
+    "context": context,
+    "hot_path": hot_path,
     "signatures": signatures,
 }
 
