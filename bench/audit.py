@@ -12,9 +12,9 @@ books are compared:
  - the lines with the sum of receipts and of what no receipt bills (idle, front end, control, unattributed);
  - `clover report`, with the lines.
 
-A kill loses what the ledger had not written, a flush interval and a second at most: the table says how much of each sum that is.
-Joules are measured or modelled as the meter of the machine allows, or emulated on an emulated device; that they agree
-is shown, not that they are right.
+A kill loses what the ledger had not written, a flush interval and a second at most: the table says how much of each sum
+that is.  Joules are measured or modelled as the meter of the machine allows, or emulated on an emulated device; that
+they agree is shown, not that they are right.
 """
 
 from __future__ import annotations
