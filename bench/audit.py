@@ -109,10 +109,11 @@ def play(options: argparse.Namespace, folder: Path) -> list[RunBooks]:
     images, _ = fashion_rows()
     bodies = binary_bodies(images, 512)
     total_s = 60.0 * options.minutes
+    source = "synthetic" if options.trace == "synthetic" else f"trace:{options.trace}"
     speed = options.days * 86_400.0 / total_s
     arguments = [
         *("fashion", "--device", options.device, "--state-dir", str(folder), "--ledger", "on"),
-        *("--carbon", options.trace, "--trace-speed", str(speed), "--ledger-flush-s", str(FLUSH_S)),
+        *("--carbon", source, "--trace-speed", str(speed), "--ledger-flush-s", str(FLUSH_S)),
         *("--ledger-name", "audit"),
     ]
     started_s = time.monotonic()
