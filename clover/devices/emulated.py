@@ -210,6 +210,7 @@ class BoardPower(Record, frozen=True, kw_only=True):
     grain_s: float = 0.1
 
 
+LIFELIKE = BoardPower()
 EXACT = BoardPower(context_w=0.0, grain_s=0.0)
 """Boards that draw nothing for being held and whose counter is exact at any instant: as no real one is."""
 
@@ -258,12 +259,13 @@ def create_box(
     privileged: bool = True,
     mig_enabled: bool = True,
     seed: int = 0,
-    power: BoardPower = BoardPower(),
+    power: BoardPower = LIFELIKE,
 ) -> None:
     """Make the state file of a machine with `count` boards, or keep the one that is there if it is the same machine.
 
     `privileged`: whether callers may change instances; `mig_enabled`: the boards' MIG mode at first; `seed`: makes
-    other UUIDs and other luck; `power`: what its boards draw beside work.  DeviceError if `path` holds another machine or cannot be written.
+    other UUIDs and other luck; `power`: what its boards draw beside work.  DeviceError if `path` holds another machine
+    or cannot be written.
     """
     gpu = _table(table) if isinstance(table, str) else table
     if not 1 <= count <= GPUS_MAX:

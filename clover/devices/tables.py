@@ -20,8 +20,8 @@ from clover.types import Method, Record
 _HBM = ("a100", "a30", "b200", "gb200", "gh200", "h100", "h20", "h200", "v100")
 """Boards, by the first part of their names, whose memory is HBM."""
 CONTEXT_HBM_W, CONTEXT_GDDR_W = 35.0, 60.0
-"""Watts that a CUDA context adds to an idle board, within what was measured: 26 to 50 W with HBM (H100, A100), 66 W with
-GDDR (L40S); arXiv:2605.23918."""
+"""Watts that a CUDA context adds to an idle board, within what was measured: 26 to 50 W with HBM (H100, A100), 66 W
+with GDDR (L40S); arXiv:2605.23918."""
 
 _DATA = Path(__file__).parent / "data" / "mig_profiles.json"
 

@@ -1,9 +1,10 @@
 """Power and energy of the emulated boards.  The clock of a box is moved ahead, so nothing waits; what passes meanwhile
-in real time only adds a little, which the tolerances cover.  Boards are exact (`emulated.EXACT`) where a test is not about
-contexts or the grain of the counter."""
+in real time only adds a little, which the tolerances cover.  Boards are exact (`emulated.EXACT`) where a test is not
+about contexts or the grain of the counter."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_the_counter_moves_in_grains_of_the_boxs_clock(process: Child, tmp_path:
     for _ in range(50):  # half a grain at a time, give or take what really passes
         emulated.advance(box, 5.0)
         seen.append(child("total()"))
-    steps = [after - before for before, after in zip(seen, seen[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(seen)]
     assert {step for step in steps if step} == {10 * IDLE}
     assert 20 <= sum(step > 0 for step in steps) <= 30
     assert seen[-1] - first == pytest.approx(250 * IDLE, abs=2 * 10 * IDLE)
