@@ -212,7 +212,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 
 class LatencyMeasurement(Record, frozen=True, kw_only=True):
     """How one (variant, profile, backend, batch) runs, batch after batch: milliseconds a batch, CPU seconds and joules
-    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured)."""
+    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured);
+    `energy_error`: how far joules measured at several loads are off one line, as a part (0: measured at one load)."""
 
     variant: str
     profile: str
@@ -229,6 +230,7 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     energy_method: Method
     rested_j: float = 0.0
+    energy_error: float = 0.0
 
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):

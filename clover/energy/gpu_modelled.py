@@ -58,6 +58,7 @@ class ModelledGpuMeter:
         self, nvml: NvmlSession, gpu: MeteredGpu, probe: Probe, model: PowerModel, work: OurWork | None
     ) -> None:
         self.device = gpu.name
+        self.source = "utilisation"
         self.method: Method = "emulated" if gpu.emulated else "modelled"
         self.idle_w = model.idle_w
         self.lost = False
@@ -112,7 +113,7 @@ class ModelledGpuMeter:
         if isinstance(answer, Value):
             part = answer.number / 100.0
         else:
-            workers = max(self._work.workers(), 1) if self._work is not None else 1
+            workers = max(len(self._work.workers()), 1) if self._work is not None else 1
             part = worked_ns / elapsed_ns / workers if elapsed_ns else 0.0
         watts = self.idle_w + (self._full_w - self.idle_w) * min(max(part, 0.0), 1.0)
         self._total_j += watts * elapsed_ns / 1e9

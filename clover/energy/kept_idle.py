@@ -34,7 +34,7 @@ class KeptIdles:
 
     def restore(self, uuid: str, meter: object) -> None:
         """Give `meter` what an earlier run measured on the GPU `uuid`, until it has measured that itself."""
-        if not isinstance(meter, NvmlMeter):
+        if not isinstance(meter, NvmlMeter) or meter.idle.resident_by != "unknown":
             return
         try:
             kept = msgspec.json.decode((self._folder / f"{uuid}.json").read_bytes(), type=KeptIdle)

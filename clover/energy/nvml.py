@@ -123,7 +123,7 @@ class NvmlMeter:
         self._work = work
         self._busy_ns = work.busy_ns() if work is not None else 0
         self._foreign = ForeignWork(gpu.name, work)
-        self._closely = True
+        self._closely = work is not None
         self._window: tuple[int, float] | None = (first.value.at_ns, 0.0)
         self._awake_in_window: set[bool] = set()
         self._hung = _Hung(first.value, work.busy_ns) if first.source == "power" and work is not None else None
@@ -292,8 +292,8 @@ class NvmlMeter:
         """Note whether the GPU was awake since `before`, by whom, and what it draws if nobody works."""
         at_ns, idle = self._last.at_ns, self.idle
         seconds = (at_ns - before.at_ns) / 1e9
-        workers = self._work.workers() if self._work is not None else 0
-        was_w, idle.awake = idle.awake_w, bool(look.pids) or workers > 0
+        workers = self._work.workers() if self._work is not None else frozenset()
+        was_w, idle.awake = idle.awake_w, bool(look.pids or workers)
         self._awake_mj += (was_w + idle.awake_w) / 2 * seconds * 1e3
         self._awake_in_window.add(idle.awake)
         self._foreign.look(look.pids, look.busy)
@@ -304,7 +304,7 @@ class NvmlMeter:
         self._closely = worked_ns <= 0 or bool(self._foreign.pids)
         if worked_ns > 0:
             idle.worked(at_ns, worked_ns)
-        elif self._foreign.names or (look.pids is None and not idle.awake):
+        elif self._foreign.names or (look.pids is None and not idle.awake) or self._loading(look.pids, workers):
             idle.disturb()
         else:
             watts = look.watts
@@ -343,6 +343,11 @@ class NvmlMeter:
         self.state, self._trouble = state, trouble
         self._window = None  # an average over a gap says nothing about idle power
         self.idle.disturb()
+
+    def _loading(self, pids: tuple[int, ...] | None, ready: frozenset[int]) -> bool:
+        """Return whether a process of ours is on the GPU that is no worker yet: what it does is counted nowhere."""
+        work = self._work
+        return work is not None and any(pid not in ready and work.owns(pid) for pid in pids or ())
 
     def _close_window(self, at_ns: int) -> None:
         """Count the average of ten seconds once they are over: idle power is not above it."""

@@ -115,7 +115,7 @@ class Machine:
 
         return energy.OurWork(
             busy_ns=lambda: self._account.busy_ns(gpu.name),
-            workers=lambda: sum(meter.device == gpu.name for meter in self._account.workers()),
+            workers=lambda: frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name),
             owns=owns,
             foreign_instances=foreign_instances,
         )
@@ -127,6 +127,19 @@ class Machine:
     def idle_states(self) -> dict[str, Any] | None:
         """Return how the cores of workers idled lately (`CoreIdle.report`); None if workers are on GPUs."""
         return self.core_idle.report() if self.core_idle is not None else None
+
+    def about(self, device: str) -> dict[str, float | str]:
+        """Return what `device` is metered by, and of a GPU what it draws at rest with a context (absent until that is
+        known), and how both idle powers are known; nothing for a device without a meter."""
+        meter = self.meters.get(device)
+        if meter is None:
+            return {}
+        found: dict[str, float | str] = {"meter": meter.why}
+        if isinstance(meter, energy.NvmlMeter):
+            found["idle_known"], found["resident_known"] = meter.idle.bare_by, meter.idle.resident_by
+            if meter.idle.resident_by != "unknown":
+                found["resident_w"] = meter.idle.resident_w
+        return found
 
     def metered_ns(self) -> dict[str, int]:
         """Return until when (monotonic) the meter of each device has been read, by name; not of those never read."""
@@ -173,6 +186,8 @@ class Machine:
         if retry:
             self._retry_s = time.monotonic() + _RETRY_S
         for gpu in self.gpus:
+            if (meter := self.meters.get(gpu.name)) is not None:
+                self._idles.restore(gpu.uuid, meter)  # which profiling may have measured since the start
             try:
                 if await gpu.poll() and retry:
                     await gpu.retry_quarantined()

@@ -23,9 +23,11 @@ import asyncio
 import ctypes
 import heapq
 import json
+import os
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ from clover import devices, energy
 from clover.accounting import Account, ProfiledEnergy, WorkerMeter
 from clover.config import EnergyConfig, WorkersConfig
 from clover.devices import emulated
-from clover.energy import NvmlMeter
 from clover.errors import DeviceError
 from clover.types import Placement, Reading
 
@@ -128,7 +129,7 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
     account = Account(pue=1.0)
     meters = []
     for name, gpu in boards.items():
-        ours = energy.OurWork(lambda at=name: account.busy_ns(at), lambda: len(account.workers()), lambda pid: True)
+        ours = energy.OurWork(partial(account.busy_ns, name), lambda: frozenset({os.getpid()}), lambda pid: True)
         meters.append(await energy.build_gpu(gpu.session, gpu, EnergyConfig(), work=ours, clock=now_ns))
     for name, gpu in boards.items():
         account.add_device(name, gpu.shape().slices)
@@ -230,12 +231,13 @@ async def trouble(folder: Path) -> dict[str, Any]:
     slice_.draw(100.0)
     found: dict[str, Any] = {}
 
-    async def look(name: str, seconds: float, other: NvmlMeter | None = None) -> None:
+    async def look(name: str, seconds: float, other: energy.GpuMeter | None = None) -> None:
         """Let time pass, and note what the meter says then and how the account stands."""
         go_to(box, now_ns() + round(seconds * 1e9))
         used = other or meter
         await used.refresh()
         sample = used.sample(now_ns())
+        assert isinstance(used, NvmlMeter)
         found[name] = {"state": used.state, "total_j": sample.total_j, "epoch": sample.epoch, "why": used.why}
         if other is None:
             account.window(sample, GRID)
@@ -255,7 +257,7 @@ async def trouble(folder: Path) -> dict[str, Any]:
 
     emulated.inject(box, emulated.Fault(symbol=COUNTER, error="NOT_SUPPORTED", count=0))
     busy_ns = 0
-    work = energy.OurWork(busy_ns=lambda: busy_ns, workers=lambda: 0, owns=lambda pid: True)
+    work = energy.OurWork(busy_ns=lambda: busy_ns, workers=frozenset, owns=lambda pid: True)
     power = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns, work=work)
     await gpu.reconcile()
     await gpu.create(place)

@@ -10,7 +10,7 @@ import pytest
 from clover.config import EnergyConfig
 from clover.energy import build, cpu_power, gpu_meter_key, meter_key
 from clover.energy.cpu_power import row_of, table
-from clover.energy.nvml import Failure, Value
+from clover.energy.gpu_probe import Failure, Value
 from clover.errors import ConfigError
 
 SECOND = 1_000_000_000

@@ -86,7 +86,7 @@ def test_without_utilisation_it_is_how_busy_our_workers_were(gpu: VirtualGpu) ->
 
     async def scene() -> None:
         nonlocal busy_ns
-        work = OurWork(busy_ns=lambda: busy_ns, workers=lambda: 2, owns=lambda pid: True)
+        work = OurWork(busy_ns=lambda: busy_ns, workers=lambda: frozenset((2, 4)), owns=lambda pid: True)
         meter = await gpu.meter(work, gpu_idle_w=10.0)
         gpu.now_ns += 4 * SECOND
         busy_ns += 2 * SECOND  # of two workers, a quarter of the time

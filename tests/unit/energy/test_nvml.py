@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -82,9 +82,9 @@ async def at_once(seconds: float) -> None:
     """Let no time pass."""
 
 
-def work(busy_ns: Callable[[], int] = lambda: 0, workers: Callable[[], int] = lambda: 0) -> OurWork:
+def work(busy_ns: Callable[[], int] = lambda: 0, workers: Callable[[], Iterable[int]] = lambda: ()) -> OurWork:
     """What the server does on the board; every process with an even number is its own."""
-    return OurWork(busy_ns=busy_ns, workers=workers, owns=lambda pid: pid % 2 == 0)
+    return OurWork(busy_ns=busy_ns, workers=lambda: frozenset(workers()), owns=lambda pid: pid % 2 == 0)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def plugged(made: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
     return made
 
 
-async def looked(meter: NvmlMeter) -> EnergySample:
+async def looked(meter: energy.GpuMeter) -> EnergySample:
     await meter.refresh()
     return meter.sample(0)
 
@@ -570,7 +570,7 @@ def test_power_with_a_context_is_measured_while_workers_rest_and_being_awake_has
 
     async def scene() -> None:
         nonlocal busy_ns
-        meter = await board.meter(work=work(lambda: busy_ns, lambda: len(on_board)))
+        meter = await board.meter(work=work(lambda: busy_ns, lambda: on_board))
         board.run(5.0)
         sample = await looked(meter)
         assert (sample.idle_w, sample.awake_w, sample.awake_j, meter.idle.resident_by) == (50.0, 0.0, 0.0, "unknown")
@@ -610,7 +610,7 @@ def test_a_batch_that_took_long_was_no_rest(board: Board, monkeypatch: pytest.Mo
 
     async def scene() -> None:
         nonlocal busy_ns
-        meter = await board.meter(work=work(lambda: busy_ns, lambda: 1))
+        meter = await board.meter(work=work(lambda: busy_ns, lambda: (2,)))
         for _ in range(9):  # nothing is said of a batch before it ends
             board.run(1.0, 300.0)
             await meter.refresh()
@@ -629,7 +629,7 @@ def test_configured_power_with_a_context_is_taken(board: Board) -> None:
     async def scene() -> None:
         config = EnergyConfig(gpu_idle_w=40.0, gpu_resident_w=90.0)
         meter = await energy.build_gpu(
-            board, board, config, work=work(workers=lambda: 1), clock=lambda: board.now_ns, sleep=at_once
+            board, board, config, work=work(workers=lambda: (2,)), clock=lambda: board.now_ns, sleep=at_once
         )
         for _ in range(8):
             board.run(1.0, 95.0)
@@ -645,7 +645,7 @@ def test_configured_power_with_a_context_is_taken(board: Board) -> None:
 def test_what_a_context_costs_is_kept_for_servers_that_never_rest(board: Board, tmp_path: Path) -> None:
     async def scene() -> None:
         kept = KeptIdles(tmp_path)
-        first = await board.meter(work=work(workers=lambda: 1))
+        first = await board.meter(work=work(workers=lambda: (2,)))
         kept.restore(board.uuid, first)
         kept.save(board.uuid, first)  # nothing was measured
         assert first.idle.resident_by == "unknown"
@@ -654,7 +654,7 @@ def test_what_a_context_costs_is_kept_for_servers_that_never_rest(board: Board, 
         assert first.idle.resident_w == 88.0
         kept.save(board.uuid, first)
         board.run(1.0, 52.0)
-        again = await board.meter(work=work(lambda: board.now_ns, lambda: 1))
+        again = await board.meter(work=work(lambda: board.now_ns, lambda: (2,)))
         kept.restore(board.uuid, again)
         board.run(1.0, 400.0)
         sample = await looked(again)
@@ -671,7 +671,7 @@ def test_others_at_work_on_the_board_are_named_and_nothing_is_taken_for_rest(
     caplog.set_level(logging.INFO)
 
     async def scene() -> None:
-        meter = await board.meter(work=work(workers=lambda: 1))
+        meter = await board.meter(work=work(workers=lambda: (2,)))
         for pid, part, others in (
             (2, 90, ()),  # ours
             (OTHER, 1, ()),  # at rest
@@ -697,7 +697,7 @@ def test_others_at_work_on_the_board_are_named_and_nothing_is_taken_for_rest(
 
 def test_instances_of_others_are_known_where_processes_are_not(board: Board) -> None:
     async def scene() -> None:
-        others = OurWork(lambda: 0, lambda: 0, lambda _: True, lambda: ("whoever uses gpu0:3g@4",))
+        others = OurWork(lambda: 0, frozenset, lambda _: True, lambda: ("whoever uses gpu0:3g@4",))
         meter = await board.meter(work=others)
         board.run(1.0)
         assert (await looked(meter)).shared == ("whoever uses gpu0:3g@4",)
