@@ -212,7 +212,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 
 class LatencyMeasurement(Record, frozen=True, kw_only=True):
     """How one (variant, profile, backend, batch) runs, batch after batch: milliseconds a batch, CPU seconds and joules
-    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured)."""
+    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured);
+    `energy_error`: how far joules measured at several loads are off one line, as a part (0: measured at one load)."""
 
     variant: str
     profile: str
@@ -229,6 +230,7 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     energy_method: Method
     rested_j: float = 0.0
+    energy_error: float = 0.0
 
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):
@@ -407,6 +409,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     `epoch` counts how often the meter had to begin anew: what was used between samples of different epochs is unknown.
     `uncertainty`: how far off modelled joules may be, as (-0.2, 0.4) of them; None if measured, or without a range;
     `active_uncertainty`: the same of those above idle.
+
+    A GPU with a context on it draws `awake_w` beyond `idle_w` at rest, 0 without one; `awake_j` are the joules of that
+    so far.  `shared`: processes of others that computed on it, or may have, since the last sample.
     """
 
     device: str
@@ -417,6 +422,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     epoch: int = 0
     uncertainty: tuple[float, float] | None = None
     active_uncertainty: tuple[float, float] | None = None
+    awake_w: float = 0.0
+    awake_j: float = 0.0
+    shared: tuple[str, ...] = ()
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):

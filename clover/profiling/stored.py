@@ -101,7 +101,8 @@ async def ensure(
                 f"`{program()} profile {families.reference(spec)}` with the same settings, or start with "
                 "--profile auto"
             )
-    log.info("measuring %s on this machine once (%s); kept in %s", spec.name, expected(quick=True), store.folder)
+    takes = expected(quick=True, on_cores=on_cores(device))
+    log.info("measuring %s on this machine once (%s); kept in %s", spec.name, takes, store.folder)
     began = time.monotonic()
     with progress_or_bar(spec.name, progress) as shown:
         options = MeasureOptions(

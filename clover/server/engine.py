@@ -406,10 +406,7 @@ class Engine:
             name: model_totals(served, self.account, sci, tenants=bool(self.tenants))
             for name, served in self.served.items()
         }
-        devices: dict[str, dict[str, float | str]] = {
-            name: {**line, "meter": self.machine.meters[name].why} if name in self.machine.meters else line
-            for name, line in self.account.devices().items()
-        }
+        devices = {name: {**line, **self.machine.about(name)} for name, line in self.account.devices().items()}
         return {
             "pue": self.account.pue,
             "saved": saved_by_all(self.controller.shadows.of.values(), devices),

@@ -17,7 +17,7 @@ from clover import energy
 from clover.backends.environment import child_environment
 from clover.config import EnergyConfig
 from clover.devices.mig import MigDevice
-from clover.energy.nvml import Probe, Value
+from clover.energy.gpu_probe import Probe, Value
 
 from .conftest import ROOT, Slice
 
