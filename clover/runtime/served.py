@@ -28,7 +28,6 @@ from clover.interfaces import Device
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
 from clover.runtime.memory.slab import Layout, Slab
-from clover.runtime.resident_orders import beside, resident_bytes
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
@@ -37,6 +36,7 @@ from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
+from clover.runtime.workers.resident_orders import beside, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
