@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clover import families
 from clover.backends import cuda
 from clover.backends.targets import CPU, Target
-from clover.backends.tensors import example_inputs, load_module, to_arrays, to_tensor, with_casts
+from clover.backends.tensors import example_inputs, load_module, to_arrays, to_tensor, with_casts, with_weights
 from clover.types import FamilySpec, VariantSpec
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ class EagerBackend:
 
         if device == "cpu":
             channels_last(module, family, variant, run)
-            return run
+            return with_weights(run, module)
         if variant.precision != "fp32":
             channels_last(module, family, variant, run_there)
-        return cuda.Runner(call, family, variant, graphs=True, device=device)
+        return with_weights(cuda.Runner(call, family, variant, graphs=True, device=device), module)
 
 
 def channels_last(
