@@ -18,6 +18,7 @@ from clover.control.decisions import Decisions
 from clover.control.demand import why_closed
 from clover.control.device_pool import DevicePool
 from clover.control.family import Conditions, Family, Mode
+from clover.control.parked import ParkedGpus
 from clover.control.request import Pin
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
@@ -47,6 +48,7 @@ class Context:
         self.instances = SharedInstances(devices)
         self.unplanned: dict[str, set[str]] = {}
         """The devices on which families that are served without a plan have workers."""
+        self.parked = ParkedGpus()
         self.decisions = Decisions(clocks.wall)
         self.grid = grid
         self.monotonic = clocks.monotonic
@@ -90,6 +92,10 @@ class Context:
     def occupied(self) -> dict[str, set[str]]:
         """Return the devices on which each family has workers."""
         return {**self.unplanned, **{name: family.devices for name, family in self.families.items()}}
+
+    def count_parked(self) -> None:
+        """Count the time that GPUs are parked until now."""
+        self.parked.look(self.device_pool.shapes(), self.occupied().values(), self.monotonic())
 
     def lost_suffix(self) -> str:
         """Return the lost devices in brackets, to end an error text; empty if none is lost."""

@@ -52,6 +52,7 @@ from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
 from clover.control.report import report
 from clover.control.request import PlanRequest
+from clover.control.sleep import spared_w
 from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
 from clover.control.terms import terms
@@ -227,6 +228,7 @@ class Controller:
                     self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
+            context.count_parked()
             self.ledger_files.look(context.families.values(), context.monotonic(), context.grid.now())
             self.shadows.look()
             self.core_need.look()
@@ -274,8 +276,10 @@ class Controller:
                 return
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
-        if family.core_sleep.look(family.slo.late, context.devices_of(family.name), family.desired, now_s):
-            family.news = family.news or "SLO missed with cores asleep"
+        devices = context.devices_of(family.name)
+        if family.sleep.look(family.slo.late, devices, family.desired, now_s):
+            asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
+            family.news = family.news or f"SLO missed with {asleep}"
         trigger = self._trigger(family, now_s)
         trigger = reason or trigger
         if not trigger:

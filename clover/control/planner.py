@@ -79,7 +79,7 @@ class Planner:
             raise PlanError(f"no device is left for {family.name}{context.lost_suffix()}")
         pin = context.pin_of(family, request.pin)
         if pin.policy:  # a configuration that is given says for itself how many cores it takes
-            held = family.core_sleep.held(conditions.devices, context.monotonic())
+            held = family.sleep.held(conditions.devices, context.monotonic())
             conditions = replace(conditions, devices=held)
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
@@ -156,7 +156,7 @@ class Planner:
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
-        rested_s = family.core_sleep.again_s(state.devices, context.monotonic())
+        rested_s = family.sleep.again_s(state.devices, context.monotonic())
         if rested_s is not None:
             family.triggers.again(rested_s)
         result = PlanResult(

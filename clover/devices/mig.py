@@ -32,7 +32,7 @@ from clover.devices.ownership import Ownership
 from clover.errors import DeviceError, DeviceLost
 from clover.hints import program
 from clover.planning.packing.geometry import SliceProfile
-from clover.types import DeviceShape, Placement
+from clover.types import DeviceShape, Method, Placement
 
 log = logging.getLogger("clover.devices")
 
@@ -78,6 +78,7 @@ class MigDevice:
         self._doomed: set[Place] = set()
         self._said = ""
         self._shape: DeviceShape | None = None
+        self._spares: tuple[float | None, Method] = None, "modelled"
 
     @classmethod
     def open(
@@ -118,8 +119,15 @@ class MigDevice:
                 overlap=False,
                 emulated=self.emulated,
                 label=self._label,
+                sleep_w=self._spares[0],
+                sleep_method=self._spares[1],
             )
         return self._shape
+
+    def spare(self, watts: float | None, method: Method) -> None:
+        """Take the GPU to draw `watts` less while it has no workers, known by `method`; None: it always has workers."""
+        if self._spares != (watts, method):
+            self._spares, self._shape = (watts, method), None
 
     def instances(self) -> tuple[Placement, ...]:
         """Return our instances that exist and are not quarantined, by start."""
