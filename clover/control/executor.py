@@ -190,7 +190,8 @@ class Executor:
         for name in sorted({item.placement.device for item in deployment}):
             gpu = self._context.device_pool.gpu(name)
             if gpu is not None and not gpu.lost:
-                adopted = await gpu.reconcile([item.placement for item in deployment])
+                others = [place for places in self._context.occupied().values() for place in places]
+                adopted = await gpu.reconcile([*(item.placement for item in deployment), *others])
                 if adopted:
                     log.info("%s: adopted %s from an earlier run", name, ", ".join(place.id for place in adopted))
 

@@ -38,6 +38,7 @@ from clover.types import (
     FamilyProfile,
     FamilySpec,
     ObjectiveConfig,
+    Placement,
     Plan,
     Reading,
     Routing,
@@ -178,9 +179,14 @@ class Family:
         return self.deployed.deployment if self.deployed is not None else ()
 
     @property
+    def places(self) -> set[Placement]:
+        """The places that it has, or shall have, workers on."""
+        return {item.placement for item in (*self.desired, *self.applier.workers)}
+
+    @property
     def devices(self) -> set[str]:
         """The devices that it has, or shall have, workers on."""
-        return {item.placement.device for item in (*self.desired, *self.applier.workers)}
+        return {place.device for place in self.places}
 
     @property
     def missing(self) -> int:

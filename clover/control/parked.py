@@ -32,11 +32,10 @@ class ParkedGpus:
         """By name, of the GPUs that may be parked."""
         self._looked_s: float | None = None
 
-    def look(self, shapes: Mapping[str, DeviceShape], occupied: Iterable[Collection[str]], now_s: float) -> None:
-        """Count the time since the last look; `occupied`: the devices that each family has workers on."""
+    def look(self, shapes: Mapping[str, DeviceShape], taken: Collection[str], now_s: float) -> None:
+        """Count the time since the last look; `taken`: the devices that have workers."""
         passed_s = now_s - self._looked_s if self._looked_s is not None else 0.0
         self._looked_s = now_s
-        taken = {name for names in occupied for name in names}
         for name, shape in shapes.items():
             if shape.sleep_w is None:
                 continue

@@ -146,10 +146,13 @@ class Planner:
         detail, may_lose = "", False
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:
-            if not request.force and (avoided or not gate.same(plan, family.deployed)):
+            moves = may_lose = context.must_move(family)
+            if moves:
+                detail = "where workers are is another model's place now"
+            elif not request.force and (avoided or not gate.same(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state)
                 plan, detail, may_lose = admitted.plan, admitted.held, admitted.may_lose
-            if not (request.force and request.directed(family.targets)):
+            if not moves and not (request.force and request.directed(family.targets)):
                 plan = gate.unless_worse(plan, family)
             on_the_way = await self._on_the_way(family, plan, state)
             done = await self._executor.apply(family, plan, on_the_way, may_lose=may_lose)

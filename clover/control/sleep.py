@@ -57,9 +57,7 @@ class SleepKeeper:
         if more > awake_under(devices, before):
             self._least, self._until_s = more, now_s + self._rest_s
 
-    def look(
-        self, late: bool, devices: Sequence[DeviceShape], running: Sequence[Assignment], now_s: float
-    ) -> bool:
+    def look(self, late: bool, devices: Sequence[DeviceShape], running: Sequence[Assignment], now_s: float) -> bool:
         """Look at whether rows are `late` (p95 above the SLO); return whether all have to get workers from now.
 
         Plans that are made meanwhile for another reason, as a rate that rises, do not start the count of looks anew.
