@@ -439,6 +439,14 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 0.0
     allow_capacity_loss: Annotated[bool, _help("make a change even if it cannot keep that capacity")] = False
+    sleep_after_s: Annotated[
+        float,
+        _help(
+            "seconds for which GPUs (cores, if cores is auto) keep workers after more of them were needed, before "
+            "plans may leave some without",
+            ge=0,
+        ),
+    ] = 300.0
     capacity_loss_payback_s: Annotated[
         float,
         _help(
@@ -465,6 +473,20 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         float,
         _help("watts that plans take a core to spare while it has no worker, if cores is auto (modelled)", ge=0),
     ] = 0.1
+    sleep: Annotated[
+        Literal["park", "off"],
+        _help(
+            "park: GPUs that the load does not need have no worker processes, nor the last cores if cores is auto; "
+            "off: all GPUs and cores have workers"
+        ),
+    ] = "park"
+    gpu_sleep_w: (
+        Annotated[
+            float,
+            _help("watts that plans take a parked GPU to spare (modelled); default: as measured, else 35", ge=0),
+        ]
+        | None
+    ) = None
     backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
         "eager",
         "eager-tf32",

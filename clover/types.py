@@ -196,6 +196,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 
     `core_sleep_w`: of a row of cores, the idle watts that each core is taken to spare while it has no worker; a plan
     may then use the first cores only, `least_cores` of them or more.  Null: every core has a worker.
+    `sleep_w`: of a GPU, the idle watts that it is taken to spare while it has no workers, known by `sleep_method`; a
+    plan may then leave it without.  Null: it always has workers.
     """
 
     device: str
@@ -209,6 +211,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     core_sleep_w: float | None = None
     least_cores: int = 1
     one_process: bool = False
+    sleep_w: float | None = None
+    sleep_method: Method = "modelled"
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------
@@ -529,7 +533,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     (`budget` over `budget_horizon_s` of grid time, `static:mix` at any time); null: they hold to the floor.
 
     `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
-    then leave devices without.  Null: every device has workers.
+    then leave devices without.  Null: every device has workers.  `least_awake` devices have workers in any case.  Fewer
+    than have workers now are only gone down to if they serve `sleep_room` times the rate.
 
     With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth; chains of
     several stages keep `cascade_margin` above the floor instead (null: the same margin).
@@ -548,6 +553,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
     spared_w: float | None = None
+    least_awake: int = 1
+    sleep_room: float = 1.0
     cascade: bool = False
 
 

@@ -18,11 +18,12 @@ from clover.control.decisions import Decisions
 from clover.control.demand import why_closed
 from clover.control.device_pool import DevicePool
 from clover.control.family import Conditions, Family, Mode
+from clover.control.parked import ParkedGpus
 from clover.control.request import Pin
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
 from clover.policies.demanded import heeds
-from clover.types import Declined, DeviceShape
+from clover.types import Declined, DeviceShape, Placement
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Context:
         self.families: dict[str, Family] = {}
         self.device_pool = DevicePool(devices)
         self.instances = SharedInstances(devices)
-        self.unplanned: dict[str, set[str]] = {}
-        """The devices on which families that are served without a plan have workers."""
+        self.unplanned: dict[str, set[Placement]] = {}
+        """The places on which families that are served without a plan have workers."""
+        self.parked = ParkedGpus()
         self.decisions = Decisions(clocks.wall)
         self.grid = grid
         self.monotonic = clocks.monotonic
@@ -87,9 +89,32 @@ class Context:
         """Return the part of the devices' time that is a family's."""
         return self.device_pool.share(family.name)
 
-    def occupied(self) -> dict[str, set[str]]:
-        """Return the devices on which each family has workers."""
-        return {**self.unplanned, **{name: family.devices for name, family in self.families.items()}}
+    def occupied(self) -> dict[str, set[Placement]]:
+        """Return the places on which each family has, or shall have, workers."""
+        return {**self.unplanned, **{name: family.places for name, family in self.families.items()}}
+
+    def needs(self) -> dict[str, float]:
+        """Return the compute slices that each family's load takes by what its workers serve now; nothing of those that
+        run nothing or may not be changed now."""
+        found = {}
+        for name, family in self.families.items():
+            if self.frozen_of(family) or self.mode_of(family) != "active" or family.pin is not None:
+                continue
+            capacity = sum(map(family.capacity(self.share_of(family)), family.desired))
+            if capacity > 0.0:
+                slices = sum(place.slices for place in {item.placement for item in family.desired})
+                utilisation = family.rate(self.config) / capacity
+                found[name] = slices * utilisation / self.config.max_utilisation
+        return found
+
+    def must_move(self, family: Family) -> bool:
+        """Return whether a family has workers on a GPU, or on a part of one, that is assigned to another by now."""
+        return self.device_pool.outside(family.name, family.places)
+
+    def count_parked(self) -> None:
+        """Count the time that GPUs are parked until now."""
+        taken = {place.device for places in self.occupied().values() for place in places}
+        self.parked.look(self.device_pool.shapes(), taken, self.monotonic())
 
     def lost_suffix(self) -> str:
         """Return the lost devices in brackets, to end an error text; empty if none is lost."""

@@ -16,11 +16,11 @@ from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.change_cost import ChangeCost
-from clover.control.core_sleep import CoreSleep
 from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.request import Pin, PlanRequest, Targets
+from clover.control.sleep import SleepKeeper
 from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
@@ -38,6 +38,7 @@ from clover.types import (
     FamilyProfile,
     FamilySpec,
     ObjectiveConfig,
+    Placement,
     Plan,
     Reading,
     Routing,
@@ -137,7 +138,7 @@ class Family:
         self.good: DeployedPlan | None = None
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
-        self.core_sleep = CoreSleep()
+        self.sleep = SleepKeeper(controller.sleep_after_s)
         self.change_cost = ChangeCost()
         self.looked_s = 0.0
         """When it was last observed (monotonic)."""
@@ -161,6 +162,7 @@ class Family:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
         self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
+        self.sleep.gusts.note(now_s, seen.get("arrival_rate", 0.0))
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
 
@@ -177,9 +179,14 @@ class Family:
         return self.deployed.deployment if self.deployed is not None else ()
 
     @property
+    def places(self) -> set[Placement]:
+        """The places that it has, or shall have, workers on."""
+        return {item.placement for item in (*self.desired, *self.applier.workers)}
+
+    @property
     def devices(self) -> set[str]:
         """The devices that it has, or shall have, workers on."""
-        return {item.placement.device for item in (*self.desired, *self.applier.workers)}
+        return {place.device for place in self.places}
 
     @property
     def missing(self) -> int:
@@ -285,6 +292,10 @@ class Family:
         budgeted = (held.policy if held is not None else config.policy) in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
         objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
+        free = held is not None and not held.policy  # a configuration that is given says what it takes
+        objective = self.sleep.objective(
+            objective, conditions.devices, self.looked_s, self.change_cost.start_s, free=free
+        )
         return State(
             family=self.name,
             grid_s=conditions.grid_s,

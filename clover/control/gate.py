@@ -100,11 +100,17 @@ def change_j(plan: Plan, here: Plan, state: State, lost_capacity: float) -> floa
 
 
 def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:
-    """Judge whether the configuration changed too short a time ago."""
-    if now_s >= family.dwell_until_s:
+    """Judge whether the configuration changed too short a time ago.  To wake a GPU is never put off."""
+    if now_s >= family.dwell_until_s or wakes(family, plan):
         return None
     reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
     return Stay(reason, family.dwell_until_s)
+
+
+def wakes(family: Family, plan: Plan) -> bool:
+    """Return whether `plan`, which may leave GPUs parked, is feasible and has workers on more GPUs than now."""
+    now, then = ({item.placement.device for item in items} for items in (family.desired, plan.deployment))
+    return plan.feasible and bool(now) and len(then) > len(now)
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:

@@ -34,7 +34,7 @@ from clover.devices.reports import GpuReports
 from clover.errors import DeviceError, DeviceLost
 from clover.hints import program
 from clover.planning.packing.geometry import SliceProfile
-from clover.types import DeviceShape, Placement
+from clover.types import DeviceShape, Method, Placement
 
 log = logging.getLogger("clover.devices")
 
@@ -86,6 +86,7 @@ class MigDevice:
         self._doomed: set[Place] = set()
         self._said = ""
         self._shape: DeviceShape | None = None
+        self._spares: tuple[float | None, Method] = None, "modelled"
 
     @classmethod
     def open(
@@ -132,8 +133,15 @@ class MigDevice:
                 emulated=self.emulated,
                 label=self._label,
                 one_process=self._gpu.one_process,
+                sleep_w=self._spares[0],
+                sleep_method=self._spares[1],
             )
         return self._shape
+
+    def spare(self, watts: float | None, method: Method) -> None:
+        """Take the GPU to draw `watts` less while it has no workers, known by `method`; None: it always has workers."""
+        if self._spares != (watts, method):
+            self._spares, self._shape = (watts, method), None
 
     def instances(self) -> tuple[Placement, ...]:
         """Return our instances that exist and are not quarantined, by start."""

@@ -115,6 +115,7 @@ class Engine:
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
+        self._metrics.parked = self.controller.context.parked.known
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
             source = LedgerSource(self.account, self.machine, self.served, self.controller)
@@ -125,14 +126,9 @@ class Engine:
             self._metrics.spans = self.otel.counts
         self.page = DashboardPage(self, self._metrics) if http and config.listen.dashboard else None
         if http:
-            self.frontend = Frontend(
-                self,
-                config,
-                loop,
-                tenants=self.tenants,
-                mounted=self.page.mounted if self.page is not None else None,
-                tracer=self.otel.tracer if self.otel is not None else None,
-            )
+            mounted = self.page.mounted if self.page is not None else None
+            tracer = self.otel.tracer if self.otel is not None else None
+            self.frontend = Frontend(self, config, loop, tenants=self.tenants, mounted=mounted, tracer=tracer)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]

@@ -31,13 +31,16 @@ from clover.energy.foreign_work import descends_from
 from clover.energy.kept_idle import KeptIdles
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
-from clover.types import DeviceShape, EnergySample, Reading
+from clover.types import DeviceShape, EnergySample, Method, Reading
 
 log = logging.getLogger("clover.server")
 
 HOST = "host"
 """The machine's own account, if its devices are GPUs."""
 
+CONTEXT_W = 35.0
+"""Watts that a GPU draws for the contexts of its workers, if that was not measured: arXiv 2605.23918 found 26 to 50 W
+on A100 and H100 boards, and 66 W on an L40S."""
 _RETRY_S = 30.0
 """Between two attempts to free quarantined instances: each may occupy the driver for a second."""
 
@@ -106,6 +109,16 @@ class Machine:
             self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
             self.meters[gpu.name] = meter
+
+        for gpu in self.gpus:
+            gpu.spare(*self._spared(gpu.name))
+
+    def _spared(self, name: str) -> tuple[float | None, Method]:
+        """Return the watts that a GPU spares while it is parked, and how they are known; None if it never is."""
+        workers = self._config.workers
+        if workers.sleep == "off":
+            return None, "none"
+        return CONTEXT_W if workers.gpu_sleep_w is None else workers.gpu_sleep_w, "modelled"
 
     def _work(self, gpu: MigDevice) -> energy.OurWork:
         """Return what the server does on `gpu`, for its meter."""
