@@ -92,7 +92,7 @@ def decision(record: Decision) -> dict[str, Any]:
         "seconds": tidy(record.seconds),
         "g_per_kwh": tidy(record.inputs.get("intensity_g_per_kwh")),
         "reason": plan.reason if plan is not None else "",
-        "runs": " + ".join(f"{one.count} x {one.variant}@{one.profile}" for one in plan.configuration)
+        "runs": " + ".join(one.words for one in plan.configuration)
         if plan is not None
         else "",
     }

@@ -103,7 +103,8 @@ def play(
     def ripe(lane: int, now: float) -> bool:
         if waits[lane] == 0 or since[queues[lane][0]] + waits[lane] <= now:
             return True
-        return len(queues[lane]) >= min(largest[processes[at].services[lane]] for at in able(lane))
+        full: int = min(largest[processes[at].services[lane]] for at in able(lane))
+        return len(queues[lane]) >= full
 
     def hand_out(now: float) -> None:
         while True:
