@@ -246,7 +246,13 @@ def _pin(pin: Any) -> str:
         return ""
     if isinstance(pin, str):
         return pin
-    return " + ".join(f"{group['count']} x {group['variant']}@{group['profile']}" for group in pin)
+    return " + ".join(_group(group) for group in pin)
+
+
+def _group(group: dict[str, Any]) -> str:
+    """Return a row of a configuration in words, as `GroupCount.words`."""
+    variants = "/".join((group["variant"], *group.get("beside", ())))
+    return f"{group['count']} x {variants}@{group['profile']}"
 
 
 def _worker(worker: State) -> dict[str, Any]:

@@ -110,15 +110,21 @@ def shared_configuration(problem: Problem, profiles: Profiles, variants: Sequenc
 
 
 def whole_sets(problem: Problem) -> Iterator[Configuration]:
-    """Yield the configurations of each layout whose workers hold all variants, or as many as they may hold: sets of
-    equal number, of which each holds the most accurate one that fits with others."""
-    for profiles in shared_layouts(problem):
-        for number in range(min(problem.resident, len(problem.variants)), 1, -1):
-            sets = itertools.combinations(problem.variants, number)
-            held = [own for names in sets if (own := shared_configuration(problem, profiles, names)) is not None]
-            if held:
-                yield from held
-                break
+    """Yield the configurations of each layout whose workers hold all variants, or as many as they may."""
+    if problem.resident > 1:
+        for profiles in shared_layouts(problem):
+            yield from held_together(problem, profiles)
+
+
+def held_together(problem: Problem, profiles: Profiles) -> list[Configuration]:
+    """Return the configurations of these profiles whose workers hold all variants; if they may not, those with the
+    most that they may hold."""
+    for number in range(min(problem.resident, len(problem.variants)), 1, -1):
+        sets = itertools.combinations(problem.variants, number)
+        held = [own for names in sets if (own := shared_configuration(problem, profiles, names)) is not None]
+        if held:
+            return held
+    return []
 
 
 def _hopes(problem: Problem, objective: Objective, beat: float) -> Iterator[tuple[float, _Hope]]:
