@@ -170,18 +170,34 @@ class GroupCount(Record, frozen=True, kw_only=True):
     count: int
     beside: tuple[str, ...] = ()
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that each of these workers serves."""
+        return (self.variant, *self.beside)
+
+    @property
+    def words(self) -> str:
+        """The row in words: "2 x small@1c", or "2 x large/small@1c" if they share their time."""
+        return f"{self.count} x {'/'.join(self.variants)}@{self.profile}"
+
 
 Configuration = tuple[GroupCount, ...]
-"""The multiset {(variant, profile): count}, sorted: the paper's configuration graph."""
+"""The multiset {(variant, profile): count}, sorted: the paper's configuration graph.  Workers that share their time are
+counted by the variants that they share it between."""
 
 
 def configuration_of(deployment: tuple[Assignment, ...]) -> Configuration:
-    """Return the configuration a deployment realises."""
-    counts: dict[tuple[str, str], int] = {}
+    """Return the configuration a deployment realises.  A placement with several assignments shares its time between
+    their variants."""
+    held: dict[Placement, set[str]] = {}
     for item in deployment:
-        key = (item.variant, item.placement.profile)
+        held.setdefault(item.placement, set()).add(item.variant)
+    counts: dict[tuple[str, str, tuple[str, ...]], int] = {}
+    for placement, variants in held.items():
+        first, *others = sorted(variants)
+        key = (first, placement.profile, tuple(others))
         counts[key] = counts.get(key, 0) + 1
-    return tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
+    return tuple(GroupCount(variant=v, profile=p, beside=b, count=n) for (v, p, b), n in sorted(counts.items()))
 
 
 class DeviceShape(Record, frozen=True, kw_only=True):
@@ -616,7 +632,10 @@ class State(Record, frozen=True, kw_only=True):
 
     `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
     is spent by what was served alone, without the forecast (`planning.budget.online`).
-    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last."""
+    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last.
+
+    `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
+    `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says)."""
 
     family: str
     grid_s: float
@@ -640,6 +659,8 @@ class State(Record, frozen=True, kw_only=True):
     online: bool = False
     switch_s: float = 5.0
     holds_s: float = 3600.0
+    resident: int = 1
+    resident_bytes: dict[str, int] = {}
 
 
 class Candidate(Record, frozen=True, kw_only=True):

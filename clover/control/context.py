@@ -23,6 +23,7 @@ from clover.control.request import Pin
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
 from clover.policies.demanded import heeds
+from clover.runtime.resident_orders import resident_bytes
 from clover.types import Declined, DeviceShape, Placement
 
 
@@ -45,6 +46,7 @@ class Context:
         self.frozen = False
         self.families: dict[str, Family] = {}
         self.device_pool = DevicePool(devices)
+        self._devices = devices
         self.instances = SharedInstances(devices)
         self.unplanned: dict[str, set[Placement]] = {}
         """The places on which families that are served without a plan have workers."""
@@ -128,7 +130,19 @@ class Context:
             grid_s=self.grid.now(),
             devices=self.devices_of(family.name),
             share=self.share_of(family),
+            resident_bytes=self._resident_bytes(family),
         )
+
+    def _resident_bytes(self, family: Family) -> dict[str, int]:
+        """Return the bytes that a worker of the family may hold, by profile; nothing if it holds one variant."""
+        if family.config.most_resident(len(family.spec.variants)) < 2:
+            return {}
+        places = {item.profile: item for shape in self.devices_of(family.name) for own in shape.layouts for item in own}
+        return {
+            profile: resident_bytes(family.config, self._devices[item.device], item)
+            for profile, item in places.items()
+            if item.device in self._devices
+        }
 
     def declined(self, family: Family) -> dict[str, Declined]:
         """Return the variants that no worker will be started for, and why: rows that need one are refused."""

@@ -58,13 +58,14 @@ LONGEST_BACKOFF_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a plan is made under: the newest intensity, grid time, the devices the family may use, and the part of their
-    time that is its own."""
+    """What a plan is made under: the newest intensity, grid time, the devices the family may use, the part of their
+    time that is its own, and the bytes that a worker may hold, by profile (0: not known)."""
 
     reading: Reading
     grid_s: float
     devices: tuple[DeviceShape, ...]
     share: float
+    resident_bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -318,6 +319,8 @@ class Family:
             trust=self.ledger.errors.trust,
             switch_s=self.change_cost.start_s,
             holds_s=self.change_cost.holds_s(self.looked_s),
+            resident=self.config.most_resident(len(self.spec.variants)),
+            resident_bytes=conditions.resident_bytes,
         )
 
     @property

@@ -172,6 +172,8 @@ def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
     services = services_of(family.corrected)
     found: dict[Configuration, int] = {}
     for group in running:
+        if group.beside:  # its other variants get more rows without a swap
+            continue
         others = [
             (service.capacity(), variant)
             for (variant, profile), service in services.items()
@@ -180,18 +182,18 @@ def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
         counts = sorted({min(2**power, group.count) for power in range(group.count.bit_length() + 1)})
         for _, variant in sorted(others, reverse=True):
             for count in counts:
-                swapped = Counter({(item.variant, item.profile): item.count for item in running})
-                swapped[group.variant, group.profile] -= count
-                swapped[variant, group.profile] += count
+                swapped = Counter({(item.variant, item.profile, item.beside): item.count for item in running})
+                swapped[group.variant, group.profile, ()] -= count
+                swapped[variant, group.profile, ()] += count
                 found.setdefault(_configuration(swapped), count)
     usable = [configuration for configuration in found if not family.backed_off(configuration, now_s)]
     yield from sorted(usable, key=lambda configuration: found[configuration])
 
 
-def _configuration(counts: Counter[tuple[str, str]]) -> Configuration:
+def _configuration(counts: Counter[tuple[str, str, tuple[str, ...]]]) -> Configuration:
     return tuple(
-        GroupCount(variant=variant, profile=profile, count=count)
-        for (variant, profile), count in sorted(counts.items())
+        GroupCount(variant=variant, profile=profile, beside=beside, count=count)
+        for (variant, profile, beside), count in sorted(counts.items())
         if count > 0
     )
 

@@ -160,8 +160,8 @@ def with_idle_energy(candidate: Candidate, problem: Problem, objective: Objectiv
 def in_use_first(devices: Sequence[DeviceShape], running: Sequence[Assignment]) -> tuple[DeviceShape, ...]:
     """Return the devices that can be used, those with most slices in use first."""
     slices = Counter[str]()
-    for item in running:
-        slices[item.placement.device] += item.placement.slices
+    for placement in {item.placement for item in running}:
+        slices[placement.device] += placement.slices
     return tuple(sorted((d for d in devices if d.layouts), key=lambda device: -slices[device.device]))
 
 
