@@ -623,9 +623,7 @@ def test_what_no_group_can_be_is_refused(kernels: SimpleNamespace) -> None:
     st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12), st.integers(0, 3)), min_size=3, max_size=20),
     st.integers(0, 2),
 )
-def test_no_lane_of_a_group_starves(
-    kernels: SimpleNamespace, pushes: list[tuple[int, int, int]], lane: int
-) -> None:
+def test_no_lane_of_a_group_starves(kernels: SimpleNamespace, pushes: list[tuple[int, int, int]], lane: int) -> None:
     """However many rows others keep queueing, `PATIENCE` batches a lane are the most that pass one with rows."""
     b = shared(kernels, 3, credits=4096, capacity=4096)
     slot = 1
