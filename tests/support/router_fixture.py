@@ -87,11 +87,14 @@ class Loop:
 class FakeRing:
     def __init__(self) -> None:
         self.batches: list[tuple[int, list[int]]] = []
+        self.lanes: dict[int, int] = {}
+        """The ring's lane of each batch."""
         self.completions: list[tuple[int, int, int, int, int, int]] = []
         self.answer = 1
         self.waiting = 0
 
-    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+    def submit(self, batch_id: int, slots: Any, n: int, lane: int = 0) -> int:
+        self.lanes[batch_id] = lane
         self.batches.append((batch_id, [int(slot) for slot in slots[:n]]))
         return self.answer
 
@@ -106,6 +109,7 @@ class FakeWorker:
     def __init__(self, pid: int = 1) -> None:
         self.pid = pid
         self.ring = FakeRing()
+        self.resident: dict[str, int] = {}
         self.bells = 0
 
     def bell(self) -> None:
