@@ -97,6 +97,10 @@ class SimulatedWorker:
         """Return the next finished batch (see `Ring.reap`)."""
         return self._done.popleft() if self._done else None
 
+    def backend_of(self, variant: str) -> str:
+        """Return nothing: what else it holds is not simulated."""
+        return ""
+
     def bell(self) -> None:
         """Do nothing: a simulated worker is always awake."""
 

@@ -58,6 +58,9 @@ class Worker:
     def reap(self) -> tuple[int, int, int, int, int, int] | None:
         return self.done.pop(0) if self.done else None
 
+    def backend_of(self, variant: str) -> str:
+        return self.backends.get(variant, "eager") if variant in self.resident else ""
+
     def bell(self) -> None: ...
 
     def kill(self) -> None:

@@ -150,6 +150,14 @@ class House:
         meter = WorkerMeter(family="toy", variant=name, device="cpu0", placement=f"p{worker.pid}", slices=1)
         return worker, lane, max_batch, meter
 
+    def shared(self, *lanes: int, max_batch: int = 4) -> list[Any]:
+        """Entries of one worker that holds all variants, the last one in lane 0 of its ring, for some lanes."""
+        entries = [self.entry(lane, max_batch) for lane in lanes]
+        worker = entries[0][0]
+        del self.workers[-len(lanes) + 1 or len(self.workers) :]
+        worker.resident = {variant.name: at for at, variant in enumerate(reversed(self.spec.variants))}
+        return [(worker, *entry[1:]) for entry in entries]
+
     def route(self, *lanes: int, shares: tuple[float, ...] = (1.0, 0.0, 0.0)) -> list[FakeWorker]:
         entries = [self.entry(lane) for lane in lanes]
         self.router.route(entries, dealt(*shares))

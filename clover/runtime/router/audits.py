@@ -1,10 +1,10 @@
 """Audits: a small share of the rows is asked of a better variant too, after the client has its answer.
 
 Which rows are audited is chosen when they are submitted, before anything is known of their answers
-(`clover.runtime.guard.sampling`).  The answers of every lane that such a row passes are kept.  When its ticket is
-closed, its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that has a
-worker, if only for audits (`Link.background`): the input is in the slot still.  A row that the best variant answered
-anyway is audited for free.  An input that was audited before adds no evidence: its row is audited only if the hour would
+(`clover.runtime.guard.sampling`). The answers of every lane that such a row passes are kept. When its ticket is closed,
+its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that has a
+worker, if only for audits (`Link.background`): the input is in the slot still. A row that the best variant answered
+anyway is audited for free. An input that was audited before adds no evidence: its row is audited only if the hour would
 otherwise stay below its least share, and is not counted by any test.
 
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
