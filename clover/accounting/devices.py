@@ -381,7 +381,7 @@ class DeviceAccount:
         This is called once for every sample: once a window, or more often if the window was frozen.
         """
         crowd: dict[tuple[str, str], int] = {}
-        meters = list(here)
+        meters = [meter for meter in here if meter.holds]
         for meter in meters:
             crowd[meter.device, meter.placement] = crowd.get((meter.device, meter.placement), 0) + 1
         owned = [(meter, meter.slices / crowd[meter.device, meter.placement]) for meter in meters]

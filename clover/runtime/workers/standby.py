@@ -67,7 +67,7 @@ class StandbyPolicy:
             backend = self._backend.get((variant, item.placement.profile))
             if backend is not None and self._rank[variant] < self._rank[item.variant]:
                 found[item.placement.id] = msgspec.structs.replace(item, variant=variant, backend=backend)
-        return tuple(found.values())
+        return tuple(item for item in found.values() if item not in routed)
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """See `StandbyChooser.rows_per_s`: in batches so short that a row has time to wait within the SLO."""
