@@ -701,7 +701,11 @@ class Transition(Record, frozen=True, kw_only=True):
     slices missing at any time (0 where old and new overlap).
 
     `capacity_floor` (rows/s, 0: none) is what may not be gone below, `lowest_capacity` the least that receives rows at
-    any time; where it lies below the floor it does so for about `loses_s` seconds (estimated)."""
+    any time; where it lies below the floor it does so for about `loses_s` seconds (`loses_how`: estimated, or with
+    the starts of workers as they were measured).
+
+    `resident`: the workers that come without a start, as a process at their placement holds their variant.  `memory`:
+    what room there is for two workers on a slice changed about the steps, or that it is not known, in words."""
 
     steps: tuple[Step, ...]
     kept: tuple[Assignment, ...]
@@ -709,6 +713,9 @@ class Transition(Record, frozen=True, kw_only=True):
     capacity_floor: float = 0.0
     lowest_capacity: float = 0.0
     loses_s: float = 0.0
+    loses_how: Literal["estimated", "starts measured"] = "estimated"
+    resident: tuple[Assignment, ...] = ()
+    memory: str = ""
 
     @property
     def holds(self) -> bool:
