@@ -25,6 +25,8 @@ from clover.errors import DeviceError
 from clover.interfaces import Device
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
+from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
+from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
@@ -102,7 +104,14 @@ class Served:
         )
         names = [variant.name for variant in spec.variants]
         self._standby_policy = (
-            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0)) if config.relief else None
+            StandbyPolicy(
+                names,
+                config.relief,
+                lambda: self.targets.get("slo_ms", 0.0),
+                lambda one, other: self.fleet.memory.beside(one, other),
+            )
+            if config.relief
+            else None
         )
         self.fleet = FamilyFleet(
             self.router,
@@ -113,6 +122,7 @@ class Served:
             standby=self._standby_policy,
         )
         self.fleet.pace = self._pace
+        self._know_memory(None)
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
@@ -122,6 +132,7 @@ class Served:
         self._services = services_of(profile) if profile is not None else {}
         if self._standby_policy is not None:
             self._standby_policy.use(profile)
+        self._know_memory(profile)
         self.router.expect(profile)
 
     @property
@@ -181,6 +192,24 @@ class Served:
             watts=watts,
             memory_bytes=device.memory_bytes(placement),
         )
+
+    def _know_memory(self, profile: FamilyProfile | None) -> None:
+        """Let the fleet know what workers need of memory, by `profile`, and have of it."""
+        self.fleet.memory = SliceMemory(needs=MemoryNeeds(profile), room=self._room)
+
+    def _room(self, placement: Placement) -> Room:
+        """Return what workers at `placement` may hold together: the slice's memory; on cores what the operator lets a
+        worker have, else what is free on the machine."""
+        device = self._devices.get(placement.device)
+        if device is None:
+            return Room()
+        try:
+            own = device.memory_bytes(placement)
+        except DeviceError:  # it is lost, or does not say
+            return Room()
+        if own or self._workers.memory_bytes:
+            return Room(own or self._workers.memory_bytes)
+        return Room(free_bytes(), free=True)
 
     def default_deployment(self) -> tuple[Assignment, ...]:
         """Return what to deploy without a profile, which planning needs: the pinned (or last) variant, eager, on every

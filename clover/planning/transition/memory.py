@@ -11,8 +11,9 @@ workers load beside each other, and the transition says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from clover.planning.transition.stages import Resident
 from clover.types import Assignment, FamilyProfile, Placement
@@ -69,7 +70,7 @@ class SliceMemory:
     placement holds now with all its variants, 0 if that is not known (then `needs` of those that are routed there);
     `failed`: whether one worker did not find room beside another before."""
 
-    needs: MemoryNeeds
+    needs: MemoryNeeds = field(default_factory=lambda: MemoryNeeds(None))
     room: Callable[[Placement], Room] = no_room
     held: Callable[[Placement], int] = lambda placement: 0
     resident: Resident = lambda item: False
@@ -78,6 +79,16 @@ class SliceMemory:
     def beside(self, one: Assignment, other: Assignment) -> bool:
         """Return whether a worker for `other` fits at its placement while the process of `one` is there."""
         return Swap(self, (one,), (other,)).beside(one, other)
+
+
+@runtime_checkable
+class MemoryAware(Protocol):
+    """A fleet that knows what its workers hold and how long they take to start."""
+
+    memory: SliceMemory
+
+    def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
+        """Return how long workers took from the order to ready (s), by variant, backend and profile of the slice."""
 
 
 @dataclass

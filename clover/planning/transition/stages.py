@@ -113,19 +113,18 @@ def at_once(steps: Sequence[Step], running: Sequence[Assignment], resident: Resi
         members.setdefault(number, set()).add(item)
         process[item] = newest[item.placement.id] = number
 
-    for item in running:
-        join(item, newest.get(item.placement.id, len(members)))
+    for there in running:
+        join(there, newest.get(there.placement.id, len(members)))
     free: set[int] = set()
     for index, step in enumerate(steps):
         item = step.assignment
         if item is None:
             continue
-        there = newest.get(item.placement.id)
         if step.kind == "spawn":
-            known = there is not None and bool(members[there])
-            if known and there is not None and (there in started or resident(item)):
+            number = newest.get(item.placement.id)
+            if number is not None and members[number] and (number in started or resident(item)):
                 free.add(index)
-                join(item, there)
+                join(item, number)
             else:
                 started.add(len(members))
                 join(item, len(members))

@@ -20,6 +20,7 @@ from typing import Any
 
 from clover.accounting import Account, ProfiledEnergy
 from clover.errors import PlanError, WorkerError
+from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.workers.members import FleetWorker, Member, Members
@@ -33,7 +34,8 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses
+    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed; `memory`, another,
+    is what is known of the memory that workers need and have.  `standby` chooses
     the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
     spawned; `ready_assignments` what has a worker now.
     """
@@ -61,6 +63,7 @@ class FamilyFleet:
         self._routing = Routing(shares={})
         self._variants = {variant.name for variant in router.spec.variants}
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
+        self.memory = SliceMemory()
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -158,6 +161,10 @@ class FamilyFleet:
             figures["relief_workers"] = float(sum(member.ready for member in spawned if member.standby))
         figures["restarts"] = float(self.restarts)
         return figures
+
+    def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
+        """See `clover.planning.transition.memory.MemoryAware`."""
+        return self.members.start_times.seconds
 
     def work_report(self) -> WorkReport:
         """See `Fleet.work_report`."""

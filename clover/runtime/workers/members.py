@@ -26,6 +26,7 @@ from clover.errors import CloverError, WorkerError
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import RingLike, WorkerHandle
 from clover.runtime.router.router import Router
+from clover.runtime.workers.start_times import StartTimes
 from clover.types import Assignment
 
 log = logging.getLogger("clover.fleet")
@@ -150,6 +151,7 @@ class Members:
         self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self.on_standby_ready: Callable[[], None] = _ignore
+        self.start_times = StartTimes()
         self.start = start
         self.sleep = sleep
         self._router = router
@@ -186,7 +188,9 @@ class Members:
         """Start a worker for `member`; return the member that the worker before it was split off to, if there was one.
         Raises WorkerError."""
         item = member.assignment
+        began_ns = self._clock()
         worker = await self.start(item)
+        self.start_times.note(item, (self._clock() - began_ns) / _SECOND_NS)
         if self.spawned.get(item) is not member:
             worker.kill()
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")
