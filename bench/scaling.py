@@ -111,7 +111,7 @@ class Worker:
         """Complete all batches that are there; the rows of these."""
         rows = 0
         while (taken := self._far.take(self._slots)) is not None:
-            batch, count = taken
+            batch, count, _ = taken
             now_ns = time.monotonic_ns()
             self._far.complete(batch, 0, count, now_ns, now_ns, 1000)
             rows += count

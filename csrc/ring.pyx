@@ -1,6 +1,7 @@
 """Two single-producer single-consumer rings between the server and one worker, in one piece of shared memory.
 
-The server writes submissions (which slots form a batch), the worker writes completions.  Each ring has a head that
+The server writes submissions (which slots form a batch, and for which lane: a worker that holds several variants has a
+lane for each), the worker writes completions.  Each ring has a head that
 only its producer writes and a tail that only its consumer writes, both counting frames for ever and each alone on its
 cache line; frame i lies at i modulo 16.  A producer fills its frame and then releases the head; a consumer acquires
 the head, reads, and then releases the tail.  Nothing else is shared, so neither side can block the other.
@@ -31,7 +32,8 @@ cdef extern from "atomics.h" nogil:
 cdef enum:
     FRAMES = 16
     LINE = 64
-    VERSION = 1
+    VERSION = 2
+    MAX_LANES = 65536
     MAX_BATCH = 65536
     SUBMIT_HEAD = 1 * LINE
     SUBMIT_TAIL = 2 * LINE
@@ -54,7 +56,7 @@ cdef struct Header:
 cdef struct Submission:
     uint64_t batch_id
     uint32_t n
-    uint32_t reserved
+    uint32_t lane
     # uint32_t slots[max_batch] follows
 
 
@@ -96,7 +98,8 @@ cdef class Ring:
     """Both rings over `buffer`: writable, at least RING_BYTES(max_batch) long, 8-byte aligned, and kept alive.
 
     The server passes `create=True` once, which lays the header out; the worker attaches and refuses with ValueError
-    what was laid out otherwise.  One object serves one side, from one thread.
+    what was laid out otherwise.  Batches name one of `lanes`: neither side takes another.  One object serves one side,
+    from one thread.
     """
 
     cdef Py_buffer _buffer
@@ -106,6 +109,7 @@ cdef class Ring:
     cdef Py_ssize_t _submission_bytes
     cdef Py_ssize_t _completion_bytes
     cdef uint32_t _max_batch
+    cdef uint32_t _lanes
     cdef uint64_t _submit_head
     cdef uint64_t _submit_tail
     cdef uint64_t _complete_head
@@ -120,7 +124,7 @@ cdef class Ring:
     cdef object _confidence_out_owner
     cdef float[::1] _confidence_out
 
-    def __cinit__(self, buffer, max_batch, *, bint create=False):
+    def __cinit__(self, buffer, max_batch, *, bint create=False, lanes=1):
         cdef Py_ssize_t rows = checked_batch(max_batch)
         cdef Py_ssize_t needed = BODY + FRAMES * (submission_bytes(rows) + completion_bytes(rows))
         cdef Header *header
@@ -129,6 +133,9 @@ cdef class Ring:
             raise ValueError(f"a ring of max_batch {rows} needs {needed} bytes, not {self._buffer.len}")
         if <uintptr_t>self._buffer.buf % 8:
             raise ValueError("the memory of a ring must be aligned to 8 bytes")
+        if not 1 <= lanes <= MAX_LANES:
+            raise ValueError(f"a ring has 1..{MAX_LANES} lanes, not {lanes}")
+        self._lanes = <uint32_t>lanes
         self._max_batch = <uint32_t>rows
         self._base = <char *>self._buffer.buf
         self._submission_bytes = submission_bytes(rows)
@@ -168,10 +175,16 @@ cdef class Ring:
         """Most rows of one frame."""
         return self._max_batch
 
+    @property
+    def lanes(self):
+        """How many lanes a batch may name."""
+        return self._lanes
+
     # --- the server's side --------------------------------------------------------------------------------------------
 
-    def submit(self, uint64_t batch_id, slots, Py_ssize_t n):
-        """Send `slots[:n]` (uint32) as a batch.  0: the ring is full; 1: sent; 2: sent, and the worker sleeps: ring."""
+    def submit(self, uint64_t batch_id, slots, Py_ssize_t n, Py_ssize_t lane=0):
+        """Send `slots[:n]` (uint32) as a batch for `lane`.  0: the ring is full; 1: sent; 2: sent, and the worker
+        sleeps: ring."""
         cdef uint64_t used
         cdef Submission *frame
         cdef uint32_t *into
@@ -181,6 +194,8 @@ cdef class Ring:
             self._slots_in_owner = slots
         if not 1 <= n <= self._max_batch or n > self._slots_in.shape[0]:
             raise ValueError(f"a batch of {n} rows does not fit max_batch {self._max_batch} or the slots given")
+        if not 0 <= lane < self._lanes:
+            raise ValueError(f"there is no lane {lane}, only {self._lanes} of them")
         used = self._submit_head - clover_load_acquire(self._cell(SUBMIT_TAIL))
         if used > FRAMES:
             raise ValueError("the worker's submission tail is out of range")
@@ -189,6 +204,7 @@ cdef class Ring:
         frame = <Submission *>(self._submissions + <Py_ssize_t>(self._submit_head % FRAMES) * self._submission_bytes)
         frame.batch_id = batch_id
         frame.n = <uint32_t>n
+        frame.lane = <uint32_t>lane
         into = <uint32_t *>(frame + 1)
         for i in range(n):
             into[i] = self._slots_in[i]
@@ -252,12 +268,12 @@ cdef class Ring:
     # --- the worker's side --------------------------------------------------------------------------------------------
 
     def take(self, slots_out):
-        """Return the next submission as (batch_id, n), its slots in `slots_out[:n]` (uint32), or None."""
+        """Return the next submission as (batch_id, n, lane), its slots in `slots_out[:n]` (uint32), or None."""
         cdef uint64_t ready = clover_load_acquire(self._cell(SUBMIT_HEAD)) - self._submit_tail
         cdef Submission *frame
         cdef uint64_t batch_id
         cdef uint32_t *values
-        cdef uint32_t n
+        cdef uint32_t n, lane
         cdef Py_ssize_t i
         if ready == 0:
             return None
@@ -266,8 +282,11 @@ cdef class Ring:
         frame = <Submission *>(self._submissions + <Py_ssize_t>(self._submit_tail % FRAMES) * self._submission_bytes)
         batch_id = clover_load_once64(&frame.batch_id)
         n = clover_load_once32(&frame.n)
+        lane = clover_load_once32(&frame.lane)
         if not 1 <= n <= self._max_batch:
             raise ValueError(f"a submission of {n} rows is outside 1..{self._max_batch}")
+        if lane >= self._lanes:
+            raise ValueError(f"a submission names lane {lane}, there are {self._lanes}")
         if slots_out is not self._slots_out_owner:
             self._slots_out = slots_out
             self._slots_out_owner = slots_out
@@ -278,7 +297,7 @@ cdef class Ring:
             self._slots_out[i] = values[i]
         self._submit_tail += 1
         clover_store_release(self._cell(SUBMIT_TAIL), self._submit_tail)
-        return batch_id, n
+        return batch_id, n, lane
 
     def complete(self, uint64_t batch_id, status, Py_ssize_t n, start_ns, end_ns, cpu_ns, confidence=None):
         """Report a batch.  False: the ring is full.  `confidence`: float32, one a row; without it rows carry NaN."""

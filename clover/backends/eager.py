@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clover import families
 from clover.backends import cuda
 from clover.backends.targets import CPU, Target
-from clover.backends.tensors import example_inputs, load_module, to_arrays, to_tensor, with_casts
+from clover.backends.tensors import example_inputs, load_module, to_arrays, to_tensor, with_casts, with_weights
 from clover.types import FamilySpec, VariantSpec
 
 if TYPE_CHECKING:
@@ -72,17 +72,18 @@ class EagerBackend:
 
         plain = load_module(family, variant, device)
         if device != "cpu":
-            return cuda.Runner(with_casts(plain, family, variant), family, variant, graphs=True, device=device)
+            on_gpu = cuda.Runner(with_casts(plain, family, variant), family, variant, graphs=True, device=device)
+            return with_weights(on_gpu, plain)
         specs = family.inputs
 
-        def runner(module: Callable[..., Any]) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
+        def runner(module: torch.nn.Module) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
             call = with_casts(module, family, variant)
 
             def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
                 with torch.inference_mode():
                     return to_arrays(call(*[to_tensor(a, s) for a, s in zip(inputs, specs, strict=True)]))
 
-            return run
+            return with_weights(run, module)
 
         run = runner(plain)
         wide = wide_convolutions(plain)

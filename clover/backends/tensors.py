@@ -87,6 +87,15 @@ def with_casts(call: Callable[..., Any], family: FamilySpec, variant: VariantSpe
     return casting
 
 
+def with_weights(
+    run: Callable[[list[NDArray[Any]]], list[NDArray[Any]]], module: torch.nn.Module
+) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
+    """Return `run` with the bytes of the module's parameters and buffers as its attribute `weights_bytes`, which a
+    worker reports."""
+    run.weights_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))  # type: ignore[attr-defined]
+    return run
+
+
 def example_inputs(family: FamilySpec, rows: int) -> list[NDArray[Any]]:
     """Return zeros of the declared inputs with `rows` rows, variable axes at their bound; BYTES as empty strings."""
     made: list[NDArray[Any]] = []

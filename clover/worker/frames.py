@@ -122,7 +122,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
             self.family,
             inputs=bare(self.family.inputs),
             outputs=bare(self.family.outputs),
-            variants=(self.family.variant(self.variant),),
+            variants=tuple(self.family.variant(name) for name in (self.variant, *(one.variant for one in self.also))),
             description="",
         )
         return msgspec.structs.replace(self, family=family)

@@ -1,6 +1,7 @@
 """The loop of a worker: take a batch from the ring, gather its rows, run the model, scatter the answers, complete.
 
-A model that raises or answers in the wrong form fails its batch, not the process.
+A worker may hold several variants; each batch names the lane of the one that answers it.  A model that raises or
+answers in the wrong form fails its batch, not the process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,20 @@ _LOG_EVERY_NS = 1_000_000_000
 _RINGS = 4096  # bytes of the doorbell, one a ring, that are read at once
 
 Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentLane:
+    """A variant as the loop runs it.  `enter`, if there is one, is called before its first batch after one of another
+    lane: it sets what libraries keep for the whole process."""
+
+    run: Run
+    enter: Callable[[], None] | None = None
+
+
+def _no_run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Stand for the variant of a loop that has not served a batch yet; raises ValueError."""
+    raise ValueError("no batch was taken yet")
 
 
 class ParentGone(BaseException):
@@ -78,7 +93,8 @@ class ServerChannel:
 
 
 class WorkerLoop:
-    """Serves batches with `run` until the server says EXIT.
+    """Serves batches until the server says EXIT, each with the variant of its lane; `lanes` has None for a variant that
+    was left out, which the server does not ask.
 
     `held` is the emulated slice that the worker plays, None on other devices; `scores` is None if the family has no
     confidence function."""
@@ -87,7 +103,7 @@ class WorkerLoop:
         self,
         channel: ServerChannel,
         batches: Batches,
-        run: Run,
+        lanes: Sequence[ResidentLane | None],
         max_batch: int,
         held: pacing.HeldSlice | None,
         scores: Scores | None,
@@ -95,7 +111,9 @@ class WorkerLoop:
         self._control = channel.control
         self._batches = batches
         self._ring = channel.ring
-        self._run = run
+        self._lanes = tuple(lanes)
+        self._lane = -1
+        self._run: Run = _no_run
         self._doorbell = channel.doorbell
         self._completions = channel.completions
         self._held = held
@@ -143,8 +161,22 @@ class WorkerLoop:
             raise ParentGone
         return frame[0] is frames.Kind.EXIT
 
-    def _serve(self, batch: int, count: int) -> None:
-        """Compute one batch of `count` rows and complete it; a model that fails, fails only this batch."""
+    def _turn_to(self, lane: int) -> None:
+        """Run the batches that follow with the variant of `lane`.  Raises ValueError if it is not resident."""
+        entered = self._lanes[lane] if 0 <= lane < len(self._lanes) else None
+        if entered is None:
+            raise ValueError(f"a batch names lane {lane}, whose variant is not resident")
+        self._lane, self._run = lane, entered.run
+        if entered.enter is not None:
+            entered.enter()
+        if self._held is not None:
+            self._held.turn_to(lane)
+
+    def _serve(self, batch: int, count: int, lane: int = 0) -> None:
+        """Compute one batch of `count` rows with the variant of `lane` and complete it; a model that fails, fails only
+        this batch."""
+        if lane != self._lane:
+            self._turn_to(lane)
         slots = self._slots[:count]
         cpu_ns = time.process_time_ns()
         start_ns = time.monotonic_ns()

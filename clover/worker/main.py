@@ -1,7 +1,8 @@
-"""The worker process: one variant on one instance.  Forked by the zygote, never imported by the server.
+"""The worker process: the variants of one order on one instance.  Forked by the zygote, never imported by the server.
 
-Life: pin to cores, harden, report "loading", load, report "warming", run batches of several sizes, report "ready", then
-serve batches (`worker.loop`).  When the server says EXIT, the worker first answers what is in its ring.
+Life: pin to cores, harden, report "loading", load the first variant, report "warming", run batches of several sizes,
+load and warm the others that fit (`worker.residents`), report "ready" and what is held, then serve batches
+(`worker.loop`).  When the server says EXIT, the worker first answers what is in its ring.
 
 On an emulated slice (`clover.worker.pacing`) it attaches to the slice before it reports anything, so that the instance
 cannot be destroyed meanwhile, and completes batches at the slice's pace.  If its GPU is lost, it reports that and ends.
@@ -24,42 +25,29 @@ import fcntl
 import gc
 import io
 import logging
-import math
 import os
 import resource
 import select
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
-from clover import backends
 from clover._native.ring import RING_BYTES, Ring
-from clover.backends.tensors import example_inputs
-from clover.cache import check_files
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import frames, orphans, pacing, pinned
 from clover.worker.batches import Batches
-from clover.worker.loop import ParentGone, Run, Scores, ServerChannel, WorkerLoop, send_state
+from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
+from clover.worker.residents import ResidentSet, ms_since, reason_of
 
 _log = logging.getLogger("clover.worker")
-
-WARM_S = 0.012
-"""Seconds that warming on CPU cores may take, estimated from the time of a row so far.  A batch size that was not
-warmed takes a few milliseconds more, once, which matters less the larger it is; a swap would wait for all of them."""
-
-WARM_GPU_S = 0.25
-"""The same on a GPU, whose libraries choose a kernel for each size; powers of two are warmed there in any case."""
 
 _ENDING_NICE = 10
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
-_REASON_CHARS = 2000
 
 
 def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
@@ -76,28 +64,33 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             os.sched_setaffinity(0, order.cores)
             _yield(order)
             _harden(order)
-            held = pacing.HeldSlice.attach(order.emulated, order.max_batch) if order.emulated is not None else None
-            send_state(control, frames.WorkerState(state="loading", fork_ms=_ms_since(spawn.begun_ns)))
+            held = None
+            if order.emulated is not None:
+                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also)
+            send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(spawn.begun_ns)))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
-            ring = Ring(map_shared(ring_fd, RING_BYTES(order.max_batch)), order.max_batch)
+            shared = map_shared(ring_fd, RING_BYTES(order.max_batch))
+            ring = Ring(shared, order.max_batch, lanes=1 + len(order.also))
             os.close(ring_fd)
+            residents = ResidentSet(order)
             with _within_its_memory(order):
-                run, load_ms = _load(order)
+                load_ms = residents.load_first()
                 pinned.pin(slab, batches, order.max_batch)
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
-                warm_ms = _warm(order, run, batches, scores)
+                residents.warm_first(batches, scores)
+                residents.add_others(batches, scores)
         except (Exception, SystemExit) as error:
             _log.exception("%s does not start", order.variant)
-            send_state(control, frames.WorkerState(state="failed", text=_reason(error)))
+            send_state(control, frames.WorkerState(state="failed", text=reason_of(error)))
             return 1
         gc.collect()
         gc.freeze()
-        send_state(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
+        send_state(control, residents.state())
         try:
             channel = ServerChannel(control, ring, doorbell, completions)
-            WorkerLoop(channel, batches, run, order.max_batch, held, scores).run()
+            WorkerLoop(channel, batches, residents.lanes, order.max_batch, held, scores).run()
             _move_to_other_cores(order, everywhere)
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
@@ -106,7 +99,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             return 1
         except WorkerError as error:
             _log.error("%s on %s ends: %s", order.variant, order.place or "its cores", error)
-            send_state(control, frames.WorkerState(state="failed", text=_reason(error)))
+            send_state(control, frames.WorkerState(state="failed", text=reason_of(error)))
             return 1
     except ParentGone:
         return 0
@@ -199,7 +192,7 @@ def _harden(order: frames.WorkerOrder) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
     os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
-        name.write(f"clover:{order.variant}"[:15])
+        name.write(f"clover:{order.family.name if order.also else order.variant}"[:15])
     faulthandler.enable()
 
 
@@ -216,76 +209,3 @@ def _within_its_memory(order: frames.WorkerOrder) -> Iterator[None]:
         if pacing.out_of_memory(error):
             raise pacing.misfit(order.variant, order.place, order.emulated.memory_bytes) from error
         raise
-
-
-def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
-    import torch
-
-    torch.set_num_threads(order.threads)
-    torch.set_num_interop_threads(1)
-    start_ns = time.monotonic_ns()
-    variant = order.family.variant(order.variant)
-    device = backends.device_for(order.visible_devices)
-    if order.artifact_dir:
-        check_files(Path(order.artifact_dir))  # it is code, and will run
-    run = backends.get(order.backend).load(order.family, variant, Path(order.artifact_dir), order.threads, device)
-    return run, _ms_since(start_ns)
-
-
-def _warm(order: frames.WorkerOrder, run: Run, batches: Batches, scores: Scores | None) -> float:
-    """Run batch sizes once on zeros, powers of two and the largest first, then the others.
-
-    Frameworks prepare kernels per shape: the first batch of a size would take longer.  This also finds a module whose
-    answers do not match the family's declaration, and, if memory is limited, one that finds no room for the largest
-    batch.  Plain Python may well refuse zeros or empty strings, and has nothing to prepare: its failure here is only
-    logged.  On an emulated slice the pace hides what a size costs first, and dozens of workers start at once: powers of
-    two suffice.
-    """
-    start_ns = time.monotonic_ns()
-    inputs = example_inputs(order.family, order.max_batch)
-    row_ms = 0.0
-    for size, until_ms in _sizes(order):
-        begin_ms = _ms_since(start_ns)
-        if begin_ms + row_ms * size > until_ms:
-            continue
-        try:
-            answers = run([array[:size] for array in inputs])
-            batches.check(size, answers)
-            if scores is not None:
-                scores.score(answers)
-            if size > 1:  # the very first run is slow and tells little
-                row_ms = (_ms_since(start_ns) - begin_ms) / size
-        except Exception as error:
-            if order.family.variant(order.variant).kind == "torch":
-                raise
-            _log.info("%s does not take zeros: %s", order.variant, _reason(error))
-            break
-    return _ms_since(start_ns)
-
-
-def _sizes(order: frames.WorkerOrder) -> Iterator[tuple[int, float]]:
-    """Yield the batch sizes to warm, and how many milliseconds after the start each has to be done."""
-    most = order.max_batch
-    powers = sorted({1 << power for power in range(most.bit_length())} | {most})
-    on_gpu = bool(order.visible_devices)
-    limited = order.emulated is not None or order.memory_bytes > 0
-    for size in powers:
-        # Two rows in any case: a module that mixes up its batch axis shows it then, and not under load.
-        yield size, math.inf if on_gpu or limited or size <= 2 else WARM_S * 1e3
-    if order.emulated is None:
-        for size in range(most, 0, -1):
-            if size not in powers:
-                yield size, (WARM_GPU_S if on_gpu else WARM_S) * 1e3
-
-
-def _reason(error: BaseException) -> str:
-    causes: list[str] = []
-    current: BaseException | None = error
-    while current is not None and len(causes) < 4:
-        causes.append(f"{type(current).__name__}: {current}")
-        current = current.__cause__
-    return "; because ".join(causes)[:_REASON_CHARS]
-
-
-def _ms_since(start_ns: int) -> float:
-    return (time.monotonic_ns() - start_ns) / 1e6

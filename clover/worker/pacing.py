@@ -27,13 +27,13 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from clover.errors import DeviceError, WorkerError, says_out_of_memory
 from clover.types import FamilyProfile, Record
-from clover.worker.frames import EmulatedSlice
+from clover.worker.frames import EmulatedSlice, Resident
 
 _log = logging.getLogger("clover.worker")
 
@@ -101,18 +101,22 @@ def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: st
 
 
 class Pacer:
-    """Holds batches until they are due, and counts those that were late already."""
+    """Holds batches until they are due, and counts those that were late already.  `also` has the paces of the worker's
+    further lanes; those of lane 0 hold at first."""
 
     def __init__(
         self,
         pace_ms: tuple[float, ...],
         *,
+        also: Sequence[tuple[float, ...]] = (),
         now_ns: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not pace_ms or not all(math.isfinite(ms) and ms > 0 for ms in pace_ms):
-            raise WorkerError("a pace needs milliseconds above zero for every batch size")
-        self._pace_ns = [round(ms * 1e6) for ms in pace_ms]
+        for pace in (pace_ms, *also):
+            if not pace or not all(math.isfinite(ms) and ms > 0 for ms in pace):
+                raise WorkerError("a pace needs milliseconds above zero for every batch size")
+        self._lanes_ns = [[round(ms * 1e6) for ms in pace] for pace in (pace_ms, *also)]
+        self._pace_ns = self._lanes_ns[0]
         self.now_ns = now_ns
         self._sleep = sleep
         self.batches = 0
@@ -121,6 +125,10 @@ class Pacer:
         """By how much the most overdue batch since the last report was late."""
         self._reported_ns = now_ns() + FIRST_REPORT_NS - REPORT_EVERY_NS
         self._reported = (0, 0)
+
+    def turn_to(self, lane: int) -> None:
+        """Hold the batches that follow by the pace of `lane`."""
+        self._pace_ns = self._lanes_ns[lane]
 
     def hold(self, start_ns: int, rows: int) -> int:
         """Sleep until a batch of `rows` that began at `start_ns` is due; return the time then."""
@@ -165,29 +173,39 @@ class PacingBoard(Protocol):
 
 
 class HeldSlice:
-    """An emulated slice that this process is attached to, from before it loads until it exits.
+    """An emulated slice that this process is attached to, from before it loads until it exits.  `also` are the variants
+    that it holds beside the first, each with its pace and its watts.
 
     `begin` and `end` enclose a batch; both raise DeviceError once the GPU is lost.  If another process works on the
     slice as well (during a swap, or a standby worker), batches take turns.
     """
 
-    def __init__(self, order: EmulatedSlice, board: PacingBoard, pacer: Pacer) -> None:
+    def __init__(
+        self, order: EmulatedSlice, board: PacingBoard, pacer: Pacer, also: Sequence[Resident] = ()
+    ) -> None:
+        self._lanes_watts = [order.watts, *(resident.watts for resident in also)]
         self._watts = order.watts
         self._board = board
         self.pacer = pacer
 
     @classmethod
-    def attach(cls, order: EmulatedSlice, max_batch: int) -> HeldSlice:
+    def attach(cls, order: EmulatedSlice, max_batch: int, also: Sequence[Resident] = ()) -> HeldSlice:
         """Attach this process to its slice.  Raises DeviceError if there is no such slice, WorkerError if the order
-        does not pace every batch size."""
-        if not len(order.pace_ms) == len(order.watts) == max_batch:
-            raise WorkerError(f"the pace has {len(order.pace_ms)} batch sizes, the worker takes {max_batch}")
+        does not pace every batch size of every variant."""
+        for pace_ms, watts in ((order.pace_ms, order.watts), *((one.pace_ms, one.watts) for one in also)):
+            if not len(pace_ms) == len(watts) == max_batch:
+                raise WorkerError(f"the pace has {len(pace_ms)} batch sizes, the worker takes {max_batch}")
         from clover.devices.emulated import Attachment
 
-        pacer = Pacer(order.pace_ms)
+        pacer = Pacer(order.pace_ms, also=[resident.pace_ms for resident in also])
         board = Attachment(order.library, order.state, order.uuid)
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
-        return cls(order, board, pacer)
+        return cls(order, board, pacer, also)
+
+    def turn_to(self, lane: int) -> None:
+        """Run the batches that follow at the pace and the power of `lane`."""
+        self._watts = self._lanes_watts[lane]
+        self.pacer.turn_to(lane)
 
     def begin(self, rows: int) -> int:
         """Wait until no other batch runs on the slice, begin one of `rows` rows, and return the time then."""

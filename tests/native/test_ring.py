@@ -21,10 +21,11 @@ BATCH = 8
 SLOTS = np.arange(BATCH, dtype=np.uint32) + 100
 
 
-def pair(kernels: SimpleNamespace, max_batch: int = BATCH) -> tuple[Any, Any, mmap.mmap]:
+def pair(kernels: SimpleNamespace, max_batch: int = BATCH, lanes: int = 1) -> tuple[Any, Any, mmap.mmap]:
     """A server's and a worker's side over the same memory."""
     memory = mmap.mmap(-1, kernels.ring.RING_BYTES(max_batch))
-    return kernels.ring.Ring(memory, max_batch, create=True), kernels.ring.Ring(memory, max_batch), memory
+    server = kernels.ring.Ring(memory, max_batch, create=True, lanes=lanes)
+    return server, kernels.ring.Ring(memory, max_batch, lanes=lanes), memory
 
 
 def poke(memory: mmap.mmap, layout: str, offset: int, value: int) -> None:
@@ -43,11 +44,41 @@ def test_a_twin_reads_what_the_kernel_wrote_and_back(kernels: SimpleNamespace) -
     slots = np.zeros(BATCH, np.uint32)
     confidence = np.zeros(BATCH, np.float32)
     assert server.submit(2**64 - 1, SLOTS, 3) == 1
-    assert worker.take(slots) == (2**64 - 1, 3)
+    assert worker.take(slots) == (2**64 - 1, 3, 0)
     assert slots[:3].tolist() == [100, 101, 102]
     assert worker.complete(5, -7, 3, 10, 20, 30, np.array([0.25, 0.5, 1.0], np.float32))
     assert server.reap(confidence) == (5, -7, 3, 10, 20, 30)
     assert confidence.tolist() == [0.25, 0.5, 1.0, 0, 0, 0, 0, 0]
+
+
+def test_batches_name_their_lane(kernels: SimpleNamespace) -> None:
+    server, _, memory = pair(kernels, lanes=3)
+    worker, other = kernels.ring.Ring(memory, BATCH, lanes=3), twin.Ring(memory, BATCH, lanes=3)
+    out = np.zeros(BATCH, np.uint32)
+    assert (server.lanes, worker.lanes) == (3, 3)
+    for number, lane in enumerate((2, 0, 1)):
+        assert server.submit(number, SLOTS, 1, lane)
+        assert worker.take(out) == other.take(out) == (number, 1, lane)
+    assert server.submit(3, SLOTS, 1)
+    assert worker.take(out) == (3, 1, 0)
+    for lane in (-1, 3, 2**32, 2**40):
+        with pytest.raises(ValueError):
+            server.submit(4, SLOTS, 1, lane)
+    assert worker.take(out) is None
+    for lanes in (0, -1, 65537):
+        with pytest.raises(ValueError):
+            kernels.ring.Ring(memory, BATCH, lanes=lanes)
+
+
+def test_a_worker_refuses_a_lane_that_it_does_not_have(kernels: SimpleNamespace) -> None:
+    server, worker, memory = pair(kernels, lanes=2)
+    server.submit(1, SLOTS, 3, 1)
+    poke(memory, "=I", twin.BODY + 12, 2)
+    for _ in range(2):  # and stays refused
+        with pytest.raises(ValueError):
+            worker.take(np.zeros(BATCH, np.uint32))
+    poke(memory, "=I", twin.BODY + 12, 1)
+    assert worker.take(np.zeros(BATCH, np.uint32)) == (1, 3, 1)
 
 
 def test_a_full_ring_refuses_and_drains_in_order(kernels: SimpleNamespace) -> None:
@@ -57,7 +88,7 @@ def test_a_full_ring_refuses_and_drains_in_order(kernels: SimpleNamespace) -> No
     assert server.reap() is None
     assert [server.submit(i, SLOTS, 1) for i in range(17)] == [1] * 16 + [0]
     assert [worker.complete(i, 0, 1, 0, 0, 0) for i in range(17)] == [True] * 16 + [False]
-    assert [worker.take(out) for _ in range(17)] == [(i, 1) for i in range(16)] + [None]
+    assert [worker.take(out) for _ in range(17)] == [(i, 1, 0) for i in range(16)] + [None]
     assert [server.reap() for _ in range(17)] == [(i, 0, 1, 0, 0, 0) for i in range(16)] + [None]
 
 
@@ -147,7 +178,7 @@ def test_a_short_output_loses_nothing(kernels: SimpleNamespace) -> None:
     server.submit(1, SLOTS, 3)
     with pytest.raises(ValueError):
         worker.take(np.zeros(2, np.uint32))
-    assert worker.take(np.zeros(3, np.uint32)) == (1, 3)
+    assert worker.take(np.zeros(3, np.uint32)) == (1, 3, 0)
     worker.complete(1, 0, 3, 1, 2, 3)
     with pytest.raises(ValueError):
         server.reap(np.zeros(2, np.float32))
@@ -184,6 +215,8 @@ def test_a_corrupt_completion_is_refused(kernels: SimpleNamespace, layout: str, 
         ("=I", twin.BODY + 8, 0),
         ("=I", twin.BODY + 8, BATCH + 1),
         ("=I", twin.BODY + 8, 2**32 - 1),
+        ("=I", twin.BODY + 12, 1),  # the lane, of one
+        ("=I", twin.BODY + 12, 2**32 - 1),
         ("=Q", twin.SUBMIT_HEAD, 17),
         ("=Q", twin.SUBMIT_HEAD, 2**64 - 1),
     ],
@@ -210,10 +243,10 @@ def test_a_side_keeps_its_own_index(kernels: SimpleNamespace) -> None:
     server, worker, memory = pair(kernels)
     out = np.zeros(BATCH, np.uint32)
     server.submit(1, SLOTS, 1)
-    assert worker.take(out) == (1, 1)
+    assert worker.take(out) == (1, 1, 0)
     poke(memory, "=Q", twin.SUBMIT_HEAD, 0)  # a worker rewinding the server's head misleads only itself
     assert server.submit(2, SLOTS, 2) == 1
-    assert worker.take(out) == (2, 2)
+    assert worker.take(out) == (2, 2, 0)
 
 
 @given(st.binary(min_size=64 * 8, max_size=64 * 8), st.integers(0, 2**64 - 1))
@@ -237,9 +270,9 @@ def test_no_rubbish_gets_past_the_bounds(kernels: SimpleNamespace, rubbish: byte
 
 @given(st.lists(st.integers(0, 3), max_size=300), st.data())
 def test_frames_survive_any_interleaving(kernels: SimpleNamespace, turns: list[int], data: st.DataObject) -> None:
-    server, worker, _ = pair(kernels)
+    server, worker, _ = pair(kernels, lanes=3)
     out, confidence = np.zeros(BATCH, np.uint32), np.zeros(BATCH, np.float32)
-    sent: list[tuple[int, list[int]]] = []
+    sent: list[tuple[int, list[int], int]] = []
     running: list[tuple[int, int]] = []
     done: list[tuple[int, int]] = []
     batch_id = taken = reaped = 0
@@ -247,8 +280,9 @@ def test_frames_survive_any_interleaving(kernels: SimpleNamespace, turns: list[i
         if turn == 0:
             n = data.draw(st.integers(1, BATCH))
             slots = np.arange(batch_id, batch_id + n, dtype=np.uint32)
-            if server.submit(batch_id, slots, n):
-                sent.append((batch_id, slots.tolist()))
+            lane = batch_id % 3
+            if server.submit(batch_id, slots, n, lane):
+                sent.append((batch_id, slots.tolist(), lane))
                 batch_id += 1
             else:
                 assert len(sent) - taken == 16
@@ -256,9 +290,9 @@ def test_frames_survive_any_interleaving(kernels: SimpleNamespace, turns: list[i
             frame = worker.take(out)
             assert (frame is None) == (taken == len(sent))
             if frame is not None:
-                assert (frame[0], out[: frame[1]].tolist()) == sent[taken]
+                assert (frame[0], out[: frame[1]].tolist(), frame[2]) == sent[taken]
                 taken += 1
-                running.append(frame)
+                running.append(frame[:2])
         elif turn == 2 and running:
             index, n = running[0]
             if worker.complete(index, 0, n, index, index + 1, 1, np.full(n, index, np.float32)):
@@ -283,7 +317,7 @@ def test_the_indices_wrap(kernels: SimpleNamespace) -> None:
     out = np.zeros(BATCH, np.uint32)
     assert [server.submit(i, SLOTS, 1) for i in range(17)] == [1] * 16 + [0]
     for i in range(16):
-        assert worker.take(out) == (i, 1)
+        assert worker.take(out) == (i, 1, 0)
         assert worker.complete(i, 0, 1, 1, 2, 3)
     assert not worker.complete(16, 0, 1, 1, 2, 3)
     assert [server.reap() for _ in range(17)] == [(i, 0, 1, 1, 2, 3) for i in range(16)] + [None]
@@ -304,7 +338,7 @@ def echo(compiled: SimpleNamespace, memory: mmap.mmap, bell: int, done: int) -> 
                 os.eventfd_read(bell)
                 worker.wake()
             continue
-        batch_id, n = frame
+        batch_id, n, _ = frame
         total = int(out[:n].sum())
         while not worker.complete(batch_id, 0, n, total, total, 0):
             os.sched_yield()

@@ -9,11 +9,11 @@ import math
 import struct
 from typing import Any
 
-FRAMES, LINE, VERSION, MAX_BATCH = 16, 64, 1, 65536
+FRAMES, LINE, VERSION, MAX_BATCH, MAX_LANES = 16, 64, 2, 65536, 65536
 SUBMIT_HEAD, SUBMIT_TAIL, SLEEPING, COMPLETE_HEAD, COMPLETE_TAIL, BODY = (line * LINE for line in range(1, 7))
 MAGIC = b"CLVRING1"
 HEADER = struct.Struct("=8sIIII")  # magic, version, max_batch, frames, header_bytes
-SUBMISSION = struct.Struct("=QII")  # batch_id, n, reserved; then uint32 slots[max_batch]
+SUBMISSION = struct.Struct("=QII")  # batch_id, n, lane; then uint32 slots[max_batch]
 COMPLETION = struct.Struct("=QiIQQQ")  # batch_id, status, n, start_ns, end_ns, cpu_ns; then float confidence[max_batch]
 
 
@@ -36,7 +36,7 @@ def RING_BYTES(max_batch: int) -> int:
 
 
 class Ring:
-    def __init__(self, buffer: Any, max_batch: int, *, create: bool = False) -> None:
+    def __init__(self, buffer: Any, max_batch: int, *, create: bool = False, lanes: int = 1) -> None:
         needed = RING_BYTES(max_batch)
         view = memoryview(buffer)
         if view.readonly:
@@ -44,7 +44,10 @@ class Ring:
         self._memory = view.cast("B")
         if len(self._memory) < needed:
             raise ValueError("too small")
+        if not 1 <= lanes <= MAX_LANES:
+            raise ValueError("lanes")
         self.max_batch = max_batch
+        self.lanes = lanes
         self._submissions = BODY
         self._completions = BODY + FRAMES * submission_bytes(max_batch)
         if create:
@@ -71,13 +74,15 @@ class Ring:
 
     # --- server ---
 
-    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+    def submit(self, batch_id: int, slots: Any, n: int, lane: int = 0) -> int:
         if not 1 <= n <= min(self.max_batch, len(slots)):
             raise ValueError("n")
+        if not 0 <= lane < self.lanes:
+            raise ValueError("lane")
         if self._between(self._submit_head, self._load(SUBMIT_TAIL)) == FRAMES:
             return 0
         at = self._submissions + self._submit_head % FRAMES * submission_bytes(self.max_batch)
-        SUBMISSION.pack_into(self._memory, at, batch_id, n, 0)
+        SUBMISSION.pack_into(self._memory, at, batch_id, n, lane)
         struct.pack_into(f"={n}I", self._memory, at + SUBMISSION.size, *(int(slot) for slot in slots[:n]))
         self._submit_head = (self._submit_head + 1) % 2**64
         self._store(SUBMIT_HEAD, self._submit_head)
@@ -105,17 +110,19 @@ class Ring:
 
     # --- worker ---
 
-    def take(self, slots_out: Any) -> tuple[int, int] | None:
+    def take(self, slots_out: Any) -> tuple[int, int, int] | None:
         if self._between(self._load(SUBMIT_HEAD), self._submit_tail) == 0:
             return None
         at = self._submissions + self._submit_tail % FRAMES * submission_bytes(self.max_batch)
-        batch_id, n, _ = SUBMISSION.unpack_from(self._memory, at)
+        batch_id, n, lane = SUBMISSION.unpack_from(self._memory, at)
         if not 1 <= n <= min(self.max_batch, len(slots_out)):
             raise ValueError("a corrupt submission, or slots_out is too short")
+        if lane >= self.lanes:
+            raise ValueError("a corrupt lane")
         slots_out[:n] = struct.unpack_from(f"={n}I", self._memory, at + SUBMISSION.size)
         self._submit_tail = (self._submit_tail + 1) % 2**64
         self._store(SUBMIT_TAIL, self._submit_tail)
-        return batch_id, n
+        return batch_id, n, lane
 
     def complete(
         self, batch_id: int, status: int, n: int, start_ns: int, end_ns: int, cpu_ns: int, confidence: Any = None

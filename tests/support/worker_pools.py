@@ -100,9 +100,9 @@ class Client:
     def close(self) -> None:
         self._loop.remove_reader(self._pool.completions.fd)
 
-    def submit(self, worker: WorkerProcess, *slots: int) -> int:
+    def submit(self, worker: WorkerProcess, *slots: int, lane: int = 0) -> int:
         self._id += 1
-        outcome = worker.ring.submit(self._id, np.array(slots, np.uint32), len(slots))
+        outcome = worker.ring.submit(self._id, np.array(slots, np.uint32), len(slots), lane)
         assert outcome
         if outcome == 2:
             worker.bell()
@@ -116,8 +116,8 @@ class Client:
                 await self._done.wait()
         return found
 
-    async def infer(self, worker: WorkerProcess, *slots: int) -> int:
-        number = self.submit(worker, *slots)
+    async def infer(self, worker: WorkerProcess, *slots: int, lane: int = 0) -> int:
+        number = self.submit(worker, *slots, lane=lane)
         batch, status, count, start_ns, end_ns, cpu_ns = await self.answer(worker)
         assert (batch, count) == (number, len(slots))
         assert 0 < start_ns <= end_ns <= time.monotonic_ns()

@@ -63,6 +63,9 @@ class WorkerProcess:
     to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them; `said_ns` is when it first
     reported each state.  `overruns` of `paced_batches` took longer than the emulated slice would have (0 elsewhere);
     `device_lost`: it ended because its GPU is gone.
+
+    `resident` has the lane of its ring for each variant that it holds; `held` what each of them takes on its slice, and
+    `context_bytes` what it holds beside them; `left_out` why it does not hold the others of its order.
     """
 
     def __init__(
@@ -88,6 +91,10 @@ class WorkerProcess:
         self.paced_batches = 0
         self.overruns = 0
         self.device_lost = False
+        self.resident: dict[str, int] = {}
+        self.held: tuple[frames.HeldMemory, ...] = ()
+        self.context_bytes = 0
+        self.left_out: dict[str, str] = {}
         self._control = channel.control
         self._doorbell = channel.doorbell
         self._completed = channel.completed
@@ -258,11 +265,28 @@ class WorkerProcess:
                     WorkerError(f"{self.order.variant} ({self.order.backend}): {self._failure}")
                 )
         elif self.state in ("starting", "loading", "warming"):
+            if state.state == "ready":
+                self._holds(state)
             self.state = state.state
             if state.state == "ready":
                 self.ready_ms = (time.monotonic_ns() - self.started_at_ns) / 1e6
                 if not self._ready.done():
                     self._ready.set_result(None)
+
+    def _holds(self, state: frames.WorkerState) -> None:
+        """Note what it holds, from its report that it is ready.  Raises WorkerError if its order names no such
+        variant."""
+        order = self.order
+        places = {name: lane for lane, name in enumerate((order.variant, *(one.variant for one in order.also)))}
+        found = {one.variant: places.get(one.variant, -1) for one in state.resident} or {order.variant: 0}
+        if order.variant not in found or min(found.values()) < 0:
+            raise WorkerError(f"it holds {', '.join(found)}, and was to hold {', '.join(places)}")
+        self.resident, self.held, self.context_bytes = found, state.resident, state.context_bytes
+        self.left_out = {
+            name: printable(reason, _REASON_CHARS) for name, reason in state.left_out.items() if name in places
+        }
+        for name, reason in self.left_out.items():
+            _log.warning("worker %d at %s does not hold %s: %s", self.pid, order.place or "its cores", name, reason)
 
     def exited(self, code: int) -> None:
         """Take its exit status, or minus a signal's number, which the zygote reports."""

@@ -134,7 +134,7 @@ class Pool:
             size = RING_BYTES(order.max_batch)
             ring_fd = shared_memory("clover-ring", size)
             theirs.callback(os.close, ring_fd)
-            ring = Ring(map_shared(ring_fd, size), order.max_batch, create=True)
+            ring = Ring(map_shared(ring_fd, size), order.max_batch, create=True, lanes=1 + len(order.also))
             # A pipe, whose ends are two open files: a worker cannot make the server's end block, as of an eventfd.
             rung, doorbell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             mine.callback(os.close, doorbell)

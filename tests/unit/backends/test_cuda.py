@@ -17,7 +17,7 @@ from clover.backends import cuda, parity, targets
 from clover.backends.tensors import load_module, torch_dtype, with_casts
 from clover.errors import ProfileError, WorkerError
 from clover.types import FamilySpec, TensorSpec, VariantSpec
-from clover.worker.loop import MODEL_FAILED, ServerChannel, WorkerLoop
+from clover.worker.loop import MODEL_FAILED, ResidentLane, ServerChannel, WorkerLoop
 from tests.support.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -297,8 +297,8 @@ def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
         def run(inputs):
             raise error
 
-        ring = Ring()
-        return ring, WorkerLoop(ServerChannel(None, ring, -1, completions), Batches(), run, 4, None, None)
+        ring, lanes = Ring(), [ResidentLane(run)]
+        return ring, WorkerLoop(ServerChannel(None, ring, -1, completions), Batches(), lanes, 4, None, None)
 
     completions = os.eventfd(0)
     try:

@@ -12,7 +12,7 @@ from clover.runtime.memory.bytes_codec import pack_row
 from clover.runtime.memory.slab import Layout, Slab
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from clover.worker.batches import Batches, OutputError
-from clover.worker.loop import MODEL_FAILED, Scores, ServerChannel, WorkerLoop
+from clover.worker.loop import MODEL_FAILED, ResidentLane, Scores, ServerChannel, WorkerLoop
 
 SPEC = FamilySpec(
     name="f",
@@ -154,7 +154,7 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab: Slab) -> None:
     try:
         scores = Scores(score, slab.score)
         channel = ServerChannel(None, Ring(), -1, completions)
-        loop = WorkerLoop(channel, Batches(slab), lambda inputs: good(2), 4, None, scores)
+        loop = WorkerLoop(channel, Batches(slab), [ResidentLane(lambda inputs: good(2))], 4, None, scores)
         loop._slots[:2] = 0, 1
         slab.output(0)[:] = 5.0
         loop._serve(3, 2)

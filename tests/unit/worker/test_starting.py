@@ -16,8 +16,7 @@ import pytest
 
 from clover import backends, families
 from clover.backends import child_environment
-from clover.worker import frames, zygote
-from clover.worker import main as worker
+from clover.worker import frames, residents, zygote
 from clover.worker.frames import WorkerOrder
 
 pytestmark = pytest.mark.slow
@@ -201,18 +200,18 @@ except ChildProcessError:
 
 
 def test_sizes_that_are_warmed_on_cores_end_with_the_time_for_it(order):
-    sizes = list(worker._sizes(order))
+    sizes = list(residents.sizes(order))
     assert [size for size, _ in sizes] == [1, 2, 4, 8, 12, 11, 10, 9, 7, 6, 5, 3]
-    assert [until for _, until in sizes] == [math.inf] * 2 + [worker.WARM_S * 1e3] * 10
+    assert [until for _, until in sizes] == [math.inf] * 2 + [residents.WARM_S * 1e3] * 10
 
 
 def test_the_largest_batch_is_tried_where_memory_is_limited(order):
-    sizes = dict(worker._sizes(msgspec.structs.replace(order, memory_bytes=1 << 30)))
+    sizes = dict(residents.sizes(msgspec.structs.replace(order, memory_bytes=1 << 30)))
     assert sizes[12] == math.inf
-    assert sizes[11] == worker.WARM_S * 1e3
+    assert sizes[11] == residents.WARM_S * 1e3
 
 
 def test_a_gpu_warms_powers_of_two_in_any_case(order):
-    sizes = dict(worker._sizes(msgspec.structs.replace(order, visible_devices="GPU-0")))
+    sizes = dict(residents.sizes(msgspec.structs.replace(order, visible_devices="GPU-0")))
     assert {size for size, until in sizes.items() if until == math.inf} == {1, 2, 4, 8, 12}
-    assert sizes[11] == worker.WARM_GPU_S * 1e3
+    assert sizes[11] == residents.WARM_GPU_S * 1e3

@@ -1,0 +1,226 @@
+"""The variants that a worker holds: loaded and warmed one after another, as many of its order as fit.
+
+The first has to work, or the worker does not start.  A further one that fails to load, does not answer, or would make
+the worker hold more than its order allows (`resident_bytes`) is left out, with the reason; the others are unharmed.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from clover import backends
+from clover.backends.tensors import example_inputs
+from clover.cache import check_files
+from clover.worker import frames
+from clover.worker.batches import Batches
+from clover.worker.loop import ResidentLane, Run, Scores
+from clover.worker.memory import meter_of, weights_of
+
+_log = logging.getLogger("clover.worker")
+
+WARM_S = 0.012
+"""Seconds that warming a variant on CPU cores may take, estimated from the time of a row so far.  A batch size that was
+not warmed takes a few milliseconds more, once, which matters less the larger it is; a swap would wait for all of them.
+"""
+
+WARM_GPU_S = 0.25
+"""The same on a GPU, whose libraries choose a kernel for each size; powers of two are warmed there in any case."""
+
+_REASON_CHARS = 2000
+
+
+class ResidentSet:
+    """Loads and warms the variants of `order`, and keeps what each of them holds.  `lanes` are theirs, in the order's
+    order: None for one that was left out."""
+
+    def __init__(self, order: frames.WorkerOrder) -> None:
+        self._order = order
+        first = frames.Resident(
+            variant=order.variant, backend=order.backend, artifact_dir=order.artifact_dir, threads=order.threads
+        )
+        self._wanted = (first, *order.also)
+        self._runs: list[Run | None] = [None] * len(self._wanted)
+        self._weights: list[int] = [0] * len(self._wanted)
+        self._meter = meter_of(bool(order.visible_devices))
+        self._left_out: dict[str, str] = {}
+        self._load_ms = 0.0
+        self._warm_ms = 0.0
+
+    @property
+    def lanes(self) -> list[ResidentLane | None]:
+        """The variants as the loop runs them."""
+        return [None if run is None else ResidentLane(run, self._enter(lane)) for lane, run in enumerate(self._runs)]
+
+    def state(self) -> frames.WorkerState:
+        """Return what the worker reports once all is done."""
+        return frames.WorkerState(
+            state="ready",
+            load_ms=self._load_ms,
+            warm_ms=self._warm_ms,
+            resident=tuple(self._meter.held),
+            context_bytes=self._meter.context_bytes,
+            left_out=self._left_out,
+        )
+
+    def load_first(self) -> float:
+        """Load the first variant and return the milliseconds that took; raises what its loader raises."""
+        import torch
+
+        torch.set_num_interop_threads(1)
+        self._load(0)
+        return self._load_ms
+
+    def warm_first(self, batches: Batches, scores: Scores | None) -> None:
+        """Warm the first variant; raises if it does not answer as declared."""
+        self._warm(0, batches, scores)
+
+    def add_others(self, batches: Batches, scores: Scores | None) -> None:
+        """Load and warm the other variants, each of them only if it works and fits.  Raises what the first variant
+        raises if it does not work any more after that."""
+        for lane in range(1, len(self._wanted)):
+            reason = self._add(lane, batches, scores)
+            if not reason:
+                continue
+            self._left_out[self._wanted[lane].variant] = reason
+            _log.warning("%s is not held beside %s: %s", self._wanted[lane].variant, self._order.variant, reason)
+            self._runs[lane] = None
+            gc.collect()
+            if self._order.visible_devices:
+                self._recover()
+
+    def _add(self, lane: int, batches: Batches, scores: Scores | None) -> str:
+        """Load and warm a further variant; return why it cannot be held, "" if it can."""
+        limit, meter, before = self._order.resident_bytes, self._meter, self._load_ms + self._warm_ms
+        if limit and meter.total_bytes >= limit:
+            return f"the others hold {_mib(meter.total_bytes)} of the {_mib(limit)} for all"
+        try:
+            self._load(lane)
+            if limit and meter.total_bytes + self._weights[lane] > limit:
+                needed = f"its weights need {_mib(self._weights[lane])}"
+                return f"{needed}, the others hold {_mib(meter.total_bytes)} of the {_mib(limit)} for all"
+            self._warm(lane, batches, scores)
+        except (Exception, SystemExit) as error:
+            _log.debug("%s fails", self._wanted[lane].variant, exc_info=True)
+            return reason_of(error)
+        _log.debug("%s took %.1f ms", self._wanted[lane].variant, self._load_ms + self._warm_ms - before)
+        if limit and meter.total_bytes > limit:
+            reason = f"with it, the worker would hold {_mib(meter.total_bytes)}, more than {_mib(limit)}"
+            meter.drop()
+            return reason
+        return ""
+
+    def _recover(self) -> None:
+        """Give back what a variant that was left out held on the GPU, and see whether the first one works still."""
+        import torch
+
+        torch.cuda.empty_cache()
+        first, enter = self._runs[0], self._enter(0)
+        assert first is not None
+        if enter is not None:
+            enter()
+        if self._order.family.variant(self._order.variant).kind == "torch":
+            first(example_inputs(self._order.family, 1))
+
+    def _enter(self, lane: int) -> Callable[[], None] | None:
+        """Return what has to be set before batches of `lane` run, if variants differ in it: the threads of torch, and
+        on a GPU the precision of products."""
+        import torch
+
+        from clover.backends import cuda
+
+        wanted, family = self._wanted, self._order.family
+        if self._order.visible_devices:
+            precisions = [family.variant(one.variant).precision for one in wanted]
+            return partial(cuda.use_precision, precisions[lane]) if len(set(precisions)) > 1 else None
+        threads = wanted[lane].threads
+        return partial(torch.set_num_threads, threads) if len({one.threads for one in wanted}) > 1 else None
+
+    def _load(self, lane: int) -> None:
+        import torch
+
+        one, order = self._wanted[lane], self._order
+        torch.set_num_threads(one.threads)
+        start_ns = time.monotonic_ns()
+        self._meter.begin()
+        variant, backend = order.family.variant(one.variant), backends.get(one.backend)
+        device = backends.device_for(order.visible_devices)
+        if one.artifact_dir:
+            check_files(Path(one.artifact_dir))  # it is code, and will run
+        run = backend.load(order.family, variant, Path(one.artifact_dir), one.threads, device)
+        self._runs[lane] = run
+        self._weights[lane] = weights_of(run, one.artifact_dir if backend.compiles else "")
+        self._load_ms += ms_since(start_ns)
+
+    def _warm(self, lane: int, batches: Batches, scores: Scores | None) -> None:
+        """Run batch sizes once on zeros, powers of two and the largest first, then the others.
+
+        Frameworks prepare kernels per shape: the first batch of a size would take longer.  This also finds a module
+        whose answers do not match the family's declaration, and, if memory is limited, one that finds no room for the
+        largest batch.  Plain Python may well refuse zeros or empty strings, and has nothing to prepare: its failure
+        here is only logged.  On an emulated slice the pace hides what a size costs first, and dozens of workers start
+        at once: powers of two suffice.
+        """
+        one, order, run = self._wanted[lane], self._order, self._runs[lane]
+        assert run is not None
+        start_ns = time.monotonic_ns()
+        inputs = example_inputs(order.family, order.max_batch)
+        row_ms = 0.0
+        for size, until_ms in sizes(order):
+            begin_ms = ms_since(start_ns)
+            if begin_ms + row_ms * size > until_ms:
+                continue
+            try:
+                answers = run([array[:size] for array in inputs])
+                batches.check(size, answers)
+                if scores is not None:
+                    scores.score(answers)
+                if size > 1:  # the very first run is slow and tells little
+                    row_ms = (ms_since(start_ns) - begin_ms) / size
+            except Exception as error:
+                if order.family.variant(one.variant).kind == "torch":
+                    raise
+                _log.info("%s does not take zeros: %s", one.variant, reason_of(error))
+                break
+            self._meter.settle(self._weights[lane])
+        self._meter.end(one.variant, self._weights[lane])
+        self._warm_ms += ms_since(start_ns)
+
+
+def sizes(order: frames.WorkerOrder) -> Iterator[tuple[int, float]]:
+    """Yield the batch sizes to warm, and how many milliseconds after the start each has to be done."""
+    most = order.max_batch
+    powers = sorted({1 << power for power in range(most.bit_length())} | {most})
+    on_gpu = bool(order.visible_devices)
+    limited = order.emulated is not None or order.memory_bytes > 0
+    for size in powers:
+        # Two rows in any case: a module that mixes up its batch axis shows it then, and not under load.
+        yield size, math.inf if on_gpu or limited or size <= 2 else WARM_S * 1e3
+    if order.emulated is None:
+        for size in range(most, 0, -1):
+            if size not in powers:
+                yield size, (WARM_GPU_S if on_gpu else WARM_S) * 1e3
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error and its causes in one line."""
+    causes: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(causes) < 4:
+        causes.append(f"{type(current).__name__}: {current}")
+        current = current.__cause__
+    return "; because ".join(causes)[:_REASON_CHARS]
+
+
+def ms_since(start_ns: int) -> float:
+    """Return the milliseconds from `start_ns` (monotonic) until now."""
+    return (time.monotonic_ns() - start_ns) / 1e6
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
