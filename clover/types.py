@@ -592,6 +592,8 @@ class State(Record, frozen=True, kw_only=True):
     that comes from, and of the part of the horizon that is over the rows served and the sum of their accuracies
     (percent x rows).
 
+    `memory`: by profile of the slice, the bytes that workers there may hold together (absent: not known).
+
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
     accurate first.  A plan has workers for them (`planning.model.demand`).
 
@@ -611,6 +613,7 @@ class State(Record, frozen=True, kw_only=True):
     running: tuple[Assignment, ...]
     routing: Routing | None
     share: float = 1.0
+    memory: dict[str, int] = {}
     seed: int = 0
     ahead: tuple[Ahead, ...] = ()
     forecast: str = ""

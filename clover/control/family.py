@@ -305,6 +305,7 @@ class Family:
             running=self.desired,
             routing=self.deployed.routing if self.deployed is not None else None,
             share=conditions.share,
+            memory=self.slice_memory().by_profile(conditions.devices),
             ahead=outlook.steps if outlook is not None else (),
             forecast=outlook.label if outlook is not None else "",
             served_rows=self.ledger.rows if outlook is not None else 0.0,

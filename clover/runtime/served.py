@@ -195,7 +195,9 @@ class Served:
 
     def _know_memory(self, profile: FamilyProfile | None) -> None:
         """Let the fleet know what workers need of memory, by `profile`, and have of it."""
-        self.fleet.memory = SliceMemory(needs=MemoryNeeds(profile), room=self._room)
+        self.fleet.memory = SliceMemory(
+            needs=MemoryNeeds(profile), room=self._room, held=self.fleet.held_bytes, resident=self.fleet.resident
+        )
 
     def _room(self, placement: Placement) -> Room:
         """Return what workers at `placement` may hold together: the slice's memory; on cores what the operator lets a

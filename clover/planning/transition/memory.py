@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from clover.planning.transition.stages import Resident
-from clover.types import Assignment, FamilyProfile, Placement
+from clover.types import Assignment, DeviceShape, FamilyProfile, Placement
 
 FULL = 0.92
 """The part of a slice's memory that two workers may hold together."""
@@ -75,6 +75,16 @@ class SliceMemory:
     held: Callable[[Placement], int] = lambda placement: 0
     resident: Resident = lambda item: False
     failed: Callable[[Assignment, Assignment], bool] = lambda one, other: False
+
+    def by_profile(self, devices: Iterable[DeviceShape]) -> dict[str, int]:
+        """Return the bytes of slices that have memory of their own, by profile: the least of any device."""
+        found: dict[str, int] = {}
+        for device in devices:
+            for place in {place.profile: place for layout in device.layouts for place in layout}.values():
+                room = self.room(place)
+                if room.bytes and not room.free:
+                    found[place.profile] = min(room.bytes, found.get(place.profile, room.bytes))
+        return found
 
     def beside(self, one: Assignment, other: Assignment) -> bool:
         """Return whether a worker for `other` fits at its placement while the process of `one` is there."""

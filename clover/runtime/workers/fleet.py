@@ -23,9 +23,10 @@ from clover.errors import PlanError, WorkerError
 from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
+from clover.runtime.workers.holdings import held_bytes, holds
 from clover.runtime.workers.members import FleetWorker, Member, Members
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
-from clover.types import Asked, Assignment, Declined, Routing, WorkReport
+from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
 
@@ -161,6 +162,23 @@ class FamilyFleet:
             figures["relief_workers"] = float(sum(member.ready for member in spawned if member.standby))
         figures["restarts"] = float(self.restarts)
         return figures
+
+    def resident(self, assignment: Assignment) -> bool:
+        """Return whether a ready worker at the placement of `assignment` holds its variant, by its backend."""
+        return any(holds(worker, assignment) for worker in self._workers_at(assignment.placement))
+
+    def held_bytes(self, placement: Placement) -> int:
+        """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
+        return held_bytes(self._workers_at(placement))
+
+    def _workers_at(self, placement: Placement) -> list[FleetWorker]:
+        """Return the processes at a placement, each once."""
+        found = {
+            id(member.worker): member.worker
+            for member in self.members.all()
+            if member.worker is not None and member.assignment.placement == placement
+        }
+        return list(found.values())
 
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         """See `clover.planning.transition.memory.MemoryAware`."""
