@@ -143,7 +143,7 @@ class Family:
         self.core_sleep = CoreSleep()
         self.change_cost = ChangeCost()
         self.memory_troubles = MemoryTroubles(self.name)
-        self._needs = MemoryNeeds(profile)
+        self._memory = SliceMemory(needs=MemoryNeeds(profile))
         self.looked_s = 0.0
         """When it was last observed (monotonic)."""
         self.backoffs: dict[Configuration, Backoff] = {}
@@ -366,8 +366,8 @@ class Family:
 
     def slice_memory(self) -> SliceMemory:
         """Return what is known of the memory that its workers need and have."""
-        known = self.fleet.memory if isinstance(self.fleet, MemoryAware) else SliceMemory()
-        return replace(known, needs=self._needs, failed=self.memory_troubles.failed)
+        known = self.fleet.memory if isinstance(self.fleet, MemoryAware) else self._memory
+        return replace(known, failed=self.memory_troubles.failed)
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
         """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`."""

@@ -41,7 +41,7 @@ def no_room(placement: Placement) -> Room:
 
 
 class MemoryNeeds:
-    """What workers of a family hold, by its profile."""
+    """What workers of a family hold: by its profile, or as they said since."""
 
     def __init__(self, profile: FamilyProfile | None) -> None:
         self._cells: dict[Cell, int] = {}
@@ -50,6 +50,11 @@ class MemoryNeeds:
             self._context = dict(profile.context_bytes)
             for item in profile.memory:
                 self._cells[item.variant, item.profile, item.backend] = item.weights_bytes + item.peak_bytes
+
+    def learn(self, cell: Cell, held_bytes: int, context_bytes: int) -> None:
+        """Take what a worker said that it holds for a variant, and beside all of them."""
+        self._cells[cell] = held_bytes
+        self._context[cell[1]] = context_bytes
 
     def of(self, workers: Iterable[Assignment]) -> int | None:
         """Return the bytes of one process that serves all of `workers`, which are at one placement; None if that is not

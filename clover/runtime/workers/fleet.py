@@ -23,7 +23,7 @@ from clover.errors import PlanError, WorkerError
 from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
-from clover.runtime.workers.holdings import held_bytes, holds
+from clover.runtime.workers.holdings import held_bytes, holds, learn
 from clover.runtime.workers.members import FleetWorker, Member, Members
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
@@ -65,6 +65,7 @@ class FamilyFleet:
         self._variants = {variant.name for variant in router.spec.variants}
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
+        self.members.on_started = lambda item, worker: learn(self.memory.needs, item, worker)
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 

@@ -151,6 +151,7 @@ class Members:
         self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self.on_standby_ready: Callable[[], None] = _ignore
+        self.on_started: Callable[[Assignment, FleetWorker], None] = lambda item, worker: None
         self.start_times = StartTimes()
         self.start = start
         self.sleep = sleep
@@ -191,6 +192,7 @@ class Members:
         began_ns = self._clock()
         worker = await self.start(item)
         self.start_times.note(item, (self._clock() - began_ns) / _SECOND_NS)
+        self.on_started(item, worker)
         if self.spawned.get(item) is not member:
             worker.kill()
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")

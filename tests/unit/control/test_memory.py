@@ -13,7 +13,7 @@ import pytest
 
 from clover.control.memory_troubles import FailedStart, MemoryTroubles
 from clover.errors import PlanError, StartError, WorkerError, says_out_of_memory
-from clover.planning.transition.memory import MemoryAware, Room, SliceMemory
+from clover.planning.transition.memory import MemoryAware, MemoryNeeds, Room, SliceMemory
 from clover.types import Assignment, DeviceShape, FamilyProfile, MemoryMeasurement, Placement
 from tests.support.control_fixture import FakeDevice, FakeFleet, Rig
 from tests.support.profiles_fixture import cpu, profile, worker
@@ -32,7 +32,7 @@ class MemoryFleet(FakeFleet):
         super().__init__()
         self.mib = mib
         self.seconds: dict[tuple[str, str, str], float] = {}
-        self.memory = SliceMemory(room=lambda place: Room(told * MIB))
+        self.memory = SliceMemory(needs=MemoryNeeds(measured() if told else None), room=lambda place: Room(told * MIB))
 
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         return self.seconds

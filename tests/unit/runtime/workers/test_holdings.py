@@ -66,6 +66,8 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
         assert house.fleet.held_bytes(at(0).placement) == 227
         assert house.fleet.held_bytes(at(1).placement) == 0
         assert house.fleet.start_seconds() == {("small", "eager", "1c"): 3.0}
+        assert house.fleet.memory.needs.of([at(0, "small"), at(0, "large")]) == 227
+        assert house.fleet.memory.needs.of([at(0, "medium")]) is None
         await house.fleet.drain(at(0, "small"))
         assert not house.fleet.resident(at(0, "large"))
         house.slab.close()
