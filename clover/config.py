@@ -156,6 +156,22 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             "serve in time; auto takes the cheapest variant, empty none"
         ),
     ] = ""
+    resident: Annotated[
+        str,
+        _help(
+            "variants that one worker holds, so that rows go to another one without a new process: auto takes all that "
+            "fit into resident_memory, a number at most so many, off one"
+        ),
+    ] = "auto"
+    resident_memory: Annotated[
+        float,
+        _help(
+            "part of a slice's memory, or of the machine's memory for a core-set's share of the cores, that the "
+            "variants of a worker may take together",
+            gt=0,
+            le=1,
+        ),
+    ] = 0.7
     audit: Annotated[
         float,
         _help(
@@ -189,6 +205,12 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             le=10**6,
         ),
     ] = 10_000
+
+    def most_resident(self, variants: int) -> int:
+        """Return how many of `variants` variants one worker holds at most, memory permitting."""
+        if self.resident == "off":
+            return 1
+        return variants if self.resident == "auto" else min(variants, int(self.resident))
 
 
 class TenantConfig(Section, frozen=True, kw_only=True):

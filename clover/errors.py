@@ -61,6 +61,15 @@ class WorkerError(CloverError):
     """A worker process died, refused or did not answer in time."""
 
 
+class WorkerLostInStart(WorkerError):
+    """A worker that was to hold several variants died, hung or broke before it was ready, and any of them may be to
+    blame.  `hung`: it took too long."""
+
+    def __init__(self, message: str, *, hung: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
+
+
 class PlanError(CloverError):
     """No plan satisfies the constraints, or a transition failed and was rolled back."""
 

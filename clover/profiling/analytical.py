@@ -34,7 +34,16 @@ from clover.planning.model.problem import services_of, whole
 from clover.planning.model.queueing import capacity, estimate
 from clover.profiling.pace import PaceFile, PaceRow, as_pace
 from clover.profiling.row_store import CascadeRows, at_other_energies, most_frugal
-from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
+from clover.types import (
+    BasePoint,
+    DeviceShape,
+    FamilyProfile,
+    FamilySpec,
+    LatencyMeasurement,
+    MemoryMeasurement,
+    Method,
+    Placement,
+)
 
 VERSION = 1
 """Raised whenever the calculation changes."""
@@ -137,12 +146,25 @@ def emulate(
         key=key,
         machine=f"{_names(shapes)}; answers by {measured.machine}",
         latency=tuple(latency),
+        memory=_memory(measured, latency),
+        context_bytes=dict.fromkeys(offered, measured.context_bytes[_CORE]) if _CORE in measured.context_bytes else {},
         notes=tuple(dict.fromkeys(all_notes)),
     )
     base = base_of(profile, shapes)
     if (cascade := measured.cascade) is not None and cascade.best:
         cascade = at_other_energies(cascade, most_frugal(latency, measured.backend, base.profile), kept)
     return msgspec.structs.replace(profile, base=base, cascade=cascade)
+
+
+def _memory(measured: FamilyProfile, latency: Sequence[LatencyMeasurement]) -> tuple[MemoryMeasurement, ...]:
+    """Return what variants hold on emulated slices: as much as on a core, which computes their answers."""
+    places = sorted({(cell.variant, cell.backend, cell.profile) for cell in latency})
+    on_core = {(one.variant, one.backend): one for one in measured.memory if one.profile == _CORE}
+    return tuple(
+        msgspec.structs.replace(on_core[variant, backend], profile=profile)
+        for variant, backend, profile in places
+        if (variant, backend) in on_core
+    )
 
 
 def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:

@@ -228,6 +228,8 @@ class _Measurement:
             base=base,
             notes=tuple(dict.fromkeys(found.notes)),
             cascade=cascade,
+            memory=self._rig.memory.measurements(),
+            context_bytes=self._rig.memory.context_bytes,
         )
 
     async def _on_larger(self, variant: VariantSpec, chosen: str, place: Placement) -> None:

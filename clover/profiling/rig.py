@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -22,8 +22,16 @@ from clover.profiling.options import Progress
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Slab
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Method, Placement, VariantSpec
-from clover.worker.frames import WorkerOrder
+from clover.types import (
+    AccuracyMeasurement,
+    FamilySpec,
+    LatencyMeasurement,
+    MemoryMeasurement,
+    Method,
+    Placement,
+    VariantSpec,
+)
+from clover.worker.frames import HeldMemory, WorkerOrder
 
 log = logging.getLogger("clover.profiling")
 
@@ -61,6 +69,29 @@ class Findings:
         log.warning("%s: %s", text, error)
 
 
+class MemoryFindings:
+    """What workers said that their one variant holds, the most of all reports."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self.context_bytes: dict[str, int] = {}
+
+    def note(self, profile: str, backend: str, held: Sequence[HeldMemory], context_bytes: int) -> None:
+        """Keep what a worker with `backend` on a slice of `profile` holds."""
+        for one in held:
+            before = self._held.get((one.variant, profile, backend), (0, 0))
+            found = max(before[0], one.weights_bytes), max(before[1], one.peak_bytes)
+            self._held[one.variant, profile, backend] = found
+            self.context_bytes[profile] = max(self.context_bytes.get(profile, 0), context_bytes)
+
+    def measurements(self) -> tuple[MemoryMeasurement, ...]:
+        """Return what is known, by variant, profile and backend."""
+        return tuple(
+            MemoryMeasurement(variant=variant, profile=profile, backend=backend, weights_bytes=weights, peak_bytes=peak)
+            for (variant, profile, backend), (weights, peak) in sorted(self._held.items())
+        )
+
+
 class ProgressSteps:
     """Counts steps for whoever shows progress.  A step is one worker that is started and measured."""
 
@@ -95,6 +126,7 @@ class Rig:
     meters: EnergyMeters
     effort: Effort
     steps: ProgressSteps
+    memory: MemoryFindings = field(default_factory=MemoryFindings)
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -126,6 +158,7 @@ class Rig:
             place=place.id,
         )
         worker = await self.pool.spawn(order, self.slab)
+        self.memory.note(place.profile, backend, worker.held, worker.context_bytes)
         try:
             yield worker
         except BaseException:

@@ -8,7 +8,9 @@ for the board (`drawn`), which a profile cannot know before it is measured.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +23,14 @@ from clover.accounting import Account, ProfiledEnergy, profiled_energy
 from clover.accounting.devices import Line
 from clover.accounting.labels import grams_method, joined
 from clover.config import FamilyConfig, WorkersConfig
-from clover.errors import DeviceError
+from clover.errors import DeviceError, WorkerLostInStart
 from clover.interfaces import Device
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.resident_orders import beside, resident_bytes
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
@@ -38,8 +41,10 @@ from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
-from clover.worker.frames import EmulatedSlice, WorkerOrder
+from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
 from clover.worker.pacing import Paces, pace_of
+
+_log = logging.getLogger("clover.fleet")
 
 LEAST_SLOTS_PER_BATCH = 4
 """Slots are at least this many batches' worth, whatever `slab_bytes` says: two credits running, as many waiting."""
@@ -53,6 +58,20 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
         m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)
     ]
     return max(found, key=lambda m: m.batch).threads if found else None
+
+
+def _slice(first: Resident, device: Device, placement: Placement) -> EmulatedSlice:
+    """Return the emulated slice at `placement` for a worker whose first variant is `first`."""
+    from clover.devices import emulated
+
+    return EmulatedSlice(
+        library=str(emulated.library()),
+        state=os.environ[emulated.STATE],
+        uuid=device.visible(placement),
+        pace_ms=first.pace_ms,
+        watts=first.watts,
+        memory_bytes=device.memory_bytes(placement),
+    )
 
 
 class Served:
@@ -88,6 +107,7 @@ class Served:
         self.state = "LOADING"
         self.reason = ""
         self._left_out = LeftOut()
+        self._alone: set[str] = set()  # profiles of slices where a worker died that was to hold several variants
         self._pool = pool
         self._account = account
         self._devices = devices
@@ -146,51 +166,84 @@ class Served:
         self.router.aim(targets.get("slo_ms", 0.0), targets.get("accuracy_floor", 101.0))
 
     def order(self, assignment: Assignment) -> WorkerOrder:
-        """Return the order for a worker of `assignment`; raises DeviceError if its placement does not exist, or is
-        emulated and has no known pace."""
-        placement, variant, backend = assignment.placement, assignment.variant, assignment.backend
+        """Return the order for a worker of `assignment`, which holds further variants beside it as far as the settings
+        allow; raises DeviceError if its placement does not exist, or is emulated and has no known pace."""
+        placement = assignment.placement
         device = self._device(placement)
-        threads = measured_threads(self.profile, variant, placement.profile, backend) or device.threads(placement)
-        target = backends.target_of(device, placement.profile)
-        folder = backends.artifact_dir(
-            self._cache, self.spec, self.spec.variant(variant), backend, threads, target=target
-        )
-        emulated = self._emulated(assignment, device) if device.shape().emulated else None
-        return WorkerOrder(
+        emulated = device.shape().emulated
+        first = self._loaded(assignment.variant, assignment.backend, placement, device)
+        order = WorkerOrder(
             family=self.spec,
-            variant=variant,
-            backend=backend,
-            artifact_dir=str(folder),
+            variant=first.variant,
+            backend=first.backend,
+            artifact_dir=first.artifact_dir,
             cores=device.cores(placement),
-            threads=threads,
+            threads=first.threads,
             max_batch=self.spec.max_batch,
             memory_bytes=self._workers.memory_bytes,
             # What runs for an emulated slice runs on the CPU, whatever GPUs this machine has.
             visible_devices="" if emulated else device.visible(placement),
             place=placement.id,
-            emulated=emulated,
+            emulated=_slice(first, device, placement) if emulated else None,
         )
+        return self._with_others(order, assignment, device)
 
-    def _emulated(self, assignment: Assignment, device: Device) -> EmulatedSlice:
-        placement, variant = assignment.placement, assignment.variant
-        pace = self.drawn.get((variant, placement.profile)) or pace_of(
-            self.profile, variant, placement.profile, assignment.backend
-        )
-        if pace is None:
-            raise DeviceError(
-                f"{self.name}: nothing says how long {variant} takes on an emulated {placement.profile}: profile the "
-                "family (it needs an evaluation set or published accuracies), or name it in the file of workers.pace"
+    def _with_others(self, order: WorkerOrder, assignment: Assignment, device: Device) -> WorkerOrder:
+        """Return `order` with the variants that its worker is to hold beside the one of `assignment`."""
+        placement = assignment.placement
+        most = self.config.most_resident(len(self.spec.variants))
+        if self.config.variant or placement.profile in self._alone or most == 1:
+            return order
+        limit_bytes = resident_bytes(self.config, device, placement, self._workers.memory_bytes)
+        also = []
+        for variant, backend in beside(
+            self.profile,
+            (assignment.variant, assignment.backend),
+            placement.profile,
+            most=most,
+            limit_bytes=limit_bytes,
+            routed={item.variant for item in self.fleet.routed},
+        ):
+            with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
+                also.append(self._loaded(variant, backend, placement, device))
+        wished = msgspec.structs.replace(order, also=tuple(also), resident_bytes=limit_bytes if also else 0)
+        fitting = wished.fitting()
+        if len(fitting.also) < len(also):
+            _log.warning(
+                "%s: a worker on %s holds %d of %d variants: with more, its order is longer than a message may be",
+                self.name,
+                placement.profile,
+                len(fitting.also) + 1,
+                len(also) + 1,
             )
-        from clover.devices import emulated
+        return fitting
 
-        pace_ms, watts = pace.table(self.spec.max_batch)
-        return EmulatedSlice(
-            library=str(emulated.library()),
-            state=os.environ[emulated.STATE],
-            uuid=device.visible(placement),
+    def _loaded(self, variant: str, backend: str, placement: Placement, device: Device) -> Resident:
+        """Return how a worker at `placement` loads a variant; raises DeviceError if it is emulated and no pace is
+        known."""
+        shape = placement.profile
+        threads = measured_threads(self.profile, variant, shape, backend) or device.threads(placement)
+        target = backends.target_of(device, shape)
+        folder = backends.artifact_dir(
+            self._cache, self.spec, self.spec.variant(variant), backend, threads, target=target
+        )
+        pace_ms: tuple[float, ...] = ()
+        watts: tuple[float, ...] = ()
+        if device.shape().emulated:
+            pace = self.drawn.get((variant, shape)) or pace_of(self.profile, variant, shape, backend)
+            if pace is None:
+                raise DeviceError(
+                    f"{self.name}: nothing says how long {variant} takes on an emulated {shape}: profile the family "
+                    "(it needs an evaluation set or published accuracies), or name it in the file of workers.pace"
+                )
+            pace_ms, watts = pace.table(self.spec.max_batch)
+        return Resident(
+            variant=variant,
+            backend=backend,
+            artifact_dir=str(folder),
+            threads=threads,
             pace_ms=pace_ms,
             watts=watts,
-            memory_bytes=device.memory_bytes(placement),
         )
 
     def _know_memory(self, profile: FamilyProfile | None) -> None:
@@ -224,7 +277,27 @@ class Served:
         return tuple(out)
 
     async def _start(self, assignment: Assignment) -> WorkerProcess:
-        return await self._pool.spawn(self.order(assignment), self.slab, left_out=self._left_out)
+        order = self.order(assignment)
+        try:
+            return await self._pool.spawn(order, self.slab, left_out=self._left_out)
+        except WorkerLostInStart as error:
+            if not order.also:
+                raise
+            shape = assignment.placement.profile
+            if not error.hung:
+                self._alone.add(shape)
+            _log.warning(
+                "%s: a worker on %s that was to hold %s beside %s did not start (%s): it is started with that variant "
+                "alone%s",
+                self.name,
+                shape,
+                ", ".join(one.variant for one in order.also),
+                order.variant,
+                error,
+                "" if error.hung else ", as are all on such slices until the server is restarted",
+            )
+        alone = msgspec.structs.replace(order, also=(), resident_bytes=0)
+        return await self._pool.spawn(alone, self.slab, left_out=self._left_out)
 
     def _profiled(self, assignment: Assignment) -> ProfiledEnergy:
         shape = assignment.placement.profile

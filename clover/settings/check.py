@@ -31,6 +31,7 @@ DEVICE_FORMS = {
 """The kinds of devices; `clover.devices.DEVICES` has their modules."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_RESIDENT = re.compile(r"auto|off|[1-9]\d{0,3}")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _SOCKET_PATH_BYTES = 107
 MOST_TENANTS = 256
@@ -54,6 +55,8 @@ def check(config: ServerConfig) -> None:
             raise ConfigError(f"two families are called {names[index]!r}: give one of them another name")
         if family.slots and family.queue_rows > family.slots:
             raise ConfigError(f"families.{index}: queue_rows {family.queue_rows} exceeds slots {family.slots}")
+        if not _RESIDENT.fullmatch(family.resident):
+            raise ConfigError(f"families.{index}.resident {family.resident!r} must be auto, off or a number from 1")
     _check_listen(config.listen, bool(config.tenants))
     _check_tenants(config)
     if config.carbon.trace_start not in ("", "now", "first"):

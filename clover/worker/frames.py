@@ -50,6 +50,7 @@ MAX_PAYLOAD_BYTES = 128 << 10
 SPAWN_FDS = 7
 """Descriptors beside SPAWN, in this order: control socket, slab, ring, doorbell, completions, lifeline, output."""
 
+_SPAWN_BYTES = 256  # of a SPAWN frame, beside its order
 _HEADER = struct.Struct("<IHHI")
 _MAGIC = 0x46564C43  # "CLVF" in memory order
 _VERSION = 1
@@ -111,6 +112,13 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     """Variants that the worker holds beside `variant`, as many of the first of them as fit `resident_bytes`."""
     resident_bytes: int = 0
     """Bytes of the slice that all variants together may hold; 0 sets no limit."""
+
+    def fitting(self) -> WorkerOrder:
+        """Return the order without the last of `also` if a frame could not take it otherwise."""
+        order = self
+        while order.also and len(msgspec.json.encode(order.trimmed())) > MAX_PAYLOAD_BYTES - _SPAWN_BYTES:
+            order = msgspec.structs.replace(order, also=order.also[:-1])
+        return order
 
     def trimmed(self) -> WorkerOrder:
         """Return the order without labels and descriptions, which no worker reads, to keep frames small."""

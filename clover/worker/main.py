@@ -59,6 +59,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
     try:
         _tie_to_server(lifeline)
         _pass_on_sigterm(control)
+        residents = None
         everywhere = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, order.cores)
@@ -83,7 +84,8 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 residents.add_others(batches, scores)
         except (Exception, SystemExit) as error:
             _log.exception("%s does not start", order.variant)
-            send_state(control, frames.WorkerState(state="failed", text=reason_of(error)))
+            left_out = residents.left_out if residents is not None else {}
+            send_state(control, frames.WorkerState(state="failed", text=reason_of(error), left_out=left_out))
             return 1
         gc.collect()
         gc.freeze()

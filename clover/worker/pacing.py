@@ -180,9 +180,7 @@ class HeldSlice:
     slice as well (during a swap, or a standby worker), batches take turns.
     """
 
-    def __init__(
-        self, order: EmulatedSlice, board: PacingBoard, pacer: Pacer, also: Sequence[Resident] = ()
-    ) -> None:
+    def __init__(self, order: EmulatedSlice, board: PacingBoard, pacer: Pacer, also: Sequence[Resident] = ()) -> None:
         self._lanes_watts = [order.watts, *(resident.watts for resident in also)]
         self._watts = order.watts
         self._board = board

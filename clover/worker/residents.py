@@ -37,7 +37,7 @@ _REASON_CHARS = 2000
 
 class ResidentSet:
     """Loads and warms the variants of `order`, and keeps what each of them holds.  `lanes` are theirs, in the order's
-    order: None for one that was left out."""
+    order: None for one that was left out, which `left_out` has the reason for."""
 
     def __init__(self, order: frames.WorkerOrder) -> None:
         self._order = order
@@ -48,7 +48,7 @@ class ResidentSet:
         self._runs: list[Run | None] = [None] * len(self._wanted)
         self._weights: list[int] = [0] * len(self._wanted)
         self._meter = meter_of(bool(order.visible_devices))
-        self._left_out: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         self._load_ms = 0.0
         self._warm_ms = 0.0
 
@@ -65,7 +65,7 @@ class ResidentSet:
             warm_ms=self._warm_ms,
             resident=tuple(self._meter.held),
             context_bytes=self._meter.context_bytes,
-            left_out=self._left_out,
+            left_out=self.left_out,
         )
 
     def load_first(self) -> float:
@@ -87,7 +87,7 @@ class ResidentSet:
             reason = self._add(lane, batches, scores)
             if not reason:
                 continue
-            self._left_out[self._wanted[lane].variant] = reason
+            self.left_out[self._wanted[lane].variant] = reason
             _log.warning("%s is not held beside %s: %s", self._wanted[lane].variant, self._order.variant, reason)
             self._runs[lane] = None
             gc.collect()

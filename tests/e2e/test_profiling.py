@@ -66,6 +66,12 @@ def test_toy_is_measured_whole(tmp_path: Path) -> None:
                 assert m.cpu_s_per_row > 0
                 assert m.energy_j_per_row > 0
                 assert m.threads <= int(shape[:-1])
+    assert {(one.variant, one.profile, one.backend) for one in profile.memory} == {
+        (name, shape, "eager") for name in profile.backend for shape in shapes
+    }
+    assert all(0 < one.weights_bytes < 1 << 20 and one.peak_bytes >= 0 for one in profile.memory)
+    assert profile.context_bytes.keys() == shapes
+    assert all(1 << 20 < held < 1 << 29 for held in profile.context_bytes.values())
     assert (profile.base.variant, profile.base.method) == ("full", "measured")
     assert profile.base.p95_ms > 0
     assert 0.0 <= profile.front_ms < profile.base.http_p95_ms

@@ -113,6 +113,21 @@ def test_keeps_and_gives_back(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path], "no draft is left behind"
 
 
+def test_a_profile_from_before_memory_was_measured_is_read_as_one_that_does_not_know_it(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path)
+    path = store.put(profile_of(context_bytes={"1c": 5}))
+    kept = store.get("toy", KEY)
+    assert kept is not None
+    assert kept.context_bytes == {"1c": 5}
+    old = msgspec.json.decode(path.read_bytes())
+    del old["memory"], old["context_bytes"]
+    path.write_bytes(msgspec.json.encode(old))
+    found = store.get("toy", KEY)
+    assert found is not None
+    assert (found.memory, found.context_bytes) == ((), {})
+    assert found == profile_of()
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"family": "toy"}', b"\xff\xfe"])
 def test_damage_names_the_file_and_the_way_out(tmp_path: Path, damage: bytes) -> None:
     store = ProfileStore(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from clover.cli.doctor.findings import Finding
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, ranges
+from clover.devices.memory import meminfo, memory_limit
 from clover.errors import CloverError
 from clover.settings import parse_cores
 
@@ -94,8 +95,8 @@ def cores(config: ServerConfig, root: Path = _ROOT) -> Iterator[Finding]:
 
 def memory(root: Path = _ROOT) -> Finding:
     """Return how much memory is free for workers, within the limit of the cgroup."""
-    free = _meminfo(root).get("MemAvailable", 0)
-    limit = _memory_limit(root)
+    free = meminfo(root).get("MemAvailable", 0)
+    limit = memory_limit(root)
     text = f"{free / _GB:.1f} GB free"
     if limit is not None:
         text += f", a limit of {limit / _GB:.1f} GB for this cgroup"
@@ -108,39 +109,6 @@ def memory(root: Path = _ROOT) -> Finding:
             remedy="more memory, or fewer workers (--cores)",
         )
     return Finding(topic="memory", state="works", text=text)
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    found = {}
-    try:
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            found[name] = int(rest.split()[0]) << 10
-    except (OSError, ValueError, IndexError):
-        pass
-    return found
-
-
-def _memory_limit(root: Path) -> int | None:
-    """Return the tightest limit of this process's cgroup (version 2) and those above it, in bytes; None without one."""
-    limits = []
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if not line.startswith("0::"):
-            continue
-        parts = [part for part in line[3:].split("/") if part not in ("", "..")]
-        for depth in range(len(parts) + 1):
-            folder = root.joinpath("sys/fs/cgroup", *parts[:depth])
-            try:
-                text = (folder / "memory.max").read_text().strip()
-            except OSError:
-                continue
-            if text.isdecimal():
-                limits.append(int(text))
-    return min(limits, default=None)
 
 
 def descriptors(connections: int, limits: Callable[[int], tuple[int, int]] = resource.getrlimit) -> Finding:

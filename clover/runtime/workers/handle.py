@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from clover._native.ring import Ring
-from clover.errors import WorkerError
+from clover.errors import WorkerError, WorkerLostInStart
 from clover.hints import printable
 from clover.runtime.workers.output import WorkerOutput
 from clover.worker import frames
@@ -138,7 +138,8 @@ class WorkerProcess:
                 await self._ready
         except TimeoutError as error:
             what = f"{self.order.variant} ({self.order.backend})"
-            raise WorkerError(f"{what} was not ready within {within_s:g} s: still {self.state}") from error
+            text = f"{what} was not ready within {within_s:g} s: still {self.state}"
+            raise (WorkerLostInStart(text, hung=True) if self.order.also else WorkerError(text)) from error
 
     # --- using it ---
 
@@ -261,9 +262,8 @@ class WorkerProcess:
         if state.state == "failed":
             self._failure = printable(state.text, _REASON_CHARS) or "it failed without a reason"
             if not self._ready.done():
-                self._ready.set_exception(
-                    WorkerError(f"{self.order.variant} ({self.order.backend}): {self._failure}")
-                )
+                failed = WorkerLostInStart if state.left_out else WorkerError
+                self._ready.set_exception(failed(f"{self.order.variant} ({self.order.backend}): {self._failure}"))
         elif self.state in ("starting", "loading", "warming"):
             if state.state == "ready":
                 self._holds(state)
@@ -329,9 +329,9 @@ class WorkerProcess:
         self._gone.set()
         reason = self._reason()
         if not self._ready.done():
-            self._ready.set_exception(
-                WorkerError(f"{self.order.variant} ({self.order.backend}) died while starting: {reason}")
-            )
+            died = WorkerLostInStart if self.order.also else WorkerError
+            text = f"{self.order.variant} ({self.order.backend}) died while starting: {reason}"
+            self._ready.set_exception(died(text))
         if not self._ready.cancelled():
             self._ready.exception()  # retrieved, so that asyncio does not warn if nothing awaits it
         if not expected:

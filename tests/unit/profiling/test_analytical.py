@@ -19,7 +19,16 @@ from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import capacity, estimate
 from clover.planning.packing import geometry
 from clover.profiling import analytical, pace, report, stored
-from clover.types import DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Placement, TensorSpec, VariantSpec
+from clover.types import (
+    DeviceShape,
+    FamilyProfile,
+    FamilySpec,
+    LatencyMeasurement,
+    MemoryMeasurement,
+    Placement,
+    TensorSpec,
+    VariantSpec,
+)
 from clover.worker.pacing import pace_of
 from tests.support import profiles_fixture
 
@@ -140,6 +149,21 @@ def test_base_is_the_best_variant_on_whole_gpus(gpus: int) -> None:
     assert made.base.p95_ms == lane.p95_ms > service.mean_ms[0]
     assert made.base.energy_j_per_row == lane.energy_j_per_row
     assert made.base.accuracy == 92.0
+
+
+def test_variants_hold_on_slices_what_they_hold_on_a_core() -> None:
+    assert (emulated().memory, emulated().context_bytes) == ((), {}), "nothing is known of the core"
+    memory = tuple(
+        MemoryMeasurement(variant="small", profile=shape, backend=backend, weights_bytes=weights, peak_bytes=2)
+        for shape, backend, weights in (("1c", "eager", 1), ("2c", "eager", 5), ("1c", "aoti", 6))
+    )
+    measured = msgspec.structs.replace(profiles_fixture.profile(), memory=memory, context_bytes={"1c": 7, "2c": 8})
+    found = analytical.emulate(measured, SPEC, (a100("gpu0"),), key="k")
+    shapes = {m.profile for m in found.latency}
+    assert {one.profile for one in found.memory} == shapes == found.context_bytes.keys()
+    assert len(found.memory) == len(shapes)
+    assert {(one.backend, one.weights_bytes, one.peak_bytes) for one in found.memory} == {("eager", 1, 2)}
+    assert set(found.context_bytes.values()) == {7}
 
 
 def test_base_has_the_front_end_of_this_machine() -> None:

@@ -24,7 +24,7 @@ from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import HttpFigures, HttpMeasurement
 from clover.runtime.workers.completions import Completions
 from clover.types import DeviceShape, EnergySample, Placement
-from clover.worker.frames import WorkerOrder
+from clover.worker.frames import HeldMemory, WorkerOrder
 
 TOY = load_family(str(Path(__file__).resolve().parents[2] / "families" / "toy"))
 SHORT = Effort(quick=True, samples=2, least_s=0.0, most_s=0.01, score_s=0.05, base_s=0.02, compile_s=0.0, rounds=2)
@@ -92,6 +92,8 @@ class Worker:
         self.order = order
         self.ring = self
         self.state = "ready"
+        self.held = (HeldMemory(variant=order.variant, weights_bytes=1 << 20, peak_bytes=1 << 19),)
+        self.context_bytes = 300 << 20
         self._fd = fd
         self._gpu = gpu
         self._out: list[tuple[int, int, int, int, int, int]] = []
@@ -209,6 +211,10 @@ def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.Mon
         for name in SIZES:
             assert [m.batch for m in profiles.measurements(profile, variant, name)] == [1, 4, 8]
     assert {m.energy_method for m in profile.latency} == {"measured"}
+    assert {(m.variant, m.profile, m.weights_bytes) for m in profile.memory} == {
+        (variant, name, 1 << 20) for variant in ("half", "full") for name in SIZES
+    }
+    assert profile.context_bytes == dict.fromkeys(SIZES, 300 << 20)
     assert {m.threads for m in profile.latency} == {1}
     assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
     assert (profile.base.http_p95_ms, profile.front_ms) == (8.0, 0.5)

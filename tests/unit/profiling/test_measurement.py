@@ -35,6 +35,7 @@ from clover.profiling.effort import FULL, QUICK
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.records import middle_j, paired, pooled, typical_p95
+from clover.profiling.rig import MemoryFindings
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
 from clover.profiling.stored import ensure, key_of
@@ -50,8 +51,28 @@ from clover.types import (
     LatencyMeasurement,
     Placement,
 )
+from clover.worker.frames import HeldMemory
 
 FAMILIES = Path(__file__).resolve().parents[2] / "families"
+
+
+def test_of_several_reports_of_memory_the_most_counts() -> None:
+    found = MemoryFindings()
+
+    def note(profile: str, backend: str, weights: int, peak: int, context: int) -> None:
+        held = HeldMemory(variant="v", weights_bytes=weights, peak_bytes=peak)
+        found.note(profile, backend, (held,), context)
+
+    note("2c", "eager", 5, 9, 30)
+    note("1c", "eager", 5, 7, 20)
+    note("1c", "eager", 5, 8, 19)
+    note("1c", "aoti", 6, 1, 10)
+    assert [(m.variant, m.profile, m.backend, m.weights_bytes, m.peak_bytes) for m in found.measurements()] == [
+        ("v", "1c", "aoti", 6, 1),
+        ("v", "1c", "eager", 5, 8),
+        ("v", "2c", "eager", 5, 9),
+    ]
+    assert found.context_bytes == {"1c": 20, "2c": 30}
 
 
 # --- scoring ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from clover.accounting.devices import Line
 from clover.accounting.usage import Usage, UsageKey
 from clover.config import FamilyConfig, WorkersConfig
 from clover.devices import emulated
-from clover.errors import DeviceError, WorkerError
+from clover.errors import DeviceError, WorkerError, WorkerLostInStart
 from clover.families import load_family
 from clover.interfaces import Device
 from clover.runtime.memory.slab import Layout, Slab
@@ -66,11 +66,11 @@ class Gpu:
 
 
 def served(
-    folder: Path, device: Device, loop: asyncio.AbstractEventLoop, account: Account | None = None
+    folder: Path, device: Device, loop: asyncio.AbstractEventLoop, account: Account | None = None, **config: Any
 ) -> Served:
     return Served(
         TOY,
-        FamilyConfig(family="toy"),
+        FamilyConfig(family="toy", **config),
         pool=None,  # type: ignore[arg-type]
         devices={"gpu0": device},
         account=account or Account(pue=1.0),
@@ -91,12 +91,12 @@ def assignment(variant: str = "full") -> Assignment:
     return Assignment(placement=PLACE, family="toy", variant=variant, backend="eager")
 
 
-def profile_of(*cells: tuple[int, float, float]) -> FamilyProfile:
-    """`full` on 2g.10gb: batch, milliseconds, joules a row."""
+def profile_of(*cells: tuple[int, float, float], variants: tuple[str, ...] = ("full",)) -> FamilyProfile:
+    """`variants` on 2g.10gb: batch, milliseconds, joules a row."""
     some = profiles_fixture.profile()
     latency = tuple(
         LatencyMeasurement(
-            variant="full",
+            variant=variant,
             profile="2g.10gb",
             backend="eager",
             batch=batch,
@@ -111,9 +111,10 @@ def profile_of(*cells: tuple[int, float, float]) -> FamilyProfile:
             energy_j_per_row=joules,
             energy_method="analytical",
         )
+        for variant in variants
         for batch, ms, joules in cells
     )
-    return msgspec.structs.replace(some, latency=latency)
+    return msgspec.structs.replace(some, latency=latency, backend=dict.fromkeys(variants, "eager"))
 
 
 def test_the_observed_p95_is_that_of_clients_over_http_which_the_front_end_delays_once(
@@ -174,6 +175,70 @@ def test_a_worker_on_an_emulated_one_is_told_its_pace(
         kind, payload = frames.unpack(frame)
         assert kind is frames.Kind.SPAWN
         assert frames.decode(payload, frames.Spawn).order.emulated == slice_
+    finally:
+        house.close()
+
+
+def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
+    tmp_path: Path, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = profile_of((1, 10.0, 0.2), (8, 80.0, 0.5), variants=("full", "half"))
+    monkeypatch.setenv(emulated.STATE, "/a/box")
+    house = served(tmp_path, Gpu(True), loop, resident_memory=0.5)
+    try:
+        house.use(both)
+        order = house.order(assignment())
+        (half,) = order.also
+        assert (half.variant, half.backend, half.threads) == ("half", "eager", 1)
+        assert half.pace_ms == pytest.approx([10.0 * rows for rows in range(1, 9)])
+        assert order.resident_bytes == 5 << 30
+        assert [one.name for one in order.trimmed().family.variants] == ["full", "half"]
+        assert [one.variant for one in house.order(assignment("half")).also] == ["full"]
+        house.use(profile_of((1, 10.0, 0.2)))
+        assert house.order(assignment()).also == (), "half was not profiled there"
+        assert house.order(assignment()).resident_bytes == 0
+    finally:
+        house.close()
+    for config in ({"resident": "off"}, {"resident": "1"}, {"variant": "full"}):
+        house = served(tmp_path, Gpu(False), loop, **config)
+        house.use(both)
+        assert house.order(assignment()).also == ()
+        house.close()
+
+
+def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_serves(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Pools:
+        def __init__(self, *failures: WorkerError) -> None:
+            self.failures = list(failures)
+            self.also: list[int] = []
+
+        async def spawn(self, order: frames.WorkerOrder, slab: Slab, **rest: Any) -> str:
+            self.also.append(len(order.also))
+            if self.failures:
+                raise self.failures.pop(0)
+            return order.variant
+
+    def starting(house: Served, *failures: WorkerError) -> list[int]:
+        house._pool = pool = Pools(*failures)  # type: ignore[assignment]
+        started: Any = loop.run_until_complete(house._start(assignment()))
+        assert started == "full"
+        return pool.also
+
+    house = served(tmp_path, Gpu(False), loop)
+    try:
+        house.use(profile_of((1, 10.0, 0.2), variants=("full", "half")))
+        assert starting(house) == [1]
+        assert starting(house, WorkerLostInStart("not ready", hung=True)) == [1, 0]
+        assert starting(house, WorkerLostInStart("killed by SIGSEGV")) == [1, 0], "the one that hung may have been slow"
+        assert "to hold half beside full did not start (killed by SIGSEGV)" in caplog.text
+        assert starting(house) == [0], "it would only die again"
+        house._alone.clear()
+        with pytest.raises(WorkerError, match="no weights"):  # of the first one: it would fail again
+            starting(house, WorkerError("no weights"))
+        with pytest.raises(WorkerError, match="again"):
+            starting(house, WorkerLostInStart("died"), WorkerError("again"))
     finally:
         house.close()
 

@@ -428,6 +428,7 @@ _FREE = [
         "workers.pace",
         "workers.cores",
         "workers.backends",
+        "families.resident",
         "carbon.trace_start",
         "carbon.electricity_maps_key",
         "carbon.electricity_maps_key_file",
@@ -569,6 +570,14 @@ def test_tenants_that_cannot_be_used(tmp_path: Path, text: str, error: str) -> N
         tenants_of(tmp_path, text)
     assert error in str(raised.value)
     assert DIGEST not in str(raised.value)
+
+
+def test_how_many_variants_a_worker_holds() -> None:
+    most = {text: load(["--resident", text], {}).config.families[0].most_resident(5) for text in ("off", "3", "9")}
+    assert (most, load([], {}).config.families[0].most_resident(5)) == ({"off": 1, "3": 3, "9": 5}, 5)
+    for text in ("", "0", "-1", "all", "2.5"):
+        with pytest.raises(ConfigError, match="must be auto, off or a number from 1"):
+            load([f"--resident={text}"], {})
 
 
 def test_tenants_are_bounded_and_their_tokens_open_a_bind(tmp_path: Path) -> None:

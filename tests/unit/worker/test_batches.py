@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,45 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab: Slab) -> None:
         os.close(completions)
     assert Ring.completed == [(3, MODEL_FAILED)]
     assert (slab.output(0) == 5.0).all()
+
+
+def test_a_batch_is_computed_by_the_variant_of_its_lane(slab: Slab) -> None:
+    class Ring:
+        statuses: list[int] = []
+
+        def complete(self, batch: int, status: int, *rest: Any) -> bool:
+            self.statuses.append(status)
+            return True
+
+    def answering(value: float) -> Callable[[Any], list[Any]]:
+        return lambda inputs: [good(2)[0] * 0 + value, *good(2)[1:]]
+
+    def fail(inputs: Any) -> list[Any]:
+        raise ValueError("a model")
+
+    entered: list[int] = []
+    lanes = [
+        ResidentLane(answering(1.0), lambda: entered.append(0)),
+        None,
+        ResidentLane(answering(3.0), lambda: entered.append(2)),
+        ResidentLane(fail),
+    ]
+    completions = os.eventfd(0)
+    try:
+        loop = WorkerLoop(ServerChannel(None, Ring(), -1, completions), Batches(slab), lanes, 4, None, None)
+        loop._slots[:2] = 0, 1
+        seen = []
+        for lane in (2, 2, 0, 3, 0):
+            loop._serve(1, 2, lane)
+            seen.append(float(slab.output(0)[0, 0]))
+        for lane in (1, 4, -1):
+            with pytest.raises(ValueError, match="not resident"):
+                loop._serve(1, 2, lane)
+    finally:
+        os.close(completions)
+    assert seen == [3.0, 3.0, 1.0, 1.0, 1.0]
+    assert Ring.statuses == [0, 0, 0, MODEL_FAILED, 0]
+    assert entered == [2, 0, 0]
 
 
 def test_the_number_of_outputs_counts(slab: Slab) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,12 @@ def test_records_round_trip(pair):
         frames.Spawn(token=9, slots=4, order=ORDER),
         frames.Exited(pid=3, code=-9),
         frames.WorkerState(state="failed", text="no"),
+        frames.WorkerState(
+            state="ready",
+            resident=(frames.HeldMemory(variant="v", weights_bytes=3, peak_bytes=4),),
+            context_bytes=5,
+            left_out={"w": "too large"},
+        ),
         frames.Exit(),
         frames.EndAsked(),
     ):
@@ -50,6 +57,19 @@ def test_records_round_trip(pair):
         assert kind == frames._KINDS[type(record)]
         assert frames.decode(payload, type(record)) == record
         assert fds == ()
+
+
+def test_an_order_keeps_the_variants_that_its_worker_is_to_hold_as_far_as_a_frame_takes_them():
+    assert [one.name for one in ORDER.trimmed().family.variants] == ["v"]
+    also = (frames.Resident(variant="w", backend="eager"),)
+    both = msgspec.structs.replace(ORDER, also=also)
+    assert [one.name for one in both.trimmed().family.variants] == ["v", "w"]
+    assert both.fitting() is both
+    table = tuple(float(ms) for ms in range(20_000))
+    wide = frames.Resident(variant="w", backend="eager", pace_ms=table)
+    assert msgspec.structs.replace(ORDER, also=(wide, *also)).fitting().also == ()
+    assert msgspec.structs.replace(ORDER, also=(*also, wide)).fitting() == both
+    frames.pack(frames.Spawn(token=1, slots=4, order=both.fitting().trimmed()))
 
 
 def test_descriptors_come_along_closed_on_exec(pair):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.errors import DeviceError, DeviceLost, WorkerError
-from clover.worker.frames import EmulatedSlice
+from clover.worker.frames import EmulatedSlice, Resident
 from clover.worker.pacing import (
     FIRST_REPORT_NS,
     REPORT_EVERY_NS,
@@ -178,6 +178,21 @@ def test_a_batch_draws_while_it_runs_and_no_longer() -> None:
     assert (board.drawn, board.turns) == ([30.0, 0.0], ["enter", "leave"])
 
 
+def test_each_lane_has_its_own_pace_and_power() -> None:
+    clock, board = Clock(), Board()
+    other = Resident(variant="b", backend="eager", pace_ms=(40.0, 50.0), watts=(5.0, 6.0))
+    paced = Pacer((10.0, 16.0), also=[other.pace_ms], now_ns=clock.now_ns, sleep=clock.sleep)
+    held = HeldSlice(order(), board, paced, [other])
+    for lane, ms, watts in ((1, 50, 6.0), (0, 16, 30.0), (1, 50, 6.0)):
+        held.turn_to(lane)
+        start_ns = held.begin(2)
+        assert held.end(start_ns, 2) == start_ns + ms * MS
+        assert board.drawn[-2:] == [watts, 0.0]
+    assert (paced.batches, paced.overruns) == (3, 0)
+    with pytest.raises(WorkerError, match="milliseconds above zero"):
+        Pacer((10.0,), also=[()])
+
+
 def test_a_lost_gpu_ends_the_batch_at_either_end() -> None:
     clock = Clock()
     with pytest.raises(DeviceLost):
@@ -191,6 +206,8 @@ def test_a_lost_gpu_ends_the_batch_at_either_end() -> None:
 def test_an_order_must_pace_every_batch_size() -> None:
     with pytest.raises(WorkerError, match="2 batch sizes, the worker takes 4"):
         HeldSlice.attach(order(), 4)
+    with pytest.raises(WorkerError, match="1 batch sizes, the worker takes 2"):
+        HeldSlice.attach(order(), 2, [Resident(variant="b", backend="eager", pace_ms=(1.0,), watts=(1.0,))])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,66 @@
+"""Which variants a worker is to hold beside the one it is started for, and how much memory all of them may take.
+
+Those that receive rows now come first, then the cheapest; a variant whose memory is known from the profile and does not
+fit any more is passed over.  What is not known is left to the worker, which measures and leaves out what does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from clover.config import FamilyConfig
+from clover.devices.memory import machine_memory
+from clover.interfaces import Device
+from clover.planning.model.problem import backends_of, services_of
+from clover.types import FamilyProfile, Placement
+
+
+def resident_bytes(config: FamilyConfig, device: Device, placement: Placement, limit_bytes: int = 0) -> int:
+    """Return the bytes that the variants of a worker at `placement` may take together: a part (`resident_memory`) of
+    the slice's own memory, or, on cores, of their share of the machine's, at most of `limit_bytes` (the limit of a
+    worker; 0: none).  0 if nothing is known."""
+    memory = device.memory_bytes(placement)
+    if not memory:
+        memory = machine_memory() * placement.size // max(1, device.shape().slices)
+        if limit_bytes:
+            memory = min(memory, limit_bytes) if memory else limit_bytes
+    return int(config.resident_memory * memory)
+
+
+def beside(
+    profile: FamilyProfile | None,
+    first: tuple[str, str],
+    place_profile: str,
+    *,
+    most: int,
+    limit_bytes: int,
+    routed: Collection[str] = (),
+) -> tuple[tuple[str, str], ...]:
+    """Return (variant, backend) of what to hold beside `first` on slices of `place_profile`, most useful first: at most
+    `most` with the first one, as far as they were profiled there and are not known to exceed `limit_bytes` (0: no
+    limit)."""
+    if profile is None or most <= 1:
+        return ()
+    services = services_of(profile)
+    found = [
+        (variant, backend)
+        for (variant, name), backend in backends_of(profile).items()
+        if name == place_profile and variant != first[0]
+    ]
+    found.sort(key=lambda one: (one[0] not in routed, services[one[0], place_profile].least_energy_j, one[0]))
+    needs = {
+        (one.variant, one.backend): one.weights_bytes + one.peak_bytes
+        for one in profile.memory
+        if one.profile == place_profile
+    }
+    used = profile.context_bytes.get(place_profile, 0) + needs.get(first, 0)
+    kept: list[tuple[str, str]] = []
+    for one in found:
+        if len(kept) + 1 >= most:
+            break
+        need = needs.get(one, 0)
+        if limit_bytes and used + need > limit_bytes:
+            continue
+        used += need
+        kept.append(one)
+    return tuple(kept)
