@@ -627,6 +627,8 @@ class State(Record, frozen=True, kw_only=True):
     that comes from, and of the part of the horizon that is over the rows served and the sum of their accuracies
     (percent x rows).
 
+    `memory`: by profile of the slice, the bytes that workers there may hold together (absent: not known).
+
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
     accurate first.  A plan has workers for them (`planning.model.demand`).
 
@@ -649,6 +651,7 @@ class State(Record, frozen=True, kw_only=True):
     running: tuple[Assignment, ...]
     routing: Routing | None
     share: float = 1.0
+    memory: dict[str, int] = {}
     seed: int = 0
     ahead: tuple[Ahead, ...] = ()
     forecast: str = ""
@@ -741,7 +744,11 @@ class Transition(Record, frozen=True, kw_only=True):
     slices missing at any time (0 where old and new overlap).
 
     `capacity_floor` (rows/s, 0: none) is what may not be gone below, `lowest_capacity` the least that receives rows at
-    any time; where it lies below the floor it does so for about `loses_s` seconds (estimated)."""
+    any time; where it lies below the floor it does so for about `loses_s` seconds (`loses_how`: estimated, or with
+    the starts of workers as they were measured).
+
+    `resident`: the workers that come without a start, as a process at their placement holds their variant.  `memory`:
+    what room there is for two workers on a slice changed about the steps, or that it is not known, in words."""
 
     steps: tuple[Step, ...]
     kept: tuple[Assignment, ...]
@@ -749,6 +756,9 @@ class Transition(Record, frozen=True, kw_only=True):
     capacity_floor: float = 0.0
     lowest_capacity: float = 0.0
     loses_s: float = 0.0
+    loses_how: Literal["estimated", "starts measured"] = "estimated"
+    resident: tuple[Assignment, ...] = ()
+    memory: str = ""
 
     @property
     def holds(self) -> bool:

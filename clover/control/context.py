@@ -144,6 +144,15 @@ class Context:
             if item.device in self._devices
         }
 
+    def look_at_memory(self, family: Family) -> None:
+        """Let a family forget what it found no room for if its devices, what others have there, or its profile are not
+        what they were then."""
+        shapes = tuple((shape.device, shape.label, shape.layouts) for shape in self.device_pool.shapes().values())
+        others = frozenset(
+            (name, device) for name, devices in self.occupied().items() if name != family.name for device in devices
+        )
+        family.memory_troubles.look((family.profile.key, shapes, others))
+
     def declined(self, family: Family) -> dict[str, Declined]:
         """Return the variants that no worker will be started for, and why: rows that need one are refused."""
         policy = self.policy_of(family)

@@ -149,6 +149,10 @@ class Controller:
             shapes = context.device_pool.shapes()
             try:
                 decision = await self._planner.plan_and_apply(family, START)
+                refused = 0
+                while family.deployed is None and len(family.memory_troubles.refused) > refused:
+                    refused = len(family.memory_troubles.refused)  # each time without what did not fit
+                    decision = await self._planner.plan_and_apply(family, START)
                 if family.deployed is None and context.device_pool.shapes() != shapes:
                     # What an earlier run left could not all be removed, or a GPU was lost: plan with what there is.
                     await self._device_watch.look()

@@ -118,10 +118,12 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
     configuration it may."""
     if transition.holds or allowed:
         return None
+    memory = f" ({transition.memory})" if transition.memory else ""
     return Stay(
         f"{words(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
-        f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost), below the capacity floor "
-        f"of {transition.capacity_floor:.1f} rows/s; controller.allow_capacity_loss allows it"
+        f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost; {transition.loses_how}), "
+        f"below the capacity floor of {transition.capacity_floor:.1f} rows/s{memory}; controller.allow_capacity_loss "
+        "allows it"
     )
 
 
@@ -167,7 +169,7 @@ def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: f
 def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
     """Yield configurations that differ from what runs in variants alone, the fewest swaps first (in doubling numbers),
     towards the variant that serves most rows, and that are not backed off.  Instances stay, and a worker loads beside
-    the one that it replaces: no capacity is lost on the way."""
+    the one that it replaces if memory allows: no capacity is lost on the way then."""
     running = family.deployed.configuration if family.deployed is not None else ()
     services = services_of(family.corrected)
     found: dict[Configuration, int] = {}

@@ -28,6 +28,7 @@ from clover.planning.budget.keeping import momentary
 from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.model.problem import LEAST_RATE
 from clover.planning.packing.exhaustive import ALTERNATIVES
+from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
 from clover.types import Configuration, Decision, Plan, Routing, State, Transition, configuration_of
@@ -74,6 +75,7 @@ class Planner:
         If no plan keeps the limits with the margins that sampling asks for, one that keeps them as far as is known is
         better than the least bad one."""
         context = self._context
+        context.look_at_memory(family)
         conditions = await context.conditions(family)
         if not conditions.devices:
             raise PlanError(f"no device is left for {family.name}{context.lost_suffix()}")
@@ -131,8 +133,12 @@ class Planner:
         try:
             state, plan = await self.propose(family, request)
         except CloverError as error:
-            self._failed(family, request, started_s, error)
-            raise
+            if not (missing := family.memory_troubles.words):
+                self._failed(family, request, started_s, error)
+                raise
+            why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
+            self._failed(family, request, started_s, why)
+            raise why from error
         refused, note = request.review(state, plan) if request.review is not None else (False, "")
         if request.dry_run or refused:
             action = "dry run" if request.dry_run else "refused"
@@ -268,7 +274,7 @@ class Planner:
             here,
             slo_ms=family.targets.slo_ms,
             rate=family.arrivals.rows_per_s(),
-            capacity=sum(map(family.capacity(context.share_of(family)), family.desired)),
+            capacity=served(family.desired, family.capacity(context.share_of(family))),
             within_s=context.config.capacity_loss_payback_s,
         )
 

@@ -59,6 +59,8 @@ def _transition(transition: Transition) -> dict[str, Any]:
         "lowest_capacity": transition.lowest_capacity,
         "lost_capacity": transition.lost_capacity,
         "loses_s": transition.loses_s,
+        "loses_how": transition.loses_how,
+        "memory": transition.memory,
     }
 
 
@@ -185,6 +187,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "reference_g_per_kwh": family.reference(context.config).g_per_kwh,
             "reference_from": family.reference(context.config).label,
         },
+        "refused": family.memory_troubles.report(),
         "budget": _budget(context, family),
         "profile_correction": family.learned.report(),
         "terms": terms(context, family, saved_here),

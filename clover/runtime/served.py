@@ -27,6 +27,8 @@ from clover.errors import DeviceError, WorkerLostInStart
 from clover.interfaces import Device
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
+from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
+from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
@@ -122,7 +124,7 @@ class Served:
         )
         names = [variant.name for variant in spec.variants]
         self._standby_policy = (
-            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0), self._one_process)
+            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0), self._may_stand)
             if config.relief
             else None
         )
@@ -135,9 +137,13 @@ class Served:
             standby=self._standby_policy,
         )
         self.fleet.pace = self._pace
+        self._know_memory(None)
 
-    def _one_process(self, device: str) -> bool:
-        return self._devices[device].shape().one_process
+    def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:
+        """Return whether `standby` may be beside `worker`: memory has room, and the device takes a second process."""
+        memory = self.fleet.memory
+        alone = self._devices[standby.placement.device].shape().one_process
+        return memory.resident(standby) or (not alone and memory.beside(worker, standby))
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
@@ -147,6 +153,7 @@ class Served:
         self._services = services_of(profile) if profile is not None else {}
         if self._standby_policy is not None:
             self._standby_policy.use(profile)
+        self._know_memory(profile)
         self.router.expect(profile)
 
     @property
@@ -239,6 +246,26 @@ class Served:
             pace_ms=pace_ms,
             watts=watts,
         )
+
+    def _know_memory(self, profile: FamilyProfile | None) -> None:
+        """Let the fleet know what workers need of memory, by `profile`, and have of it."""
+        self.fleet.memory = SliceMemory(
+            needs=MemoryNeeds(profile), room=self._room, held=self.fleet.held_bytes, resident=self.fleet.resident
+        )
+
+    def _room(self, placement: Placement) -> Room:
+        """Return what workers at `placement` may hold together: the slice's memory; on cores what the operator lets a
+        worker have, else what is free on the machine."""
+        device = self._devices.get(placement.device)
+        if device is None:
+            return Room()
+        try:
+            own = device.memory_bytes(placement)
+        except DeviceError:  # it is lost, or does not say
+            return Room()
+        if own or self._workers.memory_bytes:
+            return Room(own or self._workers.memory_bytes)
+        return Room(free_bytes(), free=True)
 
     def default_deployment(self) -> tuple[Assignment, ...]:
         """Return what to deploy without a profile, which planning needs: the pinned (or last) variant, eager, on every

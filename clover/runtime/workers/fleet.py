@@ -20,12 +20,14 @@ from typing import Any
 
 from clover.accounting import Account, ProfiledEnergy
 from clover.errors import PlanError, WorkerError
+from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
+from clover.runtime.workers.holdings import held_bytes, learn
 from clover.runtime.workers.member import FleetWorker, Member
-from clover.runtime.workers.members import Members
+from clover.runtime.workers.members import Members, holds
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
-from clover.types import Asked, Assignment, Declined, Routing, WorkReport
+from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
 
@@ -34,7 +36,8 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses
+    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed; `memory`, another,
+    is what is known of the memory that workers need and have.  `standby` chooses
     the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
     spawned; `ready_assignments` what has a worker now.
     """
@@ -62,6 +65,8 @@ class FamilyFleet:
         self._routing = Routing(shares={})
         self._variants = {variant.name for variant in router.spec.variants}
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
+        self.memory = SliceMemory()
+        self.members.on_started = lambda item, worker: learn(self.memory.needs, item, worker)
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -161,6 +166,27 @@ class FamilyFleet:
             figures["relief_workers"] = float(sum(member.ready for member in relief))
         figures["restarts"] = float(self.restarts)
         return figures
+
+    def resident(self, assignment: Assignment) -> bool:
+        """Return whether a ready worker at the placement of `assignment` holds its variant, by its backend."""
+        return any(holds(worker, assignment) for worker in self._workers_at(assignment.placement))
+
+    def held_bytes(self, placement: Placement) -> int:
+        """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
+        return held_bytes(self._workers_at(placement))
+
+    def _workers_at(self, placement: Placement) -> list[FleetWorker]:
+        """Return the processes at a placement, each once."""
+        found = {
+            id(member.worker): member.worker
+            for member in self.members.all()
+            if member.worker is not None and member.assignment.placement == placement
+        }
+        return list(found.values())
+
+    def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
+        """See `clover.planning.transition.memory.MemoryAware`."""
+        return self.members.start_times.seconds
 
     def work_report(self) -> WorkReport:
         """See `Fleet.work_report`."""

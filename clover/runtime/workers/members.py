@@ -32,6 +32,7 @@ from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.router import Router
 from clover.runtime.workers.member import FleetWorker, Member
+from clover.runtime.workers.start_times import StartTimes
 from clover.types import Assignment, Placement
 
 log = logging.getLogger("clover.fleet")
@@ -81,6 +82,8 @@ class Members:
         self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self.on_standby_ready: Callable[[], None] = _ignore
+        self.on_started: Callable[[Assignment, FleetWorker], None] = lambda item, worker: None
+        self.start_times = StartTimes()
         self.start = start
         self.sleep = sleep
         self._router = router
@@ -143,7 +146,10 @@ class Members:
         item = member.assignment
         if self.spawned.get(item) is not member:
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained before it started")
+        began_ns = self._clock()
         worker = await self.start(item)
+        self.start_times.note(item, (self._clock() - began_ns) / _SECOND_NS)
+        self.on_started(item, worker)
         if self.spawned.get(item) is not member:
             worker.kill()
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")

@@ -17,9 +17,9 @@ class StandbyPolicy:
 
     All standby workers have one variant: the one that `relief` names, or (`auto`) the most accurate with which the
     slices serve `RELIEF_TIMES` the rows that they serve now, else the one with which they serve most.  A slice gets a
-    standby worker if the variant was measured on its shape, a more expensive one works there, and the device has room
-    for a second process (`one_process`, by its name, is false).  `slo_ms` returns the present p95 target, 0 for none.
-    Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
+    standby worker if the variant was measured on its shape, a more expensive one works there, and both fit into its
+    memory.  `slo_ms` returns the present p95 target, 0 for none; `fits` says whether a standby worker may be beside a
+    worker (always, if it is left out).  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
     """
 
     def __init__(
@@ -27,12 +27,14 @@ class StandbyPolicy:
         variants: Sequence[str],
         relief: str,
         slo_ms: Callable[[], float],
-        one_process: Callable[[str], bool] = lambda _: False,
+        fits: Callable[[Assignment, Assignment], bool] = lambda one, other: True,
     ) -> None:
         self._rank = {name: rank for rank, name in enumerate(variants)}
         self._candidates = tuple(reversed(variants)) if relief == "auto" else (relief,)
         self._slo_ms = slo_ms
-        self._one_process = one_process
+        self._fits = fits
+        self._granted: set[tuple[Assignment, Assignment]] = set()
+        """Standby workers, each with the worker it may stand beside: what they hold is missing from what is free."""
         self._services: dict[tuple[str, str], Service] = {}
         self._backend: dict[tuple[str, str], str] = {}
         self._fastest: dict[tuple[Service, float], float] = {}
@@ -42,6 +44,7 @@ class StandbyPolicy:
         self._services = services_of(profile) if profile is not None else {}
         self._backend = backends_of(profile) if profile is not None else {}
         self._fastest.clear()
+        self._granted.clear()
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
         """See `StandbyChooser.beside`."""
@@ -62,12 +65,18 @@ class StandbyPolicy:
         """Return the standby workers that there would be with `variant`, one a placement."""
         found = {}
         for item in routed:
-            if self._one_process(item.placement.device):
-                continue
             backend = self._backend.get((variant, item.placement.profile))
             if backend is not None and self._rank[variant] < self._rank[item.variant]:
-                found[item.placement.id] = msgspec.structs.replace(item, variant=variant, backend=backend)
+                standby = msgspec.structs.replace(item, variant=variant, backend=backend)
+                if self._may_stand(item, standby):
+                    found[item.placement.id] = standby
         return tuple(item for item in found.values() if item not in routed)
+
+    def _may_stand(self, item: Assignment, standby: Assignment) -> bool:
+        """Return whether memory holds `standby` beside the worker of `item`, or did when that was asked first."""
+        if (item, standby) not in self._granted and self._fits(item, standby):
+            self._granted.add((item, standby))
+        return (item, standby) in self._granted
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """See `StandbyChooser.rows_per_s`: in batches so short that a row has time to wait within the SLO."""

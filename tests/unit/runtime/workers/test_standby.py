@@ -56,9 +56,9 @@ def test_nobody_stands_by_beside_a_cheaper_one_or_on_a_shape_that_was_not_measur
     assert understudies().beside([]) == ()
 
 
-def test_nobody_stands_by_on_a_device_for_one_process() -> None:
+def test_nobody_stands_by_if_the_device_has_no_room_for_another() -> None:
     found = understudies()
-    found._one_process = "gpu0".__eq__
+    found._fits = lambda one, other: one.placement.device != "gpu0"
     assert found.beside([worker("large")]) == ()
 
 
@@ -98,3 +98,24 @@ def test_a_profile_says_who_can() -> None:
     (one,) = found.beside([Assignment(placement=best, family="toy", variant="large", backend="eager")])
     assert one.variant == "small"
     assert found.rows_per_s(one) > 0.0
+
+
+def test_nobody_stands_by_where_memory_does_not_hold_both() -> None:
+    asked: list[tuple[int, str]] = []
+    full = {1}
+
+    def fits(one: Assignment, other: Assignment) -> bool:
+        asked.append((one.placement.start, other.variant))
+        return other.placement.start not in full
+
+    found = StandbyPolicy(NAMES, "small", lambda: 100.0, fits)
+    known = understudies()
+    found._services, found._backend = known._services, known._backend
+    plan = [worker("large", 0), worker("large", 1)]
+    assert [item.placement.start for item in found.beside(plan)] == [0]
+    # What stands there was let in, and now is missing from what is free: it stays.  The other one is asked about again.
+    full.update({0})
+    assert [item.placement.start for item in found.beside(plan)] == [0]
+    full.clear()
+    assert [item.placement.start for item in found.beside(plan)] == [0, 1]
+    assert asked == [(0, "small"), (1, "small"), (1, "small"), (1, "small")]

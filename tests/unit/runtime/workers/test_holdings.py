@@ -1,0 +1,83 @@
+"""What a fleet says of the variants and the memory that its processes hold, and of how long they took to start."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from clover.planning.transition.memory import MemoryAware
+from clover.runtime.workers.holdings import HoldingWorker, held_bytes, holds
+from clover.runtime.workers.start_times import StartTimes
+from clover.types import Assignment
+from clover.worker.frames import HeldMemory, Resident, WorkerOrder
+from tests.support.fleet_fixture import SECOND, SPEC, House, Worker, at
+
+ORDER = WorkerOrder(
+    family=SPEC,
+    variant="small",
+    backend="eager",
+    cores=(0,),
+    max_batch=4,
+    also=(Resident(variant="medium", backend="aoti"), Resident(variant="large", backend="eager")),
+)
+
+
+def holding(**lanes: int) -> Any:
+    held = tuple(HeldMemory(variant=name, weights_bytes=100, peak_bytes=10) for name in lanes)
+    return SimpleNamespace(order=ORDER, resident=lanes, held=held, context_bytes=7)
+
+
+def test_a_variant_is_resident_by_the_backend_that_it_was_loaded_with() -> None:
+    worker = holding(small=0, medium=1)
+    assert isinstance(worker, HoldingWorker)
+    assert holds(worker, at(0, "small"))
+    assert not holds(worker, at(0, "medium"))  # eager is asked for, and aoti is there
+    assert holds(worker, msgspec.structs.replace(at(0, "medium"), backend="aoti"))
+    assert not holds(worker, at(0, "large"))
+    assert not holds(Worker(1), at(0, "small"))
+
+
+def test_what_processes_hold_is_known_if_each_of_them_said_it() -> None:
+    assert held_bytes([holding(small=0, medium=1)]) == 227
+    assert held_bytes([holding(small=0), holding(large=2)]) == 234
+    assert held_bytes([holding(small=0), Worker(1)]) == 0
+    assert held_bytes([]) == 0
+
+
+def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> None:
+    async def story() -> None:
+        house = House()
+        assert isinstance(house.fleet, MemoryAware)
+
+        async def start(item: Assignment) -> Worker:
+            house.now_ns += 3 * SECOND
+            worker = await house.start(item)
+            vars(worker).update(vars(holding(small=0, large=2)))
+            return worker
+
+        house.fleet.members.start = start
+        await house.fleet.spawn(at(0, "small"))
+        assert house.fleet.resident(at(0, "large"))
+        assert not house.fleet.resident(at(1, "large"))
+        assert house.fleet.held_bytes(at(0).placement) == 227
+        assert house.fleet.held_bytes(at(1).placement) == 0
+        assert house.fleet.start_seconds() == {("small", "eager", "1c"): 3.0}
+        assert house.fleet.memory.needs.of([at(0, "small"), at(0, "large")]) == 227
+        assert house.fleet.memory.needs.of([at(0, "medium")]) is None
+        await house.fleet.drain(at(0, "small"))
+        assert not house.fleet.resident(at(0, "large"))
+        house.slab.close()
+
+    asyncio.run(story())
+
+
+def test_newer_starts_count_more() -> None:
+    times = StartTimes()
+    times.note(at(0), 1.0)
+    times.note(at(1), 2.0)
+    times.note(at(0), 0.0)
+    assert times.seconds == {("small", "eager", "1c"): pytest.approx(1.3)}
