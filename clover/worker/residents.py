@@ -123,26 +123,17 @@ class ResidentSet:
         import torch
 
         torch.cuda.empty_cache()
-        first, enter = self._runs[0], self._enter(0)
+        first = self._runs[0]
         assert first is not None
-        if enter is not None:
-            enter()
         if self._order.family.variant(self._order.variant).kind == "torch":
             first(example_inputs(self._order.family, 1))
 
     def _enter(self, lane: int) -> Callable[[], None] | None:
-        """Return what has to be set before batches of `lane` run, if variants differ in it: the threads of torch, and
-        on a GPU the precision of products."""
+        """Return what has to be set before batches of `lane` run: the threads of torch, if variants differ in them."""
         import torch
 
-        from clover.backends import cuda
-
-        wanted, family = self._wanted, self._order.family
-        if self._order.visible_devices:
-            precisions = [family.variant(one.variant).precision for one in wanted]
-            return partial(cuda.use_precision, precisions[lane]) if len(set(precisions)) > 1 else None
-        threads = wanted[lane].threads
-        return partial(torch.set_num_threads, threads) if len({one.threads for one in wanted}) > 1 else None
+        differ = len({one.threads for one in self._wanted}) > 1
+        return partial(torch.set_num_threads, self._wanted[lane].threads) if differ else None
 
     def _load(self, lane: int) -> None:
         import torch
