@@ -215,7 +215,7 @@ def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_ser
             self.failures = list(failures)
             self.also: list[int] = []
 
-        async def spawn(self, order: frames.WorkerOrder, slab: Slab, **rest: Any) -> Any:
+        async def spawn(self, order: frames.WorkerOrder, slab: object, **rest: Any) -> Any:
             self.also.append(len(order.also))
             if self.failures:
                 raise self.failures.pop(0)
