@@ -2,9 +2,9 @@
 
 Each worker's clock is read from the kernel, once a window, together with those of the process tree.  So what a worker
 uses between batches is its variant's too, and no worker can say that it used less.  What a process of several variants
-used is split among them by the CPU time of their batches, by its own word; evenly, if there were none.  What the tree used beyond the
-workers that serve and the server's own process is `control`: the planner, profiling, starts, loading and warming up,
-standby workers, the zygote.
+used is split among them by the CPU time of their batches, by its own word; evenly, if there were none.  What the tree
+used beyond the workers that serve and the server's own process is `control`: the planner, profiling, starts, loading
+and warming up, standby workers, the zygote.
 
 Workers on emulated GPUs compute what a GPU would have computed: their CPU time is counted apart (`emulator`), since the
 emulated GPU is billed for that work.
