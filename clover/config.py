@@ -455,6 +455,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     ] = 0.1
     backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
         "eager",
+        "eager-tf32",
+        "eager-fp16",
         "aoti",
         "onnxruntime",
     )

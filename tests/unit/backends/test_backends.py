@@ -57,8 +57,8 @@ def test_importing_backends_never_imports_torch():
 
 
 def test_unknown_backends_are_named():
-    assert backends.names() == ("eager", "aoti", "onnxruntime", "tensorrt")
-    with pytest.raises(ConfigError, match="one of eager, aoti, onnxruntime"):
+    assert backends.names() == ("eager", "eager-tf32", "eager-fp16", "aoti", "onnxruntime", "tensorrt")
+    with pytest.raises(ConfigError, match="one of eager, eager-tf32, eager-fp16, aoti, onnxruntime"):
         backends.get("tensorflow")
 
 

@@ -277,6 +277,7 @@ class Compiling:
 
     name = "fake"
     compiles = True
+    gpu_only = False
 
     def available(self) -> str:
         return ""
