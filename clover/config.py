@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from clover.config_records import LedgerConfig, LogConfig, OtelConfig, ReportConfig
+from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
 
@@ -23,6 +23,7 @@ __all__ = [
     "LimitsConfig",
     "ListenConfig",
     "LogConfig",
+    "MigConfig",
     "OtelConfig",
     "ReportConfig",
     "Section",
@@ -341,6 +342,17 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
     gpu_idle_w: (
         Annotated[float, _help("idle power of one GPU, watts; by default it is measured at start", ge=0)] | None
     ) = None
+    gpu_resident_w: (
+        Annotated[
+            float,
+            _help("power of one GPU whose workers rest, watts; by default it is measured while they do", ge=0),
+        ]
+        | None
+    ) = None
+    gpu_meter: Annotated[
+        Literal["auto", "nvml", "modelled"],
+        _help("nvml reads a GPU's counter or power, modelled calculates them; auto models where NVML shows neither"),
+    ] = "auto"
 
 
 class ControllerConfig(Section, frozen=True, kw_only=True):
@@ -427,6 +439,14 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 0.0
     allow_capacity_loss: Annotated[bool, _help("make a change even if it cannot keep that capacity")] = False
+    sleep_after_s: Annotated[
+        float,
+        _help(
+            "seconds for which GPUs (cores, if cores is auto) keep workers after more of them were needed, before "
+            "plans may leave some without",
+            ge=0,
+        ),
+    ] = 300.0
     capacity_loss_payback_s: Annotated[
         float,
         _help(
@@ -453,8 +473,24 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         float,
         _help("watts that plans take a core to spare while it has no worker, if cores is auto (modelled)", ge=0),
     ] = 0.1
+    sleep: Annotated[
+        Literal["park", "off"],
+        _help(
+            "park: GPUs that the load does not need have no worker processes, nor the last cores if cores is auto; "
+            "off: all GPUs and cores have workers"
+        ),
+    ] = "park"
+    gpu_sleep_w: (
+        Annotated[
+            float,
+            _help("watts that plans take a parked GPU to spare (modelled); default: as measured, else 35", ge=0),
+        ]
+        | None
+    ) = None
     backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
         "eager",
+        "eager-tf32",
+        "eager-fp16",
         "aoti",
         "onnxruntime",
     )
@@ -477,6 +513,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     embodied: EmbodiedConfig = EmbodiedConfig()
     controller: ControllerConfig = ControllerConfig()
     workers: WorkersConfig = WorkersConfig()
+    mig: MigConfig = MigConfig()
     log: LogConfig = LogConfig()
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()

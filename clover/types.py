@@ -170,18 +170,34 @@ class GroupCount(Record, frozen=True, kw_only=True):
     count: int
     beside: tuple[str, ...] = ()
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that each of these workers serves."""
+        return (self.variant, *self.beside)
+
+    @property
+    def words(self) -> str:
+        """The row in words: "2 x small@1c", or "2 x large/small@1c" if they share their time."""
+        return f"{self.count} x {'/'.join(self.variants)}@{self.profile}"
+
 
 Configuration = tuple[GroupCount, ...]
-"""The multiset {(variant, profile): count}, sorted: the paper's configuration graph."""
+"""The multiset {(variant, profile): count}, sorted: the paper's configuration graph.  Workers that share their time are
+counted by the variants that they share it between."""
 
 
 def configuration_of(deployment: tuple[Assignment, ...]) -> Configuration:
-    """Return the configuration a deployment realises."""
-    counts: dict[tuple[str, str], int] = {}
+    """Return the configuration a deployment realises.  A placement with several assignments shares its time between
+    their variants."""
+    held: dict[Placement, set[str]] = {}
     for item in deployment:
-        key = (item.variant, item.placement.profile)
+        held.setdefault(item.placement, set()).add(item.variant)
+    counts: dict[tuple[str, str, tuple[str, ...]], int] = {}
+    for placement, variants in held.items():
+        first, *others = sorted(variants)
+        key = (first, placement.profile, tuple(others))
         counts[key] = counts.get(key, 0) + 1
-    return tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
+    return tuple(GroupCount(variant=v, profile=p, beside=b, count=n) for (v, p, b), n in sorted(counts.items()))
 
 
 class DeviceShape(Record, frozen=True, kw_only=True):
@@ -191,8 +207,13 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     `shared_front` says that the front end runs on the same cores (small boxes).  A device that is lost has no layouts.
     `slices` counts compute slices.
 
+    `one_process`: only one process at a time may use the device, so no worker can start beside another (a GPU in the
+    compute mode EXCLUSIVE_PROCESS).
+
     `core_sleep_w`: of a row of cores, the idle watts that each core is taken to spare while it has no worker; a plan
     may then use the first cores only, `least_cores` of them or more.  Null: every core has a worker.
+    `sleep_w`: of a GPU, the idle watts that it is taken to spare while it has no workers, known by `sleep_method`; a
+    plan may then leave it without.  Null: it always has workers.
     """
 
     device: str
@@ -205,6 +226,9 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     label: str = ""
     core_sleep_w: float | None = None
     least_cores: int = 1
+    one_process: bool = False
+    sleep_w: float | None = None
+    sleep_method: Method = "modelled"
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------
@@ -212,7 +236,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 
 class LatencyMeasurement(Record, frozen=True, kw_only=True):
     """How one (variant, profile, backend, batch) runs, batch after batch: milliseconds a batch, CPU seconds and joules
-    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured)."""
+    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured);
+    `energy_error`: how far joules measured at several loads are off one line, as a part (0: measured at one load)."""
 
     variant: str
     profile: str
@@ -229,6 +254,7 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     energy_method: Method
     rested_j: float = 0.0
+    energy_error: float = 0.0
 
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):
@@ -407,6 +433,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     `epoch` counts how often the meter had to begin anew: what was used between samples of different epochs is unknown.
     `uncertainty`: how far off modelled joules may be, as (-0.2, 0.4) of them; None if measured, or without a range;
     `active_uncertainty`: the same of those above idle.
+
+    A GPU with a context on it draws `awake_w` beyond `idle_w` at rest, 0 without one; `awake_j` are the joules of that
+    so far.  `shared`: processes of others that computed on it, or may have, since the last sample.
     """
 
     device: str
@@ -417,6 +446,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     epoch: int = 0
     uncertainty: tuple[float, float] | None = None
     active_uncertainty: tuple[float, float] | None = None
+    awake_w: float = 0.0
+    awake_j: float = 0.0
+    shared: tuple[str, ...] = ()
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):
@@ -517,7 +549,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     (`budget` over `budget_horizon_s` of grid time, `static:mix` at any time); null: they hold to the floor.
 
     `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
-    then leave devices without.  Null: every device has workers.
+    then leave devices without.  Null: every device has workers.  `least_awake` devices have workers in any case.  Fewer
+    than have workers now are only gone down to if they serve `sleep_room` times the rate.
 
     With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth; chains of
     several stages keep `cascade_margin` above the floor instead (null: the same margin).
@@ -536,6 +569,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
     spared_w: float | None = None
+    least_awake: int = 1
+    sleep_room: float = 1.0
     cascade: bool = False
 
 
@@ -599,7 +634,10 @@ class State(Record, frozen=True, kw_only=True):
 
     `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
     is spent by what was served alone, without the forecast (`planning.budget.online`).
-    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last."""
+    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last.
+
+    `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
+    `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says)."""
 
     family: str
     grid_s: float
@@ -624,6 +662,8 @@ class State(Record, frozen=True, kw_only=True):
     online: bool = False
     switch_s: float = 5.0
     holds_s: float = 3600.0
+    resident: int = 1
+    resident_bytes: dict[str, int] = {}
 
 
 class Candidate(Record, frozen=True, kw_only=True):

@@ -40,11 +40,12 @@ from clover.control.family import Family, Mode
 from clover.control.planner import Planner
 from clover.control.recording import words
 from clover.control.request import Pin, PlanRequest, Targets
+from clover.control.sleep import spared_w
 from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding
 from clover.planning.model.problem import accuracies, services_of
-from clover.planning.transition.layout import lay_out
+from clover.planning.transition.shared_layout import lay_out_shared
 from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import Configuration, Decision, GroupCount, Plan, State
 
@@ -354,21 +355,37 @@ class Commands:
     def _configuration(self, family: Family, given: Any) -> Configuration:
         measured = services_of(family.profile)
         variants, profiles = sorted({v for v, _ in measured}), sorted({p for _, p in measured})
-        counts: dict[tuple[str, str], int] = {}
-        for variant, profile, count in _groups(given):
-            if variant not in variants:
-                hint = did_you_mean(variant, variants)
-                raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(variants)}{hint}")
-            if (variant, profile) not in measured:
-                raise BadRequest(f"{variant} was not measured on {profile!r}, known profiles: {', '.join(profiles)}")
-            counts[variant, profile] = counts.get((variant, profile), 0) + count
-        configuration = tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
-        try:
-            devices = holding(self._context.devices_of(family.name), configuration)
-            lay_out(configuration, family=family.name, backend=family.profile.backend, devices=devices)
-        except PlanError as error:
-            raise BadRequest(str(error)) from error
-        return configuration
+        most = family.config.most_resident(len(family.spec.variants))
+        counts: dict[tuple[str, str, tuple[str, ...]], int] = {}
+        for group in _groups(given):
+            profile = group.profile
+            for variant in group.variants:
+                if variant not in variants:
+                    hint = did_you_mean(variant, variants)
+                    raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(variants)}{hint}")
+                if (variant, profile) not in measured:
+                    known = ", ".join(profiles)
+                    raise BadRequest(f"{variant} was not measured on {profile!r}, known profiles: {known}")
+            first, *others = sorted(set(group.variants))
+            if len(others) >= most:
+                bound = f"{most} variants at most" if most > 1 else "one variant"
+                raise BadRequest(f"a worker of {family.name} holds {bound} (its setting resident), not {group.words}")
+            key = (first, profile, tuple(others))
+            counts[key] = counts.get(key, 0) + group.count
+        configuration = tuple(
+            GroupCount(variant=v, profile=p, beside=b, count=n) for (v, p, b), n in sorted(counts.items())
+        )
+        devices = holding(self._context.devices_of(family.name), configuration)
+        least = 1 if spared_w(devices) is not None else len(devices)  # GPUs that may be parked need not be filled
+        why = ""
+        for number in range(least, len(devices) + 1):
+            try:
+                placed = devices[:number]
+                lay_out_shared(configuration, family=family.name, backend=family.profile.backend, devices=placed)
+                return configuration
+            except PlanError as error:
+                why = str(error)
+        raise BadRequest(why or f"no device is left for {family.name}{self._context.lost_suffix()}")
 
 
 def _named(pin: Pin | None) -> str:
@@ -382,22 +399,25 @@ def _done(dry_run: bool) -> str:
     return "dry run" if dry_run else "applied"
 
 
-def _groups(given: Any) -> list[tuple[str, str, int]]:
-    form = 'a configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}]'
-    found: list[tuple[str, str, int]] = []
+def _groups(given: Any) -> list[GroupCount]:
+    form = (
+        'a configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}], of workers that '
+        'share their time {"large/small@1c": 2}'
+    )
+    found: list[GroupCount] = []
     if isinstance(given, dict):
         for key, count in given.items():
             variant, at, profile = str(key).rpartition("@")
             if not at or type(count) is not int:
                 raise BadRequest(form)
-            found.append((variant, profile, count))
+            first, *others = variant.split("/")
+            found.append(GroupCount(variant=first, profile=profile, count=count, beside=tuple(others)))
     else:
         try:
-            groups = msgspec.convert(given, tuple[GroupCount, ...])
+            found = msgspec.convert(given, list[GroupCount])
         except msgspec.ValidationError as error:
             raise BadRequest(f"{form}: {error}") from error
-        found = [(group.variant, group.profile, group.count) for group in groups]
-    if not found or not all(1 <= count <= 100_000 for _, _, count in found):
+    if not found or not all(1 <= group.count <= 100_000 for group in found):
         raise BadRequest(f"{form}, with counts of at least 1")
     return found
 

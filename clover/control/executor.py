@@ -18,6 +18,7 @@ from clover.control.context import Context
 from clover.control.family import DeployedPlan, Family, Watch
 from clover.control.gate import below_floor, rerouted, same
 from clover.control.interim import NOWHERE, OfferedLoad, interim
+from clover.control.parked import parking_words
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
@@ -198,10 +199,13 @@ class Executor:
             follows = [family.memory_troubles.note(failed) for failed in error.starts]
             text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))
             return ("rolled back" if error.restored and deployed is not None else "failed"), text
-        family.core_sleep.changed(family.desired, target.deployment, context.monotonic())
+        devices = context.devices_of(family.name)
+        family.sleep.changed(devices, family.desired, target.deployment, context.monotonic())
+        notes = (*notes, *parking_words(devices, family.desired, target.deployment))
         family.deployed = target
         family.change_cost.changed(transition, began_s, context.monotonic())
         family.changes += 1
+        context.count_parked()
         family.dwell_until_s = context.monotonic() + context.config.min_dwell_s
         return "applied", "; ".join(notes)
 
@@ -211,7 +215,8 @@ class Executor:
         for name in sorted({item.placement.device for item in deployment}):
             gpu = self._context.device_pool.gpu(name)
             if gpu is not None and not gpu.lost:
-                adopted = await gpu.reconcile([item.placement for item in deployment])
+                others = [place for places in self._context.occupied().values() for place in places]
+                adopted = await gpu.reconcile([*(item.placement for item in deployment), *others])
                 if adopted:
                     log.info("%s: adopted %s from an earlier run", name, ", ".join(place.id for place in adopted))
 

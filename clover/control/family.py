@@ -16,12 +16,12 @@ from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.change_cost import ChangeCost, step_seconds
-from clover.control.core_sleep import CoreSleep
 from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.memory_troubles import MemoryTroubles
 from clover.control.request import Pin, PlanRequest, Targets
+from clover.control.sleep import SleepKeeper
 from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
@@ -41,6 +41,7 @@ from clover.types import (
     FamilyProfile,
     FamilySpec,
     ObjectiveConfig,
+    Placement,
     Plan,
     Reading,
     Routing,
@@ -60,13 +61,14 @@ LONGEST_BACKOFF_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a plan is made under: the newest intensity, grid time, the devices the family may use, and the part of their
-    time that is its own."""
+    """What a plan is made under: the newest intensity, grid time, the devices the family may use, the part of their
+    time that is its own, and the bytes that a worker may hold, by profile (0: not known)."""
 
     reading: Reading
     grid_s: float
     devices: tuple[DeviceShape, ...]
     share: float
+    resident_bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Family:
         self.good: DeployedPlan | None = None
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
-        self.core_sleep = CoreSleep()
+        self.sleep = SleepKeeper(controller.sleep_after_s)
         self.change_cost = ChangeCost()
         self.memory_troubles = MemoryTroubles(self.name)
         self._memory = SliceMemory(needs=MemoryNeeds(profile))
@@ -166,6 +168,7 @@ class Family:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
         self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
+        self.sleep.gusts.note(now_s, seen.get("arrival_rate", 0.0))
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
 
@@ -182,9 +185,14 @@ class Family:
         return self.deployed.deployment if self.deployed is not None else ()
 
     @property
+    def places(self) -> set[Placement]:
+        """The places that it has, or shall have, workers on."""
+        return {item.placement for item in (*self.desired, *self.applier.workers)}
+
+    @property
     def devices(self) -> set[str]:
         """The devices that it has, or shall have, workers on."""
-        return {item.placement.device for item in (*self.desired, *self.applier.workers)}
+        return {place.device for place in self.places}
 
     @property
     def missing(self) -> int:
@@ -290,6 +298,10 @@ class Family:
         budgeted = (held.policy if held is not None else config.policy) in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
         objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
+        free = held is not None and not held.policy  # a configuration that is given says what it takes
+        objective = self.sleep.objective(
+            objective, conditions.devices, self.looked_s, self.change_cost.start_s, free=free
+        )
         return State(
             family=self.name,
             grid_s=conditions.grid_s,
@@ -315,6 +327,8 @@ class Family:
             trust=self.ledger.errors.trust,
             switch_s=self.change_cost.start_s,
             holds_s=self.change_cost.holds_s(self.looked_s),
+            resident=self.config.most_resident(len(self.spec.variants)),
+            resident_bytes=conditions.resident_bytes,
         )
 
     @property

@@ -100,11 +100,17 @@ def change_j(plan: Plan, here: Plan, state: State, lost_capacity: float) -> floa
 
 
 def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:
-    """Judge whether the configuration changed too short a time ago."""
-    if now_s >= family.dwell_until_s:
+    """Judge whether the configuration changed too short a time ago.  To wake a GPU is never put off."""
+    if now_s >= family.dwell_until_s or wakes(family, plan):
         return None
     reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
     return Stay(reason, family.dwell_until_s)
+
+
+def wakes(family: Family, plan: Plan) -> bool:
+    """Return whether `plan`, which may leave GPUs parked, is feasible and has workers on more GPUs than now."""
+    now, then = ({item.placement.device for item in items} for items in (family.desired, plan.deployment))
+    return plan.feasible and bool(now) and len(then) > len(now)
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
@@ -168,6 +174,8 @@ def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
     services = services_of(family.corrected)
     found: dict[Configuration, int] = {}
     for group in running:
+        if group.beside:  # its other variants get more rows without a swap
+            continue
         others = [
             (service.capacity(), variant)
             for (variant, profile), service in services.items()
@@ -176,18 +184,18 @@ def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
         counts = sorted({min(2**power, group.count) for power in range(group.count.bit_length() + 1)})
         for _, variant in sorted(others, reverse=True):
             for count in counts:
-                swapped = Counter({(item.variant, item.profile): item.count for item in running})
-                swapped[group.variant, group.profile] -= count
-                swapped[variant, group.profile] += count
+                swapped = Counter({(item.variant, item.profile, item.beside): item.count for item in running})
+                swapped[group.variant, group.profile, ()] -= count
+                swapped[variant, group.profile, ()] += count
                 found.setdefault(_configuration(swapped), count)
     usable = [configuration for configuration in found if not family.backed_off(configuration, now_s)]
     yield from sorted(usable, key=lambda configuration: found[configuration])
 
 
-def _configuration(counts: Counter[tuple[str, str]]) -> Configuration:
+def _configuration(counts: Counter[tuple[str, str, tuple[str, ...]]]) -> Configuration:
     return tuple(
-        GroupCount(variant=variant, profile=profile, count=count)
-        for (variant, profile), count in sorted(counts.items())
+        GroupCount(variant=variant, profile=profile, beside=beside, count=count)
+        for (variant, profile, beside), count in sorted(counts.items())
         if count > 0
     )
 

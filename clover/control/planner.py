@@ -81,7 +81,7 @@ class Planner:
             raise PlanError(f"no device is left for {family.name}{context.lost_suffix()}")
         pin = context.pin_of(family, request.pin)
         if pin.policy:  # a configuration that is given says for itself how many cores it takes
-            held = family.core_sleep.held(conditions.devices, context.monotonic())
+            held = family.sleep.held(conditions.devices, context.monotonic())
             conditions = replace(conditions, devices=held)
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
@@ -152,17 +152,20 @@ class Planner:
         detail, may_lose = "", False
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:
-            if not request.force and (avoided or not gate.same(plan, family.deployed)):
+            moves = may_lose = context.must_move(family)
+            if moves:
+                detail = "where workers are is another model's place now"
+            elif not request.force and (avoided or not gate.same(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state)
                 plan, detail, may_lose = admitted.plan, admitted.held, admitted.may_lose
-            if not (request.force and request.directed(family.targets)):
+            if not moves and not (request.force and request.directed(family.targets)):
                 plan = gate.unless_worse(plan, family)
             on_the_way = await self._on_the_way(family, plan, state)
             done = await self._executor.apply(family, plan, on_the_way, may_lose=may_lose)
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
-        rested_s = family.core_sleep.again_s(state.devices, context.monotonic())
+        rested_s = family.sleep.again_s(state.devices, context.monotonic())
         if rested_s is not None:
             family.triggers.again(rested_s)
         result = PlanResult(

@@ -70,7 +70,7 @@ def _log(family: Family, request: PlanRequest, result: PlanResult) -> None:
 
 def words(configuration: Configuration) -> str:
     """Return a configuration as people read it."""
-    return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
+    return " + ".join(group.words for group in configuration)
 
 
 def inputs_of(context: Context, family: Family, state: State | None) -> dict[str, float | str | None]:

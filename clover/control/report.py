@@ -96,11 +96,12 @@ def _device(context: Context, shape: DeviceShape) -> dict[str, Any]:
         "emulated": shape.emulated,
         "slices": shape.slices,
         "lost": name in device_pool.lost(),
-        "family": device_pool.owner(name),
+        "family": ", ".join(device_pool.owners(name)),
         "layout": sorted(here, key=lambda item: item["placement"]),
         "layouts": len(shape.layouts),
         "quarantined": gpu_report.get("quarantined", []),
         "foreign": gpu_report.get("foreign", []),
+        **context.parked.report(shape),
     }
 
 

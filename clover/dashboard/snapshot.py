@@ -92,7 +92,7 @@ def decision(record: Decision) -> dict[str, Any]:
         "seconds": tidy(record.seconds),
         "g_per_kwh": tidy(record.inputs.get("intensity_g_per_kwh")),
         "reason": plan.reason if plan is not None else "",
-        "runs": " + ".join(f"{one.count} x {one.variant}@{one.profile}" for one in plan.configuration)
+        "runs": " + ".join(one.words for one in plan.configuration)
         if plan is not None
         else "",
     }
@@ -175,6 +175,9 @@ def _device(item: State, line: State | None) -> dict[str, Any]:
     keys = ("device", "kind", "label", "emulated", "slices", "lost", "family", "quarantined", "foreign")
     return {
         **{key: item[key] for key in keys},
+        "parked": item.get("parked", False),
+        "spared_w": tidy(item.get("spared_w")),
+        "spared_method": item.get("spared_method", ""),
         "watts": tidy(line.get("watts")) if line else None,
         "idle_w": tidy(line["idle_w"]) if line else None,
         "method": line["method"] if line else "",
@@ -246,7 +249,13 @@ def _pin(pin: Any) -> str:
         return ""
     if isinstance(pin, str):
         return pin
-    return " + ".join(f"{group['count']} x {group['variant']}@{group['profile']}" for group in pin)
+    return " + ".join(_group(group) for group in pin)
+
+
+def _group(group: dict[str, Any]) -> str:
+    """Return a row of a configuration in words, as `GroupCount.words`."""
+    variants = "/".join((group["variant"], *group.get("beside", ())))
+    return f"{group['count']} x {variants}@{group['profile']}"
 
 
 def _worker(worker: State) -> dict[str, Any]:

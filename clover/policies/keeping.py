@@ -44,11 +44,12 @@ def _devices(deployment: tuple[Assignment, ...]) -> set[str]:
 
 def _has_standby(kept: Candidate) -> bool:
     """Return whether some variant of `kept` has workers and next to no rows."""
+    alone = [group for group in kept.configuration if not group.beside]  # a worker that shares its time serves another
     routing, total = kept.routing, sum(group.count for group in kept.configuration)
     if routing.chain:
-        return not {group.variant for group in kept.configuration} <= set(routing.chain)
+        return not {group.variant for group in alone} <= set(routing.chain)
     workers = Counter[str]()
-    for group in kept.configuration:
+    for group in alone:
         workers[group.variant] += group.count
     return any(routing.shares.get(name, 0.0) < 0.5 * LEAST_PART * count / total for name, count in workers.items())
 

@@ -19,14 +19,16 @@ from clover.planning.model.demand import direct, of_the_others
 from clover.planning.model.objective import Objective, held_to
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import Problem
+from clover.planning.model.sharing import may_share, measured
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
 from clover.planning.packing.exhaustive import SearchResult, chosen
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.packing.waits import tuned
 from clover.planning.search.power_states import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
-from clover.planning.transition.layout import Capacity, lay_out, slices
+from clover.planning.transition.layout import Capacity, slices
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory, Swap
+from clover.planning.transition.shared_layout import lay_out_shared
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
     Assignment,
@@ -91,7 +93,7 @@ def _laid(
     problem: Problem, running: Sequence[Assignment], configuration: Configuration, devices: Sequence[DeviceShape]
 ) -> tuple[Assignment, ...]:
     """Return the deployment of `configuration` on all of `devices` that keeps most of `running`."""
-    return lay_out(
+    return lay_out_shared(
         configuration,
         family=problem.family,
         backend=problem.backend,
@@ -174,9 +176,9 @@ def _routing(problem: Problem, objective: Objective, best: Candidate) -> Routing
 
 
 def bound_of(problem: Problem, objective: Objective) -> float:
-    """Return a score that no plan can exceed.  It is infinite for problems with cascades, which the bound does not
-    cover, and means nothing if the devices cannot serve the rate."""
-    if problem.points:
+    """Return a score that no plan can exceed.  It is infinite for problems with cascades or workers that may share
+    their time, which the bound does not cover, and means nothing if the devices cannot serve the rate."""
+    if problem.points or problem.resident > 1:
         return math.inf
     if sleeping_row(problem.devices) is not None:
         return power_bound(problem, objective)
@@ -218,8 +220,11 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     given = PlanningInput.of(state)
     problem, objective = given.problem, given.objective
     for group in configuration:
-        if (group.variant, group.profile) not in problem.services:
-            raise PlanError(f"{group.variant} was not measured on {group.profile}")
+        for variant in group.variants:
+            if (variant, group.profile) not in problem.services:
+                raise PlanError(f"{variant} was not measured on {group.profile}")
+        if group.beside and not may_share(problem, group.variants, group.profile):
+            raise PlanError(f"a worker on {group.profile} cannot hold {', '.join(group.variants)} together here")
     if state.objective.accuracy_budget is not None:
         if state.ahead and problem.points:
             steered = steer_on(given, configuration, least_awake(state, problem, configuration))
@@ -237,7 +242,7 @@ def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
     """Return the best routing of exactly these workers, which need not fill the devices; None if no routing of theirs
     keeps the targets."""
     given = PlanningInput.of(state)
-    if any((group.variant, group.profile) not in given.problem.services for group in configuration):
+    if not measured(given.problem, configuration):
         return None
     found = _best_on(given.problem, given.objective, configuration)
     return found.routing if found.feasible else None
@@ -289,8 +294,8 @@ def alone(candidate: Candidate) -> SearchResult:
 
 
 def described(configuration: Configuration) -> str:
-    """Return a configuration in words: "2 x small@1c + 1 x large@2c"."""
-    return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
+    """Return a configuration in words: "2 x small@1c + 1 x large/small@2c", the latter shared by two variants."""
+    return " + ".join(group.words for group in configuration)
 
 
 def chained(routing: Routing) -> str:

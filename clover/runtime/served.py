@@ -30,7 +30,6 @@ from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
-from clover.runtime.resident_orders import beside, resident_bytes
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
@@ -39,6 +38,7 @@ from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
+from clover.runtime.workers.resident_orders import beside, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
@@ -124,12 +124,7 @@ class Served:
         )
         names = [variant.name for variant in spec.variants]
         self._standby_policy = (
-            StandbyPolicy(
-                names,
-                config.relief,
-                lambda: self.targets.get("slo_ms", 0.0),
-                lambda one, other: self.fleet.memory.beside(one, other),
-            )
+            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0), self._may_stand)
             if config.relief
             else None
         )
@@ -143,6 +138,12 @@ class Served:
         )
         self.fleet.pace = self._pace
         self._know_memory(None)
+
+    def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:
+        """Return whether `standby` may be beside `worker`: memory has room, and the device takes a second process."""
+        memory = self.fleet.memory
+        alone = self._devices[standby.placement.device].shape().one_process
+        return memory.resident(standby) or (not alone and memory.beside(worker, standby))
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known

@@ -331,7 +331,7 @@ class SimulatedFleet:
 
     def words(self) -> str:
         """Return what is routed, in words."""
-        return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in self._configuration)
+        return " + ".join(group.words for group in self._configuration)
 
 
 @dataclass

@@ -76,6 +76,8 @@ def _device(device: dict[str, Any], console: Console) -> None:
         parts.append(f"{device['family']}'s")
     if device.get("lost"):
         parts.append("LOST")
+    if device.get("parked"):
+        parts.append(f"parked, which spares {device['spared_w']:.3g} W ({device['spared_method']})")
     here = Counter(f"{item['variant']}@{item['profile']}" for item in device.get("layout", []))
     if here and device.get("kind") == "mig":
         parts.append(" + ".join(f"{number} x {what}" for what, number in sorted(here.items())))

@@ -70,12 +70,17 @@ def _ledger(ledger: dict[str, Any]) -> str:
     return f"{found}{lost}{aside}"
 
 
+def _group(group: dict[str, Any]) -> str:
+    variants = "/".join((group["variant"], *group.get("beside", ())))
+    return f"{group['count']} x {variants}@{group['profile']}"
+
+
 def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
     """Return what steers a family, if it differs from the rest of the server."""
     parts = [f"mode {model['mode']}"] if model.get("mode") not in (None, answer.get("mode")) else []
     if model.get("pin"):
         pin = model["pin"]
-        what = pin if isinstance(pin, str) else " + ".join(f"{g['count']} x {g['variant']}@{g['profile']}" for g in pin)
+        what = pin if isinstance(pin, str) else " + ".join(_group(group) for group in pin)
         parts.append(f"pinned to {what}{' (forced)' if model.get('pin_forced') else ''}")
     if model.get("frozen") and not answer.get("frozen"):
         parts.append("frozen: nothing is planned")

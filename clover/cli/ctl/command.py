@@ -33,7 +33,7 @@ _SETTABLE = _TARGETS | {"mode": str}
 _PLANNABLE = _TARGETS | _INPUTS
 _CHANGE_NOTHING = ("state", "tenants", "decisions", "plan", "set")
 """Verbs after which there is nothing to undo."""
-_GROUP = re.compile(r"(?P<variant>[A-Za-z0-9._-]+)@(?P<profile>[A-Za-z0-9._-]+?)(?:x(?P<count>\d{1,4}))?")
+_GROUP = re.compile(r"(?P<variant>[A-Za-z0-9._/-]+)@(?P<profile>[A-Za-z0-9._-]+?)(?:x(?P<count>\d{1,4}))?")
 
 
 class Unreachable(Exception):
@@ -132,7 +132,10 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
     pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
     pin.add_argument(
-        "what", nargs="*", metavar="VARIANT | VARIANT@PROFILE[xN]", help="as small, or small@1cx2 large@2c"
+        "what",
+        nargs="*",
+        metavar="VARIANT | VARIANT@PROFILE[xN]",
+        help="as small, or small@1cx2 large@2c, or large/small@1c for a worker that shares its time between both",
     )
     pin.add_argument("--off", action="store_true", help="let the controller choose again")
     freeze = verb("freeze", "keep what runs and plan nothing, until freeze --off")
@@ -206,7 +209,9 @@ def _group(text: str) -> dict[str, Any]:
     match = _GROUP.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} must read VARIANT@PROFILE or VARIANT@PROFILExN, as small@1cx2")
-    return {"variant": match["variant"], "profile": match["profile"], "count": int(match["count"] or 1)}
+    first, *others = match["variant"].split("/")
+    group = {"variant": first, "profile": match["profile"], "count": int(match["count"] or 1)}
+    return group | ({"beside": others} if others else {})
 
 
 def _joined(words: Sequence[str], known: Mapping[str, type]) -> list[str]:

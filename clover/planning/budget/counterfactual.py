@@ -94,13 +94,16 @@ def _lane_joules(lane: Lane, step: int, share: int) -> float:
 
 
 def lanes_of(profile: FamilyProfile, configuration: Configuration, share: float = 1.0) -> dict[str, Lane]:
-    """Return the lane of each variant of `configuration`; what was never measured is left out."""
+    """Return the lane of each variant of `configuration`; what was never measured is left out.  A worker that shares
+    its time counts as one in the lane of each of its variants: joules are those of batches that wait for no other
+    variant, which is a little too much."""
     services, accuracy = services_of(profile, share), accuracies(profile)
     groups: dict[str, list[tuple[Service, int]]] = {}
     for group in configuration:
-        service = services.get((group.variant, group.profile))
-        if service is not None and group.variant in accuracy:
-            groups.setdefault(group.variant, []).append((service, group.count))
+        for variant in group.variants:
+            service = services.get((variant, group.profile))
+            if service is not None and variant in accuracy:
+                groups.setdefault(variant, []).append((service, group.count))
     return {variant: lane_of(tuple(members)) for variant, members in groups.items()}
 
 

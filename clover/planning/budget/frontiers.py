@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,9 +27,12 @@ from clover.planning.cascade.permitted import drawn_at, joint, permitted
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import LEAST_RATE, Problem
+from clover.planning.model.sharing import is_shared
+from clover.planning.packing.enumerate import Profiles
 from clover.planning.packing.waits import tuned
 from clover.planning.search.annealed import JOINT, every
 from clover.planning.search.power_states import best_power_state, with_idle_energy
+from clover.planning.search.shared import held_together, whole_sets
 from clover.types import Candidate, Configuration
 
 _SOLVES = 7  # plans that a frontier is made of, at most
@@ -140,9 +144,10 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
                     continue  # a search that is not exact may find a point that is better than the frugal end
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
-    if problem.points:
+    if problem.points or problem.resident > 1:
         for item in _chained(problem, objective, space, tuple(found.values())):
-            found.setdefault(drawn_at(item), item)
+            if drawn_at(item) not in found or is_shared(item.configuration):  # of equals what permits more
+                found[drawn_at(item)] = item
     useful = reaching(hull(tuple(found)), objective.base_accuracy)
     return tuple(FrontierPlan(point, found[point]) for point in useful)
 
@@ -150,10 +155,26 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
 def _chained(
     problem: Problem, objective: Objective, space: Sequence[Configuration], found: Sequence[Candidate]
 ) -> Iterator[Candidate]:
-    """Yield what all configurations of `space` permit; if it is empty, those of `found`."""
+    """Yield what all configurations of `space` permit, and those whose workers share their time between as many
+    variants as they hold; if it is empty, those of `found`, and the same of their layouts."""
     if space:
-        yield from joint(problem, objective, space)
+        yield from joint(problem, objective, [*space, *whole_sets(problem)])
         return
-    for configuration, awake in dict.fromkeys((item.configuration, item.awake) for item in found):
+    known = dict.fromkeys((item.configuration, item.awake) for item in found)
+    if problem.resident > 1:
+        laid = [(_profiles(configuration), awake) for configuration, awake in known]
+        known |= dict.fromkeys(
+            (configuration, awake)
+            for profiles, awake in dict.fromkeys(laid)
+            for configuration in held_together(problem, profiles)
+        )
+    for configuration, awake in known:
         for item in permitted(problem, objective, configuration):
             yield with_idle_energy(item, problem, objective, awake)
+
+
+def _profiles(configuration: Configuration) -> Profiles:
+    counts = Counter[str]()
+    for group in configuration:
+        counts[group.profile] += group.count
+    return tuple(sorted(counts.items()))

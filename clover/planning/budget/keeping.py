@@ -20,6 +20,7 @@ from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective, held_to
 from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.sharing import measured
 from clover.planning.packing.evaluation import rank
 from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Assignment, Candidate, Plan, State, configuration_of
@@ -37,7 +38,7 @@ def keeping(given: PlanningInput) -> Candidate | None:
         return None
     objective = momentary(state, given.objective)
     configuration = configuration_of(state.running)
-    if any((group.variant, group.profile) not in problem.services for group in configuration):
+    if not measured(problem, configuration):
         return None
     prediction = predicted(problem, configuration, state.routing)
     if prediction is None:

@@ -32,6 +32,7 @@ from clover.planning.cascade.permitted import best_at, drawn_at, moving_j, neare
 from clover.planning.cascade.verify import point_of, verified
 from clover.planning.model.objective import NOISE, held_to
 from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.sharing import measured, variants_of
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Candidate, Configuration, configuration_of
@@ -101,7 +102,7 @@ def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
     """Return what the running configuration permits; nothing if nothing runs, or if it can no longer be planned."""
     state, problem = given.state, given.problem
     running = configuration_of(state.running)
-    if not running or any((group.variant, group.profile) not in problem.services for group in running):
+    if not running or not measured(problem, running):
         return ()
     awake = 0 if problem.spared_w is None else awake_in(problem, state.running)
     return _with_mix(given, running, awake, target)
@@ -111,7 +112,7 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
     """Return what `configuration` permits, and the mix of its variants that reaches the target of this moment."""
     problem, objective = given.problem, given.objective
     found = list(permitted_on(problem, objective, configuration, awake))
-    if len({group.variant for group in configuration}) > 1:
+    if len(variants_of(configuration)) > 1:
         mix = evaluate(problem, held_to(objective, target.accuracy), configuration)
         if mix.feasible:
             found.append(with_idle_energy(mix, problem, objective, awake))

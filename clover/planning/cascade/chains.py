@@ -6,7 +6,8 @@ lanes in a row.  All rows come to the first one; rows that a stage passes on rea
 they come together, and may share a batch again.  `played_ms` simulates that with the kernel that simulates a single
 lane, stage by stage, each with service times of its own.  The part of the rows that ends at each stage is taken from
 the profile and not left to chance: rows that ended at a stage are weighted to it (which halves the error if p95 lies
-near the step between two stages).  `bench.stages` compares this with the router, row by row.
+near the step between two stages).  `bench.stages` compares this with the router, row by row.  On workers that share
+their time between the stages (`planning.model.sharing`) all stages are played at once, in one queue.
 
 **Search.**  The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on
 devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 
@@ -35,13 +36,14 @@ from clover.planning.model.demand import Direct, beside, direct, exchanged, reac
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Lane, Service, lane_of, play
+from clover.planning.model.sharing import SharedPool, is_shared, measured, pool_of, variants_of
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.waits import MARGIN, TICK_MS
 from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routing
 
 Floats = NDArray[np.float64]
-Stages = tuple[tuple[Service, ...], ...]
-"""The workers of each stage."""
+Stages = tuple[tuple[Service, ...], ...] | SharedPool
+"""The workers of each stage, or those that share their time between all stages (or between the variants of a mix)."""
 
 POINTS = 12
 """Points for which a configuration is found, at most."""
@@ -83,6 +85,8 @@ def play_once(
 ) -> tuple[Floats, Floats]:
     """Return latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that
     take no longer than each: the last is 1.  A wait is played a tick of its timer longer than asked for."""
+    if isinstance(stages, SharedPool):
+        return _shared_once(stages, rate, reach, wait_ms, rows, warm_up, seed)
     rng = np.random.default_rng(seed)
     begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
     now_s, going, end = begun_s.copy(), np.arange(len(begun_s)), np.zeros(len(begun_s), np.int8)
@@ -96,7 +100,28 @@ def play_once(
         held_ms = wait_ms + TICK_MS if at == 0 and wait_ms else 0.0
         took_s = play(workers, now_s[going], seed=seed + at, together=at > 0, wait_ms=held_ms)
         now_s[going] = np.round(now_s[going] + took_s, 9)  # rows of a batch end at one instant, to the last digit
-    values, end = (now_s - begun_s)[warm_up:] * 1e3 + stages[0][0].front_ms, end[warm_up:]
+    return _weighted((now_s - begun_s)[warm_up:] * 1e3 + stages[0][0].front_ms, end[warm_up:], reach)
+
+
+def _shared_once(
+    pool: SharedPool, rate: float, reach: Sequence[float], wait_ms: float, rows: int, warm_up: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Return what `play_once` does, of workers that share their time; without `reach` of a mix."""
+    rng = np.random.default_rng(seed)
+    begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
+    held_ms = wait_ms + TICK_MS if wait_ms else 0.0
+    end = np.zeros(len(begun_s), np.int8)
+    going = np.ones(len(begun_s), bool)
+    for at in range(1, len(reach)):
+        going &= rng.random(len(going)) < reach[at] / max(reach[at - 1], 1e-12)
+        end += going
+    outcome = pool.play(begun_s, seed=seed, last=end if reach else None, wait_ms=held_ms, warm_up=warm_up)
+    return _weighted(outcome.latency_s * 1e3 + pool.front_ms, end[warm_up:], reach or (1.0,))
+
+
+def _weighted(values: Floats, end: NDArray[np.int8], reach: Sequence[float]) -> tuple[Floats, Floats]:
+    """Return latencies, ascending, and the share of rows up to each, rows that end at a stage weighted to their part of
+    all."""
     share = np.array(reach) - np.append(reach[1:], 0.0)
     weight = (share / np.maximum(np.bincount(end, minlength=len(share)), 1))[end]
     order = np.argsort(values, kind="stable")
@@ -113,24 +138,30 @@ def evaluate(
     Without `play` p95 is not simulated: it is infinite and does not make the candidate infeasible, and joules are the
     least that a wait may lead to."""
     stages = stages_of(problem, configuration, point)
+    workers = workers_of(problem, configuration, point)
     asked = direct(problem, configuration, objective.max_utilisation)
     reach = reach_of(problem, point, asked)
-    loads = [
-        problem.rate * part / lane.capacity if lane.groups else math.inf
-        for lane, part in zip(stages, reach, strict=True)
-    ]
+    loads = loads_of(workers, stages, problem.rate, reach)
     why, p95_ms, joules = "", math.inf, math.inf
     wait_ms = 0.0
     if max(loads) > objective.max_utilisation:
         at = loads.index(max(loads))
-        why = f"{point.chain[at]} would be at {loads[at]:.0%} of its capacity"
+        named = point.chain[at] if len(loads) == len(point.chain) else " and ".join(point.chain)
+        why = f"{named} would be at {loads[at]:.0%} of its capacity"
     if max(loads) < 1.0:
-        ways = [(energy_j(stages, problem.rate, reach), 0.0)]
+        served = workers if isinstance(workers, SharedPool) else stages
+        ways = [(energy_j(served, problem.rate, reach), 0.0)]
         if problem.objective.waits and not why:
             least_j = HYSTERESIS * objective.base_energy_j
-            ways = worth(stages, problem.rate, reach, objective.slo_ms, least_j) + ways
-        (joules, wait_ms), p95_ms = _first_kept(stages, problem.rate, reach, ways, objective.slo_ms, play=play)
-    if problem.demand:
+            found = worth(stages, problem.rate, reach, objective.slo_ms, least_j)
+            if isinstance(workers, SharedPool):
+                found = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in found]
+            ways = [way for way in found if way[0] <= ways[0][0] - least_j] + ways
+        (joules, wait_ms), p95_ms = _first_kept(workers, problem.rate, reach, ways, objective.slo_ms, play=play)
+    if problem.demand and isinstance(workers, SharedPool):
+        outside = ", ".join(beside(point, asked))
+        why = why or (f"rows ask for the accuracy of {outside}, which is not in the chain" if outside else asked.why)
+    elif problem.demand:
         extra_j, late = _beside(problem, objective, configuration, point, asked)
         joules += extra_j
         why = asked.why or why or late
@@ -175,7 +206,7 @@ def unwaiting(problem: Problem, objective: Objective, candidate: Candidate, poin
 
 
 def _first_kept(
-    stages: Sequence[Lane],
+    workers: Stages,
     rate: float,
     reach: tuple[float, ...],
     ways: Sequence[tuple[float, float]],
@@ -187,7 +218,6 @@ def _first_kept(
     p95; without `play` the first of all."""
     if not play:
         return ways[0], math.inf
-    workers = tuple(lane.workers for lane in stages)
     for way in ways:
         p95_ms = float(np.quantile(played_ms(workers, rate, reach, way[1]), _MISS))
         if p95_ms <= (1.0 - MARGIN) * slo_ms:
@@ -197,17 +227,32 @@ def _first_kept(
 
 def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> list[Lane]:
     """Return the stages of `point` as lanes, on a configuration that has the variants of its chain; one without workers
-    has no groups."""
+    has no groups.  A worker that shares its time counts as one in the lane of each of its variants."""
     groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
     for group in configuration:
-        if group.variant in groups:
-            groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
+        for variant in groups.keys() & set(group.variants):
+            groups[variant].append((problem.services[variant, group.profile], group.count))
     return [lane_of(tuple(members)) for members in groups.values()]
+
+
+def workers_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> Stages:
+    """Return the workers of the stages of `point`, one by one, or as a pool if any share their time between stages."""
+    if is_shared(configuration) and len(point.chain) > 1:
+        return pool_of(problem, configuration, point.chain)
+    return tuple(lane.workers for lane in stages_of(problem, configuration, point))
+
+
+def loads_of(workers: Stages, stages: Sequence[Lane], rate: float, reach: Sequence[float]) -> list[float]:
+    """Return the load of each stage at `rate` rows a second over its capacity, or the one load of workers that share
+    their time."""
+    if isinstance(workers, SharedPool):
+        return [workers.utilisation([rate * part for part in reach])]
+    return [rate * part / own.capacity if own.groups else math.inf for own, part in zip(stages, reach, strict=True)]
 
 
 def routing_of(point: ChainPoint, configuration: Configuration, wait_ms: float = 0.0) -> Routing:
     """Return how rows follow `point`; a variant alone needs no chain, and variants on standby get no rows."""
-    by = {group.variant: 0.0 for group in configuration} | ends_of(point)
+    by = dict.fromkeys(sorted(variants_of(configuration)), 0.0) | ends_of(point)
     chained = len(point.chain) > 1
     return Routing(
         shares=by,
@@ -234,6 +279,7 @@ def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoin
     best first."""
     least = {variant: min(problem.energies(variant), default=math.inf) for variant in problem.variants}
     room = sum(max(map(len, device.layouts), default=0) for device in problem.devices)  # every stage needs a worker
+    room = max(room, problem.resident)  # or its place in one
     found = []
     for point in points:
         if not 2 <= len(point.chain) <= room or point.accuracy < objective.cascade_floor:
@@ -261,7 +307,7 @@ def best_chains(
     that is all there is, the best is found for certain."""
     ranked = promising(problem, objective, points)
     found: list[Candidate] = []
-    if running is not None and all((group.variant, group.profile) in problem.services for group in running):
+    if running is not None and measured(problem, running):
         found = on_configuration(replace(problem, points=tuple(points)), objective, running)
     good = [candidate for candidate in found if candidate.feasible]
     if space:
@@ -297,10 +343,9 @@ def _best_of(
     until none that is left could be one of the few.  Several, as one may not be verified."""
     weighed = []
     for configuration in space:
-        variants = {group.variant for group in configuration}
         apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
         for point in points:
-            if variants - apart <= set(point.chain) <= variants:
+            if _suits(configuration, point, apart):
                 seen = evaluate(problem, objective, configuration, point, play=False)
                 if seen.feasible and seen.score > beat:
                     weighed.append((seen.score, configuration, point))
@@ -317,13 +362,19 @@ def _best_of(
 
 def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
     """Return what every promising point does on a configuration of the variants of its chain."""
-    variants = {group.variant for group in configuration}
     apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
     return [
         evaluate(problem, objective, configuration, point)
         for _, point in promising(problem, objective, problem.points)
-        if variants - apart <= set(point.chain) <= variants
+        if _suits(configuration, point, apart)
     ]
+
+
+def _suits(configuration: Configuration, point: ChainPoint, apart: Set[str]) -> bool:
+    """Return whether `configuration` has the variants of the chain and none without rows but those `apart`, which rows
+    ask for, and those of workers that have others."""
+    variants, chain = variants_of(configuration), set(point.chain)
+    return chain <= variants and (variants - apart <= chain or is_shared(configuration))
 
 
 def _configurations(problem: Problem, objective: Objective, point: ChainPoint, seed: int) -> Iterator[Candidate]:

@@ -26,6 +26,7 @@ from clover.planning.cascade.chains import evaluate
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
+from clover.planning.model.sharing import may_share, variants_of
 from clover.planning.packing.formulation import SWITCH_S
 from clover.types import Candidate, ChainPoint, Configuration
 
@@ -67,7 +68,7 @@ def joint(problem: Problem, objective: Objective, configurations: Iterable[Confi
 
 def points_on(problem: Problem, configuration: Configuration) -> Iterator[ChainPoint]:
     """Yield the problem's cascades that `configuration` has all variants of, and each of its variants alone."""
-    variants = {group.variant for group in configuration}
+    variants = variants_of(configuration)
     yield from (point for point in problem.points if len(point.chain) > 1 and variants.issuperset(point.chain))
     yield from (alone(problem, variant) for variant in sorted(variants))
 
@@ -95,11 +96,19 @@ def drawn_at(candidate: Candidate) -> FrontierPoint:
 
 def moving_j(problem: Problem, running: Configuration, target: Configuration, switch_s: float = SWITCH_S) -> float:
     """Return joules it takes to go from `running` to `target` if a worker takes `switch_s` seconds to start: workers
-    that both have may stay."""
-    here = Counter({(group.variant, group.profile): group.count for group in running})
-    started = Counter({(group.variant, group.profile): group.count for group in target}) - here
-    watts = {key: problem.services[key].least_energy_j * problem.services[key].capacity() for key in started}
-    return switch_s * sum(count * watts[key] for key, count in started.items())
+    that both have may stay, and one that holds the variants of another on its profile becomes it at no cost."""
+    here = Counter({(group.variants, group.profile): group.count for group in running})
+    goes = here - Counter({(group.variants, group.profile): group.count for group in target})
+    started = Counter({(group.variants, group.profile): group.count for group in target}) - here
+    joules = 0.0
+    for (variants, profile), count in started.items():
+        for (other, place), spare in goes.items():
+            if place == profile and spare and may_share(problem, sorted({*variants, *other}), profile):
+                taken = min(count, spare)
+                count, goes[other, place] = count - taken, spare - taken
+        services = [problem.services[variant, profile] for variant in variants]
+        joules += count * max(service.least_energy_j * service.capacity() for service in services)
+    return switch_s * joules
 
 
 def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:

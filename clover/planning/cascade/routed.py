@@ -9,13 +9,14 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from clover.planning.cascade.chains import played_ms, stages_of, wait_of
+from clover.planning.cascade.chains import loads_of, played_ms, stages_of, wait_of, workers_of
 from clover.planning.cascade.permitted import alone
 from clover.planning.cascade.waits import energy_j
 from clover.planning.model.demand import direct, reach_of
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
-from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of, predict
+from clover.planning.model.sharing import SharedPool, is_shared, pool_of, variants_of
+from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of, predict, predict_shared
 from clover.planning.packing.waits import as_batched
 from clover.types import ChainPoint, Configuration, Prediction, Routing
 
@@ -35,10 +36,14 @@ def predicted(problem: Problem, configuration: Configuration, routing: Routing) 
         if at is None:
             return None
         return _chained(problem, configuration, problem.points[at], wait_of(routing.chain, routing))
-    lanes = lanes_of(problem, configuration)
     shares = _of_all(problem, configuration, routing)
     if not shares:
         return None
+    if is_shared(configuration):
+        dealt = {variant: share for variant, share in shares.items() if share > 0.0}
+        accuracy = [problem.accuracy[variant] for variant in dealt]
+        return predict_shared(problem, pool_of(problem, configuration, tuple(dealt)), accuracy, tuple(dealt.values()))
+    lanes = lanes_of(problem, configuration)
     routing = msgspec.structs.replace(routing, shares=shares)
     plain = predict(problem, lanes, tuple(shares.get(variant, 0.0) for variant in lanes.variants))
     if not (routing.wait_ms or routing.largest) or plain.p95_ms >= UNBOUNDED_MS:
@@ -52,7 +57,7 @@ def predicted(problem: Problem, configuration: Configuration, routing: Routing) 
 def _of_all(problem: Problem, configuration: Configuration, routing: Routing) -> dict[str, float]:
     """Return the shares of all rows: those that ask for an accuracy go straight to their variant, and the routing's
     shares are of the others.  Empty if no variant of the configuration has a share."""
-    variants = {group.variant for group in configuration}
+    variants = sorted(variants_of(configuration))
     total = sum(routing.shares.get(variant, 0.0) for variant in variants)
     if total <= 0.0:
         return {}
@@ -67,14 +72,14 @@ def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, 
     if not all(lane.groups for lane in stages):
         return None
     reach = reach_of(problem, point, direct(problem, configuration, 1.0))
-    reached = list(zip(stages, reach, strict=True))
-    load = max(problem.rate * part / lane.capacity for lane, part in reached)
+    workers = workers_of(problem, configuration, point)
+    load = max(loads_of(workers, stages, problem.rate, reach))
     if load >= 1.0:
+        reached = zip(stages, reach, strict=True)
         p95_ms, joules = UNBOUNDED_MS, sum(part * lane.least_energy_j() for lane, part in reached)
     else:
-        workers = tuple(lane.workers for lane in stages)
         p95_ms = float(np.quantile(played_ms(workers, problem.rate, reach, wait_ms), _QUANTILE))
-        joules = energy_j(stages, problem.rate, reach, wait_ms)
+        joules = energy_j(workers if isinstance(workers, SharedPool) else stages, problem.rate, reach, wait_ms)
     return Prediction(p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(load, 1e9))
 
 

@@ -1,4 +1,4 @@
-"""Verify a cascade before it is applied: a longer simulation of what its plan predicts.
+"""Verify a cascade, or a mix on shared workers, before it is applied: a longer simulation of what its plan predicts.
 
 The p95 by which cascades are compared comes from one short play (`chains.played_ms`).  Mostly it is within 2 % of what
 many such plays say, but not always: under a high load rows that are late come in clusters, of which a short play sees
@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import msgspec
 import numpy as np
 
-from clover.planning.cascade.chains import Floats, Stages, play_once, stages_of, unwaiting, wait_of
+from clover.planning.cascade.chains import Floats, Stages, play_once, unwaiting, wait_of, workers_of
 from clover.planning.model.demand import direct, reach_of
 from clover.planning.model.intervals import half_width, keeps, within
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem
+from clover.planning.model.sharing import pool_of
 from clover.types import Candidate, ChainPoint
 
 APART = 0.08
@@ -80,7 +81,7 @@ def verify(
     wanted = REPLICATIONS
     while True:
         for number in range(len(plays), wanted):
-            seed = _SEED + len(stages) * number  # a play takes a seed a stage
+            seed = _SEED + max(len(reach), 1) * number  # a play takes a seed a stage
             plays.append(play_once(stages, rate, reach, wait_ms, rows=ROWS, warm_up=_WARM_UP, seed=seed))
         played_ms, half_width_ms = _p95(plays)
         above = [_late(play, slo_ms) for play in plays]
@@ -104,8 +105,8 @@ def verify(
 
 
 def verified(problem: Problem, objective: Objective, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return `candidates` (cascades, the best first), those that verification rejects marked infeasible with the
-    reason.
+    """Return `candidates` (cascades, and mixes on shared workers, the best first), those that verification rejects
+    marked infeasible with the reason.
 
     As many are verified as may be chosen: from the best down to the first that is accepted, and those within the margin
     of it.  One whose wait is rejected is tried without it.
@@ -118,7 +119,8 @@ def verified(problem: Problem, objective: Objective, candidates: Sequence[Candid
         if candidate.feasible and candidate.score >= least:
             why = _judged(problem, objective, candidate).why
             if why:
-                other = unwaiting(problem, objective, candidate, point_of(problem, candidate))
+                chained = len(candidate.routing.chain) > 1
+                other = unwaiting(problem, objective, candidate, point_of(problem, candidate)) if chained else None
                 candidate = msgspec.structs.replace(candidate, feasible=False, why=f"rejected by verification: {why}")
                 if other is not None:
                     left.insert(sum(item.score > other.score for item in left), other)
@@ -129,9 +131,15 @@ def verified(problem: Problem, objective: Objective, candidates: Sequence[Candid
 
 
 def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> CascadeVerdict:
+    prediction, shares = candidate.prediction, candidate.routing.shares
+    if not candidate.routing.chain:
+        dealt = tuple(variant for variant, share in shares.items() if share > 0.0)
+        pool = replace(
+            pool_of(problem, candidate.configuration, dealt), shares=tuple(shares[variant] for variant in dealt)
+        )
+        return verify(pool, problem.rate, (), p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
     point = point_of(problem, candidate)
-    stages = tuple(lane.workers for lane in stages_of(problem, candidate.configuration, point))
-    prediction = candidate.prediction
+    stages = workers_of(problem, candidate.configuration, point)
     wait_ms = wait_of(point.chain, candidate.routing)
     asked = direct(problem, candidate.configuration, objective.max_utilisation)
     reach = reach_of(problem, point, asked)

@@ -23,6 +23,7 @@ import math
 from collections.abc import Sequence
 
 from clover.planning.model.queueing import Lane
+from clover.planning.model.sharing import SharedPool
 from clover.planning.packing.waits import MORE, SLOW, TICK_MS, longest_ms
 
 _PARTS = (0.25, 0.5, 1.0)
@@ -30,9 +31,13 @@ _STEP_MS = 0.5  # so that a rate that moves a little asks for the same wait, who
 _ROOM = 0.65  # of the SLO, in which a wait and the batches of all stages must end
 
 
-def energy_j(lanes: Sequence[Lane], rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:
-    """Return joules above idle of a row, over all stages it is asked of.  Rows are taken to come to later stages one by
-    one; those that waited together may be passed on together, and cost less than this says."""
+def energy_j(lanes: Sequence[Lane] | SharedPool, rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:
+    """Return joules above idle of a row, over all stages it is asked of: lanes, or one pool of workers that share their
+    time.  Rows are taken to come to later stages one by one; those that waited together may be passed on together, and
+    cost less than this says."""
+    if isinstance(lanes, SharedPool):
+        joules = lanes.joules([rate * part for part in reach], wait_ms)
+        return sum(part * own for part, own in zip(reach, joules, strict=True))
     first = lanes[0].energy_j(rate * reach[0], wait_ms=wait_ms) * reach[0]
     return first + sum(part * lane.energy_j(rate * part) for lane, part in zip(lanes[1:], reach[1:], strict=True))
 

@@ -46,17 +46,22 @@ def direct(problem: Problem, configuration: Configuration, max_utilisation: floa
         return NONE
     capacities: dict[str, float] = {}
     joules: dict[str, float] = {}
+    beside: dict[str, set[str]] = {}
     for group in configuration:
-        service = problem.services[group.variant, group.profile]
-        capacities[group.variant] = capacities.get(group.variant, 0.0) + group.count * service.capacity()
-        joules[group.variant] = min(joules.get(group.variant, math.inf), service.least_energy_j)
+        for variant in group.variants:
+            service = problem.services[variant, group.profile]
+            capacities[variant] = capacities.get(variant, 0.0) + group.count * service.capacity()
+            joules[variant] = min(joules.get(variant, math.inf), service.least_energy_j)
+            beside.setdefault(variant, set()).update(other for other in group.variants if other != variant)
     rates: dict[str, float] = {}
     why = ""
     for asked in sorted(problem.demand, key=lambda item: -item.accuracy):
         able = [variant for variant in capacities if problem.accuracy[variant] >= asked.accuracy - _EPSILON]
         left = min(asked.rate, problem.rate - sum(rates.values()))
         for variant in sorted(able, key=lambda name: (joules[name], name)):
-            part = max(0.0, min(left, max_utilisation * capacities[variant] - rates.get(variant, 0.0)))
+            taken = sum(rates.get(other, 0.0) / capacities[other] for other in beside[variant])
+            room = (max_utilisation - taken) * capacities[variant] - rates.get(variant, 0.0)
+            part = max(0.0, min(left, room))
             if part > 0.0:
                 rates[variant] = rates.get(variant, 0.0) + part
                 left -= part

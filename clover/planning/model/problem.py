@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import msgspec
@@ -64,6 +64,12 @@ class Problem:
     """Cascades that may be planned, from the profile."""
     demand: tuple[Demand, ...] = ()
     """Rows that ask for an accuracy of their own (`demand`)."""
+    resident: int = 1
+    """The most variants that a worker holds."""
+    held_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """What a variant takes of its worker's memory on a profile, as far as it is known."""
+    resident_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What a worker has for its variants together, by profile; absent: not known."""
 
     def __hash__(self) -> int:
         return self._hash
@@ -148,6 +154,17 @@ def problem_of(state: State) -> Problem:
         devices=state.devices,
         points=profile.cascade.points if state.objective.cascade and profile.cascade is not None else (),
         demand=state.demand,
+        resident=state.resident,
+        held_bytes={
+            (item.variant, item.profile): item.weights_bytes + item.peak_bytes
+            for item in profile.memory
+            if profile.backend.get(item.variant) == item.backend
+        },
+        resident_bytes={
+            name: max(1, room - profile.context_bytes.get(name, 0))
+            for name, room in state.resident_bytes.items()
+            if room
+        },
     )
 
 

@@ -10,10 +10,15 @@ A configuration is looked at in up to three steps, each more expensive and with 
 In a searched plan each lane gets at least `LEAST_PART` of the rows that its workers would get if all rows were dealt to
 all workers alike.  Without that rule a machine fills with standby workers, which hold memory, serve nothing, and (by
 sending all rows through one worker in long batches) even look frugal.
+
+Workers that share their time between variants (`planning.model.sharing`) need no such rule: a variant without rows
+takes memory there, and no worker.  `settled_mix` finds their shares for each two of the variants, which is all that an
+objective that is linear in the shares asks for, and `evaluate` moves them until p95 is met, as above.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +28,7 @@ from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Lane, Service, lane_of, latencies_ms, mixture_p95_ms
 from clover.planning.model.shares import Mix, MixProblem, balanced_mix, within_p95
+from clover.planning.model.sharing import SharedPool, is_shared, pool_of, variants_of
 from clover.types import Candidate, Configuration, Prediction, Routing
 
 LEAST_PART = 0.2
@@ -190,6 +196,8 @@ def evaluate(
     Shares that cannot score more than `beat` are not tried; every simulation of p95 is counted in `spending`.
     """
     budget = spending or P95Budget()
+    if is_shared(configuration):
+        return _shared(problem, objective, configuration, beat, budget)
     settled = settle(problem, objective, configuration, standby=standby)
     lanes, why = settled.lanes, settled.short
 
@@ -209,6 +217,162 @@ def evaluate(
     return Candidate(
         configuration=configuration,
         routing=Routing(shares={v: round(share, 6) for v, share in zip(lanes.variants, mix, strict=True)}),
+        prediction=prediction,
+        score=objective.score(prediction.accuracy, prediction.energy_j_per_row),
+        feasible=not why,
+        why=why,
+    )
+
+
+# --- workers that share their time between variants -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SharedMix:
+    """A configuration with shared workers and its best shares of two of its variants (`mix`), p95 left out: its
+    `problem` of shares, the shares of the least load (`lightest`), and why the limits cannot be kept (empty: they
+    can)."""
+
+    pair: tuple[str, ...]
+    pool: SharedPool
+    mixing: MixProblem
+    mix: Mix
+    lightest: Mix
+    why: str
+
+    @property
+    def score(self) -> float:
+        """The score, if p95 asks for no other shares."""
+        return self.mixing.gain(self.mix)
+
+
+def settled_mix(problem: Problem, objective: Objective, configuration: Configuration) -> SharedMix:
+    """Return the best mix of two variants of `configuration`, p95 left out; one that keeps the limits, if there is
+    any, else the one of the least load.  KeyError if a variant was not measured."""
+    names = sorted(variants_of(configuration))
+    pairs: list[tuple[str, ...]] = [*itertools.combinations(names, 2)] or [(names[0],)]
+    found = [_settled_pair(problem, objective, configuration, pair) for pair in pairs]
+    return min(found, key=lambda own: (bool(own.why), -own.score if not own.why else _load(problem, own)))
+
+
+def _load(problem: Problem, own: SharedMix) -> float:
+    return own.pool.utilisation([problem.rate * share for share in own.mix])
+
+
+def _settled_pair(
+    problem: Problem, objective: Objective, configuration: Configuration, pair: tuple[str, ...]
+) -> SharedMix:
+    pool = pool_of(problem, configuration, pair)
+    accuracy = [problem.accuracy[variant] for variant in pair]
+    asked = direct(problem, configuration, objective.max_utilisation)
+    why = asked.why
+    if outside := [variant for variant, rate in asked.rates.items() if rate > 0.0 and variant not in pair]:
+        why = why or f"rows ask for the accuracy of {', '.join(outside)}"
+    least = [asked.rates.get(variant, 0.0) / problem.rate for variant in pair]
+    floor = objective.planned_floor
+    if max(accuracy) < floor - 1e-9:
+        why = why or f"accuracy {max(accuracy):.2f} % is below {objective.floor_text}"
+        floor = max(accuracy)
+    limits = [
+        min(1.0, objective.max_utilisation * full / problem.rate, LATE / max(_late(pool, lane, objective), LATE))
+        for lane, full in enumerate(pool.capacities)
+    ]
+    if len(pair) == 2:
+        limits = _jointly(limits, [problem.rate / full for full in pool.capacities], objective.max_utilisation)
+    gains = [
+        objective.gain(own, min(s.least_energy_j for k in pool.kinds if (s := k.services[lane]) is not None))
+        for lane, own in enumerate(accuracy)
+    ]
+    mixing = MixProblem(gains, accuracy, limits, least, floor)
+    lightest = _lightest(pool.capacities, accuracy, least, floor)
+    mix = mixing.best()
+    for _ in range(_REREAD):  # the joules of a row depend on the shares found
+        if mix is None:
+            break
+        joules = pool.joules([problem.rate * max(share, 0.02) for share in mix])
+        mixing = replace(mixing, gains=[objective.gain(own, j) for own, j in zip(accuracy, joules, strict=True)])
+        following = mixing.best()
+        if following == mix:
+            break
+        mix = following
+    if mix is None:
+        load = pool.utilisation([problem.rate * share for share in lightest])
+        over = f"utilisation {load:.2f} exceeds {objective.max_utilisation:.2f} at {problem.rate:.1f} rows/s"
+        late = f"rows of {' or '.join(pair)} take longer than the SLO of {objective.slo_ms:.2f} ms by themselves"
+        why = why or (over if load > objective.max_utilisation else late)
+    return SharedMix(pair, pool, mixing, lightest if mix is None else mix, lightest, why)
+
+
+def _jointly(limits: Sequence[float], loads: Sequence[float], most: float) -> list[float]:
+    """Return the largest shares of two lanes whose rows take `loads` of the time of the same workers each, if all rows
+    were its own: below that, whatever is left to the other lane, no more than `most` of it is taken."""
+    slow, fast = (0, 1) if loads[0] > loads[1] else (1, 0)
+    found = list(limits)
+    if loads[slow] > most:
+        room = (most - loads[fast]) / max(loads[slow] - loads[fast], 1e-12)
+        found[slow] = max(0.0, min(found[slow], room))
+    return found
+
+
+def _lightest(capacities: Sequence[float], accuracy: Sequence[float], least: Sequence[float], floor: float) -> Mix:
+    """Return the shares of two lanes (or one) of the least load that reach the floor."""
+    if len(capacities) == 1:
+        return (1.0,)
+    fast, slow = (0, 1) if capacities[0] >= capacities[1] else (1, 0)
+    part = 1.0
+    if accuracy[fast] < floor - 1e-9:
+        part = max(0.0, (accuracy[slow] - floor) / (accuracy[slow] - accuracy[fast]))
+    part = max(min(part, 1.0 - least[slow]), min(least[fast], 1.0))
+    return (part, 1.0 - part) if fast == 0 else (1.0 - part, part)
+
+
+def _late(pool: SharedPool, lane: int, objective: Objective) -> float:
+    """Return a share of the lane's rows that takes longer than the SLO in any case."""
+    groups = [(service, k.count) for k in pool.kinds if (service := k.services[lane]) is not None]
+    return lane_of(tuple(groups)).late(objective.slo_ms)
+
+
+def predict_shared(problem: Problem, pool: SharedPool, accuracy: Sequence[float], mix: Mix) -> Prediction:
+    """Return what the model expects of these shares of the lanes of `pool`; p95 `UNBOUNDED_MS` if it is overloaded."""
+    rates = [problem.rate * share for share in mix]
+    load = pool.utilisation(rates)
+    return Prediction(
+        p95_ms=_shared_p95_ms(problem, pool, mix),
+        accuracy=sum(share * own for share, own in zip(mix, accuracy, strict=True)),
+        energy_j_per_row=sum(share * joules for share, joules in zip(mix, pool.joules(rates), strict=True)),
+        utilisation=min(load, 1e9),
+    )
+
+
+def _shared_p95_ms(problem: Problem, pool: SharedPool, mix: Mix) -> float:
+    if pool.utilisation([problem.rate * share for share in mix]) >= 0.999:
+        return UNBOUNDED_MS
+    return min(UNBOUNDED_MS, mixture_p95_ms([(1.0, replace(pool, shares=tuple(mix)).latencies_ms(problem.rate))]))
+
+
+def _shared(
+    problem: Problem, objective: Objective, configuration: Configuration, beat: float, budget: P95Budget
+) -> Candidate:
+    own = settled_mix(problem, objective, configuration)
+    mix, why = own.mix, own.why
+
+    def p95(shares: Mix) -> float:
+        budget.spent += 1
+        return _shared_p95_ms(problem, own.pool, shares)
+
+    if not why:
+        mix, met = within_p95(own.mixing, own.mix, own.lightest, p95, objective.slo_ms, beat)
+        if not met:
+            late_ms = _shared_p95_ms(problem, own.pool, mix)
+            why = f"p95 {late_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
+    prediction = predict_shared(problem, own.pool, own.mixing.accuracy, mix)
+    if not why and prediction.utilisation > objective.max_utilisation + 1e-6:  # of unlike workers
+        why = f"utilisation {prediction.utilisation:.2f} exceeds {objective.max_utilisation:.2f}"
+    shares = dict.fromkeys(sorted(variants_of(configuration)), 0.0)
+    shares |= {variant: round(share, 6) for variant, share in zip(own.pair, mix, strict=True)}
+    return Candidate(
+        configuration=configuration,
+        routing=Routing(shares=shares),
         prediction=prediction,
         score=objective.score(prediction.accuracy, prediction.energy_j_per_row),
         feasible=not why,

@@ -38,6 +38,7 @@ from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Floats, Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
+from clover.planning.model.sharing import is_shared
 from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.types import Candidate, Configuration, Prediction, Routing
 
@@ -97,6 +98,8 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
     """
     before, routing = candidate.prediction, candidate.routing
     if routing.wait_ms or routing.largest or before.utilisation > objective.max_utilisation + _EPSILON:
+        return candidate
+    if is_shared(candidate.configuration):  # mixes on shared workers do not wait
         return candidate
     dealt = _dealt(problem, candidate.configuration, routing)
     if not dealt or any(own.rate >= 0.999 * own.lane.capacity for own in dealt):

@@ -26,11 +26,13 @@ from clover.planning.cascade.verify import verified
 from clover.planning.model.demand import exchanged
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem, best_whole, fitting
+from clover.planning.model.sharing import measured
 from clover.planning.packing.enumerate import configurations_of, kinds_of
 from clover.planning.packing.evaluation import P95Budget, evaluate
 from clover.planning.packing.exhaustive import ALTERNATIVES, SearchResult, chosen, least_bad, search
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.waits import tuned
+from clover.planning.search.shared import best_shared
 from clover.types import Assignment, Candidate, Configuration, configuration_of
 
 EXACT = 300
@@ -71,17 +73,23 @@ def best_found(
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; if there are many, those that it has in common with what runs stand for them.  PlanError if no layout of
     the devices can run the family at all.  Cascades are weighed beside them if the problem has any; one that
-    `planning.cascade.verify` rejects is not taken.  If rows may wait, that is weighed of both.
+    `planning.cascade.verify` rejects is not taken.  If rows may wait, that is weighed of both.  Workers that share
+    their time are weighed beside all of these if a worker may hold several variants (`planning.search.shared`).
     """
     found = _mixed(problem, objective, running, kept, seed)
-    if not problem.points:
+    if not problem.points and problem.resident < 2:
         return found
     now = configuration_of(tuple(running)) if running else None
     mix = tuned(problem, objective, found.best) if problem.objective.waits else found.best
     beat = mix.score if mix.feasible else -math.inf
-    space = every(problem, JOINT) or ()
-    more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed, space=space)
-    more = verified(problem, objective, more)
+    more: list[Candidate] = []
+    if problem.points:
+        space = every(problem, JOINT) or ()
+        more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed, space=space)
+        more = verified(problem, objective, more)
+    if problem.resident > 1:
+        beat = max([beat, *(candidate.score for candidate in more if candidate.feasible)])
+        more += best_shared(problem, objective, beat=beat, running=now)
     if now is not None and kept is None:
         kept = _alike(now)
     best, ranked = chosen([*found.candidates, mix, *more], objective, running=now, kept=kept)
@@ -94,7 +102,7 @@ def _mixed(
 ) -> SearchResult:
     """Return the best candidate whose rows are dealt to variants by shares."""
     now = configuration_of(tuple(running)) if running else None
-    if now is not None and any((group.variant, group.profile) not in problem.services for group in now):
+    if now is not None and not measured(problem, now):
         now = None
     space = every(problem)
     if space is None:
@@ -106,10 +114,10 @@ def _mixed(
 
 def _alike(running: Configuration) -> Kept:
     """Return how many workers a configuration has in common with `running`: as many may stay, if the layouts agree."""
-    counts = {(group.variant, group.profile): group.count for group in running}
+    counts = {(group.variants, group.profile): group.count for group in running}
 
     def kept(configuration: Configuration) -> int:
-        return sum(min(group.count, counts.get((group.variant, group.profile), 0)) for group in configuration)
+        return sum(min(group.count, counts.get((group.variants, group.profile), 0)) for group in configuration)
 
     return kept
 

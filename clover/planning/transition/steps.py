@@ -90,7 +90,13 @@ def plan_transition(
 
     held = resident or (lambda item: False)
     allowed = beside or (lambda one, other: True)
-    jobs = jobs_of(running, target, devices, lambda one, other: held(other) or allowed(one, other))
+    alone = {device.device for device in devices if device.one_process}
+    jobs = jobs_of(
+        running,
+        target,
+        devices,
+        lambda one, other: held(other) or (other.placement.device not in alone and allowed(one, other)),
+    )
     before, after = (placed(items, counted) for items in (running, target))
     start, end = sum(before.values()), sum(after.values())
     limit = min(start, end) if math.isinf(floor) else min(start, end, round(floor * UNITS))

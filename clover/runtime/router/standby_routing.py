@@ -45,11 +45,13 @@ class StandbyRouting:
         if self._relief.active:
             self._lanes.begin_relief(self.standby.entries, self.standby.lane)
 
-    def forget(self, worker: WorkerHandle) -> None:
-        """Remove a worker that is gone, or leaves, from the standby workers."""
+    def forget(self, worker: WorkerHandle, lane: int = -1) -> None:
+        """Remove a worker that is gone, or leaves `lane` (-1: all), from the standby workers."""
         standby = self.standby
-        if standby is not None and any(entry[0] is worker for entry in standby.entries):
-            left = tuple(entry for entry in standby.entries if entry[0] is not worker)
+        if standby is None:
+            return
+        left = tuple(entry for entry in standby.entries if entry[0] is not worker or lane not in (-1, entry[1]))
+        if len(left) < len(standby.entries):
             self.standby = replace(standby, entries=left) if left else None
             if not left and self._relief.active:
                 self._relief.active = False

@@ -23,8 +23,9 @@ from clover.errors import PlanError, WorkerError
 from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
-from clover.runtime.workers.holdings import held_bytes, holds, learn
-from clover.runtime.workers.members import FleetWorker, Member, Members
+from clover.runtime.workers.holdings import held_bytes, learn
+from clover.runtime.workers.member import FleetWorker, Member
+from clover.runtime.workers.members import Members, holds
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
 from clover.runtime.workers.step_times import StepTimes
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
@@ -82,7 +83,7 @@ class FamilyFleet:
         member = spawned.get(assignment)
         if member is not None and member.standby:
             if member.ready:
-                member.standby = False
+                member.plan()
                 self.standby_crew.report()
                 return
             await self.members.end(assignment)
@@ -168,10 +169,12 @@ class FamilyFleet:
         figures = self.router.observe()
         spawned = self.members.spawned.values()
         members = [member for member in spawned if not member.standby]
-        figures["workers"] = float(sum(member.ready for member in members))
-        figures["restarting"] = float(sum(not member.ready for member in members))
+        # Members that share a worker are one; so are those that wait for one together.
+        figures["workers"] = float(len({id(member.worker) for member in members if member.ready}))
+        figures["restarting"] = float(len({id(member.respawn or member) for member in members if not member.ready}))
         if self.standby_crew.chooser is not None:
-            figures["relief_workers"] = float(sum(member.ready for member in spawned if member.standby))
+            relief = [member for member in spawned if member.standby and not member.background]
+            figures["relief_workers"] = float(sum(member.ready for member in relief))
         figures["restarts"] = float(self.restarts)
         return figures
 
@@ -294,15 +297,27 @@ class FamilyFleet:
         self.standby_crew.tend()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return every member for people: where, what, which process, in which state."""
-        routed = set(self.routed)
-        now_ns = self._clock()
-        leaving = self.members.leaving
-        return [self._described(member, member in leaving, routed, now_ns) for member in self.members.all()]
+        """Return every worker for people, and every member without one: where, what, which process, in which state.
+        Members that share a worker are one entry, by the first that is routed."""
+        shared: dict[int, list[Member]] = {}
+        for member in self.members.all():
+            shared.setdefault(id(member.worker or member), []).append(member)
+        return [self._described(members) for members in shared.values()]
 
-    def _described(self, member: Member, leaving: bool, routed: set[Assignment], now_ns: int) -> dict[str, Any]:
-        """Return one member for people."""
-        item, worker = member.assignment, member.worker
+    def _described(self, members: list[Member]) -> dict[str, Any]:
+        """Return one worker for people; its `variants` are those of `members`, which share it."""
+        gone, routed = self.members.leaving, set(self.routed)
+
+        def rank(member: Member) -> tuple[bool, bool, bool]:
+            return member in gone, member.assignment not in routed, member.standby
+
+        members = sorted(members, key=rank)
+        member = members[0]
+        item, worker, leaving = member.assignment, member.worker, member in gone
+        meters = [one.meter for one in members if one.meter is not None]
+        ready_ns = self._clock() - min(one.ready_ns for one in members)
+        lanes = self.members.lanes
+        names = sorted({one.assignment.variant for one in members if one in gone or not one.standby}, key=lanes.get)
         return {
             "placement": item.placement.id,
             "device": item.placement.device,
@@ -310,15 +325,17 @@ class FamilyFleet:
             "start": item.placement.start,
             "size": item.placement.size,
             "variant": item.variant,
+            "variants": names or [item.variant],
+            "resident": sorted(worker.resident, key=lanes.get) if worker is not None else [],
             "backend": item.backend,
             "pid": worker.pid if worker is not None else None,
             "state": member.state(leaving=leaving),
             "routed": item in routed and not leaving,
-            "restarts": member.restarts,
-            "rows": member.meter.rows if member.meter is not None else 0,
-            "busy_s": round(member.meter.busy_ns / 1e9, 3) if member.meter is not None else 0.0,
+            "restarts": max(one.restarts for one in members),
+            "rows": sum(meter.rows for meter in meters),
+            "busy_s": round(sum(meter.busy_ns for meter in meters) / 1e9, 3),
             "overruns": worker.overruns if worker is not None else 0,
-            "ready_s": round((now_ns - member.ready_ns) / 1e9, 3) if worker is not None else 0.0,
+            "ready_s": round(ready_ns / 1e9, 3) if worker is not None else 0.0,
         }
 
     async def stop(self) -> None:

@@ -18,8 +18,8 @@ class StandbyPolicy:
     All standby workers have one variant: the one that `relief` names, or (`auto`) the most accurate with which the
     slices serve `RELIEF_TIMES` the rows that they serve now, else the one with which they serve most.  A slice gets a
     standby worker if the variant was measured on its shape, a more expensive one works there, and both fit into its
-    memory.  `slo_ms` returns the present p95 target, 0 for none; `fits` says whether memory holds a standby worker
-    beside a worker (always, if it is left out).  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
+    memory.  `slo_ms` returns the present p95 target, 0 for none; `fits` says whether a standby worker may be beside a
+    worker (always, if it is left out).  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class StandbyPolicy:
                 standby = msgspec.structs.replace(item, variant=variant, backend=backend)
                 if self._may_stand(item, standby):
                     found[item.placement.id] = standby
-        return tuple(found.values())
+        return tuple(item for item in found.values() if item not in routed)
 
     def _may_stand(self, item: Assignment, standby: Assignment) -> bool:
         """Return whether memory holds `standby` beside the worker of `item`, or did when that was asked first."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from clover.accounting import Account
@@ -22,12 +20,10 @@ from clover.devices import emulated
 from clover.errors import DeviceError, WorkerError, WorkerLostInStart
 from clover.families import load_family
 from clover.interfaces import Device
-from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.types import Assignment, DeviceShape, FamilyProfile, LatencyMeasurement, Placement
-from clover.worker import frames, pinned
-from clover.worker.batches import Batches
+from clover.worker import frames
 from clover.worker.pacing import Pace
 from tests.support import profiles_fixture
 
@@ -279,59 +275,6 @@ def test_workers_take_turns_to_start_and_their_time_starts_with_them(monkeypatch
             os.close(fd)
 
     asyncio.run(main())
-
-
-# --- page-locked memory -----------------------------------------------------------------------------------------------
-
-
-class Cudart:
-    def __init__(self, status: int = 0) -> None:
-        self.status = status
-        self.regions: list[tuple[int, int]] = []
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
-        self.regions.append((address, size))
-        return self.status
-
-
-class Cuda:
-    def __init__(self, ready: bool, cudart: Cudart) -> None:
-        self.is_initialized = lambda: ready
-        self.cudart = lambda: cudart
-
-
-class Torch:
-    def __init__(self, ready: bool, cudart: Cudart) -> None:
-        self.cuda = Cuda(ready, cudart)
-
-
-@pytest.fixture
-def slab() -> Iterator[Slab]:
-    made = Slab.create(Layout(TOY, 8))
-    yield made
-    made.close()
-
-
-def test_rows_are_page_locked_where_a_gpu_is_used(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
-    cudart = Cudart()
-    batches = Batches(slab)
-    monkeypatch.setitem(sys.modules, "torch", Torch(False, cudart))
-    assert pinned.pin(slab, batches, 4) == 0
-    assert cudart.regions == []
-    monkeypatch.setitem(sys.modules, "torch", Torch(True, cudart))
-    row_bytes = slab.input(0)[0].nbytes
-    assert pinned.pin(slab, batches, 4) == slab.layout.bytes + 4 * row_bytes
-    (whole, size), (staged, _) = cudart.regions
-    for slots in ((0, 1, 2), (5, 2)):
-        at = batches.gather(np.array(slots, np.uint32))[0].ctypes.data
-        assert whole <= at < whole + size or at == staged, "whatever a batch is gathered to is page-locked"
-
-
-def test_what_the_driver_refuses_is_said_once(slab: Slab, caplog: pytest.LogCaptureFixture) -> None:
-    arrays = [np.zeros(8), np.zeros(8)]
-    assert pinned.register(Cudart(status=801), arrays) == 0
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "801" in caplog.text
 
 
 def test_what_a_tenant_sent_and_what_that_cost_stand_together(

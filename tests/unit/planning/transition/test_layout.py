@@ -171,5 +171,5 @@ def test_core_sets_keep_workers_first_and_places_second() -> None:
     running = tuple(
         Assignment(placement=places[2, start], family="toy", variant="large", backend="eager") for start in (0, 2)
     )
-    wanted = configuration_of((running[0], running[0]))
+    wanted = (GroupCount(variant="large", profile="2c", count=2),)
     assert lay_out(wanted, family="toy", backend=BACKEND, devices=(device,), running=running) == running

@@ -1,0 +1,162 @@
+"""Plans whose workers share their time: all workers of a layout hold the same variants, and serve a mix or a cascade.
+
+On a machine with one placement (a plain GPU, one core) this is the only way to serve several variants at once.  On
+others it competes with workers of one variant each: it needs no worker for a rarely asked stage, and pays for that with
+rows that wait for batches of another variant.
+
+Weighed is each multiset of profiles (of many devices: those with all devices of a kind cut alike) with each two
+variants as a mix, and with each useful point of the profile as a cascade, if a worker on every profile may hold the
+variants together.  They are looked at best first, in three steps of falling hope: at the least joules there are, at the
+batches expected, and played.  What is played and kept is verified (`planning.cascade.verify`) before it is given.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from clover.errors import PlanError
+from clover.planning.cascade.chains import evaluate as evaluate_chain
+from clover.planning.cascade.chains import promising
+from clover.planning.cascade.verify import verified
+from clover.planning.model.objective import Objective
+from clover.planning.model.problem import Problem
+from clover.planning.model.shares import best_mix
+from clover.planning.model.sharing import is_shared, may_share, measured
+from clover.planning.packing.enumerate import Profiles, kinds_of, profile_sets_of
+from clover.planning.packing.evaluation import evaluate, settled_mix
+from clover.types import Candidate, ChainPoint, Configuration, GroupCount
+
+LAYOUTS = 64
+"""Multisets of profiles that are weighed, at most."""
+SETTLED = 400
+"""Candidates whose batches are worked out, at most."""
+PLAYED = 16
+"""Candidates that are played, at most."""
+SPARE = 2
+"""Verified candidates that are given, at most."""
+
+
+@dataclass(frozen=True)
+class _Hope:
+    """A candidate and what it can score at best; `point` None: a mix.  `settled`: at the batches expected."""
+
+    configuration: Configuration
+    point: ChainPoint | None
+    settled: bool = False
+
+
+def best_shared(
+    problem: Problem, objective: Objective, *, beat: float = -math.inf, running: Configuration | None = None
+) -> list[Candidate]:
+    """Return the best few candidates on workers that share their time, verified, the best first, that are worth more
+    than `beat`; and the best mix on what runs if that is shared, feasible or not."""
+    found: list[Candidate] = []
+    if running is not None and is_shared(running) and measured(problem, running):
+        found = verified(problem, objective, [evaluate(problem, objective, running)])
+    order = itertools.count()
+    heap = [(-hope, next(order), own) for hope, own in _hopes(problem, objective, beat)]
+    heapq.heapify(heap)
+    best, settled, played, good = beat, 0, 0, 0
+    while heap and settled < SETTLED and played < PLAYED and good < SPARE:
+        hope, _, own = heapq.heappop(heap)
+        if -hope <= beat:
+            break
+        if not own.settled:
+            settled += 1
+            score = _settled(problem, objective, own)
+            if score > beat:
+                heapq.heappush(heap, (-min(score, -hope), next(order), _Hope(own.configuration, own.point, True)))
+            continue
+        played += 1
+        if own.point is None:
+            candidate = evaluate(problem, objective, own.configuration, beat=best)
+        else:
+            candidate = evaluate_chain(problem, objective, own.configuration, own.point)
+        if candidate.feasible:
+            judged = verified(problem, objective, [candidate])
+            found += judged
+            good += any(one.feasible for one in judged)
+            best = max([best, *(one.score for one in judged if one.feasible)])
+    return sorted(found, key=lambda candidate: (not candidate.feasible, -candidate.score))
+
+
+def shared_layouts(problem: Problem) -> list[Profiles]:
+    """Return the multisets of profiles that are weighed: all, or if there are too many those with every device of a
+    kind cut alike."""
+    kinds = kinds_of(problem.devices)
+    try:
+        return profile_sets_of(kinds, LAYOUTS)
+    except PlanError:
+        alike = itertools.product(
+            *([Counter({name: n * number for name, n in profiles}) for profiles in ways] for ways, number in kinds)
+        )
+        sums = (sum(chosen, Counter[str]()) for chosen in itertools.islice(alike, LAYOUTS))
+        return list(dict.fromkeys(tuple(sorted(counts.items())) for counts in sums))
+
+
+def shared_configuration(problem: Problem, profiles: Profiles, variants: Sequence[str]) -> Configuration | None:
+    """Return the configuration of these profiles whose workers all hold `variants`; None if one of them may not."""
+    if not all(may_share(problem, variants, name) for name, _ in profiles):
+        return None
+    first, *others = sorted(variants)
+    return tuple(
+        GroupCount(variant=first, profile=name, count=count, beside=tuple(others)) for name, count in profiles
+    )
+
+
+def whole_sets(problem: Problem) -> Iterator[Configuration]:
+    """Yield the configurations of each layout whose workers hold all variants, or as many as they may."""
+    if problem.resident > 1:
+        for profiles in shared_layouts(problem):
+            yield from held_together(problem, profiles)
+
+
+def held_together(problem: Problem, profiles: Profiles) -> list[Configuration]:
+    """Return the configurations of these profiles whose workers hold all variants; if they may not, those with the
+    most that they may hold."""
+    for number in range(min(problem.resident, len(problem.variants)), 1, -1):
+        sets = itertools.combinations(problem.variants, number)
+        held = [own for names in sets if (own := shared_configuration(problem, profiles, names)) is not None]
+        if held:
+            return held
+    return []
+
+
+def _hopes(problem: Problem, objective: Objective, beat: float) -> Iterator[tuple[float, _Hope]]:
+    """Yield what may be worth more than `beat`, with that at best."""
+    ranked = promising(problem, objective, problem.points)
+    least_j = {variant: min(problem.energies(variant), default=math.inf) for variant in problem.variants}
+    pairs = []
+    for pair in itertools.combinations(problem.variants, 2):
+        accuracy = [problem.accuracy[variant] for variant in pair]
+        gains = [objective.gain(own, least_j[variant]) for own, variant in zip(accuracy, pair, strict=True)]
+        mix = best_mix(gains, accuracy, [1.0, 1.0], objective.planned_floor)
+        if mix is not None:
+            pairs.append((sum(share * gain for share, gain in zip(mix, gains, strict=True)), pair))
+    for profiles in shared_layouts(problem):
+        made: dict[tuple[str, ...], Configuration | None] = {}
+        for hope, names, point in (
+            *((hope, pair, None) for hope, pair in pairs),
+            *((hope, tuple(sorted(point.chain)), point) for hope, point in ranked),
+        ):
+            if hope <= beat:
+                continue
+            if names not in made:
+                made[names] = shared_configuration(problem, profiles, names)
+            configuration = made[names]
+            if configuration is not None:
+                yield hope, _Hope(configuration, point)
+
+
+def _settled(problem: Problem, objective: Objective, own: _Hope) -> float:
+    """Return what a candidate scores at the batches expected, p95 left out; minus infinity if it breaks a limit."""
+    if own.point is None:
+        mix = settled_mix(problem, objective, own.configuration)
+        return -math.inf if mix.why else mix.score
+    candidate = evaluate_chain(problem, objective, own.configuration, own.point, play=False)
+    return candidate.score if candidate.feasible else -math.inf
