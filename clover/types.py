@@ -744,8 +744,8 @@ class Transition(Record, frozen=True, kw_only=True):
     slices missing at any time (0 where old and new overlap).
 
     `capacity_floor` (rows/s, 0: none) is what may not be gone below, `lowest_capacity` the least that receives rows at
-    any time; where it lies below the floor it does so for about `loses_s` seconds (`loses_how`: estimated, or with
-    the starts of workers as they were measured).
+    any time; where it lies below the floor it does so for about `loses_s` seconds (`loses_how`: estimated, or by
+    steps of its kind that were measured).
 
     `resident`: the workers that come without a start, as a process at their placement holds their variant.  `memory`:
     what room there is for two workers on a slice changed about the steps, or that it is not known, in words."""
@@ -756,7 +756,7 @@ class Transition(Record, frozen=True, kw_only=True):
     capacity_floor: float = 0.0
     lowest_capacity: float = 0.0
     loses_s: float = 0.0
-    loses_how: Literal["estimated", "starts measured"] = "estimated"
+    loses_how: Literal["estimated", "measured"] = "estimated"
     resident: tuple[Assignment, ...] = ()
     memory: str = ""
 

@@ -31,6 +31,7 @@ from clover.control.memory_troubles import FailedStart
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
 from clover.planning.transition.layout import slices
+from clover.planning.transition.memory import MemoryAware
 from clover.planning.transition.stages import served
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
@@ -163,6 +164,7 @@ class Applier:
         self._stuck.clear()
         notes: list[str] = []
         try:
+            self._expect(transition)
             failed = await self._carry_out(transition.steps, routing, routing_before, notes)
             if not failed:
                 return tuple(notes)
@@ -171,7 +173,17 @@ class Applier:
             text = "; ".join(dict.fromkeys([*map(_failure_text, failed), *notes, more]))
             raise ApplyError(text, restored=restored, starts=starts) from failed[0][1]
         finally:
+            self._expect(None)
             self.progress = None
+
+    def _expect(self, transition: Transition | None) -> None:
+        """Let rows wait for the workers that come if on the way none is left to route to; None: no more."""
+        if not isinstance(self._fleet, MemoryAware):
+            return
+        coming: tuple[Assignment, ...] = ()
+        if transition is not None and self._routed and transition.lowest_capacity <= 0.0:
+            coming = tuple(step.assignment for step in transition.steps if step.kind == "spawn" and step.assignment)
+        self._fleet.expect(coming)
 
     async def clear(self) -> None:
         """Drain every worker and unmake every instance of the family; what fails is logged."""

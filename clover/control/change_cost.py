@@ -8,9 +8,11 @@ which alone knows of that).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from clover.interfaces import Fleet
 from clover.planning.packing.formulation import SWITCH_S
+from clover.planning.transition.memory import MemoryAware
 from clover.planning.transition.stages import StepSeconds, typical_spawn_s
 from clover.types import Assignment, DeviceShape, Transition
 
@@ -45,15 +47,18 @@ class ChangeCost:
         return max(self._holds_s, min(lasted_s, _LASTS_S[1]))
 
 
-def step_seconds(
-    measured: Mapping[tuple[str, str, str], float], shapes: Iterable[DeviceShape], workers: Iterable[Assignment]
-) -> StepSeconds:
-    """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: starts as they
-    were `measured` (s, by variant, backend and profile), else as such a device lets expect."""
+def step_seconds(fleet: Fleet, shapes: Iterable[DeviceShape], workers: Iterable[Assignment]) -> StepSeconds:
+    """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: as the workers
+    of `fleet` took so far if it knows, else as such a device lets expect."""
     by_name = {shape.device: shape for shape in shapes}
     kinds = {(item.placement.device, item.backend) for item in workers}
     typical = {(device, backend): typical_spawn_s(by_name.get(device), backend) for device, backend in kinds}
-    return StepSeconds(spawns=dict(measured), typical=typical)
+    if not isinstance(fleet, MemoryAware):
+        return StepSeconds(typical=typical)
+    spawns, drain_s = dict(fleet.start_seconds()), fleet.drain_seconds()
+    if drain_s is None:
+        return StepSeconds(spawns=spawns, typical=typical)
+    return StepSeconds(spawns=spawns, typical=typical, drain_s=drain_s, drained=True)
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:

@@ -385,8 +385,7 @@ class Family:
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
         """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`."""
-        measured = self.fleet.start_seconds() if isinstance(self.fleet, MemoryAware) else {}
-        return step_seconds(measured, shapes, workers)
+        return step_seconds(self.fleet, shapes, workers)
 
     def reach(self, routing: Routing) -> tuple[float, ...]:
         """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""

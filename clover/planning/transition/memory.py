@@ -98,12 +98,19 @@ class SliceMemory:
 
 @runtime_checkable
 class MemoryAware(Protocol):
-    """A fleet that knows what its workers hold and how long they take to start."""
+    """A fleet that knows what its workers hold and how long they take to start, and that can let rows wait for some
+    that are to come."""
 
     memory: SliceMemory
 
+    def expect(self, assignments: tuple[Assignment, ...]) -> None:
+        """Let rows wait for `assignments`, which take the place of all that is routed to; none: no more."""
+
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         """Return how long workers took from the order to ready (s), by variant, backend and profile of the slice."""
+
+    def drain_seconds(self) -> float | None:
+        """Return how long workers took to finish their rows and end (s); None if none did yet."""
 
 
 @dataclass
@@ -147,7 +154,10 @@ class Swap:
     @property
     def words(self) -> str:
         """Where what is there has to leave first for want of memory, and where it is not known whether it had to."""
-        parts = [f"exchanged at {place}, as {why}" for place, why in self._found.items()]
+        reasons: dict[str, list[str]] = {}
+        for place, why in self._found.items():
+            reasons.setdefault(why, []).append(place)
+        parts = [f"exchanged at {', '.join(places)}, as {why}" for why, places in reasons.items()]
         if self._unknown:
             parts.append(f"loaded beside what runs, as its memory is not known: {', '.join(self._unknown)}")
         return "; ".join(parts)

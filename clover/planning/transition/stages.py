@@ -37,6 +37,8 @@ class StepSeconds(Record, frozen=True, kw_only=True):
     drain_s: float = 1.0
     spawns: dict[tuple[str, str, str], float] = {}
     """Seconds that the start of a worker took so far, by variant, backend and profile."""
+    drained: bool = False
+    """Whether `drain_s` was measured."""
     typical: dict[tuple[str, str], float] = {}
     """Seconds that a start is taken for which was not measured, by device and backend; else `spawn_s`."""
 
@@ -190,6 +192,18 @@ def views(
         see(stage, seconds, parts)
         now_s += seconds
     return tuple(found)
+
+
+def measured(steps: Sequence[Step], free: Container[int], durations: StepSeconds) -> bool:
+    """Return whether the seconds of all `steps` that take time (all but `free`, by number) were measured."""
+    for step in (step for index, step in enumerate(steps) if index not in free):
+        if step.kind == "spawn" and (step.assignment is None or start_key(step.assignment) not in durations.spawns):
+            return False
+        if step.kind == "drain" and not durations.drained:
+            return False
+        if step.kind in ("create", "destroy") and _is_instance(step.placement):
+            return False
+    return True
 
 
 def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:

@@ -53,9 +53,9 @@ from clover.planning.transition.stages import (
     StageView,
     StepSeconds,
     at_once,
+    measured,
     placed,
     stages,
-    start_key,
     views,
 )
 from clover.types import Assignment, DeviceShape, Placement, Step, StepKind, Transition
@@ -118,9 +118,7 @@ def plan_transition(
         capacity_floor=limit / UNITS,
         lowest_capacity=min(capacities) / UNITS,
         loses_s=sum(view.seconds for view, now in zip(seen, capacities, strict=True) if now < limit),
-        loses_how="starts measured"
-        if all(start_key(item) in seconds.spawns for index, item in spawns if index not in free)
-        else "estimated",
+        loses_how="measured" if measured(steps, free, seconds) else "estimated",
         resident=tuple(item for index, item in spawns if index in free),
     )
 

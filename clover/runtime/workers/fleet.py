@@ -27,6 +27,7 @@ from clover.runtime.workers.holdings import held_bytes, learn
 from clover.runtime.workers.member import FleetWorker, Member
 from clover.runtime.workers.members import Members, holds
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
+from clover.runtime.workers.step_times import StepTimes
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
@@ -55,7 +56,7 @@ class FamilyFleet:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.router = router
-        self.members = Members(router, account, start=start, profiled=profiled, clock=clock, sleep=sleep)
+        self.members = Members(router, account, start=self._noted(start), profiled=profiled, clock=clock, sleep=sleep)
         self.standby_crew = StandbyCrew(router, self.members, standby)
         self._account = account
         self.swaps = 0
@@ -66,7 +67,7 @@ class FamilyFleet:
         self._variants = {variant.name for variant in router.spec.variants}
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
-        self.members.on_started = lambda item, worker: learn(self.memory.needs, item, worker)
+        self._step_times = StepTimes()
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -115,7 +116,17 @@ class FamilyFleet:
         ]
         standby = [] if any(not other.standby for other in others) else others
         ending = [assignment, *(other.assignment for other in standby)]
+        began_ns, place = self._clock(), assignment.placement
+        processes = len(self._workers_at(place))
         await asyncio.gather(*map(self.members.end, ending))
+        if len(self._workers_at(place)) < processes:  # and not only a lane of one
+            self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
+
+    def expect(self, assignments: tuple[Assignment, ...]) -> None:
+        """Let rows wait, as long as the queue and their deadlines allow, for `assignments`, which take the place of all
+        that is routed to; none: no more."""
+        self.members.awaited = assignments
+        self.members.set_hold()
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """See `Fleet.forget`; does nothing for an assignment that was not spawned."""
@@ -175,9 +186,9 @@ class FamilyFleet:
         """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
         return held_bytes(self._workers_at(placement))
 
-    def _workers_at(self, placement: Placement) -> list[FleetWorker]:
+    def _workers_at(self, placement: Placement) -> list[object]:
         """Return the processes at a placement, each once."""
-        found = {
+        found: dict[int, object] = {
             id(member.worker): member.worker
             for member in self.members.all()
             if member.worker is not None and member.assignment.placement == placement
@@ -186,7 +197,23 @@ class FamilyFleet:
 
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         """See `clover.planning.transition.memory.MemoryAware`."""
-        return self.members.start_times.seconds
+        return self._step_times.starts
+
+    def drain_seconds(self) -> float | None:
+        """See `clover.planning.transition.memory.MemoryAware`."""
+        return self._step_times.drain
+
+    def _noted(self, start: Callable[[Assignment], Awaitable[FleetWorker]]) -> Callable[[Assignment], Awaitable[Any]]:
+        """Return `start`, with a note of how long each worker took and what it holds."""
+
+        async def noted(item: Assignment) -> FleetWorker:
+            began_ns = self._clock()
+            worker = await start(item)
+            self._step_times.started(item, (self._clock() - began_ns) / _SECOND_NS)
+            learn(self.memory.needs, item, worker)
+            return worker
+
+        return noted
 
     def work_report(self) -> WorkReport:
         """See `Fleet.work_report`."""

@@ -32,7 +32,6 @@ from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.router import Router
 from clover.runtime.workers.member import FleetWorker, Member
-from clover.runtime.workers.start_times import StartTimes
 from clover.types import Assignment, Placement
 
 log = logging.getLogger("clover.fleet")
@@ -60,7 +59,8 @@ class Members:
     """The spawned members of one family, standby workers included; starts, restarts, replaces and ends their workers.
 
     `start` starts a worker for an assignment and returns it ready; `profiled` gives what the profile expects
-    of its energy.  `routed`: the assignments that are to receive rows, all of them spawned.
+    of its energy.  `routed`: the assignments that are to receive rows, all of them spawned; `awaited`: those that take
+    the place of all that is routed to, and for which rows wait meanwhile.
     """
 
     def __init__(
@@ -77,13 +77,12 @@ class Members:
         self.leaving: list[Member] = []
         """Members that were drained or forgotten and whose worker is not gone yet."""
         self.routed: tuple[Assignment, ...] = ()
+        self.awaited: tuple[Assignment, ...] = ()
         self.closing = False
         self.restarts = 0
         self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self.on_standby_ready: Callable[[], None] = _ignore
-        self.on_started: Callable[[Assignment, FleetWorker], None] = lambda item, worker: None
-        self.start_times = StartTimes()
         self.start = start
         self.sleep = sleep
         self._router = router
@@ -107,13 +106,11 @@ class Members:
         return member.worker, lane, self._router.spec.max_batch, member.meter
 
     def set_hold(self) -> None:
-        """Let rows wait in the router while the first few restarts of a routed member are under way."""
+        """Let rows wait in the router while the first few restarts of a routed member are under way, and for workers
+        that are awaited."""
         routed = [self.spawned[item] for item in self.routed if item in self.spawned]
-        self._router.expect_workers(
-            self.lanes[member.assignment.variant]
-            for member in routed
-            if not member.ready and member.failures < _HELD_FAILURES
-        )
+        restarting = [member.assignment for member in routed if not member.ready and member.failures < _HELD_FAILURES]
+        self._router.expect_workers(self.lanes[item.variant] for item in (*restarting, *self.awaited))
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -146,10 +143,7 @@ class Members:
         item = member.assignment
         if self.spawned.get(item) is not member:
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained before it started")
-        began_ns = self._clock()
         worker = await self.start(item)
-        self.start_times.note(item, (self._clock() - began_ns) / _SECOND_NS)
-        self.on_started(item, worker)
         if self.spawned.get(item) is not member:
             worker.kill()
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")

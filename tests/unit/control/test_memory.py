@@ -32,10 +32,18 @@ class MemoryFleet(FakeFleet):
         super().__init__()
         self.mib = mib
         self.seconds: dict[tuple[str, str, str], float] = {}
+        self.drain_s: float | None = None
         self.memory = SliceMemory(needs=MemoryNeeds(measured() if told else None), room=lambda place: Room(told * MIB))
+
+    def expect(self, assignments: tuple[Assignment, ...]) -> None:
+        if assignments:
+            self.calls.append(f"expect {', '.join(item.variant for item in assignments)}")
 
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         return self.seconds
+
+    def drain_seconds(self) -> float | None:
+        return self.drain_s
 
     async def spawn(self, assignment: Assignment) -> None:
         here = [item for item in self.alive if item.placement == assignment.placement]
@@ -95,7 +103,10 @@ def test_what_does_not_fit_beside_is_exchanged_and_the_decision_says_so() -> Non
             *("route", "drain medium", "spawn large"),
             "route",
         ]
-        assert "exchanged at cpu0:1c@0, as large does not fit beside medium: 1000 MiB" in decision["inputs"]["memory"]
+        assert decision["inputs"]["memory"] == (
+            "exchanged at cpu0:1c@0, cpu0:1c@1, as large does not fit beside medium: 1000 MiB, with 736 of the 800 MiB "
+            "of the slice to use"
+        )
         transition = rig.controller.state()["models"]["toy"]["last_transition"]
         assert transition["memory"] == decision["inputs"]["memory"]
         assert transition["lost_capacity"] == 0.5
@@ -103,9 +114,10 @@ def test_what_does_not_fit_beside_is_exchanged_and_the_decision_says_so() -> Non
         rig.consistent()
         del rig.fleet.calls[:]
         rig.fleet.seconds["small", "eager", "1c"] = 0.3
+        rig.fleet.drain_s = 0.2
         decision = await apply(rig, "small")  # 100 + 700 are too much as well
         assert [call for call in rig.fleet.calls if call != "route"] == ["drain large", "spawn small"] * 2
-        assert decision["inputs"]["loses_how"] == "starts measured"
+        assert decision["inputs"]["loses_how"] == "measured"
 
     asyncio.run(story())
 

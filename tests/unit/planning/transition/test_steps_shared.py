@@ -133,7 +133,10 @@ def test_seconds_are_those_that_were_measured() -> None:
     measured = {("large", "eager", "gpu"): 3.5}
     seconds = StepSeconds(spawns=measured, typical={("gpu0", "eager"): 4.0})
     there = plan_transition(running, target, (BOARD,), capacity=rate, floor=1.0, beside=none, durations=seconds)
-    assert (there.loses_s, there.loses_how) == (4.5, "starts measured")
+    assert (there.loses_s, there.loses_how) == (4.5, "estimated")  # the drain was not measured
+    drained = StepSeconds(spawns=measured, typical={("gpu0", "eager"): 4.0}, drain_s=0.2, drained=True)
+    there = plan_transition(running, target, (BOARD,), capacity=rate, floor=1.0, beside=none, durations=drained)
+    assert (there.loses_s, there.loses_how) == (3.7, "measured")
     back = plan_transition(target, running, (BOARD,), capacity=rate, floor=1.0, beside=none, durations=seconds)
     assert (back.loses_s, back.loses_how) == (5.0, "estimated")
 

@@ -11,7 +11,7 @@ import pytest
 
 from clover.planning.transition.memory import MemoryAware
 from clover.runtime.workers.holdings import HoldingWorker, held_bytes, holds
-from clover.runtime.workers.start_times import StartTimes
+from clover.runtime.workers.step_times import StepTimes
 from clover.types import Assignment
 from clover.worker.frames import HeldMemory, Resident, WorkerOrder
 from tests.support.fleet_fixture import SECOND, SPEC, House, Worker, at
@@ -59,7 +59,10 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
             vars(worker).update(vars(holding(small=0, large=2)))
             return worker
 
-        house.fleet.members.start = start
+        async def slowly() -> None:
+            house.now_ns += 2 * SECOND
+
+        house.fleet.members.start = house.fleet._noted(start)
         await house.fleet.spawn(at(0, "small"))
         assert house.fleet.resident(at(0, "large"))
         assert not house.fleet.resident(at(1, "large"))
@@ -68,7 +71,10 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
         assert house.fleet.start_seconds() == {("small", "eager", "1c"): 3.0}
         assert house.fleet.memory.needs.of([at(0, "small"), at(0, "large")]) == 227
         assert house.fleet.memory.needs.of([at(0, "medium")]) is None
+        assert house.fleet.drain_seconds() is None
+        house.started[0].drain_and_exit = slowly  # type: ignore[method-assign]
         await house.fleet.drain(at(0, "small"))
+        assert house.fleet.drain_seconds() == 2.0
         assert not house.fleet.resident(at(0, "large"))
         house.slab.close()
 
@@ -76,8 +82,12 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
 
 
 def test_newer_starts_count_more() -> None:
-    times = StartTimes()
-    times.note(at(0), 1.0)
-    times.note(at(1), 2.0)
-    times.note(at(0), 0.0)
-    assert times.seconds == {("small", "eager", "1c"): pytest.approx(1.3)}
+    times = StepTimes()
+    times.started(at(0), 1.0)
+    times.started(at(1), 2.0)
+    times.started(at(0), 0.0)
+    assert times.starts == {("small", "eager", "1c"): pytest.approx(1.3)}
+    assert times.drain is None
+    times.drained(2.0)
+    times.drained(1.0)
+    assert times.drain == pytest.approx(1.7)
