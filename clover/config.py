@@ -319,6 +319,17 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
     gpu_idle_w: (
         Annotated[float, _help("idle power of one GPU, watts; by default it is measured at start", ge=0)] | None
     ) = None
+    gpu_resident_w: (
+        Annotated[
+            float,
+            _help("power of one GPU whose workers rest, watts; by default it is measured while they do", ge=0),
+        ]
+        | None
+    ) = None
+    gpu_meter: Annotated[
+        Literal["auto", "nvml", "modelled"],
+        _help("nvml reads a GPU's counter or power, modelled calculates them; auto models where NVML shows neither"),
+    ] = "auto"
 
 
 class ControllerConfig(Section, frozen=True, kw_only=True):

@@ -411,6 +411,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     `epoch` counts how often the meter had to begin anew: what was used between samples of different epochs is unknown.
     `uncertainty`: how far off modelled joules may be, as (-0.2, 0.4) of them; None if measured, or without a range;
     `active_uncertainty`: the same of those above idle.
+
+    A GPU with a context on it draws `awake_w` beyond `idle_w` at rest, 0 without one; `awake_j` are the joules of that
+    so far.  `shared`: processes of others that computed on it, or may have, since the last sample.
     """
 
     device: str
@@ -421,6 +424,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     epoch: int = 0
     uncertainty: tuple[float, float] | None = None
     active_uncertainty: tuple[float, float] | None = None
+    awake_w: float = 0.0
+    awake_j: float = 0.0
+    shared: tuple[str, ...] = ()
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):

@@ -52,6 +52,7 @@ USED = frozenset(
     {
         *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
         *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
+        *("energy.gpu_resident_w", "energy.gpu_meter"),
         *("log.level", "log.json", "cache_dir"),
     }
 )

@@ -37,7 +37,7 @@ STATE = "CLOVER_NVML_STATE"
 SONAME = "libnvidia-ml.so.1"
 GPUS_MAX = 32
 _MAGIC = b"CLVRNVML"
-_VERSION = 1
+_VERSION = 2
 _CONFIG_BYTES = 8192
 _PRIVILEGED, _MIG = 1, 2
 _ARCHITECTURES = {"ampere": 7, "hopper": 9, "blackwell": 10}
@@ -196,17 +196,32 @@ class _Config(ctypes.Structure):
         ("average_power", ctypes.c_uint32),
         ("idle_mw", ctypes.c_uint32),
         ("max_mw", ctypes.c_uint32),
+        ("context_mw", ctypes.c_uint32),
+        ("grain_ms", ctypes.c_uint32),
         ("profiles", _Profile * 24),
     ]
 
 
-def _config(gpu: GpuTable, count: int, privileged: bool, mig_enabled: bool, seed: int) -> bytes:
+class BoardPower(Record, frozen=True, kw_only=True):
+    """How emulated boards draw and count: `context_w` more watts while any process is attached (None: as such boards
+    do), and an energy counter that moves every `grain_s` seconds (0: all the time)."""
+
+    context_w: float | None = None
+    grain_s: float = 0.1
+
+
+LIFELIKE = BoardPower()
+EXACT = BoardPower(context_w=0.0, grain_s=0.0)
+"""Boards that draw nothing for being held and whose counter is exact at any instant: as no real one is."""
+
+
+def _config(gpu: GpuTable, count: int, flags: int, seed: int, power: BoardPower) -> bytes:
     major, minor = (int(part) for part in gpu.compute_capability.split("."))
     config = _Config(
         magic=_MAGIC,
         version=_VERSION,
         gpu_count=count,
-        flags=(_PRIVILEGED if privileged else 0) | (_MIG if mig_enabled else 0),
+        flags=flags,
         profile_count=len(gpu.profiles),
         seed=seed,
         product=gpu.product.encode(),
@@ -222,6 +237,8 @@ def _config(gpu: GpuTable, count: int, privileged: bool, mig_enabled: bool, seed
         average_power=gpu.architecture != "ampere",
         idle_mw=round(gpu.idle_w * 1000),
         max_mw=round(gpu.max_w * 1000),
+        context_mw=round((gpu.context_w if power.context_w is None else power.context_w) * 1000),
+        grain_ms=round(power.grain_s * 1000),
     )
     for place, row in zip(config.profiles, gpu.profiles, strict=False):
         place.name = row.name.encode()
@@ -242,16 +259,19 @@ def create_box(
     privileged: bool = True,
     mig_enabled: bool = True,
     seed: int = 0,
+    power: BoardPower = LIFELIKE,
 ) -> None:
     """Make the state file of a machine with `count` boards, or keep the one that is there if it is the same machine.
 
     `privileged`: whether callers may change instances; `mig_enabled`: the boards' MIG mode at first; `seed`: makes
-    other UUIDs and other luck.  DeviceError if `path` holds another machine or cannot be written.
+    other UUIDs and other luck; `power`: what its boards draw beside work.  DeviceError if `path` holds another machine
+    or cannot be written.
     """
     gpu = _table(table) if isinstance(table, str) else table
     if not 1 <= count <= GPUS_MAX:
         raise DeviceError(f"an emulated machine has 1 to {GPUS_MAX} GPUs, not {count}")
-    content = _config(gpu, count, privileged, mig_enabled, seed)
+    flags = (_PRIVILEGED if privileged else 0) | (_MIG if mig_enabled else 0)
+    content = _config(gpu, count, flags, seed, power)
     _check_layout()
     try:
         make_private(path.parent)

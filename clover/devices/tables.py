@@ -17,6 +17,12 @@ from clover.errors import DeviceError
 from clover.planning.packing.geometry import SliceProfile
 from clover.types import Method, Record
 
+_HBM = ("a100", "a30", "b200", "gb200", "gh200", "h100", "h20", "h200", "v100")
+"""Boards, by the first part of their names, whose memory is HBM."""
+CONTEXT_HBM_W, CONTEXT_GDDR_W = 35.0, 60.0
+"""Watts that a CUDA context adds to an idle board, within what was measured: 26 to 50 W with HBM (H100, A100), 66 W
+with GDDR (L40S); arXiv:2605.23918."""
+
 _DATA = Path(__file__).parent / "data" / "mig_profiles.json"
 
 Kind = Literal["base", "double-memory", "media", "graphics", "all-media", "no-media"]
@@ -82,6 +88,11 @@ class GpuTable(Record, frozen=True, kw_only=True):
     sources: dict[str, str]
     notes: tuple[str, ...]
     profiles: tuple[ProfileRow, ...]
+
+    @property
+    def context_w(self) -> float:
+        """Watts that the board draws more as soon as a process holds it, whatever that does: an estimate, by memory."""
+        return CONTEXT_HBM_W if self.name.split("-")[0] in _HBM else CONTEXT_GDDR_W
 
     def profile(self, name: str) -> ProfileRow:
         """Return the profile of that name; DeviceError names the existing ones."""

@@ -15,7 +15,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.mig import MigDevice
 from clover.energy.cpu_time import ProcessTree, process_ns
+from clover.energy.foreign_work import descends_from
+from clover.energy.kept_idle import KeptIdles
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.types import DeviceShape, EnergySample, Method, Reading
@@ -56,6 +57,7 @@ class Machine:
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
         self.meters: dict[str, EnergyMeter] = {}
         self.core_idle: CoreIdle | None = None
+        self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
         self._samples: dict[str, EnergySample] = {}
         self._looked_ns: dict[str, int] = {}
@@ -100,24 +102,42 @@ class Machine:
                 await meter.rest()
                 log.info("%s: energy is measured: %s", meter.device, meter.why)
         for gpu in self.gpus:
-            meter = await energy.build_gpu(
-                gpu.session, gpu, self._config.energy, busy_ns=self._busy(gpu.name), clock=time.monotonic_ns
-            )
+            meter = await energy.build_gpu(gpu.session, gpu, self._config.energy, work=self._work(gpu))
+            self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
             self.meters[gpu.name] = meter
+            self._spare(gpu)
 
-        for gpu in self.gpus:
-            gpu.spare(*self._spared(gpu.name))
+    def _spare(self, gpu: MigDevice) -> None:
+        """Have plans know what `gpu` spares while it is parked, and how that is known; nothing if it never is.
 
-    def _spared(self, name: str) -> tuple[float | None, Method]:
-        """Return the watts that a GPU spares while it is parked, and how they are known; None if it never is."""
-        workers = self._config.workers
+        In whole watts: plans are remembered by it."""
+        workers, meter = self._config.workers, self.meters[gpu.name]
         if workers.sleep == "off":
-            return None, "none"
-        return CONTEXT_W if workers.gpu_sleep_w is None else workers.gpu_sleep_w, "modelled"
+            gpu.spare(None, "none")
+        elif workers.gpu_sleep_w is not None:
+            gpu.spare(workers.gpu_sleep_w, "configured")
+        elif isinstance(meter, energy.NvmlMeter) and meter.idle.resident_by != "unknown":
+            method: Method = "configured" if meter.idle.resident_by == "configured" else meter.method
+            gpu.spare(float(round(meter.idle.resident_w - meter.idle.bare_w)), method)
+        else:
+            gpu.spare(CONTEXT_W, "modelled")
 
-    def _busy(self, name: str) -> Callable[[], int]:
-        return lambda: self._account.busy_ns(name)
+    def _work(self, gpu: MigDevice) -> energy.OurWork:
+        """Return what the server does on `gpu`, for its meter."""
+
+        def owns(pid: int) -> bool:
+            return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
+
+        def foreign_instances() -> tuple[str, ...]:
+            return tuple(f"whoever uses {place}" for place in gpu.report()["foreign"])
+
+        return energy.OurWork(
+            busy_ns=lambda: self._account.busy_ns(gpu.name),
+            workers=lambda: sum(meter.device == gpu.name for meter in self._account.workers()),
+            owns=owns,
+            foreign_instances=foreign_instances,
+        )
 
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""
@@ -137,6 +157,8 @@ class Machine:
         The window of a device whose meter cannot be read stays open; its energy is counted once the meter can be read.
         """
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
+        for gpu in self.gpus:
+            self._spare(gpu)
         self._host.look()
         now_ns = time.monotonic_ns()
         for name, meter in self.meters.items():
@@ -185,6 +207,9 @@ class Machine:
     async def leave(self) -> None:
         """Remove our instances, unless they are to stay for the next start, and close the GPUs.  Their workers must be
         gone."""
+        for gpu in self.gpus:
+            if (meter := self.meters.get(gpu.name)) is not None:
+                self._idles.save(gpu.uuid, meter)
         try:
             if not self._config.workers.keep_instances:
                 await self.empty()

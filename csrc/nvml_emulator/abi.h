@@ -140,6 +140,12 @@ typedef struct {
 } nvmlUtilization_t;
 
 typedef struct {
+    unsigned pid;
+    unsigned long long timeStamp;
+    unsigned smUtil, memUtil, encUtil, decUtil;
+} nvmlProcessUtilizationSample_t;
+
+typedef struct {
     unsigned version, sensorType;
     int temperature;
 } nvmlTemperature_v1_t;

@@ -159,7 +159,7 @@ EXPORT int clover_nvml_hold(const char *path, int index, int ready) {
         return leave(&mapping, NVML_ERROR_INVALID_ARGUMENT);
     struct gpu *gpu = gpu_begin(mapping.box, (unsigned)index);
     memset(gpu->instances, 0x5A, sizeof gpu->instances);
-    gpu->energy.uj = 0;
+    gpu->energy.uj = gpu->ticked_uj = 0;
     if (write(ready, "!", 1) != 1) {
         *gpu = mapping.box->live.shadow;
         gpu_commit(mapping.box);

@@ -32,7 +32,7 @@
 #include "abi.h"
 
 enum {
-    STATE_VERSION = 1,
+    STATE_VERSION = 2,
     CONFIG_BYTES = 8192,
     GPUS_MAX = 32,
     PROFILES_MAX = 24,
@@ -72,6 +72,8 @@ struct config {
     uint32_t architecture, compute_major, compute_minor, pci_device;
     uint32_t compute_slices, memory_slices, memory_mib, sm;
     uint32_t toggle_needs_reset, average_power, idle_mw, max_mw;
+    uint32_t context_mw; /* drawn beyond idle while any process is attached */
+    uint32_t grain_ms;   /* of the energy counter; 0: it moves all the time */
     struct profile profiles[PROFILES_MAX];
 };
 
@@ -116,6 +118,7 @@ struct gpu {
     int64_t born_ns, last_ns; /* the energies reach from birth (or the last boot) to `last_ns` */
     uint64_t born_uj;
     struct meter energy;  /* of the board, idle included */
+    uint64_t ticked_uj;   /* energy.uj at the counter's last tick */
     struct meter whole;   /* drawn by processes on the whole GPU */
     uint64_t marks[MARKS]; /* energy.uj at multiples of MARK_NS */
     struct instance instances[INSTANCES_MAX];

@@ -41,7 +41,7 @@
     X(nvmlDeviceGetP2PStatus) X(nvmlDeviceGetPciInfoExt) X(nvmlDeviceGetPcieLinkMaxSpeed)                             \
     X(nvmlDeviceGetPcieReplayCounter) X(nvmlDeviceGetPcieSpeed) X(nvmlDeviceGetPcieThroughput) X(nvmlDeviceGetPdi)    \
     X(nvmlDeviceGetPerformanceModes) X(nvmlDeviceGetPlatformInfo) X(nvmlDeviceGetPowerManagementMode)                 \
-    X(nvmlDeviceGetPowerSource) X(nvmlDeviceGetPowerState) X(nvmlDeviceGetProcessUtilization)                         \
+    X(nvmlDeviceGetPowerSource) X(nvmlDeviceGetPowerState)                                                            \
     X(nvmlDeviceGetProcessesUtilizationInfo) X(nvmlDeviceGetRemappedRows) X(nvmlDeviceGetRemappedRows_v2)             \
     X(nvmlDeviceGetRepairStatus) X(nvmlDeviceGetRetiredPages) X(nvmlDeviceGetRetiredPagesPendingStatus)               \
     X(nvmlDeviceGetRetiredPages_v2) X(nvmlDeviceGetRowRemapperHistogram) X(nvmlDeviceGetRunningProcessDetailList)     \
