@@ -233,7 +233,7 @@ class FakeNvml:
         del board.standing[gi]
 
     def nvmlDeviceGetComputeMode(self, handle: Any) -> int:
-        return self._board(handle).compute_mode
+        return int(self._board(handle).compute_mode)
 
     def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: Any) -> Any:
         assert isinstance(handle, int), "asking an instance would hold it"

@@ -10,6 +10,7 @@ import pytest
 from clover.errors import PlanError
 from clover.planning.budget.keeping import keeping
 from clover.planning.cascade import verify
+from clover.planning.cascade.chains import workers_of
 from clover.planning.cascade.permitted import moving_j, permitted
 from clover.planning.cascade.routed import predicted
 from clover.planning.model.objective import objective_of
@@ -118,7 +119,7 @@ def test_the_limit_of_utilisation_holds_for_all_variants_together() -> None:
 def test_what_verification_rejects_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     given = resident(floor_state(devices=(one_place(),)))
     judged = verify.verify(
-        verify.workers_of(problem_of(floor_state()), (BOTH,), point()), 10.0, (1.0, 0.2), p95_ms=1e3, slo_ms=40.0
+        workers_of(problem_of(floor_state()), (BOTH,), point()), 10.0, (1.0, 0.2), p95_ms=1e3, slo_ms=40.0
     )
     assert not judged.accepted
     monkeypatch.setattr(verify, "verify", lambda *_, **__: replace(judged, why="for no reason"))
