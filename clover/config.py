@@ -345,13 +345,13 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
     gpu_resident_w: (
         Annotated[
             float,
-            _help("power of one GPU whose workers rest, watts; by default it is measured while they do", ge=0),
+            _help("watts of one GPU whose workers rest; by default measured then", ge=0),
         ]
         | None
     ) = None
     gpu_meter: Annotated[
         Literal["auto", "nvml", "modelled"],
-        _help("nvml reads a GPU's counter or power, modelled calculates them; auto models where NVML shows neither"),
+        _help("how GPUs are metered; auto models where NVML shows nothing"),
     ] = "auto"
 
 

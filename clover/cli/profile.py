@@ -39,14 +39,14 @@ from clover.terminal import console
 from clover.types import FamilyProfile, FamilySpec
 
 OPTIONS = (
-    Option("--quick", "take few samples at three batch sizes, as `serve` does at its first start"),
+    Option("--quick", "take few samples at three batch sizes, as the first start does"),
     Option(
         "--compile",
-        "compile every variant for every backend first (aoti: half a minute for each variant and thread count)",
+        "compile all for every backend first (aoti: half a minute each)",
     ),
     Option("--force", "measure again even if a profile is kept"),
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
-    Option("--png", "also draw cost against accuracy of cascades into this file (needs the extra `simulate`)", "FILE"),
+    Option("--png", "also draw cost and accuracy of cascades (extra `simulate`)", "FILE"),
 )
 USED = frozenset(
     {

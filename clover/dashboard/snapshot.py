@@ -260,4 +260,5 @@ def _group(group: dict[str, Any]) -> str:
 
 def _worker(worker: State) -> dict[str, Any]:
     keys = ("placement", "device", "profile", "start", "size", "variant", "backend", "pid", "state", "routed")
-    return {key: worker[key] for key in (*keys, "restarts", "rows", "busy_s")}
+    variants = list(worker.get("variants") or [worker["variant"]])
+    return {**{key: worker[key] for key in (*keys, "restarts", "rows", "busy_s")}, "variants": variants}

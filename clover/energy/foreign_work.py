@@ -29,15 +29,21 @@ def _none() -> tuple[str, ...]:
     return ()
 
 
+def _whole() -> float:
+    return 1.0
+
+
 @dataclass(frozen=True)
 class OurWork:
     """What the server does on a GPU: the time that its workers were busy so far, the processes of those that are ready
-    there, whether a process is the server's, and the instances on the GPU that are not."""
+    there, whether a process is the server's, the instances on the GPU that are not, and the part of its slices that
+    workers hold."""
 
     busy_ns: Callable[[], int]
     workers: Callable[[], frozenset[int]]
     owns: Callable[[int], bool]
     foreign_instances: Callable[[], tuple[str, ...]] = _none
+    held_part: Callable[[], float] = _whole
 
 
 class ForeignWork:

@@ -2,7 +2,8 @@
 
 Virtual GPUs, WSL2 and some laptops are like that.  `full` is the maximum board power of the product's data sheet
 (`data/gpu_power.json`), `idle` a part of it unless the operator sets it, and utilisation NVML's (the part of the time
-in which anything ran), or if NVML has none, that in which our workers were busy.  It is good for comparing variants on
+in which anything ran), or if NVML has none, as with MIG on, that in which our workers were busy x the part of the
+slices that they hold.  It is good for comparing variants on
 one GPU; every figure is labelled "modelled" and may be off by half.
 """
 
@@ -112,9 +113,10 @@ class ModelledGpuMeter:
         elapsed_ns = max(at_ns - self._at_ns, 0) if self._at_ns else 0
         if isinstance(answer, Value):
             part = answer.number / 100.0
+        elif self._work is not None and elapsed_ns:
+            part = worked_ns / elapsed_ns / max(len(self._work.workers()), 1) * self._work.held_part()
         else:
-            workers = max(len(self._work.workers()), 1) if self._work is not None else 1
-            part = worked_ns / elapsed_ns / workers if elapsed_ns else 0.0
+            part = 0.0
         watts = self.idle_w + (self._full_w - self.idle_w) * min(max(part, 0.0), 1.0)
         self._total_j += watts * elapsed_ns / 1e9
         self._at_ns = at_ns

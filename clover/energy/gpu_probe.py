@@ -160,7 +160,12 @@ class Probe:
 
 
 def _lost(nvml: Any) -> tuple[int, ...]:
-    return nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_ERROR_GPU_NOT_FOUND
+    return (
+        nvml.NVML_ERROR_GPU_IS_LOST,
+        nvml.NVML_ERROR_RESET_REQUIRED,
+        nvml.NVML_ERROR_NOT_FOUND,
+        nvml.NVML_ERROR_GPU_NOT_FOUND,
+    )
 
 
 def _power_mw(nvml: Any, gpu: Any) -> tuple[int, str]:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
 from clover.worker.pacing import Paces, pace_of
 
 _log = logging.getLogger("clover.fleet")
+
+LEFT_OUT_NS = 600 * 1_000_000_000
+"""For how long a variant that a worker left out is not tried again beside others on such slices."""
+
+ALSO_PART = 0.5
+"""The part of the time for starting (`workers.start_s`) after which a worker begins to load no further variant."""
 
 LEAST_SLOTS_PER_BATCH = 4
 """Slots are at least this many batches' worth, whatever `slab_bytes` says: two credits running, as many waiting."""
@@ -107,6 +114,7 @@ class Served:
         self.state = "LOADING"
         self.reason = ""
         self._left_out = LeftOut()
+        self._passed_over: dict[tuple[str, str], int] = {}
         self._alone: set[str] = set()  # profiles of slices where a worker died that was to hold several variants
         self._pool = pool
         self._account = account
@@ -208,9 +216,14 @@ class Served:
             limit_bytes=limit_bytes,
             routed={item.variant for item in self.fleet.routed},
         ):
+            if time.monotonic_ns() < self._passed_over.get((variant, placement.profile), 0):
+                continue
             with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
                 also.append(self._loaded(variant, backend, placement, device))
-        wished = msgspec.structs.replace(order, also=tuple(also), resident_bytes=limit_bytes if also else 0)
+        if not also:
+            return order
+        also_s = ALSO_PART * self._workers.start_s
+        wished = msgspec.structs.replace(order, also=tuple(also), resident_bytes=limit_bytes, also_s=also_s)
         fitting = wished.fitting()
         if len(fitting.also) < len(also):
             _log.warning(
@@ -287,7 +300,7 @@ class Served:
     async def _start(self, assignment: Assignment) -> WorkerProcess:
         order = self.order(assignment)
         try:
-            return await self._pool.spawn(order, self.slab, left_out=self._left_out)
+            worker = await self._pool.spawn(order, self.slab, left_out=self._left_out)
         except WorkerLostInStart as error:
             if not order.also:
                 raise
@@ -304,6 +317,10 @@ class Served:
                 error,
                 "" if error.hung else ", as are all on such slices until the server is restarted",
             )
+        else:
+            until_ns = time.monotonic_ns() + LEFT_OUT_NS
+            self._passed_over.update(((name, assignment.placement.profile), until_ns) for name in worker.left_out)
+            return worker
         alone = msgspec.structs.replace(order, also=(), resident_bytes=0)
         return await self._pool.spawn(alone, self.slab, left_out=self._left_out)
 

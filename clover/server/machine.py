@@ -104,8 +104,8 @@ class Machine:
                 await meter.rest()
                 log.info("%s: energy is measured: %s", meter.device, meter.why)
         self._gpu_guard.start()
-        for gpu in self.gpus:
-            meter = await energy.build_gpu(gpu.session, gpu, self._config.energy, work=self._work(gpu))
+        made = [energy.build_gpu(gpu.session, gpu, self._config.energy, work=self._work(gpu)) for gpu in self.gpus]
+        for gpu, meter in zip(self.gpus, await asyncio.gather(*made), strict=True):
             self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
             self.meters[gpu.name] = meter
@@ -126,6 +126,10 @@ class Machine:
         def owns(pid: int) -> bool:
             return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
 
+        def held_part() -> float:
+            held = sum(meter.slices for meter in self._account.workers() if meter.device == gpu.name)
+            return min(held / gpu.shape().slices, 1.0)
+
         def foreign_instances() -> tuple[str, ...]:
             return tuple(f"whoever uses {place}" for place in gpu.report()["foreign"])
 
@@ -134,6 +138,7 @@ class Machine:
             workers=lambda: frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name),
             owns=owns,
             foreign_instances=foreign_instances,
+            held_part=held_part,
         )
 
     def shapes(self) -> dict[str, DeviceShape]:

@@ -237,7 +237,7 @@ async def trouble(folder: Path) -> dict[str, Any]:
         used = other or meter
         await used.refresh()
         sample = used.sample(now_ns())
-        assert isinstance(used, NvmlMeter)
+        assert isinstance(used, energy.NvmlMeter)
         found[name] = {"state": used.state, "total_j": sample.total_j, "epoch": sample.epoch, "why": used.why}
         if other is None:
             account.window(sample, GRID)

@@ -98,6 +98,8 @@ class House:
         self.started: list[Worker] = []
         self.slept: list[float] = []
         self.failing = 0
+        self.holding: tuple[str, ...] = ()
+        """What workers hold beside the variant that they are started for."""
         self.may_start = asyncio.Event()
         self.may_start.set()
         self.failure: CloverError = WorkerError("asked to fail")
@@ -117,6 +119,8 @@ class House:
             self.failing -= 1
             raise self.failure
         worker = Worker(len(self.started) + 1)
+        names = [assignment.variant, *(name for name in self.holding if name != assignment.variant)]
+        worker.resident = {name: lane for lane, name in enumerate(names)} if self.holding else {}
         self.started.append(worker)
         return worker
 

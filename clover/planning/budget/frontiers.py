@@ -113,6 +113,8 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
     space = (every(problem, JOINT) if problem.points and problem.spared_w is None else None) or []
     # What all configurations of a small machine permit is weighed afterwards, so that no search need look for chains.
     searched = replace(problem, points=()) if space else problem
+    # The same holds of what shared workers permit.  Their mixes lie between that: no average of hours needs them.
+    searched = replace(searched, resident=1) if problem.points else searched
 
     def solved(lam: float) -> FrontierPoint | None:
         scored = replace(objective, form="paper", lam=lam)

@@ -175,6 +175,11 @@ class Lanes:
         self.accuracy_changed()
         self._changed()
 
+    def time_shared(self) -> bool:
+        """Return whether the plan has some worker serve several lanes, one batch at a time."""
+        routed = [link.process.group for link in self.links if link.attached and not (link.standby or link.background)]
+        return len(set(routed)) < len(routed)
+
     def by_index(self, index: int) -> Link:
         """Return the link at `index` of the batcher."""
         link = self._table[index]

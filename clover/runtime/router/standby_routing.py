@@ -41,7 +41,8 @@ class StandbyRouting:
             self._relief.active = False
             return
         shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants]
-        self._relief.set(self.standby.longest_wait_ns, capacity(self.standby.rates, shares))
+        most = capacity(self.standby.rates, shares, shared=self._lanes.time_shared())
+        self._relief.set(self.standby.longest_wait_ns, most)
         if self._relief.active:
             self._lanes.begin_relief(self.standby.entries, self.standby.lane)
 
@@ -66,7 +67,8 @@ class StandbyRouting:
         for lane in range(len(standby.rates)):
             if self._lanes.live >> lane & 1:  # rows of other lanes wait for a worker to come
                 waiting += self._lanes.waiting(lane)
-        wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
+        waits_ns = list(map(self._wait_ns, standby.rates, range(len(standby.rates))))
+        wait_ns = sum(waits_ns) if self._lanes.time_shared() else max(waits_ns, default=0.0)
         if not self._relief.update(now_ns, wait_ns, self.rows, waiting):
             return False
         if self._relief.active:

@@ -86,12 +86,23 @@ def test_without_utilisation_it_is_how_busy_our_workers_were(gpu: VirtualGpu) ->
 
     async def scene() -> None:
         nonlocal busy_ns
-        work = OurWork(busy_ns=lambda: busy_ns, workers=lambda: frozenset((2, 4)), owns=lambda pid: True)
+        held = 1.0
+        work = OurWork(
+            busy_ns=lambda: busy_ns,
+            workers=lambda: frozenset((2, 4)),
+            owns=lambda pid: True,
+            held_part=lambda: held,
+        )
         meter = await gpu.meter(work, gpu_idle_w=10.0)
         gpu.now_ns += 4 * SECOND
         busy_ns += 2 * SECOND  # of two workers, a quarter of the time
         await meter.refresh()
         assert meter.sample(0).total_j == pytest.approx(4 * (10.0 + 140.0 / 4))
+        held = 2 / 7  # two slices of seven, busy all the time
+        gpu.now_ns += 7 * SECOND
+        busy_ns += 14 * SECOND
+        await meter.refresh()
+        assert meter.sample(0).total_j == pytest.approx(4 * (10.0 + 140.0 / 4) + 7 * 10.0 + 2 * 140.0)
 
     asyncio.run(scene())
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -187,7 +188,7 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
         (half,) = order.also
         assert (half.variant, half.backend, half.threads) == ("half", "eager", 1)
         assert half.pace_ms == pytest.approx([10.0 * rows for rows in range(1, 9)])
-        assert order.resident_bytes == 5 << 30
+        assert (order.resident_bytes, order.also_s) == (5 << 30, 30.0)
         assert [one.name for one in order.trimmed().family.variants] == ["full", "half"]
         assert [one.variant for one in house.order(assignment("half")).also] == ["full"]
         house.use(profile_of((1, 10.0, 0.2)))
@@ -195,7 +196,8 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
         assert house.order(assignment()).resident_bytes == 0
     finally:
         house.close()
-    for config in ({"resident": "off"}, {"resident": "1"}, {"variant": "full"}):
+    settings: tuple[dict[str, Any], ...] = ({"resident": "off"}, {"resident": "1"}, {"variant": "full"})
+    for config in settings:
         house = served(tmp_path, Gpu(False), loop, **config)
         house.use(both)
         assert house.order(assignment()).also == ()
@@ -203,23 +205,28 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
 
 
 def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_serves(
-    tmp_path: Path, loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    loop: asyncio.AbstractEventLoop,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Pools:
         def __init__(self, *failures: WorkerError) -> None:
             self.failures = list(failures)
             self.also: list[int] = []
 
-        async def spawn(self, order: frames.WorkerOrder, slab: Slab, **rest: Any) -> str:
+        async def spawn(self, order: frames.WorkerOrder, slab: object, **rest: Any) -> Any:
             self.also.append(len(order.also))
             if self.failures:
                 raise self.failures.pop(0)
-            return order.variant
+            return SimpleNamespace(order=order, left_out=left_out)
+
+    left_out: dict[str, str] = {}
 
     def starting(house: Served, *failures: WorkerError) -> list[int]:
         house._pool = pool = Pools(*failures)  # type: ignore[assignment]
-        started: Any = loop.run_until_complete(house._start(assignment()))
-        assert started == "full"
+        started = loop.run_until_complete(house._start(assignment()))
+        assert started.order.variant == "full"
         return pool.also
 
     house = served(tmp_path, Gpu(False), loop)
@@ -235,6 +242,12 @@ def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_ser
             starting(house, WorkerError("no weights"))
         with pytest.raises(WorkerError, match="again"):
             starting(house, WorkerLostInStart("died"), WorkerError("again"))
+        house._alone.clear()
+        left_out["half"] = "too large"
+        assert starting(house) == [1]
+        assert starting(house) == [0], "it would only be too large again"
+        monkeypatch.setattr("clover.runtime.served.time.monotonic_ns", lambda: 1 << 62)
+        assert starting(house) == [1], "a while later, it may fit"
     finally:
         house.close()
 
