@@ -381,7 +381,7 @@ class Family:
     def slice_memory(self) -> SliceMemory:
         """Return what is known of the memory that its workers need and have."""
         known = self.fleet.memory if isinstance(self.fleet, MemoryAware) else self._memory
-        return replace(known, failed=self.memory_troubles.failed)
+        return replace(known, failed=self.memory_troubles.failed)  # which knows what became of them since
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
         """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`."""

@@ -149,6 +149,9 @@ class Served:
 
     def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:
         """Return whether `standby` may be beside `worker`: memory has room, and the device takes a second process."""
+        member = self.fleet.members.spawned.get(standby)
+        if member is not None and member.standby and (member.ready or not member.failures):
+            return True  # it was let in, and what it holds is missing from what is free now
         memory = self.fleet.memory
         alone = self._devices[standby.placement.device].shape().one_process
         return memory.resident(standby) or (not alone and memory.beside(worker, standby))
@@ -263,7 +266,11 @@ class Served:
     def _know_memory(self, profile: FamilyProfile | None) -> None:
         """Let the fleet know what workers need of memory, by `profile`, and have of it."""
         self.fleet.memory = SliceMemory(
-            needs=MemoryNeeds(profile), room=self._room, held=self.fleet.held_bytes, resident=self.fleet.resident
+            needs=MemoryNeeds(profile),
+            room=self._room,
+            held=self.fleet.held_bytes,
+            resident=self.fleet.resident,
+            failed=self.fleet.found_no_room,
         )
 
     def _room(self, placement: Placement) -> Room:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from clover.accounting import Account, ProfiledEnergy
-from clover.errors import PlanError, WorkerError
+from clover.errors import CloverError, PlanError, WorkerError, says_out_of_memory
 from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
@@ -68,6 +68,7 @@ class FamilyFleet:
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
         self._step_times = StepTimes()
+        self._no_room: set[tuple[Assignment, Assignment]] = set()
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -180,7 +181,15 @@ class FamilyFleet:
 
     def resident(self, assignment: Assignment) -> bool:
         """Return whether a ready worker at the placement of `assignment` holds its variant, by its backend."""
-        return any(holds(worker, assignment) for worker in self._workers_at(assignment.placement))
+        return any(
+            worker is not None and worker.state == "ready" and holds(worker, assignment)
+            for item, worker in ((item, member.worker) for item, member in self.members.spawned.items())
+            if item.placement == assignment.placement
+        )
+
+    def found_no_room(self, one: Assignment, other: Assignment) -> bool:
+        """Return whether a worker for `other` once did not start for want of memory while that of `one` was there."""
+        return (one, other) in self._no_room
 
     def held_bytes(self, placement: Placement) -> int:
         """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
@@ -208,7 +217,13 @@ class FamilyFleet:
 
         async def noted(item: Assignment) -> FleetWorker:
             began_ns = self._clock()
-            worker = await start(item)
+            try:
+                worker = await start(item)
+            except CloverError as error:
+                if says_out_of_memory(str(error)):
+                    there = (other for other, member in self.members.spawned.items() if member.ready)
+                    self._no_room.update((one, item) for one in there if one.placement == item.placement)
+                raise
             self._step_times.started(item, (self._clock() - began_ns) / _SECOND_NS)
             learn(self.memory.needs, item, worker)
             return worker

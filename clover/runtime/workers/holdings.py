@@ -1,45 +1,32 @@
-"""What the processes at a placement hold: which variants they could serve at once, and how much memory."""
+"""How much memory the processes at a placement hold, by what they said when they became ready."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from clover.planning.transition.memory import MemoryNeeds
 from clover.types import Assignment
-from clover.worker.frames import HeldMemory, WorkerOrder
+from clover.worker.frames import HeldMemory
 
 
 @runtime_checkable
 class HoldingWorker(Protocol):
     """A worker that said what it holds when it became ready (`clover.runtime.workers.handle.WorkerProcess`)."""
 
-    order: WorkerOrder
-    resident: Mapping[str, int]
     held: tuple[HeldMemory, ...]
     context_bytes: int
 
-
-def holds(worker: object, item: Assignment) -> bool:
-    """Return whether a ready worker at the placement of `item` holds its variant, by its backend."""
-    if not isinstance(worker, HoldingWorker):
-        return False
-    return _backend(worker, item.variant) == item.backend
+    def backend_of(self, variant: str) -> str:
+        """Return the backend by which it holds `variant`."""
 
 
 def learn(needs: MemoryNeeds, item: Assignment, worker: object) -> None:
     """Let `needs` know what a worker that was started for `item` holds, if it said so."""
     if isinstance(worker, HoldingWorker):
         for one in worker.held:
-            cell = (one.variant, item.placement.profile, _backend(worker, one.variant))
+            cell = (one.variant, item.placement.profile, worker.backend_of(one.variant))
             needs.learn(cell, one.weights_bytes + one.peak_bytes, worker.context_bytes)
-
-
-def _backend(worker: HoldingWorker, variant: str) -> str:
-    """Return the backend by which a worker holds `variant`; empty if it does not."""
-    lane = worker.resident.get(variant)
-    backends = (worker.order.backend, *(one.backend for one in worker.order.also))
-    return backends[lane] if lane is not None and lane < len(backends) else ""
 
 
 def held_bytes(workers: Iterable[object]) -> int:

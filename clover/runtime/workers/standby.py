@@ -33,8 +33,6 @@ class StandbyPolicy:
         self._candidates = tuple(reversed(variants)) if relief == "auto" else (relief,)
         self._slo_ms = slo_ms
         self._fits = fits
-        self._granted: set[tuple[Assignment, Assignment]] = set()
-        """Standby workers, each with the worker it may stand beside: what they hold is missing from what is free."""
         self._services: dict[tuple[str, str], Service] = {}
         self._backend: dict[tuple[str, str], str] = {}
         self._fastest: dict[tuple[Service, float], float] = {}
@@ -44,7 +42,6 @@ class StandbyPolicy:
         self._services = services_of(profile) if profile is not None else {}
         self._backend = backends_of(profile) if profile is not None else {}
         self._fastest.clear()
-        self._granted.clear()
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
         """See `StandbyChooser.beside`."""
@@ -68,15 +65,9 @@ class StandbyPolicy:
             backend = self._backend.get((variant, item.placement.profile))
             if backend is not None and self._rank[variant] < self._rank[item.variant]:
                 standby = msgspec.structs.replace(item, variant=variant, backend=backend)
-                if self._may_stand(item, standby):
+                if self._fits(item, standby):
                     found[item.placement.id] = standby
         return tuple(item for item in found.values() if item not in routed)
-
-    def _may_stand(self, item: Assignment, standby: Assignment) -> bool:
-        """Return whether memory holds `standby` beside the worker of `item`, or did when that was asked first."""
-        if (item, standby) not in self._granted and self._fits(item, standby):
-            self._granted.add((item, standby))
-        return (item, standby) in self._granted
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """See `StandbyChooser.rows_per_s`: in batches so short that a row has time to wait within the SLO."""

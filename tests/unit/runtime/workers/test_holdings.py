@@ -6,45 +6,27 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
+from clover.errors import WorkerError
 from clover.planning.transition.memory import MemoryAware
-from clover.runtime.workers.holdings import HoldingWorker, held_bytes, holds
+from clover.runtime.workers.holdings import HoldingWorker, held_bytes
 from clover.runtime.workers.step_times import StepTimes
 from clover.types import Assignment
-from clover.worker.frames import HeldMemory, Resident, WorkerOrder
-from tests.support.fleet_fixture import SECOND, SPEC, House, Worker, at
-
-ORDER = WorkerOrder(
-    family=SPEC,
-    variant="small",
-    backend="eager",
-    cores=(0,),
-    max_batch=4,
-    also=(Resident(variant="medium", backend="aoti"), Resident(variant="large", backend="eager")),
-)
+from clover.worker.frames import HeldMemory
+from tests.support.fleet_fixture import SECOND, House, Worker, at
 
 
-def holding(**lanes: int) -> Any:
-    held = tuple(HeldMemory(variant=name, weights_bytes=100, peak_bytes=10) for name in lanes)
-    return SimpleNamespace(order=ORDER, resident=lanes, held=held, context_bytes=7)
-
-
-def test_a_variant_is_resident_by_the_backend_that_it_was_loaded_with() -> None:
-    worker = holding(small=0, medium=1)
-    assert isinstance(worker, HoldingWorker)
-    assert holds(worker, at(0, "small"))
-    assert not holds(worker, at(0, "medium"))  # eager is asked for, and aoti is there
-    assert holds(worker, msgspec.structs.replace(at(0, "medium"), backend="aoti"))
-    assert not holds(worker, at(0, "large"))
-    assert not holds(Worker(1), at(0, "small"))
+def holding(*variants: str) -> Any:
+    held = tuple(HeldMemory(variant=name, weights_bytes=100, peak_bytes=10) for name in variants)
+    return SimpleNamespace(held=held, context_bytes=7, backend_of=lambda variant: "eager")
 
 
 def test_what_processes_hold_is_known_if_each_of_them_said_it() -> None:
-    assert held_bytes([holding(small=0, medium=1)]) == 227
-    assert held_bytes([holding(small=0), holding(large=2)]) == 234
-    assert held_bytes([holding(small=0), Worker(1)]) == 0
+    assert isinstance(holding("small"), HoldingWorker)
+    assert held_bytes([holding("small", "medium")]) == 227
+    assert held_bytes([holding("small"), holding("large")]) == 234
+    assert held_bytes([holding("small"), Worker(1)]) == 0
     assert held_bytes([]) == 0
 
 
@@ -56,7 +38,7 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
         async def start(item: Assignment) -> Worker:
             house.now_ns += 3 * SECOND
             worker = await house.start(item)
-            vars(worker).update(vars(holding(small=0, large=2)))
+            vars(worker).update(vars(holding("small", "large")), resident={"small": 0, "large": 2})
             return worker
 
         async def slowly() -> None:
@@ -91,3 +73,19 @@ def test_newer_starts_count_more() -> None:
     times.drained(2.0)
     times.drained(1.0)
     assert times.drain == pytest.approx(1.7)
+
+
+def test_a_start_that_found_no_room_beside_another_is_remembered() -> None:
+    async def story() -> None:
+        house = House()
+        await house.fleet.spawn(at(0, "large"))
+        house.failing, house.failure = 2, WorkerError("small (eager): MemoryError: ")
+        for start in (0, 1):
+            with pytest.raises(WorkerError):
+                await house.fleet.spawn(at(start, "small"))
+        assert house.fleet.found_no_room(at(0, "large"), at(0, "small"))
+        assert not house.fleet.found_no_room(at(0, "large"), at(1, "small"))
+        assert not house.fleet.found_no_room(at(0, "small"), at(0, "large"))
+        house.slab.close()
+
+    asyncio.run(story())
