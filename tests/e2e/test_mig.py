@@ -18,10 +18,12 @@ from tests.support.mig_server import of_session
 ROOT = Path(__file__).parents[2]
 
 
-def run(cache: Path, what: str, within_s: float = 110) -> tuple[int, list[dict[str, Any]], str]:
+def run(
+    cache: Path, what: str, within_s: float = 110, module: str = "tests.support.mig_server"
+) -> tuple[int, list[dict[str, Any]], str]:
     """A server process: its exit status, what it said, its errors; nothing of its session is left afterwards."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.mig_server", str(cache), what],
+        [sys.executable, "-m", module, str(cache), what],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

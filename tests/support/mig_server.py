@@ -65,14 +65,19 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         TOY,
         http=False,
         cache_dir=str(cache),
-        device=f"emulated:{BOX}:2",
         backends=("eager",),
-        policy=f"tests.support.mig_server:{Base.__name__}",
         slo_ms=10_000.0,
         waits=False,
         accuracy_floor=1.0,
         carbon="static:300",
-        **{"interval_s": 0.1, "min_dwell_s": 0.1, "verify_s": 0.2, **settings},
+        **{
+            "device": f"emulated:{BOX}:2",
+            "policy": f"tests.support.mig_server:{Base.__name__}",
+            "interval_s": 0.1,
+            "min_dwell_s": 0.1,
+            "verify_s": 0.2,
+            **settings,
+        },
     )
 
 
