@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_mig import run
+from tests.support.mig_runs import run
 
 
 def events(said: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
