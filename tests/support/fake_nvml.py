@@ -39,7 +39,7 @@ class Board:
         self.last = last
         self.table = dict(A100)
         self.lost = False
-        self.compute_mode = pynvml.NVML_COMPUTEMODE_DEFAULT
+        self.compute_mode = 0
         self.standing: dict[int, list[Any]] = {}
         self.holders: dict[int, list[int]] = {}
 
@@ -231,6 +231,9 @@ class FakeNvml:
         if item[3]:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_IN_USE)
         del board.standing[gi]
+
+    def nvmlEventSetCreate(self) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     def nvmlDeviceGetComputeMode(self, handle: Any) -> int:
         return int(self._board(handle).compute_mode)
