@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from clover.config_records import LedgerConfig, LogConfig, OtelConfig, ReportConfig
+from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
 
@@ -23,6 +23,7 @@ __all__ = [
     "LimitsConfig",
     "ListenConfig",
     "LogConfig",
+    "MigConfig",
     "OtelConfig",
     "ReportConfig",
     "Section",
@@ -466,6 +467,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     embodied: EmbodiedConfig = EmbodiedConfig()
     controller: ControllerConfig = ControllerConfig()
     workers: WorkersConfig = WorkersConfig()
+    mig: MigConfig = MigConfig()
     log: LogConfig = LogConfig()
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()

@@ -191,6 +191,9 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     `shared_front` says that the front end runs on the same cores (small boxes).  A device that is lost has no layouts.
     `slices` counts compute slices.
 
+    `one_process`: only one process at a time may use the device, so no worker can start beside another (a GPU in the
+    compute mode EXCLUSIVE_PROCESS).
+
     `core_sleep_w`: of a row of cores, the idle watts that each core is taken to spare while it has no worker; a plan
     may then use the first cores only, `least_cores` of them or more.  Null: every core has a worker.
     """
@@ -205,6 +208,7 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     label: str = ""
     core_sleep_w: float | None = None
     least_cores: int = 1
+    one_process: bool = False
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------

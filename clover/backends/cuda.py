@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.backends import parity
+from clover.backends import cuda_errors, parity
 from clover.backends.targets import Target
 from clover.backends.tensors import to_arrays, to_tensor, torch_dtype
 from clover.errors import ProfileError, WorkerError
@@ -175,7 +175,7 @@ class Runner:
                 self._wait()
         except RuntimeError as error:
             if fatal(error):
-                raise WorkerError(f"the GPU failed, and this worker with it: {error}") from error
+                raise cuda_errors.ended(error) from error
             raise
         return answers
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clover.config import WorkersConfig
 from clover.devices import DeviceChoice, box_path, emulated, tables
+from clover.devices.clients import nodes_of
 from clover.devices.cpu import CpuDevice
 from clover.devices.nvidia import open_gpus
 from clover.devices.nvml import Nvml
@@ -26,8 +27,9 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
     name, _, count = (rest or "").partition(":")
     if not name or not _NUMBER.fullmatch(count):
         raise ConfigError(f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2")
-    if name not in tables.names():
-        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(tables.names())}")
+    known = (*tables.names(), *tables.plain_names())
+    if name not in known:
+        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(known)}")
     if not 1 <= int(count) <= emulated.GPUS_MAX:
         raise ConfigError(f"an emulated box has 1 to {emulated.GPUS_MAX} GPUs, not {int(count)}")
     return DeviceChoice(kind="emulated", name=name, count=int(count))
@@ -42,7 +44,10 @@ def build(
     opened = session or Nvml()
     try:
         _is_box(opened, choice, box_path(choice, cache))
-        return open_gpus(opened, (), cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
+        opened_gpus = open_gpus(opened, (), cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
+        for gpu in opened_gpus.values():
+            gpu.nodes = (nodes_of(box_path(choice, cache)),)
+        return dict(opened_gpus)
     except BaseException:
         if session is None:
             opened.close()
@@ -71,5 +76,5 @@ def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
         return  # opening it reports which one is lost
     except DeviceError as error:
         raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
-    if found != [tables.table(choice.name).product] * choice.count:
+    if found != [tables.board(choice.name).product] * choice.count:
         raise DeviceError(f"{path} holds another emulated box than {choice.count} x {choice.name}: remove it")

@@ -32,6 +32,9 @@ _COMPUTE_PROFILES = 0x9
 _SHARED_ENGINES = 0
 _MIB = 1 << 20
 
+# nvml.h: compute modes other than the default, in which processes share the GPU.
+_EXCLUSIVE_THREAD, _PROHIBITED, _EXCLUSIVE_PROCESS = 1, 2, 3
+
 
 class GpuProfile(Record, frozen=True, kw_only=True):
     """A shape of instance that this GPU offers.  `id` is the driver's number of it; `base`: neither media engines nor
@@ -77,11 +80,12 @@ class MigGpu:
 
     def __init__(self, library: Any, index: int) -> None:
         self._nvml = library
-        self._handle = library.nvmlDeviceGetHandleByIndex(index)
+        self._handle = nvml.look_up(library, lambda: library.nvmlDeviceGetHandleByIndex(index))
         self.index = index
         self.uuid: str = library.nvmlDeviceGetUUID(self._handle)
         self.product: str = library.nvmlDeviceGetName(self._handle)
         self.mig, self.mig_pending = self._mode()
+        self.compute_mode = self._compute_mode()
         self.memory_bytes = int(library.nvmlDeviceGetMemoryInfo(self._handle).total)
         self._compute_profiles: dict[int, list[tuple[int, int, int]]] = {}
         self.profiles: dict[str, GpuProfile] = {item.name: item for item in self._profiles()} if self.mig else {}
@@ -92,6 +96,16 @@ class MigGpu:
     def slices(self) -> int:
         """Compute slices of the whole GPU; 1 if it cannot be split."""
         return max((profile.slices for profile in self.profiles.values()), default=1)
+
+    @property
+    def one_process(self) -> bool:
+        """Whether only one process at a time may have a CUDA context on it."""
+        return self.compute_mode in (_EXCLUSIVE_THREAD, _EXCLUSIVE_PROCESS)
+
+    @property
+    def prohibited(self) -> bool:
+        """Whether no process may have a CUDA context on it."""
+        return self.compute_mode == _PROHIBITED
 
     def alive(self) -> None:
         """Check that the GPU answers, at the cost of one reading; raises what NVML raises if the GPU is lost."""
@@ -141,16 +155,15 @@ class MigGpu:
         self._nvml.nvmlGpuInstanceDestroy(handle)
 
     def holders(self, found: GpuInstance) -> tuple[int, ...]:
-        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look."""
+        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look.
+
+        The GPU is asked and not the instance: to be asked, an instance has to be subscribed to, and the session that is
+        would itself keep it from being removed."""
         try:
-            handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
-            pids: set[int] = set()
-            for _, part in self._parts(handle, self.profiles[found.profile]):
-                device = self._nvml.nvmlComputeInstanceGetInfo_v2(part).device
-                pids.update(int(item.pid) for item in self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(device))
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(self._handle)
         except self._nvml.NVMLError:
             return ()
-        return tuple(sorted(pids))
+        return tuple(sorted({int(item.pid) for item in running if int(item.gpuInstanceId) == found.gi}))
 
     def _standing(self, profile: GpuProfile) -> list[GpuInstance]:
         found = []
@@ -181,6 +194,10 @@ class MigGpu:
             return False, False
         current, pending = current_pending
         return bool(current), bool(pending)
+
+    def _compute_mode(self) -> int:
+        """Return the compute mode; the default where the driver does not say."""
+        return int(self._supported("nvmlDeviceGetComputeMode", self._handle) or 0)
 
     def _supported(self, symbol: str, *arguments: Any) -> Any:
         """Return the answer of `symbol`, or None if this GPU does not support it."""

@@ -59,7 +59,7 @@ class OwnedInstances:
         try:
             return self._gpu.make(profile, start)
         except self._library.NVMLError as error:
-            if error.value == nvml.GPU_IS_LOST:
+            if error.value in nvml.LOST_CODES:
                 raise  # unknown whether it exists: it stays recorded, and the next look finds out
             found = self._gpu.find(profile, start)
             # "No room" is also the answer if this very instance exists.  Unless it was recorded before, somebody made

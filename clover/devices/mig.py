@@ -23,12 +23,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clover.devices import nvml
+from clover.devices import clients, nvml
 from clover.devices.books import Books, Place, place_of
 from clover.devices.gpu import GpuInstance, MigGpu
+from clover.devices.hooks import ChangeHooks
 from clover.devices.instances import OwnedInstances
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import Ownership
+from clover.devices.reports import GpuReports
 from clover.errors import DeviceError, DeviceLost
 from clover.hints import program
 from clover.planning.packing.geometry import SliceProfile
@@ -45,7 +47,9 @@ BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 class MigDevice:
     """Implements `clover.interfaces.Device`; `open` makes one.
 
-    `lost`: the GPU does not answer.  `mig`: it can be split.  `emulated`: the GPU is not real.
+    `lost`: the GPU does not answer, or the driver reported an error after which it is of no use.  `mig`: it can be
+    split.  `emulated`: the GPU is not real.  `hooks` are the operator's commands around changes.  `nodes`: folders in
+    which clients that hold instances have files open.
     """
 
     def __init__(
@@ -60,12 +64,16 @@ class MigDevice:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.name = f"gpu{gpu.index}"
+        self.index = gpu.index
         self.uuid = gpu.uuid
         self.product = gpu.product
         self.mig = gpu.mig
         self.emulated = emulated
         self.session = session
         self.lost = False
+        self.hooks = ChangeHooks()
+        self.nodes: tuple[str, ...] = (clients.CAPABILITIES,)
+        self._reports = GpuReports()
         self._gpu = gpu
         self._owned = owned
         self._instances = OwnedInstances(session.library, gpu, owned)
@@ -92,6 +100,11 @@ class MigDevice:
         if gpu.mig != gpu.mig_pending:
             now, then = ("on" if mode else "off" for mode in (gpu.mig, gpu.mig_pending))
             log.warning("gpu%d: MIG is %s, and %s once the GPU was reset", index, now, then)
+        if gpu.prohibited:
+            raise DeviceError(
+                f"gpu{index} is in compute mode PROHIBITED, in which no program may use it: "
+                f"nvidia-smi -i {index} -c DEFAULT changes that"
+            )
         owned = Ownership(folder, gpu.uuid, boot=boot, exclusive=exclusive)
         try:
             device = cls(session, gpu, owned, **options)
@@ -118,6 +131,7 @@ class MigDevice:
                 overlap=False,
                 emulated=self.emulated,
                 label=self._label,
+                one_process=self._gpu.one_process,
             )
         return self._shape
 
@@ -138,6 +152,7 @@ class MigDevice:
             "mig": self.mig,
             "emulated": self.emulated,
             "lost": self.lost,
+            "errors": self._reports.errors(),
             **self._books.report(),
         }
 
@@ -236,6 +251,17 @@ class MigDevice:
         what it lost is forgotten, and what should have been removed meanwhile is removed."""
         return await self._finish(self._poll())
 
+    def take_xid(self, number: int, gi: int | None) -> None:
+        """Draw the consequences of a critical error of the GPU, or of its instance `gi`, that the driver reported."""
+        verdict, why = self._reports.take(number, gi)
+        place = next((place for place, found in self._books.ours.items() if found.gi == gi), None)
+        log.log(logging.ERROR if verdict else logging.WARNING, "%s: %s", self.name, why)
+        if verdict == "lost":
+            self._lose()
+        elif verdict == "slice" and place is not None:
+            self._books.quarantined[place] = why
+            self._shape = None
+
     # --- changes, each within a task that is not cancelled ------------------------------------------------------------
 
     async def _create(self, place: Place, *, seen: bool) -> None:
@@ -264,7 +290,8 @@ class MigDevice:
 
     async def _make(self, place: Place) -> GpuInstance:
         try:
-            found = await self._tried(lambda: self._ask(self._instances.make, *place))
+            async with self.hooks.change():
+                found = await self._tried(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
@@ -288,7 +315,8 @@ class MigDevice:
         found = self._books.ours.get(place)
         if found is not None:
             try:
-                await self._tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+                async with self.hooks.change():
+                    await self._tried(lambda: self._ask(self._instances.unmake, found), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise
@@ -301,8 +329,8 @@ class MigDevice:
 
     async def _quarantine(self, place: Place, why: str) -> None:
         pids = await self._ask(self._gpu.holders, self._books.ours[place])
-        who = f"held by process {', '.join(map(str, pids))}" if pids else "no process is to be seen on it"
-        self._books.quarantined[place] = f"{why} ({who})"
+        others = await asyncio.to_thread(clients.find, self.nodes, without=pids)
+        self._books.quarantined[place] = f"{why} ({clients.holders(pids, others)})"
         self._shape = None
         log.error("%s is quarantined: %s", self._books.id_of(place), self._books.quarantined[place])
 
@@ -384,17 +412,36 @@ class MigDevice:
             if self.lost:
                 await self._ask(self._gpu.reopen)
             await self._ask(self._gpu.alive)
-            if self.lost:
+            self._reports.answered()
+            if self.lost and not self._reports.condemned:
                 await self._return()
         except DeviceLost:
-            pass
+            self._reports.gone()
         except NvmlError as error:
+            if self._reports.failed(unknown=error.code == nvml.UNKNOWN and await self._unknown_to_driver()):
+                self._lose()
             # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
             said, self._said = self._said, str(error)
             log.log(logging.WARNING if self._said != said else logging.DEBUG, "%s: %s", self.name, error)
         else:
             self._said = ""
         return not self.lost
+
+    async def _unknown_to_driver(self) -> bool:
+        """Return whether even looking up the GPU's handle fails without a reason."""
+        try:
+            await self._ask(self._gpu.reopen)
+        except NvmlError as error:
+            return error.code == nvml.UNKNOWN
+        except DeviceLost:
+            pass
+        return False
+
+    def _lose(self) -> None:
+        if not self.lost:
+            log.error("%s: %s", self.name, nvml.LOST)
+        self.lost = True
+        self._shape = None
 
     async def _return(self) -> None:
         await self._look()
@@ -417,10 +464,7 @@ class MigDevice:
         try:
             return await self.session.call(function, *arguments)
         except DeviceLost:
-            if not self.lost:
-                log.error("%s: %s", self.name, nvml.LOST)
-            self.lost = True
-            self._shape = None
+            self._lose()
             raise DeviceLost(f"{self.name}: {nvml.LOST}") from None
 
     async def _tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:

@@ -11,6 +11,7 @@ from typing import Any
 from clover.config import WorkersConfig
 from clover.devices import DeviceChoice
 from clover.devices.cpu import CpuDevice
+from clover.devices.driver import check_driver, torch_build
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import boot_of
@@ -37,15 +38,16 @@ def build(
         _check_environment(os.environ.get("CUDA_VISIBLE_DEVICES"))
     opened = session or Nvml()
     try:
+        check_driver(opened, torch_build())
         options = {"boot": boot_of(), "exclusive": exclusive, "cores": cores}
-        return open_gpus(opened, choice.indices, cache / "mig", **options)
+        return dict(open_gpus(opened, choice.indices, cache / "mig", **options))
     except BaseException:
         if session is None:
             opened.close()
         raise
 
 
-def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: Any) -> dict[str, Device]:
+def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: Any) -> dict[str, MigDevice]:
     """Return the GPUs of these numbers, all if none is given, by name; `options` are those of `MigDevice.open`.
 
     GPUs that are lost are left out, unless they were named or none is left.
@@ -70,7 +72,7 @@ def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: 
         for device in opened.values():
             device.close()
         raise
-    return dict(opened)
+    return opened
 
 
 def _indices(text: str, given: str) -> tuple[int, ...]:

@@ -102,7 +102,9 @@ class Served:
         )
         names = [variant.name for variant in spec.variants]
         self._standby_policy = (
-            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0)) if config.relief else None
+            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0), self._one_process)
+            if config.relief
+            else None
         )
         self.fleet = FamilyFleet(
             self.router,
@@ -113,6 +115,9 @@ class Served:
             standby=self._standby_policy,
         )
         self.fleet.pace = self._pace
+
+    def _one_process(self, device: str) -> bool:
+        return self._devices[device].shape().one_process
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known

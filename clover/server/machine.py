@@ -24,6 +24,7 @@ from clover.accounting import Account, HostCpu
 from clover.config import ServerConfig
 from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
+from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.energy.cpu_time import ProcessTree, process_ns
 from clover.energy.foreign_work import descends_from
@@ -52,6 +53,7 @@ class Machine:
         self._account = account
         self.devices: dict[str, Device] = made.build(config.workers, cache)
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
+        self._gpu_guard = GpuGuard(self.gpus, config.mig)
         self.meters: dict[str, EnergyMeter] = {}
         self.core_idle: CoreIdle | None = None
         self._idles = KeptIdles(cache)
@@ -98,6 +100,7 @@ class Machine:
             if isinstance(meter, energy.RaplMeter):
                 await meter.rest()
                 log.info("%s: energy is measured: %s", meter.device, meter.why)
+        self._gpu_guard.start()
         made = [energy.build_gpu(gpu.session, gpu, self._config.energy, work=self._work(gpu)) for gpu in self.gpus]
         for gpu, meter in zip(self.gpus, await asyncio.gather(*made), strict=True):
             self._idles.restore(gpu.uuid, meter)
@@ -212,11 +215,13 @@ class Machine:
         try:
             if not self._config.workers.keep_instances:
                 await self.empty()
+            await self._gpu_guard.settle()
         finally:
             self.close()
 
     def close(self) -> None:
         """Release the GPUs for others, with the instances that are on them."""
+        self._gpu_guard.close()
         made.close(self.devices)
 
     async def _clear(self, gpu: MigDevice) -> None:

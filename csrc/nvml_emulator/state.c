@@ -86,6 +86,7 @@ static nvmlReturn_t make_ready(struct box *box) {
         if (fresh)
             gpu->mig_pending = (box->config.flags & BOX_MIG) != 0;
         gpu_reset(gpu);
+        gpu->compute_mode = gpu->persistence = 0;
         gpu->born_ns = gpu->last_ns = now_ns;
         gpu->born_uj = gpu->energy.uj;
     }

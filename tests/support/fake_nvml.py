@@ -39,6 +39,7 @@ class Board:
         self.last = last
         self.table = dict(A100)
         self.lost = False
+        self.compute_mode = 0
         self.standing: dict[int, list[Any]] = {}
         self.holders: dict[int, list[int]] = {}
 
@@ -231,7 +232,13 @@ class FakeNvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_IN_USE)
         del board.standing[gi]
 
-    def nvmlDeviceGetComputeRunningProcesses_v3(self, device: str) -> Any:
-        uuid, _, gi = device.removeprefix("MIG-").rpartition("-")
-        board = next(board for board in self.boards if board.uuid == uuid)
-        return [SimpleNamespace(pid=pid) for pid in board.holders.get(int(gi), ())]
+    def nvmlEventSetCreate(self) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    def nvmlDeviceGetComputeMode(self, handle: Any) -> int:
+        return self._board(handle).compute_mode
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: Any) -> Any:
+        assert isinstance(handle, int), "asking an instance would hold it"
+        holders = self._board(handle).holders
+        return [SimpleNamespace(pid=pid, gpuInstanceId=gi) for gi, pids in holders.items() for pid in pids]

@@ -74,7 +74,7 @@ class GpuBox:
         device = f"gpu{index}"
         uuid = product = ""
         try:
-            handle = library.nvmlDeviceGetHandleByIndex(index)
+            handle = nvml.look_up(library, lambda: library.nvmlDeviceGetHandleByIndex(index))
             uuid, product = library.nvmlDeviceGetUUID(handle), library.nvmlDeviceGetName(handle)
             gpu = MigGpu(library, index)
             gpu.alive()
@@ -87,7 +87,7 @@ class GpuBox:
                     raise
                 hidden = True
         except library.NVMLError as error:
-            if error.value != nvml.GPU_IS_LOST:
+            if error.value not in nvml.LOST_CODES:
                 raise
             return GpuState(device=device, index=index, uuid=uuid, product=product or "GPU", lost=True)
         return GpuState(

@@ -95,7 +95,8 @@ class _Device:
         for key, place in sorted(self._staying.items()):
             before, after = self._at(self._leaving, [key]), self._at(self._coming, [key])
             if before or after:
-                fits = all(self._beside(one, other) for one in before for other in after)
+                alone = self._shape.one_process
+                fits = not alone and all(self._beside(one, other) for one in before for other in after)
                 yield self._job({key: place}, {key: place}, exchange=not fits)
         yield from self._instances()
 

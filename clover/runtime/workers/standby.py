@@ -17,14 +17,22 @@ class StandbyPolicy:
 
     All standby workers have one variant: the one that `relief` names, or (`auto`) the most accurate with which the
     slices serve `RELIEF_TIMES` the rows that they serve now, else the one with which they serve most.  A slice gets a
-    standby worker if the variant was measured on its shape and a more expensive one works there.  `slo_ms` returns the
-    present p95 target, 0 for none.  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
+    standby worker if the variant was measured on its shape, a more expensive one works there, and the device has room
+    for a second process (`one_process`, by its name, is false).  `slo_ms` returns the present p95 target, 0 for none.
+    Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
     """
 
-    def __init__(self, variants: Sequence[str], relief: str, slo_ms: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        variants: Sequence[str],
+        relief: str,
+        slo_ms: Callable[[], float],
+        one_process: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._rank = {name: rank for rank, name in enumerate(variants)}
         self._candidates = tuple(reversed(variants)) if relief == "auto" else (relief,)
         self._slo_ms = slo_ms
+        self._one_process = one_process
         self._services: dict[tuple[str, str], Service] = {}
         self._backend: dict[tuple[str, str], str] = {}
         self._fastest: dict[tuple[Service, float], float] = {}
@@ -54,6 +62,8 @@ class StandbyPolicy:
         """Return the standby workers that there would be with `variant`, one a placement."""
         found = {}
         for item in routed:
+            if self._one_process(item.placement.device):
+                continue
             backend = self._backend.get((variant, item.placement.profile))
             if backend is not None and self._rank[variant] < self._rank[item.variant]:
                 found[item.placement.id] = msgspec.structs.replace(item, variant=variant, backend=backend)

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clover.cli.mig import emulate
-from clover.devices import emulated, tables
+from clover.devices import disturb, emulated, tables
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
 from tests.support.forks import Forks
@@ -250,6 +250,16 @@ def test_a_lost_gpu_does_not_hide_the_others(box: Driver, file: str) -> None:
         assert "left out" in box.good("export")
     finally:
         emulated.restore(box.state, 1)
+
+
+def test_a_gpu_whose_handle_is_unknown_is_lost_too(box: Driver) -> None:
+    code, _, _ = box("emulate", "--state", str(box.state), "--lose", "1:UNKNOWN", "--cuda", "12.4", "--xid", "0:63")
+    assert code == 0
+    try:
+        assert "lost: it does not answer" in box.good("list")
+    finally:
+        emulated.restore(box.state, 1)
+        disturb.set_driver(box.state, "", (0, 0))
 
 
 # --- assert and export ----------------------------------------------------------------------------------------------
@@ -878,3 +888,21 @@ def test_boxes_in_words() -> None:
     for text in ("", "a100:", "a100:0", "a100:x", "a100:2:3", ":2"):
         with pytest.raises(ConfigError, match="NAME:COUNT"):
             emulate.parse_box(text)
+
+
+def test_disturbances_in_words() -> None:
+    assert emulate.parse_loss("1") == (1, "GPU_IS_LOST")
+    assert emulate.parse_loss("0:UNKNOWN") == (0, "UNKNOWN")
+    assert emulate.parse_mode("2:exclusive") == (2, "exclusive")
+    assert emulate.parse_xid("0:79") == (0, 79, disturb.NO_INSTANCE)
+    assert emulate.parse_xid("1:94:2") == (1, 94, 2)
+    assert [emulate.parse_cuda(text) for text in ("12.4", "13")] == [(12, 4), (13, 0)]
+    for parse, texts in (
+        (emulate.parse_loss, ("", "x", "1:IN_USE")),
+        (emulate.parse_mode, ("0", "0:thread", ":default")),
+        (emulate.parse_xid, ("79", "0:x", "0:79:1:2")),
+        (emulate.parse_cuda, ("", "12.x")),
+    ):
+        for text in texts:
+            with pytest.raises(ConfigError, match=" as "):
+                parse(text)

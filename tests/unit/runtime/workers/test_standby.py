@@ -56,6 +56,12 @@ def test_nobody_stands_by_beside_a_cheaper_one_or_on_a_shape_that_was_not_measur
     assert understudies().beside([]) == ()
 
 
+def test_nobody_stands_by_on_a_device_for_one_process() -> None:
+    found = understudies()
+    found._one_process = "gpu0".__eq__
+    assert found.beside([worker("large")]) == ()
+
+
 def test_workers_of_its_own_variant_count_among_those_that_serve() -> None:
     """Half of the slices have small already: with the others they serve 1,600 of the 1,000 rows/s there are now, which
     is too little; tiny beside all serves 4,000."""
