@@ -115,14 +115,14 @@ EXPORT int clover_nvml_reset(const char *path, int index) {
     return leave(&mapping, result);
 }
 
-/* Restarts the machine: every board is as after a reset, also if processes were attached. */
+/* Restarts the machine: every board starts anew, also if processes were attached. */
 EXPORT int clover_nvml_reboot(const char *path) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);
     if (result != NVML_SUCCESS)
         return result;
     for (unsigned i = 0; i < mapping.box->config.gpu_count; i++) {
-        gpu_reset(gpu_begin(mapping.box, i));
+        gpu_boot(&mapping.box->config, gpu_begin(mapping.box, i));
         gpu_commit(mapping.box);
     }
     return leave(&mapping, NVML_SUCCESS);

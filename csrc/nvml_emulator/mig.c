@@ -140,7 +140,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvml_handle device, unsi
 EXPORT nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvml_handle device, unsigned id,
                                                                   nvmlPlacement_t *placements, unsigned *count) {
     struct call call;
-    nvmlReturn_t result = begin_mig(&call, __func__, device, false);
+    nvmlReturn_t result = begin_mig(&call, __func__, device, true);
     if (result != NVML_SUCCESS)
         return result;
     const struct profile *profile = profile_by_id(&call.box->config, id);
