@@ -99,6 +99,7 @@ def _device(context: Context, shape: DeviceShape) -> dict[str, Any]:
         "layouts": len(shape.layouts),
         "quarantined": gpu_report.get("quarantined", []),
         "foreign": gpu_report.get("foreign", []),
+        "fixed": gpu_report.get("fixed", ""),
     }
 
 
