@@ -74,7 +74,7 @@ class Machine:
                 self._add_host(name, len(device.worker_cores), front_end)
                 self.core_idle = CoreIdle(device.worker_cores)
             elif isinstance(device, MigDevice):
-                account.add_device(name, device.shape().slices)
+                account.add_device(name, device.shape().slices, 0, device.others)
             else:
                 raise ConfigError(f"device {name}: there is no energy meter for {type(device).__name__}")
         if self.gpus:

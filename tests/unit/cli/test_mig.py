@@ -442,13 +442,42 @@ def test_a_step_that_fails_is_named_and_the_rest_can_follow(box: Driver, file: s
 def test_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
     for driver in driven(forks, tmp_path, "a100-40gb", 2, privileged=False):
         text = driver.good("list")
-        assert "MIG on, 40 GiB\n" in text
+        assert "  MIG on\n" in text, "how much memory there is in all may not be known either"
+        assert "fixed: not permitted to change instances, and none is given to this process" in text
         assert "not permitted to see MIG instances" in text
         assert json.loads(driver.good("list", "--json"))["gpus"][0]["hidden"] is True
         for verb in (["export"], ["assert", file, "--config", "balanced"], ["plan", "now", "7g"]):
             code = 1 if verb[0] == "plan" else 3
             assert "capability mig/config" in driver.fails(code, *verb)
         assert "not permitted" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
+
+
+def test_a_user_without_rights_sees_what_was_given(forks: Forks, tmp_path: Path, file: str) -> None:
+    for driver in driven(forks, tmp_path, "a100-40gb", 2):
+        apply(driver, file, "mixed")
+        own = json.loads(driver.good("list", "--json"))["gpus"]
+        emulated.set_privileged(driver.state, False)
+        text = driver.good("list")
+        assert text.count("fixed: not permitted to change instances; these are served on as they are") == 2
+        for gpu in own:
+            for item in gpu["instances"]:
+                memory = f"{item['memory_mib'] / 1024:>5.2f} GiB"
+                assert f"  {item['profile']:<7}  {memory}  fixed  -        {item['uuid']}\n" in text
+        found = json.loads(driver.good("list", "--json"))["gpus"]
+        assert {gpu["fixed"] for gpu in found} == {"fixed: not permitted to change instances"}
+        assert {item["whose"] for gpu in found for item in gpu["instances"]} == {"fixed"}
+        assert all(gpu["hidden"] and not gpu["room"] for gpu in found)
+        assert "not permitted to see" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
+
+
+def test_what_one_gpu_refuses_does_not_hide_the_others(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    emulated.inject(box.state, emulated.Fault(symbol="nvmlDeviceGetPowerUsage", gpu=0, error="UNKNOWN", count=0))
+    text = box.good("list")
+    assert "cannot be read: the driver refused: Unknown Error (NVML code 999)" in text
+    assert len(box.standing(1)) == 4
+    assert "# GPU 0: NVIDIA A100-SXM4-40GB, the driver refused" in box.good("export")
+    assert "gpu0: the driver refused" in box.fails(1, "apply", file, "--config", "balanced", "--yes")
 
 
 def test_mode_changes_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
