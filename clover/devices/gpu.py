@@ -15,6 +15,7 @@ Everything here blocks and is called in the thread of the NVML session.  It rais
 from __future__ import annotations
 
 import ctypes
+import logging
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ from clover.devices import nvml
 from clover.errors import DeviceError
 from clover.planning.packing.geometry import SliceProfile
 from clover.types import Record
+
+log = logging.getLogger("clover.devices")
 
 # nvml.h: profiles of GPU instances 0..0x11, of which the first seven are plain (1, 2, 3, 4, 7, 8 and 6 slices);
 # compute-instance profiles 0..8, of the shared engine profile 0.
@@ -128,6 +131,25 @@ class MigGpu:
     def minor(self) -> int:
         """The number in the name of the GPU's device node."""
         return int(self._nvml.nvmlDeviceGetMinorNumber(self._handle))
+
+    def unknown(self) -> bool:
+        """Return whether even looking up the handle fails without a reason."""
+        try:
+            self.reopen()
+        except self._nvml.NVMLError as error:
+            return bool(error.value == nvml.UNKNOWN)
+        return False
+
+    def check_modes(self) -> None:
+        """Warn of a MIG mode that is to change; raises DeviceError if no program may use the GPU."""
+        if self.mig != self.mig_pending:
+            now, then = ("on" if mode else "off" for mode in (self.mig, self.mig_pending))
+            log.warning("gpu%d: MIG is %s, and %s once the GPU was reset", self.index, now, then)
+        if self.prohibited:
+            raise DeviceError(
+                f"gpu{self.index} is in compute mode PROHIBITED, in which no program may use it: "
+                f"nvidia-smi -i {self.index} -c DEFAULT changes that"
+            )
 
     def alive(self) -> None:
         """Check that the GPU answers, at the cost of one reading; raises what NVML raises if the GPU is lost."""

@@ -21,12 +21,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clover.devices import clients, nvml
 from clover.devices.books import Books, Place, place_of
+from clover.devices.driver_work import DriverWork
 from clover.devices.fixed import FixedInstances, instances_of, seen
 from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.hooks import ChangeHooks
@@ -86,10 +87,8 @@ class MigDevice:
         self._instances = instances
         self._books = Books(gpu, self.name)
         self._cores = cores
-        self._back_off_s = tuple(back_off_s)
-        self._sleep = sleep
+        self._work = DriverWork(back_off_s, sleep)
         self._at: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._tasks: set[asyncio.Future[Any]] = set()
         self._doomed: set[Place] = set()
         self._said = ""
         self._shape: DeviceShape | None = None
@@ -114,14 +113,7 @@ class MigDevice:
         Clover has it, or the record is damaged.
         """
         gpu = session.call_sync(seen, session.library, index, named)
-        if gpu.mig != gpu.mig_pending:
-            now, then = ("on" if mode else "off" for mode in (gpu.mig, gpu.mig_pending))
-            log.warning("gpu%d: MIG is %s, and %s once the GPU was reset", index, now, then)
-        if gpu.prohibited:
-            raise DeviceError(
-                f"gpu{index} is in compute mode PROHIBITED, in which no program may use it: "
-                f"nvidia-smi -i {index} -c DEFAULT changes that"
-            )
+        gpu.check_modes()
         root = None if options.get("emulated") else Path("/")
         instances = session.call_sync(
             lambda: instances_of(session.library, gpu, folder, boot=boot, exclusive=exclusive, root=root)
@@ -229,7 +221,7 @@ class MigDevice:
         if self.fixed and place_of(placement) not in self._books.ours:
             raise DeviceError(f"{placement.id} was taken away and cannot be made again ({self.fixed})")
         if self._changes:
-            await self._finish(self._create(place_of(placement), seen=False))
+            await self._work.finish(self._create(place_of(placement), seen=False))
 
     async def destroy(self, placement: Placement) -> None:
         """Remove the instance; nothing happens if it does not exist, or is fixed.  Raises DeviceError if it is not
@@ -242,7 +234,7 @@ class MigDevice:
         if place in self._books.foreign:
             raise DeviceError(f"{placement.id} was not made by Clover and is left alone; see `{program()} mig list`")
         if self._changes:
-            await self._finish(self._destroy(place))
+            await self._work.finish(self._destroy(place))
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
         """Sort out what a former run left: what is ours and among `keep` is adopted (and completed), what is ours
@@ -250,13 +242,12 @@ class MigDevice:
 
         Waits for changes that are under way (because their caller was cancelled): they would not be seen.
         """
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await self._work.settled()
         self._ready()
         if self.fixed:
             return ()
         wanted = {place_of(placement) for placement in keep if placement.device == self.name}
-        return await self._finish(self._reconcile(wanted)) if self._changes else self.instances()
+        return await self._work.finish(self._reconcile(wanted)) if self._changes else self.instances()
 
     def bar(self, placement: Placement, why: str) -> None:
         """Leave `placement` out of the layouts until the driver makes an instance there: it failed, although the place
@@ -272,19 +263,19 @@ class MigDevice:
         are free now."""
         if not (self._books.quarantined or self._books.barred) or self.lost:
             return ()
-        return await self._finish(self._retry())
+        return await self._work.finish(self._retry())
 
     async def claim(self, placement: Placement) -> None:
         """Record an instance that somebody else made as ours, because an operator says so."""
         self._ready(placement)
         if self.fixed:
             raise DeviceError(f"{placement.id} cannot be claimed ({self.fixed})")
-        await self._finish(self._claim(place_of(placement)))
+        await self._work.finish(self._claim(place_of(placement)))
 
     async def poll(self) -> bool:
         """Return whether the GPU answers, at the cost of one reading; `lost` and the layouts follow.  Once it is back,
         what it lost is forgotten, and what should have been removed meanwhile is removed."""
-        return await self._finish(self._poll())
+        return await self._work.finish(self._poll())
 
     def take_xid(self, number: int, gi: int | None) -> None:
         """Draw the consequences of a critical error of the GPU, or of its instance `gi`, that the driver reported."""
@@ -335,7 +326,7 @@ class MigDevice:
     async def _make(self, place: Place) -> GpuInstance:
         try:
             async with self.hooks.change():
-                found = await self._tried(lambda: self._ask(self._instances.make, *place))
+                found = await self._work.tried(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
@@ -345,7 +336,7 @@ class MigDevice:
 
     async def _complete(self, found: GpuInstance) -> GpuInstance:
         try:
-            return await self._tried(lambda: self._ask(self._instances.complete, found))
+            return await self._work.tried(lambda: self._ask(self._instances.complete, found))
         except NvmlError as error:
             await self._remove(found.place)
             name = self._books.id_of(found.place)
@@ -360,7 +351,7 @@ class MigDevice:
         if found is not None:
             try:
                 async with self.hooks.change():
-                    await self._tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+                    await self._work.tried(lambda: self._ask(self._instances.unmake, found), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise
@@ -464,7 +455,7 @@ class MigDevice:
         except DeviceLost:
             self._reports.gone()
         except NvmlError as error:
-            if self._reports.failed(unknown=error.code == nvml.UNKNOWN and await self._unknown_to_driver()):
+            if self._reports.failed(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
                 self._lose()
             # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
             said, self._said = self._said, str(error)
@@ -472,16 +463,6 @@ class MigDevice:
         else:
             self._said = ""
         return not self.lost
-
-    async def _unknown_to_driver(self) -> bool:
-        """Return whether even looking up the GPU's handle fails without a reason."""
-        try:
-            await self._ask(self._gpu.reopen)
-        except NvmlError as error:
-            return error.code == nvml.UNKNOWN
-        except DeviceLost:
-            pass
-        return False
 
     def _lose(self) -> None:
         if not self.lost:
@@ -499,30 +480,12 @@ class MigDevice:
 
     # --- the driver, asked --------------------------------------------------------------------------------------------
 
-    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Finish `work` even if its caller is cancelled."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
-
     async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
             return await self.session.call(function, *arguments)
         except DeviceLost:
             self._lose()
             raise DeviceLost(f"{self.name}: {nvml.LOST}") from None
-
-    async def _tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
-        """Return the result of `work`, tried again after each wait if it was refused as in use, or for `anything`."""
-        for wait_s in self._back_off_s:
-            try:
-                return await work()
-            except NvmlError as error:
-                if error.code == nvml.NO_PERMISSION or not (anything or error.code == nvml.IN_USE):
-                    raise
-            await self._sleep(wait_s)
-        return await work()
 
     async def _look(self) -> None:
         """Find what exists, and whose it is; forget what does not exist."""
