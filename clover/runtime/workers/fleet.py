@@ -252,7 +252,8 @@ class FamilyFleet:
         return [self._described(members) for members in shared.values()]
 
     def _described(self, members: list[Member]) -> dict[str, Any]:
-        """Return one worker for people; its `variants` are those of `members`, which share it."""
+        """Return one worker for people: of `members`, which share it, the plan has `variants`, and `standby` stand
+        by; it holds what is `resident`."""
         gone, routed = self.members.leaving, set(self.routed)
 
         def rank(member: Member) -> tuple[bool, bool, bool]:
@@ -264,7 +265,8 @@ class FamilyFleet:
         meters = [one.meter for one in members if one.meter is not None]
         ready_ns = self._clock() - min(one.ready_ns for one in members)
         lanes = self.members.lanes
-        names = sorted({one.assignment.variant for one in members if one in gone or not one.standby}, key=lanes.get)
+        names = sorted({one.assignment.variant for one in members if not one.standby}, key=lanes.__getitem__)
+        standby = [one.assignment.variant for one in members if one.standby and not one.background]
         return {
             "placement": item.placement.id,
             "device": item.placement.device,
@@ -273,7 +275,8 @@ class FamilyFleet:
             "size": item.placement.size,
             "variant": item.variant,
             "variants": names or [item.variant],
-            "resident": sorted(worker.resident, key=lanes.get) if worker is not None else [],
+            "standby": sorted(standby, key=lanes.__getitem__),
+            "resident": sorted(worker.resident, key=lanes.__getitem__) if worker is not None else [],
             "backend": item.backend,
             "pid": worker.pid if worker is not None else None,
             "state": member.state(leaving=leaving),
