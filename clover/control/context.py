@@ -23,7 +23,7 @@ from clover.control.request import Pin
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
 from clover.policies.demanded import heeds
-from clover.runtime.resident_orders import resident_bytes
+from clover.runtime.workers.resident_orders import resident_bytes
 from clover.types import Declined, DeviceShape, Placement
 
 
