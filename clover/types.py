@@ -146,10 +146,10 @@ class Placement(Record, frozen=True, kw_only=True):
 
     @property
     def slices(self) -> int:
-        """Compute slices: 3 of a MIG shape `3g.20gb` (its `size` counts memory slices), cores of a core-set, 1 of a
-        whole GPU."""
+        """Compute slices: 3 of a MIG shape `3g.20gb` (its `size` counts memory slices), 1 of a part `1c.3g.20gb`, cores
+        of a core-set, 1 of a whole GPU."""
         compute, is_mig, _ = self.profile.partition("g.")
-        return int(compute) if is_mig else self.size
+        return int(compute.partition("c.")[0]) if is_mig else self.size
 
 
 class Assignment(Record, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ from clover.profiling.report import table
 from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
 from clover.runtime.workers.pool import Pool
 from clover.settings import Option
+from clover.settings.check import on_gpus
 from clover.telemetry import logs
 from clover.terminal import console
 from clover.types import FamilyProfile, FamilySpec
@@ -98,7 +99,7 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
     spec = families.load_family(item.family)
     cache = cache_folder(config.cache_dir)
     # Emulated GPUs are only looked at: a server may be using them.
-    found = devices.build(config.workers, cache, exclusive=config.workers.device.startswith("nvidia"))
+    found = devices.build(config.workers, cache, exclusive=on_gpus(config.workers.device))
     try:
         if emulated(found):
             given = rows_of(spec, shapes_of(found), config)

@@ -102,6 +102,7 @@ def _device(context: Context, shape: DeviceShape) -> dict[str, Any]:
         "quarantined": gpu_report.get("quarantined", []),
         "foreign": gpu_report.get("foreign", []),
         **context.parked.report(shape),
+        "fixed": gpu_report.get("fixed", ""),
     }
 
 

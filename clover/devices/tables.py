@@ -23,6 +23,8 @@ _HBM = ("a100", "a30", "b200", "gb200", "gh200", "h100", "h20", "h200", "v100")
 CONTEXT_HBM_W, CONTEXT_GDDR_W = 35.0, 60.0
 """Watts that a CUDA context adds to an idle board, within what was measured: 26 to 50 W with HBM (H100, A100), 66 W
 with GDDR (L40S); arXiv:2605.23918."""
+_CONTEXT_MOST = 0.2
+"""The most of a board's power that a context is taken to add: nobody published it of boards of 70 W (T4, L4)."""
 
 _DATA = Path(__file__).parent / "data"
 
@@ -93,7 +95,8 @@ class GpuTable(Record, frozen=True, kw_only=True):
     @property
     def context_w(self) -> float:
         """Watts that the board draws more as soon as a process holds it, whatever that does: an estimate, by memory."""
-        return CONTEXT_HBM_W if self.name.split("-")[0] in _HBM else CONTEXT_GDDR_W
+        watts = CONTEXT_HBM_W if self.name.split("-")[0] in _HBM else CONTEXT_GDDR_W
+        return min(watts, _CONTEXT_MOST * self.max_w)
 
     def profile(self, name: str) -> ProfileRow:
         """Return the profile of that name; DeviceError names the existing ones."""

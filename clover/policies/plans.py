@@ -176,15 +176,15 @@ def _routing(problem: Problem, objective: Objective, best: Candidate) -> Routing
 
 
 def bound_of(problem: Problem, objective: Objective) -> float:
-    """Return a score that no plan can exceed.  It is infinite for problems with cascades or workers that may share
-    their time, which the bound does not cover, and means nothing if the devices cannot serve the rate."""
-    if problem.points or problem.resident > 1:
+    """Return a score that no plan can exceed.  It is infinite for problems with cascades, which the bound does not
+    cover, and means nothing if the devices cannot serve the rate."""
+    if problem.points:
         return math.inf
     if sleeping_row(problem.devices) is not None:
         return power_bound(problem, objective)
     sleep, awake_w = sleep_states(problem.spared_w)
     form = Formulation([PackingMember(problem, objective)], problem.devices, sleep=sleep, awake_w=awake_w, slow=True)
-    return plan_bound(form, waits=problem.objective.waits)
+    return plan_bound(form, waits=problem.gathers)
 
 
 def counting_kept(problem: Problem, running: Sequence[Assignment]) -> Callable[[Configuration], int] | None:

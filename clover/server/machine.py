@@ -74,7 +74,7 @@ class Machine:
                 self._add_host(name, len(device.worker_cores), front_end)
                 self.core_idle = CoreIdle(device.worker_cores)
             elif isinstance(device, MigDevice):
-                account.add_device(name, device.shape().slices)
+                account.add_device(name, device.shape().slices, 0, device.others)
             else:
                 raise ConfigError(f"device {name}: there is no energy meter for {type(device).__name__}")
         if self.gpus:
@@ -109,16 +109,22 @@ class Machine:
             self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
             self.meters[gpu.name] = meter
+            self._spare(gpu)
 
-        for gpu in self.gpus:
-            gpu.spare(*self._spared(gpu.name))
+    def _spare(self, gpu: MigDevice) -> None:
+        """Have plans know what `gpu` spares while it is parked, and how that is known; nothing if it never is.
 
-    def _spared(self, name: str) -> tuple[float | None, Method]:
-        """Return the watts that a GPU spares while it is parked, and how they are known; None if it never is."""
-        workers = self._config.workers
+        In whole watts: plans are remembered by it."""
+        workers, meter = self._config.workers, self.meters[gpu.name]
         if workers.sleep == "off":
-            return None, "none"
-        return CONTEXT_W if workers.gpu_sleep_w is None else workers.gpu_sleep_w, "modelled"
+            gpu.spare(None, "none")
+        elif workers.gpu_sleep_w is not None:
+            gpu.spare(workers.gpu_sleep_w, "configured")
+        elif isinstance(meter, energy.NvmlMeter) and meter.idle.resident_by != "unknown":
+            method: Method = "configured" if meter.idle.resident_by == "configured" else meter.method
+            gpu.spare(float(round(meter.idle.resident_w - meter.idle.bare_w)), method)
+        else:
+            gpu.spare(CONTEXT_W, "modelled")
 
     def _work(self, gpu: MigDevice) -> energy.OurWork:
         """Return what the server does on `gpu`, for its meter."""
@@ -172,6 +178,8 @@ class Machine:
         The window of a device whose meter cannot be read stays open; its energy is counted once the meter can be read.
         """
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
+        for gpu in self.gpus:
+            self._spare(gpu)
         self._host.look()
         now_ns = time.monotonic_ns()
         for name, meter in self.meters.items():

@@ -93,8 +93,9 @@ class FleetTotals:
 
 class SimulatedFleet:
     """The workers of one family on `devices`, each of which draws `idle_w`, or `asleep_w` while it has no workers
-    (None: `idle_w` always).  `load_s`: virtual seconds until a spawned worker is ready.  `exact`: `observe` returns the
-    true rate, not one counted over a window."""
+    (None: `idle_w` always).  `load_s`: virtual seconds until a spawned worker is ready; with `resident` a variant is
+    ready at once where a worker is, which holds it already.  `exact`: `observe` returns the true rate, not one counted
+    over a window."""
 
     def __init__(
         self,
@@ -106,8 +107,10 @@ class SimulatedFleet:
         pue: float,
         asleep_w: float | None = None,
         exact: bool = False,
+        resident: bool = False,
     ) -> None:
         self.load_s = 0.0
+        self._resident = resident
         self._exact = exact
         self.sums = FleetTotals()
         self.queue_rows = 0.0
@@ -213,8 +216,9 @@ class SimulatedFleet:
             raise WorkerError(f"{assignment.variant} runs at {assignment.placement.id} already")
         self._accrue()
         self._coming.append(assignment)
+        held = self._resident and any(item.placement == assignment.placement for item in self._ready)
         try:
-            if self.load_s > 0.0:
+            if self.load_s > 0.0 and not held:
                 await asyncio.sleep(self.load_s)
         finally:
             self._accrue()

@@ -1,13 +1,14 @@
 """What a configuration does under a routing at a rate, by the production queueing model (`planning.model.queueing`).
 
 Every variant is a lane that gets its share of the rows, with the model's batches, joules and latencies; a cascade is a
-row of lanes, each asked as often as the profile says.  What was computed is kept.
+row of lanes, each asked as often as the profile says.  Workers that share their time between variants are a pool
+(`planning.model.sharing`).  What was computed is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from clover.planning.cascade import chains
 from clover.planning.cascade.waits import energy_j
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.model.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
+from clover.planning.model.sharing import SharedPool, is_shared, pool_of
 from clover.types import ChainPoint, Configuration, FamilyProfile, Routing
 
 Floats = NDArray[np.float64]
@@ -77,10 +79,13 @@ class FleetModel:
     def _flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
         groups: dict[str, list[tuple[Service, int]]] = {}
         for group in configuration:
-            own = groups.setdefault(group.variant, [])
-            own.append((self._services[group.variant, group.profile], group.count))
+            for variant in group.variants:
+                own = groups.setdefault(variant, [])
+                own.append((self._services[variant, group.profile], group.count))
         if routing.chain and groups.keys() >= set(routing.chain):
             return self._chained(configuration, groups, routing, rate)
+        if is_shared(configuration):
+            return self._shared(configuration, routing, rate)
         total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
         served = right = watts = late = spare = 0.0
         parts = []
@@ -114,12 +119,41 @@ class FleetModel:
             work=tuple(work),
         )
 
+    def _shared(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
+        """Return what a mix does on workers of which some share their time."""
+        variants = sorted({variant for group in configuration for variant in group.variants})
+        shares = {variant: share for variant in variants if (share := routing.shares.get(variant, 0.0)) > 0.0}
+        total = sum(shares.values())
+        if total <= 0.0 or rate <= 0.0:
+            return Flow(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+        parts = tuple(share / total for share in shares.values())
+        pool = replace(pool_of(self._services, configuration, tuple(shares)), shares=parts)
+        most = rate / pool.utilisation([rate * part for part in parts])
+        done = min(rate, _FULL * most)
+        rates = [done * part for part in parts]
+        joules, latencies = pool.joules(rates), pool.latencies_ms(done)
+        work = [
+            item
+            for variant, rows, size, own in zip(shares, rates, pool.batches(rates), joules, strict=True)
+            for item in self._work(configuration, variant, rows, size, own)
+        ]
+        return Flow(
+            served=done,
+            accuracy=sum(part * self._accuracy[variant] for variant, part in zip(shares, parts, strict=True)),
+            active_w=sum(rows * own for rows, own in zip(rates, joules, strict=True)),
+            late=1.0 if done < rate else float(np.mean(latencies > self._slo_ms)),
+            spare=most - done,
+            p95_ms=mixture_p95_ms([(1.0, latencies)]),
+            parts=((done, latencies),),
+            work=tuple(work),
+        )
+
     def _work(
         self, configuration: Configuration, variant: str, rate: float, batch: float, energy_j: float
     ) -> list[LaneWork]:
         """Return what the workers of `variant` do with `rate` rows a second at `energy_j` a row, in proportion to what
         they can serve."""
-        own = [group for group in configuration if group.variant == variant]
+        own = [group for group in configuration if variant in group.variants]
         services = [self._services[variant, group.profile] for group in own]
         rows = max(1, round(batch))
         whole = sum(service.capacity() * group.count for service, group in zip(services, own, strict=True))
@@ -150,18 +184,22 @@ class FleetModel:
         says."""
         point = self._points[routing.chain, routing.thresholds]
         stages = [lane_of(tuple(groups[variant])) for variant in point.chain]
-        most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
+        pool = pool_of(self._services, configuration, point.chain) if is_shared(configuration) else None
+        if pool is None:
+            most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
+        else:
+            most = 1.0 / pool.utilisation(point.reach)
         done = min(rate, _FULL * most)
         wait_ms = chains.wait_of(point.chain, routing)
-        latencies = chains.played_ms(tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
-        watts = done * energy_j(stages, done, point.reach, wait_ms)
+        latencies = chains.played_ms(pool or tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
+        watts = done * energy_j(pool or stages, done, point.reach, wait_ms)
         asked = [done * part for part in point.reach]
-        alone = [lane.energy_j(rows) for lane, rows in zip(stages, asked, strict=True)]
+        alone, sizes = _alone(pool, stages, asked)
         scale = watts / max(sum(rows * joules for rows, joules in zip(asked, alone, strict=True)), 1e-12)
         work = [
             item
-            for variant, lane, rows, joules in zip(point.chain, stages, asked, alone, strict=True)
-            for item in self._work(configuration, variant, rows, lane.batch(rows), joules * scale)
+            for variant, size, rows, joules in zip(point.chain, sizes, asked, alone, strict=True)
+            for item in self._work(configuration, variant, rows, size, joules * scale)
         ]
         return Flow(
             served=done,
@@ -179,6 +217,17 @@ def points_of(profile: FamilyProfile) -> dict[tuple[tuple[str, ...], tuple[float
     """Return the cascades of a profile, by chain and thresholds."""
     points = profile.cascade.points if profile.cascade is not None else ()
     return {(point.chain, point.thresholds): point for point in points}
+
+
+def _alone(
+    pool: SharedPool | None, stages: Sequence[Lane], asked: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return joules a row and rows a batch of each stage of a cascade whose rows do not wait."""
+    if pool is not None:
+        return pool.joules(asked), pool.batches(asked)
+    return [own.energy_j(rows) for own, rows in zip(stages, asked, strict=True)], [
+        own.batch(rows) for own, rows in zip(stages, asked, strict=True)
+    ]
 
 
 def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, float, Floats]:

@@ -161,6 +161,7 @@ class _Play:
             accuracy_margin=rules.accuracy_margin,
             relief=self.relief,
             guard="off",  # scores are simulated, and there are no answers to watch
+            resident="auto" if case.scheme.resident else "off",
         )
         slab = Slab.create(Layout(self.spec, _SLOTS))
         account = Account(pue=1.0)

@@ -117,6 +117,7 @@ class _Replay:
             pue=rules.pue,
             asleep_w=case.asleep_w,
             exact=not rules.noise,
+            resident=case.scheme.resident,
         )
         family = controller.add(spec_of(world.known.profile), world.known.profile, fleet, config)
         fleet.weather(self.rates[0], self.observed[0], (await chain.read(trace.start_s)).g_per_kwh)
@@ -150,6 +151,7 @@ class _Replay:
             accuracy_floor=scheme.accuracy_floor if static else rules.accuracy_floor,
             accuracy_margin=0.0 if static else rules.accuracy_margin,
             budget_horizon_s=rules.budget_horizon_s,
+            resident="auto" if scheme.resident else "off",
         )
         budget = scheme.accuracy_budget if scheme.accuracy_budget is not None else rules.accuracy_budget
         return config if budget is None else msgspec.structs.replace(config, accuracy_budget=budget)
@@ -185,9 +187,10 @@ class _Replay:
     def _limit(self, steps: Sequence[ReplayStep], slo_ms: float) -> float | None:
         """Return grams that no schedule of plans that reaches the run's accuracy with its rows can undercut; None if
         plans do not know the rate, if there are too many rates to compute, if workers serve otherwise than profiled or
-        GPUs are lost, or if plans may cascade, for which no limit is known."""
+        GPUs are lost, or if plans may cascade or share workers, for which no limit is known."""
         case, world = self.case, self.case.world
         unknown = world.rules.surprises.any or case.cascades or world.rules.noise or len(set(self.rates)) > _RATES
+        unknown = unknown or case.scheme.resident
         if unknown or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH

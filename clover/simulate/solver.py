@@ -22,6 +22,7 @@ _DRAWING = ("clover", "clover-artifact", "blover")
 _PURE = ("objective", "base", "base:fitted", "static", "co2opt", "oracle", "oracle:alike")
 # Fields of a state that are the same for a whole memory, stand in the key by themselves, or are read by none of _PURE.
 _ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
+_ASIDE |= {"resident_bytes"}
 _ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)
 
 Memory = dict[tuple[object, ...], Plan]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from clover.carbon import build_source
 from clover.carbon.layouts import parse_time
 from clover.carbon.trace import TraceSource
@@ -34,6 +36,8 @@ from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig, Reading, S
 CHAINING = frozenset({"objective", *BUDGETED})
 """Policies whose plans may have a chain."""
 _CHAINS = {"cascade": True, "mix": False}
+SHARED = "shared"
+"""The word of schemes whose workers hold all variants."""
 SYNTHETIC_START_S = parse_time("2024-06-05T00:00:00Z")
 """Where the synthetic curve starts by default: a Wednesday, always the same one."""
 
@@ -74,6 +78,8 @@ class Scheme:
     """The scheme whose accuracy it was given."""
     cascade: bool | None = False
     """Whether its plans may have a chain; None: as in a server, if the family has a confidence."""
+    resident: bool = False
+    """Whether a worker holds all variants, so that plans may share its time between them."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +222,22 @@ class Case:
         )
 
 
-def gpus(count: int) -> SimulatedMachine:
-    """Return `count` of the paper's GPUs; ConfigError beyond 1 to 64."""
+def gpus(count: int, *, whole: bool = False) -> SimulatedMachine:
+    """Return `count` of the paper's GPUs, with MIG or each as a `whole`; ConfigError beyond 1 to 64."""
     if not 1 <= count <= 64:
         raise ConfigError(f"--gpus is 1 to 64, not {count}")
     paper = families.paper()
-    idle = f"{paper.idle_w_per_gpu:g} W idle each"
-    return SimulatedMachine(families.gpus(count), paper.idle_w_per_gpu, f"{count} x {paper.board} (simulated, {idle})")
+    about = f"{paper.idle_w_per_gpu:g} W idle each" + (", without MIG" if whole else "")
+    shapes = families.gpus(count)
+    if whole:
+        shapes = tuple(
+            msgspec.structs.replace(
+                shape,
+                layouts=(max(shape.layouts, key=lambda layout: (-len(layout), layout[0].slices if layout else 0)),),
+            )
+            for shape in shapes
+        )
+    return SimulatedMachine(shapes, paper.idle_w_per_gpu, f"{count} x {paper.board} (simulated, {about})")
 
 
 def cpu() -> SimulatedMachine:
@@ -235,23 +250,27 @@ def cpu() -> SimulatedMachine:
 
 def scheme(text: str) -> Scheme:
     """Return the scheme of POLICY, whose plans may have a chain as in a server, of POLICY+cascade (they may) and
-    POLICY+mix (they may not), and of each with a lambda of its own as POLICY@L; ConfigError if there is no such
-    policy."""
+    POLICY+mix (they may not), of each +shared (workers hold all variants and may share their time), and of each with a
+    lambda of its own as POLICY@L; ConfigError if there is no such policy."""
     policy, at, lam = text.partition("@")
-    policy, plus, more = policy.partition("+")
+    policy, *words = policy.split("+")
     build(policy)  # refuse an unknown policy before anything runs
-    if plus and more not in _CHAINS:
-        raise ConfigError(f"{text}: a policy may have +cascade or +mix, not +{more}")
-    cascade = _CHAINS[more] if plus else None
+    unknown = [word for word in words if word not in (*_CHAINS, SHARED)]
+    if unknown or sum(word in _CHAINS for word in words) > 1:
+        raise ConfigError(f"{text}: a policy may have +cascade or +mix, and +{SHARED}, not +{(unknown or words)[-1]}")
+    cascade = next((_CHAINS[word] for word in words if word in _CHAINS), None)
+    resident = SHARED in words
+    if resident and policy not in CHAINING:
+        raise ConfigError(f"{text}: the plans of {policy} do not share workers: leave out +{SHARED}")
     if not at:
-        return Scheme(text, policy, cascade=cascade)
+        return Scheme(text, policy, cascade=cascade, resident=resident)
     try:
         value = float(lam)
     except ValueError as error:
         raise ConfigError(f"{text}: POLICY@L takes a weight of carbon, as objective@0.1, not {lam!r}") from error
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"{text}: L, the weight of carbon, is 0 to 1")
-    return Scheme(text, policy, lam=value, cascade=cascade)
+    return Scheme(text, policy, lam=value, cascade=cascade, resident=resident)
 
 
 def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:

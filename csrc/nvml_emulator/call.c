@@ -91,6 +91,13 @@ nvmlReturn_t call_begin(struct call *call, const char *symbol, nvml_handle handl
     return NVML_SUCCESS;
 }
 
+nvmlReturn_t call_begin_aggregate(struct call *call, const char *symbol, nvml_handle handle) {
+    nvmlReturn_t result = call_begin(call, symbol, handle, ON_GPU | ON_MIG);
+    if (result == NVML_SUCCESS && call->kind == ON_GPU && call->gpu->mig && !call->box->live.privileged)
+        return call_end(call, NVML_ERROR_NO_PERMISSION);
+    return result;
+}
+
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result) {
     gpu_commit(call->box);
     box_unlock(call->box);

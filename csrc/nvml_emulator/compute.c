@@ -112,7 +112,7 @@ EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvml_handle gpu
 EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvml_handle gpu_instance, unsigned id,
                                                                         nvmlPlacement_t *placements, unsigned *count) {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, __func__, gpu_instance, ON_GI);
+    nvmlReturn_t result = begin_privileged(&call, __func__, gpu_instance, ON_GI);
     if (result != NVML_SUCCESS)
         return result;
     const struct shape *shape = shape_by_id(call.profile, id);

@@ -118,7 +118,7 @@ EXPORT int clover_nvml_reset(const char *path, int index) {
     return leave(&mapping, result);
 }
 
-/* Restarts the machine: every board is as after a reset, also if processes were attached. */
+/* Restarts the machine: every board starts anew, also if processes were attached. */
 EXPORT int clover_nvml_reboot(const char *path) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);
@@ -126,7 +126,7 @@ EXPORT int clover_nvml_reboot(const char *path) {
         return result;
     for (unsigned i = 0; i < mapping.box->config.gpu_count; i++) {
         struct gpu *gpu = gpu_begin(mapping.box, i);
-        gpu_reset(gpu);
+        gpu_boot(&mapping.box->config, gpu);
         gpu->compute_mode = gpu->persistence = 0;
         gpu_commit(mapping.box);
     }

@@ -263,7 +263,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvml_handle device, nvmlPciInfo_t *p
 
 static nvmlReturn_t memory_of(const char *symbol, nvml_handle device, nvmlMemory_t *memory) {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, symbol, device, ON_GPU | ON_MIG);
+    nvmlReturn_t result = call_begin_aggregate(&call, symbol, device);
     if (result != NVML_SUCCESS)
         return result;
     attachments_reap(call.mapping, call.index, call.gpu);
@@ -302,7 +302,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvml_handle device, nvmlMemory_v2
  * memory slices.  Monitors divide by it; nothing here uses it. */
 EXPORT nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvml_handle device, nvmlBar1Memory_t *window) {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU | ON_MIG);
+    nvmlReturn_t result = call_begin_aggregate(&call, __func__, device);
     if (result != NVML_SUCCESS)
         return result;
     if (window == NULL)

@@ -193,6 +193,8 @@ void gpu_commit(struct box *box);
 int64_t box_now_ns(const struct box *box);
 /* Resets the board: no instances, no attached processes, the pending mode in force. */
 void gpu_reset(struct gpu *gpu);
+/* Starts the board anew after a reboot of the machine: as a reset, but MIG mode survives on Ampere only. */
+void gpu_boot(const struct config *config, struct gpu *gpu);
 
 /* --- session.c ---------------------------------------------------------------------------------------------------- */
 
@@ -223,6 +225,8 @@ nvmlReturn_t call_end(struct call *call, nvmlReturn_t result);
 /* The same; if it succeeded, the caller waits so many milliseconds, as for a real driver.  The environment variable
  * CLOVER_NVML_LATENCY multiplies them (0: none). */
 nvmlReturn_t call_end_slowly(struct call *call, nvmlReturn_t result, unsigned milliseconds);
+/* The same, for what nvml.h grants of a partitioned board to privileged users only: memory and processes in all. */
+nvmlReturn_t call_begin_aggregate(struct call *call, const char *symbol, nvml_handle handle);
 nvml_handle handle_gpu(unsigned index);
 nvml_handle handle_gi(const struct call *call, unsigned gi);
 nvml_handle handle_ci(const struct call *call, unsigned gi, unsigned ci);

@@ -150,6 +150,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvml_handle de
                                                                   nvmlPlacement_t *placements, unsigned *count) {
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU);
+    if (result == NVML_SUCCESS && !call.box->live.privileged)
+        return call_end(&call, NVML_ERROR_NO_PERMISSION);
     if (result != NVML_SUCCESS)
         return result;
     const struct profile *profile = profile_by_id(&call.box->config, id);

@@ -5,7 +5,7 @@ static nvmlReturn_t list(const char *symbol, nvml_handle device, unsigned *count
     struct call call;
     if (count == NULL)
         return NVML_ERROR_INVALID_ARGUMENT;
-    nvmlReturn_t result = call_begin(&call, symbol, device, ON_GPU | ON_MIG);
+    nvmlReturn_t result = call_begin_aggregate(&call, symbol, device);
     if (result != NVML_SUCCESS)
         return result;
     attachments_reap(call.mapping, call.index, call.gpu);
@@ -72,7 +72,7 @@ static nvmlReturn_t none(const char *symbol, nvml_handle device, unsigned *count
     struct call call;
     if (count == NULL)
         return NVML_ERROR_INVALID_ARGUMENT;
-    nvmlReturn_t result = call_begin(&call, symbol, device, ON_GPU | ON_MIG);
+    nvmlReturn_t result = call_begin_aggregate(&call, symbol, device);
     if (result != NVML_SUCCESS)
         return result;
     *count = 0;

@@ -31,6 +31,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from clover import devices, energy
 from clover.accounting import Account, ProfiledEnergy, WorkerMeter
 from clover.config import EnergyConfig, WorkersConfig
@@ -281,6 +283,10 @@ async def trouble(folder: Path) -> dict[str, Any]:
             await energy.build_gpu(gpu.session, gpu, EnergyConfig(gpu_meter="nvml"), clock=now_ns)
         except DeviceError as error:
             found[f"start of {name}"] = str(error)
+    modelled = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns)
+    go_to(box, now_ns() + 10 * 10**9)
+    await modelled.refresh()
+    found["modelled"] = {"why": modelled.why, **msgspec.to_builtins(modelled.sample(now_ns()))}
     slice_.close()
     devices.close(boards)
     found["slack_s"] = time.monotonic() - start_s  # the box's clock went on by itself for so long

@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts", "config_section"}
     ),
-    frozenset({"config_records"}),
+    frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
     frozenset({"tenants"}),
     frozenset({"interfaces"}),

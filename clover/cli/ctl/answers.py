@@ -83,6 +83,8 @@ def _device(device: dict[str, Any], console: Console) -> None:
         parts.append(" + ".join(f"{number} x {what}" for what, number in sorted(here.items())))
     for item in device.get("quarantined", []):
         parts.append(f"{item['placement']} quarantined: {item['reason']}")
+    if device.get("fixed"):
+        parts.append(device["fixed"])
     if device.get("foreign"):
         parts.append(f"not ours: {', '.join(device['foreign'])}")
     _say(console, "; ".join(parts))

@@ -253,8 +253,9 @@ def _present(gpus: Sequence[GpuState]) -> tuple[files.Config, list[str]]:
     groups: dict[tuple[bool, tuple[Ask, ...]], list[int]] = {}
     comments = []
     for gpu in gpus:
-        if gpu.lost or not gpu.supported:
-            comments.append(f"GPU {gpu.index}: {gpu.product}, {'lost' if gpu.lost else 'no MIG'}: left out")
+        if gpu.lost or gpu.error or not gpu.supported:
+            why = "lost" if gpu.lost else gpu.error or "no MIG"
+            comments.append(f"GPU {gpu.index}: {gpu.product}, {why}: left out")
             continue
         comments.append(f"GPU {gpu.index}: {gpu.product}, {gpu.uuid}")
         asks = tuple(Ask(profile=item.placement.profile, start=item.placement.start) for item in gpu.instances)

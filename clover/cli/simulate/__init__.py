@@ -197,6 +197,10 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError("--jobs is for --scenario paper")
     if given.device and given.asleep is not None:
         raise ConfigError("--asleep is for GPUs: cores of one machine do not sleep by themselves")
+    if given.device and given.no_mig:
+        raise ConfigError("--no-mig is for GPUs")
+    if given.scenario and (given.no_mig or given.resident != "off"):
+        raise ConfigError("--no-mig and --resident play what is given, and no --scenario")
     if given.device and given.gpus is not None:
         raise ConfigError("--gpus and --device cpu exclude each other")
     if given.minutes is not None and (given.misprofiled or given.lost_gpu):
@@ -249,7 +253,7 @@ def _machine(given: argparse.Namespace) -> SimulatedMachine:
         if not given.families:
             raise ConfigError("--device cpu needs a FAMILY that was profiled on cores: the paper's are on A100s")
         return world.cpu()
-    return world.gpus(2 if given.gpus is None else given.gpus)
+    return world.gpus(2 if given.gpus is None else given.gpus, whole=given.no_mig)
 
 
 def _known(given: argparse.Namespace, machine: SimulatedMachine) -> list[Known]:
@@ -281,6 +285,8 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
     named = POLICIES if given.policies is None else tuple(filter(None, given.policies.split(",")))
     schemes = [world.scheme(name) for name in dict.fromkeys(["base", *named])]
     more = [world.scheme(name) for name in MIXES] if given.policies is None else []
+    if given.resident == "auto":
+        schemes, more = _and_shared(schemes), _and_shared(more)
     played, known = _traces(given), _known(given, machine)
     worlds = [World(machine, item, _rules(given)) for item in known]
     cases = [
@@ -291,6 +297,17 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
         for seed in range(given.seeds)
     ]
     return cases, world.inputs(worlds, played, load)
+
+
+def _and_shared(schemes: Sequence[world.Scheme]) -> list[world.Scheme]:
+    """Return `schemes`, each whose plans may share workers followed by the one that does."""
+    found = []
+    for own in schemes:
+        found.append(own)
+        if own.policy in world.CHAINING and not own.resident:
+            name, at, lam = own.name.partition("@")
+            found.append(world.scheme(f"{name}+{world.SHARED}{at}{lam}"))
+    return list(dict.fromkeys(found))
 
 
 def _write(found: Results, folder: Path, *, png: bool) -> list[Path]:

@@ -61,6 +61,7 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         "FILE of arrival times in seconds [constant:0.6]",
     )
     add("--gpus", metavar="N", type=int, default=None, help="A100s with MIG, simulated [2]")
+    add("--no-mig", action="store_true", help="GPUs without MIG: one instance each, which is all of it")
     add("--device", choices=("cpu",), default=None, help="cores of this machine instead, for a family profiled on them")
     add("--hours", type=float, default=None, help=f"hours of each trace [{HOURS:g}; paper: 48]")
     add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
@@ -165,6 +166,12 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=300.0,
         help="grid seconds between readings of the intensity [300; paper: 900]",
+    )
+    add(
+        "--resident",
+        choices=("auto", "off"),
+        default="off",
+        help="auto: play each policy whose plans may share workers a second time, as POLICY+shared [off]",
     )
     add("--dwell-s", metavar="S", type=float, default=5.0, help="grid seconds between changes of configuration [5]")
     add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")

@@ -238,7 +238,7 @@ def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint)
 def workers_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> Stages:
     """Return the workers of the stages of `point`, one by one, or as a pool if any share their time between stages."""
     if is_shared(configuration) and len(point.chain) > 1:
-        return pool_of(problem, configuration, point.chain)
+        return pool_of(problem.services, configuration, point.chain)
     return tuple(lane.workers for lane in stages_of(problem, configuration, point))
 
 

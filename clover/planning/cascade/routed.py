@@ -42,7 +42,8 @@ def predicted(problem: Problem, configuration: Configuration, routing: Routing) 
     if is_shared(configuration):
         dealt = {variant: share for variant, share in shares.items() if share > 0.0}
         accuracy = [problem.accuracy[variant] for variant in dealt]
-        return predict_shared(problem, pool_of(problem, configuration, tuple(dealt)), accuracy, tuple(dealt.values()))
+        pool = pool_of(problem.services, configuration, tuple(dealt))
+        return predict_shared(problem, pool, accuracy, tuple(dealt.values()))
     lanes = lanes_of(problem, configuration)
     routing = msgspec.structs.replace(routing, shares=shares)
     plain = predict(problem, lanes, tuple(shares.get(variant, 0.0) for variant in lanes.variants))

@@ -134,9 +134,8 @@ def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Cas
     prediction, shares = candidate.prediction, candidate.routing.shares
     if not candidate.routing.chain:
         dealt = tuple(variant for variant, share in shares.items() if share > 0.0)
-        pool = replace(
-            pool_of(problem, candidate.configuration, dealt), shares=tuple(shares[variant] for variant in dealt)
-        )
+        pool = pool_of(problem.services, candidate.configuration, dealt)
+        pool = replace(pool, shares=tuple(shares[variant] for variant in dealt))
         return verify(pool, problem.rate, (), p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
     point = point_of(problem, candidate)
     stages = workers_of(problem, candidate.configuration, point)

@@ -94,6 +94,12 @@ class Problem:
         equals = [variant for variant in self.variants if self.accuracy[variant] == top]
         return min(equals, key=lambda variant: min(self.energies(variant), default=0.0))
 
+    @property
+    def gathers(self) -> bool:
+        """Whether batches may be longer than the load of their own variant makes them: rows may wait for fuller ones,
+        or for the batches of other variants in the same worker."""
+        return self.objective.waits or self.resident > 1
+
     def energies(self, variant: str) -> list[float]:
         """Return least joules a row of the variant on each profile it was measured on."""
         return [service.least_energy_j for (name, _), service in self.services.items() if name == variant]

@@ -21,7 +21,7 @@ rates rounded up by up to 1 %, as of cascades.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -210,16 +210,16 @@ def measured(problem: Problem, configuration: Configuration) -> bool:
     return all((variant, group.profile) in problem.services for group in configuration for variant in group.variants)
 
 
-def pool_of(problem: Problem, configuration: Configuration, lanes: Sequence[str]) -> SharedPool:
-    """Return the workers of `configuration` that serve any of the variants `lanes`, as a pool; KeyError if one was not
-    measured."""
+def pool_of(
+    services: Mapping[tuple[str, str], Service], configuration: Configuration, lanes: Sequence[str]
+) -> SharedPool:
+    """Return the workers of `configuration` that serve any of the variants `lanes`, as a pool; `services` of each
+    (variant, profile), KeyError if one is not there."""
     kinds = []
     for group in configuration:
-        services = tuple(
-            problem.services[variant, group.profile] if variant in group.variants else None for variant in lanes
-        )
-        if any(service is not None for service in services):
-            kinds.append(ProcessKind(group.count, services))
+        own = tuple(services[name, group.profile] if name in group.variants else None for name in lanes)
+        if any(service is not None for service in own):
+            kinds.append(ProcessKind(group.count, own))
     return SharedPool(tuple(kinds))
 
 

@@ -262,7 +262,7 @@ def _load(problem: Problem, own: SharedMix) -> float:
 def _settled_pair(
     problem: Problem, objective: Objective, configuration: Configuration, pair: tuple[str, ...]
 ) -> SharedMix:
-    pool = pool_of(problem, configuration, pair)
+    pool = pool_of(problem.services, configuration, pair)
     accuracy = [problem.accuracy[variant] for variant in pair]
     asked = direct(problem, configuration, objective.max_utilisation)
     why = asked.why

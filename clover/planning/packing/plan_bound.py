@@ -11,6 +11,10 @@ best group.  Any multipliers give a valid bound.  The dual is convex; one member
 several members' in turns.  p95, minimum shares, the peak and the cost of switching are left out, which can only raise
 it.
 
+**Workers that share their time** between variants are covered too: one that gives a variant a part of its time serves
+what that part of a worker would, and the relaxation knows parts of workers.  Only batches may be longer, which `waits`
+allows for; `slo` and `ceilings` are about workers of one variant.
+
 **Late rows.**  With `slo` one consequence of p95 is kept: of the rows a twentieth at most may miss the SLO, and a row
 misses it at least as often as the service of its worker alone does.  That is linear in the shares as well, with a
 multiplier eta >= 0 for each member.  (Workers take rows in turn while they are idle and in proportion to capacity while
@@ -55,9 +59,10 @@ def plan_bound(
 ) -> float:
     """Return what the joint objective cannot exceed.  It means nothing if the devices cannot serve the rates at all.
 
-    With `waits` rows may wait for batches that are longer than the load alone would make them.  With `slo` no more rows
-    than may be late go to workers that are too slow alone: tighter, and some twenty times as much to compute.  With
-    `ceilings` no variant serves more than these let it.
+    With `waits` rows may wait for batches that are longer than the load alone would make them, as they do for those of
+    other variants in workers that share their time.  With `slo` no more rows than may be late go to workers that are
+    too slow alone: tighter, and some twenty times as much to compute.  With `ceilings` no variant serves more than
+    these let it.
     """
     dual = _Dual(of, waits)
     least = dual.least_of_late() if slo else dual.least()

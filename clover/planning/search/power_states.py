@@ -123,7 +123,7 @@ def _hopes(
         part = replace(problem, devices=state.devices)
         try:
             form = Formulation([PackingMember(part, objective)], part.devices, slow=True)
-            hope = plan_bound(form, waits=problem.objective.waits)
+            hope = plan_bound(form, waits=problem.gathers)
         except PlanError:
             continue
         yield hope - objective.score(0.0, 0.0) + objective.score(0.0, idle_j(problem, state.awake)), state

@@ -332,7 +332,8 @@ class FamilyFleet:
         meters = [one.meter for one in members if one.meter is not None]
         ready_ns = self._clock() - min(one.ready_ns for one in members)
         lanes = self.members.lanes
-        names = sorted({one.assignment.variant for one in members if one in gone or not one.standby}, key=lanes.get)
+        routed_variants = {one.assignment.variant for one in members if one in gone or not one.standby}
+        names = sorted(routed_variants, key=lanes.__getitem__)
         return {
             "placement": item.placement.id,
             "device": item.placement.device,
@@ -341,7 +342,7 @@ class FamilyFleet:
             "size": item.placement.size,
             "variant": item.variant,
             "variants": names or [item.variant],
-            "resident": sorted(worker.resident, key=lanes.get) if worker is not None else [],
+            "resident": sorted(worker.resident, key=lanes.__getitem__) if worker is not None else [],
             "backend": item.backend,
             "pid": worker.pid if worker is not None else None,
             "state": member.state(leaving=leaving),

@@ -117,3 +117,7 @@ def test_a_board_in_trouble_is_told_apart_and_never_billed_for(tmp_path: Path) -
     assert "whatever the workers did" in found["power hangs"]["why"]
     assert found["start of gpu0"] == "the energy of gpu0 cannot be read: GPU is lost"
     assert "gpu1 shows neither its energy" in found["start of gpu1"]
+    modelled = found["modelled"]
+    assert "modelled: NVML shows neither its energy nor its power" in modelled["why"]
+    assert (modelled["method"], modelled["uncertainty"]) == ("emulated", [-0.5, 0.5])
+    assert modelled["total_j"] == pytest.approx(modelled["idle_w"] * 10, abs=modelled["idle_w"] * slack_j / 152.0)

@@ -393,7 +393,7 @@ def test_devices_that_there_may_be(device: str) -> None:
 @pytest.mark.parametrize(
     ("device", "text"),
     [
-        ("", "give cpu, nvidia, nvidia:0,2 or emulated"),
+        ("", "give cpu, nvidia, nvidia:0,2, nvidia:mig, mig:MIG-d7ac6ae6 or emulated"),
         ("gpu", "is no device"),
         ("nvdia", "did you mean nvidia"),
         ("nvidia:", "is no device"),
@@ -401,6 +401,10 @@ def test_devices_that_there_may_be(device: str) -> None:
         ("emulated:a100-40gb", "is no device"),
         ("emulated:a100-40gb:0", "is no device"),
         ("emulated:../x:1", "is no device"),
+        ("emulated:pod-a100", "is no device"),
+        ("mig:", "is no device"),
+        ("mig:GPU-1234", "is no device"),
+        ("nvidia:mig:", "is no device"),
     ],
 )
 def test_devices_that_there_are_not(device: str, text: str) -> None:

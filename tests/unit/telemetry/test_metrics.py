@@ -24,6 +24,7 @@ from clover.types import Asked, EnergySample, Method, Reading
 MS = 1_000_000
 SECOND = 1000 * MS
 PARTS = ("active", "idle")
+SUMMED = ("idle", "awake", "unattributed")
 
 
 GUARDED = {
@@ -269,6 +270,26 @@ def test_every_gpu_has_its_lines_and_their_labels() -> None:
         parts += [value("clover_carried_joules", device, method)]
         assert sum(part for part in parts if part is not None) == pytest.approx(total_j)
         assert value("clover_unattributed_joules_total", device, method, part="idle") == pytest.approx(40)
+
+
+def test_what_being_awake_costs_and_others_on_a_gpu_are_shown() -> None:
+    account = Account(pue=1.0)
+    account.add_device("gpu0", 7)
+    account.attach(WorkerMeter(family="m", variant="small", device="gpu0", placement="p", slices=7))
+    for second, shared in enumerate(((), (), ("python (4711)",), ())):
+        sample = EnergySample(
+            device="gpu0", at_ns=second * SECOND, total_j=100.0 * second, idle_w=50.0, method="measured",
+            awake_w=35.0, awake_j=35.0 * second, shared=shared,
+        )  # fmt: skip
+        account.window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="static"))
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
+    found = scrape(Metrics(families=dict, account=account, chain=chain))
+    labels = (("device", "gpu0"), ("method", "measured"))
+    assert found["clover_device_awake_watts", labels] == 35
+    assert found["clover_device_shared_seconds_total", labels] == 2
+    lines = {line: found["clover_line_joules_total", (labels[0], ("line", line), labels[1])] for line in SUMMED}
+    assert lines == {"idle": 150, "awake": pytest.approx(105), "unattributed": pytest.approx(45)}
+    assert sum(lines.values()) == pytest.approx(found["clover_device_joules_total", labels])
 
 
 def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:

@@ -191,6 +191,6 @@ def test_a_placement_with_several_assignments_is_shared() -> None:
     assert [(group.variants, group.count) for group in mixed] == [(("large",), 1), (("large", "small"), 1)]
     problem = problem_of(state())
     assert variants_of(mixed) == {"large", "small"}
-    pool = pool_of(problem, mixed, ("small", "large"))
+    pool = pool_of(problem.services, mixed, ("small", "large"))
     assert [kind.services[0] is None for kind in pool.kinds] == [True, False]
     assert replace(pool, shares=(0.5, 0.5)).utilisation([1.0, 1.0]) > 0.0

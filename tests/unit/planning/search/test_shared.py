@@ -1,4 +1,4 @@
-"""Plans whose workers share their time: found if they are better, verified, laid out, kept, and never with a bound."""
+"""Plans whose workers share their time: found if they are better, verified, laid out, kept, and below their bound."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from clover.errors import PlanError
 from clover.planning.budget.keeping import keeping
 from clover.planning.cascade import verify
+from clover.planning.cascade.chains import workers_of
 from clover.planning.cascade.permitted import moving_j, permitted
 from clover.planning.cascade.routed import predicted
 from clover.planning.model.objective import objective_of
@@ -20,7 +21,7 @@ from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
 from clover.planning.search.annealed import best_found
 from clover.planning.search.shared import best_shared, shared_layouts, whole_sets
 from clover.policies import build
-from clover.policies.plans import plan_fixed
+from clover.policies.plans import bound_of, plan_fixed
 from clover.types import (
     Ahead,
     Assignment,
@@ -70,8 +71,9 @@ def test_one_placement_serves_a_mix_only_if_it_may_share() -> None:
     assert {item.placement for item in shared.deployment} == {placement(0, 2)}
     assert configuration_of(shared.deployment) == shared.configuration
     assert alone.bound is not None
-    assert shared.bound is None
-    assert shared.gap is None
+    assert shared.bound is not None
+    assert alone.bound - 1e-9 <= shared.bound
+    assert shared.score <= shared.bound + 1e-9
 
 
 def test_one_placement_serves_a_cascade() -> None:
@@ -118,12 +120,28 @@ def test_the_limit_of_utilisation_holds_for_all_variants_together() -> None:
 def test_what_verification_rejects_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     given = resident(floor_state(devices=(one_place(),)))
     judged = verify.verify(
-        verify.workers_of(problem_of(floor_state()), (BOTH,), point()), 10.0, (1.0, 0.2), p95_ms=1e3, slo_ms=40.0
+        workers_of(problem_of(floor_state()), (BOTH,), point()), 10.0, (1.0, 0.2), p95_ms=1e3, slo_ms=40.0
     )
     assert not judged.accepted
     monkeypatch.setattr(verify, "verify", lambda *_, **__: replace(judged, why="for no reason"))
     assert not any(item.feasible for item in best_shared(problem_of(given), objective_of(given)))
     assert [group.variants for group in proposed(given).configuration] == [("large",)]
+
+
+@pytest.mark.parametrize("rate", [5.0, 40.0, 110.0])
+@pytest.mark.parametrize("floor", [88.5, 90.0, 91.7])
+@pytest.mark.parametrize("lam", [0.1, 0.9])
+def test_no_mix_on_shared_workers_exceeds_the_bound(rate: float, floor: float, lam: float) -> None:
+    config = objective("paper", slo_ms=1000.0, floor=floor, lam=lam)
+    given = resident(state(rate=rate, config=config, devices=(cpu(2),)))
+    problem, aims = problem_of(given), objective_of(given)
+    bound = bound_of(problem, aims)
+    found = [evaluate(problem, aims, configuration) for configuration in whole_sets(problem)]
+    found += [evaluate(problem, aims, configuration) for configuration in whole_sets(replace(problem, resident=2))]
+    found += best_shared(problem, aims)
+    for item in found:
+        if item.feasible:
+            assert item.score <= bound + 1e-9, item
 
 
 def test_the_same_state_gives_the_same_plan() -> None:
