@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
-GPU_EXTRAS ?= onnx,dashboard,test,tensorrt
+GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
 JOBS ?= 4
@@ -31,8 +31,8 @@ test: $(VENV)/.test
 test-quick: $(VENV)/.test
 	$(PY) -m pytest $(PARALLEL) -m "not slow" --hypothesis-profile quick $(or $(ARGS),tests/unit tests/native)
 
-# What only a machine with an NVIDIA GPU can show; each test says what it needs where that is missing.  Where the
-# libraries of TensorRT cannot be had: make test-gpu GPU_EXTRAS=onnx,test
+# What only a machine with an NVIDIA GPU can show; each test says what it needs if that is missing.  With TensorRT, whose
+# libraries come from NVIDIA's own package index: make test-gpu GPU_EXTRAS=onnx,dashboard,test,tensorrt
 test-gpu: $(VENV)/.gpu
 	$(PY) -m pytest tests/gpu $(ARGS)
 

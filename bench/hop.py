@@ -72,6 +72,7 @@ class InProcess:
 
     def __init__(self, pid: int, slab: Slab) -> None:
         self.pid = pid
+        self.resident: dict[str, int] = {}
         self._slab = slab
         self._done: list[tuple[int, int, int, int, int, int]] = []
 
@@ -80,7 +81,7 @@ class InProcess:
         """Itself."""
         return self
 
-    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+    def submit(self, batch_id: int, slots: Any, n: int, lane: int = 0) -> int:
         """See `Ring.submit`."""
         self._slab.score[slots[:n]] = 0.0
         self._done.append((batch_id, 0, n, 0, 0, 0))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import statistics
 import tempfile
 import threading
@@ -125,6 +126,7 @@ def slow(cache: Path, options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: Path) -> dict[str, Any]:
     """Run a fresh server through `--changes` repartitions under load."""
+    os.environ[emulated.LATENCY] = "0"  # --delay-s is what making and removing take
     log = folder / "serve.log"
     device = f"emulated:a100-40gb:{options.gpus}"
     shared = ["fashion", "--device", device, "--policy", "bench.bands:Slices", "--cache-dir", options.cache_dir]

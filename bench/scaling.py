@@ -23,7 +23,7 @@ import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
@@ -97,6 +97,7 @@ class Worker:
     """The far side of a ring, in this process."""
 
     pid = 1
+    resident: ClassVar[dict[str, int]] = {}
 
     def __init__(self) -> None:
         memory = mmap.mmap(-1, RING_BYTES(_BATCH))

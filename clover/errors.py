@@ -21,6 +21,18 @@ def not_installed(error: ModuleNotFoundError) -> str:
     )
 
 
+_OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate", "cannot allocate", "not enough memory", "bad_alloc", "bad alloc"),
+    *("memoryerror", "status_alloc_failed", "does not fit into"),
+)
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Return whether the text of an error says that memory ran out, which frameworks say only in their texts."""
+    lowered = text.lower()
+    return any(words in lowered for words in _OUT_OF_MEMORY)
+
+
 class CloverError(Exception):
     """Base of every error Clover raises on purpose."""
 

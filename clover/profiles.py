@@ -37,6 +37,8 @@ LEAST_SLO_MS = 5.0
 
 _DISTRIBUTIONS = {
     "eager": ("torch",),
+    "eager-tf32": ("torch",),
+    "eager-fp16": ("torch",),
     "aoti": ("torch",),
     "onnxruntime": ("onnxruntime",),
     "tensorrt": ("torch", "torch-tensorrt", "tensorrt-cu13-libs"),

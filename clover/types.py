@@ -146,10 +146,10 @@ class Placement(Record, frozen=True, kw_only=True):
 
     @property
     def slices(self) -> int:
-        """Compute slices: 3 of a MIG shape `3g.20gb` (its `size` counts memory slices), cores of a core-set, 1 of a
-        whole GPU."""
+        """Compute slices: 3 of a MIG shape `3g.20gb` (its `size` counts memory slices), 1 of a part `1c.3g.20gb`, cores
+        of a core-set, 1 of a whole GPU."""
         compute, is_mig, _ = self.profile.partition("g.")
-        return int(compute) if is_mig else self.size
+        return int(compute.partition("c.")[0]) if is_mig else self.size
 
 
 class Assignment(Record, frozen=True, kw_only=True):
@@ -207,8 +207,13 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     `shared_front` says that the front end runs on the same cores (small boxes).  A device that is lost has no layouts.
     `slices` counts compute slices.
 
+    `one_process`: only one process at a time may use the device, so no worker can start beside another (a GPU in the
+    compute mode EXCLUSIVE_PROCESS).
+
     `core_sleep_w`: of a row of cores, the idle watts that each core is taken to spare while it has no worker; a plan
     may then use the first cores only, `least_cores` of them or more.  Null: every core has a worker.
+    `sleep_w`: of a GPU, the idle watts that it is taken to spare while it has no workers, known by `sleep_method`; a
+    plan may then leave it without.  Null: it always has workers.
     """
 
     device: str
@@ -221,6 +226,9 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     label: str = ""
     core_sleep_w: float | None = None
     least_cores: int = 1
+    one_process: bool = False
+    sleep_w: float | None = None
+    sleep_method: Method = "modelled"
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------
@@ -228,7 +236,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 
 class LatencyMeasurement(Record, frozen=True, kw_only=True):
     """How one (variant, profile, backend, batch) runs, batch after batch: milliseconds a batch, CPU seconds and joules
-    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured)."""
+    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured);
+    `energy_error`: how far joules measured at several loads are off one line, as a part (0: measured at one load)."""
 
     variant: str
     profile: str
@@ -245,6 +254,7 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     energy_method: Method
     rested_j: float = 0.0
+    energy_error: float = 0.0
 
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):
@@ -423,6 +433,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     `epoch` counts how often the meter had to begin anew: what was used between samples of different epochs is unknown.
     `uncertainty`: how far off modelled joules may be, as (-0.2, 0.4) of them; None if measured, or without a range;
     `active_uncertainty`: the same of those above idle.
+
+    A GPU with a context on it draws `awake_w` beyond `idle_w` at rest, 0 without one; `awake_j` are the joules of that
+    so far.  `shared`: processes of others that computed on it, or may have, since the last sample.
     """
 
     device: str
@@ -433,6 +446,9 @@ class EnergySample(Record, frozen=True, kw_only=True):
     epoch: int = 0
     uncertainty: tuple[float, float] | None = None
     active_uncertainty: tuple[float, float] | None = None
+    awake_w: float = 0.0
+    awake_j: float = 0.0
+    shared: tuple[str, ...] = ()
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):
@@ -533,7 +549,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     (`budget` over `budget_horizon_s` of grid time, `static:mix` at any time); null: they hold to the floor.
 
     `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
-    then leave devices without.  Null: every device has workers.
+    then leave devices without.  Null: every device has workers.  `least_awake` devices have workers in any case.  Fewer
+    than have workers now are only gone down to if they serve `sleep_room` times the rate.
 
     With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth; chains of
     several stages keep `cascade_margin` above the floor instead (null: the same margin).
@@ -552,6 +569,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
     spared_w: float | None = None
+    least_awake: int = 1
+    sleep_room: float = 1.0
     cascade: bool = False
 
 
@@ -608,6 +627,8 @@ class State(Record, frozen=True, kw_only=True):
     that comes from, and of the part of the horizon that is over the rows served and the sum of their accuracies
     (percent x rows).
 
+    `memory`: by profile of the slice, the bytes that workers there may hold together (absent: not known).
+
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
     accurate first.  A plan has workers for them (`planning.model.demand`).
 
@@ -630,6 +651,7 @@ class State(Record, frozen=True, kw_only=True):
     running: tuple[Assignment, ...]
     routing: Routing | None
     share: float = 1.0
+    memory: dict[str, int] = {}
     seed: int = 0
     ahead: tuple[Ahead, ...] = ()
     forecast: str = ""
@@ -722,7 +744,11 @@ class Transition(Record, frozen=True, kw_only=True):
     slices missing at any time (0 where old and new overlap).
 
     `capacity_floor` (rows/s, 0: none) is what may not be gone below, `lowest_capacity` the least that receives rows at
-    any time; where it lies below the floor it does so for about `loses_s` seconds (estimated)."""
+    any time; where it lies below the floor it does so for about `loses_s` seconds (`loses_how`: estimated, or by
+    steps of its kind that were measured).
+
+    `resident`: the workers that come without a start, as a process at their placement holds their variant.  `memory`:
+    what room there is for two workers on a slice changed about the steps, or that it is not known, in words."""
 
     steps: tuple[Step, ...]
     kept: tuple[Assignment, ...]
@@ -730,6 +756,9 @@ class Transition(Record, frozen=True, kw_only=True):
     capacity_floor: float = 0.0
     lowest_capacity: float = 0.0
     loses_s: float = 0.0
+    loses_how: Literal["estimated", "measured"] = "estimated"
+    resident: tuple[Assignment, ...] = ()
+    memory: str = ""
 
     @property
     def holds(self) -> bool:

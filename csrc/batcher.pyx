@@ -2,9 +2,7 @@
 
 Theory.  A lane is a queue that a set of workers serves (a variant); within it, rows of equal key (equal shape) may
 share a batch, so each (lane, key) in use has a bucket.  A bucket orders its rows twice:
-  - by (rank, arrival) in a pairing heap, which says who goes next.  The heap lives in the nodes themselves, one node a
-    slot, so it needs no memory of its own, pushes in O(1), and removes any row, the first or a cancelled one, in
-    amortised O(log n).  The rows of one client arrive in order, and a push is then one comparison.
+  - by (rank, arrival) in a pairing heap (`pairing_heap.pxd`), which says who goes next.
   - by arrival in a doubly linked list, which says who has waited longest.
 Distinct keys in use at a time are few, so a lane's buckets are a list that is walked.
 
@@ -26,9 +24,16 @@ and gives its earliest rows to the lane's worker with the fewest batches out.  A
 takes and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for
 the delay, and when a deadline falls before that, so that waiting on would only miss it.
 
+Workers of several lanes may form a group, with the credits of one (`worker_groups.pxd`): a process that serves several
+variants, one batch at a time.  It is one queue: of its lanes with ripe rows the one whose next row has waited longest
+goes first, those with rows of the background alone last.  (Ranks of different lanes cannot be compared.)  The next row
+of a lane may have come late, as its client has had little; so that no lane waits for long behind the many rows of
+another, one that `PATIENCE` batches of its group have passed goes before those that were not.
+
 A row that cannot be answered in time any more is not dispatched but dropped: its deadline has passed, or will before
 the lane's workers, which `expect` says how long they take at least, could be done with it.  A worker that has no batch
-out is given every row whose deadline has not passed, so that a time that is too long is tried and corrected.
+out is given every row whose deadline has not passed, so that a time that is too long is tried and corrected.  In a group
+of several lanes that time is a batch's own, and what the batch before it still takes at least is added.
 
 Nothing here reads a clock of the machine: every time is the caller's, in nanoseconds.  All state is C arrays made at
 construction; the hot path allocates nothing and touches no Python object but its arguments and its answer.
@@ -38,6 +43,9 @@ from cython.view cimport array as cvarray
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from csrc.pairing_heap cimport before, meld, meld_siblings
+from csrc.worker_groups cimport count_out, has_credit, join_group, join_lane, leave_group, leave_lane
+
 
 cdef enum:
     NONE = -1
@@ -45,14 +53,13 @@ cdef enum:
     DROPPED = -3
     MAX_SLOTS = 1 << 24
     MAX_TABLE = 1 << 16
+    PATIENCE = 8  # batches of a group that pass a lane before it goes first
     UNIT = 1 << 16  # one row, in ranks: at a million rows/s a clock runs for four years
     WEIGHT_BITS = 40  # of a client's number, below its weight
 
 
 cdef int64_t BACKGROUND = INT64_MAX  # the rank of rows that are behind all others
 cdef uint64_t GOLDEN = 0x9E3779B97F4A7C15
-
-
 cdef int64_t MAX_DELAY_NS = INT64_MAX // 4
 
 
@@ -95,6 +102,7 @@ cdef class Batcher:
         self._named = owning(<int32_t[:rows]>(<int32_t *>memory(rows, sizeof(int32_t))))
         self._lanes = owning(<Lane[:lanes]>(<Lane *>memory(lanes, sizeof(Lane))))
         self._workers = owning(<Worker[:workers]>(<Worker *>memory(workers, sizeof(Worker))))
+        self._groups = owning(<Group[:workers]>(<Group *>memory(workers, sizeof(Group))))
         self._delay_ns = owning(<int64_t[:lanes]>(<int64_t *>memory(lanes, sizeof(int64_t))))
         self._largest = owning(<int32_t[:lanes]>(<int32_t *>memory(lanes, sizeof(int32_t))))
         self._max_batch = owning(<int32_t[:workers]>(<int32_t *>memory(workers, sizeof(int32_t))))
@@ -107,13 +115,12 @@ cdef class Batcher:
         for i in range(heads):
             self._heads[i] = NONE
         for i in range(<int32_t>lanes):
-            self._lanes[i] = Lane(
-                clock=0, expected_ns=0, buckets=NONE, depth=0, workers=0, free=0, turn=0, cursor=NONE, weight=0
-            )
+            self._lanes[i] = Lane(0, 0, NONE, 0, 0, 0, 0, NONE, 0, 0)  # buckets and cursor: none
             self._delay_ns[i] = max_queue_delay_ns
             self._largest[i] = MAX_SLOTS
         for i in range(<int32_t>workers):
-            self._workers[i] = Worker(lane=NONE, most=0, credits=0, outstanding=0, next=NONE)
+            self._workers[i] = Worker(lane=NONE, most=0, group=i, outstanding=0, next=NONE, peer=NONE)
+            self._groups[i] = Group(since_ns=0, credits=0, outstanding=0, members=0, first=NONE, lane=NONE)
             self._max_batch[i] = 0
         self._spare = 0
         self._spare_flow = 0
@@ -121,50 +128,6 @@ cdef class Batcher:
         self.dropped = 0
         self._depth = 0
         self._order = 0
-
-    # --- the pairing heap of a bucket ---------------------------------------------------------------------------------
-
-    cdef bint _before(self, int32_t a, int32_t b) noexcept nogil:
-        if self._nodes[a].rank != self._nodes[b].rank:
-            return self._nodes[a].rank < self._nodes[b].rank
-        return self._nodes[a].order < self._nodes[b].order
-
-    cdef int32_t _meld(self, int32_t a, int32_t b) noexcept nogil:
-        """Join two heaps: the later root becomes the first child of the earlier one."""
-        cdef int32_t first
-        if self._before(b, a):
-            a, b = b, a
-        first = self._nodes[a].child
-        self._nodes[b].next = first
-        self._nodes[b].previous = a
-        if first != NONE:
-            self._nodes[first].previous = b
-        self._nodes[a].child = b
-        return a
-
-    cdef int32_t _meld_siblings(self, int32_t first) noexcept nogil:
-        """Join a list of siblings, in the two passes that give the pairing heap its amortised bound."""
-        cdef int32_t done = NONE  # melded pairs, last first, linked by `next`
-        cdef int32_t a = first, b, rest, root
-        while a != NONE:
-            b = self._nodes[a].next
-            if b == NONE:
-                self._nodes[a].next = done
-                done = a
-                break
-            rest = self._nodes[b].next
-            root = self._meld(a, b)
-            self._nodes[root].next = done
-            done = root
-            a = rest
-        root = done
-        if root != NONE:
-            done = self._nodes[root].next
-            while done != NONE:
-                rest = self._nodes[done].next
-                root = self._meld(root, done)
-                done = rest
-        return root
 
     # --- flows --------------------------------------------------------------------------------------------------------
 
@@ -268,7 +231,7 @@ cdef class Batcher:
             self._flows[flow].rows += 1
         self._order += 1
         other = self._buckets[bucket].root
-        self._buckets[bucket].root = slot if other == NONE else self._meld(other, slot)
+        self._buckets[bucket].root = slot if other == NONE else meld(&self._nodes[0], other, slot)
         if since_ns == INT64_MIN:  # has waited before: in front of all others
             other = self._buckets[bucket].oldest
             self._nodes[slot].later = other
@@ -292,7 +255,7 @@ cdef class Batcher:
     cdef void _remove(self, int32_t slot, bint served) noexcept nogil:
         cdef Node node = self._nodes[slot]
         cdef int32_t bucket = node.bucket
-        cdef int32_t rest = self._meld_siblings(node.child) if node.child != NONE else NONE
+        cdef int32_t rest = meld_siblings(&self._nodes[0], node.child) if node.child != NONE else NONE
         if self._buckets[bucket].root == slot:
             self._buckets[bucket].root = rest
         else:
@@ -303,7 +266,7 @@ cdef class Batcher:
             if node.next != NONE:
                 self._nodes[node.next].previous = node.previous
             if rest != NONE:
-                self._meld(self._buckets[bucket].root, rest)  # the root stays: nothing below it is earlier
+                meld(&self._nodes[0], self._buckets[bucket].root, rest)  # the root stays: nothing below it is earlier
         if node.earlier == NONE:
             self._buckets[bucket].oldest = node.later
         else:
@@ -464,71 +427,99 @@ cdef class Batcher:
             self._workers[worker].most = min(self._max_batch[worker], self._largest[index])
             worker = self._workers[worker].next
 
-    def attach(self, worker, lane, max_batch, credits=2):
-        """Let a detached worker serve `lane` in batches of up to `max_batch` rows, with no batch out."""
-        cdef int32_t index = self._worker(worker), into = self._lane(lane), before
-        cdef Lane *entry = &self._lanes[into]
-        cdef int32_t span = <int32_t>self._workers.shape[0]
+    def attach(self, worker, lane, max_batch, credits=2, group=-1):
+        """Let a detached worker serve `lane` in batches of up to `max_batch` rows, alone and with no batch out; in a
+        `group` (a number below that of workers) it shares their credits, and batches that it had out stay counted."""
+        cdef int32_t index = self._worker(worker), into = self._lane(lane)
+        cdef int32_t among = self._worker(group) if group != -1 else index
         if self._workers[index].lane != NONE:
             raise ValueError(f"worker {worker} is attached already")
         if not 1 <= max_batch <= MAX_SLOTS or not 1 <= credits <= MAX_TABLE:
             raise ValueError("max_batch and credits must be positive")
+        join_group(&self._groups[0], &self._workers[0], &self._lanes[0], index, into, among, credits, group == -1)
         self._max_batch[index] = max_batch
-        self._workers[index] = Worker(
-            lane=into, most=min(self._max_batch[index], self._largest[into]), credits=credits, outstanding=0, next=index
-        )
-        if entry.cursor == NONE:
-            entry.cursor = index
-        else:
-            before = entry.cursor  # walk on to the last one below `index`, round the circle
-            while (index - self._workers[before].next + span) % span < (index - before + span) % span:
-                before = self._workers[before].next
-                if before == entry.cursor:
-                    break
-            self._workers[index].next = self._workers[before].next
-            self._workers[before].next = index
-            if (index - entry.turn + span) % span < (entry.cursor - entry.turn + span) % span:
-                entry.cursor = index
-        entry.workers += 1
-        entry.free += self._workers[index].credits
+        self._workers[index].most = min(self._max_batch[index], self._largest[into])
+        join_lane(&self._lanes[into], &self._workers[0], index, into, <int32_t>self._workers.shape[0])
+        self._lanes[into].free += self._groups[among].credits - self._groups[among].outstanding
 
     def detach(self, worker):
         """Give the worker no more batches.  Those it has out stay counted until `credit` or the next `attach`."""
-        cdef int32_t index = self._worker(worker), before
-        cdef int32_t lane = self._workers[index].lane
+        cdef int32_t index = self._worker(worker), lane = self._workers[index].lane
+        cdef Group *group = &self._groups[self._workers[index].group]
         if lane == NONE:
             raise ValueError(f"worker {worker} is not attached")
-        before = index
-        while self._workers[before].next != index:
-            before = self._workers[before].next
-        self._workers[before].next = self._workers[index].next
-        if self._lanes[lane].cursor == index:
-            self._lanes[lane].cursor = self._workers[index].next if before != index else NONE
-        self._lanes[lane].workers -= 1
-        self._lanes[lane].free -= self._workers[index].credits - self._workers[index].outstanding
-        self._workers[index].lane = NONE
+        leave_lane(&self._lanes[lane], &self._workers[0], index)
+        leave_group(group, &self._workers[0], index)
+        self._lanes[lane].free -= group.credits - group.outstanding
 
     cpdef expect(self, Py_ssize_t lane, int64_t expected_ns):
-        """Expect that no batch of `lane` is done sooner than `expected_ns` after it was dispatched."""
+        """Expect that no batch of `lane` is done sooner than `expected_ns` after it was dispatched; from a group of
+        several lanes, after the batch before it was done."""
         self._lanes[self._lane(lane)].expected_ns = min(max(expected_ns, 0), MAX_DELAY_NS)
 
-    cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil:
-        """Return a bucket that a worker may serve now: of the first lane that has any, the one with the earliest row."""
-        cdef int32_t best = NONE, lane, bucket, full
+    cdef int32_t _next_bucket(self, int64_t now_ns, int32_t *worker) noexcept nogil:
+        """Return a bucket that a worker may serve now, and set that: of the first lane that has any, or the lane that
+        goes before it in its group, the one with the earliest row."""
+        cdef int32_t best = NONE, lane, other = NONE
         for lane in range(<int32_t>self._lanes.shape[0]):
-            if self._lanes[lane].depth == 0 or self._lanes[lane].free == 0:
-                continue
-            full = self._full(lane) if self._delays and self._delay_ns[lane] else 0
-            bucket = self._lanes[lane].buckets
-            while bucket != NONE:
-                if (self._buckets[bucket].depth >= full or self._ripe_ns(bucket, lane) <= now_ns) and (
-                    best == NONE or self._before(self._buckets[bucket].root, self._buckets[best].root)
-                ):
-                    best = bucket
-                bucket = self._buckets[bucket].next
+            best = self._ripe_bucket(lane, now_ns)
             if best != NONE:
                 break
+        while best != NONE and other != best:
+            worker[0] = self._next_worker(self._buckets[best].lane)
+            other = best
+            if self._groups[self._workers[worker[0]].group].members > 1:
+                best = self._first_of_group(worker[0], best, now_ns)
         return best
+
+    cdef int32_t _ripe_bucket(self, int32_t lane, int64_t now_ns) noexcept nogil:
+        """Return the bucket of `lane` with the earliest row of those that may leave now; NONE if there is none."""
+        cdef int32_t best = NONE, bucket, full
+        if self._lanes[lane].depth == 0 or self._lanes[lane].free == 0:
+            return NONE
+        full = self._full(lane) if self._delays and self._delay_ns[lane] else 0
+        bucket = self._lanes[lane].buckets
+        while bucket != NONE:
+            if (self._buckets[bucket].depth >= full or self._ripe_ns(bucket, lane) <= now_ns) and (
+                best == NONE or before(&self._nodes[0], self._buckets[bucket].root, self._buckets[best].root)
+            ):
+                best = bucket
+            bucket = self._buckets[bucket].next
+        return best
+
+    cdef int32_t _first_of_group(self, int32_t worker, int32_t best, int64_t now_ns) noexcept nogil:
+        """Return which bucket goes first in the group of `worker`: `best`, or a ripe one of another of its lanes."""
+        cdef int32_t other = self._workers[worker].peer, bucket
+        while other != worker:
+            bucket = self._ripe_bucket(self._workers[other].lane, now_ns)
+            if bucket != NONE and self._goes_before(bucket, best):
+                best = bucket
+            other = self._workers[other].peer
+        return best
+
+    cdef bint _goes_before(self, int32_t a, int32_t b) noexcept nogil:
+        """Return whether bucket `a` goes before `b`, that of another lane of its group."""
+        cdef Node *first = &self._nodes[self._buckets[a].root]
+        cdef Node *second = &self._nodes[self._buckets[b].root]
+        cdef bint overdue = self._lanes[first.lane].passed >= PATIENCE
+        if (first.rank == BACKGROUND) != (second.rank == BACKGROUND):
+            return second.rank == BACKGROUND
+        if overdue != (self._lanes[second.lane].passed >= PATIENCE):
+            return overdue
+        if first.since_ns != second.since_ns:
+            return first.since_ns < second.since_ns
+        return first.order < second.order
+
+    cdef void _pass_over(self, int32_t worker, int64_t now_ns) noexcept nogil:
+        """Count a batch of `worker` at the lanes of its group that have ripe rows of clients too."""
+        cdef int32_t other = self._workers[worker].peer, lane, bucket
+        cdef bint ripe
+        while other != worker:
+            bucket = self._ripe_bucket(self._workers[other].lane, now_ns)
+            ripe = bucket != NONE and self._nodes[self._buckets[bucket].root].rank != BACKGROUND
+            lane = self._workers[other].lane
+            self._lanes[lane].passed = self._lanes[lane].passed + 1 if ripe else 0
+            other = self._workers[other].peer
 
     cdef int64_t _ripe_ns(self, int32_t bucket, int32_t lane) noexcept nogil:
         """Return when the rows of `bucket` have waited enough, full batch or not; INT64_MIN if they need not wait."""
@@ -546,23 +537,33 @@ cdef class Batcher:
         """Return how many rows fill a batch of some worker of `lane` that has a credit left."""
         cdef int32_t worker = self._lanes[lane].cursor, least = MAX_SLOTS, i
         for i in range(self._lanes[lane].workers):
-            if self._workers[worker].outstanding < self._workers[worker].credits:
+            if has_credit(&self._groups[0], &self._workers[worker]):
                 least = min(least, self._workers[worker].most)
             worker = self._workers[worker].next
         return least
 
     cdef int32_t _next_worker(self, int32_t lane) noexcept nogil:
         """Return the worker with a credit left and the fewest batches out, the first such from the cursor on."""
-        cdef int32_t worker = self._lanes[lane].cursor, best = NONE, i
+        cdef int32_t worker = self._lanes[lane].cursor, best = NONE, least = 0, out, i
         for i in range(self._lanes[lane].workers):
-            if self._workers[worker].outstanding < self._workers[worker].credits and (
-                best == NONE or self._workers[worker].outstanding < self._workers[best].outstanding
-            ):
-                best = worker
-                if self._workers[worker].outstanding == 0:
+            out = self._groups[self._workers[worker].group].outstanding
+            if has_credit(&self._groups[0], &self._workers[worker]) and (best == NONE or out < least):
+                best, least = worker, out
+                if out == 0:
                     break
             worker = self._workers[worker].next
         return best
+
+    cdef int64_t _done_ns(self, int32_t worker, int32_t lane, int64_t now_ns) noexcept nogil:
+        """Return when a batch of `lane` that `worker` is given now is done at the earliest; `now_ns` if it has none
+        out: it may be faster than expected."""
+        cdef Group *group = &self._groups[self._workers[worker].group]
+        cdef int64_t begins_ns = now_ns
+        if group.outstanding == 0:
+            return now_ns
+        if group.members > 1 and group.outstanding == 1 and group.since_ns:
+            begins_ns = max(now_ns, group.since_ns + self._lanes[group.lane].expected_ns)
+        return begins_ns + self._lanes[lane].expected_ns
 
     cdef void _drop(self, int32_t slot) noexcept nogil:
         """Take a row that is too late out of the queue, for `take_dropped`."""
@@ -574,16 +575,16 @@ cdef class Batcher:
 
     cdef int32_t _form(self, int64_t now_ns, int32_t *chosen) noexcept nogil:
         """Fill `_out` with the next batch, take its worker's credit and return its rows, 0 if there is none."""
-        cdef int32_t bucket, lane, worker, left, most, slot, n = 0
+        cdef int32_t bucket, lane, worker = NONE, left, most, slot, n = 0
         cdef int64_t too_early_ns
+        cdef Group *group
         while n == 0:  # until some row of a bucket is not too late
-            bucket = self._next_bucket(now_ns)
+            bucket = self._next_bucket(now_ns, &worker)
             if bucket == NONE:
                 return 0
             lane = self._buckets[bucket].lane
-            worker = self._next_worker(lane)
             most = <int32_t>min(self._workers[worker].most, self._out.shape[0])
-            too_early_ns = now_ns + (self._lanes[lane].expected_ns if self._workers[worker].outstanding else 0)
+            too_early_ns = self._done_ns(worker, lane, now_ns)
             left = self._buckets[bucket].depth
             while left and n < most:
                 slot = self._buckets[bucket].root
@@ -599,7 +600,14 @@ cdef class Batcher:
                     )
                 self._remove(slot, True)
         self._workers[worker].outstanding += 1
-        self._lanes[lane].free -= 1
+        group = &self._groups[self._workers[worker].group]
+        group.lane = lane
+        if group.outstanding == 0:
+            group.since_ns = now_ns
+        if group.members > 1:
+            self._pass_over(worker, now_ns)
+        self._lanes[lane].passed = 0
+        count_out(group, &self._workers[0], &self._lanes[0], 1)
         self._lanes[lane].turn = (worker + 1) % <int32_t>self._workers.shape[0]
         self._lanes[lane].cursor = self._workers[worker].next
         chosen[0] = worker
@@ -613,18 +621,17 @@ cdef class Batcher:
         cdef int32_t worker = NONE, n
         self._take_out(out)
         n = self._form(now_ns, &worker)
-        if n == 0:
-            return None
-        return worker, n
+        return (worker, n) if n else None
 
-    cpdef credit(self, worker):
-        """Count a batch of the worker as finished.  ValueError if it has none out."""
+    cpdef credit(self, worker, int64_t now_ns=0):
+        """Count a batch of the worker as finished, at `now_ns` (0: not known).  ValueError if it has none out."""
         cdef int32_t index = self._worker(worker)
+        cdef Group *group = &self._groups[self._workers[index].group]
         if self._workers[index].outstanding == 0:
             raise ValueError(f"worker {worker} has no batch out")
         self._workers[index].outstanding -= 1
-        if self._workers[index].lane != NONE:
-            self._lanes[self._workers[index].lane].free += 1
+        group.since_ns = now_ns  # the next batch, if there is one, begins
+        count_out(group, &self._workers[0], &self._lanes[0], -1)
 
     def outstanding(self, worker):
         """Return how many batches the worker has out."""
@@ -685,9 +692,7 @@ cdef class Batcher:
 
     cpdef int32_t depth(self, Py_ssize_t lane=-1) except? -1:
         """Return how many rows wait in `lane`; in all lanes for -1."""
-        if lane == -1:
-            return self._depth
-        return self._lanes[self._lane(lane)].depth
+        return self._depth if lane == -1 else self._lanes[self._lane(lane)].depth
 
     def lane_has_worker(self, lane):
         """Return whether any worker is attached to `lane`."""

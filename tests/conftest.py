@@ -52,6 +52,9 @@ _STATE = tempfile.TemporaryDirectory(prefix="clover-tests-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
 atexit.register(_STATE.cleanup)
 
+# Emulated boards take as long as real ones to make and remove instances; tests do not wait for that.
+os.environ.setdefault("CLOVER_NVML_LATENCY", "0")
+
 # One fixed set of examples a run, so that a failure is a change and not luck.  --hypothesis-profile deep searches
 # on, and quick, which is for `make test-quick`, looks at a quarter of them.
 # No per-example deadline: on shared cores it measures the neighbours.

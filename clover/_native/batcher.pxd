@@ -46,14 +46,25 @@ cdef struct Lane:  # what a dispatch without delays looks at, and no more
     int32_t turn  # the index whose turn it is
     int32_t cursor  # the attached worker at that index or next after it
     int32_t weight  # of all flows
+    int32_t passed  # batches of its group that left, one after the other, while it had ripe rows
 
 
 cdef struct Worker:
     int32_t lane  # NONE: detached
     int32_t most  # rows of a batch that it takes and its lane allows
-    int32_t credits
+    int32_t group
     int32_t outstanding
     int32_t next  # the lane's workers in a circle by index
+    int32_t peer  # the attached workers of its group in a circle
+
+
+cdef struct Group:  # workers that share their credits
+    int64_t since_ns  # when its first batch began, if one is out; 0: not known
+    int32_t credits
+    int32_t outstanding  # of all of its workers, detached ones included
+    int32_t members  # attached workers
+    int32_t first  # any of these
+    int32_t lane  # of the batch that was sent last
 
 
 cdef class Batcher:
@@ -63,6 +74,7 @@ cdef class Batcher:
     cdef int32_t[::1] _heads  # first flow by hash; a power of two of them
     cdef Lane[::1] _lanes
     cdef Worker[::1] _workers
+    cdef Group[::1] _groups
     cdef int64_t[::1] _delay_ns  # by lane: how long a row may wait for its batch to fill
     cdef int32_t[::1] _largest  # by lane: rows of a batch, whatever its worker takes
     cdef int32_t[::1] _max_batch  # by worker: rows of a batch, whatever its lane allows
@@ -86,16 +98,13 @@ cdef class Batcher:
     cpdef list take_dropped(self)
     cpdef expect(self, Py_ssize_t lane, int64_t expected_ns)
     cpdef tuple dispatch(self, int64_t now_ns, out)
-    cpdef credit(self, worker)
+    cpdef credit(self, worker, int64_t now_ns=*)
     cpdef int32_t depth(self, Py_ssize_t lane=*) except? -1
     cpdef bint saturated(self, Py_ssize_t lane) except -1
     cpdef int32_t most(self, Py_ssize_t worker) except -1
     cpdef int64_t ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1
     cpdef int64_t waiting_of(self, int64_t client) except -1
 
-    cdef bint _before(self, int32_t a, int32_t b) noexcept nogil
-    cdef int32_t _meld(self, int32_t a, int32_t b) noexcept nogil
-    cdef int32_t _meld_siblings(self, int32_t first) noexcept nogil
     cdef int32_t _bucket_of(self, int32_t lane, int64_t key) noexcept nogil
     cdef int32_t _head_of(self, int32_t lane, int64_t client) noexcept nogil
     cdef int32_t _find_flow(self, int32_t lane, int64_t client) noexcept nogil
@@ -116,7 +125,12 @@ cdef class Batcher:
     cdef void _insert_named(
         self, int32_t lane, int32_t count, int64_t client, int64_t deadline_ns, int64_t since_ns, int64_t key
     ) noexcept
-    cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil
+    cdef int32_t _next_bucket(self, int64_t now_ns, int32_t *worker) noexcept nogil
+    cdef int32_t _ripe_bucket(self, int32_t lane, int64_t now_ns) noexcept nogil
+    cdef int32_t _first_of_group(self, int32_t worker, int32_t best, int64_t now_ns) noexcept nogil
+    cdef bint _goes_before(self, int32_t a, int32_t b) noexcept nogil
+    cdef void _pass_over(self, int32_t worker, int64_t now_ns) noexcept nogil
+    cdef int64_t _done_ns(self, int32_t worker, int32_t lane, int64_t now_ns) noexcept nogil
     cdef int64_t _ripe_ns(self, int32_t bucket, int32_t lane) noexcept nogil
     cdef int32_t _full(self, int32_t lane) noexcept nogil
     cdef int32_t _next_worker(self, int32_t lane) noexcept nogil

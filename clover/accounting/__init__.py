@@ -6,15 +6,19 @@ second or so):
 * idle energy = idle power x time.  It is split over the workers that hold compute slices, by slices (workers that share
   a placement during a swap share its slices); cores that only the front end may use are the front end's; that of slices
   without a worker goes to the line `unowned`, that of cores that the server may not use to `foreign`.
-* active energy = measured - idle.  On the machine itself it is split by CPU time, which the kernel counts for every
-  process: each worker's, the server's own (`front_end`), and that of all else the server started (`control`: planning,
-  profiling, starts, standby workers; rows that answer no client are moved there too).  On a GPU, which has no such
-  clock, it is split by modelled energy (rows x profiled joules a row) and rescaled, so that the parts sum to what was
-  measured.  What none of them used (other programs, a window in which no worker was busy) is the line `unattributed`.
+* being awake has a price on a GPU: with a CUDA context on it, it draws more than idle power
+  (`clover.energy.board_idle`).  That is the line `awake`: split over the workers there by slices, it is part of their
+  idle energy.
+* active energy = measured - idle - awake.  On the machine itself it is split by CPU time, which the kernel counts for
+  every process: each worker's, the server's own (`front_end`), and that of all else the server started (`control`:
+  planning, profiling, starts, standby workers; rows that answer no client are moved there too).  On a GPU, which has no
+  such clock, it is split by modelled energy (rows x profiled joules a row) and rescaled, so that the parts sum to what
+  was measured.  What none of them used (other programs, a window in which no worker was busy) is the line
+  `unattributed`.
 * measured < idle happens (noise, clock steps): active is then zero and the difference is carried into later windows, so
   that over time, on every device, in joules and in grams,
 
-      measured = active + front_end + control + idle + unowned + foreign + unattributed + carried,      exactly.
+      measured = active + front_end + control + idle + awake + unowned + foreign + unattributed + carried,      exactly.
 
 How far a worker's part of a GPU is from the truth depends on the profile.  If true watts lie within a factor 1 +- e of
 the modelled ones (a factor common to all does not matter, it is rescaled away), the part of a worker with the share s

@@ -1,6 +1,7 @@
 """What is counted: the boundaries within which a score or a saving holds, as lines of the account.
 
-    workers   active energy of the variants, and the idle power of the cores and slices that workers hold
+    workers   active energy of the variants, and the idle power of the cores and slices that workers hold, with what
+              their contexts draw on GPUs
     server    and the front end, control, and the idle power of the server's cores and slices that no worker holds
     machine   and all else that meters saw: other programs, and what is not the server's
 
@@ -20,7 +21,7 @@ Boundary = Literal["workers", "server", "machine"]
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 DEFAULT: Boundary = "server"
 
-_WORKERS = ("active", "idle")
+_WORKERS = ("active", "idle", "awake")
 WITHIN: Mapping[Boundary, tuple[str, ...]] = {
     "workers": _WORKERS,
     "server": (*_WORKERS, "front_end", "control", "unowned"),

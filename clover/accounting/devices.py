@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clover.accounting.host import HostParts
-from clover.accounting.labels import grams_method, joined
+from clover.accounting.labels import METER_ERROR, grams_method, joined
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Mark, Price, Prices
 from clover.types import EnergySample, Method
@@ -16,7 +16,7 @@ _SECOND_NS = 1_000_000_000
 _RATIO_MEMORY = 0.95
 """Weight of earlier windows in the measured/modelled ratio: about twenty windows count."""
 
-LINES = ("active", "front_end", "control", "idle", "unowned", "foreign", "unattributed", "carried")
+LINES = ("active", "front_end", "control", "idle", "awake", "unowned", "foreign", "unattributed", "carried")
 """The lines of a device, whose joules sum to what its meter showed, and whose grams sum to what that cost."""
 
 Parts = list[tuple[WorkerMeter, float]]
@@ -93,8 +93,9 @@ class WorkerRows(NamedTuple):
 class ClosedWindow(NamedTuple):
     """A window of a device, split over its workers.
 
-    `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client,
-    `unowned_j` the idle joules of slices without a worker, `foreign_j` those of slices that are not the server's,
+    `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client;
+    `awake_j` is the part of `idle` that contexts on a GPU draw.  `unowned_j` are the idle joules of slices without a
+    worker, `foreign_j` those of slices that are not the server's,
     `control_j` what control used beside audits, `carried_j` idle joules beyond what was measured (below zero) or that
     make up for such, `seconds` the length of the window, `prices` what a joule of it cost.  `learnable`: active joules
     of workers as far as these can be told apart, with what their profiles expect of each.
@@ -104,6 +105,7 @@ class ClosedWindow(NamedTuple):
     audits: Parts
     idle: Parts
     rows: list[WorkerRows]
+    awake_j: float
     unowned_j: float
     foreign_j: float
     front_end_j: float
@@ -116,7 +118,7 @@ class ClosedWindow(NamedTuple):
     learnable: list[tuple[float, Parts]]
 
 
-NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
+NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
 
 
 @dataclass
@@ -157,6 +159,13 @@ class DeviceAccount:
     watts: float = 0.0
     """Of the last window."""
     idle_w: float = 0.0
+    awake_w: float = 0.0
+    """What a GPU draws beyond `idle_w` for the contexts on it."""
+    shared: tuple[str, ...] = ()
+    """Others that computed on the GPU in the last window, or may have."""
+    shared_s: float = 0.0
+    shared_active_j: float = 0.0
+    """Active energy of windows in which others computed on it, too."""
     frozen: bool = True
     """Whether the last sample brought nothing new, or there was none yet."""
     restarts: int = 0
@@ -187,9 +196,17 @@ class DeviceAccount:
 
     def uncertainties(self) -> dict[str, float]:
         """Return both ends of how far off its joules may be, and the active ones, as far as these are known."""
-        ranges = (("uncertainty", self.uncertainty), ("active_uncertainty", self.active_uncertainty))
+        ranges = (("uncertainty", self.uncertainty), ("active_uncertainty", self._active_uncertainty()))
         known = [(name, bounds) for name, bounds in ranges if bounds is not None]
         return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}
+
+    def _active_uncertainty(self) -> tuple[float, float] | None:
+        """Return how far off active joules may be; of those while others computed, all may be theirs."""
+        ours_j = sum(self.lines[line].joules for line in ("active", "front_end", "control", "unattributed"))
+        if self.shared_active_j <= 0.0 or ours_j <= 0.0:
+            return self.active_uncertainty
+        low, high = self.active_uncertainty or (-METER_ERROR.get(self.method, 0.0), METER_ERROR.get(self.method, 0.0))
+        return max(low - self.shared_active_j / ours_j, -1.0), high
 
     def report(self) -> dict[str, float | str]:
         """Return its lines and figures, as `Account.devices` describes them."""
@@ -201,6 +218,9 @@ class DeviceAccount:
             "rest_j": self.rest_j,
             **({} if self.frozen else {"watts": self.watts}),
             "idle_w": self.idle_w,
+            "awake_w": self.awake_w,
+            "shared": ", ".join(self.shared),
+            "shared_s": self.shared_s,
             "ratio": self.ratio,
             "frozen": float(self.frozen),
             "restarts": float(self.restarts),
@@ -235,7 +255,8 @@ class DeviceAccount:
         `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.  With the
         CPU times of `host`, active energy is split by these.
         """
-        self.method, self.idle_w = sample.method, sample.idle_w
+        self.method, self.idle_w, self.awake_w = sample.method, sample.idle_w, sample.awake_w
+        self.shared = sample.shared
         self.uncertainty, self.active_uncertainty = sample.uncertainty, sample.active_uncertainty
         self._look(here)
         last = self.last
@@ -277,12 +298,17 @@ class DeviceAccount:
         measured_j = sample.total_j - last.total_j
         seconds = (sample.at_ns - last.at_ns) / _SECOND_NS
         idle_j = sample.idle_w * seconds
+        awake_j = max(sample.awake_j - last.awake_j, 0.0)
         if was_frozen:
             idle_j = min(idle_j, measured_j)
+            awake_j = min(awake_j, measured_j - idle_j)
         self.watts = measured_j / seconds
         carried_j = self.carried_j
-        active_j = measured_j - idle_j + carried_j
+        active_j = measured_j - idle_j - awake_j + carried_j
         left_j = max(active_j, 0.0)
+        if sample.shared or last.shared:
+            self.shared_s += seconds
+            self.shared_active_j += left_j
         front_end_j = control_j = 0.0
         if host is None:
             active = self._split_by_model(modelled, busy, left_j)
@@ -305,6 +331,11 @@ class DeviceAccount:
         idle = [(meter, idle_j * share) for meter, share in held.items()]
         front_end_idle_j, foreign_j = idle_j * front_end_part, idle_j * foreign_part
         unowned_j = max(idle_j - front_end_idle_j - foreign_j - sum(part_j for _, part_j in idle), 0.0)
+        if (whole := sum(held.values())) > 0.0:
+            # Contexts are the workers', whatever part of the slices these hold.
+            idle = [(meter, part_j + awake_j * held[meter] / whole) for meter, part_j in idle]
+        else:
+            unowned_j, awake_j = unowned_j + awake_j, 0.0  # of workers that load, or of others
         for meter in worked:
             meter.ratio = self.ratio_of(meter)
         closed = ClosedWindow(
@@ -312,6 +343,7 @@ class DeviceAccount:
             audits,
             idle,
             rows,
+            awake_j,
             unowned_j,
             foreign_j,
             front_end_j,
@@ -334,7 +366,8 @@ class DeviceAccount:
             ("active", sum(part_j for _, part_j in closed.active)),
             ("front_end", closed.front_end_j + closed.front_end_idle_j),
             ("control", closed.control_j + sum(part_j for _, part_j in closed.audits)),
-            ("idle", sum(part_j for _, part_j in closed.idle)),
+            ("idle", max(sum(part_j for _, part_j in closed.idle) - closed.awake_j, 0.0)),
+            ("awake", closed.awake_j),
             ("unowned", closed.unowned_j),
             ("foreign", closed.foreign_j),
             ("unattributed", closed.unattributed_j),
@@ -348,12 +381,13 @@ class DeviceAccount:
         This is called once for every sample: once a window, or more often if the window was frozen.
         """
         crowd: dict[tuple[str, str], int] = {}
-        meters = list(here)
+        meters = [meter for meter in here if meter.holds]
         for meter in meters:
             crowd[meter.device, meter.placement] = crowd.get((meter.device, meter.placement), 0) + 1
         owned = [(meter, meter.slices / crowd[meter.device, meter.placement]) for meter in meters]
         # Placements of an old and a new layout may overlap during a transition: shares must not add up to more than 1.
-        slices = max(float(self.slices), sum(count for _, count in owned))
+        owned_slices = sum(count for _, count in owned)
+        slices = max(float(self.slices), owned_slices)
         slices += self.front_end + self.foreign
         self._held_by_front_end += self.front_end / slices
         self._foreign += self.foreign / slices
@@ -361,7 +395,7 @@ class DeviceAccount:
         self.family_idle_w = {}
         for meter, count in owned:
             self._held[meter] = self._held.get(meter, 0.0) + count / slices
-            idle_w = self.idle_w * count / slices
+            idle_w = self.idle_w * count / slices + self.awake_w * count / owned_slices
             self.family_idle_w[meter.family] = self.family_idle_w.get(meter.family, 0.0) + idle_w
 
     def _split_by_model(self, modelled: Parts, busy: Parts, active_j: float) -> Parts:

@@ -1,9 +1,10 @@
 """The CPU time of the machine, split by what it was spent on: each worker, the front end, control, other programs.
 
 Each worker's clock is read from the kernel, once a window, together with those of the process tree.  So what a worker
-uses between batches is its variant's too, and no worker can say that it used less.  What the tree used beyond the
-workers that serve and the server's own process is `control`: the planner, profiling, starts, loading and warming up,
-standby workers, the zygote.
+uses between batches is its variant's too, and no worker can say that it used less.  What a process of several variants
+used is split among them by the CPU time of their batches, by its own word; evenly, if there were none.  What the tree
+used beyond the workers that serve and the server's own process is `control`: the planner, profiling, starts, loading
+and warming up, standby workers, the zygote.
 
 Workers on emulated GPUs compute what a GPU would have computed: their CPU time is counted apart (`emulator`), since the
 emulated GPU is billed for that work.
@@ -37,14 +38,23 @@ class HostParts(NamedTuple):
 
 @dataclass
 class _Watched:
-    """A worker: where its clock stood when the last window was closed, and when it was last read."""
+    """A worker process, with the meter of each variant that it serves and the CPU time of its batches, by its own word,
+    when the last window was closed.  Its clock stood at `closed_ns` then, and at `level_ns` when it was last read.
+    `left`: meters whose variant it does not serve any more."""
 
-    meter: WorkerMeter
+    meters: dict[WorkerMeter, int]
     closed_ns: int
     level_ns: int
-    batches_ns: int
-    """CPU time of its batches, by its own word, when the last window was closed."""
-    left: bool = False
+    left: set[WorkerMeter]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it serves nothing any more: its process may be gone."""
+        return len(self.left) == len(self.meters)
+
+    def batches_ns(self) -> list[int]:
+        """Return the CPU time of the batches of each meter since the last window was closed."""
+        return [meter.cpu_ns - closed_ns for meter, closed_ns in self.meters.items()]
 
 
 class HostCpu:
@@ -60,21 +70,27 @@ class HostCpu:
         self._times = times
         self._clock_of = clock_of
         self._emulated = emulated
-        self._watched: dict[WorkerMeter, _Watched] = {}
+        self._watched: dict[int | WorkerMeter, _Watched] = {}
+        """By pid, or by meter if there is none."""
         self._closed = self._now = times(())
         self._closed_own_ns = 0
         self._parts = HostParts([], 0, 0, 0, 0)
 
     def add(self, meter: WorkerMeter) -> None:
-        """Watch a worker that begins to serve: what it used before is control's."""
+        """Watch a worker that begins to serve, or serves one more variant: what it used before is control's, or that of
+        the variants before."""
+        known = self._watched.get(meter.pid or meter)
+        if known is not None:
+            known.meters[meter] = meter.cpu_ns
+            return
         level_ns = self._level(meter.pid, 0)
-        self._watched[meter] = _Watched(meter, level_ns, level_ns, meter.cpu_ns)
+        self._watched[meter.pid or meter] = _Watched({meter: meter.cpu_ns}, level_ns, level_ns, set())
 
     def leave(self, meter: WorkerMeter) -> None:
-        """Note that a worker has ended; it counts until the window is closed."""
-        watched = self._watched.get(meter)
-        if watched is not None:
-            watched.left = True
+        """Note that a worker has ended, or serves that variant no more; it counts until the window is closed."""
+        watched = self._watched.get(meter.pid or meter)
+        if watched is not None and meter in watched.meters:
+            watched.left.add(meter)
 
     def look(self) -> None:
         """Read the clocks."""
@@ -84,11 +100,11 @@ class HostCpu:
         emulator_ns = 0
         for watched in self._watched.values():
             used_ns = self._used(watched)
-            if self._emulated(watched.meter.device):
+            if self._emulated(next(iter(watched.meters)).device):
                 emulator_ns += used_ns
             else:
-                workers.append((watched.meter, used_ns))
-        self._now = self._times([meter.pid for meter in self._watched if meter.pid])
+                workers += self._split(watched, used_ns)
+        self._now = self._times([pid for pid in self._watched if isinstance(pid, int)])
         tree_ns = self._now.tree_ns - self._closed.tree_ns
         front_end_ns = max(self._now.server_ns - self._closed.server_ns, 0)
         rest_ns = tree_ns - front_end_ns - emulator_ns - sum(ns for _, ns in workers)
@@ -108,20 +124,35 @@ class HostCpu:
         """Begin a new window at the last look."""
         self._closed_own_ns += self._parts.own_ns
         self._closed = self._now
-        for meter, watched in list(self._watched.items()):
-            watched.closed_ns, watched.batches_ns = watched.level_ns, meter.cpu_ns
-            if watched.left:
-                del self._watched[meter]
+        for key, watched in list(self._watched.items()):
+            watched.closed_ns = watched.level_ns
+            watched.meters = {meter: meter.cpu_ns for meter in watched.meters if meter not in watched.left}
+            watched.left = set()
+            if not watched.meters:
+                del self._watched[key]
         self._parts = HostParts([], 0, 0, 0, 0)
 
     def _used(self, watched: _Watched) -> int:
-        meter = watched.meter
-        level_ns = self._level(meter.pid, watched.level_ns) if not watched.left else watched.level_ns
-        if watched.left or not meter.pid:
+        pid = next(iter(watched.meters)).pid
+        level_ns = self._level(pid, watched.level_ns) if not watched.ended else watched.level_ns
+        if watched.ended or not pid:
             # Its clock is gone, and with it what it used since the last look, but for what its batches took.
-            level_ns = max(level_ns, watched.closed_ns + meter.cpu_ns - watched.batches_ns)
+            level_ns = max(level_ns, watched.closed_ns + sum(watched.batches_ns()))
         watched.level_ns = level_ns
         return level_ns - watched.closed_ns
+
+    @staticmethod
+    def _split(watched: _Watched, used_ns: int) -> list[tuple[WorkerMeter, int]]:
+        """Return what each meter of a process has of the nanoseconds that it used; they sum up to these."""
+        batches_ns = watched.batches_ns()
+        total_ns, count, left_ns = sum(batches_ns), len(batches_ns), used_ns
+        parts = []
+        for at, (meter, own_ns) in enumerate(zip(watched.meters, batches_ns, strict=True)):
+            part_ns = used_ns * own_ns // total_ns if total_ns else used_ns // count
+            part_ns = part_ns if at + 1 < count else left_ns
+            left_ns -= part_ns
+            parts.append((meter, part_ns))
+        return parts
 
     def _level(self, pid: int, least_ns: int) -> int:
         return max(self._clock_of(pid) or 0, least_ns) if pid else least_ns

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 DeviceLines = Mapping[str, float | str]
 """The lines of one device and how they are known (`clover.accounting.Account.devices`)."""
 
-METER_ERROR = {"measured": 0.05, "emulated": 0.0}
+METER_ERROR: dict[str, float] = {"measured": 0.05, "emulated": 0.0}
 """By how much energy may be off as a part, where the meter does not say: NVML's and RAPL's own counters, and what is
 only emulated."""
 MODELLED_ERROR = 0.5

@@ -12,6 +12,7 @@ cdef class WorkerMeter:
     cdef public int pid
     cdef public double ratio
     cdef public double factor
+    cdef public bint holds
     cdef tuple _joules
     cdef int64_t[::1] _batches
     cdef double[::1] _batch_ns

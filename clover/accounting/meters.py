@@ -86,6 +86,7 @@ class WorkerMeter:
         "device",
         "factor",
         "family",
+        "holds",
         "modelled_j",
         "pid",
         "placement",
@@ -125,6 +126,9 @@ class WorkerMeter:
         self.cores = process.cores
         self.ratio = 1.0
         self.factor = 1.0
+        self.holds = True
+        """Whether it holds its slices, and their idle energy; not so one that shares a worker and has no rows by the
+        plan."""
         self._joules = tuple(profiled.per_row)
         self._rested_j = profiled.rested_j
         self._top = len(self._joules) - 1

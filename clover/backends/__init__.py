@@ -19,6 +19,7 @@ from clover.backends.cuda import device_for
 from clover.backends.eager import EagerBackend
 from clover.backends.environment import child_environment
 from clover.backends.onnxruntime import OnnxRuntimeBackend
+from clover.backends.rounded import RoundedBackend
 from clover.backends.targets import CPU, Target, target_of
 from clover.backends.tensorrt import TensorRtBackend
 from clover.errors import ConfigError
@@ -48,6 +49,9 @@ class CompilingBackend(Backend, Protocol):
     compiles: bool
     """Whether there is an artifact to write before `load`."""
 
+    gpu_only: bool
+    """Whether it is of no use on CPU cores, and not to be mentioned there."""
+
     imports: tuple[str, ...]
     """Modules beyond torch that `load` needs on CPU cores, as far as a process without threads may import them."""
 
@@ -67,7 +71,15 @@ class CompilingBackend(Backend, Protocol):
 
 
 BACKENDS: dict[str, CompilingBackend] = {
-    backend.name: backend for backend in (EagerBackend(), AotiBackend(), OnnxRuntimeBackend(), TensorRtBackend())
+    backend.name: backend
+    for backend in (
+        EagerBackend(),
+        RoundedBackend("tf32"),
+        RoundedBackend("fp16"),
+        AotiBackend(),
+        OnnxRuntimeBackend(),
+        TensorRtBackend(),
+    )
 }
 
 

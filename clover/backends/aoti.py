@@ -10,7 +10,9 @@ For a GPU the package also holds the kernels Triton made, and only it can be loa
 
 from __future__ import annotations
 
+import os
 import shutil
+import sysconfig
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +37,7 @@ class AotiBackend:
 
     name = "aoti"
     compiles = True
+    gpu_only = False
     imports: tuple[str, ...] = ()
 
     def available(self) -> str:
@@ -48,8 +51,8 @@ class AotiBackend:
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
         """Return "" if `variant` is a torch module over numeric tensors, and for a GPU if Triton is there; else why
         not."""
-        if target.cuda and not package_version("triton"):
-            return "triton is not installed, which makes the kernels for a GPU"
+        if target.cuda and (lacking := _lacking_for_gpus()):
+            return lacking
         return unsupported(family, variant, half=target.cuda)
 
     def compile(
@@ -86,6 +89,18 @@ class AotiBackend:
                 return to_arrays(runner.run([to_tensor(a, s) for a, s in zip(inputs, specs, strict=True)]))
 
         return run
+
+
+def _lacking_for_gpus() -> str:
+    """Return what is missing to compile for a GPU, which torch's own wheel does not bring; "" if all is there."""
+    if not package_version("triton"):
+        return "triton is not installed, which makes the kernels for a GPU"
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if not (home or shutil.which("nvcc") or Path("/usr/local/cuda").exists()):
+        return "there is no CUDA toolkit to link the kernels for a GPU with: install one, or set CUDA_HOME"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's headers are missing (python3-dev), which triton compiles with"
+    return ""
 
 
 def make_library(

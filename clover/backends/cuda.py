@@ -6,10 +6,12 @@ batch overwrites.  The host sleeps until they are there, instead of spinning as 
 energy.
 
 **Recorded launches.**  A small model is a dozen kernels of microseconds, and launching them costs more than running
-them.  If every row has one shape, the launches of each batch size are recorded once as a CUDA graph, over inputs that
-keep their addresses, and replayed as one.  That is right only if the model's host code takes no decision from the data,
-so each recording is replayed on two sets of made-up rows and compared with the model itself.  If recording fails or a
-replay differs, nothing is replayed and the log says why.  `parameters.cuda_graphs = false` of a variant turns it off.
+them.  If every row has one shape, the launches of some batch sizes are recorded once as CUDA graphs, over inputs that
+keep their addresses, and replayed as one.  A batch of another size fills the next larger one: what the rows behind it
+hold is computed and not returned, so a third more rows are computed at most.  That is right only if the model's host
+code takes no decision from the data and no row depends on another, so each recording is replayed on made-up rows, all
+of its own and as few as it may be used for, and compared with the model itself.  If recording fails or a replay
+differs, nothing is replayed and the log says why.  `parameters.cuda_graphs = false` of a variant turns it off.
 
 **Errors.**  Out of memory fails the batch only.  Any other error of CUDA leaves this process's context unusable, so it
 becomes a WorkerError, which ends the worker.
@@ -17,16 +19,16 @@ becomes a WorkerError, which ends the worker.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.backends import parity
+from clover.backends import cuda_errors, parity
 from clover.backends.targets import Target
 from clover.backends.tensors import to_arrays, to_tensor, torch_dtype
 from clover.errors import ProfileError, WorkerError
@@ -36,10 +38,6 @@ if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger("clover.backends")
-
-RECORD_S = 1.0
-"""Seconds after which only powers of two and the largest batch are recorded."""
-
 
 # --- which device -----------------------------------------------------------------------------------------------------
 
@@ -72,8 +70,8 @@ def for_building(variant: VariantSpec, target: Target) -> str:
 
 
 def use_precision(precision: Precision) -> None:
-    """Let CUDA round the factors of products to TF32, or not, in all of this process.  Torch's own default is no for
-    matrices and yes for convolutions."""
+    """Let CUDA round the factors of products to TF32, or not, in all of this process from now on.  Torch's own default
+    is no for matrices and yes for convolutions."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -93,7 +91,16 @@ def _unusable() -> str:
 def fatal(error: RuntimeError) -> bool:
     """Return whether CUDA can do nothing more in this process after `error`."""
     name, text = type(error).__name__, str(error)
-    return name == "AcceleratorError" or (name != "OutOfMemoryError" and "CUDA error" in text)
+    if name == "OutOfMemoryError" or "_STATUS_ALLOC_FAILED" in text:  # cuBLAS and cuDNN take memory of their own
+        return False
+    return name == "AcceleratorError" or "CUDA error" in text or "_STATUS_EXECUTION_FAILED" in text
+
+
+def recorded_sizes(most: int) -> list[int]:
+    """Return the batch sizes to record for batches of up to `most` rows: 1, 2, 3, 4, 6, 8, 12, ... and `most`, so that
+    the next larger one has less than half as many rows more."""
+    sizes = {rows for power in range(most.bit_length()) for rows in (1 << power, 3 << power) if rows <= most}
+    return sorted(sizes | {most})
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -134,6 +141,7 @@ class Runner:
         self._variant = variant
         self._device = device
         self._recordings: dict[int, Recording] = {}
+        self._sizes: list[int] = []
         on_gpu = device == "cuda"
         if on_gpu:
             use_precision(variant.precision)
@@ -152,7 +160,7 @@ class Runner:
     @property
     def recorded(self) -> tuple[int, ...]:
         """The batch sizes whose launches are replayed."""
-        return tuple(sorted(self._recordings))
+        return tuple(self._recordings)
 
     def _buffer(self, tensor: TensorSpec, rows: int, *, pinned: bool) -> tuple[torch.Tensor, NDArray[Any]] | None:
         if tensor.variable:
@@ -166,16 +174,22 @@ class Runner:
             with self._torch.inference_mode(), self._on_stream():
                 rows = len(inputs[0])
                 given = [self._put(index, array, rows) for index, array in enumerate(inputs)]
-                recording = self._recordings.get(rows)
-                if recording is None:
+                at = bisect.bisect_left(self._sizes, rows)
+                if at == len(self._sizes):  # nothing is recorded
+                    if (
+                        self._device == "cuda"
+                    ):  # a recording holds its precision; the process may have had another since
+                        use_precision(self._variant.precision)
                     answers = self._fetch(self._call(*given), rows)
                 else:
+                    size = self._sizes[at]
+                    recording = self._recordings[size]
                     recording.replay()
-                    answers = self._fetch(recording.outputs, rows)
+                    answers = self._fetch(recording.outputs, rows, size)
                 self._wait()
         except RuntimeError as error:
             if fatal(error):
-                raise WorkerError(f"the GPU failed, and this worker with it: {error}") from error
+                raise cuda_errors.ended(error) from error
             raise
         return answers
 
@@ -189,10 +203,12 @@ class Runner:
         place.copy_(source, non_blocking=True)
         return place
 
-    def _fetch(self, result: Any, rows: int) -> list[NDArray[Any]]:
+    def _fetch(self, result: Any, rows: int, computed: int = 0) -> list[NDArray[Any]]:
         """Return what the model returned as arrays, in the page-locked buffers if it is as declared; not there before
-        `_wait` returns."""
+        `_wait` returns.  `computed`: how many rows it returned, if more than `rows`."""
         parts = list(result) if isinstance(result, (tuple, list)) else [result]
+        if computed > rows:
+            parts = [part[:rows] for part in parts]
         answers: list[NDArray[Any]] = []
         for part, buffer in zip(parts, [*self._outputs, *[None] * len(parts)], strict=False):
             if not isinstance(part, self._torch.Tensor):
@@ -215,16 +231,11 @@ class Runner:
     # --- recording ------------------------------------------------------------------------------------------------
 
     def _record_all(self, record: Callable[[Callable[..., Any], Sequence[torch.Tensor]], Recording]) -> None:
-        """Record batch sizes, powers of two and the largest first; the others within RECORD_S."""
-        most = self._family.max_batch
-        first = {1 << power for power in range(most.bit_length())} | {most}
-        until_s = time.monotonic() + RECORD_S
+        """Record `recorded_sizes`, and compare each with the model."""
         made: dict[int, Recording] = {}
         try:
             with self._torch.inference_mode(), self._on_stream():
-                for rows in (*sorted(first), *(size for size in range(most, 0, -1) if size not in first)):
-                    if rows not in first and time.monotonic() > until_s:
-                        break
+                for rows in recorded_sizes(self._family.max_batch):
                     made[rows] = record(self._call, [there[:rows] for there in self._inputs if there is not None])
             self._wait()
             wrong = self._differs(made)
@@ -236,25 +247,32 @@ class Runner:
             hint = "parameters.cuda_graphs = false of the variant skips the attempt"
             _log.warning("%s runs without CUDA graphs: %s (%s)", name, wrong, hint)
             self._still_works()
-        self._recordings = made
+        self._replay(made)
+
+    def _replay(self, recordings: dict[int, Recording]) -> None:
+        """Replay `recordings`, by size in ascending order, from now on."""
+        self._recordings, self._sizes = recordings, list(recordings)
 
     def _differs(self, made: dict[int, Recording]) -> str:
         """Return what is wrong with a replay on fresh rows; "" if all give what the model gives."""
         family, generator = self._family, np.random.default_rng(1)
-        for rows, recording in made.items():
-            for _ in range(2):
+        fewer = 0
+        for size, recording in made.items():
+            for rows in (size, fewer + 1):
                 inputs = [parity.made_up(tensor, rows, generator) for tensor in family.inputs]
-                self._recordings = {}
+                self._replay({})
                 truth = [array.copy() for array in self(inputs)]
-                self._recordings = {rows: recording}
+                self._replay({size: recording})
                 _, wrong = parity.compare(family.outputs, self(inputs), truth, self._variant.precision)
                 if wrong:
-                    return f"the recorded launches of {rows} rows do not do what the model does: {wrong}"
+                    what = f"{size} rows" if rows == size else f"{size} rows, used for {rows},"
+                    return f"the recorded launches of {what} do not do what the model does: {wrong}"
+            fewer = size
         return ""
 
     def _still_works(self) -> None:
         """Run one row without recordings, as a failed recording may have broken more; raises what the model raises."""
-        self._recordings = {}
+        self._replay({})
         generator = np.random.default_rng(2)
         self([parity.made_up(tensor, 1, generator) for tensor in self._family.inputs])
 

@@ -3,9 +3,10 @@
 On a GPU the module is moved there and its launches are recorded per batch size (`clover.backends.cuda`); a Python
 callable is left as it is.
 
-On CPU cores the weights of wide convolutions are kept channels last, an order that convolutions pass on from one to the
-next: without it their library brings every activation into an order of its own and back.  Narrow ones have little to
-gain.  A module that does not work with it (one that views an activation as flat, say) is left as it is.
+The weights of wide convolutions are kept channels last, an order that convolutions pass on from one to the next:
+without it their library brings every activation into an order of its own and back.  Narrow ones have little to gain,
+and so has float32 on a GPU, whose tensor cores (tf32, fp16) are what wants that order.  A module that does not work
+with it (one that views an activation as flat, say) is left as it is.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class EagerBackend:
 
     name = "eager"
     compiles = False
+    gpu_only = False
     imports: tuple[str, ...] = ("safetensors.torch",)  # what the loaders of most families read weights with
 
     def available(self) -> str:
@@ -70,34 +72,43 @@ class EagerBackend:
 
         import torch
 
-        plain = load_module(family, variant, device)
-        if device != "cpu":
-            on_gpu = cuda.Runner(with_casts(plain, family, variant), family, variant, graphs=True, device=device)
-            return with_weights(on_gpu, plain)
+        module = load_module(family, variant, device)
+        call = with_casts(module, family, variant)
         specs = family.inputs
 
-        def runner(module: torch.nn.Module) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-            call = with_casts(module, family, variant)
+        def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            with torch.inference_mode():
+                return to_arrays(call(*[to_tensor(a, s) for a, s in zip(inputs, specs, strict=True)]))
 
-            def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-                with torch.inference_mode():
-                    return to_arrays(call(*[to_tensor(a, s) for a, s in zip(inputs, specs, strict=True)]))
+        def run_there(inputs: list[NDArray[Any]]) -> None:
+            with torch.inference_mode():
+                call(*[to_tensor(a, s).to(device) for a, s in zip(inputs, specs, strict=True)])
 
+        if device == "cpu":
+            channels_last(module, family, variant, run)
             return with_weights(run, module)
+        if variant.precision != "fp32":
+            channels_last(module, family, variant, run_there)
+        return with_weights(cuda.Runner(call, family, variant, graphs=True, device=device), module)
 
-        run = runner(plain)
-        wide = wide_convolutions(plain)
-        if not wide:
-            return run
+
+def channels_last(
+    module: torch.nn.Module, family: FamilySpec, variant: VariantSpec, run: Callable[[list[NDArray[Any]]], Any]
+) -> None:
+    """Keep the weights of convolutions channels last, if some are wide and `run`, which runs `module`, works then."""
+    import torch
+
+    wide = wide_convolutions(module)
+    if not wide:
+        return
+    for part in wide:
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        run(example_inputs(family, min(2, family.max_batch)))  # of one row any view of it is contiguous
+    except Exception as error:
+        _log.debug("%s does not run channels last: %s", variant.name, error)
         for part in wide:
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        try:
-            run(example_inputs(family, min(2, family.max_batch)))  # of one row any view of it is contiguous
-        except Exception as error:
-            _log.debug("%s does not run channels last: %s", variant.name, error)
-            for part in wide:
-                part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return run
+            part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def wide_convolutions(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 _KEPT = frozenset(
     {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "XDG_CACHE_HOME", "VIRTUAL_ENV", "TMPDIR", "OPENBLAS_CORETYPE", "TZ"}
-    | {"CUDA_HOME", "CUDA_PATH"}
+    | {"TORCH_HOME", "HF_HOME"}
 )
-_KEPT_PREFIXES = ("PYTHON", "LC_", "OMP_", "KMP_")
-_DROPPED = frozenset({"PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONPATH"})
+_KEPT_PREFIXES = ("PYTHON", "LC_", "OMP_", "KMP_", "CUDA_", "NVIDIA_", "PYTORCH_", "TRITON_")
+_DROPPED = frozenset({"PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"})
 
 
 def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -19,6 +19,7 @@ def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
 
     Thread pools are off: imported with more than one thread, BLAS and OpenMP start them at once, and a process with
     threads must not fork.  Waiting OpenMP threads sleep instead of spinning, which would cost (and count as) energy.
+    What CUDA, its MPS daemon and torch's compilers read stays, but for the choice of GPUs, which each worker is given.
     ONNX Runtime's telemetry is off, which would run a thread from its import on.  PYTHONPATH is this process's search
     path, so that the child finds the same packages and the user's own modules.
     """

@@ -28,6 +28,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     compiles = True
+    gpu_only = False
     imports: tuple[str, ...] = ("onnxruntime",)
 
     def available(self) -> str:

@@ -56,7 +56,8 @@ def target_of(device: object, profile: str, visible: str = "") -> Target:
 
 
 def driver_version(root: Path = Path("/")) -> str:
-    """Return the version of the NVIDIA driver that is loaded; "" if none is."""
+    """Return the version of the NVIDIA driver that is loaded; "" if none is.  WSL and some sandboxes show no files of
+    the driver: it is asked for its version there."""
     for place in ("sys/module/nvidia/version", "proc/driver/nvidia/version"):
         try:
             text = (root / place).read_text(encoding="utf-8", errors="replace")
@@ -64,7 +65,20 @@ def driver_version(root: Path = Path("/")) -> str:
             continue
         if found := _VERSION.search(text.partition("\n")[0]):
             return found[0]
-    return ""
+    return _asked_version() if any((root / node).exists() for node in ("dev/nvidiactl", "dev/dxg")) else ""
+
+
+def _asked_version() -> str:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return ""
 
 
 def _slug(name: str) -> str:

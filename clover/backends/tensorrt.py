@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,7 @@ class TensorRtBackend:
 
     name = "tensorrt"
     compiles = True
+    gpu_only = False
     imports: tuple[str, ...] = ()
 
     def available(self) -> str:
@@ -335,4 +337,7 @@ def _library(failure: type[CloverError]) -> Any:
         return importlib.import_module("torch_tensorrt")
     except Exception as error:  # it raises a bare Exception if a library of TensorRT is missing
         text = " ".join(str(error).split())[:300]
+        if isinstance(error, KeyError) and "uid" in text:  # it asks for the user's name while it is imported
+            hint = f"user {os.getuid()} has no entry in /etc/passwd, which torch-tensorrt needs: add one"
+            raise failure(f"torch-tensorrt cannot be imported ({text}): {hint}") from error
         raise failure(f"torch-tensorrt cannot be imported ({text}): install {EXTRA}") from error

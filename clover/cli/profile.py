@@ -34,24 +34,26 @@ from clover.profiling.report import table
 from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
 from clover.runtime.workers.pool import Pool
 from clover.settings import Option
+from clover.settings.check import on_gpus
 from clover.telemetry import logs
 from clover.terminal import console
 from clover.types import FamilyProfile, FamilySpec
 
 OPTIONS = (
-    Option("--quick", "take few samples at three batch sizes, as `serve` does at its first start"),
+    Option("--quick", "take few samples at three batch sizes, as the first start does"),
     Option(
         "--compile",
-        "compile every variant for every backend first (aoti: half a minute for each variant and thread count)",
+        "compile all for every backend first (aoti: half a minute each)",
     ),
     Option("--force", "measure again even if a profile is kept"),
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
-    Option("--png", "also draw cost against accuracy of cascades into this file (needs the extra `simulate`)", "FILE"),
+    Option("--png", "also draw cost and accuracy of cascades (extra `simulate`)", "FILE"),
 )
 USED = frozenset(
     {
         *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
         *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
+        *("energy.gpu_resident_w", "energy.gpu_meter"),
         *("log.level", "log.json", "cache_dir"),
     }
 )
@@ -97,7 +99,7 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
     spec = families.load_family(item.family)
     cache = cache_folder(config.cache_dir)
     # Emulated GPUs are only looked at: a server may be using them.
-    found = devices.build(config.workers, cache, exclusive=config.workers.device.startswith("nvidia"))
+    found = devices.build(config.workers, cache, exclusive=on_gpus(config.workers.device))
     try:
         if emulated(found):
             given = rows_of(spec, shapes_of(found), config)

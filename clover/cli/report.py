@@ -24,7 +24,7 @@ from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
 from clover.report.checking import UnreadableReport, read_text, verify
-from clover.report.making import application_of, newer_words, nothing_of, report_from, settled, settled_end
+from clover.report.making import application_of, newer_words, nothing_of, report_from, settled_end, written_until
 from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
 from clover.report.render.page import report_page
@@ -212,13 +212,14 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
     if bounds is None:
         raise nothing_of(ledger, 0.0, now, zone)
     start = moment(given.start, zone, now) if given.start else float(bounds[0])
-    end = moment(given.end, zone, now) if given.end else settled_end(bounds, now)
+    until = written_until(ledger, bounds, now)
+    end = moment(given.end, zone, now) if given.end else settled_end(bounds, until)
     if not given.end and given.start and start >= end:
         raise nothing_of(ledger, start, now, zone)
     if start >= end:
         raise ConfigError(f"--from {given.start or time_words(start, zone)} is not before --to {given.end}")
-    if given.end and start < settled(now) < end:  # else the future would be a gap
-        return start, settled(now), f"asked was until {time_words(end, zone)}, which is not over yet"
+    if given.end and start < until < end:  # else the future would be a gap
+        return start, until, f"asked was until {time_words(end, zone)}, which is not over yet"
     return start, end, "" if given.end else newer_words(bounds, end)
 
 

@@ -27,9 +27,11 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from typing import Protocol, runtime_checkable
 
 from clover.control.interim import NOWHERE, OfferedLoad, interim
+from clover.control.memory_troubles import FailedStart
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
 from clover.planning.transition.layout import slices
+from clover.planning.transition.memory import MemoryAware
 from clover.planning.transition.stages import served
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
@@ -46,14 +48,25 @@ from clover.types import (
 log = logging.getLogger("clover.control")
 
 _Failure = tuple[Step, CloverError]
+WayBack = Callable[[Sequence[Assignment], Sequence[Assignment], Sequence[DeviceShape]], Transition]
+"""Plans a transition from the first to the second on devices, giving up as little capacity as possible."""
+
+
+def straight_back(
+    running: Sequence[Assignment], target: Sequence[Assignment], shapes: Sequence[DeviceShape]
+) -> Transition:
+    """Return the transition from `running` to `target` if nothing is known of speed or memory."""
+    return plan_transition(running, target, shapes, floor=math.inf)
 
 
 class ApplyError(PlanError):
-    """A transition failed; `restored` tells whether the deployment before it stands again."""
+    """A transition failed; `restored` tells whether the deployment before it stands again, `starts` which workers did
+    not start."""
 
-    def __init__(self, message: str, *, restored: bool) -> None:
+    def __init__(self, message: str, *, restored: bool, starts: Sequence[FailedStart] = ()) -> None:
         super().__init__(message)
         self.restored = restored
+        self.starts = tuple(starts)
 
 
 @runtime_checkable
@@ -111,10 +124,12 @@ class SharedInstances:
 
 
 class Applier:
-    """Carries out the transitions of one family.  `progress` describes the one under way, or is None."""
+    """Carries out the transitions of one family.  `progress` describes the one under way, or is None; `way_back` plans
+    how to undo it."""
 
     def __init__(self, family: str, fleet: Fleet, instances: SharedInstances) -> None:
         self.progress: dict[str, object] | None = None
+        self.way_back: WayBack = straight_back
         self._offered: OfferedLoad | None = None
         self._on_the_way: Mapping[Configuration, Routing] = {}
         self._family = family
@@ -149,14 +164,26 @@ class Applier:
         self._stuck.clear()
         notes: list[str] = []
         try:
+            self._expect(transition)
             failed = await self._carry_out(transition.steps, routing, routing_before, notes)
             if not failed:
                 return tuple(notes)
+            starts = [FailedStart(item, self._at(item), str(error)) for item, error in _spawns(failed)]
             restored, more = await self._restore(before, routing_before)
             text = "; ".join(dict.fromkeys([*map(_failure_text, failed), *notes, more]))
-            raise ApplyError(text, restored=restored) from failed[0][1]
+            raise ApplyError(text, restored=restored, starts=starts) from failed[0][1]
         finally:
+            self._expect(None)
             self.progress = None
+
+    def _expect(self, transition: Transition | None) -> None:
+        """Let rows wait for the workers that come if on the way none is left to route to; None: no more."""
+        if not isinstance(self._fleet, MemoryAware):
+            return
+        coming: tuple[Assignment, ...] = ()
+        if transition is not None and self._routed and transition.lowest_capacity <= 0.0:
+            coming = tuple(step.assignment for step in transition.steps if step.kind == "spawn" and step.assignment)
+        self._fleet.expect(coming)
 
     async def clear(self) -> None:
         """Drain every worker and unmake every instance of the family; what fails is logged."""
@@ -258,6 +285,10 @@ class Applier:
             if item in self._workers:
                 self._workers.remove(item)
 
+    def _at(self, item: Assignment) -> tuple[Assignment, ...]:
+        """Return the other workers at the placement of `item`."""
+        return tuple(other for other in self._workers if other.placement == item.placement and other != item)
+
     # --- back ---------------------------------------------------------------------------------------------------------
 
     async def _restore(self, before: Sequence[Assignment], routing: Routing) -> tuple[bool, str]:
@@ -275,7 +306,7 @@ class Applier:
         trouble += await self._clean(keep=wanted)
         shapes = self._instances.shapes()
         goal = possible(before, shapes, self._workers)
-        back = plan_transition(self._workers, goal, shapes, capacity=capacity, floor=math.inf)
+        back = self.way_back(self._workers, goal, shapes)
         there = {shape.device for shape in shapes if shape.layouts}
         now = served((item for item in self._routed if item.placement.device in there), capacity)
         if len(goal) == len(before) or back.lowest_capacity >= now:
@@ -341,6 +372,11 @@ def described(step: Step) -> str:
     if step.assignment is not None:
         return f"{step.kind} {step.assignment.variant} at {step.assignment.placement.id}"
     return f"{step.kind} {step.placement.id if step.placement is not None else ''}"
+
+
+def _spawns(failures: Iterable[_Failure]) -> list[tuple[Assignment, CloverError]]:
+    """Return the starts among `failures`."""
+    return [(step.assignment, error) for step, error in failures if step.kind == "spawn" and step.assignment]
 
 
 def _failure_text(failure: _Failure) -> str:

@@ -58,14 +58,14 @@ class ArrivalRate:
         if not self._windows or self._exact:
             return self._newest
         mean = self._mean()
-        sure = mean + SURE * _deviation(mean, len(self._windows))
-        return max(sure, self._newest - _deviation(self._newest, 1))
+        sure = mean + SURE * deviation(mean, len(self._windows))
+        return max(sure, self._newest - deviation(self._newest, 1))
 
     def counted(self) -> float:
         """Return the rows a second as they were counted since the rate last changed, without a margin for chance."""
         if not self._windows or self._exact:
             return self._newest
-        return max(self._mean(), self._newest - _deviation(self._newest, 1))
+        return max(self._mean(), self._newest - deviation(self._newest, 1))
 
     def _mean(self) -> float:
         return sum(self._windows) / len(self._windows)
@@ -80,7 +80,7 @@ class ArrivalRate:
 
     def _differs(self, rate: float, count: int, before: float, of: int) -> bool:
         together = (rate * count + before * of) / (count + of)
-        off = math.hypot(_deviation(together, count), _deviation(together, of))
+        off = math.hypot(deviation(together, count), deviation(together, of))
         return abs(rate - before) > CHANGED * off
 
     def _forget_all_but(self, newest: int) -> None:
@@ -89,6 +89,6 @@ class ArrivalRate:
         self._windows.extend(kept)
 
 
-def _deviation(rate: float, windows: int) -> float:
+def deviation(rate: float, windows: int = 1) -> float:
     """Return the standard deviation of a mean over so many windows of Poisson arrivals."""
     return math.sqrt(rate / (windows * WINDOW_S))

@@ -8,8 +8,13 @@ which alone knows of that).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from clover.interfaces import Fleet
 from clover.planning.packing.formulation import SWITCH_S
-from clover.types import Transition
+from clover.planning.transition.memory import MemoryAware
+from clover.planning.transition.stages import StepSeconds, typical_spawn_s
+from clover.types import Assignment, DeviceShape, Transition
 
 HOLDS_S = 3600.0
 """Seconds that a configuration is expected to last before one was seen to end: grids and loads move by the hour."""
@@ -29,7 +34,7 @@ class ChangeCost:
 
     def changed(self, transition: Transition, began_s: float, now_s: float) -> None:
         """Take note of a transition that was carried out between `began_s` and `now_s` (monotonic)."""
-        if any(step.kind == "spawn" for step in transition.steps):
+        if any(step.kind == "spawn" and step.assignment not in transition.resident for step in transition.steps):
             self.start_s += _WEIGHT * (_within(now_s - began_s, _STARTS_S) - self.start_s)
         if self._changed_s is not None:
             self._holds_s += _WEIGHT * (_within(now_s - self._changed_s, _LASTS_S) - self._holds_s)
@@ -40,6 +45,20 @@ class ChangeCost:
         what runs has lasted by now if that is more."""
         lasted_s = now_s - self._changed_s if self._changed_s is not None else 0.0
         return max(self._holds_s, min(lasted_s, _LASTS_S[1]))
+
+
+def step_seconds(fleet: Fleet, shapes: Iterable[DeviceShape], workers: Iterable[Assignment]) -> StepSeconds:
+    """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: as the workers
+    of `fleet` took so far if it knows, else as such a device lets expect."""
+    by_name = {shape.device: shape for shape in shapes}
+    kinds = {(item.placement.device, item.backend) for item in workers}
+    typical = {(device, backend): typical_spawn_s(by_name.get(device), backend) for device, backend in kinds}
+    if not isinstance(fleet, MemoryAware):
+        return StepSeconds(typical=typical)
+    spawns, drain_s = dict(fleet.start_seconds()), fleet.drain_seconds()
+    if drain_s is None:
+        return StepSeconds(spawns=spawns, typical=typical)
+    return StepSeconds(spawns=spawns, typical=typical, drain_s=drain_s, drained=True)
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:

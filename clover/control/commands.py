@@ -40,6 +40,7 @@ from clover.control.family import Family, Mode
 from clover.control.planner import Planner
 from clover.control.recording import words
 from clover.control.request import Pin, PlanRequest, Targets
+from clover.control.sleep import spared_w
 from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding
@@ -374,12 +375,17 @@ class Commands:
         configuration = tuple(
             GroupCount(variant=v, profile=p, beside=b, count=n) for (v, p, b), n in sorted(counts.items())
         )
-        try:
-            devices = holding(self._context.devices_of(family.name), configuration)
-            lay_out_shared(configuration, family=family.name, backend=family.profile.backend, devices=devices)
-        except PlanError as error:
-            raise BadRequest(str(error)) from error
-        return configuration
+        devices = holding(self._context.devices_of(family.name), configuration)
+        least = 1 if spared_w(devices) is not None else len(devices)  # GPUs that may be parked need not be filled
+        why = ""
+        for number in range(least, len(devices) + 1):
+            try:
+                placed = devices[:number]
+                lay_out_shared(configuration, family=family.name, backend=family.profile.backend, devices=placed)
+                return configuration
+            except PlanError as error:
+                why = str(error)
+        raise BadRequest(why or f"no device is left for {family.name}{self._context.lost_suffix()}")
 
 
 def _named(pin: Pin | None) -> str:

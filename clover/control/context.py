@@ -18,12 +18,13 @@ from clover.control.decisions import Decisions
 from clover.control.demand import why_closed
 from clover.control.device_pool import DevicePool
 from clover.control.family import Conditions, Family, Mode
+from clover.control.parked import ParkedGpus
 from clover.control.request import Pin
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
 from clover.policies.demanded import heeds
-from clover.runtime.resident_orders import resident_bytes
-from clover.types import Declined, DeviceShape
+from clover.runtime.workers.resident_orders import resident_bytes
+from clover.types import Declined, DeviceShape, Placement
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Context:
         self.device_pool = DevicePool(devices)
         self._devices = devices
         self.instances = SharedInstances(devices)
-        self.unplanned: dict[str, set[str]] = {}
-        """The devices on which families that are served without a plan have workers."""
+        self.unplanned: dict[str, set[Placement]] = {}
+        """The places on which families that are served without a plan have workers."""
+        self.parked = ParkedGpus()
         self.decisions = Decisions(clocks.wall)
         self.grid = grid
         self.monotonic = clocks.monotonic
@@ -89,9 +91,32 @@ class Context:
         """Return the part of the devices' time that is a family's."""
         return self.device_pool.share(family.name)
 
-    def occupied(self) -> dict[str, set[str]]:
-        """Return the devices on which each family has workers."""
-        return {**self.unplanned, **{name: family.devices for name, family in self.families.items()}}
+    def occupied(self) -> dict[str, set[Placement]]:
+        """Return the places on which each family has, or shall have, workers."""
+        return {**self.unplanned, **{name: family.places for name, family in self.families.items()}}
+
+    def needs(self) -> dict[str, float]:
+        """Return the compute slices that each family's load takes by what its workers serve now; nothing of those that
+        run nothing or may not be changed now."""
+        found = {}
+        for name, family in self.families.items():
+            if self.frozen_of(family) or self.mode_of(family) != "active" or family.pin is not None:
+                continue
+            capacity = sum(map(family.capacity(self.share_of(family)), family.desired))
+            if capacity > 0.0:
+                slices = sum(place.slices for place in {item.placement for item in family.desired})
+                utilisation = family.rate(self.config) / capacity
+                found[name] = slices * utilisation / self.config.max_utilisation
+        return found
+
+    def must_move(self, family: Family) -> bool:
+        """Return whether a family has workers on a GPU, or on a part of one, that is assigned to another by now."""
+        return self.device_pool.outside(family.name, family.places)
+
+    def count_parked(self) -> None:
+        """Count the time that GPUs are parked until now."""
+        taken = {place.device for places in self.occupied().values() for place in places}
+        self.parked.look(self.device_pool.shapes(), taken, self.monotonic())
 
     def lost_suffix(self) -> str:
         """Return the lost devices in brackets, to end an error text; empty if none is lost."""
@@ -118,6 +143,15 @@ class Context:
             for profile, item in places.items()
             if item.device in self._devices
         }
+
+    def look_at_memory(self, family: Family) -> None:
+        """Let a family forget what it found no room for if its devices, what others have there, or its profile are not
+        what they were then."""
+        shapes = tuple((shape.device, shape.label, shape.layouts) for shape in self.device_pool.shapes().values())
+        others = frozenset(
+            (name, device) for name, devices in self.occupied().items() if name != family.name for device in devices
+        )
+        family.memory_troubles.look((family.profile.key, shapes, others))
 
     def declined(self, family: Family) -> dict[str, Declined]:
         """Return the variants that no worker will be started for, and why: rows that need one are refused."""

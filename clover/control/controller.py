@@ -52,6 +52,7 @@ from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
 from clover.control.report import report
 from clover.control.request import PlanRequest
+from clover.control.sleep import spared_w
 from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
 from clover.control.terms import terms
@@ -144,9 +145,14 @@ class Controller:
             family = context.families[name]
             await context.read_grid()
             await self._device_watch.look()
+            await self._make_room(family)
             shapes = context.device_pool.shapes()
             try:
                 decision = await self._planner.plan_and_apply(family, START)
+                refused = 0
+                while family.deployed is None and len(family.memory_troubles.refused) > refused:
+                    refused = len(family.memory_troubles.refused)  # each time without what did not fit
+                    decision = await self._planner.plan_and_apply(family, START)
                 if family.deployed is None and context.device_pool.shapes() != shapes:
                     # What an earlier run left could not all be removed, or a GPU was lost: plan with what there is.
                     await self._device_watch.look()
@@ -156,6 +162,18 @@ class Controller:
             if family.deployed is None:
                 raise StartError(f"{name}: the first plan failed: {decision.detail}")
             self._decline(family)
+
+    async def _make_room(self, family: Family) -> None:
+        """Have families that run leave the places that are `family`'s by now."""
+        context = self.context
+        for other in context.families.values():
+            if other is family or not context.must_move(other) or context.frozen_of(other):
+                continue
+            request = PlanRequest(trigger=f"{family.name} needs a place", force=True)
+            try:
+                await self._planner.plan_and_apply(other, request)
+            except CloverError as error:
+                log.warning("%s: makes no room for %s: %s", other.name, family.name, error)
 
     async def adopt(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> None:
         """Take a family under control and deploy its first plan.  StartError if that fails; the family is then dropped
@@ -221,12 +239,13 @@ class Controller:
             await context.read_grid()
             await self._device_watch.look()
             # A family that has to give up a GPU moves before the one that gets it.
-            for family in sorted(context.families.values(), key=lambda family: not self._must_move(family)):
+            for family in sorted(context.families.values(), key=lambda family: not context.must_move(family)):
                 try:
                     await self._look(family)
                     self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
+            context.count_parked()
             self.ledger_files.look(context.families.values(), context.monotonic(), context.grid.now())
             self.shadows.look()
             self.core_need.look()
@@ -244,11 +263,6 @@ class Controller:
     def _decline(self, family: Family) -> None:
         """Tell the fleet which rows to refuse, as no worker will be started for them."""
         family.fleet.decline(self.context.declined(family), self.hasten)
-
-    def _must_move(self, family: Family) -> bool:
-        """Return whether a family has workers on a GPU that is assigned to another by now."""
-        pool = self.context.device_pool
-        return pool.exclusive and bool(family.devices - set(pool.assigned(family.name)))
 
     async def _look(self, family: Family) -> None:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
@@ -274,8 +288,10 @@ class Controller:
                 return
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
-        if family.core_sleep.look(family.slo.late, context.devices_of(family.name), family.desired, now_s):
-            family.news = family.news or "SLO missed with cores asleep"
+        devices = context.devices_of(family.name)
+        if family.sleep.look(family.slo.late, devices, family.desired, now_s):
+            asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
+            family.news = family.news or f"SLO missed with {asleep}"
         trigger = self._trigger(family, now_s)
         trigger = reason or trigger
         if not trigger:

@@ -136,5 +136,5 @@ class CoreNeed:
     def _waits_s(self, row: DeviceShape) -> float:
         """Return for how many seconds all families keep the workers of the cores that they have; 0 if one does not."""
         now_s = self._context.monotonic()
-        until_s = [family.core_sleep.again_s((row,), now_s) for family in self._context.families.values()]
+        until_s = [family.sleep.again_s((row,), now_s) for family in self._context.families.values()]
         return max(0.0, min((now_s if until is None else until for until in until_s), default=now_s) - now_s)

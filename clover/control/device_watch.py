@@ -1,7 +1,8 @@
 """What happened to the devices since the last look, and what follows for the families.
 
 Workers on a GPU that is lost are given up at once, in every mode and also while frozen, and rows go to the others.
-GPUs are then assigned anew (`clover.control.device_pool`), and each family that is concerned is to be planned again.
+GPUs are then assigned anew (`clover.control.device_pool`), as they are if the load of families that share one has moved
+far enough, and each family that is concerned is to be planned again.
 """
 
 from __future__ import annotations
@@ -30,19 +31,28 @@ class DeviceWatch:
         for family in families.values():
             if gone := family.devices & lost:
                 await self._executor.give_up(family, gone)
-        if not changes:
-            return
-        log.warning("devices changed: %s", "; ".join(changes.values()))
+        had = {name: {**dict.fromkeys(family.devices), **pool.assigned(name)} for name, family in families.items()}
         shapes = pool.shapes()
-        before = {name: {*family.devices, *pool.assigned(name)} for name, family in families.items()}
-        pool.assign(context.occupied())
+        if changes:
+            log.warning("devices changed: %s", "; ".join(changes.values()))
+            pool.assign(context.occupied())
+        elif not pool.shared or not pool.divide(context.needs(), context.monotonic()):
+            return
         for name, family in families.items():
-            now = set(pool.assigned(name)) if pool.exclusive else set(shapes)
-            concerned = sorted(before[name] | now)
+            before, now = had[name], pool.assigned(name) if pool.exclusive else dict.fromkeys(shapes)
+            concerned = sorted({*before, *now})
             news = [changes[device] for device in concerned if device in changes]
-            moved = [device for device in concerned if device in before[name] ^ now and device not in changes]
-            news += [f"{device} is assigned to {pool.owner(device) or 'no model'} now" for device in moved]
+            moved = [
+                device
+                for device in concerned
+                if device not in changes
+                and (device not in before or device not in now or before[device] not in (None, now[device]))
+            ]
+            owners = {device: " and ".join(pool.owners(device)) or "no model" for device in moved}
+            news += [f"{device} is assigned to {names} now" for device, names in owners.items()]
             if news:
                 family.news = "; ".join(dict.fromkeys(filter(None, (family.news, *news))))
                 family.dwell_until_s = min(family.dwell_until_s, context.monotonic())
             family.good = still_possible(family.good, tuple(shapes.values()))
+            if family.good is not None and pool.outside(name, (item.placement for item in family.good.deployment)):
+                family.good = None

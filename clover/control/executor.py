@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+from msgspec import structs
 
 from clover.control.apply import ApplyError
 from clover.control.context import Context
 from clover.control.family import DeployedPlan, Family, Watch
 from clover.control.gate import below_floor, rerouted, same
 from clover.control.interim import NOWHERE, OfferedLoad, interim
+from clover.control.parked import parking_words
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
+from clover.planning.transition.memory import Swap
 from clover.planning.transition.steps import plan_transition
-from clover.types import Assignment, Configuration, Decision, Plan, Routing, Transition
+from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, Transition
 
 log = logging.getLogger("clover.control")
 
@@ -32,15 +37,33 @@ class Executor:
 
     def transition(self, family: Family, target: tuple[Assignment, ...]) -> Transition:
         """Return the steps from the workers that shall run now to `target`."""
-        context, share = self._context, self._context.share_of(family)
-        own = context.devices_of(family.name)
-        return plan_transition(
-            family.desired,
+        context = self._context
+        context.look_at_memory(family)
+        own, share = context.devices_of(family.name), context.share_of(family)
+        floor = family.capacity_floor(context.config, own, share) if family.desired else 0.0
+        return self._steps(family, family.desired, target, tuple(context.device_pool.shapes().values()), floor)
+
+    def _steps(
+        self,
+        family: Family,
+        running: Sequence[Assignment],
+        target: Sequence[Assignment],
+        shapes: Sequence[DeviceShape],
+        floor: float = math.inf,
+    ) -> Transition:
+        """Return the steps from `running` to `target`, by the memory that workers have and the time that they take."""
+        swap = Swap(family.slice_memory(), running, target)
+        found = plan_transition(
+            running,
             target,
-            tuple(context.device_pool.shapes().values()),
-            capacity=family.capacity(share),
-            floor=family.capacity_floor(context.config, own, share) if family.desired else 0.0,
+            shapes,
+            capacity=family.capacity(self._context.share_of(family)),
+            floor=floor,
+            durations=family.step_seconds(shapes, target),
+            beside=swap.beside,
+            resident=swap.memory.resident,
         )
+        return structs.replace(found, memory=swap.words)
 
     async def apply(
         self,
@@ -157,6 +180,7 @@ class Executor:
         """Carry out `transition`; return the action for the record, and what went wrong."""
         context, deployed = self._context, family.deployed
         began_s = context.monotonic()
+        family.applier.way_back = partial(self._steps, family)
         try:
             notes = await family.applier.run(
                 transition,
@@ -172,11 +196,16 @@ class Executor:
             family.dwell_until_s = now_s + context.config.min_dwell_s
             if not error.restored:
                 self._take_stock(family)
-            return ("rolled back" if error.restored and deployed is not None else "failed"), str(error)
-        family.core_sleep.changed(family.desired, target.deployment, context.monotonic())
+            follows = [family.memory_troubles.note(failed) for failed in error.starts]
+            text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))
+            return ("rolled back" if error.restored and deployed is not None else "failed"), text
+        devices = context.devices_of(family.name)
+        family.sleep.changed(devices, family.desired, target.deployment, context.monotonic())
+        notes = (*notes, *parking_words(devices, family.desired, target.deployment))
         family.deployed = target
         family.change_cost.changed(transition, began_s, context.monotonic())
         family.changes += 1
+        context.count_parked()
         family.dwell_until_s = context.monotonic() + context.config.min_dwell_s
         return "applied", "; ".join(notes)
 
@@ -186,7 +215,8 @@ class Executor:
         for name in sorted({item.placement.device for item in deployment}):
             gpu = self._context.device_pool.gpu(name)
             if gpu is not None and not gpu.lost:
-                adopted = await gpu.reconcile([item.placement for item in deployment])
+                others = [place for places in self._context.occupied().values() for place in places]
+                adopted = await gpu.reconcile([*(item.placement for item in deployment), *others])
                 if adopted:
                     log.info("%s: adopted %s from an earlier run", name, ", ".join(place.id for place in adopted))
 

@@ -15,18 +15,21 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
-from clover.control.change_cost import ChangeCost
-from clover.control.core_sleep import CoreSleep
+from clover.control.change_cost import ChangeCost, step_seconds
 from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
+from clover.control.memory_troubles import MemoryTroubles
 from clover.control.request import Pin, PlanRequest, Targets
+from clover.control.sleep import SleepKeeper
 from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
+from clover.planning.transition.memory import MemoryAware, MemoryNeeds, SliceMemory
+from clover.planning.transition.stages import StepSeconds
 from clover.policies import BUDGETED
 from clover.profiles import default_slo_ms, default_slo_source
 from clover.runtime.guard.guard import CASCADE_OFF, OK
@@ -38,6 +41,7 @@ from clover.types import (
     FamilyProfile,
     FamilySpec,
     ObjectiveConfig,
+    Placement,
     Plan,
     Reading,
     Routing,
@@ -138,8 +142,10 @@ class Family:
         self.good: DeployedPlan | None = None
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
-        self.core_sleep = CoreSleep()
+        self.sleep = SleepKeeper(controller.sleep_after_s)
         self.change_cost = ChangeCost()
+        self.memory_troubles = MemoryTroubles(self.name)
+        self._memory = SliceMemory(needs=MemoryNeeds(profile))
         self.looked_s = 0.0
         """When it was last observed (monotonic)."""
         self.backoffs: dict[Configuration, Backoff] = {}
@@ -162,6 +168,7 @@ class Family:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
         self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
+        self.sleep.gusts.note(now_s, seen.get("arrival_rate", 0.0))
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
 
@@ -178,9 +185,14 @@ class Family:
         return self.deployed.deployment if self.deployed is not None else ()
 
     @property
+    def places(self) -> set[Placement]:
+        """The places that it has, or shall have, workers on."""
+        return {item.placement for item in (*self.desired, *self.applier.workers)}
+
+    @property
     def devices(self) -> set[str]:
         """The devices that it has, or shall have, workers on."""
-        return {item.placement.device for item in (*self.desired, *self.applier.workers)}
+        return {place.device for place in self.places}
 
     @property
     def missing(self) -> int:
@@ -286,6 +298,10 @@ class Family:
         budgeted = (held.policy if held is not None else config.policy) in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
         objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
+        free = held is not None and not held.policy  # a configuration that is given says what it takes
+        objective = self.sleep.objective(
+            objective, conditions.devices, self.looked_s, self.change_cost.start_s, free=free
+        )
         return State(
             family=self.name,
             grid_s=conditions.grid_s,
@@ -294,11 +310,14 @@ class Family:
             p95_ms=self.observed.get("p95_ms"),
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
             objective=objective,
-            profile=self.sample.certain(self.corrected, objective.accuracy_floor, relative=relative),
+            profile=self.memory_troubles.without_refused(
+                self.sample.certain(self.corrected, objective.accuracy_floor, relative=relative), self.desired
+            ),
             devices=conditions.devices,
             running=self.desired,
             routing=self.deployed.routing if self.deployed is not None else None,
             share=conditions.share,
+            memory=self.slice_memory().by_profile(conditions.devices),
             ahead=outlook.steps if outlook is not None else (),
             forecast=outlook.label if outlook is not None else "",
             served_rows=self.ledger.rows if outlook is not None else 0.0,
@@ -358,6 +377,15 @@ class Family:
             return service.capacity() if service is not None else 0.0
 
         return rows_per_s
+
+    def slice_memory(self) -> SliceMemory:
+        """Return what is known of the memory that its workers need and have."""
+        known = self.fleet.memory if isinstance(self.fleet, MemoryAware) else self._memory
+        return replace(known, failed=self.memory_troubles.failed)  # which knows what became of them since
+
+    def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
+        """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`."""
+        return step_seconds(self.fleet, shapes, workers)
 
     def reach(self, routing: Routing) -> tuple[float, ...]:
         """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""

@@ -100,11 +100,17 @@ def change_j(plan: Plan, here: Plan, state: State, lost_capacity: float) -> floa
 
 
 def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:
-    """Judge whether the configuration changed too short a time ago."""
-    if now_s >= family.dwell_until_s:
+    """Judge whether the configuration changed too short a time ago.  To wake a GPU is never put off."""
+    if now_s >= family.dwell_until_s or wakes(family, plan):
         return None
     reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
     return Stay(reason, family.dwell_until_s)
+
+
+def wakes(family: Family, plan: Plan) -> bool:
+    """Return whether `plan`, which may leave GPUs parked, is feasible and has workers on more GPUs than now."""
+    now, then = ({item.placement.device for item in items} for items in (family.desired, plan.deployment))
+    return plan.feasible and bool(now) and len(then) > len(now)
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
@@ -112,10 +118,12 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
     configuration it may."""
     if transition.holds or allowed:
         return None
+    memory = f" ({transition.memory})" if transition.memory else ""
     return Stay(
         f"{words(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
-        f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost), below the capacity floor "
-        f"of {transition.capacity_floor:.1f} rows/s; controller.allow_capacity_loss allows it"
+        f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost; {transition.loses_how}), "
+        f"below the capacity floor of {transition.capacity_floor:.1f} rows/s{memory}; controller.allow_capacity_loss "
+        "allows it"
     )
 
 
@@ -161,7 +169,7 @@ def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: f
 def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
     """Yield configurations that differ from what runs in variants alone, the fewest swaps first (in doubling numbers),
     towards the variant that serves most rows, and that are not backed off.  Instances stay, and a worker loads beside
-    the one that it replaces: no capacity is lost on the way."""
+    the one that it replaces if memory allows: no capacity is lost on the way then."""
     running = family.deployed.configuration if family.deployed is not None else ()
     services = services_of(family.corrected)
     found: dict[Configuration, int] = {}

@@ -28,6 +28,7 @@ from clover.planning.budget.keeping import momentary
 from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.model.problem import LEAST_RATE
 from clover.planning.packing.exhaustive import ALTERNATIVES
+from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
 from clover.types import Configuration, Decision, Plan, Routing, State, Transition, configuration_of
@@ -74,12 +75,13 @@ class Planner:
         If no plan keeps the limits with the margins that sampling asks for, one that keeps them as far as is known is
         better than the least bad one."""
         context = self._context
+        context.look_at_memory(family)
         conditions = await context.conditions(family)
         if not conditions.devices:
             raise PlanError(f"no device is left for {family.name}{context.lost_suffix()}")
         pin = context.pin_of(family, request.pin)
         if pin.policy:  # a configuration that is given says for itself how many cores it takes
-            held = family.core_sleep.held(conditions.devices, context.monotonic())
+            held = family.sleep.held(conditions.devices, context.monotonic())
             conditions = replace(conditions, devices=held)
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
@@ -131,8 +133,12 @@ class Planner:
         try:
             state, plan = await self.propose(family, request)
         except CloverError as error:
-            self._failed(family, request, started_s, error)
-            raise
+            if not (missing := family.memory_troubles.words):
+                self._failed(family, request, started_s, error)
+                raise
+            why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
+            self._failed(family, request, started_s, why)
+            raise why from error
         refused, note = request.review(state, plan) if request.review is not None else (False, "")
         if request.dry_run or refused:
             action = "dry run" if request.dry_run else "refused"
@@ -146,17 +152,20 @@ class Planner:
         detail, may_lose = "", False
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:
-            if not request.force and (avoided or not gate.same(plan, family.deployed)):
+            moves = may_lose = context.must_move(family)
+            if moves:
+                detail = "where workers are is another model's place now"
+            elif not request.force and (avoided or not gate.same(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state)
                 plan, detail, may_lose = admitted.plan, admitted.held, admitted.may_lose
-            if not (request.force and request.directed(family.targets)):
+            if not moves and not (request.force and request.directed(family.targets)):
                 plan = gate.unless_worse(plan, family)
             on_the_way = await self._on_the_way(family, plan, state)
             done = await self._executor.apply(family, plan, on_the_way, may_lose=may_lose)
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
-        rested_s = family.core_sleep.again_s(state.devices, context.monotonic())
+        rested_s = family.sleep.again_s(state.devices, context.monotonic())
         if rested_s is not None:
             family.triggers.again(rested_s)
         result = PlanResult(
@@ -265,7 +274,7 @@ class Planner:
             here,
             slo_ms=family.targets.slo_ms,
             rate=family.arrivals.rows_per_s(),
-            capacity=sum(map(family.capacity(context.share_of(family)), family.desired)),
+            capacity=served(family.desired, family.capacity(context.share_of(family))),
             within_s=context.config.capacity_loss_payback_s,
         )
 

@@ -125,4 +125,9 @@ def _devices_of(context: Context, family: Family, state: State | None) -> dict[s
         found["capacity_floor"] = transition.capacity_floor
         found["lowest_capacity"] = transition.lowest_capacity
         found["loses_s"] = transition.loses_s
+        found["loses_how"] = transition.loses_how
+        if transition.memory:
+            found["memory"] = transition.memory
+    if family.memory_troubles.refused:
+        found["refused"] = family.memory_troubles.words
     return found

@@ -59,6 +59,8 @@ def _transition(transition: Transition) -> dict[str, Any]:
         "lowest_capacity": transition.lowest_capacity,
         "lost_capacity": transition.lost_capacity,
         "loses_s": transition.loses_s,
+        "loses_how": transition.loses_how,
+        "memory": transition.memory,
     }
 
 
@@ -94,11 +96,13 @@ def _device(context: Context, shape: DeviceShape) -> dict[str, Any]:
         "emulated": shape.emulated,
         "slices": shape.slices,
         "lost": name in device_pool.lost(),
-        "family": device_pool.owner(name),
+        "family": ", ".join(device_pool.owners(name)),
         "layout": sorted(here, key=lambda item: item["placement"]),
         "layouts": len(shape.layouts),
         "quarantined": gpu_report.get("quarantined", []),
         "foreign": gpu_report.get("foreign", []),
+        **context.parked.report(shape),
+        "fixed": gpu_report.get("fixed", ""),
     }
 
 
@@ -184,6 +188,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "reference_g_per_kwh": family.reference(context.config).g_per_kwh,
             "reference_from": family.reference(context.config).label,
         },
+        "refused": family.memory_troubles.report(),
         "budget": _budget(context, family),
         "profile_correction": family.learned.report(),
         "terms": terms(context, family, saved_here),

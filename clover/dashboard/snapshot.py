@@ -175,6 +175,9 @@ def _device(item: State, line: State | None) -> dict[str, Any]:
     keys = ("device", "kind", "label", "emulated", "slices", "lost", "family", "quarantined", "foreign")
     return {
         **{key: item[key] for key in keys},
+        "parked": item.get("parked", False),
+        "spared_w": tidy(item.get("spared_w")),
+        "spared_method": item.get("spared_method", ""),
         "watts": tidy(line.get("watts")) if line else None,
         "idle_w": tidy(line["idle_w"]) if line else None,
         "method": line["method"] if line else "",
@@ -257,4 +260,5 @@ def _group(group: dict[str, Any]) -> str:
 
 def _worker(worker: State) -> dict[str, Any]:
     keys = ("placement", "device", "profile", "start", "size", "variant", "backend", "pid", "state", "routed")
-    return {key: worker[key] for key in (*keys, "restarts", "rows", "busy_s")}
+    variants = list(worker.get("variants") or [worker["variant"]])
+    return {**{key: worker[key] for key in (*keys, "restarts", "rows", "busy_s")}, "variants": variants}

@@ -11,7 +11,8 @@ succeeds.
 
 Layouts are what is possible beside foreign and quarantined instances and barred places, in plain profiles (neither
 media engines nor graphics nor double memory, which a batch of inference has no use for).  Ours are no obstacle:
-transitions move them.  A GPU without MIG is one instance, `gpu`, that always exists.
+transitions move them.  A GPU without MIG is one instance, `gpu`, that always exists.  Fixed instances are ours to use
+and not to change: they are the only layout.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class Books:
         left."""
         if not self._gpu.mig:
             return ((self.whole,),)
+        if self._gpu.fixed:
+            return (standing,) if (standing := self.usable()) else ()
         taken = [*self.foreign.values(), *(self.ours[place] for place in self.quarantined)]
         counts = Counter(found.profile for found in taken)
         base = tuple(

@@ -1,6 +1,11 @@
-"""Emulated GPUs as devices: `emulated:NAME:COUNT`, a box of them whose state is a file in the cache.
+"""Emulated GPUs as devices, a box of them whose state is a file in the cache.
 
-From opening on they are GPUs like any other, behind an NVML library of our own (`clover.devices.emulated`).
+    emulated:NAME:COUNT            so many GPUs, for a user who may change their instances
+    emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
+
+From opening on they are GPUs like any other, behind an NVML library of our own (`clover.devices.emulated`).  A pod's
+instances are made as an administrator would; then the box takes all privileges away.  The GPU is the first of the
+tables that has the profile as a plain one: an A100 with 80 GB for 1g.10gb.
 """
 
 from __future__ import annotations
@@ -11,7 +16,10 @@ from pathlib import Path
 
 from clover.config import WorkersConfig
 from clover.devices import DeviceChoice, box_path, emulated, tables
+from clover.devices.clients import nodes_of
 from clover.devices.cpu import CpuDevice
+from clover.devices.fixed import NOT_PERMITTED, FixedGpu
+from clover.devices.gpu import MigGpu
 from clover.devices.nvidia import open_gpus
 from clover.devices.nvml import Nvml
 from clover.errors import ConfigError, DeviceError, DeviceLost
@@ -19,18 +27,37 @@ from clover.interfaces import Device
 from clover.settings.check import parse_cores
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
+_POD = "pod-"
 
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which box `text` asks for; ConfigError if it is malformed or there is no table of that GPU."""
     name, _, count = (rest or "").partition(":")
+    if name.startswith(_POD):
+        return _pod(text, name.removeprefix(_POD), count)
     if not name or not _NUMBER.fullmatch(count):
-        raise ConfigError(f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2")
-    if name not in tables.names():
-        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(tables.names())}")
+        raise ConfigError(
+            f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2, or as "
+            "emulated:pod-PROFILE, as in emulated:pod-1g.10gb"
+        )
+    known = (*tables.names(), *tables.plain_names())
+    if name not in known:
+        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(known)}")
     if not 1 <= int(count) <= emulated.GPUS_MAX:
         raise ConfigError(f"an emulated box has 1 to {emulated.GPUS_MAX} GPUs, not {int(count)}")
     return DeviceChoice(kind="emulated", name=name, count=int(count))
+
+
+def _pod(text: str, profile: str, count: str) -> DeviceChoice:
+    """Return the box of a pod with `count` instances of `profile`; ConfigError if no GPU has so many."""
+    found = [(gpu, row) for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.name == profile]
+    if not found:
+        known = sorted({row.name for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.base})
+        raise ConfigError(f"device {text!r}: no GPU has a profile {profile!r}; known: {', '.join(known)}")
+    gpu, row = next(((gpu, row) for gpu, row in found if row.base), found[0])
+    if not _NUMBER.fullmatch(count or "1") or not 1 <= int(count or "1") <= row.most:
+        raise ConfigError(f"device {text!r}: a pod has 1 to {row.most} instances of {profile} of {gpu.name}")
+    return DeviceChoice(kind="emulated", name=gpu.name, count=int(count or "1"), pod=profile)
 
 
 def build(
@@ -41,8 +68,14 @@ def build(
     _enter(choice, cache)
     opened = session or Nvml()
     try:
-        _is_box(opened, choice, box_path(choice, cache))
-        return open_gpus(opened, (), cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
+        path = box_path(choice, cache)
+        _is_box(opened, choice, path)
+        if choice.pod:
+            _hand_over(opened, choice, path)
+        opened_gpus = open_gpus(opened, (), cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
+        for gpu in opened_gpus.values():
+            gpu.nodes = (nodes_of(path),)
+        return dict(opened_gpus)
     except BaseException:
         if session is None:
             opened.close()
@@ -54,7 +87,7 @@ def _enter(choice: DeviceChoice, cache: Path) -> None:
     path = box_path(choice, cache)
     if not path.exists():
         # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
-        emulated.create_box(path, choice.name, choice.count, seed=zlib.crc32(choice.box.encode()))
+        emulated.create_box(path, choice.name, _gpus(choice), seed=zlib.crc32(choice.box.encode()))
     emulated.use_box(path)
 
 
@@ -71,5 +104,27 @@ def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
         return  # opening it reports which one is lost
     except DeviceError as error:
         raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
-    if found != [tables.table(choice.name).product] * choice.count:
-        raise DeviceError(f"{path} holds another emulated box than {choice.count} x {choice.name}: remove it")
+    if found != [tables.board(choice.name).product] * _gpus(choice):
+        raise DeviceError(f"{path} holds another emulated box than {_gpus(choice)} x {choice.name}: remove it")
+
+
+def _gpus(choice: DeviceChoice) -> int:
+    """Return how many GPUs the box has."""
+    return 1 if choice.pod else choice.count
+
+
+def _hand_over(session: Nvml, choice: DeviceChoice, path: Path) -> None:
+    """Make the instances of a pod that are missing (a reboot takes them), as an administrator, and then take privileges
+    away."""
+
+    def make() -> None:
+        gpu = MigGpu(session.library, 0)
+        standing = {found.start for found in gpu.walk() if found.profile == choice.pod}
+        free = [start for start in gpu.profiles[choice.pod].starts if start not in standing]
+        for start in free[: choice.count - len(standing)]:
+            gpu.complete(gpu.make(choice.pod, start))
+
+    if session.call_sync(lambda: len(FixedGpu(session.library, 0, NOT_PERMITTED).walk())) < choice.count:
+        emulated.set_privileged(path, True)
+        session.call_sync(make)
+    emulated.set_privileged(path, False)

@@ -13,8 +13,8 @@ tilings explode: the whole, the uniform layouts (blocks of one size), and the tw
 fill a prefix that ends at one of at most 7 evenly spaced points; a remainder is filled by descending powers of two.
 That is at most 7 layouts a pair of sizes: 66 for 64 cores.
 
-With `workers.cores = auto` plans may leave the last cores without workers, so that these sleep; the shape says so and
-what a core is taken to spare (`core_sleep_w`).
+With `workers.cores = auto` and unless `workers.sleep = off`, plans may leave the last cores without workers, so that
+these sleep; the shape says so and what a core is taken to spare (`core_sleep_w`).
 
 Core-sets may overlap in time: a new worker loads beside the one it replaces, and the scheduler shares the cores.
 """
@@ -49,7 +49,7 @@ def build(
     choice: DeviceChoice, config: WorkersConfig, cache: Path, *, exclusive: bool, session: Nvml | None
 ) -> dict[str, Device]:
     """Return the cores of `config` as one device; DeviceError if they cannot be used."""
-    sleep_w = config.core_sleep_w if config.cores.strip() == AUTO else None
+    sleep_w = config.core_sleep_w if config.cores.strip() == AUTO and config.sleep == "park" else None
     device = CpuDevice(parse_cores(config.cores), sleep_w=sleep_w)
     return {device.name: device}
 

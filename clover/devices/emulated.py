@@ -27,20 +27,26 @@ from pathlib import Path
 from typing import Any
 
 from clover.cache import make_private
-from clover.devices.tables import GpuTable, table
+from clover.devices.tables import GpuTable, board
 from clover.errors import DeviceError
 from clover.types import Record
 
 STATE = "CLOVER_NVML_STATE"
 """The environment variable that names the state file to the library."""
 
+LATENCY = "CLOVER_NVML_LATENCY"
+"""The environment variable that multiplies how long making (0.3 to 1 s) and removing (1 s) an instance take; "0" for
+tests that do not wait."""
+
 SONAME = "libnvidia-ml.so.1"
 GPUS_MAX = 32
 _MAGIC = b"CLVRNVML"
-_VERSION = 1
+_VERSION = 2
 _CONFIG_BYTES = 8192
 _PRIVILEGED, _MIG = 1, 2
-_ARCHITECTURES = {"ampere": 7, "hopper": 9, "blackwell": 10}
+_ARCHITECTURES = {"turing": 6, "ampere": 7, "ada": 8, "hopper": 9, "blackwell": 10}
+_MOMENTARY = ("turing", "ampere")
+"""Architectures whose power reading is that of the moment, and not the average of a second."""
 _KINDS = {"media": 1, "all-media": 2, "no-media": 4, "graphics": 8}
 _STUCK = 1000
 _TURNS = 1 << 40  # beyond every byte that the library locks
@@ -63,13 +69,21 @@ ERRORS = {
     "IN_USE": 19,
     "MEMORY": 20,
     "INSUFFICIENT_RESOURCES": 23,
+    "GPU_NOT_FOUND": 28,
     "UNKNOWN": 999,
     "STUCK": _STUCK,
 }
 """What a fault may answer, by NVML's names.  "" only delays; "STUCK" freezes a power or energy reading."""
 
 _CANNOT_FAIL = {"nvmlErrorString", "clover_nvml_detach", "clover_nvml_use_memory", "clover_nvml_slice_energy"}
-_NAMES = {code: name for name, code in ERRORS.items() if name} | {7: "INSUFFICIENT_SIZE", 25: "VERSION_MISMATCH"}
+_NAMES = {code: name for name, code in ERRORS.items() if name} | {
+    7: "INSUFFICIENT_SIZE",
+    25: "VERSION_MISMATCH",
+    2046: "CUDA error 46, all CUDA-capable devices are busy or unavailable",
+}
+
+LOSSES = ("GPU_IS_LOST", "RESET_REQUIRED", "GPU_NOT_FOUND", "UNKNOWN")
+"""What a lost board may answer."""
 
 
 class Fault(Record, frozen=True, kw_only=True):
@@ -116,7 +130,10 @@ def _functions(path: str) -> ctypes.CDLL:
         "inject": [text, text, integer, unsigned, unsigned, unsigned, ctypes.c_double, large, large],
         "clear_faults": [text],
         "faults_fired": [text, ctypes.POINTER(unsigned)],
-        "set_lost": [text, integer, integer],
+        "set_lost": [text, integer, unsigned],
+        "set_compute_mode": [text, integer, unsigned],
+        "set_driver": [text, text, integer],
+        "xid": [text, integer, unsigned, unsigned, unsigned],
         "reset": [text, integer],
         "reboot": [text],
         "set_privileged": [text, integer],
@@ -196,17 +213,32 @@ class _Config(ctypes.Structure):
         ("average_power", ctypes.c_uint32),
         ("idle_mw", ctypes.c_uint32),
         ("max_mw", ctypes.c_uint32),
+        ("context_mw", ctypes.c_uint32),
+        ("grain_ms", ctypes.c_uint32),
         ("profiles", _Profile * 24),
     ]
 
 
-def _config(gpu: GpuTable, count: int, privileged: bool, mig_enabled: bool, seed: int) -> bytes:
+class BoardPower(Record, frozen=True, kw_only=True):
+    """How emulated boards draw and count: `context_w` more watts while any process is attached (None: as such boards
+    do), and an energy counter that moves every `grain_s` seconds (0: all the time)."""
+
+    context_w: float | None = None
+    grain_s: float = 0.1
+
+
+LIFELIKE = BoardPower()
+EXACT = BoardPower(context_w=0.0, grain_s=0.0)
+"""Boards that draw nothing for being held and whose counter is exact at any instant: as no real one is."""
+
+
+def _config(gpu: GpuTable, count: int, flags: int, seed: int, power: BoardPower) -> bytes:
     major, minor = (int(part) for part in gpu.compute_capability.split("."))
     config = _Config(
         magic=_MAGIC,
         version=_VERSION,
         gpu_count=count,
-        flags=(_PRIVILEGED if privileged else 0) | (_MIG if mig_enabled else 0),
+        flags=flags,
         profile_count=len(gpu.profiles),
         seed=seed,
         product=gpu.product.encode(),
@@ -219,9 +251,11 @@ def _config(gpu: GpuTable, count: int, privileged: bool, mig_enabled: bool, seed
         memory_mib=gpu.memory_mib,
         sm=gpu.sm,
         toggle_needs_reset=gpu.toggle_needs_reset,
-        average_power=gpu.architecture != "ampere",
+        average_power=gpu.architecture not in _MOMENTARY,
         idle_mw=round(gpu.idle_w * 1000),
         max_mw=round(gpu.max_w * 1000),
+        context_mw=round((gpu.context_w if power.context_w is None else power.context_w) * 1000),
+        grain_ms=round(power.grain_s * 1000),
     )
     for place, row in zip(config.profiles, gpu.profiles, strict=False):
         place.name = row.name.encode()
@@ -242,16 +276,19 @@ def create_box(
     privileged: bool = True,
     mig_enabled: bool = True,
     seed: int = 0,
+    power: BoardPower = LIFELIKE,
 ) -> None:
     """Make the state file of a machine with `count` boards, or keep the one that is there if it is the same machine.
 
-    `privileged`: whether callers may change instances; `mig_enabled`: the boards' MIG mode at first; `seed`: makes
-    other UUIDs and other luck.  DeviceError if `path` holds another machine or cannot be written.
+    `privileged`: whether callers may change instances; `mig_enabled`: the boards' MIG mode at first, if they have any;
+    `seed`: makes other UUIDs and other luck; `power`: what its boards draw beside work.  DeviceError if `path` holds
+    another machine or cannot be written.
     """
-    gpu = _table(table) if isinstance(table, str) else table
+    gpu = board(table) if isinstance(table, str) else table
     if not 1 <= count <= GPUS_MAX:
         raise DeviceError(f"an emulated machine has 1 to {GPUS_MAX} GPUs, not {count}")
-    content = _config(gpu, count, privileged, mig_enabled, seed)
+    flags = (_PRIVILEGED if privileged else 0) | (_MIG if mig_enabled and gpu.profiles else 0)
+    content = _config(gpu, count, flags, seed, power)
     _check_layout()
     try:
         make_private(path.parent)
@@ -268,9 +305,6 @@ def create_box(
         raise DeviceError(
             f"{path} holds another emulated machine than the {count} x {gpu.name} asked for; remove it or name another"
         )
-
-
-_table = table  # the parameter of `create_box` is called so too
 
 
 def _check_layout() -> None:
@@ -362,9 +396,11 @@ def faults_fired(path: Path) -> int:
     return fired.value
 
 
-def lose(path: Path, gpu: int) -> None:
-    """Let a board fall off the bus: every call on it answers GPU_IS_LOST, and nothing on it draws power any more."""
-    _act(path, f"lose gpu {gpu}", "set_lost", gpu, 1)
+def lose(path: Path, gpu: int, error: str = "GPU_IS_LOST") -> None:
+    """Let a board fall off the bus: every call on it answers `error` (of `LOSSES`), and nothing draws power there."""
+    if error not in LOSSES:
+        raise DeviceError(f"a lost GPU cannot answer {error!r}; known: {', '.join(LOSSES)}")
+    _act(path, f"lose gpu {gpu}", "set_lost", gpu, ERRORS[error])
 
 
 def restore(path: Path, gpu: int) -> None:

@@ -2,7 +2,7 @@
 
 Nothing is known beforehand: memory sizes, names and placements differ by driver and even by die, so all of it is asked
 for.  Profiles are walked by NVML's enumeration, in which "not supported" means that this GPU lacks one and "invalid
-argument" that the driver knows no more.
+argument" that this driver does not know it.  Drivers leave out numbers in the middle, so neither ends the walk.
 
 What Clover calls an instance is two things to NVML: a *GPU instance* (memory slices and engines) and inside it a
 *compute instance* (compute slices), which alone has an identity that a process can be given.  Making the second can
@@ -15,6 +15,7 @@ Everything here blocks and is called in the thread of the NVML session.  It rais
 from __future__ import annotations
 
 import ctypes
+import logging
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ from clover.errors import DeviceError
 from clover.planning.packing.geometry import SliceProfile
 from clover.types import Record
 
+log = logging.getLogger("clover.devices")
+
 # nvml.h: profiles of GPU instances 0..0x11, of which the first seven are plain (1, 2, 3, 4, 7, 8 and 6 slices);
 # compute-instance profiles 0..8, of the shared engine profile 0.
 _PROFILES = 0x12
@@ -31,6 +34,9 @@ _PLAIN = 7
 _COMPUTE_PROFILES = 0x9
 _SHARED_ENGINES = 0
 _MIB = 1 << 20
+
+# nvml.h: compute modes other than the default, in which processes share the GPU.
+_EXCLUSIVE_THREAD, _PROHIBITED, _EXCLUSIVE_PROCESS = 1, 2, 3
 
 
 class GpuProfile(Record, frozen=True, kw_only=True):
@@ -55,6 +61,11 @@ class GpuProfile(Record, frozen=True, kw_only=True):
         )
 
 
+def _room(profile: GpuProfile) -> int:
+    """Return how many handles an array for all instances of a profile must have room for."""
+    return max(profile.most, len(profile.starts), 1)
+
+
 class GpuInstance(Record, frozen=True, kw_only=True):
     """A GPU instance that exists.  `uuid` names its compute instance if there is exactly one with all compute slices
     ("MIG-..."), and is empty otherwise; `parts` counts its compute instances."""
@@ -73,19 +84,32 @@ class GpuInstance(Record, frozen=True, kw_only=True):
 
 
 class MigGpu:
-    """GPU number `index` of this machine."""
+    """GPU number `index` of this machine.
+
+    `fixed`: why its instances are not changed; empty if they may be.  `others`: compute slices beside fixed instances,
+    which this process cannot use whatever it does.  `memory_bytes`: the GPU's own memory, 0 if it has
+    none for itself (it shares the machine's), or is partitioned and this user may not read its total.
+    """
+
+    fixed: str = ""
+    others: int = 0
 
     def __init__(self, library: Any, index: int) -> None:
         self._nvml = library
-        self._handle = library.nvmlDeviceGetHandleByIndex(index)
+        self._handle = nvml.look_up(library, lambda: library.nvmlDeviceGetHandleByIndex(index))
         self.index = index
         self.uuid: str = library.nvmlDeviceGetUUID(self._handle)
         self.product: str = library.nvmlDeviceGetName(self._handle)
-        self.mig, self.mig_pending = self._mode()
-        self.memory_bytes = int(library.nvmlDeviceGetMemoryInfo(self._handle).total)
+        mode = self._mode()
+        self.can_mig = mode is not None
+        """Whether it can be split, be MIG on or off."""
+        self.mig, self.mig_pending = mode or (False, False)
+        self.compute_mode = self._compute_mode()
+        memory = self._supported("nvmlDeviceGetMemoryInfo", self._handle, also=nvml.NO_PERMISSION)
+        self.memory_bytes = 0 if memory is None else int(memory.total)
         self._compute_profiles: dict[int, list[tuple[int, int, int]]] = {}
         self.profiles: dict[str, GpuProfile] = {item.name: item for item in self._profiles()} if self.mig else {}
-        if self.mig and not self.profiles:
+        if self.mig and not self.profiles and not self.fixed:
             raise DeviceError(f"MIG is on, but the driver offers no profile of instances on GPU {index}")
 
     @property
@@ -93,9 +117,49 @@ class MigGpu:
         """Compute slices of the whole GPU; 1 if it cannot be split."""
         return max((profile.slices for profile in self.profiles.values()), default=1)
 
+    @property
+    def one_process(self) -> bool:
+        """Whether only one process at a time may have a CUDA context on it."""
+        return self.compute_mode in (_EXCLUSIVE_THREAD, _EXCLUSIVE_PROCESS)
+
+    @property
+    def prohibited(self) -> bool:
+        """Whether no process may have a CUDA context on it."""
+        return self.compute_mode == _PROHIBITED
+
+    @property
+    def minor(self) -> int:
+        """The number in the name of the GPU's device node."""
+        return int(self._nvml.nvmlDeviceGetMinorNumber(self._handle))
+
+    def unknown(self) -> bool:
+        """Return whether even looking up the handle fails without a reason."""
+        try:
+            self.reopen()
+        except self._nvml.NVMLError as error:
+            return bool(error.value == nvml.UNKNOWN)
+        return False
+
+    def check_modes(self) -> None:
+        """Warn of a MIG mode that is to change; raises DeviceError if no program may use the GPU."""
+        if self.mig != self.mig_pending:
+            now, then = ("on" if mode else "off" for mode in (self.mig, self.mig_pending))
+            log.warning("gpu%d: MIG is %s, and %s once the GPU was reset", self.index, now, then)
+        if self.prohibited:
+            raise DeviceError(
+                f"gpu{self.index} is in compute mode PROHIBITED, in which no program may use it: "
+                f"nvidia-smi -i {self.index} -c DEFAULT changes that"
+            )
+
     def alive(self) -> None:
         """Check that the GPU answers, at the cost of one reading; raises what NVML raises if the GPU is lost."""
-        self._supported("nvmlDeviceGetPowerUsage", self._handle)
+        self._supported("nvmlDeviceGetPowerUsage", self._handle, also=nvml.NO_PERMISSION)
+
+    def check_permission(self) -> None:
+        """Raise what NVML raises for a user who may not see or change the instances; change nothing."""
+        for profile in [*self.profiles.values()][:1]:
+            self._supported("nvmlDeviceGetGpuInstanceRemainingCapacity", self._handle, profile.id)
+            self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, _room(profile))
 
     def reopen(self) -> None:
         """Find the GPU again after it was lost."""
@@ -123,8 +187,10 @@ class MigGpu:
         """Make the compute instance of a GPU instance that has none, with all compute slices, and so with
         an identity."""
         handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
-        kind = self._full(handle, self.profiles[found.profile])
-        part = self._nvml.nvmlGpuInstanceCreateComputeInstance(handle, kind)
+        kinds = self._whole(handle, self.profiles[found.profile])
+        if not kinds:
+            raise DeviceError(f"the driver offers no compute instance that fills {found.profile}")
+        part = self._nvml.nvmlGpuInstanceCreateComputeInstance(handle, kinds[0])
         uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(part).device)
         return msgspec.structs.replace(found, parts=1, uuid=uuid)
 
@@ -141,25 +207,24 @@ class MigGpu:
         self._nvml.nvmlGpuInstanceDestroy(handle)
 
     def holders(self, found: GpuInstance) -> tuple[int, ...]:
-        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look."""
+        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look.
+
+        The GPU is asked and not the instance: to be asked, an instance has to be subscribed to, and the session that is
+        would itself keep it from being removed."""
         try:
-            handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
-            pids: set[int] = set()
-            for _, part in self._parts(handle, self.profiles[found.profile]):
-                device = self._nvml.nvmlComputeInstanceGetInfo_v2(part).device
-                pids.update(int(item.pid) for item in self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(device))
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(self._handle)
         except self._nvml.NVMLError:
             return ()
-        return tuple(sorted(pids))
+        return tuple(sorted({int(item.pid) for item in running if int(item.gpuInstanceId) == found.gi}))
 
     def _standing(self, profile: GpuProfile) -> list[GpuInstance]:
         found = []
-        room = max(profile.most, len(profile.starts), 1)
-        for handle in self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, room):
+        symbol, room = "nvmlDeviceGetGpuInstances", _room(profile)
+        for handle in self._list(symbol, "c_nvmlGpuInstance_t", self._handle, profile.id, room):
             info = self._nvml.nvmlGpuInstanceGetInfo(handle)
             parts = self._parts(handle, profile)
             uuid = ""
-            if len(parts) == 1 and parts[0][0] == self._full(handle, profile):
+            if len(parts) == 1 and parts[0][0] in self._whole(handle, profile):
                 uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(parts[0][1]).device)
             found.append(
                 GpuInstance(
@@ -175,31 +240,32 @@ class MigGpu:
 
     # --- the bindings, asked ------------------------------------------------------------------------------------------
 
-    def _mode(self) -> tuple[bool, bool]:
+    def _mode(self) -> tuple[bool, bool] | None:
+        """Return MIG mode now and after a reset; None if the GPU has no MIG."""
         current_pending = self._supported("nvmlDeviceGetMigMode", self._handle)
         if current_pending is None:
-            return False, False
+            return None
         current, pending = current_pending
         return bool(current), bool(pending)
 
-    def _supported(self, symbol: str, *arguments: Any) -> Any:
-        """Return the answer of `symbol`, or None if this GPU does not support it."""
+    def _compute_mode(self) -> int:
+        """Return the compute mode; the default where the driver does not say."""
+        return int(self._supported("nvmlDeviceGetComputeMode", self._handle) or 0)
+
+    def _supported(self, symbol: str, *arguments: Any, also: int = nvml.NOT_SUPPORTED) -> Any:
+        """Return the answer of `symbol`, or None if this GPU does not support it, or the answer is the code `also`."""
         try:
             return getattr(self._nvml, symbol)(*arguments)
         except self._nvml.NVMLError as error:
-            if error.value == nvml.NOT_SUPPORTED:
+            if error.value in (nvml.NOT_SUPPORTED, also):
                 return None
             raise
 
     def _profiles(self) -> list[GpuProfile]:
         found = []
         for number in range(_PROFILES):
-            try:
-                info = self._supported("nvmlDeviceGetGpuInstanceProfileInfo", self._handle, number)
-            except self._nvml.NVMLError as error:
-                if error.value == nvml.INVALID_ARGUMENT:
-                    break
-                raise
+            symbol = "nvmlDeviceGetGpuInstanceProfileInfo"
+            info = self._supported(symbol, self._handle, number, also=nvml.INVALID_ARGUMENT)
             places = [] if info is None else self._places(info.id)
             if info is None or not places:
                 continue
@@ -224,13 +290,18 @@ class MigGpu:
         return found
 
     def _places(self, profile: int) -> list[tuple[int, int]]:
+        """Return where a profile may stand; nothing if the driver lists the profile and does not place it here."""
         count = ctypes.c_uint(0)
         ask = self._nvml.nvmlDeviceGetGpuInstancePossiblePlacements
-        ask(self._handle, profile, None, ctypes.byref(count))
-        if count.value == 0:
-            return []
-        places = (self._nvml.c_nvmlGpuInstancePlacement_t * count.value)()
-        ask(self._handle, profile, places, ctypes.byref(count))
+        try:
+            ask(self._handle, profile, None, ctypes.byref(count))
+            places = (self._nvml.c_nvmlGpuInstancePlacement_t * count.value)()
+            if count.value:
+                ask(self._handle, profile, places, ctypes.byref(count))
+        except self._nvml.NVMLError as error:
+            if error.value in (nvml.NOT_SUPPORTED, nvml.INVALID_ARGUMENT, nvml.NOT_FOUND):
+                return []
+            raise
         return [(int(place.start), int(place.size)) for place in places[: count.value]]
 
     def _list(self, symbol: str, kind: str, parent: Any, profile: int, room: int) -> list[Any]:
@@ -247,25 +318,17 @@ class MigGpu:
         if profile.id not in self._compute_profiles:
             kinds = []
             for number in range(_COMPUTE_PROFILES):
-                try:
-                    info = self._supported(
-                        "nvmlGpuInstanceGetComputeInstanceProfileInfo", handle, number, _SHARED_ENGINES
-                    )
-                except self._nvml.NVMLError as error:
-                    if error.value == nvml.INVALID_ARGUMENT:
-                        break
-                    raise
+                symbol = "nvmlGpuInstanceGetComputeInstanceProfileInfo"
+                info = self._supported(symbol, handle, number, _SHARED_ENGINES, also=nvml.INVALID_ARGUMENT)
                 if info is not None:
                     kinds.append((int(info.id), int(info.sliceCount), int(info.instanceCount)))
             self._compute_profiles[profile.id] = kinds
         return self._compute_profiles[profile.id]
 
-    def _full(self, handle: Any, profile: GpuProfile) -> int:
-        """Return the id of the compute-instance profile that takes all compute slices."""
-        for kind, slices, _ in self._kinds(handle, profile):
-            if slices == profile.slices:
-                return kind
-        raise DeviceError(f"the driver offers no compute instance that fills {profile.name}")
+    def _whole(self, handle: Any, profile: GpuProfile) -> list[int]:
+        """Return the ids of the compute-instance profiles that take all compute slices: 7 slices, and one slice, have
+        two on some GPUs."""
+        return [kind for kind, slices, _ in self._kinds(handle, profile) if slices == profile.slices]
 
     def _parts(self, handle: Any, profile: GpuProfile) -> list[tuple[int, Any]]:
         """Return the compute instances of a GPU instance, each with the id of its profile."""

@@ -6,8 +6,10 @@ waits, because a process that ends takes a moment.  What still cannot be removed
 the layouts, the reason is reported, and it is tried again from time to time (`retry_quarantined`).  It can still be
 *used*, so `create` of exactly that place takes it back: the way back to the last deployment stays open.
 
-Foreign instances are never touched; an operator may hand one over (`claim`).  A GPU that is lost has no layouts and
-refuses everything; what should have been removed meanwhile is removed when it comes back.  MIG mode is never changed.
+Foreign instances are never touched; an operator may hand one over (`claim`).  Where this user may not change instances
+at all, those that exist are *fixed* (`clover.devices.fixed`): one layout, and making or removing does nothing.  A GPU
+that is lost has no layouts and refuses everything; what should have been removed meanwhile is removed when it comes
+back.  MIG mode is never changed.
 
 The books are kept on the event loop; the session's thread only asks the driver and keeps the record
 (`OwnedInstances`).  A change that has begun is finished even if its caller is cancelled; changes of one place wait for
@@ -19,20 +21,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clover.devices import nvml
+from clover.devices import clients, nvml
 from clover.devices.books import Books, Place, place_of
+from clover.devices.driver_work import DriverWork
+from clover.devices.fixed import FixedInstances, instances_of, seen
 from clover.devices.gpu import GpuInstance, MigGpu
+from clover.devices.hooks import ChangeHooks
 from clover.devices.instances import OwnedInstances
 from clover.devices.nvml import Nvml, NvmlError
-from clover.devices.ownership import Ownership
+from clover.devices.reports import GpuReports
 from clover.errors import DeviceError, DeviceLost
 from clover.hints import program
 from clover.planning.packing.geometry import SliceProfile
-from clover.types import DeviceShape, Placement
+from clover.types import DeviceShape, Method, Placement
 
 log = logging.getLogger("clover.devices")
 
@@ -45,14 +50,18 @@ BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 class MigDevice:
     """Implements `clover.interfaces.Device`; `open` makes one.
 
-    `lost`: the GPU does not answer.  `mig`: it can be split.  `emulated`: the GPU is not real.
+    `lost`: the GPU does not answer, or the driver reported an error after which it is of no use.  `mig`: it can be
+    split.  `can_mig`: it could, if MIG mode were on.  `fixed`: why its instances are used as they are; empty if they
+    may be changed.  `others`: compute slices of the GPU that are not for this process, though its meter covers them.
+    `emulated`: the GPU is not real.  `hooks` are the operator's commands around changes.  `nodes`: folders in which
+    clients that hold instances have files open.
     """
 
     def __init__(
         self,
         session: Nvml,
         gpu: MigGpu,
-        owned: Ownership,
+        instances: OwnedInstances | FixedInstances,
         *,
         cores: tuple[int, ...],
         emulated: bool = False,
@@ -60,50 +69,66 @@ class MigDevice:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.name = f"gpu{gpu.index}"
+        self.index = gpu.index
         self.uuid = gpu.uuid
         self.product = gpu.product
         self.mig = gpu.mig
+        self.can_mig = gpu.can_mig
+        self.fixed = gpu.fixed
+        self.others = gpu.others
         self.emulated = emulated
         self.session = session
         self.lost = False
+        self.hooks = ChangeHooks()
+        self.nodes: tuple[str, ...] = (clients.CAPABILITIES,)
+        self._reports = GpuReports()
         self._gpu = gpu
-        self._owned = owned
-        self._instances = OwnedInstances(session.library, gpu, owned)
+        self._changes = gpu.mig and not gpu.fixed
+        self._instances = instances
         self._books = Books(gpu, self.name)
         self._cores = cores
-        self._back_off_s = tuple(back_off_s)
-        self._sleep = sleep
+        self._work = DriverWork(back_off_s, sleep)
         self._at: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._tasks: set[asyncio.Future[Any]] = set()
         self._doomed: set[Place] = set()
         self._said = ""
         self._shape: DeviceShape | None = None
+        self._spares: tuple[float | None, Method] = None, "modelled"
 
     @classmethod
     def open(
-        cls, session: Nvml, index: int, folder: Path, *, boot: str = "", exclusive: bool = True, **options: Any
+        cls,
+        session: Nvml,
+        index: int,
+        folder: Path,
+        *,
+        boot: str = "",
+        exclusive: bool = True,
+        named: tuple[str, ...] = (),
+        **options: Any,
     ) -> MigDevice:
         """Return GPU number `index`, with the record of what is ours on it in `folder`; blocks.
 
-        `exclusive` false only looks: no lock is taken, and nothing can be changed.  `options` as of the constructor.
-        Raises DeviceError: no such GPU, another Clover has it, or the record is damaged.
+        `exclusive` false only looks: no lock is taken, and nothing can be changed.  `named`: beginnings of UUIDs; those
+        instances are used, and as they are.  `options` as of the constructor.  Raises DeviceError: no such GPU, another
+        Clover has it, or the record is damaged.
         """
-        gpu = session.call_sync(lambda: MigGpu(session.library, index))
-        if gpu.mig != gpu.mig_pending:
-            now, then = ("on" if mode else "off" for mode in (gpu.mig, gpu.mig_pending))
-            log.warning("gpu%d: MIG is %s, and %s once the GPU was reset", index, now, then)
-        owned = Ownership(folder, gpu.uuid, boot=boot, exclusive=exclusive)
+        gpu = session.call_sync(seen, session.library, index, named)
+        gpu.check_modes()
+        root = None if options.get("emulated") else Path("/")
+        instances = session.call_sync(
+            lambda: instances_of(session.library, gpu, folder, boot=boot, exclusive=exclusive, root=root)
+        )
         try:
-            device = cls(session, gpu, owned, **options)
-            device._books.sort(session.call_sync(device._instances.look))
+            device = cls(session, gpu, instances, **options)
+            device._books.sort(session.call_sync(instances.look))
         except BaseException:
-            owned.close()
+            instances.close()
             raise
         return device
 
     def close(self) -> None:
         """Release the GPU for another server.  Instances stay; the session is closed by whoever opened it."""
-        self._owned.close()
+        self._instances.close()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -118,8 +143,16 @@ class MigDevice:
                 overlap=False,
                 emulated=self.emulated,
                 label=self._label,
+                one_process=self._gpu.one_process,
+                sleep_w=self._spares[0],
+                sleep_method=self._spares[1],
             )
         return self._shape
+
+    def spare(self, watts: float | None, method: Method) -> None:
+        """Take the GPU to draw `watts` less while it has no workers, known by `method`; None: it always has workers."""
+        if self._spares != (watts, method):
+            self._spares, self._shape = (watts, method), None
 
     def instances(self) -> tuple[Placement, ...]:
         """Return our instances that exist and are not quarantined, by start."""
@@ -138,6 +171,8 @@ class MigDevice:
             "mig": self.mig,
             "emulated": self.emulated,
             "lost": self.lost,
+            "errors": self._reports.errors(),
+            "fixed": self.fixed,
             **self._books.report(),
         }
 
@@ -168,7 +203,8 @@ class MigDevice:
 
     @property
     def _label(self) -> str:
-        return f"{self.product}, {'emulated' if self.emulated else 'MIG' if self.mig else 'without MIG'}"
+        kind = "emulated" if self.emulated else "MIG" if self.mig else "without MIG"
+        return f"{self.product}, {kind}{', fixed instances' if self.fixed else ''}"
 
     def _ready(self, placement: Placement | None = None) -> None:
         if placement is not None:
@@ -179,15 +215,17 @@ class MigDevice:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     async def create(self, placement: Placement) -> None:
-        """Make the instance; nothing happens if it exists and is ours.  Raises DeviceError, and then it does not exist,
-        or is quarantined."""
+        """Make the instance; nothing happens if it exists and is ours, or fixed.  Raises DeviceError, and then it does
+        not exist, or is quarantined."""
         self._ready(placement)
-        if self.mig:
-            await self._finish(self._create(place_of(placement), seen=False))
+        if self.fixed and place_of(placement) not in self._books.ours:
+            raise DeviceError(f"{placement.id} was taken away and cannot be made again ({self.fixed})")
+        if self._changes:
+            await self._work.finish(self._create(place_of(placement), seen=False))
 
     async def destroy(self, placement: Placement) -> None:
-        """Remove the instance; nothing happens if it does not exist.  Raises DeviceError if it is not ours, and if it
-        stays: it is quarantined then, or, on a lost GPU, removed when that comes back."""
+        """Remove the instance; nothing happens if it does not exist, or is fixed.  Raises DeviceError if it is not
+        ours, and if it stays: it is quarantined then, or, on a lost GPU, removed when that comes back."""
         place = place_of(placement)
         self._books.check(placement, self._label)
         if self.lost:
@@ -195,26 +233,27 @@ class MigDevice:
         self._ready()
         if place in self._books.foreign:
             raise DeviceError(f"{placement.id} was not made by Clover and is left alone; see `{program()} mig list`")
-        if self.mig:
-            await self._finish(self._destroy(place))
+        if self._changes:
+            await self._work.finish(self._destroy(place))
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
         """Sort out what a former run left: what is ours and among `keep` is adopted (and completed), what is ours
-        beyond that is removed, or quarantined if it cannot be.  Returns what was adopted.
+        beyond that is removed, or quarantined if it cannot be.  Returns what was adopted; nothing if all is fixed.
 
         Waits for changes that are under way (because their caller was cancelled): they would not be seen.
         """
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await self._work.settled()
         self._ready()
+        if self.fixed:
+            return ()
         wanted = {place_of(placement) for placement in keep if placement.device == self.name}
-        return await self._finish(self._reconcile(wanted)) if self.mig else self.instances()
+        return await self._work.finish(self._reconcile(wanted)) if self._changes else self.instances()
 
     def bar(self, placement: Placement, why: str) -> None:
         """Leave `placement` out of the layouts until the driver makes an instance there: it failed, although the place
         was free."""
         place = place_of(placement)
-        if self.mig and not self.lost and not self._books.obstacle(place):
+        if self._changes and not self.lost and not self._books.obstacle(place):
             self._books.barred[place] = why
             self._shape = None
             log.error("%s is quarantined: %s", placement.id, why)
@@ -224,17 +263,30 @@ class MigDevice:
         are free now."""
         if not (self._books.quarantined or self._books.barred) or self.lost:
             return ()
-        return await self._finish(self._retry())
+        return await self._work.finish(self._retry())
 
     async def claim(self, placement: Placement) -> None:
         """Record an instance that somebody else made as ours, because an operator says so."""
         self._ready(placement)
-        await self._finish(self._claim(place_of(placement)))
+        if self.fixed:
+            raise DeviceError(f"{placement.id} cannot be claimed ({self.fixed})")
+        await self._work.finish(self._claim(place_of(placement)))
 
     async def poll(self) -> bool:
         """Return whether the GPU answers, at the cost of one reading; `lost` and the layouts follow.  Once it is back,
         what it lost is forgotten, and what should have been removed meanwhile is removed."""
-        return await self._finish(self._poll())
+        return await self._work.finish(self._poll())
+
+    def take_xid(self, number: int, gi: int | None) -> None:
+        """Draw the consequences of a critical error of the GPU, or of its instance `gi`, that the driver reported."""
+        verdict, why = self._reports.take(number, gi)
+        place = next((place for place, found in self._books.ours.items() if found.gi == gi), None)
+        log.log(logging.ERROR if verdict else logging.WARNING, "%s: %s", self.name, why)
+        if verdict == "lost":
+            self._lose()
+        elif verdict == "slice" and place is not None:
+            self._books.quarantined[place] = why
+            self._shape = None
 
     # --- changes, each within a task that is not cancelled ------------------------------------------------------------
 
@@ -260,11 +312,21 @@ class MigDevice:
             found = None
         if found is None:
             found = await self._make(place)
-        return found if found.uuid else await self._complete(found)
+        if not found.uuid:
+            found = await self._complete(found)
+        try:
+            await self._ask(self._instances.provide, found)
+        except DeviceLost:
+            raise
+        except DeviceError as error:
+            await self._remove(place)
+            raise DeviceError(f"{self._books.id_of(place)} cannot be used: {error}") from error
+        return found
 
     async def _make(self, place: Place) -> GpuInstance:
         try:
-            found = await self._tried(lambda: self._ask(self._instances.make, *place))
+            async with self.hooks.change():
+                found = await self._work.tried(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
@@ -274,7 +336,7 @@ class MigDevice:
 
     async def _complete(self, found: GpuInstance) -> GpuInstance:
         try:
-            return await self._tried(lambda: self._ask(self._instances.complete, found))
+            return await self._work.tried(lambda: self._ask(self._instances.complete, found))
         except NvmlError as error:
             await self._remove(found.place)
             name = self._books.id_of(found.place)
@@ -288,7 +350,8 @@ class MigDevice:
         found = self._books.ours.get(place)
         if found is not None:
             try:
-                await self._tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+                async with self.hooks.change():
+                    await self._work.tried(lambda: self._ask(self._instances.unmake, found), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise
@@ -301,8 +364,8 @@ class MigDevice:
 
     async def _quarantine(self, place: Place, why: str) -> None:
         pids = await self._ask(self._gpu.holders, self._books.ours[place])
-        who = f"held by process {', '.join(map(str, pids))}" if pids else "no process is to be seen on it"
-        self._books.quarantined[place] = f"{why} ({who})"
+        others = await asyncio.to_thread(clients.find, self.nodes, without=pids)
+        self._books.quarantined[place] = f"{why} ({clients.holders(pids, others)})"
         self._shape = None
         log.error("%s is quarantined: %s", self._books.id_of(place), self._books.quarantined[place])
 
@@ -384,17 +447,28 @@ class MigDevice:
             if self.lost:
                 await self._ask(self._gpu.reopen)
             await self._ask(self._gpu.alive)
-            if self.lost:
+            self._reports.answered()
+            if self.lost and not self._reports.condemned:
                 await self._return()
+            elif self.fixed:
+                await self._look()
         except DeviceLost:
-            pass
+            self._reports.gone()
         except NvmlError as error:
+            if self._reports.failed(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
+                self._lose()
             # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
             said, self._said = self._said, str(error)
             log.log(logging.WARNING if self._said != said else logging.DEBUG, "%s: %s", self.name, error)
         else:
             self._said = ""
         return not self.lost
+
+    def _lose(self) -> None:
+        if not self.lost:
+            log.error("%s: %s", self.name, nvml.LOST)
+        self.lost = True
+        self._shape = None
 
     async def _return(self) -> None:
         await self._look()
@@ -406,35 +480,17 @@ class MigDevice:
 
     # --- the driver, asked --------------------------------------------------------------------------------------------
 
-    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Finish `work` even if its caller is cancelled."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
-
     async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
             return await self.session.call(function, *arguments)
         except DeviceLost:
-            if not self.lost:
-                log.error("%s: %s", self.name, nvml.LOST)
-            self.lost = True
-            self._shape = None
+            self._lose()
             raise DeviceLost(f"{self.name}: {nvml.LOST}") from None
-
-    async def _tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
-        """Return the result of `work`, tried again after each wait if it was refused as in use, or for `anything`."""
-        for wait_s in self._back_off_s:
-            try:
-                return await work()
-            except NvmlError as error:
-                if error.code == nvml.NO_PERMISSION or not (anything or error.code == nvml.IN_USE):
-                    raise
-            await self._sleep(wait_s)
-        return await work()
 
     async def _look(self) -> None:
         """Find what exists, and whose it is; forget what does not exist."""
+        before = set(self._books.ours)
         self._books.sort(await self._ask(self._instances.look))
+        if self.fixed and (gone := before - set(self._books.ours)):
+            log.warning("%s was taken away from this process", ", ".join(map(self._books.id_of, sorted(gone))))
         self._shape = None

@@ -1,4 +1,12 @@
-"""The NVIDIA GPUs of this machine as devices: `nvidia`, or `nvidia:0,2` by their numbers."""
+"""The NVIDIA GPUs of this machine as devices.
+
+    nvidia            every GPU; nvidia:0,2 those with these numbers
+    nvidia:mig        the same, but only with MIG mode on; also nvidia:mig:0,2
+    mig:MIG-...,...   these MIG instances by their UUIDs (or what these begin with), as they are
+
+A scheduler such as Slurm hands a job MIG instances by CUDA_VISIBLE_DEVICES.  If that names instances, `nvidia` is
+exactly these.  A GPU's number in that variable is not the driver's, so then `nvidia` is refused.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +19,29 @@ from typing import Any
 from clover.config import WorkersConfig
 from clover.devices import DeviceChoice
 from clover.devices.cpu import CpuDevice
+from clover.devices.driver import check_driver, torch_build
+from clover.devices.fixed import NAMED, FixedGpu
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import boot_of
-from clover.errors import ConfigError, DeviceLost
+from clover.errors import ConfigError, DeviceError, DeviceLost
 from clover.interfaces import Device
 from clover.settings.check import parse_cores
 
 log = logging.getLogger("clover.devices")
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
+_NEED_MIG = "mig"
+_MIG_UUID = re.compile(r"MIG-[A-Za-z0-9/-]+")
 
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
-    """Return which GPUs `text` asks for; ConfigError if it is malformed."""
+    """Return which GPUs or instances `text` asks for; ConfigError if it is malformed."""
+    if text.partition(":")[0] == _NEED_MIG:
+        return DeviceChoice(kind="mig", uuids=_uuids(text, rest or ""))
+    word, colon, numbers = (rest or "").partition(":")
+    if word == _NEED_MIG:
+        return DeviceChoice(kind="nvidia", need_mig=True, indices=_indices(text, numbers) if colon else ())
     return DeviceChoice(kind="nvidia", indices=() if rest is None else _indices(text, rest))
 
 
@@ -33,19 +50,25 @@ def build(
 ) -> dict[str, Device]:
     """Return the GPUs chosen, by name; see `clover.devices.build`."""
     cores = CpuDevice(parse_cores(config.cores)).worker_cores
-    if session is None and not choice.indices:
-        _check_environment(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    uuids = choice.uuids
+    if session is None and not choice.indices and not uuids:
+        uuids = _assigned(os.environ.get("CUDA_VISIBLE_DEVICES"))
     opened = session or Nvml()
     try:
+        check_driver(opened, torch_build())
         options = {"boot": boot_of(), "exclusive": exclusive, "cores": cores}
-        return open_gpus(opened, choice.indices, cache / "mig", **options)
+        if uuids:
+            return _open_named(opened, uuids, cache / "mig", **options)
+        found = dict[str, Device](open_gpus(opened, choice.indices, cache / "mig", **options))
+        _check_modes(found, need_mig=choice.need_mig)
+        return found
     except BaseException:
         if session is None:
             opened.close()
         raise
 
 
-def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: Any) -> dict[str, Device]:
+def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: Any) -> dict[str, MigDevice]:
     """Return the GPUs of these numbers, all if none is given, by name; `options` are those of `MigDevice.open`.
 
     GPUs that are lost are left out, unless they were named or none is left.
@@ -70,7 +93,74 @@ def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: 
         for device in opened.values():
             device.close()
         raise
-    return dict(opened)
+    return opened
+
+
+def _open_named(session: Nvml, uuids: tuple[str, ...], folder: Path, **options: Any) -> dict[str, Device]:
+    """Return the GPUs on which the instances named by `uuids` stand, with these instances alone.  Raises ConfigError if
+    a name fits no instance, or several."""
+
+    def find() -> dict[int, list[str]]:
+        places: dict[int, list[str]] = {}
+        for index in _every(session.library):
+            gpu = FixedGpu(session.library, index, NAMED, uuids)
+            places[index] = [found.uuid for found in gpu.walk()]
+        return places
+
+    found = session.call_sync(find)
+    every = [uuid for there in found.values() for uuid in there]
+    for given in uuids:
+        fits = [uuid for uuid in every if uuid.startswith(given)]
+        if len(fits) != 1:
+            what = f"fits {len(fits)} of them ({', '.join(fits)})" if fits else "is none of them"
+            raise ConfigError(f"{given} names one MIG instance of this machine, and {what}: see `nvidia-smi -L`")
+    gpus: dict[str, Device] = {}
+    try:
+        for index in [index for index, there in found.items() if there]:
+            device = MigDevice.open(session, index, folder, named=uuids, **options)
+            gpus[device.name] = device
+    except BaseException:
+        _close(gpus)
+        raise
+    return gpus
+
+
+def _every(library: Any) -> list[int]:
+    """Return the numbers of the GPUs with MIG on; in the session's thread."""
+    found = []
+    for index in range(int(library.nvmlDeviceGetCount())):
+        try:
+            current, _ = library.nvmlDeviceGetMigMode(library.nvmlDeviceGetHandleByIndex(index))
+        except library.NVMLError:
+            continue  # without MIG, or lost: no instance that could be meant is on it
+        if current:
+            found.append(index)
+    return found
+
+
+def _check_modes(gpus: dict[str, Device], *, need_mig: bool) -> None:
+    """Warn of GPUs that could be split and are not, or refuse them if MIG is needed: DeviceError, with all closed."""
+    for device in gpus.values():
+        if not isinstance(device, MigDevice) or device.mig:
+            continue
+        turn_on = f"nvidia-smi -i {device.name.removeprefix('gpu')} -mig 1 as root (an A100 or A30 then needs a reset)"
+        if need_mig:
+            _close(gpus)
+            why = f"MIG mode is off; turn it on with {turn_on}" if device.can_mig else f"{device.product} has no MIG"
+            raise DeviceError(f"{device.name}: {why}, or leave `mig` out of the device to serve on the whole GPU")
+        if device.can_mig:
+            log.warning(
+                "%s: MIG mode is off, so it is served whole. If it was on before a reboot: from Hopper on the driver "
+                "forgets it. To split it: %s; device nvidia:mig refuses to start without",
+                device.name,
+                turn_on,
+            )
+
+
+def _close(gpus: dict[str, Device]) -> None:
+    for device in gpus.values():
+        if isinstance(device, MigDevice):
+            device.close()
 
 
 def _indices(text: str, given: str) -> tuple[int, ...]:
@@ -83,13 +173,28 @@ def _indices(text: str, given: str) -> tuple[int, ...]:
     return tuple(sorted(indices))
 
 
-def _check_environment(visible: str | None) -> None:
-    """Raise ConfigError if the environment assigns GPUs by numbers that are not the driver's."""
+def _uuids(text: str, given: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in given.split(","))
+    if not all(map(_MIG_UUID.fullmatch, parts)):
+        raise ConfigError(f"device {text!r} must read as mig:MIG-..., with UUIDs of MIG instances as in nvidia-smi -L")
+    if len(set(parts)) != len(parts):
+        raise ConfigError(f"device {text!r} names an instance twice")
+    return parts
+
+
+def _assigned(visible: str | None) -> tuple[str, ...]:
+    """Return the MIG instances that the environment assigns, none if it says nothing; ConfigError if it assigns GPUs by
+    numbers that are not the driver's."""
+    parts = [part.strip() for part in (visible or "").split(",")]
+    if visible is not None and all(map(_MIG_UUID.fullmatch, parts)):
+        log.info("CUDA_VISIBLE_DEVICES assigns %s: exactly that is used", visible)
+        return tuple(dict.fromkeys(parts))
     if visible is not None:
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES is set ({visible!r}) and device nvidia would use every GPU the driver sees: name "
             "those to use by their numbers in nvidia-smi, as nvidia:0,1, or unset the variable"
         )
+    return ()
 
 
 def _present(session: Nvml, indices: tuple[int, ...]) -> tuple[int, ...]:

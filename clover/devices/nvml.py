@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -40,6 +41,17 @@ OPERATING_SYSTEM = 17
 MISMATCH = 18
 IN_USE = 19
 INSUFFICIENT_RESOURCES = 23
+GPU_NOT_FOUND = 28
+UNKNOWN = 999
+
+LOST_CODES = frozenset({GPU_IS_LOST, RESET_REQUIRED, GPU_NOT_FOUND})
+"""What calls on a lost GPU answer.  The look-up of its handle may also answer UNKNOWN, again and again ("Unable to
+determine the device handle" of nvidia-smi)."""
+
+LOOK_UPS = 3
+"""How often the look-up of a handle has to answer UNKNOWN until the GPU counts as lost."""
+
+_LOOK_UP_WAIT_S = 0.2
 
 _TEXTS = {
     NOT_SUPPORTED: "this GPU or its driver does not support that: for MIG, it must be turned on (nvidia-smi -mig 1)",
@@ -57,7 +69,6 @@ _TEXTS = {
         "another device: cpu, or an emulated one as emulated:a100-40gb:1"
     ),
     FUNCTION_NOT_FOUND: "the NVIDIA driver is too old for this call: MIG by name and placement needs a newer one",
-    RESET_REQUIRED: "the GPU must be reset first: stop what runs on it, then nvidia-smi --gpu-reset",
     OPERATING_SYSTEM: "the operating system blocked the call: see the limits and devices of this container or service",
     MISMATCH: "the NVIDIA driver was upgraded while loaded: reload its modules or reboot",
     IN_USE: "in use: an instance or a process still holds it",
@@ -65,8 +76,8 @@ _TEXTS = {
 }
 
 LOST = (
-    "the GPU is lost (it fell off the bus, or its driver gave it up): reset it or reboot; the kernel log says why; "
-    "other devices serve as before"
+    "the GPU is lost (it fell off the bus, its driver gave it up, or it must be reset): stop what runs on it, then "
+    "nvidia-smi --gpu-reset, or reboot; the kernel log says why; other devices serve as before"
 )
 
 
@@ -148,4 +159,18 @@ class Nvml:
 
 def _mapped(error: Any) -> DeviceError:
     code = int(getattr(error, "value", 0))
-    return DeviceLost(LOST) if code == GPU_IS_LOST else NvmlError(described(code, str(error)), code)
+    return DeviceLost(LOST) if code in LOST_CODES else NvmlError(described(code, str(error)), code)
+
+
+def look_up(library: Any, find: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """Return the handle that `find` looks up, in the session's thread.  UNKNOWN is asked about again, and is raised as
+    GPU_IS_LOST if it stays."""
+    for attempt in range(LOOK_UPS):
+        if attempt:
+            sleep(_LOOK_UP_WAIT_S)
+        try:
+            return find()
+        except library.NVMLError as error:
+            if error.value != UNKNOWN:
+                raise
+    raise library.NVMLError(GPU_IS_LOST)

@@ -7,6 +7,10 @@ the disk.  Whenever the process dies, the file then names at least all that is o
 not stand.  Instances do not survive a reboot of the machine, the file does: it carries the boot it belongs to, and
 nothing recorded in another boot is taken for ours.
 
+Once an instance is complete, its record also has the id and the UUID that the driver gave it.  If another one stands at
+its place later, somebody removed ours and made that: it is theirs.  A driver gives the same id and UUID to whatever is
+made at the same place in the same shape, so an exact copy cannot be told from ours.
+
 One server owns a GPU at a time.  A lock on a second file says so; it is the kernel's, so it ends with the process.
 """
 
@@ -29,12 +33,24 @@ _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-class OwnPlace(Record, frozen=True, kw_only=True):
-    """A place on the GPU where an instance of ours exists, or may exist."""
+class OwnPlace(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A place on the GPU where an instance of ours exists, or may exist.  `gi` and `uuid` name the one that was made
+    there; -1 and empty as long as it is not complete."""
 
     profile: str
     start: int
     size: int
+    gi: int = -1
+    uuid: str = ""
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Profile and start, which identify an instance on its GPU."""
+        return self.profile, self.start
+
+    def means(self, gi: int, uuid: str) -> bool:
+        """Return whether the instance with this id and UUID (empty if it is not complete) may be the recorded one."""
+        return self.gi < 0 or (self.gi == gi and uuid in ("", self.uuid))
 
 
 class _File(Record, frozen=True, kw_only=True):
@@ -85,15 +101,22 @@ class Ownership:
         """Whether changes are allowed: the lock is held."""
         return self._lock is not None
 
+    def find(self, place: tuple[str, int]) -> OwnPlace | None:
+        """Return the record of the place, if there is one."""
+        return next((own for own in self._places if own.place == place), None)
+
     def add(self, place: OwnPlace) -> None:
-        """Record `place`; on return it is on the disk."""
+        """Record `place`, instead of what was recorded of it; on return it is on the disk."""
         if place not in self._places:
-            self._write(self._places | {place})
+            self._write(self._without(place) | {place})
 
     def remove(self, place: OwnPlace) -> None:
         """Strike `place` out; on return that is on the disk."""
-        if place in self._places:
-            self._write(self._places - {place})
+        if self.find(place.place) is not None:
+            self._write(self._without(place))
+
+    def _without(self, place: OwnPlace) -> frozenset[OwnPlace]:
+        return frozenset(own for own in self._places if own.place != place.place)
 
     def close(self) -> None:
         """Release the lock."""

@@ -1,8 +1,9 @@
-"""The partitionable GPUs as data, for the emulated NVML and for planning where no GPU is at hand.
+"""GPUs as data, for the emulated NVML and for planning where no GPU is at hand.
 
-`data/mig_profiles.json` holds twelve boards with every MIG profile, and says field by field where its numbers come
-from.  What was not published is filled in by a stated rule and named in the row's `analytical`.  On a real GPU all of
-this is asked of the driver instead: names, memory and even placements differ by driver and by die.
+`data/mig_profiles.json` holds twelve boards with every MIG profile, `data/plain_gpus.json` boards without MIG, which
+are used whole; both say field by field where their numbers come from.  What was not published is filled in by a stated
+rule and named in the row's `analytical`.  On a real GPU all of this is asked of the driver instead: names, memory and
+even placements differ by driver and by die.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from clover.errors import DeviceError
 from clover.planning.packing.geometry import SliceProfile
 from clover.types import Method, Record
 
-_DATA = Path(__file__).parent / "data" / "mig_profiles.json"
+_HBM = ("a100", "a30", "b200", "gb200", "gh200", "h100", "h20", "h200", "v100")
+"""Boards, by the first part of their names, whose memory is HBM."""
+CONTEXT_HBM_W, CONTEXT_GDDR_W = 35.0, 60.0
+"""Watts that a CUDA context adds to an idle board, within what was measured: 26 to 50 W with HBM (H100, A100), 66 W
+with GDDR (L40S); arXiv:2605.23918."""
+_CONTEXT_MOST = 0.2
+"""The most of a board's power that a context is taken to add: nobody published it of boards of 70 W (T4, L4)."""
+
+_DATA = Path(__file__).parent / "data"
 
 Kind = Literal["base", "double-memory", "media", "graphics", "all-media", "no-media"]
 
@@ -63,13 +72,13 @@ class GpuTable(Record, frozen=True, kw_only=True):
     """One board: its axes, its power and its profiles.
 
     `compute_slices` and `memory_slices` are the lengths of the two axes; `toggle_needs_reset` says that MIG mode is
-    changed only by a reset; `idle_w` and `max_w` are watts of the whole board.  `sources` maps fields to keys of
-    `sources()`.
+    changed only by a reset; `idle_w` and `max_w` are watts of the whole board.  A board without MIG has no profiles.
+    `sources` maps fields to keys of `sources()`.
     """
 
     name: str
     product: str
-    architecture: Literal["ampere", "hopper", "blackwell"]
+    architecture: Literal["turing", "ampere", "ada", "hopper", "blackwell"]
     compute_capability: str
     pci_device: str
     compute_slices: int
@@ -82,6 +91,12 @@ class GpuTable(Record, frozen=True, kw_only=True):
     sources: dict[str, str]
     notes: tuple[str, ...]
     profiles: tuple[ProfileRow, ...]
+
+    @property
+    def context_w(self) -> float:
+        """Watts that the board draws more as soon as a process holds it, whatever that does: an estimate, by memory."""
+        watts = CONTEXT_HBM_W if self.name.split("-")[0] in _HBM else CONTEXT_GDDR_W
+        return min(watts, _CONTEXT_MOST * self.max_w)
 
     def profile(self, name: str) -> ProfileRow:
         """Return the profile of that name; DeviceError names the existing ones."""
@@ -98,23 +113,40 @@ class _File(Record, frozen=True, kw_only=True):
 
 
 @cache
-def _file() -> _File:
-    return msgspec.json.decode(_DATA.read_bytes(), type=_File)
+def _file(name: str = "mig_profiles.json") -> _File:
+    return msgspec.json.decode((_DATA / name).read_bytes(), type=_File)
+
+
+def _plain() -> _File:
+    return _file("plain_gpus.json")
 
 
 def sources() -> dict[str, str]:
     """Return what the keys in `GpuTable.sources` stand for; "size", "media" and "cores" are the rules that gave
     analytical memory, engines and SMs."""
-    return dict(_file().sources)
+    return {**_plain().sources, **_file().sources}
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all tables: "a100-40gb" and so on."""
+    """Return the names of the boards with MIG: "a100-40gb" and so on."""
     return tuple(gpu.name for gpu in _file().gpus)
 
 
+def plain_names() -> tuple[str, ...]:
+    """Return the names of the boards without MIG: "rtx-4090" and so on."""
+    return tuple(gpu.name for gpu in _plain().gpus)
+
+
+def board(name: str) -> GpuTable:
+    """Return the table of a board, with MIG or without; DeviceError names the existing ones."""
+    for gpu in (*_file().gpus, *_plain().gpus):
+        if gpu.name == name:
+            return gpu
+    raise DeviceError(f"there is no table of a GPU {name!r}; known: {', '.join((*names(), *plain_names()))}")
+
+
 def table(name: str) -> GpuTable:
-    """Return the table of that name; DeviceError names the existing ones."""
+    """Return the table of a board with MIG; DeviceError names the existing ones."""
     for gpu in _file().gpus:
         if gpu.name == name:
             return gpu

@@ -1,30 +1,38 @@
 """Energy meters of what Clover runs on; every figure is labelled with how it is known.
 
-The machine is measured by RAPL if the kernel lets this user read it, and otherwise modelled.  GPUs are measured by NVML
-and never modelled: the error of such a model would be unknown.  Meters are interchangeable
+The machine is measured by RAPL if the kernel lets this user read it, and otherwise modelled.  GPUs are measured by
+NVML; one that shows neither its energy nor its power is modelled, with a warning.  Meters are interchangeable
 (`clover.interfaces.EnergyMeter`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from clover.config import EnergyConfig
 from clover.energy.cpu_power import CPUINFO, CpuPower, check_watts, cpu_power
+from clover.energy.foreign_work import OurWork
+from clover.energy.gpu_modelled import ModelledGpuMeter
+from clover.energy.gpu_probe import BlockingSession, Failure, MeteredGpu, NvmlSession, Probe
 from clover.energy.host import ReadHost, host_use
 from clover.energy.modelled import ModelledMeter
-from clover.energy.nvml import BlockingSession, Failure, MeteredGpu, NvmlMeter, NvmlSession, Probe
+from clover.energy.nvml import GpuUnmetered, IdleSettings, NvmlMeter, Sleep
 from clover.energy.rapl import POWERCAP, RaplError, RaplMeter, find_domains
 from clover.errors import ConfigError
 
 __all__ = [
-    "CpuPower", "Meter", "ModelledMeter", "NvmlMeter", "RaplMeter", "build", "build_gpu", "cpu_power", "gpu_meter_key",
-    "meter_key",
+    "CpuPower", "GpuMeter", "Meter", "ModelledGpuMeter", "ModelledMeter", "NvmlMeter", "OurWork", "RaplMeter", "build",
+    "build_gpu", "cpu_power", "gpu_meter_key", "meter_key",
 ]  # fmt: skip
 
+log = logging.getLogger("clover.energy")
+
 Meter = RaplMeter | ModelledMeter
+GpuMeter = NvmlMeter | ModelledGpuMeter
 
 
 def build(
@@ -89,28 +97,58 @@ async def build_gpu(
     gpu: MeteredGpu,
     config: EnergyConfig,
     *,
-    busy_ns: Callable[[], int] | None = None,
+    work: OurWork | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
-) -> NvmlMeter:
+    sleep: Sleep = asyncio.sleep,
+) -> GpuMeter:
     """Return the meter of a whole GPU with all its slices; `meter.why` says what it reads.
 
-    Call it before there are workers.  `busy_ns` returns the time that workers of this GPU were busy so far
-    (`Account.busy_ns`).  Raises ConfigError if `energy.gpu_idle_w` makes no sense, DeviceError if the GPU shows neither
-    energy nor power.
+    Call it before there are workers.  `work` is what the server does on the GPU.  Raises ConfigError if
+    `energy.gpu_idle_w` or `energy.gpu_resident_w` make no sense, DeviceError if the GPU cannot be read, or shows
+    neither energy nor power and `energy.gpu_meter` is "nvml".
     """
-    if config.gpu_idle_w is not None:
-        check_watts("gpu_idle_w", config.gpu_idle_w)
-    return await NvmlMeter.start(nvml, gpu, idle_w=config.gpu_idle_w, busy_ns=busy_ns, clock=clock)
+    idle = IdleSettings(config.gpu_idle_w, config.gpu_resident_w)
+    for name, watts in (("gpu_idle_w", idle.bare_w), ("gpu_resident_w", idle.resident_w)):
+        if watts is not None:
+            check_watts(name, watts)
+    if idle.bare_w is not None and idle.resident_w is not None and idle.resident_w < idle.bare_w:
+        raise ConfigError(
+            f"energy.gpu_resident_w = {idle.resident_w:g} is below energy.gpu_idle_w = {idle.bare_w:g}: a GPU with a "
+            "context draws no less than without one"
+        )
+    why = "configured"
+    if config.gpu_meter != "modelled":
+        try:
+            return await NvmlMeter.start(nvml, gpu, idle=idle, work=work, clock=clock, sleep=sleep)
+        except GpuUnmetered as error:
+            if config.gpu_meter == "nvml":
+                raise
+            why = "NVML shows neither its energy nor its power"
+            log.warning("%s: its energy is modelled from here on: %s", gpu.name, error)
+    return await ModelledGpuMeter.start(
+        nvml, gpu, Probe(gpu.uuid, clock), idle_w=config.gpu_idle_w, work=work, why=f"modelled: {why}"
+    )
 
 
 def gpu_meter_key(config: EnergyConfig, gpu: MeteredGpu, session: BlockingSession) -> str:
-    """Return what tells one meter of a GPU from another: the emulator, NVML's counter, or its power over time.
+    """Return what tells one meter of a GPU from another: the emulator, NVML's counter, its power over time, or the
+    model.
 
     It asks the GPU, and blocks for that.  Raises DeviceError if NVML cannot be asked.
     """
-    idle = "measured" if config.gpu_idle_w is None else f"{config.gpu_idle_w:g} W"
+    idle, resident = (
+        "measured" if watts is None else f"{watts:g} W" for watts in (config.gpu_idle_w, config.gpu_resident_w)
+    )
+    known = f"idle {idle}, with a context {resident}"
     if gpu.emulated:
-        return f"emulated, idle {idle}"
-    answer = session.call_sync(Probe(gpu.uuid, time.monotonic_ns).counter)
-    power = isinstance(answer, Failure) and answer.kind == "unsupported"
-    return f"NVML {'power' if power else 'counter'}, idle {idle}"
+        return f"emulated, {known}"
+    if config.gpu_meter == "modelled":
+        return f"modelled GPU, {known}"
+    probe = Probe(gpu.uuid, time.monotonic_ns)
+    kinds = []
+    for read in (probe.counter, probe.power):
+        answer = session.call_sync(read)
+        kinds.append(isinstance(answer, Failure) and answer.kind == "unsupported")
+    if all(kinds):
+        return f"modelled GPU, {known}"
+    return f"NVML {'power' if kinds[0] else 'counter'}, {known}"

@@ -17,20 +17,29 @@ Three things can happen to a reading, and none may become joules that were not m
 
 A GPU that is lost keeps its last total, says so (`state`, `why`), and is read again when it is back.
 
-Idle power is `energy.gpu_idle_w`, or if that is not set, what the GPU drew when the meter was made, before there were
-workers.  Either way it is lowered to the least average seen over ten seconds since: a GPU cannot idle at more than it
-ever drew.  (Windows with work in them draw more, so they need not be excluded.  Shorter windows would be biased: with a
-resolution of 0.1 s, a second's average can read a tenth too low, and the least of many does.)
+Idle power is that of a bare GPU, and that of one with a context (`clover.energy.board_idle`).  Both are lowered to the
+least average seen over ten seconds: a GPU cannot idle at more than it ever drew.  (Windows with work in them draw more,
+so they need not be excluded.  Shorter windows would be biased: with a resolution of 0.1 s, a second's average can read
+a tenth too low, and the least of many does.)  A sample has the joules that being awake cost (`awake_j`), apart from
+bare idle power.
+
+The counter is that of the whole GPU.  If processes that are not ours compute on it, or may do so, samples name them
+(`shared`): how much of the energy is theirs is unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import statistics
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from clover.energy.board_idle import SETTLE_S, BoardIdle
+from clover.energy.foreign_work import ForeignWork, OurWork
+from clover.energy.gpu_probe import BoardLook, Failure, MeteredGpu, NvmlSession, Probe, Value
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method
 
@@ -45,96 +54,21 @@ STUCK_S = 10.0
 _MOST_W = 5000.0  # more than any GPU draws
 _GRAIN_S = 1.0  # allowed for the counter's own update interval when a leap is judged
 _FIRST_LOOK_S = 2.0
+_START_LOOKS, _START_STEP_S = 13, 0.25
+"""Looks at the power of a GPU at rest: over three seconds, since the driver's own waking up is in the first."""
 
-_T = TypeVar("_T")
-
-
-class NvmlSession(Protocol):
-    """Runs NVML calls in the one thread that owns the library."""
-
-    async def call(self, function: Callable[..., _T], /, *arguments: Any) -> _T:
-        """Return the result of `function(*arguments)`; raises DeviceError."""
+Sleep = Callable[[float], Awaitable[None]]
 
 
-class BlockingSession(Protocol):
-    """Runs NVML calls in that thread, and waits for them."""
+@dataclass(frozen=True)
+class IdleSettings:
+    """Watts of a GPU that the operator sets: bare, and with a context.  None: they are measured."""
 
-    def call_sync(self, function: Callable[..., _T], /, *arguments: Any) -> _T:
-        """Return the result of `function(*arguments)`; raises DeviceError."""
-
-
-class MeteredGpu(Protocol):
-    """The GPU that is metered: `uuid` is the whole GPU's ("GPU-..."), never a slice's."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def uuid(self) -> str: ...
-    @property
-    def emulated(self) -> bool: ...
+    bare_w: float | None = None
+    resident_w: float | None = None
 
 
-class Value(NamedTuple):
-    """Millijoules or milliwatts, and when they were read."""
-
-    at_ns: int
-    number: int
-    source: str
-
-
-class Failure(NamedTuple):
-    """NVML gave no value.  "unsupported": this driver, GPU or user will never get one."""
-
-    kind: Literal["lost", "unsupported", "failed"]
-    text: str
-
-
-class Probe:
-    """The NVML calls about one GPU.  Its methods run in the NVML thread and raise nothing of NVML's."""
-
-    def __init__(self, uuid: str, clock: Callable[[], int]) -> None:
-        self._uuid = uuid
-        self._clock = clock
-        self._handle: Any = None
-
-    def counter(self) -> Value | Failure:
-        """Return millijoules since the driver was loaded."""
-        return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
-
-    def power(self) -> Value | Failure:
-        """Return milliwatts now: the instantaneous field if the GPU has it, or else the plain call (an average)."""
-        return self._ask(_power_mw)
-
-    def _ask(self, question: Callable[[Any, Any], tuple[int, str]]) -> Value | Failure:
-        import pynvml
-
-        try:
-            if self._handle is None:
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            number, source = question(pynvml, self._handle)
-        except pynvml.NVMLError as error:
-            unsupported = (
-                pynvml.NVML_ERROR_NOT_SUPPORTED,
-                pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-                pynvml.NVML_ERROR_NO_PERMISSION,
-            )
-            lost = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_ERROR_GPU_NOT_FOUND)
-            if error.value in unsupported:
-                return Failure("unsupported", str(error))
-            self._handle = None  # it may be stale: a GPU that comes back has another one
-            return Failure("lost" if error.value in lost else "failed", str(error))
-        return Value(self._clock(), number, source)
-
-
-def _power_mw(nvml: Any, gpu: Any) -> tuple[int, str]:
-    try:
-        field = nvml.nvmlDeviceGetFieldValues(gpu, [nvml.NVML_FI_DEV_POWER_INSTANT])[0]
-        if field.nvmlReturn == nvml.NVML_SUCCESS:
-            return int(field.value.uiVal), "instantaneous power"
-    except nvml.NVMLError as error:
-        if error.value not in (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
-            raise
-    return int(nvml.nvmlDeviceGetPowerUsage(gpu)), "power"
+_MEASURED = IdleSettings()
 
 
 class FirstReading(NamedTuple):
@@ -142,8 +76,12 @@ class FirstReading(NamedTuple):
 
     source: Literal["counter", "power"]
     value: Value
-    idle_w: float
+    idle: BoardIdle
     why: str
+
+
+class GpuUnmetered(DeviceError):
+    """The GPU shows neither its energy nor its power."""
 
 
 class NvmlMeter:
@@ -161,14 +99,14 @@ class NvmlMeter:
         probe: Probe,
         first: FirstReading,
         *,
-        busy_ns: Callable[[], int] | None,
+        work: OurWork | None,
         patience_s: float,
     ) -> None:
         self.device = gpu.name
         self.method: Method = "emulated" if gpu.emulated else "measured"
         self.source = first.source
         self.state: State = "reading"
-        self.idle_w = first.idle_w
+        self.idle = first.idle
         self.epoch = 0
         self.resets = 0
         self.failed_reads = 0
@@ -176,13 +114,19 @@ class NvmlMeter:
         self._why = first.why
         self._trouble = ""
         self._nvml = nvml
-        self._read = probe.counter if first.source == "counter" else probe.power
-        self._pending: asyncio.Future[Value | Failure] | None = None
+        self._probe = probe
+        self._pending: asyncio.Future[BoardLook] | None = None
         self._patience_s = patience_s
         self._total_mj = 0.0
         self._last = first.value
+        self._awake_mj = 0.0
+        self._work = work
+        self._busy_ns = work.busy_ns() if work is not None else 0
+        self._foreign = ForeignWork(gpu.name, work)
+        self._closely = work is not None
         self._window: tuple[int, float] | None = (first.value.at_ns, 0.0)
-        self._hung = _Hung(first.value, busy_ns) if first.source == "power" and busy_ns is not None else None
+        self._awake_in_window: set[bool] = set()
+        self._hung = _Hung(first.value, work.busy_ns) if first.source == "power" and work is not None else None
 
     @classmethod
     async def start(
@@ -190,17 +134,18 @@ class NvmlMeter:
         nvml: NvmlSession,
         gpu: MeteredGpu,
         *,
-        idle_w: float | None = None,
-        busy_ns: Callable[[], int] | None = None,
+        idle: IdleSettings = _MEASURED,
+        work: OurWork | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
         patience_s: float = 2.0,
     ) -> NvmlMeter:
-        """Return a meter of `gpu`.  Raises DeviceError if its energy cannot be read at all.
+        """Return a meter of `gpu`.  Raises GpuUnmetered if it shows neither energy nor power, DeviceError if it cannot
+        be read.
 
-        `idle_w` None: what it draws now, so call this before there are workers.  `busy_ns` returns the time that
-        workers of this GPU were busy so far; it shows whether power stays the same whatever they do.  A reading that
-        takes longer than `patience_s` is left to the next `refresh`.
+        Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work` is what
+        the server does on this GPU, without which nothing passes for rest.  A reading that takes longer than
+        `patience_s` is left to the next `refresh`.
         """
         if not gpu.uuid.startswith("GPU-"):
             raise DeviceError(f"{gpu.name}: only a whole GPU has an energy counter, and {gpu.uuid} is none")
@@ -217,15 +162,19 @@ class NvmlMeter:
             why = f"NVML {power.source} integrated between looks, since the energy counter gives {counter.text!r}"
             log.warning("%s: %s", gpu.name, why)
         else:
-            raise DeviceError(
-                f"{gpu.name} shows neither its energy (NVML: {counter.text}) nor its power (NVML: {power.text}): "
-                "Clover does not guess a GPU's joules; use a driver that shows them, or workers.device = cpu"
+            raise GpuUnmetered(
+                f"{gpu.name} shows neither its energy (NVML: {counter.text}) nor its power (NVML: {power.text}): use a "
+                'driver that shows them, energy.gpu_meter = "modelled", or workers.device = cpu'
             )
-        if idle_w is not None:
+        if idle.bare_w is not None:
+            idle_w = idle.bare_w
             why += f"; idle {idle_w:g} W as configured"
         elif isinstance(power, Value):
-            idle_w = power.number / 1e3
+            idle_w = await _at_rest(nvml, probe, power, sleep, 1 if gpu.emulated else _START_LOOKS)
             why += f"; idle {idle_w:g} W at start"
+            if isinstance(counter, Value):
+                counter = await nvml.call(probe.counter)
+                value = counter if isinstance(counter, Value) else value
         else:
             await sleep(_FIRST_LOOK_S)
             later = await nvml.call(probe.counter)
@@ -236,13 +185,20 @@ class NvmlMeter:
                 )
             idle_w = (later.number - value.number) * 1e6 / (later.at_ns - value.at_ns)
             why += f"; idle {idle_w:.1f} W over the first {_FIRST_LOOK_S:g} s"
-        first = FirstReading(source, value, idle_w, why)
-        return cls(nvml, gpu, probe, first, busy_ns=busy_ns, patience_s=patience_s)
+        known = BoardIdle(
+            idle_w, bare_by="start" if idle.bare_w is None else "configured", resident_w=idle.resident_w
+        )
+        return cls(nvml, gpu, probe, FirstReading(source, value, known, why), work=work, patience_s=patience_s)
 
     @property
     def why(self) -> str:
         """What is read, why this, and what is wrong with it now."""
-        return f"{self._why}; {self._trouble}" if self._trouble else self._why
+        return "; ".join(filter(None, (self._why, self.idle.why, self._foreign.why, self._trouble)))
+
+    @property
+    def idle_w(self) -> float:
+        """Watts at rest without a context."""
+        return self.idle.bare_w
 
     @property
     def lost(self) -> bool:
@@ -258,13 +214,31 @@ class NvmlMeter:
             idle_w=self.idle_w,
             method=self.method,
             epoch=self.epoch,
+            awake_w=self.idle.awake_w,
+            awake_j=self._awake_mj / 1e3,
+            shared=self._foreign.names,
         )
+
+    async def measure_resident(self, sleep: Sleep = asyncio.sleep) -> None:
+        """Measure idle power with a context on the GPU: call it while a worker is there and nothing is asked of it.
+
+        It takes six seconds; an emulated GPU needs one look.  Nothing happens if the watts are configured, or if the
+        GPU shows no power.
+        """
+        if self.idle.resident_by == "configured":
+            return
+        if self.method != "emulated":
+            await sleep(SETTLE_S)
+        power = await self._nvml.call(self._probe.power)
+        if isinstance(power, Value):
+            looks = 1 if self.method == "emulated" else _START_LOOKS
+            self.idle.measured(await _at_rest(self._nvml, self._probe, power, sleep, looks))
 
     async def refresh(self) -> None:
         """Read the GPU.  Failures are counted and logged once, and not raised: the next reading may be better."""
         pending = self._pending
         if pending is None:
-            pending = self._pending = asyncio.ensure_future(self._nvml.call(self._read))
+            pending = self._pending = asyncio.ensure_future(self._nvml.call(self._look))
             pending.add_done_callback(_seen)  # the server may stop before the next refresh
         await asyncio.wait((pending,), timeout=self._patience_s)
         if not pending.done():
@@ -274,9 +248,10 @@ class NvmlMeter:
             return  # another caller waited for the same reading
         self._pending = None
         try:
-            answer = pending.result()
+            look = pending.result()
         except DeviceError as error:
-            answer = Failure("failed", str(error))
+            look = BoardLook(Failure("failed", str(error)), None, None, None)
+        answer = look.answer
         if isinstance(answer, Failure):
             self.failed_reads += 1
             if answer.kind == "lost":
@@ -284,11 +259,16 @@ class NvmlMeter:
             else:
                 self._miss("failing", f"NVML: {answer.text}")
         elif answer.at_ns > self._last.at_ns:
-            self._follow(answer)
+            self._follow(answer, look)
+
+    def _look(self) -> BoardLook:
+        """Look at the GPU; runs in the NVML thread."""
+        return self._probe.look(self.source, closely=self._closely)
 
     # --- readings -----------------------------------------------------------------------------------------------------
 
-    def _follow(self, answer: Value) -> None:
+    def _follow(self, answer: Value, look: BoardLook) -> None:
+        before = self._last
         if self.source == "counter":
             if answer.number == self._last.number:
                 self._window = None
@@ -305,7 +285,33 @@ class NvmlMeter:
             log.info("%s: energy is read again", self.device)
         self.state, self._trouble = "reading", ""
         self._last = answer
-        self._lower_idle(answer.at_ns)
+        self._rest(before, look)
+        self._close_window(answer.at_ns)
+
+    def _rest(self, before: Value, look: BoardLook) -> None:
+        """Note whether the GPU was awake since `before`, by whom, and what it draws if nobody works."""
+        at_ns, idle = self._last.at_ns, self.idle
+        seconds = (at_ns - before.at_ns) / 1e9
+        workers = self._work.workers() if self._work is not None else frozenset()
+        was_w, idle.awake = idle.awake_w, bool(look.pids or workers)
+        self._awake_mj += (was_w + idle.awake_w) / 2 * seconds * 1e3
+        self._awake_in_window.add(idle.awake)
+        self._foreign.look(look.pids, look.busy)
+        if self._work is None:
+            return
+        busy_ns = self._work.busy_ns()
+        worked_ns, self._busy_ns = busy_ns - self._busy_ns, busy_ns
+        self._closely = worked_ns <= 0 or bool(self._foreign.pids)
+        if worked_ns > 0:
+            idle.worked(at_ns, worked_ns)
+        elif self._foreign.names or (look.pids is None and not idle.awake) or self._loading(look.pids, workers):
+            idle.disturb()
+        else:
+            watts = look.watts
+            if watts is None and self.source == "counter":
+                watts = (self._last.number - before.number) / seconds / 1e3
+            if watts is not None and watts >= 0.0:
+                idle.look(at_ns, watts, (look.pids, workers))
 
     def _count(self, answer: Value) -> None:
         step_mj = answer.number - self._last.number
@@ -336,18 +342,37 @@ class NvmlMeter:
             log.warning("%s: energy is not read: %s", self.device, trouble)
         self.state, self._trouble = state, trouble
         self._window = None  # an average over a gap says nothing about idle power
+        self.idle.disturb()
 
-    def _lower_idle(self, at_ns: int) -> None:
-        if self._window is None:
-            self._window = (at_ns, self._total_mj)
-            return
-        since_ns, since_mj = self._window
-        if at_ns - since_ns >= IDLE_WINDOW_S * 1e9:
-            self.idle_w = min(self.idle_w, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
-            self._window = (at_ns, self._total_mj)
+    def _loading(self, pids: tuple[int, ...] | None, ready: frozenset[int]) -> bool:
+        """Return whether a process of ours is on the GPU that is no worker yet: what it does is counted nowhere."""
+        work = self._work
+        return work is not None and any(pid not in ready and work.owns(pid) for pid in pids or ())
+
+    def _close_window(self, at_ns: int) -> None:
+        """Count the average of ten seconds once they are over: idle power is not above it."""
+        if self._window is not None:
+            since_ns, since_mj = self._window
+            if at_ns - since_ns < IDLE_WINDOW_S * 1e9:
+                return
+            awake = self._awake_in_window.pop() if len(self._awake_in_window) == 1 else None
+            self.idle.window(awake, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
+        self._window = (at_ns, self._total_mj)
+        self._awake_in_window.clear()
 
 
-def _seen(look: asyncio.Future[Value | Failure]) -> None:
+async def _at_rest(nvml: NvmlSession, probe: Probe, first: Value, sleep: Sleep, looks: int) -> float:
+    """Return the median watts of `looks` at a GPU that rests, the `first` of them included if there is no other."""
+    found = []
+    for _ in range(looks - 1):
+        await sleep(_START_STEP_S)
+        power = await nvml.call(probe.power)
+        if isinstance(power, Value):
+            found.append(power.number / 1e3)
+    return statistics.median(found or [first.number / 1e3])
+
+
+def _seen(look: asyncio.Future[BoardLook]) -> None:
     if not look.cancelled():
         look.exception()
 

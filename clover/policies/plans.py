@@ -27,6 +27,7 @@ from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.packing.waits import tuned
 from clover.planning.search.power_states import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
 from clover.planning.transition.layout import Capacity, slices
+from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory, Swap
 from clover.planning.transition.shared_layout import lay_out_shared
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
@@ -70,11 +71,22 @@ def placed(state: State, problem: Problem, configuration: Configuration, awake: 
     first = laid(devices[:awake])
     for stay in range(min(awake, len(used)), max(0, awake - len(fresh)) - 1, -1):
         found = laid((*used[:stay], *fresh[: awake - stay])) if state.running else first
-        floor = state.arrival_rate if state.running else 0.0
-        capacity = _capacity(problem)
-        if plan_transition(state.running, found, state.devices, capacity=capacity, floor=floor).holds:
+        if _holds(state, problem, found):
             return found
     return first
+
+
+def _holds(state: State, problem: Problem, target: Sequence[Assignment]) -> bool:
+    """Return whether the workers that run can be changed to `target` without falling below the arrival rate."""
+    memory = SliceMemory(needs=MemoryNeeds(state.profile), room=lambda place: Room(state.memory.get(place.profile, 0)))
+    return plan_transition(
+        state.running,
+        target,
+        state.devices,
+        capacity=_capacity(problem),
+        floor=state.arrival_rate if state.running else 0.0,
+        beside=Swap(memory, state.running, target).beside,
+    ).holds
 
 
 def _laid(

@@ -73,7 +73,8 @@ class Candidates:
         self._targets = targets or {}
         any_target = next(iter(self._targets.values()), registry.CPU)
         self.of: dict[str, list[str]] = {variant.name: ["eager"] for variant in spec.variants}
-        names = tuple(name for name in wanted if name != "eager")
+        there = [name for name in wanted if any_target.cuda or not registry.get(name).gpu_only]
+        names = tuple(name for name in there if name != "eager")
         unavailable = log_unavailable(names)
         for name in names:
             if name in unavailable:

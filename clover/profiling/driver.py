@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
+from clover.profiling.duty import NO_PAUSES, Pauses
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import answers
 from clover.runtime.memory.rows import read_rows
@@ -48,12 +49,19 @@ class DrivenWorker(Protocol):
 
 @dataclass
 class Cell:
-    """Timing of batches of one size: milliseconds of each, CPU seconds and wall seconds of all."""
+    """Timing of batches of one size: milliseconds of each, CPU seconds and wall seconds of all; and the seconds of the
+    batch before them, which is not counted."""
 
     batch: int
     ms: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    lead_s: float = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which the worker was at work."""
+        return sum(self.ms) / 1e3
 
     @property
     def rows(self) -> int:
@@ -100,19 +108,23 @@ class Driver:
     # --- closed loop --------------------------------------------------------------------------------------------
 
     def cell(
-        self, worker: DrivenWorker, batch: int, *, samples: int, least_s: float, most_s: float, pause_s: float = 0.0
-    ) -> Cell:
+        self, worker: DrivenWorker, batch: int, *, samples: int, least_s: float, most_s: float,
+        pauses: Pauses = NO_PAUSES,
+    ) -> Cell:  # fmt: skip
         """Run batches of `batch` rows one at a time, at least `samples` and for `least_s`, at most for `most_s`.
 
-        With a pause of `pause_s` before each batch, the worker sleeps before it.
+        The worker sleeps before each batch for as long as `pauses` says.
         """
         found = Cell(batch)
-        self._one(worker, batch)  # the first batch of a size is not like the others
+        last_ns, _ = self._one(worker, batch)  # the first batch of a size is not like the others
+        found.lead_s = last_ns / 1e9
         began = time.monotonic()
         while found.wall_s < most_s and (len(found.ms) < samples or found.wall_s < least_s):
-            if pause_s > 0.0:
+            if (pause_s := pauses.before(last_ns / 1e9)) > 0.0:
                 time.sleep(pause_s)
-            self._add(found, self._one(worker, batch))
+            timing = self._one(worker, batch)
+            last_ns = timing[0]
+            self._add(found, timing)
             found.wall_s = time.monotonic() - began
         return found
 

@@ -2,8 +2,9 @@
 
 A shared machine has fast and slow minutes, and the figures of variants are worth something only against each other.  So
 on cores what was measured is measured again in rounds, every cell of it once a round, and the medians over the rounds
-are kept: in a slow minute all variants are slow.  A GPU's instances are not made again for that: no neighbour has a
-share of them.
+are kept: in a slow minute all variants are slow.
+
+GPUs have rounds of their own (`clover.profiling.gpu_rounds`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from clover.errors import ProfileError, WorkerError
 from clover.planning.model.queueing import REST_S
 from clover.profiling.choose import faster
 from clover.profiling.driver import Cell, Scored
+from clover.profiling.duty import Pauses
 from clover.profiling.effort import Effort
 from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
@@ -166,19 +168,26 @@ class LatencyGrid:
 
     async def _round(self, setup: WorkerSetup, effort: Effort) -> dict[int, TimedCell]:
         """Return what one worker takes for every batch size, by batch size."""
-        rig = self._rig
+        rig, found = self._rig, dict[int, TimedCell]()
         async with rig.worker(setup) as worker:
-            return {batch: await rig.timed(worker, setup.place, batch, effort) for batch in rig.batches}
+            for batch in rig.batches:
+                cell, window = await rig.timed(worker, setup.place, batch, effort)
+                found[batch] = cell, window.joules(cell.rows, cell.cpu_s)
+        return found
+
 
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
         rig = self._rig
-        cell, joules = await rig.timed(worker, setup.place, batch, rig.effort)
+        cell, window = await rig.timed(worker, setup.place, batch, rig.effort)
+        joules = window.joules(cell.rows, cell.cpu_s)
         self._keep(cell, setup, joules)
         if rig.on_cores and batch == rig.batches[0] < rig.batches[-1]:
             # At a low load a worker sleeps before each batch; in a closed loop it never does.
             waking = replace(rig.effort, samples=WAKING_BATCHES, least_s=0.0)
-            _, rested = await rig.timed(worker, setup.place, batch, waking, pause_s=REST_S)
+            pauses = Pauses(fixed_s=REST_S)
+            rested_cell, window = await rig.timed(worker, setup.place, batch, waking, pauses=pauses)
+            rested = window.joules(rested_cell.rows, rested_cell.cpu_s)
             more_j = max(0.0, batch * (rested[0] - joules[0]))
             self._found.latency[-1] = msgspec.structs.replace(self._found.latency[-1], rested_j=more_j)
 

@@ -1,45 +1,108 @@
 """Active energy of one part of a measurement: how far the counters rose above idle, or CPU time by the model.
 
-On a GPU it is the counter of every GPU whose slices were at work; they are updated ten times a second at best, so a
-window has to last longer than that.  There is no model to fall back to: a GPU whose energy cannot be read is refused.
+On a GPU it is the counter of every GPU whose slices were at work, above what it draws with a context at rest
+(`clover.energy.board_idle`), which is measured on the first worker there.  Counters move ten times a second at best, so
+a window begins and ends when they do: what comes between the last batch and the counter's next step is rest, and costs
+nothing above rest.  A GPU that has no counter is looked at every tenth of a second meanwhile.  One that does not rise
+above rest is refused: nothing else is known of it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from clover import energy
 from clover.config import EnergyConfig
+from clover.energy.foreign_work import busy_others, descends_from
+from clover.energy.kept_idle import KeptIdles
 from clover.errors import ProfileError
 from clover.interfaces import EnergyMeter
+from clover.profiling.driver import Cell
+from clover.profiling.duty import DutyPoint
 from clover.types import EnergySample, Method, Placement
+
+_TICK_S = 0.5
+"""The longest that a counter is waited for."""
+_LOOK_S = 0.005
+_SAMPLE_S = 0.1
 
 
 class EnergyWindow:
-    """Counter readings before and after some work; an asynchronous context manager around it."""
+    """Counter readings before and after some work; an asynchronous context manager around it.
 
-    def __init__(self, meters: Sequence[EnergyMeter], core_w: float) -> None:
+    `awake_w`: what GPUs draw beyond idle power with a context at rest, by device.
+    """
+
+    def __init__(
+        self,
+        meters: Sequence[EnergyMeter],
+        core_w: float,
+        awake_w: Mapping[str, float] | None = None,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._meters = meters
         self._core_w = core_w
+        self._awake_w = awake_w or {}
+        self._sleep = sleep
         self._ends: list[list[EnergySample]] = []
+        self._looking: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> EnergyWindow:
         await self._read()
+        sampled = [meter for meter in self._meters if getattr(meter, "source", "counter") != "counter"]
+        if sampled:
+            self._looking = asyncio.ensure_future(self._follow(sampled))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._looking
         if error is None:
             await self._read()
 
+    async def _follow(self, meters: Sequence[EnergyMeter]) -> None:
+        """Look at power again and again, which is integrated between looks."""
+        while True:
+            await self._sleep(_SAMPLE_S)
+            for meter in meters:
+                await meter.refresh()
+
     async def _read(self) -> None:
-        for meter in self._meters:
+        self._ends.append([await self._stepped(meter) for meter in self._meters])
+
+    async def _stepped(self, meter: EnergyMeter) -> EnergySample:
+        """Return what `meter` shows; of a GPU's counter as soon as it has moved."""
+        await meter.refresh()
+        first = meter.sample(time.monotonic_ns())
+        if not first.device.startswith("gpu") or getattr(meter, "source", "counter") != "counter":
+            return first
+        sample, waited_s = first, 0.0
+        while sample.total_j == first.total_j and sample.epoch == first.epoch and waited_s < _TICK_S:
+            await self._sleep(_LOOK_S)
+            waited_s += _LOOK_S
             await meter.refresh()
-        self._ends.append([meter.sample(time.monotonic_ns()) for meter in self._meters])
+            sample = meter.sample(time.monotonic_ns())
+        return sample
+
+    def point(self, cell: Cell) -> DutyPoint | None:
+        """Return what `cell` took in this window as a point of the line of power over duty; None if no GPU did."""
+        if not self._ends or not any(sample.device.startswith("gpu") for sample in self._ends[0]):
+            return None
+        first, last = (samples[0] for samples in self._ends)
+        seconds = (last.at_ns - first.at_ns) / 1e9 or cell.wall_s
+        return DutyPoint(seconds, cell.busy_s + cell.lead_s, cell.rows + cell.batch, self._active_j())
 
     def joules(self, rows: int, cpu_s: float) -> tuple[float, Method]:
         """Return active joules a row and how they are known, for `rows` rows that took `cpu_s` CPU seconds.
@@ -51,20 +114,37 @@ class EnergyWindow:
             return self._core_w * cpu_s / rows, "modelled"
         if len(self._ends) != 2:
             raise ProfileError("the energy of a measurement was asked for before its end")
-        active_j, on_gpu = 0.0, False
+        active_j = self._active_j()
+        if active_j > 0:
+            return active_j / rows, self.method
+        if any(sample.device.startswith("gpu") for sample in self._ends[0]):
+            raise ProfileError(NOT_ABOVE_IDLE)
+        return self._core_w * cpu_s / rows, "modelled"
+
+    @property
+    def method(self) -> Method:
+        """How the meters know."""
+        return self._ends[0][0].method
+
+    def _active_j(self) -> float:
+        """Return the joules above rest.  Raises ProfileError if a counter began anew."""
+        active_j = 0.0
         for meter, first, last in zip(self._meters, *self._ends, strict=True):
-            on_gpu = on_gpu or first.device.startswith("gpu")
             if last.epoch != first.epoch:
                 raise ProfileError(f"the energy counter of {first.device} began anew while it was read ({meter.why})")
-            active_j += last.total_j - first.total_j - last.idle_w * (last.at_ns - first.at_ns) / 1e9
-        if active_j > 0:
-            return active_j / rows, self._ends[0][0].method
-        if on_gpu:
-            raise ProfileError(
-                "the GPU's energy did not rise above idle while it was measured: another program may have used it "
-                "at the start; set energy.gpu_idle_w, or measure again"
-            )
-        return self._core_w * cpu_s / rows, "modelled"
+            rest_w = last.idle_w + self._awake_w.get(first.device, 0.0)
+            active_j += last.total_j - first.total_j - rest_w * (last.at_ns - first.at_ns) / 1e9
+        return active_j
+
+
+NOT_ABOVE_IDLE = (
+    "the GPU's energy did not rise above idle while it was measured: another program may have used it at the start; "
+    "set energy.gpu_idle_w and energy.gpu_resident_w, or measure again"
+)
+
+
+def _ours(pid: int) -> bool:
+    return descends_from(pid, os.getpid())
 
 
 class EnergyMeters:
@@ -74,18 +154,25 @@ class EnergyMeters:
         self._meters = meters
         self._core_w = core_w
         self._on_gpus = on_gpus
+        self._awake_w: dict[str, float] = {}
         self.label = label
 
     @classmethod
     async def start(cls, config: EnergyConfig, cores: int, gpus: Sequence[Any] = ()) -> EnergyMeters:
         """Return the meters that `config` asks for: of `gpus` (devices with an NVML session), or else of the machine.
 
-        Call it while nothing is measured: that of the machine first measures its idle power, as a server does.
+        Call it while nothing is measured: that of the machine first measures its idle power, as a server does.  Raises
+        ProfileError if others compute on one of `gpus`.
         """
         core_w = energy.cpu_power(config).core_w
         if gpus:
-            meters = [await energy.build_gpu(gpu.session, gpu, config) for gpu in gpus]
-            label = f"energy is that of the GPU above idle ({meters[0].why})"
+            if others := await others_on(gpus):
+                raise ProfileError(
+                    f"{others}: their energy would be taken for the models'; stop them, or give the measurement a GPU "
+                    "of its own"
+                )
+            meters = await asyncio.gather(*(energy.build_gpu(gpu.session, gpu, config) for gpu in gpus))
+            label = f"energy is that of the GPU above rest with a context ({meters[0].why})"
             return cls(meters, core_w, label, on_gpus=True)
         meter = energy.build(config, cores=cores, cpu_seconds=lambda: 0.0)
         if meter.method != "measured":
@@ -93,10 +180,33 @@ class EnergyMeters:
         await meter.rest()
         return cls((meter,), core_w, f"energy is measured above idle ({meter.why})")
 
+    async def rest(self, place: Placement) -> None:
+        """Measure what a GPU draws with a context at rest, once: call it while the first worker on it has nothing to
+        do."""
+        for meter in self._meters:
+            if self._on_gpus and meter.device == place.device and meter.device not in self._awake_w:
+                measured = getattr(meter, "measure_resident", None)
+                if measured is not None:
+                    await measured()
+                idle = getattr(meter, "idle", None)
+                self._awake_w[meter.device] = idle.resident_w - idle.bare_w if idle is not None else 0.0
+
+    def keep(self, cache: Path, gpus: Sequence[Any]) -> None:
+        """Keep in `cache` what a context costs on each of `gpus`, for servers that are never at rest."""
+        if self._on_gpus:
+            for gpu, meter in zip(gpus, self._meters, strict=True):
+                KeptIdles(cache).save(gpu.uuid, meter)
+
     def window(self, places: Iterable[Placement]) -> EnergyWindow:
         """Return a window for work at `places`."""
         # Other GPUs are left out: they idle, but never at quite the power that is taken for idle, and eight of them
         # are off by more than a slice draws.
         devices = {place.device for place in places}
         at_work = [meter for meter in self._meters if not self._on_gpus or meter.device in devices]
-        return EnergyWindow(at_work, self._core_w)
+        return EnergyWindow(at_work, self._core_w, self._awake_w)
+
+
+async def others_on(gpus: Sequence[Any]) -> str:
+    """Return who computes on `gpus` beside this process and its children, in words; the empty string if nobody does."""
+    found = [(gpu.name, await busy_others(gpu.session, gpu, _ours)) for gpu in gpus]
+    return "; ".join(f"{', '.join(names)} compute on {name}" for name, names in found if names)

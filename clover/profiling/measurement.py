@@ -5,7 +5,7 @@ instance has no memory for starts with the next larger one.
 
 The steps: find the backends that could serve each variant and compile what is missing; measure each on the smallest
 profile (accuracy and latency, `grid`) and choose one; have the chosen one answer the calibration rows; measure larger
-profiles; on cores measure everything again in rounds; choose cascades from the answers; measure BASE, in its workers
+profiles; measure everything again in rounds; choose cascades from the answers; measure BASE, in its workers
 and over HTTP.
 """
 
@@ -31,9 +31,10 @@ from clover.profiling.candidates import Candidates, on_cpu
 from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
 from clover.profiling.driver import Driver
+from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
-from clover.profiling.joules import EnergyMeters
+from clover.profiling.joules import EnergyMeters, others_on
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import BASE_LOAD, HttpMeasurement
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
@@ -57,8 +58,12 @@ BUSY = 0.15
 MOST_ROWS_PER_S = 4000.0
 """The fastest arrivals of the open-loop run; beyond, the generator itself would be measured."""
 
-GPU_CELL_S = 0.6
-"""The least time a batch size is run for on a GPU, whose energy counter moves every tenth of a second."""
+FIRST_GPU_CELL_S, GPU_CELL_S = 0.6, 2.0
+"""The least time a batch size is run for on a GPU, whose energy counter moves every tenth of a second: when backends
+are compared, and then in each round and at each duty cycle."""
+
+LEAST_LOAD = 0.3
+"""The lightest load at which the joules of a row of BASE are measured: below it a GPU's clocks and rests count most."""
 
 
 async def measure(
@@ -75,7 +80,7 @@ async def measure(
         raise ProfileError("emulated devices are calculated, not measured: their time is not this machine's")
     effort = options.effort
     if not on_cores(devices):
-        least_s, most_s = max(effort.least_s, GPU_CELL_S), max(effort.most_s, 2 * GPU_CELL_S)
+        least_s, most_s = max(effort.least_s, FIRST_GPU_CELL_S), max(effort.most_s, 2 * FIRST_GPU_CELL_S)
         options = replace(options, effort=replace(effort, least_s=least_s, most_s=most_s))
     rows = await asyncio.to_thread(rows_module.load, spec)
     if not rows.labelled:
@@ -88,7 +93,8 @@ async def measure(
             gpus = () if instances.on_cores else tuple(devices.values())
             meters = await EnergyMeters.start(options.energy, len(cores), gpus)
             busy = await busy_share(cores)
-            steps, findings = ProgressSteps(options.progress), Findings()
+            announce = None if instances.on_cores else log.info
+            steps, findings = ProgressSteps(options.progress, announce=announce), Findings()
             rig = Rig(
                 spec=spec,
                 pool=pool,
@@ -102,6 +108,7 @@ async def measure(
                 steps=steps,
             )
             profile, behind = await _Measurement(rig, findings, options).run(cores, places, busy)
+            meters.keep(options.cache_dir, gpus)
         finally:
             await instances.only(())
     if store is not None:
@@ -182,6 +189,8 @@ class _Measurement:
             for variant in spec.variants:
                 if index > first[variant.name]:
                     await self._on_larger(variant, backend[variant.name], place)
+            if not rig.on_cores:
+                await GpuRounds(rig, found, place, GPU_CELL_S).run()
         if rig.on_cores:
             await self._grid.again(places)
         cascade, behind = await self._cascade(backend)
@@ -191,6 +200,10 @@ class _Measurement:
             again = f"`python -m clover profile {families.reference(spec)} --force`"
             found.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)
+        if not rig.on_cores and (strangers := await others_on(list(rig.instances.devices.values()))):
+            note = f"{strangers} meanwhile: joules are too many"
+            found.notes.append(note)
+            log.warning("%s: %s; measure again without them", spec.name, note)
         base, rate = await self._base(backend)
         shapes = rig.instances.shapes
         if any(shape.shared_front for shape in shapes):
@@ -203,7 +216,7 @@ class _Measurement:
         """Set how many steps there will be, assuming that one of two thread counts suffices."""
         rig = self._rig
         kinds = sum(map(len, rig.candidates.of.values())) + len(rig.spec.variants) * (places - 1)
-        again = kinds * rig.effort.rounds if rig.on_cores else 0
+        again = kinds * (rig.effort.rounds if rig.on_cores else len(DUTIES[rig.effort.quick]))
         rig.steps.total = kinds + (len(rig.spec.variants) if cascades else 0) + again + 2
 
     def _profile(
@@ -276,9 +289,11 @@ class _Measurement:
             raise ProfileError(f"{name} of {spec.name} does not run on {shape}: BASE is the best variant on it")
         full = max(measured, key=lambda m: m.batch)
         rate = BASE_LOAD * len(whole) * full.batch / (full.mean_ms / 1e3)
+        load = BASE_LOAD
         if rate > MOST_ROWS_PER_S:
             note = f"BASE was measured at {MOST_ROWS_PER_S:g} rows/s, below 60 % load ({rate:.0f} rows/s)"
             self._found.notes.append(note)
+            load *= MOST_ROWS_PER_S / rate
             rate = MOST_ROWS_PER_S
         await rig.instances.only(whole)
         async with AsyncExitStack() as stack:
@@ -286,7 +301,14 @@ class _Measurement:
             workers = [await stack.enter_async_context(rig.worker(setup)) for setup in setups]
             async with rig.meters.window(whole) as window:
                 run = await rig.drive(rig.driver.open_loop, workers, spec.max_batch, rate, self._seconds(rate))
-            joules, _ = window.joules(run.rows, run.cpu_s)
+            if rig.on_cores or load >= LEAST_LOAD:
+                joules, _ = window.joules(run.rows, run.cpu_s)
+            else:
+                joules = full.energy_j_per_row
+                self._found.notes.append(
+                    f"joules of a row of BASE are those of batches of {full.batch} one after the other: that rate is "
+                    f"{load:.0%} load"
+                )
         base = BasePoint(
             variant=name,
             profile=shape,

@@ -197,7 +197,7 @@ class HttpMeasurement:
         account = Account(pue=1.0)
         served = Served(
             spec,
-            FamilyConfig(family=spec.name, relief="", guard="off", audit=0.0),
+            FamilyConfig(family=spec.name, relief="", guard="off", audit=0.0, resident="off"),
             pool=self.pool,
             devices=self.devices,
             account=account,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -12,12 +13,14 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from clover import backends as registry
+from clover.hints import duration
 from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
 from clover.profiling.driver import Cell, Driver, Scored
+from clover.profiling.duty import NO_PAUSES, Pauses
 from clover.profiling.effort import Effort
 from clover.profiling.instances import TemporaryInstances
-from clover.profiling.joules import EnergyMeters
+from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.options import Progress
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Slab
@@ -27,7 +30,6 @@ from clover.types import (
     FamilySpec,
     LatencyMeasurement,
     MemoryMeasurement,
-    Method,
     Placement,
     VariantSpec,
 )
@@ -93,15 +95,35 @@ class MemoryFindings:
 
 
 class ProgressSteps:
-    """Counts steps for whoever shows progress.  A step is one worker that is started and measured."""
+    """Counts steps for whoever shows progress.  A step is one worker that is started and measured.
 
-    def __init__(self, progress: Progress | None) -> None:
+    `announce` is called once, with how long all will take by what the first step did.
+    """
+
+    def __init__(
+        self,
+        progress: Progress | None,
+        *,
+        announce: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.total = 1
         self._progress = progress
+        self._announce = announce
+        self._clock = clock
+        self._began_s = 0.0
         self._done = 0
 
     def begin(self, what: str) -> None:
         """Say that the next step is `what`."""
+        if self._done == 0:
+            self._began_s = self._clock()
+        elif self._done == 1 and self._announce is not None:
+            first_s = self._clock() - self._began_s
+            self._announce(
+                f"the first of {self.total} steps took {first_s:.1f} s: measuring takes about "
+                f"{duration(first_s * self.total, rough=True)}, once"
+            )
         self.say(what, self._done, self.total)
         self._done += 1
 
@@ -160,6 +182,7 @@ class Rig:
         worker = await self.pool.spawn(order, self.slab)
         self.memory.note(place.profile, backend, worker.held, worker.context_bytes)
         try:
+            await self.meters.rest(place)
             yield worker
         except BaseException:
             worker.kill()
@@ -185,12 +208,9 @@ class Rig:
         return await self.drive(self.driver.score, worker, self.batches[-1], most_s=most_s, rows=rows)
 
     async def timed(
-        self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort, *, pause_s: float = 0.0
-    ) -> tuple[Cell, tuple[float, Method]]:
-        """Return the timing of batches of one size, and joules a row with how they are known.
-
-        `pause_s`: seconds of rest before each batch.
-        """
+        self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort, *, pauses: Pauses = NO_PAUSES
+    ) -> tuple[Cell, EnergyWindow]:
+        """Return the timing of batches of one size, and what was metered meanwhile."""
         async with self.meters.window((place,)) as window:
             cell = await self.drive(
                 self.driver.cell,
@@ -199,9 +219,9 @@ class Rig:
                 samples=effort.samples,
                 least_s=effort.least_s,
                 most_s=effort.most_s,
-                pause_s=pause_s,
+                pauses=pauses,
             )
-        return cell, window.joules(cell.rows, cell.cpu_s)
+        return cell, window
 
 
 def answers_of(scored: Scored, rows: SampleRows) -> Answers:

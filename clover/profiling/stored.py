@@ -55,7 +55,8 @@ def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
 def _key(spec: FamilySpec, cores: tuple[int, ...], config: ServerConfig, device: str = "cpu") -> str:
     # On emulated GPUs, too, it is the meter of the cores that measured what their profile is calculated from.
     meter = energy.meter_key(config.energy)
-    return profiles.profile_key(spec, cores, tuple(dict.fromkeys(config.workers.backends)), meter, device)
+    wanted = [name for name in config.workers.backends if device.startswith("gpu/") or not registry.get(name).gpu_only]
+    return profiles.profile_key(spec, cores, tuple(dict.fromkeys(wanted)), meter, device)
 
 
 def cpu_of(config: ServerConfig) -> CpuDevice:
@@ -100,7 +101,8 @@ async def ensure(
                 f"`{program()} profile {families.reference(spec)}` with the same settings, or start with "
                 "--profile auto"
             )
-    log.info("measuring %s on this machine once (%s); kept in %s", spec.name, expected(quick=True), store.folder)
+    takes = expected(quick=True, on_cores=on_cores(device))
+    log.info("measuring %s on this machine once (%s); kept in %s", spec.name, takes, store.folder)
     began = time.monotonic()
     with progress_or_bar(spec.name, progress) as shown:
         options = MeasureOptions(

@@ -66,6 +66,7 @@ LINE_ABOUT = {
     "front_end": "HTTP and forming batches, and the idle power of a core kept for that",
     "control": "planning, measuring, starting and loading workers, answers that no client gets (audits)",
     "idle": "idle power of cores and slices that workers hold",
+    "awake": "what GPUs draw beyond idle power because workers have a context on them",
     "unowned": "idle power of this server's cores and slices that no worker holds",
     "foreign": "idle power of cores that are not this server's",
     "unattributed": "active energy of other programs, or that could not be attributed",

@@ -47,15 +47,20 @@ def application_of(stated: ReportConfig) -> ReportedApplication:
     )
 
 
-def settled(now: float) -> float:
-    """Return the last minute's end that a running server has surely written."""
+def written_until(ledger: LedgerReader, bounds: tuple[float, float], now: float) -> float:
+    """Return until when a ledger that begins and ends at `bounds` surely has all that happened: the last minute that
+    is over if the server that wrote it has stopped, else the last minute that a running server has written."""
+    runs = ledger.runs()
+    if runs and runs[-1].ended is not None:
+        return max(float(bounds[1]), now - now % 60.0)
     return now - _SETTLED_S - (now - _SETTLED_S) % 60.0
 
 
-def settled_end(bounds: tuple[float, float], now: float) -> float:
-    """Return the end of what a report can have of a ledger that begins and ends at `bounds`."""
+def settled_end(bounds: tuple[float, float], until: float) -> float:
+    """Return the end of what a report can have of a ledger that begins and ends at `bounds` and is `written_until`
+    then."""
     # What is under way is not over yet, and may not be written yet.
-    last = min(float(bounds[1]), settled(now)) if settled(now) > bounds[0] else float(bounds[1])
+    last = min(float(bounds[1]), until) if until > bounds[0] else float(bounds[1])
     return max(last, bounds[0] + 60.0)
 
 
@@ -81,7 +86,7 @@ def latest_page(path: Path, stated: ReportConfig, now: float) -> str:
         bounds = ledger.bounds()
         if bounds is None:
             raise nothing_of(ledger, 0.0, now, options.zone)
-        end = settled_end(bounds, now)
+        end = settled_end(bounds, written_until(ledger, bounds, now))
         start = max(float(bounds[0]), end - LATEST_S)
         options = replace(options, start=start, end=end, edges=newer_words(bounds, end))
         return report_page(report_from(ledger, options), options.zone)

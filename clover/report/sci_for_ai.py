@@ -35,6 +35,7 @@ _COMPONENTS = {
     "front_end": "API: HTTP front end and forming batches",
     "control": "orchestration, scaling and observability: planning, measuring, starting workers, audits",
     "idle": "inference: idle power of what workers hold",
+    "awake": "inference: what keeping GPUs awake draws beyond that",
     "unowned": "scaling: idle power of what no worker holds",
 }
 

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from clover.errors import DeviceError, WorkerLostInStart
 from clover.interfaces import Device
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
+from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
+from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
-from clover.runtime.resident_orders import beside, resident_bytes
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
@@ -37,12 +39,19 @@ from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
+from clover.runtime.workers.resident_orders import beside, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
 from clover.worker.pacing import Paces, pace_of
 
 _log = logging.getLogger("clover.fleet")
+
+LEFT_OUT_NS = 600 * 1_000_000_000
+"""For how long a variant that a worker left out is not tried again beside others on such slices."""
+
+ALSO_PART = 0.5
+"""The part of the time for starting (`workers.start_s`) after which a worker begins to load no further variant."""
 
 LEAST_SLOTS_PER_BATCH = 4
 """Slots are at least this many batches' worth, whatever `slab_bytes` says: two credits running, as many waiting."""
@@ -105,6 +114,7 @@ class Served:
         self.state = "LOADING"
         self.reason = ""
         self._left_out = LeftOut()
+        self._passed_over: dict[tuple[str, str], int] = {}
         self._alone: set[str] = set()  # profiles of slices where a worker died that was to hold several variants
         self._pool = pool
         self._account = account
@@ -122,7 +132,9 @@ class Served:
         )
         names = [variant.name for variant in spec.variants]
         self._standby_policy = (
-            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0)) if config.relief else None
+            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0), self._may_stand)
+            if config.relief
+            else None
         )
         self.fleet = FamilyFleet(
             self.router,
@@ -133,6 +145,16 @@ class Served:
             standby=self._standby_policy,
         )
         self.fleet.pace = self._pace
+        self._know_memory(None)
+
+    def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:
+        """Return whether `standby` may be beside `worker`: memory has room, and the device takes a second process."""
+        member = self.fleet.members.spawned.get(standby)
+        if member is not None and member.standby and (member.ready or not member.failures):
+            return True  # it was let in, and what it holds is missing from what is free now
+        memory = self.fleet.memory
+        alone = self._devices[standby.placement.device].shape().one_process
+        return memory.resident(standby) or (not alone and memory.beside(worker, standby))
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
@@ -142,6 +164,7 @@ class Served:
         self._services = services_of(profile) if profile is not None else {}
         if self._standby_policy is not None:
             self._standby_policy.use(profile)
+        self._know_memory(profile)
         self.router.expect(profile)
 
     @property
@@ -193,9 +216,14 @@ class Served:
             limit_bytes=limit_bytes,
             routed={item.variant for item in self.fleet.routed},
         ):
+            if time.monotonic_ns() < self._passed_over.get((variant, placement.profile), 0):
+                continue
             with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
                 also.append(self._loaded(variant, backend, placement, device))
-        wished = msgspec.structs.replace(order, also=tuple(also), resident_bytes=limit_bytes if also else 0)
+        if not also:
+            return order
+        also_s = ALSO_PART * self._workers.start_s
+        wished = msgspec.structs.replace(order, also=tuple(also), resident_bytes=limit_bytes, also_s=also_s)
         fitting = wished.fitting()
         if len(fitting.also) < len(also):
             _log.warning(
@@ -235,6 +263,30 @@ class Served:
             watts=watts,
         )
 
+    def _know_memory(self, profile: FamilyProfile | None) -> None:
+        """Let the fleet know what workers need of memory, by `profile`, and have of it."""
+        self.fleet.memory = SliceMemory(
+            needs=MemoryNeeds(profile),
+            room=self._room,
+            held=self.fleet.held_bytes,
+            resident=self.fleet.resident,
+            failed=self.fleet.found_no_room,
+        )
+
+    def _room(self, placement: Placement) -> Room:
+        """Return what workers at `placement` may hold together: the slice's memory; on cores what the operator lets a
+        worker have, else what is free on the machine."""
+        device = self._devices.get(placement.device)
+        if device is None:
+            return Room()
+        try:
+            own = device.memory_bytes(placement)
+        except DeviceError:  # it is lost, or does not say
+            return Room()
+        if own or self._workers.memory_bytes:
+            return Room(own or self._workers.memory_bytes)
+        return Room(free_bytes(), free=True)
+
     def default_deployment(self) -> tuple[Assignment, ...]:
         """Return what to deploy without a profile, which planning needs: the pinned (or last) variant, eager, on every
         instance of the layout with most of them."""
@@ -248,7 +300,7 @@ class Served:
     async def _start(self, assignment: Assignment) -> WorkerProcess:
         order = self.order(assignment)
         try:
-            return await self._pool.spawn(order, self.slab, left_out=self._left_out)
+            worker = await self._pool.spawn(order, self.slab, left_out=self._left_out)
         except WorkerLostInStart as error:
             if not order.also:
                 raise
@@ -265,6 +317,10 @@ class Served:
                 error,
                 "" if error.hung else ", as are all on such slices until the server is restarted",
             )
+        else:
+            until_ns = time.monotonic_ns() + LEFT_OUT_NS
+            self._passed_over.update(((name, assignment.placement.profile), until_ns) for name in worker.left_out)
+            return worker
         alone = msgspec.structs.replace(order, also=(), resident_bytes=0)
         return await self._pool.spawn(alone, self.slab, left_out=self._left_out)
 

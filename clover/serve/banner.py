@@ -78,7 +78,7 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     for words, names in alike.items():
         which = f"{', '.join(names)}: " if len(alike) > 1 else ""
         rows.append(("energy", f"{which}{words}"))
-    rows.append(("", _idle(sum(float(line["idle_w"]) for line in accounts.values()))))
+    rows.append(("", _idle(sum(float(line["idle_w"]) + float(line["awake_w"]) for line in accounts.values()))))
     rows.append(("carbon", _carbon(server)))
     if warning := caveat(server.engine.grid.reading):
         rows.append(("warning", warning))

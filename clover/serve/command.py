@@ -28,6 +28,7 @@ from clover.serve.reload import Reload
 from clover.server import Server
 from clover.server.engine import check_floor
 from clover.settings import Option
+from clover.settings.check import on_gpus
 from clover.telemetry import logs, otel
 
 log = logging.getLogger("clover.serve")
@@ -135,10 +136,11 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
     """
     names = []
     cache = cache_folder(config.cache_dir)
-    choice = devices.parse(config.workers.device)
+    devices.parse(config.workers.device)
     if config.workers.pace:
         pace.load(config.workers.pace)
-    if choice.kind == "nvidia" and unknown is not None:
+    real = on_gpus(config.workers.device)
+    if real and unknown is not None:
         unknown.append(f"the GPUs of {config.workers.device}, until the start opens them")
     try:
         device = CpuDevice(settings.parse_cores(config.workers.cores))
@@ -155,7 +157,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
             continue
         store = profiles.ProfileStore(cache)
         # A profile of the cores is enough for emulated GPUs: accuracy is the same, since the cores compute the answers.
-        known_here = config.profile != "force" and choice.kind != "nvidia"
+        known_here = config.profile != "force" and not real
         profile = store.get(spec.name, key_of(spec, device, config)) if known_here else None
         if profile is not None:
             check_floor(names[-1], profile, item.accuracy_floor)

@@ -115,6 +115,7 @@ class Engine:
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
+        self._metrics.parked = self.controller.context.parked.known
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
             source = LedgerSource(self.account, self.machine, self.served, self.controller)
@@ -125,14 +126,9 @@ class Engine:
             self._metrics.spans = self.otel.counts
         self.page = DashboardPage(self, self._metrics) if http and config.listen.dashboard else None
         if http:
-            self.frontend = Frontend(
-                self,
-                config,
-                loop,
-                tenants=self.tenants,
-                mounted=self.page.mounted if self.page is not None else None,
-                tracer=self.otel.tracer if self.otel is not None else None,
-            )
+            mounted = self.page.mounted if self.page is not None else None
+            tracer = self.otel.tracer if self.otel is not None else None
+            self.frontend = Frontend(self, config, loop, tenants=self.tenants, mounted=mounted, tracer=tracer)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -406,10 +402,7 @@ class Engine:
             name: model_totals(served, self.account, sci, tenants=bool(self.tenants))
             for name, served in self.served.items()
         }
-        devices: dict[str, dict[str, float | str]] = {
-            name: {**line, "meter": self.machine.meters[name].why} if name in self.machine.meters else line
-            for name, line in self.account.devices().items()
-        }
+        devices = {name: {**line, **self.machine.about(name)} for name, line in self.account.devices().items()}
         return {
             "pue": self.account.pue,
             "saved": saved_by_all(self.controller.shadows.of.values(), devices),

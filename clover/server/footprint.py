@@ -106,7 +106,7 @@ def _gpu(name: str, config: EmbodiedConfig, gpu: MigDevice) -> Hardware:
         low_kg=low_kg,
         high_kg=high_kg,
         reserved=slices,
-        total=slices,
+        total=slices + gpu.others,
         for_workers=slices,
         slices=slices,
         known="emulated" if gpu.emulated and kg is not None else known,

@@ -15,7 +15,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,23 @@ from clover.accounting import Account, HostCpu
 from clover.config import ServerConfig
 from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
+from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.energy.cpu_time import ProcessTree, process_ns
+from clover.energy.foreign_work import descends_from
+from clover.energy.kept_idle import KeptIdles
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
-from clover.types import DeviceShape, EnergySample, Reading
+from clover.types import DeviceShape, EnergySample, Method, Reading
 
 log = logging.getLogger("clover.server")
 
 HOST = "host"
 """The machine's own account, if its devices are GPUs."""
 
+CONTEXT_W = 35.0
+"""Watts that a GPU draws for the contexts of its workers, if that was not measured: arXiv 2605.23918 found 26 to 50 W
+on A100 and H100 boards, and 66 W on an L40S."""
 _RETRY_S = 30.0
 """Between two attempts to free quarantined instances: each may occupy the driver for a second."""
 
@@ -51,8 +56,10 @@ class Machine:
         self._account = account
         self.devices: dict[str, Device] = made.build(config.workers, cache)
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
+        self._gpu_guard = GpuGuard(self.gpus, config.mig)
         self.meters: dict[str, EnergyMeter] = {}
         self.core_idle: CoreIdle | None = None
+        self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
         self._samples: dict[str, EnergySample] = {}
         self._looked_ns: dict[str, int] = {}
@@ -67,7 +74,7 @@ class Machine:
                 self._add_host(name, len(device.worker_cores), front_end)
                 self.core_idle = CoreIdle(device.worker_cores)
             elif isinstance(device, MigDevice):
-                account.add_device(name, device.shape().slices)
+                account.add_device(name, device.shape().slices, 0, device.others)
             else:
                 raise ConfigError(f"device {name}: there is no energy meter for {type(device).__name__}")
         if self.gpus:
@@ -96,15 +103,49 @@ class Machine:
             if isinstance(meter, energy.RaplMeter):
                 await meter.rest()
                 log.info("%s: energy is measured: %s", meter.device, meter.why)
-        for gpu in self.gpus:
-            meter = await energy.build_gpu(
-                gpu.session, gpu, self._config.energy, busy_ns=self._busy(gpu.name), clock=time.monotonic_ns
-            )
+        self._gpu_guard.start()
+        made = [energy.build_gpu(gpu.session, gpu, self._config.energy, work=self._work(gpu)) for gpu in self.gpus]
+        for gpu, meter in zip(self.gpus, await asyncio.gather(*made), strict=True):
+            self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
             self.meters[gpu.name] = meter
+            self._spare(gpu)
 
-    def _busy(self, name: str) -> Callable[[], int]:
-        return lambda: self._account.busy_ns(name)
+    def _spare(self, gpu: MigDevice) -> None:
+        """Have plans know what `gpu` spares while it is parked, and how that is known; nothing if it never is.
+
+        In whole watts: plans are remembered by it."""
+        workers, meter = self._config.workers, self.meters[gpu.name]
+        if workers.sleep == "off":
+            gpu.spare(None, "none")
+        elif workers.gpu_sleep_w is not None:
+            gpu.spare(workers.gpu_sleep_w, "configured")
+        elif isinstance(meter, energy.NvmlMeter) and meter.idle.resident_by != "unknown":
+            method: Method = "configured" if meter.idle.resident_by == "configured" else meter.method
+            gpu.spare(float(round(meter.idle.resident_w - meter.idle.bare_w)), method)
+        else:
+            gpu.spare(CONTEXT_W, "modelled")
+
+    def _work(self, gpu: MigDevice) -> energy.OurWork:
+        """Return what the server does on `gpu`, for its meter."""
+
+        def owns(pid: int) -> bool:
+            return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
+
+        def held_part() -> float:
+            held = sum(meter.slices for meter in self._account.workers() if meter.device == gpu.name)
+            return min(held / gpu.shape().slices, 1.0)
+
+        def foreign_instances() -> tuple[str, ...]:
+            return tuple(f"whoever uses {place}" for place in gpu.report()["foreign"])
+
+        return energy.OurWork(
+            busy_ns=lambda: self._account.busy_ns(gpu.name),
+            workers=lambda: frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name),
+            owns=owns,
+            foreign_instances=foreign_instances,
+            held_part=held_part,
+        )
 
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""
@@ -113,6 +154,19 @@ class Machine:
     def idle_states(self) -> dict[str, Any] | None:
         """Return how the cores of workers idled lately (`CoreIdle.report`); None if workers are on GPUs."""
         return self.core_idle.report() if self.core_idle is not None else None
+
+    def about(self, device: str) -> dict[str, float | str]:
+        """Return what `device` is metered by, and of a GPU what it draws at rest with a context (absent until that is
+        known), and how both idle powers are known; nothing for a device without a meter."""
+        meter = self.meters.get(device)
+        if meter is None:
+            return {}
+        found: dict[str, float | str] = {"meter": meter.why}
+        if isinstance(meter, energy.NvmlMeter):
+            found["idle_known"], found["resident_known"] = meter.idle.bare_by, meter.idle.resident_by
+            if meter.idle.resident_by != "unknown":
+                found["resident_w"] = meter.idle.resident_w
+        return found
 
     def metered_ns(self) -> dict[str, int]:
         """Return until when (monotonic) the meter of each device has been read, by name; not of those never read."""
@@ -124,6 +178,8 @@ class Machine:
         The window of a device whose meter cannot be read stays open; its energy is counted once the meter can be read.
         """
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
+        for gpu in self.gpus:
+            self._spare(gpu)
         self._host.look()
         now_ns = time.monotonic_ns()
         for name, meter in self.meters.items():
@@ -159,6 +215,8 @@ class Machine:
         if retry:
             self._retry_s = time.monotonic() + _RETRY_S
         for gpu in self.gpus:
+            if (meter := self.meters.get(gpu.name)) is not None:
+                self._idles.restore(gpu.uuid, meter)  # which profiling may have measured since the start
             try:
                 if await gpu.poll() and retry:
                     await gpu.retry_quarantined()
@@ -172,14 +230,19 @@ class Machine:
     async def leave(self) -> None:
         """Remove our instances, unless they are to stay for the next start, and close the GPUs.  Their workers must be
         gone."""
+        for gpu in self.gpus:
+            if (meter := self.meters.get(gpu.name)) is not None:
+                self._idles.save(gpu.uuid, meter)
         try:
             if not self._config.workers.keep_instances:
                 await self.empty()
+            await self._gpu_guard.settle()
         finally:
             self.close()
 
     def close(self) -> None:
         """Release the GPUs for others, with the instances that are on them."""
+        self._gpu_guard.close()
         made.close(self.devices)
 
     async def _clear(self, gpu: MigDevice) -> None:

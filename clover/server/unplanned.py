@@ -30,14 +30,16 @@ class Unplanned:
         # Instances of an earlier run that cannot be removed change what fits on a GPU: choose again then.
         while shapes != device_pool.shapes():
             shapes = device_pool.shapes()
-            own = {shape.device for shape in self._context.devices_of(served.name)}
-            self._desired = tuple(item for item in served.default_deployment() if item.placement.device in own)
+            own = {shape.device: shape.layouts for shape in self._context.devices_of(served.name)}
+            there = {place for layouts in own.values() for layout in layouts for place in layout}
+            self._desired = tuple(item for item in served.default_deployment() if item.placement in there)
             if not self._desired:
                 raise StartError(f"no device is left for {served.name}{self._context.lost_suffix()}")
+            others = [place for places in self._context.occupied().values() for place in places]
             for name in sorted(own):
                 gpu = device_pool.gpu(name)
                 if gpu is not None:
-                    await gpu.reconcile([item.placement for item in self._desired])
+                    await gpu.reconcile([*(item.placement for item in self._desired), *others])
         for item in self._desired:
             await self._context.instances.hold(served.name, item.placement)
         await asyncio.gather(*(served.fleet.spawn(item) for item in self._desired))
@@ -55,18 +57,20 @@ class Unplanned:
             self._served.fleet.forget(item, f"{item.placement.device} is lost")
             with contextlib.suppress(DeviceError):  # the device removes the instance when it is back
                 await self._context.instances.release(self._served.name, item.placement)
-        own = set(device_pool.assigned(self._served.name)) if device_pool.exclusive else set(device_pool.shapes())
-        moved = [item for item in self._spawned if item.placement.device not in own]
+        name = self._served.name
+        moved = [item for item in self._spawned if device_pool.outside(name, (item.placement,))]
         self._spawned = [item for item in self._spawned if item not in moved]
         if moved:
             await asyncio.gather(*(self._served.fleet.drain(item) for item in moved))
             for item in moved:
                 await self._release(item)
             self._route()
-            for name in {device_pool.owner(item.placement.device) for item in moved} & self._context.families.keys():
-                self._context.families[name].triggers.again(self._context.monotonic())
+            waiting = {owner for item in moved for owner in device_pool.owners(item.placement.device)}
+            for other in waiting & self._context.families.keys():
+                self._context.families[other].triggers.again(self._context.monotonic())
         for item in self._desired:
-            if item in self._spawned or item.placement.device in lost or item.placement.device not in own:
+            away = item.placement.device in lost or device_pool.outside(name, (item.placement,))
+            if item in self._spawned or away:
                 continue
             await self._context.instances.hold(self._served.name, item.placement)
             await self._served.fleet.spawn(item)
@@ -88,6 +92,6 @@ class Unplanned:
             log.warning("%s: %s", self._served.name, error)
 
     def _route(self) -> None:
-        self._context.unplanned[self._served.name] = {item.placement.device for item in self._spawned}
+        self._context.unplanned[self._served.name] = {item.placement for item in self._spawned}
         if self._spawned:
             self._served.fleet.route(tuple(self._spawned), Routing(shares={self._spawned[0].variant: 1.0}))

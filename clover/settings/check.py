@@ -25,8 +25,12 @@ class DeviceForm(NamedTuple):
 
 DEVICE_FORMS = {
     "cpu": DeviceForm(r"cpu", "cpu"),
-    "nvidia": DeviceForm(r"nvidia(:\d{1,3}(,\d{1,3})*)?", "nvidia, nvidia:0,2"),
-    "emulated": DeviceForm(r"emulated:[a-z0-9][a-z0-9-]{0,31}:[1-9]\d{0,2}", "emulated:a100-40gb:2"),
+    "nvidia": DeviceForm(r"nvidia(:mig)?(:\d{1,3}(,\d{1,3})*)?", "nvidia, nvidia:0,2, nvidia:mig"),
+    "mig": DeviceForm(r"mig:MIG-[A-Za-z0-9/-]{4,80}(,MIG-[A-Za-z0-9/-]{4,80})*", "mig:MIG-d7ac6ae6"),
+    "emulated": DeviceForm(
+        r"emulated:(pod-[0-9]+g\.[0-9]+gb[a-z0-9.+-]{0,12}(:[1-9])?|[a-z0-9][a-z0-9-]{0,31}:[1-9]\d{0,2})",
+        "emulated:a100-40gb:2, emulated:pod-1g.10gb",
+    ),
 }
 """The kinds of devices; `clover.devices.DEVICES` has their modules."""
 
@@ -82,6 +86,11 @@ def device_forms() -> str:
     return f"{', '.join(others)} or {last}"
 
 
+def on_gpus(device: str) -> bool:
+    """Return whether `workers.device` names real GPUs, or instances of them."""
+    return device.partition(":")[0] in ("nvidia", "mig")
+
+
 def _check_device(workers: WorkersConfig) -> None:
     device = workers.device
     kind = device.partition(":")[0]
@@ -89,7 +98,7 @@ def _check_device(workers: WorkersConfig) -> None:
     if form is None or not re.fullmatch(form.pattern, device):
         hint = did_you_mean(kind, DEVICE_FORMS) if form is None else ""
         raise ConfigError(f"workers.device {device!r} is no device: give {device_forms()}{hint}")
-    if workers.memory_bytes and device.startswith("nvidia"):
+    if workers.memory_bytes and on_gpus(device):
         raise ConfigError(
             "workers.memory_bytes limits addresses, of which CUDA reserves far more than memory, so that no worker "
             "would start on a GPU: leave it at 0 there (a MIG instance has its own memory)"

@@ -32,7 +32,7 @@ from clover.settings.service_links import is_service_link
 _CONFIG_VARIABLE = "CLOVER_CONFIG"
 _FAMILIES_VARIABLE = "CLOVER_FAMILIES"
 _NOT_OURS = {
-    *("CLOVER_BUILD", "CLOVER_SANITIZE", "CLOVER_NATIVE", "CLOVER_NVML_STATE", "CLOVER_URL"),
+    *("CLOVER_BUILD", "CLOVER_SANITIZE", "CLOVER_NATIVE", "CLOVER_NVML_LATENCY", "CLOVER_NVML_STATE", "CLOVER_URL"),
     *("CLOVER_REPORT_KEY", "CLOVER_REPORT_KEY_FILE"),
 }
 """Variables of the build, the tests, the control client, and the key that signs reports."""

@@ -13,7 +13,7 @@ import msgspec
 from clover.config import ServerConfig
 from clover.settings.command_line import CONFIG, Option
 from clover.settings.load import Settings
-from clover.settings.schema import ENTRY, FAMILY, SECTIONS, SETTINGS, TENANT, TENANT_SETTINGS, Setting
+from clover.settings.schema import ENTRY, FAMILY, FILE_ONLY, SECTIONS, SETTINGS, TENANT, TENANT_SETTINGS, Setting
 
 _TITLES = {
     "listen": "Listen",
@@ -22,6 +22,7 @@ _TITLES = {
     "controller": "Controller",
     "energy": "Energy",
     "workers": "Workers",
+    "mig": "MIG",
     "log": "Logging",
     "otel": "OpenTelemetry",
     "": "Storage and profile",
@@ -46,7 +47,8 @@ def help_text(
         parts += _help_line(f"{option.flag} {option.metavar}".strip(), option.help, width)
     parts += _help_line("-h, --help", "show this help", width)
     for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
-        used = [setting for setting in _of(section) if setting is not ENTRY and (only is None or setting.key in only)]
+        given = [setting for setting in _of(section) if setting is not ENTRY and setting.key not in FILE_ONLY]
+        used = [setting for setting in given if only is None or setting.key in only]
         if used:
             parts += ["", _TITLES.get(section, section.capitalize())]
         for setting in used:
@@ -109,6 +111,8 @@ def markdown_table() -> str:
             default = _plain(setting.default) if setting is not ENTRY else _plain(ServerConfig().families[0].family)
             flag = "positional" if setting is ENTRY else f"`{setting.flag}`"
             env = "`CLOVER_FAMILIES`" if setting is ENTRY else f"`{setting.env}`"
+            if setting.key in FILE_ONLY:
+                flag = env = "file only"
             meaning = setting.help.replace("|", "\\|")
             shown = f"`{default}`" if default else ""
             wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""

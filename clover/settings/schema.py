@@ -18,7 +18,7 @@ FAMILY = "families"
 TENANT = "tenant"
 """The other one: one table a tenant, in the file only."""
 
-_PREFIX = {section: f"{section}_" for section in ("embodied", "energy", "ledger", "log", "otel", "report")}
+_PREFIX = {section: f"{section}_" for section in ("embodied", "energy", "ledger", "log", "mig", "otel", "report")}
 _PREFIX["limits"] = "limit_"
 _NAMED = {"carbon.source": "carbon", "ledger.keep": "ledger", "otel.endpoint": "otel"}
 _TRUE = {"1", "true", "yes", "on"}
@@ -189,6 +189,8 @@ TENANT_SETTINGS = {setting.leaf: setting for setting in _settings_of(TENANT, Ten
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 ENTRY = BY_KEY[f"{FAMILY}.family"]
 """What names a family: the positional arguments, never a flag."""
-FLAGS = {setting.flag: setting for setting in SETTINGS if setting is not ENTRY}
-VARIABLES = {setting.env: setting for setting in SETTINGS if setting is not ENTRY}
+FILE_ONLY = frozenset({"mig.before_change", "mig.after_change"})
+"""Settings that neither a flag nor a variable gives: programs that the server runs stand in the operator's file."""
+FLAGS = {setting.flag: setting for setting in SETTINGS if setting is not ENTRY and setting.key not in FILE_ONLY}
+VARIABLES = {setting.env: setting for setting in SETTINGS if setting is not ENTRY and setting.key not in FILE_ONLY}
 SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))

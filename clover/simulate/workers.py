@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class SimulatedWorker:
     device_lost = False
     overruns = 0
     cores = 1
+    resident: ClassVar[dict[str, int]] = {}
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class SimulatedWorker:
         """The worker itself."""
         return self
 
-    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+    def submit(self, batch_id: int, slots: Any, n: int, lane: int = 0) -> int:
         """Accept a batch (see `Ring.submit`)."""
         self._taken.append((batch_id, np.array(slots[:n], np.uint32)))
         if not self._running:
@@ -95,6 +96,10 @@ class SimulatedWorker:
     def reap(self) -> tuple[int, int, int, int, int, int] | None:
         """Return the next finished batch (see `Ring.reap`)."""
         return self._done.popleft() if self._done else None
+
+    def backend_of(self, variant: str) -> str:
+        """Return nothing: what else it holds is not simulated."""
+        return ""
 
     def bell(self) -> None:
         """Do nothing: a simulated worker is always awake."""

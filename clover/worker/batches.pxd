@@ -6,6 +6,7 @@ cdef class Batches:
     cdef list _inputs
     cdef list _outputs
     cdef dict _staged
+    cdef bint _always
     cdef tuple _spanned
 
     cpdef span(self, object slots)

@@ -36,17 +36,33 @@ class Batches:
         self._inputs = [(index, one, slab.input(index), one.variable) for index, one in enumerate(spec.inputs)]
         self._outputs = [(index, one, slab.output(index), one.variable) for index, one in enumerate(spec.outputs)]
         self._staged: dict[int, NDArray[Any]] = {}
+        self._always = False
         self._spanned: tuple[NDArray[np.uint32] | None, slice | NDArray[np.uint32]] = (None, slice(0))
 
-    def stage(self, max_batch: int) -> list[NDArray[Any]]:
-        """Return arrays for inputs of fixed shape, into which scattered rows are gathered from now on: each batch
-        overwrites the arrays that `gather` returned for the one before."""
-        self._staged = {
-            index: np.zeros((max_batch, *region.shape[1:]), region.dtype)
+    def direct_inputs(self) -> list[NDArray[Any]]:
+        """Return the regions of the slab that `gather` returns views of: inputs of numbers and fixed shape."""
+        return [region for _, _, region in self._fixed()]
+
+    def stage(
+        self,
+        max_batch: int,
+        make: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = np.zeros,
+        *,
+        always: bool = False,
+    ) -> list[NDArray[Any]]:
+        """Return arrays for inputs of fixed shape, made by `make`, into which scattered rows are gathered from now on,
+        and consecutive ones too if `always`: each batch overwrites the arrays that `gather` returned for the one
+        before."""
+        self._staged = {index: make((max_batch, *region.shape[1:]), region.dtype) for index, _, region in self._fixed()}
+        self._always = always
+        return list(self._staged.values())
+
+    def _fixed(self) -> list[tuple[int, TensorSpec, NDArray[Any]]]:
+        return [
+            (index, tensor, region)
             for index, tensor, region, variable in self._inputs
             if tensor.datatype != "BYTES" and not variable
-        }
-        return list(self._staged.values())
+        ]
 
     def span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
         """Return an index for `slots` (at least one): a slice if they are consecutive.  Raises IndexError for slots
@@ -81,7 +97,7 @@ class Batches:
             return self._gather_bytes(index, slots)
         if not variable:
             staged = self._staged.get(index)
-            if staged is None or isinstance(span, slice):
+            if staged is None or (isinstance(span, slice) and not self._always):
                 return np.ascontiguousarray(region[span])
             # "clip" lets NumPy write straight into `out`; `span` has refused slots that do not exist.
             return np.take(region, slots, axis=0, out=staged[: len(slots)], mode="clip")

@@ -112,6 +112,8 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     """Variants that the worker holds beside `variant`, as many of the first of them as fit `resident_bytes`."""
     resident_bytes: int = 0
     """Bytes of the slice that all variants together may hold; 0 sets no limit."""
+    also_s: float = 0.0
+    """Seconds after which the worker begins to load no further variant of `also`; 0 sets no limit."""
 
     def fitting(self) -> WorkerOrder:
         """Return the order without the last of `also` if a frame could not take it otherwise."""

@@ -37,7 +37,7 @@ from types import FrameType
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import frames, orphans, pacing, pinned
+from clover.worker import cuda_driver, frames, orphans, pacing, pinned
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.residents import ResidentSet, ms_since, reason_of
@@ -182,9 +182,13 @@ def _on_cores(order: frames.WorkerOrder) -> bool:
 
 
 def _harden(order: frames.WorkerOrder) -> None:
-    """Give up new privileges, core dumps and all GPUs but its own; set the limits of its order.
+    """Give up new privileges, core dumps and all GPUs but its own; set the limits of its order.  On a GPU, CUDA is
+    started first (`cuda_driver.start` says why).
 
     What the model forks stays below this process until it ends, and is ended by the zygote then."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
+    if order.visible_devices and order.emulated is None and (reason := cuda_driver.start()):
+        _log.warning("CUDA does not start on %s: %s", order.visible_devices, reason)  # torch says it as an error
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
@@ -192,7 +196,6 @@ def _harden(order: frames.WorkerOrder) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
-    os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write(f"clover:{order.family.name if order.also else order.variant}"[:15])
     faulthandler.enable()

@@ -7,8 +7,8 @@ loaded until its largest batch was warmed.  What the first variant brought with 
 
 On CPU cores, and on an emulated slice, which the CPU plays, figures are this process's resident memory as the kernel
 counts it; pages that it still shares with the zygote are left out of the context.  On a GPU they are what is in use on
-the device: another process that loads there meanwhile is counted too, so figures to be kept come from workers that are
-alone on their slice.
+the device: what another process takes there meanwhile is counted too, and its context cannot be told from ours, so
+figures to be kept come from workers that are alone on their slice.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Protocol
 
 from clover.worker.frames import HeldMemory
+
+CONTEXT_MOST = 1 << 30
+"""Bytes that a CUDA context with its libraries takes at most; 0.3 to 0.6 GiB are usual."""
 
 _PROC = Path("/proc/self")
 
@@ -38,6 +41,10 @@ class MemorySource(Protocol):
 
     def forget(self) -> None:
         """Begin a new peak."""
+
+    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+        """Return how much of the `grown` bytes that came with the first variant is not that variant's own, and how much
+        of this is the context."""
 
 
 class ResidentPages:
@@ -64,6 +71,11 @@ class ResidentPages:
         with contextlib.suppress(OSError):
             (self._folder / "clear_refs").write_text("5", encoding="ascii")
 
+    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+        """Return all but the weights, twice: libraries have set themselves up."""
+        found = max(0, grown - weights_bytes)
+        return found, found
+
 
 class DeviceMemory:
     """What is in use on the GPU.  Until the first variant is loaded there is no context, and nothing is held.
@@ -89,6 +101,17 @@ class DeviceMemory:
 
     def forget(self) -> None:
         """Do nothing: nothing is given back."""
+
+    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+        """Return what torch has not taken for the variant, and of that what can be a context, but no more: the rest is
+        another process's, as during a swap.  Weights that torch has not taken are those of a compiled artifact."""
+        import torch
+
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return 0, 0
+        taken = torch.cuda.memory_reserved()
+        found = max(0, grown - (taken if taken >= weights_bytes else taken + weights_bytes))
+        return found, min(found, CONTEXT_MOST)
 
 
 def _fields(path: Path) -> dict[str, int]:
@@ -133,12 +156,13 @@ class MemoryMeter:
             return
         self._settled = True
         now = self._source.held()
-        self._beyond = max(0, now - self._before - weights_bytes)
+        grown = now - self._before
         if not self.held:
-            self.context_bytes = self._own + self._beyond
-            self._beyond = 0
+            beside, context = self._source.beside(grown, weights_bytes)
+            self.context_bytes = self._own + context
+            grown -= beside
             self._source.forget()  # what loading took at most was libraries', as far as one can tell
-        self._beyond -= now
+        self._beyond = max(0, grown - weights_bytes) - now
 
     def end(self, variant: str, weights_bytes: int) -> HeldMemory:
         """Return what the variant holds, now that it is warmed."""

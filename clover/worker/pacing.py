@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from clover.errors import DeviceError, WorkerError
+from clover.errors import DeviceError, WorkerError, says_out_of_memory
 from clover.types import FamilyProfile, Record
 from clover.worker.frames import EmulatedSlice, Resident
 
@@ -231,16 +231,13 @@ def limit_memory(memory_bytes: int, statm: Path = Path("/proc/self/statm")) -> i
     return limit
 
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "not enough memory", "bad_alloc", "bad alloc")
-
-
 def out_of_memory(error: BaseException | None) -> bool:
-    """Return whether `error`, or a cause of it, says that memory ran out.  Frameworks say so only in their texts."""
+    """Return whether `error`, or a cause of it, says that memory ran out."""
     seen = 0
     while error is not None and seen < 8:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
-        if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+        if says_out_of_memory(str(error)):
             return True
         error = error.__cause__ or error.__context__
         seen += 1

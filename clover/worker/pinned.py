@@ -2,18 +2,21 @@
 
 CUDA copies to a device straight out of pageable memory only by way of a buffer of its own; registered with the driver,
 the same memory is read by the device itself, and a copy may overlap with work.  So a worker whose model lives on a GPU
-registers the slab and the arrays scattered rows are gathered into: a backend that says `tensor.to(device,
-non_blocking=True)` for the arrays it is given then has its rows copied from where the server wrote them.  Backends need
-to know nothing of this; if it does not work they are slower, not wrong.
+registers the inputs of the slab, and gathers scattered rows into page-locked arrays of torch's: a backend that says
+`tensor.to(device, non_blocking=True)` for the arrays it is given then has its rows copied from where the server wrote
+them.  Answers come back through buffers of the backend, so outputs need no registration.
 
-Registering makes the whole slab resident in memory.  It ends with the process.
+If the driver refuses to register memory (sandboxes, limits on locked memory), consecutive rows are gathered into
+torch's arrays too, and if torch gets none either, rows are copied out of pageable memory: slower, not wrong.
+
+Registering makes the inputs of the slab resident in memory.  It ends with the process.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,34 +24,56 @@ from numpy.typing import NDArray
 
 from clover.runtime.memory.slab import Slab
 from clover.worker.batches import Batches
+from clover.worker.cuda_driver import SUCCESS, CudaDriver, DriverCalls
 
 _log = logging.getLogger("clover.worker")
 
 
-def pin(slab: Slab, batches: Batches, max_batch: int) -> int:
-    """Lock the pages that rows pass through, if the loaded model is on a GPU; return the bytes registered."""
+def pin(slab: Slab, batches: Batches, max_batch: int, driver: Callable[[], DriverCalls] = CudaDriver) -> int:
+    """Lock the pages that rows pass through, if the loaded model is on a GPU; return the bytes that are locked, those
+    of torch's arrays apart."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         _log.debug("nothing was loaded on a GPU: no memory is page-locked")
         return 0
-    whole = np.frombuffer(slab.memory, np.uint8)
-    return register(torch.cuda.cudart(), (whole, *batches.stage(max_batch)))
-
-
-def register(cudart: Any, arrays: Iterable[NDArray[Any]]) -> int:
-    """Lock the pages of `arrays`, which must live as long as the process; return the bytes registered.  Arrays that
-    the driver refuses stay as they are, with one warning."""
-    registered = 0
-    refused: set[str] = set()
-    for array in arrays:
-        status = cudart.cudaHostRegister(array.ctypes.data, array.nbytes, 0)
-        if int(status):
-            refused.add(str(status))
-        else:
-            registered += array.nbytes
+    try:
+        registered, refused = register(driver(), batches.direct_inputs())
+    except (OSError, AttributeError) as error:  # no such library, or one that is too old for the call
+        registered, refused = 0, {str(error)}
+    batches.stage(max_batch, _torch_array(torch), always=bool(refused))
     if refused:
         _log.warning(
-            "CUDA does not page-lock memory here (%s): copies to the GPU go through a buffer and are slower",
+            "CUDA does not page-lock the memory of requests here (%s): rows go to the GPU by way of torch's buffers, "
+            "which is slower",
             ", ".join(sorted(refused)),
         )
     return registered
+
+
+def register(driver: DriverCalls, arrays: Iterable[NDArray[Any]]) -> tuple[int, set[str]]:
+    """Lock the pages of `arrays`, which must live as long as the process; return the bytes registered, and the names
+    of the errors of those that were refused, which stay as they are."""
+    registered = 0
+    refused: set[str] = set()
+    for array in arrays:
+        code = driver.register(array.ctypes.data, array.nbytes)
+        if code == SUCCESS:
+            registered += array.nbytes
+        else:
+            refused.add(driver.name(code))
+    return registered, refused
+
+
+def _torch_array(torch: Any) -> Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]:
+    """Return how to make an array of zeros in page-locked memory of torch's; pageable if torch gets none."""
+
+    def made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        size = int(np.prod(shape)) * dtype.itemsize
+        try:
+            room: NDArray[Any] = torch.zeros(size, dtype=torch.uint8, pin_memory=True).numpy()
+        except RuntimeError as error:
+            _log.debug("torch page-locks no memory either: %s", error)
+            return np.zeros(shape, dtype)
+        return room.view(dtype).reshape(shape)
+
+    return made

@@ -33,6 +33,7 @@ WARM_GPU_S = 0.25
 """The same on a GPU, whose libraries choose a kernel for each size; powers of two are warmed there in any case."""
 
 _REASON_CHARS = 2000
+_LEFT_OUT_CHARS = 300  # of a reason why a variant is left out: all of them share a frame
 
 
 class ResidentSet:
@@ -50,6 +51,7 @@ class ResidentSet:
         self._meter = meter_of(bool(order.visible_devices))
         self.left_out: dict[str, str] = {}
         self._load_ms = 0.0
+        self._begun_ns = time.monotonic_ns()
         self._warm_ms = 0.0
 
     @property
@@ -87,8 +89,7 @@ class ResidentSet:
             reason = self._add(lane, batches, scores)
             if not reason:
                 continue
-            self.left_out[self._wanted[lane].variant] = reason
-            _log.warning("%s is not held beside %s: %s", self._wanted[lane].variant, self._order.variant, reason)
+            self.left_out[self._wanted[lane].variant] = reason[:_LEFT_OUT_CHARS]
             self._runs[lane] = None
             gc.collect()
             if self._order.visible_devices:
@@ -96,7 +97,9 @@ class ResidentSet:
 
     def _add(self, lane: int, batches: Batches, scores: Scores | None) -> str:
         """Load and warm a further variant; return why it cannot be held, "" if it can."""
-        limit, meter, before = self._order.resident_bytes, self._meter, self._load_ms + self._warm_ms
+        limit, meter, begun_ms = self._order.resident_bytes, self._meter, ms_since(self._begun_ns)
+        if 0 < self._order.also_s * 1e3 <= begun_ms:
+            return f"the worker has been loading for {begun_ms / 1e3:.1f} s, of {self._order.also_s:g} s"
         if limit and meter.total_bytes >= limit:
             return f"the others hold {_mib(meter.total_bytes)} of the {_mib(limit)} for all"
         try:
@@ -106,9 +109,9 @@ class ResidentSet:
                 return f"{needed}, the others hold {_mib(meter.total_bytes)} of the {_mib(limit)} for all"
             self._warm(lane, batches, scores)
         except (Exception, SystemExit) as error:
-            _log.debug("%s fails", self._wanted[lane].variant, exc_info=True)
+            _log.warning("%s cannot be held beside %s", self._wanted[lane].variant, self._order.variant, exc_info=True)
             return reason_of(error)
-        _log.debug("%s took %.1f ms", self._wanted[lane].variant, self._load_ms + self._warm_ms - before)
+        _log.debug("%s took %.1f ms", self._wanted[lane].variant, ms_since(self._begun_ns) - begun_ms)
         if limit and meter.total_bytes > limit:
             reason = f"with it, the worker would hold {_mib(meter.total_bytes)}, more than {_mib(limit)}"
             meter.drop()
@@ -120,26 +123,17 @@ class ResidentSet:
         import torch
 
         torch.cuda.empty_cache()
-        first, enter = self._runs[0], self._enter(0)
+        first = self._runs[0]
         assert first is not None
-        if enter is not None:
-            enter()
         if self._order.family.variant(self._order.variant).kind == "torch":
             first(example_inputs(self._order.family, 1))
 
     def _enter(self, lane: int) -> Callable[[], None] | None:
-        """Return what has to be set before batches of `lane` run, if variants differ in it: the threads of torch, and
-        on a GPU the precision of products."""
+        """Return what has to be set before batches of `lane` run: the threads of torch, if variants differ in them."""
         import torch
 
-        from clover.backends import cuda
-
-        wanted, family = self._wanted, self._order.family
-        if self._order.visible_devices:
-            precisions = [family.variant(one.variant).precision for one in wanted]
-            return partial(cuda.use_precision, precisions[lane]) if len(set(precisions)) > 1 else None
-        threads = wanted[lane].threads
-        return partial(torch.set_num_threads, threads) if len({one.threads for one in wanted}) > 1 else None
+        differ = len({one.threads for one in self._wanted}) > 1
+        return partial(torch.set_num_threads, self._wanted[lane].threads) if differ else None
 
     def _load(self, lane: int) -> None:
         import torch

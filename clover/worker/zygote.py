@@ -146,7 +146,8 @@ class Zygote:
     def _spawn(self, spawn: frames.Spawn, fds: tuple[int, ...]) -> None:
         self._wants_spare = True
         if thread_count() == 1:
-            self._prepare(spawn.order.backend)
+            for backend in dict.fromkeys((spawn.order.backend, *(one.backend for one in spawn.order.also))):
+                self._prepare(backend)
         spawn = msgspec.structs.replace(spawn, begun_ns=time.monotonic_ns())
         child = self._order_spare(spawn, fds)
         if child is None:

@@ -22,6 +22,7 @@ enum {
     NVML_ERROR_NOT_FOUND = 6,
     NVML_ERROR_INSUFFICIENT_SIZE = 7,
     NVML_ERROR_DRIVER_NOT_LOADED = 9,
+    NVML_ERROR_TIMEOUT = 10,
     NVML_ERROR_GPU_IS_LOST = 15,
     NVML_ERROR_RESET_REQUIRED = 16,
     NVML_ERROR_OPERATING_SYSTEM = 17,
@@ -30,12 +31,15 @@ enum {
     NVML_ERROR_MEMORY = 20,
     NVML_ERROR_INSUFFICIENT_RESOURCES = 23,
     NVML_ERROR_ARGUMENT_VERSION_MISMATCH = 25,
+    NVML_ERROR_GPU_NOT_FOUND = 28,
     NVML_ERROR_UNKNOWN = 999,
 };
 
 enum { NVML_GI_PROFILE_COUNT = 0x12, NVML_CI_PROFILE_COUNT = 0x9 };
 enum { NVML_ARCH_AMPERE = 7 };
 enum { NVML_FEATURE_DISABLED = 0, NVML_FEATURE_ENABLED = 1 };
+enum { NVML_COMPUTE_DEFAULT = 0, NVML_COMPUTE_PROHIBITED = 2, NVML_COMPUTE_EXCLUSIVE_PROCESS = 3 };
+enum { NVML_EVENT_XID = 8 };
 enum {
     NVML_FIELD_TOTAL_ENERGY = 83,
     NVML_FIELD_POWER_AVERAGE = 185,
@@ -140,6 +144,18 @@ typedef struct {
 } nvmlUtilization_t;
 
 typedef struct {
+    unsigned pid;
+    unsigned long long timeStamp;
+    unsigned smUtil, memUtil, encUtil, decUtil;
+} nvmlProcessUtilizationSample_t;
+
+typedef struct {
+    nvml_handle device;
+    unsigned long long eventType, eventData;
+    unsigned gpuInstanceId, computeInstanceId;
+} nvmlEventData_t;
+
+typedef struct {
     unsigned version, sensorType;
     int temperature;
 } nvmlTemperature_v1_t;
@@ -154,5 +170,6 @@ _Static_assert(sizeof(nvmlMemory_v2_t) == 40, "memory");
 _Static_assert(sizeof(nvmlProcessInfo_t) == 24, "process");
 _Static_assert(sizeof(nvmlFieldValue_t) == 40, "field");
 _Static_assert(sizeof(nvmlPciInfo_t) == 68, "PCI");
+_Static_assert(sizeof(nvmlEventData_t) == 32, "event");
 
 #endif

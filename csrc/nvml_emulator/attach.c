@@ -42,6 +42,23 @@ void attachments_reap(const struct mapping *mapping, unsigned index, struct gpu 
     }
 }
 
+/* A monitor holds a lock that others may share on one byte a GPU, farther behind than those of attachments. */
+bool monitor_holds(const struct mapping *mapping, unsigned index) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1,
+                         .l_start = ((off_t)1 << 33) + (off_t)index};
+    return fcntl(mapping->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+/* Whether the compute mode keeps this process off the whole board. */
+static bool mode_refuses(const struct gpu *gpu) {
+    if (gpu->compute_mode == NVML_COMPUTE_PROHIBITED)
+        return true;
+    for (unsigned slot = 0; slot < ATTACH_MAX && gpu->compute_mode == NVML_COMPUTE_EXCLUSIVE_PROCESS; slot++)
+        if (gpu->attachments[slot].used && gpu->attachments[slot].pid != getpid())
+            return true;
+    return false;
+}
+
 unsigned attachments_count(const struct gpu *gpu, unsigned gi, unsigned ci) {
     unsigned count = 0;
     for (unsigned slot = 0; slot < ATTACH_MAX; slot++) {
@@ -117,6 +134,8 @@ static nvmlReturn_t attach(struct mapping *mapping, const char *uuid, struct own
         result = NVML_ERROR_GPU_IS_LOST;
     else if (gi == NVML_NO_INSTANCE && gpu->mig)
         result = NVML_ERROR_NOT_SUPPORTED; /* a partitioned board is used through its instances only */
+    else if (gi == NVML_NO_INSTANCE && mode_refuses(gpu))
+        result = CUDA_UNAVAILABLE;
     else {
         result = NVML_ERROR_INSUFFICIENT_RESOURCES;
         for (unsigned slot = 0; slot < ATTACH_MAX && result != NVML_SUCCESS; slot++) {

@@ -6,6 +6,7 @@
  */
 #include "emulator.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* bits: kind 0..3, GPU 4..11, GI 12..19, CI 20..27, generation 28..59 */
@@ -80,7 +81,7 @@ nvmlReturn_t call_begin(struct call *call, const char *symbol, nvml_handle handl
         return result;
     call->gpu = gpu_begin(call->box, call->index);
     if (call->gpu->lost)
-        return call_end(call, NVML_ERROR_GPU_IS_LOST);
+        return call_end(call, (nvmlReturn_t)call->gpu->lost);
     if (!alive(call, generation))
         return call_end(call, NVML_ERROR_INVALID_ARGUMENT);
     if (call->kind == ON_GPU)
@@ -90,9 +91,25 @@ nvmlReturn_t call_begin(struct call *call, const char *symbol, nvml_handle handl
     return NVML_SUCCESS;
 }
 
+nvmlReturn_t call_begin_aggregate(struct call *call, const char *symbol, nvml_handle handle) {
+    nvmlReturn_t result = call_begin(call, symbol, handle, ON_GPU | ON_MIG);
+    if (result == NVML_SUCCESS && call->kind == ON_GPU && call->gpu->mig && !call->box->live.privileged)
+        return call_end(call, NVML_ERROR_NO_PERMISSION);
+    return result;
+}
+
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result) {
     gpu_commit(call->box);
     box_unlock(call->box);
+    return result;
+}
+
+nvmlReturn_t call_end_slowly(struct call *call, nvmlReturn_t result, unsigned milliseconds) {
+    const char *factor = getenv("CLOVER_NVML_LATENCY");
+    double scale = factor == NULL || factor[0] == 0 ? 1.0 : atof(factor);
+    call_end(call, result);
+    if (result == NVML_SUCCESS && scale > 0.0 && scale <= 100.0)
+        sleep_ns((uint64_t)(scale * 1e6 * milliseconds));
     return result;
 }
 

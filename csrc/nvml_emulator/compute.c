@@ -112,7 +112,7 @@ EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstanceProfileInfo(nvml_handle gpu
 EXPORT nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvml_handle gpu_instance, unsigned id,
                                                                         nvmlPlacement_t *placements, unsigned *count) {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, __func__, gpu_instance, ON_GI);
+    nvmlReturn_t result = begin_privileged(&call, __func__, gpu_instance, ON_GI);
     if (result != NVML_SUCCESS)
         return result;
     const struct shape *shape = shape_by_id(call.profile, id);
@@ -192,7 +192,7 @@ EXPORT nvmlReturn_t nvmlComputeInstanceDestroy(nvml_handle compute_instance) {
     if (result != NVML_SUCCESS)
         return result;
     attachments_reap(call.mapping, call.index, call.gpu);
-    if (attachments_count(call.gpu, call.gi, call.ci) > 0)
+    if (attachments_count(call.gpu, call.gi, call.ci) > 0 || monitor_holds(call.mapping, call.index))
         return call_end(&call, NVML_ERROR_IN_USE);
     call.gpu->instances[call.gi].compute[call.ci].alive = 0;
     return call_end(&call, NVML_SUCCESS);
@@ -290,7 +290,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvml_handle device, unsigned 
         return result;
     if (count == NULL)
         return call_end(&call, NVML_ERROR_INVALID_ARGUMENT);
-    *count = call.box->config.compute_slices;
+    *count = call.box->config.profile_count > 0 ? call.box->config.compute_slices : 0;
     return call_end(&call, NVML_SUCCESS);
 }
 

@@ -78,13 +78,16 @@ EXPORT int clover_nvml_faults_fired(const char *path, unsigned *fired) {
     return leave(&mapping, NVML_SUCCESS);
 }
 
-/* Takes the board off the bus, its processes with it; or brings it back as after a reset, without instances. */
-EXPORT int clover_nvml_set_lost(const char *path, int index, int lost) {
+/* Takes the board off the bus, its processes with it: every call on it answers the error `lost` from then on.  0 brings
+ * it back as after a reset, without instances. */
+EXPORT int clover_nvml_set_lost(const char *path, int index, unsigned lost) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);
     if (result != NVML_SUCCESS)
         return result;
-    if (!has_gpu(&mapping, index))
+    bool known = lost == 0 || lost == NVML_ERROR_GPU_IS_LOST || lost == NVML_ERROR_RESET_REQUIRED ||
+                 lost == NVML_ERROR_GPU_NOT_FOUND || lost == NVML_ERROR_UNKNOWN;
+    if (!has_gpu(&mapping, index) || !known)
         return leave(&mapping, NVML_ERROR_INVALID_ARGUMENT);
     struct gpu *gpu = gpu_begin(mapping.box, (unsigned)index);
     if (lost)
@@ -92,7 +95,7 @@ EXPORT int clover_nvml_set_lost(const char *path, int index, int lost) {
             gpu->attachments[slot].draw_mw = 0;
     else if (gpu->lost)
         gpu_reset(gpu);
-    gpu->lost = lost != 0;
+    gpu->lost = lost;
     gpu_commit(mapping.box);
     return leave(&mapping, NVML_SUCCESS);
 }
@@ -115,14 +118,16 @@ EXPORT int clover_nvml_reset(const char *path, int index) {
     return leave(&mapping, result);
 }
 
-/* Restarts the machine: every board is as after a reset, also if processes were attached. */
+/* Restarts the machine: every board starts anew, also if processes were attached. */
 EXPORT int clover_nvml_reboot(const char *path) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);
     if (result != NVML_SUCCESS)
         return result;
     for (unsigned i = 0; i < mapping.box->config.gpu_count; i++) {
-        gpu_reset(gpu_begin(mapping.box, i));
+        struct gpu *gpu = gpu_begin(mapping.box, i);
+        gpu_boot(&mapping.box->config, gpu);
+        gpu->compute_mode = gpu->persistence = 0;
         gpu_commit(mapping.box);
     }
     return leave(&mapping, NVML_SUCCESS);
@@ -135,6 +140,51 @@ EXPORT int clover_nvml_set_privileged(const char *path, int privileged) {
     if (result != NVML_SUCCESS)
         return result;
     mapping.box->live.privileged = privileged != 0;
+    return leave(&mapping, NVML_SUCCESS);
+}
+
+/* Sets the compute mode of a board, as nvidia-smi -c does: 0, 2 or 3. */
+EXPORT int clover_nvml_set_compute_mode(const char *path, int index, unsigned mode) {
+    struct mapping mapping;
+    nvmlReturn_t result = enter(&mapping, path);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (!has_gpu(&mapping, index) || mode > NVML_COMPUTE_EXCLUSIVE_PROCESS || mode == 1)
+        return leave(&mapping, NVML_ERROR_INVALID_ARGUMENT);
+    gpu_begin(mapping.box, (unsigned)index)->compute_mode = mode;
+    gpu_commit(mapping.box);
+    return leave(&mapping, NVML_SUCCESS);
+}
+
+/* Sets the versions that the driver gives: its own, and of CUDA (12040 for 12.4).  "" and 0 are the emulator's own. */
+EXPORT int clover_nvml_set_driver(const char *path, const char *driver, int cuda) {
+    struct mapping mapping;
+    nvmlReturn_t result = enter(&mapping, path);
+    if (result != NVML_SUCCESS)
+        return result;
+    struct live *live = &mapping.box->live;
+    if (driver == NULL || strlen(driver) >= sizeof live->driver || cuda < 0)
+        return leave(&mapping, NVML_ERROR_INVALID_ARGUMENT);
+    memset(live->driver, 0, sizeof live->driver);
+    strcpy(live->driver, driver);
+    live->cuda = cuda;
+    return leave(&mapping, NVML_SUCCESS);
+}
+
+/* Reports a critical error (Xid) of a board to those who wait for events, of a slice if `gi` and `ci` name one.  What
+ * else such an error does (a lost board, a process that ends) is not done here. */
+EXPORT int clover_nvml_xid(const char *path, int index, unsigned xid, unsigned gi, unsigned ci) {
+    struct mapping mapping;
+    nvmlReturn_t result = enter(&mapping, path);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (!has_gpu(&mapping, index))
+        return leave(&mapping, NVML_ERROR_INVALID_ARGUMENT);
+    struct live *live = &mapping.box->live;
+    uint64_t number = live->events_made + 1;
+    live->events[number % EVENTS_MAX] =
+        (struct event){.number = number, .gpu = (uint32_t)index, .xid = xid, .gi = gi, .ci = ci};
+    live->events_made = number; /* last: a half-written event must not be read */
     return leave(&mapping, NVML_SUCCESS);
 }
 
@@ -159,7 +209,7 @@ EXPORT int clover_nvml_hold(const char *path, int index, int ready) {
         return leave(&mapping, NVML_ERROR_INVALID_ARGUMENT);
     struct gpu *gpu = gpu_begin(mapping.box, (unsigned)index);
     memset(gpu->instances, 0x5A, sizeof gpu->instances);
-    gpu->energy.uj = 0;
+    gpu->energy.uj = gpu->ticked_uj = 0;
     if (write(ready, "!", 1) != 1) {
         *gpu = mapping.box->live.shadow;
         gpu_commit(mapping.box);

@@ -156,8 +156,34 @@ EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(nvml_handle device, unsigned *minor
     return give(__func__, device, ON_GPU, minor, index_of(device));
 }
 
+/* A setting of one board, as the driver keeps it until it is loaded anew. */
+static nvmlReturn_t setting(const char *symbol, nvml_handle device, unsigned accept, unsigned *out, bool persistence) {
+    struct call call;
+    nvmlReturn_t result = call_begin(&call, symbol, device, accept);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (out == NULL)
+        return call_end(&call, NVML_ERROR_INVALID_ARGUMENT);
+    /* A board in MIG mode is in the default compute mode, whatever was set before. */
+    *out = persistence ? call.gpu->persistence : call.gpu->mig ? NVML_COMPUTE_DEFAULT : call.gpu->compute_mode;
+    return call_end(&call, NVML_SUCCESS);
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetPersistenceMode(nvml_handle device, unsigned *mode) {
-    return give(__func__, device, ON_GPU, mode, NVML_FEATURE_ENABLED);
+    return setting(__func__, device, ON_GPU, mode, true);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceSetPersistenceMode(nvml_handle device, unsigned mode) {
+    struct call call;
+    nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (mode > NVML_FEATURE_ENABLED)
+        return call_end(&call, NVML_ERROR_INVALID_ARGUMENT);
+    if (!call.box->live.privileged)
+        return call_end(&call, NVML_ERROR_NO_PERMISSION);
+    call.gpu->persistence = mode;
+    return call_end(&call, NVML_SUCCESS);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetDisplayMode(nvml_handle device, unsigned *mode) {
@@ -169,7 +195,22 @@ EXPORT nvmlReturn_t nvmlDeviceGetDisplayActive(nvml_handle device, unsigned *mod
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetComputeMode(nvml_handle device, unsigned *mode) {
-    return give(__func__, device, ON_GPU | ON_MIG, mode, 0); /* the default: shared */
+    return setting(__func__, device, ON_GPU | ON_MIG, mode, false);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceSetComputeMode(nvml_handle device, unsigned mode) {
+    struct call call;
+    nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (mode != NVML_COMPUTE_DEFAULT && mode != NVML_COMPUTE_PROHIBITED && mode != NVML_COMPUTE_EXCLUSIVE_PROCESS)
+        return call_end(&call, NVML_ERROR_INVALID_ARGUMENT);
+    if (call.gpu->mig)
+        return call_end(&call, NVML_ERROR_NOT_SUPPORTED);
+    if (!call.box->live.privileged)
+        return call_end(&call, NVML_ERROR_NO_PERMISSION);
+    call.gpu->compute_mode = mode;
+    return call_end(&call, NVML_SUCCESS);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetBrand(nvml_handle device, unsigned *brand) {
@@ -222,7 +263,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvml_handle device, nvmlPciInfo_t *p
 
 static nvmlReturn_t memory_of(const char *symbol, nvml_handle device, nvmlMemory_t *memory) {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, symbol, device, ON_GPU | ON_MIG);
+    nvmlReturn_t result = call_begin_aggregate(&call, symbol, device);
     if (result != NVML_SUCCESS)
         return result;
     attachments_reap(call.mapping, call.index, call.gpu);
@@ -261,7 +302,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvml_handle device, nvmlMemory_v2
  * memory slices.  Monitors divide by it; nothing here uses it. */
 EXPORT nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvml_handle device, nvmlBar1Memory_t *window) {
     struct call call;
-    nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU | ON_MIG);
+    nvmlReturn_t result = call_begin_aggregate(&call, __func__, device);
     if (result != NVML_SUCCESS)
         return result;
     if (window == NULL)

@@ -13,8 +13,8 @@
  *
  * Files: state.c the file and its mutex; call.c what every NVML call does first, and handles; text.c texts and UUIDs;
  * geometry.c which instances fit; energy.c power and joules; attach.c processes on slices; faults.c injected faults;
- * control.c what tests and tools may do to the box; session.c, device.c, sensors.c, processes.c, mig.c, compute.c the
- * NVML functions; unsupported.c the names that exist and answer NOT_SUPPORTED.
+ * control.c what tests and tools may do to the box; session.c, device.c, sensors.c, processes.c, mig.c, compute.c,
+ * events.c the NVML functions; unsupported.c the names that exist and answer NOT_SUPPORTED.
  */
 #ifndef CLOVER_NVML_EMULATOR_H
 #define CLOVER_NVML_EMULATOR_H
@@ -32,7 +32,7 @@
 #include "abi.h"
 
 enum {
-    STATE_VERSION = 1,
+    STATE_VERSION = 2,
     CONFIG_BYTES = 8192,
     GPUS_MAX = 32,
     PROFILES_MAX = 24,
@@ -41,6 +41,7 @@ enum {
     COMPUTE_MAX = 8,    /* compute instance ids are below this */
     ATTACH_MAX = 64,    /* processes on one GPU */
     FAULTS_MAX = 32,
+    EVENTS_MAX = 32,    /* Xid events that are kept for those who wait for them */
     MARKS = 32, /* remembered energies for the one-second average */
 };
 
@@ -72,6 +73,8 @@ struct config {
     uint32_t architecture, compute_major, compute_minor, pci_device;
     uint32_t compute_slices, memory_slices, memory_mib, sm;
     uint32_t toggle_needs_reset, average_power, idle_mw, max_mw;
+    uint32_t context_mw; /* drawn beyond idle while any process is attached */
+    uint32_t grain_ms;   /* of the energy counter; 0: it moves all the time */
     struct profile profiles[PROFILES_MAX];
 };
 
@@ -108,7 +111,8 @@ struct attachment {
 
 struct gpu {
     uint32_t mig, mig_pending;
-    uint32_t lost;
+    uint32_t lost; /* the error that every call answers; 0: it is there */
+    uint32_t compute_mode, persistence;
     uint32_t stuck; /* bits of STUCK_* while a reading is frozen */
     uint32_t stuck_mw;
     uint32_t stuck_average_mw;
@@ -116,6 +120,7 @@ struct gpu {
     int64_t born_ns, last_ns; /* the energies reach from birth (or the last boot) to `last_ns` */
     uint64_t born_uj;
     struct meter energy;  /* of the board, idle included */
+    uint64_t ticked_uj;   /* energy.uj at the counter's last tick */
     struct meter whole;   /* drawn by processes on the whole GPU */
     uint64_t marks[MARKS]; /* energy.uj at multiples of MARK_NS */
     struct instance instances[INSTANCES_MAX];
@@ -135,17 +140,26 @@ struct fault {
     uint64_t random;
 };
 
+struct event {
+    uint64_t number; /* from 1 */
+    uint32_t gpu, xid, gi, ci;
+};
+
 struct live {
     uint32_t ready;
     uint32_t generation; /* grows with every instance made, so that a handle of an earlier one never fits */
     uint32_t serial;     /* grows with every attachment */
     uint32_t privileged;
+    char driver[32];     /* version; empty: that of the emulated driver */
+    int32_t cuda;        /* most that the driver supports, 12040 for 12.4; 0: that of the emulated driver */
     char boot_id[40]; /* of the kernel that last used the file: a real reboot is a reboot of the box */
     pthread_mutex_t lock;
     int64_t clock_offset_ns;
     _Atomic uint32_t changing; /* 1 + the GPU whose old state is in `shadow`; 0: none */
     struct gpu shadow;
     struct fault faults[FAULTS_MAX];
+    uint64_t events_made;
+    struct event events[EVENTS_MAX];
     struct gpu gpus[GPUS_MAX];
 };
 
@@ -179,6 +193,8 @@ void gpu_commit(struct box *box);
 int64_t box_now_ns(const struct box *box);
 /* Resets the board: no instances, no attached processes, the pending mode in force. */
 void gpu_reset(struct gpu *gpu);
+/* Starts the board anew after a reboot of the machine: as a reset, but MIG mode survives on Ampere only. */
+void gpu_boot(const struct config *config, struct gpu *gpu);
 
 /* --- session.c ---------------------------------------------------------------------------------------------------- */
 
@@ -206,6 +222,11 @@ struct call {
  * caller owes call_end; otherwise nothing is held. */
 nvmlReturn_t call_begin(struct call *call, const char *symbol, nvml_handle handle, unsigned accept);
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result);
+/* The same; if it succeeded, the caller waits so many milliseconds, as for a real driver.  The environment variable
+ * CLOVER_NVML_LATENCY multiplies them (0: none). */
+nvmlReturn_t call_end_slowly(struct call *call, nvmlReturn_t result, unsigned milliseconds);
+/* The same, for what nvml.h grants of a partitioned board to privileged users only: memory and processes in all. */
+nvmlReturn_t call_begin_aggregate(struct call *call, const char *symbol, nvml_handle handle);
 nvml_handle handle_gpu(unsigned index);
 nvml_handle handle_gi(const struct call *call, unsigned gi);
 nvml_handle handle_ci(const struct call *call, unsigned gi, unsigned ci);
@@ -246,6 +267,10 @@ unsigned gpu_average_mw(const struct config *config, const struct gpu *gpu);
 /* Removes attachments whose process is gone; within gpu_begin. */
 void attachments_reap(const struct mapping *mapping, unsigned index, struct gpu *gpu);
 unsigned attachments_count(const struct gpu *gpu, unsigned gi, unsigned ci);
+/* Whether a monitor (`clover.devices.clients.EmulatedMonitor`) holds the instances of the GPU. */
+bool monitor_holds(const struct mapping *mapping, unsigned index);
+/* What attaching answers where CUDA would say error 46, devices unavailable. */
+#define CUDA_UNAVAILABLE 2046
 
 /* --- faults.c ----------------------------------------------------------------------------------------------------- */
 
@@ -256,5 +281,7 @@ nvmlReturn_t faults_act(struct box *box, const char *symbol, int gpu, uint64_t *
 /* Whether the reading that `symbol` gives is frozen.  The mutex must be held. */
 bool faults_stuck(const struct box *box, const char *symbol, unsigned gpu);
 void sleep_ns(uint64_t nanoseconds);
+/* One of a sequence of random numbers (splitmix64), which `state` continues. */
+uint64_t draw_bits(uint64_t *state);
 
 #endif

@@ -2,8 +2,13 @@
  * or is found dead.  Every change of a GPU first integrates the power since the last one, so the counter is exact,
  * however seldom it is read.
  *
- * power = idle + what the processes draw, at most the board's limit.  Above the limit every process gets the same share
- * of what it asks for, and the slices' counters grow by what they got: they always add up to the board's active energy.
+ * power = idle + context + what the processes draw, at most the board's limit.  `context` is drawn as long as any process
+ * is attached, whatever it does and however many they are: a CUDA context keeps a board from its deepest sleep.  Above
+ * the limit every process gets the same share of what it asks for, and the slices' counters grow by what they got: they
+ * always add up to the board's energy beyond idle and context.
+ *
+ * The counter that NVML shows moves in grains of time: it is what was drawn up to the last multiple of `grain_ms` of the
+ * box's clock.
  */
 #include "emulator.h"
 
@@ -25,9 +30,18 @@ static uint64_t asked_mw(const struct gpu *gpu) {
     return sum;
 }
 
+/* What the board draws whatever its processes do. */
+static unsigned rest_mw(const struct config *config, const struct gpu *gpu) {
+    if (gpu->lost || attachments_count(gpu, NVML_NO_INSTANCE, NVML_NO_INSTANCE) == 0)
+        return config->idle_mw;
+    unsigned room = config->max_mw - config->idle_mw;
+    return config->idle_mw + (config->context_mw < room ? config->context_mw : room);
+}
+
 unsigned gpu_power_mw(const struct config *config, const struct gpu *gpu) {
-    uint64_t room = config->max_mw - config->idle_mw, asked = asked_mw(gpu);
-    return config->idle_mw + (unsigned)(asked < room ? asked : room);
+    unsigned rest = rest_mw(config, gpu);
+    uint64_t room = config->max_mw - rest, asked = asked_mw(gpu);
+    return rest + (unsigned)(asked < room ? asked : room);
 }
 
 static struct meter *meter_of(struct gpu *gpu, const struct attachment *attachment) {
@@ -38,7 +52,7 @@ static struct meter *meter_of(struct gpu *gpu, const struct attachment *attachme
 
 static void advance(const struct config *config, struct gpu *gpu, int64_t to_ns) {
     uint64_t ns = (uint64_t)(to_ns - gpu->last_ns);
-    uint64_t asked = asked_mw(gpu), given = gpu_power_mw(config, gpu) - config->idle_mw;
+    uint64_t asked = asked_mw(gpu), given = gpu_power_mw(config, gpu) - rest_mw(config, gpu);
     for (unsigned i = 0; i < ATTACH_MAX && asked > 0; i++) {
         const struct attachment *attachment = &gpu->attachments[i];
         if (!attachment->used || attachment->draw_mw == 0)
@@ -53,9 +67,21 @@ static void advance(const struct config *config, struct gpu *gpu, int64_t to_ns)
     gpu->last_ns = to_ns;
 }
 
+/* Notes what the counter shows from its last tick on.  Power has been the same since `last_ns`. */
+static void tick(const struct config *config, struct gpu *gpu, int64_t now_ns) {
+    int64_t grain_ns = (int64_t)config->grain_ms * 1000000;
+    int64_t at_ns = grain_ns > 0 ? now_ns / grain_ns * grain_ns : now_ns;
+    if (at_ns < gpu->last_ns)
+        return;
+    struct meter shown = gpu->energy;
+    meter_add(&shown, gpu_power_mw(config, gpu), (uint64_t)(at_ns - gpu->last_ns));
+    gpu->ticked_uj = shown.uj;
+}
+
 void gpu_integrate(const struct config *config, struct gpu *gpu, int64_t now_ns) {
     if (now_ns <= gpu->last_ns)
         return;
+    tick(config, gpu, now_ns);
     if (now_ns - gpu->last_ns > 2 * (int64_t)SECOND_NS) /* the marks look back one second: no need for all between */
         advance(config, gpu, now_ns - 2 * (int64_t)SECOND_NS);
     for (int64_t mark = gpu->last_ns / MARK_NS + 1; mark * MARK_NS <= now_ns; mark++) {

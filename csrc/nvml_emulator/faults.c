@@ -25,12 +25,16 @@ static bool matches(const struct fault *fault, const char *symbol, int gpu, int6
     return symbol[length] == 0 || is_version(symbol + length);
 }
 
-/* A number in [0, 1) from the fault's own sequence (splitmix64), so that a box with a seed repeats. */
-static double draw_number(struct fault *fault) {
-    uint64_t z = fault->random += 0x9E3779B97F4A7C15u;
+uint64_t draw_bits(uint64_t *state) {
+    uint64_t z = *state += 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (double)((z ^ (z >> 31)) >> 11) / 9007199254740992.0;
+    return z ^ (z >> 31);
+}
+
+/* A number in [0, 1) from the fault's own sequence, so that a box with a seed repeats. */
+static double draw_number(struct fault *fault) {
+    return (double)(draw_bits(&fault->random) >> 11) / 9007199254740992.0;
 }
 
 nvmlReturn_t faults_act(struct box *box, const char *symbol, int gpu, uint64_t *delay_ns) {

@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What owners of real boards report: making a GPU instance takes 0.3 to 1 s, removing one takes 1 s. */
+enum { CREATE_MS = 300, CREATE_MORE_MS = 700, DESTROY_MS = 1000 };
+
 EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvml_handle device, unsigned *current, unsigned *pending) {
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU | ON_MIG);
@@ -15,6 +18,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvml_handle device, unsigned *current, 
         return result;
     if (current == NULL || pending == NULL)
         return call_end(&call, NVML_ERROR_INVALID_ARGUMENT);
+    if (call.box->config.profile_count == 0)
+        return call_end(&call, NVML_ERROR_NOT_SUPPORTED);
     *current = call.gpu->mig;
     *pending = call.gpu->mig_pending;
     return call_end(&call, NVML_SUCCESS);
@@ -27,6 +32,8 @@ EXPORT nvmlReturn_t nvmlDeviceSetMigMode(nvml_handle device, unsigned mode, nvml
         return result;
     if (mode > 1 || activation == NULL)
         return call_end(&call, NVML_ERROR_INVALID_ARGUMENT);
+    if (call.box->config.profile_count == 0)
+        return call_end(&call, NVML_ERROR_NOT_SUPPORTED);
     if (!call.box->live.privileged)
         return call_end(&call, NVML_ERROR_NO_PERMISSION);
     *activation = NVML_SUCCESS;
@@ -34,7 +41,8 @@ EXPORT nvmlReturn_t nvmlDeviceSetMigMode(nvml_handle device, unsigned mode, nvml
     if (call.gpu->mig == mode)
         return call_end(&call, NVML_SUCCESS);
     attachments_reap(call.mapping, call.index, call.gpu);
-    if (attachments_count(call.gpu, NVML_NO_INSTANCE, NVML_NO_INSTANCE) > 0)
+    if (attachments_count(call.gpu, NVML_NO_INSTANCE, NVML_NO_INSTANCE) > 0 ||
+        monitor_holds(call.mapping, call.index))
         *activation = NVML_ERROR_IN_USE;
     else if (call.box->config.toggle_needs_reset)
         *activation = NVML_ERROR_RESET_REQUIRED;
@@ -136,11 +144,14 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfo(nvml_handle device, unsi
     return call_end(&call, NVML_SUCCESS);
 }
 
-/* All placements of the profile, whatever exists; the caller's array holds as many as a first call without one said. */
+/* All placements of the profile, whatever exists and whether or not MIG is on; the caller's array holds as many as a
+ * first call without one said. */
 EXPORT nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvml_handle device, unsigned id,
                                                                   nvmlPlacement_t *placements, unsigned *count) {
     struct call call;
-    nvmlReturn_t result = begin_mig(&call, __func__, device, false);
+    nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU);
+    if (result == NVML_SUCCESS && !call.box->live.privileged)
+        return call_end(&call, NVML_ERROR_NO_PERMISSION);
     if (result != NVML_SUCCESS)
         return result;
     const struct profile *profile = profile_by_id(&call.box->config, id);
@@ -179,7 +190,8 @@ static nvmlReturn_t create(struct call *call, const struct profile *profile, uns
     instance->generation = ++call->box->live.generation;
     instance->alive = 1;
     *made = handle_gi(call, gi);
-    return call_end(call, NVML_SUCCESS);
+    uint64_t luck = call->box->config.seed + instance->generation;
+    return call_end_slowly(call, NVML_SUCCESS, CREATE_MS + (unsigned)(draw_bits(&luck) % CREATE_MORE_MS));
 }
 
 EXPORT nvmlReturn_t nvmlDeviceCreateGpuInstance(nvml_handle device, unsigned id, nvml_handle *made) {
@@ -217,8 +229,10 @@ EXPORT nvmlReturn_t nvmlGpuInstanceDestroy(nvml_handle gpu_instance) {
     for (unsigned ci = 0; ci < COMPUTE_MAX; ci++)
         if (instance->compute[ci].alive)
             return call_end(&call, NVML_ERROR_IN_USE);
+    if (monitor_holds(call.mapping, call.index))
+        return call_end(&call, NVML_ERROR_IN_USE);
     instance->alive = 0;
-    return call_end(&call, NVML_SUCCESS);
+    return call_end_slowly(&call, NVML_SUCCESS, DESTROY_MS);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetGpuInstances(nvml_handle device, unsigned id, nvml_handle *instances,

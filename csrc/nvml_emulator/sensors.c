@@ -1,7 +1,7 @@
 /* Power, energy, limits, temperature, utilisation.
  *
- * Power and energy are the emulated board's (energy.c).  GA100 reports the power of this moment, Hopper and later the
- * average of the last second.  Temperature is a stand-in for monitors: linear in power, from 30 C idle to 80 C at the
+ * Power and energy are the emulated board's (energy.c), energy as of the counter's last tick.  GA100 reports the power of
+ * this moment, Hopper and later the average of the last second.  Temperature is a stand-in for monitors: linear in power, from 30 C idle to 80 C at the
  * limit.  Utilisation of the board is the share of its dynamic power, and as on real boards unknown while MIG is on.
  * Clocks and fans have no counterpart here and answer NOT_SUPPORTED (unsupported.c).
  */
@@ -30,7 +30,7 @@ static unsigned power_average_mw(struct call *call) {
 }
 
 static unsigned long long energy_mj(struct call *call) {
-    unsigned long long now_mj = call->gpu->energy.uj / 1000;
+    unsigned long long now_mj = call->gpu->ticked_uj / 1000;
     if (!faults_stuck(call->box, "nvmlDeviceGetTotalEnergyConsumption", call->index)) {
         call->gpu->stuck &= ~(uint32_t)STUCK_ENERGY;
         return now_mj;

@@ -110,6 +110,7 @@ EXPORT const char *nvmlErrorString(nvmlReturn_t result) {
     case NVML_ERROR_NOT_FOUND: return "Not Found";
     case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
     case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case NVML_ERROR_TIMEOUT: return "Timeout";
     case NVML_ERROR_GPU_IS_LOST: return "GPU is lost";
     case NVML_ERROR_RESET_REQUIRED: return "GPU requires reset";
     case NVML_ERROR_OPERATING_SYSTEM: return "The operating system has blocked the request.";
@@ -118,6 +119,7 @@ EXPORT const char *nvmlErrorString(nvmlReturn_t result) {
     case NVML_ERROR_MEMORY: return "Insufficient Memory";
     case NVML_ERROR_INSUFFICIENT_RESOURCES: return "Insufficient Resources";
     case NVML_ERROR_ARGUMENT_VERSION_MISMATCH: return "Provided Argument version is not supported";
+    case NVML_ERROR_GPU_NOT_FOUND: return "GPU not found";
     default: return "Unknown Error";
     }
 }
@@ -131,7 +133,14 @@ static nvmlReturn_t system_text(const char *symbol, char *out, unsigned length, 
 }
 
 EXPORT nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned length) {
-    return system_text(__func__, version, length, "580.emul");
+    struct mapping *mapping;
+    char text[sizeof mapping->box->live.driver] = "580.emul";
+    if (session_mapping(&mapping) == NVML_SUCCESS && box_lock(mapping->box) == NVML_SUCCESS) {
+        if (mapping->box->live.driver[0] != 0)
+            memcpy(text, mapping->box->live.driver, sizeof text);
+        box_unlock(mapping->box);
+    }
+    return system_text(__func__, version, length, text);
 }
 
 EXPORT nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned length) {
@@ -142,7 +151,12 @@ EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version) {
     nvmlReturn_t result = session_begin(__func__);
     if (result != NVML_SUCCESS || version == NULL)
         return result != NVML_SUCCESS ? result : NVML_ERROR_INVALID_ARGUMENT;
-    *version = 13000;
+    struct mapping *mapping;
+    result = session_mapping(&mapping);
+    if (result != NVML_SUCCESS || (result = box_lock(mapping->box)) != NVML_SUCCESS)
+        return result;
+    *version = mapping->box->live.cuda > 0 ? mapping->box->live.cuda : 13000;
+    box_unlock(mapping->box);
     return NVML_SUCCESS;
 }
 

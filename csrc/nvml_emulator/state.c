@@ -83,9 +83,12 @@ static nvmlReturn_t make_ready(struct box *box) {
     int64_t now_ns = box_now_ns(box);
     for (unsigned i = 0; i < box->config.gpu_count; i++) {
         struct gpu *gpu = &live->gpus[i];
-        if (fresh)
+        if (fresh) {
             gpu->mig_pending = (box->config.flags & BOX_MIG) != 0;
-        gpu_reset(gpu);
+            gpu_reset(gpu);
+        } else
+            gpu_boot(&box->config, gpu);
+        gpu->compute_mode = gpu->persistence = 0;
         gpu->born_ns = gpu->last_ns = now_ns;
         gpu->born_uj = gpu->energy.uj;
     }
@@ -192,4 +195,11 @@ void gpu_reset(struct gpu *gpu) {
             gpu->instances[gi].compute[ci].alive = 0;
     }
     memset(gpu->attachments, 0, sizeof gpu->attachments);
+}
+
+/* GA100 keeps its mode in the board's own memory, Hopper and later in the driver's. */
+void gpu_boot(const struct config *config, struct gpu *gpu) {
+    if (config->architecture > NVML_ARCH_AMPERE)
+        gpu->mig_pending = 0;
+    gpu_reset(gpu);
 }

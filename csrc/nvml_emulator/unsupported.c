@@ -41,27 +41,27 @@
     X(nvmlDeviceGetP2PStatus) X(nvmlDeviceGetPciInfoExt) X(nvmlDeviceGetPcieLinkMaxSpeed)                             \
     X(nvmlDeviceGetPcieReplayCounter) X(nvmlDeviceGetPcieSpeed) X(nvmlDeviceGetPcieThroughput) X(nvmlDeviceGetPdi)    \
     X(nvmlDeviceGetPerformanceModes) X(nvmlDeviceGetPlatformInfo) X(nvmlDeviceGetPowerManagementMode)                 \
-    X(nvmlDeviceGetPowerSource) X(nvmlDeviceGetPowerState) X(nvmlDeviceGetProcessUtilization)                         \
+    X(nvmlDeviceGetPowerSource) X(nvmlDeviceGetPowerState)                                                            \
     X(nvmlDeviceGetProcessesUtilizationInfo) X(nvmlDeviceGetRemappedRows) X(nvmlDeviceGetRemappedRows_v2)             \
     X(nvmlDeviceGetRepairStatus) X(nvmlDeviceGetRetiredPages) X(nvmlDeviceGetRetiredPagesPendingStatus)               \
     X(nvmlDeviceGetRetiredPages_v2) X(nvmlDeviceGetRowRemapperHistogram) X(nvmlDeviceGetRunningProcessDetailList)     \
     X(nvmlDeviceGetSamples) X(nvmlDeviceGetSerial) X(nvmlDeviceGetSramEccErrorStatus)                                 \
     X(nvmlDeviceGetSramUniqueUncorrectedEccErrorCounts) X(nvmlDeviceGetSupportedClocksEventReasons)                   \
-    X(nvmlDeviceGetSupportedClocksThrottleReasons) X(nvmlDeviceGetSupportedEventTypes)                                \
+    X(nvmlDeviceGetSupportedClocksThrottleReasons)                                                                    \
     X(nvmlDeviceGetSupportedGraphicsClocks) X(nvmlDeviceGetSupportedMemoryClocks)                                     \
     X(nvmlDeviceGetSupportedPerformanceStates) X(nvmlDeviceGetTargetFanSpeed) X(nvmlDeviceGetTemperatureThreshold)    \
     X(nvmlDeviceGetThermalSettings) X(nvmlDeviceGetTopologyCommonAncestor) X(nvmlDeviceGetTopologyNearestGpus)        \
     X(nvmlDeviceGetTotalEccErrors) X(nvmlDeviceGetVbiosVersion) X(nvmlDeviceGetViolationStatus)                       \
-    X(nvmlDeviceGetVirtualizationMode) X(nvmlDeviceOnSameBoard) X(nvmlDeviceRegisterEvents)                           \
+    X(nvmlDeviceGetVirtualizationMode) X(nvmlDeviceOnSameBoard)                                                       \
     X(nvmlDeviceResetApplicationsClocks) X(nvmlDeviceResetGpuLockedClocks) X(nvmlDeviceResetMemoryLockedClocks)       \
     X(nvmlDeviceResetNvLinkErrorCounters) X(nvmlDeviceResetNvLinkUtilizationCounter) X(nvmlDeviceSetAPIRestriction)   \
     X(nvmlDeviceSetAccountingMode) X(nvmlDeviceSetApplicationsClocks) X(nvmlDeviceSetAutoBoostedClocksEnabled)        \
-    X(nvmlDeviceSetClockOffsets) X(nvmlDeviceSetComputeMode) X(nvmlDeviceSetCpuAffinity)                              \
+    X(nvmlDeviceSetClockOffsets) X(nvmlDeviceSetCpuAffinity)                                                          \
     X(nvmlDeviceSetDefaultAutoBoostedClocksEnabled) X(nvmlDeviceSetDefaultFanSpeed_v2) X(nvmlDeviceSetDriverModel)    \
     X(nvmlDeviceSetEccMode) X(nvmlDeviceSetFanControlPolicy) X(nvmlDeviceSetFanSpeed_v2)                              \
     X(nvmlDeviceSetGpcClkVfOffset) X(nvmlDeviceSetGpuLockedClocks) X(nvmlDeviceSetGpuOperationMode)                   \
     X(nvmlDeviceSetMemClkVfOffset) X(nvmlDeviceSetMemoryLockedClocks) X(nvmlDeviceSetNvLinkDeviceLowPowerThreshold)   \
-    X(nvmlDeviceSetNvLinkUtilizationControl) X(nvmlDeviceSetNvlinkBwMode) X(nvmlDeviceSetPersistenceMode)             \
+    X(nvmlDeviceSetNvLinkUtilizationControl) X(nvmlDeviceSetNvlinkBwMode)                                             \
     X(nvmlDeviceSetPowerManagementLimit) X(nvmlDeviceSetPowerManagementLimit_v2)                                      \
     X(nvmlDeviceSetTemperatureThreshold) X(nvmlDeviceSetVirtualizationMode) X(nvmlDeviceValidateInforom)              \
     X(nvmlGpmMetricsGet) X(nvmlGpmMigSampleGet) X(nvmlGpmQueryDeviceSupport) X(nvmlGpmQueryIfStreamingEnabled)        \

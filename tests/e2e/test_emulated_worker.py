@@ -75,12 +75,21 @@ def test_answers_are_the_cpus_and_times_and_watts_the_slices(forks: Forks, tmp_p
     # The board draws 100 W while batches run, whatever the profile expects, and nothing in between.
     assert found["joules"] == pytest.approx(sum(found["ms"]) / 1e3 * 100.0, rel=0.2)
     assert found["idle joules"] == pytest.approx(0.0, abs=0.1)
+    # A worker that holds two variants runs each at its own pace and power.
+    assert found["resident"] == {"full": 0, "half": 1}
+    slow, fast, again = found["lanes"]
+    assert min(slow, again) >= 2 * PACE_MS[7]
+    assert PACE_MS[7] <= fast < 2 * PACE_MS[7]
+    assert found["joules of lanes"] == pytest.approx((slow + again) / 1e3 * 200.0 + fast / 1e3 * 100.0, rel=0.2)
 
 
 def test_memory_pace_and_a_lost_gpu_bound_a_worker(forks: Forks, tmp_path: Path) -> None:
     found = scenario(forks, tmp_path, "bounds")
     assert 4 << 30 < found["memory"] < 5 << 30
     assert "heavy does not fit into gpu0:1g.5gb@0, which has 128 MiB of memory" in found["misfit"]
+    resident, reason = found["left out"]
+    assert resident == {"late": 0}
+    assert "memory" in reason.lower()
     late, of, least_ms = found["overruns"]
     assert 1 <= late == of
     assert least_ms >= 20.0, "a slow CPU is reported as it was"

@@ -155,6 +155,11 @@ def test_each_variant_answers_on_its_lane_and_those_that_cannot_be_held_are_left
             assert await answers(client, worker, 2) == (0, [6.0] * 4)
             await worker.drain_and_exit()
 
+            late = await pool.spawn(order(spec, "one", also=also("two"), also_s=1e-6), slab)
+            assert late.resident == {"one": 0}
+            assert "has been loading" in late.left_out["two"]
+            await late.drain_and_exit()
+
             with pytest.raises(WorkerError, match="no such weights"):  # of the first one, a failure is the worker's
                 await pool.spawn(order(spec, "none", also=also("one")), slab)
 

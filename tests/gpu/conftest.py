@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,35 @@ from clover.types import Placement
 
 ROOT = Path(__file__).parents[2]
 ACT_S = 300.0
+ORDER = ("test_starting", "test_cuda", "test_serving", "test_energy", "test_hot_path", "test_tensorrt", "test_mig")
+"""What could stop everything else comes first; what takes longest, or needs most, last."""
+
+FIGURES: dict[str, Any] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files of this folder in `ORDER`."""
+    here = Path(__file__).parent
+    places = [index for index, item in enumerate(items) if item.path.parent == here]
+    ranked = sorted((items[index] for index in places), key=lambda item: ORDER.index(item.path.stem))
+    for index, item in zip(places, ranked, strict=True):
+        items[index] = item
+
+
+def pytest_sessionfinish() -> None:
+    """Write what was measured, if anything was."""
+    if FIGURES:
+        path = Path(os.environ.get("CLOVER_GPU_FIGURES", ROOT / "build" / "gpu-figures.json"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(FIGURES, indent=1) + "\n", encoding="utf-8")
+        print(f"\nfigures: {path}")
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Where a test notes what it measured; all of it is one JSON file when the run ends."""
+    noted: dict[str, Any] = FIGURES.setdefault(request.node.name, {})
+    return noted
 
 
 def act(do: str, visible: str = "", **asked: Any) -> dict[str, Any]:
@@ -47,7 +77,7 @@ def act(do: str, visible: str = "", **asked: Any) -> dict[str, Any]:
 def box() -> dict[str, Any]:
     """A machine with a driver, NVML, and a torch that has CUDA."""
     if not targets.driver_version():
-        pytest.skip("needs an NVIDIA GPU: no driver is loaded here (/proc/driver/nvidia/version)")
+        pytest.skip("needs an NVIDIA GPU: no driver is loaded here")
     try:
         found = act("facts")
     except AssertionError as error:
@@ -58,6 +88,7 @@ def box() -> dict[str, Any]:
         pytest.skip(f"needs a torch build with CUDA: torch {found['torch']} has none")
     if not found["usable"] and not any(gpu["mig"] for gpu in found["gpus"]):
         pytest.skip(f"needs a GPU that torch {found['torch']} can use (CUDA {found['cuda']}): see nvidia-smi")
+    FIGURES["box"] = found
     return found
 
 

@@ -105,19 +105,106 @@ def burn(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def pinned(asked: dict[str, Any]) -> dict[str, Any]:
-    """Whether CUDA page-locks a memfd as a worker's slab is, and takes it for page-locked."""
+    """Whether the driver page-locks a memfd as a worker's slab is, whether torch takes it for page-locked, and whether
+    torch still works after memory was refused: by the driver's call, and by the runtime's (`poisoned`)."""
     import torch
 
     from clover.runtime.memory.slab import map_shared, shared_memory
     from clover.worker import pinned as production
+    from clover.worker.cuda_driver import CudaDriver
 
     torch.zeros(1, device="cuda")
     size = 1 << 22
     mapped = map_shared(shared_memory("clover-test", size), size)
     array = np.frombuffer(mapped, np.uint8)
-    registered = production.register(torch.cuda.cudart(), [array])  # type: ignore[no-untyped-call]
-    tensor = torch.from_numpy(array)
-    return {"registered": registered, "size": size, "pinned": tensor.is_pinned()}
+    registered, refused = production.register(CudaDriver(), [array])
+    pinned = torch.from_numpy(array).is_pinned()
+    _, again = production.register(CudaDriver(), [array])  # it is registered already
+    works = float((torch.ones(1, device="cuda") + 1).cpu()[0]) == 2.0
+    torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)  # type: ignore[no-untyped-call]
+    try:
+        torch.ones(1, device="cuda") + 1
+        poisoned = ""
+    except RuntimeError as error:
+        poisoned = str(error).splitlines()[0]
+    return {
+        "registered": registered,
+        "refused": sorted(refused),
+        "size": size,
+        "pinned": pinned,
+        "context": context,
+        "hot_path": hot_path,
+        "again": sorted(again),
+        "works": works,
+        "poisoned": poisoned,
+    }
+
+
+def context(asked: dict[str, Any]) -> dict[str, Any]:
+    """Hold a context in which nothing runs for so many `seconds`; say first that it is there, and what it took in time
+    and memory."""
+    began_s = time.monotonic()
+    import torch
+
+    imported_s = time.monotonic()
+    free_before, _ = torch.cuda.mem_get_info()
+    made_s = time.monotonic()
+    a = torch.randn(256, 256, device="cuda")
+    (a @ a).sum().item()
+    free_after, _ = torch.cuda.mem_get_info()
+    said = {
+        "import_ms": (imported_s - began_s) * 1e3,
+        "context_ms": (made_s - imported_s) * 1e3,
+        "cublas_ms": (time.monotonic() - made_s) * 1e3,
+        "cublas_mib": (free_before - free_after) / 2**20,
+    }
+    print(json.dumps(said), flush=True)
+    time.sleep(asked["seconds"])
+    return said
+
+
+def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
+    """Microseconds of a batch, median of 200: of a worker's call with and without recorded launches, and of the module
+    alone over inputs that are on the device already."""
+    import torch
+
+    from clover.backends.tensors import load_module, with_casts
+
+    order = msgspec.convert(asked["order"], CompileOrder)
+    variant = order.family.variant(order.variant)
+    generator = np.random.default_rng(1)
+
+    def timed(call: Any) -> float:
+        for _ in range(20):
+            call()
+        times = []
+        for _ in range(200):
+            start_ns = time.perf_counter_ns()
+            call()
+            times.append((time.perf_counter_ns() - start_ns) / 1e3)
+        return float(np.median(times))
+
+    found: dict[str, Any] = {}
+    for backend in asked["backends"]:
+        for graphs in (True, False):
+            changed = msgspec.structs.replace(variant, parameters=variant.parameters | {"cuda_graphs": graphs})
+            run: Any = backends.get(backend).load(order.family, changed, Path(order.folder), 1, "cuda")
+            for size in asked["sizes"]:
+                rows = [generator.random((size, *one.bound), np.float32) for one in order.family.inputs]
+                found[f"{backend}, {'replayed' if graphs else 'launched'}, {size} rows"] = timed(
+                    lambda run=run, rows=rows: run(rows)
+                )
+    module = with_casts(load_module(order.family, variant, "cuda"), order.family, variant)
+    with torch.inference_mode():
+        for size in asked["sizes"]:
+            there = [torch.rand((size, *one.bound), device="cuda") for one in order.family.inputs]
+
+            def bare(there: Any = there) -> None:
+                module(*there)
+                torch.cuda.synchronize()
+
+            found[f"the module alone, {size} rows"] = timed(bare)
+    return found
 
 
 def signatures(_: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +226,8 @@ ACTIONS = {
     "answers": answers,
     "burn": burn,
     "pinned": pinned,
+    "context": context,
+    "hot_path": hot_path,
     "signatures": signatures,
 }
 

@@ -120,7 +120,9 @@ def test_tf32_is_off_where_it_is_not_asked_for(slice_: Slice, tmp_path: Path) ->
     assert np.abs(made[most][0] - truth).max() <= np.abs(others[most][0] - truth).max()
 
 
-def test_a_slab_is_page_locked(slice_: Slice) -> None:
+def test_a_slab_is_page_locked_and_a_refusal_harms_nothing(slice_: Slice) -> None:
     said = act("pinned", slice_.visible)
-    assert said["registered"] == said["size"]
+    assert (said["registered"], said["refused"]) == (said["size"], [])
     assert said["pinned"]
+    assert said["again"], "memory is registered once"
+    assert said["works"], "the refusal of the driver's call must not reach torch's next launch"

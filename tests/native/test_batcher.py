@@ -507,6 +507,143 @@ def test_a_single_row_waits_for_one_row_of_each_other_client_and_a_batch(
     assert left.index(0) < bound
 
 
+def shared(kernels: SimpleNamespace, lanes: int, credits: int = 2, capacity: int = 64) -> Any:
+    """Return a batcher of `lanes` lanes that one group serves, worker i lane i."""
+    b = kernels.batcher.Batcher(lanes, lanes, capacity)
+    for lane in range(lanes):
+        b.attach(lane, lane, 4, credits, group=0)
+    return b
+
+
+def test_workers_of_a_group_share_their_credits(kernels: SimpleNamespace) -> None:
+    b = shared(kernels, 2)
+    b.push_many(0, list(range(8)), 100, 1)
+    b.push_many(1, [10, 11], 100, 1)
+    assert [dispatched(b) for _ in range(3)] == [(0, [0, 1, 2, 3]), (0, [4, 5, 6, 7]), None]
+    assert b.saturated(1)
+    b.credit(0)
+    assert dispatched(b) == (1, [10, 11])
+    assert (b.outstanding(0), b.outstanding(1)) == (1, 1)
+    b.push(0, 0, 100, 1)
+    assert dispatched(b) is None
+    b.credit(1)
+    assert dispatched(b) == (0, [0])
+
+
+def test_the_lane_whose_next_row_has_waited_longest_goes_first(kernels: SimpleNamespace) -> None:
+    b = shared(kernels, 3, credits=9)
+    b.push(1, 4, 100, 1)
+    dispatched(b)
+    b.push(2, 0, 100, 1)
+    b.push(0, 1, 100, 2)
+    b.push(1, 2, 100, 2)
+    b.push(2, 3, 100, 3, key=5)
+    b.requeue(1, [4], 100, 9)  # has waited before all of them
+    assert [dispatched(b) for _ in range(4)] == [(1, [4, 2]), (2, [0]), (0, [1]), (2, [3])]
+
+
+def test_the_background_of_a_lane_is_behind_the_clients_of_all(kernels: SimpleNamespace) -> None:
+    b = shared(kernels, 2, credits=9)
+    b.push(0, 0, 100, 1, client=-1)
+    b.push_many(1, [1, 2, 3, 4, 5], 100, 9, client=1)
+    assert [dispatched(b) for _ in range(3)] == [(1, [1, 2, 3, 4]), (1, [5]), (0, [0])]
+
+
+def test_a_lane_that_several_batches_passed_goes_first(kernels: SimpleNamespace) -> None:
+    b = shared(kernels, 2, credits=99)
+    b.push_many(1, list(range(60)), 100, 1, client=1)
+    b.push(0, 60, 100, 2, client=2)  # behind fifteen batches of another client in another lane
+    left = [dispatched(b) for _ in range(10)]
+    assert [batch[0] for batch in left if batch] == [1] * 8 + [0, 1]
+
+
+def test_a_worker_of_its_own_helps_a_lane_of_a_group(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 3, 64)
+    b.attach(0, 0, 4, 1, group=2)
+    b.attach(1, 1, 4, 1, group=2)
+    b.attach(2, 1, 4, 1, group=0)
+    for slot in range(4):
+        b.push(1 - slot % 2, slot, 100, 1, key=slot)
+    assert [dispatched(b) for _ in range(3)] == [(1, [0]), (2, [2]), None]
+    b.credit(1)
+    assert dispatched(b) == (0, [1])
+    b.credit(2)
+    assert dispatched(b) is None
+
+
+def test_a_batch_waits_for_that_of_another_lane_before_it(kernels: SimpleNamespace) -> None:
+    b = shared(kernels, 2, credits=2)
+    b.expect(0, 10)
+    b.expect(1, 50)
+    b.push(1, 0, 999, 100)
+    assert dispatched(b, 100) == (1, [0])  # until 150 at least
+    b.push(0, 1, 160, 110)
+    b.push(0, 2, 161, 110)
+    assert dispatched(b, 110) == (0, [2])
+    assert b.take_dropped() == [1]
+    b.credit(1, 170)
+    b.push(0, 3, 189, 175)
+    b.push(0, 4, 191, 175)
+    assert dispatched(b, 175) == (0, [4])  # that of lane 0 runs since 170
+    assert b.take_dropped() == [3]
+
+
+def test_a_worker_that_comes_back_to_its_group_has_its_batches_out(kernels: SimpleNamespace) -> None:
+    b = shared(kernels, 2)
+    b.push_many(0, list(range(6)), 100, 1)
+    b.push_many(1, [10], 100, 1)
+    dispatched(b)
+    b.detach(0)
+    assert dispatched(b) == (1, [10])
+    b.attach(0, 0, 4, 2, group=0)
+    assert dispatched(b) is None
+    b.credit(0)
+    assert dispatched(b) == (0, [4, 5])
+
+
+def test_what_no_group_can_be_is_refused(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(3, 4, 8)
+    b.attach(0, 0, 4, 2, group=1)
+    for index, lane, credits, group in ((1, 1, 3, 1), (1, 0, 2, 1), (1, 1, 2, -1)):
+        with pytest.raises(ValueError):
+            b.attach(index, lane, 4, credits, group=group)
+    for group in (4, -2):
+        with pytest.raises(IndexError):
+            b.attach(1, 1, 4, 2, group=group)
+    b.push(0, 0, 100, 1)
+    assert dispatched(b) == (0, [0])
+    b.detach(0)
+    with pytest.raises(ValueError):
+        b.attach(0, 0, 4, 2, group=3)  # its batch is out, and is counted in the group that it was in
+    b.attach(0, 0, 4)
+    assert b.outstanding(0) == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12), st.integers(0, 3)), min_size=3, max_size=20),
+    st.integers(0, 2),
+)
+def test_no_lane_of_a_group_starves(kernels: SimpleNamespace, pushes: list[tuple[int, int, int]], lane: int) -> None:
+    """However many rows others keep queueing, `PATIENCE` batches a lane are the most that pass one with rows."""
+    b = shared(kernels, 3, credits=4096, capacity=4096)
+    slot = 1
+    for into, rows, client in pushes:
+        b.push_many(into, list(range(slot, slot + rows)), 9, 1, client=client)
+        slot += rows
+    b.push(lane, 0, 9, 2, client=9)
+    passed = 0
+    for turn in range(80):
+        b.push_many((lane + 1 + turn % 2) % 3, list(range(slot, slot + 8)), 9, 3, client=turn)
+        slot += 8
+        batch = dispatched(b)
+        assert batch is not None
+        passed = 0 if batch[0] == lane else passed + 1
+        assert passed <= twin.PATIENCE + 1
+        if not b.depth(lane):
+            break
+    assert not b.depth(lane)
+
+
 LANES, WORKERS, CAPACITY, SLOTS = 3, 4, 12, 16
 CLIENTS = st.sampled_from([-1, 0, 1, 2, 3, 3 << 40, 7 << 40 | 1])
 
@@ -526,11 +663,13 @@ class Life(RuleBasedStateMachine):
         self.deadline_ns: dict[int, int] = {}
         self.client: dict[int, int] = {}
         self.expected_ns = [0] * LANES
+        self.most_expected_ns = [0] * LANES
         self.knobs = [(0, delay_ns)] * LANES  # largest batch, delay
         self.rows_of: dict[int, int] = {}
         self.lane_of: dict[int, int] = {}
         self.credits: dict[int, int] = {}
         self.out_of = [0] * WORKERS
+        self.group_of = list(range(WORKERS))
 
     def both(self, name: str, *arguments: Any) -> Any:
         mine, theirs = (getattr(batcher, name)(*arguments) for batcher in (self.real, self.twin))
@@ -569,6 +708,7 @@ class Life(RuleBasedStateMachine):
     def expect(self, lane: int, expected_ns: int) -> None:
         self.both("expect", lane, expected_ns)
         self.expected_ns[lane] = expected_ns
+        self.most_expected_ns[lane] = max(self.most_expected_ns[lane], expected_ns)
 
     @rule(lane=st.integers(0, LANES - 1), client=CLIENTS, rows=st.integers(1, 6))
     def ahead(self, lane: int, client: int, rows: int) -> None:
@@ -586,10 +726,40 @@ class Life(RuleBasedStateMachine):
         if worker in self.lane_of:
             self.both("detach", worker)
             del self.lane_of[worker]
-        else:
+        elif not self.members(worker) and self.out_beside(worker) <= n:
             self.both("attach", worker, lane, rows, n)
             self.lane_of[worker], self.credits[worker], self.out_of[worker] = lane, n, 0
-            self.rows_of[worker] = rows
+            self.group_of[worker], self.rows_of[worker] = worker, rows
+
+    @rule(worker=st.integers(0, WORKERS - 1), lane=st.integers(0, LANES - 1), group=st.integers(0, 1))
+    def attach_to_group(self, worker: int, lane: int, group: int) -> None:
+        """Workers 0 and 1 alone may have been members of these groups before."""
+        if worker in self.lane_of:
+            return
+        members = self.members(group)
+        out = sum(self.out_of[other] for other in range(WORKERS) if self.group_of[other] == group)
+        fits = all(self.credits[other] == 2 and self.lane_of[other] != lane for other in members) and out <= 2
+        if fits and (not self.out_of[worker] or self.group_of[worker] == group):
+            self.both("attach", worker, lane, 4, 2, group)
+            self.lane_of[worker], self.credits[worker] = lane, 2
+            self.group_of[worker], self.rows_of[worker] = group, 4
+        else:
+            for batcher in (self.real, self.twin):
+                with pytest.raises(ValueError):
+                    batcher.attach(worker, lane, 4, 2, group)
+
+    def out_beside(self, worker: int) -> int:
+        """Batches that others have out in the group of the worker's own number."""
+        return sum(self.out_of[other] for other in range(WORKERS) if self.group_of[other] == worker != other)
+
+    def members(self, group: int) -> list[int]:
+        """Attached workers of a group."""
+        return [worker for worker in self.lane_of if self.group_of[worker] == group]
+
+    def has_credit(self, worker: int) -> bool:
+        group = self.group_of[worker]
+        out = sum(self.out_of[other] for other in range(WORKERS) if self.group_of[other] == group)
+        return out < self.credits[worker]
 
     @rule(lane=st.integers(0, LANES - 1), rows=st.integers(0, 4), delay_ns=st.sampled_from([0, 0, 3, 20, 60]))
     def set_lane(self, lane: int, rows: int, delay_ns: int) -> None:
@@ -599,7 +769,7 @@ class Life(RuleBasedStateMachine):
     @rule(worker=st.integers(0, WORKERS - 1))
     def credit(self, worker: int) -> None:
         if self.out_of[worker]:
-            self.both("credit", worker)
+            self.both("credit", worker, self.now_ns)
             self.out_of[worker] -= 1
         else:
             for batcher in (self.real, self.twin):
@@ -613,7 +783,7 @@ class Life(RuleBasedStateMachine):
         assert batch == self.twin.dispatch(self.now_ns, theirs)
         for slot in self.both("take_dropped"):
             lane, _ = self.queued.pop(slot)
-            assert self.deadline_ns[slot] <= self.now_ns + self.expected_ns[lane]
+            assert self.deadline_ns[slot] <= self.now_ns + self.expected_ns[lane] + max(self.most_expected_ns)
         if batch is not None:
             worker, n = batch
             assert mine[:n].tolist() == theirs[:n].tolist()
@@ -633,7 +803,7 @@ class Life(RuleBasedStateMachine):
     def nobody_waits_too_long(self) -> None:
         """Where no batch is to be had, rows that a worker could take wait neither for long nor for nothing."""
         for lane, key in set(self.queued.values()):
-            able = [w for w, own in self.lane_of.items() if own == lane and self.out_of[w] < self.credits[w]]
+            able = [w for w, own in self.lane_of.items() if own == lane and self.has_credit(w)]
             if able:
                 mine = [slot for slot, where in self.queued.items() if where == (lane, key)]
                 ends_ns = min(self.since_ns[slot] for slot in mine) + self.knobs[lane][1]
@@ -648,12 +818,14 @@ class Life(RuleBasedStateMachine):
             for lane in range(LANES):
                 assert self.both("depth", lane) == sum(entry[0] == lane for entry in self.queued.values())
                 assert self.both("lane_has_worker", lane) == (lane in self.lane_of.values())
-                able = [w for w, own in self.lane_of.items() if own == lane and self.out_of[w] < self.credits[w]]
+                able = [w for w, own in self.lane_of.items() if own == lane and self.has_credit(w)]
                 waits = any(entry[0] == lane for entry in self.queued.values())
                 assert self.both("saturated", lane) == (waits and lane in self.lane_of.values() and not able)
             for worker in range(WORKERS):
                 assert self.both("outstanding", worker) == self.out_of[worker]
-                assert worker not in self.lane_of or self.out_of[worker] <= self.credits[worker]
+                if worker in self.lane_of:
+                    group = [other for other in range(WORKERS) if self.group_of[other] == self.group_of[worker]]
+                    assert sum(self.out_of[other] for other in group) <= self.credits[worker]
             for client in (-1, 0, 1, 3, 3 << 40, 7 << 40 | 1):
                 mine = sum(self.client[slot] == client >= 0 for slot in self.queued)
                 assert self.both("waiting_of", client) == mine

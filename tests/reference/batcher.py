@@ -31,17 +31,26 @@ class Lane:
     turn: int = 0
     clock: int = 0
     expected_ns: int = 0
+    passed: int = 0
 
 
 @dataclass(eq=False)
 class Worker:
+    group: int
     lane: int | None = None
     max_batch: int = 0
-    credits: int = 0
     outstanding: int = 0
 
 
+@dataclass
+class Group:
+    credits: int = 0
+    since_ns: int = 0  # when its first batch began
+    lane: int = 0  # of the batch that was sent last
+
+
 UNIT = 1 << 16
+PATIENCE = 8
 
 
 def weight(client: int) -> int:
@@ -60,7 +69,8 @@ class Batcher:
         self._last: dict[int, tuple[int, float]] = {}  # the lane and rank that a slot had last
         self._ranks: dict[tuple[int, int], int] = {}  # of the next row of a flow, unless the clock is later
         self._dropped: list[int] = []
-        self._workers = [Worker() for _ in range(workers)]
+        self._workers = [Worker(index) for index in range(workers)]
+        self._groups = [Group() for _ in range(workers)]
         self._lanes = [Lane(max_queue_delay_ns) for _ in range(lanes)]
         self._order = 0
 
@@ -149,25 +159,48 @@ class Batcher:
             raise ValueError("negative")
         self._lanes[lane].max_batch, self._lanes[lane].delay_ns = max_batch, delay_ns
 
-    def attach(self, worker: int, lane: int, max_batch: int, credits: int = 2) -> None:
+    def attach(self, worker: int, lane: int, max_batch: int, credits: int = 2, group: int = -1) -> None:
         self._check(worker, len(self._workers))
         self._check(lane, len(self._lanes))
         if self._workers[worker].lane is not None or max_batch < 1 or credits < 1:
             raise ValueError("attached already, or not positive")
-        self._workers[worker] = Worker(lane, max_batch, credits)
+        found, into = self._workers[worker], group if group != -1 else worker
+        self._check(into, len(self._workers))
+        members = self._members(into)
+        if members and (group == -1 or self._groups[into].credits != credits):
+            raise ValueError("the group has other workers")
+        if any(member.lane == lane for member in members):
+            raise ValueError("the group serves the lane already")
+        held = found.outstanding if group == -1 else 0  # does not stay out
+        if found.outstanding > held and found.group != into:
+            raise ValueError("it has batches out in another group")
+        if self._out(into) - (held if found.group == into else 0) > credits:
+            raise ValueError("too many are out")
+        found.outstanding -= held
+        found.group, found.lane, found.max_batch = into, lane, max_batch
+        self._groups[into].credits = credits
 
     def detach(self, worker: int) -> None:
         self._check(worker, len(self._workers))
-        if self._workers[worker].lane is None:
+        lane = self._workers[worker].lane
+        if lane is None:
             raise ValueError("not attached")
+        self._lanes[lane].passed = 0
         self._workers[worker].lane = None
+
+    def _members(self, group: int) -> list[Worker]:
+        return [worker for worker in self._workers if worker.group == group and worker.lane is not None]
+
+    def _out(self, group: int) -> int:
+        """Return how many batches the workers of a group have out, detached ones included."""
+        return sum(worker.outstanding for worker in self._workers if worker.group == group)
 
     def expect(self, lane: int, expected_ns: int) -> None:
         self._check(lane, len(self._lanes))
         self._lanes[lane].expected_ns = max(expected_ns, 0)
 
     def _free(self, lane: int) -> list[Worker]:
-        return [w for w in self._workers if w.lane == lane and w.outstanding < w.credits]
+        return [w for w in self._workers if w.lane == lane and self._out(w.group) < self._groups[w.group].credits]
 
     def _waiting(self, lane: int, key: int) -> list[Row]:
         return sorted((r for r in self._rows.values() if (r.lane, r.key) == (lane, key)), key=lambda row: row.place)
@@ -191,16 +224,53 @@ class Batcher:
         delayed = self._lanes[row.lane].delay_ns > 0
         return not delayed or self._ripe_ns(row) <= now_ns or len(self._waiting(row.lane, row.key)) >= full
 
+    def _first_in_group(self, row: Row) -> tuple[bool, bool, float, int]:
+        """Return a key by which the next rows of the lanes of a group are sorted."""
+        return row.rank == math.inf, self._lanes[row.lane].passed < PATIENCE, row.since_ns, row.order
+
+    def _next(self, ripe: list[Row]) -> tuple[Row, Worker]:
+        """Return the row that goes first, and the worker that takes it."""
+        lane, count = min(row.lane for row in ripe), len(self._workers)
+        while True:
+            turn = self._lanes[lane].turn
+            free = self._free(lane)
+            worker = min(free, key=lambda w: (self._out(w.group), (self._workers.index(w) - turn) % count))
+            lanes = {member.lane for member in self._members(worker.group)}
+            heads = [min((r for r in ripe if r.lane == own), key=lambda r: r.place, default=None) for own in lanes]
+            first = min((row for row in heads if row is not None), key=self._first_in_group)
+            if first.lane == lane:
+                return first, worker
+            lane = first.lane
+
+    def _pass_over(self, worker: Worker, now_ns: int) -> None:
+        """Count a batch of `worker` at the lanes of its group that have ripe rows of clients too."""
+        for member in self._members(worker.group):
+            passed = any(
+                row.lane == member.lane and row.rank < math.inf and self._ripe(row, now_ns)
+                for row in self._rows.values()
+            )
+            assert member.lane is not None
+            if len(self._members(worker.group)) > 1:
+                self._lanes[member.lane].passed = self._lanes[member.lane].passed + 1 if passed else 0
+
+    def _done_ns(self, worker: Worker, lane: int, now_ns: int) -> int:
+        """Return when a batch that `worker` is given now is done at the earliest."""
+        group, out = self._groups[worker.group], self._out(worker.group)
+        if not out:
+            return now_ns
+        begins_ns = now_ns
+        if len(self._members(worker.group)) > 1 and out == 1 and group.since_ns:
+            begins_ns = max(now_ns, group.since_ns + self._lanes[group.lane].expected_ns)
+        return begins_ns + self._lanes[lane].expected_ns
+
     def dispatch(self, now_ns: int, out: Any) -> tuple[int, int] | None:
         if len(out) == 0:
             raise ValueError("out")
         while ripe := [row for row in self._rows.values() if self._ripe(row, now_ns)]:
-            first = min(ripe, key=lambda row: (row.lane, *row.place))
-            turn, count = self._lanes[first.lane].turn, len(self._workers)
-            worker = min(self._free(first.lane), key=lambda w: (w.outstanding, (self._workers.index(w) - turn) % count))
-            index = self._workers.index(worker)
+            first, worker = self._next(ripe)
+            index, group = self._workers.index(worker), self._groups[worker.group]
             most = min(self._most(worker, first.lane), len(out))
-            too_early_ns = now_ns + (self._lanes[first.lane].expected_ns if worker.outstanding else 0)
+            too_early_ns = self._done_ns(worker, first.lane, now_ns)
             n = 0
             for row in self._waiting(first.lane, first.key):
                 if n == most:
@@ -213,16 +283,22 @@ class Batcher:
                     out[n] = row.slot
                     n += 1
             if n:
+                if not self._out(worker.group):
+                    group.since_ns = now_ns
+                group.lane = first.lane
+                self._pass_over(worker, now_ns)
+                self._lanes[first.lane].passed = 0
                 worker.outstanding += 1
-                self._lanes[first.lane].turn = (index + 1) % count
+                self._lanes[first.lane].turn = (index + 1) % len(self._workers)
                 return index, n
         return None
 
-    def credit(self, worker: int) -> None:
+    def credit(self, worker: int, now_ns: int = 0) -> None:
         self._check(worker, len(self._workers))
         if self._workers[worker].outstanding == 0:
             raise ValueError("no batch out")
         self._workers[worker].outstanding -= 1
+        self._groups[self._workers[worker].group].since_ns = now_ns
 
     def outstanding(self, worker: int) -> int:
         self._check(worker, len(self._workers))

@@ -29,7 +29,7 @@ from clover.errors import DeviceError, WorkerError
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import Assignment, FamilySpec, Placement
-from clover.worker.frames import WorkerOrder
+from clover.worker.frames import Resident, WorkerOrder
 
 FAMILIES = Path(__file__).parents[1] / "families"
 PACE_MS = (40.0, 47.0, 54.0, 61.0, 68.0, 75.0, 82.0, 89.0)
@@ -127,16 +127,18 @@ class House:
     def order(self, place: Placement, variant: str = "full") -> WorkerOrder:
         return self.served.order(Assignment(placement=place, family=self.spec.name, variant=variant, backend="eager"))
 
-    async def worker(self, place: Placement, variant: str = "full", **changes: Any) -> WorkerProcess:
+    async def worker(
+        self, place: Placement, variant: str = "full", also: tuple[Resident, ...] = (), **changes: Any
+    ) -> WorkerProcess:
         order = self.order(place, variant)
         assert order.emulated is not None
         emulated = msgspec.structs.replace(order.emulated, **changes)
-        return await self.pool.spawn(msgspec.structs.replace(order, emulated=emulated), self.served.slab)
+        return await self.pool.spawn(msgspec.structs.replace(order, emulated=emulated, also=also), self.served.slab)
 
-    async def infer(self, worker: WorkerProcess, *slots: int) -> tuple[float, float]:
+    async def infer(self, worker: WorkerProcess, *slots: int, lane: int = 0) -> tuple[float, float]:
         """Run one batch; milliseconds it took and of CPU time."""
         self.number += 1
-        if worker.ring.submit(self.number, np.array(slots, np.uint32), len(slots)) == 2:
+        if worker.ring.submit(self.number, np.array(slots, np.uint32), len(slots), lane) == 2:
             worker.bell()
         async with asyncio.timeout(20):
             while (done := worker.ring.reap()) is None:
@@ -216,12 +218,21 @@ async def answers(folder: Path) -> dict[str, Any]:
         timed.append(await house.infer(worker, 3))
         used_j = energy_j(house, where) - before_j
         await asyncio.sleep(0.05)
+        idle_j = energy_j(house, where) - before_j - used_j
+        same = bool((slab.output(0)[:16] == truth).all()) and bool(truth.any())
+        slow = Resident(variant="half", backend="eager", pace_ms=(2 * PACE_MS[7],) * 8, watts=(200.0,) * 8)
+        both = await house.worker(where, also=(slow,))
+        before_j = energy_j(house, where)
+        lanes = [await house.infer(both, *range(8), lane=lane) for lane in (1, 0, 1)]
         return {
-            "same": bool((slab.output(0)[:16] == truth).all()) and bool(truth.any()),
+            "lanes": [ms for ms, _ in lanes],
+            "joules of lanes": energy_j(house, where) - before_j,
+            "resident": both.resident,
+            "same": same,
             "ms": [ms for ms, _ in timed],
             "cpu_ms": [cpu for _, cpu in timed],
             "joules": used_j,
-            "idle joules": energy_j(house, where) - before_j - used_j,
+            "idle joules": idle_j,
             "visible": cores.visible_devices,
             "paced": list(cores.emulated.pace_ms) if cores.emulated else [],
         }
@@ -255,6 +266,11 @@ async def bounds(folder: Path) -> dict[str, Any]:
             await house.worker(where, "heavy", memory_bytes=HEAVY // 2)
         except WorkerError as error:
             found["misfit"] = str(error)
+        room = Resident(variant="heavy", backend="eager", pace_ms=(10.0,) * 8, watts=(1.0,) * 8)
+        crowded = await house.worker(where, "late", (room,), memory_bytes=HEAVY // 2)
+        found["left out"] = [crowded.resident, crowded.left_out.get("heavy", "")]
+        await house.infer(crowded, 0)
+        await crowded.drain_and_exit()
         hurried = await house.worker(where, "late", pace_ms=(10.0,) * 8)
         timed = []
         loop = asyncio.get_running_loop()

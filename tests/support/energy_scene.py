@@ -1,12 +1,16 @@
 """Two emulated A100s at work, in a process of their own, since a process has one NVML for life.
 
     python energy_scene.py FOLDER work SEED
+    python energy_scene.py FOLDER awake SEED
     python energy_scene.py FOLDER trouble
 
 "work": workers on MIG slices draw power as real ones would; the production meters read the boards' counters and the
 production account splits them.  `gpu0` draws what the profile says; on `gpu1` every variant draws up to 20 % more or
 less, which neither meter nor account is told.  What each slice truly drew comes from the emulator.  The clock of the
-box is moved ahead from event to event, so minutes take a second.
+box is moved ahead from event to event, so minutes take a second.  These boards are exact: no context draws anything,
+and their counters have no grain.
+
+"awake": the same on boards as real ones are, with the price of a context measured while the workers rest.
 
 "trouble": a meter of a board that hangs, is lost and comes back, and meters of boards that show less than all.
 
@@ -19,17 +23,20 @@ import asyncio
 import ctypes
 import heapq
 import json
+import os
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from clover import devices, energy
 from clover.accounting import Account, ProfiledEnergy, WorkerMeter
 from clover.config import EnergyConfig, WorkersConfig
 from clover.devices import emulated
-from clover.energy import NvmlMeter
 from clover.errors import DeviceError
 from clover.types import Placement, Reading
 
@@ -110,12 +117,22 @@ def drawn_j(uuid: str) -> float:
     return microjoules.value / 1e6
 
 
-async def work(folder: Path, seed: int) -> dict[str, Any]:
+def machine(folder: Path, power: emulated.BoardPower) -> tuple[Path, dict[str, Any]]:
+    """Make the boards; return the box and the devices."""
+    choice = devices.parse(DEVICE)
+    box = devices.box_path(choice, folder)
+    emulated.create_box(box, choice.name, choice.count, power=power)
+    return box, dict(devices.build(WorkersConfig(device=DEVICE), folder))
+
+
+async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EXACT) -> dict[str, Any]:
     luck = random.Random(seed)
-    boards: dict[str, Any] = dict(devices.build(WorkersConfig(device=DEVICE), folder))
-    box = devices.box_path(devices.parse(DEVICE), folder)
+    box, boards = machine(folder, power)
     account = Account(pue=1.0)
-    meters = [await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns) for gpu in boards.values()]
+    meters = []
+    for name, gpu in boards.items():
+        ours = energy.OurWork(partial(account.busy_ns, name), lambda: frozenset({os.getpid()}), lambda pid: True)
+        meters.append(await energy.build_gpu(gpu.session, gpu, EnergyConfig(), work=ours, clock=now_ns))
     for name, gpu in boards.items():
         account.add_device(name, gpu.shape().slices)
     for meter in meters:
@@ -131,6 +148,10 @@ async def work(folder: Path, seed: int) -> dict[str, Any]:
             await gpu.create(place)
             factor = 1.0 if name == "gpu0" else hidden[variant]
             workers.append(Worker(box, gpu, place, variant, factor, account))
+    for meter in meters:
+        await meter.measure_resident()
+        await meter.refresh()  # from here on they are awake
+        account.window(meter.sample(now_ns()), GRID)
     order = 0
     for worker in workers:
         order += 1
@@ -201,8 +222,7 @@ async def work(folder: Path, seed: int) -> dict[str, Any]:
 
 async def trouble(folder: Path) -> dict[str, Any]:
     start_s = time.monotonic()
-    boards: dict[str, Any] = dict(devices.build(WorkersConfig(device=DEVICE), folder))
-    box = devices.box_path(devices.parse(DEVICE), folder)
+    box, boards = machine(folder, emulated.EXACT)
     gpu, account = boards["gpu0"], Account(pue=1.0)
     place = Placement(device="gpu0", profile="7g.40gb", start=0, size=8)
     meter = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns)
@@ -213,12 +233,13 @@ async def trouble(folder: Path) -> dict[str, Any]:
     slice_.draw(100.0)
     found: dict[str, Any] = {}
 
-    async def look(name: str, seconds: float, other: NvmlMeter | None = None) -> None:
+    async def look(name: str, seconds: float, other: energy.GpuMeter | None = None) -> None:
         """Let time pass, and note what the meter says then and how the account stands."""
         go_to(box, now_ns() + round(seconds * 1e9))
         used = other or meter
         await used.refresh()
         sample = used.sample(now_ns())
+        assert isinstance(used, energy.NvmlMeter)
         found[name] = {"state": used.state, "total_j": sample.total_j, "epoch": sample.epoch, "why": used.why}
         if other is None:
             account.window(sample, GRID)
@@ -238,7 +259,8 @@ async def trouble(folder: Path) -> dict[str, Any]:
 
     emulated.inject(box, emulated.Fault(symbol=COUNTER, error="NOT_SUPPORTED", count=0))
     busy_ns = 0
-    power = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns, busy_ns=lambda: busy_ns)
+    work = energy.OurWork(busy_ns=lambda: busy_ns, workers=frozenset, owns=lambda pid: True)
+    power = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns, work=work)
     await gpu.reconcile()
     await gpu.create(place)
     slice_ = emulated.Attachment(str(emulated.library()), str(box.resolve()), gpu.visible(place))
@@ -258,9 +280,13 @@ async def trouble(folder: Path) -> dict[str, Any]:
         if name == "gpu0":
             emulated.lose(box, 0)
         try:
-            await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns)
+            await energy.build_gpu(gpu.session, gpu, EnergyConfig(gpu_meter="nvml"), clock=now_ns)
         except DeviceError as error:
             found[f"start of {name}"] = str(error)
+    modelled = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns)
+    go_to(box, now_ns() + 10 * 10**9)
+    await modelled.refresh()
+    found["modelled"] = {"why": modelled.why, **msgspec.to_builtins(modelled.sample(now_ns()))}
     slice_.close()
     devices.close(boards)
     found["slack_s"] = time.monotonic() - start_s  # the box's clock went on by itself for so long
@@ -269,4 +295,8 @@ async def trouble(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     folder, what, *seed = sys.argv[1:]
-    print(json.dumps(asyncio.run(work(Path(folder), int(*seed)) if what == "work" else trouble(Path(folder)))))
+    if what == "trouble":
+        scene = trouble(Path(folder))
+    else:
+        scene = work(Path(folder), int(*seed), emulated.EXACT if what == "work" else emulated.LIFELIKE)
+    print(json.dumps(asyncio.run(scene)))

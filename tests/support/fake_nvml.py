@@ -30,7 +30,8 @@ class Died(BaseException):
 
 
 class Board:
-    """One GPU.  `mig` None: it cannot be cut.  `standing`: [profile id, start, size, compute slices] by id."""
+    """One GPU.  `mig` None: it cannot be cut.  `standing`: [profile id, start, size, compute slices] by id.  Without
+    `privileged` the calls that nvml.h keeps for privileged users are refused."""
 
     def __init__(self, uuid: str = "GPU-a", *, mig: bool | None = True, last: int = 0x11) -> None:
         self.uuid = uuid
@@ -39,6 +40,8 @@ class Board:
         self.last = last
         self.table = dict(A100)
         self.lost = False
+        self.compute_mode = 0
+        self.privileged = True
         self.standing: dict[int, list[Any]] = {}
         self.holders: dict[int, list[int]] = {}
 
@@ -102,11 +105,19 @@ class FakeNvml:
             raise AttributeError(f"the fake has no {name}")
         return getattr(pynvml, name)
 
-    def _board(self, handle: Any) -> Board:
+    def _board(self, handle: Any, *, privileged: bool = False) -> Board:
         board: Board = self.boards[handle]
         if board.lost:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        if privileged and board.mig and not board.privileged:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
         return board
+
+    def _device(self, device: str) -> tuple[Board, tuple[str, int, int, int, tuple[int, ...], int, int], list[Any]]:
+        """The board, the row of the profile and what stands, of a MIG device."""
+        uuid, _, gi = device.removeprefix("MIG-").rpartition("-")
+        board, _, item = self._instance(next(i for i, b in enumerate(self.boards) if b.uuid == uuid) * 1000 + int(gi))
+        return board, next(row for row in A100.values() if row[1] == item[0]), item
 
     def _instance(self, handle: int) -> tuple[Board, int, list[Any]]:
         board = self._board(handle // 1000)
@@ -118,6 +129,16 @@ class FakeNvml:
     def nvmlInit(self) -> None: ...
 
     def nvmlShutdown(self) -> None: ...
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.1"
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        return 13000
+
+    def nvmlDeviceGetArchitecture(self, handle: Any) -> int:
+        self._board(handle)
+        return 7
 
     def nvmlDeviceGetCount(self) -> int:
         return len(self.boards)
@@ -139,11 +160,41 @@ class FakeNvml:
         return self._board(handle).uuid
 
     def nvmlDeviceGetName(self, handle: Any) -> str:
+        if isinstance(handle, str):
+            _, row, item = self._device(handle)
+            part = f"{item[3]}c." if item[3] < row[2] else ""
+            return f"NVIDIA A100-SXM4-40GB MIG {part}{row[0].removeprefix('MIG ')}"
         self._board(handle)
         return "NVIDIA A100-SXM4-40GB"
 
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any) -> int:
         self._board(handle)
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Any, number: int) -> str:
+        board = self._board(handle)
+        found = [f"MIG-{board.uuid}-{gi}" for gi, item in sorted(board.standing.items()) if item[3]]
+        if number >= len(found):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return found[number]
+
+    def nvmlDeviceGetAttributes_v2(self, device: str) -> Any:
+        _, row, item = self._device(device)
+        return SimpleNamespace(gpuInstanceSliceCount=row[2], computeInstanceSliceCount=item[3], memorySizeMB=row[6])
+
+    def nvmlDeviceGetGpuInstanceId(self, device: str) -> int:
+        return int(device.rpartition("-")[2])
+
+    def nvmlDeviceGetMinorNumber(self, handle: Any) -> int:
+        self._board(handle)
+        return int(handle)
+
+    def nvmlDeviceGetGpuInstanceRemainingCapacity(self, handle: Any, kind: int) -> int:
+        self._board(handle, privileged=True)
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:
+        self._board(handle, privileged=True)
         return SimpleNamespace(total=40960 << 20)
 
     def nvmlDeviceGetPowerUsage(self, handle: Any) -> int:
@@ -166,13 +217,13 @@ class FakeNvml:
         return SimpleNamespace(id=kind, name=name.encode(), sliceCount=slices, instanceCount=most, memorySizeMB=memory)
 
     def nvmlDeviceGetGpuInstancePossiblePlacements(self, handle: Any, kind: int, places: Any, count: Any) -> None:
-        row = next(row for row in self._board(handle).table.values() if row[1] == kind)
+        row = next(row for row in self._board(handle, privileged=True).table.values() if row[1] == kind)
         count._obj.value = len(row[4])
         for index, start in enumerate(row[4] if places is not None else ()):
             places[index].start, places[index].size = start, row[3]
 
     def nvmlDeviceGetGpuInstances(self, handle: Any, kind: int, found: Any, count: Any) -> int:
-        board = self._board(handle)
+        board = self._board(handle, privileged=True)
         ids = [gi for gi, item in board.standing.items() if item[0] == kind]
         for index, gi in enumerate(ids):
             found[index] = handle * 1000 + gi
@@ -180,7 +231,7 @@ class FakeNvml:
         return 0
 
     def nvmlDeviceGetGpuInstanceById(self, handle: Any, gi: int) -> int:
-        self._board(handle)
+        self._board(handle, privileged=True)
         self._instance(handle * 1000 + gi)
         return int(handle * 1000 + gi)
 
@@ -189,7 +240,7 @@ class FakeNvml:
         return SimpleNamespace(id=gi, profileId=kind, placement=SimpleNamespace(start=start, size=size))
 
     def nvmlDeviceCreateGpuInstanceWithPlacement(self, handle: Any, kind: int, place: Any) -> int:
-        board = self._board(handle)
+        board = self._board(handle, privileged=True)
         name = next(row[0] for row in A100.values() if row[1] == kind).removeprefix("MIG ")
         assert place._obj.size == next(row[3] for row in A100.values() if row[1] == kind)
         return int(handle * 1000 + board.put(name, place._obj.start, complete=False))
@@ -231,7 +282,13 @@ class FakeNvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_IN_USE)
         del board.standing[gi]
 
-    def nvmlDeviceGetComputeRunningProcesses_v3(self, device: str) -> Any:
-        uuid, _, gi = device.removeprefix("MIG-").rpartition("-")
-        board = next(board for board in self.boards if board.uuid == uuid)
-        return [SimpleNamespace(pid=pid) for pid in board.holders.get(int(gi), ())]
+    def nvmlEventSetCreate(self) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    def nvmlDeviceGetComputeMode(self, handle: Any) -> int:
+        return int(self._board(handle).compute_mode)
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: Any) -> Any:
+        assert isinstance(handle, int), "asking an instance would hold it"
+        holders = self._board(handle).holders
+        return [SimpleNamespace(pid=pid, gpuInstanceId=gi) for gi, pids in holders.items() for pid in pids]

@@ -39,12 +39,17 @@ class Worker:
         self.device_lost = False
         self.overruns = 0
         self.cores = 1
+        self.resident: dict[str, int] = {}
+        self.backends: dict[str, str] = {}
         self.sent: list[int] = []
+        self.lanes: list[int] = []
+        """The ring's lane of each batch that was sent."""
         self.done: list[tuple[int, int, int, int, int, int]] = []
         self.ring = self
 
-    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+    def submit(self, batch_id: int, slots: Any, n: int, lane: int = 0) -> int:
         self.sent.append(batch_id)
+        self.lanes.append(lane)
         return 1
 
     def untaken(self) -> int:
@@ -52,6 +57,9 @@ class Worker:
 
     def reap(self) -> tuple[int, int, int, int, int, int] | None:
         return self.done.pop(0) if self.done else None
+
+    def backend_of(self, variant: str) -> str:
+        return self.backends.get(variant, "eager") if variant in self.resident else ""
 
     def bell(self) -> None: ...
 
@@ -90,6 +98,8 @@ class House:
         self.started: list[Worker] = []
         self.slept: list[float] = []
         self.failing = 0
+        self.holding: tuple[str, ...] = ()
+        """What workers hold beside the variant that they are started for."""
         self.may_start = asyncio.Event()
         self.may_start.set()
         self.failure: CloverError = WorkerError("asked to fail")
@@ -109,6 +119,8 @@ class House:
             self.failing -= 1
             raise self.failure
         worker = Worker(len(self.started) + 1)
+        names = [assignment.variant, *(name for name in self.holding if name != assignment.variant)]
+        worker.resident = {name: lane for lane, name in enumerate(names)} if self.holding else {}
         self.started.append(worker)
         return worker
 

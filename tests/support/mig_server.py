@@ -65,38 +65,44 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         TOY,
         http=False,
         cache_dir=str(cache),
-        device=f"emulated:{BOX}:2",
         backends=("eager",),
-        policy=f"tests.support.mig_server:{Base.__name__}",
         slo_ms=10_000.0,
         waits=False,
         accuracy_floor=1.0,
         carbon="static:300",
-        **{"interval_s": 0.1, "min_dwell_s": 0.1, "verify_s": 0.2, **settings},
+        **{
+            "device": f"emulated:{BOX}:2",
+            "policy": f"tests.support.mig_server:{Base.__name__}",
+            "interval_s": 0.1,
+            "min_dwell_s": 0.1,
+            "verify_s": 0.2,
+            **settings,
+        },
     )
 
 
-async def answers(running: clover.Server) -> bool:
+async def answers(running: clover.Server, model: str | None = None) -> bool:
     """Whether a row is answered by what a variant says of it."""
     row = np.array([[0.1, 0.2, 3.0, 0.4]], np.float32)
-    answer = await running.ainfer({"INPUT0": row})
+    answer = await running.ainfer({"INPUT0": row}, model=model)
     return bool(np.isclose(answer["OUTPUT0"].sum(), 1.0))
 
 
 class Load:
     """Asks one row after another, and counts."""
 
-    def __init__(self, running: clover.Server) -> None:
+    def __init__(self, running: clover.Server, model: str | None = None) -> None:
         self.asked = self.failed = 0
         self.reasons: list[str] = []
         self._server = running
+        self._model = model
         self._task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
         while True:
             self.asked += 1
             try:
-                assert await answers(self._server)
+                assert await answers(self._server, self._model)
             except CloverError as error:
                 self.failed += 1
                 self.reasons.append(str(error))

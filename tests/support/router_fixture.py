@@ -87,11 +87,14 @@ class Loop:
 class FakeRing:
     def __init__(self) -> None:
         self.batches: list[tuple[int, list[int]]] = []
+        self.lanes: dict[int, int] = {}
+        """The ring's lane of each batch."""
         self.completions: list[tuple[int, int, int, int, int, int]] = []
         self.answer = 1
         self.waiting = 0
 
-    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+    def submit(self, batch_id: int, slots: Any, n: int, lane: int = 0) -> int:
+        self.lanes[batch_id] = lane
         self.batches.append((batch_id, [int(slot) for slot in slots[:n]]))
         return self.answer
 
@@ -106,6 +109,7 @@ class FakeWorker:
     def __init__(self, pid: int = 1) -> None:
         self.pid = pid
         self.ring = FakeRing()
+        self.resident: dict[str, int] = {}
         self.bells = 0
 
     def bell(self) -> None:
@@ -145,6 +149,14 @@ class House:
         name = self.spec.variants[lane].name
         meter = WorkerMeter(family="toy", variant=name, device="cpu0", placement=f"p{worker.pid}", slices=1)
         return worker, lane, max_batch, meter
+
+    def shared(self, *lanes: int, max_batch: int = 4) -> list[Any]:
+        """Entries of one worker that holds all variants, the last one in lane 0 of its ring, for some lanes."""
+        entries = [self.entry(lane, max_batch) for lane in lanes]
+        worker = entries[0][0]
+        del self.workers[-len(lanes) + 1 or len(self.workers) :]
+        worker.resident = {variant.name: at for at, variant in enumerate(reversed(self.spec.variants))}
+        return [(worker, *entry[1:]) for entry in entries]
 
     def route(self, *lanes: int, shares: tuple[float, ...] = (1.0, 0.0, 0.0)) -> list[FakeWorker]:
         entries = [self.entry(lane) for lane in lanes]

@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts", "config_section"}
     ),
-    frozenset({"config_records"}),
+    frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
     frozenset({"tenants"}),
     frozenset({"interfaces"}),
@@ -68,7 +68,14 @@ PACKAGE = ""
 # What starts by module path, in a process of its own, and must not be pulled into the server.
 PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process", "clover.report.apart"}
 # Where torch may be named at all.
-TORCH = ("clover.backends", "clover.worker.residents", "clover.worker.memory", "clover.worker.zygote", "clover.models")
+TORCH = (
+    "clover.backends",
+    "clover.worker.main",
+    "clover.worker.residents",
+    "clover.worker.memory",
+    "clover.worker.zygote",
+    "clover.models",
+)
 
 SOURCES = {
     ".".join(("clover", *path.relative_to(ROOT / "clover").with_suffix("").parts)).removesuffix(".__init__"): path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from clover.cli.mig.state import HIDDEN, GpuState
 from clover.config import ServerConfig
 from clover.devices.nvml import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, Nvml, NvmlError
 from clover.errors import CloverError
+from clover.settings.check import on_gpus
 
 _ROOT = Path("/")
+_RIGHTS = (
+    "none is needed to serve on instances that somebody else made; to cut them, run as root, or give this user the "
+    "device of the capability mig/config (in a container NVIDIA_MIG_CONFIG_DEVICES=all)"
+)
 _CONFIG = "proc/driver/nvidia/capabilities/mig/config"
 
 
 def examine(config: ServerConfig, folder: Path, root: Path = _ROOT, session: Nvml | None = None) -> Iterator[Finding]:
     """Yield what there is to say of the GPUs; `folder` has the records of which instances are Clover's."""
-    wanted = config.workers.device.startswith("nvidia")
+    wanted = on_gpus(config.workers.device)
     opened = session or Nvml()
     try:
         yield _driver(opened, wanted)
@@ -43,7 +49,10 @@ def examine(config: ServerConfig, folder: Path, root: Path = _ROOT, session: Nvm
         yield Finding(topic="gpu", state=state, text="the driver sees no GPU", remedy="pass one into this container")
     for gpu in gpus:
         yield _gpu(gpu)
-    if any(gpu.supported for gpu in gpus):
+    if any(gpu.fixed for gpu in gpus):
+        text = "the driver lets this process change no instances"
+        yield Finding(topic="mig rights", state="note", text=text, remedy=_RIGHTS)
+    elif any(gpu.supported for gpu in gpus):
         yield rights(root)
 
 
@@ -88,11 +97,13 @@ def match(driver: str, knows: tuple[int, int], built_for: str | None, *, wanted:
 
 
 def _gpu(gpu: GpuState) -> Finding:
-    text = f"{gpu.device}: {gpu.product}, {gpu.memory_mib} MiB"
+    text = f"{gpu.device}: {gpu.product}" + (f", {gpu.memory_mib} MiB" if gpu.memory_mib else "")
     if gpu.lost:
         return Finding(
             topic="gpu", state="fault", text=f"{gpu.device} is lost", remedy="reset it or reboot; see dmesg (Xid)"
         )
+    if gpu.error:
+        return Finding(topic="gpu", state="fault", text=f"{gpu.device} cannot be read", remedy=gpu.error)
     if not gpu.supported:
         return Finding(topic="gpu", state="works", text=f"{text}, without MIG: served as a whole")
     text += f", MIG {gpu.mode}"
@@ -101,12 +112,17 @@ def _gpu(gpu: GpuState) -> Finding:
     if gpu.pending != gpu.enabled:
         remedy = f"stop what runs on it, then nvidia-smi --gpu-reset -i {gpu.index}"
         return Finding(topic="gpu", state="note", text=text, remedy=remedy)
+    if gpu.fixed and gpu.instances:
+        count = Counter(item.placement.profile for item in gpu.instances)
+        names = ", ".join(f"{n} x {name}" for name, n in count.items())
+        return Finding(topic="gpu", state="works", text=f"{text}, {names}, {gpu.fixed}: served on as they are")
     if gpu.hidden:
         return Finding(topic="gpu", state="note", text=f"{text}; instances are hidden", remedy=HIDDEN)
     if not gpu.enabled:
         reset = f" && nvidia-smi --gpu-reset -i {gpu.index}" if gpu.needs_reset else ""
-        remedy = f"nvidia-smi -i {gpu.index} -mig 1{reset} (as root), to serve several variants on it at once"
-        return Finding(topic="gpu", state="note", text=f"{text}: one variant at a time has all of it", remedy=remedy)
+        remedy = f"nvidia-smi -i {gpu.index} -mig 1{reset} (as root), to serve on several instances of it at once"
+        lost = "" if gpu.needs_reset else " (after a reboot it is off, whatever it was before)"
+        return Finding(topic="gpu", state="note", text=f"{text}{lost}: it is served whole", remedy=remedy)
     return Finding(topic="gpu", state="works", text=f"{text}, {len(gpu.instances)} instances")
 
 
@@ -114,17 +130,14 @@ def rights(root: Path = _ROOT, uid: int | None = None) -> Finding:
     """Return whether this user may cut instances: root, or whoever can open the device of the capability mig/config."""
     if (os.geteuid() if uid is None else uid) == 0:
         return Finding(topic="mig rights", state="works", text="root may cut instances")
-    remedy = (
-        "run as root, or give this user the device of that capability (in a container NVIDIA_MIG_CONFIG_DEVICES=all)"
-    )
     try:
         found = re.search(r"DeviceFileMinor:\s*(\d+)", (root / _CONFIG).read_text())
     except OSError as error:
         text = f"/{_CONFIG} cannot be read ({error.strerror}): instances cannot be cut"
-        return Finding(topic="mig rights", state="note", text=text, remedy=remedy)
+        return Finding(topic="mig rights", state="note", text=text, remedy=_RIGHTS)
     device = root / f"dev/nvidia-caps/nvidia-cap{found[1]}" if found is not None else None
     if device is None or not os.access(device, os.R_OK):
         shown = f"/{device.relative_to(root)}" if device is not None else f"the device of /{_CONFIG}"
         text = f"{shown} cannot be opened: instances cannot be cut"
-        return Finding(topic="mig rights", state="note", text=text, remedy=remedy)
+        return Finding(topic="mig rights", state="note", text=text, remedy=_RIGHTS)
     return Finding(topic="mig rights", state="works", text=f"this user may cut instances (/{device.relative_to(root)})")

@@ -6,10 +6,10 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
 
 from clover._version import __version__
 from clover.cli.doctor.findings import Finding
+from clover.devices.driver import torch_build
 
 DISTRIBUTION = "clover-inference"
 _GIVES = {
@@ -53,12 +53,8 @@ def torch_version() -> str | None:
 
 def torch_cuda() -> str | None:
     """Return the version of CUDA that torch was built for, as "12.8"; None without CUDA, and without torch."""
-    try:
-        path = Path(str(metadata.distribution("torch").locate_file("torch/version.py")))
-        found = re.search(r"^cuda\b[^=]*=\s*['\"]([0-9.]+)['\"]", path.read_text(), re.MULTILINE)
-    except (metadata.PackageNotFoundError, OSError):
-        return None
-    return found[1] if found is not None else None
+    found = torch_build()
+    return found.cuda or None if found is not None else None
 
 
 def extras(required: Sequence[str], version: Callable[[str], str | None] | None = None) -> Iterator[Finding]:

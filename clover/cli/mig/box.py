@@ -18,7 +18,9 @@ from typing import Any
 
 from clover.cli.mig.state import GpuState, Instance
 from clover.devices import emulated, nvml
+from clover.devices.fixed import seen
 from clover.devices.gpu import GpuInstance, MigGpu
+from clover.devices.instances import is_ours
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, boot_of
@@ -74,53 +76,50 @@ class GpuBox:
         device = f"gpu{index}"
         uuid = product = ""
         try:
-            handle = library.nvmlDeviceGetHandleByIndex(index)
+            handle = nvml.look_up(library, lambda: library.nvmlDeviceGetHandleByIndex(index))
             uuid, product = library.nvmlDeviceGetUUID(handle), library.nvmlDeviceGetName(handle)
-            gpu = MigGpu(library, index)
-            gpu.alive()
-            hidden = False
-            instances: tuple[Instance, ...] = ()
-            try:
-                instances = tuple(self._instance(gpu, device, found) for found in gpu.walk())
-            except library.NVMLError as error:
-                if error.value != nvml.NO_PERMISSION:
-                    raise
-                hidden = True
+            return self._state(seen(library, index), handle)
         except library.NVMLError as error:
-            if error.value != nvml.GPU_IS_LOST:
-                raise
-            return GpuState(device=device, index=index, uuid=uuid, product=product or "GPU", lost=True)
+            # What one GPU refuses must not hide the others.
+            lost = error.value in nvml.LOST_CODES
+            said = "" if lost else nvml.described(error.value, str(error))
+            return GpuState(device=device, index=index, uuid=uuid, product=product or "GPU", lost=lost, error=said)
+
+    def _state(self, gpu: MigGpu, handle: Any) -> GpuState:
+        library, device = self._session.library, f"gpu{gpu.index}"
+        gpu.alive()
+        standing = gpu.walk()
+        locked = [found.uuid for found in standing] if gpu.fixed else [gpu.uuid]
         return GpuState(
             device=device,
-            index=index,
+            index=gpu.index,
             uuid=gpu.uuid,
             product=gpu.product,
             memory_mib=gpu.memory_bytes // _MIB,
-            hidden=hidden,
-            holder=self._holder(gpu.uuid),
-            supported=self._supports_mig(handle),
+            hidden=bool(gpu.fixed),
+            fixed=gpu.fixed,
+            holder=next((holder for uuid in locked if (holder := self._holder(uuid)) is not None), None),
+            supported=gpu.can_mig,
             enabled=gpu.mig,
             pending=gpu.mig_pending,
             needs_reset=library.nvmlDeviceGetArchitecture(handle) == _AMPERE,
             compute_slices=gpu.slices if gpu.mig else 0,
             memory_slices=max((max(item.starts) + item.size for item in gpu.profiles.values()), default=0),
             profiles={name: item.shape for name, item in gpu.profiles.items()},
-            instances=instances,
+            instances=tuple(self._instance(gpu, device, found) for found in standing),
         )
 
     def _instance(self, gpu: MigGpu, device: str, found: GpuInstance) -> Instance:
-        recorded = {(own.profile, own.start) for own in self._record(gpu.uuid)}
+        owned = Ownership(self._folder, gpu.uuid, boot=self._boot, exclusive=False)
         return Instance(
             placement=Placement(device=device, profile=found.profile, start=found.start, size=found.size),
             uuid=found.uuid,
-            ours=found.place in recorded,
+            ours=not gpu.fixed and is_ours(found, owned),
+            fixed=bool(gpu.fixed),
             whole=bool(found.uuid),
             pids=gpu.holders(found),
             memory_mib=gpu.profiles[found.profile].memory_bytes // _MIB,
         )
-
-    def _record(self, uuid: str) -> tuple[Any, ...]:
-        return Ownership(self._folder, uuid, boot=self._boot, exclusive=False).places
 
     def _holder(self, uuid: str) -> int | None:
         """Return the process that holds the lock of a GPU, without touching the lock; None if none is visible."""
@@ -135,16 +134,6 @@ class GpuBox:
             if fields[1:2] == ["FLOCK"] and place in fields:
                 return max(0, int(fields[4]))
         return None
-
-    def _supports_mig(self, handle: Any) -> bool:
-        library = self._session.library
-        try:
-            library.nvmlDeviceGetMigMode(handle)
-        except library.NVMLError as error:
-            if error.value == nvml.NOT_SUPPORTED:
-                return False
-            raise
-        return True
 
     def _set_mode(self, index: int, on: bool) -> bool:
         library = self._session.library

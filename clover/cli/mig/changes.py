@@ -77,6 +77,8 @@ def compare(gpu: GpuState, group: ConfigGroup) -> Changes:
     """Return what `gpu` needs to be as `group` says.  Raises ConfigError if the instances cannot exist on this GPU."""
     if gpu.lost:
         return Changes(gpu=gpu, group=group, impossible="the GPU is lost; it needs a reset, or a reboot of the box")
+    if gpu.error:
+        return Changes(gpu=gpu, group=group, impossible=gpu.error)
     if not gpu.supported:
         if not group.mig:
             return Changes(gpu=gpu, group=group)

@@ -26,7 +26,7 @@ from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.drawing import strokes
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.cli.mig.words import Ask
-from clover.devices import emulated, tables
+from clover.devices import disturb, emulated, tables
 from clover.errors import ConfigError, DeviceError, PlanError
 from clover.hints import program
 
@@ -151,14 +151,16 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
         f"{own} NAME[:COUNT] [options] -- COMMAND...\n"
         f"       {own} --state FILE [--fault FAULT]... [--clear]\n"
         f"       {' ' * len(own)} [--reset GPU] [--reboot] [--lose GPU]\n"
-        f"       {' ' * len(own)} [--restore GPU]"
+        f"       {' ' * len(own)} [--restore GPU] [--compute-mode GPU:MODE]\n"
+        f"       {' ' * len(own)} [--xid GPU:XID] [--cuda VERSION] [--monitor NAME]"
     )
     emulating.epilog = (
         "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
         "the NVML function SYMBOL on, `count` calls (0: all) return ERROR, each with this probability and after this "
         "delay, until so many seconds have passed."
     )
-    emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=", ".join(tables.names()))
+    boards = ", ".join((*tables.names(), *tables.plain_names()))
+    emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=boards)
     emulating.add_argument(
         "--state", metavar="FILE", default="", help="keep the emulated GPUs in this file; one that exists is continued"
     )
@@ -172,7 +174,27 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
     emulating.add_argument(
         "--reboot", action="store_true", help="reboot: instances vanish, a pending MIG mode takes effect"
     )
-    emulating.add_argument("--lose", action="append", default=[], type=int, metavar="GPU", help="make a GPU lost")
+    emulating.add_argument(
+        "--lose",
+        action="append",
+        default=[],
+        metavar="GPU[:ERROR]",
+        help=f"make a GPU lost, whose calls then answer {', '.join(emulated.LOSSES)} [{emulated.LOSSES[0]}]",
+    )
+    emulating.add_argument(
+        "--compute-mode",
+        action="append",
+        default=[],
+        metavar="GPU:MODE",
+        help=f"set the compute mode of a GPU without MIG: {', '.join(disturb.COMPUTE_MODES)}",
+    )
+    emulating.add_argument(
+        "--xid", action="append", default=[], metavar="GPU:XID[:INSTANCE]", help="report a critical error of a GPU"
+    )
+    emulating.add_argument("--cuda", metavar="VERSION", default="", help="CUDA version that the driver supports")
+    emulating.add_argument(
+        "--monitor", metavar="NAME", default="", help="hold all instances as this monitor would, until interrupted"
+    )
     emulating.add_argument("--reset", action="append", default=[], type=int, metavar="GPU", help="reset the GPU")
     emulating.add_argument(
         "--restore", action="append", default=[], type=int, metavar="GPU", help="bring back a lost GPU"
@@ -231,8 +253,9 @@ def _present(gpus: Sequence[GpuState]) -> tuple[files.Config, list[str]]:
     groups: dict[tuple[bool, tuple[Ask, ...]], list[int]] = {}
     comments = []
     for gpu in gpus:
-        if gpu.lost or not gpu.supported:
-            comments.append(f"GPU {gpu.index}: {gpu.product}, {'lost' if gpu.lost else 'no MIG'}: left out")
+        if gpu.lost or gpu.error or not gpu.supported:
+            why = "lost" if gpu.lost else gpu.error or "no MIG"
+            comments.append(f"GPU {gpu.index}: {gpu.product}, {why}: left out")
             continue
         comments.append(f"GPU {gpu.index}: {gpu.product}, {gpu.uuid}")
         asks = tuple(Ask(profile=item.placement.profile, start=item.placement.start) for item in gpu.instances)
@@ -368,7 +391,7 @@ def _emulate(given: argparse.Namespace) -> int:
     if given.box:
         print(f"{'made' if made else 'there is'} {state}: {given.box}; `--box {state}` acts on it")
     elif not acted:
-        what = "--fault, --clear, --reset, --reboot, --lose, --restore, or -- COMMAND"
+        what = "--fault, --clear, --reset, --reboot, --lose, --restore, --xid, --monitor ... (--help), or -- COMMAND"
         raise ConfigError(f"say what to do with the box: {what}")
     return DONE
 
@@ -383,7 +406,7 @@ def _box_at(given: argparse.Namespace, state: Path) -> bool:
         return False
     name, count = emulate.parse_box(given.box)
     try:
-        table = tables.table(name)
+        table = tables.board(name)
     except DeviceError as error:
         raise ConfigError(str(error)) from error
     missing = not state.exists()
@@ -404,8 +427,18 @@ def _act(given: argparse.Namespace, state: Path, faults: Sequence[emulated.Fault
         emulated.reset(state, gpu)
     if given.reboot:
         emulated.reboot(state)
-    for gpu in given.lose:
-        emulated.lose(state, gpu)
+    for loss in given.lose:
+        emulated.lose(state, *emulate.parse_loss(loss))
+    for mode in given.compute_mode:
+        disturb.set_compute_mode(state, *emulate.parse_mode(mode))
+    if given.cuda:
+        disturb.set_driver(state, "", emulate.parse_cuda(given.cuda))
+    for error in given.xid:
+        gpu, xid, gi = emulate.parse_xid(error)
+        disturb.report_xid(state, gpu, xid, gi=gi)
     if faults:
         emulated.inject(state, *faults)
-    return bool(given.clear or given.restore or given.reset or given.reboot or given.lose or faults)
+    if given.monitor:
+        emulate.hold(state, given.monitor)
+    done = (given.clear, given.restore, given.reset, given.reboot, given.lose, faults, given.compute_mode)
+    return any((*done, given.cuda, given.xid, given.monitor))

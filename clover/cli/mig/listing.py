@@ -28,14 +28,24 @@ def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: 
         say(console, Text.assemble((gpu.device, "bold"), f"  {gpu.product}{label}  {gpu.uuid}".rstrip()))
         say(console, f"{_INDENT}{_mode(gpu)}")
         if gpu.hidden:
-            say(console, f"{_INDENT}{HIDDEN}")
-        elif gpu.enabled and not gpu.lost:
+            _fixed(gpu, console)
+        elif gpu.enabled and not gpu.lost and not gpu.error:
             for line in framed(gpu.memory_slices, _blocks(gpu), ink, width):
                 say(console, Text(_INDENT) + line)
             if gpu.instances:
                 _instances(gpu.instances, console)
             room = f"{_INDENT}room  {_room(gpu)}"
             say(console, textwrap.fill(room, console.width, subsequent_indent=" " * 8, break_on_hyphens=False))
+
+
+def _fixed(gpu: GpuState, console: Console) -> None:
+    """Print the instances that this process may use, of a GPU whose others it may not see."""
+    if gpu.instances:
+        say(console, f"{_INDENT}{gpu.fixed}; these are served on as they are, others are not to be seen")
+        _instances(gpu.instances, console, places=False)
+    else:
+        say(console, f"{_INDENT}{gpu.fixed}, and none is given to this process")
+        say(console, f"{_INDENT}{HIDDEN}")
 
 
 def block(item: Instance) -> Block:
@@ -57,9 +67,11 @@ def say(console: Console, text: Text | str) -> None:
 def _mode(gpu: GpuState) -> str:
     if gpu.lost:
         return "lost: it does not answer; it needs a reset, or a reboot of the box"
+    if gpu.error:
+        return f"cannot be read: {gpu.error}"
     if not gpu.supported:
         return "no MIG: it is one whole GPU"
-    parts = [f"MIG {gpu.mode}", f"{gpu.memory_mib / 1024:.0f} GiB"]
+    parts = [f"MIG {gpu.mode}", *([f"{gpu.memory_mib / 1024:.0f} GiB"] if gpu.memory_mib else [])]
     if gpu.enabled and not gpu.hidden:
         used = sum(item.placement.slices for item in gpu.instances)
         parts.append(f"{used} of {gpu.compute_slices} compute slices in instances")
@@ -69,15 +81,18 @@ def _mode(gpu: GpuState) -> str:
 
 
 _HEADS = ("profile", "start", "size", "memory", "whose", "used by", "UUID")
-_NUMBERS = {1, 2, 3}
+_PLACES = ("start", "size")
+_NUMBERS = (*_PLACES, "memory")
 
 
-def _instances(instances: Sequence[Instance], console: Console) -> None:
+def _instances(instances: Sequence[Instance], console: Console, *, places: bool = True) -> None:
+    """Print a table of instances; `places`: with the memory slices that they have."""
+    heads = _HEADS if places else tuple(head for head in _HEADS if head not in _PLACES)
+    numbers = {heads.index(head) for head in _NUMBERS if head in heads}
     rows = [
         (
             item.placement.profile,
-            str(item.placement.start),
-            str(item.placement.size),
+            *((str(item.placement.start), str(item.placement.size)) if places else ()),
             f"{item.memory_mib / 1024:.2f} GiB",
             item.whose,
             ", ".join(map(str, item.pids)) or "-",
@@ -85,21 +100,21 @@ def _instances(instances: Sequence[Instance], console: Console) -> None:
         )
         for item in instances
     ]
-    widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     beside = len(_INDENT) + sum(widths) + 2 * (len(widths) - 1) <= console.width
     for cells, style in (
-        (_HEADS, "bold"),
+        (heads, "bold"),
         *((row, block(item).style) for row, item in zip(rows, instances, strict=True)),
     ):
         padded = [
-            cell.rjust(width) if number in _NUMBERS else cell.ljust(width)
+            cell.rjust(width) if number in numbers else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         # The UUID is copied into other commands: on a line of its own rather than broken.
         first, rest = padded[0], "  ".join(padded[1:] if beside else padded[1:-1]).rstrip()
-        plain = "bold" if cells is _HEADS else ""
+        plain = "bold" if cells is heads else ""
         say(console, Text.assemble(_INDENT, (first, style), "  ", (rest, plain)))
-        if not beside and cells is not _HEADS:
+        if not beside and cells is not heads:
             say(console, f"{_INDENT * 2}{cells[-1]}")
 
 

@@ -16,19 +16,21 @@ HIDDEN = (
 
 class Instance(Record, frozen=True, kw_only=True):
     """A GPU instance.  `uuid` names its MIG device; `whole` says that one compute instance takes all of it, which is
-    how Clover uses instances.  `pids`: processes on it, as far as the driver reports them."""
+    how Clover uses instances.  `pids`: processes on it, as far as the driver reports them.  `fixed`: it may be used and
+    not changed; its place is then a number, and not a memory slice."""
 
     placement: Placement
     uuid: str
     ours: bool
     whole: bool = True
+    fixed: bool = False
     pids: tuple[int, ...] = ()
     memory_mib: int = 0
 
     @property
     def whose(self) -> str:
         """In one word."""
-        return "ours" if self.ours else "foreign"
+        return "fixed" if self.fixed else "ours" if self.ours else "foreign"
 
     @property
     def remark(self) -> str:
@@ -41,9 +43,10 @@ class Instance(Record, frozen=True, kw_only=True):
 
 class GpuState(Record, frozen=True, kw_only=True):
     """One GPU.  `enabled` is its MIG mode now, `pending` the one after its next reset; `needs_reset` says that a change
-    of mode waits for one.  `profiles` are known only while MIG mode is on; `hidden`: the user may not see the
-    instances.  `holder`: the process of the Clover server that has the GPU (0: one that is not visible from here; None:
-    no server has it)."""
+    of mode waits for one.  `profiles` are known only while MIG mode is on; `hidden`: the user may not see all
+    instances, and then `fixed` says that those given to this process serve as they are.  `error`: what the driver
+    refused, so that nothing else is known.  `holder`: the process of the Clover server that has the GPU (0: one that is
+    not visible from here; None: no server has it)."""
 
     device: str
     index: int
@@ -51,7 +54,9 @@ class GpuState(Record, frozen=True, kw_only=True):
     product: str
     memory_mib: int = 0
     lost: bool = False
+    error: str = ""
     hidden: bool = False
+    fixed: str = ""
     holder: int | None = None
     supported: bool = True
     enabled: bool = False
@@ -102,7 +107,9 @@ class GpuState(Record, frozen=True, kw_only=True):
             "product": self.product,
             "memory_mib": self.memory_mib,
             "lost": self.lost,
+            "error": self.error,
             "hidden": self.hidden,
+            "fixed": self.fixed,
             "held": self.holder is not None,
             "mig": {"supported": self.supported, "current": self.enabled, "pending": self.pending},
             "compute_slices": self.compute_slices,

@@ -61,12 +61,12 @@ class Shadows:
             self._known[name].window(spans.families[name], Overheads.none(), spans.seconds, grid_s)
 
     def _part(self, family: str, device: str) -> float:
-        """Return the part of a device's unheld energy that is a family's: its share, or all or nothing of a GPU; of the
-        host beside GPUs an equal part."""
+        """Return the part of a device's unheld energy that is a family's: its share, or its part of a GPU; of the host
+        beside GPUs an equal part."""
         device_pool = self._context.device_pool
         if device not in device_pool.shapes():
             return 1.0 / max(len(self._context.families), 1)
-        return device_pool.share(family) if not device_pool.exclusive else float(device_pool.owner(device) == family)
+        return device_pool.part(family, device)
 
     def look(self) -> None:
         """Follow devices and targets; if alternatives are missing, ask for those of one family."""

@@ -251,7 +251,7 @@ function workers(all) {
     const fine = worker.state === "ready";
     return [
       { text: worker.placement, title: `process ${worker.pid ?? "none"}` },
-      `${named(all, name)}${worker.variant} (${worker.backend})`,
+      `${named(all, name)}${(worker.variants ?? [worker.variant]).join(" + ")} (${worker.backend})`,
       { text: fine ? (worker.routed ? "ready" : "stands by") : worker.state, class: fine ? "" : "warned" },
       { text: number(rate), class: "num" },
       { text: part(busy), class: "num" },

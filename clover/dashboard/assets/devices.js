@@ -59,7 +59,8 @@ function draw(box, device, models) {
     workers.filter((worker) => worker.device === device.device).map((worker) => ({ model, worker, names: Object.keys(rows) })));
   const most = Math.max(device.slices, ...mine.map(({ worker }) => worker.start + worker.size));
   const columns = device.kind === "mig" && most === 7 ? 8 : most;
-  say(node.querySelector(".label"), device.label + (device.emulated ? " (emulated)" : ""));
+  const parked = device.parked ? `, parked: no workers, which spares ${number(device.spared_w)} W (${device.spared_method})` : "";
+  say(node.querySelector(".label"), device.label + (device.emulated ? " (emulated)" : "") + parked);
   node.querySelector(".label").title = device.meter;
   say(node.querySelector(".watts"), device.watts === null ? "" : `${number(device.watts)} W, ${number(device.idle_w)} W of it at rest (${device.method})`);
   const wrong = [device.lost ? "lost" : "", device.quarantined.length ? `${device.quarantined.length} slots quarantined` : "", device.foreign.length ? `${device.foreign.length} foreign instances` : ""];

@@ -7,8 +7,10 @@ power, says what to hope for: the most promising number is searched first, and n
 found are not searched at all.
 
 Devices that have most of what runs stay awake first.  If devices are of several kinds the others follow in their order,
-so that not every set of n devices is weighed.  Head-room is that of every plan: the utilisation limit holds on the
-devices awake, and no further device wakes before the next plan.
+so that not every set of n devices is weighed.  The utilisation limit holds on the devices awake, and no further device
+wakes before the next plan.  A server whose load comes in gusts therefore goes down to fewer devices only if these serve
+`ObjectiveConfig.sleep_room` times the rate; those that run stay up to the utilisation limit, and so devices are not
+parked and woken in turn.
 
 **Cores.**  A row of cores whose cores may sleep (`DeviceShape.core_sleep_w`) is taken as so many devices: with n cores
 awake the problem is that of its first n.  A core has a worker again some seconds after more comes, so that fewer cores
@@ -53,8 +55,12 @@ def power_states(problem: Problem, running: Sequence[Assignment] = ()) -> list[P
     """Return what may be awake, the least first: devices in the order in which they stay awake, or the first cores."""
     row = sleeping_row(problem.devices)
     if row is None:
-        devices = in_use_first(problem.devices, running)
-        return [PowerState(devices[:number], number) for number in range(1, len(devices) + 1)]
+        devices, here = in_use_first(problem.devices, running), awake_in(problem, running)
+        room, least = problem.objective.sleep_room, min(problem.objective.least_awake, len(devices))
+        return [
+            PowerState(devices[:number], number, 1.0 if number in (here, len(devices)) else room)
+            for number in range(max(least, 1), len(devices) + 1)
+        ]
     here = cores_under(running)
     counts = sorted({count for count in (*core_counts(row.slices), here) if row.least_cores <= count <= row.slices})
     return [
@@ -137,16 +143,17 @@ def idle_j(problem: Problem, awake: int) -> float:
 
 def with_idle_energy(candidate: Candidate, problem: Problem, objective: Objective, awake: int) -> Candidate:
     """Return `candidate` on `awake` devices (or cores), with their idle energy if plans differ in it; it is infeasible
-    if more cores have to be awake."""
+    if more of them have to be awake."""
     if problem.spared_w is None:
         return candidate
     expected = msgspec.structs.replace(candidate.prediction, idle_j_per_row=idle_j(problem, awake))
     score = objective.score(expected.accuracy, expected.joules)
     found = msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
     row = sleeping_row(problem.devices)
-    if row is None or awake >= row.least_cores:
+    least = row.least_cores if row is not None else min(problem.objective.least_awake, len(problem.devices))
+    if awake >= least:
         return found
-    why = candidate.why or f"{row.least_cores} cores have to have workers, not {awake}"
+    why = candidate.why or f"{least} {'cores' if row is not None else 'devices'} have to have workers, not {awake}"
     return msgspec.structs.replace(found, feasible=False, why=why)
 
 

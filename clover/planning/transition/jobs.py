@@ -4,9 +4,10 @@ A job replaces some workers of one device by others.  It is done in one of two w
 
  - *beside*: new workers are spawned first, one route step switches to them, then the old ones leave.  Nothing is
    missing at any time.  That is how workers come on free slices, how another variant follows on an instance that stays
-   (if both fit into its memory), and how core-sets change, which may overlap.
- - *exchange*: what is there has to leave before what comes can be made, because new instances cover old ones.  All of
-   the old is missing from the first drain until the new is routed to.
+   (if it is resident there, or both fit into its memory), and how core-sets change, which may overlap.
+ - *exchange*: what is there has to leave before what comes can be made, because new instances cover old ones, or
+   memory does not hold both.  All of the old is missing from the first drain until the new is routed to.  On a shared
+   placement that is every variant there, also those that stay: they come back with the new process.
 
 An exchange is as small as the geometry allows: old and new instances connected by overlap.  Its parts go together
 because the first instance of a large profile cannot be made before the last small one in its place is gone, and the
@@ -46,6 +47,11 @@ class Job:
     exchange: bool = False
     lost: bool = False
 
+    @property
+    def places(self) -> set[str]:
+        """The ids of the placements whose workers it replaces."""
+        return {item.placement.id for item in (*self.leaving, *self.coming)}
+
 
 def jobs_of(
     running: Sequence[Assignment], target: Sequence[Assignment], devices: Sequence[DeviceShape], beside: Beside
@@ -76,6 +82,7 @@ class _Device:
         self._shape = shape
         self._beside = beside
         common = Counter(old) & Counter(new)
+        self._common = _sorted(common.elements())
         self._leaving = _sorted((Counter(old) - common).elements())
         self._coming = _sorted((Counter(new) - common).elements())
         before, after = _places(old), _places(new)
@@ -87,7 +94,7 @@ class _Device:
         if not self._leaving and not self._coming:
             return
         if self._shape.overlap:
-            yield self._job({**self._staying, **self._going}, {**self._staying, **self._new}, exchange=False)
+            yield from self._overlapping()
             return
         if not self._legal({**self._staying, **self._new}):
             names = ", ".join(sorted({**self._staying, **self._new}))
@@ -95,9 +102,36 @@ class _Device:
         for key, place in sorted(self._staying.items()):
             before, after = self._at(self._leaving, [key]), self._at(self._coming, [key])
             if before or after:
-                fits = all(self._beside(one, other) for one in before for other in after)
+                there = (*before, *self._at(self._common, [key]))
+                fits = all(self._beside(one, other) for one in there for other in after)
                 yield self._job({key: place}, {key: place}, exchange=not fits)
         yield from self._instances()
+
+    def _overlapping(self) -> Iterator[Job]:
+        """Yield one job for all that may load beside what is there, and one for each part that may not."""
+        before, after = {**self._staying, **self._going}, {**self._staying, **self._new}
+        for old, new in self._tied():
+            yield self._job({key: before[key] for key in old}, {key: after[key] for key in new}, exchange=True)
+            before = {key: place for key, place in before.items() if key not in old}
+            after = {key: place for key, place in after.items() if key not in new}
+        if self._at(self._leaving, before) or self._at(self._coming, after):
+            yield self._job(before, after, exchange=False)
+
+    def _tied(self) -> list[tuple[set[str], set[str]]]:
+        """Return the ids of placements whose workers have to leave before others come, with those of these, connected
+        by overlap."""
+        found: list[tuple[set[str], set[str]]] = []
+        for item in self._coming:
+            here = [other for other in self._leaving if _overlap(other.placement, item.placement)]
+            here += [other for other in self._common if other.placement == item.placement]
+            if all(self._beside(other, item) for other in here):
+                continue
+            old, new = {other.placement.id for other in here}, {item.placement.id}
+            for joined in [part for part in found if part[0] & old or part[1] & new]:
+                found.remove(joined)
+                old, new = old | joined[0], new | joined[1]
+            found.append((old, new))
+        return found
 
     def _instances(self) -> Iterator[Job]:
         """Yield the jobs that make and unmake instances."""
@@ -146,10 +180,12 @@ class _Device:
         return [{place.id for place in layout} for layout in self._shape.layouts]
 
     def _job(self, old: dict[str, Placement], new: dict[str, Placement], *, exchange: bool) -> Job:
+        stays = {key for key in old if key in self._staying} if exchange else set()
+        again = self._at(self._common, stays)
         return Job(
             self._shape.device,
-            leaving=self._at(self._leaving, old),
-            coming=self._at(self._coming, new),
+            leaving=_sorted((*self._at(self._leaving, old), *again)),
+            coming=_sorted((*self._at(self._coming, new), *again)),
             destroyed=tuple(place for key, place in old.items() if key in self._going),
             created=tuple(place for key, place in new.items() if key in self._new),
             exchange=exchange,

@@ -6,17 +6,26 @@ on the whole machine, because that is how the driver is used.  Core-sets and who
 
 A worker serves if rows are routed to it.  A route step counts from its moment on, and a drain stops rows to its worker
 by itself when it begins; nothing else changes which workers serve.
+
+A *shared* placement has several assignments: one process there takes turns with them.  It serves at most what it serves
+if it does nothing but the fastest of them, so that is its capacity, counted once (`placed`).  How much less it is
+depends on the routing, which the plan chose for all of them; a transition only asks what instances that are missing
+could serve.  What comes to a process that is there already, because that holds the variant, takes no time, and neither
+does taking it away while the process has others.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from clover.planning.transition.jobs import order
 from clover.planning.transition.layout import Capacity, slices
-from clover.types import Assignment, Placement, Record, Step, Transition
+from clover.types import Assignment, DeviceShape, Placement, Record, Step, Transition
+
+Resident = Callable[[Assignment], bool]
+"""Whether the process that runs at its placement now holds an assignment's variant ready to serve."""
 
 
 class StepSeconds(Record, frozen=True, kw_only=True):
@@ -26,6 +35,38 @@ class StepSeconds(Record, frozen=True, kw_only=True):
     destroy_s: float = 1.0
     spawn_s: float = 2.0
     drain_s: float = 1.0
+    spawns: dict[tuple[str, str, str], float] = {}
+    """Seconds that the start of a worker took so far, by variant, backend and profile."""
+    drained: bool = False
+    """Whether `drain_s` was measured."""
+    typical: dict[tuple[str, str], float] = {}
+    """Seconds that a start is taken for which was not measured, by device and backend; else `spawn_s`."""
+
+    def spawn(self, item: Assignment) -> float:
+        """Return the seconds that a worker for `item` takes to start."""
+        measured = self.spawns.get(start_key(item))
+        if measured is not None:
+            return measured
+        return self.typical.get((item.placement.device, item.backend), self.spawn_s)
+
+
+CPU_SPAWN_S = 0.1
+CUDA_SPAWN_S = 4.0
+TENSORRT_SPAWN_S = 10.0
+"""What the start of a worker is taken for on cores (emulated slices too), on a GPU, and there with TensorRT (whose
+libraries each worker loads itself), until one was seen: estimates."""
+
+
+def start_key(item: Assignment) -> tuple[str, str, str]:
+    """Return by what starts of workers are told apart."""
+    return item.variant, item.backend, item.placement.profile
+
+
+def typical_spawn_s(device: DeviceShape | None, backend: str) -> float:
+    """Return what the start of a worker on `device` is taken for (s, estimated) until one was seen."""
+    if device is None or device.kind == "cpu" or device.emulated:
+        return CPU_SPAWN_S
+    return TENSORRT_SPAWN_S if backend == "tensorrt" else CUDA_SPAWN_S
 
 
 class StageView(Record, frozen=True, kw_only=True):
@@ -54,16 +95,63 @@ def stages(
 ) -> tuple[StageView, ...]:
     """Return the stages of `transition` from `running` on, the state before them first.  `capacity` in rows/s a worker;
     compute slices if it is not given."""
-    return views(transition.steps, running, capacity=capacity or slices, durations=durations or StepSeconds())
+    resident = set(transition.resident)
+    free = at_once(transition.steps, running, resident.__contains__)
+    return views(
+        transition.steps, running, capacity=capacity or slices, durations=durations or StepSeconds(), free=free
+    )
+
+
+def at_once(steps: Sequence[Step], running: Sequence[Assignment], resident: Resident) -> frozenset[int]:
+    """Return which of `steps`, by number, take no time, as the process that they concern is there before and after:
+    spawns of variants that it holds (`resident`, while the workers of `running` are there; after that, all but the
+    first that come to a placement), and drains that leave it others."""
+    members: dict[int, set[Assignment]] = {}
+    process: dict[Assignment, int] = {}
+    newest: dict[str, int] = {}
+    started: set[int] = set()
+
+    def join(item: Assignment, number: int) -> None:
+        members.setdefault(number, set()).add(item)
+        process[item] = newest[item.placement.id] = number
+
+    for there in running:
+        join(there, newest.get(there.placement.id, len(members)))
+    free: set[int] = set()
+    for index, step in enumerate(steps):
+        item = step.assignment
+        if item is None:
+            continue
+        if step.kind == "spawn":
+            number = newest.get(item.placement.id)
+            if number is not None and members[number] and (number in started or resident(item)):
+                free.add(index)
+                join(item, number)
+            else:
+                started.add(len(members))
+                join(item, len(members))
+        elif step.kind == "drain":
+            number = process.pop(item, None)
+            if number is not None:
+                members[number].discard(item)
+                if members[number]:
+                    free.add(index)
+    return frozenset(free)
 
 
 def views(
-    steps: Sequence[Step], running: Sequence[Assignment], *, capacity: Capacity, durations: StepSeconds
+    steps: Sequence[Step],
+    running: Sequence[Assignment],
+    *,
+    capacity: Capacity,
+    durations: StepSeconds,
+    free: Container[int] = frozenset(),
 ) -> tuple[StageView, ...]:
-    """Return the stages of `steps` from `running` on, as `stages` does."""
+    """Return the stages of `steps` from `running` on, as `stages` does.  `free`: the steps, by number, that take no
+    time (`at_once`)."""
     instances = {item.placement.id: item.placement for item in running}
     workers, routed = Counter(running), Counter(running)
-    now_s = 0.0
+    now_s, number = 0.0, 0
     found: list[StageView] = []
 
     def see(stage: int, seconds: float, parts: tuple[Step, ...]) -> None:
@@ -98,10 +186,24 @@ def views(
                 workers += Counter()
                 if step.kind == "drain":
                     routed &= workers
-        seconds = seconds_of(parts, durations)
+        slow = [step for index, step in enumerate(parts, number) if index not in free]
+        number += len(parts)
+        seconds = seconds_of(slow, durations)
         see(stage, seconds, parts)
         now_s += seconds
     return tuple(found)
+
+
+def measured(steps: Sequence[Step], free: Container[int], durations: StepSeconds) -> bool:
+    """Return whether the seconds of all `steps` that take time (all but `free`, by number) were measured."""
+    for step in (step for index, step in enumerate(steps) if index not in free):
+        if step.kind == "spawn" and (step.assignment is None or start_key(step.assignment) not in durations.spawns):
+            return False
+        if step.kind == "drain" and not durations.drained:
+            return False
+        if step.kind in ("create", "destroy") and _is_instance(step.placement):
+            return False
+    return True
 
 
 def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
@@ -113,7 +215,8 @@ def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
         elif step.kind == "destroy":
             unmade += _is_instance(step.placement)
         elif step.kind == "spawn":
-            longest_s = max(longest_s, durations.spawn_s)
+            assert step.assignment is not None
+            longest_s = max(longest_s, durations.spawn(step.assignment))
         elif step.kind == "drain":
             longest_s = max(longest_s, durations.drain_s)
     return max(longest_s, made * durations.create_s + unmade * durations.destroy_s)
@@ -121,7 +224,7 @@ def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
 
 def served(routed: Iterable[Assignment], capacity: Capacity) -> float:
     """Return what `routed` serve together, to a millionth."""
-    return sum(units(item, capacity) for item in routed) / UNITS
+    return sum(placed(routed, capacity).values()) / UNITS
 
 
 UNITS = 1_000_000
@@ -131,6 +234,15 @@ UNITS = 1_000_000
 def units(item: Assignment, capacity: Capacity) -> int:
     """Return the capacity of one worker in `UNITS`."""
     return round(capacity(item) * UNITS)
+
+
+def placed(items: Iterable[Assignment], capacity: Capacity) -> dict[str, int]:
+    """Return the capacity of each placement in `UNITS`: of a shared one that of the fastest of its assignments."""
+    found: dict[str, int] = {}
+    for item in items:
+        place = item.placement.id
+        found[place] = max(found.get(place, 0), units(item, capacity))
+    return found
 
 
 def _is_instance(placement: Placement | None) -> bool:

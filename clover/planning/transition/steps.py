@@ -6,7 +6,8 @@
     drain    stop routing to a worker, wait for its rows, let it exit
     destroy  remove the instance
 
-Workers in both deployments are kept and never touched.  The rest is cut into jobs (`jobs`), which are done in rounds.
+Workers in both deployments are kept and never touched, unless they share a process that has to go because memory does
+not hold what comes beside it.  The rest is cut into jobs (`jobs`), which are done in rounds.
 A round is a route step to all that is ready and stays, then as one stage each: what leaves drains, its instances are
 destroyed, new ones are created, workers are spawned.  The last round only routes, drains and destroys.  So each job
 costs the steps that it needs, and route steps (which take no time) are one a round and one at the end; destroying
@@ -30,7 +31,8 @@ that there is no free slice to put one on, and each would cost four steps more. 
 first is in the order: what it gains comes first, and what it gives up stays until the last round.
 
 On core-sets, which all workers share, the workers of a round load one after another, each in a stage of its own, so
-that those that serve are disturbed by one at a time; at a first start all load at once.
+that those that serve are disturbed by one at a time; at a first start all load at once.  Of the variants that share a
+placement, the first brings the process and the others follow in a stage after it.
 
 `lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any time.  If
 no worker is left to route to, rows wait in the queue, and the route step is left out (a drain stops routing by itself).
@@ -40,12 +42,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clover.planning.transition.jobs import Beside, Job, jobs_of, order
 from clover.planning.transition.layout import Capacity, slices
-from clover.planning.transition.stages import UNITS, StageView, StepSeconds, stages, units, views
+from clover.planning.transition.stages import (
+    UNITS,
+    Resident,
+    StageView,
+    StepSeconds,
+    at_once,
+    measured,
+    placed,
+    stages,
+    views,
+)
 from clover.types import Assignment, DeviceShape, Placement, Step, StepKind, Transition
 
 __all__ = ["StageView", "StepSeconds", "plan_transition", "stages", "work"]
@@ -60,13 +72,15 @@ def plan_transition(
     floor: float = 0.0,
     durations: StepSeconds | None = None,
     beside: Beside | None = None,
+    resident: Resident | None = None,
 ) -> Transition:
     """Return the steps from `running` to `target`; none if they are the same multiset.
 
-    `capacity` gives the rows/s of a worker (compute slices if it is left out) and `floor` what shall be held;
-    infinity asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always,
-    if it is left out).  Workers on devices that are not among `devices`, or have no layouts, are lost: they count
-    for nothing and are cleared away first.  PlanError if `target` cannot exist on `devices`.
+    `capacity` gives the rows/s of a worker (compute slices if it is left out) and `floor` what shall be held; infinity
+    asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always, if it is
+    left out), `resident` whether the process there holds its variant already, so that it comes at once (never, if it is
+    left out).  Workers on devices that are not among `devices`, or have no layouts, are lost: they count for nothing
+    and are cleared away first.  PlanError if `target` cannot exist on `devices`.
     """
     present = {device.device for device in devices if device.layouts}
     given = capacity or slices
@@ -74,21 +88,38 @@ def plan_transition(
     def counted(item: Assignment) -> float:
         return given(item) if item.placement.device in present else 0.0
 
-    jobs = jobs_of(running, target, devices, beside or (lambda one, other: True))
-    start, end = (sum(units(item, counted) for item in items) for items in (running, target))
+    held = resident or (lambda item: False)
+    allowed = beside or (lambda one, other: True)
+    alone = {device.device for device in devices if device.one_process}
+    jobs = jobs_of(
+        running,
+        target,
+        devices,
+        lambda one, other: held(other) or (other.placement.device not in alone and allowed(one, other)),
+    )
+    before, after = (placed(items, counted) for items in (running, target))
+    start, end = sum(before.values()), sum(after.values())
     limit = min(start, end) if math.isinf(floor) else min(start, end, round(floor * UNITS))
-    rounds = _Rounds(jobs, counted, start, limit).planned()
+    rounds = _Rounds(jobs, before, after, limit).planned()
     gentle = {device.device for device in devices if device.overlap} if running else set()
     steps = _Steps(running, gentle).written(rounds)
-    seen = views(steps, running, capacity=counted, durations=durations or StepSeconds())
+    seconds = durations or StepSeconds()
+    free = at_once(steps, running, held)
+    seen = views(steps, running, capacity=counted, durations=seconds, free=free)
     capacities = [round(view.capacity * UNITS) for view in seen]
+    again: Counter[Assignment] = Counter()
+    for job in jobs:
+        again += Counter(job.leaving) & Counter(job.coming)
+    spawns = [(index, step.assignment) for index, step in enumerate(steps) if step.kind == "spawn" and step.assignment]
     return Transition(
         steps=tuple(steps),
-        kept=tuple(sorted((Counter(running) & Counter(target)).elements(), key=order)),
+        kept=tuple(sorted(((Counter(running) & Counter(target)) - again).elements(), key=order)),
         lost_capacity=_lost(seen, target, present),
         capacity_floor=limit / UNITS,
         lowest_capacity=min(capacities) / UNITS,
         loses_s=sum(view.seconds for view, now in zip(seen, capacities, strict=True) if now < limit),
+        loses_how="measured" if measured(steps, free, seconds) else "estimated",
+        resident=tuple(item for index, item in spawns if index in free),
     )
 
 
@@ -99,7 +130,7 @@ def work(steps: Iterable[Step]) -> int:
 
 def _lost(seen: Sequence[StageView], target: Sequence[Assignment], present: set[str]) -> float:
     counts = [
-        sum(item.placement.slices for item in items if item.placement.device in present)
+        sum({item.placement.id: item.placement.slices for item in items if item.placement.device in present}.values())
         for items in (*(view.routed for view in seen), target)
     ]
     smaller = min(counts[0], counts[-1])
@@ -141,19 +172,20 @@ class _Exchange:
 class _Rounds:
     """Deals jobs to rounds.  Capacities are whole `UNITS`."""
 
-    def __init__(self, jobs: Sequence[Job], capacity: Capacity, start: int, limit: int) -> None:
-        def total(items: Iterable[Assignment]) -> int:
-            return sum(units(item, capacity) for item in items)
+    def __init__(self, jobs: Sequence[Job], before: Mapping[str, int], after: Mapping[str, int], limit: int) -> None:
+        # `before` and `after`: the capacity of each placement, with what stays there.
+        def total(at: Mapping[str, int], job: Job) -> int:
+            return sum(at.get(place, 0) for place in job.places)
 
-        self._start = start
+        self._start = sum(before.values())
         self._limit = limit
         self._lost = [job for job in jobs if job.lost]
-        beside = [(job, total(job.coming) - total(job.leaving)) for job in jobs if not job.lost and not job.exchange]
+        beside = [(job, total(after, job) - total(before, job)) for job in jobs if not job.lost and not job.exchange]
         self._first = [job for job, gain in beside if gain >= 0]
         self._last = [job for job, gain in beside if gain < 0]
         self._gain = sum(gain for _, gain in beside if gain >= 0)
         self._exchanges = sorted(
-            (_Exchange(job, total(job.leaving), total(job.coming)) for job in jobs if job.exchange),
+            (_Exchange(job, total(before, job), total(after, job)) for job in jobs if job.exchange),
             key=lambda item: item.rank,
         )
         self._low = self._lowest()
@@ -231,7 +263,8 @@ class _Steps:
             self._workers("drain", each.leaving)
             self._instances("destroy", each.destroyed)
             self._instances("create", each.created)
-            self._workers("spawn", [item for item in each.coming if item.placement.device not in self._gentle])
+            for rank in _ranks(item for item in each.coming if item.placement.device not in self._gentle):
+                self._workers("spawn", rank)
             for item in sorted(each.coming, key=order):
                 if item.placement.device in self._gentle:
                     self._workers("spawn", [item])
@@ -255,3 +288,16 @@ class _Steps:
         places = sorted(places, key=lambda place: (place.device, place.start, place.size))
         self._steps.extend(Step(kind=kind, placement=place, stage=self._stage) for place in places)
         self._stage += bool(places)
+
+
+def _ranks(items: Iterable[Assignment]) -> list[list[Assignment]]:
+    """Return the first of `items` at each placement, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    found: list[list[Assignment]] = []
+    for item in sorted(items, key=order):
+        rank = seen[item.placement.id]
+        seen[item.placement.id] += 1
+        if rank == len(found):
+            found.append([])
+        found[rank].append(item)
+    return found

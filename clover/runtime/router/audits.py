@@ -1,11 +1,11 @@
 """Audits: a small share of the rows is asked of a better variant too, after the client has its answer.
 
 Which rows are audited is chosen when they are submitted, before anything is known of their answers
-(`clover.runtime.guard.sampling`).  The answers of every lane that such a row passes are kept.  When its ticket is
-closed, its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that is
-live: the input is in the slot still.  A row that the best variant answered anyway is audited for free.  An input that
-was audited before adds no evidence: its row is audited only if the hour would otherwise stay below its least share,
-and is not counted by any test.
+(`clover.runtime.guard.sampling`). The answers of every lane that such a row passes are kept. When its ticket is closed,
+its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that has a
+worker, if only for audits (`Link.background`): the input is in the slot still. A row that the best variant answered
+anyway is audited for free. An input that was audited before adds no evidence: its row is audited only if the hour would
+otherwise stay below its least share, and is not counted by any test.
 
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
 accused variant, while that has a worker.  So it can be cleared.
@@ -180,8 +180,8 @@ class Audits:
     def _audit(self, audit: Audit, key: int, slot: int, now_ns: int) -> str:
         """Audit a row whose slot is about to be freed; return why not if that cannot be, else ""."""
         lanes = self._lanes
-        live = [lane for lane in range(len(lanes.accuracy)) if lanes.live >> lane & 1]
-        auditor = max(live, key=lambda lane: lanes.accuracy[lane], default=-1)
+        asked = [lane for lane in range(len(lanes.accuracy)) if lanes.asked >> lane & 1]
+        auditor = max(asked, key=lambda lane: lanes.accuracy[lane], default=-1)
         lane, answer = audit.answers[-1]
         accused = self.guard.accused
         if lane == self.guard.best and self.guard.alarm_level == CASCADE_OFF and self._may_clear(accused, lane):
@@ -221,8 +221,8 @@ class Audits:
         return ""
 
     def _may_clear(self, accused: int, best: int) -> bool:
-        """Return whether the accused lane is live, and not the best one itself."""
-        return accused != best and bool(self._lanes.live >> accused & 1)
+        """Return whether the accused lane answers audits, and is not the best one itself."""
+        return accused != best and bool(self._lanes.asked >> accused & 1)
 
     def _spend(self) -> None:
         """Count an urgent audit as made, whatever becomes of it, so that making audits fail brings no more of them."""
@@ -261,8 +261,8 @@ class Audits:
         return sum(lane in (-1, ticket.variants[0]) for ticket in self.queued()) if self.waiting else 0
 
     def stranded(self) -> list[RouterTicket]:
-        """Return the queued audits whose lane has no worker any more."""
-        return [ticket for ticket in self.queued() if not self._lanes.live >> ticket.variants[0] & 1]
+        """Return the queued audits whose lane has no worker for them any more."""
+        return [ticket for ticket in self.queued() if not self._lanes.asked >> ticket.variants[0] & 1]
 
     def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
         """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which

@@ -8,7 +8,7 @@ from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.escalation cimport Escalation
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.lanes cimport Lanes
-from clover.runtime.router.links cimport Batch, Link
+from clover.runtime.router.links cimport Batch, Link, WorkerLinks
 from clover.runtime.router.monitor cimport Monitor
 from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.state cimport RouterState
@@ -37,16 +37,16 @@ cdef class Completion:
     cdef int64_t _kept
     cdef double _right
 
-    @cython.locals(link=Link)
+    @cython.locals(process=WorkerLinks)
     cdef bint collect(self, int64_t now_ns) except -1
-    cdef take(self, Link link, int64_t now_ns)
+    cdef take(self, WorkerLinks process, int64_t now_ns)
     @cython.locals(
-        batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
+        link=Link, batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
         energy_j=double, surplus=double, escalated=int, audits=int, late=int, passed_on=int, audited=int,
         wasted=int,
         paid=int, pace=LanePace,
     )
-    cdef _complete(self, Link link, tuple frame, int64_t now_ns)
+    cdef _complete(self, WorkerLinks process, tuple frame, int64_t now_ns)
     @cython.locals(
         ticket=RouterTicket, lane=int, escalated=int, audits=int, late=int, watched=bint, watching=bint, scores=list,
         at=Py_ssize_t, slot=Py_ssize_t, waited_ns=int64_t,

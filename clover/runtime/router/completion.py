@@ -11,7 +11,7 @@ import logging
 from clover.accounting.account import Account
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
-from clover.runtime.router.links import Batch, Link
+from clover.runtime.router.links import Batch, Link, WorkerLinks
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.retry import Retry
 from clover.runtime.router.state import RouterState
@@ -58,47 +58,51 @@ class Completion:
     def collect(self, now_ns: int) -> bool:
         """Take every completion there is; return whether any worker held a batch."""
         found = False
-        for link in self._lanes.links[:]:
-            if link.broken or not link.batches:
+        for process in self._lanes.processes[:]:
+            if process.broken or not process.held:
                 continue
             found = True
             try:
-                self.take(link, now_ns)
+                self.take(process, now_ns)
             except ValueError as error:
-                link.broken = True
-                self._state.lost(link.worker, f"it broke the protocol of its ring: {error}")
+                process.broken = True
+                self._state.lost(process.worker, f"it broke the protocol of its ring: {error}")
         return found
 
-    def take(self, link: Link, now_ns: int) -> None:
+    def take(self, process: WorkerLinks, now_ns: int) -> None:
         """Take everything that one worker completed; raises ValueError if it breaks the protocol."""
-        reap = link.worker.ring.reap
+        reap = process.worker.ring.reap
         frame = reap()
         while frame is not None:
-            self._complete(link, frame, now_ns)
+            self._complete(process, frame, now_ns)
             frame = reap()
 
-    def _complete(self, link: Link, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
+    def _complete(self, process: WorkerLinks, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
         """Record a completed batch and settle its rows."""
         batch_id, status, count, start_ns, end_ns, cpu_ns = frame
-        batch = link.batches.get(batch_id)
+        batch = None
+        for link in process.links:
+            batch = link.batches.get(batch_id)
+            if batch is not None:
+                break
         if batch is None or count != len(batch.slots):
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
         link.landed(batch, now_ns)
-        pace = self._lanes.paces[link.lane]
-        pace.done(now_ns - batch.sent_ns)
-        self._batcher.expect(link.lane, pace.least_ns)
-        if batch.epoch == link.epoch:
-            self._batcher.credit(link.index)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
-        least_ns = min(max(batch.sent_ns, link.ended_ns), now_ns)
+        least_ns = min(max(batch.sent_ns, process.ended_ns), now_ns)
         end_ns = min(max(end_ns, least_ns), now_ns)
         start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
-        energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - link.ended_ns, status)
+        pace = self._lanes.paces[link.lane]
+        # Of a worker that several lanes share, the batch before is another lane's, and the batcher adds its time.
+        pace.done(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
+        self._batcher.expect(link.lane, pace.least_ns)
+        self._batcher.credit(link.index, end_ns)
+        energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - process.ended_ns, status)
         if batch.tenants is not None:
             link.meter.charge(batch.tenants)
-        link.ended_ns = end_ns
+        process.ended_ns = end_ns
         if status and self._retry.after_failure(batch, now_ns):
             link.meter.waste(count)
         else:
@@ -179,25 +183,28 @@ class Completion:
                 self.finish(ticket, 200, "", now_ns)
         return escalated, audits, late
 
-    def recover(self, link: Link, reason: str, now_ns: int, *, blame: bool) -> None:
+    def recover(self, process: WorkerLinks, reason: str, now_ns: int, *, blame: bool) -> None:
         """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With
         `blame` False no row counts the death."""
-        worker = link.worker
+        worker = process.worker
         untaken = 0
         try:
-            if not link.broken:
-                self.take(link, now_ns)
+            if not process.broken:
+                self.take(process, now_ns)
                 untaken = worker.ring.untaken()
         except ValueError as error:
             log.warning("%s: the ring of worker %d is corrupt: %s", self._name, worker.pid, error)
-        batches = list(link.batches.values())
+        links = process.links[:]
+        batches = sorted([batch for link in links for batch in link.batches.values()], key=lambda batch: batch.id)
         self._traffic.lost_workers += 1
         log.warning("%s: worker %d died (%s) with %d batches in flight", self._name, worker.pid, reason, len(batches))
-        link.batches.clear()
-        for batch in batches:
-            if batch.epoch == link.epoch:
+        process.held = 0
+        for link in links:
+            for _ in link.batches:
                 self._batcher.credit(link.index)
-        self._lanes.detach(link)
+            link.batches.clear()
+        for link in links:
+            self._lanes.detach(link)
 
         def poisoned(ticket: RouterTicket) -> None:
             self.finish(ticket, 503, "the request was being computed by two workers that died", now_ns)

@@ -115,13 +115,13 @@ class Dispatch:
             slots: list[int] = out[:count].tolist()
             for slot in slots:
                 self._slot_states[slot] = FLYING
-            batch = Batch(self._batch_id, slots, now_ns, link.epoch)
+            batch = Batch(self._batch_id, slots, now_ns)
             if self._state.tenanted:
                 batch.tenants = self._table.tenants(slots)
             link.sent(batch, now_ns)
             try:
                 # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
-                sent = link.worker.ring.submit(self._batch_id, out, count)
+                sent = link.worker.ring.submit(self._batch_id, out, count, link.place)
                 if sent == 2:
                     link.worker.bell()
                 elif sent == 0:

@@ -24,5 +24,5 @@ cdef class LanePace:
     cpdef saturated(self, int64_t now_ns, bint yes)
     cpdef left(self, int64_t now_ns, int64_t rows, int64_t waiting, int64_t most)
     @cython.locals(error=double)
-    cpdef done(self, int64_t took_ns)
+    cpdef done(self, int64_t took_ns, int64_t least_ns=*)
     cpdef double wait_ns(self, int64_t now_ns, int64_t rows) except? -1.0

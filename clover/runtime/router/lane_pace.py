@@ -6,7 +6,8 @@ and then sends small batches, in little time each, so what a long queue needs is
 fast at first, and right once the queue is long.  If the rows of a batch do not fill it although enough wait (they
 differ in shape), that part is taken off.
 
-Time.  From the dispatch of a batch until it is done, behind the one that its worker is running.  What is *expected*,
+Time.  From the dispatch of a batch until it is done, behind the one that its worker is running; at least, without that
+if its worker serves several lanes.  What is *expected*,
 to refuse who would come too late: the mean and the mean deviation move towards each new time as those of TCP's round
 trips do (RFC 6298), and twice the deviation is added.  What it takes *at least*, to give up who is too late: the
 shortest of the last `_BATCHES` to twice as many.  One slow batch, the first of a worker or one beside a start, does not
@@ -128,8 +129,10 @@ class LanePace:
             self._fit *= 0.5
             self._most *= 0.5
 
-    def done(self, took_ns: int) -> None:
-        """Take note of a batch that was done `took_ns` after it was dispatched."""
+    def done(self, took_ns: int, least_ns: int = 0) -> None:
+        """Take note of a batch that was done `took_ns` after it was dispatched, and would have been after `least_ns`
+        (0: no sooner) if no batch of another lane had been before it."""
+        least_ns = least_ns or took_ns
         if self._mean_ns == 0.0:
             self._mean_ns, self._deviation_ns = float(took_ns), took_ns / 2
         else:
@@ -138,8 +141,8 @@ class LanePace:
             self._deviation_ns += (abs(error) - self._deviation_ns) / 4
         self.expected_ns = int(self._mean_ns + 2.0 * self._deviation_ns)
         self._done += 1
-        if self._shortest_ns == 0 or took_ns < self._shortest_ns:
-            self._shortest_ns = took_ns
+        if self._shortest_ns == 0 or least_ns < self._shortest_ns:
+            self._shortest_ns = least_ns
         if self._before_ns:
             self.least_ns = min(self._shortest_ns, self._before_ns)
         elif self._done >= _LEAST_BATCHES:

@@ -5,8 +5,10 @@ from clover.runtime.router.links cimport Link
 cdef class Lanes:
     cdef public object accuracy
     cdef public object live
+    cdef public object asked
     cdef public object staffed
     cdef public list links
+    cdef readonly list processes
     cdef readonly list paces
     cdef public object routing
     cdef public object chain

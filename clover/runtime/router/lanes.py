@@ -17,11 +17,15 @@ from clover._native.route import Quota
 from clover.accounting import WorkerMeter
 from clover.runtime.cascade import RoutedChain, chain_of
 from clover.runtime.router.lane_pace import LanePace
-from clover.runtime.router.links import Link, WorkerHandle
+from clover.runtime.router.links import Link, WorkerHandle, WorkerLinks
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile, FamilySpec, Routing
 
 MAX_WORKERS = 256
 """Workers of one family at a time, draining ones and standby workers included."""
+MAX_LINKS = 1024
+"""Variants that all of them serve, together."""
+_CREDITS = 2
+"""Batches that a worker has at a time: the one that it runs, and the one behind it."""
 
 _REMEMBERED_MASKS = 1024
 
@@ -46,17 +50,19 @@ def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[f
 
 class Lanes:
     """Links between workers and lanes, which are the `variants`.  `live` has bit i set while lane i has a worker that
-    takes new rows, `staffed` while it has any attached one; `routing` is what was set last, `delayed` whether rows of
-    any lane may wait for a batch to fill, `chain` the cascade that rows follow, `points` the profiled ones, cheapest
-    first, `paces` how fast each lane serves."""
+    takes new rows, `asked` while it has one that answers audits, and `staffed` while it has any attached one; `routing`
+    is what was set last, `delayed` whether rows of any lane may wait for a batch to fill, `chain` the cascade that rows
+    follow, `points` the profiled ones, cheapest first, `paces` how fast each lane serves, `processes` the workers, each
+    with its `links`."""
 
     def __init__(
         self, batcher: Batcher, variants: Sequence[str], accuracy: Sequence[float], max_batch: int, delay_ms: float
     ) -> None:
         self.accuracy = accuracy
         self.paces = [LanePace() for _ in variants]
-        self.live = self.staffed = 0
+        self.live = self.asked = self.staffed = 0
         self.links: list[Link] = []
+        self.processes: list[WorkerLinks] = []
         self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
         self.chain: RoutedChain | None = None
         self.points: Sequence[ChainPoint] = ()
@@ -75,7 +81,7 @@ class Lanes:
         self._max_batch = max_batch
         self._quota = Quota(len(self.accuracy))
         self.choose_many = self._quota.choose_many
-        self._table: list[Link | None] = [None] * MAX_WORKERS
+        self._table: list[Link | None] = [None] * MAX_LINKS
         self._masks: dict[float, int] = {}
         self._chains: dict[float, RoutedChain | None] = {}
         self._open = 0
@@ -169,6 +175,11 @@ class Lanes:
         self.accuracy_changed()
         self._changed()
 
+    def time_shared(self) -> bool:
+        """Return whether the plan has some worker serve several lanes, one batch at a time."""
+        routed = [link.process.group for link in self.links if link.attached and not (link.standby or link.background)]
+        return len(set(routed)) < len(routed)
+
     def by_index(self, index: int) -> Link:
         """Return the link at `index` of the batcher."""
         link = self._table[index]
@@ -176,11 +187,18 @@ class Lanes:
             raise RuntimeError(f"the batcher chose worker {index}, which is not attached")
         return link
 
-    def find(self, worker: WorkerHandle) -> Link | None:
-        """Return the link of `worker`, while it is attached or still holds a batch."""
+    def find(self, worker: WorkerHandle, lane: int = -1) -> Link | None:
+        """Return the link of `worker` for `lane` (-1: its first one), while it is attached or still holds a batch."""
         for link in self.links:
-            if link.worker is worker:
+            if link.worker is worker and lane in (-1, link.lane):
                 return link
+        return None
+
+    def process_of(self, worker: WorkerHandle) -> WorkerLinks | None:
+        """Return all links of `worker`, while it has any."""
+        for process in self.processes:
+            if process.worker is worker:
+                return process
         return None
 
     def entries(self) -> list[Entry]:
@@ -188,24 +206,21 @@ class Lanes:
         return [
             (link.worker, link.lane, link.max_batch, link.meter)
             for link in self.links
-            if link.attached and not link.standby and not link.leaving
+            if link.attached and not (link.standby or link.background or link.leaving)
         ]
 
     def set(self, entries: Iterable[Entry], routing: Routing) -> None:
         """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas, the largest
         batches, the waits and the chain.  Raises ValueError if these make no sense; nothing has changed then."""
-        wanted = {id(entry[0]): entry for entry in entries}
+        wanted = {(id(entry[0]), entry[1]): entry for entry in entries}
         knobs = [self._knobs(variant, routing) for variant in self._variants]
         chain = self._chain(routing.chain, routing.thresholds) if len(routing.chain) > 1 else None
         for worker, lane, max_batch, meter in wanted.values():
-            link = self.find(worker)
-            if link is None:
-                link = self._add(worker, lane, max_batch, meter)
-            link.standby = False
-            link.leaving = False
+            link = self._link(worker, lane, max_batch, meter)
+            link.standby = link.background = False
             self._attach(link)
         for link in list(self.links):
-            if id(link.worker) not in wanted:
+            if (id(link.worker), link.lane) not in wanted and not link.background:
                 self.retire(link)
         self._quota.set_shares([routing.shares.get(variant, 0.0) for variant in self._variants])
         for lane, (largest, delay_ns) in enumerate(knobs):
@@ -218,12 +233,24 @@ class Lanes:
     def begin_relief(self, entries: Iterable[Entry], lane: int) -> None:
         """Attach the standby workers `entries` beside the plan's, and send every row to `lane` that may go there."""
         for worker, own, max_batch, meter in entries:
-            link = self.find(worker) or self._add(worker, own, max_batch, meter)
-            link.standby = True
-            link.leaving = False
+            link = self._link(worker, own, max_batch, meter)
+            link.standby, link.background = True, False
             self._attach(link)
         self._quota.set_shares([float(index == lane) for index in range(len(self._variants))])
         self.relieved = True
+        self._changed()
+
+    def set_background(self, entries: Iterable[Entry]) -> None:
+        """Have exactly `entries` answer audits beside the workers that receive rows.  One of these stays as it is."""
+        wanted = {(id(entry[0]), entry[1]): entry for entry in entries}
+        for link in list(self.links):
+            if link.background and (id(link.worker), link.lane) not in wanted:
+                self.detach(link)
+        for worker, lane, max_batch, meter in wanted.values():
+            link = self._link(worker, lane, max_batch, meter)
+            if not link.attached or link.leaving:
+                link.standby, link.background = False, True
+                self._attach(link)
         self._changed()
 
     def end_relief(self) -> None:
@@ -269,8 +296,9 @@ class Lanes:
         link.leaving = False
         if link.attached:
             self._batcher.detach(link.index)
-            link.attached = False
-            self._forget_pace(link.lane)
+            self._forget_paces(link.process)
+            link.attached = link.background = False
+            link.process.shared = sum([other.attached for other in link.process.links]) > 1
             self._changed()
         self.forget_idle(link)
 
@@ -278,23 +306,36 @@ class Lanes:
         """Drop a link that is neither attached nor holds a batch; its index may serve another worker."""
         if link.attached or link.batches or link not in self.links:
             return
+        process = link.process
         self.links.remove(link)
+        process.links.remove(link)
+        if not process.links:
+            self.processes.remove(process)
         self._table[link.index] = None
+        self._call_back(link)
+
+    def _call_back(self, link: Link) -> None:
+        """Tell those that wait until `link` is idle."""
         callbacks, link.on_idle = link.on_idle, []
         for callback in callbacks:
             callback()
 
-    def _forget_pace(self, lane: int) -> None:
-        """Forget how fast a lane served, as its workers change."""
-        self.paces[lane].forget()
-        self._batcher.expect(lane, 0)
+    def _forget_paces(self, process: WorkerLinks) -> None:
+        """Forget how fast the lanes of a worker served, as it changes what it serves."""
+        for link in process.links:
+            if link.attached:
+                self.paces[link.lane].forget()
+                self._batcher.expect(link.lane, 0)
 
     def _attach(self, link: Link) -> None:
+        link.leaving = False
         if not link.attached:
-            self._batcher.attach(link.index, link.lane, link.max_batch)
-            self._forget_pace(link.lane)
+            self._batcher.attach(link.index, link.lane, link.max_batch, _CREDITS, link.process.group)
             link.attached = True
-            link.epoch += 1
+            link.process.shared = sum([other.attached for other in link.process.links]) > 1
+            self._forget_paces(link.process)
+        if link.on_idle:
+            self._call_back(link)  # whoever let it go before has nothing more to wait for
 
     def _chain(self, chain: Sequence[str], thresholds: Sequence[float]) -> RoutedChain:
         lanes = {variant: lane for lane, variant in enumerate(self._variants)}
@@ -322,23 +363,37 @@ class Lanes:
         # A limit above the family's largest batch limits nothing.
         return min(largest or 0, self._max_batch), int(wait_ms * 1e6)
 
-    def _add(self, worker: WorkerHandle, lane: int, max_batch: int, meter: WorkerMeter) -> Link:
+    def _link(self, worker: WorkerHandle, lane: int, max_batch: int, meter: WorkerMeter) -> Link:
+        """Return the link of `worker` for `lane`, a new one if there is none."""
+        link = self.find(worker, lane)
+        if link is not None:
+            link.meter = meter
+            return link
         index = next((i for i, link in enumerate(self._table) if link is None), -1)
-        if index < 0:
-            raise RuntimeError(f"more than {MAX_WORKERS} workers of one family at a time")
-        link = Link(worker, index, lane, min(max_batch, self._max_batch), meter)
+        process = self.process_of(worker)
+        if index < 0 or (process is None and len(self.processes) == MAX_WORKERS):
+            raise RuntimeError(f"more than {MAX_WORKERS} workers of one family at a time, or {MAX_LINKS} variants")
+        if process is None:
+            taken = {other.group for other in self.processes}
+            process = WorkerLinks(worker, next(group for group in range(MAX_WORKERS) if group not in taken))
+            self.processes.append(process)
+        place = worker.resident.get(self._variants[lane], 0)
+        link = Link(process, index, lane, place, min(max_batch, self._max_batch), meter)
+        process.links.append(link)
         self._table[index] = link
         self.links.append(link)
         return link
 
     def _changed(self) -> None:
-        live = staffed = 0
+        live = asked = staffed = 0
         for link in self.links:
             if link.attached:
                 staffed |= 1 << link.lane
                 if not link.leaving:
-                    live |= 1 << link.lane
-        self.live, self.staffed = live, staffed
+                    asked |= 1 << link.lane
+                    if not link.background:
+                        live |= 1 << link.lane
+        self.live, self.asked, self.staffed = live, asked, staffed
         self.leaving = any(link.leaving for link in self.links)
         self._open = live
         if self._cascade_off and live and not self.relieved:  # in a burst, any answer is better than none

@@ -37,10 +37,12 @@ class StandbyWorkers:
     rates: tuple[float, ...]
 
 
-def capacity(rates: Sequence[float], shares: Sequence[float]) -> float:
+def capacity(rates: Sequence[float], shares: Sequence[float], *, shared: bool = False) -> float:
     """Return the rows a second that lanes of these rates serve if rows are split by `shares`; infinite if none is
-    known."""
+    known.  `shared`: the same workers serve all lanes, and each rate is what they serve of that lane alone."""
     known = [rate / share for rate, share in zip(rates, shares, strict=True) if share > 0.0 and rate > 0.0]
+    if shared and known:
+        return 1.0 / sum(1.0 / rate for rate in known)
     return min(known, default=float("inf"))
 
 

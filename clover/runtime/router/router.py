@@ -392,32 +392,50 @@ class Router(Model):
         self._standby.set(standby)
         self._rerouted()
 
+    def set_background(self, workers: Iterable[Entry]) -> None:
+        """Make `workers` those that answer audits beside those that receive rows."""
+        self.state.lanes.set_background(workers)
+        self._rerouted()
+
     def join(self, entry: Entry) -> None:
         """Let one more worker (a respawned one) receive rows, under the present routing."""
         self.route([*self.state.lanes.entries(), entry], self.state.lanes.routing, self.standby)
 
-    def leave(self, worker: WorkerHandle, on_idle: Callable[[], None], *, served: bool = False) -> None:
-        """Give `worker` no new batch; call `on_idle` once it holds none (at once if it holds none now).  With `served`
-        it first takes the rows that wait and that no other worker may serve."""
-        self._standby.forget(worker)
-        link = self.state.lanes.find(worker)
-        if link is not None:
-            link.on_idle.append(on_idle)
+    def leave(
+        self, worker: WorkerHandle, on_idle: Callable[[], None], *, served: bool = False, lane: int = -1
+    ) -> None:
+        """Give `worker` no new batch (of `lane`; -1: of any); call `on_idle` once it holds none of these, or has to
+        serve them again (at once if it holds none now).  With `served` it first takes the rows that wait and that no
+        other worker may serve."""
+        self._standby.forget(worker, lane)
+        process = self.state.lanes.process_of(worker)
+        links = [link for link in process.links if lane in (-1, link.lane)] if process is not None else []
+        if not links:
+            on_idle()
+            return
+        left = len(links)
+
+        def idle() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                on_idle()
+
+        for link in links:
+            link.on_idle.append(idle)
             if served:
                 self.state.lanes.retire(link)
             else:
                 self.state.lanes.detach(link)
-            self._rerouted()
-        else:
-            on_idle()
+        self._rerouted()
 
     def died(self, worker: WorkerHandle, reason: str, *, blame: bool = True) -> None:
         """Take what a dead worker still completed, and queue the rows that it held again, once.  With `blame` False no
         row can have caused the death (its GPU was lost, say), and none counts it."""
         self._standby.forget(worker)
-        link = self.state.lanes.find(worker)
-        if link is not None:
-            self._completion.recover(link, reason, self.state.now_ns(), blame=blame)
+        process = self.state.lanes.process_of(worker)
+        if process is not None:
+            self._completion.recover(process, reason, self.state.now_ns(), blame=blame)
             self._rerouted()
 
     def _rerouted(self) -> None:
@@ -428,7 +446,7 @@ class Router(Model):
     def silent(self, limit_ns: int) -> list[WorkerHandle]:
         """Return workers that hold a batch and have completed nothing for longer than `limit_ns`."""
         now_ns = self.state.now_ns()
-        return [link.worker for link in self.state.lanes.links if link.silent_ns(now_ns) > limit_ns]
+        return [process.worker for process in self.state.lanes.processes if process.silent_ns(now_ns) > limit_ns]
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
         """See `Fleet.decline`."""

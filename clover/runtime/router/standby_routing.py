@@ -41,15 +41,18 @@ class StandbyRouting:
             self._relief.active = False
             return
         shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants]
-        self._relief.set(self.standby.longest_wait_ns, capacity(self.standby.rates, shares))
+        most = capacity(self.standby.rates, shares, shared=self._lanes.time_shared())
+        self._relief.set(self.standby.longest_wait_ns, most)
         if self._relief.active:
             self._lanes.begin_relief(self.standby.entries, self.standby.lane)
 
-    def forget(self, worker: WorkerHandle) -> None:
-        """Remove a worker that is gone, or leaves, from the standby workers."""
+    def forget(self, worker: WorkerHandle, lane: int = -1) -> None:
+        """Remove a worker that is gone, or leaves `lane` (-1: all), from the standby workers."""
         standby = self.standby
-        if standby is not None and any(entry[0] is worker for entry in standby.entries):
-            left = tuple(entry for entry in standby.entries if entry[0] is not worker)
+        if standby is None:
+            return
+        left = tuple(entry for entry in standby.entries if entry[0] is not worker or lane not in (-1, entry[1]))
+        if len(left) < len(standby.entries):
             self.standby = replace(standby, entries=left) if left else None
             if not left and self._relief.active:
                 self._relief.active = False
@@ -64,7 +67,8 @@ class StandbyRouting:
         for lane in range(len(standby.rates)):
             if self._lanes.live >> lane & 1:  # rows of other lanes wait for a worker to come
                 waiting += self._lanes.waiting(lane)
-        wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
+        waits_ns = list(map(self._wait_ns, standby.rates, range(len(standby.rates))))
+        wait_ns = sum(waits_ns) if self._lanes.time_shared() else max(waits_ns, default=0.0)
         if not self._relief.update(now_ns, wait_ns, self.rows, waiting):
             return False
         if self._relief.active:

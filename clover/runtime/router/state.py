@@ -12,7 +12,7 @@ from clover.errors import Overloaded, RequestError
 from clover.runtime.memory.rows import Memory
 from clover.runtime.router.deadlines import Deadlines
 from clover.runtime.router.demand import AccuracyDemand
-from clover.runtime.router.lanes import MAX_WORKERS, Lanes
+from clover.runtime.router.lanes import MAX_LINKS, Lanes
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.slots import SlotTable
 from clover.runtime.router.traffic import Traffic
@@ -53,7 +53,7 @@ class RouterState:
         self.timeout_ns = min(int(config.timeout_ms * 1e6), FOREVER_NS)
         self.queue_rows = min(config.queue_rows or slots, slots)
         self.demand = AccuracyDemand(self.traffic.variants, accuracy, self.queue_rows)
-        self.batcher = Batcher(len(accuracy), MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
+        self.batcher = Batcher(len(accuracy), MAX_LINKS, slots, int(config.max_queue_delay_ms * 1e6))
         self.lanes = Lanes(self.batcher, self.traffic.variants, accuracy, spec.max_batch, config.max_queue_delay_ms)
         self.table = SlotTable(slots, self.batcher)
         self.deadlines = Deadlines()

@@ -19,12 +19,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from clover.accounting import Account, ProfiledEnergy
-from clover.errors import PlanError, WorkerError
+from clover.errors import CloverError, PlanError, WorkerError, says_out_of_memory
+from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
-from clover.runtime.workers.members import FleetWorker, Member, Members
+from clover.runtime.workers.holdings import held_bytes, learn
+from clover.runtime.workers.member import FleetWorker, Member
+from clover.runtime.workers.members import Members, holds
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
-from clover.types import Asked, Assignment, Declined, Routing, WorkReport
+from clover.runtime.workers.step_times import StepTimes
+from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
 
@@ -33,7 +37,8 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed.  `standby` chooses
+    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed; `memory`, another,
+    is what is known of the memory that workers need and have.  `standby` chooses
     the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
     spawned; `ready_assignments` what has a worker now.
     """
@@ -51,7 +56,7 @@ class FamilyFleet:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.router = router
-        self.members = Members(router, account, start=start, profiled=profiled, clock=clock, sleep=sleep)
+        self.members = Members(router, account, start=self._noted(start), profiled=profiled, clock=clock, sleep=sleep)
         self.standby_crew = StandbyCrew(router, self.members, standby)
         self._account = account
         self.swaps = 0
@@ -61,6 +66,9 @@ class FamilyFleet:
         self._routing = Routing(shares={})
         self._variants = {variant.name for variant in router.spec.variants}
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
+        self.memory = SliceMemory()
+        self._step_times = StepTimes()
+        self._no_room: set[tuple[Assignment, Assignment]] = set()
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -76,7 +84,7 @@ class FamilyFleet:
         member = spawned.get(assignment)
         if member is not None and member.standby:
             if member.ready:
-                member.standby = False
+                member.plan()
                 self.standby_crew.report()
                 return
             await self.members.end(assignment)
@@ -109,7 +117,17 @@ class FamilyFleet:
         ]
         standby = [] if any(not other.standby for other in others) else others
         ending = [assignment, *(other.assignment for other in standby)]
+        began_ns, place = self._clock(), assignment.placement
+        processes = len(self._workers_at(place))
         await asyncio.gather(*map(self.members.end, ending))
+        if len(self._workers_at(place)) < processes:  # and not only a lane of one
+            self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
+
+    def expect(self, assignments: tuple[Assignment, ...]) -> None:
+        """Let rows wait, as long as the queue and their deadlines allow, for `assignments`, which take the place of all
+        that is routed to; none: no more."""
+        self.members.awaited = assignments
+        self.members.set_hold()
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """See `Fleet.forget`; does nothing for an assignment that was not spawned."""
@@ -152,12 +170,65 @@ class FamilyFleet:
         figures = self.router.observe()
         spawned = self.members.spawned.values()
         members = [member for member in spawned if not member.standby]
-        figures["workers"] = float(sum(member.ready for member in members))
-        figures["restarting"] = float(sum(not member.ready for member in members))
+        # Members that share a worker are one; so are those that wait for one together.
+        figures["workers"] = float(len({id(member.worker) for member in members if member.ready}))
+        figures["restarting"] = float(len({id(member.respawn or member) for member in members if not member.ready}))
         if self.standby_crew.chooser is not None:
-            figures["relief_workers"] = float(sum(member.ready for member in spawned if member.standby))
+            relief = [member for member in spawned if member.standby and not member.background]
+            figures["relief_workers"] = float(sum(member.ready for member in relief))
         figures["restarts"] = float(self.restarts)
         return figures
+
+    def resident(self, assignment: Assignment) -> bool:
+        """Return whether a ready worker at the placement of `assignment` holds its variant, by its backend."""
+        return any(
+            worker is not None and worker.state == "ready" and holds(worker, assignment)
+            for item, worker in ((item, member.worker) for item, member in self.members.spawned.items())
+            if item.placement == assignment.placement
+        )
+
+    def found_no_room(self, one: Assignment, other: Assignment) -> bool:
+        """Return whether a worker for `other` once did not start for want of memory while that of `one` was there."""
+        return (one, other) in self._no_room
+
+    def held_bytes(self, placement: Placement) -> int:
+        """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
+        return held_bytes(self._workers_at(placement))
+
+    def _workers_at(self, placement: Placement) -> list[object]:
+        """Return the processes at a placement, each once."""
+        found: dict[int, object] = {
+            id(member.worker): member.worker
+            for member in self.members.all()
+            if member.worker is not None and member.assignment.placement == placement
+        }
+        return list(found.values())
+
+    def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
+        """See `clover.planning.transition.memory.MemoryAware`."""
+        return self._step_times.starts
+
+    def drain_seconds(self) -> float | None:
+        """See `clover.planning.transition.memory.MemoryAware`."""
+        return self._step_times.drain
+
+    def _noted(self, start: Callable[[Assignment], Awaitable[FleetWorker]]) -> Callable[[Assignment], Awaitable[Any]]:
+        """Return `start`, with a note of how long each worker took and what it holds."""
+
+        async def noted(item: Assignment) -> FleetWorker:
+            began_ns = self._clock()
+            try:
+                worker = await start(item)
+            except CloverError as error:
+                if says_out_of_memory(str(error)):
+                    there = (other for other, member in self.members.spawned.items() if member.ready)
+                    self._no_room.update((one, item) for one in there if one.placement == item.placement)
+                raise
+            self._step_times.started(item, (self._clock() - began_ns) / _SECOND_NS)
+            learn(self.memory.needs, item, worker)
+            return worker
+
+        return noted
 
     def work_report(self) -> WorkReport:
         """See `Fleet.work_report`."""
@@ -241,15 +312,28 @@ class FamilyFleet:
         self.standby_crew.tend()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return every member for people: where, what, which process, in which state."""
-        routed = set(self.routed)
-        now_ns = self._clock()
-        leaving = self.members.leaving
-        return [self._described(member, member in leaving, routed, now_ns) for member in self.members.all()]
+        """Return every worker for people, and every member without one: where, what, which process, in which state.
+        Members that share a worker are one entry, by the first that is routed."""
+        shared: dict[int, list[Member]] = {}
+        for member in self.members.all():
+            shared.setdefault(id(member.worker or member), []).append(member)
+        return [self._described(members) for members in shared.values()]
 
-    def _described(self, member: Member, leaving: bool, routed: set[Assignment], now_ns: int) -> dict[str, Any]:
-        """Return one member for people."""
-        item, worker = member.assignment, member.worker
+    def _described(self, members: list[Member]) -> dict[str, Any]:
+        """Return one worker for people; its `variants` are those of `members`, which share it."""
+        gone, routed = self.members.leaving, set(self.routed)
+
+        def rank(member: Member) -> tuple[bool, bool, bool]:
+            return member in gone, member.assignment not in routed, member.standby
+
+        members = sorted(members, key=rank)
+        member = members[0]
+        item, worker, leaving = member.assignment, member.worker, member in gone
+        meters = [one.meter for one in members if one.meter is not None]
+        ready_ns = self._clock() - min(one.ready_ns for one in members)
+        lanes = self.members.lanes
+        routed_variants = {one.assignment.variant for one in members if one in gone or not one.standby}
+        names = sorted(routed_variants, key=lanes.__getitem__)
         return {
             "placement": item.placement.id,
             "device": item.placement.device,
@@ -257,15 +341,17 @@ class FamilyFleet:
             "start": item.placement.start,
             "size": item.placement.size,
             "variant": item.variant,
+            "variants": names or [item.variant],
+            "resident": sorted(worker.resident, key=lanes.__getitem__) if worker is not None else [],
             "backend": item.backend,
             "pid": worker.pid if worker is not None else None,
             "state": member.state(leaving=leaving),
             "routed": item in routed and not leaving,
-            "restarts": member.restarts,
-            "rows": member.meter.rows if member.meter is not None else 0,
-            "busy_s": round(member.meter.busy_ns / 1e9, 3) if member.meter is not None else 0.0,
+            "restarts": max(one.restarts for one in members),
+            "rows": sum(meter.rows for meter in meters),
+            "busy_s": round(sum(meter.busy_ns for meter in meters) / 1e9, 3),
             "overruns": worker.overruns if worker is not None else 0,
-            "ready_s": round((now_ns - member.ready_ns) / 1e9, 3) if worker is not None else 0.0,
+            "ready_s": round(ready_ns / 1e9, 3) if worker is not None else 0.0,
         }
 
     async def stop(self) -> None:

@@ -116,6 +116,13 @@ class WorkerProcess:
     def __repr__(self) -> str:
         return f"<WorkerProcess {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
 
+    def backend_of(self, variant: str) -> str:
+        """Return the backend with which it holds `variant`; empty if it does not hold that."""
+        lane = self.resident.get(variant, -1)
+        if lane <= 0:
+            return self.order.backend if lane == 0 else ""
+        return self.order.also[lane - 1].backend
+
     @property
     def cores(self) -> int:
         """How many CPU cores it may use."""

@@ -11,6 +11,11 @@ Rows of a worker that must die are queued again only when it is dead, not when i
 write into their slots.
 
 Old and new workers may share a placement (that is a swap), so members are identified by their whole assignment.
+
+A worker may hold several variants (`FleetWorker.resident`), and members at one placement then share it: a member whose
+variant a ready worker there holds is ready at once, without a process of its own.  A member that leaves takes its lane
+of the router away; the last one ends the process.  What happens to the process happens to all of its members: they get
+one new worker together, started with a variant that is routed; those whose variant it left out get one of their own.
 """
 
 from __future__ import annotations
@@ -18,20 +23,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter
 from clover.errors import CloverError, WorkerError
 from clover.runtime.router.lanes import Entry
-from clover.runtime.router.links import RingLike, WorkerHandle
+from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.router import Router
-from clover.types import Assignment
+from clover.runtime.workers.member import FleetWorker, Member
+from clover.types import Assignment, Placement
 
 log = logging.getLogger("clover.fleet")
 
-FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 10.0
 WELL_AFTER_S = 30.0
 REPLACED_AFTER_S = 0.2
 """Seconds that a worker which was asked to end serves before another is started.  A signal to a whole process group
@@ -42,82 +46,9 @@ _KEPT_EVENTS = 32
 _SECOND_NS = 1_000_000_000
 
 
-class FleetWorker(Protocol):
-    """What the fleet needs of a worker of the pool."""
-
-    on_death: Callable[[Any, str], None] | None
-    on_end_asked: Callable[[Any], None] | None
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def ring(self) -> RingLike: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def device_lost(self) -> bool: ...
-    @property
-    def overruns(self) -> int: ...
-    @property
-    def cores(self) -> int: ...
-    def bell(self) -> None: ...
-    def kill(self) -> None: ...
-    async def drain_and_exit(self) -> None: ...
-
-
-class Member:
-    """An assignment that was spawned, with its worker while that is ready.  `standby`: it is a standby worker."""
-
-    __slots__ = (
-        "assignment",
-        "failures",
-        "given_up",
-        "meter",
-        "ready_ns",
-        "respawn",
-        "restarts",
-        "standby",
-        "worker",
-    )
-
-    def __init__(self, assignment: Assignment, *, standby: bool = False) -> None:
-        self.assignment = assignment
-        self.standby = standby
-        self.worker: FleetWorker | None = None
-        self.meter: WorkerMeter | None = None
-        self.respawn: asyncio.Task[None] | None = None
-        """The task that starts, replaces or ends its worker, if there is one."""
-        self.restarts = 0
-        self.failures = 0
-        self.given_up = False
-        self.ready_ns = 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has a worker that can take rows."""
-        return self.worker is not None
-
-    @property
-    def backoff_s(self) -> float:
-        """How long to wait before the next start."""
-        return float(min(FIRST_BACKOFF_S * 2.0 ** min(self.failures, 16), LONGEST_BACKOFF_S))
-
-    def split_off(self) -> Member | None:
-        """Move its worker to a new member, which is to be drained; return that, or None if there is no worker."""
-        if self.worker is None:
-            return None
-        left = Member(self.assignment, standby=self.standby)
-        left.worker, left.meter, left.ready_ns, left.restarts = self.worker, self.meter, self.ready_ns, self.restarts
-        self.worker = self.meter = None
-        return left
-
-    def state(self, *, leaving: bool) -> str:
-        """Return its state for people."""
-        if leaving:
-            return "draining"
-        if self.worker is None:
-            return "starting"
-        return "standing by" if self.standby else "ready"
+def holds(worker: FleetWorker, assignment: Assignment) -> bool:
+    """Return whether `worker` holds the variant of `assignment`, by its backend."""
+    return worker.backend_of(assignment.variant) == assignment.backend
 
 
 def _ignore() -> None:
@@ -128,7 +59,8 @@ class Members:
     """The spawned members of one family, standby workers included; starts, restarts, replaces and ends their workers.
 
     `start` starts a worker for an assignment and returns it ready; `profiled` gives what the profile expects
-    of its energy.  `routed`: the assignments that are to receive rows, all of them spawned.
+    of its energy.  `routed`: the assignments that are to receive rows, all of them spawned; `awaited`: those that take
+    the place of all that is routed to, and for which rows wait meanwhile.
     """
 
     def __init__(
@@ -145,6 +77,7 @@ class Members:
         self.leaving: list[Member] = []
         """Members that were drained or forgotten and whose worker is not gone yet."""
         self.routed: tuple[Assignment, ...] = ()
+        self.awaited: tuple[Assignment, ...] = ()
         self.closing = False
         self.restarts = 0
         self.given_up = 0
@@ -157,6 +90,7 @@ class Members:
         self._profiled = profiled
         self._clock = clock
         self._letting_go: dict[asyncio.Task[None], Assignment] = {}
+        self._starting: dict[Placement, asyncio.Lock] = {}
         self.lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
         router.lost = self.kill
 
@@ -172,39 +106,75 @@ class Members:
         return member.worker, lane, self._router.spec.max_batch, member.meter
 
     def set_hold(self) -> None:
-        """Let rows wait in the router while the first few restarts of a routed member are under way."""
+        """Let rows wait in the router while the first few restarts of a routed member are under way, and for workers
+        that are awaited."""
         routed = [self.spawned[item] for item in self.routed if item in self.spawned]
-        self._router.expect_workers(
-            self.lanes[member.assignment.variant]
-            for member in routed
-            if not member.ready and member.failures < _HELD_FAILURES
-        )
+        restarting = [member.assignment for member in routed if not member.ready and member.failures < _HELD_FAILURES]
+        self._router.expect_workers(self.lanes[item.variant] for item in (*restarting, *self.awaited))
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
-    async def bring_up(self, member: Member) -> Member | None:
-        """Start a worker for `member`; return the member that the worker before it was split off to, if there was one.
-        Raises WorkerError."""
+    async def bring_up(self, member: Member) -> None:
+        """Give `member` a worker: one that is ready at its placement and holds its variant, else a new one.  Raises
+        WorkerError."""
+        async with self._start_at(member):
+            if not self.take_resident(member):
+                self._give(member, await self._start(member))
+
+    def take_resident(self, member: Member) -> bool:
+        """Give `member` a ready worker at its placement that holds its variant; return whether there is one."""
         item = member.assignment
+        for other in self.spawned.values():
+            worker = other.worker
+            if worker is None or other.assignment.placement != item.placement or worker.state != "ready":
+                continue
+            if holds(worker, item):
+                self._give(member, worker)
+                return True
+        return False
+
+    def _start_at(self, member: Member) -> asyncio.Lock:
+        """Return the lock under which workers start at the placement of `member`, one at a time: the first may hold the
+        variants of the others."""
+        return self._starting.setdefault(member.assignment.placement, asyncio.Lock())
+
+    async def _start(self, member: Member) -> FleetWorker:
+        """Return a new worker for `member`.  Raises WorkerError, also if the member is gone by then."""
+        item = member.assignment
+        if self.spawned.get(item) is not member:
+            raise WorkerError(f"{item.variant} at {item.placement.id} was drained before it started")
         worker = await self.start(item)
         if self.spawned.get(item) is not member:
             worker.kill()
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")
         if worker.state == "dead":
             raise WorkerError(f"{item.variant} at {item.placement.id} died as soon as it was ready")
+        return worker
+
+    def _give(self, member: Member, worker: FleetWorker) -> Member | None:
+        """Make `worker` that of `member`; return the member that the worker before it was split off to, if there was
+        one."""
+        item = member.assignment
         left = self._split_off(member)
-        member.meter = self._account.attach(
-            WorkerMeter(
-                family=self._router.name,
-                variant=item.variant,
-                device=item.placement.device,
-                placement=item.placement.id,
-                slices=item.placement.slices,
-                profiled=self._profiled(item),
-                core_w=self._account.core_w,
-                process=HostProcess(worker.pid, worker.cores),
+        same = (other for other in self.leaving if other.worker is worker and other.assignment == item)
+        back = next((other for other in same if other.meter is not None), None)
+        if back is not None:  # it comes back before it has left
+            member.meter, back.meter = back.meter, None
+        else:
+            member.meter = self._account.attach(
+                WorkerMeter(
+                    family=self._router.name,
+                    variant=item.variant,
+                    device=item.placement.device,
+                    placement=item.placement.id,
+                    slices=item.placement.slices,
+                    profiled=self._profiled(item),
+                    core_w=self._account.core_w,
+                    process=HostProcess(worker.pid, worker.cores),
+                )
             )
-        )
+        if member.meter is not None:
+            member.meter.holds = not (member.standby and any(other.worker is worker for other in self.all()))
         member.worker = worker
         member.ready_ns = self._clock()
         worker.on_death = self._died
@@ -233,7 +203,8 @@ class Members:
         if member is None:
             return
         member.given_up = True  # killed by the server: no request is to blame
-        self.given_up += not member.standby
+        counted = any(other.given_up for other in self._others(member))
+        self.given_up += not member.standby and not counted
         self.note(member, "given up", reason)
         if member.worker is not None:
             self.leaving.append(member)  # until it is dead: its rows are queued again then
@@ -251,6 +222,7 @@ class Members:
                 self.note(member, "killed", reason)
                 self._router.leave(worker, lambda: None)
                 member.worker.kill()
+                return
 
     def note(self, member: Member, what: str, reason: str) -> None:
         """Append what happened to a member to the events."""
@@ -266,25 +238,42 @@ class Members:
             return None
         self.routed = tuple(item for item in self.routed if item != assignment)
         if member.respawn is not None:
-            member.respawn.cancel()
+            if not any(other.respawn is member.respawn for other in self.spawned.values()):
+                member.respawn.cancel()
             member.respawn = None
         self.set_hold()
         return member
 
+    def _others(self, member: Member) -> list[Member]:
+        """Return the other members that have the worker of `member`."""
+        worker = member.worker
+        return [other for other in self.all() if other is not member and other.worker is worker is not None]
+
     async def _let_go(self, member: Member) -> None:
-        """Drain the worker of a member that is leaving."""
+        """Drain the worker of a member that is leaving, or only its lane if others have that worker."""
         worker = member.worker
         if worker is None:
             return
         idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._router.leave(worker, lambda: None if idle.done() else idle.set_result(None), served=not self.closing)
+        self._router.leave(
+            worker,
+            lambda: None if idle.done() else idle.set_result(None),
+            served=not self.closing,
+            lane=self.lanes[member.assignment.variant],
+        )
         try:
             await idle
         except asyncio.CancelledError:
-            worker.kill()
+            if self._others(member):
+                self._gone(member)
+            else:
+                worker.kill()
             raise
         if member.worker is None:
             return  # it died while it drained; its rows were queued again
+        if self._others(member):
+            self._gone(member)
+            return
         try:
             await worker.drain_and_exit()
         finally:
@@ -301,88 +290,136 @@ class Members:
     # --- deaths -------------------------------------------------------------------------------------------------------
 
     def _died(self, worker: WorkerHandle, reason: str) -> None:
-        """Start another worker for the member whose worker died, and have the router queue its rows again."""
-        blame = True
-        for member in self.all():
-            if member.worker is worker:
-                blame = not (member.worker.device_lost or member.given_up)
-                self.note(member, "died", reason)
-                lived_ns = self._clock() - member.ready_ns
-                self._gone(member)
-                if self.spawned.get(member.assignment) is member:
-                    if lived_ns >= WELL_AFTER_S * _SECOND_NS:
-                        member.failures = 0
-                    if member.respawn is not None and not member.respawn.done():
-                        continue  # another one is being started in its place
-                    member.respawn = asyncio.get_running_loop().create_task(self.respawn(member))
+        """Start another worker for the members whose worker died, and have the router queue its rows again."""
+        members = [member for member in self.all() if member.worker is worker]
+        blame = not any(member.given_up or (member.worker and member.worker.device_lost) for member in members)
+        for member in members[:1]:
+            self.note(member, "died", reason)
+        crew = []
+        for member in members:
+            lived_ns = self._clock() - member.ready_ns
+            self._gone(member)
+            if self.spawned.get(member.assignment) is member:
+                if lived_ns >= WELL_AFTER_S * _SECOND_NS:
+                    member.failures = 0
+                if member.respawn is None or member.respawn.done():  # else another one is being started in its place
+                    crew.append(member)
+        self._restart(crew)
         self.set_hold()
         self._router.died(worker, reason, blame=blame)
 
-    async def respawn(self, member: Member) -> None:
-        """Start workers for `member`, each attempt later than the one before, until one is ready."""
-        item = member.assignment
-        while True:
-            await self.sleep(member.backoff_s)
-            member.failures += 1
-            member.restarts += 1
-            self.restarts += not member.standby
+    def _restart(self, crew: Sequence[Member]) -> None:
+        """Start a worker in the background for members that are to share it."""
+        if crew:
+            task = asyncio.get_running_loop().create_task(self.respawn(*crew))
+            for member in crew:
+                member.respawn = task
+
+    def _remaining(self, crew: Iterable[Member]) -> list[Member]:
+        """Return those of `crew` that were not drained, first those that are routed, then the plan's other ones."""
+        there = [member for member in crew if self.spawned.get(member.assignment) is member]
+        return sorted(there, key=lambda member: (member.assignment not in self.routed, member.standby))
+
+    async def respawn(self, *members: Member) -> None:
+        """Start workers for `members`, which shared one, each attempt later than the one before, until one is ready."""
+        crew = self._remaining(members)
+        while crew:
+            await self.sleep(crew[0].backoff_s)
+            crew = self._remaining(crew)
+            if not crew:
+                return
+            self._count_restart(crew)
+            first = crew[0]
+            item = first.assignment
             try:
-                await self.bring_up(member)
+                await self.bring_up(first)
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
-                if self.spawned.get(item) is not member:
-                    return
-                self.set_hold()
-                self.note(member, "failed", str(error))
-                log.warning("%s: %s at %s: %s", self._router.name, item.variant, item.placement.id, error)
+                crew = self._remaining(crew)
+                if first in crew:
+                    self.set_hold()
+                    self.note(first, "failed", str(error))
+                    log.warning("%s: %s at %s: %s", self._router.name, item.variant, item.placement.id, error)
                 continue
             break
-        self._rejoin(member)
+        crew = self._remaining(crew)
+        alone = [member for member in crew if not member.ready and not self.take_resident(member)]
+        self._rejoin([member for member in crew if member.ready])
+        self._restart(alone)
 
-    def _rejoin(self, member: Member) -> None:
-        """Let the new worker of `member` do what the one before it did."""
-        member.respawn = None
+    def _count_restart(self, crew: Sequence[Member]) -> None:
+        """Count one more start of a worker for these members."""
+        for member in crew:
+            member.failures += 1
+            member.restarts += 1
+        self.restarts += not all(member.standby for member in crew)
+
+    def _rejoin(self, crew: Sequence[Member]) -> None:
+        """Let the new worker of these members do what the one before it did."""
+        for member in crew:
+            member.respawn = None
         self.set_hold()
-        entry = self.entry(member)
-        if member.standby:
-            self.on_standby_ready()
-        elif member.assignment in self.routed and entry is not None:
-            self._router.join(entry)
-        self.note(member, "restarted", "")
+        for member in crew:
+            entry = self.entry(member)
+            if member.standby:
+                self.on_standby_ready()
+            elif member.assignment in self.routed and entry is not None:
+                self._router.join(entry)
+        for member in crew[:1]:
+            self.note(member, "restarted", "")
 
     # --- workers that others ask to end -------------------------------------------------------------------------------
 
     def _end_asked(self, worker: WorkerHandle) -> None:
         """Replace a worker that got SIGTERM from outside."""
-        for member in self.spawned.values():
-            if member.worker is worker and (member.respawn is None or member.respawn.done()):
-                member.respawn = asyncio.get_running_loop().create_task(self._replace(member, worker))
+        members = [member for member in self.spawned.values() if member.worker is worker]
+        self._replace_soon([one for one in members if one.respawn is None or one.respawn.done()], worker)
 
-    async def _replace(self, member: Member, old: WorkerHandle) -> None:
-        """Start another worker for `member`, then drain `old`."""
-        item = member.assignment
+    def _replace_soon(self, crew: Sequence[Member], old: WorkerHandle) -> None:
+        if crew:
+            task = asyncio.get_running_loop().create_task(self._replace(crew, old))
+            for member in crew:
+                member.respawn = task
+
+    async def _replace(self, members: Sequence[Member], old: WorkerHandle) -> None:
+        """Start another worker for `members`, then drain `old`, theirs."""
         await self.sleep(REPLACED_AFTER_S)
-        if self.closing and member.worker is old:
-            member.respawn = None
+        crew = self._remaining(members)
+        if not crew:
             return
+        if self.closing and all(member.worker is old for member in crew):
+            for member in crew:
+                member.respawn = None
+            return
+        first = crew[0]
+        item = first.assignment
         about = f"worker {old.pid} ({item.variant} at {item.placement.id}) was asked to end (SIGTERM)"
         log.info("%s: %s: another is started in its place", self._router.name, about)
-        self.note(member, "asked to end", "SIGTERM")
-        member.restarts += 1
-        self.restarts += not member.standby
+        self.note(first, "asked to end", "SIGTERM")
+        for member in crew:
+            member.restarts += 1
+        self.restarts += not all(member.standby for member in crew)
         try:
-            left = await self.bring_up(member)
+            async with self._start_at(first):
+                worker = await self._start(first)
         except CloverError as error:  # there may be no memory for two
-            if self.spawned.get(item) is not member:
+            crew = self._remaining(crew)
+            if not crew:
                 return
             log.warning("%s: %s, and goes first, as no other starts beside it: %s", self._router.name, about, error)
-            left = self._split_off(member)
+            parting = [left for left in map(self._split_off, crew) if left is not None]
             self.set_hold()
-            if left is not None:
-                await asyncio.wait((self._part(left),))
-            await self.respawn(member)
+            if parting:
+                await asyncio.wait([self._part(left) for left in parting])
+            await self.respawn(*crew)
             return
-        self._rejoin(member)
-        if left is not None:
+        # Others may have taken a lane of the old one meanwhile.
+        came = [one for one in self.spawned.values() if one.worker is old and one not in crew]
+        crew = [*self._remaining(crew), *came]
+        taken = [one for one in crew if one is first or holds(worker, one.assignment)]
+        parting = [left for left in [self._give(member, worker) for member in taken] if left is not None]
+        self._rejoin(taken)
+        self._replace_soon([member for member in crew if member not in taken], old)
+        for left in parting:
             self._part(left)
 
     def _split_off(self, member: Member) -> Member | None:

@@ -17,14 +17,22 @@ class StandbyPolicy:
 
     All standby workers have one variant: the one that `relief` names, or (`auto`) the most accurate with which the
     slices serve `RELIEF_TIMES` the rows that they serve now, else the one with which they serve most.  A slice gets a
-    standby worker if the variant was measured on its shape and a more expensive one works there.  `slo_ms` returns the
-    present p95 target, 0 for none.  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
+    standby worker if the variant was measured on its shape, a more expensive one works there, and both fit into its
+    memory.  `slo_ms` returns the present p95 target, 0 for none; `fits` says whether a standby worker may be beside a
+    worker (always, if it is left out).  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
     """
 
-    def __init__(self, variants: Sequence[str], relief: str, slo_ms: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        variants: Sequence[str],
+        relief: str,
+        slo_ms: Callable[[], float],
+        fits: Callable[[Assignment, Assignment], bool] = lambda one, other: True,
+    ) -> None:
         self._rank = {name: rank for rank, name in enumerate(variants)}
         self._candidates = tuple(reversed(variants)) if relief == "auto" else (relief,)
         self._slo_ms = slo_ms
+        self._fits = fits
         self._services: dict[tuple[str, str], Service] = {}
         self._backend: dict[tuple[str, str], str] = {}
         self._fastest: dict[tuple[Service, float], float] = {}
@@ -56,8 +64,10 @@ class StandbyPolicy:
         for item in routed:
             backend = self._backend.get((variant, item.placement.profile))
             if backend is not None and self._rank[variant] < self._rank[item.variant]:
-                found[item.placement.id] = msgspec.structs.replace(item, variant=variant, backend=backend)
-        return tuple(found.values())
+                standby = msgspec.structs.replace(item, variant=variant, backend=backend)
+                if self._fits(item, standby):
+                    found[item.placement.id] = standby
+        return tuple(item for item in found.values() if item not in routed)
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """See `StandbyChooser.rows_per_s`: in batches so short that a row has time to wait within the SLO."""

@@ -2,6 +2,9 @@
 
 They are members (`clover.runtime.workers.members`) that get no rows until the router calls for relief
 (`clover.runtime.router.relief`), and that no transition sees.
+
+So are those that answer audits: where the plan asks the best variant of nothing, a worker that holds it anyway answers
+them.  No process is started for that.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from clover.errors import CloverError
+from clover.runtime.router.lanes import Entry
 from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.router import Router
-from clover.runtime.workers.members import Member, Members
+from clover.runtime.workers.member import Member
+from clover.runtime.workers.members import Members
 from clover.types import Assignment
 
 log = logging.getLogger("clover.fleet")
@@ -36,24 +43,29 @@ class StandbyChooser(Protocol):
 
 
 class StandbyCrew:
-    """Keeps the standby workers that `chooser` chooses; none without a chooser."""
+    """Keeps the standby workers that `chooser` chooses (none without a chooser), and those that answer audits."""
 
     def __init__(self, router: Router, members: Members, chooser: StandbyChooser | None) -> None:
         self.chooser = chooser
         self._router = router
         self._members = members
+        self._auditing: list[Entry] = []
         members.on_standby_ready = self.report
 
     def tend(self) -> None:
         """Start standby workers that are missing, a few at a time, and end those that are not needed any more."""
-        if self.chooser is None:
-            return
         spawned = self._members.spawned
-        wanted = self.chooser.beside(self._members.routed)
+        wanted = self.chooser.beside(self._members.routed) if self.chooser is not None else ()
+        auditors = [item for item in self._auditors() if item not in wanted]
         standby = [member for member in spawned.values() if member.standby]
         for member in standby:
-            if member.assignment not in wanted and member.respawn is None:
+            if member.assignment not in (*wanted, *auditors) and member.respawn is None:
                 member.respawn = asyncio.get_running_loop().create_task(self._dismiss(member))
+        for item in auditors:
+            if item not in spawned:
+                member = spawned[item] = Member(item, standby=True, background=True)
+                if not self._members.take_resident(member):
+                    del spawned[item]
         starting = sum(not member.ready for member in standby)
         for item in wanted:
             if item not in spawned and starting < _STARTED_AT_ONCE:
@@ -61,6 +73,22 @@ class StandbyCrew:
                 member = spawned[item] = Member(item, standby=True)
                 member.respawn = asyncio.get_running_loop().create_task(self._enlist(member))
         self.report()
+
+    def _auditors(self) -> list[Assignment]:
+        """Return the best variant at each placement whose worker holds it although nothing of it is routed there."""
+        best = self._router.guard.best
+        if best < 0 or not self._router.audits.on:
+            return []
+        name = self._router.traffic.variants[best]
+        there = {item.placement for item in self._members.routed if item.variant == name}
+        found = []
+        for item in self._members.routed:
+            member = self._members.spawned.get(item)
+            backend = member.worker.backend_of(name) if member is not None and member.worker is not None else ""
+            if backend and item.placement not in there:
+                there.add(item.placement)
+                found.append(msgspec.structs.replace(item, variant=name, backend=backend))
+        return found
 
     async def _enlist(self, member: Member) -> None:
         """Start the worker of a new standby member, and try again until one starts."""
@@ -82,10 +110,15 @@ class StandbyCrew:
         await self._members.end(member.assignment)
 
     def report(self) -> None:
-        """Give the router the standby workers that are ready, if they have changed."""
+        """Give the router the standby workers that are ready, and those that answer audits, if they have changed."""
         standby = self.ready()
         if standby != self._router.standby:
             self._router.set_standby(standby)
+        background = [member for member in self._members.spawned.values() if member.background]
+        auditing = [entry for entry in map(self._members.entry, background) if entry is not None]
+        if auditing != self._auditing:
+            self._auditing = auditing
+            self._router.set_background(auditing)
 
     def ready(self) -> StandbyWorkers | None:
         """Return the standby workers that are ready; None if there are none, or nothing calls for relief."""
@@ -94,7 +127,8 @@ class StandbyCrew:
         if chooser is None or wait_ms <= 0.0:
             return None
         routed = self._members.routed
-        members = [spawned[item] for item in chooser.beside(routed) if item in spawned and spawned[item].standby]
+        beside = [spawned[item] for item in chooser.beside(routed) if item in spawned]
+        members = [member for member in beside if member.standby and not member.background]
         entries = tuple(entry for entry in map(self._members.entry, members) if entry is not None)
         if not entries:
             return None

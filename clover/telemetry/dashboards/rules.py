@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SERVERS_LINES = 'line=~"active|idle|front_end|control|unowned"'
+SERVERS_LINES = 'line=~"active|idle|awake|front_end|control|unowned"'
 """Matches the lines within the server's boundary (`clover.accounting.boundaries`): neither other programs nor cores
 that are not the server's."""
 

@@ -23,6 +23,7 @@ from clover.accounting.account import Account
 from clover.accounting.sci import SciReport
 from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
+from clover.control.parked import ParkedTime
 from clover.http.stats import HttpStats
 from clover.runtime.served import Served
 from clover.telemetry.ledger.writing import LedgerStatus
@@ -63,6 +64,8 @@ class Metrics:
         self.ledger: Callable[[], LedgerStatus | None] = lambda: None
         """How the ledger is written; None if none is kept."""
         self.spans: Callable[[], Mapping[str, int]] = dict
+        self.parked: Mapping[str, ParkedTime] = {}
+        """The time that GPUs were parked, by name."""
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -88,6 +91,7 @@ class Metrics:
             yield from sci.sci(self._sci())
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
+        yield from server.parked(self.parked)
         yield from ledger.ledger(self.ledger())
         yield from server.otel(self.spans())
         http = self._http()

@@ -110,13 +110,14 @@ def _uncertainty(energy: EnergyReading) -> Iterator[Sample]:
 
 _DEVICE = ("device", "method")
 
-# The lines of a device sum up: its joules = active + front_end + control + idle + unowned + foreign
+# The lines of a device sum up: its joules = active + front_end + control + idle + awake + unowned + foreign
 # + unattributed + carried.
 ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
     MetricSpec(
         "clover_energy_joules",
-        "Energy in joules attributed to a model and variant (active: computing; idle: its share of idle power), and to "
-        "a model without a variant (front_end: taking and answering requests; control: planning, starts, profiling)",
+        "Energy in joules attributed to a model and variant (active: computing; idle: its share of idle power, and of "
+        "what contexts draw on a GPU), and to a model without a variant (front_end: taking and answering requests; "
+        "control: planning, starts, profiling)",
         COUNTER,
         ("model", "variant", "part", "method"),
         _of_models,
@@ -207,6 +208,21 @@ ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
         GAUGE,
         _DEVICE,
         _of_devices(lambda line: line["idle_w"]),
+    ),
+    MetricSpec(
+        "clover_device_awake_watts",
+        "Power in watts that a GPU draws beyond its idle power because workers have a context on it; 0 without one",
+        GAUGE,
+        _DEVICE,
+        _of_devices(lambda line: line["awake_w"]),
+    ),
+    MetricSpec(
+        "clover_device_shared_seconds",
+        "Time in which processes that are not this server's computed on the device, or may have: a part of its active "
+        "energy is theirs",
+        COUNTER,
+        _DEVICE,
+        _of_devices(lambda line: line["shared_s"]),
     ),
     MetricSpec(
         "clover_device_metered",

@@ -9,6 +9,7 @@ from prometheus_client.core import Metric
 
 from clover._version import __version__
 from clover.carbon.chain import STATES, SourceChain
+from clover.control.parked import ParkedTime
 from clover.http.stats import HttpStats
 from clover.http.streams import EventStreams
 from clover.telemetry import logs
@@ -133,6 +134,31 @@ CHANGES: tuple[MetricSpec[tuple[int, int]], ...] = (
     ),
 )
 
+# Of each GPU that may be without workers.
+PARKED: tuple[MetricSpec[ParkedTime], ...] = (
+    MetricSpec(
+        "clover_device_parked",
+        "Whether a GPU is parked: it has no worker processes, as the load does not need it (1 or 0)",
+        GAUGE,
+        ("device",),
+        lambda time: single(float(time.since_s is not None)),
+    ),
+    MetricSpec(
+        "clover_device_parked_seconds",
+        "Seconds that a GPU was parked",
+        COUNTER,
+        ("device",),
+        lambda time: single(time.seconds),
+    ),
+    MetricSpec(
+        "clover_device_parked_spared_joules",
+        "Joules that the contexts of workers would have drawn meanwhile; method: how their power is known",
+        COUNTER,
+        ("device", "method"),
+        lambda time: (((method,), joules) for method, joules in time.spared_j.items()),
+    ),
+)
+
 HTTP: tuple[MetricSpec[HttpStats], ...] = (
     MetricSpec(
         "clover_http_connections",
@@ -229,6 +255,11 @@ def control(decisions: Mapping[str, int], changes: Mapping[str, tuple[int, int]]
     """Yield the metrics of the controller: `decisions` by action; `changes` of deployments and thresholds by model."""
     yield from collect(DECISIONS, [((), decisions)])
     yield from collect(CHANGES, (((name,), counts) for name, counts in changes.items()))
+
+
+def parked(times: Mapping[str, ParkedTime]) -> Iterator[Metric]:
+    """Yield the metrics of GPUs that may be parked, by name."""
+    return collect(PARKED, (((name,), time) for name, time in times.items()))
 
 
 def otel(spans: Mapping[str, int]) -> Iterator[Metric]:

@@ -351,9 +351,72 @@ def test_across_epochs_nothing_is_known_and_nothing_billed() -> None:
     assert book.devices()["gpu0"]["ratio"] == pytest.approx(2.0)  # the batch of before is not held against it
 
 
+def gpu_sample(second: float, total_j: float, *, awake_j: float, shared: tuple[str, ...] = ()) -> EnergySample:
+    """A board with 50 W of idle power and 35 W for a context."""
+    taken = sample(second, total_j, 50.0, device="gpu0")
+    return msgspec.structs.replace(taken, awake_w=35.0 if awake_j else 0.0, awake_j=awake_j, shared=shared)
+
+
+def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_board_awake() -> None:
+    book = Account(pue=1.0)
+    book.add_device("gpu0", 7)
+    book.add_family("toy", 0)
+    book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
+    book.window(gpu_sample(1, 50.0, awake_j=0.0), GRID)  # bare
+    workers = [
+        book.attach(
+            WorkerMeter(
+                family="toy", variant=f"v{slices}", device="gpu0", placement=f"p{slices}", slices=slices,
+                profiled=ProfiledEnergy((1.0, 1.0)),
+            )
+        )
+        for slices in (1, 2)
+    ]  # fmt: skip
+    for second in range(2, 12):
+        workers[0].add(1, SECOND // 2, 0)
+        book.rows_done("toy", 1, second * SECOND)
+        book.window(gpu_sample(second, 50.0 + 95.0 * (second - 1), awake_j=35.0 * (second - 1)), GRID)
+    line = book.devices()["gpu0"]
+    assert (line["idle_w"], line["awake_w"]) == (50.0, 35.0)
+    assert line["active_j"] == pytest.approx(10 * 10.0)  # above the power with a context
+    assert line["awake_j"] == pytest.approx(10 * 35.0)
+    assert line["idle_j"] == pytest.approx(10 * 50.0 * 3 / 7)
+    assert line["unowned_j"] == pytest.approx(50.0 + 10 * 50.0 * 4 / 7)
+    assert sum(float(line[name]) for name in LINES) == pytest.approx(line["measured_j"])
+    idle = {variant: share.idle_j for (_, variant, _), share in book.shares.items()}
+    assert idle == {  # a third of the slices that anybody holds, a third of what being awake costs
+        "v1": pytest.approx(10 * (50.0 / 7 + 35.0 / 3)),
+        "v2": pytest.approx(10 * (50.0 * 2 / 7 + 35.0 * 2 / 3)),
+    }
+    receipt = book.receipt("toy", "v1", 90.0, 1, 10.0, 11 * SECOND)
+    assert receipt.energy_j == pytest.approx(10.0 + (50.0 * 3 / 7 + 35.0) * 11 / 10)  # ten rows in eleven seconds
+
+
+def test_a_context_that_no_worker_of_ours_holds_is_unowned() -> None:
+    book = Account(pue=1.0)
+    book.add_device("gpu0", 7)
+    book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
+    book.window(gpu_sample(1, 85.0, awake_j=35.0), GRID)
+    line = book.devices()["gpu0"]
+    assert (line["awake_j"], line["unowned_j"], line["unattributed_j"]) == (0.0, 85.0, 0.0)
+
+
+def test_energy_that_others_may_have_used_widens_what_is_said_of_ours() -> None:
+    book = Account(pue=1.0)
+    book.add_device("gpu0", 7)
+    for second in range(11):
+        shared = ("python (4711)",) if 3 <= second <= 5 else ()
+        book.window(gpu_sample(second, 150.0 * second, awake_j=0.0, shared=shared), GRID)
+    line = book.devices()["gpu0"]
+    assert (line["shared"], line["shared_s"]) == ("", 4.0)  # with the window after the last sight of them
+    assert line["active_uncertainty_low"] == pytest.approx(-0.05 - 0.4)
+    assert line["active_uncertainty_high"] == 0.05
+    assert sum(float(line[name]) for name in LINES) == pytest.approx(line["measured_j"])
+
+
 # --- sums -------------------------------------------------------------------------------------------------------------
 
-NAMES = ("active", "front_end", "control", "idle", "unattributed", "unowned", "foreign", "carried")
+NAMES = ("active", "front_end", "control", "idle", "awake", "unattributed", "unowned", "foreign", "carried")
 LINES = tuple(f"{name}_j" for name in NAMES)
 DEVICES = ("cpu0", "gpu0", "gpu1")
 PROFILES = ("1g.5gb", "2g.10gb", "3g.20gb", "1c")
@@ -394,7 +457,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         book.add_device(device, 7)
     book.add_family("family0", 0)
     there: list[WorkerMeter] = []
-    now_s, total_j, epoch, known_j, gross_j = (dict.fromkeys(DEVICES, 0.0) for _ in range(5))
+    now_s, total_j, epoch, known_j, gross_j, awake_j = (dict.fromkeys(DEVICES, 0.0) for _ in range(6))
     own_s = latest_s = 0.0
     for device in DEVICES:
         book.window(sample(0, 0.0, device=device), GRID)
@@ -449,8 +512,11 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         before = int((now_s[device] - seconds) * SECOND)
         if not anew and int(now_s[device] * SECOND) > before:
             known_j[device] += drawn_j
-            gross_j[device] += drawn_j + idle_w * seconds
+            gross_j[device] += drawn_j + 1.5 * idle_w * seconds
         taken = sample(now_s[device], total_j[device], idle_w, device=device, epoch=int(epoch[device]), method=method)
+        if device != "cpu0":
+            awake_j[device] += idle_w / 2 * seconds
+            taken = msgspec.structs.replace(taken, awake_w=idle_w / 2, awake_j=awake_j[device])
         book.window(taken, msgspec.structs.replace(GRID, g_per_kwh=g_per_kwh), int(latest_s * SECOND))
     for device, line in book.devices().items():
         # Relative to all that was booked: measured joules may be a small difference of large ones.
@@ -471,7 +537,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
     assert overheads_j == pytest.approx(lines_j, rel=1e-9, abs=1e-9)
     shown_j = sum(line.joules for _, _, _, line in book.lines())
     assert shown_j == pytest.approx(sum(float(line["measured_j"]) for line in devices), rel=1e-9, abs=1e-9)
-    rest_j = sum(float(line[name]) for line in devices for name in ("idle_j", "unowned_j", "foreign_j"))
+    rest_j = sum(float(line[name]) for line in devices for name in ("idle_j", "awake_j", "unowned_j", "foreign_j"))
     assert rest_j <= sum(float(line["rest_j"]) for line in devices) * (1 + 1e-9)
     totals = book.totals()
     assert totals["energy_j"] == pytest.approx(parts_j + overheads_j, rel=1e-9)

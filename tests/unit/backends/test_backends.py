@@ -57,8 +57,8 @@ def test_importing_backends_never_imports_torch():
 
 
 def test_unknown_backends_are_named():
-    assert backends.names() == ("eager", "aoti", "onnxruntime", "tensorrt")
-    with pytest.raises(ConfigError, match="one of eager, aoti, onnxruntime"):
+    assert backends.names() == ("eager", "eager-tf32", "eager-fp16", "aoti", "onnxruntime", "tensorrt")
+    with pytest.raises(ConfigError, match="one of eager, eager-tf32, eager-fp16, aoti, onnxruntime"):
         backends.get("tensorflow")
 
 
@@ -291,11 +291,19 @@ def compiled_agrees(toy, name, cache):
 
 
 def test_children_get_no_secrets():
-    given = {
+    of_the_gpu = {
+        "CUDA_MPS_PIPE_DIRECTORY": "/run/mps",
+        "CUDA_CACHE_PATH": "/cache",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64",
+        "TRITON_CACHE_DIR": "/triton",
+        "TORCH_HOME": "/torch",
+        "HF_HOME": "/hf",
+    }
+    dropped = {"AWS_SECRET_ACCESS_KEY", "CLOVER_TOKEN", "PYTHONSTARTUP", "HF_TOKEN", "CUDA_VISIBLE_DEVICES"}
+    given = of_the_gpu | dict.fromkeys(dropped, "x")
+    given |= {
         "PATH": "/bin",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "CLOVER_TOKEN": "x",
-        "PYTHONSTARTUP": "x",
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "8",
         "LC_ALL": "C",
@@ -307,5 +315,6 @@ def test_children_get_no_secrets():
     assert found["OMP_NUM_THREADS"] == found["OPENBLAS_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "1"
     assert found["OMP_WAIT_POLICY"] == "PASSIVE"
     assert found["ORT_DISABLE_TELEMETRY"] == "1"
-    assert not {"AWS_SECRET_ACCESS_KEY", "CLOVER_TOKEN", "PYTHONSTARTUP"} & set(found)
+    assert not dropped & set(found)
+    assert of_the_gpu.items() <= found.items()
     assert all(os.path.isabs(entry) for entry in found["PYTHONPATH"].split(os.pathsep))

@@ -14,8 +14,10 @@ import pytest
 
 from clover import backends, families
 from clover.backends import cuda, parity, targets
+from clover.backends.eager import EagerBackend
 from clover.backends.tensors import load_module, torch_dtype, with_casts
 from clover.errors import ProfileError, WorkerError
+from clover.profiling.candidates import Candidates
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from clover.worker.loop import MODEL_FAILED, ResidentLane, ServerChannel, WorkerLoop
 from tests.support.lazy import LazyModule
@@ -86,6 +88,9 @@ def test_which_errors_end_a_worker():
     assert cuda.fatal(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not cuda.fatal(out_of_memory("CUDA out of memory; CUDA error: out of memory"))
     assert not cuda.fatal(RuntimeError("The size of tensor a (3) must match"))
+    assert not cuda.fatal(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not cuda.fatal(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert cuda.fatal(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
 
     def fails(x):
         raise accelerator("lost")
@@ -149,7 +154,7 @@ def test_what_is_not_as_declared_reaches_the_caller_unchanged():
 # --- recorded launches ------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_replayed_where_they_were_recorded():
+def test_batches_are_replayed_in_the_next_larger_size_that_was_recorded():
     made = []
 
     def record(call, inputs):
@@ -157,20 +162,31 @@ def test_batches_are_replayed_where_they_were_recorded():
         return made[-1]
 
     run = cuda.Runner(lambda x: x.relu() + 1, family(), PLAIN, graphs=True, device="cpu", record=record)
-    assert run.recorded == (1, 2, 3, 4, 5, 6, 7, 8)
-    replays = sum(item.replays for item in made)
-    for rows in (1, 3, 8):
+    assert run.recorded == (1, 2, 3, 4, 6, 8)
+    replays = [item.replays for item in made]
+    for rows in range(1, 9):
         array = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
         np.testing.assert_array_equal(run([array])[0], np.maximum(array, 0) + 1)
-    assert sum(item.replays for item in made) == replays + 3
+    assert [item.replays - before for item, before in zip(made, replays, strict=True)] == [1, 1, 1, 1, 2, 2]
 
 
-def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch):
-    monkeypatch.setattr(cuda, "RECORD_S", -1.0)
-    spec = family(max_batch=12)
-    run = cuda.Runner(lambda x: x + 1, spec, PLAIN, graphs=True, device="cpu", record=Recorded)
-    assert run.recorded == (1, 2, 4, 8, 12)
-    assert (run([np.ones((5, 3), np.float32)])[0] == 2).all()
+def test_the_next_larger_size_has_less_than_half_as_many_rows_more():
+    for most in range(1, 200):
+        sizes = cuda.recorded_sizes(most)
+        assert sizes == sorted(set(sizes))
+        assert (sizes[0], sizes[-1]) == (1, most)
+        for rows in range(1, most + 1):
+            assert next(size for size in sizes if size >= rows) < rows * 1.5
+    assert cuda.recorded_sizes(32) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_not_replayed(caplog):
+    with caplog.at_level(logging.WARNING, "clover.backends"):
+        run = cuda.Runner(lambda x: x - x.mean(0), family(), PLAIN, graphs=True, device="cpu", record=Recorded)
+    assert run.recorded == ()
+    assert "the recorded launches of 6 rows, used for 5, do not do what the model does" in caplog.text
+    array = np.array([[1, 2, 3], [3, 2, 1]], np.float32)
+    np.testing.assert_allclose(run([array])[0], array - array.mean(0))
 
 
 def test_a_model_that_decides_on_the_host_is_not_replayed(caplog):
@@ -219,6 +235,55 @@ def test_half_precision_is_real_and_keeps_the_declared_types():
     assert parity.compare(toy.outputs, [rounded], [exact], "fp32")[1] != ""
     same = eager.load(toy, msgspec.structs.replace(full, precision="tf32"), Path(), 1)(inputs)[0]
     np.testing.assert_array_equal(same, exact)
+
+
+def test_fewer_bits_are_for_float32_modules_on_gpus(monkeypatch):
+    toy = families.load_family(str(FAMILIES / "toy"))
+    full = toy.variant("full")
+    gpu = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
+    seen = []
+
+    def made(self, family, variant, folder, threads, device="cpu"):
+        seen.append((variant.name, variant.precision, device))
+
+    monkeypatch.setattr(EagerBackend, "load", made)
+    for precision in ("tf32", "fp16"):
+        backend = backends.get(f"eager-{precision}")
+        assert backend.gpu_only
+        assert backend.supports(toy, full, gpu) == ""
+        assert "is for GPUs" in backend.supports(toy, full)
+        own = msgspec.structs.replace(full, precision="tf32")
+        assert "is tf32 by itself" in backend.supports(toy, own, gpu)
+        with pytest.raises(WorkerError, match="is for GPUs: full runs with eager here"):
+            backend.load(toy, full, Path(), 1)
+        backend.load(toy, full, Path(), 1, "cuda")
+    assert seen == [("full", "tf32", "cuda"), ("full", "fp16", "cuda")]
+
+
+def test_profiles_of_cores_neither_try_nor_mention_what_is_for_gpus(tmp_path):
+    toy = families.load_family(str(FAMILIES / "toy"))
+    notes = []
+    found = Candidates(toy, ("eager", "eager-tf32", "eager-fp16"), tmp_path, notes)
+    assert ({*map(tuple, found.of.values())}, notes) == ({("eager",)}, [])
+    place = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
+    found = Candidates(toy, ("eager", "eager-tf32"), tmp_path, notes, {"gpu": place})
+    assert found.of["full"] == ["eager", "eager-tf32"]
+
+
+def test_aoti_says_what_a_gpu_needs_beside_torch(monkeypatch, tmp_path):
+    toy = families.load_family(str(FAMILIES / "toy"))
+    gpu = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
+    monkeypatch.setattr("clover.backends.aoti.package_version", lambda name: "1.0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    if not Path("/usr/local/cuda").exists():
+        assert "set CUDA_HOME" in backends.get("aoti").supports(toy, toy.variant("full"), gpu)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert "headers are missing" in backends.get("aoti").supports(toy, toy.variant("full"), gpu)
+    (tmp_path / "Python.h").touch()
+    assert backends.get("aoti").supports(toy, toy.variant("full"), gpu) == ""
 
 
 def test_only_floating_tensors_are_cast():

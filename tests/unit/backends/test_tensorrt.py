@@ -529,6 +529,14 @@ def test_targets_of_devices(tmp_path, monkeypatch):
     line = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version:  12.2"
     (tmp_path / "proc/driver/nvidia/version").write_text(line)
     assert targets.driver_version(tmp_path) == "550.54.15"
+    sandbox = tmp_path / "sandbox"
+    assert targets.driver_version(sandbox) == ""
+    (sandbox / "dev").mkdir(parents=True)
+    (sandbox / "dev/nvidiactl").touch()
+    monkeypatch.setattr("pynvml.nvmlInit", lambda: None)
+    monkeypatch.setattr("pynvml.nvmlShutdown", lambda: None)
+    monkeypatch.setattr("pynvml.nvmlSystemGetDriverVersion", lambda: "575.51.03")
+    assert targets.driver_version(sandbox) == "575.51.03"  # where the driver shows no files
     monkeypatch.setattr(targets, "driver_version", lambda: "570.1")
     monkeypatch.delattr(Gpu, "driver")
     assert targets.target_of(Gpu(), "gpu").driver == "570.1"

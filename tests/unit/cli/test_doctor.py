@@ -22,7 +22,7 @@ from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
 from clover.energy.calibrate import Calibration, CalibrationStep
 from clover.types import Reading
 from tests.support.calibrated_host import CalibratedHost
-from tests.support.fake_nvml import FakeNvml
+from tests.support.fake_nvml import Board, FakeNvml
 
 # --- calibration ------------------------------------------------------------------------------------------------------
 
@@ -226,6 +226,23 @@ def test_mig_modes_and_what_to_do() -> None:
     assert finding(enabled=True, pending=True).state == "works"
     assert finding(enabled=True, pending=True, hidden=True).state == "note"
     assert finding(lost=True).state == "fault"
+    broken = finding(error="the driver refused: Unknown Error")
+    assert (broken.state, broken.remedy) == ("fault", "the driver refused: Unknown Error")
+    assert "after a reboot it is off" in finding(needs_reset=False).text
+
+
+def test_instances_that_may_not_be_changed_serve(tmp_path: Path) -> None:
+    board = Board()
+    board.put("2g.10gb", 0)
+    board.put("1g.5gb", 4)
+    board.privileged = False
+    with contextlib.closing(Nvml(FakeNvml(board))) as session:
+        config = ServerConfig(workers=WorkersConfig(device="mig:MIG-GPU-a-1"))
+        _, found, rights = gpu.examine(config, tmp_path, session=session)
+    assert (found.topic, found.state) == ("gpu", "works")
+    assert "1 x 2g.10gb, 1 x 1g.5gb, fixed: not permitted to change instances: served on as they are" in found.text
+    assert (rights.topic, rights.state) == ("mig rights", "note")
+    assert "none is needed to serve on instances that somebody else made" in rights.remedy
 
 
 def test_who_may_cut_instances(tmp_path: Path) -> None:

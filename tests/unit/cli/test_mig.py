@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clover.cli.mig import emulate
-from clover.devices import emulated, tables
+from clover.devices import disturb, emulated, tables
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
 from tests.support.forks import Forks
@@ -252,6 +252,16 @@ def test_a_lost_gpu_does_not_hide_the_others(box: Driver, file: str) -> None:
         emulated.restore(box.state, 1)
 
 
+def test_a_gpu_whose_handle_is_unknown_is_lost_too(box: Driver) -> None:
+    code, _, _ = box("emulate", "--state", str(box.state), "--lose", "1:UNKNOWN", "--cuda", "12.4", "--xid", "0:63")
+    assert code == 0
+    try:
+        assert "lost: it does not answer" in box.good("list")
+    finally:
+        emulated.restore(box.state, 1)
+        disturb.set_driver(box.state, "", (0, 0))
+
+
 # --- assert and export ----------------------------------------------------------------------------------------------
 
 
@@ -432,13 +442,42 @@ def test_a_step_that_fails_is_named_and_the_rest_can_follow(box: Driver, file: s
 def test_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
     for driver in driven(forks, tmp_path, "a100-40gb", 2, privileged=False):
         text = driver.good("list")
-        assert "MIG on, 40 GiB\n" in text
+        assert "  MIG on\n" in text, "how much memory there is in all may not be known either"
+        assert "fixed: not permitted to change instances, and none is given to this process" in text
         assert "not permitted to see MIG instances" in text
         assert json.loads(driver.good("list", "--json"))["gpus"][0]["hidden"] is True
         for verb in (["export"], ["assert", file, "--config", "balanced"], ["plan", "now", "7g"]):
             code = 1 if verb[0] == "plan" else 3
             assert "capability mig/config" in driver.fails(code, *verb)
         assert "not permitted" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
+
+
+def test_a_user_without_rights_sees_what_was_given(forks: Forks, tmp_path: Path, file: str) -> None:
+    for driver in driven(forks, tmp_path, "a100-40gb", 2):
+        apply(driver, file, "mixed")
+        own = json.loads(driver.good("list", "--json"))["gpus"]
+        emulated.set_privileged(driver.state, False)
+        text = driver.good("list")
+        assert text.count("fixed: not permitted to change instances; these are served on as they are") == 2
+        for gpu in own:
+            for item in gpu["instances"]:
+                memory = f"{item['memory_mib'] / 1024:>5.2f} GiB"
+                assert f"  {item['profile']:<7}  {memory}  fixed  -        {item['uuid']}\n" in text
+        found = json.loads(driver.good("list", "--json"))["gpus"]
+        assert {gpu["fixed"] for gpu in found} == {"fixed: not permitted to change instances"}
+        assert {item["whose"] for gpu in found for item in gpu["instances"]} == {"fixed"}
+        assert all(gpu["hidden"] and not gpu["room"] for gpu in found)
+        assert "not permitted to see" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
+
+
+def test_what_one_gpu_refuses_does_not_hide_the_others(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    emulated.inject(box.state, emulated.Fault(symbol="nvmlDeviceGetPowerUsage", gpu=0, error="UNKNOWN", count=0))
+    text = box.good("list")
+    assert "cannot be read: the driver refused: Unknown Error (NVML code 999)" in text
+    assert len(box.standing(1)) == 4
+    assert "# GPU 0: NVIDIA A100-SXM4-40GB, the driver refused" in box.good("export")
+    assert "gpu0: the driver refused" in box.fails(1, "apply", file, "--config", "balanced", "--yes")
 
 
 def test_mode_changes_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
@@ -878,3 +917,21 @@ def test_boxes_in_words() -> None:
     for text in ("", "a100:", "a100:0", "a100:x", "a100:2:3", ":2"):
         with pytest.raises(ConfigError, match="NAME:COUNT"):
             emulate.parse_box(text)
+
+
+def test_disturbances_in_words() -> None:
+    assert emulate.parse_loss("1") == (1, "GPU_IS_LOST")
+    assert emulate.parse_loss("0:UNKNOWN") == (0, "UNKNOWN")
+    assert emulate.parse_mode("2:exclusive") == (2, "exclusive")
+    assert emulate.parse_xid("0:79") == (0, 79, disturb.NO_INSTANCE)
+    assert emulate.parse_xid("1:94:2") == (1, 94, 2)
+    assert [emulate.parse_cuda(text) for text in ("12.4", "13")] == [(12, 4), (13, 0)]
+    for parse, texts in (
+        (emulate.parse_loss, ("", "x", "1:IN_USE")),
+        (emulate.parse_mode, ("0", "0:thread", ":default")),
+        (emulate.parse_xid, ("79", "0:x", "0:79:1:2")),
+        (emulate.parse_cuda, ("", "12.x")),
+    ):
+        for text in texts:
+            with pytest.raises(ConfigError, match=" as "):
+                parse(text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -121,6 +123,17 @@ def test_without_an_end_it_says_that_the_newest_minutes_are_left_out(
     end, edges = period(SCENE.end_s)
     assert end == SCENE.end_s - 60.0
     assert edges.startswith("what is newer is left out")
+
+
+def test_of_a_server_that_has_stopped_the_newest_minute_is_there(
+    ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = shutil.copy(ledger, tmp_path / "stopped.db")
+    with contextlib.closing(sqlite3.connect(stopped)) as file, file:
+        file.execute("UPDATE runs SET ended = ?", (SCENE.end_s - 2.0,))
+    assert main([str(stopped), "--format", "json"], now=lambda: SCENE.end_s, environ={}) == 0
+    period = json.loads(capsys.readouterr().out)["period"]
+    assert (period["end"], period["edges"]) == (SCENE.end_s, "")
 
 
 def test_a_period_is_widened_to_hours_that_cannot_be_split(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from clover.planning.model.problem import problem_of
 from clover.planning.packing.formulation import SWITCH_S
 from clover.types import GroupCount, Plan, State, Step, Transition
 from tests.support.control_fixture import Rig
+from tests.support.profiles_fixture import worker
 
 STARTS = Transition(steps=(Step(kind="spawn"), Step(kind="route")), kept=())
 ROUTES = Transition(steps=(Step(kind="route"),), kept=())
@@ -50,6 +51,16 @@ def test_what_a_start_takes_is_learned() -> None:
     assert cost.start_s == pytest.approx(1.0, abs=0.02)
     cost.changed(ROUTES, 12_000.0, 12_090.0)
     assert cost.start_s == pytest.approx(1.0, abs=0.02), "nothing was started"
+
+
+def test_what_comes_to_a_process_that_is_there_teaches_nothing_of_starts() -> None:
+    item = worker("large", 0, 1)
+    step = Step(kind="spawn", assignment=item)
+    cost = ChangeCost()
+    cost.changed(Transition(steps=(step,), kept=(), resident=(item,)), 0.0, 0.01)
+    assert cost.start_s == SWITCH_S
+    cost.changed(Transition(steps=(step,), kept=()), 0.0, 1.0)
+    assert cost.start_s < SWITCH_S
 
 
 def test_a_configuration_is_expected_to_last_as_long_as_others_did_and_as_it_has_by_now() -> None:

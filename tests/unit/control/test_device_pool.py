@@ -96,22 +96,34 @@ def test_cores_are_shared_and_gpus_are_not() -> None:
     pool.name("a", 1.0)
     pool.name("b", 3.0)
     pool.assign({})
-    assert [shape.device for shape in pool.of("a", {"b": ["cpu0"]})] == ["cpu0"]
-    assert (pool.share("a"), pool.share("b"), pool.owner("cpu0"), pool.short()) == (
-        0.25,
-        0.75,
-        "",
-        "",
-    )
+    (here,) = cpu(2).layouts[0][:1]
+    assert [shape.device for shape in pool.of("a", {"b": [here]})] == ["cpu0"]
+    assert (pool.share("a"), pool.share("b"), pool.owners("cpu0"), pool.short()) == (0.25, 0.75, (), "")
+    assert (pool.part("b", "cpu0"), pool.shared) == (0.75, False)
     pool = DevicePool(gpus(2))
     pool.name("a", 1.0)
     pool.name("b", 3.0)
     pool.assign({})
     assert [shape.device for shape in pool.of("a", {})] == ["gpu0"]
-    assert pool.of("a", {"b": ["gpu0"]}) == ()
-    assert (pool.share("a"), pool.owner("gpu1"), pool.short()) == (1.0, "b", "")
-    pool.name("c", 1.0)
-    assert "3 families (a, b, c) need a GPU each, but there are 2 (gpu0, gpu1)" in pool.short()
+    there = slice_worker("small", "2g.10gb", 2).placement
+    assert pool.of("a", {"b": [there]}) == (), "that one moves first"
+    assert (pool.share("a"), pool.owners("gpu1"), pool.short()) == (1.0, ("b",), "")
+    assert (pool.part("a", "gpu0"), pool.part("a", "gpu1"), pool.shared) == (1.0, 0.0, False)
+
+
+def without_mig(name: str) -> FakeGpu:
+    place = Placement(device=name, profile="gpu", start=0, size=1)
+    return FakeGpu(msgspec.structs.replace(a100(name), layouts=((place,),), slices=1))
+
+
+def test_gpus_without_mig_are_not_shared() -> None:
+    pool = DevicePool({name: without_mig(name) for name in ("gpu0", "gpu1")})
+    for name in ("a", "b", "c"):
+        pool.name(name, 1.0)
+    text = "3 families (a, b, c) need a GPU each, or a part of one that MIG splits, but there are 2 (gpu0, gpu1)"
+    assert pool.short().startswith(f"{text} with room for 2: ")
+    pool.assign({})
+    assert [len(pool.assigned(name)) for name in ("a", "b", "c")] == [1, 1, 0]
 
 
 def test_two_families_on_two_gpus() -> None:
@@ -139,9 +151,9 @@ def test_two_families_on_two_gpus() -> None:
 
 def test_fewer_gpus_than_families_is_said_at_the_start() -> None:
     async def story() -> None:
-        of = rig(1)
+        of = Rig(devices={"gpu0": without_mig("gpu0")}, measured=mig_profile())
         of.second()
-        with pytest.raises(StartError, match=r"2 families \(toy, second\) need a GPU each, but there is 1 \(gpu0\)"):
+        with pytest.raises(StartError, match=r"2 families \(toy, second\) need a GPU each, .* there is 1 \(gpu0\)"):
             await of.controller.start()
         assert of.fleet.alive == []
 

@@ -4,11 +4,14 @@ import asyncio
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clover import devices
+from clover.config import WorkersConfig
 from clover.devices import DEVICES, parse
 from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, layouts_of, ranges
 from clover.errors import DeviceError
@@ -149,3 +152,13 @@ def test_every_kind_of_device_is_known_to_the_settings_and_reads_its_own_example
     assert DEVICES.keys() == DEVICE_FORMS.keys()
     for kind, form in DEVICE_FORMS.items():
         assert {parse(example).kind for example in form.examples.split(", ")} == {kind}
+
+
+@pytest.mark.parametrize(
+    ("cores", "sleep", "watts"), [("auto", "park", 0.1), ("auto", "off", None), ("", "park", None)]
+)
+def test_cores_sleep_only_under_auto_and_if_sleep_is_not_off(
+    tmp_path: Path, cores: str, sleep: Literal["park", "off"], watts: float | None
+) -> None:
+    (device,) = devices.build(WorkersConfig(cores=cores, sleep=sleep), tmp_path).values()
+    assert device.shape().core_sleep_w == watts

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from clover import devices
 from clover.config import WorkersConfig
-from clover.devices import nvml
+from clover.devices import clients, nvml
+from clover.devices.clients import GpuClient
 from clover.devices.cpu import CpuDevice
+from clover.devices.hooks import ChangeHooks
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, OwnPlace
@@ -114,12 +116,12 @@ def test_everything_is_read_from_the_driver(rig: Rig) -> None:
     assert device.instances() == ()
 
 
-def test_a_driver_that_knows_fewer_profiles_ends_the_walk(tmp_path: Path) -> None:
+def test_a_driver_that_knows_fewer_profiles_is_asked_for_all(tmp_path: Path) -> None:
     rig = Rig(tmp_path, Board(last=3))
     device = rig.open()
     assert [profile.name for profile in device.profiles()] == ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb"]
     assert device.shape().slices == 4
-    assert rig.fake.calls.count("nvmlDeviceGetGpuInstanceProfileInfo") == 5
+    assert rig.fake.calls.count("nvmlDeviceGetGpuInstanceProfileInfo") == 18, "there may be gaps"
     rig.close()
 
 
@@ -398,6 +400,21 @@ def test_one_that_somebody_removed_is_made_anew(rig: Rig) -> None:
     assert rig.recorded == [("4g.20gb", 0)]
 
 
+def test_one_that_somebody_made_in_the_place_of_ours_is_theirs(rig: Rig) -> None:
+    rig.board.put("1g.5gb", 6)  # so that the next one gets another number
+    device = rig.open()
+    run(device.create(at("1g.5gb", 3)))
+    rig.board.standing.clear()
+    rig.board.put("1g.5gb", 3)
+    with pytest.raises(DeviceError, match=r"in its place stands gpu0:1g.5gb@3 \(not made by Clover\)"):
+        run(device.create(at("1g.5gb", 3)))
+    assert device.report()["foreign"] == ["gpu0:1g.5gb@3"]
+    assert rig.recorded == []
+    device = rig.restart()
+    assert run(device.reconcile()) == ()
+    assert rig.board.names == [("1g.5gb", 3, True)], "nor does the next start remove it"
+
+
 def test_one_that_somebody_removed_is_gone(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("4g.20gb")))
@@ -446,6 +463,107 @@ def test_a_holder_that_stays_ends_in_quarantine(rig: Rig, caplog: pytest.LogCapt
     for layout in shape.layouts:
         assert all(place.start > 2 or place.start + place.size <= 2 for place in layout)
         assert sum(place.slices for place in layout) <= 6
+
+
+def test_the_quarantine_names_what_may_hold_the_instance(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def find(nodes: Any, *, without: Any) -> tuple[GpuClient, ...]:
+        asked.append((nodes, tuple(without), list(rig.waits)))
+        return (GpuClient(pid=3, name="nv-hostengine", unit="nvidia-dcgm"),)
+
+    monkeypatch.setattr(clients, "find", find)
+    device = quarantined(rig)
+    assert asked == [(("/dev/nvidia-caps/",), (5, 77), [1.0, 2.0])]  # once, after the last try
+    (item,) = device.report()["quarantined"]
+    assert item["reason"].endswith(
+        "(held by process 5, 77; nv-hostengine (process 3) may hold it: systemctl stop nvidia-dcgm)"
+    )
+    assert rig.fake.calls.count("nvmlDeviceGetComputeRunningProcesses_v3") == 1
+
+
+def test_a_hook_that_fails_lets_nothing_be_made_or_removed(rig: Rig) -> None:
+    device = rig.open()
+    run(device.create(at("1g.5gb", 2)))
+    calls = len(rig.fake.calls)
+    device.hooks = ChangeHooks(["/bin/false"])
+    with pytest.raises(DeviceError, match=r"mig\.before_change failed with status 1"):
+        run(device.create(at("1g.5gb", 3)))
+    with pytest.raises(DeviceError, match=r"mig\.before_change failed with status 1"):
+        run(device.destroy(at("1g.5gb", 2)))
+    assert not {GI, CI, GI_GOES, CI_GOES} & set(rig.fake.calls[calls:])
+    assert device.instances() == (at("1g.5gb", 2),)
+    assert device.report()["quarantined"] == []
+    device.hooks = ChangeHooks()
+    run(device.destroy(at("1g.5gb", 2)))
+
+
+# --- compute modes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "alone"), [(0, False), (1, True), (3, True)])
+def test_a_gpu_for_one_process_says_so(tmp_path: Path, mode: int, alone: bool) -> None:
+    rig = Rig(tmp_path, Board(mig=None))
+    rig.board.compute_mode = mode
+    assert rig.open().shape().one_process is alone
+    rig.close()
+
+
+def test_a_prohibited_gpu_is_refused_with_what_to_run(rig: Rig) -> None:
+    rig.board.compute_mode = 2
+    with pytest.raises(DeviceError, match=r"gpu0 is in compute mode PROHIBITED.* nvidia-smi -i 0 -c DEFAULT"):
+        rig.open()
+
+
+# --- critical errors, and ways to be lost -----------------------------------------------------------------------------
+
+
+def test_a_gpu_whose_handle_stays_unknown_is_lost_and_comes_back(rig: Rig) -> None:
+    device = rig.open()
+    rig.fake.faults["nvmlDeviceGetPowerUsage"] = [nvml.UNKNOWN] * 4
+    rig.fake.faults["nvmlDeviceGetHandleByUUID"] = [0, *[nvml.UNKNOWN] * 3, nvml.UNKNOWN]
+    assert [run(device.poll()) for _ in range(5)] == [True, True, True, False, False]
+    assert device.lost
+    assert device.shape().layouts == ()
+    assert run(device.poll())
+    assert device.shape().layouts
+
+
+def test_an_error_condemns_the_gpu_until_it_was_gone(rig: Rig) -> None:
+    device = rig.open()
+    device.take_xid(95, None)
+    assert device.lost
+    assert not run(device.poll())  # though it answers
+    assert device.report()["errors"] == ["Xid 95: a memory error that may have met any program"]
+    rig.board.lost = True
+    assert not run(device.poll())
+    rig.board.lost = False
+    assert run(device.poll())
+    assert not device.lost
+
+
+def test_an_error_of_an_instance_takes_that_out_of_use_until_it_was_made_anew(rig: Rig) -> None:
+    device = rig.open()
+    for start in (2, 3):
+        run(device.create(at("1g.5gb", start)))
+    device.take_xid(94, 1)
+    assert device.instances() == (at("1g.5gb", 3),)
+    (item,) = device.report()["quarantined"]
+    assert item == {
+        "placement": "gpu0:1g.5gb@2",
+        "reason": "Xid 94 of GPU instance 1: a memory error that ended the programs it met",
+    }
+    assert run(device.retry_quarantined()) == (at("1g.5gb", 2),)
+    assert not device.lost
+
+
+def test_an_error_that_asks_for_a_reset_only_is_reported(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    device = rig.open()
+    device.take_xid(63, None)
+    device.take_xid(31, 99)
+    assert run(device.poll())
+    assert len(device.report()["errors"]) == 2
+    assert "gpu0: Xid 63: memory that failed will be replaced by the next reset; a reset of the GPU" in caplog.text
 
 
 def test_quarantine_is_left_once_removal_works(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -1067,6 +1185,10 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(
         ("emulated:a100-40gb:-1", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:0", "1 to 32 GPUs, not 0"),
         ("emulated:a100-40gb:65", "1 to 32 GPUs, not 65"),
+        ("emulated:pod-", "no GPU has a profile ''; known: 1g.10gb, "),
+        ("emulated:pod-9g.10gb", "no GPU has a profile '9g.10gb'"),
+        ("emulated:pod-1g.10gb:8", "1 to 7 instances of 1g.10gb of a100-80gb"),
+        ("emulated:pod-1g.10gb:0", "1 to 7 instances"),
         ("emulated:v100:1", "no table of a GPU 'v100'; known: a100-40gb, "),
     ],
 )

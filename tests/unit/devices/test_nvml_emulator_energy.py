@@ -1,17 +1,20 @@
 """Power and energy of the emulated boards.  The clock of a box is moved ahead, so nothing waits; what passes meanwhile
-in real time only adds a little, which the tolerances cover."""
+in real time only adds a little, which the tolerances cover.  Boards are exact (`emulated.EXACT`) where a test is not
+about contexts or the grain of the counter."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.devices import emulated, tables
-from clover.devices.emulated import Fault
+from clover.devices.emulated import EXACT, BoardPower, Fault
 from tests.support.nvml_child import Child
 
 A100 = tables.table("a100-40gb")
@@ -37,9 +40,9 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
         yield started
 
 
-def fresh(process: Child, folder: Path, name: str = A100.name, **options: bool) -> tuple[Path, Child]:
+def fresh(process: Child, folder: Path, name: str = A100.name, **options: Any) -> tuple[Path, Child]:
     box = folder / f"{name}.nvml"
-    emulated.create_box(box, name, 2, **options)
+    emulated.create_box(box, name, 2, **{"power": EXACT, **options})
     return box, process.move(box)
 
 
@@ -117,6 +120,72 @@ def test_the_slices_add_up_to_the_board(
     board = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())") - child("start")
     assert board - child("active") >= seconds * IDLE - 1
     assert board - child("active") <= (seconds + REAL_S) * IDLE
+
+
+@pytest.mark.parametrize(("name", "watts"), [(A100.name, 35.0), ("h100-sxm-80gb", 35.0), ("rtx-pro-6000-96gb", 60.0)])
+def test_a_board_that_is_held_draws_more_whatever_its_holders_do(
+    process: Child, tmp_path: Path, name: str, watts: float
+) -> None:
+    gpu = tables.table(name)
+    assert gpu.context_w == watts
+    box, child = fresh(process, tmp_path, name, mig_enabled=False, power=BoardPower(grain_s=0.0))
+    idle, held = round(gpu.idle_w * 1000), round((gpu.idle_w + watts) * 1000)
+    power = "field(gpu(), n.NVML_FI_DEV_POWER_INSTANT)[1]"
+    assert child(power) == idle
+    child.run("u = n.nvmlDeviceGetUUID(gpu()); a = attach(u)")
+    assert child(power) == held
+    child.run("b = attach(u); b.draw(10)")  # one step, however many they are
+    assert child(power) == held + 10_000
+    child.run("a.draw(99999)")
+    assert child(power) == round(gpu.max_w * 1000)
+    child.run("a.close(); b.draw(0); before = n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
+    emulated.advance(box, 1000)
+    gained = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu()) - before")
+    assert 1000 * held <= gained <= (1000 + REAL_S) * held
+    drawn = child("true_uj(u)")
+    child.run("b.close()")
+    assert child(power) == idle
+    assert child("true_uj(u)") == drawn  # a context is the board's, and no slice's
+
+
+def test_the_dead_and_the_lost_hold_no_board_awake(process: Child, tmp_path: Path) -> None:
+    box, child = fresh(process, tmp_path, power=BoardPower())
+    other = Child(box)
+    other.run("a = attach(mig('3g.20gb', 4))")
+    assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE + 35_000
+    other.kill()
+    assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE
+    child.run("a = attach(mig('2g.10gb', 0))")
+    emulated.lose(box, 0)
+    emulated.advance(box, 10)
+    emulated.restore(box, 0)
+    assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE
+
+
+def test_the_counter_moves_in_grains_of_the_boxs_clock(process: Child, tmp_path: Path) -> None:
+    box, child = fresh(process, tmp_path, power=BoardPower(context_w=0.0, grain_s=10.0))
+    child.run("def total(): return n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
+    emulated.advance(box, 1000)
+    first = child("total()")
+    seen = [first]
+    for _ in range(50):  # half a grain at a time, give or take what really passes
+        emulated.advance(box, 5.0)
+        seen.append(child("total()"))
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    assert {step for step in steps if step} == {10 * IDLE}
+    assert 20 <= sum(step > 0 for step in steps) <= 30
+    assert seen[-1] - first == pytest.approx(250 * IDLE, abs=2 * 10 * IDLE)
+    assert child("field(gpu(), n.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION)")[1] == child("total()")
+
+
+def test_how_busy_processes_are_is_known_of_a_whole_board_only(process: Child, tmp_path: Path) -> None:
+    _, child = fresh(process, tmp_path, mig_enabled=False)
+    assert child.refused("n.nvmlDeviceGetProcessUtilization(gpu(), 0)") == "NOT_FOUND"
+    child.run("a = attach(n.nvmlDeviceGetUUID(gpu())); a.draw(174)")
+    samples = "[[item.pid, item.smUtil] for item in n.nvmlDeviceGetProcessUtilization(gpu(), 0)]"
+    assert child(samples) == [[child.pid, 50]]
+    _, child = fresh(process, tmp_path / "mig")
+    assert child.refused("n.nvmlDeviceGetProcessUtilization(gpu(), 0)") == "NOT_SUPPORTED"
 
 
 def test_what_a_slice_drew_outlives_it(process: Child, tmp_path: Path) -> None:

@@ -93,7 +93,6 @@ def test_the_loop_turns_while_the_driver_takes_its_time(session):
         (nvml.LIBRARY_NOT_FOUND, "install the NVIDIA driver"),
         (nvml.FUNCTION_NOT_FOUND, "too old"),
         (nvml.MISMATCH, "reboot"),
-        (nvml.RESET_REQUIRED, "gpu-reset"),
         (nvml.IN_USE, "still holds it"),
         (nvml.INSUFFICIENT_RESOURCES, "no room"),
         (pynvml.NVML_ERROR_UNKNOWN, r"Unknown Error \(NVML code 999\)"),
@@ -129,10 +128,28 @@ def test_the_codes_are_those_of_the_bindings():
     assert nvml.MISMATCH == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
 
 
-def test_a_lost_gpu_is_told_from_a_refusal(session, fake):
-    fake.faults["nvmlDeviceGetPowerUsage"] = [nvml.GPU_IS_LOST]
-    with pytest.raises(DeviceLost, match="reset it or reboot"):
+@pytest.mark.parametrize("code", [15, 16, 28])
+def test_a_lost_gpu_is_told_from_a_refusal(session, fake, code):
+    fake.faults["nvmlDeviceGetPowerUsage"] = [code]
+    with pytest.raises(DeviceLost, match="gpu-reset, or reboot"):
         session.call_sync("nvmlDeviceGetPowerUsage", 0)
+
+
+def test_a_handle_that_stays_unknown_is_that_of_a_lost_gpu(session, fake):
+    slept = []
+
+    def look_up():
+        return nvml.look_up(fake, lambda: fake.nvmlDeviceGetHandleByIndex(0), slept.append)
+
+    fake.faults["nvmlDeviceGetHandleByIndex"] = [nvml.UNKNOWN] * (nvml.LOOK_UPS - 1)
+    assert session.call_sync(look_up) == 0
+    assert len(slept) == nvml.LOOK_UPS - 1
+    fake.faults["nvmlDeviceGetHandleByIndex"] = [nvml.UNKNOWN] * nvml.LOOK_UPS
+    with pytest.raises(DeviceLost):
+        session.call_sync(look_up)
+    fake.faults["nvmlDeviceGetHandleByIndex"] = [nvml.NO_PERMISSION]
+    with pytest.raises(NvmlError, match="not permitted"):
+        session.call_sync(look_up)
 
 
 def test_bindings_newer_than_the_driver_are_named(session, fake):

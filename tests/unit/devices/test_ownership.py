@@ -55,6 +55,27 @@ def test_a_place_is_on_the_disk_before_add_returns(tmp_path, monkeypatch):
     owned.close()
 
 
+def test_a_record_that_names_its_instance_means_no_other(tmp_path):
+    owned = opened(tmp_path)
+    owned.add(ONE)
+    assert ONE.means(3, "MIG-1")
+    assert ONE.means(4, ""), "before it is complete it may be any"
+    named = OwnPlace(profile="1g.5gb", start=6, size=1, gi=3, uuid="MIG-1")
+    owned.add(named)
+    assert owned.places == (named,)
+    assert owned.find(("1g.5gb", 6)) == named
+    assert named.means(3, "MIG-1")
+    assert named.means(3, ""), "its compute instance is gone, which is ours to make again"
+    assert not named.means(4, "MIG-1")
+    assert not named.means(3, "MIG-2")
+    owned.close()
+    owned = opened(tmp_path)
+    assert owned.places == (named,)
+    owned.remove(ONE)
+    assert owned.places == ()
+    owned.close()
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     owned = opened(tmp_path)
     owned.add(ONE)

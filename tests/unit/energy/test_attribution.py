@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SCENE = Path(__file__).parents[2] / "support" / "energy_scene.py"
 SPREAD = 0.2  # as in the scene
-LINES = ("active_j", "idle_j", "unattributed_j", "unowned_j", "carried_j")
+LINES = ("active_j", "idle_j", "awake_j", "unattributed_j", "unowned_j", "carried_j")
 
 
 def scene(folder: Path, *what: str) -> dict[str, Any]:
@@ -60,6 +60,26 @@ def test_sums_are_exact_and_slices_are_as_good_as_the_profile(tmp_path: Path, se
     print(f"slice error: {equal:.1%} with the profile's watts, {hidden:.1%} with hidden {found['hidden']}")
 
 
+def test_being_awake_is_told_from_work_on_boards_as_real_ones_are(tmp_path: Path) -> None:
+    """52 W of idle power, 35 W for a context, and a counter that moves every tenth of a second."""
+    found = scene(tmp_path, "awake", "0")
+    for device, line in found["lines"].items():
+        slices = [item for item in found["slices"].values() if item["device"] == device]
+        assert sum(line[name] for name in LINES) == pytest.approx(line["measured_j"], rel=1e-9)
+        assert (line["idle_w"], line["awake_w"]) == (pytest.approx(52.0), pytest.approx(35.0))
+        seconds = (line["idle_j"] + line["unowned_j"]) / 52.0
+        # Contexts came in the first window, which was half awake, and stayed.
+        assert line["awake_j"] == pytest.approx(35.0 * seconds, abs=35.0 * 2.0)
+        # The counter is at most a grain behind at either end; the board draws at most 400 W.
+        true_j = sum(item["true_j"] for item in slices)
+        active_j = line["active_j"] + line["unattributed_j"] + line["carried_j"]
+        assert active_j == pytest.approx(true_j, rel=1e-3, abs=2 * 0.1 * 400.0 + 35.0 * 2.0)
+        assert sum(item["attributed_j"] for item in slices) == pytest.approx(line["active_j"], rel=1e-9)
+        # What anybody holds is a worker's, and the price of being awake with it.
+        held_j = sum(item["idle_j"] for item in slices)
+        assert held_j == pytest.approx(line["idle_j"] + line["awake_j"], rel=1e-9)
+
+
 def test_a_board_in_trouble_is_told_apart_and_never_billed_for(tmp_path: Path) -> None:
     """100 W above 52 W of idleness, all the time."""
     found = scene(tmp_path, "trouble")
@@ -97,3 +117,7 @@ def test_a_board_in_trouble_is_told_apart_and_never_billed_for(tmp_path: Path) -
     assert "whatever the workers did" in found["power hangs"]["why"]
     assert found["start of gpu0"] == "the energy of gpu0 cannot be read: GPU is lost"
     assert "gpu1 shows neither its energy" in found["start of gpu1"]
+    modelled = found["modelled"]
+    assert "modelled: NVML shows neither its energy nor its power" in modelled["why"]
+    assert (modelled["method"], modelled["uncertainty"]) == ("emulated", [-0.5, 0.5])
+    assert modelled["total_j"] == pytest.approx(modelled["idle_w"] * 10, abs=modelled["idle_w"] * slack_j / 152.0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clover.config import EnergyConfig
 from clover.energy import build, cpu_power, gpu_meter_key, meter_key
 from clover.energy.cpu_power import row_of, table
-from clover.energy.nvml import Failure, Value
+from clover.energy.gpu_probe import Failure, Value
 from clover.errors import ConfigError
 
 SECOND = 1_000_000_000
@@ -140,23 +141,29 @@ def test_another_meter_has_another_key(milan: Path, tmp_path: Path) -> None:
 
 
 class FakeGpu:
-    """A GPU whose energy counter answers as it is told to; it is its own session."""
+    """A GPU whose energy counter and power answer as they are told to; it is its own session."""
 
     name, uuid = "gpu0", "GPU-0"
 
-    def __init__(self, answer: Value | Failure, *, emulated: bool = False) -> None:
+    def __init__(
+        self, counter: Value | Failure, power: Value | Failure | None = None, *, emulated: bool = False
+    ) -> None:
         self.emulated = emulated
-        self.answer = answer
+        self.answers = {"counter": counter, "power": power or Value(0, 1, "power")}
 
-    def call_sync(self, function: object, /, *arguments: object) -> Value | Failure:
-        return self.answer
+    def call_sync(self, function: Any, /, *arguments: object) -> Value | Failure:
+        return self.answers[function.__name__]
 
 
 def test_gpus_are_told_apart_by_what_their_meter_reads() -> None:
     counter, power = Value(0, 1, "energy counter"), Failure("unsupported", "Not Supported")
     gpus = [FakeGpu(counter), FakeGpu(power), FakeGpu(counter, emulated=True)]
+    gpus.append(FakeGpu(power, Failure("unsupported", "Not Supported")))
     keys = [gpu_meter_key(EnergyConfig(), gpu, gpu) for gpu in gpus]  # type: ignore[arg-type]
-    assert keys == ["NVML counter, idle measured", "NVML power, idle measured", "emulated, idle measured"]
+    kinds = ("NVML counter", "NVML power", "emulated", "modelled GPU")
+    assert keys == [f"{kind}, idle measured, with a context measured" for kind in kinds]
     gpu = FakeGpu(counter)
-    key = gpu_meter_key(EnergyConfig(gpu_idle_w=50.0), gpu, gpu)  # type: ignore[arg-type]
-    assert key == "NVML counter, idle 50 W"
+    config = EnergyConfig(gpu_idle_w=50.0, gpu_resident_w=90.0)
+    assert gpu_meter_key(config, gpu, gpu) == "NVML counter, idle 50 W, with a context 90 W"  # type: ignore[arg-type]
+    config = EnergyConfig(gpu_meter="modelled")
+    assert gpu_meter_key(config, gpu, gpu).startswith("modelled GPU, idle")  # type: ignore[arg-type]

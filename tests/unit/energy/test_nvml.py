@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from clover import energy
 from clover.accounting import Account, ProfiledEnergy, WorkerMeter
 from clover.config import EnergyConfig
+from clover.energy.foreign_work import ForeignWork, OurWork
+from clover.energy.kept_idle import KeptIdles
 from clover.energy.nvml import IDLE_WINDOW_S, LONGEST_STEP_S, STUCK_S, NvmlMeter
 from clover.errors import ConfigError, DeviceError
 from clover.types import EnergySample, Reading
@@ -24,8 +27,10 @@ SECOND = 1_000_000_000
 GRID = Reading(g_per_kwh=300.0, at_s=0.0, provider="test")
 COUNTER, POWER, FIELDS = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues"
 HANDLE = "nvmlDeviceGetHandleByUUID"
+PROCESSES = "nvmlDeviceGetComputeRunningProcesses"
 GONE = pynvml.NVML_ERROR_GPU_IS_LOST
 MISSING = pynvml.NVML_ERROR_NOT_SUPPORTED
+OTHER, UNSEEN = 9_999_999, 9_999_997  # processes beyond the most that Linux numbers
 
 
 class Board:
@@ -70,7 +75,16 @@ class Board:
         return function(*arguments)
 
     async def meter(self, **settings: Any) -> NvmlMeter:
-        return await NvmlMeter.start(self, self, clock=lambda: self.now_ns, **settings)
+        return await NvmlMeter.start(self, self, **{"clock": lambda: self.now_ns, "sleep": at_once, **settings})
+
+
+async def at_once(seconds: float) -> None:
+    """Let no time pass."""
+
+
+def work(busy_ns: Callable[[], int] = lambda: 0, workers: Callable[[], Iterable[int]] = lambda: ()) -> OurWork:
+    """What the server does on the board; every process with an even number is its own."""
+    return OurWork(busy_ns=busy_ns, workers=lambda: frozenset(workers()), owns=lambda pid: pid % 2 == 0)
 
 
 @pytest.fixture
@@ -86,7 +100,7 @@ def plugged(made: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
     return made
 
 
-async def looked(meter: NvmlMeter) -> EnergySample:
+async def looked(meter: energy.GpuMeter) -> EnergySample:
     await meter.refresh()
     return meter.sample(0)
 
@@ -431,11 +445,11 @@ def test_one_look_that_failed_leaves_no_gap_in_power(board: Board) -> None:
 
     async def scene() -> None:
         meter = await board.meter()
-        board.broken[FIELDS] = pynvml.NVML_ERROR_UNKNOWN
+        board.broken |= dict.fromkeys((FIELDS, POWER), pynvml.NVML_ERROR_UNKNOWN)
         board.run(1.0)
         await meter.refresh()
         assert meter.state == "failing"
-        del board.broken[FIELDS]
+        del board.broken[FIELDS], board.broken[POWER]
         board.run(1.0)
         sample = await looked(meter)
         assert (sample.total_j, sample.epoch, meter.gaps) == (pytest.approx(100.0), 0, 0)
@@ -451,7 +465,7 @@ def test_power_that_stays_the_same_through_rest_and_work_is_stuck(board: Board, 
 
     async def scene() -> None:
         nonlocal busy_ns
-        meter = await board.meter(busy_ns=lambda: busy_ns)
+        meter = await board.meter(work=work(lambda: busy_ns))
         for second in range(20):
             works = steady or second % 2
             busy_ns += SECOND if works else 0
@@ -491,7 +505,7 @@ def test_idle_power_is_the_start_or_the_least_ten_seconds_since(board: Board) ->
 def test_configured_idle_power_is_taken_and_held_to_what_was_seen(board: Board) -> None:
     async def scene() -> None:
         config = EnergyConfig(gpu_idle_w=70.0)
-        meter = await energy.build_gpu(board, board, config, clock=lambda: board.now_ns)
+        meter = await energy.build_gpu(board, board, config, clock=lambda: board.now_ns, sleep=at_once)
         assert (meter.idle_w, "idle 70 W as configured" in meter.why) == (70.0, True)
         for _ in range(int(IDLE_WINDOW_S)):
             board.run(1.0, 65.0)
@@ -525,6 +539,200 @@ def test_without_power_the_counter_is_watched_for_idle_power(board: Board) -> No
 def test_idle_power_that_is_no_watts_is_refused(board: Board, watts: float) -> None:
     with pytest.raises(ConfigError, match=r"energy\.gpu_idle_w must be a number of watts"):
         asyncio.run(energy.build_gpu(board, board, EnergyConfig(gpu_idle_w=watts)))
+
+
+# --- with a context, and beside others ------------------------------------------------------------------------------
+
+
+def crowd(board: Board, monkeypatch: pytest.MonkeyPatch) -> dict[int, int | None]:
+    """Let NVML list processes on the board: percent of it that each keeps busy, by pid (None: NVML does not say)."""
+    found: dict[int, int | None] = {}
+
+    def busy(*_: Any) -> Any:
+        if None in found.values():
+            raise pynvml.NVMLError(MISSING)
+        if not found:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return [SimpleNamespace(pid=pid, smUtil=part, timeStamp=board.now_ns // 1000) for pid, part in found.items()]
+
+    listed = lambda _: board._answer(PROCESSES, [SimpleNamespace(pid=pid) for pid in found])  # noqa: E731
+    monkeypatch.setattr(pynvml, PROCESSES, listed)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetProcessUtilization", busy)
+    monkeypatch.setattr(ForeignWork, "_seen", lambda self, pid: pid != UNSEEN)
+    return found
+
+
+def test_power_with_a_context_is_measured_while_workers_rest_and_being_awake_has_its_own_joules(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 W bare, 85 W with a context, 185 W at work."""
+    on_board, busy_ns = crowd(board, monkeypatch), 0
+
+    async def scene() -> None:
+        nonlocal busy_ns
+        meter = await board.meter(work=work(lambda: busy_ns, lambda: on_board))
+        board.run(5.0)
+        sample = await looked(meter)
+        assert (sample.idle_w, sample.awake_w, sample.awake_j, meter.idle.resident_by) == (50.0, 0.0, 0.0, "unknown")
+        on_board[2] = 0
+        for _ in range(3):
+            board.run(1.0, 85.0)
+            sample = await looked(meter)
+        assert sample.awake_w == 0.0  # it has not stood still for long enough
+        assert "not measured yet" in meter.why
+        board.run(1.0, 85.0)
+        sample = await looked(meter)
+        assert (sample.idle_w, sample.awake_w) == (50.0, 35.0)
+        assert meter.why == "NVML energy counter; idle 50 W at start; 85 W with a context, measured at rest"
+        before_j = sample.awake_j
+        for _ in range(10):
+            busy_ns += SECOND // 2
+            board.run(1.0, 185.0)
+            sample = await looked(meter)
+        assert (sample.idle_w, sample.awake_w) == (50.0, 35.0)  # work is no rest
+        assert sample.awake_j - before_j == pytest.approx(350.0)
+        del on_board[2]
+        board.run(2.0, 50.0)
+        sample = await looked(meter)
+        assert sample.awake_w == 0.0
+        assert sample.awake_j - before_j == pytest.approx(350.0 + 35.0)  # it left somewhere within these two seconds
+        for _ in range(40):
+            board.run(1.0, 53.0)  # warmer than at the start: bare power rises, too
+            sample = await looked(meter)
+        assert (sample.idle_w, meter.idle.bare_by) == (53.0, "rest")
+
+    asyncio.run(scene())
+
+
+def test_a_batch_that_took_long_was_no_rest(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd(board, monkeypatch)[2] = 0
+    busy_ns = 0
+
+    async def scene() -> None:
+        nonlocal busy_ns
+        meter = await board.meter(work=work(lambda: busy_ns, lambda: (2,)))
+        for _ in range(9):  # nothing is said of a batch before it ends
+            board.run(1.0, 300.0)
+            await meter.refresh()
+        busy_ns += 10 * SECOND
+        board.run(1.0, 300.0)
+        await meter.refresh()
+        for _ in range(5):
+            board.run(1.0, 85.0)
+            sample = await looked(meter)
+        assert sample.awake_w == pytest.approx(35.0)
+
+    asyncio.run(scene())
+
+
+def test_configured_power_with_a_context_is_taken(board: Board) -> None:
+    async def scene() -> None:
+        config = EnergyConfig(gpu_idle_w=40.0, gpu_resident_w=90.0)
+        meter = await energy.build_gpu(
+            board, board, config, work=work(workers=lambda: (2,)), clock=lambda: board.now_ns, sleep=at_once
+        )
+        for _ in range(8):
+            board.run(1.0, 95.0)
+            sample = await looked(meter)
+        assert (sample.idle_w, sample.awake_w, sample.awake_j) == (40.0, 50.0, 50.0 * 7.5)
+        assert "90 W with a context as configured" in meter.why
+        with pytest.raises(ConfigError, match=r"gpu_resident_w = 30 is below energy.gpu_idle_w = 40"):
+            await energy.build_gpu(board, board, EnergyConfig(gpu_idle_w=40.0, gpu_resident_w=30.0))
+
+    asyncio.run(scene())
+
+
+def test_what_a_context_costs_is_kept_for_servers_that_never_rest(board: Board, tmp_path: Path) -> None:
+    async def scene() -> None:
+        kept = KeptIdles(tmp_path)
+        first = await board.meter(work=work(workers=lambda: (2,)))
+        kept.restore(board.uuid, first)
+        kept.save(board.uuid, first)  # nothing was measured
+        assert first.idle.resident_by == "unknown"
+        board.run(1.0, 88.0)
+        await first.measure_resident(at_once)
+        assert first.idle.resident_w == 88.0
+        kept.save(board.uuid, first)
+        board.run(1.0, 52.0)
+        again = await board.meter(work=work(lambda: board.now_ns, lambda: (2,)))
+        kept.restore(board.uuid, again)
+        board.run(1.0, 400.0)
+        sample = await looked(again)
+        assert (sample.idle_w, sample.awake_w) == (52.0, 38.0)
+        assert "as an earlier run measured it" in again.why
+
+    asyncio.run(scene())
+
+
+def test_others_at_work_on_the_board_are_named_and_nothing_is_taken_for_rest(
+    board: Board, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_board, name = crowd(board, monkeypatch), f"process {OTHER}"
+    caplog.set_level(logging.INFO)
+
+    async def scene() -> None:
+        meter = await board.meter(work=work(workers=lambda: (2,)))
+        for pid, part, others in (
+            (2, 90, ()),  # ours
+            (OTHER, 1, ()),  # at rest
+            (OTHER, 40, (name,)),
+            (OTHER, None, (name,)),  # NVML does not say, so it may be at work
+            (UNSEEN, None, ()),  # of another namespace: perhaps ours
+        ):
+            on_board.clear()
+            on_board[pid] = part
+            for _ in range(2):
+                board.run(1.0, 300.0)
+                sample = await looked(meter)
+            assert sample.shared == others, (pid, part)
+            if others:
+                board.run(10.0, 300.0)
+                assert (await looked(meter)).awake_w == 0.0
+                assert meter.why.endswith(f"shared with {name}")
+
+    asyncio.run(scene())
+    assert caplog.text.count(f"{name} compute on this GPU and are not this server's") == 1
+    assert caplog.text.count("nobody else computes on this GPU any more") == 1
+
+
+def test_instances_of_others_are_known_where_processes_are_not(board: Board) -> None:
+    async def scene() -> None:
+        others = OurWork(lambda: 0, frozenset, lambda _: True, lambda: ("whoever uses gpu0:3g@4",))
+        meter = await board.meter(work=others)
+        board.run(1.0)
+        assert (await looked(meter)).shared == ("whoever uses gpu0:3g@4",)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_UNKNOWN, MISSING])
+def test_a_driver_that_does_not_know_the_field_of_power_has_the_plain_call(board: Board, error: int) -> None:
+    board.broken = {FIELDS: error}
+    assert asyncio.run(board.meter()).idle_w == 50.0
+    board.broken = {FIELDS: GONE}
+    with pytest.raises(DeviceError, match="the energy of gpu0 cannot be read"):
+        asyncio.run(board.meter())
+
+
+def test_the_first_looks_at_a_real_board_are_over_three_seconds_and_the_driver_waking_up_is_left_out(
+    board: Board,
+) -> None:
+    board.power_mw = 120_000  # the first look woke it
+    slept_s = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal slept_s
+        slept_s += seconds
+        board.run(seconds, 110.0 if slept_s < 1.0 else 50.0)
+
+    async def scene() -> None:
+        meter = await board.meter(sleep=sleep)
+        assert (meter.idle_w, slept_s, meter.sample(0).total_j) == (50.0, 3.0, 0.0)
+        board.emulated = True
+        await board.meter(sleep=sleep)
+        assert slept_s == 3.0  # an emulated board's power is exact at once
+
+    asyncio.run(scene())
 
 
 # --- starts that must fail --------------------------------------------------------------------------------------------

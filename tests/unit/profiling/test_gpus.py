@@ -16,9 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from clover import energy, profiles
+from clover.energy.board_idle import BoardIdle
 from clover.errors import DeviceError, ProfileError, WorkerError
 from clover.families import load_family
-from clover.profiling import measurement
+from clover.profiling import joules, measurement
+from clover.profiling.duty import Pauses
 from clover.profiling.effort import Effort
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import HttpFigures, HttpMeasurement
@@ -28,6 +30,7 @@ from clover.worker.frames import HeldMemory, WorkerOrder
 
 TOY = load_family(str(Path(__file__).resolve().parents[2] / "families" / "toy"))
 SHORT = Effort(quick=True, samples=2, least_s=0.0, most_s=0.01, score_s=0.05, base_s=0.02, compile_s=0.0, rounds=2)
+OTHERS = "python (4711) compute on gpu0"
 SIZES = {"1g.5gb": 1, "3g.20gb": 4, "7g.40gb": 8}
 
 
@@ -50,6 +53,7 @@ class Gpu:
         self.made: list[str] = []
         self.users: dict[str, int] = {}
         self.looked: list[bool] = []
+        self.rested: list[bool] = []
 
     def shape(self) -> DeviceShape:
         n = self.name
@@ -140,20 +144,31 @@ class Pool:
 
 
 class Meter:
-    """Rises by a joule a look above idle; the GPU keeps whether workers were on it at each look."""
+    """Steps once a second, which is a look: by what the bare board and a context draw (50 and 35 W), and a joule more;
+    the GPU keeps whether workers were on it at each look, and at each measurement of rest."""
+
+    source = "counter"
 
     def __init__(self, gpu: Gpu) -> None:
         self.device = gpu.name
         self.why = "a counter of the tests"
         self.looks = 0
+        self.idle = BoardIdle(50.0)
         self._gpu = gpu
 
     async def refresh(self) -> None:
         self._gpu.looked.append(any(self._gpu.users.values()))
         self.looks += 1
 
+    async def measure_resident(self) -> None:
+        self._gpu.rested.append(any(self._gpu.users.values()))
+        self.idle.measured(85.0)
+
     def sample(self, now_ns: int) -> EnergySample:
-        return EnergySample(device=self.device, at_ns=0, total_j=float(self.looks), idle_w=50.0, method="measured")
+        at_ns = self.looks * 1_000_000_000
+        return EnergySample(
+            device=self.device, at_ns=at_ns, total_j=self.looks * 86.0, idle_w=50.0, method="measured"
+        )
 
 
 async def seen(self: Any, spec: Any, profile: Any, places: Sequence[Placement], *_: float) -> HttpFigures:
@@ -169,6 +184,7 @@ def measured(
     names: Sequence[str],
     *,
     over_http: Any = seen,
+    others: str = "",
 ) -> tuple[Any, dict[str, Gpu], Pool]:
     async def build_gpu(session: Any, gpu: Gpu, config: Any) -> Meter:
         assert session is gpu.session
@@ -177,9 +193,15 @@ def measured(
     async def idle(*_: Any) -> float:
         return 0.0
 
+    async def strangers(*_: Any) -> str:
+        return others
+
+    monkeypatch.setattr(joules, "others_on", strangers)
+    monkeypatch.setattr(measurement, "others_on", strangers)
     monkeypatch.setattr(HttpMeasurement, "measure", over_http)
     monkeypatch.setattr(energy, "build_gpu", build_gpu)
     monkeypatch.setattr(measurement, "busy_share", idle)
+    monkeypatch.setattr(measurement, "FIRST_GPU_CELL_S", 0.01)
     monkeypatch.setattr(measurement, "GPU_CELL_S", 0.01)
     gpus = {name: Gpu(name) for name in names}
     pool = Pool(gpus, fits)
@@ -203,6 +225,7 @@ def measured(
 
 
 def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measurement, "MOST_ROWS_PER_S", 6000.0)
     profile, gpus, pool = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0", "gpu1"))
     assert gpus["gpu0"].made == ["1g.5gb@4", "3g.20gb@0", "7g.40gb@0"], "one at a time, and each only once"
     assert gpus["gpu1"].made == ["7g.40gb@0"], "BASE is on every GPU"
@@ -219,8 +242,61 @@ def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.Mon
     assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
     assert (profile.base.http_p95_ms, profile.front_ms) == (8.0, 0.5)
     assert all(order.visible_devices == f"MIG-{order.place}" for order in pool.orders)
-    assert any("energy is that of the GPU" in note for note in profile.notes)
-    assert gpus["gpu1"].looked == [True, True], "a GPU where nothing runs is not in what a slice of another takes"
+    assert any("energy is that of the GPU above rest with a context" in note for note in profile.notes)
+    assert gpus["gpu1"].looked == [True] * 4, "a GPU where nothing runs is not in what a slice of another takes"
+    assert gpus["gpu0"].rested == gpus["gpu1"].rested == [True], "once, with a worker on it"
+    kept = [(tmp_path / "energy" / f"GPU-{name}.json").exists() for name in gpus]
+    assert kept == [False, False], "only what NVML measured is kept"
+
+
+def test_cells_of_a_gpu_are_measured_again_in_two_shuffled_rounds_at_two_loads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A joule above rest a window, which is a second: as a line through both loads, and with what it is off."""
+    duties: set[float | None] = set()
+
+    def before(self: Pauses, service_s: float) -> float:
+        duties.add(self._duty)
+        return 0.0
+
+    monkeypatch.setattr(Pauses, "before", before)
+    profile, _, pool = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0",))
+    assert duties == {None, 1.0, 0.3}
+    starts = [order.variant for order in pool.orders if "1g" in order.place]
+    assert sorted(starts) == ["full"] * 4 + ["half"] * 4, "for the backend, for cascades, and once a round"
+    for m in profile.latency:
+        assert (m.energy_method, m.energy_j_per_row > 0.0, 0.0 <= m.energy_error < 2.0) == ("measured", True, True)
+        assert m.samples >= 2
+
+
+def test_base_below_a_third_of_its_load_costs_what_its_batches_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    profile, _, _ = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0", "gpu1"))
+    full = profiles.measurements(profile, profile.base.variant, "7g.40gb")[-1]
+    assert profile.base.energy_j_per_row == full.energy_j_per_row
+    assert any("joules of a row of BASE are those of batches of 8" in note for note in profile.notes)
+    assert any("4000 rows/s, below 60 % load" in note for note in profile.notes)
+
+
+def test_nothing_is_measured_beside_others_at_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"python \(4711\) compute on gpu0: their energy would be taken for"):
+        measured(monkeypatch, tmp_path, lambda order: True, ("gpu0",), others=OTHERS)
+
+
+def test_others_that_came_meanwhile_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def nobody(*_: Any) -> str:
+        return ""
+
+    began = joules.EnergyMeters.start
+
+    def start(*given: Any) -> Any:
+        monkeypatch.setattr(joules, "others_on", nobody)
+        return began(*given)
+
+    monkeypatch.setattr(joules.EnergyMeters, "start", start)
+    profile, _, _ = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0",), others=OTHERS)
+    assert f"{OTHERS} meanwhile: joules are too many" in profile.notes
 
 
 def test_a_profile_without_figures_over_http_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ class Counter:
         self.device = device
         self.idle_w = idle_w
         self.refreshed = 0
-        self.epochs = [0, 0]
+        self.epochs = [0] * len(readings)
 
     async def refresh(self) -> None:
         self.refreshed += 1
@@ -237,9 +238,11 @@ class Counter:
         )
 
 
-def stretch(*meters: Counter) -> EnergyWindow:
+def stretch(*meters: Counter, awake_w: Mapping[str, float] | None = None) -> EnergyWindow:
+    async def at_once(seconds: float) -> None: ...
+
     async def main() -> EnergyWindow:
-        async with EnergyWindow(meters, core_w=8.0) as window:
+        async with EnergyWindow(meters, 8.0, awake_w, sleep=at_once) as window:
             pass
         return window
 
@@ -253,15 +256,53 @@ def test_a_counter_is_preferred_and_the_model_labelled() -> None:
 
 
 def test_gpus_add_up_above_idle_and_are_never_modelled() -> None:
-    first, second = Counter([10.0, 90.0], "gpu0", idle_w=50.0), Counter([0.0, 60.0], "gpu1", idle_w=50.0)
+    """A look a second, and from one step of the counter (10 J) to another (90 J) two seconds."""
+    first = Counter([9.0, 10.0, 85.0, 90.0], "gpu0", idle_w=25.0)
+    second = Counter([-1.0, 0.0, 55.0, 60.0], "gpu1", idle_w=25.0)
     assert stretch(first, second).joules(4, 1.0) == (10.0, "emulated")
-    assert (first.refreshed, second.refreshed) == (2, 2)
+    assert (first.refreshed, second.refreshed) == (4, 4)
     with pytest.raises(ProfileError, match="did not rise above idle"):
-        stretch(Counter([10.0, 60.0], "gpu0", idle_w=50.0)).joules(4, 1.0)
-    anew = Counter([10.0, 90.0], "gpu0")
-    anew.epochs = [0, 1]
+        stretch(Counter([9.0, 10.0, 55.0, 60.0], "gpu0", idle_w=25.0)).joules(4, 1.0)
+    awake = Counter([9.0, 10.0, 85.0, 90.0], "gpu0", idle_w=25.0)
+    assert stretch(awake, awake_w={"gpu0": 5.0, "gpu1": 99.0}).joules(4, 1.0) == (5.0, "emulated")
+    anew = Counter([9.0, 10.0, 85.0, 90.0], "gpu0")
+    anew.epochs = [0, 0, 0, 1]
     with pytest.raises(ProfileError, match="began anew"):
         stretch(anew).joules(4, 1.0)
+
+
+def test_a_window_on_a_gpu_begins_and_ends_when_its_counter_moves() -> None:
+    """A counter that moves every twentieth look, from which looks a period apart would see up to two steps more or
+    less."""
+    looks = [float(look // 20) for look in range(100)]
+    meter = Counter(looks, "gpu0")
+    meter.refreshed = 7
+    meter.readings = looks[7:]
+    window = stretch(meter)
+    cell = Cell(4, [1.0], wall_s=1.0)
+    point = window.point(cell)
+    assert point is not None
+    assert (point.seconds, point.active_j, point.rows) == (20.0, 1.0, 8)
+    stuck = Counter([5.0] * 500, "gpu0")
+    assert stretch(stuck).point(cell) is not None  # it is not waited for without end
+    assert stuck.refreshed < 250
+
+
+def test_power_is_looked_at_all_the_while_where_a_gpu_has_no_counter() -> None:
+    async def main() -> int:
+        meter = Counter([float(number) for number in range(100)], "gpu0")
+        meter.source = "power"  # type: ignore[attr-defined]
+
+        async def sleep(seconds: float) -> None:
+            assert seconds == 0.1
+            await asyncio.sleep(0)
+
+        async with EnergyWindow((meter,), 8.0, sleep=sleep):
+            for _ in range(50):
+                await asyncio.sleep(0)
+        return meter.refreshed
+
+    assert asyncio.run(main()) > 10
 
 
 def test_the_label_says_why() -> None:
@@ -277,6 +318,7 @@ class Compiling:
 
     name = "fake"
     compiles = True
+    gpu_only = False
 
     def available(self) -> str:
         return ""

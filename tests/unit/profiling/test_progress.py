@@ -14,6 +14,7 @@ from rich.console import Console
 from clover.profiling import bar
 from clover.profiling.estimate import TimeLeft
 from clover.profiling.progress import ProgressLines, progress_bar, progress_or_bar
+from clover.profiling.rig import ProgressSteps
 from clover.telemetry.logs import TextFormatter, WriterHandler
 
 
@@ -33,6 +34,17 @@ def test_the_time_left_follows_from_the_steps_done() -> None:
     assert left.left_s(2, 10) == pytest.approx(24.0)
     assert left.text(2, 10) == "2 of 10 steps, about 24 s left"
     assert left.left_s(2, 4) == pytest.approx(6.0), "a total that was estimated wrongly is corrected"
+
+
+def test_after_the_first_worker_it_is_said_once_how_long_all_will_take() -> None:
+    clock, said = Clock(), list[str]()
+    steps = ProgressSteps(None, announce=said.append, clock=clock)
+    steps.total = 45
+    for _ in range(3):
+        steps.begin("a worker")
+        assert len(said) == (clock.now_s > 100.0)
+        clock.now_s += 8.0
+    assert said == ["the first of 45 steps took 8.0 s: measuring takes about 6 min, once"]
 
 
 def test_the_time_left_is_steady_though_steps_are_not_alike() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from clover.accounting import Account
@@ -22,12 +21,10 @@ from clover.devices import emulated
 from clover.errors import DeviceError, WorkerError, WorkerLostInStart
 from clover.families import load_family
 from clover.interfaces import Device
-from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.types import Assignment, DeviceShape, FamilyProfile, LatencyMeasurement, Placement
-from clover.worker import frames, pinned
-from clover.worker.batches import Batches
+from clover.worker import frames
 from clover.worker.pacing import Pace
 from tests.support import profiles_fixture
 
@@ -191,7 +188,7 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
         (half,) = order.also
         assert (half.variant, half.backend, half.threads) == ("half", "eager", 1)
         assert half.pace_ms == pytest.approx([10.0 * rows for rows in range(1, 9)])
-        assert order.resident_bytes == 5 << 30
+        assert (order.resident_bytes, order.also_s) == (5 << 30, 30.0)
         assert [one.name for one in order.trimmed().family.variants] == ["full", "half"]
         assert [one.variant for one in house.order(assignment("half")).also] == ["full"]
         house.use(profile_of((1, 10.0, 0.2)))
@@ -199,7 +196,8 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
         assert house.order(assignment()).resident_bytes == 0
     finally:
         house.close()
-    for config in ({"resident": "off"}, {"resident": "1"}, {"variant": "full"}):
+    settings: tuple[dict[str, Any], ...] = ({"resident": "off"}, {"resident": "1"}, {"variant": "full"})
+    for config in settings:
         house = served(tmp_path, Gpu(False), loop, **config)
         house.use(both)
         assert house.order(assignment()).also == ()
@@ -207,23 +205,28 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
 
 
 def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_serves(
-    tmp_path: Path, loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    loop: asyncio.AbstractEventLoop,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Pools:
         def __init__(self, *failures: WorkerError) -> None:
             self.failures = list(failures)
             self.also: list[int] = []
 
-        async def spawn(self, order: frames.WorkerOrder, slab: Slab, **rest: Any) -> str:
+        async def spawn(self, order: frames.WorkerOrder, slab: object, **rest: Any) -> Any:
             self.also.append(len(order.also))
             if self.failures:
                 raise self.failures.pop(0)
-            return order.variant
+            return SimpleNamespace(order=order, left_out=left_out)
+
+    left_out: dict[str, str] = {}
 
     def starting(house: Served, *failures: WorkerError) -> list[int]:
         house._pool = pool = Pools(*failures)  # type: ignore[assignment]
-        started: Any = loop.run_until_complete(house._start(assignment()))
-        assert started == "full"
+        started = loop.run_until_complete(house._start(assignment()))
+        assert started.order.variant == "full"
         return pool.also
 
     house = served(tmp_path, Gpu(False), loop)
@@ -239,6 +242,12 @@ def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_ser
             starting(house, WorkerError("no weights"))
         with pytest.raises(WorkerError, match="again"):
             starting(house, WorkerLostInStart("died"), WorkerError("again"))
+        house._alone.clear()
+        left_out["half"] = "too large"
+        assert starting(house) == [1]
+        assert starting(house) == [0], "it would only be too large again"
+        monkeypatch.setattr("clover.runtime.served.time.monotonic_ns", lambda: 1 << 62)
+        assert starting(house) == [1], "a while later, it may fit"
     finally:
         house.close()
 
@@ -279,59 +288,6 @@ def test_workers_take_turns_to_start_and_their_time_starts_with_them(monkeypatch
             os.close(fd)
 
     asyncio.run(main())
-
-
-# --- page-locked memory -----------------------------------------------------------------------------------------------
-
-
-class Cudart:
-    def __init__(self, status: int = 0) -> None:
-        self.status = status
-        self.regions: list[tuple[int, int]] = []
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
-        self.regions.append((address, size))
-        return self.status
-
-
-class Cuda:
-    def __init__(self, ready: bool, cudart: Cudart) -> None:
-        self.is_initialized = lambda: ready
-        self.cudart = lambda: cudart
-
-
-class Torch:
-    def __init__(self, ready: bool, cudart: Cudart) -> None:
-        self.cuda = Cuda(ready, cudart)
-
-
-@pytest.fixture
-def slab() -> Iterator[Slab]:
-    made = Slab.create(Layout(TOY, 8))
-    yield made
-    made.close()
-
-
-def test_rows_are_page_locked_where_a_gpu_is_used(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
-    cudart = Cudart()
-    batches = Batches(slab)
-    monkeypatch.setitem(sys.modules, "torch", Torch(False, cudart))
-    assert pinned.pin(slab, batches, 4) == 0
-    assert cudart.regions == []
-    monkeypatch.setitem(sys.modules, "torch", Torch(True, cudart))
-    row_bytes = slab.input(0)[0].nbytes
-    assert pinned.pin(slab, batches, 4) == slab.layout.bytes + 4 * row_bytes
-    (whole, size), (staged, _) = cudart.regions
-    for slots in ((0, 1, 2), (5, 2)):
-        at = batches.gather(np.array(slots, np.uint32))[0].ctypes.data
-        assert whole <= at < whole + size or at == staged, "whatever a batch is gathered to is page-locked"
-
-
-def test_what_the_driver_refuses_is_said_once(slab: Slab, caplog: pytest.LogCaptureFixture) -> None:
-    arrays = [np.zeros(8), np.zeros(8)]
-    assert pinned.register(Cudart(status=801), arrays) == 0
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "801" in caplog.text
 
 
 def test_what_a_tenant_sent_and_what_that_cost_stand_together(

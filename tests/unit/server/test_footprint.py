@@ -15,10 +15,10 @@ from clover.server.footprint import Footprint, hardware_of
 from clover.types import Reading
 
 
-def gpu(product: str, *, emulated: bool = False) -> Any:
+def gpu(product: str, *, emulated: bool = False, slices: int = 7) -> Any:
     made = MigDevice.__new__(MigDevice)
-    made.product, made.emulated = product, emulated
-    made.shape = lambda: SimpleNamespace(slices=7)  # type: ignore[method-assign, assignment, return-value]
+    made.product, made.emulated, made.others = product, emulated, 7 - slices
+    made.shape = lambda: SimpleNamespace(slices=slices)  # type: ignore[method-assign, assignment, return-value]
     return made
 
 
@@ -47,6 +47,11 @@ def test_gpus_are_charged_whole_beside_the_cores_of_their_machine() -> None:
     assert found[2].device == "host"
     assert found[2].for_workers == 0.0
     assert 0.0 < found[2].reserved <= found[2].total == 64
+
+
+def test_fixed_instances_are_charged_their_part_of_the_gpu() -> None:
+    found, _ = hardware_of(EmbodiedConfig(), {"gpu0": gpu("NVIDIA H100 80GB HBM3", slices=2)}, cores=64)
+    assert (found.kg, found.reserved, found.total, found.for_workers) == (164.0, 2, 7, 2)
 
 
 def test_emulated_gpus_are_said_to_be_emulated() -> None:

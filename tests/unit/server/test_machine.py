@@ -16,13 +16,14 @@ from pathlib import Path
 import msgspec
 from clover.accounting import Account
 from clover.config import EnergyConfig, ServerConfig, WorkersConfig
-from clover.server.machine import Machine
+from clover.server.machine import CONTEXT_W, Machine
 from clover.types import Reading
 
 reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static", method="configured")
 
 async def life(keep, make=()):
-    workers = WorkersConfig(device="emulated:a100-40gb:2", keep_instances=keep)
+    sleep = "off" if keep else "park"
+    workers = WorkersConfig(device="emulated:a100-40gb:2", keep_instances=keep, sleep=sleep)
     account = Account(pue=1.0)
     machine = Machine(ServerConfig(workers=workers, energy=EnergyConfig(meter="modelled")), Path(sys.argv[1]), account)
     try:
@@ -32,6 +33,8 @@ async def life(keep, make=()):
         for profile, start in make:
             place = next(p for l in shape.layouts for p in l if (p.profile, p.start) == (profile, start))
             await machine.devices["gpu0"].create(place)
+        assert shape.sleep_w == (None if keep else CONTEXT_W), shape.sleep_w
+        assert shape.sleep_method == ("none" if keep else "modelled")
         await machine.watch()
         await machine.measure(reading)
         await asyncio.sleep(0.3)

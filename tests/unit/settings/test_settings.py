@@ -17,6 +17,7 @@ from clover.config import ServerConfig, TenantConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.settings import (
+    FILE_ONLY,
     SETTINGS,
     Option,
     Setting,
@@ -79,8 +80,20 @@ def test_help_names_every_flag() -> None:
     text = help_text("clover", "Serve.", [Option("--check-config", "check and leave")])
     for setting in SETTINGS:
         if setting.key != "families.family":
-            assert setting.flag in text
+            assert (setting.flag in text) is (setting.key not in FILE_ONLY)
     assert "--check-config" in text
+
+
+def test_programs_to_run_stand_in_the_file_only(tmp_path: Path) -> None:
+    path = write(tmp_path, "[mig]\nbefore_change = ['systemctl', 'stop', 'nvidia-dcgm']\n")
+    settings = load([path], {})
+    assert settings.config.mig.before_change == ("systemctl", "stop", "nvidia-dcgm")
+    assert 'before_change = ["systemctl", "stop", "nvidia-dcgm"]' in print_config(settings)
+    with pytest.raises(ConfigError, match="unknown flag --mig-before-change"):
+        load(["--mig-before-change", "/bin/true"], {})
+    with pytest.raises(ConfigError, match="unknown variable CLOVER_MIG_AFTER_CHANGE"):
+        load([], {"CLOVER_MIG_AFTER_CHANGE": "/bin/true"})
+    assert load(["--mig-hook-timeout-s", "5"], {}).config.mig.hook_timeout_s == 5.0
 
 
 # --- precedence ---------------------------------------------------------------------------------------------------
@@ -380,7 +393,7 @@ def test_devices_that_there_may_be(device: str) -> None:
 @pytest.mark.parametrize(
     ("device", "text"),
     [
-        ("", "give cpu, nvidia, nvidia:0,2 or emulated"),
+        ("", "give cpu, nvidia, nvidia:0,2, nvidia:mig, mig:MIG-d7ac6ae6 or emulated"),
         ("gpu", "is no device"),
         ("nvdia", "did you mean nvidia"),
         ("nvidia:", "is no device"),
@@ -388,6 +401,10 @@ def test_devices_that_there_may_be(device: str) -> None:
         ("emulated:a100-40gb", "is no device"),
         ("emulated:a100-40gb:0", "is no device"),
         ("emulated:../x:1", "is no device"),
+        ("emulated:pod-a100", "is no device"),
+        ("mig:", "is no device"),
+        ("mig:GPU-1234", "is no device"),
+        ("nvidia:mig:", "is no device"),
     ],
 )
 def test_devices_that_there_are_not(device: str, text: str) -> None:

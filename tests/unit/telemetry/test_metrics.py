@@ -13,6 +13,7 @@ from clover.accounting import Account, WorkerMeter
 from clover.accounting.embodied import EmbodiedLedger, Hardware
 from clover.accounting.sci import sci
 from clover.control.baselines.saved import Compared
+from clover.control.parked import ParkedTime
 from clover.http.stats import HttpStats
 from clover.runtime.router.traffic import Traffic
 from clover.telemetry.ledger.writing import LedgerStatus
@@ -23,6 +24,7 @@ from clover.types import Asked, EnergySample, Method, Reading
 MS = 1_000_000
 SECOND = 1000 * MS
 PARTS = ("active", "idle")
+SUMMED = ("idle", "awake", "unattributed")
 
 
 GUARDED = {
@@ -270,6 +272,26 @@ def test_every_gpu_has_its_lines_and_their_labels() -> None:
         assert value("clover_unattributed_joules_total", device, method, part="idle") == pytest.approx(40)
 
 
+def test_what_being_awake_costs_and_others_on_a_gpu_are_shown() -> None:
+    account = Account(pue=1.0)
+    account.add_device("gpu0", 7)
+    account.attach(WorkerMeter(family="m", variant="small", device="gpu0", placement="p", slices=7))
+    for second, shared in enumerate(((), (), ("python (4711)",), ())):
+        sample = EnergySample(
+            device="gpu0", at_ns=second * SECOND, total_j=100.0 * second, idle_w=50.0, method="measured",
+            awake_w=35.0, awake_j=35.0 * second, shared=shared,
+        )  # fmt: skip
+        account.window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="static"))
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
+    found = scrape(Metrics(families=dict, account=account, chain=chain))
+    labels = (("device", "gpu0"), ("method", "measured"))
+    assert found["clover_device_awake_watts", labels] == 35
+    assert found["clover_device_shared_seconds_total", labels] == 2
+    lines = {line: found["clover_line_joules_total", (labels[0], ("line", line), labels[1])] for line in SUMMED}
+    assert lines == {"idle": 150, "awake": pytest.approx(105), "unattributed": pytest.approx(45)}
+    assert sum(lines.values()) == pytest.approx(found["clover_device_joules_total", labels])
+
+
 def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
     rows = [
         Compared(
@@ -382,6 +404,7 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
         ]
         ledger.window(365 * 86_400 * SECOND, workers)
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
+        lines["awake_g"] = 0.0
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
         report = sci({"cpu0": {**lines, "method": "measured"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
         chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
@@ -445,6 +468,18 @@ def test_without_tenants_there_are_no_samples_of_any() -> None:
     chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=lambda: {"m": source()}, account=Account(pue=1.0), chain=chain))
     assert not [name for name, _ in found if name.startswith("clover_tenant")]
+
+
+def test_gpus_that_may_be_parked_say_whether_they_are_and_what_that_spared() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
+    metrics = Metrics(families=dict, account=Account(pue=1.0), chain=chain)
+    metrics.parked = {"gpu0": ParkedTime(), "gpu1": ParkedTime(since_s=5.0, seconds=10.0, spared_j={"modelled": 350.0})}
+    found = scrape(metrics)
+    assert found["clover_device_parked", (("device", "gpu0"),)] == 0.0
+    assert found["clover_device_parked", (("device", "gpu1"),)] == 1.0
+    assert found["clover_device_parked_seconds_total", (("device", "gpu1"),)] == 10.0
+    labels = (("device", "gpu1"), ("method", "modelled"))
+    assert found["clover_device_parked_spared_joules_total", labels] == 350.0
 
 
 def test_the_ledger_says_whether_it_is_written_and_what_it_has_of_all_runs() -> None:

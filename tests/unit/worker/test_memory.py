@@ -35,6 +35,9 @@ class Source:
     def forget(self) -> None:
         self.most = self.now
 
+    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+        return max(0, grown - weights_bytes), max(0, grown - weights_bytes)
+
 
 def measured(meter: MemoryMeter, source: Source, variant: str, weights: int, *levels: int) -> tuple[int, int]:
     """Weights and peak, in MiB, of a variant at whose loading, first row and largest batch memory is at `levels`."""
@@ -97,6 +100,36 @@ def test_a_gpus_memory_is_what_is_in_use_on_it(monkeypatch: pytest.MonkeyPatch) 
     cuda.is_initialized = lambda: True
     source.forget()
     assert (source.held(), source.peak()) == (7 * MIB, 7 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("others", "reserved", "weights"),
+    [(0, 900, 700), (5000, 900, 700), (0, 100, 700)],
+    ids=["alone", "swap", "compiled"],
+)
+def test_on_a_gpu_what_torch_did_not_take_is_the_context_or_anothers(
+    monkeypatch: pytest.MonkeyPatch, others: int, reserved: int, weights: int
+) -> None:
+    context, own = 500, reserved if reserved >= weights else reserved + weights
+    used = others + context + own
+    cuda = SimpleNamespace(
+        is_initialized=lambda: used > 0,
+        mem_get_info=lambda: ((80_000 - used) * MIB, 80_000 * MIB),
+        memory_reserved=lambda: reserved * MIB,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    meter = MemoryMeter(DeviceMemory())
+    meter._before = 0
+    meter.settle(weights * MIB)
+    used += 300  # for larger batches
+    reserved += 300
+    assert meter.end("a", weights * MIB).peak_bytes == (own - weights + 300) * MIB
+    assert meter.context_bytes == min(context + others, 1024) * MIB
+    meter.begin()
+    used += 250
+    meter.settle(200 * MIB)
+    assert meter.end("b", 200 * MIB).peak_bytes == 50 * MIB
+    assert meter.total_bytes == (min(context + others, 1024) + own + 300 + 250) * MIB
 
 
 def test_weights_are_those_counted_or_the_largest_file_of_the_artifact(tmp_path: Path) -> None:

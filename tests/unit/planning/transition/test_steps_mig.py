@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -338,6 +339,13 @@ def test_a_variant_that_does_not_fit_beside_the_old_one_waits_until_that_is_gone
     assert kinds(transition) == ["1 drain", "1 spawn", "route"]
     assert transition.lost_capacity == 1.0
     assert kinds(plan_transition(running, target, (a100(),))) == ["1 spawn", "route", "1 drain"]
+
+
+def test_a_gpu_for_one_process_is_given_up_before_another_takes_it() -> None:
+    alone = msgspec.structs.replace(a100(), one_process=True)
+    transition = plan_transition(base("gpu0"), (runs("small", "7g.40gb", 0),), (alone,), capacity=rows_per_s)
+    assert kinds(transition) == ["1 drain", "1 spawn", "route"]
+    assert transition.lost_capacity == 1.0
 
 
 def test_an_empty_gpu_is_filled_before_another_is_given_up() -> None:

@@ -19,6 +19,7 @@ from clover.tenants import Tenant, Tenants
 from tests.support.router_fixture import MS, FakeWorker, House, dealt
 
 LANES = SMALL, MEDIUM, LARGE = range(3)
+ANY = -1
 NAMES = ("small", "medium", "large")
 SLOTS = 24
 TORN = -1.0
@@ -41,13 +42,16 @@ def answer(number: float, lane: int) -> float:
 class Chaos:
     """A few workers a variant, batches of up to four rows, two credits each; what happens is drawn from `rng`.
 
+    Workers that are `shared` hold all variants and serve some of them, which change: their lane in `staff` is ANY.
+
     A row carries its number and how unsure the first variants are of it (bit 0: small, bit 1: medium).  A worker that
     dies while it computes has written some rows of its batch: right ones, or torn ones.  `tenants` are those that send
     rows; None is whoever is none.
     """
 
-    def __init__(self, tenants: tuple[Tenant | None, ...] = (None,)) -> None:
+    def __init__(self, tenants: tuple[Tenant | None, ...] = (None,), shared: bool = False) -> None:
         self.tenants = tenants
+        self.shared = shared
         self.outcomes: Counter[tuple[str, int]] = Counter()
         self.rng = random.Random()
         self.house = House(slots=SLOTS)
@@ -62,7 +66,7 @@ class Chaos:
         self.deaths: dict[int, int] = {}
         self.meters: list[WorkerMeter] = []
         for lane in LANES:
-            self.hire(lane)
+            self.hire(ANY if shared else lane)
 
     def step(self, what: str, seed: int) -> None:
         """Let `what` happen."""
@@ -77,19 +81,29 @@ class Chaos:
         self.route(0.5)
 
     def entry(self, lane: int) -> Any:
-        entry = self.house.entry(lane)
-        self.entries.append(entry)
-        self.staff.append((entry[0], lane))
-        self.meters.append(entry[3])
-        return entry
+        if lane == ANY:
+            entries = self.house.shared(*self.rng.sample(LANES, self.rng.randint(1, 3)))
+        else:
+            entries = [self.house.entry(lane)]
+        self.entries += entries
+        self.staff.append((entries[0][0], lane))
+        self.meters += [entry[3] for entry in entries]
+        return entries
 
     def route(self, threshold: float) -> None:
         routing = dealt(1.0, 0.0, 0.0, chain=NAMES, thresholds=(threshold, threshold))
         self.router.route(self.entries, routing)
 
+    @staticmethod
+    def lane_of(worker: FakeWorker, lane: int) -> int:
+        """The lane of the worker's first batch, as its ring names it."""
+        place = worker.ring.lanes[worker.ring.batches[0][0]]
+        return LARGE - place if lane == ANY else lane
+
     def compute(self, worker: FakeWorker, lane: int) -> None:
         """Outputs and scores of the first batch."""
         slab = self.house.slab
+        lane = self.lane_of(worker, lane)
         _, slots = worker.ring.batches[0]
         rows = slab.array("input", 0)[slots]
         slab.array("output", 0)[slots] = answer(rows[:, :1], lane)
@@ -181,7 +195,8 @@ class Chaos:
             if blame and ticket.phase == PENDING and held & set(ticket.slots):
                 self.deaths[id(ticket)] = self.deaths.get(id(ticket), 0) + 1
         if self.rng.random() < 0.6:
-            self.router.join(self.entry(lane))
+            for entry in self.entry(lane):
+                self.router.join(entry)
         ring.batches.clear()
         self.router.died(worker, "killed", blame=blame)
 
@@ -193,9 +208,37 @@ class Chaos:
             self.entries = [entry for entry in self.entries if entry[0] is not worker]
             self.router.leave(worker, lambda: self.left.append(worker))
 
+    def swap(self) -> None:
+        """A worker serves other variants of those that it holds, beside or in place of those that it serves."""
+        shared = [worker for worker, lane in self.staff if lane == ANY and worker not in self.left]
+        if not shared:
+            return
+        worker = self.rng.choice(shared)
+        old = [entry for entry in self.entries if entry[0] is worker]
+        if not old:
+            return  # it is on its way out
+        kept = self.rng.sample(old, self.rng.randint(0, len(old)))
+        lanes = [lane for lane in LANES if lane not in [entry[1] for entry in kept]]
+        lanes = self.rng.sample(lanes, self.rng.randint(not kept, len(lanes)))
+        new = self.house.shared(*lanes) if lanes else []
+        self.meters += [entry[3] for entry in new]
+        kept += [(worker, *entry[1:]) for entry in new]
+        self.entries = [entry for entry in self.entries if entry[0] is not worker] + kept
+        if self.rng.random() < 0.3:
+            self.router.leave(worker, lambda: None, served=True, lane=old[0][1])  # and comes back, maybe
+        self.route(0.5)
+
+    def audited(self) -> None:
+        """Some worker answers audits of a variant, or none does."""
+        shared = [entry for entry in self.entries if entry[0].resident]
+        entries = self.house.shared(self.rng.choice(LANES)) if shared and self.rng.random() < 0.7 else []
+        if entries:
+            self.meters.append(entries[0][3])
+        self.router.set_background([(self.rng.choice(shared)[0], *entry[1:]) for entry in entries])
+
     def respawn(self) -> None:
         if len(self.staff) < 5:
-            self.hire(self.rng.choice(LANES))
+            self.hire(ANY if self.shared and self.rng.random() < 0.7 else self.rng.choice(LANES))
 
     def turn_thresholds(self) -> None:
         self.route(self.rng.choice((0.1, 0.5, 0.9)))
@@ -235,6 +278,7 @@ class Chaos:
         """Let everybody work to the end: all are answered, and every slot is free."""
         for lane in LANES:
             self.hire(lane)
+        self.router.set_background([])
         self.work()
         self.close_answered()
         failed = sum(len(ticket.slots) for ticket, _ in self.asked if ticket.status != 200)
@@ -312,6 +356,16 @@ def test_whatever_dies_rows_are_answered_once_and_right(
     steps: list[tuple[str, int]], tenants: tuple[Tenant | None, ...]
 ) -> None:
     chaos = Chaos(tenants)
+    for what, seed in steps:
+        chaos.step(what, seed)
+    chaos.end()
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([*STEPS, *["swap"] * 6, "audited"]), st.integers(0, 1 << 16)), max_size=120))
+def test_whatever_variants_workers_share_rows_are_answered_once_and_right(steps: list[tuple[str, int]]) -> None:
+    chaos = Chaos(shared=True)
     for what, seed in steps:
         chaos.step(what, seed)
     chaos.end()

@@ -61,10 +61,8 @@ def reporting(*states: frames.WorkerState, also: tuple[str, ...] = ()) -> tuple[
         owner: Any = SimpleNamespace(forget=lambda worker, completed: None)
         place: Any = SimpleNamespace(variant="small", backend="eager", place="cpu0:1c@0")
         place.also = tuple(frames.Resident(variant=name, backend="eager") for name in also)
-        fds = [os.eventfd(0) for _ in range(2)]
-        pidfd = os.pidfd_open(os.getpid())
         ring: Any = None
-        channel = WorkerChannel(ring, ours, *fds, pidfd)
+        channel = WorkerChannel(ring, ours, os.eventfd(0), os.eventfd(0), os.pidfd_open(os.getpid()))
         worker = WorkerProcess(place, 1, channel, output=output, started_at_ns=0, pool=owner)
         worker.bind(asyncio.get_running_loop())
         killed: list[int] = []

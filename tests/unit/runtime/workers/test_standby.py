@@ -56,6 +56,12 @@ def test_nobody_stands_by_beside_a_cheaper_one_or_on_a_shape_that_was_not_measur
     assert understudies().beside([]) == ()
 
 
+def test_nobody_stands_by_if_the_device_has_no_room_for_another() -> None:
+    found = understudies()
+    found._fits = lambda one, other: one.placement.device != "gpu0"
+    assert found.beside([worker("large")]) == ()
+
+
 def test_workers_of_its_own_variant_count_among_those_that_serve() -> None:
     """Half of the slices have small already: with the others they serve 1,600 of the 1,000 rows/s there are now, which
     is too little; tiny beside all serves 4,000."""
@@ -92,3 +98,14 @@ def test_a_profile_says_who_can() -> None:
     (one,) = found.beside([Assignment(placement=best, family="toy", variant="large", backend="eager")])
     assert one.variant == "small"
     assert found.rows_per_s(one) > 0.0
+
+
+def test_nobody_stands_by_where_memory_does_not_hold_both() -> None:
+    full = {1}
+    found = StandbyPolicy(NAMES, "small", lambda: 100.0, lambda one, other: other.placement.start not in full)
+    known = understudies()
+    found._services, found._backend = known._services, known._backend
+    plan = [worker("large", 0), worker("large", 1)]
+    assert [item.placement.start for item in found.beside(plan)] == [0]
+    full.clear()
+    assert [item.placement.start for item in found.beside(plan)] == [0, 1]

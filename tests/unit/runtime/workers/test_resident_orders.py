@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from clover.config import FamilyConfig
-from clover.runtime import resident_orders
-from clover.runtime.resident_orders import beside, resident_bytes
+from clover.runtime.workers import resident_orders
+from clover.runtime.workers.resident_orders import beside, resident_bytes
 from clover.types import FamilyProfile, MemoryMeasurement
 from tests.support import profiles_fixture
 

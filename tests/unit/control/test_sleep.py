@@ -10,7 +10,7 @@ import pytest
 
 from clover.accounting import Account
 from clover.control.core_need import ASK_S
-from clover.control.core_sleep import REST_S
+from clover.control.sleep import REST_S
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest
 from clover.planning.model.cores import cores_under

@@ -1,0 +1,91 @@
+"""Starts that failed for want of memory, so that none is tried the same way again.
+
+A worker that found no room beside another one is planned as an exchange from then on: what is there leaves first.  One
+that does not even fit alone is refused: no plan has its variant on that profile until the devices or the profile of the
+family change.  Without this record the same plan would be tried for ever, each time after a longer pause.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from clover.errors import says_out_of_memory
+from clover.types import Assignment, FamilyProfile
+
+log = logging.getLogger("clover.control")
+
+
+@dataclass(frozen=True)
+class FailedStart:
+    """A worker that did not start, those that were at its placement then, and the reason."""
+
+    assignment: Assignment
+    stood: tuple[Assignment, ...]
+    reason: str
+
+
+class MemoryTroubles:
+    """What one family's workers found no room for.  `refused`: reasons by (variant, profile of the slice)."""
+
+    def __init__(self, name: str) -> None:
+        self.refused: dict[tuple[str, str], str] = {}
+        self._name = name
+        self._beside: set[tuple[str, str, str, str]] = set()
+        self._under: Hashable = None
+
+    def look(self, under: Hashable) -> None:
+        """Forget everything if the devices or the profile (`under`) are other ones than before."""
+        if under != self._under:
+            if self.refused:
+                log.info("%s: devices or profile changed: what had no room may run again", self._name)
+            self.refused.clear()
+            self._beside.clear()
+            self._under = under
+
+    def note(self, failed: FailedStart) -> str:
+        """Take note of a start that failed; return what follows from it, empty if memory was not the reason."""
+        if not says_out_of_memory(failed.reason):
+            return ""
+        item, profile = failed.assignment, failed.assignment.placement.profile
+        if failed.stood:
+            self._beside.update((item.variant, item.backend, profile, other.variant) for other in failed.stood)
+            names = ", ".join(sorted({other.variant for other in failed.stood}))
+            return f"{item.variant} is not loaded beside {names} on {profile} any more, but in exchange for it"
+        known = (item.variant, profile) in self.refused
+        self.refused[item.variant, profile] = failed.reason
+        words = f"{item.variant} is refused on {profile} until the devices or the profile change"
+        if not known:
+            log.error("%s: %s: it does not fit there alone: %s", self._name, words, failed.reason)
+        return words
+
+    def failed(self, one: Assignment, other: Assignment) -> bool:
+        """Return whether a worker like `other` found no room beside one like `one`."""
+        return (other.variant, other.backend, other.placement.profile, one.variant) in self._beside
+
+    def without_refused(self, profile: FamilyProfile, running: tuple[Assignment, ...]) -> FamilyProfile:
+        """Return `profile` without the measurements of what is refused, so that no plan has it; what is `running` is
+        left in, as plans are compared with it."""
+        runs = {(item.variant, item.placement.profile) for item in running}
+        gone = self.refused.keys() - runs
+        if not gone:
+            return profile
+        left = tuple(item for item in profile.latency if (item.variant, item.profile) not in gone)
+        return structs.replace(profile, latency=left)
+
+    @property
+    def words(self) -> str:
+        """What is refused, and why."""
+        return "; ".join(
+            f"{variant} is refused on {profile}: {why}" for (variant, profile), why in sorted(self.refused.items())
+        )
+
+    def report(self) -> list[dict[str, str]]:
+        """Return what is refused for people."""
+        return [
+            {"variant": variant, "profile": profile, "reason": why}
+            for (variant, profile), why in sorted(self.refused.items())
+        ]

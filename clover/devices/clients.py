@@ -1,0 +1,191 @@
+"""Other programs that hold GPU instances: who they are, and one for emulated boxes.
+
+The driver refuses to remove an instance, and to turn MIG off, while any client is subscribed to it.  Monitors subscribe
+without running anything on it: DCGM's host engine and exporter, NVSM, the device plugin of Kubernetes.  NVML does not
+name them.  They can be found by the files that they hold open: the nodes of instances under /dev/nvidia-caps, and for
+programs known by name /dev/nvidiactl.  That is best effort: processes of other users and of other containers may be
+hidden.
+
+`EmulatedMonitor` is such a client of an emulated box.  It holds a lock of the kernel on the box's state file, which
+ends with its process, and a file that stands for the nodes under /dev/nvidia-caps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from clover.devices.emulated import GPUS_MAX
+from clover.errors import DeviceError
+from clover.types import Record
+
+CAPABILITIES = "/dev/nvidia-caps/"
+_CONTROL = "/dev/nvidiactl"
+
+_UNITS = {
+    "nv-hostengine": "nvidia-dcgm",
+    "dcgm-exporter": "nvidia-dcgm-exporter",
+    "nvsm_core": "nvsm",
+    "nvsm-core": "nvsm",
+    "nvsm_mqtt": "nvsm",
+    "nvidia-device-p": "",
+    "mps-control-dae": "",
+}
+"""Programs that hold instances for as long as they run, by their name in /proc (15 characters), with the unit of
+systemd that runs them; "" if they are usually run by something else."""
+
+_SERVICE = re.compile(r"/([^/]+)\.service$", re.MULTILINE)
+_OFD_SETLK = 37
+_FLOCK = struct.Struct("hhqqi4x")
+_MONITORS = 1 << 33  # the first of the bytes that monitors lock; csrc/nvml_emulator/attach.c
+
+
+class GpuClient(Record, frozen=True, kw_only=True):
+    """A process that may hold GPU instances; `unit` is its systemd unit, "" if it has none."""
+
+    pid: int
+    name: str
+    unit: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether it is a program that is known to hold instances."""
+        return self.name in _UNITS
+
+    @property
+    def text(self) -> str:
+        """The process in words."""
+        return f"{self.name} (process {self.pid})"
+
+
+def find(
+    nodes: Sequence[str] = (CAPABILITIES,), *, proc: Path = Path("/proc"), without: Collection[int] = ()
+) -> tuple[GpuClient, ...]:
+    """Return the processes that hold a file below one of `nodes`, or are known to hold instances; not those of
+    `without`, nor this one and its descendants."""
+    found = []
+    parents = _parents(proc)
+    for pid in sorted(parents):
+        if pid in without or _descends(pid, os.getpid(), parents):
+            continue
+        name = _line(proc / str(pid) / "comm")
+        files = _files(proc / str(pid) / "fd")
+        if any(file.startswith(tuple(nodes)) for file in files) or (name in _UNITS and _CONTROL in files):
+            found.append(GpuClient(pid=pid, name=name, unit=_unit(proc / str(pid), name)))
+    return tuple(found)
+
+
+def remedy(clients: Sequence[GpuClient]) -> str:
+    """Return what ends these clients, as a command."""
+    units = dict.fromkeys(client.unit for client in clients if client.unit)
+    pids = [str(client.pid) for client in clients if not client.unit]
+    commands = [f"systemctl stop {' '.join(units)}"] if units else []
+    return " && ".join([*commands, *([f"kill {' '.join(pids)}"] if pids else [])])
+
+
+def names(clients: Sequence[GpuClient]) -> str:
+    """Return these clients in words."""
+    return ", ".join(client.text for client in clients)
+
+
+def holders(pids: Sequence[int], clients: Sequence[GpuClient]) -> str:
+    """Return what holds an instance, in words: processes that run on it, and clients that may."""
+    parts = [f"held by process {', '.join(map(str, pids))}"] if pids else []
+    if clients:
+        parts.append(f"{names(clients)} may hold it: {remedy(clients)}")
+    return "; ".join(parts) or "no process is to be seen on it"
+
+
+def _parents(proc: Path) -> dict[int, int]:
+    """Return the parent of each process."""
+    found: dict[int, int] = {}
+    for entry in os.listdir(proc):
+        if entry.isdigit():
+            fields = _line(proc / entry / "stat").rpartition(")")[2].split()
+            if len(fields) > 1:
+                found[int(entry)] = int(fields[1])
+    return found
+
+
+def _descends(pid: int, from_pid: int, parents: dict[int, int]) -> bool:
+    """Return whether `pid` is `from_pid` or was started by it, by way of others too."""
+    for _ in range(len(parents) + 1):
+        if pid == from_pid:
+            return True
+        if pid not in parents:
+            return False
+        pid = parents[pid]
+    return False
+
+
+def _files(folder: Path) -> set[str]:
+    """Return the files that a process holds open; none if it may not be looked at."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(folder / entry))
+    return found
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _unit(process: Path, name: str) -> str:
+    service = _SERVICE.search(_line(process / "cgroup"))
+    return service.group(1) if service is not None else _UNITS.get(name, "")
+
+
+# --- an emulated one --------------------------------------------------------------------------------------------------
+
+
+def nodes_of(state: Path) -> str:
+    """Return the folder that stands for /dev/nvidia-caps of an emulated box."""
+    return f"{os.path.realpath(state)}.caps/"
+
+
+class EmulatedMonitor:
+    """A client that holds the instances of an emulated box, until `close` or the end of its process: meanwhile removing
+    one, and turning MIG off, is refused as in use.
+
+    `gpu` None holds those of every board.  DeviceError if `state` cannot be opened.
+    """
+
+    def __init__(self, state: Path, gpu: int | None = None) -> None:
+        first, count = (0, GPUS_MAX) if gpu is None else (gpu, 1)
+        self._files: list[int] = []
+        try:
+            os.makedirs(nodes_of(state), exist_ok=True)
+            self._files.append(os.open(state, os.O_RDWR | os.O_CLOEXEC))
+            self._files.append(os.open(f"{nodes_of(state)}nvidia-cap1", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _MONITORS + first, count, 0)
+            fcntl.fcntl(self._files[0], _OFD_SETLK, lock)
+        except OSError as error:
+            self.close()
+            raise DeviceError(f"{state} cannot be held: {error.strerror}") from error
+
+    def __enter__(self) -> EmulatedMonitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the instances go."""
+        while self._files:
+            os.close(self._files.pop())
+
+
+def call_this_process(name: str) -> None:
+    """Give this process the name by which others see it."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as comm:
+        comm.write(name[:15])

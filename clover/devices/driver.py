@@ -1,0 +1,67 @@
+"""The NVIDIA driver beside the torch that is installed: a driver that is too old for it is refused at the start.
+
+Torch brings its own CUDA, which needs a driver of at least the same major version.  It is read off the file in which
+torch says what it was built for: importing torch takes seconds, and the server never does.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from clover.devices.nvml import Nvml, NvmlError
+from clover.errors import DeviceError
+from clover.types import Record
+
+_FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580"}
+"""The first Linux driver of each major version of CUDA (CUDA Toolkit release notes, minor version compatibility)."""
+
+
+class TorchBuild(Record, frozen=True, kw_only=True):
+    """What torch says of itself; `cuda` is the version of CUDA that it was built for, "" for none."""
+
+    version: str
+    cuda: str
+
+
+def torch_build(file: Path | None = None) -> TorchBuild | None:
+    """Return what the installed torch was built for, without importing it; None if that cannot be read.  `file`: its
+    version.py, by default where Python would import it from."""
+    if file is None:
+        spec = importlib.util.find_spec("torch")
+        if spec is None or spec.origin is None:
+            return None
+        file = Path(spec.origin).with_name("version.py")
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    found: dict[str, Any] = {}
+    for line in tree.body:
+        if isinstance(line, ast.Assign | ast.AnnAssign) and isinstance(line.value, ast.Constant):
+            targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+            found |= {target.id: line.value.value for target in targets if isinstance(target, ast.Name)}
+    version = found.get("__version__")
+    return TorchBuild(version=version, cuda=found.get("cuda") or "") if isinstance(version, str) else None
+
+
+def check_driver(session: Nvml, torch: TorchBuild | None) -> None:
+    """Raise DeviceError if the driver's CUDA is older than what `torch` needs; blocks."""
+    if torch is None or not torch.cuda:
+        return
+    try:
+        number = int(session.call_sync("nvmlSystemGetCudaDriverVersion_v2"))
+        driver = str(session.call_sync("nvmlSystemGetDriverVersion"))
+    except NvmlError:
+        return  # nothing is known that would speak against it
+    need, have = int(torch.cuda.partition(".")[0]), number // 1000
+    if have >= need:
+        return
+    least = _FIRST_DRIVER.get(need)
+    raise DeviceError(
+        f"the NVIDIA driver {driver} supports CUDA {have}.{number % 1000 // 10}, and torch {torch.version} was built "
+        f"for CUDA {torch.cuda}: install a driver for CUDA {need}{f' ({least} or newer)' if least else ''}, or a torch "
+        f"built for CUDA {have} (https://download.pytorch.org/whl has an index for each, cu{have}x)"
+    )

@@ -1,0 +1,48 @@
+"""How much memory is free for further workers on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """Return the bytes that further processes may take without swapping: what the kernel says is available, within the
+    limits of this process's cgroup (version 2) and those above it; 0 if the kernel does not say."""
+    available = _field(root / "proc/meminfo", "MemAvailable:", 1 << 10)
+    return max(0, min((available, *_left(root)), default=0)) if available else 0
+
+
+def _left(root: Path) -> Iterator[int]:
+    """Yield what each cgroup with a limit has left; pages of files that nothing uses now do not count as taken."""
+    for line in _lines(root / "proc/self/cgroup"):
+        if not line.startswith("0::"):
+            continue
+        parts = [part for part in line[3:].split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            folder = root.joinpath("sys/fs/cgroup", *parts[:depth])
+            limit, held = (_number(folder / name) for name in ("memory.max", "memory.current"))
+            if limit is not None and held is not None:
+                yield limit - held + _field(folder / "memory.stat", "inactive_file", 1)
+
+
+def _field(path: Path, name: str, unit: int) -> int:
+    """Return the number behind `name` in a file of such lines; 0 without one."""
+    for line in _lines(path):
+        words = line.split()
+        if len(words) > 1 and words[0] == name and words[1].isdecimal():
+            return int(words[1]) * unit
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    """Return the number in a file; None if it has none ("max")."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
