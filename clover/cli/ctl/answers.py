@@ -134,6 +134,8 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
         _say(console, f"  profile    corrected by what is measured: {correction['words']}")
     if correction.get("advice"):
         _say(console, f"  profile    {correction['advice']}")
+    for item in model.get("refused") or []:
+        _say(console, f"  refused    {item['variant']} on {item['profile']}, for want of memory: {item['reason']}")
     plan = model.get("plan")
     if plan:
         if not plan.get("feasible", True):
@@ -267,8 +269,11 @@ def _outcome(answer: dict[str, Any], console: Console) -> None:
         _say(console, f"  step {number:<5} {step['kind']} {_subject(step)}")
     if transition.get("steps") and transition.get("capacity_floor"):
         low, floor = transition["lowest_capacity"], transition["capacity_floor"]
-        broken = "" if transition.get("holds", True) else f", below it for about {transition['loses_s']:.1f} s"
+        how = transition.get("loses_how", "estimated")
+        broken = "" if transition.get("holds", True) else f", below it for about {transition['loses_s']:.1f} s ({how})"
         _say(console, f"  capacity   at least {low:.1f} rows/s on the way; floor {floor:.1f} rows/s{broken}")
+    if transition.get("memory"):
+        _say(console, f"  memory     {transition['memory']}")
 
 
 def _subject(step: dict[str, Any]) -> str:
