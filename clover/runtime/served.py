@@ -207,6 +207,9 @@ class Served:
         if self.config.variant or placement.profile in self._alone or most == 1:
             return order
         limit_bytes = resident_bytes(self.config, device, placement, self._workers.memory_bytes)
+        left_bytes = self.fleet.memory.left_bytes(placement)
+        if left_bytes is not None:  # it loads beside a worker, whose rows need their memory
+            limit_bytes = max(1, min(limit_bytes, left_bytes))
         also = []
         for variant, backend in beside(
             self.profile,

@@ -81,6 +81,12 @@ class SliceMemory:
     resident: Resident = lambda item: False
     failed: Callable[[Assignment, Assignment], bool] = lambda one, other: False
 
+    def left_bytes(self, placement: Placement) -> int | None:
+        """Return what a further worker at a placement may hold beside those that are there; None if there is none, or
+        that is not known."""
+        room, held = self.room(placement), self.held(placement)
+        return max(0, int(FULL * room.bytes) - held) if held and room.bytes and not room.free else None
+
     def by_profile(self, devices: Iterable[DeviceShape]) -> dict[str, int]:
         """Return the bytes of slices that have memory of their own, by profile: the least of any device."""
         found: dict[str, int] = {}

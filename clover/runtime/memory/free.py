@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from clover.devices.memory import meminfo
+
 
 def free_bytes(root: Path = Path("/")) -> int:
     """Return the bytes that further processes may take without swapping: what the kernel says is available, within the
     limits of this process's cgroup (version 2) and those above it; 0 if the kernel does not say."""
-    available = _field(root / "proc/meminfo", "MemAvailable:", 1 << 10)
-    return max(0, min((available, *_left(root)), default=0)) if available else 0
+    available = meminfo(root).get("MemAvailable", 0)
+    return max(0, min((available, *_left(root)))) if available else 0
 
 
 def _left(root: Path) -> Iterator[int]:
@@ -23,16 +25,12 @@ def _left(root: Path) -> Iterator[int]:
             folder = root.joinpath("sys/fs/cgroup", *parts[:depth])
             limit, held = (_number(folder / name) for name in ("memory.max", "memory.current"))
             if limit is not None and held is not None:
-                yield limit - held + _field(folder / "memory.stat", "inactive_file", 1)
+                yield limit - held + _unused(folder / "memory.stat")
 
 
-def _field(path: Path, name: str, unit: int) -> int:
-    """Return the number behind `name` in a file of such lines; 0 without one."""
-    for line in _lines(path):
-        words = line.split()
-        if len(words) > 1 and words[0] == name and words[1].isdecimal():
-            return int(words[1]) * unit
-    return 0
+def _unused(stat: Path) -> int:
+    """Return the bytes of files in memory that nothing uses now."""
+    return next((int(line.split()[1]) for line in _lines(stat) if line.startswith("inactive_file ")), 0)
 
 
 def _number(path: Path) -> int | None:

@@ -52,6 +52,14 @@ def test_what_the_process_really_holds_counts_before_what_is_routed_there() -> N
     assert not memory.beside(SMALL, MEDIUM)
 
 
+def test_a_further_worker_may_hold_what_is_left() -> None:
+    place = SMALL.placement
+    assert slice_of(1000).left_bytes(place) is None
+    assert slice_of(1000, held=lambda place: 600 * MIB).left_bytes(place) == 320 * MIB
+    assert slice_of(500, held=lambda place: 600 * MIB).left_bytes(place) == 0
+    assert slice_of(0, held=lambda place: 600 * MIB).left_bytes(place) is None
+
+
 def test_what_is_resident_needs_no_room() -> None:
     assert slice_of(1, resident=lambda item: item == MEDIUM).beside(SMALL, MEDIUM)
 
