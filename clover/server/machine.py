@@ -134,7 +134,7 @@ class Machine:
 
         def held_part() -> float:
             held = sum(meter.slices for meter in self._account.workers() if meter.device == gpu.name)
-            return min(held / gpu.shape().slices, 1.0)
+            return min(held / (gpu.shape().slices + getattr(gpu, "others", 0)), 1.0)  # others': of a fixed instance
 
         def foreign_instances() -> tuple[str, ...]:
             return tuple(f"whoever uses {place}" for place in gpu.report()["foreign"])
