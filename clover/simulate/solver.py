@@ -9,6 +9,8 @@ A server's controller knows of no devices that sleep.  If a simulation lets them
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from clover.interfaces import Policy
@@ -22,7 +24,6 @@ _DRAWING = ("clover", "clover-artifact", "blover")
 _PURE = ("objective", "base", "base:fitted", "static", "co2opt", "oracle", "oracle:alike")
 # Fields of a state that are the same for a whole memory, stand in the key by themselves, or are read by none of _PURE.
 _ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
-_ASIDE |= {"resident_bytes"}
 _ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)
 
 Memory = dict[tuple[object, ...], Plan]
@@ -49,7 +50,7 @@ class LocalSolver:
             state.intensity.g_per_kwh,
             state.profile.latency,  # it may be corrected while a run goes on
             (state.seed, state.grid_s) if drawing else None,
-            *(getattr(state, name) for name in _ASKED),
+            *(_hashable(getattr(state, name)) for name in _ASKED),
         )
         found = self._memory.get(key)
         if found is None:
@@ -71,3 +72,7 @@ class LocalSolver:
 
     async def close(self) -> None:
         """Do nothing: no process was started."""
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(sorted(value.items())) if isinstance(value, dict) else value
