@@ -81,7 +81,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         world = self.case.world
-        config = FamilyConfig(family=world.known.profile.family, slo_ms=self.case.slo_ms)
+        config = FamilyConfig(family=world.known.profile.family, slo_ms=self.case.slo_ms, resident="off")
         self.targets = default_targets(world.known.profile, config, self.case.settings)
         self.model = world.model(self.targets.slo_ms, self.case.seed)
         self.truth = world.truth(self.case.seed)

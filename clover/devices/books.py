@@ -126,12 +126,18 @@ class Books:
         """Return the instances that exist, as JSON."""
         return {
             "instances": [placement.id for placement in self.usable()],
-            "foreign": [placement.id for placement in self.placements(self.foreign.values())],
+            "foreign": self._not_ours(),
             "quarantined": [
                 {"placement": self.id_of(place), "reason": why}
                 for place, why in sorted({**self.barred, **self.quarantined}.items(), key=lambda item: item[0][1])
             ],
         }
+
+    def _not_ours(self) -> list[str]:
+        """Return what is on the GPU and not ours; beside fixed instances that is not to be seen, only how much."""
+        others, slices = self._gpu.others, self._gpu.slices
+        unseen = [f"{others} of {others + slices} compute slices, which this process does not see"] if others else []
+        return [placement.id for placement in self.placements(self.foreign.values())] + unseen
 
     @property
     def whole(self) -> Placement:

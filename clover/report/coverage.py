@@ -122,7 +122,7 @@ def _reason(start: float, end: float, runs: Sequence[RunRow], events: Sequence[E
         words += ", and started again later"
     kinds = ("fault", "operator")
     said = [printable(row.summary) for row in events if row.kind in kinds and start - _NEAR_S <= row.at <= end]
-    return f"{words}: {'; '.join(dict.fromkeys(said))}" if said else words
+    return f"{words}; noted around then: {'; '.join(dict.fromkeys(said))}" if said else words
 
 
 def intensity_gaps(grid: Iterable[GridRow], events: Sequence[EventRow]) -> list[Gap]:

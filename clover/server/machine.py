@@ -133,8 +133,9 @@ class Machine:
             return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
 
         def held_part() -> float:
-            held = sum(meter.slices for meter in self._account.workers() if meter.device == gpu.name)
-            return min(held / gpu.shape().slices, 1.0)
+            # By placement, as several variants may share one; `others` are slices that are not for this process.
+            held = {meter.placement: meter.slices for meter in self._account.workers() if meter.device == gpu.name}
+            return min(sum(held.values()) / (gpu.shape().slices + getattr(gpu, "others", 0)), 1.0)
 
         def foreign_instances() -> tuple[str, ...]:
             return tuple(f"whoever uses {place}" for place in gpu.report()["foreign"])

@@ -25,7 +25,7 @@ async def until(met: object, told: object) -> None:
 
 
 def standing(served: Served) -> list[str]:
-    return [item["variant"] for item in served.fleet.describe() if item["state"] == "standing by"]
+    return [variant for item in served.fleet.describe() for variant in item["standby"]]
 
 
 @pytest.mark.alone

@@ -281,7 +281,7 @@ class Rig:
             clocks=Clocks(monotonic=self.clock, wall=self.clock),
         )
         settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, "accuracy_margin": 0.0, **(family or {})}
-        self.settings = FamilyConfig(**settings)
+        self.settings = FamilyConfig(**{"resident": "off"} | settings)  # the fake fleet has a worker a variant
         self.family = self.controller.add(spec(variants=self.profile.backend), self.profile, self.fleet, self.settings)
 
     def second(self, **settings: Any) -> tuple[Family, FakeFleet]:

@@ -152,6 +152,7 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
         await meter.measure_resident()
         await meter.refresh()  # from here on they are awake
         account.window(meter.sample(now_ns()), GRID)
+    first = {name: dict(line) for name, line in account.devices().items()}
     order = 0
     for worker in workers:
         order += 1
@@ -198,6 +199,7 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
     placed = {place: share for (_, place, _), share in account.placements.items()}
     found = {
         "lines": account.devices(),
+        "first": first,
         "methods": sorted({method for _, _, method in account.placements}),
         "why": [meter.why for meter in meters],
         "hidden": hidden,

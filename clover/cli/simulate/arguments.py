@@ -50,7 +50,8 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         metavar="A,B",
         default=None,
         help="names as in --policy of serve, whose default is budget; +cascade and +mix: plans may have chains, or not "
-        "(else as in a server: if the family has a confidence), @L is a weight of carbon (--lam) of its own; BASE is "
+        "(else as in a server: if the family has a confidence), +shared: workers hold all variants and may share their "
+        "time, @L is a weight of carbon (--lam) of its own; BASE is "
         f"always played [{','.join(POLICIES)}, and for families with cascades {','.join(MIXES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")

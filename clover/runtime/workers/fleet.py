@@ -320,7 +320,8 @@ class FamilyFleet:
         return [self._described(members) for members in shared.values()]
 
     def _described(self, members: list[Member]) -> dict[str, Any]:
-        """Return one worker for people; its `variants` are those of `members`, which share it."""
+        """Return one worker for people: of `members`, which share it, the plan has `variants`, and `standby` stand
+        by; it holds what is `resident`."""
         gone, routed = self.members.leaving, set(self.routed)
 
         def rank(member: Member) -> tuple[bool, bool, bool]:
@@ -332,8 +333,8 @@ class FamilyFleet:
         meters = [one.meter for one in members if one.meter is not None]
         ready_ns = self._clock() - min(one.ready_ns for one in members)
         lanes = self.members.lanes
-        routed_variants = {one.assignment.variant for one in members if one in gone or not one.standby}
-        names = sorted(routed_variants, key=lanes.__getitem__)
+        names = sorted({one.assignment.variant for one in members if not one.standby}, key=lanes.__getitem__)
+        standby = [one.assignment.variant for one in members if one.standby and not one.background]
         return {
             "placement": item.placement.id,
             "device": item.placement.device,
@@ -342,6 +343,7 @@ class FamilyFleet:
             "size": item.placement.size,
             "variant": item.variant,
             "variants": names or [item.variant],
+            "standby": sorted(standby, key=lanes.__getitem__),
             "resident": sorted(worker.resident, key=lanes.__getitem__) if worker is not None else [],
             "backend": item.backend,
             "pid": worker.pid if worker is not None else None,

@@ -81,6 +81,7 @@ def test_what_is_seen_is_the_only_layout(pod: Pod, caplog: pytest.LogCaptureFixt
     assert [device.visible(place) for place in STANDING] == ["MIG-GPU-a-1", "MIG-GPU-a-2", "MIG-GPU-a-3"]
     assert device.memory_bytes(STANDING[0]) == 9856 << 20
     assert (device.others, device.report()["fixed"]) == (3, NOT_PERMITTED)
+    assert device.report()["foreign"] == ["3 of 7 compute slices, which this process does not see"]
     assert "fixed: not permitted to change instances" in caplog.text
     assert "4 of 7 compute slices" in caplog.text
 

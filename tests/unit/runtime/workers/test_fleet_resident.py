@@ -10,7 +10,7 @@ from clover.accounting.host import HostCpu
 from clover.errors import WorkerError
 from clover.types import CpuTimes, Routing
 from tests.support.fleet_fixture import House, at, in_a_house
-from tests.support.relief_fixture import StandbyChooser, standing
+from tests.support.relief_fixture import StandbyChooser
 
 SMALL, LARGE = at(0), at(0, "large")
 HALF = Routing(shares={"small": 1.0, "large": 1.0})
@@ -296,7 +296,8 @@ async def test_relief_stands_by_in_the_worker_that_holds_it(house: House) -> Non
     await house.settle()
     assert len(house.started) == 1
     assert house.fleet.ready_assignments() == (LARGE,)
-    assert standing(house) == []  # the worker itself is ready
+    (described,) = house.fleet.describe()
+    assert (described["state"], described["variants"], described["standby"]) == ("ready", ["large"], ["small"])
     held = {meter.variant: meter.holds for meter in house.account.workers()}
     assert held == {"large": True, "small": False}
     for _ in range(3):
