@@ -137,6 +137,8 @@ class Planner:
                 self._failed(family, request, started_s, error)
                 raise
             why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
+            if family.deployed is None and not request.dry_run:
+                family.memory_troubles.nothing_left(started_s)
             self._failed(family, request, started_s, why)
             raise why from error
         refused, note = request.review(state, plan) if request.review is not None else (False, "")
