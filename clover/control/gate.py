@@ -31,6 +31,7 @@ from clover.planning.cascade.permitted import moving_j
 from clover.planning.model.objective import MARGIN, objective_of
 from clover.planning.model.problem import problem_of, services_of
 from clover.planning.search.power_states import in_use_first
+from clover.planning.transition.stages import served
 from clover.types import (
     Candidate,
     Configuration,
@@ -205,7 +206,7 @@ def parks(family: Family, state: State, share: float) -> Iterator[Configuration]
     for number in range(max(objective.least_awake, 1), len(here)):
         for awake in itertools.islice(itertools.combinations([shape.device for shape in here], number), _WAYS):
             left = tuple(item for item in family.desired if item.placement.device in awake)
-            if objective.max_utilisation * sum(map(capacity, left)) >= objective.sleep_room * state.arrival_rate:
+            if objective.max_utilisation * served(left, capacity) >= objective.sleep_room * state.arrival_rate:
                 yield configuration_of(left)
 
 
