@@ -251,6 +251,9 @@ class Planner:
         now_s = self._context.monotonic()
         others = gate.alternatives(family, plan, here, margin, now_s)
         tried: Iterable[Configuration] = itertools.islice((other.configuration for other in others), ALTERNATIVES)
+        if here.feasible:
+            parked = gate.parks(family, state, self._context.share_of(family))
+            tried = itertools.chain(tried, (item for item in parked if not family.backed_off(item, now_s)))
         if not here.feasible:  # the best plans cannot be reached: what serves in time on the instances that stand?
             tried = itertools.chain(tried, itertools.islice(gate.swaps(family, now_s), ALTERNATIVES))
         for configuration in tried:

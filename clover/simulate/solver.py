@@ -4,7 +4,8 @@ A server asks a helper process so that its loop never waits; here nothing waits.
 functions of their state, so the same question (in another accounting, or under another seed of the load) is answered
 from memory.  Policies that draw at random are seeded by the run; a policy of the user's own is never remembered.
 
-A server's controller knows of no devices that sleep.  If a simulation lets them, it says so in the states here.
+Simulated devices do not say that they may sleep, as a server's GPUs do (`DeviceShape.sleep_w`).  If a simulation lets
+them, it says so in the states here, without the rests and the room for gusts that a server keeps.
 """
 
 from __future__ import annotations
