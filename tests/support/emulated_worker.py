@@ -170,7 +170,7 @@ async def destroyed(house: House, where: Placement) -> str:
 async def holds(folder: Path) -> dict[str, Any]:
     """A worker holds its slice until it is gone, however it goes."""
     house = House(folder)
-    house.gpu._back_off_s = (0.01, 0.01)  # a refusal is final sooner
+    house.gpu._work._back_off_s = (0.01, 0.01)  # a refusal is final sooner
     await house.pool.start()
     small, large = place("1g.5gb", 6, 1), place("3g.20gb", 0, 4)
     found: dict[str, Any] = {}

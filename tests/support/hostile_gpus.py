@@ -61,7 +61,7 @@ async def mig(cache: Path) -> None:
     async with mig_server.server(cache) as running:
         for device in running.engine.devices.values():
             assert isinstance(device, MigDevice)
-            device._back_off_s = SHORT_WAITS_S
+            device._work._back_off_s = SHORT_WAITS_S
         load = Load(running)
         holder = monitor(state)
         try:

@@ -235,7 +235,7 @@ def test_a_change_goes_on_though_its_caller_is_cancelled(rig: Rig) -> None:
         asleep.set()
         await go.wait()
 
-    device._sleep = hold
+    device._work._sleep = hold
 
     async def cancelled() -> None:
         task = asyncio.ensure_future(device.create(at("3g.20gb", 4)))
@@ -245,7 +245,7 @@ def test_a_change_goes_on_though_its_caller_is_cancelled(rig: Rig) -> None:
             await task
         assert rig.board.names == []
         go.set()
-        await asyncio.gather(*device._tasks)
+        await asyncio.gather(*device._work._tasks)
 
     run(cancelled())
     assert device.instances() == (at("3g.20gb", 4),)
@@ -726,7 +726,7 @@ def test_what_is_under_way_is_waited_for_before_anything_is_cleared(rig: Rig) ->
         rig.waits.append(seconds)
         await awake.wait()
 
-    device._sleep = nap
+    device._work._sleep = nap
     run(story())
     assert rig.fake.calls.count(GI) == 2, "it was made after all"
     assert rig.board.names == [] == rig.recorded

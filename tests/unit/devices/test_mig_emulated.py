@@ -218,7 +218,7 @@ def test_a_worker_keeps_its_slice_until_it_is_dead(tmp_path):
         tmp_path,
         """
         device = build()["gpu0"]
-        device._back_off_s = (0.0, 0.0)
+        device._work._back_off_s = (0.0, 0.0)
         place = at("3g.20gb", 4)
         run(device.create(place))
         worker = holder(device, place)
@@ -236,7 +236,7 @@ def test_a_worker_keeps_its_slice_until_it_is_dead(tmp_path):
             waits.append(seconds)
             worker.kill()
             worker.wait()
-        device._sleep = killed
+        device._work._sleep = killed
         run(device.destroy(place))
         assert len(waits) == 1 and device.instances() == ()
         """,
@@ -250,7 +250,7 @@ def test_refusals_of_the_driver(tmp_path):
         device = build()["gpu0"]
         async def soon(seconds):
             pass
-        device._sleep = soon
+        device._work._sleep = soon
         emulated.inject(STATE, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="INSUFFICIENT_RESOURCES"))
         refused(device.create(at("4g.20gb")), "compute instance")
         assert device.instances() == () and device.report()["quarantined"] == []
