@@ -162,7 +162,7 @@ class Judge:
 
 
 def _words(serving: Serving) -> str:
-    named = " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in serving.configuration)
+    named = " + ".join(group.words for group in serving.configuration)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in sorted(serving.routing.shares.items()))
     return f"{named} ({' > '.join(serving.routing.chain) or shares})"
 

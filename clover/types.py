@@ -161,7 +161,7 @@ class Assignment(Record, frozen=True, kw_only=True):
     backend: str
 
 
-class GroupCount(Record, frozen=True, kw_only=True):
+class GroupCount(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A row of a configuration: `count` workers of `variant` on `profile`.  Workers that share their time between
     several variants name the others in `beside`; `variant` is then the first of them by name."""
 

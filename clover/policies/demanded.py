@@ -13,6 +13,7 @@ import msgspec
 from clover.errors import PlanError
 from clover.planning.model.demand import direct
 from clover.planning.model.problem import Problem, problem_of
+from clover.planning.model.sharing import measured
 from clover.policies import BUDGETED, build
 from clover.types import Demand, Plan, State
 
@@ -49,7 +50,7 @@ def with_met(state: State, plan: Plan) -> State:
     if not state.demand:
         return state
     problem, met = problem_of(state), len(state.demand)
-    known = all((group.variant, group.profile) in problem.services for group in plan.configuration)
+    known = measured(problem, plan.configuration)
     while met and (not known or _short(problem, plan, state.demand[:met])):
         met -= 1
     return msgspec.structs.replace(state, demand=state.demand[:met])

@@ -257,7 +257,7 @@ def scheme(text: str) -> Scheme:
     build(policy)  # refuse an unknown policy before anything runs
     unknown = [word for word in words if word not in (*_CHAINS, SHARED)]
     if unknown or sum(word in _CHAINS for word in words) > 1:
-        raise ConfigError(f"{text}: a policy may have +cascade or +mix, and +{SHARED}, not +{(unknown or words)[-1]}")
+        raise ConfigError(f"{text}: a policy may have +{SHARED}, and +cascade or +mix, not +{(unknown or words)[-1]}")
     cascade = next((_CHAINS[word] for word in words if word in _CHAINS), None)
     resident = SHARED in words
     if resident and policy not in CHAINING:

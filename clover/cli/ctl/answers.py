@@ -256,7 +256,10 @@ def _outcome(answer: dict[str, Any], console: Console) -> None:
         console, f"{answer.get('model', '')}: {decision.get('action', '')}{took}. {decision.get('detail', '')}".rstrip()
     )
     if plan:
-        groups = ", ".join(f"{item['count']} x {item['variant']}@{item['profile']}" for item in plan["configuration"])
+        groups = ", ".join(
+            f"{item['count']} x {'/'.join((item['variant'], *item.get('beside', ())))}@{item['profile']}"
+            for item in plan["configuration"]
+        )
         shares = ", ".join(f"{key} {value:.1%}" for key, value in plan["routing"]["shares"].items())
         _say(console, f"  plan       {groups}; rows: {shares}")
         batches = _batches(plan["routing"])
