@@ -253,7 +253,7 @@ def test_without_permission_one_may_look_at_devices_only(box: Path, child: Child
     assert child("n.nvmlDeviceGetAttributes_v2(m).computeInstanceSliceCount") == 2
     for call in ("n.nvmlDeviceGetPowerUsage(gpu())", "n.nvmlDeviceGetTotalEnergyConsumption(gpu())",
                  "n.nvmlDeviceGetMaxMigDeviceCount(gpu())", "n.nvmlDeviceGetMigMode(gpu())[0]"):  # fmt: skip
-        assert child(call) > 0, call
+        assert child(call) >= 0, call
     emulated.set_privileged(box, True)
     child.run("destroy(0, 3)")
 
