@@ -192,8 +192,8 @@ def place_best(boards: Sequence[PlannedGpu], wish: Wish, before: Layout) -> Layo
         group = [boards[index] for index in members]
         wishes = list(dict.fromkeys(lists[index] for index in members))
         shapes = [_shape(board, [one for asks in wishes for one in _choices(board, asks)]) for board in group]
-        # Any GPU of a kind does for counting what is wished for.
-        wished = [worker(place) for index in members for place in next(_choices(group[0], lists[index]))]
+        # Any GPU of the kind does for counting what is wished for, but workers at one place would count as one.
+        wished = [worker(place) for index in members for place in next(_choices(boards[index], lists[index]))]
         running = [worker(place) for board in group for place in before[board.device]]
         chosen = lay_out(
             configuration_of(tuple(wished)), family=_WORKER, backend={_WORKER: ""}, devices=shapes, running=running
