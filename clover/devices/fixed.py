@@ -63,15 +63,6 @@ class FixedGpu(MigGpu):
         present = {self._nvml.nvmlDeviceGetUUID(device) for device in self._devices()}
         return tuple(found for found in self._found if found.uuid in present)
 
-    def holders(self, found: GpuInstance) -> tuple[int, ...]:
-        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look."""
-        try:
-            device = next(device for device in self._devices() if self._nvml.nvmlDeviceGetUUID(device) == found.uuid)
-            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(device)
-        except (self._nvml.NVMLError, StopIteration):
-            return ()
-        return tuple(sorted({int(item.pid) for item in processes}))
-
     def _profiles(self) -> list[GpuProfile]:
         """Find the instances, and return their profiles with the places at which they stand."""
         profiles: dict[str, GpuProfile] = {}

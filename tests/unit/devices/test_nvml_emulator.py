@@ -254,7 +254,7 @@ def test_without_permission_one_may_look_at_devices_only(box: Path, child: Child
     assert child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())") >= 0
     for call in ("n.nvmlDeviceGetPowerUsage(gpu())",
                  "n.nvmlDeviceGetMaxMigDeviceCount(gpu())", "n.nvmlDeviceGetMigMode(gpu())[0]"):  # fmt: skip
-        assert child(call) > 0, call
+        assert child(call) >= 0, call
     emulated.set_privileged(box, True)
     child.run("destroy(0, 3)")
 
