@@ -2,9 +2,9 @@
 
     python -m bench.swap_resident [--swaps 1000] [--clients 8] [--json FILE]
 
-An embedded server of `fashion` whose workers hold all variants is pinned to one variant after the other, while clients
-of the same process ask one row after another and compare each answer with what its variant should say.  A decision is
-the first step of its transition; "during" is from there to 20 ms after its last step.
+An embedded server of `fashion`, with one worker on one core that holds all variants, is pinned to one variant after
+the other, while clients of the same process ask one row after another and compare each answer with what its variant
+should say.  A decision is the first step of its transition; "during" is from there to 20 ms after its last step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import clover
 from bench.common import fashion_rows, show, write_json
 from bench.load import quantile
 from bench.oracle import TOLERANCE, expected
+from bench.swap_parts import last_core
 
 ROWS = 512
 AFTER_NS = 20_000_000
@@ -61,12 +62,18 @@ class Clients:
             await asyncio.sleep(0.001)
 
 
-async def measured(swaps: int, clients: int, **settings: Any) -> dict[str, Any]:
+async def measured(swaps: int, clients: int) -> dict[str, Any]:
     """Return the figures."""
     images = fashion_rows()[0][:ROWS]
     answers = expected(images)
     server = clover.Server(
-        "fashion", http=False, carbon="static:300", policy="static:tiny", accuracy_floor=1.0, slo_ms=1000.0, **settings
+        "fashion",
+        http=False,
+        cores=last_core(),
+        carbon="static:300",
+        policy="static:tiny",
+        accuracy_floor=1.0,
+        slo_ms=1000.0,
     )
     async with server:
         served = server.engine.pick(None)
@@ -78,7 +85,7 @@ async def measured(swaps: int, clients: int, **settings: Any) -> dict[str, Any]:
             begun_ns.append(time.monotonic_ns())
             await spawn(assignment)
 
-        fleet.spawn = noted
+        fleet.spawn = noted  # type: ignore[method-assign]
         pids = {worker["pid"] for worker in fleet.describe()}
         resident = fleet.describe()[0]["resident"]
         asking = Clients(server, images, answers)

@@ -761,6 +761,11 @@ class Transition(Record, frozen=True, kw_only=True):
     memory: str = ""
 
     @property
+    def starts(self) -> bool:
+        """Whether a worker has to start: not if all that comes is resident."""
+        return any(step.kind == "spawn" and step.assignment not in self.resident for step in self.steps)
+
+    @property
     def holds(self) -> bool:
         """Whether the capacity floor is kept throughout."""
         return self.lowest_capacity >= self.capacity_floor

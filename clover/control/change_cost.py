@@ -34,7 +34,7 @@ class ChangeCost:
 
     def changed(self, transition: Transition, began_s: float, now_s: float) -> None:
         """Take note of a transition that was carried out between `began_s` and `now_s` (monotonic)."""
-        if any(step.kind == "spawn" and step.assignment not in transition.resident for step in transition.steps):
+        if transition.starts:
             self.start_s += _WEIGHT * (_within(now_s - began_s, _STARTS_S) - self.start_s)
         if self._changed_s is not None:
             self._holds_s += _WEIGHT * (_within(now_s - self._changed_s, _LASTS_S) - self._holds_s)

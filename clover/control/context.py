@@ -22,6 +22,7 @@ from clover.control.parked import ParkedGpus
 from clover.control.request import Pin
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
+from clover.planning.transition.stages import served
 from clover.policies.demanded import heeds
 from clover.runtime.workers.resident_orders import resident_bytes
 from clover.types import Declined, DeviceShape, Placement
@@ -102,7 +103,7 @@ class Context:
         for name, family in self.families.items():
             if self.frozen_of(family) or self.mode_of(family) != "active" or family.pin is not None:
                 continue
-            capacity = sum(map(family.capacity(self.share_of(family)), family.desired))
+            capacity = served(family.desired, family.capacity(self.share_of(family)))
             if capacity > 0.0:
                 slices = sum(place.slices for place in {item.placement for item in family.desired})
                 utilisation = family.rate(self.config) / capacity

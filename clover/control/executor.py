@@ -197,6 +197,8 @@ class Executor:
             if not error.restored:
                 self._take_stock(family)
             follows = [family.memory_troubles.note(failed) for failed in error.starts]
+            if any(follows) and family.deployed is None:
+                family.triggers.again(now_s)  # nothing runs, and the next plan is another one
             text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))
             return ("rolled back" if error.restored and deployed is not None else "failed"), text
         devices = context.devices_of(family.name)

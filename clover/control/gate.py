@@ -16,6 +16,7 @@ Every question is a pure function of what is known: None says that the plan may 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from clover.planning.budget.keeping import kept_plan
 from clover.planning.cascade.permitted import moving_j
 from clover.planning.model.objective import MARGIN, objective_of
 from clover.planning.model.problem import problem_of, services_of
+from clover.planning.search.power_states import in_use_first
+from clover.planning.transition.stages import served
 from clover.types import (
     Candidate,
     Configuration,
@@ -38,8 +41,11 @@ from clover.types import (
     Routing,
     State,
     Transition,
+    configuration_of,
 )
 
+_WAYS = 8
+"""Choices of GPUs to park, of each number of them, that are looked at."""
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
 _LATE = 0.05
@@ -190,6 +196,22 @@ def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
                 found.setdefault(_configuration(swapped), count)
     usable = [configuration for configuration in found if not family.backed_off(configuration, now_s)]
     yield from sorted(usable, key=lambda configuration: found[configuration])
+
+
+def parks(family: Family, state: State, share: float) -> Iterator[Configuration]:
+    """Yield what runs without the workers of some GPUs, fewest awake first, as far as the others serve the rate with
+    the room that the load's gusts need.  No instance is made for it, so that no capacity is lost on the way.
+
+    Nothing if GPUs may not be parked."""
+    objective, capacity = state.objective, family.capacity(share)
+    if objective.spared_w is None:
+        return
+    here = in_use_first([shape for shape in state.devices if shape.device in family.devices], family.desired)
+    for number in range(max(objective.least_awake, 1), len(here)):
+        for awake in itertools.islice(itertools.combinations([shape.device for shape in here], number), _WAYS):
+            left = tuple(item for item in family.desired if item.placement.device in awake)
+            if objective.max_utilisation * served(left, capacity) >= objective.sleep_room * state.arrival_rate:
+                yield configuration_of(left)
 
 
 def _configuration(counts: Counter[tuple[str, str, tuple[str, ...]]]) -> Configuration:

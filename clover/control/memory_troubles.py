@@ -3,6 +3,9 @@
 A worker that found no room beside another one is planned as an exchange from then on: what is there leaves first.  One
 that does not even fit alone is refused: no plan has its variant on that profile until the devices or the profile of the
 family change.  Without this record the same plan would be tried for ever, each time after a longer pause.
+
+If nothing is left that may run, another program may have had the memory for a while: then all is tried anew, after a
+minute, and after twice as long each time.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from clover.errors import says_out_of_memory
 from clover.types import Assignment, FamilyProfile
 
 log = logging.getLogger("clover.control")
+
+FIRST_WAIT_S = 60.0
+LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class MemoryTroubles:
         self._name = name
         self._beside: set[tuple[str, str, str, str]] = set()
         self._under: Hashable = None
+        self._wait_s = FIRST_WAIT_S
+        self._anew_s: float | None = None
 
     def look(self, under: Hashable) -> None:
         """Forget everything if the devices or the profile (`under`) are other ones than before."""
@@ -45,6 +53,17 @@ class MemoryTroubles:
             self.refused.clear()
             self._beside.clear()
             self._under = under
+            self._wait_s, self._anew_s = FIRST_WAIT_S, None
+
+    def nothing_left(self, now_s: float) -> None:
+        """Take note at `now_s` (monotonic) that nothing can run without what is refused: forget that once it was so for
+        long enough."""
+        if self._anew_s is None:
+            self._anew_s = now_s + self._wait_s
+        elif now_s >= self._anew_s:
+            log.warning("%s: nothing else can run: what was refused for want of memory is tried anew", self._name)
+            self.refused.clear()
+            self._wait_s, self._anew_s = min(2.0 * self._wait_s, LONGEST_WAIT_S), None
 
     def note(self, failed: FailedStart) -> str:
         """Take note of a start that failed; return what follows from it, empty if memory was not the reason."""
@@ -79,8 +98,11 @@ class MemoryTroubles:
     @property
     def words(self) -> str:
         """What is refused, and why."""
+        profiles: dict[tuple[str, str], list[str]] = {}
+        for (variant, profile), why in sorted(self.refused.items()):
+            profiles.setdefault((variant, why), []).append(profile)
         return "; ".join(
-            f"{variant} is refused on {profile}: {why}" for (variant, profile), why in sorted(self.refused.items())
+            f"{variant} is refused on {', '.join(names)}: {why}" for (variant, why), names in profiles.items()
         )
 
     def report(self) -> list[dict[str, str]]:

@@ -137,6 +137,8 @@ class Planner:
                 self._failed(family, request, started_s, error)
                 raise
             why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
+            if family.deployed is None and not request.dry_run:
+                family.memory_troubles.nothing_left(started_s)
             self._failed(family, request, started_s, why)
             raise why from error
         refused, note = request.review(state, plan) if request.review is not None else (False, "")
@@ -249,6 +251,9 @@ class Planner:
         now_s = self._context.monotonic()
         others = gate.alternatives(family, plan, here, margin, now_s)
         tried: Iterable[Configuration] = itertools.islice((other.configuration for other in others), ALTERNATIVES)
+        if here.feasible:
+            parked = gate.parks(family, state, self._context.share_of(family))
+            tried = itertools.chain(tried, (item for item in parked if not family.backed_off(item, now_s)))
         if not here.feasible:  # the best plans cannot be reached: what serves in time on the instances that stand?
             tried = itertools.chain(tried, itertools.islice(gate.swaps(family, now_s), ALTERNATIVES))
         for configuration in tried:

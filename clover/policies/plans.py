@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -42,6 +43,8 @@ from clover.types import (
     configuration_of,
 )
 
+_WAYS = 8
+"""Choices of the devices that stay awake that are looked at."""
 _LOWERED = 4
 """Steps in which an accuracy that a configuration cannot reach is lowered to the floor."""
 
@@ -69,10 +72,13 @@ def placed(state: State, problem: Problem, configuration: Configuration, awake: 
     here = {item.placement.device for item in state.running}
     used, fresh = devices[: len(here)], devices[len(here) :]
     first = laid(devices[:awake])
+    if not state.running:
+        return first
     for stay in range(min(awake, len(used)), max(0, awake - len(fresh)) - 1, -1):
-        found = laid((*used[:stay], *fresh[: awake - stay])) if state.running else first
-        if _holds(state, problem, found):
-            return found
+        for stays in itertools.islice(itertools.combinations(used, stay), _WAYS):
+            found = laid((*stays, *fresh[: awake - stay]))
+            if _holds(state, problem, found):
+                return found
     return first
 
 

@@ -4,10 +4,13 @@ A server asks a helper process so that its loop never waits; here nothing waits.
 functions of their state, so the same question (in another accounting, or under another seed of the load) is answered
 from memory.  Policies that draw at random are seeded by the run; a policy of the user's own is never remembered.
 
-A server's controller knows of no devices that sleep.  If a simulation lets them, it says so in the states here.
+Simulated devices do not say that they may sleep, as a server's GPUs do (`DeviceShape.sleep_w`).  If a simulation lets
+them, it says so in the states here, without the rests and the room for gusts that a server keeps.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 
@@ -22,7 +25,6 @@ _DRAWING = ("clover", "clover-artifact", "blover")
 _PURE = ("objective", "base", "base:fitted", "static", "co2opt", "oracle", "oracle:alike")
 # Fields of a state that are the same for a whole memory, stand in the key by themselves, or are read by none of _PURE.
 _ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
-_ASIDE |= {"resident_bytes"}
 _ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)
 
 Memory = dict[tuple[object, ...], Plan]
@@ -49,7 +51,7 @@ class LocalSolver:
             state.intensity.g_per_kwh,
             state.profile.latency,  # it may be corrected while a run goes on
             (state.seed, state.grid_s) if drawing else None,
-            *(getattr(state, name) for name in _ASKED),
+            *(_hashable(getattr(state, name)) for name in _ASKED),
         )
         found = self._memory.get(key)
         if found is None:
@@ -71,3 +73,7 @@ class LocalSolver:
 
     async def close(self) -> None:
         """Do nothing: no process was started."""
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(sorted(value.items())) if isinstance(value, dict) else value

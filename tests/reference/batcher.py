@@ -7,21 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass
-class Row:
-    lane: int
-    slot: int
-    key: int
-    client: int
-    rank: float  # infinite for a row of the background
-    deadline_ns: int
-    since_ns: float  # minus infinity for a row that has waited before
-    order: int
-
-    @property
-    def place(self) -> tuple[float, int]:
-        return self.rank, self.order
+from tests.reference import worker_groups
+from tests.reference.pairing_heap import Row, in_order
+from tests.reference.worker_groups import Group, Worker
 
 
 @dataclass
@@ -32,21 +20,6 @@ class Lane:
     clock: int = 0
     expected_ns: int = 0
     passed: int = 0
-
-
-@dataclass(eq=False)
-class Worker:
-    group: int
-    lane: int | None = None
-    max_batch: int = 0
-    outstanding: int = 0
-
-
-@dataclass
-class Group:
-    credits: int = 0
-    since_ns: int = 0  # when its first batch began
-    lane: int = 0  # of the batch that was sent last
 
 
 UNIT = 1 << 16
@@ -164,21 +137,10 @@ class Batcher:
         self._check(lane, len(self._lanes))
         if self._workers[worker].lane is not None or max_batch < 1 or credits < 1:
             raise ValueError("attached already, or not positive")
-        found, into = self._workers[worker], group if group != -1 else worker
+        into = group if group != -1 else worker
         self._check(into, len(self._workers))
-        members = self._members(into)
-        if members and (group == -1 or self._groups[into].credits != credits):
-            raise ValueError("the group has other workers")
-        if any(member.lane == lane for member in members):
-            raise ValueError("the group serves the lane already")
-        held = found.outstanding if group == -1 else 0  # does not stay out
-        if found.outstanding > held and found.group != into:
-            raise ValueError("it has batches out in another group")
-        if self._out(into) - (held if found.group == into else 0) > credits:
-            raise ValueError("too many are out")
-        found.outstanding -= held
-        found.group, found.lane, found.max_batch = into, lane, max_batch
-        self._groups[into].credits = credits
+        worker_groups.join_group(self._groups, self._workers, worker, lane, into, credits, alone=group == -1)
+        self._workers[worker].lane, self._workers[worker].max_batch = lane, max_batch
 
     def detach(self, worker: int) -> None:
         self._check(worker, len(self._workers))
@@ -189,21 +151,21 @@ class Batcher:
         self._workers[worker].lane = None
 
     def _members(self, group: int) -> list[Worker]:
-        return [worker for worker in self._workers if worker.group == group and worker.lane is not None]
+        return worker_groups.members(self._workers, group)
 
     def _out(self, group: int) -> int:
-        """Return how many batches the workers of a group have out, detached ones included."""
-        return sum(worker.outstanding for worker in self._workers if worker.group == group)
+        return worker_groups.out(self._workers, group)
 
     def expect(self, lane: int, expected_ns: int) -> None:
         self._check(lane, len(self._lanes))
         self._lanes[lane].expected_ns = max(expected_ns, 0)
 
     def _free(self, lane: int) -> list[Worker]:
-        return [w for w in self._workers if w.lane == lane and self._out(w.group) < self._groups[w.group].credits]
+        serving = [worker for worker in self._workers if worker.lane == lane]
+        return [worker for worker in serving if worker_groups.has_credit(self._groups, self._workers, worker)]
 
     def _waiting(self, lane: int, key: int) -> list[Row]:
-        return sorted((r for r in self._rows.values() if (r.lane, r.key) == (lane, key)), key=lambda row: row.place)
+        return in_order(row for row in self._rows.values() if (row.lane, row.key) == (lane, key))
 
     def _most(self, worker: Worker, lane: int) -> int:
         """Return how many rows a batch of that worker of that lane holds."""

@@ -74,7 +74,7 @@ async def parked(cache: Path) -> dict[str, Any]:
         gone = [pid for name, pids in before.items() if state[name]["parked"] for pid in pids]
         await until(lambda: not any(map(alive, gone)))
         found = {"awake_at_first": len(before), "gone": len(gone), "state": state, "standing": instances(running)}
-        found["detail"] = running.engine.control().decisions(1)[0]["detail"]
+        found["detail"] = running.engine.controller.decisions(1)[0]["detail"]
         found["metrics"] = [
             line for line in running.engine.metrics().decode().splitlines() if line.startswith("clover_device_parked")
         ]

@@ -401,9 +401,7 @@ class Router(Model):
         """Let one more worker (a respawned one) receive rows, under the present routing."""
         self.route([*self.state.lanes.entries(), entry], self.state.lanes.routing, self.standby)
 
-    def leave(
-        self, worker: WorkerHandle, on_idle: Callable[[], None], *, served: bool = False, lane: int = -1
-    ) -> None:
+    def leave(self, worker: WorkerHandle, on_idle: Callable[[], None], *, served: bool = False, lane: int = -1) -> None:
         """Give `worker` no new batch (of `lane`; -1: of any); call `on_idle` once it holds none of these, or has to
         serve them again (at once if it holds none now).  With `served` it first takes the rows that wait and that no
         other worker may serve."""

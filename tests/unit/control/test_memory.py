@@ -209,6 +209,28 @@ def test_a_first_plan_that_does_not_fit_is_followed_by_one_that_does() -> None:
     asyncio.run(story())
 
 
+def test_what_is_refused_is_tried_anew_after_a_while_if_nothing_else_can_run(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        rig = MemoryRig(500, known=False)
+        await rig.deploy()
+        rig.fleet.mib = 50  # another program has the rest, and the workers died of it
+        rig.fleet.alive.clear()
+        rig.family.applier._workers.clear()
+        rig.family.deployed = None
+        rig.family.triggers.again(rig.clock())
+        del rig.fleet.calls[:]
+        await rig.look(10.0, looks=60)
+        assert rig.family.deployed is None
+        anew = sum("is tried anew" in record.message for record in caplog.records)
+        assert anew in (2, 3)  # in ten minutes: after one, two and four
+        assert len([call for call in rig.fleet.calls if call.startswith("out of memory")]) <= 9 * (anew + 1)
+        rig.fleet.mib = 500
+        await rig.look(10.0, looks=60)
+        assert rig.family.deployed is not None
+
+    asyncio.run(story())
+
+
 def test_other_failures_refuse_nothing() -> None:
     troubles = MemoryTroubles("toy")
     assert troubles.note(FailedStart(worker("large", 0, 1), (), "KeyError: 'weights'")) == ""

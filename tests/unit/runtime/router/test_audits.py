@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from clover.errors import Overloaded
+from clover.errors import Overloaded, Unavailable
 from clover.runtime.guard.guard import URGENT_AUDITS
 from clover.runtime.guard.sampling import HOUR_NS, LEAST, MOST, URGENT
 from clover.runtime.router.audits import PATIENCE_NS
@@ -366,3 +366,24 @@ def test_no_hour_lies_below_the_least_share() -> None:
     assert house.router.audits.answered >= LEAST * 6000
     assert house.router.audits.sampler.lowest is not None
     assert house.router.audits.sampler.lowest >= LEAST
+
+
+def test_the_best_variant_answers_audits_where_the_plan_gives_it_no_rows() -> None:
+    house = Audited(lanes=(SMALL,), chained=False)
+    worker = house.worker(SMALL)
+    worker.resident = {"small": 0, "large": 2}
+    _, lane, most, meter = house.entry(LARGE)
+    house.router.set_background([(worker, lane, most, meter)])
+    assert house.router.state.lanes.live == 1 << SMALL
+    ticket = house.ask()
+    house.says(SMALL, 1)
+    house.close(ticket)
+    (number, slots), *_ = worker.ring.batches
+    assert (slots, worker.ring.lanes[number]) == (ticket.slots, 2)
+    with pytest.raises(Unavailable):  # no client's row is asked of it
+        house.ask(min_accuracy=91.0)
+    house.router.set_background([])
+    house.complete(worker)
+    assert house.router.audits.answered == 1
+    assert (meter.rows, meter.window_audits) == (1, 1)
+    house.check_slots()

@@ -1,0 +1,315 @@
+"""Parked GPUs: a day of load on emulated GPUs, parked or all awake, beside what `simulate` says of the same day.
+
+    python -m bench.parking [--box a100-40gb] [--gpus 3] [--day-s 480] [--json FILE]
+
+A server with `--sleep park` and one with `--sleep off` serve the same Poisson arrivals of a diurnal load, a day in
+`--day-s` seconds; the controller's times (looks, dwell, rests) shrink alike, but not what a start takes.  Workers
+compute on the CPU at a slow pace, so that the machine keeps up.  Watts are means over the day, of the emulated boards'
+counters; a board draws 35 W more while a process holds it.  The simulator plays the whole day with the same profile,
+rests and room for gusts (`simulated`), and without these (`parked row`, as in `simulate --asleep`).
+
+Whether wake-ups keep the SLO is said by the longest time in which each second had a late answer, beside the seconds
+that the plan takes a start to last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from bench.common import ROOT, show, write_json
+from clover.backends import child_environment
+from clover.carbon.static import StaticSource
+from clover.config import CarbonConfig, ControllerConfig, FamilyConfig, ServerConfig, WorkersConfig
+from clover.devices import tables
+from clover.errors import CloverError
+from clover.planning.model.problem import services_of
+from clover.server.server import Server
+from clover.simulate.families import Known
+from clover.simulate.loads import Load
+from clover.simulate.records import RunInput
+from clover.simulate.replay import play
+from clover.simulate.world import Case, Rules, Scheme, SimulatedMachine, Trace, World
+from clover.types import DeviceShape, FamilyProfile
+
+TOY = str(ROOT / "tests" / "families" / "toy")
+DAY_S = 86_400.0
+SLO_MS = 3_000.0
+FLOOR = 90.0
+SPEED = {1: 1.0, 2: 1.9, 3: 2.57, 4: 2.86, 7: 3.06}
+CONTEXT_W = 35.0
+_ROW = np.array([[0.1, 0.2, 3.0, 0.4]], np.float32)
+
+
+def paces(profiles: dict[str, int]) -> dict[str, Any]:
+    """Return a pace file under which one compute slice serves some rows a second."""
+    rows = [
+        {
+            "family": "toy",
+            "variant": variant,
+            "profile": profile,
+            "batch": batch,
+            "ms": ms / SPEED[n],
+            "watts": 7.0 * n**0.66,
+        }
+        for profile, n in profiles.items()
+        for variant, times in {"half": {1: 120.0, 8: 480.0}, "full": {1: 300.0, 8: 1_200.0}}.items()
+        for batch, ms in times.items()
+    ]
+    return {"method": "analytical", "source": "bench.parking", "rows": rows}
+
+
+class Day:
+    """One server over one day."""
+
+    def __init__(self, given: argparse.Namespace, folder: Path, sleep: Literal["park", "off"]) -> None:
+        self._given, self._sleep = given, sleep
+        scale = given.day_s / DAY_S
+        config = ServerConfig(
+            families=(FamilyConfig(family=TOY, slo_ms=SLO_MS, accuracy_floor=FLOOR, accuracy_margin=0.0),),
+            workers=WorkersConfig(
+                device=f"emulated:{given.box}:{given.gpus}",
+                backends=("eager",),
+                pace=str(folder / "pace.json"),
+                sleep=sleep,
+            ),
+            carbon=CarbonConfig(source="static:300"),
+            controller=ControllerConfig(
+                policy="objective",
+                objective="floor",
+                cascade=False,
+                waits=False,
+                interval_s=max(0.2, 60.0 * scale),
+                min_dwell_s=max(0.2, 60.0 * scale),
+                verify_s=1.0,
+                sleep_after_s=300.0 * scale,
+            ),
+            cache_dir=str(folder),
+            state_dir=str(folder),
+        )
+        self._server = Server(config=config, http=False)
+        self._late: set[int] = set()
+        self._answers = self._late_answers = self._failed = 0
+        self._awake: list[int] = []
+        self.rate = 0.0
+        self.shapes: tuple[DeviceShape, ...] = ()
+        self.profile: FamilyProfile | None = None
+
+    def _rate(self, at_s: float) -> float:
+        hours = 24.0 * at_s / self._given.day_s
+        return self.rate * (1.0 + 0.4 * math.cos(2.0 * math.pi * (hours - 14.0) / 24.0))
+
+    async def _ask(self, began_s: float) -> None:
+        asked_s = time.monotonic()
+        try:
+            await self._server.ainfer({"INPUT0": _ROW})
+        except CloverError:
+            self._failed += 1
+        self._answers += 1
+        if time.monotonic() - asked_s > SLO_MS / 1e3:
+            self._late_answers += 1
+            self._late.add(int(time.monotonic() - began_s))
+
+    async def play(self) -> dict[str, Any]:
+        """Serve a day; return what the boards drew and how late answers were."""
+        async with self._server as running:
+            family = running.engine.controller.context.families["toy"]
+            self.profile = family.profile
+            self.shapes = tuple(device.shape() for device in running.engine.devices.values())
+            sizes = slices_of(self.shapes)
+            smallest = services_of(self.profile)["full", min(sizes, key=sizes.__getitem__)]
+            self.rate = self._given.load * smallest.capacity() * sum(shape.slices for shape in self.shapes)
+            rng, tasks = np.random.default_rng(1), set()
+            await self._warm(family)
+            began_s = at_s = time.monotonic()
+            first = self._joules(running)
+            while (now_s := time.monotonic()) < began_s + self._given.day_s:
+                while at_s <= now_s:
+                    task = asyncio.ensure_future(self._ask(began_s))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                    at_s += rng.exponential(1.0 / self._rate(at_s - began_s))
+                if len(self._awake) <= now_s - began_s:
+                    self._awake.append(len(family.devices))
+                await asyncio.sleep(max(0.0, min(at_s, began_s + len(self._awake)) - time.monotonic()))
+            seconds = time.monotonic() - began_s
+            joules = self._joules(running) - first
+            await asyncio.gather(*tasks)
+            decisions = running.engine.controller.decisions(1000)
+            return {
+                "watts": joules / seconds,
+                "joules": joules,
+                "seconds": seconds,
+                "answers": self._answers,
+                "failed": self._failed,
+                "late_part": self._late_answers / max(self._answers, 1),
+                "late_for_s": longest(self._late),
+                "start_s": family.change_cost.start_s,
+                "awake": sum(self._awake) / len(self._awake),
+                "changes": family.changes,
+                "woken": sum("is woken" in item["detail"] for item in decisions),
+                "parked": sum("is parked" in item["detail"] for item in decisions),
+            }
+
+    async def _warm(self, family: Any) -> None:
+        """Let the load of the first moment be known."""
+        began_s = time.monotonic()
+        while time.monotonic() < began_s + self._given.warm_s:
+            self._answers -= 1  # not counted
+            late, failed = self._late_answers, self._failed
+            await asyncio.gather(self._ask(began_s), asyncio.sleep(1.0 / self._rate(0.0)))
+            self._late_answers, self._failed = late, failed
+        self._late.clear()
+
+    def _joules(self, running: Server) -> float:
+        return sum(
+            float(line["measured_j"])
+            for name, line in running.engine.account.devices().items()
+            if name.startswith("gpu")
+        )
+
+
+def slices_of(shapes: tuple[DeviceShape, ...]) -> dict[str, int]:
+    """Return the compute slices of each profile."""
+    return {place.profile: place.slices for shape in shapes for layout in shape.layouts for place in layout}
+
+
+def longest(seconds: set[int]) -> int:
+    """Return the most seconds in a row among `seconds`."""
+    best = run = 0
+    for second in range(max(seconds, default=-1) + 1):
+        run = run + 1 if second in seconds else 0
+        best = max(best, run)
+    return best
+
+
+def simulated(day: Day, bare_w: float, asleep: bool, rests: bool) -> dict[str, float]:
+    """Play the same day in the simulator; `rests`: with the server's rests and room for gusts."""
+    assert day.profile is not None
+    spared = CONTEXT_W if rests and asleep else None
+    shapes = tuple(msgspec.structs.replace(shape, sleep_w=spared) for shape in day.shapes)
+    known = Known(
+        profile=day.profile, source="bench.parking", digest="", request="a row", metric="accuracy", method="analytical"
+    )
+    world = World(
+        SimulatedMachine(shapes, bare_w + CONTEXT_W, "emulated"),
+        known,
+        Rules(form="floor", slo_ms=SLO_MS, accuracy_floor=FLOOR, accuracy_margin=0.0, look_s=60.0, dwell_s=60.0),
+    )
+    source = StaticSource(300.0)
+    load = Load("diurnal", "diurnal", day.rate, per_s=True)
+    scheme = Scheme("objective", "objective", asleep_w=bare_w if asleep else None, cascade=False)
+    about = RunInput(name="static", kind="trace", sha256="", about="300 g/kWh")
+    trace = Trace(name="static", source=source, start_s=0.0, hours=24.0, about=about)
+    run = play(Case(world, trace, load, scheme, 1))
+    joules = sum(step.active_j + step.idle_j for step in run.steps)
+    seconds = sum(step.seconds for step in run.steps)
+    return {"watts": joules / seconds, "awake": sum(step.awake for step in run.steps) / len(run.steps)}
+
+
+def one(given: argparse.Namespace) -> int:
+    """Play one day on a server of this process, and in the simulator; print both as JSON."""
+    table = tables.table(given.box)
+    sizes = {profile.name: profile.slices for profile in tables.slice_profiles(table) if profile.slices in SPEED}
+    folder = Path(given.folder)
+    (folder / "pace.json").write_text(json.dumps(paces(sizes)))
+    day = Day(given, folder, given.one)
+    found = asyncio.run(day.play())
+    asleep = given.one == "park"
+    print(
+        json.dumps(
+            {
+                "served": found,
+                "simulated": simulated(day, table.idle_w, asleep, rests=True),
+                "parked row": simulated(day, table.idle_w, asleep, rests=False),
+            }
+        )
+    )
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Play a day parked and a day awake, and print both beside the simulator's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--box", default="a100-40gb")
+    parser.add_argument("--gpus", type=int, default=3)
+    parser.add_argument("--day-s", type=float, default=480.0)
+    parser.add_argument("--warm-s", type=float, default=30.0, help="seconds before the day in which the load is learnt")
+    parser.add_argument("--load", type=float, default=0.42, help="mean part of what all slices of one size serve")
+    parser.add_argument("--json", default="")
+    parser.add_argument("--one", choices=("park", "off"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.one:
+        return one(given)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for sleep in ("park", "off"):
+            options = [
+                f"--{name.replace('_', '-')}={getattr(given, name)}"
+                for name in ("box", "gpus", "day_s", "warm_s", "load")
+            ]
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.parking", "--one", sleep, "--folder", folder, *options],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                cwd=ROOT,
+                env={**os.environ, **child_environment()},
+            )
+            results[sleep] = json.loads(done.stdout.splitlines()[-1])
+    served = {sleep: found["served"] for sleep, found in results.items()}
+    show(
+        f"{given.gpus} x {given.box} (emulated), a day in {given.day_s:g} s",
+        [
+            "",
+            "W",
+            "simulated W",
+            "off by %",
+            "parked row W",
+            "awake",
+            "simulated",
+            "late %",
+            "late for s",
+            "start s",
+            "failed",
+            "woken",
+        ],
+        [
+            [
+                sleep,
+                served[sleep]["watts"],
+                results[sleep]["simulated"]["watts"],
+                100.0 * (served[sleep]["watts"] / results[sleep]["simulated"]["watts"] - 1.0),
+                results[sleep]["parked row"]["watts"],
+                served[sleep]["awake"],
+                results[sleep]["simulated"]["awake"],
+                100.0 * served[sleep]["late_part"],
+                served[sleep]["late_for_s"],
+                served[sleep]["start_s"],
+                served[sleep]["failed"],
+                served[sleep]["woken"],
+            ]
+            for sleep in results
+        ],
+    )
+    spared = 1.0 - served["park"]["watts"] / served["off"]["watts"]
+    print(f"parking spares {spared:.1%} of the boards' energy (emulated)")
+    write_json(given.json, {"arguments": vars(given), "results": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
