@@ -11,6 +11,7 @@ serving.  If any start is given (`3g@4`), and in files, each list means its own 
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from clover.planning.packing import geometry
 from clover.planning.packing.geometry import SliceProfile
 from clover.planning.transition.layout import lay_out
 from clover.planning.transition.steps import StageView, StepSeconds, plan_transition, stages
-from clover.types import Assignment, DeviceShape, Placement, Record, Step, Transition, configuration_of
+from clover.types import Assignment, DeviceShape, GroupCount, Placement, Record, Step, Transition
 
 NOW = "now"
 _WORKER = "worker"
@@ -193,11 +194,10 @@ def place_best(boards: Sequence[PlannedGpu], wish: Wish, before: Layout) -> Layo
         wishes = list(dict.fromkeys(lists[index] for index in members))
         shapes = [_shape(board, [one for asks in wishes for one in _choices(board, asks)]) for board in group]
         # Any GPU of a kind does for counting what is wished for.
-        wished = [worker(place) for index in members for place in next(_choices(group[0], lists[index]))]
+        wished = Counter(place.profile for index in members for place in next(_choices(group[0], lists[index])))
+        configuration = tuple(GroupCount(variant=_WORKER, profile=p, count=n) for p, n in sorted(wished.items()))
         running = [worker(place) for board in group for place in before[board.device]]
-        chosen = lay_out(
-            configuration_of(tuple(wished)), family=_WORKER, backend={_WORKER: ""}, devices=shapes, running=running
-        )
+        chosen = lay_out(configuration, family=_WORKER, backend={_WORKER: ""}, devices=shapes, running=running)
         for board in group:
             found[board.device] = tuple(item.placement for item in chosen if item.placement.device == board.device)
     return found
