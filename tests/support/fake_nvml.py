@@ -74,6 +74,8 @@ class FakeNvml:
         self.boards = boards or (Board(),)
         self.faults: dict[str, list[int]] = {}
         self.calls: list[str] = []
+        self.asked: list[str] = []
+        """Instances whose processes were asked for: a real driver would count that as a use of them."""
         self.dies = -1
         self.after = False
 
@@ -289,6 +291,10 @@ class FakeNvml:
         return int(self._board(handle).compute_mode)
 
     def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: Any) -> Any:
-        assert isinstance(handle, int), "asking an instance would hold it"
+        if isinstance(handle, str):
+            self.asked.append(handle)
+            uuid, _, gi = handle.removeprefix("MIG-").rpartition("-")
+            board = next(board for board in self.boards if board.uuid == uuid)
+            return [SimpleNamespace(pid=pid, gpuInstanceId=int(gi)) for pid in board.holders.get(int(gi), ())]
         holders = self._board(handle).holders
         return [SimpleNamespace(pid=pid, gpuInstanceId=gi) for gi, pids in holders.items() for pid in pids]

@@ -480,6 +480,7 @@ def test_the_quarantine_names_what_may_hold_the_instance(rig: Rig, monkeypatch: 
         "(held by process 5, 77; nv-hostengine (process 3) may hold it: systemctl stop nvidia-dcgm)"
     )
     assert rig.fake.calls.count("nvmlDeviceGetComputeRunningProcesses_v3") == 1
+    assert rig.fake.asked == []
 
 
 def test_a_hook_that_fails_lets_nothing_be_made_or_removed(rig: Rig) -> None:
