@@ -261,6 +261,7 @@ def server_of(cache: Path, family: str, first: str, **more: Any) -> clover.Serve
         min_dwell_s=0.0,
         log_level="error",
         profile="require",
+        resident="off",  # each swap starts a process
         **more,
     )
 

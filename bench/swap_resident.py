@@ -74,6 +74,7 @@ async def measured(swaps: int, clients: int) -> dict[str, Any]:
         policy="static:tiny",
         accuracy_floor=1.0,
         slo_ms=1000.0,
+        waits=False,
     )
     async with server:
         served = server.engine.pick(None)

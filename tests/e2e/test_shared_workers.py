@@ -9,12 +9,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import clover
+from clover.types import Routing
 from tests.support.servers import children, until
-from tests.support.toy_family import TOY, expected, settings
+from tests.support.toy_family import THRESHOLD, TOY, expected, settings
 
 SWAPS = 40
 
@@ -40,6 +42,34 @@ class Load:
                 self.variants[variant] += 1
                 self.first_ns.setdefault(variant, time.monotonic_ns())
             await asyncio.sleep(0.002)
+
+
+async def a_cascade_on_one_worker(server: clover.Server) -> None:
+    """Both stages run in one process, and all of its rows end where their scores say."""
+    served = server.engine.pick(None)
+    first = served.fleet.routed[0]
+    stages = tuple(msgspec.structs.replace(first, variant=name) for name in ("half", "full"))
+    for item in stages:
+        await served.fleet.spawn(item)
+    chain = Routing(shares={"half": 1.0}, chain=("half", "full"), thresholds=(THRESHOLD,))
+    served.fleet.route(stages, chain)
+    (worker,) = [one for one in served.fleet.describe() if one["routed"]]
+    assert worker["variants"] == ["half", "full"]
+    paths: Counter[str] = Counter()
+
+    async def ask(seed: int) -> None:
+        rows = np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)
+        answer = await server.ainfer({"INPUT0": rows})
+        for row, path, found in zip(rows, answer.receipt.path, answer["OUTPUT0"], strict=True):
+            np.testing.assert_allclose(found, expected(path.rpartition(">")[2], row[None])[0], rtol=1e-4, atol=1e-6)
+            sure = float(expected("half", row[None]).max())
+            assert abs(sure - THRESHOLD) < 1e-4 or path == ("half" if sure >= THRESHOLD else "half>full")
+            paths[path] += 1
+
+    await asyncio.gather(*(ask(seed) for seed in range(60)))
+    assert paths.keys() == {"half", "half>full"}
+    by_variant = {meter.variant: meter.rows for meter in server.engine.account.workers() if meter.pid == worker["pid"]}
+    assert by_variant["full"] >= paths["half>full"]
 
 
 @pytest.mark.usefixtures("forked_zygotes")
@@ -79,6 +109,10 @@ def test_plans_swap_variants_that_workers_hold_without_a_process(toy_cache: Path
             assert served.fleet.restarts == 1
             assert all(set(worker["resident"]) == {"half", "full"} for worker in served.fleet.describe())
             assert served.traffic.lost_workers == 1
+
+            await pin("freeze", {"on": True}, "me")
+            await a_cascade_on_one_worker(server)
+            assert served.traffic.codes.keys() == {200}
 
     asyncio.run(main())
     assert children() == before

@@ -607,3 +607,18 @@ def test_joules_per_row_between_and_beyond_measured_batches() -> None:
     )
     assert profiled_energy(profile, "small", "2c", "eager", 9) == ProfiledEnergy()
     assert profiled_energy(None, "small", "1c", "eager", 9) == ProfiledEnergy()
+
+
+def test_variants_of_one_worker_share_its_slice_and_one_without_rows_by_the_plan_holds_none() -> None:
+    made = account(slices=2)
+    small, large, standby = (made.attach(meter(variant)) for variant in ("small", "medium", "large"))
+    standby.holds = False
+    small.add(3, SECOND // 4, 0)
+    large.add(1, SECOND // 4, 0)
+    standby.add(1, SECOND // 4, 0)  # an audit, say
+    made.window(sample(1, 10.0), GRID)
+    shares = {variant: share for (_, variant, _), share in made.shares.items()}
+    assert [shares[name].idle_j for name in ("small", "medium")] == [0.5, 0.5]  # half of 2 J, the placement's
+    assert shares["large"].idle_j == 0.0
+    assert sum(share.active_j for share in shares.values()) == pytest.approx(8.0)
+    assert shares["small"].active_j == pytest.approx(8.0 * 1.2 / 2.2)

@@ -480,3 +480,16 @@ def test_every_row_ends_where_its_scores_say(scores: list[tuple[float, float]], 
     house.check_slots()
     assert house.router.observe()["free_slots"] == 64
     house.loop.advance(40 * SECOND)
+
+
+def test_batches_of_other_variants_on_the_same_worker_take_their_time_too() -> None:
+    house = House()
+    small, large = house.shared(SMALL, LARGE)
+    alone = house.entry(LARGE)
+    house.router.route([small, large], dealt(1.0, 0.0, 0.0))
+    escalation = house.router.escalation
+    escalation.busy_ns[:] = [10 * MS, 0, 50 * MS]
+    house.ask()
+    assert escalation._service_ns(LARGE) == 60 * MS
+    house.router.route([small, alone], dealt(1.0, 0.0, 0.0))
+    assert escalation._service_ns(LARGE) == 50 * MS
