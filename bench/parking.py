@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +104,7 @@ class Day:
         self._late: set[int] = set()
         self._answers = self._late_answers = self._failed = 0
         self._awake: list[int] = []
+        self._reasons = Counter[str]()
         self.rate = 0.0
         self.shapes: tuple[DeviceShape, ...] = ()
         self.profile: FamilyProfile | None = None
@@ -115,8 +117,9 @@ class Day:
         asked_s = time.monotonic()
         try:
             await self._server.ainfer({"INPUT0": _ROW})
-        except CloverError:
+        except CloverError as error:
             self._failed += 1
+            self._reasons[str(error)] += 1
         self._answers += 1
         if time.monotonic() - asked_s > SLO_MS / 1e3:
             self._late_answers += 1
@@ -154,6 +157,9 @@ class Day:
                 "seconds": seconds,
                 "answers": self._answers,
                 "failed": self._failed,
+                "reasons": dict(self._reasons.most_common(5)),
+                "late_at_s": sorted(self._late),
+                "awake_at_s": self._awake,
                 "late_part": self._late_answers / max(self._answers, 1),
                 "late_for_s": longest(self._late),
                 "start_s": family.change_cost.start_s,
@@ -161,6 +167,11 @@ class Day:
                 "changes": family.changes,
                 "woken": sum("is woken" in item["detail"] for item in decisions),
                 "parked": sum("is parked" in item["detail"] for item in decisions),
+                "decisions": [
+                    {"at": item["at"], "trigger": item["trigger"], "action": item["action"], "detail": item["detail"]}
+                    for item in reversed(decisions)
+                    if item["action"] != "kept"
+                ],
             }
 
     async def _warm(self, family: Any) -> None:
