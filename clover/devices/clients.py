@@ -20,6 +20,7 @@ import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from clover.ancestry import descends_from
 from clover.devices.emulated import GPUS_MAX
 from clover.errors import DeviceError
 from clover.types import Record
@@ -69,9 +70,8 @@ def find(
     """Return the processes that hold a file below one of `nodes`, or are known to hold instances; not those of
     `without`, nor this one and its descendants."""
     found = []
-    parents = _parents(proc)
-    for pid in sorted(parents):
-        if pid in without or _descends(pid, os.getpid(), parents):
+    for pid in sorted(int(entry) for entry in os.listdir(proc) if entry.isdigit()):
+        if pid in without or descends_from(pid, os.getpid(), proc):
             continue
         name = _line(proc / str(pid) / "comm")
         files = _files(proc / str(pid) / "fd")
@@ -99,28 +99,6 @@ def holders(pids: Sequence[int], clients: Sequence[GpuClient]) -> str:
     if clients:
         parts.append(f"{names(clients)} may hold it: {remedy(clients)}")
     return "; ".join(parts) or "no process is to be seen on it"
-
-
-def _parents(proc: Path) -> dict[int, int]:
-    """Return the parent of each process."""
-    found: dict[int, int] = {}
-    for entry in os.listdir(proc):
-        if entry.isdigit():
-            fields = _line(proc / entry / "stat").rpartition(")")[2].split()
-            if len(fields) > 1:
-                found[int(entry)] = int(fields[1])
-    return found
-
-
-def _descends(pid: int, from_pid: int, parents: dict[int, int]) -> bool:
-    """Return whether `pid` is `from_pid` or was started by it, by way of others too."""
-    for _ in range(len(parents) + 1):
-        if pid == from_pid:
-            return True
-        if pid not in parents:
-            return False
-        pid = parents[pid]
-    return False
 
 
 def _files(folder: Path) -> set[str]:

@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import Any
 
 from clover import energy
+from clover.ancestry import descends_from
 from clover.config import EnergyConfig
-from clover.energy.foreign_work import busy_others, descends_from
+from clover.energy.foreign_work import busy_others
 from clover.energy.kept_idle import KeptIdles
 from clover.errors import ProfileError
 from clover.interfaces import EnergyMeter

@@ -21,13 +21,13 @@ from typing import Any
 from clover import devices as made
 from clover import energy
 from clover.accounting import Account, HostCpu
+from clover.ancestry import descends_from
 from clover.config import ServerConfig
 from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.energy.cpu_time import ProcessTree, process_ns
-from clover.energy.foreign_work import descends_from
 from clover.energy.kept_idle import KeptIdles
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"_version", "types", "errors", "digests", "hints", "quantities", "terminal", "charts", "config_section"}
+        {"_version", "ancestry", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}
+        | {"config_section"}
     ),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
