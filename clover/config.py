@@ -185,7 +185,7 @@ class EmbodiedConfig(Section, frozen=True, kw_only=True):
 class EnergyConfig(Section, frozen=True, kw_only=True):
     meter: Annotated[
         Literal["auto", "rapl", "modelled"],
-        _help("rapl reads the CPU's energy counters, modelled calculates energy; auto takes RAPL if it can be read"),
+        _help("rapl reads the CPU's counters, modelled calculates; auto: RAPL if it can be read"),
     ] = "auto"
     idle_w: (
         Annotated[float, _help("watts of a CPU at rest; by default measured (RAPL), or by processor", ge=0)] | None
@@ -352,7 +352,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     )
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[
-        float, _help("seconds that a batch may run before its worker is taken for stuck and restarted", gt=0)
+        float, _help("seconds that a batch may run before its worker is restarted", gt=0)
     ] = 30.0
     memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none", ge=0)] = 0
 
@@ -374,7 +374,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()
     report: ReportConfig = ReportConfig()
-    cache_dir: Annotated[str, _help("folder of profiles and compiled models; $XDG_CACHE_HOME/clover by default")] = ""
+    cache_dir: Annotated[str, _help("folder of profiles and compiled models; default: $XDG_CACHE_HOME/clover")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     profile: Annotated[
         Literal["auto", "require", "force"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,8 @@ class House:
         self.loop = Loop()
         self.account = Account(pue=1.5)
         self.slab = Slab.create(Layout(self.spec, slots))
+        os.close(self.slab.fd)  # no other process maps it, and properties make hundreds
+        self.slab.fd = -1
         self.router = Router(
             self.spec,
             self.slab,

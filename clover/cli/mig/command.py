@@ -152,7 +152,8 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
         f"       {own} --state FILE [--fault FAULT]... [--clear]\n"
         f"       {' ' * len(own)} [--reset GPU] [--reboot] [--lose GPU]\n"
         f"       {' ' * len(own)} [--restore GPU] [--compute-mode GPU:MODE]\n"
-        f"       {' ' * len(own)} [--xid GPU:XID] [--cuda VERSION] [--monitor NAME]"
+        f"       {' ' * len(own)} [--xid GPU:XID] [--cuda VERSION]\n"
+        f"       {' ' * len(own)} [--monitor NAME]"
     )
     emulating.epilog = (
         "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
