@@ -185,7 +185,7 @@ class EmbodiedConfig(Section, frozen=True, kw_only=True):
 class EnergyConfig(Section, frozen=True, kw_only=True):
     meter: Annotated[
         Literal["auto", "rapl", "modelled"],
-        _help("rapl reads the CPU's counters, modelled calculates; auto: RAPL if it can be read"),
+        _help("rapl: the CPU's counters; modelled: calculated; auto: RAPL if any"),
     ] = "auto"
     idle_w: (
         Annotated[float, _help("watts of a CPU at rest; by default measured (RAPL), or by processor", ge=0)] | None
@@ -374,7 +374,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()
     report: ReportConfig = ReportConfig()
-    cache_dir: Annotated[str, _help("folder of profiles and compiled models; default: $XDG_CACHE_HOME/clover")] = ""
+    cache_dir: Annotated[str, _help("folder of profiles and artifacts; default: $XDG_CACHE_HOME/clover")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     profile: Annotated[
         Literal["auto", "require", "force"],

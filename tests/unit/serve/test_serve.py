@@ -223,7 +223,7 @@ def test_fewer_gpus_than_families_exits_with_three(tmp_path: Path) -> None:
     environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
     environ["XDG_CACHE_HOME"] = str(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "clover.serve", TOY, "fashion", "--device", "emulated:a100-40gb:1", "--port", "0"],
+        [sys.executable, "-m", "clover.serve", TOY, "fashion", "--device", "emulated:rtx-4090:1", "--port", "0"],
         cwd=ROOT,
         env=environ,
         capture_output=True,
@@ -232,7 +232,7 @@ def test_fewer_gpus_than_families_exits_with_three(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 3, done.stderr
-    assert "2 families (toy, fashion) need a GPU each, but there is 1 (gpu0)" in done.stderr
+    assert "2 families (toy, fashion) need a GPU each, or a part of one that MIG splits, but there is 1" in done.stderr
     assert "Traceback" not in done.stderr
 
 
