@@ -5,7 +5,7 @@
 An embedded server of `fashion`, with one worker (on one core, or on the device) that holds all variants, is pinned to
 one variant after the other, while clients of the same process ask one row after another and compare each answer with
 what its variant should say.  A decision is the first step of its transition; "during" is from there to 20 ms after its
-last step.
+last step; rows go to the new variant once it is routed.
 The first answer comes after the batches that are ahead of it, of up to a row a client, and its own: more clients make
 it later, although the steps take no longer.
 """
@@ -90,17 +90,26 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
             begun_ns.append(time.monotonic_ns())
             await spawn(assignment)
 
+        routed_ns: list[int] = []
+        route = fleet.route
+
+        def routed(*given: Any) -> None:
+            route(*given)
+            routed_ns.append(time.monotonic_ns())
+
         fleet.spawn = noted  # type: ignore[method-assign]
+        fleet.route = routed  # type: ignore[method-assign]
         pids = {worker["pid"] for worker in fleet.describe()}
         resident = fleet.describe()[0]["resident"]
         asking = Clients(server, images, answers)
         tasks = [asyncio.create_task(asking.ask(seed)) for seed in range(clients)]
-        windows, first_ms = [], []
+        windows, first_ms, routed_ms = [], [], []
         names = [variant.name for variant in served.spec.variants]
         for swap in range(1, swaps + 1):
             await asyncio.sleep(PAUSE_S)
             variant = names[swap % len(names)]
             begun_ns.clear()
+            routed_ns.clear()
             asking.first_ns.clear()
             await server.engine.control().command("pin", {"variant": variant, "force": True}, "bench")
             end_ns = time.monotonic_ns()
@@ -108,6 +117,7 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
                 await asyncio.sleep(0.001)
             windows.append((begun_ns[0], end_ns + AFTER_NS))
             first_ms.append((asking.first_ns[variant] - begun_ns[0]) / 1e6)
+            routed_ms.append((routed_ns[0] - begun_ns[0]) / 1e6)
         asking.over = True
         await asyncio.gather(*tasks)
         same = {worker["pid"] for worker in fleet.describe()} == pids
@@ -126,6 +136,8 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
         "requests": len(asking.samples),
         "failed": asking.failed,
         "mismatched": asking.mismatched,
+        "routed_ms_median": quantile(routed_ms, 0.5),
+        "routed_ms_p99": quantile(routed_ms, 0.99),
         "first_answer_ms_median": quantile(first_ms, 0.5),
         "first_answer_ms_p99": quantile(first_ms, 0.99),
         "steps_ms_median": quantile([(end - begin - AFTER_NS) / 1e6 for begin, end in windows], 0.5),
