@@ -39,7 +39,7 @@ from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.runtime.workers.resident_orders import beside, resident_bytes
+from clover.runtime.workers.resident_orders import beside, part_of_machine, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
@@ -107,6 +107,8 @@ class Served:
         self.profile: FamilyProfile | None = None
         self.drawn: Paces = {}
         self.corrections: dict[tuple[str, str, str], float] = {}
+        self.memory_share = 1.0
+        """The part of the machine's memory that is the family's, on cores, which all families use."""
         self.budget: dict[str, float] = {}
         self.slo: dict[str, float] = {}
         self._targets: dict[str, float] = {}
@@ -206,8 +208,10 @@ class Served:
         most = self.config.most_resident(len(self.spec.variants))
         if self.config.variant or placement.profile in self._alone or most == 1:
             return order
-        limit_bytes = resident_bytes(self.config, device, placement, self._workers.memory_bytes)
-        left_bytes = self.fleet.memory.left_bytes(placement)
+        limit_bytes = resident_bytes(
+            self.config, device, placement, share=self.memory_share, limit_bytes=self._workers.memory_bytes
+        )
+        left_bytes = self.fleet.memory.left_bytes(placement, part_of_machine(device, placement, self.memory_share))
         if left_bytes is not None:  # it loads beside a worker, whose rows need their memory
             limit_bytes = max(1, min(limit_bytes, left_bytes))
         also = []
@@ -272,6 +276,7 @@ class Served:
             needs=MemoryNeeds(profile),
             room=self._room,
             held=self.fleet.held_bytes,
+            overlapped=self.fleet.overlapped,
             resident=self.fleet.resident,
             failed=self.fleet.found_no_room,
         )

@@ -195,6 +195,15 @@ class FamilyFleet:
         """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
         return held_bytes(self._workers_at(placement))
 
+    def overlapped(self, placement: Placement) -> bool:
+        """Return whether a process, also one that leaves, is on some part of `placement`."""
+        taken = [member.assignment.placement for member in self.members.all() if member.worker is not None]
+        end = placement.start + placement.size
+        return any(
+            here.device == placement.device and here.start < end and placement.start < here.start + here.size
+            for here in taken
+        )
+
     def _workers_at(self, placement: Placement) -> list[object]:
         """Return the processes at a placement, each once."""
         found: dict[int, object] = {
