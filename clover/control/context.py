@@ -138,10 +138,12 @@ class Context:
         """Return the bytes that a worker of the family may hold, by profile; nothing if it holds one variant."""
         if family.config.most_resident(len(family.spec.variants)) < 2:
             return {}
-        share = self.share_of(family)
+        share, limit_bytes = self.share_of(family), family.slice_memory().limit_bytes
         places = {item.profile: item for shape in self.devices_of(family.name) for own in shape.layouts for item in own}
         return {
-            profile: resident_bytes(family.config, self._devices[item.device], item, share=share)
+            profile: resident_bytes(
+                family.config, self._devices[item.device], item, share=share, limit_bytes=limit_bytes
+            )
             for profile, item in places.items()
             if item.device in self._devices
         }

@@ -74,7 +74,8 @@ class SliceMemory:
     """What is known of the memory that workers of one family need and have.  `held`: bytes that the process at a
     placement holds now with all its variants, 0 if that is not known (then `needs` of those that are routed there);
     `overlapped`: whether a process is on some part of a placement now; `failed`: whether one worker did not find room
-    beside another before."""
+    beside another before; `alone`: why a variant is not held beside others on a profile now, empty if it may be;
+    `limit_bytes`: the limit of a worker, 0 without one."""
 
     needs: MemoryNeeds = field(default_factory=lambda: MemoryNeeds(None))
     room: Callable[[Placement], Room] = no_room
@@ -82,6 +83,8 @@ class SliceMemory:
     overlapped: Callable[[Placement], bool] = lambda placement: False
     resident: Resident = lambda item: False
     failed: Callable[[Assignment, Assignment], bool] = lambda one, other: False
+    alone: Callable[[str, str], str] = lambda variant, profile: ""
+    limit_bytes: int = 0
 
     def left_bytes(self, placement: Placement, part: float = 1.0) -> int | None:
         """Return what a further worker at a placement may hold beside those that are there; None if there is none, or

@@ -225,6 +225,43 @@ def test_families_on_the_same_cores_plan_with_their_share_of_the_memory(monkeypa
     asyncio.run(story())
 
 
+def test_two_that_found_no_room_for_both_are_not_planned_together_again() -> None:
+    async def story() -> None:
+        rig = MemoryRig(750, known=False, family={"resident": "auto"})
+        await apply(rig, "small")
+        decision = await apply(rig, "large/small")
+        assert decision["action"] == "rolled back"
+        assert "large and small are not planned together on 1c any more" in decision["detail"]
+        assert rig.family.memory_troubles.refused == {}
+        apart = rig.controller.state()["models"]["toy"]["apart"]
+        assert [(one["profile"], one["variants"]) for one in apart] == [("1c", ["large", "small"])]
+        del rig.fleet.calls[:]
+        decision = await apply(rig, "large/small")
+        assert decision["action"] == "failed"
+        assert "a worker on 1c cannot hold large, small together here" in decision["detail"]
+        assert rig.fleet.calls == []
+        rig.consistent()
+
+    asyncio.run(story())
+
+
+def test_plans_know_the_limit_of_a_worker_and_what_workers_hold_alone() -> None:
+    async def story() -> None:
+        rig = MemoryRig(750, family={"resident": "auto"})
+        rig.fleet.memory = SliceMemory(
+            limit_bytes=10 * MIB, alone=lambda variant, name: "left out" if (variant, name) == ("large", "1c") else ""
+        )
+        context = rig.controller.context
+        assert (await context.conditions(rig.family)).resident_bytes == {"1c": 7 * MIB, "2c": 7 * MIB}
+        assert rig.family.apart(context.devices_of("toy")) == (("1c", "large", "medium"), ("1c", "large", "small"))
+        await rig.deploy()
+        assert rig.controller.state()["models"]["toy"]["apart"] == [
+            {"profile": "1c", "variants": ["large"], "reason": "left out"}
+        ]
+
+    asyncio.run(story())
+
+
 def test_a_first_plan_that_does_not_fit_is_followed_by_one_that_does() -> None:
     async def story() -> None:
         rig = MemoryRig(500, known=False, family={"accuracy_floor": 91.5})

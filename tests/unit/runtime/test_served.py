@@ -269,6 +269,11 @@ def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_ser
         assert starting(house, WorkerLostInStart("killed by SIGSEGV")) == [1, 0], "the one that hung may have been slow"
         assert "to hold half beside full did not start (killed by SIGSEGV)" in caplog.text
         assert starting(house) == [0], "it would only die again"
+        died = "a worker died there while it loaded several variants"
+        assert [house.fleet.memory.alone("full", name) for name in (PLACE.profile, "7g.40gb")] == [died, ""]
+        with monkeypatch.context() as later:
+            later.setattr("clover.runtime.served.time.monotonic_ns", lambda: time.perf_counter_ns() + (601 << 30))
+            assert starting(house) == [1], "a while later, the reason may be gone"
         house._alone.clear()
         with pytest.raises(WorkerError, match="no weights"):  # of the first one: it would fail again
             starting(house, WorkerError("no weights"))
@@ -278,6 +283,8 @@ def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_ser
         left_out["half"] = "too large"
         assert starting(house) == [1]
         assert starting(house) == [0], "it would only be too large again"
+        why = [house.fleet.memory.alone(name, PLACE.profile) for name in ("full", "half")]
+        assert why == ["", "a worker there left it out"]
         monkeypatch.setattr("clover.runtime.served.time.monotonic_ns", lambda: 1 << 62)
         assert starting(house) == [1], "a while later, it may fit"
     finally:

@@ -90,6 +90,8 @@ def test_a_start_that_found_no_room_beside_another_is_remembered() -> None:
         assert house.fleet.found_no_room(at(0, "large"), at(0, "small"))
         assert not house.fleet.found_no_room(at(0, "large"), at(1, "small"))
         assert not house.fleet.found_no_room(at(0, "small"), at(0, "large"))
+        house.now_ns += 601 * SECOND
+        assert not house.fleet.found_no_room(at(0, "large"), at(0, "small")), "others may have had the memory"
         house.slab.close()
 
     asyncio.run(story())
