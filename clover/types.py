@@ -637,7 +637,8 @@ class State(Record, frozen=True, kw_only=True):
     `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last.
 
     `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
-    `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says)."""
+    `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says).
+    `apart`: profiles, each with two variants (by name) that one worker did not hold together there."""
 
     family: str
     grid_s: float
@@ -664,6 +665,7 @@ class State(Record, frozen=True, kw_only=True):
     holds_s: float = 3600.0
     resident: int = 1
     resident_bytes: dict[str, int] = {}
+    apart: tuple[tuple[str, str, str], ...] = ()
 
 
 class Candidate(Record, frozen=True, kw_only=True):

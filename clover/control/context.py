@@ -138,19 +138,27 @@ class Context:
         """Return the bytes that a worker of the family may hold, by profile; nothing if it holds one variant."""
         if family.config.most_resident(len(family.spec.variants)) < 2:
             return {}
+        share, limit_bytes = self.share_of(family), family.slice_memory().limit_bytes
         places = {item.profile: item for shape in self.devices_of(family.name) for own in shape.layouts for item in own}
         return {
-            profile: resident_bytes(family.config, self._devices[item.device], item)
+            profile: resident_bytes(
+                family.config, self._devices[item.device], item, share=share, limit_bytes=limit_bytes
+            )
             for profile, item in places.items()
             if item.device in self._devices
         }
 
     def look_at_memory(self, family: Family) -> None:
-        """Let a family forget what it found no room for if its devices, what others have there, or its profile are not
-        what they were then."""
-        shapes = tuple((shape.device, shape.label, shape.layouts) for shape in self.device_pool.shapes().values())
+        """Let a family forget what it found no room for if its devices, what others have in the same memory, or its
+        profile are not what they were then.  Only core-sets have their memory in common with other places."""
+        usable = self.device_pool.usable_by(family.name)
+        shapes = tuple((shape.device, shape.label, shape.layouts) for shape in usable)
+        common = {shape.device for shape in usable if shape.overlap}
         others = frozenset(
-            (name, device) for name, devices in self.occupied().items() if name != family.name for device in devices
+            (name, place)
+            for name, places in self.occupied().items()
+            for place in places
+            if name != family.name and place.device in common
         )
         family.memory_troubles.look((family.profile.key, shapes, others))
 

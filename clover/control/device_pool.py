@@ -167,6 +167,11 @@ class DevicePool:
                 found.append(shape)
         return tuple(sorted(found, key=lambda shape: list(shapes).index(shape.device)))
 
+    def usable_by(self, family: str) -> tuple[DeviceShape, ...]:
+        """Return the devices that the family may use, whole, whoever else has a part of them."""
+        own = self._assigned.get(family, {})
+        return tuple(shape for name, shape in self.shapes().items() if not self.exclusive or name in own)
+
     def share(self, family: str) -> float:
         """Return the part of the devices' time that is the family's."""
         total = sum(self._shares.values())

@@ -329,6 +329,7 @@ class Family:
             holds_s=self.change_cost.holds_s(self.looked_s),
             resident=self.config.most_resident(len(self.spec.variants)),
             resident_bytes=conditions.resident_bytes,
+            apart=self.apart(conditions.devices),
         )
 
     @property
@@ -382,6 +383,24 @@ class Family:
         """Return what is known of the memory that its workers need and have."""
         known = self.fleet.memory if isinstance(self.fleet, MemoryAware) else self._memory
         return replace(known, failed=self.memory_troubles.failed)  # which knows what became of them since
+
+    def alone(self, devices: Sequence[DeviceShape]) -> dict[tuple[str, str], str]:
+        """Return why variants are not held beside others on `devices` now, by (variant, profile)."""
+        why = self.slice_memory().alone
+        profiles = {place.profile for shape in devices for layout in shape.layouts for place in layout}
+        cells = ((one.name, profile) for profile in sorted(profiles) for one in self.spec.variants)
+        return {cell: words for cell in cells if (words := why(*cell))}
+
+    def apart(self, devices: Sequence[DeviceShape]) -> tuple[tuple[str, str, str], ...]:
+        """Return the pairs of variants that a worker on `devices` does not hold together now: (profile, variant,
+        variant)."""
+        found = set(self.memory_troubles.apart)
+        for variant, profile in self.alone(devices):
+            for other in self.spec.variants:
+                if other.name != variant:
+                    first, second = sorted((variant, other.name))
+                    found.add((profile, first, second))
+        return tuple(sorted(found))
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
         """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`."""

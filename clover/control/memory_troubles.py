@@ -1,6 +1,7 @@
 """Starts that failed for want of memory, so that none is tried the same way again.
 
-A worker that found no room beside another one is planned as an exchange from then on: what is there leaves first.  One
+A worker that found no room beside another one is planned as an exchange from then on: what is there leaves first.  If
+both were to be there for good, no plan has them on one placement of that profile (`apart`) any more.  One
 that does not even fit alone is refused: no plan has its variant on that profile until the devices or the profile of the
 family change.  Without this record the same plan would be tried for ever, each time after a longer pause.
 
@@ -11,8 +12,9 @@ minute, and after twice as long each time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import structs
 
@@ -40,6 +42,8 @@ class MemoryTroubles:
     def __init__(self, name: str) -> None:
         self.refused: dict[tuple[str, str], str] = {}
         self._name = name
+        self.apart: set[tuple[str, str, str]] = set()
+        """Profiles, each with two variants by name, of which one found no room when both were to be there."""
         self._beside: set[tuple[str, str, str, str]] = set()
         self._under: Hashable = None
         self._wait_s = FIRST_WAIT_S
@@ -52,6 +56,7 @@ class MemoryTroubles:
                 log.info("%s: devices or profile changed: what had no room may run again", self._name)
             self.refused.clear()
             self._beside.clear()
+            self.apart.clear()
             self._under = under
             self._wait_s, self._anew_s = FIRST_WAIT_S, None
 
@@ -65,11 +70,18 @@ class MemoryTroubles:
             self.refused.clear()
             self._wait_s, self._anew_s = min(2.0 * self._wait_s, LONGEST_WAIT_S), None
 
-    def note(self, failed: FailedStart) -> str:
-        """Take note of a start that failed; return what follows from it, empty if memory was not the reason."""
+    def note(self, failed: FailedStart, target: Collection[Assignment] = ()) -> str:
+        """Take note of a start that failed on the way to `target`; return what follows from it, empty if memory was not
+        the reason."""
         if not says_out_of_memory(failed.reason):
             return ""
         item, profile = failed.assignment, failed.assignment.placement.profile
+        if together := sorted({other.variant for other in failed.stood if other in target}):
+            # No exchange helps, as what is there is to stay.
+            for name in together:
+                first, second = sorted((item.variant, name))
+                self.apart.add((profile, first, second))
+            return f"{item.variant} and {', '.join(together)} are not planned together on {profile} any more"
         if failed.stood:
             self._beside.update((item.variant, item.backend, profile, other.variant) for other in failed.stood)
             names = ", ".join(sorted({other.variant for other in failed.stood}))
@@ -104,6 +116,15 @@ class MemoryTroubles:
         return "; ".join(
             f"{variant} is refused on {', '.join(names)}: {why}" for (variant, why), names in profiles.items()
         )
+
+    def apart_report(self, alone: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
+        """Return which variants no worker holds together, for people; `alone`: why some are not held beside any other,
+        by (variant, profile)."""
+        why = "one found no room when both were to be there"
+        pairs = [{"profile": name, "variants": both, "reason": why} for name, *both in sorted(self.apart)]
+        return pairs + [
+            {"profile": name, "variants": [variant], "reason": reason} for (variant, name), reason in alone.items()
+        ]
 
     def report(self) -> list[dict[str, str]]:
         """Return what is refused for people."""

@@ -39,7 +39,7 @@ from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.runtime.workers.resident_orders import beside, resident_bytes
+from clover.runtime.workers.resident_orders import beside, part_of_machine, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
@@ -48,7 +48,8 @@ from clover.worker.pacing import Paces, pace_of
 _log = logging.getLogger("clover.fleet")
 
 LEFT_OUT_NS = 600 * 1_000_000_000
-"""For how long a variant that a worker left out is not tried again beside others on such slices."""
+"""For how long a variant that a worker left out is not tried again beside others on such slices, and none is beside
+another where a worker died that was to hold several."""
 
 ALSO_PART = 0.5
 """The part of the time for starting (`workers.start_s`) after which a worker begins to load no further variant."""
@@ -107,6 +108,8 @@ class Served:
         self.profile: FamilyProfile | None = None
         self.drawn: Paces = {}
         self.corrections: dict[tuple[str, str, str], float] = {}
+        self.memory_share = 1.0
+        """The part of the machine's memory that is the family's, on cores, which all families use."""
         self.budget: dict[str, float] = {}
         self.slo: dict[str, float] = {}
         self._targets: dict[str, float] = {}
@@ -115,7 +118,7 @@ class Served:
         self.reason = ""
         self._left_out = LeftOut()
         self._passed_over: dict[tuple[str, str], int] = {}
-        self._alone: set[str] = set()  # profiles of slices where a worker died that was to hold several variants
+        self._alone: dict[str, int] = {}  # until when (ns), by profiles of slices where one with several variants died
         self._pool = pool
         self._account = account
         self._devices = devices
@@ -204,10 +207,12 @@ class Served:
         """Return `order` with the variants that its worker is to hold beside the one of `assignment`."""
         placement = assignment.placement
         most = self.config.most_resident(len(self.spec.variants))
-        if self.config.variant or placement.profile in self._alone or most == 1:
+        if self.config.variant or most == 1 or self._why_alone(assignment.variant, placement.profile, first=True):
             return order
-        limit_bytes = resident_bytes(self.config, device, placement, self._workers.memory_bytes)
-        left_bytes = self.fleet.memory.left_bytes(placement)
+        limit_bytes = resident_bytes(
+            self.config, device, placement, share=self.memory_share, limit_bytes=self._workers.memory_bytes
+        )
+        left_bytes = self.fleet.memory.left_bytes(placement, part_of_machine(device, placement, self.memory_share))
         if left_bytes is not None:  # it loads beside a worker, whose rows need their memory
             limit_bytes = max(1, min(limit_bytes, left_bytes))
         also = []
@@ -219,7 +224,7 @@ class Served:
             limit_bytes=limit_bytes,
             routed={item.variant for item in self.fleet.routed},
         ):
-            if time.monotonic_ns() < self._passed_over.get((variant, placement.profile), 0):
+            if self._why_alone(variant, placement.profile):
                 continue
             with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
                 also.append(self._loaded(variant, backend, placement, device))
@@ -266,14 +271,27 @@ class Served:
             watts=watts,
         )
 
+    def _why_alone(self, variant: str, profile: str, *, first: bool = False) -> str:
+        """Return why no worker on slices of `profile` holds `variant` beside others now, or (`first`) others beside it;
+        empty if one may."""
+        now_ns = time.monotonic_ns()
+        if now_ns < self._alone.get(profile, 0):
+            return "a worker died there while it loaded several variants"
+        if not first and now_ns < self._passed_over.get((variant, profile), 0):
+            return "a worker there left it out"
+        return ""
+
     def _know_memory(self, profile: FamilyProfile | None) -> None:
         """Let the fleet know what workers need of memory, by `profile`, and have of it."""
         self.fleet.memory = SliceMemory(
             needs=MemoryNeeds(profile),
             room=self._room,
             held=self.fleet.held_bytes,
+            overlapped=self.fleet.overlapped,
             resident=self.fleet.resident,
             failed=self.fleet.found_no_room,
+            alone=self._why_alone,
+            limit_bytes=self._workers.memory_bytes,
         )
 
     def _room(self, placement: Placement) -> Room:
@@ -309,7 +327,7 @@ class Served:
                 raise
             shape = assignment.placement.profile
             if not error.hung:
-                self._alone.add(shape)
+                self._alone[shape] = time.monotonic_ns() + LEFT_OUT_NS
             _log.warning(
                 "%s: a worker on %s that was to hold %s beside %s did not start (%s): it is started with that variant "
                 "alone%s",
@@ -318,7 +336,7 @@ class Served:
                 ", ".join(one.variant for one in order.also),
                 order.variant,
                 error,
-                "" if error.hung else ", as are all on such slices until the server is restarted",
+                "" if error.hung else f", as are all on such slices for {LEFT_OUT_NS // 60_000_000_000} minutes",
             )
         else:
             until_ns = time.monotonic_ns() + LEFT_OUT_NS

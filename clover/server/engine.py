@@ -163,6 +163,8 @@ class Engine:
             self.controller.reserve(served.name, served.config.share)
         if short := self.controller.context.device_pool.short():
             raise StartError(short)
+        for served in self.served.values():
+            served.memory_share = self.controller.context.device_pool.share(served.name)
         await self.chain.open(self.grid.now())
         if self.otel is not None:
             stack.push_async_callback(self.otel.close)  # after the last answer

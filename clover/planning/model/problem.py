@@ -70,6 +70,8 @@ class Problem:
     """What a variant takes of its worker's memory on a profile, as far as it is known."""
     resident_bytes: Mapping[str, int] = field(default_factory=dict)
     """What a worker has for its variants together, by profile; absent: not known."""
+    apart: frozenset[tuple[str, str, str]] = frozenset()
+    """Profiles, each with two variants, in the order of their names, that one worker did not hold together there."""
 
     def __hash__(self) -> int:
         return self._hash
@@ -171,6 +173,7 @@ def problem_of(state: State) -> Problem:
             for name, room in state.resident_bytes.items()
             if room
         },
+        apart=frozenset(state.apart),
     )
 
 

@@ -20,6 +20,7 @@ rates rounded up by up to 1 %, as of cascades.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -225,8 +226,10 @@ def pool_of(
 
 def may_share(problem: Problem, variants: Sequence[str], profile: str) -> bool:
     """Return whether a worker on `profile` may hold these variants together: as many as may be resident, measured
-    there, and as far as is known within its memory."""
+    there, as far as is known within its memory, and none of which was found not to be held with another."""
     if len(variants) > problem.resident or any((variant, profile) not in problem.services for variant in variants):
+        return False
+    if any((profile, one, other) in problem.apart for one, other in itertools.combinations(sorted(variants), 2)):
         return False
     room = problem.resident_bytes.get(profile, 0)
     held = [problem.held_bytes.get((variant, profile)) for variant in variants]

@@ -73,19 +73,28 @@ class MemoryNeeds:
 class SliceMemory:
     """What is known of the memory that workers of one family need and have.  `held`: bytes that the process at a
     placement holds now with all its variants, 0 if that is not known (then `needs` of those that are routed there);
-    `failed`: whether one worker did not find room beside another before."""
+    `overlapped`: whether a process is on some part of a placement now; `failed`: whether one worker did not find room
+    beside another before; `alone`: why a variant is not held beside others on a profile now, empty if it may be;
+    `limit_bytes`: the limit of a worker, 0 without one."""
 
     needs: MemoryNeeds = field(default_factory=lambda: MemoryNeeds(None))
     room: Callable[[Placement], Room] = no_room
     held: Callable[[Placement], int] = lambda placement: 0
+    overlapped: Callable[[Placement], bool] = lambda placement: False
     resident: Resident = lambda item: False
     failed: Callable[[Assignment, Assignment], bool] = lambda one, other: False
+    alone: Callable[[str, str], str] = lambda variant, profile: ""
+    limit_bytes: int = 0
 
-    def left_bytes(self, placement: Placement) -> int | None:
+    def left_bytes(self, placement: Placement, part: float = 1.0) -> int | None:
         """Return what a further worker at a placement may hold beside those that are there; None if there is none, or
-        that is not known."""
-        room, held = self.room(placement), self.held(placement)
-        return max(0, int(FULL * room.bytes) - held) if held and room.bytes and not room.free else None
+        that is not known.  `part`: how much of what is free on the machine is for this placement, as others may load at
+        the same time."""
+        room = self.room(placement)
+        if room.free:
+            return int(FULL * part * room.bytes) if room.bytes and self.overlapped(placement) else None
+        held = self.held(placement)
+        return max(0, int(FULL * room.bytes) - held) if held and room.bytes else None
 
     def by_profile(self, devices: Iterable[DeviceShape]) -> dict[str, int]:
         """Return the bytes of slices that have memory of their own, by profile: the least of any device."""

@@ -32,6 +32,9 @@ from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkRe
 
 _SECOND_NS = 1_000_000_000
 
+NO_ROOM_NS = 600 * _SECOND_NS
+"""For how long a worker that found no room beside another one is not tried there again as its standby."""
+
 
 class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
@@ -68,7 +71,8 @@ class FamilyFleet:
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
         self._step_times = StepTimes()
-        self._no_room: set[tuple[Assignment, Assignment]] = set()
+        self._no_room: dict[tuple[Assignment, Assignment], int] = {}
+        """Until when (ns) the second is not tried beside the first again."""
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -188,12 +192,22 @@ class FamilyFleet:
         )
 
     def found_no_room(self, one: Assignment, other: Assignment) -> bool:
-        """Return whether a worker for `other` once did not start for want of memory while that of `one` was there."""
-        return (one, other) in self._no_room
+        """Return whether a worker for `other` did not start for want of memory while that of `one` was there, less than
+        ten minutes ago: other programs may have had the memory."""
+        return self._clock() < self._no_room.get((one, other), 0)
 
     def held_bytes(self, placement: Placement) -> int:
         """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
         return held_bytes(self._workers_at(placement))
+
+    def overlapped(self, placement: Placement) -> bool:
+        """Return whether a process, also one that leaves, is on some part of `placement`."""
+        taken = [member.assignment.placement for member in self.members.all() if member.worker is not None]
+        end = placement.start + placement.size
+        return any(
+            here.device == placement.device and here.start < end and placement.start < here.start + here.size
+            for here in taken
+        )
 
     def _workers_at(self, placement: Placement) -> list[object]:
         """Return the processes at a placement, each once."""
@@ -222,7 +236,9 @@ class FamilyFleet:
             except CloverError as error:
                 if says_out_of_memory(str(error)):
                     there = (other for other, member in self.members.spawned.items() if member.ready)
-                    self._no_room.update((one, item) for one in there if one.placement == item.placement)
+                    until_ns = self._clock() + NO_ROOM_NS
+                    beside = (one for one in there if one.placement == item.placement)
+                    self._no_room.update(((one, item), until_ns) for one in beside)
                 raise
             self._step_times.started(item, (self._clock() - began_ns) / _SECOND_NS)
             learn(self.memory.needs, item, worker)

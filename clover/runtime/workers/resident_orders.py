@@ -15,13 +15,20 @@ from clover.planning.model.problem import backends_of, services_of
 from clover.types import FamilyProfile, Placement
 
 
-def resident_bytes(config: FamilyConfig, device: Device, placement: Placement, limit_bytes: int = 0) -> int:
+def part_of_machine(device: Device, placement: Placement, share: float) -> float:
+    """Return the part of the machine's memory that is for the cores of `placement`, if the family has `share` of it."""
+    return share * placement.size / max(1, device.shape().slices)
+
+
+def resident_bytes(
+    config: FamilyConfig, device: Device, placement: Placement, *, share: float, limit_bytes: int = 0
+) -> int:
     """Return the bytes that the variants of a worker at `placement` may take together: a part (`resident_memory`) of
-    the slice's own memory, or, on cores, of their share of the machine's, at most of `limit_bytes` (the limit of a
-    worker; 0: none).  0 if nothing is known."""
+    the slice's own memory, or, on cores, of their part of the family's `share` of the machine's, at most of
+    `limit_bytes` (the limit of a worker; 0: none).  0 if nothing is known."""
     memory = device.memory_bytes(placement)
     if not memory:
-        memory = machine_memory() * placement.size // max(1, device.shape().slices)
+        memory = int(machine_memory() * part_of_machine(device, placement, share))
         if limit_bytes:
             memory = min(memory, limit_bytes) if memory else limit_bytes
     return int(config.resident_memory * memory)

@@ -14,8 +14,10 @@ import pytest
 from clover.control.memory_troubles import FailedStart, MemoryTroubles
 from clover.errors import PlanError, StartError, WorkerError, says_out_of_memory
 from clover.planning.transition.memory import MemoryAware, MemoryNeeds, Room, SliceMemory
+from clover.runtime.workers import resident_orders
 from clover.types import Assignment, DeviceShape, FamilyProfile, MemoryMeasurement, Placement
-from tests.support.control_fixture import FakeDevice, FakeFleet, Rig
+from tests.support.control_fixture import FakeDevice, FakeFleet, FakeGpu, Rig
+from tests.support.mig_fixture import a100, mig_profile, slice_worker
 from tests.support.profiles_fixture import cpu, profile, worker
 
 MIB = 1 << 20
@@ -189,6 +191,73 @@ def test_what_does_not_fit_alone_is_refused_once_and_for_all(caplog: pytest.LogC
         await rig.look()
         assert (await apply(rig, "large"))["action"] == "applied"
         assert rig.controller.state()["models"]["toy"]["refused"] == []
+
+    asyncio.run(story())
+
+
+def test_what_is_refused_is_forgotten_if_another_family_moves_in_the_same_memory_only() -> None:
+    async def story() -> None:
+        cores = Rig()
+        gpus = Rig(devices={name: FakeGpu(a100(name)) for name in ("gpu0", "gpu1")}, measured=mig_profile())
+        for rig, forgets in ((cores, True), (gpus, False)):
+            second, _ = rig.second()
+            context, refused = rig.controller.context, rig.family.memory_troubles.refused
+            context.device_pool.assign({})
+            context.look_at_memory(rig.family)
+            refused["large", "1c"] = "out of memory"
+            place = slice_worker("small", "1g.5gb", 0, "gpu1") if rig is gpus else worker("small", 1, 1)
+            occupied = {**context.occupied(), second.name: {place.placement}}
+            context.occupied = lambda found=occupied: found  # type: ignore[method-assign]
+            context.look_at_memory(rig.family)
+            assert (not refused) is forgets
+
+    asyncio.run(story())
+
+
+def test_families_on_the_same_cores_plan_with_their_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        rig = Rig(family={"resident": "auto"})
+        rig.second(share=3.0)
+        conditions = await rig.controller.context.conditions(rig.family)
+        assert conditions.resident_bytes == {"1c": 70 * MIB // 2 // 2, "2c": 70 * MIB // 2}
+
+    monkeypatch.setattr(resident_orders, "machine_memory", lambda: 200 * MIB)
+    asyncio.run(story())
+
+
+def test_two_that_found_no_room_for_both_are_not_planned_together_again() -> None:
+    async def story() -> None:
+        rig = MemoryRig(750, known=False, family={"resident": "auto"})
+        await apply(rig, "small")
+        decision = await apply(rig, "large/small")
+        assert decision["action"] == "rolled back"
+        assert "large and small are not planned together on 1c any more" in decision["detail"]
+        assert rig.family.memory_troubles.refused == {}
+        apart = rig.controller.state()["models"]["toy"]["apart"]
+        assert [(one["profile"], one["variants"]) for one in apart] == [("1c", ["large", "small"])]
+        del rig.fleet.calls[:]
+        decision = await apply(rig, "large/small")
+        assert decision["action"] == "failed"
+        assert "a worker on 1c cannot hold large, small together here" in decision["detail"]
+        assert rig.fleet.calls == []
+        rig.consistent()
+
+    asyncio.run(story())
+
+
+def test_plans_know_the_limit_of_a_worker_and_what_workers_hold_alone() -> None:
+    async def story() -> None:
+        rig = MemoryRig(750, family={"resident": "auto"})
+        rig.fleet.memory = SliceMemory(
+            limit_bytes=10 * MIB, alone=lambda variant, name: "left out" if (variant, name) == ("large", "1c") else ""
+        )
+        context = rig.controller.context
+        assert (await context.conditions(rig.family)).resident_bytes == {"1c": 7 * MIB, "2c": 7 * MIB}
+        assert rig.family.apart(context.devices_of("toy")) == (("1c", "large", "medium"), ("1c", "large", "small"))
+        await rig.deploy()
+        assert rig.controller.state()["models"]["toy"]["apart"] == [
+            {"profile": "1c", "variants": ["large"], "reason": "left out"}
+        ]
 
     asyncio.run(story())
 

@@ -22,6 +22,7 @@ from clover.errors import DeviceError, WorkerError, WorkerLostInStart
 from clover.families import load_family
 from clover.interfaces import Device
 from clover.runtime.served import Served
+from clover.runtime.workers import resident_orders
 from clover.runtime.workers.pool import Pool
 from clover.types import Assignment, DeviceShape, FamilyProfile, LatencyMeasurement, Placement
 from clover.worker import frames
@@ -63,7 +64,12 @@ class Gpu:
 
 
 def served(
-    folder: Path, device: Device, loop: asyncio.AbstractEventLoop, account: Account | None = None, **config: Any
+    folder: Path,
+    device: Device,
+    loop: asyncio.AbstractEventLoop,
+    workers: WorkersConfig | None = None,
+    account: Account | None = None,
+    **config: Any,
 ) -> Served:
     return Served(
         TOY,
@@ -71,7 +77,7 @@ def served(
         pool=None,  # type: ignore[arg-type]
         devices={"gpu0": device},
         account=account or Account(pue=1.0),
-        workers=WorkersConfig(memory_bytes=123),
+        workers=workers or WorkersConfig(memory_bytes=123),
         cache=folder,
         loop=loop,
     )
@@ -204,6 +210,32 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
         house.close()
 
 
+class Cores(Gpu):
+    """Seven cores, two of them in `PLACE`: no memory of its own."""
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return 0
+
+
+def test_a_worker_that_starts_beside_another_on_cores_fills_its_part_of_what_is_free_at_most(
+    tmp_path: Path, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident_orders, "machine_memory", lambda: 7000 << 20)
+    monkeypatch.setattr("clover.runtime.served.free_bytes", lambda: 700 << 20)
+    house = served(tmp_path, Cores(False), loop, WorkersConfig(), resident_memory=0.5)
+    try:
+        house.use(profile_of((1, 10.0, 0.2), (8, 80.0, 0.5), variants=("full", "half")))
+        assert house.order(assignment()).resident_bytes == 1000 << 20, "two of seven cores, a half"
+        house.memory_share = 0.25
+        assert house.order(assignment()).resident_bytes == 250 << 20, "the others are of other families"
+        there: Any = SimpleNamespace(assignment=assignment("half"), worker=object())
+        house.fleet.members.leaving.append(there)
+        assert house.order(assignment()).resident_bytes == 46 << 20, "0.92 of two of seven cores' part of 175 MiB"
+        house.fleet.members.leaving.clear()
+    finally:
+        house.close()
+
+
 def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_serves(
     tmp_path: Path,
     loop: asyncio.AbstractEventLoop,
@@ -237,6 +269,11 @@ def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_ser
         assert starting(house, WorkerLostInStart("killed by SIGSEGV")) == [1, 0], "the one that hung may have been slow"
         assert "to hold half beside full did not start (killed by SIGSEGV)" in caplog.text
         assert starting(house) == [0], "it would only die again"
+        died = "a worker died there while it loaded several variants"
+        assert [house.fleet.memory.alone("full", name) for name in (PLACE.profile, "7g.40gb")] == [died, ""]
+        with monkeypatch.context() as later:
+            later.setattr("clover.runtime.served.time.monotonic_ns", lambda: time.perf_counter_ns() + (601 << 30))
+            assert starting(house) == [1], "a while later, the reason may be gone"
         house._alone.clear()
         with pytest.raises(WorkerError, match="no weights"):  # of the first one: it would fail again
             starting(house, WorkerError("no weights"))
@@ -246,6 +283,8 @@ def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_ser
         left_out["half"] = "too large"
         assert starting(house) == [1]
         assert starting(house) == [0], "it would only be too large again"
+        why = [house.fleet.memory.alone(name, PLACE.profile) for name in ("full", "half")]
+        assert why == ["", "a worker there left it out"]
         monkeypatch.setattr("clover.runtime.served.time.monotonic_ns", lambda: 1 << 62)
         assert starting(house) == [1], "a while later, it may fit"
     finally:
@@ -298,7 +337,7 @@ def test_what_a_tenant_sent_and_what_that_cost_stand_together(
     on_host = Line(joules=1.0, grams=0.5, grids={"forecast": 0.5})
     account.usage[UsageKey("toy", "full", "cpu0", "p", "acme")] = Usage(0, {"measured": on_host})
     account.usage[UsageKey("other", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=9.0)})
-    own = served(tmp_path, Gpu(is_emulated=False), loop, account)
+    own = served(tmp_path, Gpu(is_emulated=False), loop, account=account)
     own.traffic.of("acme").count(200)
     own.traffic.refused(429)
     own.traffic.refused(200)

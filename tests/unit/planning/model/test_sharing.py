@@ -177,6 +177,10 @@ def test_only_what_fits_together_may_share() -> None:
     assert not may_share(problem, ("large", "medium", "small"), "2c")  # two are held at most
     assert may_share(problem, ("large", "medium"), "2c")  # not known: as many as may be resident
     assert not may_share(problem_of(msgspec.structs.replace(given, resident=1)), ("large", "small"), "1c")
+    apart = problem_of(msgspec.structs.replace(given, apart=(("1c", "large", "small"),)))
+    assert not may_share(apart, ("small", "large"), "1c")
+    assert may_share(apart, ("small", "medium"), "1c")
+    assert may_share(apart, ("large", "small"), "2c")
     assert not may_share(problem, ("large", "other"), "1c")
 
 

@@ -60,6 +60,18 @@ def test_a_further_worker_may_hold_what_is_left() -> None:
     assert slice_of(0, held=lambda place: 600 * MIB).left_bytes(place) is None
 
 
+def test_a_worker_beside_another_on_cores_may_hold_its_part_of_what_is_free_on_the_machine() -> None:
+    place = SMALL.placement
+
+    def left(mib: int, overlapped: bool) -> int | None:
+        room = Room(mib * MIB, free=True)
+        return SliceMemory(room=lambda place: room, overlapped=lambda place: overlapped).left_bytes(place, 0.25)
+
+    assert left(1000, True) == 230 * MIB
+    assert left(1000, False) is None, "what it may hold is planned with the whole machine"
+    assert left(0, True) is None
+
+
 def test_what_is_resident_needs_no_room() -> None:
     assert slice_of(1, resident=lambda item: item == MEDIUM).beside(SMALL, MEDIUM)
 

@@ -6,13 +6,14 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.errors import WorkerError
 from clover.planning.transition.memory import MemoryAware
 from clover.runtime.workers.holdings import HoldingWorker, held_bytes
 from clover.runtime.workers.step_times import StepTimes
-from clover.types import Assignment
+from clover.types import Assignment, Placement
 from clover.worker.frames import HeldMemory
 from tests.support.fleet_fixture import SECOND, House, Worker, at
 
@@ -50,6 +51,9 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
         assert not house.fleet.resident(at(1, "large"))
         assert house.fleet.held_bytes(at(0).placement) == 227
         assert house.fleet.held_bytes(at(1).placement) == 0
+        both = Placement(device="cpu0", profile="2c", start=0, size=2)
+        assert [house.fleet.overlapped(place) for place in (at(0).placement, at(1).placement, both)] == [1, 0, 1]
+        assert not house.fleet.overlapped(msgspec.structs.replace(both, device="cpu1"))
         assert house.fleet.start_seconds() == {("small", "eager", "1c"): 3.0}
         assert house.fleet.memory.needs.of([at(0, "small"), at(0, "large")]) == 227
         assert house.fleet.memory.needs.of([at(0, "medium")]) is None
@@ -86,6 +90,8 @@ def test_a_start_that_found_no_room_beside_another_is_remembered() -> None:
         assert house.fleet.found_no_room(at(0, "large"), at(0, "small"))
         assert not house.fleet.found_no_room(at(0, "large"), at(1, "small"))
         assert not house.fleet.found_no_room(at(0, "small"), at(0, "large"))
+        house.now_ns += 601 * SECOND
+        assert not house.fleet.found_no_room(at(0, "large"), at(0, "small")), "others may have had the memory"
         house.slab.close()
 
     asyncio.run(story())

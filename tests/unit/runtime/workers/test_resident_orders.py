@@ -70,9 +70,15 @@ def test_the_limit_is_a_part_of_the_slice_or_of_the_cores_share_of_the_machine(m
     slice_: Any = Device(600 * MIB)
     cores: Any = Device(0)
     monkeypatch.setattr(resident_orders, "machine_memory", lambda: 1000 * MIB)
-    assert resident_bytes(config, slice_, two_cores, 100 * MIB) == 300 * MIB
-    assert resident_bytes(config, cores, two_cores) == 250 * MIB
-    assert resident_bytes(config, cores, two_cores, 100 * MIB) == 50 * MIB
+
+    def limit(device: Any, share: float = 1.0, limit_bytes: int = 0) -> int:
+        return resident_bytes(config, device, two_cores, share=share, limit_bytes=limit_bytes)
+
+    assert limit(slice_, limit_bytes=100 * MIB) == 300 * MIB
+    assert limit(cores) == 250 * MIB
+    assert limit(cores, limit_bytes=100 * MIB) == 50 * MIB
+    assert limit(cores, share=0.4) == 100 * MIB, "other families are on the same cores"
+    assert limit(slice_, share=0.4) == 300 * MIB, "an instance has its memory for itself"
     monkeypatch.setattr(resident_orders, "machine_memory", lambda: 0)
-    assert resident_bytes(config, cores, two_cores) == 0
-    assert resident_bytes(config, cores, two_cores, 100 * MIB) == 50 * MIB
+    assert limit(cores) == 0
+    assert limit(cores, limit_bytes=100 * MIB) == 50 * MIB
