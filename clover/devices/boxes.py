@@ -1,6 +1,6 @@
 """Emulated GPUs as devices, a box of them whose state is a file in the cache.
 
-    emulated:NAME:COUNT            so many GPUs, for a user who may change their instances
+    emulated:NAME[:COUNT]          so many GPUs (1), for a user who may change their instances
     emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
 
 From opening on they are GPUs like any other, behind an NVML library of our own (`clover.devices.emulated`).  A pod's
@@ -32,13 +32,14 @@ _POD = "pod-"
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which box `text` asks for; ConfigError if it is malformed or there is no table of that GPU."""
-    name, _, count = (rest or "").partition(":")
+    name, colon, count = (rest or "").partition(":")
     if name.startswith(_POD):
         return _pod(text, name.removeprefix(_POD), count)
+    count = count if colon else "1"
     if not name or not _NUMBER.fullmatch(count):
         raise ConfigError(
-            f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2, or as "
-            "emulated:pod-PROFILE, as in emulated:pod-1g.10gb"
+            f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2 (without COUNT it is one), "
+            "or as emulated:pod-PROFILE, as in emulated:pod-1g.10gb"
         )
     known = (*tables.names(), *tables.plain_names())
     if name not in known:

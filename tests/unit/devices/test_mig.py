@@ -1210,7 +1210,8 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(
         ("nvidia:0,0", "twice"),
         ("nvidia:1", "there is no GPU 1: the driver sees 0 to 0"),
         ("emulated", "emulated:NAME:COUNT"),
-        ("emulated:a100-40gb", "emulated:NAME:COUNT"),
+        ("emulated:a100-40gb:", "emulated:NAME:COUNT"),
+        ("emulated:v100", "no table of a GPU 'v100'; known: a100-40gb, "),
         ("emulated::2", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:two", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:2:3", "emulated:NAME:COUNT"),
@@ -1227,6 +1228,11 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(
 def test_words_that_name_no_device(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         built(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["rtx-4090", "a100-40gb"])
+def test_an_emulated_box_without_a_count_has_one_gpu(name: str) -> None:
+    assert devices.parse(f"emulated:{name}") == devices.parse(f"emulated:{name}:1")
 
 
 def test_a_machine_without_a_gpu(tmp_path: Path) -> None:
