@@ -70,7 +70,7 @@ def build(
     opened = session or Nvml()
     try:
         path = box_path(choice, cache)
-        _is_box(opened, choice, path)
+        check(opened, choice, path)
         if choice.pod:
             _hand_over(opened, choice, path)
         opened_gpus = open_gpus(opened, (), cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
@@ -83,16 +83,7 @@ def build(
         raise
 
 
-def _enter(choice: DeviceChoice, cache: Path) -> None:
-    """Let this process's driver calls reach the emulated GPUs, which are made if they are missing."""
-    path = box_path(choice, cache)
-    if not path.exists():
-        # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
-        emulated.create_box(path, choice.name, _gpus(choice), seed=zlib.crc32(choice.box.encode()))
-    emulated.use_box(path)
-
-
-def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
+def check(session: Nvml, choice: DeviceChoice, path: Path) -> None:
     """Raise DeviceError if an existing state file does not hold the GPUs that its name says."""
 
     def products() -> list[str]:
@@ -107,6 +98,15 @@ def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
         raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
     if found != [tables.board(choice.name).product] * _gpus(choice):
         raise DeviceError(f"{path} holds another emulated box than {_gpus(choice)} x {choice.name}: remove it")
+
+
+def _enter(choice: DeviceChoice, cache: Path) -> None:
+    """Let this process's driver calls reach the emulated GPUs, which are made if they are missing."""
+    path = box_path(choice, cache)
+    if not path.exists():
+        # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
+        emulated.create_box(path, choice.name, _gpus(choice), seed=zlib.crc32(choice.box.encode()))
+    emulated.use_box(path)
 
 
 def _gpus(choice: DeviceChoice) -> int:
