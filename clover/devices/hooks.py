@@ -53,6 +53,8 @@ class ChangeHooks:
         self._retry_at = clock()
         self._lock = asyncio.Lock()
         self._under_way = 0
+        self._quiet = asyncio.Event()  # nothing is under way
+        self._quiet.set()
         self._prepared = False  # `before` ran and nothing ended the changes since
         self._due = False  # `before` was begun, and `after` was not since
         self._ending: asyncio.Task[None] | None = None
@@ -68,6 +70,7 @@ class ChangeHooks:
                 self._ending.cancel()
                 self._ending = None
             self._under_way += 1
+            self._quiet.clear()
             try:
                 await self._prepare()
             except BaseException:
@@ -90,7 +93,8 @@ class ChangeHooks:
         return True
 
     async def close(self) -> None:
-        """Run `after` now if it is due."""
+        """Run `after` now if it is due, once what is under way is over."""
+        await self._quiet.wait()
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -105,6 +109,7 @@ class ChangeHooks:
     def _leave(self) -> None:
         self._under_way -= 1
         if not self._under_way:
+            self._quiet.set()
             self._ending = asyncio.ensure_future(self._end_later())
 
     async def _end_later(self) -> None:

@@ -162,6 +162,20 @@ def test_retries_keep_a_pace_of_their_own(tmp_path: Path) -> None:
     run(story())
 
 
+def test_the_end_waits_for_a_change_under_way(tmp_path: Path) -> None:
+    async def story() -> None:
+        told = Story(tmp_path)
+        async with told.hooks.change():
+            closing = asyncio.create_task(told.hooks.close())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert told.said == "before"
+        await closing
+        assert told.said == "before after"
+
+    run(story())
+
+
 def test_a_failure_after_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         hooks = ChangeHooks((), ["/bin/false"])
