@@ -314,7 +314,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         str,
         _help(
             "cpu | nvidia | nvidia:0,2 (some GPUs) | nvidia:mig (only with MIG on) | mig:UUID,... (these instances as "
-            "they are) | emulated:NAME:COUNT, as emulated:a100-40gb:2 | emulated:pod-PROFILE, as emulated:pod-1g.10gb"
+            "they are) | emulated:NAME:COUNT, as emulated:a100-40gb:2, or without COUNT one, as emulated:rtx-4090 (a "
+            "board without MIG) | emulated:pod-PROFILE, as emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""

@@ -24,11 +24,12 @@ class MigConfig(Section, frozen=True, kw_only=True):
     ] = ()
     after_change: Annotated[
         tuple[str, ...],
-        _help(
-            "program with its arguments to run once no instance was made or removed for 5 s, to start that again"
-        ),
+        _help("program with its arguments to run once no instance was made or removed for 5 s, to start that again"),
     ] = ()
-    hook_timeout_s: Annotated[float, _help("most seconds that each of the two may take", gt=0)] = 60.0
+    hook_timeout_s: Annotated[
+        float,
+        _help("most seconds that mig.before_change and mig.after_change (configuration file only) may take", gt=0),
+    ] = 60.0
 
 
 class LedgerConfig(Section, frozen=True, kw_only=True):

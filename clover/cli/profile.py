@@ -20,6 +20,7 @@ import uvloop
 from clover import devices, families, profiles, settings
 from clover.cache import cache_folder
 from clover.config import FamilyConfig, ServerConfig
+from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
 from clover.hints import program
@@ -52,6 +53,7 @@ OPTIONS = (
 USED = frozenset(
     {
         *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
+        "mig.hook_timeout_s",
         *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
         *("energy.gpu_resident_w", "energy.gpu_meter"),
         *("log.level", "log.json", "cache_dir"),
@@ -146,11 +148,14 @@ def _on(
 async def _measure(spec: FamilySpec, device: Devices, config: ServerConfig, measuring: MeasureOptions) -> FamilyProfile:
     """Return the profile of `spec`, measured with a worker pool of its own."""
     pool = Pool(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
+    given = device.values() if isinstance(device, Mapping) else ()
+    gpus = [gpu for gpu in given if isinstance(gpu, MigDevice)]
+    guard = GpuGuard(gpus, config.mig)
     try:
         await pool.start()
-        for gpu in device.values() if isinstance(device, Mapping) else ():
-            if isinstance(gpu, MigDevice):
-                await gpu.reconcile()  # instances that a former run left would be in the way
+        for gpu in gpus:
+            await gpu.reconcile()  # instances that a former run left would be in the way
         return await measure(spec, device, pool, None, measuring)
     finally:
         await pool.stop()
+        await guard.settle()

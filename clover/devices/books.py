@@ -122,6 +122,10 @@ class Books:
         ]
         return f"in its place stands {', '.join(texts)}" if texts else ""
 
+    def barred_empty(self) -> list[Place]:
+        """Return the barred places in which nothing stands."""
+        return [place for place in self.barred if not self.obstacle(place)]
+
     def report(self) -> dict[str, Any]:
         """Return the instances that exist, as JSON."""
         return {

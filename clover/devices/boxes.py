@@ -1,6 +1,6 @@
 """Emulated GPUs as devices, a box of them whose state is a file in the cache.
 
-    emulated:NAME:COUNT            so many GPUs, for a user who may change their instances
+    emulated:NAME[:COUNT]          so many GPUs (1), for a user who may change their instances
     emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
 
 From opening on they are GPUs like any other, behind an NVML library of our own (`clover.devices.emulated`).  A pod's
@@ -32,13 +32,14 @@ _POD = "pod-"
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which box `text` asks for; ConfigError if it is malformed or there is no table of that GPU."""
-    name, _, count = (rest or "").partition(":")
+    name, colon, count = (rest or "").partition(":")
     if name.startswith(_POD):
         return _pod(text, name.removeprefix(_POD), count)
+    count = count if colon else "1"
     if not name or not _NUMBER.fullmatch(count):
         raise ConfigError(
-            f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2, or as "
-            "emulated:pod-PROFILE, as in emulated:pod-1g.10gb"
+            f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2 (without COUNT it is one), "
+            "or as emulated:pod-PROFILE, as in emulated:pod-1g.10gb"
         )
     known = (*tables.names(), *tables.plain_names())
     if name not in known:
@@ -69,7 +70,7 @@ def build(
     opened = session or Nvml()
     try:
         path = box_path(choice, cache)
-        _is_box(opened, choice, path)
+        check(opened, choice, path)
         if choice.pod:
             _hand_over(opened, choice, path)
         opened_gpus = open_gpus(opened, (), cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
@@ -82,16 +83,7 @@ def build(
         raise
 
 
-def _enter(choice: DeviceChoice, cache: Path) -> None:
-    """Let this process's driver calls reach the emulated GPUs, which are made if they are missing."""
-    path = box_path(choice, cache)
-    if not path.exists():
-        # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
-        emulated.create_box(path, choice.name, _gpus(choice), seed=zlib.crc32(choice.box.encode()))
-    emulated.use_box(path)
-
-
-def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
+def check(session: Nvml, choice: DeviceChoice, path: Path) -> None:
     """Raise DeviceError if an existing state file does not hold the GPUs that its name says."""
 
     def products() -> list[str]:
@@ -106,6 +98,15 @@ def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
         raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
     if found != [tables.board(choice.name).product] * _gpus(choice):
         raise DeviceError(f"{path} holds another emulated box than {_gpus(choice)} x {choice.name}: remove it")
+
+
+def _enter(choice: DeviceChoice, cache: Path) -> None:
+    """Let this process's driver calls reach the emulated GPUs, which are made if they are missing."""
+    path = box_path(choice, cache)
+    if not path.exists():
+        # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
+        emulated.create_box(path, choice.name, _gpus(choice), seed=zlib.crc32(choice.box.encode()))
+    emulated.use_box(path)
 
 
 def _gpus(choice: DeviceChoice) -> int:

@@ -35,6 +35,7 @@ _UNITS = {
     "nvsm-core": "nvsm",
     "nvsm_mqtt": "nvsm",
     "nvidia-device-p": "",
+    "nvidia-cuda-mps": "",
     "mps-control-dae": "",
 }
 """Programs that hold instances for as long as they run, by their name in /proc (15 characters), with the unit of
@@ -47,7 +48,8 @@ _MONITORS = 1 << 33  # the first of the bytes that monitors lock; csrc/nvml_emul
 
 
 class GpuClient(Record, frozen=True, kw_only=True):
-    """A process that may hold GPU instances; `unit` is its systemd unit, "" if it has none."""
+    """A process that may hold GPU instances; `unit` is the systemd unit that runs it and only it, "" if there is none
+    such, or if it is not known."""
 
     pid: int
     name: str
@@ -119,6 +121,8 @@ def _line(path: Path) -> str:
 
 
 def _unit(process: Path, name: str) -> str:
+    if name not in _UNITS:
+        return ""  # its unit may run more than it: cron, a shell's session, a scheduler of jobs
     service = _SERVICE.search(_line(process / "cgroup"))
     return service.group(1) if service is not None else _UNITS.get(name, "")
 

@@ -42,6 +42,7 @@ SONAME = "libnvidia-ml.so.1"
 GPUS_MAX = 32
 _MAGIC = b"CLVRNVML"
 _VERSION = 2
+_HEAD = struct.Struct("@8sI")
 _CONFIG_BYTES = 8192
 _PRIVILEGED, _MIG = 1, 2
 _ARCHITECTURES = {"turing": 6, "ampere": 7, "ada": 8, "hopper": 9, "blackwell": 10}
@@ -301,6 +302,7 @@ def create_box(
             found = existing.read(_CONFIG_BYTES)
     except OSError as error:
         raise DeviceError(f"the emulated machine cannot be kept at {path}: {error.strerror}") from error
+    check_box(path)
     if found != content:
         raise DeviceError(
             f"{path} holds another emulated machine than the {count} x {gpu.name} asked for; remove it or name another"
@@ -331,11 +333,7 @@ def use_box(path: Path) -> None:
     if _used:
         _choose(name)
         return
-    if not path.is_file():
-        raise DeviceError(f"there is no emulated machine at {path}")
-    with open(path, "rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise DeviceError(f"{path} is no emulated machine: give another file, or remove it")
+    check_box(path)
     ours, loaded = str(library()), _in_use()
     if loaded not in ("", ours):
         raise DeviceError(f"this process has loaded another NVML ({loaded}); use the emulated one in another process")
@@ -343,6 +341,24 @@ def use_box(path: Path) -> None:
         _choose(name)
     os.environ[STATE] = name
     _used.append(_functions(ours))
+
+
+def check_box(path: Path) -> None:
+    """Raise DeviceError if `path` is no state file that this version of Clover can use."""
+    if not path.is_file():
+        raise DeviceError(f"there is no emulated machine at {path}")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD.size)
+    except OSError as error:
+        raise DeviceError(f"{path} cannot be read: {error.strerror}") from error
+    magic, version = _HEAD.unpack(head.ljust(_HEAD.size, b"\0"))
+    if magic != _MAGIC:
+        raise DeviceError(f"{path} is no emulated machine: give another file, or remove it")
+    if version != _VERSION:
+        raise DeviceError(
+            f"{path} holds an emulated machine of another version of Clover: end what uses it, and remove the file"
+        )
 
 
 def _choose(name: str) -> None:

@@ -261,7 +261,7 @@ class MigDevice:
     async def retry_quarantined(self) -> tuple[Placement, ...]:
         """Try once more to remove what is quarantined, and to make what is barred; return the places that
         are free now."""
-        if not (self._books.quarantined or self._books.barred) or self.lost:
+        if not (self._books.quarantined or self._books.barred_empty()) or self.lost or not self.hooks.retries():
             return ()
         return await self._work.finish(self._retry())
 
@@ -284,7 +284,7 @@ class MigDevice:
         log.log(logging.ERROR if verdict else logging.WARNING, "%s: %s", self.name, why)
         if verdict == "lost":
             self._lose()
-        elif verdict == "slice" and place is not None:
+        elif verdict == "slice" and place is not None and self._changes:  # a fixed one cannot be made anew
             self._books.quarantined[place] = why
             self._shape = None
 
@@ -400,6 +400,10 @@ class MigDevice:
                 raise result
 
     async def _retry(self) -> tuple[Placement, ...]:
+        async with self.hooks.change():
+            return (*await self._unmake_quarantined(), *await self._probe())
+
+    async def _unmake_quarantined(self) -> tuple[Placement, ...]:
         freed = []
         for place in list(self._books.quarantined):
             async with self._at[place]:
@@ -415,13 +419,12 @@ class MigDevice:
                 self._free(place)
             freed.append(found)
             log.warning("%s is free again", self._books.id_of(place))
-        return (*self._books.placements(freed), *await self._probe())
+        return self._books.placements(freed)
 
     async def _probe(self) -> tuple[Placement, ...]:
-        """Make and remove an instance at each barred place that is empty, as only the driver knows; return the places
-        free now."""
+        """Make and remove an instance at each barred place that is empty; return the places free now."""
         freed = []
-        for place in [place for place in self._books.barred if not self._books.obstacle(place)]:
+        for place in self._books.barred_empty():
             async with self._at[place]:
                 try:
                     found = await self._ask(self._instances.make, *place)

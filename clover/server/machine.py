@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Machine:
         self.core_idle: CoreIdle | None = None
         self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
+        self._retrying: asyncio.Task[None] | None = None
         self._samples: dict[str, EnergySample] = {}
         self._looked_ns: dict[str, int] = {}
         """By device, when its meter was last asked for a sample."""
@@ -212,17 +214,19 @@ class Machine:
         """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""
         if self.core_idle is not None and self.core_idle.due:
             await asyncio.to_thread(self.core_idle.look)
-        retry = time.monotonic() >= self._retry_s
-        if retry:
-            self._retry_s = time.monotonic() + _RETRY_S
+        there = []
         for gpu in self.gpus:
             if (meter := self.meters.get(gpu.name)) is not None:
                 self._idles.restore(gpu.uuid, meter)  # which profiling may have measured since the start
             try:
-                if await gpu.poll() and retry:
-                    await gpu.retry_quarantined()
+                if await gpu.poll():
+                    there.append(gpu)
             except CloverError as error:
                 log.warning("%s: %s", gpu.name, error)
+        if time.monotonic() >= self._retry_s and (self._retrying is None or self._retrying.done()):
+            self._retry_s = time.monotonic() + _RETRY_S
+            # Beside the watch: the operator's commands around changes may take a minute.
+            self._retrying = asyncio.create_task(_retry(there))
 
     async def empty(self) -> None:
         """Remove our instances from the GPUs.  Call it only while no worker of ours runs there."""
@@ -251,3 +255,12 @@ class Machine:
             await gpu.reconcile(keep=())
         except DeviceError as error:
             log.warning("%s: instances of ours stay, for the next start to remove: %s", gpu.name, error)
+
+
+async def _retry(gpus: Iterable[MigDevice]) -> None:
+    """Try to free what is quarantined on `gpus`."""
+    for gpu in gpus:
+        try:
+            await gpu.retry_quarantined()
+        except CloverError as error:
+            log.warning("%s: %s", gpu.name, error)

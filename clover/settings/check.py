@@ -28,8 +28,8 @@ DEVICE_FORMS = {
     "nvidia": DeviceForm(r"nvidia(:mig)?(:\d{1,3}(,\d{1,3})*)?", "nvidia, nvidia:0,2, nvidia:mig"),
     "mig": DeviceForm(r"mig:MIG-[A-Za-z0-9/-]{4,80}(,MIG-[A-Za-z0-9/-]{4,80})*", "mig:MIG-d7ac6ae6"),
     "emulated": DeviceForm(
-        r"emulated:(pod-[0-9]+g\.[0-9]+gb[a-z0-9.+-]{0,12}(:[1-9])?|[a-z0-9][a-z0-9-]{0,31}:[1-9]\d{0,2})",
-        "emulated:a100-40gb:2, emulated:pod-1g.10gb",
+        r"emulated:(pod-[0-9]+g\.[0-9]+gb[a-z0-9.+-]{0,12}(:[1-9])?|(?!pod-)[a-z0-9][a-z0-9-]{0,31}(:[1-9]\d{0,2})?)",
+        "emulated:a100-40gb:2, emulated:rtx-4090, emulated:pod-1g.10gb",
     ),
 }
 """The kinds of devices; `clover.devices.DEVICES` has their modules."""

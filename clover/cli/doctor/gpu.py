@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clover import devices
+from clover.cache import cache_folder
 from clover.cli.doctor.findings import Finding, State
 from clover.cli.doctor.software import torch_cuda
 from clover.cli.mig.box import GpuBox
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.config import ServerConfig
+from clover.devices import boxes, emulated
 from clover.devices.nvml import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, Nvml, NvmlError
 from clover.errors import CloverError
 from clover.settings.check import on_gpus
@@ -29,6 +32,9 @@ _CONFIG = "proc/driver/nvidia/capabilities/mig/config"
 def examine(config: ServerConfig, folder: Path, root: Path = _ROOT, session: Nvml | None = None) -> Iterator[Finding]:
     """Yield what there is to say of the GPUs; `folder` has the records of which instances are Clover's."""
     wanted = on_gpus(config.workers.device)
+    if config.workers.device.startswith("emulated:"):
+        yield from _emulated(config, folder)
+        return
     opened = session or Nvml()
     try:
         yield _driver(opened, wanted)
@@ -54,6 +60,25 @@ def examine(config: ServerConfig, folder: Path, root: Path = _ROOT, session: Nvm
         yield Finding(topic="mig rights", state="note", text=text, remedy=_RIGHTS)
     elif any(gpu.supported for gpu in gpus):
         yield rights(root)
+
+
+def _emulated(config: ServerConfig, folder: Path) -> Iterator[Finding]:
+    """Yield what there is to say of emulated GPUs; none is made."""
+    session = Nvml()
+    try:
+        choice = devices.parse(config.workers.device)
+        path = devices.box_path(choice, cache_folder(config.cache_dir))
+        if not path.exists():
+            yield Finding(topic="gpu", state="works", text=f"{config.workers.device}: made when a server starts on it")
+            return
+        emulated.use_box(path)
+        boxes.check(session, choice, path)
+        for gpu in GpuBox(session, folder, emulated=True).look():
+            yield _gpu(gpu)
+    except CloverError as error:
+        yield Finding(topic="gpu", state="fault", text=str(error))  # which says what to do
+    finally:
+        session.close()
 
 
 def _driver(session: Nvml, wanted: bool) -> Finding:

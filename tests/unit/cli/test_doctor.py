@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from clover import devices
 from clover.carbon.clock import GridClock
 from clover.cli.doctor import calibration, command, gpu, machine, main, service, software
 from clover.cli.doctor.findings import Finding
 from clover.cli.mig.state import GpuState
 from clover.config import CarbonConfig, EnergyConfig, OtelConfig, ServerConfig, WorkersConfig
+from clover.devices import emulated
 from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
 from clover.energy.calibrate import Calibration, CalibrationStep
 from clover.types import Reading
@@ -266,6 +268,54 @@ def test_an_emulated_box_is_looked_at(tmp_path: Path) -> None:
     found = {item["topic"]: item for item in json.loads(ran.stdout)["findings"]}
     assert found["gpu"]["text"].startswith("gpu0: NVIDIA A100-SXM4-40GB, 40960 MiB, MIG on")
     assert found["driver"]["text"].startswith("580.emul, CUDA 13.0")
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ("emulated:foo:1", "there is no table of a GPU 'foo'; known: a100-40gb, "),
+        ("emulated:pod-9g.1gb", "device 'emulated:pod-9g.1gb': no GPU has a profile '9g.1gb'; known: "),
+        ("emulated:a100-40gb:2", ""),
+        ("emulated:l4", ""),
+    ],
+)
+def test_an_emulated_device_is_one_or_a_fault(tmp_path: Path, device: str, text: str) -> None:
+    config = ServerConfig(workers=WorkersConfig(device=device), cache_dir=str(tmp_path))
+    (finding,) = gpu.examine(config, tmp_path / "mig")
+    assert finding.topic == "gpu"
+    if text:
+        assert finding.state == "fault"
+        assert finding.text.startswith(text)
+    else:
+        assert (finding.state, finding.text) == ("works", f"{device}: made when a server starts on it")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_emulated_box_that_exists_is_opened(tmp_path: Path) -> None:
+    def look() -> list[str]:
+        command = [sys.executable, "-c", LOOK, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    box = devices.box_path(devices.parse("emulated:a30-24gb:2"), tmp_path)
+    emulated.create_box(box, "a30-24gb", 2)
+    assert look() == [f"works gpu{n}: NVIDIA A30, 24576 MiB, MIG on, 0 instances" for n in (0, 1)]
+    content = bytearray(box.read_bytes())
+    content[8] -= 1
+    box.write_bytes(content)
+    assert look() == [
+        f"fault {box} holds an emulated machine of another version of Clover: end what uses it, and remove the file"
+    ]
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from clover.cli.doctor import gpu
+from clover.config import ServerConfig, WorkersConfig
+config = ServerConfig(workers=WorkersConfig(device="emulated:a30-24gb:2"), cache_dir=sys.argv[1])
+for found in gpu.examine(config, Path(sys.argv[1]) / "mig"):
+    print(found.state, found.text)
+"""
 
 
 # --- software and service ---------------------------------------------------------------------------------------------

@@ -31,23 +31,34 @@ def proc(tmp_path: Path) -> Path:
 
 def test_what_holds_nodes_is_found_and_what_ends_it(proc: Path) -> None:
     cap = f"{clients.CAPABILITIES}nvidia-cap12"
-    process(proc, 20, "dcgmi odd) name", "/dev/null", cap, service="nvidia-dcgm.service")
-    process(proc, 21, "nv-hostengine", "/dev/nvidiactl")
+    process(proc, 20, "dcgmi odd) name", "/dev/null", cap, service="cron.service")  # what cron runs, not cron
+    process(proc, 21, "nv-hostengine", "/dev/nvidiactl", service="dcgm-site.service")
     process(proc, 22, "python", "/dev/nvidiactl", "/dev/nvidia0")  # uses a GPU, which holds no instance
     process(proc, 23, "trainer", cap)
     process(proc, 24, "another", cap)
     found = clients.find(proc=proc, without=[24])
     assert found == (
-        GpuClient(pid=20, name="dcgmi odd) name", unit="nvidia-dcgm"),
-        GpuClient(pid=21, name="nv-hostengine", unit="nvidia-dcgm"),
+        GpuClient(pid=20, name="dcgmi odd) name"),
+        GpuClient(pid=21, name="nv-hostengine", unit="dcgm-site"),
         GpuClient(pid=23, name="trainer"),
     )
     assert [client.known for client in found] == [False, True, False]
-    assert clients.remedy(found) == "systemctl stop nvidia-dcgm && kill 23"
+    assert clients.remedy(found) == "systemctl stop dcgm-site && kill 20 23"
     assert clients.holders([7, 9], found[1:2]) == (
-        "held by process 7, 9; nv-hostengine (process 21) may hold it: systemctl stop nvidia-dcgm"
+        "held by process 7, 9; nv-hostengine (process 21) may hold it: systemctl stop dcgm-site"
     )
     assert clients.holders([], []) == "no process is to be seen on it"
+
+
+def test_programs_that_are_known_need_hold_no_node(proc: Path) -> None:
+    process(proc, 20, "nv-hostengine", "/dev/nvidiactl")
+    process(proc, 21, "nvidia-cuda-mps", "/dev/nvidiactl")  # nvidia-cuda-mps-control and -server
+    found = clients.find(proc=proc)
+    assert found == (
+        GpuClient(pid=20, name="nv-hostengine", unit="nvidia-dcgm"),
+        GpuClient(pid=21, name="nvidia-cuda-mps"),
+    )
+    assert clients.remedy(found) == "systemctl stop nvidia-dcgm && kill 21"
 
 
 def test_this_process_and_what_it_started_do_not_count(proc: Path) -> None:

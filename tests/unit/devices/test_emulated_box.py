@@ -84,6 +84,17 @@ def test_a_box_is_kept_if_it_is_the_same(tmp_path: Path) -> None:
     assert [path.name for path in box.parent.iterdir()] == ["box.nvml"]
 
 
+def test_a_state_file_of_another_version_is_named_as_that(tmp_path: Path) -> None:
+    box = tmp_path / "box.nvml"
+    emulated.create_box(box, A100, 1)
+    content = bytearray(box.read_bytes())
+    content[8] -= 1
+    box.write_bytes(content)
+    for use in (lambda: emulated.use_box(box), lambda: emulated.create_box(box, A100, 1)):
+        with pytest.raises(DeviceError, match=r"of another version of Clover: end what uses it, and remove the file"):
+            use()
+
+
 def test_boxes_of_other_seeds_are_other_machines(tmp_path: Path) -> None:
     uuids = []
     for seed in (0, 1, 0):

@@ -105,6 +105,16 @@ def test_nothing_is_ever_changed(pod: Pod) -> None:
     assert not CHANGES & set(pod.fake.calls)
 
 
+def test_an_error_of_an_instance_leaves_it_in_use(pod: Pod) -> None:
+    device = pod.open()["gpu0"]
+    for number in (94, 48):
+        device.take_xid(number, 1)
+    assert device.shape().layouts == (STANDING,)
+    assert run(device.retry_quarantined()) == ()
+    report = device.report()
+    assert (report["quarantined"], len(report["errors"])) == ([], 2)
+
+
 @pytest.mark.parametrize(
     "symbol",
     [

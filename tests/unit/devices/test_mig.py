@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -616,6 +617,36 @@ def test_a_place_where_nothing_can_be_made_is_left_out_until_something_can(
     assert rig.recorded == [("3g.20gb", 4)]
 
 
+def test_retries_run_the_commands_around_changes_at_their_pace(rig: Rig) -> None:
+    changes: list[str] = []
+
+    class Hooks(ChangeHooks):
+        due = False
+
+        def retries(self) -> bool:
+            return self.due
+
+        @contextlib.asynccontextmanager
+        async def change(self) -> AsyncIterator[None]:
+            changes.append("change")
+            yield
+
+    device = quarantined(rig)
+    rig.board.holders.clear()
+    device.hooks = hooks = Hooks()
+    assert run(device.retry_quarantined()) == ()
+    assert changes == []
+    hooks.due = True
+    assert run(device.retry_quarantined()) == (at("1g.5gb", 2),)
+    device.bar(at("3g.20gb", 0), "the driver refused")
+    assert run(device.retry_quarantined()) == (at("3g.20gb", 0),)
+    assert changes == ["change"] * 2
+    device.bar(at("3g.20gb", 0), "the driver refused")
+    run(device.create(at("2g.10gb", 0)))
+    assert run(device.retry_quarantined()) == ()
+    assert changes == ["change"] * 3  # nothing to try where something stands
+
+
 def test_a_place_with_something_in_it_is_not_barred(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("3g.20gb", 4)))
@@ -1179,7 +1210,8 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(
         ("nvidia:0,0", "twice"),
         ("nvidia:1", "there is no GPU 1: the driver sees 0 to 0"),
         ("emulated", "emulated:NAME:COUNT"),
-        ("emulated:a100-40gb", "emulated:NAME:COUNT"),
+        ("emulated:a100-40gb:", "emulated:NAME:COUNT"),
+        ("emulated:v100", "no table of a GPU 'v100'; known: a100-40gb, "),
         ("emulated::2", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:two", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:2:3", "emulated:NAME:COUNT"),
@@ -1196,6 +1228,11 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(
 def test_words_that_name_no_device(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         built(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["rtx-4090", "a100-40gb"])
+def test_an_emulated_box_without_a_count_has_one_gpu(name: str) -> None:
+    assert devices.parse(f"emulated:{name}") == devices.parse(f"emulated:{name}:1")
 
 
 def test_a_machine_without_a_gpu(tmp_path: Path) -> None:

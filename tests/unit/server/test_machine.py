@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
+
+from clover.accounting import Account
+from clover.config import ServerConfig
+from clover.devices.mig import MigDevice
+from clover.errors import DeviceError
+from clover.server.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -68,3 +76,48 @@ def test_a_clean_stop_leaves_gpus_as_they_were_unless_told_to_keep_instances(tmp
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[]", "['gpu0:2g.10gb@0', 'gpu0:1g.5gb@6']", "[]"]
     assert "Traceback" not in done.stderr
+
+
+class Gpu:
+    """One whose retry takes until `ends`."""
+
+    name, uuid = "gpu0", "GPU-a"
+
+    def __init__(self) -> None:
+        self.polls = self.retries = 0
+        self.ends = asyncio.Event()
+
+    async def poll(self) -> bool:
+        self.polls += 1
+        return True
+
+    async def retry_quarantined(self) -> None:
+        self.retries += 1
+        await self.ends.wait()
+        raise DeviceError("mig.before_change failed with status 1")
+
+
+def test_gpus_are_watched_while_a_retry_waits_for_the_operators_command(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        machine = Machine(ServerConfig(), tmp_path, Account(pue=1.0))
+        gpu = Gpu()
+        machine.gpus = [cast("MigDevice", gpu)]
+        machine.core_idle = None
+        for _ in range(3):
+            machine._retry_s = 0.0
+            await machine.watch()
+            await asyncio.sleep(0)
+        assert (gpu.polls, gpu.retries) == (3, 1)
+        gpu.ends.set()
+        assert machine._retrying is not None
+        await machine._retrying
+        await machine.watch()
+        await asyncio.sleep(0)
+        assert (gpu.polls, gpu.retries) == (4, 2)
+        machine.gpus = []
+        machine.close()
+
+    asyncio.run(story())
+    assert "gpu0: mig.before_change failed with status 1" in caplog.text

@@ -384,7 +384,7 @@ def test_check_is_pure_and_passes_the_default() -> None:
         check(ServerConfig(families=()))
 
 
-@pytest.mark.parametrize("device", ["cpu", "nvidia", "nvidia:0", "nvidia:0,2", "emulated:a100-40gb:10"])
+@pytest.mark.parametrize("device", ["cpu", "nvidia", "nvidia:0", "nvidia:0,2", "emulated:l4", "emulated:a100-40gb:10"])
 def test_devices_that_there_may_be(device: str) -> None:
     assert load(["--device", device], {}).config.workers.device == device
     assert load([], {"CLOVER_DEVICE": device}).config.workers.device == device
@@ -398,7 +398,7 @@ def test_devices_that_there_may_be(device: str) -> None:
         ("nvdia", "did you mean nvidia"),
         ("nvidia:", "is no device"),
         ("nvidia:a", "is no device"),
-        ("emulated:a100-40gb", "is no device"),
+        ("emulated:a100-40gb:", "is no device"),
         ("emulated:a100-40gb:0", "is no device"),
         ("emulated:../x:1", "is no device"),
         ("emulated:pod-a100", "is no device"),
