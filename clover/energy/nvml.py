@@ -222,6 +222,7 @@ class NvmlMeter:
             awake_w=self.idle.awake_w,
             awake_j=self._awake_mj / 1e3,
             shared=self._foreign.names,
+            strangers=self.kept_awake,
         )
 
     async def measure_resident(self, sleep: Sleep = asyncio.sleep) -> None:
