@@ -435,7 +435,8 @@ class EnergySample(Record, frozen=True, kw_only=True):
     `active_uncertainty`: the same of those above idle.
 
     A GPU with a context on it draws `awake_w` beyond `idle_w` at rest, 0 without one; `awake_j` are the joules of that
-    so far.  `shared`: processes of others that computed on it, or may have, since the last sample.
+    so far.  `shared`: processes of others that computed on it, or may have, since the last sample; `strangers`: whether
+    one of theirs has a context on it, at work or not.
     """
 
     device: str
@@ -449,6 +450,7 @@ class EnergySample(Record, frozen=True, kw_only=True):
     awake_w: float = 0.0
     awake_j: float = 0.0
     shared: tuple[str, ...] = ()
+    strangers: bool = False
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):

@@ -331,11 +331,15 @@ class DeviceAccount:
         idle = [(meter, idle_j * share) for meter, share in held.items()]
         front_end_idle_j, foreign_j = idle_j * front_end_part, idle_j * foreign_part
         unowned_j = max(idle_j - front_end_idle_j - foreign_j - sum(part_j for _, part_j in idle), 0.0)
+        others_j = awake_j * foreign_part
+        foreign_j, awake_j = foreign_j + others_j, awake_j - others_j
         if (whole := sum(held.values())) > 0.0:
-            # Contexts are the workers', whatever part of the slices these hold.
+            # Contexts are the workers', whatever part of our slices these hold.
             idle = [(meter, part_j + awake_j * held[meter] / whole) for meter, part_j in idle]
+        elif sample.strangers:
+            foreign_j, awake_j = foreign_j + awake_j, 0.0
         else:
-            unowned_j, awake_j = unowned_j + awake_j, 0.0  # of workers that load, or of others
+            unowned_j, awake_j = unowned_j + awake_j, 0.0  # of workers that load
         for meter in worked:
             meter.ratio = self.ratio_of(meter)
         closed = ClosedWindow(
@@ -393,9 +397,10 @@ class DeviceAccount:
         self._foreign += self.foreign / slices
         self._looks += 1
         self.family_idle_w = {}
+        awake_w = self.awake_w * (1.0 - self.foreign / slices)
         for meter, count in owned:
             self._held[meter] = self._held.get(meter, 0.0) + count / slices
-            idle_w = self.idle_w * count / slices + self.awake_w * count / owned_slices
+            idle_w = self.idle_w * count / slices + awake_w * count / owned_slices
             self.family_idle_w[meter.family] = self.family_idle_w.get(meter.family, 0.0) + idle_w
 
     def _split_by_model(self, modelled: Parts, busy: Parts, active_j: float) -> Parts:

@@ -20,6 +20,7 @@ from clover.control.device_pool import DevicePool
 from clover.control.family import Conditions, Family, Mode
 from clover.control.parked import ParkedGpus
 from clover.control.request import Pin
+from clover.control.sleep import spared_w
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
 from clover.planning.transition.stages import served
@@ -116,8 +117,14 @@ class Context:
 
     def count_parked(self) -> None:
         """Count the time that GPUs are parked until now."""
-        taken = {place.device for places in self.occupied().values() for place in places}
-        self.parked.look(self.device_pool.shapes(), taken, self.monotonic())
+        occupied = self.occupied()
+        taken = {place.device for places in occupied.values() for place in places}
+        may: set[str] = set()
+        for name, family in self.families.items():
+            devices = self.device_pool.of(name, occupied) if family.desired else ()
+            if spared_w(devices) is not None:
+                may.update(device.device for device in devices)
+        self.parked.look(self.device_pool.shapes(), may, taken, self.monotonic())
 
     def lost_suffix(self) -> str:
         """Return the lost devices in brackets, to end an error text; empty if none is lost."""

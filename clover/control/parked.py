@@ -1,8 +1,9 @@
 """Which GPUs are parked, for how long, and what that spared: said in the state, in metrics and in decisions.
 
-A GPU is parked if the server may leave it without workers (`DeviceShape.sleep_w`), it answers, and no family has a
-worker on it.  What it spares is the power of the contexts that are not there, as measured at the start or as modelled
-(`DeviceShape.sleep_method`); the meter of the GPU counts what it draws all the same.
+A GPU is parked if a family with a deployment, which may leave GPUs without workers (`control.sleep.spared_w`), has none
+on it, it answers, and no other family has a worker there.  What it spares is the power of the contexts that are not
+there, as measured at the start or as modelled (`DeviceShape.sleep_method`); the meter of the GPU counts what it draws
+all the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clover.accounting.labels import joined
 from clover.types import Assignment, DeviceShape, Method
 
 
@@ -21,6 +23,9 @@ class ParkedTime:
     since_s: float | None = None
     """Since when it is (monotonic); None if it is not."""
     seconds: float = 0.0
+    spares_w: float = 0.0
+    """What it spares since the last look, known by `method`."""
+    method: Method = "none"
     spared_j: dict[Method, float] = field(default_factory=dict)
 
 
@@ -32,8 +37,14 @@ class ParkedGpus:
         """By name, of the GPUs that may be parked."""
         self._looked_s: float | None = None
 
-    def look(self, shapes: Mapping[str, DeviceShape], taken: Collection[str], now_s: float) -> None:
-        """Count the time since the last look; `taken`: the devices that have workers."""
+    def look(
+        self, shapes: Mapping[str, DeviceShape], may: Collection[str], taken: Collection[str], now_s: float
+    ) -> None:
+        """Count the time since the last look; `may`: the GPUs of families that may leave some without workers;
+        `taken`: the devices that have workers.
+
+        The time counts by what was known at its beginning: the last look.
+        """
         passed_s = now_s - self._looked_s if self._looked_s is not None else 0.0
         self._looked_s = now_s
         for name, shape in shapes.items():
@@ -41,22 +52,22 @@ class ParkedGpus:
                 continue
             time = self.known.setdefault(name, ParkedTime())
             if time.since_s is not None:
-                spared_j = time.spared_j.get(shape.sleep_method, 0.0)
                 time.seconds += passed_s
-                time.spared_j[shape.sleep_method] = spared_j + shape.sleep_w * passed_s
-            # Before the first plan nothing is parked: no family has a worker.
-            parked = bool(taken) and bool(shape.layouts) and name not in taken
+                time.spared_j[time.method] = time.spared_j.get(time.method, 0.0) + time.spares_w * passed_s
+            time.spares_w, time.method = shape.sleep_w, shape.sleep_method
+            parked = name in may and bool(shape.layouts) and name not in taken
             time.since_s = (now_s if time.since_s is None else time.since_s) if parked else None
 
     def report(self, shape: DeviceShape) -> dict[str, Any]:
         """Return whether a GPU is parked, for how long since the start, and what that spares and spared."""
         time = self.known.get(shape.device, ParkedTime())
+        ways = {*time.spared_j, *((shape.sleep_method,) if time.since_s is not None or not time.spared_j else ())}
         return {
             "parked": time.since_s is not None,
             "parked_s": time.seconds,
             "spared_w": shape.sleep_w if time.since_s is not None else 0.0,
             "spared_j": sum(time.spared_j.values()),
-            "spared_method": shape.sleep_method if shape.sleep_w is not None else "none",
+            "spared_method": joined(ways) if time.spared_j or shape.sleep_w is not None else "none",
         }
 
 

@@ -1,14 +1,15 @@
 """Energy of a GPU by a model, if it shows neither energy nor power:  watts = idle + (full - idle) x utilisation.
 
 Virtual GPUs, WSL2 and some laptops are like that.  `full` is the maximum board power of the product's data sheet
-(`data/gpu_power.json`), `idle` a part of it unless the operator sets it, and utilisation NVML's (the part of the time
+(`data/gpu_power.json`), or of a virtual GPU so many watts a GiB of the memory that its name says, `idle` a part of it unless the operator sets it, and utilisation NVML's (the part of the time
 in which anything ran), or if NVML has none, as with MIG on, that in which our workers were busy x the part of the
 slices that they hold.  It is good for comparing variants on
-one GPU; every figure is labelled "modelled" and may be off by half.
+one GPU; every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from clover.energy.gpu_probe import Failure, MeteredGpu, NvmlSession, Probe, Val
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method, Record
 
+_VIRTUAL = re.compile(r"\bGRID\b|-\d+[QCAB]\d?\b")
+_VIRTUAL_GIB = re.compile(r"-(\d+)[QCAB]\d?\b")
 _DATA = Path(__file__).parent / "data" / "gpu_power.json"
 
 
@@ -30,12 +33,27 @@ class GpuPower(Record, frozen=True, kw_only=True):
     generic: float
     idle_part: float
     error: float
+    virtual_w_per_gib: float
+    virtual_error: tuple[float, float]
     watts: dict[str, float]
 
     def full_w(self, product: str) -> float | None:
-        """Return the maximum board power of `product`; None if no row knows it."""
-        known = [name for name in self.watts if name.lower() in product.lower()]
+        """Return the maximum board power of `product`; None if no row knows it, or if it is a part of a board: a
+        virtual GPU ("NVIDIA A40-8Q", "GRID A100-10C")."""
+        if _VIRTUAL.search(product):
+            return None
+        known = [name for name in self.watts if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", product, re.IGNORECASE)]
         return self.watts[max(known, key=len)] if known else None
+
+    def of(self, product: str) -> tuple[float, str, tuple[float, float]]:
+        """Return the watts of `product` at full load, where they are from, and by how much they may be off."""
+        full_w, error = self.full_w(product), (-self.error, self.error)
+        if full_w is not None:
+            return full_w, f"the data sheet of {product}", error
+        if (found := _VIRTUAL_GIB.search(product)) is not None and int(found[1]) > 0:
+            full_w = self.virtual_w_per_gib * int(found[1])
+            return full_w, f"a virtual GPU of {found[1]} GiB, {self.virtual_w_per_gib:g} W each", self.virtual_error
+        return self.generic, f"no data sheet of {product!r}: any GPU's", error
 
 
 @cache
@@ -45,11 +63,12 @@ def gpu_power() -> GpuPower:
 
 
 class PowerModel(NamedTuple):
-    """Watts of a GPU at rest and at full load, and where they are from."""
+    """Watts of a GPU at rest and at full load, where they are from, and by how much they may be off, as parts."""
 
     idle_w: float
     full_w: float
     why: str
+    error: tuple[float, float]
 
 
 class ModelledGpuMeter:
@@ -67,6 +86,7 @@ class ModelledGpuMeter:
         self._nvml = nvml
         self._probe = probe
         self._full_w = model.full_w
+        self._error = model.error
         self._work = work
         self._busy_ns = work.busy_ns() if work is not None else 0
         self._at_ns = 0
@@ -80,12 +100,10 @@ class ModelledGpuMeter:
         """Return a meter of `gpu` that is modelled because of `why`.  Raises DeviceError if NVML does not answer."""
         table = gpu_power()
         product = await nvml.call(probe.product)
-        full_w = table.full_w(product)
-        whose = f"the data sheet of {product}" if full_w is not None else f"no data sheet of {product!r}: any GPU's"
-        full_w = full_w or table.generic
+        full_w, whose, error = table.of(product)
         idle = table.idle_part * full_w if idle_w is None else idle_w
-        words = f"{why}; {idle:.3g} W idle to {full_w:g} W busy ({whose}), +- {table.error:.0%}"
-        meter = cls(nvml, gpu, probe, PowerModel(idle, full_w, words), work)
+        words = f"{why}; {idle:.3g} W idle to {full_w:g} W busy ({whose}), {error[0]:+.0%} to {error[1]:+.0%}"
+        meter = cls(nvml, gpu, probe, PowerModel(idle, full_w, words, error), work)
         await meter.refresh()
         return meter
 
@@ -123,13 +141,12 @@ class ModelledGpuMeter:
 
     def sample(self, now_ns: int) -> EnergySample:
         """Return the joules as of the last refresh."""
-        error = gpu_power().error
         return EnergySample(
             device=self.device,
             at_ns=self._at_ns,
             total_j=self._total_j,
             idle_w=self.idle_w,
             method=self.method,
-            uncertainty=(-error, error),
-            active_uncertainty=(-error, error),
+            uncertainty=self._error,
+            active_uncertainty=self._error,
         )

@@ -201,6 +201,11 @@ class NvmlMeter:
         return self.idle.bare_w
 
     @property
+    def kept_awake(self) -> bool:
+        """Whether others were on the GPU at the last reading: it does not fall asleep without our contexts."""
+        return bool(self._foreign.pids or self._foreign.names)
+
+    @property
     def lost(self) -> bool:
         """Whether the GPU was gone at the last reading."""
         return self.state == "lost"
@@ -217,6 +222,7 @@ class NvmlMeter:
             awake_w=self.idle.awake_w,
             awake_j=self._awake_mj / 1e3,
             shared=self._foreign.names,
+            strangers=self.kept_awake,
         )
 
     async def measure_resident(self, sleep: Sleep = asyncio.sleep) -> None:

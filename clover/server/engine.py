@@ -291,7 +291,9 @@ class Engine:
                     return None
         if not paced:
             await self.machine.empty()  # instances that an earlier run left on a GPU would hinder measuring
-        return await profiling.ensure(spec, self.devices, self._pool, self.config)
+        profile = await profiling.ensure(spec, self.devices, self._pool, self.config)
+        self.machine.profiled()
+        return profile
 
     async def _deploy(self, served: Served) -> None:
         """Start the workers of a family that has none."""

@@ -22,8 +22,12 @@ from typing import Any
 from clover import devices as made
 from clover import energy
 from clover.accounting import Account, HostCpu
+<<<<<<< HEAD
 from clover.ancestry import descends_from
 from clover.config import ServerConfig
+=======
+from clover.config import ServerConfig, WorkersConfig
+>>>>>>> mendB
 from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
@@ -113,20 +117,15 @@ class Machine:
             self.meters[gpu.name] = meter
             self._spare(gpu)
 
-    def _spare(self, gpu: MigDevice) -> None:
-        """Have plans know what `gpu` spares while it is parked, and how that is known; nothing if it never is.
+    def profiled(self) -> None:
+        """Have meters know what a context costs on each GPU, which profiling has measured."""
+        for gpu in self.gpus:
+            if (meter := self.meters.get(gpu.name)) is not None:
+                self._idles.restore(gpu.uuid, meter)
 
-        In whole watts: plans are remembered by it."""
-        workers, meter = self._config.workers, self.meters[gpu.name]
-        if workers.sleep == "off":
-            gpu.spare(None, "none")
-        elif workers.gpu_sleep_w is not None:
-            gpu.spare(workers.gpu_sleep_w, "configured")
-        elif isinstance(meter, energy.NvmlMeter) and meter.idle.resident_by != "unknown":
-            method: Method = "configured" if meter.idle.resident_by == "configured" else meter.method
-            gpu.spare(float(round(meter.idle.resident_w - meter.idle.bare_w)), method)
-        else:
-            gpu.spare(CONTEXT_W, "modelled")
+    def _spare(self, gpu: MigDevice) -> None:
+        """Have plans know what `gpu` spares while it is parked, and how that is known; nothing if it never is."""
+        gpu.spare(*spared(self._config.workers, self.meters[gpu.name], gpu.others))
 
     def _work(self, gpu: MigDevice) -> energy.OurWork:
         """Return what the server does on `gpu`, for its meter."""
@@ -137,10 +136,13 @@ class Machine:
         def held_part() -> float:
             # By placement, as several variants may share one; `others` are slices that are not for this process.
             held = {meter.placement: meter.slices for meter in self._account.workers() if meter.device == gpu.name}
-            return min(sum(held.values()) / (gpu.shape().slices + getattr(gpu, "others", 0)), 1.0)
+            return min(sum(held.values()) / (gpu.shape().slices + gpu.others), 1.0)
 
         def foreign_instances() -> tuple[str, ...]:
-            return tuple(f"whoever uses {place}" for place in gpu.report()["foreign"])
+            places = list(gpu.report()["foreign"])
+            if gpu.others and not gpu.emulated:  # the counter of an emulated GPU knows none but this server
+                places.append(f"{gpu.others} of {gpu.shape().slices + gpu.others} slices of {gpu.name}")
+            return tuple(f"whoever uses {place}" for place in places)
 
         return energy.OurWork(
             busy_ns=lambda: self._account.busy_ns(gpu.name),
@@ -216,8 +218,6 @@ class Machine:
             await asyncio.to_thread(self.core_idle.look)
         there = []
         for gpu in self.gpus:
-            if (meter := self.meters.get(gpu.name)) is not None:
-                self._idles.restore(gpu.uuid, meter)  # which profiling may have measured since the start
             try:
                 if await gpu.poll():
                     there.append(gpu)
@@ -257,6 +257,7 @@ class Machine:
             log.warning("%s: instances of ours stay, for the next start to remove: %s", gpu.name, error)
 
 
+<<<<<<< HEAD
 async def _retry(gpus: Iterable[MigDevice]) -> None:
     """Try to free what is quarantined on `gpus`."""
     for gpu in gpus:
@@ -264,3 +265,21 @@ async def _retry(gpus: Iterable[MigDevice]) -> None:
             await gpu.retry_quarantined()
         except CloverError as error:
             log.warning("%s: %s", gpu.name, error)
+=======
+def spared(workers: WorkersConfig, meter: EnergyMeter, others: int) -> tuple[float | None, Method]:
+    """Return the watts that a GPU spares while it is parked, and how that is known; None if it never is.
+
+    Nothing while others keep it awake: on its `others` slices, or with a context that `meter` sees.  In whole watts:
+    plans are remembered by it.
+    """
+    if workers.sleep == "off":
+        return None, "none"
+    if others or (isinstance(meter, energy.NvmlMeter) and meter.kept_awake):
+        return 0.0, "modelled"
+    if workers.gpu_sleep_w is not None:
+        return workers.gpu_sleep_w, "configured"
+    if isinstance(meter, energy.NvmlMeter) and meter.idle.resident_by != "unknown":
+        method: Method = "configured" if meter.idle.resident_by == "configured" else meter.method
+        return float(round(meter.idle.resident_w - meter.idle.bare_w)), method
+    return CONTEXT_W, "modelled"
+>>>>>>> mendB

@@ -399,6 +399,25 @@ def test_a_context_that_no_worker_of_ours_holds_is_unowned() -> None:
     book.window(gpu_sample(1, 85.0, awake_j=35.0), GRID)
     line = book.devices()["gpu0"]
     assert (line["awake_j"], line["unowned_j"], line["unattributed_j"]) == (0.0, 85.0, 0.0)
+    strange = msgspec.structs.replace(gpu_sample(2, 170.0, awake_j=70.0), strangers=True)
+    book.window(strange, GRID)
+    line = book.devices()["gpu0"]
+    assert (line["unowned_j"], line["foreign_j"]) == (85.0 + 50.0, 35.0), "a stranger's context is the stranger's"
+
+
+def test_on_a_board_of_which_we_have_a_few_slices_being_awake_is_split_with_whoever_has_the_others() -> None:
+    book = Account(pue=1.0)
+    book.add_device("gpu0", 2, 0, 5)  # two instances of one slice each, of seven slices
+    book.add_family("toy", 0)
+    book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
+    book.attach(on_slice("1g.5gb", 0, 1))
+    book.window(gpu_sample(10, 850.0, awake_j=350.0), GRID)
+    line = book.devices()["gpu0"]
+    assert line["awake_j"] == pytest.approx(350.0 * 2 / 7)
+    assert line["foreign_j"] == pytest.approx(850.0 * 5 / 7)
+    assert line["idle_j"] == pytest.approx(500.0 / 7)
+    assert line["unowned_j"] == pytest.approx(500.0 / 7)
+    assert sum(float(line[name]) for name in LINES) == pytest.approx(850.0)
 
 
 def test_energy_that_others_may_have_used_widens_what_is_said_of_ours() -> None:

@@ -301,6 +301,7 @@ def test_children_get_no_secrets():
         "HF_HOME": "/hf",
     }
     dropped = {"AWS_SECRET_ACCESS_KEY", "CLOVER_TOKEN", "PYTHONSTARTUP", "HF_TOKEN", "CUDA_VISIBLE_DEVICES"}
+    dropped |= {"NVIDIA_API_KEY", "TRITON_TOKEN", "PYTORCH_HUB_SECRET", "CUDA_PASSWORD", "PYTHON_Credentials"}
     given = of_the_gpu | dict.fromkeys(dropped, "x")
     given |= {
         "PATH": "/bin",

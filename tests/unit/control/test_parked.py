@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from clover.control.gate import parks
-from clover.control.parked import parking_words
+from clover.control.parked import ParkedGpus, parking_words
 from clover.control.request import PlanRequest
 from clover.control.sleep import MOST_ROOM, REST_S, Gusts
 from clover.planning.search.power_states import ROOM
@@ -203,3 +204,31 @@ def test_the_words_of_a_change_name_what_is_parked_and_woken() -> None:
     assert parking_words(shapes, [first, second], [second]) == ["gpu0 is parked, which spares 35 W (modelled)"]
     assert parking_words(shapes, [second], [first, second]) == ["gpu0 is woken"]
     assert parking_words(shapes, [], [first]) == []
+
+
+def test_what_was_spared_counts_by_what_was_known_when_it_began_and_is_labelled_so() -> None:
+    parked = ParkedGpus()
+    modelled = msgspec.structs.replace(a100("gpu0"), sleep_w=35.0, sleep_method="modelled")
+    measured = msgspec.structs.replace(modelled, sleep_w=50.0, sleep_method="measured")
+    for now_s, shape in ((0.0, modelled), (10.0, measured), (20.0, measured)):
+        parked.look({"gpu0": shape}, {"gpu0"}, {"gpu1"}, now_s)
+    assert parked.known["gpu0"].spared_j == {"modelled": 350.0, "measured": 500.0}
+    found = parked.report(measured)
+    assert (found["spared_j"], found["spared_w"], found["spared_method"]) == (850.0, 50.0, "measured + modelled")
+
+
+def test_a_gpu_whose_workers_failed_is_not_parked() -> None:
+    """Of a family with one GPU, or before there is a deployment, a GPU without workers is no decision."""
+
+    async def run() -> None:
+        one = rig(1)
+        one.controller.context.unplanned["other"] = {slice_worker("small", "7g.40gb", 0, "gpu9").placement}
+        one.controller.context.count_parked()
+        assert one.controller.state()["devices"][0]["parked"] is False, "there is no deployment yet"
+        await one.settled()
+        assert one.family.deployed is not None
+        one.family.deployed = replace(one.family.deployed, deployment=(slice_worker("small", "7g.40gb", 0, "gpu9"),))
+        one.controller.context.count_parked()
+        assert one.controller.state()["devices"][0]["parked"] is False, "a family never parks its one GPU"
+
+    asyncio.run(run())

@@ -29,7 +29,7 @@ class VirtualGpu:
         self.now_ns = 7 * SECOND
         self.percent: int | None = 0
         self.lost = False
-        self.product = "NVIDIA A10-24Q"
+        self.product = "NVIDIA A10"
 
     async def call(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
         return function(*arguments)
@@ -67,7 +67,7 @@ def test_watts_lie_between_idle_and_the_data_sheet_by_utilisation(
     async def scene() -> None:
         meter = await gpu.meter()
         assert (meter.idle_w, meter.method) == (pytest.approx(0.12 * 150.0), "modelled")
-        assert "18 W idle to 150 W busy (the data sheet of NVIDIA A10-24Q), +- 50%" in meter.why
+        assert "18 W idle to 150 W busy (the data sheet of NVIDIA A10), -50% to +50%" in meter.why
         for percent, watts in ((0, 18.0), (50, 84.0), (100, 150.0), (130, 150.0)):
             gpu.percent = percent
             gpu.now_ns += 2 * SECOND
@@ -127,7 +127,13 @@ def test_products_are_found_by_the_longest_name() -> None:
     for product, watts in (
         ("NVIDIA A100-PCIE-40GB", 250.0),
         ("NVIDIA A100-SXM4-80GB", 400.0),
-        ("GRID A100-10C", 400.0),
+        ("NVIDIA A40", 300.0),
+        ("NVIDIA RTX A2000 12GB", None),
+        ("NVIDIA A2", 60.0),
+        ("NVIDIA T400 4GB", None),
+        ("NVIDIA A40-8Q", None),
+        ("GRID A100-10C", None),
+        ("GRID T4-2B4", None),
         ("NVIDIA L4", 72.0),
         ("NVIDIA L40S", 350.0),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 450.0),
@@ -135,6 +141,16 @@ def test_products_are_found_by_the_longest_name() -> None:
         ("Quadro FX", None),
     ):
         assert table.full_w(product) == watts
+
+
+@pytest.mark.parametrize(("product", "gib"), [("NVIDIA A40-8Q", 8), ("GRID T4-2B4", 2), ("GRID A100-1-5C", 5)])
+def test_a_virtual_gpu_is_modelled_by_its_memory_and_not_as_a_whole_board(
+    gpu: VirtualGpu, product: str, gib: int
+) -> None:
+    gpu.product = product
+    meter = asyncio.run(gpu.meter())
+    assert f"W idle to {6 * gib} W busy (a virtual GPU of {gib} GiB, 6 W each), -70% to +150%" in meter.why
+    assert meter.sample(0).active_uncertainty == (-0.7, 1.5)
 
 
 def test_an_unknown_product_gets_any_gpus_watts_and_says_so(gpu: VirtualGpu) -> None:

@@ -685,6 +685,7 @@ def test_others_at_work_on_the_board_are_named_and_nothing_is_taken_for_rest(
                 board.run(1.0, 300.0)
                 sample = await looked(meter)
             assert sample.shared == others, (pid, part)
+            assert meter.kept_awake == (pid == OTHER), "also by one at rest"
             if others:
                 board.run(10.0, 300.0)
                 assert (await looked(meter)).awake_w == 0.0

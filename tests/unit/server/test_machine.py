@@ -3,20 +3,78 @@
 from __future__ import annotations
 
 import asyncio
+<<<<<<< HEAD
 import subprocess
 import sys
 from pathlib import Path
 from typing import cast
+=======
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+>>>>>>> mendB
 
+import msgspec
 import pytest
 
+<<<<<<< HEAD
 from clover.accounting import Account
 from clover.config import ServerConfig
 from clover.devices.mig import MigDevice
 from clover.errors import DeviceError
 from clover.server.machine import Machine
+=======
+from clover.config import WorkersConfig
+from clover.energy import NvmlMeter
+from clover.energy.board_idle import BoardIdle
+from clover.server.machine import Machine, spared
+>>>>>>> mendB
 
 ROOT = Path(__file__).resolve().parents[3]
+
+class Idle(NvmlMeter):
+    """A counter's meter that knows what a context costs; `awake`: whether others are on the GPU."""
+
+    def __init__(self, awake: bool) -> None:
+        self.method = "measured"
+        self.idle = BoardIdle(50.0)
+        self.idle.measured(90.0)
+        self._awake = awake
+
+    @property
+    def kept_awake(self) -> bool:
+        return self._awake
+
+
+def test_a_gpu_that_others_keep_awake_spares_nothing() -> None:
+    config = WorkersConfig(sleep="park")
+    assert spared(config, Idle(False), 0) == (40.0, "measured")
+    assert spared(config, Idle(True), 0) == spared(config, Idle(False), 6) == (0.0, "modelled")
+    configured = msgspec.structs.replace(config, gpu_sleep_w=30.0)
+    assert spared(configured, Idle(False), 0) == (30.0, "configured")
+    assert spared(configured, Idle(False), 6) == (0.0, "modelled")
+    assert spared(msgspec.structs.replace(config, sleep="off"), Idle(True), 6) == (None, "none")
+
+
+def test_what_profiling_kept_is_read_once_and_not_while_gpus_are_watched() -> None:
+    class Gpu:
+        name, uuid = "gpu0", "GPU-1"
+
+        async def poll(self) -> bool:
+            return False
+
+    read: list[str] = []
+    machine: Any = Machine.__new__(Machine)
+    machine.core_idle, machine._retry_s, machine.gpus, machine.meters = None, math.inf, [Gpu()], {"gpu0": Idle(False)}
+    machine._idles = SimpleNamespace(restore=lambda uuid, meter: read.append(uuid))
+    asyncio.run(machine.watch())
+    assert read == []
+    machine.profiled()
+    assert read == ["GPU-1"]
+
 
 STORY = """
 import asyncio, sys
