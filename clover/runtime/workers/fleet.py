@@ -105,21 +105,19 @@ class FamilyFleet:
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment that was not spawned.
 
-        The last worker of a placement takes the standby worker there with it.  Cancelled, it kills the worker, as
-        nothing else would end it."""
+        The last member of the plan at a placement takes those that stand by or answer audits there with it, and waits
+        until no process is left.  Cancelled, it kills the worker, as nothing else would end it."""
         member = self.members.spawned.get(assignment)
         if member is None or member.standby:
             return
-        others = [
-            other
-            for other in self.members.spawned.values()
-            if other.assignment.placement == assignment.placement and other is not member
-        ]
-        standby = [] if any(not other.standby for other in others) else others
-        ending = [assignment, *(other.assignment for other in standby)]
         began_ns, place = self._clock(), assignment.placement
         processes = len(self._workers_at(place))
-        await asyncio.gather(*map(self.members.end, ending))
+        # The member leaves before anything is waited for: of several drains at once, the last one finds no other.
+        there = [item for item in self.members.spawned if item.placement == place and item != assignment]
+        last = all(self.members.spawned[item].standby for item in there)
+        await self.members.end(assignment, *(there if last else ()))
+        if last:
+            await self.members.left(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
             self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
 

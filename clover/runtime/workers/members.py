@@ -181,21 +181,32 @@ class Members:
         worker.on_end_asked = self._end_asked
         return left
 
-    async def end(self, assignment: Assignment) -> None:
-        """Drain the worker of a member and remove it; does nothing for an assignment that was not spawned."""
-        member = self._remove(assignment)
-        if member is None:
-            return
-        parting = [task for task, item in self._letting_go.items() if item == assignment]
-        if member.worker is not None:
-            self.leaving.append(member)
-            await self._let_go(member)
+    async def end(self, *assignments: Assignment) -> None:
+        """Remove members at once, then drain their workers together; does nothing for an assignment that was not
+        spawned."""
+        members = [member for member in map(self._remove, assignments) if member is not None]
+        ended = {member.assignment for member in members}
+        parting = [task for task, item in self._letting_go.items() if item in ended]
+        members = [member for member in members if member.worker is not None]
+        self.leaving += members
+        try:
+            await asyncio.gather(*map(self._let_go, members))
+        except asyncio.CancelledError:
+            for member in members:
+                if member in self.leaving:
+                    self._abandon(member)
+            raise
         if parting:  # a replaced worker may be there still, and its instance in use
             await asyncio.wait(parting)
 
+    async def left(self, placement: Placement) -> None:
+        """Wait until the members that leave a placement have left it, but for those whose device is lost."""
+        there = [member for member in self.leaving if member.assignment.placement == placement]
+        await asyncio.gather(*(member.gone.wait() for member in there if not member.given_up))
+
     async def end_all(self) -> None:
         """Drain the workers of all members at once."""
-        await asyncio.gather(*(self.end(assignment) for assignment in list(self.spawned)), *self._letting_go)
+        await asyncio.gather(self.end(*self.spawned), *self._letting_go)
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """Remove a member and kill its worker without waiting; does nothing for an assignment that was not spawned."""
@@ -264,10 +275,7 @@ class Members:
         try:
             await idle
         except asyncio.CancelledError:
-            if self._others(member):
-                self._gone(member)
-            else:
-                worker.kill()
+            self._abandon(member)
             raise
         if member.worker is None:
             return  # it died while it drained; its rows were queued again
@@ -279,6 +287,18 @@ class Members:
         finally:
             self._gone(member)
 
+    def _abandon(self, member: Member) -> None:
+        """Wait no longer for the rows of a member that is leaving: kill its worker, unless others have that."""
+        if member.worker is None:
+            return
+        others = self._others(member)
+        if not others:
+            member.worker.kill()
+            return
+        if all(other.assignment != member.assignment for other in others):  # else its lane has come back
+            self._router.leave(member.worker, lambda: None, lane=self.lanes[member.assignment.variant])
+        self._gone(member)
+
     def _gone(self, member: Member) -> None:
         """Clear up after the worker of `member`, which has ended."""
         if member.meter is not None:
@@ -286,6 +306,7 @@ class Members:
         member.worker = None
         if member in self.leaving:
             self.leaving.remove(member)
+            member.gone.set()
 
     # --- deaths -------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from clover.accounting.host import HostCpu
 from clover.errors import WorkerError
 from clover.types import CpuTimes, Routing
@@ -150,6 +152,50 @@ async def test_both_drained_at_once_end_the_process_once(house: House) -> None:
     worker = await shared(house)
     await asyncio.gather(house.fleet.drain(SMALL), house.fleet.drain(LARGE))
     assert worker.state == "dead"
+    assert house.fleet.describe() == []
+
+
+@in_a_house
+async def test_all_drained_at_once_take_along_who_answers_audits_there(house: House) -> None:
+    house.holding = ("small", "large")
+    other = msgspec.structs.replace(SMALL, backend="other")
+    await house.fleet.spawn(SMALL)
+    await house.fleet.spawn(other)
+    house.fleet.route((SMALL, other), ONLY["small"])
+    crew: Any = house.fleet.standby_crew
+    crew._auditors = lambda: [LARGE]
+    house.fleet.watch()
+    assert [len(house.started), len(house.fleet.members.spawned)] == [2, 3]
+    await asyncio.gather(house.fleet.drain(SMALL), house.fleet.drain(other))
+    assert [worker.state for worker in house.started] == ["dead", "dead"]
+    assert house.fleet.describe() == []
+
+
+@in_a_house
+async def test_the_last_drain_waits_for_lanes_that_are_leaving(house: House) -> None:
+    worker = await shared(house)
+    house.fleet.route((SMALL, LARGE), ONLY["large"])
+    ask(house)
+    await house.settle()
+    house.fleet.route((SMALL,), ONLY["small"])
+    first, last = (asyncio.ensure_future(house.fleet.drain(item)) for item in (LARGE, SMALL))
+    await house.settle()
+    assert [first.done(), last.done()] == [False, False], "the process is there, and the instance in use"
+    complete(house, worker)
+    await asyncio.gather(first, last)
+    assert worker.state == "dead"
+
+
+@in_a_house
+async def test_a_drain_that_is_cancelled_as_it_begins_leaves_no_process(house: House) -> None:
+    worker = await shared(house)
+    drains = [asyncio.ensure_future(house.fleet.drain(item)) for item in (SMALL, LARGE)]
+    await asyncio.sleep(0)
+    for drain in drains:
+        drain.cancel()
+    await house.settle()
+    assert worker.killed
+    worker.die()
     assert house.fleet.describe() == []
 
 
