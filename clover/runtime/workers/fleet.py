@@ -64,6 +64,7 @@ class FamilyFleet:
         self._silent_ns = int(silent_s * _SECOND_NS)
         self._clock = clock
         self._routing = Routing(shares={})
+        self._target: tuple[Assignment, ...] = ()
         self._variants = {variant.name for variant in router.spec.variants}
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
@@ -126,6 +127,15 @@ class FamilyFleet:
         that is routed to; none: no more."""
         self.members.awaited = assignments
         self.members.set_hold()
+
+    def prepare(self, target: tuple[Assignment, ...]) -> None:
+        """See `clover.planning.transition.memory.MemoryAware`."""
+        self._target = target
+
+    @property
+    def planned(self) -> tuple[Assignment, ...]:
+        """What a transition under way goes to; else the assignments that are to receive rows."""
+        return self._target or self.routed
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """See `Fleet.forget`; does nothing for an assignment that was not spawned."""
