@@ -180,6 +180,7 @@ class Applier:
         """Let rows wait for the workers that come if on the way none is left to route to; None: no more."""
         if not isinstance(self._fleet, MemoryAware):
             return
+        self._fleet.prepare(())
         coming: tuple[Assignment, ...] = ()
         if transition is not None and self._routed and transition.lowest_capacity <= 0.0:
             coming = tuple(step.assignment for step in transition.steps if step.kind == "spawn" and step.assignment)
@@ -210,6 +211,8 @@ class Applier:
         """Carry out `steps` stage by stage, up to the first failure that matters; return it, with those of its
         stage."""
         last = max((index for index, step in enumerate(steps) if step.kind == "route"), default=-1)
+        if isinstance(self._fleet, MemoryAware):
+            self._fleet.prepare(steps[last].routed if last >= 0 else ())  # the deployment that the last route is for
         done = 0
         for _, group in itertools.groupby(steps, key=lambda step: (step.stage, step.kind)):
             parts = tuple(group)

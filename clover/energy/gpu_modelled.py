@@ -1,10 +1,10 @@
 """Energy of a GPU by a model, if it shows neither energy nor power:  watts = idle + (full - idle) x utilisation.
 
 Virtual GPUs, WSL2 and some laptops are like that.  `full` is the maximum board power of the product's data sheet
-(`data/gpu_power.json`), or of a virtual GPU so many watts a GiB of the memory that its name says, `idle` a part of it unless the operator sets it, and utilisation NVML's (the part of the time
-in which anything ran), or if NVML has none, as with MIG on, that in which our workers were busy x the part of the
-slices that they hold.  It is good for comparing variants on
-one GPU; every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
+(`data/gpu_power.json`), or of a virtual GPU so many watts a GiB of the memory that its name says.  `idle` is a part of
+it unless the operator sets it, and utilisation NVML's (the part of the time in which anything ran), or if NVML has none,
+as with MIG on, that in which our workers were busy x the part of the slices that they hold.  It is good for comparing
+variants on one GPU; every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
 """
 
 from __future__ import annotations

@@ -148,6 +148,7 @@ class Served:
             standby=self._standby_policy,
         )
         self.fleet.pace = self._pace
+        self.fleet.members.one_process = self._one_process
         self._know_memory(None)
 
     def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:
@@ -156,8 +157,13 @@ class Served:
         if member is not None and member.standby and (member.ready or not member.failures):
             return True  # it was let in, and what it holds is missing from what is free now
         memory = self.fleet.memory
-        alone = self._devices[standby.placement.device].shape().one_process
+        alone = self._one_process(standby.placement)
         return memory.resident(standby) or (not alone and memory.beside(worker, standby))
+
+    def _one_process(self, placement: Placement) -> bool:
+        """Return whether the device of a placement takes one process at a time."""
+        device = self._devices.get(placement.device)
+        return device is not None and device.shape().one_process
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
@@ -222,7 +228,8 @@ class Served:
             placement.profile,
             most=most,
             limit_bytes=limit_bytes,
-            routed={item.variant for item in self.fleet.routed},
+            here={item.variant for item in self.fleet.planned if item.placement == placement},
+            planned={item.variant for item in self.fleet.planned},
         ):
             if self._why_alone(variant, placement.profile):
                 continue

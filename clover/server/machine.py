@@ -22,12 +22,8 @@ from typing import Any
 from clover import devices as made
 from clover import energy
 from clover.accounting import Account, HostCpu
-<<<<<<< HEAD
 from clover.ancestry import descends_from
-from clover.config import ServerConfig
-=======
 from clover.config import ServerConfig, WorkersConfig
->>>>>>> mendB
 from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
@@ -257,7 +253,6 @@ class Machine:
             log.warning("%s: instances of ours stay, for the next start to remove: %s", gpu.name, error)
 
 
-<<<<<<< HEAD
 async def _retry(gpus: Iterable[MigDevice]) -> None:
     """Try to free what is quarantined on `gpus`."""
     for gpu in gpus:
@@ -265,7 +260,8 @@ async def _retry(gpus: Iterable[MigDevice]) -> None:
             await gpu.retry_quarantined()
         except CloverError as error:
             log.warning("%s: %s", gpu.name, error)
-=======
+
+
 def spared(workers: WorkersConfig, meter: EnergyMeter, others: int) -> tuple[float | None, Method]:
     """Return the watts that a GPU spares while it is parked, and how that is known; None if it never is.
 
@@ -282,4 +278,3 @@ def spared(workers: WorkersConfig, meter: EnergyMeter, others: int) -> tuple[flo
         method: Method = "configured" if meter.idle.resident_by == "configured" else meter.method
         return float(round(meter.idle.resident_w - meter.idle.bare_w)), method
     return CONTEXT_W, "modelled"
->>>>>>> mendB

@@ -121,6 +121,10 @@ class MemoryAware(Protocol):
     def expect(self, assignments: tuple[Assignment, ...]) -> None:
         """Let rows wait for `assignments`, which take the place of all that is routed to; none: no more."""
 
+    def prepare(self, target: tuple[Assignment, ...]) -> None:
+        """Have workers that start hold what `target`, which a transition goes to, has beside them; none: what is
+        routed."""
+
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         """Return how long workers took from the order to ready (s), by variant, backend and profile of the slice."""
 

@@ -67,6 +67,7 @@ class FamilyFleet:
         self._silent_ns = int(silent_s * _SECOND_NS)
         self._clock = clock
         self._routing = Routing(shares={})
+        self._target: tuple[Assignment, ...] = ()
         self._variants = {variant.name for variant in router.spec.variants}
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
@@ -109,21 +110,19 @@ class FamilyFleet:
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment that was not spawned.
 
-        The last worker of a placement takes the standby worker there with it.  Cancelled, it kills the worker, as
-        nothing else would end it."""
+        The last member of the plan at a placement takes those that stand by or answer audits there with it, and waits
+        until no process is left.  Cancelled, it kills the worker, as nothing else would end it."""
         member = self.members.spawned.get(assignment)
         if member is None or member.standby:
             return
-        others = [
-            other
-            for other in self.members.spawned.values()
-            if other.assignment.placement == assignment.placement and other is not member
-        ]
-        standby = [] if any(not other.standby for other in others) else others
-        ending = [assignment, *(other.assignment for other in standby)]
         began_ns, place = self._clock(), assignment.placement
         processes = len(self._workers_at(place))
-        await asyncio.gather(*map(self.members.end, ending))
+        # The member leaves before anything is waited for: of several drains at once, the last one finds no other.
+        there = [item for item in self.members.spawned if item.placement == place and item != assignment]
+        last = all(self.members.spawned[item].standby for item in there)
+        await self.members.end(assignment, *(there if last else ()))
+        if last:
+            await self.members.left(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
             self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
 
@@ -132,6 +131,15 @@ class FamilyFleet:
         that is routed to; none: no more."""
         self.members.awaited = assignments
         self.members.set_hold()
+
+    def prepare(self, target: tuple[Assignment, ...]) -> None:
+        """See `clover.planning.transition.memory.MemoryAware`."""
+        self._target = target
+
+    @property
+    def planned(self) -> tuple[Assignment, ...]:
+        """What a transition under way goes to; else the assignments that are to receive rows."""
+        return self._target or self.routed
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """See `Fleet.forget`; does nothing for an assignment that was not spawned."""

@@ -49,6 +49,7 @@ class Member:
         "background",
         "failures",
         "given_up",
+        "gone",
         "meter",
         "ready_ns",
         "respawn",
@@ -68,6 +69,8 @@ class Member:
         self.restarts = 0
         self.failures = 0
         self.given_up = False
+        self.gone = asyncio.Event()
+        """Set once it has left, and its worker or lane is gone."""
         self.ready_ns = 0
 
     @property

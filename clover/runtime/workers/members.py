@@ -46,6 +46,10 @@ _KEPT_EVENTS = 32
 _SECOND_NS = 1_000_000_000
 
 
+class DrainedInStart(WorkerError):
+    """Nobody is left whom a worker is started for, or who could use it."""
+
+
 def holds(worker: FleetWorker, assignment: Assignment) -> bool:
     """Return whether `worker` holds the variant of `assignment`, by its backend."""
     return worker.backend_of(assignment.variant) == assignment.backend
@@ -60,7 +64,8 @@ class Members:
 
     `start` starts a worker for an assignment and returns it ready; `profiled` gives what the profile expects
     of its energy.  `routed`: the assignments that are to receive rows, all of them spawned; `awaited`: those that take
-    the place of all that is routed to, and for which rows wait meanwhile.
+    the place of all that is routed to, and for which rows wait meanwhile.  `one_process`, an attribute, says whether
+    the device of a placement takes one process at a time.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Members:
         self.routed: tuple[Assignment, ...] = ()
         self.awaited: tuple[Assignment, ...] = ()
         self.closing = False
+        self.one_process: Callable[[Placement], bool] = lambda place: False
         self.restarts = 0
         self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
@@ -114,12 +120,14 @@ class Members:
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
-    async def bring_up(self, member: Member) -> None:
-        """Give `member` a worker: one that is ready at its placement and holds its variant, else a new one.  Raises
-        WorkerError."""
-        async with self._start_at(member):
-            if not self.take_resident(member):
-                self._give(member, await self._start(member))
+    async def bring_up(self, *crew: Member) -> None:
+        """Give the first of `crew`, members at one placement, a worker: one that is ready there and holds its variant,
+        else a new one.  If it is drained meanwhile the next one gets that.  Raises WorkerError."""
+        if self.take_resident(self._first(crew)):
+            return
+        async with self._start_at(crew[0]):
+            if not self.take_resident(self._first(crew)):
+                self._give(*await self._start(crew))
 
     def take_resident(self, member: Member) -> bool:
         """Give `member` a ready worker at its placement that holds its variant; return whether there is one."""
@@ -138,18 +146,35 @@ class Members:
         variants of the others."""
         return self._starting.setdefault(member.assignment.placement, asyncio.Lock())
 
-    async def _start(self, member: Member) -> FleetWorker:
-        """Return a new worker for `member`.  Raises WorkerError, also if the member is gone by then."""
-        item = member.assignment
-        if self.spawned.get(item) is not member:
-            raise WorkerError(f"{item.variant} at {item.placement.id} was drained before it started")
+    def _first(self, crew: Sequence[Member]) -> Member:
+        """Return the member of `crew` that a worker is to be started for.  Raises WorkerError if all are gone."""
+        there = self._remaining(crew)
+        if not there:
+            item = crew[0].assignment
+            raise DrainedInStart(f"{item.variant} at {item.placement.id} was drained before it started")
+        return there[0]
+
+    async def _start(self, crew: Sequence[Member]) -> tuple[Member, FleetWorker]:
+        """Return a new worker, and who of `crew` gets it: the first, or one whose variant it holds if that is gone by
+        then.  Raises WorkerError, also if there is none."""
+        first = self._first(crew)
+        item = first.assignment
+        place = item.placement
+        if self.one_process(place) and any(one.ready for one in self.all() if one.assignment.placement == place):
+            raise WorkerError(
+                f"{item.variant} is not held by the worker at {place.id}, and none can start beside that: the device "
+                "takes one process"
+            )
         worker = await self.start(item)
-        if self.spawned.get(item) is not member:
+        there = self._remaining(crew)
+        if first not in there:
+            there = [one for one in there if holds(worker, one.assignment)]
+        if not there:
             worker.kill()
-            raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")
+            raise DrainedInStart(f"{item.variant} at {place.id} was drained while it started")
         if worker.state == "dead":
-            raise WorkerError(f"{item.variant} at {item.placement.id} died as soon as it was ready")
-        return worker
+            raise WorkerError(f"{item.variant} at {place.id} died as soon as it was ready")
+        return (first if first in there else there[0]), worker
 
     def _give(self, member: Member, worker: FleetWorker) -> Member | None:
         """Make `worker` that of `member`; return the member that the worker before it was split off to, if there was
@@ -181,21 +206,32 @@ class Members:
         worker.on_end_asked = self._end_asked
         return left
 
-    async def end(self, assignment: Assignment) -> None:
-        """Drain the worker of a member and remove it; does nothing for an assignment that was not spawned."""
-        member = self._remove(assignment)
-        if member is None:
-            return
-        parting = [task for task, item in self._letting_go.items() if item == assignment]
-        if member.worker is not None:
-            self.leaving.append(member)
-            await self._let_go(member)
+    async def end(self, *assignments: Assignment) -> None:
+        """Remove members at once, then drain their workers together; does nothing for an assignment that was not
+        spawned."""
+        members = [member for member in map(self._remove, assignments) if member is not None]
+        ended = {member.assignment for member in members}
+        parting = [task for task, item in self._letting_go.items() if item in ended]
+        members = [member for member in members if member.worker is not None]
+        self.leaving += members
+        try:
+            await asyncio.gather(*map(self._let_go, members))
+        except asyncio.CancelledError:
+            for member in members:
+                if member in self.leaving:
+                    self._abandon(member)
+            raise
         if parting:  # a replaced worker may be there still, and its instance in use
             await asyncio.wait(parting)
 
+    async def left(self, placement: Placement) -> None:
+        """Wait until the members that leave a placement have left it, but for those whose device is lost."""
+        there = [member for member in self.leaving if member.assignment.placement == placement]
+        await asyncio.gather(*(member.gone.wait() for member in there if not member.given_up))
+
     async def end_all(self) -> None:
         """Drain the workers of all members at once."""
-        await asyncio.gather(*(self.end(assignment) for assignment in list(self.spawned)), *self._letting_go)
+        await asyncio.gather(self.end(*self.spawned), *self._letting_go)
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """Remove a member and kill its worker without waiting; does nothing for an assignment that was not spawned."""
@@ -264,10 +300,7 @@ class Members:
         try:
             await idle
         except asyncio.CancelledError:
-            if self._others(member):
-                self._gone(member)
-            else:
-                worker.kill()
+            self._abandon(member)
             raise
         if member.worker is None:
             return  # it died while it drained; its rows were queued again
@@ -279,6 +312,18 @@ class Members:
         finally:
             self._gone(member)
 
+    def _abandon(self, member: Member) -> None:
+        """Wait no longer for the rows of a member that is leaving: kill its worker, unless others have that."""
+        if member.worker is None:
+            return
+        others = self._others(member)
+        if not others:
+            member.worker.kill()
+            return
+        if all(other.assignment != member.assignment for other in others):  # else its lane has come back
+            self._router.leave(member.worker, lambda: None, lane=self.lanes[member.assignment.variant])
+        self._gone(member)
+
     def _gone(self, member: Member) -> None:
         """Clear up after the worker of `member`, which has ended."""
         if member.meter is not None:
@@ -286,6 +331,7 @@ class Members:
         member.worker = None
         if member in self.leaving:
             self.leaving.remove(member)
+            member.gone.set()
 
     # --- deaths -------------------------------------------------------------------------------------------------------
 
@@ -332,7 +378,7 @@ class Members:
             first = crew[0]
             item = first.assignment
             try:
-                await self.bring_up(first)
+                await self.bring_up(*crew)
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
                 crew = self._remaining(crew)
                 if first in crew:
@@ -383,7 +429,7 @@ class Members:
     async def _replace(self, members: Sequence[Member], old: WorkerHandle) -> None:
         """Start another worker for `members`, then drain `old`, theirs."""
         await self.sleep(REPLACED_AFTER_S)
-        crew = self._remaining(members)
+        crew = self._crew_of(members, old)
         if not crew:
             return
         if self.closing and all(member.worker is old for member in crew):
@@ -393,34 +439,51 @@ class Members:
         first = crew[0]
         item = first.assignment
         about = f"worker {old.pid} ({item.variant} at {item.placement.id}) was asked to end (SIGTERM)"
-        log.info("%s: %s: another is started in its place", self._router.name, about)
         self.note(first, "asked to end", "SIGTERM")
         for member in crew:
             member.restarts += 1
         self.restarts += not all(member.standby for member in crew)
+        if self.one_process(item.placement):
+            log.info("%s: %s, and goes first: its device takes one process", self._router.name, about)
+            await self._go_first(crew, old)
+            return
+        log.info("%s: %s: another is started in its place", self._router.name, about)
         try:
             async with self._start_at(first):
-                worker = await self._start(first)
-        except CloverError as error:  # there may be no memory for two
-            crew = self._remaining(crew)
-            if not crew:
-                return
-            log.warning("%s: %s, and goes first, as no other starts beside it: %s", self._router.name, about, error)
-            parting = [left for left in map(self._split_off, crew) if left is not None]
-            self.set_hold()
-            if parting:
-                await asyncio.wait([self._part(left) for left in parting])
-            await self.respawn(*crew)
+                first, worker = await self._start(crew)
+        except DrainedInStart:  # those that are left were not held by the new one
+            self._replace_soon(self._crew_of(crew, old), old)
             return
-        # Others may have taken a lane of the old one meanwhile.
-        came = [one for one in self.spawned.values() if one.worker is old and one not in crew]
-        crew = [*self._remaining(crew), *came]
+        except CloverError as error:  # there may be no memory for two
+            log.warning("%s: %s, and goes first, as no other starts beside it: %s", self._router.name, about, error)
+            await self._go_first(crew, old)
+            return
+        crew = self._crew_of(crew, old)
         taken = [one for one in crew if one is first or holds(worker, one.assignment)]
         parting = [left for left in [self._give(member, worker) for member in taken] if left is not None]
         self._rejoin(taken)
         self._replace_soon([member for member in crew if member not in taken], old)
         for left in parting:
             self._part(left)
+
+    async def _go_first(self, members: Sequence[Member], old: WorkerHandle) -> None:
+        """Drain `old`, then start another worker for `members`."""
+        crew = self._crew_of(members, old)
+        parting = [left for left in map(self._split_off, crew) if left is not None]
+        self.set_hold()
+        if parting:
+            await asyncio.wait([self._part(left) for left in parting])
+        if crew:
+            await self.respawn(*crew)
+
+    def _crew_of(self, members: Sequence[Member], old: WorkerHandle) -> list[Member]:
+        """Return those of `members` that were not drained, and others that took a lane of `old` meanwhile: what this
+        task does is done for them too."""
+        came = [one for one in self.spawned.values() if one.worker is old and one not in members]
+        came = [one for one in came if one.respawn is None or one.respawn.done()]
+        for one in came:
+            one.respawn = asyncio.current_task()
+        return [*self._remaining(members), *came]
 
     def _split_off(self, member: Member) -> Member | None:
         """Move the worker of `member` to a leaving member, and return that."""

@@ -1,7 +1,8 @@
 """Which variants a worker is to hold beside the one it is started for, and how much memory all of them may take.
 
-Those that receive rows now come first, then the cheapest; a variant whose memory is known from the profile and does not
-fit any more is passed over.  What is not known is left to the worker, which measures and leaves out what does not fit.
+Those that the plan has at its placement come first, then those that it has elsewhere, then the cheapest; a variant
+whose memory is known from the profile and does not fit any more is passed over.  What is not known is left to the
+worker, which measures and leaves out what does not fit.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ def beside(
     *,
     most: int,
     limit_bytes: int,
-    routed: Collection[str] = (),
+    here: Collection[str] = (),
+    planned: Collection[str] = (),
 ) -> tuple[tuple[str, str], ...]:
     """Return (variant, backend) of what to hold beside `first` on slices of `place_profile`, most useful first: at most
     `most` with the first one, as far as they were profiled there and are not known to exceed `limit_bytes` (0: no
-    limit)."""
+    limit).  `here`: the variants that the plan has at the placement, `planned`: those that it has anywhere."""
     if profile is None or most <= 1:
         return ()
     services = services_of(profile)
@@ -54,7 +56,8 @@ def beside(
         for (variant, name), backend in backends_of(profile).items()
         if name == place_profile and variant != first[0]
     ]
-    found.sort(key=lambda one: (one[0] not in routed, services[one[0], place_profile].least_energy_j, one[0]))
+    found.sort(key=lambda one: (services[one[0], place_profile].least_energy_j, one[0]))
+    found.sort(key=lambda one: (one[0] not in here, one[0] not in planned))
     needs = {
         (one.variant, one.backend): one.weights_bytes + one.peak_bytes
         for one in profile.memory

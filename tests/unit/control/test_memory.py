@@ -35,11 +35,17 @@ class MemoryFleet(FakeFleet):
         self.mib = mib
         self.seconds: dict[tuple[str, str, str], float] = {}
         self.drain_s: float | None = None
+        self.target: tuple[Assignment, ...] = ()
+        self.started: list[tuple[str, set[str]]] = []
+        """Each start, and the variants that it was to be prepared for."""
         self.memory = SliceMemory(needs=MemoryNeeds(measured() if told else None), room=lambda place: Room(told * MIB))
 
     def expect(self, assignments: tuple[Assignment, ...]) -> None:
         if assignments:
             self.calls.append(f"expect {', '.join(item.variant for item in assignments)}")
+
+    def prepare(self, target: tuple[Assignment, ...]) -> None:
+        self.target = target
 
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         return self.seconds
@@ -48,6 +54,7 @@ class MemoryFleet(FakeFleet):
         return self.drain_s
 
     async def spawn(self, assignment: Assignment) -> None:
+        self.started.append((assignment.variant, {item.variant for item in self.target}))
         here = [item for item in self.alive if item.placement == assignment.placement]
         if sum(HELD[item.variant] for item in (*here, assignment)) > self.mib:
             self.calls.append(f"out of memory {assignment.variant}")
@@ -120,6 +127,30 @@ def test_what_does_not_fit_beside_is_exchanged_and_the_decision_says_so() -> Non
         decision = await apply(rig, "small")  # 100 + 700 are too much as well
         assert [call for call in rig.fleet.calls if call != "route"] == ["drain large", "spawn small"] * 2
         assert decision["inputs"]["loses_how"] == "measured"
+
+    asyncio.run(story())
+
+
+def test_workers_start_with_the_plan_in_view_that_is_coming_and_on_the_way_back_the_one_before() -> None:
+    async def story() -> None:
+        rig = MemoryRig(5000, told=5000, allow_capacity_loss=True)
+        await apply(rig, "medium")
+        assert rig.fleet.started == [("medium", {"medium"})] * 2
+        del rig.fleet.started[:]
+        arguments = {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}
+        await rig.controller.command("apply", arguments, "alice")
+        assert sorted(name for name, _ in rig.fleet.started) == ["large", "small"]
+        assert all(target == {"small", "large"} for _, target in rig.fleet.started)
+        assert rig.fleet.target == ()
+        del rig.fleet.started[:]
+        rig.fleet.mib = 750
+        rig.fleet.fail.add("medium")
+        await apply(rig, "medium")  # beside, for which there is no room: the next time it is an exchange
+        assert (await apply(rig, "medium"))["action"] == "rolled back"
+        back = [target for name, target in rig.fleet.started if name != "medium"]
+        assert back
+        assert all(target == {"small", "large"} for target in back)
+        assert rig.fleet.target == ()
 
     asyncio.run(story())
 

@@ -24,7 +24,7 @@ from clover.interfaces import Device
 from clover.runtime.served import Served
 from clover.runtime.workers import resident_orders
 from clover.runtime.workers.pool import Pool
-from clover.types import Assignment, DeviceShape, FamilyProfile, LatencyMeasurement, Placement
+from clover.types import Assignment, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
 from clover.worker import frames
 from clover.worker.pacing import Pace
 from tests.support import profiles_fixture
@@ -69,10 +69,11 @@ def served(
     loop: asyncio.AbstractEventLoop,
     workers: WorkersConfig | None = None,
     account: Account | None = None,
+    family: FamilySpec = TOY,
     **config: Any,
 ) -> Served:
     return Served(
-        TOY,
+        family,
         FamilyConfig(family="toy", **config),
         pool=None,  # type: ignore[arg-type]
         devices={"gpu0": device},
@@ -236,6 +237,46 @@ def test_a_worker_that_starts_beside_another_on_cores_fills_its_part_of_what_is_
         house.close()
 
 
+def test_a_worker_is_to_hold_what_the_plan_that_comes_has_beside_it(tmp_path: Path, loop: Any) -> None:
+    three = msgspec.structs.replace(
+        TOY, variants=(*TOY.variants, msgspec.structs.replace(TOY.variants[0], name="quarter"))
+    )
+    house = served(tmp_path, Gpu(False), loop, resident="2", family=three)
+    elsewhere = msgspec.structs.replace(PLACE, start=0)
+    running = (assignment("half"), msgspec.structs.replace(assignment("quarter"), placement=elsewhere))
+    try:
+        profile = profile_of((1, 10.0, 0.2), variants=("full", "half", "quarter"))
+        house.use(profile)
+
+        def also(variant: str) -> list[str]:
+            return [one.variant for one in house.order(assignment(variant)).also]
+
+        assert also("full") == ["half"], "all cost the same"
+        house.fleet.members.routed = (assignment("full"), running[1])
+        assert also("half") == ["full"], "quarter is routed elsewhere"
+        house.fleet.members.routed = running
+        house.fleet.prepare((assignment("full"), assignment("quarter")))
+        assert also("full") == ["quarter"], "half is routed here, but is to go"
+        house.fleet.prepare(())
+        assert also("full") == ["half"]
+    finally:
+        house.close()
+
+
+def test_the_fleet_knows_which_devices_take_one_process(tmp_path: Path, loop: Any) -> None:
+    gpu = Gpu(False)
+    house = served(tmp_path, gpu, loop)
+    try:
+        alone = house.fleet.members.one_process
+        assert not alone(PLACE)
+        shape = msgspec.structs.replace(gpu.shape(), one_process=True)
+        gpu.shape = lambda: shape  # type: ignore[method-assign]
+        assert alone(PLACE)
+        assert not alone(msgspec.structs.replace(PLACE, device="gone"))
+    finally:
+        house.close()
+
+
 def test_a_variant_beside_that_breaks_a_worker_is_left_out_and_the_first_one_serves(
     tmp_path: Path,
     loop: asyncio.AbstractEventLoop,
@@ -329,9 +370,7 @@ def test_workers_take_turns_to_start_and_their_time_starts_with_them(monkeypatch
     asyncio.run(main())
 
 
-def test_what_a_tenant_sent_and_what_that_cost_stand_together(
-    tmp_path: Path, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_what_a_tenant_sent_and_what_that_cost_stand_together(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     account = Account(pue=1.0)
     account.usage[UsageKey("toy", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=2.0, grams=0.5)})
     on_host = Line(joules=1.0, grams=0.5, grids={"forecast": 0.5})

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
-import subprocess
-import sys
-from pathlib import Path
-from typing import cast
-=======
 import math
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
->>>>>>> mendB
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-<<<<<<< HEAD
 from clover.accounting import Account
-from clover.config import ServerConfig
+from clover.config import ServerConfig, WorkersConfig
 from clover.devices.mig import MigDevice
-from clover.errors import DeviceError
-from clover.server.machine import Machine
-=======
-from clover.config import WorkersConfig
 from clover.energy import NvmlMeter
 from clover.energy.board_idle import BoardIdle
+from clover.errors import DeviceError
 from clover.server.machine import Machine, spared
->>>>>>> mendB
 
 ROOT = Path(__file__).resolve().parents[3]
+
 
 class Idle(NvmlMeter):
     """A counter's meter that knows what a context costs; `awake`: whether others are on the GPU."""

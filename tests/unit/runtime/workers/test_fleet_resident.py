@@ -6,40 +6,14 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from clover.accounting.host import HostCpu
 from clover.errors import WorkerError
-from clover.types import CpuTimes, Routing
+from clover.types import CpuTimes
 from tests.support.fleet_fixture import House, at, in_a_house
 from tests.support.relief_fixture import StandbyChooser
-
-SMALL, LARGE = at(0), at(0, "large")
-HALF = Routing(shares={"small": 1.0, "large": 1.0})
-ONLY = {name: Routing(shares={name: 1.0}) for name in ("small", "large")}
-
-
-async def shared(house: House) -> Any:
-    """Return the worker that small and large share, both of which are routed."""
-    house.holding = ("small", "large")
-    await house.fleet.spawn(SMALL)
-    await house.fleet.spawn(LARGE)
-    house.fleet.route((SMALL, LARGE), HALF)
-    (worker,) = house.started
-    return worker
-
-
-def ask(house: House, rows: int = 1) -> Any:
-    ticket = house.router.open(rows)
-    house.router.submit(ticket, lambda _: None)
-    return ticket
-
-
-def complete(house: House, worker: Any) -> None:
-    links = house.router.state.lanes.links
-    rows = {batch.id: len(batch.slots) for link in links for batch in link.batches.values()}
-    for number in worker.sent:
-        worker.done.append((number, 0, rows[number], house.now_ns, house.now_ns, 0))
-    worker.sent.clear()
-    house.router.reap()
+from tests.support.resident_fixture import HALF, LARGE, ONLY, SMALL, ask, complete, shared
 
 
 @in_a_house
@@ -150,6 +124,50 @@ async def test_both_drained_at_once_end_the_process_once(house: House) -> None:
     worker = await shared(house)
     await asyncio.gather(house.fleet.drain(SMALL), house.fleet.drain(LARGE))
     assert worker.state == "dead"
+    assert house.fleet.describe() == []
+
+
+@in_a_house
+async def test_all_drained_at_once_take_along_who_answers_audits_there(house: House) -> None:
+    house.holding = ("small", "large")
+    other = msgspec.structs.replace(SMALL, backend="other")
+    await house.fleet.spawn(SMALL)
+    await house.fleet.spawn(other)
+    house.fleet.route((SMALL, other), ONLY["small"])
+    crew: Any = house.fleet.standby_crew
+    crew._auditors = lambda: [LARGE]
+    house.fleet.watch()
+    assert [len(house.started), len(house.fleet.members.spawned)] == [2, 3]
+    await asyncio.gather(house.fleet.drain(SMALL), house.fleet.drain(other))
+    assert [worker.state for worker in house.started] == ["dead", "dead"]
+    assert house.fleet.describe() == []
+
+
+@in_a_house
+async def test_the_last_drain_waits_for_lanes_that_are_leaving(house: House) -> None:
+    worker = await shared(house)
+    house.fleet.route((SMALL, LARGE), ONLY["large"])
+    ask(house)
+    await house.settle()
+    house.fleet.route((SMALL,), ONLY["small"])
+    first, last = (asyncio.ensure_future(house.fleet.drain(item)) for item in (LARGE, SMALL))
+    await house.settle()
+    assert [first.done(), last.done()] == [False, False], "the process is there, and the instance in use"
+    complete(house, worker)
+    await asyncio.gather(first, last)
+    assert worker.state == "dead"
+
+
+@in_a_house
+async def test_a_drain_that_is_cancelled_as_it_begins_leaves_no_process(house: House) -> None:
+    worker = await shared(house)
+    drains = [asyncio.ensure_future(house.fleet.drain(item)) for item in (SMALL, LARGE)]
+    await asyncio.sleep(0)
+    for drain in drains:
+        drain.cancel()
+    await house.settle()
+    assert worker.killed
+    worker.die()
     assert house.fleet.describe() == []
 
 

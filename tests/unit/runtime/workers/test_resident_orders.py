@@ -37,8 +37,9 @@ def with_memory(profile: FamilyProfile, context: int = 0, **needs: int) -> Famil
 def test_those_that_receive_rows_come_first_and_then_the_cheapest() -> None:
     profile = profiles_fixture.profile()
     assert names(profile) == ["small", "large"]
-    assert names(profile, routed={"large", "medium"}) == ["large", "small"]
-    assert names(profile, most=2, routed={"large"}) == ["large"]
+    assert names(profile, planned={"large", "medium"}) == ["large", "small"]
+    assert names(profile, most=2, planned={"large"}) == ["large"]
+    assert names(profile, most=2, here={"large"}, planned={"small", "large"}) == ["large"], "elsewhere is not here"
     assert names(profile, most=1) == []
     assert names(None) == []
     assert names(profile, "4c") == [], "nothing was profiled there"
@@ -48,7 +49,7 @@ def test_what_is_known_not_to_fit_is_passed_over() -> None:
     profile = with_memory(profiles_fixture.profile(), 50, small=10, medium=20, large=100)
     assert names(profile, limit_bytes=180 * MIB) == ["small", "large"]
     assert names(profile, limit_bytes=179 * MIB) == ["small"]
-    assert names(profile, limit_bytes=170 * MIB, routed={"large"}) == ["large"]
+    assert names(profile, limit_bytes=170 * MIB, planned={"large"}) == ["large"]
     assert names(profile, "2c", limit_bytes=MIB) == ["small", "large"], "the worker finds out"
     assert names(profile) == ["small", "large"]
 
