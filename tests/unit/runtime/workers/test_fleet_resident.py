@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from clover.accounting.host import HostCpu
+from clover.control.family import Family
 from clover.errors import WorkerError
+from clover.runtime.router.lane_pace import ProfiledPace
 from clover.types import CpuTimes, Routing
 from tests.support.fleet_fixture import House, at, in_a_house
 from tests.support.relief_fixture import StandbyChooser
@@ -195,6 +200,11 @@ async def test_a_death_is_one_for_all_and_one_process_comes_back(house: House) -
     house.failing = 2
     worker.die()
     assert house.fleet.observe()["restarting"] == 1.0
+    house.fleet.route((SMALL, LARGE), HALF)
+    assert house.fleet.missing == 1  # the process, not each of its variants
+    family: Any = SimpleNamespace(fleet=house.fleet, desired=(SMALL, LARGE, at(1)))
+    assert Family.missing.__get__(family) == 2
+    house.fleet.route((LARGE,), ONLY["large"])
     await house.settle()
     assert len(house.started) == 2
     assert house.fleet.restarts == 3
@@ -334,6 +344,18 @@ async def test_the_best_variant_answers_audits_where_it_is_held(house: House) ->
     assert house.fleet.ready_assignments() == (LARGE,)
     await house.fleet.drain(LARGE)
     assert house.started[0].state == "dead"
+
+
+@in_a_house
+async def test_lanes_of_one_worker_are_expected_to_share_its_time(house: House) -> None:
+    """Of a row each, `small` takes a second and `large` three: one of either in four seconds."""
+    paces = {"small": ProfiledPace(1.0), "large": ProfiledPace(1.0 / 3.0)}
+    house.fleet.pace = lambda item: paces[item.variant]
+    await shared(house)
+    assert [pace.wait_ns(0, 1) for pace in house.router.state.lanes.paces] == pytest.approx([4e9, 4e9])
+    house.fleet.route((SMALL, LARGE), ONLY["small"])
+    assert [pace.wait_ns(0, 1) for pace in house.router.state.lanes.paces] == pytest.approx([1e9, 3e9])
+    await house.fleet.stop()
 
 
 @in_a_house
