@@ -196,9 +196,9 @@ class Family:
 
     @property
     def missing(self) -> int:
-        """How many workers of the deployment in force are not ready."""
+        """How many workers of the deployment in force are not ready; assignments of one placement share a worker."""
         ready = set(self.fleet.ready_assignments())
-        return sum(item not in ready for item in self.desired)
+        return len({item.placement for item in self.desired if item not in ready})
 
     def answered(self, grid_s: float) -> None:
         """Note that a plan was made, or could not be made, for all that was known at `grid_s`."""

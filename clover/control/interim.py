@@ -5,12 +5,15 @@ A plan's shares were sized for the workers of the plan.  With half of them gone,
 more rows than it can serve, and its queue grows by the second although other lanes have room: p95 of many seconds from
 a change that lost no row.  So no lane gets more than `FULL` of what its workers can serve, and the rest goes where
 there is room.  If all of them together have too little, each gets its part of the whole.
+
+Lanes that one process serves share its time: rows of a slow one take more of it than rows of a fast one.  So what
+counts is the part of its time that each process is busy, and a process has the room of its fastest lane, once.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clover.planning.transition.layout import Capacity
@@ -18,6 +21,9 @@ from clover.types import Assignment, Routing
 
 FULL = 0.8
 """The part of a lane's capacity up to which it gets rows: above it, queues are long even if they do not grow."""
+_HALVINGS = 20
+"""Times that the range of what goes to the fastest lanes is halved: to a millionth."""
+_ROUNDED = 1e-9
 NOWHERE = Routing(shares={})
 """The routing without any worker."""
 
@@ -47,14 +53,15 @@ def interim(
     shares = {variant: weights[variant] / total if total > 0.0 else 1.0 / len(names) for variant in names}
     chained = next((item for item in (routing, before) if item.chain and weights.keys() >= set(item.chain)), NOWHERE)
     if offered is not None:
-        lanes: dict[str, float] = defaultdict(float)
+        found: dict[str, dict[str, float]] = defaultdict(dict)
         for item in routed:
-            lanes[item.variant] += offered.capacity(item)
+            found[item.placement.id][item.variant] = offered.capacity(item)
+        places = tuple(found.values())
         reach = offered.reach(chained) if chained.chain else ()
         stages = zip(chained.chain, reach, strict=False)
-        if any(offered.rate * part > FULL * lanes[variant] for variant, part in stages):
+        if not have_room(places, {variant: offered.rate * part for variant, part in stages}):
             chained = NOWHERE
-        shares = within(shares, lanes, offered.rate)
+        shares = within(shares, places, offered.rate)
     return Routing(
         shares=shares,
         largest={variant: rows for variant, rows in before.largest.items() if variant in weights},
@@ -64,16 +71,56 @@ def interim(
     )
 
 
-def within(shares: dict[str, float], lanes: dict[str, float], rate: float) -> dict[str, float]:
-    """Return `shares` of `rate` rows/s with what is more than `FULL` of a lane's capacity (`lanes`, rows/s) moved to
-    lanes with room, in proportion to it; in proportion to capacity if all have too little."""
-    whole = sum(lanes[variant] for variant in shares)
+def within(shares: dict[str, float], places: Sequence[Mapping[str, float]], rate: float) -> dict[str, float]:
+    """Return `shares` of `rate` rows/s with what is more than `FULL` of a lane's capacity moved to lanes with room, in
+    proportion to it; in proportion to capacity if all have too little.  `places`: the rows/s of each process, by
+    variant.  If one that is shared has too little time for that, as much as it takes goes to the fastest lanes."""
+    lanes, fastest = dict.fromkeys(shares, 0.0), dict.fromkeys(shares, 0.0)
+    for place in places:
+        for variant, most_rows in place.items():
+            lanes[variant] += most_rows
+        best = max(place, key=place.__getitem__)
+        fastest[best] += place[best]
+    whole = sum(fastest.values())
     if rate <= 0.0 or whole <= 0.0:
         return shares
+    fastest = {variant: rows / whole for variant, rows in fastest.items()}
+    if FULL * whole <= rate:
+        return fastest
     most = {variant: FULL * lanes[variant] / rate for variant in shares}
-    if sum(most.values()) <= 1.0:
-        return {variant: lanes[variant] / whole for variant in shares}
     kept = {variant: min(share, most[variant]) for variant, share in shares.items()}
     room = {variant: most[variant] - kept[variant] for variant in shares}
     moved = 1.0 - sum(kept.values())
-    return {variant: kept[variant] + moved * room[variant] / sum(room.values()) for variant in shares}
+    found = {variant: kept[variant] + moved * room[variant] / sum(room.values()) for variant in shares}
+
+    def towards_fastest(part: float) -> dict[str, float]:
+        return {variant: share + part * (fastest[variant] - share) for variant, share in found.items()}
+
+    def good(shares: dict[str, float]) -> bool:
+        return have_room(places, {variant: rate * share for variant, share in shares.items()})
+
+    low, high = 0.0, 1.0
+    if all(len(place) == 1 for place in places) or good(found):
+        return found
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if good(towards_fastest(middle)) else (middle, high)
+    return towards_fastest(high)
+
+
+def have_room(places: Sequence[Mapping[str, float]], rows_per_s: Mapping[str, float]) -> bool:
+    """Return whether processes that serve `places` (rows/s by variant) can serve `rows_per_s` with no process busy for
+    more than `FULL` of its time.  Lanes of few processes choose first, and processes of few lanes are taken first."""
+    free = [FULL] * len(places)
+    order = sorted(range(len(places)), key=lambda place: len(places[place]))
+    serving = {variant: [place for place in order if variant in places[place]] for variant in rows_per_s}
+    for variant in sorted(rows_per_s, key=lambda variant: len(serving[variant])):
+        left = rows_per_s[variant]
+        for place in serving[variant]:
+            taken = min(left, free[place] * places[place][variant])
+            if taken > 0.0:
+                free[place] -= taken / places[place][variant]
+                left -= taken
+        if left > _ROUNDED * rows_per_s[variant]:
+            return False
+    return True

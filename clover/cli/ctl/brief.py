@@ -138,17 +138,22 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
 
 def _runs(model: dict[str, Any]) -> str:
     shares = (model.get("routing") or {}).get("shares", {})
-    workers: Counter[tuple[str, str]] = Counter()
-    for worker in model.get("deployment") or []:
+    shared: dict[str, list[dict[str, Any]]] = {}
+    for number, worker in enumerate(model.get("deployment") or []):
+        shared.setdefault(worker.get("placement") or str(number), []).append(worker)
+    workers: Counter[tuple[tuple[str, ...], str]] = Counter()
+    for (worker, *_), variants in ((group, tuple(one["variant"] for one in group)) for group in shared.values()):
         where = worker.get("device", "") or worker.get("placement", "")
-        workers[worker["variant"], f"{slice_words(worker.get('profile', ''))} of {where}".removeprefix(" of ")] += 1
-    named = set()
+        workers[variants, f"{slice_words(worker.get('profile', ''))} of {where}".removeprefix(" of ")] += 1
+    named: set[str] = set()
     parts = []
-    for (variant, place), count in workers.items():
-        number = f"{count} x " if count > 1 else ""
-        share = f" ({shares[variant]:.0%} of rows)" if variant in shares and variant not in named else ""
-        named.add(variant)
-        parts.append(f"{number}{variant} on {place}{share}")
+    for (variants, place), count in workers.items():
+        number_of = f"{count} x " if count > 1 else ""
+        found = [variant for variant in variants if variant in shares and variant not in named]
+        named.update(found)
+        given = [f"{f'{variant} ' if len(variants) > 1 else ''}{shares[variant]:.0%}" for variant in found]
+        share = f" ({', '.join(given)} of rows)" if given else ""
+        parts.append(f"{number_of}{'/'.join(variants)} on {place}{share}")
     return ", ".join(parts) or "nothing"
 
 

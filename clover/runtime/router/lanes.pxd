@@ -27,6 +27,8 @@ cdef class Lanes:
     cdef list _table
     cdef dict _masks
     cdef dict _chains
+    cdef object _groups
+    cdef dict _answering
     cdef object _open
     cdef bint _cascade_off
     cdef object _change

@@ -84,6 +84,8 @@ class Lanes:
         self._table: list[Link | None] = [None] * MAX_LINKS
         self._masks: dict[float, int] = {}
         self._chains: dict[float, RoutedChain | None] = {}
+        self._groups: list[list[int]] | None = None
+        self._answering: dict[tuple[int, int], Entry] = {}
         self._open = 0
         self._cascade_off = False
         self._change: Callable[[RoutedChain], RoutedChain] | None = None
@@ -175,10 +177,17 @@ class Lanes:
         self.accuracy_changed()
         self._changed()
 
-    def time_shared(self) -> bool:
-        """Return whether the plan has some worker serve several lanes, one batch at a time."""
-        routed = [link.process.group for link in self.links if link.attached and not (link.standby or link.background)]
-        return len(set(routed)) < len(routed)
+    def groups(self) -> list[list[int]]:
+        """Return all lanes, those together that the plan has the same workers serve, one batch at a time."""
+        if self._groups is None:
+            found = [{lane} for lane in range(len(self._variants))]
+            for process in self.processes:
+                links = [link for link in process.links if link.attached and not (link.standby or link.background)]
+                served = {link.lane for link in links}
+                joined = set().union(*(lanes for lanes in found if lanes & served))
+                found = [joined, *(lanes for lanes in found if not lanes & served)] if joined else found
+            self._groups = [sorted(lanes) for lanes in found]
+        return self._groups
 
     def by_index(self, index: int) -> Link:
         """Return the link at `index` of the batcher."""
@@ -217,10 +226,9 @@ class Lanes:
         chain = self._chain(routing.chain, routing.thresholds) if len(routing.chain) > 1 else None
         for worker, lane, max_batch, meter in wanted.values():
             link = self._link(worker, lane, max_batch, meter)
-            link.standby = link.background = False
-            self._attach(link)
+            self._attach(link, standby=False, background=False)
         for link in list(self.links):
-            if (id(link.worker), link.lane) not in wanted and not link.background:
+            if (id(link.worker), link.lane) not in wanted and not link.background and not self._answers(link):
                 self.retire(link)
         self._quota.set_shares([routing.shares.get(variant, 0.0) for variant in self._variants])
         for lane, (largest, delay_ns) in enumerate(knobs):
@@ -234,33 +242,42 @@ class Lanes:
         """Attach the standby workers `entries` beside the plan's, and send every row to `lane` that may go there."""
         for worker, own, max_batch, meter in entries:
             link = self._link(worker, own, max_batch, meter)
-            link.standby, link.background = True, False
-            self._attach(link)
+            self._attach(link, standby=True, background=False)
         self._quota.set_shares([float(index == lane) for index in range(len(self._variants))])
         self.relieved = True
         self._changed()
 
     def set_background(self, entries: Iterable[Entry]) -> None:
-        """Have exactly `entries` answer audits beside the workers that receive rows.  One of these stays as it is."""
+        """Have exactly `entries` answer audits beside the workers that receive rows.  One of these stays as it is; a
+        standby worker answers audits again after relief.
+
+        They get one row at a time: in the same process, the next row of a client waits until the batch is done."""
         wanted = {(id(entry[0]), entry[1]): entry for entry in entries}
         for link in list(self.links):
             if link.background and (id(link.worker), link.lane) not in wanted:
                 self.detach(link)
+        self._answering = wanted
         for worker, lane, max_batch, meter in wanted.values():
             link = self._link(worker, lane, max_batch, meter)
             if not link.attached or link.leaving:
-                link.standby, link.background = False, True
-                self._attach(link)
+                self._attach(link, standby=False, background=True)
         self._changed()
 
     def end_relief(self) -> None:
         """Detach the standby workers and restore the plan's shares."""
         self.relieved = False
         for link in list(self.links):
-            if link.standby:
+            if link.standby and not self._answers(link):
                 self.detach(link)
         self._quota.set_shares([self.routing.shares.get(variant, 0.0) for variant in self._variants])
         self._changed()
+
+    def _answers(self, link: Link) -> bool:
+        """Return whether a standby worker answers audits besides; it does nothing else from now on."""
+        if not (link.standby and link.attached and (id(link.worker), link.lane) in self._answering):
+            return False
+        self._attach(link, standby=False, background=True)
+        return True
 
     def retire(self, link: Link) -> None:
         """Route no new row to a worker.  If it is the last one of its lane it stays, until `detach_done`, for the rows
@@ -327,10 +344,14 @@ class Lanes:
                 self.paces[link.lane].forget()
                 self._batcher.expect(link.lane, 0)
 
-    def _attach(self, link: Link) -> None:
-        link.leaving = False
+    def _attach(self, link: Link, *, standby: bool, background: bool) -> None:
+        if link.attached and link.background != background:
+            self._batcher.detach(link.index)  # to come back with batches of another size
+            link.attached = False
+        link.leaving, link.standby, link.background = False, standby, background
         if not link.attached:
-            self._batcher.attach(link.index, link.lane, link.max_batch, _CREDITS, link.process.group)
+            most = 1 if background else link.max_batch
+            self._batcher.attach(link.index, link.lane, most, _CREDITS, link.process.group)
             link.attached = True
             link.process.shared = sum([other.attached for other in link.process.links]) > 1
             self._forget_paces(link.process)
@@ -386,6 +407,7 @@ class Lanes:
 
     def _changed(self) -> None:
         live = asked = staffed = 0
+        self._groups = None
         for link in self.links:
             if link.attached:
                 staffed |= 1 << link.lane

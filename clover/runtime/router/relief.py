@@ -29,7 +29,8 @@ _CALM = 0.9
 @dataclass(frozen=True)
 class StandbyWorkers:
     """The standby workers of a family: `entries` are workers of `lane`, which take rows once a row would wait longer
-    than `longest_wait_ns`.  `rates` are the rows a second that the plan's workers serve, by lane (0: unknown)."""
+    than `longest_wait_ns`, as the plan's workers of `lane` do (`entries` may be empty then).  `rates` are the rows a
+    second that the plan's workers serve, by lane (0: unknown)."""
 
     lane: int
     entries: tuple[Entry, ...]
@@ -37,13 +38,20 @@ class StandbyWorkers:
     rates: tuple[float, ...]
 
 
-def capacity(rates: Sequence[float], shares: Sequence[float], *, shared: bool = False) -> float:
+def capacity(rates: Sequence[float], shares: Sequence[float], groups: Sequence[Sequence[int]] = ()) -> float:
     """Return the rows a second that lanes of these rates serve if rows are split by `shares`; infinite if none is
-    known.  `shared`: the same workers serve all lanes, and each rate is what they serve of that lane alone."""
-    known = [rate / share for rate, share in zip(rates, shares, strict=True) if share > 0.0 and rate > 0.0]
-    if shared and known:
-        return 1.0 / sum(1.0 / rate for rate in known)
-    return min(known, default=float("inf"))
+    known.  The same workers serve all lanes of one of the `groups` (of none: workers of its own), and each rate is what
+    they serve of that lane alone."""
+    spent_s = [share / rate if share > 0.0 and rate > 0.0 else 0.0 for rate, share in zip(rates, shares, strict=True)]
+    longest_s = longest(spent_s, groups)
+    return 1.0 / longest_s if longest_s > 0.0 else float("inf")
+
+
+def longest(times: Sequence[float], groups: Sequence[Sequence[int]] = ()) -> float:
+    """Return the longest of the `times` of lanes, after those of one of the `groups` were added up."""
+    return max(
+        (sum(times[lane] for lane in lanes) for lanes in groups or [[lane] for lane in range(len(times))]), default=0.0
+    )
 
 
 class Relief:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from clover.runtime.router.links import WorkerHandle
-from clover.runtime.router.relief import Relief, StandbyWorkers, capacity
+from clover.runtime.router.relief import Relief, StandbyWorkers, capacity, longest
 from clover.runtime.router.retry import Retry
 from clover.runtime.router.state import RouterState
 
@@ -36,12 +36,15 @@ class StandbyRouting:
         """Use `standby` from now on; relief that is on stays on while there are standby workers."""
         if self._relief.active:
             self._lanes.end_relief()
-        self.standby = standby if standby is not None and standby.entries else None
+        groups = self._lanes.groups()
+        if standby is not None and not standby.entries and [standby.lane] in groups:
+            standby = None  # nobody relieves: the plan's workers of that lane serve nothing else
+        self.standby = standby
         if self.standby is None:
             self._relief.active = False
             return
         shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants]
-        most = capacity(self.standby.rates, shares, shared=self._lanes.time_shared())
+        most = capacity(self.standby.rates, shares, groups)
         self._relief.set(self.standby.longest_wait_ns, most)
         if self._relief.active:
             self._lanes.begin_relief(self.standby.entries, self.standby.lane)
@@ -68,8 +71,7 @@ class StandbyRouting:
             if self._lanes.live >> lane & 1:  # rows of other lanes wait for a worker to come
                 waiting += self._lanes.waiting(lane)
         waits_ns = list(map(self._wait_ns, standby.rates, range(len(standby.rates))))
-        wait_ns = sum(waits_ns) if self._lanes.time_shared() else max(waits_ns, default=0.0)
-        if not self._relief.update(now_ns, wait_ns, self.rows, waiting):
+        if not self._relief.update(now_ns, longest(waits_ns, self._lanes.groups()), self.rows, waiting):
             return False
         if self._relief.active:
             self._traffic.reliefs += 1

@@ -16,6 +16,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 from clover.accounting import Account, ProfiledEnergy
@@ -170,11 +172,19 @@ class FamilyFleet:
         self.router.route(entries, routing, self.standby_crew.ready())
 
     def _paces(self, assignments: tuple[Assignment, ...]) -> dict[int, ProfiledPace]:
-        """Return what the profile says of the workers of each lane."""
+        """Return what the profile says of the workers of each lane: of a shared worker, the part of its time that the
+        lane takes by the shares of the rows (all of it, if it has no share)."""
+        paces = {item: self.pace(item) for item in assignments}
+        spent = {item: self.shares.get(item.variant, 0.0) / (pace.rows_per_s or inf) for item, pace in paces.items()}
+        busy: dict[Placement, float] = {}
+        for item, part in spent.items():
+            busy[item.placement] = busy.get(item.placement, 0.0) + part
         found: dict[int, ProfiledPace] = {}
-        for item in assignments:
+        for item, pace in paces.items():
             lane = self.members.lanes[item.variant]
-            found[lane] = found.get(lane, ProfiledPace()).beside(self.pace(item))
+            if spent[item]:
+                pace = replace(pace, rows_per_s=pace.rows_per_s * spent[item] / busy[item.placement])
+            found[lane] = found.get(lane, ProfiledPace()).beside(pace)
         return found
 
     def observe(self) -> dict[str, float]:
@@ -296,8 +306,9 @@ class FamilyFleet:
 
     @property
     def missing(self) -> int:
-        """How many assignments that are to receive rows have no worker that is ready."""
-        return len(set(self.routed).difference(self.ready_assignments()))
+        """How many placements lack a worker that is ready, for some assignment that is to receive rows; assignments of
+        one placement share a worker."""
+        return len({item.placement for item in set(self.routed).difference(self.ready_assignments())})
 
     @property
     def given_up(self) -> int:

@@ -16,10 +16,12 @@ class StandbyPolicy:
     """Chooses standby workers for the family with these `variants`, cheapest first.
 
     All standby workers have one variant: the one that `relief` names, or (`auto`) the most accurate with which the
-    slices serve `RELIEF_TIMES` the rows that they serve now, else the one with which they serve most.  A slice gets a
-    standby worker if the variant was measured on its shape, a more expensive one works there, and both fit into its
-    memory.  `slo_ms` returns the present p95 target, 0 for none; `fits` says whether a standby worker may be beside a
-    worker (always, if it is left out).  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
+    slices serve `RELIEF_TIMES` the rows that they serve now at most, else the one with which they serve most.  A slice
+    gets a standby worker if the variant was measured on its shape, a more expensive one works there, and both fit into
+    its memory.  If rows are routed to it there already, in the process of the more expensive one, that is who relieves:
+    nothing is started, only the shares change.  `slo_ms` returns the present p95 target, 0 for none; `fits` says
+    whether a standby worker may be beside a worker (always, if it is left out).  Implements
+    `clover.runtime.workers.standby_crew.StandbyChooser`.
     """
 
     def __init__(
@@ -45,12 +47,16 @@ class StandbyPolicy:
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
         """See `StandbyChooser.beside`."""
-        wanted = RELIEF_TIMES * sum(map(self.rows_per_s, routed))
+        fastest: dict[str, float] = {}
+        for item in routed:  # one process a placement, which serves most if it does nothing but its fastest variant
+            place = item.placement.id
+            fastest[place] = max(fastest.get(place, 0.0), self.rows_per_s(item))
+        wanted = RELIEF_TIMES * sum(fastest.values())
         best: tuple[Assignment, ...] = ()
         most = 0.0
         for name in self._candidates:
             found = self._with(name, routed)
-            same = [item for item in routed if item.variant == name]
+            same = [item for item in routed if item.variant == name and item not in found]
             rows = sum(map(self.rows_per_s, (*found, *same)))
             if found and rows > most:
                 best, most = found, rows
@@ -59,15 +65,18 @@ class StandbyPolicy:
         return best
 
     def _with(self, variant: str, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Return the standby workers that there would be with `variant`, one a placement."""
+        """Return the standby workers that there would be with `variant`, one a placement; the plan's own if it has
+        one there."""
+        there = {item.placement.id: item for item in routed if item.variant == variant}
         found = {}
         for item in routed:
-            backend = self._backend.get((variant, item.placement.profile))
-            if backend is not None and self._rank[variant] < self._rank[item.variant]:
-                standby = msgspec.structs.replace(item, variant=variant, backend=backend)
-                if self._fits(item, standby):
-                    found[item.placement.id] = standby
-        return tuple(item for item in found.values() if item not in routed)
+            place, backend = item.placement.id, self._backend.get((variant, item.placement.profile))
+            if backend is None or self._rank[variant] >= self._rank[item.variant]:
+                continue
+            standby = there.get(place) or msgspec.structs.replace(item, variant=variant, backend=backend)
+            if place in there or self._fits(item, standby):
+                found[place] = standby
+        return tuple(found.values())
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """See `StandbyChooser.rows_per_s`: in batches so short that a row has time to wait within the SLO."""

@@ -22,7 +22,7 @@ from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.router import Router
 from clover.runtime.workers.member import Member
 from clover.runtime.workers.members import Members
-from clover.types import Assignment
+from clover.types import Assignment, Placement
 
 log = logging.getLogger("clover.fleet")
 
@@ -33,7 +33,8 @@ class StandbyChooser(Protocol):
     """Chooses standby workers, as `clover.runtime.workers.standby.StandbyPolicy` does."""
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Return the standby workers for the placements of `routed`: at most one each, all of one variant."""
+        """Return the standby workers for the placements of `routed`: at most one each, all of one variant.  One that is
+        in `routed` itself takes all rows of relief without more than that."""
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """Return the rows a second that a worker serves within the SLO; 0 if that is not known."""
@@ -49,6 +50,7 @@ class StandbyCrew:
         self.chooser = chooser
         self._router = router
         self._members = members
+        self._answering: list[Assignment] = []
         self._auditing: list[Entry] = []
         members.on_standby_ready = self.report
 
@@ -56,10 +58,13 @@ class StandbyCrew:
         """Start standby workers that are missing, a few at a time, and end those that are not needed any more."""
         spawned = self._members.spawned
         wanted = self.chooser.beside(self._members.routed) if self.chooser is not None else ()
-        auditors = [item for item in self._auditors() if item not in wanted]
+        self._answering = self._auditors()
+        auditors = [item for item in self._answering if item not in wanted]
         standby = [member for member in spawned.values() if member.standby]
         for member in standby:
-            if member.assignment not in (*wanted, *auditors) and member.respawn is None:
+            if member.assignment in (*wanted, *auditors):
+                member.background = member.assignment in auditors
+            elif member.respawn is None:
                 member.respawn = asyncio.get_running_loop().create_task(self._dismiss(member))
         for item in auditors:
             if item not in spawned:
@@ -75,12 +80,14 @@ class StandbyCrew:
         self.report()
 
     def _auditors(self) -> list[Assignment]:
-        """Return the best variant at each placement whose worker holds it although nothing of it is routed there."""
+        """Return the best variant at each placement whose worker holds it; none if rows are routed to it anywhere."""
         best = self._router.guard.best
         if best < 0 or not self._router.audits.on:
             return []
         name = self._router.traffic.variants[best]
-        there = {item.placement for item in self._members.routed if item.variant == name}
+        if any(item.variant == name for item in self._members.routed):
+            return []
+        there: set[Placement] = set()
         found = []
         for item in self._members.routed:
             member = self._members.spawned.get(item)
@@ -114,24 +121,27 @@ class StandbyCrew:
         standby = self.ready()
         if standby != self._router.standby:
             self._router.set_standby(standby)
-        background = [member for member in self._members.spawned.values() if member.background]
+        spawned = self._members.spawned
+        background = [spawned[item] for item in self._answering if item in spawned and spawned[item].standby]
         auditing = [entry for entry in map(self._members.entry, background) if entry is not None]
         if auditing != self._auditing:
             self._auditing = auditing
             self._router.set_background(auditing)
 
     def ready(self) -> StandbyWorkers | None:
-        """Return the standby workers that are ready; None if there are none, or nothing calls for relief."""
+        """Return the standby workers that are ready, without those of the plan, which have their links; None if there
+        are neither, or nothing calls for relief."""
         chooser, spawned = self.chooser, self._members.spawned
         wait_ms = chooser.wait_ms() if chooser is not None else 0.0
         if chooser is None or wait_ms <= 0.0:
             return None
         routed = self._members.routed
         beside = [spawned[item] for item in chooser.beside(routed) if item in spawned]
-        members = [member for member in beside if member.standby and not member.background]
-        entries = tuple(entry for entry in map(self._members.entry, members) if entry is not None)
-        if not entries:
+        members = [member for member in beside if member.ready and not member.background]
+        if not members:
             return None
+        started = [member for member in members if member.standby]
+        entries = tuple(entry for entry in map(self._members.entry, started) if entry is not None)
         rates = [0.0] * len(self._members.lanes)
         for item in routed:
             rates[self._members.lanes[item.variant]] += chooser.rows_per_s(item)

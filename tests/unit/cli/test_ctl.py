@@ -634,6 +634,18 @@ def test_the_state_in_a_dozen_lines(
     assert json.loads(capsys.readouterr().out) == answered()
 
 
+def test_a_worker_with_several_variants_is_one_in_brief(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    there = [
+        {"placement": f"cpu0:1c@{core}", "device": "cpu0", "profile": "1c", "variant": variant, "ready": True}
+        for core in range(2)
+        for variant in ("large", "small")
+    ]
+    server.answer = (200, answered(deployment=there))
+    assert ctl(server, "state") == 0
+    brief = " ".join(capsys.readouterr().out.split())
+    assert "runs 2 x large/small on 1 core of cpu0 (large 75%, small 25% of rows)" in brief
+
+
 def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     factors = [
         {"variant": "large", "profile": "1c", "time": 1.52, "energy": 0.9},

@@ -48,6 +48,31 @@ def test_a_chain_whose_stage_is_too_small_waits() -> None:
     assert interim(routed, plan, plan, offered(60.0)).chain == ("small", "large")  # its parts are not known
 
 
+def busy(shares: dict[str, float], rate: float) -> float:
+    """Return the part of its time that one process with all of the lanes is busy."""
+    return sum(rate * share / RATES[variant] for variant, share in shares.items())
+
+
+def test_lanes_of_one_process_share_its_time() -> None:
+    """All of 100 rows/s by `small` alone, or 20 by `large`: half of each is 33, not 60."""
+    both = (worker("small", 0), worker("large", 0))
+    plan = Routing(shares={"small": 0.5, "large": 0.5})
+    assert interim(both, plan, plan, offered(20.0)).shares == {"small": 0.5, "large": 0.5}
+    found = interim(both, plan, plan, offered(40.0)).shares
+    assert busy(found, 40.0) == pytest.approx(FULL, abs=1e-4)
+    assert 0.0 < found["large"] < 0.5
+    assert interim(both, plan, plan, offered(1000.0)).shares == {"small": 1.0, "large": 0.0}
+    beside = interim((*both, worker("small", 1)), plan, plan, offered(30.0)).shares
+    assert beside == {"small": 0.5, "large": 0.5}  # the other one serves all of `small`
+
+
+def test_a_chain_in_one_process_shares_its_time() -> None:
+    both = (worker("small", 0), worker("large", 0))
+    plan = Routing(shares={"small": 1.0}, chain=("small", "large"), thresholds=(0.5,))
+    assert interim(both, plan, plan, offered(50.0, 1.0, 0.1)).chain == ("small", "large")
+    assert interim(both, plan, plan, offered(50.0, 1.0, 0.3)).chain == ()  # 0.5 + 0.75 of its time
+
+
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 100.0)), min_size=1),
     st.floats(0.0, 500.0),
@@ -56,7 +81,7 @@ def test_shares_stay_shares(lanes: dict[str, tuple[float, float]], rate: float) 
     total = sum(weight for weight, _ in lanes.values())
     shares = {name: weight / total if total > 0.0 else 1.0 / len(lanes) for name, (weight, _) in lanes.items()}
     rooms = {name: most for name, (_, most) in lanes.items()}
-    found = within(shares, rooms, rate)
+    found = within(shares, [{name: most} for name, most in rooms.items()], rate)
     assert math.isclose(sum(found.values()), 1.0, rel_tol=1e-9)
     assert all(share >= 0.0 for share in found.values())
     if FULL * sum(rooms.values()) >= rate > 0.0:

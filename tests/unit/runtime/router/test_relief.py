@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.runtime.router.relief import MEASURED_NS, Relief, capacity
+from clover.runtime.router.relief import MEASURED_NS, Relief, capacity, longest
 
 MS = 1_000_000
 
@@ -50,6 +50,15 @@ def test_capacity_is_that_of_the_lane_that_is_short_first() -> None:
     assert capacity((100.0, 300.0, 0.0), (0.5, 0.5, 0.0)) == 200.0
     assert capacity((100.0, 300.0, 0.0), (0.0, 1.0, 0.0)) == 300.0
     assert capacity((0.0,), (1.0,)) == math.inf, "an unknown rate is no reason for relief to stay"
+
+
+def test_lanes_of_the_same_workers_share_their_time() -> None:
+    rates, shares = (100.0, 300.0, 50.0), (0.25, 0.25, 0.5)
+    assert capacity(rates, shares) == 100.0
+    assert capacity(rates, shares, [[0, 1], [2]]) == 100.0, "what shares nothing is short first"
+    assert capacity(rates, shares, [[0, 1, 2]]) == pytest.approx(75.0, rel=0.02)
+    assert longest([1.0, 2.0, 4.0], [[0, 1], [2]]) == 4.0
+    assert longest([1.0, 2.0, 4.0], [[0, 2], [1]]) == 5.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(0.0, 1e9), st.integers(0, 1000), st.integers(0, 50))))

@@ -196,3 +196,59 @@ def test_what_the_plan_serves_decides(rate: float) -> None:
     house.router.set_standby(standby)
     house.burst(4)
     assert house.relief == (rate == 50.0)
+
+
+def test_a_lane_of_the_plan_in_the_same_process_relieves() -> None:
+    """No new link: the shares alone change, and change back."""
+    house = Relieved()
+    small, large = house.shared(SMALL, LARGE)
+    stands_by = StandbyWorkers(lane=SMALL, entries=(), longest_wait_ns=20 * MS, rates=(500.0, 0.0, 100.0))
+    house.router.route([small, large], dealt(0.0, 0.0, 1.0), stands_by)
+    lanes = house.router.state.lanes
+    links = len(lanes.links)
+    house.burst(3)
+    assert house.relief
+    assert len(lanes.links) == links
+    assert house.ask().variants == [SMALL]
+    worker = small[0]
+    while worker.ring.batches:
+        house.complete(worker)
+    house.loop.advance(MEASURED_NS)
+    house.ask()
+    assert not house.relief
+    assert house.ask().variants == [LARGE]
+    house.router.route([house.plan], dealt(0.0, 0.0, 1.0), stands_by)
+    assert "relief" not in house.router.observe(), "no process has both"
+
+
+def test_lanes_of_other_workers_do_not_add_to_a_wait() -> None:
+    """Three rows of 5 ms for each lane: 15 ms for one worker each, 30 ms for one with both."""
+    for plan, relief in (((SMALL, 1), (LARGE,)), False), (((SMALL, LARGE), (1,)), True):
+        house = House(slots=64)
+        entries = [entry for lanes in plan for entry in house.shared(*lanes)]
+        rates = (200.0, 200.0, 200.0)
+        standby = StandbyWorkers(lane=1, entries=(house.entry(1),), longest_wait_ns=16 * MS, rates=rates)
+        house.router.route(entries, dealt(1.0, 0.0, 1.0), standby)
+        for _ in range(6):
+            house.ask()
+        assert bool(house.router.observe()["relief"]) == relief
+
+
+def test_who_answers_audits_besides_does_so_again_after_relief() -> None:
+    house = Relieved()
+    house.router.set_background([house.standby])
+    lanes = house.router.state.lanes
+    (link,) = (link for link in lanes.links if link.lane == SMALL)
+    most = house.router.state.batcher.most
+    assert (lanes.live, lanes.asked, most(link.index)) == (0b100, 0b101, 1)
+    house.burst(3)
+    assert house.relief
+    assert (lanes.live, most(link.index)) == (0b101, 4)
+    house.router.route([house.plan], dealt(0.0, 0.0, 1.0), house.stands_by())
+    assert (lanes.live, most(link.index)) == (0b101, 4)
+    house.router.set_standby(None)
+    assert (lanes.live, lanes.asked, most(link.index)) == (0b100, 0b101, 1)
+    house.router.set_background([])
+    assert lanes.asked == 0b100
+    house.serve()
+    house.check_slots()

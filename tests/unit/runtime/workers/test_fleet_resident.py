@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 
 from clover.accounting.host import HostCpu
+from clover.control.family import Family
 from clover.errors import WorkerError
+from clover.runtime.router.lane_pace import ProfiledPace
 from clover.types import CpuTimes
 from tests.support.fleet_fixture import House, at, in_a_house
 from tests.support.relief_fixture import StandbyChooser
@@ -213,6 +217,11 @@ async def test_a_death_is_one_for_all_and_one_process_comes_back(house: House) -
     house.failing = 2
     worker.die()
     assert house.fleet.observe()["restarting"] == 1.0
+    house.fleet.route((SMALL, LARGE), HALF)
+    assert house.fleet.missing == 1  # the process, not each of its variants
+    family: Any = SimpleNamespace(fleet=house.fleet, desired=(SMALL, LARGE, at(1)))
+    assert Family.missing.__get__(family) == 2
+    house.fleet.route((LARGE,), ONLY["large"])
     await house.settle()
     assert len(house.started) == 2
     assert house.fleet.restarts == 3
@@ -352,6 +361,84 @@ async def test_the_best_variant_answers_audits_where_it_is_held(house: House) ->
     assert house.fleet.ready_assignments() == (LARGE,)
     await house.fleet.drain(LARGE)
     assert house.started[0].state == "dead"
+
+
+@in_a_house
+async def test_who_answers_audits_and_is_wanted_for_relief_does_both(house: House) -> None:
+    house.holding = ("small", "large")
+    await house.fleet.spawn(LARGE)
+    house.fleet.route((LARGE,), ONLY["large"])
+    crew: Any = house.fleet.standby_crew
+    crew._auditors = lambda: [SMALL]
+    house.fleet.watch()
+    assert "relief" not in house.router.observe()
+    crew.chooser = StandbyChooser()
+    house.fleet.watch()
+    lanes = house.router.state.lanes
+    assert (house.router.observe()["relief"], lanes.live, lanes.asked) == (0.0, 0b10, 0b11)
+    assert house.fleet.observe()["relief_workers"] == 1.0
+    for _ in range(3):
+        ask(house)
+        await house.settle()
+    assert (house.router.observe()["relief"], lanes.live) == (1.0, 0b11)
+    crew.chooser = None
+    house.fleet.watch()
+    assert (lanes.live, lanes.asked) == (0b10, 0b11)
+    while house.started[0].sent:
+        complete(house, house.started[0])
+    await house.fleet.stop()
+
+
+@in_a_house
+async def test_relief_by_a_variant_of_the_plan_needs_no_other_member(house: House) -> None:
+    worker = await shared(house)
+    chooser: Any = StandbyChooser()
+    house.fleet.standby_crew.chooser = chooser
+    house.fleet.watch()
+    assert house.router.observe()["relief"] == 0.0
+    assert house.fleet.observe()["relief_workers"] == 0.0
+    (described,) = house.fleet.describe()
+    assert (described["variants"], described["standby"]) == (["small", "large"], [])
+    house.fleet.route((SMALL, LARGE), ONLY["large"])
+    for _ in range(3):
+        ask(house)
+        await house.settle()
+    assert house.router.observe()["relief"] == 1.0
+    while worker.sent:
+        complete(house, worker)
+    assert worker.lanes[-1] == 0  # small
+    await house.fleet.stop()
+
+
+@in_a_house
+async def test_nothing_is_attached_for_audits_if_the_plan_has_the_best_variant(house: House) -> None:
+    """A worker that takes one row at a time would take rows of clients too."""
+    house.holding = ("small", "large")
+    await house.fleet.spawn(SMALL)
+    await house.fleet.spawn(at(1, "large"))
+    house.fleet.route((SMALL, at(1, "large")), HALF)
+    crew: Any = house.fleet.standby_crew
+    crew._router = SimpleNamespace(
+        guard=SimpleNamespace(best=1),
+        audits=SimpleNamespace(on=True),
+        traffic=SimpleNamespace(variants=("small", "large")),
+    )
+    assert crew._auditors() == []
+    house.fleet.route((SMALL,), ONLY["small"])
+    assert crew._auditors() == [LARGE]
+    await house.fleet.stop()
+
+
+@in_a_house
+async def test_lanes_of_one_worker_are_expected_to_share_its_time(house: House) -> None:
+    """Of a row each, `small` takes a second and `large` three: one of either in four seconds."""
+    paces = {"small": ProfiledPace(1.0), "large": ProfiledPace(1.0 / 3.0)}
+    house.fleet.pace = lambda item: paces[item.variant]
+    await shared(house)
+    assert [pace.wait_ns(0, 1) for pace in house.router.state.lanes.paces] == pytest.approx([4e9, 4e9])
+    house.fleet.route((SMALL, LARGE), ONLY["small"])
+    assert [pace.wait_ns(0, 1) for pace in house.router.state.lanes.paces] == pytest.approx([1e9, 3e9])
+    await house.fleet.stop()
 
 
 @in_a_house

@@ -71,6 +71,19 @@ def test_workers_of_its_own_variant_count_among_those_that_serve() -> None:
     assert len(found) == 4
 
 
+def test_a_process_with_several_variants_serves_as_much_as_with_the_fastest() -> None:
+    """1,000 rows/s if it serves tiny alone, so that small with 400 would be no relief; tiny is there already."""
+    both = [worker("tiny"), worker("large")]
+    assert understudies().beside(both) == (worker("tiny"),)
+    assert understudies("tiny").beside(both) == (worker("tiny"),)
+    assert chosen(understudies("small").beside(both)) == {"small"}
+    found = understudies("tiny").beside([*both, worker("large", 1)])
+    assert [(item.placement.start, item.backend) for item in found] == [(0, "eager"), (1, "onnxruntime")]
+    # Three times 167 rows/s of medium, not of medium and large: small with 400 would not do for 267 either.
+    services = {name: Service((1, 8), (ms, 8 * ms), (1.0, 1.0)) for name, ms in (MS | {"small": 1.9}).items()}
+    assert chosen(understudies(**services).beside([worker("medium"), worker("large")])) == {"small"}
+
+
 def test_speed_is_that_of_batches_that_leave_time_to_wait() -> None:
     batching = Service((1, 8), (10.0, 45.0), (1.0, 1.0))
     assert understudies(slo_ms=100.0, large=batching).rows_per_s(worker("large")) == pytest.approx(8 / 0.045)
