@@ -3,9 +3,9 @@
 Virtual GPUs, WSL2 and some laptops are like that.  `full` is the maximum board power of the product's data sheet
 (`data/gpu_power.json`), or of a virtual GPU so many watts a GiB of the memory that its name says, `idle` a part of it
 unless the operator sets it, and utilisation NVML's (the part of the time in which anything ran), or if NVML has none,
-as with MIG on, that in which our workers were busy x the part of the slices that they hold.  So it is on a GPU with slices
-that are not the server's, whose counter is also that of others.  It is good for comparing variants on one GPU; every
-figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
+as with MIG on, that in which our workers were busy x the part of the slices that they hold.  So it is on a GPU with
+slices that are not the server's, whose counter is also that of others.  It is good for comparing variants on one GPU;
+every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
 """
 
 from __future__ import annotations
