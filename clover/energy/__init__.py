@@ -1,7 +1,8 @@
 """Energy meters of what Clover runs on; every figure is labelled with how it is known.
 
 The machine is measured by RAPL if the kernel lets this user read it, and otherwise modelled.  GPUs are measured by
-NVML; one that shows neither its energy nor its power is modelled, with a warning.  Meters are interchangeable
+NVML; one that shows neither its energy nor its power is modelled, with a warning, and so is one of which others have
+slices.  Meters are interchangeable
 (`clover.interfaces.EnergyMeter`).
 """
 
@@ -17,7 +18,7 @@ from clover.config import EnergyConfig
 from clover.energy.cpu_power import CPUINFO, CpuPower, check_watts, cpu_power
 from clover.energy.foreign_work import OurWork
 from clover.energy.gpu_modelled import ModelledGpuMeter
-from clover.energy.gpu_probe import BlockingSession, Failure, MeteredGpu, NvmlSession, Probe
+from clover.energy.gpu_probe import BlockingSession, Failure, MeteredGpu, NvmlSession, Probe, counted_others
 from clover.energy.host import ReadHost, host_use
 from clover.energy.modelled import ModelledMeter
 from clover.energy.nvml import GpuUnmetered, IdleSettings, NvmlMeter, Sleep
@@ -116,8 +117,11 @@ async def build_gpu(
             f"energy.gpu_resident_w = {idle.resident_w:g} is below energy.gpu_idle_w = {idle.bare_w:g}: a GPU with a "
             "context draws no less than without one"
         )
-    why = "configured"
-    if config.gpu_meter != "modelled":
+    why, others = "configured", counted_others(gpu)
+    if others and config.gpu_meter == "auto":
+        why = f"its counter is also that of {others} slices that are not this server's"
+        log.warning('%s: its energy is modelled: %s (energy.gpu_meter = "nvml" counts it all the same)', gpu.name, why)
+    elif config.gpu_meter != "modelled":
         try:
             return await NvmlMeter.start(nvml, gpu, idle=idle, work=work, clock=clock, sleep=sleep)
         except GpuUnmetered as error:
@@ -144,6 +148,8 @@ def gpu_meter_key(config: EnergyConfig, gpu: MeteredGpu, session: BlockingSessio
         return f"emulated, {known}"
     if config.gpu_meter == "modelled":
         return f"modelled GPU, {known}"
+    if config.gpu_meter == "auto" and counted_others(gpu):
+        return f"modelled GPU beside slices of others, {known}"
     probe = Probe(gpu.uuid, time.monotonic_ns)
     kinds = []
     for read in (probe.counter, probe.power):

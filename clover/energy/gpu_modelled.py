@@ -3,8 +3,9 @@
 Virtual GPUs, WSL2 and some laptops are like that.  `full` is the maximum board power of the product's data sheet
 (`data/gpu_power.json`), or of a virtual GPU so many watts a GiB of the memory that its name says.  `idle` is a part of
 it unless the operator sets it, and utilisation NVML's (the part of the time in which anything ran), or if NVML has
-none, as with MIG on, that in which our workers were busy x the part of the slices that they hold.  It is good for comparing
-variants on one GPU; every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
+none, as with MIG on, that in which our workers were busy x the part of the slices that they hold.  So it is on a GPU
+with slices that are not the server's, whose counter is also that of others.  It is good for comparing variants on one
+GPU; every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from clover.energy.foreign_work import OurWork
-from clover.energy.gpu_probe import Failure, MeteredGpu, NvmlSession, Probe, Value
+from clover.energy.gpu_probe import Failure, MeteredGpu, NvmlSession, Probe, Value, counted_others
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method, Record
 
@@ -72,7 +73,11 @@ class PowerModel(NamedTuple):
 
 
 class ModelledGpuMeter:
-    """Joules of one GPU by the model, since the meter was made; `start` makes one."""
+    """Joules of one GPU by the model, since the meter was made; `start` makes one.
+
+    `by_work`: utilisation is how busy our workers were, not NVML's, which there is none of, or which is also of others
+    on the GPU.  Their work is not in the joules then.  `busy_w`: what full load draws above idle.
+    """
 
     def __init__(
         self, nvml: NvmlSession, gpu: MeteredGpu, probe: Probe, model: PowerModel, work: OurWork | None
@@ -85,7 +90,8 @@ class ModelledGpuMeter:
         self._why = model.why
         self._nvml = nvml
         self._probe = probe
-        self._full_w = model.full_w
+        self.by_work = counted_others(gpu) > 0
+        self.busy_w = model.full_w - model.idle_w
         self._error = model.error
         self._work = work
         self._busy_ns = work.busy_ns() if work is not None else 0
@@ -104,6 +110,8 @@ class ModelledGpuMeter:
         idle = table.idle_part * full_w if idle_w is None else idle_w
         words = f"{why}; {idle:.3g} W idle to {full_w:g} W busy ({whose}), {error[0]:+.0%} to {error[1]:+.0%}"
         meter = cls(nvml, gpu, probe, PowerModel(idle, full_w, words, error), work)
+        answer = await nvml.call(probe.utilisation)
+        meter.by_work = meter.by_work or (isinstance(answer, Failure) and answer.kind == "unsupported")
         await meter.refresh()
         return meter
 
@@ -129,13 +137,13 @@ class ModelledGpuMeter:
         if self.lost:
             return
         elapsed_ns = max(at_ns - self._at_ns, 0) if self._at_ns else 0
-        if isinstance(answer, Value):
+        if isinstance(answer, Value) and not self.by_work:
             part = answer.number / 100.0
         elif self._work is not None and elapsed_ns:
             part = worked_ns / elapsed_ns / max(len(self._work.workers()), 1) * self._work.held_part()
         else:
             part = 0.0
-        watts = self.idle_w + (self._full_w - self.idle_w) * min(max(part, 0.0), 1.0)
+        watts = self.idle_w + self.busy_w * min(max(part, 0.0), 1.0)
         self._total_j += watts * elapsed_ns / 1e9
         self._at_ns = at_ns
 

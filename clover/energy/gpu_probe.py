@@ -36,6 +36,14 @@ class MeteredGpu(Protocol):
     def emulated(self) -> bool: ...
 
 
+def counted_others(gpu: MeteredGpu) -> int:
+    """Return how many slices of `gpu` are not this server's and whose work is in its one counter.
+
+    None of an emulated GPU: nothing but this server's work is in that.
+    """
+    return 0 if gpu.emulated else int(getattr(gpu, "others", 0))
+
+
 class Value(NamedTuple):
     """Millijoules, milliwatts or percent, and when they were read."""
 

@@ -83,7 +83,8 @@ class LatencyGrid:
                     for batch in rig.batches[:-1]:
                         await self._cell(worker, setup, batch)
                     if len(scored.cell.ms) >= effort.samples:
-                        self._keep(scored.cell, setup, window.joules(scored.cell.rows, scored.cell.cpu_s))
+                        cell = scored.cell
+                        self._keep(cell, setup, window.joules(cell.rows, cell.cpu_s, cell.busy_s))
                     else:
                         await self._cell(worker, setup, largest)
             except WorkerError as error:
@@ -172,7 +173,7 @@ class LatencyGrid:
         async with rig.worker(setup) as worker:
             for batch in rig.batches:
                 cell, window = await rig.timed(worker, setup.place, batch, effort)
-                found[batch] = cell, window.joules(cell.rows, cell.cpu_s)
+                found[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         return found
 
 
@@ -180,14 +181,14 @@ class LatencyGrid:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
         rig = self._rig
         cell, window = await rig.timed(worker, setup.place, batch, rig.effort)
-        joules = window.joules(cell.rows, cell.cpu_s)
+        joules = window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         self._keep(cell, setup, joules)
         if rig.on_cores and batch == rig.batches[0] < rig.batches[-1]:
             # At a low load a worker sleeps before each batch; in a closed loop it never does.
             waking = replace(rig.effort, samples=WAKING_BATCHES, least_s=0.0)
             pauses = Pauses(fixed_s=REST_S)
             rested_cell, window = await rig.timed(worker, setup.place, batch, waking, pauses=pauses)
-            rested = window.joules(rested_cell.rows, rested_cell.cpu_s)
+            rested = window.joules(rested_cell.rows, rested_cell.cpu_s, rested_cell.busy_s)
             more_j = max(0.0, batch * (rested[0] - joules[0]))
             self._found.latency[-1] = msgspec.structs.replace(self._found.latency[-1], rested_j=more_j)
 

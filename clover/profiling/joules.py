@@ -4,7 +4,8 @@ On a GPU it is the counter of every GPU whose slices were at work, above what it
 (`clover.energy.board_idle`), which is measured on the first worker there.  Counters move ten times a second at best, so
 a window begins and ends when they do: what comes between the last batch and the counter's next step is rest, and costs
 nothing above rest.  A GPU that has no counter is looked at every tenth of a second meanwhile.  One that does not rise
-above rest is refused: nothing else is known of it.
+above rest is refused: nothing else is known of it.  Where only the time tells in which workers are busy
+(`ModelledGpuMeter.by_work`), that is what joules are modelled from.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 from clover import energy
 from clover.ancestry import descends_from
 from clover.config import EnergyConfig
 from clover.energy.foreign_work import busy_others
+from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
 from clover.errors import ProfileError
 from clover.interfaces import EnergyMeter
@@ -38,7 +40,8 @@ _SAMPLE_S = 0.1
 class EnergyWindow:
     """Counter readings before and after some work; an asynchronous context manager around it.
 
-    `awake_w`: what GPUs draw beyond idle power with a context at rest, by device.
+    `awake_w`: what GPUs draw beyond idle power with a context at rest, by device.  `busy_w`: what a busy worker draws,
+    if that is modelled; None: meters say what was drawn.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class EnergyWindow:
         core_w: float,
         awake_w: Mapping[str, float] | None = None,
         *,
+        busy_w: float | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self.busy_w = busy_w
         self._meters = meters
         self._core_w = core_w
         self._awake_w = awake_w or {}
@@ -103,10 +108,13 @@ class EnergyWindow:
             return None
         first, last = (samples[0] for samples in self._ends)
         seconds = (last.at_ns - first.at_ns) / 1e9 or cell.wall_s
-        return DutyPoint(seconds, cell.busy_s + cell.lead_s, cell.rows + cell.batch, self._active_j())
+        busy_s = cell.busy_s + cell.lead_s
+        active_j = self._active_j() if self.busy_w is None else self.busy_w * busy_s
+        return DutyPoint(seconds, busy_s, cell.rows + cell.batch, active_j)
 
-    def joules(self, rows: int, cpu_s: float) -> tuple[float, Method]:
-        """Return active joules a row and how they are known, for `rows` rows that took `cpu_s` CPU seconds.
+    def joules(self, rows: int, cpu_s: float, busy_s: float = 0.0) -> tuple[float, Method]:
+        """Return active joules a row and how they are known, for `rows` rows that took `cpu_s` CPU seconds, and a
+        worker `busy_s` seconds.
 
         If the machine's counters did not rise above idle (too short a window, or idle power set too high), the model
         is used and labelled so.  Raises ProfileError if a GPU's did not rise: there is no model of a GPU.
@@ -115,6 +123,8 @@ class EnergyWindow:
             return self._core_w * cpu_s / rows, "modelled"
         if len(self._ends) != 2:
             raise ProfileError("the energy of a measurement was asked for before its end")
+        if self.busy_w is not None:
+            return self.busy_w * busy_s / rows, self.method
         active_j = self._active_j()
         if active_j > 0:
             return active_j / rows, self.method
@@ -156,6 +166,8 @@ class EnergyMeters:
         self._core_w = core_w
         self._on_gpus = on_gpus
         self._awake_w: dict[str, float] = {}
+        self._slices: dict[str, int] = {}
+        """All slices of each GPU, also those of others."""
         self.label = label
 
     @classmethod
@@ -174,7 +186,13 @@ class EnergyMeters:
                 )
             meters = await asyncio.gather(*(energy.build_gpu(gpu.session, gpu, config) for gpu in gpus))
             label = f"energy is that of the GPU above rest with a context ({meters[0].why})"
-            return cls(meters, core_w, label, on_gpus=True)
+            if any(_by_work(meter) for meter in meters):
+                label = f"energy of GPUs is modelled by the time in which workers were busy ({meters[0].why})"
+            elif beside := [gpu.name for gpu in gpus if counted_others(gpu)]:
+                label += f"; the work of others, who have slices of {', '.join(beside)}, is in it"
+            made = cls(meters, core_w, label, on_gpus=True)
+            made._slices = {gpu.name: gpu.shape().slices + getattr(gpu, "others", 0) for gpu in gpus}
+            return made
         meter = energy.build(config, cores=cores, cpu_seconds=lambda: 0.0)
         if meter.method != "measured":
             return cls((), core_w, f"energy is modelled: {core_w:g} W a busy core ({meter.why})")
@@ -202,9 +220,21 @@ class EnergyMeters:
         """Return a window for work at `places`."""
         # Other GPUs are left out: they idle, but never at quite the power that is taken for idle, and eight of them
         # are off by more than a slice draws.
+        places = tuple(places)
         devices = {place.device for place in places}
         at_work = [meter for meter in self._meters if not self._on_gpus or meter.device in devices]
-        return EnergyWindow(at_work, self._core_w, self._awake_w)
+        modelled = {meter.device: meter for meter in at_work if _by_work(meter)}
+        busy_w = [
+            modelled[place.device].busy_w * place.slices / self._slices[place.device]
+            for place in places
+            if place.device in modelled
+        ]
+        mean_w = sum(busy_w) / len(busy_w) if busy_w else None
+        return EnergyWindow(at_work, self._core_w, self._awake_w, busy_w=mean_w)
+
+
+def _by_work(meter: object) -> TypeGuard[energy.ModelledGpuMeter]:
+    return isinstance(meter, energy.ModelledGpuMeter) and meter.by_work
 
 
 async def others_on(gpus: Sequence[Any]) -> str:

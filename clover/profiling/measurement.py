@@ -301,7 +301,9 @@ class _Measurement:
             workers = [await stack.enter_async_context(rig.worker(setup)) for setup in setups]
             async with rig.meters.window(whole) as window:
                 run = await rig.drive(rig.driver.open_loop, workers, spec.max_batch, rate, self._seconds(rate))
-            if rig.on_cores or load >= LEAST_LOAD:
+            if window.busy_w is not None:
+                joules = full.energy_j_per_row
+            elif rig.on_cores or load >= LEAST_LOAD:
                 joules, _ = window.joules(run.rows, run.cpu_s)
             else:
                 joules = full.energy_j_per_row

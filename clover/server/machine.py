@@ -29,6 +29,7 @@ from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.energy.cpu_time import ProcessTree, process_ns
+from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
@@ -136,8 +137,8 @@ class Machine:
 
         def foreign_instances() -> tuple[str, ...]:
             places = list(gpu.report()["foreign"])
-            if gpu.others and not gpu.emulated:  # the counter of an emulated GPU knows none but this server
-                places.append(f"{gpu.others} of {gpu.shape().slices + gpu.others} slices of {gpu.name}")
+            if others := counted_others(gpu):
+                places.append(f"{others} of {gpu.shape().slices + others} slices of {gpu.name}")
             return tuple(f"whoever uses {place}" for place in places)
 
         return energy.OurWork(

@@ -15,6 +15,10 @@ from clover.config import EnergyConfig
 from clover.energy import ModelledGpuMeter, OurWork
 from clover.energy.gpu_modelled import gpu_power
 from clover.errors import DeviceError
+from clover.profiling import joules
+from clover.profiling.driver import Cell
+from clover.profiling.joules import EnergyMeters
+from clover.types import Placement
 
 SECOND = 1_000_000_000
 HIDDEN = ("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues")
@@ -157,6 +161,72 @@ def test_an_unknown_product_gets_any_gpus_watts_and_says_so(gpu: VirtualGpu) -> 
     gpu.product = "Quadro FX"
     meter = asyncio.run(gpu.meter())
     assert "30 W idle to 250 W busy (no data sheet of 'Quadro FX': any GPU's)" in meter.why
+
+
+def test_a_gpu_with_slices_of_others_is_modelled_by_what_our_workers_do(
+    gpu: VirtualGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a pod NVML lists no processes, and its counter is that of all slices."""
+    monkeypatch.setattr(pynvml, HIDDEN[0], lambda _: gpu.now_ns // 1000)
+    monkeypatch.setattr(pynvml, HIDDEN[1], lambda _: 90_000)
+    monkeypatch.setattr(VirtualGpu, "others", 6, raising=False)
+    gpu.percent, busy_ns = 100, 0  # of others
+
+    async def scene() -> None:
+        nonlocal busy_ns
+        work = OurWork(lambda: busy_ns, lambda: frozenset((2,)), lambda _: True, held_part=lambda: 1 / 7)
+        meter = await gpu.meter(work)
+        gpu.now_ns += 10 * SECOND
+        busy_ns += 5 * SECOND
+        await meter.refresh()
+        sample = meter.sample(0)
+        assert sample.total_j == pytest.approx(10 * 18.0 + 5 * 132.0 / 7)
+        assert (sample.method, meter.by_work, meter.busy_w) == ("modelled", True, 132.0)
+        assert "its counter is also that of 6 slices that are not this server's" in meter.why
+        counted = await energy.build_gpu(gpu, gpu, EnergyConfig(gpu_meter="nvml", gpu_idle_w=50.0))
+        assert (counted.method, counted.source) == ("measured", "counter")
+        session: Any = SimpleNamespace(call_sync=lambda function: function())
+        keys = {energy.gpu_meter_key(EnergyConfig(gpu_meter=how), gpu, session) for how in ("auto", "nvml", "modelled")}
+        assert len(keys) == 3, "a profile by one is not valid for another"
+        monkeypatch.setattr(VirtualGpu, "emulated", True)
+        pod = await energy.build_gpu(gpu, gpu, EnergyConfig(gpu_idle_w=50.0))
+        assert (pod.method, pod.source) == ("emulated", "counter"), "nothing but our own work is in it"
+
+    asyncio.run(scene())
+    assert caplog.text.count("gpu0: its energy is modelled: its counter is also that of 6 slices") == 1
+
+
+def test_a_profile_in_a_pod_has_the_joules_of_our_slices_by_the_model(
+    gpu: VirtualGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pynvml, HIDDEN[0], lambda _: gpu.now_ns // 1000)
+    monkeypatch.setattr(pynvml, HIDDEN[1], lambda _: 90_000)
+    shape = SimpleNamespace(slices=1)
+    for name, value in (("others", 6), ("session", gpu), ("shape", lambda self: shape)):
+        monkeypatch.setattr(VirtualGpu, name, value, raising=False)
+    place = Placement(device="gpu0", profile="1g.10gb", start=0, size=1)
+
+    async def nobody(*_: Any) -> str:
+        return ""
+
+    monkeypatch.setattr(joules, "others_on", nobody)
+
+    async def scene() -> None:
+        meters = await EnergyMeters.start(EnergyConfig(), 1, [gpu])
+        assert meters.label.startswith("energy of GPUs is modelled by the time in which workers were busy")
+        await meters.rest(place)
+        async with meters.window((place,)) as window:
+            pass
+        assert window.joules(100, 0.0, 2.0) == (pytest.approx(2.0 * 132.0 / 7 / 100), "modelled")
+        cell = Cell(4, [500.0, 500.0], wall_s=2.0, lead_s=0.5)
+        point = window.point(cell)
+        assert point is not None
+        assert (point.busy_s, point.active_j) == (1.5, pytest.approx(1.5 * 132.0 / 7))
+        counted = await EnergyMeters.start(EnergyConfig(gpu_meter="nvml", gpu_idle_w=50.0), 1, [gpu])
+        assert counted.label.endswith("; the work of others, who have slices of gpu0, is in it")
+        assert counted.window((place,)).busy_w is None
+
+    asyncio.run(scene())
 
 
 def test_the_operator_chooses(gpu: VirtualGpu) -> None:
