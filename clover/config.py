@@ -313,9 +313,9 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "cpu | nvidia | nvidia:0,2 (some GPUs) | nvidia:mig (only with MIG on) | mig:UUID,... (these instances as "
-            "they are) | emulated:NAME:COUNT, as emulated:a100-40gb:2, or without COUNT one, as emulated:rtx-4090 (a "
-            "board without MIG) | emulated:pod-PROFILE, as emulated:pod-1g.10gb"
+            "cpu | nvidia | nvidia:0,2 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
+            "emulated:NAME[:COUNT], as emulated:a100-40gb:2 or emulated:rtx-4090 | emulated:pod-PROFILE, as "
+            "emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""
@@ -352,9 +352,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         "onnxruntime",
     )
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
-    silent_s: Annotated[
-        float, _help("seconds that a batch may run before its worker is restarted", gt=0)
-    ] = 30.0
+    silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0
     memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none", ge=0)] = 0
 
 

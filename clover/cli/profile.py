@@ -53,7 +53,6 @@ OPTIONS = (
 USED = frozenset(
     {
         *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
-        "mig.hook_timeout_s",
         *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
         *("energy.gpu_resident_w", "energy.gpu_meter"),
         *("log.level", "log.json", "cache_dir"),
