@@ -314,8 +314,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         str,
         _help(
             "cpu | nvidia | nvidia:0,2 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
-            "emulated:NAME[:COUNT], as emulated:a100-40gb:2 or emulated:rtx-4090 | emulated:pod-PROFILE, as "
-            "emulated:pod-1g.10gb"
+            "emulated:NAME[:COUNT], as emulated:a100-40gb:2 or emulated:rtx-4090 | emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""
