@@ -323,7 +323,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     ] = False
     cores: Annotated[
         str,
-        _help("cores that workers may use, as 0-3,6; auto: of all, as many as five minutes show to do; default: all"),
+        _help("cores of workers, as 0-3,6 (all); auto: what five minutes show to do"),
     ] = ""
     core_sleep_w: Annotated[
         float,
