@@ -26,6 +26,7 @@ from bench.common import fashion_rows, show, write_json
 from bench.load import quantile
 from bench.oracle import TOLERANCE, expected
 from bench.swap_parts import last_core
+from clover.types import Assignment, Routing
 
 ROWS = 512
 AFTER_NS = 20_000_000
@@ -93,8 +94,8 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
         routed_ns: list[int] = []
         route = fleet.route
 
-        def routed(*given: Any) -> None:
-            route(*given)
+        def routed(assignments: tuple[Assignment, ...], routing: Routing) -> None:
+            route(assignments, routing)
             routed_ns.append(time.monotonic_ns())
 
         fleet.spawn = noted  # type: ignore[method-assign]

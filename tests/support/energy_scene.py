@@ -132,7 +132,10 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
     meters = []
     for name, gpu in boards.items():
         ours = energy.OurWork(partial(account.busy_ns, name), lambda: frozenset({os.getpid()}), lambda pid: True)
-        meters.append(await energy.build_gpu(gpu.session, gpu, EnergyConfig(), work=ours, clock=now_ns))
+        meter = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), work=ours, clock=now_ns)
+        assert isinstance(meter, energy.NvmlMeter)
+        meter._patience_s = 60.0  # of real time, however busy the machine is
+        meters.append(meter)
     for name, gpu in boards.items():
         account.add_device(name, gpu.shape().slices)
     for meter in meters:
