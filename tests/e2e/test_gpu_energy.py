@@ -55,7 +55,7 @@ def found(toy_profiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             }
 
 
-def test_both_idles_are_measured_and_kept(found: dict[str, Any]) -> None:
+def both_idles_are_measured_and_kept(found: dict[str, Any]) -> None:
     rested = found["rested"]
     assert (rested["idle_w"], rested["awake_w"], rested["resident_w"]) == (BARE_W, CONTEXT_W, BARE_W + CONTEXT_W)
     assert (rested["idle_known"], rested["resident_known"]) == ("start", "rest")
@@ -63,7 +63,7 @@ def test_both_idles_are_measured_and_kept(found: dict[str, Any]) -> None:
     assert found["kept"] == [{"bare_w": BARE_W, "resident_w": BARE_W + CONTEXT_W}]
 
 
-def test_what_being_awake_costs_is_no_active_energy(found: dict[str, Any]) -> None:
+def what_being_awake_costs_is_no_active_energy(found: dict[str, Any]) -> None:
     before, after = found["rested"], found["worked"]
     awake_j = after["awake_j"] - before["awake_j"]
     seconds = sum(after[line] - before[line] for line in ("idle_j", "unowned_j")) / BARE_W
@@ -71,7 +71,7 @@ def test_what_being_awake_costs_is_no_active_energy(found: dict[str, Any]) -> No
     assert awake_j == pytest.approx(CONTEXT_W * seconds, rel=1e-6)
 
 
-def test_the_lines_sum_to_the_counter_within_its_grain(found: dict[str, Any]) -> None:
+def the_lines_sum_to_the_counter_within_its_grain(found: dict[str, Any]) -> None:
     end = found["end"]
     assert sum(end[f"{name}_j"] for name in LINES) == pytest.approx(end["measured_j"], rel=1e-9)
     # The box is as old as the server: what its counter shows beyond the account was drawn before the meter was made,
@@ -80,7 +80,7 @@ def test_the_lines_sum_to_the_counter_within_its_grain(found: dict[str, Any]) ->
     assert end["method"] == "emulated"
 
 
-def test_receipts_and_what_none_billed_sum_to_what_the_model_used(found: dict[str, Any]) -> None:
+def receipts_and_what_none_billed_sum_to_what_the_model_used(found: dict[str, Any]) -> None:
     totals = found["totals"]
     unbilled = sum(totals[f"{name}_unbilled_j"] for name in ("idle", "front_end", "active"))
     assert found["receipts_j"] + unbilled + totals["control_j"] == pytest.approx(totals["energy_j"], rel=1e-9)
@@ -89,10 +89,19 @@ def test_receipts_and_what_none_billed_sum_to_what_the_model_used(found: dict[st
     assert (found["asked"] > 20, found["failed"]) == (True, 0)
 
 
-def test_a_stranger_on_the_board_is_named(found: dict[str, Any]) -> None:
+def a_stranger_on_the_board_is_named(found: dict[str, Any]) -> None:
     shared = found["shared"]
     assert f"({found['stranger']})" in shared["shared"]
     assert "shared with" in shared["meter"]
     assert found["rested"]["shared"] == found["worked"]["shared"] == ""
     assert found["end"]["shared_s"] > 0.0
     assert found["end"]["active_uncertainty_low"] < -0.1
+
+
+def test_the_energy_of_a_server_on_a_board_that_is_like_a_real_one(found: dict[str, Any]) -> None:
+    """In one test, so that parallel runs start one server."""
+    both_idles_are_measured_and_kept(found)
+    what_being_awake_costs_is_no_active_energy(found)
+    the_lines_sum_to_the_counter_within_its_grain(found)
+    receipts_and_what_none_billed_sum_to_what_the_model_used(found)
+    a_stranger_on_the_board_is_named(found)
