@@ -219,7 +219,8 @@ class Executor:
             if gpu is not None and not gpu.lost:
                 others = [place for places in self._context.occupied().values() for place in places]
                 adopted = await gpu.reconcile([*(item.placement for item in deployment), *others])
-                if adopted:
+                standing = gpu.report()
+                if adopted and standing.get("mig") and not standing.get("fixed"):  # else nobody made them
                     log.info("%s: adopted %s from an earlier run", name, ", ".join(place.id for place in adopted))
 
     def _take_stock(self, family: Family) -> None:

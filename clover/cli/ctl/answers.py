@@ -268,8 +268,11 @@ def _outcome(answer: dict[str, Any], console: Console) -> None:
         _say(console, f"  predicted  {_prediction(plan['prediction'])}")
         _say(console, f"  because    {plan['reason']}")
     transition = answer.get("transition") or {}
+    held = transition.get("resident", [])
     for number, step in enumerate(transition.get("steps", []), 1):
-        _say(console, f"  step {number:<5} {step['kind']} {_subject(step)}")
+        at_once = step["kind"] == "spawn" and step.get("assignment") in held
+        words = " (held by a worker there: no process starts)" if at_once else ""
+        _say(console, f"  step {number:<5} {step['kind']} {_subject(step)}{words}")
     if transition.get("steps") and transition.get("capacity_floor"):
         low, floor = transition["lowest_capacity"], transition["capacity_floor"]
         how = transition.get("loses_how", "estimated")

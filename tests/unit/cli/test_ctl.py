@@ -203,6 +203,22 @@ def test_how_long_it_lasts(server: Any, argv: list[str], text: str, capsys: pyte
     assert text not in shown
 
 
+def test_a_step_to_what_a_worker_holds_is_said_to_start_nothing(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = {"device": "cpu0", "profile": "1c", "start": 0, "size": 1}
+    held, new = (
+        {"placement": place, "family": "f", "variant": name, "backend": "eager"} for name in ("small", "large")
+    )
+    steps = [{"kind": "spawn", "assignment": one, "placement": None, "routed": [], "stage": 0} for one in (held, new)]
+    transition = {"steps": steps, "resident": [held]}
+    server.answer = (200, {"dry_run": True, "model": "f", "decision": {"action": "dry run"}, "transition": transition})
+    assert ctl(server, "pin", "small", "--model", "f", "--dry-run") == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  step"))
+    assert first.endswith("(held by a worker there: no process starts)")
+    assert "held" not in second
+
+
 @pytest.mark.parametrize("argv", [["pin", "--off"], ["freeze", "--off"], ["apply"], ["set", "slo_ms=5"]])
 def test_what_needs_no_note(server: Any, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl(server, *argv) == 0
