@@ -153,7 +153,9 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
             workers.append(Worker(box, gpu, place, variant, factor, account))
     for meter in meters:
         await meter.measure_resident()
-        await meter.refresh()  # from here on they are awake
+        while not meter.idle.awake:  # a look may come to nothing on a busy machine, or within a grain of the counter
+            go_to(box, now_ns() + 2 * 10**8)
+            await meter.refresh()
         account.window(meter.sample(now_ns()), GRID)
     first = {name: dict(line) for name, line in account.devices().items()}
     order = 0

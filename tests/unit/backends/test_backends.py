@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -238,9 +239,12 @@ def test_cancelling_ends_the_compilation(toy, tmp_path):
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
+    asyncio.run(main())  # what is made once stays, and what tests before left may go at any time
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(main())
-    assert len(os.listdir("/proc/self/fd")) == before
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
     with pytest.raises(ProfileError, match="more than 0 s"):
         backends.compile_in_subprocess(toy, toy.variant("full"), "aoti", tmp_path / "x", timeout_s=0.0)
 
