@@ -210,7 +210,9 @@ def test_a_step_to_what_a_worker_holds_is_said_to_start_nothing(
     held, new = (
         {"placement": place, "family": "f", "variant": name, "backend": "eager"} for name in ("small", "large")
     )
-    steps = [{"kind": "spawn", "assignment": one, "placement": None, "routed": [], "stage": 0} for one in (held, new)]
+    steps: list[dict[str, Any]] = [
+        {"kind": "spawn", "assignment": one, "placement": None, "routed": [], "stage": 0} for one in (held, new)
+    ]
     transition = {"steps": steps, "resident": [held]}
     server.answer = (200, {"dry_run": True, "model": "f", "decision": {"action": "dry run"}, "transition": transition})
     assert ctl(server, "pin", "small", "--model", "f", "--dry-run") == 0
