@@ -11,8 +11,15 @@ ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
 
 
+def starting(answer: Mapping[str, Any]) -> bool:
+    """Return whether the server has just begun: it controls no model yet, and has not read the grid's intensity."""
+    return not answer["models"] and not answer.get("intensity")
+
+
 def troubles(answer: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong, in words; nothing if the server is healthy."""
+    if starting(answer):
+        yield "no model answers yet: they are measured, or their workers start (the log says how far that is)"
     reading = answer.get("intensity")
     if not reading:
         yield "the intensity of the grid is not known"

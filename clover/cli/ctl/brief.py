@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clover.control.troubles import ROUNDED, few_rows, served_accuracy, troubles
+from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles
 from clover.quantities import grams, slice_words
 
 _HEAD = 11
@@ -28,7 +28,7 @@ def show(answer: dict[str, Any], console: Console) -> None:
     """Print the server's state in brief."""
     wrong = list(troubles(answer))
     _line(
-        "healthy" if not wrong else "UNHEALTHY",
+        "starting" if starting(answer) else "healthy" if not wrong else "UNHEALTHY",
         "; ".join(wrong) or "every model answers and meets its targets",
         console,
     )
