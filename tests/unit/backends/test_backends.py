@@ -58,7 +58,7 @@ def test_importing_backends_never_imports_torch():
 
 
 def test_unknown_backends_are_named():
-    assert backends.names() == ("eager", "eager-tf32", "eager-fp16", "aoti", "onnxruntime", "tensorrt")
+    assert backends.names() == ("eager", "eager-tf32", "eager-fp16", "aoti", "onnxruntime", "onnxruntime-int8", "tensorrt")
     with pytest.raises(ConfigError, match="one of eager, eager-tf32, eager-fp16, aoti, onnxruntime"):
         backends.get("tensorflow")
 
