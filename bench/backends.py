@@ -4,10 +4,11 @@
 
 `module` as its loader gives it, `module, channels last` (weights in that order, which convolutions hand on), `eager` as
 the backend runs it, `aoti` as compiled plainly and `aoti, frozen` (weights are constants that the compiler folds and
-packs), `onnxruntime`, and `onnxruntime-int8`, its quantised model.  All of them live in this process, with one thread, and take turns in every round, for
-`--least-ms` each; a figure is the median over rounds.  Batches are those of the family's ends: one row, and the most
-rows.  Answers are compared with `module` on all held-out rows in the largest batches: the largest difference, the share
-of rows with the same first answer, and the share that is right by their labels.
+packs), `onnxruntime`, and `onnxruntime-int8`, its quantised model.  All of them live in this process, with one thread,
+and take turns in every round, for `--least-ms` each; a figure is the median over rounds.  Batches are those of the
+family's ends: one row, and the most rows.  Answers are compared with `module` on all held-out rows in the largest
+batches: the largest difference, the share of rows with the same first answer, and the share that is right by their
+labels.
 
 Milliseconds and CPU are measured (of this process); joules are modelled, CPU seconds x `core_w`, as the server counts.
 """

@@ -55,7 +55,7 @@ OLDEST = (2, 12)
 """The oldest torch-tensorrt that saves a program with dynamic shapes as this module asks it to."""
 
 DATATYPES = ("BOOL", "INT32", "INT64", "FP16", "BF16", "FP32")
-"""What goes in and out of an engine; others would need casts that TensorRT does not have."""
+"""What goes in and out of an engine, and UINT8 in: others would need casts that TensorRT does not have."""
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):
@@ -112,7 +112,7 @@ class TensorRtBackend:
         if variant.kind != "torch":
             return f"variant {variant.name} is plain Python"
         for tensor in (*family.inputs, *family.outputs):
-            if tensor.datatype not in DATATYPES:
+            if tensor.datatype not in DATATYPES and not (tensor.datatype == "UINT8" and tensor in family.inputs):
                 return f"tensor {tensor.name} is {tensor.datatype}"
         return ""
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clover._native.ring import Ring
 from clover.confidence import Scorer, scorer
-from clover.errors import WorkerError
+from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Slab
 from clover.worker import frames, pacing
 from clover.worker.batches import Batches
@@ -40,10 +40,12 @@ Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 @dataclass(frozen=True, slots=True)
 class ResidentLane:
     """A variant as the loop runs it.  `enter`, if there is one, is called before its first batch after one of another
-    lane: it sets what libraries keep for the whole process."""
+    lane: it sets what libraries keep for the whole process.  `overlap`, if there is one, begins and finishes batches
+    apart (`clover.backends.overlap.Overlap`)."""
 
     run: Run
     enter: Callable[[], None] | None = None
+    overlap: Any = None
 
 
 def _no_run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -189,7 +191,7 @@ class WorkerLoop:
                 self._batches.scatter(slots, answers)
             else:
                 self._batches.scatter(slots, answers, partial(self._scores.write, slots, answers))
-        except WorkerError:
+        except (WorkerError, DeviceError):
             raise  # this process can compute nothing any more
         except Exception:
             status = MODEL_FAILED

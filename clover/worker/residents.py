@@ -57,7 +57,10 @@ class ResidentSet:
     @property
     def lanes(self) -> list[ResidentLane | None]:
         """The variants as the loop runs them."""
-        return [None if run is None else ResidentLane(run, self._enter(lane)) for lane, run in enumerate(self._runs)]
+        return [
+            None if run is None else ResidentLane(run, self._enter(lane), getattr(run, "overlap", None))
+            for lane, run in enumerate(self._runs)
+        ]
 
     def state(self) -> frames.WorkerState:
         """Return what the worker reports once all is done."""

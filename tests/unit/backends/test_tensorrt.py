@@ -604,7 +604,10 @@ def test_what_it_cannot_take(toy):
     assert "not on CPU cores" in backend.supports(toy, toy.variants[0])
     assert backend.supports(toy, toy.variants[0], SMALL) == ""
     assert "plain Python" in backend.supports(simple, simple.variants[0], SMALL)
-    for datatype in ("FP64", "UINT8", "BYTES"):
+    small = TensorSpec(name="x", datatype="UINT8", shape=(4,))
+    assert backend.supports(msgspec.structs.replace(toy, inputs=(small,)), toy.variants[0], SMALL) == ""
+    assert "x is UINT8" in backend.supports(msgspec.structs.replace(toy, outputs=(small,)), toy.variants[0], SMALL)
+    for datatype in ("FP64", "BYTES"):
         tensor = TensorSpec(name="x", datatype=datatype, shape=(4,), max_bytes=99 if datatype == "BYTES" else 0)
         assert f"x is {datatype}" in backend.supports(
             msgspec.structs.replace(toy, inputs=(tensor,)), toy.variants[0], SMALL
