@@ -59,9 +59,12 @@ class WorkStream(Protocol):
 class StreamSet(Protocol):
     """The three streams of a process, and how its events are made: `sleeping` ones have the host sleep, not spin."""
 
-    copy_in: WorkStream
-    compute: WorkStream
-    copy_out: WorkStream
+    @property
+    def copy_in(self) -> WorkStream: ...
+    @property
+    def compute(self) -> WorkStream: ...
+    @property
+    def copy_out(self) -> WorkStream: ...
 
     def event(self, *, sleeping: bool = False) -> StreamEvent:
         """Return a new event."""

@@ -61,11 +61,12 @@ class QuantisedBackend(OnnxRuntimeBackend):
             raise ProfileError(reason)
         plain = _exported(family, variant, folder)
         rows = parity.rows_of(family, CALIBRATION_ROWS)
-        quantise(plain, folder / MODEL, Feed(rows, [item.name for item in session(plain, 1).get_inputs()], family))
+        names = [item.name for item in session(plain, 1).get_inputs()]
+        quantise(plain, folder / MODEL, CalibrationFeed(rows, names, family))
         self._check(family, folder, [array[:1] for array in rows])
 
 
-class Feed:
+class CalibrationFeed:
     """Gives ONNX Runtime's calibration the rows as its `CalibrationDataReader` does, in batches of the largest size."""
 
     def __init__(self, rows: list[NDArray[Any]], names: list[str], family: FamilySpec) -> None:
@@ -95,7 +96,7 @@ def _exported(family: FamilySpec, variant: VariantSpec, folder: Path) -> Path:
     return place / MODEL
 
 
-def quantise(source: Path, made: Path, feed: Feed) -> None:
+def quantise(source: Path, made: Path, feed: CalibrationFeed) -> None:
     """Write `source` with int8 weights (a scale a channel) and activations (ranges as `feed` shows them) to `made`.
     Raises ProfileError."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

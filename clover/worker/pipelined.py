@@ -76,7 +76,7 @@ class BatchWaiter:
 class BegunBatch:
     """A batch that was begun, or failed to: then `flight` is None."""
 
-    def __init__(self, batch: object, count: int, lane: Any, batches: Batches, slots: NDArray[np.uint32]) -> None:
+    def __init__(self, batch: int, count: int, lane: Any, batches: Batches, slots: NDArray[np.uint32]) -> None:
         self.batch = batch
         self.count = count
         self.overlap = lane
@@ -173,7 +173,7 @@ class PipelinedLoop(WorkerLoop):
             self._begin(batch, count, held.overlap)
         return True
 
-    def _begin(self, batch: object, count: int, overlap: Any) -> None:
+    def _begin(self, batch: int, count: int, overlap: Any) -> None:
         """Begin a batch of `count` rows; one that fails is completed, as failed, in its turn."""
         self._side = 1 - self._side
         slots = self._slots[:count].copy()  # the next batch is taken into the same array

@@ -53,7 +53,7 @@ def test_a_quantised_model_is_made_from_the_exported_one_and_answers_nearly_the_
 
 def test_calibration_rows_come_in_batches_that_cover_them_once(toy):
     rows = [np.arange(20.0, dtype=np.float32).reshape(10, 2)]
-    feed = quantised.Feed(rows, ["x"], msgspec.structs.replace(toy, max_batch=4))
+    feed = quantised.CalibrationFeed(rows, ["x"], msgspec.structs.replace(toy, max_batch=4))
     batches = []
     while (batch := feed.get_next()) is not None:
         batches.append(batch["x"])
@@ -81,7 +81,7 @@ def test_what_cannot_be_quantised_is_refused_with_the_reason(toy):
 def test_a_quantiser_that_fails_gives_a_reason(toy, tmp_path):
     pytest.importorskip("onnxruntime.quantization")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    feed = quantised.Feed([np.zeros((1, 4), np.float32)], ["x"], toy)
+    feed = quantised.CalibrationFeed([np.zeros((1, 4), np.float32)], ["x"], toy)
     with pytest.raises(ProfileError, match="ONNX Runtime does not quantise it: "):
         quantised.quantise(tmp_path / "broken.onnx", tmp_path / "made.onnx", feed)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]
