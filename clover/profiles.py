@@ -27,7 +27,7 @@ from clover.errors import ProfileError
 from clover.hints import program
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 6
+MEASURING_VERSION = 7
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
 
 SLO_OVER_BASE = 1.2

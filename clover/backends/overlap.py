@@ -97,17 +97,17 @@ class _Buffers:
     """One set: inputs and outputs on the device, outputs in page-locked memory with the arrays over them, and events
     behind each of the three steps."""
 
-    def __init__(self, family: FamilySpec, streams: StreamSet, device: str) -> None:
+    def __init__(self, family: FamilySpec, variant: VariantSpec, streams: StreamSet, device: str) -> None:
         import torch
 
-        rows = family.max_batch
+        rows, outputs = family.max_batch, family.model_outputs(variant)
 
         def made(tensor: Any, **where: Any) -> torch.Tensor:
             return torch.zeros((rows, *tensor.bound), dtype=torch_dtype(tensor), **where)
 
-        self.inputs = [made(tensor, device=device) for tensor in family.inputs]
-        self.outputs = [made(tensor, device=device) for tensor in family.outputs]
-        self.host = [made(tensor, pin_memory=device == "cuda") for tensor in family.outputs]
+        self.inputs = [made(tensor, device=device) for tensor in family.model_inputs(variant)]
+        self.outputs = [made(tensor, device=device) for tensor in outputs]
+        self.host = [made(tensor, pin_memory=device == "cuda") for tensor in outputs]
         self.arrays = [to_arrays(tensor)[0] for tensor in self.host]
         self.copied, self.computed = streams.event(), streams.event()
         self.done = streams.event(sleeping=True)
@@ -116,15 +116,17 @@ class _Buffers:
 class Overlap:
     """Begins and finishes batches of one variant; `finish` in the order of `begin`, at most `IN_FLIGHT` at a time."""
 
-    def __init__(self, runner: OnDevice, family: FamilySpec, streams: StreamSet, device: str = "cuda") -> None:
+    def __init__(
+        self, runner: OnDevice, family: FamilySpec, variant: VariantSpec, streams: StreamSet, device: str = "cuda"
+    ) -> None:
         import torch
 
         self._torch = torch
         self._runner = runner
-        self._specs = family.inputs
+        self._specs = family.model_inputs(variant)
         self._streams = streams
         with torch.inference_mode():
-            self._sets = [_Buffers(family, streams, device) for _ in range(IN_FLIGHT)]
+            self._sets = [_Buffers(family, variant, streams, device) for _ in range(IN_FLIGHT)]
         self._begun = 0
 
     def begin(self, inputs: list[NDArray[Any]]) -> InFlight:
@@ -194,7 +196,7 @@ class Overlap:
 
 def possible(family: FamilySpec, variant: VariantSpec) -> bool:
     """Return whether batches of `variant` may overlap: all tensors are of fixed shape, and it is not turned off."""
-    fixed = not any(tensor.variable for tensor in (*family.inputs, *family.outputs))
+    fixed = not any(tensor.variable for tensor in (*family.model_inputs(variant), *family.model_outputs(variant)))
     return fixed and bool(variant.parameters.get("overlap", True))
 
 

@@ -48,7 +48,7 @@ class QuantisedBackend(OnnxRuntimeBackend):
             return f"variant {variant.name} is {variant.precision} by itself"
         if family.evaluation is None:
             return f"family {family.name} has no evaluation rows to calibrate on"
-        if not any(tensor.datatype in ("FP32", "FP64") for tensor in family.outputs):
+        if not any(tensor.datatype in ("FP32", "FP64") for tensor in family.model_outputs(variant)):
             return f"family {family.name} has no outputs of floating-point numbers"
         return ""
 
@@ -60,10 +60,10 @@ class QuantisedBackend(OnnxRuntimeBackend):
         if reason:
             raise ProfileError(reason)
         plain = _exported(family, variant, folder)
-        rows = parity.rows_of(family, CALIBRATION_ROWS)
+        rows = parity.rows_of(family, variant, CALIBRATION_ROWS)
         names = [item.name for item in session(plain, 1).get_inputs()]
         quantise(plain, folder / MODEL, CalibrationFeed(rows, names, family))
-        self._check(family, folder, [array[:1] for array in rows])
+        self._check(family, variant, folder, [array[:1] for array in rows])
 
 
 class CalibrationFeed:

@@ -122,8 +122,10 @@ class TensorRtBackend:
             return "it runs on the slices of a GPU, not on CPU cores"
         if variant.kind != "torch":
             return f"variant {variant.name} is plain Python"
-        for tensor in (*family.inputs, *family.outputs):
-            if tensor.datatype not in DATATYPES and not (tensor.datatype == "UINT8" and tensor in family.inputs):
+        takes, gives = family.model_inputs(variant), family.model_outputs(variant)
+        allowed = [(tensor, (*DATATYPES, "UINT8")) for tensor in takes] + [(tensor, DATATYPES) for tensor in gives]
+        for tensor, datatypes in allowed:
+            if tensor.datatype not in datatypes:
                 return f"tensor {tensor.name} is {tensor.datatype}"
         return ""
 
@@ -196,7 +198,7 @@ class TensorRtBackend:
             raise WorkerError(f"the engine of {variant.name} in {folder} is damaged ({error}): delete it") from error
         if reason := unfit(record, _here()):
             raise WorkerError(f"the engine of {variant.name} is not for this worker: {reason}")
-        engine = _engine(family, folder, (record.inputs, record.outputs), WorkerError)
+        engine = _engine(family, variant, folder, (record.inputs, record.outputs), WorkerError)
         return cuda.Runner(with_casts(engine, family, variant), family, variant, graphs=True, device=device)
 
 
@@ -226,7 +228,7 @@ def engine_inputs(family: FamilySpec, variant: VariantSpec) -> list[dict[str, An
     half = variant.precision == "fp16"
     return [
         shape_range(family, tensor) | {"dtype": torch_dtype(_halved(tensor) if half else tensor)}
-        for tensor in family.inputs
+        for tensor in family.model_inputs(variant)
     ]
 
 
@@ -313,9 +315,11 @@ def _write_plan(library: Any, program: Any, folder: Path) -> EngineNames:
     return ordered(program.graph_signature.user_inputs, inputs), outputs
 
 
-def _engine(family: FamilySpec, folder: Path, names: EngineNames, failure: type[CloverError]) -> TensorRtEngine:
+def _engine(
+    family: FamilySpec, variant: VariantSpec, folder: Path, names: EngineNames, failure: type[CloverError]
+) -> TensorRtEngine:
     """Return the engine in `folder` as a function of tensors on the device."""
-    fixed = not any(tensor.variable for tensor in family.inputs)
+    fixed = not any(tensor.variable for tensor in family.model_inputs(variant))
     data = (folder / PLAN).read_bytes()
     return TensorRtEngine(runtime_library(failure), data, *names, fixed=fixed, failure=failure)
 
@@ -325,16 +329,16 @@ def _difference(family: FamilySpec, variant: VariantSpec, folder: Path, names: E
     that."""
     exact = msgspec.structs.replace(variant, precision="fp32")
     eager = cuda.Runner(load_module(family, exact, device), family, exact, graphs=False, device=device)
-    rows = parity.rows_of(family)
+    rows = parity.rows_of(family, variant)
     sizes = parity.batches_of(family)
     # All of eager first: whether TF32 is allowed is the process's, and belongs to the runner made last.
     truth = [[array.copy() for array in eager([row[:size] for row in rows])] for size in sizes]
-    call = with_casts(_engine(family, folder, names, ProfileError), family, variant)
+    call = with_casts(_engine(family, variant, folder, names, ProfileError), family, variant)
     engine = cuda.Runner(call, family, variant, graphs=False, device=device)
     worst = 0.0
     for size, expected in zip(sizes, truth, strict=True):
         found = engine([row[:size] for row in rows])
-        difference, wrong = parity.compare(family.outputs, found, expected, variant.precision)
+        difference, wrong = parity.compare(family.model_outputs(variant), found, expected, variant.precision)
         if wrong:
             raise ProfileError(f"the engine of {variant.name} is refused: for {size} rows, {wrong}")
         worst = max(worst, difference)

@@ -34,6 +34,7 @@ _PLAIN = 7
 _COMPUTE_PROFILES = 0x9
 _SHARED_ENGINES = 0
 _MIB = 1 << 20
+_CORES = 4096  # of a machine, that the mask of those near a GPU has room for
 
 # nvml.h: compute modes other than the default, in which processes share the GPU.
 _EXCLUSIVE_THREAD, _PROHIBITED, _EXCLUSIVE_PROCESS = 1, 2, 3
@@ -88,7 +89,8 @@ class MigGpu:
 
     `fixed`: why its instances are not changed; empty if they may be.  `others`: compute slices beside fixed instances,
     which this process cannot use whatever it does.  `memory_bytes`: the GPU's own memory, 0 if it has
-    none for itself (it shares the machine's), or is partitioned and this user may not read its total.
+    none for itself (it shares the machine's), or is partitioned and this user may not read its total.  `near_cores`:
+    the cores of the machine that are as near to it as any, empty if the driver does not say.
     """
 
     fixed: str = ""
@@ -107,10 +109,15 @@ class MigGpu:
         self.compute_mode = self._compute_mode()
         memory = self._supported("nvmlDeviceGetMemoryInfo", self._handle, also=nvml.NO_PERMISSION)
         self.memory_bytes = 0 if memory is None else int(memory.total)
+        self.near_cores = self._near_cores()
         self._compute_profiles: dict[int, list[tuple[int, int, int]]] = {}
         self.profiles: dict[str, GpuProfile] = {item.name: item for item in self._profiles()} if self.mig else {}
         if self.mig and not self.profiles and not self.fixed:
             raise DeviceError(f"MIG is on, but the driver offers no profile of instances on GPU {index}")
+
+    def near(self, cores: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those of `cores` that are near the GPU; all of them if none is, or none is known to be."""
+        return tuple(core for core in cores if core in self.near_cores) or cores
 
     @property
     def slices(self) -> int:
@@ -251,6 +258,17 @@ class MigGpu:
     def _compute_mode(self) -> int:
         """Return the compute mode; the default where the driver does not say."""
         return int(self._supported("nvmlDeviceGetComputeMode", self._handle) or 0)
+
+    def _near_cores(self) -> frozenset[int]:
+        """Return the cores of the GPU's NUMA node: what they write is copied to it without crossing sockets."""
+        words = _CORES // (8 * ctypes.sizeof(ctypes.c_ulong))
+        try:
+            mask = self._nvml.nvmlDeviceGetCpuAffinity(self._handle, words)
+        except (self._nvml.NVMLError, AttributeError) as error:  # only speed depends on it
+            log.debug("gpu%d: which cores are near it is not known: %s", self.index, error)
+            return frozenset()
+        bits = 8 * ctypes.sizeof(ctypes.c_ulong)
+        return frozenset(at * bits + bit for at, word in enumerate(mask) for bit in range(bits) if word >> bit & 1)
 
     def _supported(self, symbol: str, *arguments: Any, also: int = nvml.NOT_SUPPORTED) -> Any:
         """Return the answer of `symbol`, or None if this GPU does not support it, or the answer is the code `also`."""

@@ -86,7 +86,7 @@ class MigDevice:
         self._changes = gpu.mig and not gpu.fixed
         self._instances = instances
         self._books = Books(gpu, self.name)
-        self._cores = cores
+        self._cores = gpu.near(cores)
         self._work = DriverWork(back_off_s, sleep)
         self._at: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._doomed: set[Place] = set()
@@ -177,7 +177,7 @@ class MigDevice:
         }
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """Return the CPU cores there are for workers, which all workers on GPUs share."""
+        """Return the CPU cores for workers that are near the GPU, which all of its workers share."""
         self._books.check(placement, self._label)
         return self._cores
 

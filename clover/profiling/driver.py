@@ -21,7 +21,7 @@ from clover.profiling.duty import NO_PAUSES, Pauses
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import answers
 from clover.runtime.memory.rows import read_rows
-from clover.runtime.memory.slab import Slab
+from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
 
 _CREDITS = 2
@@ -90,13 +90,19 @@ class OpenLoop:
 
 
 class Driver:
-    """Drives workers that share `slab`; `completions` are the pool's.  Every method blocks; one thread at a time."""
+    """Drives workers that share `slab`; `completions` are the pool's.  Every method blocks; one thread at a time.
 
-    def __init__(self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float) -> None:
+    `scattered`: rows lie anywhere in the slab, as those of most live batches do, which a worker has to gather; else in
+    its first slots, which it reads in place."""
+
+    def __init__(
+        self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float, *, scattered: bool = False
+    ) -> None:
         self._completions = completions
         self._slab = slab
         self._rows = rows
         self._silent_s = silent_s
+        self._order = np.random.default_rng(2) if scattered else None
         self._next_id = 0
         self._next_row = 0
         self._stopped = False
@@ -148,11 +154,12 @@ class Driver:
         total = source.count if most_rows is None else min(most_rows, source.count)
         while self._next_row < total and (not found or cell.wall_s < most_s):
             count = min(batch, total - self._next_row)
-            timing = self._one(worker, count, source)
+            slots = self._slots(count)
+            timing = self._one(worker, count, source, slots)
             if count == batch:
                 self._add(cell, timing)
-            found.append(answers(read_rows(self._slab, source.spec, 0, list(range(count)))))
-            scores.append(self._slab.score[:count].copy())
+            found.append(answers(read_rows(self._slab, source.spec, 0, slots)))
+            scores.append(self._slab.score[slots])
             cell.wall_s = time.monotonic() - began
         return Scored(np.concatenate(found), np.concatenate(scores), cell)
 
@@ -160,16 +167,27 @@ class Driver:
         cell.ms.append(timing[0] / 1e6)
         cell.cpu_s += timing[1] / 1e9
 
-    def _one(self, worker: DrivenWorker, batch: int, rows: SampleRows | None = None) -> tuple[int, int]:
-        """Serve the next `batch` of `rows` (by default the driver's); return service and CPU nanoseconds."""
-        (self._rows if rows is None else rows).fill(self._slab, range(batch), self._next_row)
+    def _slots(self, count: int) -> list[int]:
+        """Return the slots of the next `count` rows."""
+        if self._order is None:
+            return list(range(count))
+        places: list[int] = self._order.permutation(self._slab.layout.slots)[:count].tolist()
+        return places
+
+    def _one(
+        self, worker: DrivenWorker, batch: int, rows: SampleRows | None = None, slots: list[int] | None = None
+    ) -> tuple[int, int]:
+        """Serve the next `batch` of `rows` (by default the driver's), in `slots` if they are given; return service and
+        CPU nanoseconds."""
+        places = self._slots(batch) if slots is None else slots
+        (self._rows if rows is None else rows).fill(self._slab, places, self._next_row)
         self._next_row += batch
-        self._submit(worker, np.arange(batch, dtype=np.uint32))
+        self._submit(worker, np.array(places, np.uint32))
         until = time.monotonic() + self._silent_s
         while (done := worker.ring.reap()) is None:
             self._wait((worker,), _LOOK_S, until)
         _, status, _, start_ns, end_ns, cpu_ns = done
-        _check(status)
+        self._check(status, places)
         return end_ns - start_ns, cpu_ns
 
     # --- open loop ----------------------------------------------------------------------------------------------
@@ -182,7 +200,8 @@ class Driver:
         """
         generator = np.random.default_rng(1)
         count = max(1, int(rate * seconds))
-        self._rows.fill(self._slab, range(_CREDITS * len(workers) * max_batch), 0)
+        places = np.array(self._slots(_CREDITS * len(workers) * max_batch), np.uint32)
+        self._rows.fill(self._slab, places.tolist(), 0)
         credits = [(w, i * _CREDITS + c) for c in range(_CREDITS) for i, w in enumerate(workers)]
         flying: dict[int, tuple[DrivenWorker, int, int, int]] = {}
         head, cpu_ns = 0, 0
@@ -196,7 +215,7 @@ class Driver:
             while head < arrived and credits:
                 worker, group = credits.pop(0)
                 rows = min(arrived - head, max_batch)
-                slots = np.arange(group * max_batch, group * max_batch + rows, dtype=np.uint32)
+                slots = places[group * max_batch : group * max_batch + rows]
                 flying[self._submit(worker, slots)] = (worker, group, head, rows)
                 head += rows
             due_s = max(0.0, (int(arrivals[head]) - time.monotonic_ns()) / 1e9) if head < count else _LOOK_S
@@ -204,8 +223,8 @@ class Driver:
             for worker in workers:
                 while (done := worker.ring.reap()) is not None:
                     number, status, _, _, end_ns, used_ns = done
-                    _check(status)
                     _, group, first, rows = flying.pop(number)
+                    self._check(status, places[group * max_batch : group * max_batch + rows].tolist())
                     ms[first : first + rows] = (end_ns - arrivals[first : first + rows]) / 1e6
                     cpu_ns += used_ns
                     credits.append((worker, group))
@@ -238,6 +257,9 @@ class Driver:
             raise ProfileError(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
 
 
-def _check(status: int) -> None:
-    if status != 0:
-        raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")
+    def _check(self, status: int, slots: list[int]) -> None:
+        """Raise ProfileError if a batch failed, or a row of it was refused."""
+        if status == ROWS_REFUSED and (refused := self._slab.refusals(slots)):
+            raise ProfileError(f"a row that the family is measured with is refused: {next(iter(refused.values()))}")
+        if status != 0:
+            raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")

@@ -100,7 +100,7 @@ async def measure(
                 pool=pool,
                 slab=slab,
                 rows=rows,
-                driver=Driver(pool.completions, slab, rows, options.silent_s),
+                driver=Driver(pool.completions, slab, rows, options.silent_s, scattered=not instances.on_cores),
                 instances=instances,
                 candidates=await _compiled(spec, instances, places, options, steps, findings.notes),
                 meters=meters,

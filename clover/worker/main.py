@@ -76,7 +76,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             shared = map_shared(ring_fd, RING_BYTES(order.max_batch))
             ring = Ring(shared, order.max_batch, lanes=1 + len(order.also))
             os.close(ring_fd)
-            residents = ResidentSet(order)
+            residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
                 pinned.pin((batches, *also), order.max_batch)

@@ -40,6 +40,7 @@ class Board:
         self.last = last
         self.table = dict(A100)
         self.lost = False
+        self.near: tuple[int, ...] | None = None
         self.compute_mode = 0
         self.privileged = True
         self.standing: dict[int, list[Any]] = {}
@@ -137,6 +138,15 @@ class FakeNvml:
 
     def nvmlSystemGetCudaDriverVersion(self) -> int:
         return 13000
+
+    def nvmlDeviceGetCpuAffinity(self, handle: Any, words: int) -> Any:
+        near = self._board(handle).near
+        if near is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        mask = (ctypes.c_ulong * words)()
+        for core in near:
+            mask[core // 64] |= 1 << core % 64
+        return mask
 
     def nvmlDeviceGetArchitecture(self, handle: Any) -> int:
         self._board(handle)

@@ -99,7 +99,7 @@ def rows(number, count=4):
 @pytest.mark.parametrize(("in_s", "compute_s", "out_s"), [(1.0, 3.0, 1.0), (5.0, 2.0, 1.0), (1.0, 2.0, 6.0)])
 def test_copies_hide_behind_computing_and_no_buffer_is_overwritten(graphs, early, in_s, compute_s, out_s):
     device = PlayedDevice(in_s, compute_s, out_s, early)
-    two = overlap.Overlap(runner(graphs=graphs), SPEC, device, "cpu")
+    two = overlap.Overlap(runner(graphs=graphs), SPEC, PLAIN, device, "cpu")
     count, flying, ends = 6, [], []
     for number in range(count):
         flying.append((number, two.begin(rows(number, 1 + number % 4))))
@@ -120,7 +120,7 @@ def test_copies_hide_behind_computing_and_no_buffer_is_overwritten(graphs, early
 
 def test_one_batch_takes_what_its_steps_take():
     device = PlayedDevice()
-    two = overlap.Overlap(runner(graphs=False), SPEC, device, "cpu")
+    two = overlap.Overlap(runner(graphs=False), SPEC, PLAIN, device, "cpu")
     for number in range(3):
         flight = two.begin(rows(number))
         assert not flight.ready()
@@ -141,7 +141,7 @@ def test_a_model_that_fails_leaves_the_batch_before_as_it_is():
 
     device = PlayedDevice()
     device.copy_in, device.compute, device.copy_out = (AtOnce(device, 0.0) for _ in range(3))
-    two = overlap.Overlap(runner(call, graphs=False), SPEC, device, "cpu")
+    two = overlap.Overlap(runner(call, graphs=False), SPEC, PLAIN, device, "cpu")
     first = two.begin(rows(5))
     with pytest.raises(ValueError, match="no ones"):
         two.begin(rows(1))
@@ -152,10 +152,10 @@ def test_a_model_that_fails_leaves_the_batch_before_as_it_is():
 
 def test_what_is_not_as_declared_reaches_the_caller_unchanged():
     device = PlayedDevice()
-    two = overlap.Overlap(runner(lambda x: (x[:, :2], x), graphs=False), SPEC, device, "cpu")
+    two = overlap.Overlap(runner(lambda x: (x[:, :2], x), graphs=False), SPEC, PLAIN, device, "cpu")
     short, extra = two.finish(two.begin(rows(1)))
     assert (short.shape, extra.shape) == ((4, 2), (4, 3))
-    two = overlap.Overlap(runner(lambda x: "no", graphs=False), SPEC, device, "cpu")
+    two = overlap.Overlap(runner(lambda x: "no", graphs=False), SPEC, PLAIN, device, "cpu")
     with pytest.raises(TypeError, match="returned str where a tensor is declared"):
         two.finish(two.begin(rows(1)))
 
@@ -181,7 +181,7 @@ def test_errors_of_cuda_end_the_worker_and_others_the_batch():
     ):
         device = PlayedDevice()
         device.event = lambda *, sleeping=False, device=device, error=error: failing(error)(device)
-        two = overlap.Overlap(runner(graphs=False), SPEC, device, "cpu")
+        two = overlap.Overlap(runner(graphs=False), SPEC, PLAIN, device, "cpu")
         flight = two.begin(rows(1))
         assert flight.ready()  # finishing it says what is wrong
         with pytest.raises(kind):

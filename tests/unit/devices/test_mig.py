@@ -1258,3 +1258,21 @@ def test_reports_are_json(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.board.put("1g.5gb", 6)
     run(device.reconcile())
     assert json.loads(json.dumps(device.report()))["foreign"] == ["gpu0:1g.5gb@6"]
+
+
+@pytest.mark.parametrize(
+    ("near", "cores"), [((1, 2, 70), (1, 2)), ((8, 9), (0, 1, 2, 3)), (None, (0, 1, 2, 3)), ((), (0, 1, 2, 3))]
+)
+def test_workers_run_on_cores_near_their_gpu_if_any_is(
+    tmp_path: Path, near: tuple[int, ...] | None, cores: tuple[int, ...]
+) -> None:
+    board = Board(mig=None)
+    board.near = near
+    session = Nvml(FakeNvml(board))
+    try:
+        device = MigDevice.open(session, 0, tmp_path, cores=(0, 1, 2, 3))
+        (placement,) = device.shape().layouts[0]
+        assert device.cores(placement) == cores
+        device.close()
+    finally:
+        session.close()
