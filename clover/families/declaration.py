@@ -14,6 +14,8 @@ COMPUTED = ("folder", "digest")
 """Fields of `FamilySpec` that Clover fills in; a file must not give them."""
 
 SPLITS = ("calibration", "held_out")
+TOP1 = "top1"
+"""The metric that is built in: the answer is the label, or it is not."""
 CONFIDENCES = ("top", "margin", "entropy")
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_VARIANTS = 64
