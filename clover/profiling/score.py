@@ -15,8 +15,8 @@ from clover.runtime.guard.drift import wilson
 from clover.runtime.memory.bytes_codec import split_row
 from clover.types import FamilySpec, TensorSpec
 
-Rights = NDArray[np.bool_] | NDArray[np.float64]
-"""Whether each row is right; or how far, 0..1."""
+Rights = NDArray[Any]
+"""Whether each row is right (bool); or how far, 0..1 (float64)."""
 Judge = Callable[[Mapping[str, NDArray[Any]], NDArray[Any]], Rights]
 """Outputs of some rows by name (arrays [rows, ...]), and the labels of these rows -> how right each is [rows]."""
 
@@ -38,8 +38,8 @@ def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
     """Return which answers are their labels; an answer of one element may have a label without an axis for it."""
     if labels.dtype.kind == "U":
         labels = np.char.encode(labels, "utf-8")  # a model answers text as bytes
-    same = np.asarray((found.reshape(labels.shape) if found.size == labels.size else found) == labels, np.bool_)
-    right: NDArray[np.bool_] = same.reshape(len(labels), -1).all(axis=1)
+    same: Rights = np.asarray((found.reshape(labels.shape) if found.size == labels.size else found) == labels)
+    right: Rights = same.reshape(len(labels), -1).all(axis=1)
     return right
 
 
@@ -76,7 +76,7 @@ def interval(right: float, rows: int) -> tuple[float, float]:
     It is Wilson's for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so that for
     them it is wider than it had to be, and never too narrow.
     """
-    return wilson(right, rows)
+    return wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
 
 
 __all__ = ["Judge", "Rights", "agreement", "alike", "answers", "as_array", "interval", "judge", "wilson"]

@@ -75,8 +75,8 @@ def train(spec: FamilySpec, name: str) -> None:
             loss = loss_of(scores, torch.from_numpy(labels[chosen]))
             sparse.zero_grad()
             dense.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            sparse.step()
+            loss.backward()
+            sparse.step()  # type: ignore[no-untyped-call]
             dense.step()
             for schedule in schedules:
                 schedule.step()
