@@ -13,6 +13,7 @@ from clover.hints import did_you_mean, importing, program, until_closed
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
     "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of a family's variants here"),
+    "families": ("clover.cli.families", "List the families that are installed, and what each needs"),
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),

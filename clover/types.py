@@ -105,7 +105,8 @@ class EvaluationSpec(Record, frozen=True, kw_only=True):
 
     `loader` is "module:function", called as `loader(folder, split)` with split "calibration" or "held_out"; it returns
     `(inputs: list[np.ndarray with a leading row axis], labels: np.ndarray)`.  `metric` "top1": the first output's
-    argmax against the label.
+    argmax against the label; or "module:function" of the family's folder, called as `metric(outputs, labels)` with
+    arrays by the name of the output and some labels, which returns how right each row is, 0..1.
     """
 
     loader: str

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clover.errors import ConfigError
-from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, MAX_VARIANTS, NAME, PRECISIONS
+from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, MAX_VARIANTS, NAME, PRECISIONS, TOP1
 from clover.hints import did_you_mean
 from clover.types import ConfidenceSpec, FamilySpec, TensorSpec
 
@@ -57,8 +57,12 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
             raise refuse(f"{key}.accuracy.value", f"{variant.accuracy.value} is not a percentage")
     if spec.evaluation is not None:
         _check_loader(spec.evaluation.loader, "evaluation.loader", where)
-        if spec.evaluation.metric != "top1":
-            raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown: it is 'top1'")
+        if ":" in spec.evaluation.metric:
+            _check_loader(spec.evaluation.metric, "evaluation.metric", where)
+        elif spec.evaluation.metric != TOP1:
+            hint = did_you_mean(spec.evaluation.metric, [TOP1])
+            known = f"it is {TOP1!r}, or module:function of the family's folder"
+            raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown{hint}: {known}")
     if spec.confidence is not None:
         _check_confidence(spec, spec.confidence, where)
 

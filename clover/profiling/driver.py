@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clover.errors import ProfileError
 from clover.profiling.duty import NO_PAUSES, Pauses
 from clover.profiling.rows import SampleRows
-from clover.profiling.score import answers
+from clover.profiling.score import Rights, answers, as_array
 from clover.runtime.memory.rows import read_rows
 from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
@@ -71,10 +71,11 @@ class Cell:
 
 @dataclass
 class Scored:
-    """A pass over the rows: the answer to each row seen and its score (if the family has a confidence), and the timing
-    of the full batches."""
+    """A pass over the rows: the answer to each row seen, whether it is right (empty without labels), its score (if the
+    family has a confidence), and the timing of the full batches."""
 
     answers: NDArray[np.generic]
+    right: Rights
     scores: NDArray[np.float32]
     cell: Cell
 
@@ -137,24 +138,36 @@ class Driver:
         most_rows: int | None = None,
         rows: SampleRows | None = None,
     ) -> Scored:
-        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`."""
+        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`.
+
+        Raises ProfileError if the family's metric fails.
+        """
         source = self._rows if rows is None else rows
         found: list[NDArray[np.generic]] = []
+        right: list[Rights] = []
         scores: list[NDArray[np.float32]] = []
         cell = Cell(batch)
         self._one(worker, batch)
         self._next_row = 0
         began = time.monotonic()
+        every = range(len(source.spec.outputs))
         total = source.count if most_rows is None else min(most_rows, source.count)
         while self._next_row < total and (not found or cell.wall_s < most_s):
             count = min(batch, total - self._next_row)
             timing = self._one(worker, count, source)
             if count == batch:
                 self._add(cell, timing)
-            found.append(answers(read_rows(self._slab, source.spec, 0, list(range(count)))))
+            outputs = [read_rows(self._slab, source.spec, index, list(range(count))) for index in every]
+            found.append(answers(outputs[0]))
+            if source.labelled:
+                of = zip(source.spec.outputs, outputs, strict=True)
+                arrays = {tensor.name: as_array(tensor, rows) for tensor, rows in of}
+                right.append(source.judge(arrays, source.labels[self._next_row - count : self._next_row]))
             scores.append(self._slab.score[:count].copy())
             cell.wall_s = time.monotonic() - began
-        return Scored(np.concatenate(found), np.concatenate(scores), cell)
+        return Scored(
+            np.concatenate(found), np.concatenate(right) if right else np.empty(0), np.concatenate(scores), cell
+        )
 
     def _add(self, cell: Cell, timing: tuple[int, int]) -> None:
         cell.ms.append(timing[0] / 1e6)

@@ -226,6 +226,5 @@ class Rig:
 
 def answers_of(scored: Scored, rows: SampleRows) -> Answers:
     """Return the confidence of each answer and whether it is right; without labels no answer counts as right."""
-    labels = rows.labels[: len(scored.answers)]
-    right = scored.answers == labels if len(labels) else np.zeros(len(scored.answers), np.bool_)
-    return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_), scored.answers)
+    right = scored.right if rows.labelled else np.zeros(len(scored.answers), np.bool_)
+    return Answers(scored.scores.astype(np.float64), right, scored.answers)
