@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,21 @@ class _Refusal(RequestError):
         self.status = status
 
 
-class Gate(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Asked first for the handler of each call, before its message comes; has one for those that are refused only."""
+class Gate(aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls of every service by their metadata, before their message comes.
+
+    An interceptor, because grpcio finds handlers that generated code has registered (reflection's) before any other.
+    """
 
     def __init__(self, calls: CallHandlers) -> None:
         self._calls = calls
 
-    def service(self, details: Any) -> Any:
-        """Return a handler that refuses a call, None if it may go on."""
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """Return the handler of a call, or one that refuses it."""
         path = "/v2/models/stats" if details.method == f"/{SERVICE}/ModelStatistics" else "/v2"
         refusal = self._calls.callers.refusal(details.invocation_metadata or (), path)
         if refusal is None:
-            return None
+            return await continuation(details)
         error = _Refusal(*refusal[:2])
 
         async def refuse(requests: Any, context: Any) -> None:
@@ -91,8 +95,8 @@ class GrpcFrontend:
             ("grpc.max_concurrent_streams", _STREAMS),
             ("grpc.max_metadata_size", _METADATA_BYTES),
         ]
-        server = self._server = aio.server(options=options)
-        server.add_generic_rpc_handlers((Gate(self._calls), self._service.handler(), self._health.handler()))
+        server = self._server = aio.server(options=options, interceptors=(Gate(self._calls),))
+        server.add_generic_rpc_handlers((self._service.handler(), self._health.handler()))
         _reflect(server)
         host = listen.host.strip("[]")
         shown = f"[{host}]" if ":" in host else host

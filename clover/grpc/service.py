@@ -203,16 +203,15 @@ class OipService:
         tasks: set[asyncio.Task[bytes]] = set()
 
         async def read() -> None:
-            try:
-                while (message := await context.read()) is not grpc.aio.EOF:
-                    task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
-                    tasks.add(task)
-                    due.put_nowait(task)
-                    await room.acquire()
-            finally:
-                due.put_nowait(None)
+            await room.acquire()
+            while (message := await context.read()) is not grpc.aio.EOF:
+                task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
+                tasks.add(task)
+                due.put_nowait(task)
+                await room.acquire()
 
         reading = asyncio.create_task(read())
+        reading.add_done_callback(lambda _: due.put_nowait(None))  # also if it is cancelled before it begins
         self._readers.add(reading)
         try:
             if self._closing:
