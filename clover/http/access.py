@@ -100,7 +100,9 @@ class Access:
         """Set `authorised` and `tenant`, and refuse a foreign host, a token that is nobody's, on an open bind a call
         without a token, and what a tenant may not see."""
         head.authorised, head.tenant = self.recognise(head.bearer)
-        head.refusal = self._misplaced(head) or self.refusal(head.bearer, head.authorised, head.tenant, head.path)
+        found = self._misplaced(head) or self.refusal(head.bearer, head.authorised, head.tenant, head.path)
+        if found is not None:
+            head.refusal = found
 
     def recognise(self, bearer: bytes) -> tuple[bool, Tenant | None]:
         """Return whether a token is the operator's, and else the tenant whose it is."""

@@ -26,6 +26,7 @@ from clover.http.ids import RequestIds
 from clover.server import front_ends
 from clover.tenants import Tenants
 from tests.support.http_fakes import FakeModel, FakeView, family, tensor
+from tests.support.servers import descriptors
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -170,6 +171,17 @@ def test_a_drain_that_takes_too_long_is_cut() -> None:
         assert one.open_tickets == 0
 
     served(FakeView(one), scene)
+
+
+def test_starts_and_stops_leave_nothing_behind_that_grows() -> None:
+    async def nothing(front: GrpcFrontend, channel: Any) -> None:
+        await channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"")
+
+    counts = []
+    for _ in range(4):
+        served(FakeView(model()), nothing)
+        counts.append(descriptors())
+    assert counts[3] <= counts[1], counts
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:
