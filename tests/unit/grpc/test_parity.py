@@ -64,12 +64,12 @@ def model() -> FakeModel:
 
 def over_http(view: FakeView, request: Request) -> tuple[int, Any]:
     """Return the status, and the error's text or the outputs."""
-    inputs = [
+    inputs: list[dict[str, Any]] = [
         {
             "name": one.name,
             "shape": list(one.shape),
             "datatype": one.datatype,
-            "parameters": {"binary_data_size": len(one.raw), **one.parameters},
+            "parameters": one.parameters | {"binary_data_size": len(one.raw)},
         }
         for one in request.inputs
     ]

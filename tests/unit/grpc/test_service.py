@@ -39,7 +39,7 @@ def request(values: Any = ((1.5, 2.0),), **others: Any) -> Any:
 
 
 def numbers(answer: Any) -> list[float]:
-    return np.frombuffer(answer.raw_output_contents[0], np.float32).tolist()
+    return [float(value) for value in np.frombuffer(answer.raw_output_contents[0], np.float32)]
 
 
 # --- inference --------------------------------------------------------------------------------------------------------
