@@ -42,6 +42,12 @@ def _mirror(of: str) -> Any:
 class ListenConfig(Section, frozen=True, kw_only=True):
     host: Annotated[str, _help("address to bind; other than loopback needs a token or --insecure")] = "127.0.0.1"
     port: Annotated[int, _help("TCP port; 0 takes a free one", ge=0, le=65535)] = 8080
+    grpc_port: (
+        Annotated[
+            int, _help("TCP port for gRPC (extra grpc); 0 takes a free one; without it there is none", ge=0, le=65535)
+        ]
+        | None
+    ) = None
     control: Annotated[
         str, _help("unix:PATH takes commands that change something on this unix socket only (mode 0600)")
     ] = ""

@@ -98,13 +98,13 @@ class Frontend:
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
         self.url = ""
-        ids = RequestIds()  # shared by all sockets: labels may arrive on another one than the answer left by
+        self.ids = RequestIds()  # shared by all sockets: labels may arrive on another one than the answer left by
         self._listeners: list[_Listener] = []
         for control in (False, True) if config.listen.control else (False,):
             access = Access(config.listen, control=control, tenants=tenants)
             routes = Routes(view, config, loop, access, self._mounted.paths)
             state = ServerState(
-                routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids, tracer=tracer
+                routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=self.ids, tracer=tracer
             )
             self._listeners.append(_Listener(routes, state))
         self._acceptor: Acceptor | None = None

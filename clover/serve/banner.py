@@ -28,7 +28,8 @@ def show(server: Server) -> None:
     config = server.engine.config
     if config.log.json:
         page = f"{server.url}/dashboard" if server.engine.page is not None else ""
-        log.info("ready", extra={"url": server.url, "dashboard": page, "families": list(server.engine.served)})
+        where = {"url": server.url, "grpc": server.grpc_target, "dashboard": page}
+        log.info("ready", extra={**where, "families": list(server.engine.served)})
         for name in server.engine.served:
             if cost := server.engine.controller.terms(name):
                 log.info("%s: %s", name, cost)
@@ -46,6 +47,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     rows = [("Clover", f"{__version__} at {server.url}")]
     if engine.page is not None:
         rows.append(("dashboard", f"{server.url}/dashboard"))
+    if server.grpc_target:
+        rows.append(("gRPC", f"at {server.grpc_target}{', with TLS' if config.listen.tls_cert else ''}"))
     for name, served in engine.served.items():
         rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
         if served.targets:

@@ -227,6 +227,12 @@ class Server:
         return engine.frontend.url if engine is not None and engine.frontend is not None else ""
 
     @property
+    def grpc_target(self) -> str:
+        """Where it listens for gRPC, as 127.0.0.1:PORT; empty without `grpc_port`."""
+        front = self._engine.frontend if self._engine is not None else None
+        return front.grpc.target if front is not None and front.grpc is not None else ""
+
+    @property
     def engine(self) -> Engine:
         """The assembled server on its loop, for benches and tests; raises Unavailable before the start."""
         if self._engine is None:

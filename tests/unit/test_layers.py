@@ -52,7 +52,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
     frozenset({"runtime.served", "runtime.embedded"}),
     frozenset({"http", "control"}),
-    frozenset({"profiling", "dashboard"}),
+    frozenset({"profiling", "dashboard", "grpc"}),
     frozenset({"telemetry.metrics", "telemetry.otel"}),
     frozenset({"server"}),
     frozenset({"simulate"}),
