@@ -102,6 +102,14 @@ class ConfidenceSpec(Record, frozen=True, kw_only=True):
     logits: bool = False
 
 
+class OpenAiSpec(Record, frozen=True, kw_only=True):
+    """What a family answers in the shape of OpenAI's API.  `embeddings`: its one input is text (BYTES, one element a
+    row), and its output `output` (the first one by default) a vector (floating-point numbers of one axis)."""
+
+    embeddings: bool = False
+    output: str = ""
+
+
 class FamilySpec(Record, frozen=True, kw_only=True):
     """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.  One
     without `confidence` does not cascade."""
@@ -118,6 +126,7 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     max_batch: int = 32
     evaluation: EvaluationSpec | None = None
     confidence: ConfidenceSpec | None = None
+    openai: OpenAiSpec | None = None
     digest: str = ""
 
     def variant(self, name: str) -> VariantSpec:

@@ -29,6 +29,7 @@ from clover.types import (
     ConfidenceSpec,
     EvaluationSpec,
     FamilySpec,
+    OpenAiSpec,
     PublishedAccuracy,
     TensorSpec,
     VariantSpec,
@@ -42,6 +43,7 @@ _TABLES: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
         "variants": VariantSpec,
         "evaluation": EvaluationSpec,
         "confidence": ConfidenceSpec,
+        "openai": OpenAiSpec,
     },
     VariantSpec: {"accuracy": PublishedAccuracy},
 }
