@@ -509,6 +509,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     limited: int = 0
     """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
+    cached: bool = False
+    """Whether the answer was kept from an earlier request: `energy_j` is that of the look-up then."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

@@ -44,13 +44,14 @@ class EmbeddingAsk:
         """Read a request's document; raises BadRequest."""
         if type(document) is not dict:
             raise BadRequest("the body is not a JSON object")
-        self.model = document.get("model")
-        if type(self.model) is not str:
+        model, given = document.get("model"), document.get("input")
+        if not isinstance(model, str):
             raise BadRequest("model is missing, or is no string")
-        given = document.get("input")
-        self.texts = [given] if type(given) is str else given
-        if type(self.texts) is not list or not self.texts or any(type(text) is not str for text in self.texts):
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise BadRequest("input is a text, or a list of texts; tokens are not taken")
+        self.model: str = model
+        self.texts: list[str] = texts
         self.dimensions = document.get("dimensions") or 0
         if type(self.dimensions) is not int or self.dimensions < 0:
             raise BadRequest("dimensions is not a whole number of at least 1")
@@ -100,6 +101,7 @@ class EmbeddingRoutes:
                 min_accuracy = min_accuracy or tenant.min_accuracy
             elif exchange.connection is not None:
                 ticket.client = exchange.connection.client
+            ticket.uncached = head.uncached
             model.submit(ticket, partial(_done, exchange, model, ask), timeout_ns, min_accuracy)
         except BaseException:
             exchange.withdraw()

@@ -18,6 +18,7 @@ from clover.runtime.router.traffic cimport Traffic
 cdef class Completion:
     cdef RouterState _state
     cdef object _retry
+    cdef object _cached
     cdef Escalation _escalation
     cdef Monitor _monitor
     cdef Account _account
@@ -55,6 +56,7 @@ cdef class Completion:
         self, Link link, Batch batch, int status, int64_t start_ns, int64_t busy_ns, double energy_j, int64_t now_ns
     )
     cdef finish(self, RouterTicket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
+    cdef recall(self, RouterTicket ticket)
     cdef withdraw(self, RouterTicket ticket)
     @cython.locals(ticket=RouterTicket)
     cdef expire(self, int64_t now_ns)

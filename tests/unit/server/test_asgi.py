@@ -177,7 +177,7 @@ def test_it_is_mounted_below_a_path() -> None:
         async def mounted(scope: Any, receive: Any, send: Any) -> None:
             await app({**scope, "root_path": "/ml"}, receive, send)  # as Starlette's Mount does
 
-        transport = httpx.ASGITransport(mounted)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(mounted)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as below:
             assert (await below.get("/ml/v2")).status_code == 200
             assert (await below.get("/ml")).json()["name"] == "clover"
