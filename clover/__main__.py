@@ -15,6 +15,7 @@ COMMANDS = {
     "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of a family's variants here"),
     "families": ("clover.cli.families", "List the families that are installed, and what each needs"),
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
+    "infer": ("clover.cli.infer", "Ask a model of a running server with files or text"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
     "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),

@@ -126,6 +126,14 @@ class ConfidenceSpec(Record, frozen=True, kw_only=True):
     logits: bool = False
 
 
+class OpenAiSpec(Record, frozen=True, kw_only=True):
+    """What a family answers in the shape of OpenAI's API.  `embeddings`: its one input is text (BYTES, one element a
+    row), and its output `output` (the first one by default) a vector (floating-point numbers of one axis)."""
+
+    embeddings: bool = False
+    output: str = ""
+
+
 class FamilySpec(Record, frozen=True, kw_only=True):
     """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.  One
     without `confidence` does not cascade.
@@ -146,6 +154,7 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     evaluation: EvaluationSpec | None = None
     confidence: ConfidenceSpec | None = None
     steps: StepsSpec | None = None
+    openai: OpenAiSpec | None = None
     digest: str = ""
 
     def model_inputs(self, variant: VariantSpec) -> tuple[TensorSpec, ...]:
@@ -541,6 +550,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     limited: int = 0
     """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
+    cached: bool = False
+    """Whether the answer was kept from an earlier request: `energy_j` is that of the look-up then."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

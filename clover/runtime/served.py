@@ -31,6 +31,7 @@ from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
@@ -371,6 +372,10 @@ class Served:
     @property
     def traffic(self) -> Traffic:
         return self.router.traffic
+
+    @property
+    def cached(self) -> CachedAnswers | None:
+        return self.router.cached
 
     @property
     def ready(self) -> bool:

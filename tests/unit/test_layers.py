@@ -40,7 +40,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "_native",
         }
     ),
-    frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
+    frozenset({"client", "confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
     frozenset({"planning.cascade"}),
     frozenset({"planning.search"}),
@@ -312,6 +312,21 @@ def test_the_server_process_is_free_of_what_is_slow_to_import(module: str) -> No
         "heavy = {'torch', 'torch_tensorrt', 'onnxruntime', 'onnx', 'pynvml', 'rich'} & set(sys.modules)\n"
         "mapped = [line for line in open('/proc/self/maps') if 'libcuda' in line or 'libtorch' in line]\n"
         "sys.exit(f'{sorted(heavy)} {mapped}' if heavy or mapped else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_client_takes_nothing_of_the_server_and_nothing_compiled() -> None:
+    pytest.importorskip("httpx", reason="the client needs the extra `client`")
+    program = (
+        "import sys, clover.client\n"
+        "ours = {name: getattr(module, '__file__', '') for name, module in sys.modules.items()\n"
+        "        if name.partition('.')[0] == 'clover'}\n"
+        "rest = {name.split('.')[1] for name in ours if '.' in name} - {'_version', 'errors', 'client'}\n"
+        "built = [file for file in ours.values() if file.endswith('.so')]\n"
+        "slow = {'torch', 'uvloop', 'httptools'} & set(sys.modules)\n"
+        "sys.exit(f'{rest} {built} {slow}' if rest or built or slow else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

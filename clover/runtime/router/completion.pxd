@@ -18,6 +18,7 @@ from clover.runtime.router.traffic cimport Traffic
 cdef class Completion:
     cdef RouterState _state
     cdef object _retry
+    cdef object _cached
     cdef Escalation _escalation
     cdef Monitor _monitor
     cdef Account _account
@@ -57,6 +58,7 @@ cdef class Completion:
         dict refused
     )
     cdef finish(self, RouterTicket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
+    cdef recall(self, RouterTicket ticket)
     cdef withdraw(self, RouterTicket ticket)
     @cython.locals(ticket=RouterTicket)
     cdef expire(self, int64_t now_ns)

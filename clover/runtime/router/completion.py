@@ -10,6 +10,7 @@ import logging
 
 from clover.accounting.account import Account
 from clover.runtime.memory.slab import ROWS_REFUSED
+from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.links import Batch, Link, WorkerLinks
@@ -28,8 +29,15 @@ class Completion:
     """Takes what workers completed and ends tickets."""
 
     def __init__(
-        self, state: RouterState, retry: Retry, escalation: Escalation, monitor: Monitor, account: Account
+        self,
+        state: RouterState,
+        retry: Retry,
+        escalation: Escalation,
+        monitor: Monitor,
+        account: Account,
+        cached: CachedAnswers | None = None,
     ) -> None:
+        self._cached = cached
         self._state = state
         self._retry = retry
         self._escalation = escalation
@@ -267,6 +275,12 @@ class Completion:
         )
         if ticket.tenant is not None:
             self._traffic.of(ticket.tenant.name).count(status)
+        if ticket.unanswered is not None and status == 200 and self._cached is not None:
+            self._cached.keep(ticket, now_ns)
+        self._finished.append(ticket)
+
+    def recall(self, ticket: RouterTicket) -> None:
+        """Have the client of a ticket that was answered from the cache called back by `deliver`."""
         self._finished.append(ticket)
 
     def withdraw(self, ticket: RouterTicket) -> None:
