@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except (CommandRefused, PlanError) as error:
         return _fail(given, error, DIFFERS)
     except DeviceError as error:
-        return _fail(given, error, DIFFERS if given.verb in ("plan", "emulate") else UNREACHABLE)
+        return _fail(given, error, DIFFERS if given.verb == "emulate" else UNREACHABLE)
     except KeyboardInterrupt:
         return 130
 
