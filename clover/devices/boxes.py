@@ -27,14 +27,15 @@ from clover.interfaces import Device
 from clover.settings.check import parse_cores
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
-_POD = "pod-"
+POD = "pod-"
+"""What the names of pods begin with."""
 
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which box `text` asks for; ConfigError if it is malformed or there is no table of that GPU."""
     name, colon, count = (rest or "").partition(":")
-    if name.startswith(_POD):
-        return _pod(text, name.removeprefix(_POD), count)
+    if name.startswith(POD):
+        return _pod(text, name.removeprefix(POD), count)
     count = count if colon else "1"
     if not name or not _NUMBER.fullmatch(count):
         raise ConfigError(
@@ -107,6 +108,19 @@ def _enter(choice: DeviceChoice, cache: Path) -> None:
         # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
         emulated.create_box(path, choice.name, _gpus(choice), seed=zlib.crc32(choice.box.encode()))
     emulated.use_box(path)
+
+
+def make_pod(choice: DeviceChoice, path: Path, *, seed: int) -> None:
+    """Make the state file of a pod's instances at `path`, or check the one that exists.  Raises DeviceError."""
+    if not path.exists():
+        emulated.create_box(path, choice.name, _gpus(choice), seed=seed)
+    emulated.use_box(path)
+    session = Nvml()
+    try:
+        check(session, choice, path)
+        _hand_over(session, choice, path)
+    finally:
+        session.close()
 
 
 def _gpus(choice: DeviceChoice) -> int:

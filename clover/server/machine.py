@@ -109,9 +109,8 @@ class Machine:
                 await meter.rest()
                 log.info("%s: energy is measured: %s", meter.device, meter.why)
         self._gpu_guard.start()
-        made = [
-            energy.build_gpu(gpu.session.lane(_METERS), gpu, self._config.energy, work=self._work(gpu)) for gpu in self.gpus
-        ]
+        config = self._config.energy
+        made = [energy.build_gpu(gpu.session.lane(_METERS), gpu, config, work=self._work(gpu)) for gpu in self.gpus]
         for gpu, meter in zip(self.gpus, await asyncio.gather(*made), strict=True):
             self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
