@@ -27,15 +27,14 @@ from clover.interfaces import Device
 from clover.settings.check import parse_cores
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
-POD = "pod-"
-"""What the names of pods begin with."""
+_POD = "pod-"
 
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which box `text` asks for; ConfigError if it is malformed or there is no table of that GPU."""
     name, colon, count = (rest or "").partition(":")
-    if name.startswith(POD):
-        return _pod(text, name.removeprefix(POD), count)
+    if name.startswith(_POD):
+        return _pod(text, name.removeprefix(_POD), count)
     count = count if colon else "1"
     if not name or not _NUMBER.fullmatch(count):
         raise ConfigError(
@@ -108,6 +107,11 @@ def _enter(choice: DeviceChoice, cache: Path) -> None:
         # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
         emulated.create_box(path, choice.name, _gpus(choice), seed=zlib.crc32(choice.box.encode()))
     emulated.use_box(path)
+
+
+def is_pod(name: str) -> bool:
+    """Return whether `name`, as it stands behind "emulated:", is that of a pod."""
+    return name.startswith(_POD)
 
 
 def make_pod(choice: DeviceChoice, path: Path, *, seed: int) -> None:

@@ -408,7 +408,7 @@ def _box_at(given: argparse.Namespace, state: Path) -> bool:
     missing = not state.exists()
     # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
     seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
-    if given.box.lower().startswith(boxes.POD):
+    if boxes.is_pod(given.box.lower()):
         if given.mig_off:
             raise ConfigError(f"{given.box} is a pod with MIG instances: leave --mig-off out")
         boxes.make_pod(devices.parse(f"emulated:{given.box.lower()}"), state, seed=seed)
