@@ -47,7 +47,7 @@ def _run(argv: Sequence[str] | None) -> int:
             return 2
         with importing():
             command = importlib.import_module(known[0])
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if not (line := not_installed(error)):
             raise
         print(f"clover: {line}", file=sys.stderr)

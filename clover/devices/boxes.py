@@ -83,6 +83,24 @@ def build(
         raise
 
 
+def is_pod(name: str) -> bool:
+    """Return whether `name`, as it stands behind "emulated:", is that of a pod."""
+    return name.startswith(_POD)
+
+
+def make_pod(choice: DeviceChoice, path: Path, *, seed: int) -> None:
+    """Make the state file of a pod's instances at `path`, or check the one that exists.  Raises DeviceError."""
+    if not path.exists():
+        emulated.create_box(path, choice.name, _gpus(choice), seed=seed)
+    emulated.use_box(path)
+    session = Nvml()
+    try:
+        check(session, choice, path)
+        _hand_over(session, choice, path)
+    finally:
+        session.close()
+
+
 def check(session: Nvml, choice: DeviceChoice, path: Path) -> None:
     """Raise DeviceError if an existing state file does not hold the GPUs that its name says."""
 

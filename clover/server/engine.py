@@ -200,6 +200,7 @@ class Engine:
             else:
                 self.controller.add(served.spec, served.profile, served.fleet, served.config)
         await self.controller.start()
+        await self.machine.rest()
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()

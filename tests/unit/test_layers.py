@@ -343,6 +343,13 @@ def test_a_missing_kernel_names_the_build_command() -> None:
     assert done.returncode == 1
     assert "missing: ring" in done.stderr
     assert "setup.py build_ext --inplace" in done.stderr
+    # And a command that needs it prints that line alone.
+    doctor = "from clover import __main__ as it; raise SystemExit(it.main(['doctor']))"
+    start = program.replace("import clover._native", doctor)
+    done = subprocess.run([sys.executable, "-c", start], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert done.stderr.startswith("clover: Clover's kernels are not built here (missing: ring). Build them with")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_every_kernel_has_its_stub_twin_and_tests() -> None:

@@ -27,6 +27,7 @@ from clover.errors import StartError, WorkerError
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
 from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.handle import WorkerChannel, WorkerProcess
+from clover.runtime.workers.oom_kills import OomKills
 from clover.runtime.workers.output import LeftOut, WorkerOutput
 from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.worker import frames
@@ -49,6 +50,7 @@ class Pool:
     def __init__(self, *, start_s: float = 60.0, silent_s: float = 30.0, starts: int = 0) -> None:
         self.start_s = start_s
         self.silent_s = silent_s
+        self.oom_kills = OomKills()
         self._turns = asyncio.Semaphore(starts or len(os.sched_getaffinity(0)) + 1)
         self.workers: set[WorkerProcess] = set()
         """Every worker that has not died, starting ones included."""
