@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.backends import cuda_errors, parity
+from clover.backends.overlap import Overlap, cuda_streams, possible
 from clover.backends.targets import Target
 from clover.backends.tensors import to_arrays, to_tensor, torch_dtype
 from clover.errors import ProfileError, WorkerError
@@ -86,14 +87,6 @@ def _unusable() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     return f"torch {torch.__version__} (for CUDA {torch.version.cuda}) finds no device: see `nvidia-smi` for the driver"
-
-
-def fatal(error: RuntimeError) -> bool:
-    """Return whether CUDA can do nothing more in this process after `error`."""
-    name, text = type(error).__name__, str(error)
-    if name == "OutOfMemoryError" or "_STATUS_ALLOC_FAILED" in text:  # cuBLAS and cuDNN take memory of their own
-        return False
-    return name == "AcceleratorError" or "CUDA error" in text or "_STATUS_EXECUTION_FAILED" in text
 
 
 def recorded_sizes(most: int) -> list[int]:
@@ -156,6 +149,8 @@ class Runner:
             self._outputs = [self._buffer(tensor, rows, pinned=on_gpu) for tensor in family.model_outputs(variant)]
         if graphs and variant.parameters.get("cuda_graphs", True) and all(i is not None for i in self._inputs):
             self._record_all(record or _Graphs(self))
+        self.overlap = Overlap(self, family, cuda_streams()) if on_gpu and possible(family, variant) else None
+        """How a worker has two batches in flight; None if it runs one after the other."""
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -174,24 +169,37 @@ class Runner:
             with self._torch.inference_mode(), self._on_stream():
                 rows = len(inputs[0])
                 given = [self._put(index, array, rows) for index, array in enumerate(inputs)]
-                at = bisect.bisect_left(self._sizes, rows)
-                if at == len(self._sizes):  # nothing is recorded
-                    if (
-                        self._device == "cuda"
-                    ):  # a recording holds its precision; the process may have had another since
-                        use_precision(self._variant.precision)
-                    answers = self._fetch(self._call(*given), rows)
-                else:
-                    size = self._sizes[at]
-                    recording = self._recordings[size]
-                    recording.replay()
-                    answers = self._fetch(recording.outputs, rows, size)
+                answers = self._fetch(self._launch(given, rows), rows)
                 self._wait()
         except RuntimeError as error:
-            if fatal(error):
+            if cuda_errors.fatal(error):
                 raise cuda_errors.ended(error) from error
             raise
         return answers
+
+    def launch(self, given: Sequence[torch.Tensor], rows: int) -> list[Any]:
+        """Launch the model on `given`, tensors of `rows` rows anywhere on the device, in the current stream; return
+        what it returns, which the next launch may overwrite."""
+        if self._recordings:
+            for there, mine in zip(self._inputs, given, strict=True):
+                assert there is not None  # or nothing would be recorded
+                there[:rows].copy_(mine)
+        return self._launch(given, rows)
+
+    def _launch(self, given: Sequence[torch.Tensor], rows: int) -> list[Any]:
+        """Launch the model on `given`, or replay its launches on the inputs that they read."""
+        at = bisect.bisect_left(self._sizes, rows)
+        if at == len(self._sizes):  # nothing is recorded
+            if self._device == "cuda":  # a recording holds its precision; the process may have had another since
+                use_precision(self._variant.precision)
+            result = self._call(*given)
+            return list(result) if isinstance(result, (tuple, list)) else [result]
+        size = self._sizes[at]
+        recording = self._recordings[size]
+        recording.replay()
+        outputs = recording.outputs
+        parts = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+        return parts if size == rows else [part[:rows] for part in parts]
 
     def _put(self, index: int, array: NDArray[Any], rows: int) -> torch.Tensor:
         """Copy one input to the device, into the buffer that recordings read if there is one; return it there."""
@@ -203,12 +211,9 @@ class Runner:
         place.copy_(source, non_blocking=True)
         return place
 
-    def _fetch(self, result: Any, rows: int, computed: int = 0) -> list[NDArray[Any]]:
+    def _fetch(self, parts: list[Any], rows: int) -> list[NDArray[Any]]:
         """Return what the model returned as arrays, in the page-locked buffers if it is as declared; not there before
-        `_wait` returns.  `computed`: how many rows it returned, if more than `rows`."""
-        parts = list(result) if isinstance(result, (tuple, list)) else [result]
-        if computed > rows:
-            parts = [part[:rows] for part in parts]
+        `_wait` returns."""
         answers: list[NDArray[Any]] = []
         for part, buffer in zip(parts, [*self._outputs, *[None] * len(parts)], strict=False):
             if not isinstance(part, self._torch.Tensor):

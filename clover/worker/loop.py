@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from clover._native.ring import Ring
 from clover.confidence import Scorer, scorer
-from clover.errors import WorkerError
+from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Slab
 from clover.worker import frames, pacing
 from clover.worker.batches import Batches
@@ -42,11 +42,13 @@ Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 @dataclass(frozen=True, slots=True)
 class ResidentLane:
     """A variant as the loop runs it.  `enter`, if there is one, is called before its first batch after one of another
-    lane: it sets what libraries keep for the whole process.  `steps`: what is done before and after it."""
+    lane: it sets what libraries keep for the whole process.  `steps`: what is done before and after it.  `overlap`, if
+    there is one, begins and finishes batches apart (`clover.backends.overlap.Overlap`); a lane with steps has none."""
 
     run: Run
     enter: Callable[[], None] | None = None
     steps: LaneSteps | None = None
+    overlap: Any = None
 
 
 def _no_run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -195,7 +197,7 @@ class WorkerLoop:
             else:
                 answers = self._run(self._batches.gather(slots))
                 self._batches.scatter(slots, answers, partial(self._scores.write, slots, answers))
-        except WorkerError:
+        except (WorkerError, DeviceError):
             raise  # this process can compute nothing any more
         except Exception:
             status = MODEL_FAILED

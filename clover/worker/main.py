@@ -40,6 +40,7 @@ from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import cuda_driver, frames, orphans, pacing, pinned
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
+from clover.worker.pipelined import PipelinedLoop
 from clover.worker.residents import ResidentSet, ms_since, reason_of
 
 _log = logging.getLogger("clover.worker")
@@ -71,13 +72,14 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(spawn.begun_ns)))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
+            also = () if _on_cores(order) or held is not None else (Batches(slab),)  # of a second batch in flight
             shared = map_shared(ring_fd, RING_BYTES(order.max_batch))
             ring = Ring(shared, order.max_batch, lanes=1 + len(order.also))
             os.close(ring_fd)
             residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
-                pinned.pin(slab, batches, order.max_batch)
+                pinned.pin((batches, *also), order.max_batch)
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
@@ -92,7 +94,11 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
         send_state(control, residents.state())
         try:
             channel = ServerChannel(control, ring, doorbell, completions)
-            WorkerLoop(channel, batches, residents.lanes, order.max_batch, held, scores).run()
+            lanes = residents.lanes
+            if any(lane is not None and lane.overlap is not None for lane in lanes):
+                PipelinedLoop(channel, (batches, *also), lanes, order.max_batch, scores).run()
+            else:
+                WorkerLoop(channel, batches, lanes, order.max_batch, held, scores).run()
             _move_to_other_cores(order, everywhere)
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clover import backends
 from clover.backends.tensors import example_inputs
@@ -62,9 +63,13 @@ class ResidentSet:
     def lanes(self) -> list[ResidentLane | None]:
         """The variants as the loop runs them."""
         return [
-            None if run is None else ResidentLane(run, self._enter(lane), self._steps[lane])
+            None if run is None else ResidentLane(run, self._enter(lane), self._steps[lane], self._overlap(lane))
             for lane, run in enumerate(self._runs)
         ]
+
+    def _overlap(self, lane: int) -> Any:
+        """Return what begins and finishes batches of `lane` apart; None if it cannot, or steps stand around it."""
+        return None if self._steps[lane] is not None else getattr(self._runs[lane], "overlap", None)
 
     def state(self) -> frames.WorkerState:
         """Return what the worker reports once all is done."""
