@@ -40,7 +40,7 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which box `text` asks for; ConfigError if it is malformed or there is no table of that GPU."""
     mps = (rest or "").endswith(BY_MPS)
     name, colon, count = (rest or "").removesuffix(BY_MPS).partition(":")
-    if name.startswith(_POD):
+    if name.startswith(_POD) and not mps:
         return _pod(text, name.removeprefix(_POD), count)
     count = count if colon else "1"
     if not name or not _NUMBER.fullmatch(count):

@@ -185,7 +185,7 @@ class MpsGpu(MigGpu):
 
     def _no_static(self) -> str:
         """Return why the GPU can have no static partitions; empty if it can."""
-        version = int(self._supported("nvmlSystemGetCudaDriverVersion_v2") or 0)
+        version = int(self._supported("nvmlSystemGetCudaDriverVersion_v2", also=nvml.FUNCTION_NOT_FOUND) or 0)
         if version < _STATIC_CUDA:
             have = f"{version // 1000}.{version % 1000 // 10}"
             return f"static partitions need a driver for CUDA 13.1, and this one is for {have}"
@@ -236,7 +236,7 @@ class MpsDevice(MigDevice):
         control, found = None, False
         try:
             if exclusive:
-                control, found = _daemon(gpu, folder.parent / "mps" / f"gpu{index}-{gpu.uuid[4:12]}", mps)
+                control, found = _daemon(gpu, folder.parent / "mps" / gpu.uuid[4:12], mps)
                 gpu.open_control(control, owned)
             instances = OwnedInstances(session.library, gpu, owned)
             device = cls(session, gpu, instances, mps, **options)

@@ -37,8 +37,8 @@ PIPE, LOG = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
 """Where a daemon is that was started without a word about it."""
 
-MOST_PATH = 80
-"""Characters of a pipe directory: the daemon's sockets below it have room for 107 in all."""
+MOST_PATH = 88
+"""Characters of a pipe directory: the daemon's sockets below it (`control_privileged`) have room for 107 in all."""
 
 FAULT = "FAULT"
 """Status of a server in which a client made a fatal error: it takes none until all have gone."""

@@ -20,14 +20,12 @@ least that a static partition takes (0: it can have none).
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
 import selectors
 import signal
 import socket
 import sys
-import tempfile
 import time
 
 CHUNK, SMS = "CLOVER_MPS_CHUNK", "CLOVER_MPS_SMS"
@@ -63,7 +61,7 @@ class MpsConnection:
             os.ftruncate(memory, mmap.PAGESIZE)
             self._shared = mmap.mmap(memory, mmap.PAGESIZE)
             self._socket.connect(os.path.join(pipe, _CLIENTS))
-            hello = json.dumps({"pid": os.getpid(), "partition": environment.get(PARTITION, "")})
+            hello = f"{os.getpid()}\n{environment.get(PARTITION, '')}"
             socket.send_fds(self._socket, [hello.encode()], [memory])
             answer = self._socket.recv(256).decode()
         except OSError as error:
@@ -147,10 +145,10 @@ class Daemon:
         link.settimeout(_LOOK_S)
         try:
             hello, files, _, _ = socket.recv_fds(link, 4096, 1)
-            said = json.loads(hello)
+            pid, partition = hello.decode().split("\n")
             shared = mmap.mmap(files[0], mmap.PAGESIZE)
             os.close(files[0])
-            refused = self._refused(said["partition"])
+            refused = self._refused(partition)
             link.sendall((refused or "ok").encode())
         except (OSError, ValueError, IndexError):
             link.close()
@@ -159,7 +157,7 @@ class Daemon:
             link.close()
             return
         self._served = True
-        client = _Client(link, int(said["pid"]), said["partition"], shared)
+        client = _Client(link, int(pid), partition, shared)
         self._clients.append(client)
         self._selector.register(link, selectors.EVENT_READ, lambda _: self._gone(client))
 
@@ -296,9 +294,10 @@ def start(pipe: str, *, static: bool, background: bool) -> int:
             os.dup2(null, number)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with tempfile.NamedTemporaryFile("w", dir=pipe, delete=False) as draft:
-        draft.write(f"{os.getpid()}\n")
-    os.replace(draft.name, os.path.join(pipe, PID_FILE))
+    draft = os.path.join(pipe, f".{PID_FILE}.new")
+    with open(draft, "w") as file:
+        file.write(f"{os.getpid()}\n")
+    os.replace(draft, os.path.join(pipe, PID_FILE))
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write("nvidia-cuda-mps")
     daemon.run()

@@ -2,7 +2,6 @@
 
     python -m tests.support.mps_server CACHE live       re-parted, hurt and killed at, with clients asking all the while
     python -m tests.support.mps_server CACHE found      beside a daemon that runs already, without static partitions
-    python -m tests.support.mps_server CACHE leave      a server that is killed, and leaves its daemon
 
 Prints one JSON object a line; the tests read them.
 """
@@ -156,23 +155,8 @@ async def found(cache: Path) -> None:
         theirs.quit()
 
 
-async def leave(cache: Path) -> None:
-    """Start on what an earlier one left, if anything; say so, and be killed, if it is the first in CACHE."""
-    async with server(cache) as running:
-        await change(running, HALVES)
-        say(event="ready", answered=await answers(running), chunks=chunks(running), pipe=str(daemon(running).pipe))
-        if not (cache / "last").exists():
-            (cache / "last").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-    say(event="end", daemon=any(map(_runs, (cache / "mps").iterdir())))
-
-
-def _runs(folder: Path) -> bool:
-    return (folder / "pipe" / "control").exists()
-
-
 def main() -> None:
-    stories: dict[str, Any] = {"live": live, "found": found, "leave": leave}
+    stories: dict[str, Any] = {"live": live, "found": found}
     asyncio.run(stories[sys.argv[2]](Path(sys.argv[1])))
 
 
