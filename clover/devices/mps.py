@@ -197,7 +197,9 @@ class MpsGpu(MigGpu):
 
 
 class MpsDevice(MigDevice):
-    """A GPU in parts by MPS; `open_parts` makes one."""
+    """A GPU in parts by MPS; `open_parts` makes one.  `parts_share`: how fast one is depends on what others do."""
+
+    parts_share = True
 
     def __init__(
         self, session: Nvml, gpu: MpsGpu, instances: OwnedInstances, program: MpsProgram, **options: Any
