@@ -314,7 +314,9 @@ def _write_plan(library: Any, program: Any, folder: Path) -> EngineNames:
     return ordered(program.graph_signature.user_inputs, inputs), outputs
 
 
-def _engine(family: FamilySpec, variant: VariantSpec, folder: Path, names: EngineNames, failure: type[CloverError]) -> TensorRtEngine:
+def _engine(
+    family: FamilySpec, variant: VariantSpec, folder: Path, names: EngineNames, failure: type[CloverError]
+) -> TensorRtEngine:
     """Return the engine in `folder` as a function of tensors on the device."""
     fixed = not any(tensor.variable for tensor in family.model_inputs(variant))
     data = (folder / PLAN).read_bytes()
