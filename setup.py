@@ -126,6 +126,7 @@ setup(
         "clover.dashboard": ["assets/*"],
         "clover.devices": ["data/*.json"],
         "clover.energy": ["data/*.json"],
+        "clover.grpc": ["*.proto", "*.binpb"],
         "clover.simulate": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},
     },

@@ -42,6 +42,12 @@ def _mirror(of: str) -> Any:
 class ListenConfig(Section, frozen=True, kw_only=True):
     host: Annotated[str, _help("address to bind; other than loopback needs a token or --insecure")] = "127.0.0.1"
     port: Annotated[int, _help("TCP port; 0 takes a free one", ge=0, le=65535)] = 8080
+    grpc_port: (
+        Annotated[
+            int, _help("TCP port for gRPC (extra grpc); 0 takes a free one; without it there is none", ge=0, le=65535)
+        ]
+        | None
+    ) = None
     control: Annotated[
         str, _help("unix:PATH takes commands that change something on this unix socket only (mode 0600)")
     ] = ""
@@ -313,8 +319,9 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "cpu | nvidia | nvidia:0,2 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
-            "emulated:NAME[:COUNT], as emulated:a100-40gb:2 or emulated:rtx-4090 | emulated:pod-1g.10gb"
+            "cpu | nvidia | nvidia:0,2 | nvidia:mig (only with MIG on) | nvidia:0/mps (in parts, without MIG) | "
+            "mig:UUID,... (as they are) | emulated:NAME[:COUNT][/mps], as emulated:a100-40gb:2 or emulated:rtx-4090 | "
+            "emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""

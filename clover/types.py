@@ -105,7 +105,8 @@ class EvaluationSpec(Record, frozen=True, kw_only=True):
 
     `loader` is "module:function", called as `loader(folder, split)` with split "calibration" or "held_out"; it returns
     `(inputs: list[np.ndarray with a leading row axis], labels: np.ndarray)`.  `metric` "top1": the first output's
-    argmax against the label.
+    argmax against the label; or "module:function" of the family's folder, called as `metric(outputs, labels)` with
+    arrays by the name of the output and some labels, which returns how right each row is, 0..1.
     """
 
     loader: str
@@ -123,6 +124,14 @@ class ConfidenceSpec(Record, frozen=True, kw_only=True):
     kind: str = "top"
     output: str = ""
     logits: bool = False
+
+
+class OpenAiSpec(Record, frozen=True, kw_only=True):
+    """What a family answers in the shape of OpenAI's API.  `embeddings`: its one input is text (BYTES, one element a
+    row), and its output `output` (the first one by default) a vector (floating-point numbers of one axis)."""
+
+    embeddings: bool = False
+    output: str = ""
 
 
 class FamilySpec(Record, frozen=True, kw_only=True):
@@ -145,6 +154,7 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     evaluation: EvaluationSpec | None = None
     confidence: ConfidenceSpec | None = None
     steps: StepsSpec | None = None
+    openai: OpenAiSpec | None = None
     digest: str = ""
 
     def model_inputs(self, variant: VariantSpec) -> tuple[TensorSpec, ...]:
@@ -540,6 +550,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     limited: int = 0
     """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
+    cached: bool = False
+    """Whether the answer was kept from an earlier request: `energy_j` is that of the look-up then."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

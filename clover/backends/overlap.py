@@ -195,9 +195,10 @@ class Overlap:
 
 
 def possible(family: FamilySpec, variant: VariantSpec) -> bool:
-    """Return whether batches of `variant` may overlap: all tensors are of fixed shape, and it is not turned off."""
+    """Return whether batches of `variant` may overlap: all tensors are of fixed shape, no steps run around the model
+    (they take rows from the slab themselves), and it is not turned off."""
     fixed = not any(tensor.variable for tensor in (*family.model_inputs(variant), *family.model_outputs(variant)))
-    return fixed and bool(variant.parameters.get("overlap", True))
+    return fixed and not family.stepped and bool(variant.parameters.get("overlap", True))
 
 
 class _CudaStream:

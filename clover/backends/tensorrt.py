@@ -122,10 +122,9 @@ class TensorRtBackend:
             return "it runs on the slices of a GPU, not on CPU cores"
         if variant.kind != "torch":
             return f"variant {variant.name} is plain Python"
-        takes, gives = family.model_inputs(variant), family.model_outputs(variant)
-        allowed = [(tensor, (*DATATYPES, "UINT8")) for tensor in takes] + [(tensor, DATATYPES) for tensor in gives]
-        for tensor, datatypes in allowed:
-            if tensor.datatype not in datatypes:
+        taken = family.model_inputs(variant)
+        for tensor in (*taken, *family.model_outputs(variant)):
+            if tensor.datatype not in DATATYPES and not (tensor.datatype == "UINT8" and tensor in taken):
                 return f"tensor {tensor.name} is {tensor.datatype}"
         return ""
 

@@ -30,6 +30,8 @@ COMPUTED_OF_VARIANTS = ("inputs", "outputs")
 """The same of `VariantSpec`."""
 
 SPLITS = ("calibration", "held_out")
+TOP1 = "top1"
+"""The metric that is built in: the answer is the label, or it is not."""
 CONFIDENCES = ("top", "margin", "entropy")
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_VARIANTS = 64

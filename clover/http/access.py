@@ -23,7 +23,7 @@ from clover.errors import ConfigError, RequestError
 from clover.http.addresses import is_loopback
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
-from clover.tenants import Tenants
+from clover.tenants import Tenant, Tenants
 
 _CHALLENGE = b"WWW-Authenticate: Bearer\r\n"
 _WILDCARDS = ("", "0.0.0.0", "::")
@@ -63,18 +63,35 @@ def _is_for_operators(path: str) -> bool:
 
 
 class Access:
-    """The access rules of one socket; `control` marks the control socket, which its file mode protects."""
+    """The access rules of one socket; `control` marks the control socket, which its file mode protects.
 
-    __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_insecure", "_open", "_tenants", "_token")
+    `mounted`: requests come through another program's server, which chooses the hosts that it answers to; how it is
+    bound is not known here, so a token is needed wherever one is configured, and for every change.
+    """
 
-    def __init__(self, listen: ListenConfig, *, control: bool = False, tenants: Tenants | None = None) -> None:
+    __slots__ = (
+        "_any_address",
+        "_control",
+        "_control_elsewhere",
+        "_hosts",
+        "_insecure",
+        "_mounted",
+        "_open",
+        "_tenants",
+        "_token",
+    )
+
+    def __init__(
+        self, listen: ListenConfig, *, control: bool = False, tenants: Tenants | None = None, mounted: bool = False
+    ) -> None:
         host = listen.host.strip("[]").lower()
         self._control = control
         self._control_elsewhere = bool(listen.control) and not control
         self._token = listen.token.encode()
         self._tenants = tenants if tenants is not None else Tenants()  # one without any is as good
-        self._insecure = listen.insecure
-        self._open = not control and not binds_loopback(host)
+        self._mounted = mounted
+        self._insecure = listen.insecure or (mounted and not listen.token)
+        self._open = mounted or (not control and not binds_loopback(host))
         self._any_address = host in _WILDCARDS
         self._hosts = {
             "localhost",
@@ -99,24 +116,33 @@ class Access:
     def judge(self, head: Head) -> None:
         """Set `authorised` and `tenant`, and refuse a foreign host, a token that is nobody's, on an open bind a call
         without a token, and what a tenant may not see."""
-        if self._token:
-            head.authorised = hmac.compare_digest(head.bearer, self._token)
-        if self._tenants and head.bearer and not head.authorised:
-            head.tenant = self._tenants.find(head.bearer)
-        known = head.authorised or head.tenant is not None
-        misplaced = self._misplaced(head)
-        if misplaced is not None:
-            head.refusal = misplaced
-        elif not known and self._needs_token(head) and not _is_asset(head.path):
-            head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
-        elif head.tenant is not None and not head.tenant.may_control and _is_for_operators(head.path):
-            head.refusal = (403, "a tenant's token is for models only: this needs the operator's", b"")
+        head.authorised, head.tenant = self.recognise(head.bearer)
+        found = self._misplaced(head) or self.refusal(head.bearer, head.authorised, head.tenant, head.path)
+        if found is not None:
+            head.refusal = found
 
-    def _needs_token(self, head: Head) -> bool:
+    def recognise(self, bearer: bytes) -> tuple[bool, Tenant | None]:
+        """Return whether a token is the operator's, and else the tenant whose it is."""
+        if self._token and hmac.compare_digest(bearer, self._token):
+            return True, None
+        return False, self._tenants.find(bearer) if self._tenants and bearer else None
+
+    def refusal(
+        self, bearer: bytes, authorised: bool, tenant: Tenant | None, path: str
+    ) -> tuple[int, str, bytes] | None:
+        """Return why a call of `path` is refused: status, text and further header lines; None if it is not.  The token
+        `bearer` is empty without one, and was recognised as `authorised` or as a tenant's."""
+        if not authorised and tenant is None and self._needs_token(bearer) and not _is_asset(path):
+            return 401, "a valid bearer token is needed", _CHALLENGE
+        if tenant is not None and not tenant.may_control and _is_for_operators(path):
+            return 403, "a tenant's token is for models only: this needs the operator's", b""
+        return None
+
+    def _needs_token(self, bearer: bytes) -> bool:
         """Return whether a call without a token that is known is refused."""
         if self._open and (self._token or self._tenants or not self._insecure):
             return True  # also once a reload has taken the last tenant away
-        return not self._control and bool(self._tenants) and bool(head.bearer)
+        return not self._control and bool(self._tenants) and bool(bearer)
 
     def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:
         """Return the refusal of a request that is, or may be, meant for another host; None if it is meant for us."""
@@ -133,7 +159,7 @@ class Access:
         return 403, "this Host is not served here; list it in listen.allowed_hosts", b""
 
     def _accepts_host(self, host: str) -> bool:
-        if host in self._hosts:
+        if self._mounted or host in self._hosts:
             return True
         if not self._any_address:
             return False
@@ -155,19 +181,24 @@ class Access:
         """Return who makes a call that changes the server, for the log; raises UnauthorizedError or ForbiddenError."""
         if self._control:
             return "control socket"
+        if not self._control_elsewhere:
+            self.check_origin(exchange)
+        head, connection = exchange.head, exchange.connection
+        return self.changer(head.authorised, head.tenant, connection is not None and connection.loopback)
+
+    def changer(self, authorised: bool, tenant: Tenant | None, loopback: bool) -> str:
+        """Return who makes a call that changes the server, if it did not come by the control socket: the operator or a
+        tenant by its token, or a `loopback` peer.  Raises UnauthorizedError or ForbiddenError."""
         if self._control_elsewhere:
             raise ForbiddenError("changes are taken on the control socket only")
-        self.check_origin(exchange)
-        head = exchange.head
-        if head.tenant is not None:
-            if not head.tenant.may_control:
+        if tenant is not None:
+            if not tenant.may_control:
                 raise ForbiddenError("a tenant's token changes nothing here: this needs the operator's")
-            return head.tenant.client
+            return tenant.client
         if self._token:
-            if not head.authorised:
+            if not authorised:
                 raise UnauthorizedError("a valid bearer token is needed")
             return "token"
-        connection = exchange.connection
-        if connection is None or not connection.loopback:
+        if not loopback:
             raise ForbiddenError("changes are taken from this machine only; configure a token to allow others")
         return "local"

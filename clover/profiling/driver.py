@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from clover.errors import ProfileError
 from clover.profiling.duty import NO_PAUSES, Pauses
+from clover.profiling.effort import Effort
 from clover.profiling.rows import SampleRows
-from clover.profiling.score import answers
+from clover.profiling.score import Rights, answers, as_array
 from clover.runtime.memory.rows import read_rows
 from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
 
-_CREDITS = 2
+CREDITS = 2
 """Batches that a worker may hold at a time, in the open loop."""
 _LOOK_S = 0.1
 """Seconds between checks that a worker still lives."""
@@ -35,6 +36,13 @@ class Ring(Protocol):
 
     def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int: ...
     def reap(self) -> tuple[int, int, int, int, int, int] | None: ...
+
+
+class Feeding(Protocol):
+    """Other workers that are to be at work meanwhile (`clover.profiling.neighbours`)."""
+
+    def feed(self, submit: Callable[[DrivenWorker, NDArray[np.uint32]], int]) -> None: ...
+    def idle(self) -> bool: ...
 
 
 class DrivenWorker(Protocol):
@@ -71,10 +79,11 @@ class Cell:
 
 @dataclass
 class Scored:
-    """A pass over the rows: the answer to each row seen and its score (if the family has a confidence), and the timing
-    of the full batches."""
+    """A pass over the rows: the answer to each row seen, whether it is right (empty without labels), its score (if the
+    family has a confidence), and the timing of the full batches."""
 
     answers: NDArray[np.generic]
+    right: Rights
     scores: NDArray[np.float32]
     cell: Cell
 
@@ -92,8 +101,8 @@ class OpenLoop:
 class Driver:
     """Drives workers that share `slab`; `completions` are the pool's.  Every method blocks; one thread at a time.
 
-    `scattered`: rows lie anywhere in the slab, as those of most live batches do, which a worker has to gather; else in
-    its first slots, which it reads in place."""
+    `scattered`: rows lie in slots in no order, as those of most live batches do, which a worker has to gather; else in
+    consecutive ones, which it reads in place."""
 
     def __init__(
         self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float, *, scattered: bool = False
@@ -106,6 +115,7 @@ class Driver:
         self._next_id = 0
         self._next_row = 0
         self._stopped = False
+        self._feeding: Feeding | None = None
 
     def stop(self) -> None:
         """End the loop that runs in another thread: it raises ProfileError within a moment."""
@@ -134,6 +144,19 @@ class Driver:
             found.wall_s = time.monotonic() - began
         return found
 
+    def beside(
+        self, worker: DrivenWorker, batch: int, others: Sequence[DrivenWorker], feeding: Feeding, effort: Effort
+    ) -> Cell:
+        """Return what `cell` does while `others`, which `feeding` keeps at work, are busy; they are idle afterwards."""
+        self._feeding = feeding
+        try:
+            return self.cell(worker, batch, samples=effort.samples, least_s=effort.least_s, most_s=effort.most_s)
+        finally:
+            self._feeding = None
+            until = time.monotonic() + self._silent_s
+            while not self._stopped and not feeding.idle():
+                self._wait((worker, *others), _LOOK_S, until)
+
     def score(
         self,
         worker: DrivenWorker,
@@ -143,14 +166,19 @@ class Driver:
         most_rows: int | None = None,
         rows: SampleRows | None = None,
     ) -> Scored:
-        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`."""
+        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`.
+
+        Raises ProfileError if the family's metric fails.
+        """
         source = self._rows if rows is None else rows
         found: list[NDArray[np.generic]] = []
+        right: list[Rights] = []
         scores: list[NDArray[np.float32]] = []
         cell = Cell(batch)
         self._one(worker, batch)
         self._next_row = 0
         began = time.monotonic()
+        every = range(len(source.spec.outputs))
         total = source.count if most_rows is None else min(most_rows, source.count)
         while self._next_row < total and (not found or cell.wall_s < most_s):
             count = min(batch, total - self._next_row)
@@ -158,20 +186,27 @@ class Driver:
             timing = self._one(worker, count, source, slots)
             if count == batch:
                 self._add(cell, timing)
-            found.append(answers(read_rows(self._slab, source.spec, 0, slots)))
+            outputs = [read_rows(self._slab, source.spec, index, slots) for index in every]
+            found.append(answers(outputs[0]))
+            if source.labelled:
+                of = zip(source.spec.outputs, outputs, strict=True)
+                arrays = {tensor.name: as_array(tensor, rows) for tensor, rows in of}
+                right.append(source.judge(arrays, source.labels[self._next_row - count : self._next_row]))
             scores.append(self._slab.score[slots])
             cell.wall_s = time.monotonic() - began
-        return Scored(np.concatenate(found), np.concatenate(scores), cell)
+        return Scored(
+            np.concatenate(found), np.concatenate(right) if right else np.empty(0), np.concatenate(scores), cell
+        )
 
     def _add(self, cell: Cell, timing: tuple[int, int]) -> None:
         cell.ms.append(timing[0] / 1e6)
         cell.cpu_s += timing[1] / 1e9
 
     def _slots(self, count: int) -> list[int]:
-        """Return the slots of the next `count` rows."""
+        """Return the slots of the next `count` rows: among the first, as many as a batch or more has."""
         if self._order is None:
             return list(range(count))
-        places: list[int] = self._order.permutation(self._slab.layout.slots)[:count].tolist()
+        places: list[int] = self._order.permutation(max(count, self._rows.spec.max_batch))[:count].tolist()
         return places
 
     def _one(
@@ -182,10 +217,12 @@ class Driver:
         places = self._slots(batch) if slots is None else slots
         (self._rows if rows is None else rows).fill(self._slab, places, self._next_row)
         self._next_row += batch
+        self._feed()
         self._submit(worker, np.array(places, np.uint32))
         until = time.monotonic() + self._silent_s
         while (done := worker.ring.reap()) is None:
             self._wait((worker,), _LOOK_S, until)
+            self._feed()
         _, status, _, start_ns, end_ns, cpu_ns = done
         self._check(status, places)
         return end_ns - start_ns, cpu_ns
@@ -200,9 +237,9 @@ class Driver:
         """
         generator = np.random.default_rng(1)
         count = max(1, int(rate * seconds))
-        places = np.array(self._slots(_CREDITS * len(workers) * max_batch), np.uint32)
+        places = np.array(self._slots(CREDITS * len(workers) * max_batch), np.uint32)
         self._rows.fill(self._slab, places.tolist(), 0)
-        credits = [(w, i * _CREDITS + c) for c in range(_CREDITS) for i, w in enumerate(workers)]
+        credits = [(w, i * CREDITS + c) for c in range(CREDITS) for i, w in enumerate(workers)]
         flying: dict[int, tuple[DrivenWorker, int, int, int]] = {}
         head, cpu_ns = 0, 0
         began_ns = time.monotonic_ns()
@@ -232,6 +269,11 @@ class Driver:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
+    def _feed(self) -> None:
+        """Give the other workers what to do."""
+        if self._feeding is not None:
+            self._feeding.feed(self._submit)
+
     def _submit(self, worker: DrivenWorker, slots: NDArray[np.uint32]) -> int:
         if self._stopped:
             raise ProfileError("the measurement was stopped")
@@ -256,10 +298,14 @@ class Driver:
         if time.monotonic() > until:
             raise ProfileError(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
 
-
     def _check(self, status: int, slots: list[int]) -> None:
         """Raise ProfileError if a batch failed, or a row of it was refused."""
         if status == ROWS_REFUSED and (refused := self._slab.refusals(slots)):
             raise ProfileError(f"a row that the family is measured with is refused: {next(iter(refused.values()))}")
-        if status != 0:
-            raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")
+        check_status(status)
+
+
+def check_status(status: int) -> None:
+    """Raise ProfileError if a batch failed."""
+    if status != 0:
+        raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover import families, steps
+from clover.profiling.score import judge
 from clover.runtime.memory.rows import write_array, write_bytes
 from clover.runtime.memory.slab import Slab
 from clover.types import FamilySpec
@@ -21,6 +22,8 @@ class SampleRows:
 
     def __init__(self, spec: FamilySpec, inputs: Sequence[NDArray[Any]], labels: NDArray[Any]) -> None:
         self.spec = spec
+        self.judge = judge(spec)
+        """What compares the outputs of rows with their labels."""
         self.count = len(inputs[0])
         order = np.random.default_rng(0).permutation(self.count)
         self._inputs = [array[order] for array in inputs]

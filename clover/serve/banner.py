@@ -18,7 +18,7 @@ from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
 from clover.quantities import slice_words
 from clover.server import Server
-from clover.types import Assignment, FamilyProfile, FamilySpec
+from clover.types import Assignment, FamilyProfile, FamilySpec, Placement
 
 log = logging.getLogger("clover.serve")
 
@@ -28,7 +28,8 @@ def show(server: Server) -> None:
     config = server.engine.config
     if config.log.json:
         page = f"{server.url}/dashboard" if server.engine.page is not None else ""
-        log.info("ready", extra={"url": server.url, "dashboard": page, "families": list(server.engine.served)})
+        where = {"url": server.url, "grpc": server.grpc_target, "dashboard": page}
+        log.info("ready", extra={**where, "families": list(server.engine.served)})
         for name in server.engine.served:
             if cost := server.engine.controller.terms(name):
                 log.info("%s: %s", name, cost)
@@ -46,6 +47,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     rows = [("Clover", f"{__version__} at {server.url}")]
     if engine.page is not None:
         rows.append(("dashboard", f"{server.url}/dashboard"))
+    if server.grpc_target:
+        rows.append(("gRPC", f"at {server.grpc_target}{', with TLS' if config.listen.tls_cert else ''}"))
     for name, served in engine.served.items():
         rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
         if served.targets:
@@ -106,11 +109,22 @@ def _idle(watts: float) -> str:
 
 
 def _running(workers: Iterable[Assignment]) -> str:
-    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"."""
-    counts = Counter((a.variant, a.backend, a.placement.profile) for a in workers)
+    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"; a worker that serves several
+    variants is one: "half/full (eager) on 1 core"."""
+    placed: dict[Placement, list[Assignment]] = {}
+    for item in workers:
+        placed.setdefault(item.placement, []).append(item)
+    counts = Counter(
+        (
+            "/".join(item.variant for item in items),
+            "/".join(dict.fromkeys(item.backend for item in items)),
+            place.profile,
+        )
+        for place, items in placed.items()
+    )
     return ", ".join(
-        f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {slice_words(profile)}"
-        for (variant, backend, profile), n in sorted(counts.items())
+        f"{f'{n} x ' if n > 1 else ''}{variants} ({backends}) on {slice_words(profile)}"
+        for (variants, backends, profile), n in sorted(counts.items())
     )
 
 

@@ -29,13 +29,13 @@ from clover.control.report import budget_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
-from clover.http import Frontend
 from clover.interfaces import Control, Model
 from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.footprint import Footprint
+from clover.server.front_ends import FrontEnds
 from clover.server.ledger import ServerLedger
 from clover.server.ledger_source import LedgerSource
 from clover.server.machine import Machine
@@ -68,12 +68,13 @@ class Engine:
         self.tenants = Tenants(config.tenants)
         self._models: dict[str, Model] = {}
         self._unplanned: dict[str, Unplanned] = {}
-        self.frontend: Frontend | None = None
+        self.frontend: FrontEnds | None = None
         self._pool = pool
         self._stack = contextlib.AsyncExitStack()
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
+        pool.board_faults.on_fault = self.machine.board_fault
         self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
@@ -128,7 +129,8 @@ class Engine:
         if http:
             mounted = self.page.mounted if self.page is not None else None
             tracer = self.otel.tracer if self.otel is not None else None
-            self.frontend = Frontend(self, config, loop, tenants=self.tenants, mounted=mounted, tracer=tracer)
+            self.frontend = FrontEnds(self, config, loop, self.tenants, mounted, tracer)
+            self._metrics.further.append(self.frontend.metrics)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
         variants = [variant.name for variant in spec.variants]
@@ -199,6 +201,7 @@ class Engine:
             else:
                 self.controller.add(served.spec, served.profile, served.fleet, served.config)
         await self.controller.start()
+        await self.machine.rest()
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()

@@ -30,6 +30,7 @@ from clover.errors import StartError, Unavailable
 from clover.runtime import embedded
 from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
+from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
 from clover.server.tasks import cancelled
 from clover.types import FamilySpec
@@ -227,11 +228,27 @@ class Server:
         return engine.frontend.url if engine is not None and engine.frontend is not None else ""
 
     @property
+    def grpc_target(self) -> str:
+        """Where it listens for gRPC, as 127.0.0.1:PORT; empty without `grpc_port`."""
+        front = self._engine.frontend if self._engine is not None else None
+        return front.grpc.target if front is not None and front.grpc is not None else ""
+
+    @property
     def engine(self) -> Engine:
         """The assembled server on its loop, for benches and tests; raises Unavailable before the start."""
         if self._engine is None:
             raise Unavailable("the server is not running")
         return self._engine
+
+    @property
+    def running(self) -> Engine | None:
+        """The engine while the server runs; None before the start and after the stop."""
+        return self._engine if self._loop is not None else None
+
+    def asgi(self) -> AsgiApp:
+        """Return the server's HTTP paths as an ASGI application, for FastAPI, Starlette or uvicorn; `http=False` leaves
+        it the only way in."""
+        return AsgiApp(self)
 
     # --- inference ------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 A Service named `clover` gives CLOVER_SERVICE_HOST=10.0.0.1, CLOVER_SERVICE_PORT=8080 (and one of each named port),
 CLOVER_PORT=tcp://10.0.0.1:8080, and of each port CLOVER_PORT_8080_TCP with the same URL and its _PROTO, _PORT and
 _ADDR; one named `clover-api` gives CLOVER_API_SERVICE_HOST and so on.  A variable is one of these only if both its name
-and its value have the form, so that a mistyped setting stays an error, and CLOVER_PORT=9000 a port to listen on.
+and its value have the form, so that a mistyped setting stays an error, and CLOVER_PORT=9000 or CLOVER_GRPC_PORT=9000 a
+port to listen on.
 
 Docker's links, which are deprecated, have the forms with _PORT too.  What else they set (CLOVER_NAME=/a/b and
 CLOVER_ENV_*) has no form of its own, and is refused like anything unknown.

@@ -43,7 +43,7 @@ Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 class ResidentLane:
     """A variant as the loop runs it.  `enter`, if there is one, is called before its first batch after one of another
     lane: it sets what libraries keep for the whole process.  `steps`: what is done before and after it.  `overlap`, if
-    there is one, begins and finishes batches apart (`clover.backends.overlap.Overlap`)."""
+    there is one, begins and finishes batches apart (`clover.backends.overlap.Overlap`); a lane with steps has none."""
 
     run: Run
     enter: Callable[[], None] | None = None

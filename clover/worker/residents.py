@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clover import backends
 from clover.backends.tensors import example_inputs
@@ -66,9 +67,9 @@ class ResidentSet:
             for lane, run in enumerate(self._runs)
         ]
 
-    def _overlap(self, lane: int) -> object:
-        """Return how batches of `lane` are begun and finished apart; None if they are not, as with steps."""
-        return getattr(self._runs[lane], "overlap", None) if self._steps[lane] is None else None
+    def _overlap(self, lane: int) -> Any:
+        """Return what begins and finishes batches of `lane` apart; None if it cannot, or steps stand around it."""
+        return None if self._steps[lane] is not None else getattr(self._runs[lane], "overlap", None)
 
     def state(self) -> frames.WorkerState:
         """Return what the worker reports once all is done."""

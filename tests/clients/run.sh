@@ -2,11 +2,11 @@
 # Runs real clients against a server: run.sh URL [client...].  See README.md.
 set -euo pipefail
 
-url=${1:?usage: run.sh URL [triton|kserve|perf|schemathesis]...}
+url=${1:?usage: run.sh URL [triton|kserve|openai|perf|schemathesis]...}
 url=${url%/}
 shift
 clients=("$@")
-[ ${#clients[@]} -gt 0 ] || clients=(triton kserve perf schemathesis)
+[ ${#clients[@]} -gt 0 ] || clients=(triton kserve openai perf schemathesis)
 here=$(cd "$(dirname "$0")" && pwd)
 environments=${CLIENT_VENVS:-$here/../../.venv-clients}
 python=${PYTHON:-python3}
@@ -48,6 +48,10 @@ for client in "${clients[@]}"; do
     kserve)
         bin=$(environment kserve 'kserve>=0.15')
         report kserve "$bin/python" "$here/kserve_rest.py" "$url"
+        ;;
+    openai)
+        bin=$(environment openai 'openai>=1.50')
+        report openai "$bin/python" "$here/openai_embeddings.py" "$url"
         ;;
     perf)
         bin=$(environment perf 'perf-analyzer>=2.50')

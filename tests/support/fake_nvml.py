@@ -42,6 +42,7 @@ class Board:
         self.lost = False
         self.near: tuple[int, ...] | None = None
         self.compute_mode = 0
+        self.capability = (8, 0)
         self.privileged = True
         self.standing: dict[int, list[Any]] = {}
         self.holders: dict[int, list[int]] = {}
@@ -79,6 +80,7 @@ class FakeNvml:
         """Instances whose processes were asked for: a real driver would count that as a use of them."""
         self.dies = -1
         self.after = False
+        self.cuda = 13000
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("nvml"):
@@ -147,6 +149,12 @@ class FakeNvml:
         for core in near:
             mask[core // 64] |= 1 << core % 64
         return mask
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return self.cuda
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]:
+        return self._board(handle).capability
 
     def nvmlDeviceGetArchitecture(self, handle: Any) -> int:
         self._board(handle)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from clover.types import FamilySpec, StepsSpec, TensorSpec
+from clover.steps import described
+from clover.types import FamilySpec, TensorSpec
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -24,10 +23,15 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 
 def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
-    """Return the answer to GET /v2/models/M; shapes begin with the batch axis, -1."""
+    """Return the answer to GET /v2/models/M; shapes begin with the batch axis, -1, and outputs may have
+    labels."""
 
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-        return [{"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]} for one in listed]
+        return [
+            {"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]}
+            | ({"parameters": {"labels": list(one.labels)}} if one.labels else {})
+            for one in listed
+        ]
 
     return {
         "name": name,
@@ -35,15 +39,8 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),
-        **({} if spec.steps is None else {"parameters": {"steps": step_metadata(spec.steps)}}),
+        **({} if spec.steps is None else {"parameters": {"steps": described(spec)}}),
     }
-
-
-def step_metadata(steps: StepsSpec) -> dict[str, Any]:
-    """Return what a client has to know of a family's steps, to run those that are its own: they, where they run, and
-    the tensors of the application."""
-    found: dict[str, Any] = msgspec.to_builtins(steps)
-    return found
 
 
 def model_config(name: str, spec: FamilySpec) -> dict[str, Any]:

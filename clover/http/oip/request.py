@@ -275,13 +275,13 @@ def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
     default_binary = False
     parameters = document.get("parameters")
     if parameters is not None:
-        default_binary = _read_parameters(request, parameters)
+        default_binary = read_parameters(request, parameters)
     _read_inputs(signature, request, document.get("inputs"), text, binary)
     wanted = document.get("outputs")
     if wanted is None or wanted == []:
         request.outputs = signature.defaults[default_binary]
     else:
-        request.outputs = _read_outputs(signature, wanted, default_binary)
+        request.outputs = read_outputs(signature, wanted, default_binary)
     return request
 
 
@@ -300,7 +300,7 @@ def _decode_raw(signature: Signature, body: Body) -> InferRequest:
             shape[axis] = 1
         if math.prod(shape) != 1:
             raise BadRequest("a raw BYTES request carries one element, and the model takes more")
-        _keep_shape(request, entry, shape)
+        keep_shape(request, entry, shape)
         request.inputs = [(entry.index, [pack_element(bytes(body))])]
         return request
     if free:
@@ -340,7 +340,7 @@ def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
     return value
 
 
-def _read_parameters(request: InferRequest, parameters: Any) -> bool:
+def read_parameters(request: InferRequest, parameters: Any) -> bool:
     """Read the request's own parameters into `request`, ignoring unknown ones; return the default of `binary_data`."""
     if type(parameters) is not dict:
         raise BadRequest("parameters is not an object")
@@ -396,7 +396,7 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
             elif request.rows != shape[0]:
                 raise BadRequest(f"it has {shape[0]} rows, and the inputs before it have {request.rows}")
             if entry.is_bytes:
-                _keep_shape(request, entry, shape)
+                keep_shape(request, entry, shape)
             size = _binary_size(item.get("parameters"))
             if size is not None and size > end - at:
                 raise BadRequest(f"binary_data_size is {size}, and the body has {end - at} bytes left for it")
@@ -411,7 +411,7 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
         raise BadRequest(f"{end - at} bytes of binary data are left over after the last tensor")
 
 
-def _keep_shape(request: InferRequest, entry: DeclaredInput, shape: list[int]) -> None:
+def keep_shape(request: InferRequest, entry: DeclaredInput, shape: list[int]) -> None:
     """Keep the shape of BYTES rows of several axes: the number of their elements does not say it."""
     if entry.variable and len(shape) > 2:
         request.shapes = {**request.shapes, entry.index: tuple(shape[1:])}
@@ -455,7 +455,8 @@ def _binary_size(parameters: Any) -> int | None:
     return size
 
 
-def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> list[RequestedOutput]:
+def read_outputs(signature: Signature, listed: Any, default_binary: bool) -> list[RequestedOutput]:
+    """Return the outputs that a request names, whose JSON is `listed`; raises BadRequest."""
     if type(listed) is not list:
         raise BadRequest("outputs is not an array")
     if len(listed) > len(signature.outputs):

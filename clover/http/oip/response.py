@@ -10,7 +10,7 @@ import orjson
 
 from clover._native.wire import quoted
 from clover.http.oip import tensors
-from clover.http.oip.request import InferRequest, Rows, Signature
+from clover.http.oip.request import InferRequest, RequestedOutput, Rows, Signature
 from clover.runtime.memory.bytes_codec import count_elements, pack_element
 from clover.types import TensorSpec
 
@@ -37,6 +37,20 @@ def brief(signature: Signature, request: InferRequest, text: bytes) -> list[byte
     return [signature.prefix, lead, text, b"}]}"]
 
 
+def output_rows(
+    signature: Signature, wanted: RequestedOutput, read: Callable[[int], Rows]
+) -> tuple[str, tuple[int, ...], Rows]:
+    """Return the datatype, the shape and the rows of a requested output: its tensor, or its classes."""
+    spec = signature.outputs[wanted.index]
+    rows = read(wanted.index)
+    if wanted.classes:
+        assert not isinstance(rows, list)
+        table = tensors.classify(spec.datatype, rows, wanted.classes, spec.labels)
+        lines = [b"".join(map(pack_element, line)) for line in table]
+        return "BYTES", (len(table), len(table[0]) if table else 0), lines
+    return spec.datatype, _bytes_shape(spec, rows) if isinstance(rows, list) else rows.shape, rows
+
+
 def encode(
     signature: Signature,
     request: InferRequest,
@@ -56,20 +70,8 @@ def encode(
     tail: list[bytes] = []
     first = True
     for wanted in request.outputs:
-        spec = signature.outputs[wanted.index]
-        rows = read(wanted.index)
-        datatype = spec.datatype
+        datatype, shape, rows = output_rows(signature, wanted, read)
         raw = text = b""
-        if wanted.classes:
-            assert not isinstance(rows, list)
-            table = tensors.classify(datatype, rows, wanted.classes, spec.labels)
-            datatype = "BYTES"
-            shape: tuple[int, ...] = (len(table), len(table[0]) if table else 0)
-            rows = [b"".join(map(pack_element, line)) for line in table]
-        elif isinstance(rows, list):
-            shape = _bytes_shape(spec, rows)
-        else:
-            shape = rows.shape
         if wanted.binary:
             raw = b"".join(rows) if isinstance(rows, list) else tensors.numbers_to_binary(rows)
             if raw:

@@ -10,6 +10,7 @@ import logging
 
 from clover.accounting.account import Account
 from clover.runtime.memory.slab import ROWS_REFUSED
+from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.links import Batch, Link, WorkerLinks
@@ -28,8 +29,15 @@ class Completion:
     """Takes what workers completed and ends tickets."""
 
     def __init__(
-        self, state: RouterState, retry: Retry, escalation: Escalation, monitor: Monitor, account: Account
+        self,
+        state: RouterState,
+        retry: Retry,
+        escalation: Escalation,
+        monitor: Monitor,
+        account: Account,
+        cached: CachedAnswers | None = None,
     ) -> None:
+        self._cached = cached
         self._state = state
         self._retry = retry
         self._escalation = escalation
@@ -111,20 +119,21 @@ class Completion:
             link.meter.waste(count)
         else:
             passed_on, audited, wasted = 0, 0, count
-            escalated, audits, late = self._settle(
+            escalated, audits, late, turned_away = self._settle(
                 link, batch, status, start_ns, busy_ns, energy_j, now_ns, refused
             )
             surplus = self._traffic.accuracy_rows - self._right
             self._right = self._traffic.accuracy_rows
             if not status:
-                passed_on, audited, wasted = escalated, audits, late
-                surplus -= (count - audits) * self._accuracy[link.lane]
+                passed_on, audited, wasted = escalated, audits, late + turned_away
+                answered = count - escalated - audits - turned_away
+                surplus -= (count - audits - turned_away) * self._accuracy[link.lane]
                 self._escalation.busy_ns[link.lane] = busy_ns
-                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits)
+                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits + turned_away)
                 if link.standby:
-                    self._traffic.relieved_rows += count - escalated - audits
-                self._account.rows_done(self._name, count - escalated - audits, now_ns)
-                link.meter.answered += count - escalated - audits
+                    self._traffic.relieved_rows += answered
+                self._account.rows_done(self._name, answered, now_ns)
+                link.meter.answered += answered
                 if batch.tenants is not None:
                     link.meter.note_answered(batch.tenants)
                     self._traffic.answered_to(link.lane, batch.tenants)
@@ -151,11 +160,11 @@ class Completion:
         energy_j: float,
         now_ns: int,
         refused: dict[int, str] | None,
-    ) -> tuple[int, int, int]:
+    ) -> tuple[int, int, int, int]:
         """Return the rows of a completed batch to their tickets, escalate those that are not sure enough, and finish
         tickets that have all of theirs; `refused` has the reason for each slot whose row the worker could not take.
-        Return how many rows were escalated, how many were audits, and how many were refused or came too late."""
-        lane, escalated, audits, late = link.lane, 0, 0, 0
+        Return how many rows were escalated, how many were audits, how many came too late, and how many were refused."""
+        lane, escalated, audits, late, turned_away = link.lane, 0, 0, 0, 0
         watching = not status and self._monitor.watching
         watched = watching and self._monitor.watches(lane)
         scores = self._monitor.scores(batch.slots) if watched else []
@@ -172,8 +181,7 @@ class Completion:
                 self.finish(ticket, 500 if status or (refused is not None and slot in refused) else 200, "", now_ns)
                 continue
             if refused is not None and slot in refused:
-                late += 1
-                self._traffic.accuracy_rows += self._accuracy[lane]
+                turned_away += 1
                 if batch.tenants is not None:
                     batch.tenants[at] = ""  # it was not answered
                 row = f"row {ticket.row_of(slot)}: " if len(ticket.slots) > 1 else ""
@@ -203,7 +211,7 @@ class Completion:
             ticket.outstanding -= 1
             if not ticket.outstanding:
                 self.finish(ticket, 200, "", now_ns)
-        return escalated, audits, late
+        return escalated, audits, late, turned_away
 
     def recover(self, process: WorkerLinks, reason: str, now_ns: int, *, blame: bool) -> None:
         """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With
@@ -267,6 +275,12 @@ class Completion:
         )
         if ticket.tenant is not None:
             self._traffic.of(ticket.tenant.name).count(status)
+        if ticket.unanswered is not None and status == 200 and self._cached is not None:
+            self._cached.keep(ticket, now_ns)
+        self._finished.append(ticket)
+
+    def recall(self, ticket: RouterTicket) -> None:
+        """Have the client of a ticket that was answered from the cache called back by `deliver`."""
         self._finished.append(ticket)
 
     def withdraw(self, ticket: RouterTicket) -> None:

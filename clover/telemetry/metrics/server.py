@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from clover._version import __version__
 from clover.carbon.chain import STATES, SourceChain
 from clover.control.parked import ParkedTime
+from clover.grpc.stats import GrpcStats
 from clover.http.stats import HttpStats
 from clover.http.streams import EventStreams
 from clover.telemetry import logs
@@ -220,6 +221,17 @@ HTTP: tuple[MetricSpec[HttpStats], ...] = (
     ),
 )
 
+GRPC: tuple[MetricSpec[GrpcStats], ...] = (
+    MetricSpec("clover_grpc_open_calls", "gRPC calls that are open now", GAUGE, (), lambda rpc: single(rpc.open_calls)),
+    MetricSpec(
+        "clover_grpc_answers",
+        "Ended gRPC calls, and answers of streams, by status code",
+        COUNTER,
+        ("code",),
+        lambda rpc: by_label(rpc.calls),
+    ),
+)
+
 PAGES: tuple[MetricSpec[EventStreams], ...] = (
     MetricSpec("clover_dashboard_pages", "Dashboards that are open now", GAUGE, (), lambda pages: single(pages.open)),
     MetricSpec(
@@ -270,6 +282,11 @@ def otel(spans: Mapping[str, int]) -> Iterator[Metric]:
 def http(stats: HttpStats) -> Iterator[Metric]:
     """Yield the metrics of the front end."""
     return collect(HTTP, [((), stats)])
+
+
+def grpc_calls(stats: GrpcStats) -> Iterator[Metric]:
+    """Yield the metrics of the gRPC front end."""
+    return collect(GRPC, [((), stats)])
 
 
 def pages(streams: EventStreams) -> Iterator[Metric]:

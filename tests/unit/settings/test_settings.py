@@ -311,10 +311,13 @@ def test_what_only_looks_like_it_stays_an_error(name: str, value: str) -> None:
         load([], {name: value})
 
 
-def test_no_setting_but_the_port_has_a_name_of_that_form() -> None:
+def test_no_setting_but_the_ports_has_a_name_of_that_form() -> None:
     values = ["10.0.0.1", "8080", "tcp", "tcp://10.0.0.1:8080"]
     names = {setting.env for setting in SETTINGS} | {"CLOVER_CONFIG", "CLOVER_FAMILIES", "CLOVER_URL"}
-    assert {name for name in names for value in values if is_service_link(name, value)} == {"CLOVER_PORT"}
+    assert {name for name in names for value in values if is_service_link(name, value)} == {
+        "CLOVER_PORT",
+        "CLOVER_GRPC_PORT",  # tcp://... of a Service named clover-grpc is none, 9000 is
+    }
 
 
 @pytest.mark.parametrize(("text", "cores"), [("", None), ("0", (0,)), ("0-3,6", (0, 1, 2, 3, 6)), ("2,0-1", (0, 1, 2))])
@@ -393,7 +396,7 @@ def test_devices_that_there_may_be(device: str) -> None:
 @pytest.mark.parametrize(
     ("device", "text"),
     [
-        ("", "give cpu, nvidia, nvidia:0,2, nvidia:mig, mig:MIG-d7ac6ae6 or emulated"),
+        ("", "give cpu, nvidia, nvidia:0,2, nvidia:mig, nvidia:0/mps, mig:MIG-d7ac6ae6 or emulated"),
         ("gpu", "is no device"),
         ("nvdia", "did you mean nvidia"),
         ("nvidia:", "is no device"),

@@ -1,0 +1,12 @@
+"""The front end over gRPC: the Open Inference Protocol v2 with Triton's extensions, into the same routers as HTTP.
+
+It runs on the server's own event loop, as slots, routers and the worker table are that loop's.  grpcio has threads of
+its own for sockets, and one that tells the loop what came (`PollerCompletionQueue`).  A second loop in a thread would
+not take the Python code of a call away from the lock that both loops share, and would add two hand-overs a request: of
+nine paired runs at 800 calls a second beside HTTP, neither HTTP's latencies nor the CPU time a call told the two apart.
+
+grpcio is imported when a server with a gRPC port starts: after the zygote was forked, since threads and fork do not go
+together.  Nothing forks from then on; other processes are spawned.  `messages` has the protocol's messages, `wire` cuts
+one up so that tensors are not copied, `infer` decodes and encodes inferences, `calls` says who calls and how errors
+look, `service` and `health` are the services, and `frontend` is the server.
+"""

@@ -1,0 +1,229 @@
+"""Who makes a call, and how errors look: as over HTTP, in gRPC's form.
+
+Nothing is compared with a Host as over HTTP: that is against web pages, and no browser sends gRPC calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+
+from clover.config import LimitsConfig
+from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError
+from clover.grpc.stats import GrpcStats
+from clover.http.access import Access
+from clover.http.addresses import client_of, is_loopback
+from clover.tenants import Tenant
+
+log = logging.getLogger("clover.grpc")
+
+_T = TypeVar("_T")
+
+FAILED = "the server failed on this request"
+
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.INVALID_ARGUMENT,  # RESOURCE_EXHAUSTED would be tried again, and never pass
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""gRPC's codes by the HTTP statuses of errors."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+Work = Callable[[bytes, Any], Awaitable[bytes]]
+"""What answers a call: from its message and its context to the answer."""
+StreamWork = Callable[[Any], Coroutine[Any, Any, None]]
+
+_FLOWS = 1 << 39
+"""Connections over gRPC are flows from this number on (`csrc/batcher.pyx`); those over HTTP count from 1."""
+_KNOWN_TOKENS = 1024
+_ID_CHARACTERS = 128
+
+
+class Unimplemented(RequestError):
+    """The protocol has this call, and Clover does not."""
+
+    status = 501
+
+
+class GrpcCaller:
+    """Who makes a call: by which token, and from where.  `flow` is the number of its connection, `client` what it is
+    counted by, `request_id` the id that it gave the call; `request` is the number of that id, 0 without one."""
+
+    __slots__ = ("authorised", "client", "flow", "loopback", "request", "request_id", "tenant")
+
+    def __init__(self, peer: str, authorised: bool, tenant: Tenant | None, request_id: str) -> None:
+        self.client, self.loopback, self.flow = _peer(peer)
+        self.authorised = authorised
+        self.tenant = tenant
+        if tenant is not None:
+            self.client = tenant.client
+        self.request_id = request_id
+        self.request = hash((request_id, self.client)) if request_id else 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _peer(peer: str) -> tuple[str, bool, int]:
+    """Return what a peer is counted by, whether it is this machine, and the number of its connection.  A peer is an
+    address with a port, as "ipv4:127.0.0.1:5000" or "ipv6:%5B::1%5D:5000"."""
+    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    return client_of(address), is_loopback(address), _FLOWS | hash(peer) & (_FLOWS - 1)
+
+
+class Callers:
+    """Recognises callers by the rules of `access`; tokens that it has seen are looked up once."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self._known: OrderedDict[bytes, tuple[bool, Tenant | None]] = OrderedDict()
+
+    def forget(self) -> None:
+        """Look up every token anew, because the tenants have changed."""
+        self._known.clear()
+
+    def of(self, context: Any) -> GrpcCaller:
+        """Return who makes the call of `context`, which `refusal` let pass."""
+        metadata = context.invocation_metadata() or ()
+        authorised, tenant = self._recognise(_bearer(metadata))
+        return GrpcCaller(context.peer(), authorised, tenant, _request_id(metadata))
+
+    def refusal(self, metadata: Metadata, path: str) -> tuple[int, str, bytes] | None:
+        """Return why a call with this metadata is refused (`Access.refusal`); `path` is that of the same over HTTP."""
+        bearer = _bearer(metadata)
+        authorised, tenant = self._recognise(bearer)
+        return self.access.refusal(bearer, authorised, tenant, path)
+
+    def _recognise(self, bearer: bytes) -> tuple[bool, Tenant | None]:
+        found = self._known.get(bearer)
+        if found is None:
+            found = self._known[bearer] = self.access.recognise(bearer)
+            if len(self._known) > _KNOWN_TOKENS:
+                self._known.popitem(last=False)
+        return found
+
+
+def _bearer(metadata: Metadata) -> bytes:
+    """Return the bearer token of a call; empty without one, or with several."""
+    found = [value for key, value in metadata if key == "authorization"]
+    if len(found) != 1:
+        return b""
+    scheme, _, token = str(found[0]).partition(" ")
+    return token.strip().encode() if scheme.lower() == "bearer" else b""
+
+
+def _request_id(metadata: Metadata) -> str:
+    """Return the id that a client gave its call, if it is one that can be sent back."""
+    for key, value in metadata:
+        if key == "x-request-id" and 0 < len(value) <= _ID_CHARACTERS and value.isascii() and value.isprintable():
+            return str(value) if " " not in value else ""
+    return ""
+
+
+def shown(error: RequestError) -> str:
+    """Return the text of an error as clients see it; the texts of the server's own faults stay in the log."""
+    return "the model failed on this request" if error.status == 500 and error.message != FAILED else error.message
+
+
+def retry_metadata(error: RequestError) -> Metadata:
+    """Return the metadata that says when to come back, in whole seconds; none if waiting does not help."""
+    if error.status not in (429, 503) or error.retry_after_s is None:
+        return ()
+    return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
+
+
+def code_of(error: RequestError) -> grpc.StatusCode:
+    """Return gRPC's code of an error."""
+    return CODES.get(error.status, grpc.StatusCode.INTERNAL)
+
+
+class CallHandlers:
+    """Makes the handlers of calls: each counts its call, bounds it, and turns what goes wrong into gRPC's form.
+
+    To grpcio every call is one whose messages the handler reads itself.  So one too many is refused before its message
+    has come, and one whose message does not come ends.
+    """
+
+    def __init__(self, callers: Callers, stats: GrpcStats, limits: LimitsConfig) -> None:
+        self.callers = callers
+        self.stats = stats
+        self.limits = limits
+
+    def unary(self, work: Work) -> Any:
+        """Return the handler of a call with one message and one answer; `work` raises RequestError."""
+        return grpc.stream_unary_rpc_method_handler(partial(self._unary, work))
+
+    def stream(self, work: StreamWork) -> Any:
+        """Return the handler of a call that reads and writes by its context; `work` raises RequestError."""
+        return grpc.stream_stream_rpc_method_handler(partial(self._stream, work))
+
+    async def receive(self, context: Any) -> bytes:
+        """Return the first message of a call; raises RequestError if it does not come."""
+        try:
+            async with asyncio.timeout(self.limits.body_s):
+                message = await context.read()
+        except TimeoutError:
+            why = f"the message did not come within {self.limits.body_s:g} s (limits.body_s)"
+            raise DeadlineMissed(why) from None
+        if message is grpc.aio.EOF:
+            raise BadRequest("the call has no message")
+        return bytes(message)
+
+    async def _unary(self, work: Work, requests: Any, context: Any) -> bytes:
+        return await self._run(self._answer(work, context), context)
+
+    async def _answer(self, work: Work, context: Any) -> bytes:
+        return await work(await self.receive(context), context)
+
+    async def _stream(self, work: StreamWork, requests: Any, context: Any) -> None:
+        await self._run(work(context), context)
+
+    async def _run(self, work: Coroutine[Any, Any, _T], context: Any) -> _T:
+        """Return what `work` returns, or end the call with what went wrong."""
+        stats = self.stats
+        if stats.open_calls >= self.limits.connections:
+            work.close()
+            most = self.limits.connections
+            why = f"{most} calls are open already, which is the most (limits.connections): try again later"
+            await self.end(context, Overloaded(why, retry_after_s=1.0))
+        stats.open_calls += 1
+        try:
+            answer = await work
+        except asyncio.CancelledError:
+            stats.answered("CANCELLED")
+            raise
+        except RequestError as error:
+            failed = error
+        except Exception:
+            log.exception("a call failed")
+            failed = RequestError(FAILED)
+        else:
+            stats.answered("OK")
+            return answer
+        finally:
+            stats.open_calls -= 1
+        return await self.end(context, failed)
+
+    async def end(self, context: Any, error: RequestError) -> NoReturn:
+        """End a call with an error, and count it.  Metadata that was set for its end stays."""
+        code = code_of(error)
+        self.stats.answered(code.name)
+        await context.abort(code, shown(error), (*(context.trailing_metadata() or ()), *retry_metadata(error)))
+        raise AssertionError("abort raises")

@@ -1,0 +1,164 @@
+"""The gRPC server of a Clover server: bind, refuse, drain, close.
+
+What a client can make it hold: `limits.connections` bounds the calls that are open at once, `_STREAMS` those of one
+connection, `limits.body_bytes` a message, and `limits.body_s` the time until a call's message is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from clover.config import ListenConfig, ServerConfig
+from clover.errors import ConfigError, RequestError, StartError
+from clover.grpc import health
+from clover.grpc.calls import Callers, CallHandlers
+from clover.grpc.messages import POOL, SERVICE
+from clover.grpc.service import OipService
+from clover.grpc.stats import GrpcStats
+from clover.http.access import Access
+from clover.http.ids import RequestIds
+from clover.interfaces import ServerView
+from clover.tenants import Tenants
+
+log = logging.getLogger("clover.grpc")
+
+_STREAMS = 1024
+"""Most calls of one connection at once; a client keeps further ones back."""
+_METADATA_BYTES = 16 << 10
+
+
+class _Refusal(RequestError):
+    """A refusal that follows from the metadata alone."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Gate(aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls of every service by their metadata, before their message comes.
+
+    An interceptor, because grpcio finds handlers that generated code has registered (reflection's) before any other.
+    """
+
+    def __init__(self, calls: CallHandlers) -> None:
+        self._calls = calls
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """Return the handler of a call, or one that refuses it."""
+        path = "/v2/models/stats" if details.method == f"/{SERVICE}/ModelStatistics" else "/v2"
+        refusal = self._calls.callers.refusal(details.invocation_metadata or (), path)
+        if refusal is None:
+            return await continuation(details)
+        error = _Refusal(*refusal[:2])
+
+        async def refuse(requests: Any, context: Any) -> None:
+            await self._calls.end(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class GrpcFrontend:
+    """Serves a `ServerView` over gRPC.  `stats` are plain counters; `target` is set by `start`, as "127.0.0.1:9000"."""
+
+    def __init__(self, view: ServerView, config: ServerConfig, ids: RequestIds, tenants: Tenants | None = None) -> None:
+        self._config = config
+        self.stats = GrpcStats()
+        self.target = ""
+        self._callers = Callers(Access(config.listen, tenants=tenants))
+        self._calls = CallHandlers(self._callers, self.stats, config.limits)
+        self._service = OipService(view, self._calls, ids)
+        self._health = health.HealthService(view, self._calls)
+        self._server: Any = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Bind and accept; raises ConfigError or StartError."""
+        listen, limits = self._config.listen, self._config.limits
+        port = listen.grpc_port
+        assert port is not None
+        credentials = _credentials(listen)
+        options = [
+            ("grpc.so_reuseport", 0),  # a port that another server has is an error
+            ("grpc.max_receive_message_length", limits.body_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", _STREAMS),
+            ("grpc.max_metadata_size", _METADATA_BYTES),
+        ]
+        server = self._server = aio.server(options=options, interceptors=(Gate(self._calls),))
+        server.add_generic_rpc_handlers((self._service.handler(), self._health.handler()))
+        _reflect(server)
+        host = listen.host.strip("[]")
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            if credentials is None:
+                bound = server.add_insecure_port(f"{shown}:{port}")
+            else:
+                bound = server.add_secure_port(f"{shown}:{port}", credentials)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            await self.close()
+            raise StartError(f"cannot listen on {shown}:{port} for gRPC; --grpc-port chooses another")
+        self.target = f"{shown}:{bound}"
+        await server.start()
+
+    def forget_callers(self) -> None:
+        """Look up every token anew, because the tenants have changed."""
+        self._callers.forget()
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
+        """Accept no more calls, answer those that were received; return whether all of them were answered within
+        `timeout` seconds."""
+        if self._server is None or self._closed:
+            return True
+        self._closed = True
+        self._service.end_streams()
+        self._health.end_streams()
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + timeout
+        await self._server.stop(timeout)
+        answered = loop.time() < end_s
+        if not answered:
+            log.warning("calls over gRPC were not answered within the drain time")
+        return answered
+
+    async def close(self) -> None:
+        """Drop every call that is left, and give the port back."""
+        await self._service.cancel()
+        if self._server is not None:
+            self._closed = True
+            self._service.end_streams()
+            self._health.end_streams()
+            await self._server.stop(0)
+            self._server = None
+
+
+def _credentials(listen: ListenConfig) -> Any:
+    """Return the credentials of the configured certificate; None without one."""
+    if not listen.tls_cert:
+        return None
+    try:
+        key, chain = Path(listen.tls_key).read_bytes(), Path(listen.tls_cert).read_bytes()
+    except OSError as error:
+        raise ConfigError("the TLS certificate or key cannot be read; check listen.tls_cert and tls_key") from error
+    return grpc.ssl_server_credentials([(key, chain)])
+
+
+def _reflect(server: Any) -> None:
+    """Let clients ask for the services and their messages, which are in a descriptor pool of their own."""
+    for file in (health_pb2, reflection_pb2):
+        with contextlib.suppress(TypeError):  # it is there already, in another form
+            POOL.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
+    names = (SERVICE, health.NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, POOL)

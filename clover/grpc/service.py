@@ -1,0 +1,360 @@
+"""The calls of the Open Inference Protocol and of Triton's extensions, on the event loop of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from clover._version import __version__
+from clover.errors import (
+    BadRequest,
+    CloverError,
+    Conflict,
+    DeadlineMissed,
+    ModelFailed,
+    NotFound,
+    Overloaded,
+    PlanError,
+    RequestError,
+    Unavailable,
+)
+from clover.grpc import infer, wire
+from clover.grpc.calls import FAILED, CallHandlers, GrpcCaller, Metadata, Unimplemented, Work, code_of, shown
+from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
+from clover.http.api import metadata
+from clover.http.ids import RequestIds
+from clover.http.inference import InferEndpoint, receipt_field, receipt_json
+from clover.http.oip.request import InferRequest
+from clover.interfaces import Model, ServerView, Ticket
+
+log = logging.getLogger("clover.grpc")
+
+_UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
+_ERRORS: dict[int, type[RequestError]] = {
+    429: Overloaded,
+    500: ModelFailed,
+    503: Unavailable,
+    504: DeadlineMissed,
+}
+_RECEIPT = len("Clover-Receipt: ")
+
+_StreamAnswer = message_class("ModelStreamInferResponse")
+_STREAMED = _StreamAnswer.DESCRIPTOR.fields_by_name["infer_response"].number
+
+_SHARED_MEMORY = "shared memory regions are not supported: send tensors as raw_input_contents"
+_LACKING = {
+    **{
+        f"{kind}SharedMemory{verb}": _SHARED_MEMORY
+        for kind in ("System", "Cuda")
+        for verb in ("Status", "Register", "Unregister")
+    },
+    "TraceSetting": "there are no trace settings: Clover sends OpenTelemetry spans, if `otel.endpoint` is configured",
+    "LogSettings": "the log is configured where the server is started (`log.level`), not by clients",
+}
+"""Triton's calls that Clover does not have, each with the reason."""
+
+
+class OipService:
+    """The service `inference.GRPCInferenceService` for what `view` serves."""
+
+    def __init__(self, view: ServerView, calls: CallHandlers, ids: RequestIds) -> None:
+        self._view = view
+        self._calls = calls
+        self._limits = calls.limits
+        self._callers = calls.callers
+        self._stats = calls.stats
+        self._ids = ids
+        self._endpoints: dict[str, InferEndpoint] = {}
+        self._readers: set[asyncio.Task[None]] = set()
+        self._changes: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def handler(self) -> Any:
+        """Return the handler of all calls of the service."""
+        described: dict[str, Callable[[Any, GrpcCaller], Any]] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._statistics,
+            "RepositoryIndex": self._index,
+        }
+        works: dict[str, Work] = {
+            **{
+                name: partial(self._describe, message_class(f"{name}Request"), work) for name, work in described.items()
+            },
+            **{name: partial(_refuse, why) for name, why in _LACKING.items()},
+            "ModelInfer": self._infer,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+        handlers = {name: self._calls.unary(work) for name, work in works.items()}
+        handlers["ModelStreamInfer"] = self._calls.stream(self._stream)
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def end_streams(self) -> None:
+        """Read nothing more from streams: each ends once what it sent is answered."""
+        self._closing = True
+        for reading in list(self._readers):
+            reading.cancel()
+
+    async def cancel(self) -> None:
+        """Cancel the changes that still run, and wait for their end."""
+        tasks = list(self._changes)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- inference ----------------------------------------------------------------------------------------------------
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        caller = self._callers.of(context)
+        if caller.request_id:
+            context.set_trailing_metadata((("x-request-id", caller.request_id),))  # an error has it as well
+        call = infer.parse(message, self._limits.json_bytes)
+        answer, about = await self._ask(call, caller, context.time_remaining())
+        context.set_trailing_metadata(about)
+        return answer
+
+    async def _ask(
+        self, call: infer.Call, caller: GrpcCaller, remaining_s: float | None, streamed: bool = False
+    ) -> tuple[bytes, Metadata]:
+        """Return the answer to a request and its metadata, which an answer in a stream has among its parameters; raises
+        RequestError.  Whatever happens, and also if the call is cancelled, the slots are given back."""
+        given = call[0]
+        endpoint = self._endpoint(given.model_name, given.model_version)
+        model = endpoint.model
+        wait_s = model.crowded(caller.flow, caller.request, caller.tenant)
+        if wait_s > 0.0:
+            raise Overloaded("too many rows wait for this model", retry_after_s=wait_s)
+        request = infer.decode(endpoint.signature, call)
+        ticket = model.open(request.rows, caller.flow, caller.request, caller.tenant)
+        try:
+            for index, rows in request.inputs:
+                if request.shapes and isinstance(rows, list) and index in request.shapes:
+                    model.write_elements(ticket, index, rows, request.shapes[index])
+                else:
+                    model.write(ticket, index, rows)
+            request.inputs = []
+            await self._answered(model, ticket, request, caller, remaining_s)
+            if ticket.status != 200:
+                raise _ERRORS.get(ticket.status, RequestError)(ticket.error, retry_after_s=ticket.retry_after_s)
+            number = self._ids.take()
+            own_id = self._ids.text(number).decode()
+            receipt = model.receipt(ticket)
+            about = _about(receipt_field(receipt), own_id, caller.request_id)
+            parameters: dict[str, Any] = {**dict(about), "triton_final_response": True} if streamed else {}
+            if request.wants_receipt:
+                parameters["clover_receipt"] = receipt_json(receipt, own_id)
+            read = partial(model.read, ticket)
+            answer = infer.encode(endpoint.signature, model.spec.version, request, read, parameters)
+            model.remember(number, ticket)
+            return answer, about
+        finally:
+            model.close(ticket)
+
+    async def _answered(
+        self, model: Model, ticket: Ticket, request: InferRequest, caller: GrpcCaller, remaining_s: float | None
+    ) -> None:
+        """Submit the rows of a ticket and wait until they are answered."""
+        timeout_ns, min_accuracy = request.timeout_ns, request.min_accuracy
+        ticket.client = caller.client
+        if caller.tenant is not None:
+            timeout_ns = timeout_ns or caller.tenant.timeout_ns
+            min_accuracy = min_accuracy or caller.tenant.min_accuracy
+        if remaining_s is not None:
+            remaining_ns = int(remaining_s * 1e9) or -1  # a spent deadline is missed, not absent
+            timeout_ns = min(timeout_ns, remaining_ns) if timeout_ns else remaining_ns
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        model.submit(ticket, partial(_finish, done), timeout_ns, min_accuracy, request.cascade)
+        await done
+
+    def _endpoint(self, name: str, version: str) -> InferEndpoint:
+        """Return the endpoint of the family that has the name now; raises NotFound."""
+        model = self._model(name, version)
+        endpoint = self._endpoints.get(name)
+        if endpoint is None or endpoint.model is not model:
+            endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits)
+        return endpoint
+
+    def _model(self, name: str, version: str) -> Model:
+        model = self._view.models().get(name)
+        if model is None or (version and version != model.spec.version):
+            raise NotFound(_UNKNOWN_MODEL)
+        return model
+
+    # --- streams ------------------------------------------------------------------------------------------------------
+
+    async def _stream(self, context: Any) -> None:
+        """Answer the requests of a stream in their order; as many at once as a connection may pipeline."""
+        caller = self._callers.of(context)
+        room = asyncio.Semaphore(self._limits.pipelined)
+        due: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        tasks: set[asyncio.Task[bytes]] = set()
+
+        async def read() -> None:
+            await room.acquire()
+            while (message := await context.read()) is not grpc.aio.EOF:
+                task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
+                tasks.add(task)
+                due.put_nowait(task)
+                await room.acquire()
+
+        reading = asyncio.create_task(read())
+        reading.add_done_callback(lambda _: due.put_nowait(None))  # also if it is cancelled before it begins
+        self._readers.add(reading)
+        try:
+            if self._closing:
+                reading.cancel()
+            while (task := await due.get()) is not None:
+                await context.write(await task)
+                tasks.discard(task)
+                room.release()
+        finally:
+            self._readers.discard(reading)
+            for one in (reading, *tasks):
+                one.cancel()
+            await asyncio.gather(reading, *tasks, return_exceptions=True)
+        if self._closing:
+            raise Unavailable("the server is shutting down")
+
+    async def _streamed(self, message: bytes, caller: GrpcCaller, remaining_s: float | None) -> bytes:
+        """Return one answer of a stream, in which an error is an answer too."""
+        given = ""
+        try:
+            call = infer.parse(message, self._limits.json_bytes)
+            given = call[0].id
+            answer, _ = await self._ask(call, caller, remaining_s, streamed=True)
+        except RequestError as error:
+            failed = error
+        except Exception:
+            log.exception("a request of a stream failed")
+            failed = RequestError(FAILED)
+        else:
+            self._stats.answered("OK")
+            return wire.with_fields(b"", _STREAMED, (answer,))
+        self._stats.answered(code_of(failed).name)
+        return bytes(
+            _StreamAnswer(error_message=shown(failed), infer_response=ModelInferResponse(id=given)).SerializeToString()
+        )
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    async def _describe(self, kind: Any, work: Callable[[Any, GrpcCaller], Any], message: bytes, context: Any) -> bytes:
+        return bytes(work(_parsed(kind, message), self._callers.of(context)).SerializeToString())
+
+    def _live(self, request: Any, caller: GrpcCaller) -> Any:
+        return message_class("ServerLiveResponse")(live=self._view.live())
+
+    def _ready(self, request: Any, caller: GrpcCaller) -> Any:
+        return message_class("ServerReadyResponse")(ready=self._view.ready())
+
+    def _model_ready(self, request: Any, caller: GrpcCaller) -> Any:
+        try:
+            ready = bool(self._model(request.name, request.version).ready)
+        except NotFound:
+            ready = False  # as Triton answers
+        return message_class("ModelReadyResponse")(ready=ready)
+
+    def _metadata(self, request: Any, caller: GrpcCaller) -> Any:
+        return message_class("ServerMetadataResponse")(**metadata.server_metadata(__version__))
+
+    def _model_metadata(self, request: Any, caller: GrpcCaller) -> Any:
+        model = self._model(request.name, request.version)
+        return message_class("ModelMetadataResponse")(**metadata.model_metadata(request.name, model.spec))
+
+    def _model_config(self, request: Any, caller: GrpcCaller) -> Any:
+        model = self._model(request.name, request.version)
+        config = metadata.model_config(request.name, model.spec)
+        return json_format.ParseDict({"config": config}, message_class("ModelConfigResponse")())
+
+    def _statistics(self, request: Any, caller: GrpcCaller) -> Any:
+        models = self._view.models().values() if not request.name else [self._model(request.name, request.version)]
+        found = {"model_stats": [model.stats() for model in models]}
+        return json_format.ParseDict(found, message_class("ModelStatisticsResponse")(), ignore_unknown_fields=True)
+
+    def _index(self, request: Any, caller: GrpcCaller) -> Any:
+        answer = message_class("RepositoryIndexResponse")()
+        for name, model in self._view.models().items():
+            state, reason = self._view.state_of(name)
+            if state == "READY" or not request.ready:
+                answer.models.add(name=name, version=model.spec.version, state=state, reason=reason)
+        return answer
+
+    # --- repository ---------------------------------------------------------------------------------------------------
+
+    async def _load(self, given: bytes, context: Any) -> bytes:
+        request = _parsed(message_class("RepositoryModelLoadRequest"), given)
+        caller = self._callers.of(context)
+        self._callers.access.changer(caller.authorised, caller.tenant, caller.loopback)
+        config = ""
+        for name, value in request.parameters.items():
+            if name.startswith("file:"):
+                raise BadRequest("failed to load: files are not taken over the network")
+            if name == "config":
+                if value.WhichOneof("parameter_choice") != "string_param":
+                    raise BadRequest("failed to load: parameter config is not a string of JSON")
+                config = value.string_param
+        await self._change(self._view.load(request.model_name, config), "failed to load: ")
+        return b""
+
+    async def _unload(self, given: bytes, context: Any) -> bytes:
+        request = _parsed(message_class("RepositoryModelUnloadRequest"), given)
+        caller = self._callers.of(context)
+        self._callers.access.changer(caller.authorised, caller.tenant, caller.loopback)
+        await self._change(self._view.unload(request.model_name), "failed to unload: ")
+        return b""
+
+    async def _change(self, change: Coroutine[Any, Any, None], failed: str) -> None:
+        """Wait for a change, which a client that goes does not end; raises RequestError, without what is not for
+        clients."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        try:
+            await asyncio.shield(task)
+        except NotFound:
+            raise NotFound(f"Request for unknown model: {failed}no model of that name is known") from None
+        except RequestError as error:
+            raise type(error)(failed + shown(error), retry_after_s=error.retry_after_s) from None
+        except PlanError as error:
+            log.warning("a change was refused: %s", error)
+            raise Conflict(f"{failed}no plan satisfies this, or it was rolled back; see the decisions") from None
+        except CloverError as error:
+            log.warning("a change failed: %s", error)
+            raise Unavailable(f"{failed}the workers could not be changed; see the log") from None
+
+
+def _finish(done: asyncio.Future[None], ticket: Ticket) -> None:
+    """Let who waits for a ticket go on; the callback of `Model.submit`."""
+    if not done.done():
+        done.set_result(None)
+
+
+def _about(field: bytes, own_id: str, request_id: str) -> Metadata:
+    """Return the metadata of an answer: its receipt, which is the header line `field`, and the id of its request."""
+    receipt = field[_RECEIPT:-2].decode()
+    if request_id:  # others may know that id, so labels need one of our own
+        receipt += f', feedback="{own_id}"'
+    return ("clover-receipt", receipt), ("x-request-id", request_id or own_id)
+
+
+def _parsed(kind: Any, message: bytes) -> Any:
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise BadRequest(f"the message is no {kind.DESCRIPTOR.name}") from None
+
+
+async def _refuse(why: str, message: bytes, context: Any) -> bytes:
+    raise Unimplemented(why)

@@ -1,0 +1,98 @@
+"""The front ends of a server: HTTP, and gRPC if it has a port for that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import Metric
+
+from clover.config import ServerConfig
+from clover.errors import ConfigError
+from clover.http import Frontend, HttpStats, Mounted
+from clover.http.server_state import RequestTracer
+from clover.interfaces import ServerView
+from clover.telemetry.metrics.server import grpc_calls
+from clover.tenants import Tenants
+
+if TYPE_CHECKING:
+    from clover.grpc.frontend import GrpcFrontend
+
+_PACKAGES = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
+
+
+class FrontEnds:
+    """Starts, drains and closes both.  `grpc` is None if `listen.grpc_port` is not set."""
+
+    def __init__(
+        self,
+        view: ServerView,
+        config: ServerConfig,
+        loop: asyncio.AbstractEventLoop,
+        tenants: Tenants,
+        mounted: Mounted | None,
+        tracer: RequestTracer | None,
+    ) -> None:
+        self.http = Frontend(view, config, loop, tenants=tenants, mounted=mounted, tracer=tracer)
+        self.grpc: GrpcFrontend | None = None
+        if config.listen.grpc_port is not None:
+            check_grpc()
+            # Not before: its threads must not be there when the zygote is forked, and few servers need it.
+            from clover.grpc.frontend import GrpcFrontend
+
+            self.grpc = GrpcFrontend(view, config, self.http.ids, tenants)
+
+    @property
+    def stats(self) -> HttpStats:
+        """The counters of HTTP."""
+        return self.http.stats
+
+    @property
+    def url(self) -> str:
+        """Where HTTP is served."""
+        return self.http.url
+
+    async def start(self) -> None:
+        """Bind and accept; raises ConfigError or StartError."""
+        await self.http.start()
+        if self.grpc is not None:
+            await self.grpc.start()
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
+        """Stop accepting, answer what was received; return whether all of it was answered within `timeout` seconds."""
+        if self.grpc is None:
+            return await self.http.drain(timeout)
+        return all(await asyncio.gather(self.http.drain(timeout), self.grpc.drain(timeout)))
+
+    async def close(self) -> None:
+        """Drop what is left, and give the sockets back."""
+        if self.grpc is not None:
+            await self.grpc.close()
+        await self.http.close()
+
+    def forget_heads(self) -> None:
+        """Judge each caller anew from now on, because the tenants have changed."""
+        self.http.forget_heads()
+        if self.grpc is not None:
+            self.grpc.forget_callers()
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield the metrics of gRPC, if that is served."""
+        if self.grpc is not None:
+            yield from grpc_calls(self.grpc.stats)
+
+
+def check_grpc() -> None:
+    """Raise ConfigError with what to do if a package that gRPC needs is not installed."""
+    for package in _PACKAGES:
+        try:
+            found = find_spec(package)
+        except ModuleNotFoundError:  # the package above it is not there
+            found = None
+        if found is None:
+            raise ConfigError(
+                f"listen.grpc_port is set, but {package} is not installed: pip install 'clover-inference[grpc]', or "
+                "leave --grpc-port out"
+            )
