@@ -300,10 +300,20 @@ class _Graphs:
             call(*inputs)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # A capture that fails leaves its stream current; the outer context takes it back.
-        with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            outputs = call(*inputs)
+        try:
+            # A capture that fails leaves its stream current; the outer context takes it back.
+            with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                outputs = call(*inputs)
+        except RuntimeError:
+            self._end_allocating()
+            raise
         return _Graph(graph, outputs)
+
+    def _end_allocating(self) -> None:
+        """Have torch's allocator end what a capture that failed began: while it takes one to be under way, it gives no
+        cached memory back when memory runs out.  Nothing happens if it did so by itself."""
+        with contextlib.suppress(RuntimeError, AttributeError):
+            self._torch._C._cuda_endAllocateToPool(self._torch.cuda.current_device(), self._pool)
 
 
 class _Graph:

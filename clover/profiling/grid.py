@@ -10,7 +10,7 @@ GPUs have rounds of their own (`clover.profiling.gpu_rounds`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -135,8 +135,9 @@ class LatencyGrid:
         del self._found.latency[kept:]
         return found
 
-    async def again(self, places: Sequence[Placement]) -> None:
-        """Measure all cells again in rounds, and keep what these say instead of what was found first."""
+    async def again(self, places: Sequence[Placement], chosen: Mapping[str, str]) -> None:
+        """Measure all cells again in rounds, and keep what these say instead of what was found first; in a quick
+        measurement those of the backend `chosen` for each variant, which is what plans are made of."""
         rig, shares = self._rig, self._rig.effort.rounds
         part = replace(
             rig.effort,
@@ -145,7 +146,11 @@ class LatencyGrid:
             most_s=rig.effort.most_s / shares,
         )
         at = {place.profile: place for place in places}
-        kinds = dict.fromkeys((m.variant, m.backend, m.profile, m.threads) for m in self._found.latency)
+        kinds = dict.fromkeys(
+            (m.variant, m.backend, m.profile, m.threads)
+            for m in self._found.latency
+            if not rig.effort.quick or m.backend == chosen[m.variant]
+        )
         timed: dict[tuple[str, str, str, int], list[TimedCell]] = {}
         for number in range(shares):
             for variant, name, profile, threads in list(kinds):

@@ -197,7 +197,7 @@ class _Measurement:
                 await GpuRounds(rig, found, place, GPU_CELL_S).run()
                 await BesideNeighbours(rig, found, place, GPU_CELL_S).run()
         if rig.on_cores:
-            await self._grid.again(places)
+            await self._grid.again(places, backend)
         cascade, behind = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
@@ -221,7 +221,9 @@ class _Measurement:
         """Set how many steps there will be, assuming that one of two thread counts suffices."""
         rig = self._rig
         kinds = sum(map(len, rig.candidates.of.values())) + len(rig.spec.variants) * (places - 1)
-        again = kinds * (rig.effort.rounds if rig.on_cores else len(DUTIES[rig.effort.quick]))
+        again = kinds * len(DUTIES[rig.effort.quick])
+        if rig.on_cores:
+            again = rig.effort.rounds * (len(rig.spec.variants) * places if rig.effort.quick else kinds)
         rig.steps.total = kinds + (len(rig.spec.variants) if cascades else 0) + again + 2
 
     def _profile(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -217,6 +219,33 @@ def test_recording_that_fails_leaves_the_model_as_it_is(caplog):
     caplog.clear()
     run = cuda.Runner(lambda x: x + 1, family(), off, graphs=True, device="cpu", record=record)
     assert (run.recorded, caplog.text) == ((), "")
+
+
+def test_a_capture_that_fails_ends_what_the_allocator_began():
+    asked = []
+
+    @contextlib.contextmanager
+    def capture(graph, pool, stream):
+        try:
+            yield
+        finally:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    def end(device, pool):
+        asked.append((device, pool))
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")  # it did by itself: as well
+
+    played = SimpleNamespace(
+        cuda=SimpleNamespace(CUDAGraph=object, graph=capture, stream=contextlib.nullcontext, current_device=lambda: 0),
+        _C=SimpleNamespace(_cuda_endAllocateToPool=end),
+    )
+    graphs = object.__new__(cuda._Graphs)
+    graphs._torch, graphs._pool = played, (0, 7)
+    graphs._stream = SimpleNamespace(synchronize=lambda: None, __enter__=None)
+    with pytest.raises(RuntimeError, match="when stream is capturing"):
+        graphs(lambda: None, [])
+    assert asked == [(0, (0, 7))]
+    assert callable(torch._C._cuda_endAllocateToPool)
 
 
 # --- half precision ---------------------------------------------------------------------------------------------------
