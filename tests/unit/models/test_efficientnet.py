@@ -142,6 +142,18 @@ def test_weights_that_were_fetched_are_found_and_checked(bare_home: Path) -> Non
         published.file_of(pinned)
 
 
+def test_what_is_fetched_is_checked_before_it_is_kept(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(b"hello"))
+    good = PublishedWeights(url="https://example.org/a/weights.pth", sha256="2cf24dba")
+    assert published.fetch(good).read_bytes() == b"hello"
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: pytest.fail("it is there already"))
+    assert published.fetch(good) == bare_home / "weights.pth"
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(b"other"))
+    with pytest.raises(ConfigError, match="2cf24dba is pinned"):
+        published.fetch(PublishedWeights(url="https://example.org/a/more.pth", sha256="2cf24dba"))
+    assert [path.name for path in bare_home.iterdir()] == ["weights.pth"]
+
+
 @pytest.mark.slow
 def test_efficientnet_is_built_as_torchvision_feeds_it(bare_home: Path) -> None:
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
