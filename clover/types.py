@@ -57,6 +57,13 @@ class PublishedAccuracy(Record, frozen=True, kw_only=True):
     source: str
 
 
+class PublishedWeights(Record, frozen=True, kw_only=True):
+    """Weights that somebody publishes: where, and their SHA-256 digest, of which `sha256` is as much as is known."""
+
+    url: str
+    sha256: str
+
+
 class VariantSpec(Record, frozen=True, kw_only=True):
     """One quality rung of a family.
 
@@ -78,6 +85,9 @@ class VariantSpec(Record, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     """What its model takes and gives if that is not what clients send and get; filled in by Clover."""
+    published: PublishedWeights | None = None
+    untrained: bool = False
+    """Whether its published weights are not here, and it answers with random ones; filled in by Clover."""
 
 
 StepTable = dict[str, str | int | float | bool | list[str | int | float | bool]]

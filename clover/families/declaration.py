@@ -13,12 +13,14 @@ __all__ = [
     "COMPUTED_OF_VARIANTS",
     "CONFIDENCES",
     "DATATYPES",
+    "DIGEST",
     "FILE",
     "LOADER",
     "MAX_RANK",
     "MAX_VARIANTS",
     "NAME",
     "PRECISIONS",
+    "PUBLISHED",
     "SPLITS",
 ]
 
@@ -26,7 +28,7 @@ FILE = "family.toml"
 COMPUTED = ("folder", "digest")
 """Fields of `FamilySpec` that Clover fills in; a file must not give them."""
 
-COMPUTED_OF_VARIANTS = ("inputs", "outputs")
+COMPUTED_OF_VARIANTS = ("inputs", "outputs", "untrained")
 """The same of `VariantSpec`."""
 
 SPLITS = ("calibration", "held_out")
@@ -42,3 +44,5 @@ MAX_RANK = 8
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LOADER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+PUBLISHED = re.compile(r"https://[\w.-]+(/[\w.~-]+)+", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{8,64}")

@@ -32,6 +32,9 @@ def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
         del declared["steps"]  # the same of steps
         for variant in declared["variants"]:
             _without_steps(variant)
+    else:
+        for variant in declared["variants"]:
+            _without_published(variant)
     total = hashlib.sha256(msgspec.json.encode(declared, order="sorted"))
     if spec.folder:
         folder = Path(spec.folder)
@@ -64,6 +67,13 @@ def structure_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
 def _without_steps(variant: dict[str, Any]) -> dict[str, Any]:
     """Remove what steps made of a variant's tensors from its declaration, and return that."""
     del variant["inputs"], variant["outputs"]
+    return _without_published(variant)
+
+
+def _without_published(variant: dict[str, Any]) -> dict[str, Any]:
+    """Remove from the declaration of a variant that nothing is published of it, and return that."""
+    if variant["published"] is None:
+        del variant["published"], variant["untrained"]
     return variant
 
 

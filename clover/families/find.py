@@ -23,6 +23,7 @@ from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
 from clover.families.loaders import ended
+from clover.families.published import with_untrained
 from clover.families.validate import check, check_precisions, check_sent
 from clover.hints import did_you_mean
 from clover.steps import with_steps
@@ -32,6 +33,7 @@ from clover.types import (
     FamilySpec,
     OpenAiSpec,
     PublishedAccuracy,
+    PublishedWeights,
     StepsSpec,
     TensorSpec,
     VariantSpec,
@@ -49,7 +51,7 @@ _TABLES: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
         "openai": OpenAiSpec,
     },
     StepsSpec: {"inputs": TensorSpec, "outputs": TensorSpec},
-    VariantSpec: {"accuracy": PublishedAccuracy},
+    VariantSpec: {"accuracy": PublishedAccuracy, "published": PublishedWeights},
 }
 
 
@@ -135,7 +137,7 @@ def _read(folder: Path) -> FamilySpec:
     for index, row in enumerate(table.get("variants", ())):
         for key in COMPUTED_OF_VARIANTS:
             if isinstance(row, dict) and key in row:
-                text = "is filled in by Clover: all models of a family take what its [[inputs]] say"
+                text = "is filled in by Clover, remove it (the models of a family take what its [[inputs]] say)"
                 raise ConfigError(f"{file}: variants[{index}].{key}: {text}")
     check_precisions(table.get("variants"), str(file))
     try:
@@ -174,7 +176,7 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
         raise ConfigError(f"{where}: folder: {folder} is not a folder")
     check(spec, folder, where)
     try:
-        spec = with_steps(spec, folder)
+        spec = with_untrained(with_steps(spec, folder))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     check_sent(spec, where)

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 
 from clover.errors import ConfigError
-from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, MAX_VARIANTS, NAME, PRECISIONS, TOP1
+from clover.families.declaration import (
+    CONFIDENCES,
+    DATATYPES,
+    DIGEST,
+    LOADER,
+    MAX_RANK,
+    MAX_VARIANTS,
+    NAME,
+    PRECISIONS,
+    PUBLISHED,
+    TOP1,
+)
 from clover.hints import did_you_mean
 from clover.types import ConfidenceSpec, FamilySpec, OpenAiSpec, TensorSpec
 
@@ -50,6 +61,10 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         _check_loader(variant.loader, f"{key}.loader", where)
         if variant.weights:
             _check_weights(variant.weights, folder, f"{key}.weights", where)
+        if variant.published is not None and not PUBLISHED.fullmatch(variant.published.url):
+            raise refuse(f"{key}.published.url", f"{variant.published.url!r} is not https://HOST/.../FILE")
+        if variant.published is not None and not DIGEST.fullmatch(variant.published.sha256):
+            raise refuse(f"{key}.published.sha256", "is the first 8 to 64 hexadecimal digits of the file's digest")
         _check_precision(variant.precision, f"{key}.precision", where)
         if variant.kind == "python" and variant.precision != "fp32":
             raise refuse(f"{key}.precision", "belongs to torch variants: a python one computes as its function does")

@@ -41,9 +41,9 @@ def with_steps(spec: FamilySpec, folder: Path | None) -> FamilySpec:
 
 def described(spec: FamilySpec) -> dict[str, Any]:
     """Return what a client has to know of the steps of a family, to run those that are its own: parameters of variants
-    filled in where all have the same, and labels in place of the file that has them."""
+    filled in where all have the same, and, if it names them itself, labels in place of the file that has them."""
     assert spec.steps is not None
-    first = spec.variants[0].parameters
+    first, in_client = spec.variants[0].parameters, spec.steps.run == "client"
     same = {
         name: value
         for name, value in first.items()
@@ -55,7 +55,7 @@ def described(spec: FamilySpec) -> dict[str, Any]:
             key: same.get(value[1:], value) if isinstance(value, str) and value.startswith("$") else value
             for key, value in table.items()
         }
-        if made.get("step") == "labels" and "file" in made and spec.folder:
+        if in_client and made.get("step") == "labels" and "file" in made and spec.folder:
             names = Labels(file=str(made.pop("file"))).names(At("", "", Path(spec.folder)))
             made["labels"] = [name.decode(errors="replace") for name in names]
         return made

@@ -99,6 +99,7 @@ def plan_of(
     flow.add(model_outputs)
     ended = [_placed(flow, step, folder, f"steps.after[{index}]") for index, step in enumerate(after)]
     given, _ = _within("steps.after", flow.pick, spec.outputs or model_outputs)
+    _check_answer(ended, given[0])
     in_client = spec.run == "client"
     return StepPlan(
         client_before=Pipeline(placed[:cut]),
@@ -113,6 +114,17 @@ def plan_of(
         given=given,
         outputs=tuple(model_outputs if in_client else spec.outputs or model_outputs),
     )
+
+
+def _check_answer(steps: Sequence[PlacedStep], first: str) -> None:
+    """Raise ConfigError if the first output, by which answers are compared, is sorted: its largest is always the first,
+    so that all answers would be alike."""
+    made = [one.step for one in steps if first in one.writes]
+    if made and isinstance(made[-1], TopK) and first not in ("indices", "index"):
+        raise ConfigError(
+            f"steps.outputs: the first is the answer, by which variants and labels are compared, and {first!r} holds "
+            "sorted values: put what a `labels` step makes of 'index', or 'index', before it"
+        )
 
 
 def made_in_client(spec: StepsSpec) -> tuple[list[DataStep], list[DataStep]]:

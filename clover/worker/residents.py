@@ -205,8 +205,13 @@ class ResidentSet:
         one, family = self._wanted[lane], self._order.family
         write = scores.write if scores is not None else None
         made = LaneSteps(family, family.variant(one.variant), self._slab, batches, write, one.threads)
-        made.try_out(run)
         self._steps[lane] = made
+        try:
+            made.try_out(run)
+        except Exception as error:
+            if family.variant(one.variant).kind == "torch":
+                raise
+            _log.info("%s does not take a made-up row: %s", one.variant, reason_of(error))
 
 
 def sizes(order: frames.WorkerOrder) -> Iterator[tuple[int, float]]:

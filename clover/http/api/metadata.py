@@ -33,13 +33,16 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
             for one in listed
         ]
 
+    parameters: dict[str, Any] = {} if spec.steps is None else {"steps": described(spec)}
+    if untrained := [variant.name for variant in spec.variants if variant.untrained]:
+        parameters["untrained"] = untrained
     return {
         "name": name,
         "versions": [spec.version],
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),
-        **({} if spec.steps is None else {"parameters": {"steps": described(spec)}}),
+        **({"parameters": parameters} if parameters else {}),
     }
 
 

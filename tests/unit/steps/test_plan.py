@@ -48,7 +48,7 @@ def changed(tmp_path: Path, *pairs: tuple[str, str]) -> FamilySpec:
 
 def test_clients_see_pictures_and_labels_and_models_their_own_size(shades: FamilySpec) -> None:
     assert [one.name for one in shades.inputs] == ["picture"]
-    assert [one.name for one in shades.outputs] == ["probabilities", "labels"]
+    assert [one.name for one in shades.outputs] == ["label", "probabilities", "labels"]
     shapes = [shades.model_inputs(variant)[0].shape for variant in shades.variants]
     assert shapes == [(3, 8, 8), (3, 16, 16)]
     assert {shades.model_outputs(variant)[0].name for variant in shades.variants} == {"logits"}
@@ -69,7 +69,7 @@ def test_clients_see_pictures_and_labels_and_models_their_own_size(shades: Famil
         ("k = 2", "k = 3", r"steps\.after\[1\] \(top-k\): k = 3 does not fit 'logits', which is \[2\]"),
         ('{ step = "softmax" }', '{ step = "softmax", input = "logit" }', r"no tensor 'logit' here \(did you mean log"),
         ("max_shape = [3, 16, 16]", "max_shape = [3, 12, 12]", r"before: the steps make 'pixels' FP32 \[3, 16"),
-        ('{ name = "labels", datatype', '{ name = "label", datatype', r"steps\.after: the steps make no 'label', only"),
+        ('{ name = "labels", datatype', '{ name = "names", datatype', r"steps\.after: the steps make no 'names', only"),
         ("max_bytes = 40", "max_bytes = 19", r"'labels' takes up to 20 bytes: its max_bytes must be as many"),
         ("mean = [0.5, 0.5, 0.5]", "mean = [0.5, 0.5]", r"\(normalise\): mean has 2 numbers for 3 channels"),
         ('step = "decode-image"', 'step = "normalise"', r"\(normalise\): max_pixels: unknown key"),
@@ -85,6 +85,12 @@ def test_clients_see_pictures_and_labels_and_models_their_own_size(shades: Famil
 def test_a_mistake_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         changed(tmp_path, (old, new))
+
+
+def test_sorted_values_are_no_answer(tmp_path: Path) -> None:
+    label = '    { name = "label", datatype = "BYTES", shape = [1], max_bytes = 20 },\n'
+    with pytest.raises(ConfigError, match=r"the first is the answer, .* and 'probabilities' holds sorted values"):
+        changed(tmp_path, (label, ""))
 
 
 def test_a_bad_row_leaves_its_neighbours(shades: FamilySpec) -> None:
@@ -142,7 +148,7 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
     assert spec.stepped
     (wire,) = spec.inputs
     assert (wire.name, wire.datatype, wire.shape) == ("picture", "UINT8", (16, 16, 3))
-    assert [one.name for one in spec.outputs] == ["probabilities", "labels"]
+    assert [one.name for one in spec.outputs] == ["label", "probabilities", "labels"]
     mine = ClientSteps.of(model_metadata("shades", spec))
     assert mine is not None
     sent = mine.before({"picture": [picture(255)]})
@@ -150,10 +156,8 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
     assert plan is not None
     found = plan.worker_before.apply(sent.inputs, 1)
     assert steps.stacked(found.columns[plan.taken[0]]).min() == 1.0
-    assert mine.after(sent, {"probabilities": np.ones((1, 2)), "labels": np.ones((1, 2))}).keys() == {
-        "probabilities",
-        "labels",
-    }
+    given = {one.name: np.ones((1, *one.shape)) for one in spec.outputs}
+    assert mine.after(sent, given).keys() == given.keys()
 
 
 def test_a_client_without_steps_of_its_own_has_none(shades: FamilySpec) -> None:
@@ -164,9 +168,13 @@ def test_a_client_without_steps_of_its_own_has_none(shades: FamilySpec) -> None:
 def test_labels_of_a_file_are_shown_to_clients_and_belong_to_the_digest(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("dark\nbright\n")
     pair = ('labels = ["dark", "bright"]', 'file = "names.txt"')
-    spec = changed(tmp_path, pair)
+    spec = changed(tmp_path, pair, ('run = "worker"', 'run = "client"'), *FIXED[1:])
     shown = model_metadata("shades", spec)["parameters"]["steps"]
     assert shown["after"][2] == {"step": "labels", "labels": ["dark", "bright"]}
+    assert shown["before"][1]["size"] == 18  # as all variants have it
+    spec = changed(tmp_path, pair)
+    shown = model_metadata("shades", spec)["parameters"]["steps"]
+    assert shown["after"][2] == {"step": "labels", "file": "names.txt"}
     assert shown["before"][1]["size"] == "$resize"
     (tmp_path / "names.txt").write_text("dark\nlight\n")
     again = changed(tmp_path, pair)

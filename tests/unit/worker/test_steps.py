@@ -54,7 +54,7 @@ class World:
         return [np.stack([-mean, mean], axis=1)]
 
     def label(self, slot: int) -> bytes:
-        return split_row(self.slab.get_bytes("output", 1, slot))[0]
+        return split_row(self.slab.get_bytes("output", 0, slot))[0]
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_model_that_answers_wrongly_writes_nothing(world: World) -> None:
     world.put(0, picture(255))
     with pytest.raises(OutputError, match="'logits' has shape"):
         world.steps.serve(slots(0), lambda inputs: [np.zeros((1, 3), np.float32)])
-    assert not world.slab.output(0)[0].any()
+    assert not world.slab.output(1)[0].any()
 
 
 def test_rows_of_several_shapes_are_answered_shape_by_shape() -> None:
