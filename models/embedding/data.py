@@ -3,7 +3,7 @@
 A document says who does what to which thing where, in one wording; its question says the same in another wording and
 order, with none of its nouns and verbs.  Of the 12 x 12 x 12 x 8 such facts `DOCUMENTS` are the collection that is
 searched; the questions of a split ask for some of them.  The answer to a question is right if, of all documents, its
-own is the nearest.  The documents' vectors are those of the best variant, as those of a collection that was indexed before;
+own is the nearest.  The documents' vectors are those of the best variant, as of a collection that was indexed before;
 only the question's is the variant's that answers.  NumPy and the files of wordllama.
 """
 
