@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
+from clover.steps.arithmetic import Labels
 from clover.steps.pipeline import Mapper, Pipeline
 from clover.steps.plan import StepPlan, plan_of
 from clover.steps.samples import sample_rows
-from clover.steps.step import Column, stacked
-from clover.types import FamilySpec, TensorSpec, VariantSpec
+from clover.steps.step import At, Column, stacked
+from clover.types import FamilySpec, StepTable, TensorSpec, VariantSpec
 
 
 def with_steps(spec: FamilySpec, folder: Path | None) -> FamilySpec:
@@ -35,6 +37,36 @@ def with_steps(spec: FamilySpec, folder: Path | None) -> FamilySpec:
         for variant, plan in zip(spec.variants, plans, strict=True)
     )
     return replace(spec, inputs=plans[0].inputs, outputs=plans[0].outputs, variants=variants)
+
+
+def described(spec: FamilySpec) -> dict[str, Any]:
+    """Return what a client has to know of the steps of a family, to run those that are its own: parameters of variants
+    filled in where all have the same, and labels in place of the file that has them."""
+    assert spec.steps is not None
+    first = spec.variants[0].parameters
+    same = {
+        name: value
+        for name, value in first.items()
+        if all(variant.parameters.get(name) == value for variant in spec.variants)
+    }
+
+    def filled(table: StepTable) -> StepTable:
+        made = {
+            key: same.get(value[1:], value) if isinstance(value, str) and value.startswith("$") else value
+            for key, value in table.items()
+        }
+        if made.get("step") == "labels" and "file" in made and spec.folder:
+            names = Labels(file=str(made.pop("file"))).names(At("", "", Path(spec.folder)))
+            made["labels"] = [name.decode(errors="replace") for name in names]
+        return made
+
+    steps = replace(
+        spec.steps,
+        before=tuple(filled(table) for table in spec.steps.before),
+        after=tuple(filled(table) for table in spec.steps.after),
+    )
+    found: dict[str, Any] = msgspec.to_builtins(steps)
+    return found
 
 
 def plan_for(spec: FamilySpec, variant: VariantSpec) -> StepPlan | None:

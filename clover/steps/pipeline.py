@@ -106,7 +106,8 @@ class Pipeline:
 
     def __init__(self, steps: Sequence[PlacedStep]) -> None:
         self.steps = tuple(steps)
-        self._parts = [(by_row, tuple(part)) for by_row, part in groupby(steps, lambda one: one.step.by_row)]
+        turns = [(by_row, one) for one in steps for by_row in _turns(one.step)]
+        self._parts = [(by_row, [one for _, one in part]) for by_row, part in groupby(turns, lambda turn: turn[0])]
 
     def __bool__(self) -> bool:
         return bool(self.steps)
@@ -152,6 +153,11 @@ class Pipeline:
         for name in dict.fromkeys(name for one in part for name in one.writes):
             columns[name] = [rows[at][name] for at in good]
         return columns, [kept[at] for at in good]
+
+
+def _turns(step: DataStep) -> tuple[bool, ...]:
+    """Return how a step computes, one after the other: row by row (True), the whole batch (False)."""
+    return (True, False) if step.by_row and step.then_batch else (step.by_row,)
 
 
 def _taken(column: Column, places: list[int]) -> Column:

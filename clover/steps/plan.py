@@ -17,20 +17,29 @@ import msgspec
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.steps.arithmetic import Cast, Labels, Scale, Softmax, TopK
+from clover.steps.boxes import Boxes
 from clover.steps.images import Crop, DecodeImage, Normalise, Resize
 from clover.steps.pipeline import Pipeline, PlacedStep, TensorFlow
+from clover.steps.sounds import DecodeWav, Frame, Pad
 from clover.steps.step import DataStep
+from clover.steps.texts import TextSpan, Tokenise
 from clover.types import StepsSpec, StepTable, TensorSpec, VariantSpec
 
 STEPS: dict[str, type[DataStep]] = {
+    "boxes": Boxes,
     "cast": Cast,
     "crop": Crop,
     "decode-image": DecodeImage,
+    "decode-wav": DecodeWav,
+    "frame": Frame,
     "labels": Labels,
     "normalise": Normalise,
+    "pad": Pad,
     "resize": Resize,
     "scale": Scale,
     "softmax": Softmax,
+    "span": TextSpan,
+    "tokenise": Tokenise,
     "top-k": TopK,
 }
 
@@ -104,6 +113,22 @@ def plan_of(
         given=given,
         outputs=tuple(model_outputs if in_client else spec.outputs or model_outputs),
     )
+
+
+def made_in_client(spec: StepsSpec) -> tuple[list[DataStep], list[DataStep]]:
+    """Return the steps of a client, before and after the model.  Raises ConfigError if one of them is unknown here, or
+    depends on the variant."""
+    if spec.run == "worker":
+        return [], []
+    anyone = VariantSpec(name="any", loader="")
+    before = []
+    for index, table in enumerate(spec.before):
+        kind = STEPS.get(str(table.get("step")))
+        if spec.run == "split" and kind is not None and kind.arithmetic:
+            break
+        before.append(_made(table, anyone, f"steps.before[{index}]"))
+    after = spec.after if spec.run == "client" else ()
+    return before, [_made(table, anyone, f"steps.after[{index}]") for index, table in enumerate(after)]
 
 
 def _cut(steps: Sequence[DataStep]) -> int:

@@ -2,8 +2,8 @@
 
 A step reads the tensor that the step before it wrote (at first the first one there is), unless `input` names another,
 and writes its result under the same name, unless `output` names another.  What it does not write stays there for later
-steps.  `flow` says what tensors a step makes without running it, `row` computes one row, `batch` a whole batch; a step
-has one of the two.
+steps.  `flow` says what tensors a step makes without running it, `row` computes one row, `batch` a whole batch; a
+step has one of the two, or both, one after the other.
 
 A tensor of a row is an array of the tensor's shape; one of BYTES is an array of `bytes` objects.
 """
@@ -49,6 +49,8 @@ class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     by_row: ClassVar[bool] = False
     """Whether it computes row by row (`row`) rather than whole batches (`batch`)."""
+    then_batch: ClassVar[bool] = False
+    """Whether `batch` is to be called after `row`."""
     arithmetic: ClassVar[bool] = False
     """Whether it only calculates with tensors of fixed form, so that a split family runs it in the worker."""
 

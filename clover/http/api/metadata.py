@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from clover.types import FamilySpec, StepsSpec, TensorSpec
+from clover.steps import described
+from clover.types import FamilySpec, TensorSpec
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -35,15 +34,8 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),
-        **({} if spec.steps is None else {"parameters": {"steps": step_metadata(spec.steps)}}),
+        **({} if spec.steps is None else {"parameters": {"steps": described(spec)}}),
     }
-
-
-def step_metadata(steps: StepsSpec) -> dict[str, Any]:
-    """Return what a client has to know of a family's steps, to run those that are its own: they, where they run, and
-    the tensors of the application."""
-    found: dict[str, Any] = msgspec.to_builtins(steps)
-    return found
 
 
 def model_config(name: str, spec: FamilySpec) -> dict[str, Any]:

@@ -111,20 +111,21 @@ class Completion:
             link.meter.waste(count)
         else:
             passed_on, audited, wasted = 0, 0, count
-            escalated, audits, late = self._settle(
+            escalated, audits, late, turned_away = self._settle(
                 link, batch, status, start_ns, busy_ns, energy_j, now_ns, refused
             )
             surplus = self._traffic.accuracy_rows - self._right
             self._right = self._traffic.accuracy_rows
             if not status:
-                passed_on, audited, wasted = escalated, audits, late
-                surplus -= (count - audits) * self._accuracy[link.lane]
+                passed_on, audited, wasted = escalated, audits, late + turned_away
+                answered = count - escalated - audits - turned_away
+                surplus -= (count - audits - turned_away) * self._accuracy[link.lane]
                 self._escalation.busy_ns[link.lane] = busy_ns
-                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits)
+                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits + turned_away)
                 if link.standby:
-                    self._traffic.relieved_rows += count - escalated - audits
-                self._account.rows_done(self._name, count - escalated - audits, now_ns)
-                link.meter.answered += count - escalated - audits
+                    self._traffic.relieved_rows += answered
+                self._account.rows_done(self._name, answered, now_ns)
+                link.meter.answered += answered
                 if batch.tenants is not None:
                     link.meter.note_answered(batch.tenants)
                     self._traffic.answered_to(link.lane, batch.tenants)
@@ -151,11 +152,11 @@ class Completion:
         energy_j: float,
         now_ns: int,
         refused: dict[int, str] | None,
-    ) -> tuple[int, int, int]:
+    ) -> tuple[int, int, int, int]:
         """Return the rows of a completed batch to their tickets, escalate those that are not sure enough, and finish
         tickets that have all of theirs; `refused` has the reason for each slot whose row the worker could not take.
-        Return how many rows were escalated, how many were audits, and how many were refused or came too late."""
-        lane, escalated, audits, late = link.lane, 0, 0, 0
+        Return how many rows were escalated, how many were audits, how many came too late, and how many were refused."""
+        lane, escalated, audits, late, turned_away = link.lane, 0, 0, 0, 0
         watching = not status and self._monitor.watching
         watched = watching and self._monitor.watches(lane)
         scores = self._monitor.scores(batch.slots) if watched else []
@@ -172,8 +173,7 @@ class Completion:
                 self.finish(ticket, 500 if status or (refused is not None and slot in refused) else 200, "", now_ns)
                 continue
             if refused is not None and slot in refused:
-                late += 1
-                self._traffic.accuracy_rows += self._accuracy[lane]
+                turned_away += 1
                 if batch.tenants is not None:
                     batch.tenants[at] = ""  # it was not answered
                 row = f"row {ticket.row_of(slot)}: " if len(ticket.slots) > 1 else ""
@@ -203,7 +203,7 @@ class Completion:
             ticket.outstanding -= 1
             if not ticket.outstanding:
                 self.finish(ticket, 200, "", now_ns)
-        return escalated, audits, late
+        return escalated, audits, late, turned_away
 
     def recover(self, process: WorkerLinks, reason: str, now_ns: int, *, blame: bool) -> None:
         """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With

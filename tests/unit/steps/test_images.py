@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -83,7 +85,9 @@ def test_what_is_no_picture_is_refused_with_a_reason() -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = file_of(Image.new("L", (20_000, 20_000)), compress_level=1)
+    small = file_of(Image.new("L", (1, 1)))
+    wide = small[12:16] + struct.pack(">II", 20_000, 20_000) + small[24:29]  # the header says another size
+    data = small[:12] + wide + struct.pack(">I", zlib.crc32(wide)) + small[33:]
     monkeypatch.setattr("PIL.Image.Image.load", lambda self: pytest.fail("it was unpacked"))
     with pytest.raises(BadRow, match="more than the 40000000"):
         decoded(data)
