@@ -79,7 +79,8 @@ def indexed() -> NDArray[np.float32]:
 def ranks(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many documents are nearer to each question than its own: 0 if it comes first."""
     near = vectors @ indexed().T
-    return (near > near[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    nearer: NDArray[np.int64] = (near > near[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    return nearer
 
 
 def comes_first(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -90,5 +91,4 @@ def comes_first(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> 
 
 def reciprocal_rank(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return 1 for questions whose document comes first, 1/2 for those where it comes second, and so on."""
-    found: NDArray[np.float64] = 1.0 / (1.0 + ranks(outputs["embedding"], labels))
-    return found
+    return np.reciprocal(1.0 + ranks(outputs["embedding"], labels))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from clover import families
+from clover import families, steps
 from clover.confidence import scorer
 from clover.types import FamilySpec
 from tests.support.lazy import LazyModule
@@ -42,6 +42,17 @@ def variant(spec: FamilySpec, name: str) -> Any:
     return families.resolve(found.loader, spec.folder)(found, Path(spec.folder))
 
 
+def evaluation(spec: FamilySpec, split: str, rows: int | None = None) -> tuple[Any, Any]:
+    """Return the first rows of a split as the family's steps make samples of them, and their labels."""
+    (files,), labels = families.load_evaluation(spec, split)
+    plan = steps.plan_for(spec, spec.variants[0])
+    assert plan is not None
+    count = len(files[:rows])
+    before = plan.worker_before.apply({"sound": files[:count]}, count)
+    assert not before.refused
+    return np.asarray(before.columns[plan.taken[0]]), labels[:count]
+
+
 def clean(*hertz: float) -> Any:
     """Return tones of three harmonics, without noise."""
     turns = np.outer(hertz, np.arange(2048) / 16_000)
@@ -50,8 +61,8 @@ def clean(*hertz: float) -> Any:
 
 
 def test_tones_are_what_they_are_said_to_be(spec: FamilySpec) -> None:
-    (calibration,), labels = families.load_evaluation(spec, "calibration")
-    (held_out,), others = families.load_evaluation(spec, "held_out")
+    calibration, labels = evaluation(spec, "calibration")
+    held_out, others = evaluation(spec, "held_out")
     data = module(spec, "data:load")
     assert (len(calibration), len(held_out)) == (data.ROWS["calibration"], data.ROWS["held_out"])
     assert calibration.shape[1:] == (2048,)
@@ -96,8 +107,8 @@ def test_silence_and_noise_have_an_answer(spec: FamilySpec, name: str) -> None:
 def test_swift_is_the_library(spec: FamilySpec) -> None:
     from swift_f0 import SwiftF0
 
-    (sounds,), _ = families.load_evaluation(spec, "calibration")
-    found, _ = variant(spec, "swift")([sounds[:4]])
+    sounds, _ = evaluation(spec, "calibration", 4)
+    found, _ = variant(spec, "swift")([sounds])
     detector = SwiftF0(threads=1, spin=False)
     for sound, hertz in zip(sounds, found[:, 0], strict=False):
         theirs = np.median(detector.detect(sound, 16_000).pitch_hz[3:6])
