@@ -91,4 +91,5 @@ def comes_first(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> 
 
 def reciprocal_rank(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return 1 for questions whose document comes first, 1/2 for those where it comes second, and so on."""
-    return np.reciprocal(1.0 + ranks(outputs["embedding"], labels))
+    found: NDArray[np.float64] = 1.0 / (1.0 + ranks(outputs["embedding"], labels).astype(np.float64))
+    return found

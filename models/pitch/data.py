@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 SAMPLE_RATE, SAMPLES = 16_000, 2048
 LOWEST, HIGHEST = 60.0, 1200.0
 SNR_DB = (-5.0, 20.0)
-ROWS = {"calibration": 600, "held_out": 1200}
+ROWS = {"calibration": 1500, "held_out": 1200}
 SEEDS = {"calibration": 1, "held_out": 2}
 
 
