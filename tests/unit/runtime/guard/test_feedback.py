@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from clover.errors import BadRequest, NotFound, Overloaded
 from clover.runtime.guard.drift import wilson
 from clover.runtime.guard.feedback import Feedback
 from clover.runtime.guard.labellers import Labellers
-from clover.types import TensorSpec
+from clover.types import EvaluationSpec, TensorSpec
 from tests.support.guard_fixture import LARGE, SMALL, Audited
 from tests.support.router_fixture import family
 
@@ -167,6 +168,19 @@ def test_a_router_remembers_what_it_answered() -> None:
     assert house.router.guard_report()["feedback"]["estimate"]["rows"] == 1
     with pytest.raises(NotFound):
         house.router.labelled(8, [1], "me")
+
+
+def test_a_family_with_a_metric_of_its_own_takes_no_labels_later() -> None:
+    own = EvaluationSpec(loader="data:load", metric="scores:near")
+    house = Audited(share=0.0, spec=msgspec.structs.replace(family(), evaluation=own))
+    ticket = house.ask()
+    house.says(SMALL, 1)
+    house.router.remember(7, ticket)
+    house.close(ticket)
+    with pytest.raises(BadRequest, match="metric of its own, 'scores:near'"):
+        house.router.labelled(7, [1], "me")
+    found = house.router.guard_report()["feedback"]
+    assert (found["remembered"], found["refused"]["unfit"]) == (0, 1)
 
 
 @pytest.mark.parametrize(
