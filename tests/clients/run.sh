@@ -2,11 +2,13 @@
 # Runs real clients against a server: run.sh URL [client...].  See README.md.
 set -euo pipefail
 
-url=${1:?usage: run.sh URL [triton|kserve|perf|schemathesis]...}
+url=${1:?usage: run.sh URL [triton|triton-grpc|kserve|perf|perf-grpc|schemathesis]...}
 url=${url%/}
 shift
 clients=("$@")
-[ ${#clients[@]} -gt 0 ] || clients=(triton kserve perf schemathesis)
+[ ${#clients[@]} -gt 0 ] || clients=(triton triton-grpc kserve perf perf-grpc schemathesis)
+host=${url#*://}
+grpc=${GRPC_TARGET:-${host%:*}:8001}
 here=$(cd "$(dirname "$0")" && pwd)
 environments=${CLIENT_VENVS:-$here/../../.venv-clients}
 python=${PYTHON:-python3}
@@ -45,6 +47,10 @@ for client in "${clients[@]}"; do
         report triton-sync "$bin/python" "$here/triton_sync.py" "$url"
         report triton-aio "$bin/python" "$here/triton_aio.py" "$url"
         ;;
+    triton-grpc)
+        bin=$(environment triton-grpc 'tritonclient[grpc]>=2.60' ml_dtypes)
+        report triton-grpc "$bin/python" "$here/triton_grpc.py" "$grpc"
+        ;;
     kserve)
         bin=$(environment kserve 'kserve>=0.15')
         report kserve "$bin/python" "$here/kserve_rest.py" "$url"
@@ -52,6 +58,10 @@ for client in "${clients[@]}"; do
     perf)
         bin=$(environment perf 'perf-analyzer>=2.50')
         report perf "$here/perf.sh" "$bin/perf_analyzer" "$url"
+        ;;
+    perf-grpc)
+        bin=$(environment perf 'perf-analyzer>=2.50')
+        report perf-grpc "$here/perf.sh" "$bin/perf_analyzer" "$grpc" grpc
         ;;
     schemathesis)
         bin=$(environment schemathesis 'schemathesis>=4.32')
