@@ -6,7 +6,6 @@ set -euo pipefail
 perf=$1
 address=${2#http://}
 protocol=${3:-http}
-"$perf" --version
 common=(-m simple -i "$protocol" -u "$address" --measurement-interval 1000 --stability-percentage "${STABILITY:-50}" --max-trials 5)
 
 run() {

@@ -29,6 +29,10 @@ environment() { # name package...: makes the environment once, and names its bin
     echo "$folder/bin"
 }
 
+version() { # bin package: prints which version of a client runs
+    "$1/pip" list 2> /dev/null | grep -i "^$2 "
+}
+
 failed=0
 report() { # name command...
     local name=$1
@@ -57,10 +61,12 @@ for client in "${clients[@]}"; do
         ;;
     perf)
         bin=$(environment perf 'perf-analyzer>=2.50')
+        version "$bin" perf.analyzer
         report perf "$here/perf.sh" "$bin/perf_analyzer" "$url"
         ;;
     perf-grpc)
         bin=$(environment perf 'perf-analyzer>=2.50')
+        version "$bin" perf.analyzer
         report perf-grpc "$here/perf.sh" "$bin/perf_analyzer" "$grpc" grpc
         ;;
     schemathesis)
