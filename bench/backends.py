@@ -4,10 +4,11 @@
 
 `module` as its loader gives it, `module, channels last` (weights in that order, which convolutions hand on), `eager` as
 the backend runs it, `aoti` as compiled plainly and `aoti, frozen` (weights are constants that the compiler folds and
-packs), `onnxruntime`.  All of them live in this process, with one thread, and take turns in every round, for
-`--least-ms` each; a figure is the median over rounds.  Batches are those of the family's ends: one row, and the most
-rows.  Answers are compared with `module` on rows of the evaluation set in the largest batches: the largest difference,
-and the share of rows with the same first answer.
+packs), `onnxruntime`, and `onnxruntime-int8`, its quantised model.  All of them live in this process, with one thread,
+and take turns in every round, for `--least-ms` each; a figure is the median over rounds.  Batches are those of the
+family's ends: one row, and the most rows.  Answers are compared with `module` on all held-out rows in the largest
+batches: the largest difference, the share of rows with the same first answer, and the share that is right by their
+labels.
 
 Milliseconds and CPU are measured (of this process); joules are modelled, CPU seconds x `core_w`, as the server counts.
 """
@@ -38,7 +39,6 @@ from clover.types import FamilySpec, VariantSpec
 Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 
 PLAIN = "module"
-COMPARED_ROWS = 1024
 
 
 def ordered(family: FamilySpec, variant: VariantSpec, order: str) -> Run:
@@ -74,11 +74,12 @@ def prepared(family: FamilySpec, variant: VariantSpec, cache: Path) -> dict[str,
     if not backends.get("aoti").available():
         found["aoti"] = compiled(family, variant, cache, frozen=False)
         found["aoti, frozen"] = compiled(family, variant, cache, frozen=True)
-    ort = backends.get("onnxruntime")
-    if not ort.available():
-        folder = backends.artifact_dir(cache, family, variant, ort.name, 1)
-        backends.compile_in_subprocess(family, variant, ort.name, folder)
-        found["onnxruntime"] = ort.load(family, variant, folder, 1)
+    for name in ("onnxruntime", "onnxruntime-int8"):
+        ort = backends.get(name)
+        if not ort.available():
+            folder = backends.artifact_dir(cache, family, variant, name, 1)
+            backends.compile_in_subprocess(family, variant, name, folder)
+            found[name] = ort.load(family, variant, folder, 1)
     return found
 
 
@@ -117,7 +118,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    images = np.ascontiguousarray(fashion_rows()[0][:COMPARED_ROWS])
+    images, labels = fashion_rows()
+    images = np.ascontiguousarray(images)
     core_w = cpu_power(EnergyConfig()).core_w
     names = options.variants or [variant.name for variant in family.variants]
     rows: list[list[object]] = []
@@ -140,9 +142,11 @@ def main() -> None:
                     ms, cpu = (statistics.median(column) for column in zip(*pairs, strict=True))
                     apart = float(np.abs(said[kind] - said[PLAIN]).max())
                     same = float(np.mean(said[kind].argmax(axis=1) == said[PLAIN].argmax(axis=1)))
-                    rows.append([name, batch, kind, ms, cpu, cpu * core_w / 1e3, cpu / plain, apart, f"{same:.2%}"])
+                    right = float(np.mean(said[kind].argmax(axis=1) == labels))
+                    joules = cpu * core_w / 1e3
+                    rows.append([name, batch, kind, ms, cpu, joules, cpu / plain, apart, f"{same:.2%}", f"{right:.2%}"])
                     figures[f"{name}, {batch}, {kind}"] = {
-                        "ms": ms, "cpu_ms": cpu, "j": cpu * core_w / 1e3, "apart": apart, "same": same,
+                        "ms": ms, "cpu_ms": cpu, "j": joules, "apart": apart, "same": same, "right": right,
                     }  # fmt: skip
     columns = [
         "variant",
@@ -154,6 +158,7 @@ def main() -> None:
         "CPU / module",
         "apart",
         "same first answer",
+        "right",
     ]
     where = f"{provenance()['cores']} cores, one thread, {options.rounds} rounds"
     where += f" (ms and CPU measured, J modelled at {core_w:g} W a core)"

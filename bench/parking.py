@@ -6,7 +6,9 @@ A server with `--sleep park` and one with `--sleep off` serve the same Poisson a
 `--day-s` seconds; the controller's times (looks, dwell, rests) shrink alike, but not what a start takes.  Workers
 compute on the CPU at a slow pace, so that the machine keeps up.  Watts are means over the day, of the emulated boards'
 counters; a board draws 35 W more while a process holds it.  The simulator plays the whole day with the same profile,
-rests and room for gusts (`simulated`), and without these (`parked row`, as in `simulate --asleep`).
+rests, room for gusts, and with starts that take as long a part of the day (`simulated`), and without these (`parked
+row`, as in `simulate --asleep`).  `modelled of what ran`: the active watts that the queueing model has for the workers
+and the routing of each second; these tell what the model is off by from what other plans make of it.
 
 Whether wake-ups keep the SLO is said by the longest time in which each second had a late answer, beside the seconds
 that the plan takes a start to last.
@@ -24,8 +26,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,11 +43,12 @@ from clover.errors import CloverError
 from clover.planning.model.problem import services_of
 from clover.server.server import Server
 from clover.simulate.families import Known
+from clover.simulate.flow import FleetModel
 from clover.simulate.loads import Load
 from clover.simulate.records import RunInput
 from clover.simulate.replay import play
 from clover.simulate.world import Case, Rules, Scheme, SimulatedMachine, Trace, World
-from clover.types import DeviceShape, FamilyProfile
+from clover.types import Configuration, DeviceShape, FamilyProfile, Routing, configuration_of
 
 TOY = str(ROOT / "tests" / "families" / "toy")
 DAY_S = 86_400.0
@@ -70,6 +75,15 @@ def paces(profiles: dict[str, int]) -> dict[str, Any]:
         for batch, ms in times.items()
     ]
     return {"method": "analytical", "source": "bench.parking", "rows": rows}
+
+
+class Look(NamedTuple):
+    """What ran at a moment."""
+
+    configuration: Configuration
+    routing: Routing
+    rate: float
+    words: str
 
 
 class Day:
@@ -104,7 +118,10 @@ class Day:
         self._late: set[int] = set()
         self._answers = self._late_answers = self._failed = 0
         self._awake: list[int] = []
+        self._looks: list[Look] = []
         self._reasons = Counter[str]()
+        self._rng = np.random.default_rng(1)
+        self._tasks: set[asyncio.Future[None]] = set()
         self.rate = 0.0
         self.shapes: tuple[DeviceShape, ...] = ()
         self.profile: FamilyProfile | None = None
@@ -134,25 +151,33 @@ class Day:
             sizes = slices_of(self.shapes)
             smallest = services_of(self.profile)["full", min(sizes, key=sizes.__getitem__)]
             self.rate = self._given.load * smallest.capacity() * sum(shape.slices for shape in self.shapes)
-            rng, tasks = np.random.default_rng(1), set()
-            await self._warm(family)
-            began_s = at_s = time.monotonic()
-            first = self._joules(running)
-            while (now_s := time.monotonic()) < began_s + self._given.day_s:
-                while at_s <= now_s:
-                    task = asyncio.ensure_future(self._ask(began_s))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                    at_s += rng.exponential(1.0 / self._rate(at_s - began_s))
-                if len(self._awake) <= now_s - began_s:
-                    self._awake.append(len(family.devices))
-                await asyncio.sleep(max(0.0, min(at_s, began_s + len(self._awake)) - time.monotonic()))
+            await self._offer(-self._given.warm_s, 0.0)
+            self._answers = self._late_answers = self._failed = 0
+            self._late.clear()
+            self._reasons.clear()
+            first, lines = self._joules(running), self._lines(running)
+            traffic = family.fleet.router.traffic
+            sizes = dict(traffic.batch_sizes)
+            began_s = time.monotonic()
+            await self._offer(0.0, self._given.day_s, partial(self._look, running, family))
             seconds = time.monotonic() - began_s
             joules = self._joules(running) - first
-            await asyncio.gather(*tasks)
+            spent = {line: joules_ - lines.get(line, 0.0) for line, joules_ in self._lines(running).items()}
+            batches = {
+                n: (count - sizes.get(n, (0, 0))[0], (ns - sizes.get(n, (0, 0))[1]) / 1e9)
+                for n, (count, ns) in sorted(traffic.batch_sizes.items())
+            }
+            model = FleetModel(self.profile, SLO_MS)
+            flows = [model.flow(look.configuration, look.routing, look.rate) for look in self._looks]
+            await asyncio.gather(*self._tasks)
             decisions = running.engine.controller.decisions(1000)
             return {
                 "watts": joules / seconds,
+                "lines_w": {line: value / seconds for line, value in spent.items()},
+                "batches": batches,
+                "model_w": sum(flow.active_w for flow in flows) / max(len(flows), 1),
+                "looks": [f"{flow.active_w:6.1f} {look.words}" for look, flow in zip(self._looks, flows, strict=True)],
+                "per_row": {" ".join(key): value for key, value in running.engine.account.per_row().items()},
                 "joules": joules,
                 "seconds": seconds,
                 "answers": self._answers,
@@ -168,21 +193,50 @@ class Day:
                 "woken": sum("is woken" in item["detail"] for item in decisions),
                 "parked": sum("is parked" in item["detail"] for item in decisions),
                 "decisions": [
-                    {"at": item["at"], "trigger": item["trigger"], "action": item["action"], "detail": item["detail"]}
+                    {key: item[key] for key in ("at", "trigger", "action", "detail", "seconds")}
                     for item in reversed(decisions)
                     if item["action"] != "kept"
                 ],
             }
 
-    async def _warm(self, family: Any) -> None:
-        """Let the load of the first moment be known."""
-        began_s = time.monotonic()
-        while time.monotonic() < began_s + self._given.warm_s:
-            self._answers -= 1  # not counted
-            late, failed = self._late_answers, self._failed
-            await asyncio.gather(self._ask(began_s), asyncio.sleep(1.0 / self._rate(0.0)))
-            self._late_answers, self._failed = late, failed
-        self._late.clear()
+    async def _offer(self, from_s: float, until_s: float, look: Callable[[float], None] | None = None) -> None:
+        """Ask as often as the load of the day has it from `from_s` to `until_s` (before 0: as at 0); call `look` once a
+        second."""
+        began_s = time.monotonic() - from_s
+        at_s, looks = from_s, math.ceil(from_s)
+        while (now_s := time.monotonic() - began_s) < until_s:
+            while at_s <= now_s:
+                task = asyncio.ensure_future(self._ask(began_s))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                at_s += self._rng.exponential(1.0 / self._rate(max(at_s, 0.0)))
+            if looks <= now_s:
+                looks += 1
+                if look is not None:
+                    look(now_s)
+            await asyncio.sleep(max(0.0, min(at_s, looks, until_s) + began_s - time.monotonic()))
+
+    def _look(self, running: Server, family: Any, at_s: float) -> None:
+        self._awake.append(len(family.devices))
+        fleet = family.fleet
+        configuration = configuration_of(fleet.routed)
+        routing = fleet.routing
+        rate = self._rate(at_s)
+        shares = {name: round(share, 2) for name, share in routing.shares.items()}
+        words = (
+            f"{at_s:5.1f} {rate:5.1f} {fleet.observe().get('arrival_rate', 0.0):5.1f} {self._joules(running):8.1f} "
+            + " + ".join(group.words for group in configuration)
+            + f" {shares} {routing.largest} {routing.wait_ms}"
+        )
+        self._looks.append(Look(configuration, routing, rate, words))
+
+    @staticmethod
+    def _lines(running: Server) -> dict[str, float]:
+        found = Counter[str]()
+        for name, line, _, sums in running.engine.account.lines():
+            if name.startswith("gpu"):
+                found[line] += sums.joules
+        return dict(found)
 
     def _joules(self, running: Server) -> float:
         return sum(
@@ -206,7 +260,7 @@ def longest(seconds: set[int]) -> int:
     return best
 
 
-def simulated(day: Day, bare_w: float, asleep: bool, rests: bool) -> dict[str, float]:
+def simulated(day: Day, bare_w: float, asleep: bool, rests: bool, load_s: float = 0.0) -> dict[str, Any]:
     """Play the same day in the simulator; `rests`: with the server's rests and room for gusts."""
     assert day.profile is not None
     spared = CONTEXT_W if rests and asleep else None
@@ -217,7 +271,16 @@ def simulated(day: Day, bare_w: float, asleep: bool, rests: bool) -> dict[str, f
     world = World(
         SimulatedMachine(shapes, bare_w + CONTEXT_W, "emulated"),
         known,
-        Rules(form="floor", slo_ms=SLO_MS, accuracy_floor=FLOOR, accuracy_margin=0.0, look_s=60.0, dwell_s=60.0),
+        Rules(
+            form="floor",
+            slo_ms=SLO_MS,
+            accuracy_floor=FLOOR,
+            accuracy_margin=0.0,
+            waits=False,
+            look_s=60.0,
+            dwell_s=60.0,
+            load_s=load_s,
+        ),
     )
     source = StaticSource(300.0)
     load = Load("diurnal", "diurnal", day.rate, per_s=True)
@@ -227,7 +290,19 @@ def simulated(day: Day, bare_w: float, asleep: bool, rests: bool) -> dict[str, f
     run = play(Case(world, trace, load, scheme, 1))
     joules = sum(step.active_j + step.idle_j for step in run.steps)
     seconds = sum(step.seconds for step in run.steps)
-    return {"watts": joules / seconds, "awake": sum(step.awake for step in run.steps) / len(run.steps)}
+    active_w = sum(step.active_j for step in run.steps) / seconds
+    shown = [
+        f"{step.at_s / 3600:5.1f} {step.rate:5.1f} {step.awake} {step.active_j / step.seconds:6.1f} {step.deployment} "
+        f"{ {name: round(share, 2) for name, share in step.shares.items()} } {step.reason[:60]}"
+        for step in run.steps[::5]
+    ]
+    return {
+        "watts": joules / seconds,
+        "active_w": active_w,
+        "steps": shown,
+        "changes": run.sums.changes,
+        "awake": sum(step.awake for step in run.steps) / len(run.steps),
+    }
 
 
 def one(given: argparse.Namespace) -> int:
@@ -243,7 +318,9 @@ def one(given: argparse.Namespace) -> int:
         json.dumps(
             {
                 "served": found,
-                "simulated": simulated(day, table.idle_w, asleep, rests=True),
+                "simulated": simulated(
+                    day, table.idle_w, asleep, rests=True, load_s=found["start_s"] * DAY_S / given.day_s
+                ),
                 "parked row": simulated(day, table.idle_w, asleep, rests=False),
             }
         )
@@ -287,9 +364,12 @@ def main(argv: list[str] | None = None) -> int:
         [
             "",
             "W",
+            "active W",
+            "modelled of what ran",
             "simulated W",
             "off by %",
             "parked row W",
+            "off by %",
             "awake",
             "simulated",
             "late %",
@@ -302,9 +382,12 @@ def main(argv: list[str] | None = None) -> int:
             [
                 sleep,
                 served[sleep]["watts"],
+                served[sleep]["lines_w"]["active"],
+                served[sleep]["model_w"],
                 results[sleep]["simulated"]["watts"],
                 100.0 * (served[sleep]["watts"] / results[sleep]["simulated"]["watts"] - 1.0),
                 results[sleep]["parked row"]["watts"],
+                100.0 * (served[sleep]["watts"] / results[sleep]["parked row"]["watts"] - 1.0),
                 served[sleep]["awake"],
                 results[sleep]["simulated"]["awake"],
                 100.0 * served[sleep]["late_part"],

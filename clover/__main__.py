@@ -13,7 +13,9 @@ from clover.hints import did_you_mean, importing, program, until_closed
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
     "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of a family's variants here"),
+    "families": ("clover.cli.families", "List the families that are installed, and what each needs"),
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
+    "infer": ("clover.cli.infer", "Ask a model of a running server with files or text"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
     "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
     "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),
@@ -45,7 +47,7 @@ def _run(argv: Sequence[str] | None) -> int:
             return 2
         with importing():
             command = importlib.import_module(known[0])
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if not (line := not_installed(error)):
             raise
         print(f"clover: {line}", file=sys.stderr)

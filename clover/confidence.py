@@ -34,14 +34,14 @@ class ScoreError(ValueError):
 
 
 def scorer(spec: FamilySpec) -> Scorer | None:
-    """Return how to score the answers of `spec`; None if it declares no confidence.
+    """Return how to score the answers of the models of `spec`, before any step; None if it declares no confidence.
 
     Raises ConfigError if it names a function of its own that cannot be found.
     """
     confidence = spec.confidence
     if confidence is None:
         return None
-    names = [tensor.name for tensor in spec.outputs]
+    names = [tensor.name for tensor in spec.model_outputs(spec.variants[0])]
     at = names.index(confidence.output) if confidence.output else 0
     if confidence.kind not in CONFIDENCES:
         return _own(resolve(confidence.kind, spec.folder), at)
@@ -137,15 +137,21 @@ def answers(rows: NDArray[Any] | list[bytes]) -> NDArray[Any]:
     return flat.argmax(axis=1) if flat.shape[1] > 1 and flat.dtype.kind == "f" else flat.copy()
 
 
-def agreement(mine: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Return the share of rows with the same answer; floats may differ by rounding (1e-3 relative)."""
-    if mine.shape != reference.shape or not len(mine):
-        return 0.0
+def alike(mine: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which rows have the same answer; floats may differ by rounding (1e-3 relative)."""
+    if mine.shape != reference.shape:
+        return np.zeros(len(mine), np.bool_)
     if mine.dtype.kind == "f":
         same = np.isclose(mine, reference, rtol=1e-3, atol=1e-5, equal_nan=True)
     else:
-        same = mine == reference
-    return float(np.mean(same.reshape(len(mine), -1).all(axis=1)))
+        same = np.asarray(mine == reference, np.bool_)
+    found: NDArray[np.bool_] = same.reshape(len(mine), -1).all(axis=1)
+    return found
 
 
-__all__ = ["ScoreError", "Scorer", "agreement", "answers", "entropy", "margin", "scorer", "softmax", "top"]
+def agreement(mine: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Return the share of rows with the same answer, as `alike` judges it."""
+    return float(alike(mine, reference).mean()) if len(mine) else 0.0
+
+
+__all__ = ["ScoreError", "Scorer", "agreement", "alike", "answers", "entropy", "margin", "scorer", "softmax", "top"]

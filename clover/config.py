@@ -319,8 +319,9 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "cpu | nvidia | nvidia:0,2 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
-            "emulated:NAME[:COUNT], as emulated:a100-40gb:2 or emulated:rtx-4090 | emulated:pod-1g.10gb"
+            "cpu | nvidia | nvidia:0,2 | nvidia:mig (only with MIG on) | nvidia:0/mps (in parts, without MIG) | "
+            "mig:UUID,... (as they are) | emulated:NAME[:COUNT][/mps], as emulated:a100-40gb:2 or emulated:rtx-4090 | "
+            "emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""
@@ -355,6 +356,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         "eager-fp16",
         "aoti",
         "onnxruntime",
+        "onnxruntime-int8",
     )
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0

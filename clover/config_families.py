@@ -116,6 +116,17 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 2.0
+    cache_answers: Annotated[
+        float,
+        _help(
+            "megabytes of answers kept for rows that are asked again, for each tenant by itself; 0 keeps none",
+            ge=0,
+            le=65_536,
+        ),
+    ] = 0.0
+    cache_answers_s: Annotated[float, _help("longest time that an answer is kept for, seconds", gt=0, le=604_800)] = (
+        300.0
+    )
     feedback_rows: Annotated[
         int,
         _help(

@@ -9,9 +9,13 @@ from __future__ import annotations
 import sys
 
 
-def not_installed(error: ModuleNotFoundError) -> str:
-    """Return one line for an `error` met while a command was imported; empty if a module of Clover itself
-    is missing."""
+def not_installed(error: ImportError) -> str:
+    """Return one line for an `error` met while a command was imported: a package that is missing, or kernels that were
+    not built; empty if it is of another kind."""
+    if error.name == "clover._native":
+        return str(error)
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
     name = (error.name or "").partition(".")[0]
     if name in ("", "clover"):
         return ""
@@ -31,6 +35,16 @@ def says_out_of_memory(text: str) -> bool:
     """Return whether the text of an error says that memory ran out, which frameworks say only in their texts."""
     lowered = text.lower()
     return any(words in lowered for words in _OUT_OF_MEMORY)
+
+
+_LAUNCH_FAILED = ("cuda error 719", "unspecified launch failure")
+
+
+def says_launch_failed(text: str) -> bool:
+    """Return whether the text of a worker's end is CUDA's error 719: a kernel failed for a reason that is not known,
+    which may be the rows or the GPU."""
+    lowered = text.lower()
+    return any(words in lowered for words in _LAUNCH_FAILED)
 
 
 class CloverError(Exception):

@@ -11,6 +11,7 @@ cdef class Ticket:
     cdef public int64_t done_ns
     cdef public int64_t queue_ns
     cdef public int64_t compute_ns
+    cdef public int uncached
     cdef public list variants
 
 cdef class Model:

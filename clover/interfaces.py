@@ -124,7 +124,8 @@ class Ticket:
 
     `status` is 0 while pending, then an HTTP status.  `slots[i]` is the slot of row i; `variants[i]` the index (into
     the family's variants) that answered it.  `client` names the tenant that sent it, else the address that it came
-    from, the /64 of an IPv6 one; empty for this process.  All times are monotonic nanoseconds.
+    from, the /64 of an IPv6 one; empty for this process.  `uncached`: what the client forbids a cache of answers
+    (`clover.runtime.router.cached_answers`).  All times are monotonic nanoseconds.
     """
 
     __slots__ = (
@@ -138,6 +139,7 @@ class Ticket:
         "retry_after_s",
         "slots",
         "status",
+        "uncached",
         "variants",
     )
 
@@ -151,6 +153,7 @@ class Ticket:
     done_ns: int
     queue_ns: int
     compute_ns: int
+    uncached: int
     variants: list[int]
 
 

@@ -41,6 +41,7 @@ _DISTRIBUTIONS = {
     "eager-fp16": ("torch",),
     "aoti": ("torch",),
     "onnxruntime": ("onnxruntime",),
+    "onnxruntime-int8": ("onnxruntime",),
     "tensorrt": ("torch", "torch-tensorrt", "tensorrt-cu13-libs"),
 }
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")

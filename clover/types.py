@@ -75,6 +75,29 @@ class VariantSpec(Record, frozen=True, kw_only=True):
     precision: Precision = "fp32"
     accuracy: PublishedAccuracy | None = None
     parameters: dict[str, str | int | float | bool] = {}
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    """What its model takes and gives if that is not what clients send and get; filled in by Clover."""
+
+
+StepTable = dict[str, str | int | float | bool | list[str | int | float | bool]]
+"""A step as it is declared: its name under "step", and its parameters.  "$name" stands for a variant's parameter."""
+
+
+class StepsSpec(Record, frozen=True, kw_only=True):
+    """What is done to rows before and after the model: `before` makes `inputs` what the model takes, `after` makes what
+    the model gives `outputs` (see `clover.steps`).
+
+    `run` "worker": all of it in the worker, with the batch.  "client": all of it in the client.  "split": what makes a
+    tensor of bytes in the client; arithmetic, and all that comes after the model, in the worker.
+    `inputs` and `outputs` are the tensors of the application; without them they are the model's.
+    """
+
+    run: Literal["worker", "client", "split"] = "worker"
+    inputs: tuple[TensorSpec, ...] = ()
+    before: tuple[StepTable, ...] = ()
+    after: tuple[StepTable, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 class EvaluationSpec(Record, frozen=True, kw_only=True):
@@ -82,7 +105,8 @@ class EvaluationSpec(Record, frozen=True, kw_only=True):
 
     `loader` is "module:function", called as `loader(folder, split)` with split "calibration" or "held_out"; it returns
     `(inputs: list[np.ndarray with a leading row axis], labels: np.ndarray)`.  `metric` "top1": the first output's
-    argmax against the label.
+    argmax against the label; or "module:function" of the family's folder, called as `metric(outputs, labels)` with
+    arrays by the name of the output and some labels, which returns how right each row is, 0..1.
     """
 
     loader: str
@@ -102,9 +126,20 @@ class ConfidenceSpec(Record, frozen=True, kw_only=True):
     logits: bool = False
 
 
+class OpenAiSpec(Record, frozen=True, kw_only=True):
+    """What a family answers in the shape of OpenAI's API.  `embeddings`: its one input is text (BYTES, one element a
+    row), and its output `output` (the first one by default) a vector (floating-point numbers of one axis)."""
+
+    embeddings: bool = False
+    output: str = ""
+
+
 class FamilySpec(Record, frozen=True, kw_only=True):
     """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.  One
-    without `confidence` does not cascade."""
+    without `confidence` does not cascade.
+
+    `inputs` and `outputs` are what clients send and get.  They are what the models take and give, unless there are
+    `steps` between (`model_inputs`, `model_outputs`)."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -118,7 +153,22 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     max_batch: int = 32
     evaluation: EvaluationSpec | None = None
     confidence: ConfidenceSpec | None = None
+    steps: StepsSpec | None = None
+    openai: OpenAiSpec | None = None
     digest: str = ""
+
+    def model_inputs(self, variant: VariantSpec) -> tuple[TensorSpec, ...]:
+        """Return the tensors that the model of `variant` takes."""
+        return variant.inputs or self.inputs
+
+    def model_outputs(self, variant: VariantSpec) -> tuple[TensorSpec, ...]:
+        """Return the tensors that the model of `variant` gives."""
+        return variant.outputs or self.outputs
+
+    @property
+    def stepped(self) -> bool:
+        """Whether workers run steps around the model."""
+        return self.steps is not None and self.steps.run != "client"
 
     def variant(self, name: str) -> VariantSpec:
         """Return the variant of that name; KeyError if there is none."""
@@ -500,6 +550,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     limited: int = 0
     """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
+    cached: bool = False
+    """Whether the answer was kept from an earlier request: `energy_j` is that of the look-up then."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

@@ -16,5 +16,6 @@ _missing = [name for name in KERNELS if find_spec(f"{__name__}.{name}") is None]
 if _missing:
     raise ImportError(
         f"Clover's kernels are not built here (missing: {', '.join(_missing)}). "
-        "Build them with: python setup.py build_ext --inplace"
+        "Build them with: python setup.py build_ext --inplace",
+        name=__name__,
     )

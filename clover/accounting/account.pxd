@@ -65,6 +65,8 @@ cdef class Account:
     cpdef receipt(
         self, str family, str variant, double accuracy, int64_t rows, double active_j, int64_t now_ns, tuple path=*
     )
+    @cython.locals(bill=OverheadBill)
+    cpdef bill_lookup(self, str family, double joules)
     cpdef str method_of(self, str family)
     @cython.locals(rate=double, known=AnsweredRate, bill=OverheadBill, part_j=double, before_g=double)
     cdef double _bill_overhead(self, str family, int64_t rows, int64_t now_ns) except? -1.0

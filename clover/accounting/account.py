@@ -392,6 +392,13 @@ class Account:
         )
         return last
 
+    def bill_lookup(self, family: str, joules: float) -> None:
+        """Charge the joules of finding a kept answer, which are part of the front end's: no row pays them again."""
+        bill = self._front_end.get(family)
+        if bill is not None:
+            bill.take(joules)
+        self.receipts_j[family] = self.receipts_j.get(family, 0.0) + joules
+
     def method_of(self, family: str) -> Method:
         """Return how the energy of a single row of a family is known: emulated if any of its devices is."""
         known = self._receipt_method.get(family)

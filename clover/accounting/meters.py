@@ -40,7 +40,8 @@ def profiled_energy(
 ) -> ProfiledEnergy:
     """Return what `profile` expects of a worker at batch sizes 0 .. `max_batch` (index 0 repeats 1).
 
-    Linear between measured sizes and constant beyond them.
+    As plans take it (`planning.model.queueing.Service.energy_j`): the energy of a batch is linear between measured
+    sizes, and that of a row is constant beyond the largest.
     """
     measured = [
         m
@@ -49,13 +50,14 @@ def profiled_energy(
     ]
     if not measured:
         return ProfiledEnergy()
-    points = sorted((m.batch, m.energy_j_per_row) for m in measured)
+    points = sorted((m.batch, m.batch * m.energy_j_per_row) for m in measured)
     out: list[float] = []
     for batch in range(max_batch + 1):
-        below = [p for p in points if p[0] <= batch] or points[:1]
-        above = [p for p in points if p[0] >= batch] or points[-1:]
+        rows = min(max(batch, 1), points[-1][0])
+        below = [p for p in points if p[0] <= rows] or points[:1]
+        above = [p for p in points if p[0] >= rows]
         (b0, e0), (b1, e1) = below[-1], above[0]
-        out.append(e0 if b1 <= b0 else e0 + (e1 - e0) * (batch - b0) / (b1 - b0))
+        out.append((e0 if b1 <= b0 else e0 + (e1 - e0) * (rows - b0) / (b1 - b0)) / rows)
     return ProfiledEnergy(out, max(m.rested_j for m in measured))
 
 

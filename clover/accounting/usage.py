@@ -17,6 +17,8 @@ from clover.accounting.prices import Price
 from clover.types import EnergySample, Method
 
 NO_TENANT = ""
+CACHED = "(cached)"
+"""Stands for the variant of answers that were kept from earlier requests; no variant can have that name."""
 
 
 class UsageKey(NamedTuple):
@@ -47,6 +49,15 @@ class Usage:
 
 
 UsageBook = dict[UsageKey, Usage]
+
+
+def book_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:
+    """Add `rows` answers that were kept from earlier requests: rows of no variant, on a line of their own."""
+    key = UsageKey(family, CACHED, "", "", tenant)
+    usage = book.get(key)
+    if usage is None:
+        usage = book[key] = Usage()
+    usage.rows += rows
 
 
 def book_rows(book: UsageBook, meters: Iterable[WorkerMeter]) -> None:

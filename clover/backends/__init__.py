@@ -19,6 +19,7 @@ from clover.backends.cuda import device_for
 from clover.backends.eager import EagerBackend
 from clover.backends.environment import child_environment
 from clover.backends.onnxruntime import OnnxRuntimeBackend
+from clover.backends.quantised import QuantisedBackend
 from clover.backends.rounded import RoundedBackend
 from clover.backends.targets import CPU, Target, target_of
 from clover.backends.tensorrt import TensorRtBackend
@@ -78,6 +79,7 @@ BACKENDS: dict[str, CompilingBackend] = {
         RoundedBackend("fp16"),
         AotiBackend(),
         OnnxRuntimeBackend(),
+        QuantisedBackend(),
         TensorRtBackend(),
     )
 }

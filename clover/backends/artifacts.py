@@ -43,9 +43,10 @@ COMPILE_S = 900.0
 """Seconds a compilation may take."""
 
 _FORMAT = 2
-_VERSION_OF = {"onnxruntime": "onnxruntime", "tensorrt": "torch-tensorrt"}
+_FORMAT_OF = {"tensorrt": 3}
+_VERSION_OF = {"onnxruntime": "onnxruntime", "onnxruntime-int8": "onnxruntime", "tensorrt": "torch-tensorrt"}
 _TENSORRT = ("tensorrt-cu13-libs", "tensorrt-cu12-libs", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
-_THREADS_AT_LOAD = {"onnxruntime"}  # one artifact for any number of threads
+_THREADS_AT_LOAD = {"onnxruntime", "onnxruntime-int8"}  # one artifact for any number of threads
 _POLL_S = 0.02
 _REASON_BYTES = 4000
 
@@ -169,6 +170,7 @@ def recipe(
         profile=target.profile,
         driver=target.driver,
         tensorrt=tensorrt_version() if backend == "tensorrt" else "",
+        format=_FORMAT_OF.get(backend, _FORMAT),
     )
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.backends import cuda_errors, parity
+from clover.backends.overlap import Overlap, cuda_streams, possible
 from clover.backends.targets import Target
 from clover.backends.tensors import to_arrays, to_tensor, torch_dtype
 from clover.errors import ProfileError, WorkerError
@@ -88,14 +89,6 @@ def _unusable() -> str:
     return f"torch {torch.__version__} (for CUDA {torch.version.cuda}) finds no device: see `nvidia-smi` for the driver"
 
 
-def fatal(error: RuntimeError) -> bool:
-    """Return whether CUDA can do nothing more in this process after `error`."""
-    name, text = type(error).__name__, str(error)
-    if name == "OutOfMemoryError" or "_STATUS_ALLOC_FAILED" in text:  # cuBLAS and cuDNN take memory of their own
-        return False
-    return name == "AcceleratorError" or "CUDA error" in text or "_STATUS_EXECUTION_FAILED" in text
-
-
 def recorded_sizes(most: int) -> list[int]:
     """Return the batch sizes to record for batches of up to `most` rows: 1, 2, 3, 4, 6, 8, 12, ... and `most`, so that
     the next larger one has less than half as many rows more."""
@@ -151,11 +144,13 @@ class Runner:
         with torch.inference_mode():
             self._inputs = [
                 None if t.variable else torch.zeros((rows, *t.bound), dtype=torch_dtype(t), device=device)
-                for t in family.inputs
+                for t in family.model_inputs(variant)
             ]
-            self._outputs = [self._buffer(tensor, rows, pinned=on_gpu) for tensor in family.outputs]
+            self._outputs = [self._buffer(tensor, rows, pinned=on_gpu) for tensor in family.model_outputs(variant)]
         if graphs and variant.parameters.get("cuda_graphs", True) and all(i is not None for i in self._inputs):
             self._record_all(record or _Graphs(self))
+        self.overlap = Overlap(self, family, cuda_streams()) if on_gpu and possible(family, variant) else None
+        """How a worker has two batches in flight; None if it runs one after the other."""
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -174,28 +169,41 @@ class Runner:
             with self._torch.inference_mode(), self._on_stream():
                 rows = len(inputs[0])
                 given = [self._put(index, array, rows) for index, array in enumerate(inputs)]
-                at = bisect.bisect_left(self._sizes, rows)
-                if at == len(self._sizes):  # nothing is recorded
-                    if (
-                        self._device == "cuda"
-                    ):  # a recording holds its precision; the process may have had another since
-                        use_precision(self._variant.precision)
-                    answers = self._fetch(self._call(*given), rows)
-                else:
-                    size = self._sizes[at]
-                    recording = self._recordings[size]
-                    recording.replay()
-                    answers = self._fetch(recording.outputs, rows, size)
+                answers = self._fetch(self._launch(given, rows), rows)
                 self._wait()
         except RuntimeError as error:
-            if fatal(error):
+            if cuda_errors.fatal(error):
                 raise cuda_errors.ended(error) from error
             raise
         return answers
 
+    def launch(self, given: Sequence[torch.Tensor], rows: int) -> list[Any]:
+        """Launch the model on `given`, tensors of `rows` rows anywhere on the device, in the current stream; return
+        what it returns, which the next launch may overwrite."""
+        if self._recordings:
+            for there, mine in zip(self._inputs, given, strict=True):
+                assert there is not None  # or nothing would be recorded
+                there[:rows].copy_(mine)
+        return self._launch(given, rows)
+
+    def _launch(self, given: Sequence[torch.Tensor], rows: int) -> list[Any]:
+        """Launch the model on `given`, or replay its launches on the inputs that they read."""
+        at = bisect.bisect_left(self._sizes, rows)
+        if at == len(self._sizes):  # nothing is recorded
+            if self._device == "cuda":  # a recording holds its precision; the process may have had another since
+                use_precision(self._variant.precision)
+            result = self._call(*given)
+            return list(result) if isinstance(result, (tuple, list)) else [result]
+        size = self._sizes[at]
+        recording = self._recordings[size]
+        recording.replay()
+        outputs = recording.outputs
+        parts = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+        return parts if size == rows else [part[:rows] for part in parts]
+
     def _put(self, index: int, array: NDArray[Any], rows: int) -> torch.Tensor:
         """Copy one input to the device, into the buffer that recordings read if there is one; return it there."""
-        source = to_tensor(array, self._family.inputs[index])
+        source = to_tensor(array, self._family.model_inputs(self._variant)[index])
         there = self._inputs[index]
         if there is None:
             return source.to(self._device, non_blocking=True)
@@ -203,12 +211,9 @@ class Runner:
         place.copy_(source, non_blocking=True)
         return place
 
-    def _fetch(self, result: Any, rows: int, computed: int = 0) -> list[NDArray[Any]]:
+    def _fetch(self, parts: list[Any], rows: int) -> list[NDArray[Any]]:
         """Return what the model returned as arrays, in the page-locked buffers if it is as declared; not there before
-        `_wait` returns.  `computed`: how many rows it returned, if more than `rows`."""
-        parts = list(result) if isinstance(result, (tuple, list)) else [result]
-        if computed > rows:
-            parts = [part[:rows] for part in parts]
+        `_wait` returns."""
         answers: list[NDArray[Any]] = []
         for part, buffer in zip(parts, [*self._outputs, *[None] * len(parts)], strict=False):
             if not isinstance(part, self._torch.Tensor):
@@ -255,15 +260,16 @@ class Runner:
 
     def _differs(self, made: dict[int, Recording]) -> str:
         """Return what is wrong with a replay on fresh rows; "" if all give what the model gives."""
-        family, generator = self._family, np.random.default_rng(1)
+        generator = np.random.default_rng(1)
+        takes, gives = self._family.model_inputs(self._variant), self._family.model_outputs(self._variant)
         fewer = 0
         for size, recording in made.items():
             for rows in (size, fewer + 1):
-                inputs = [parity.made_up(tensor, rows, generator) for tensor in family.inputs]
+                inputs = [parity.made_up(tensor, rows, generator) for tensor in takes]
                 self._replay({})
                 truth = [array.copy() for array in self(inputs)]
                 self._replay({size: recording})
-                _, wrong = parity.compare(family.outputs, self(inputs), truth, self._variant.precision)
+                _, wrong = parity.compare(gives, self(inputs), truth, self._variant.precision)
                 if wrong:
                     what = f"{size} rows" if rows == size else f"{size} rows, used for {rows},"
                     return f"the recorded launches of {what} do not do what the model does: {wrong}"
@@ -274,7 +280,7 @@ class Runner:
         """Run one row without recordings, as a failed recording may have broken more; raises what the model raises."""
         self._replay({})
         generator = np.random.default_rng(2)
-        self([parity.made_up(tensor, 1, generator) for tensor in self._family.inputs])
+        self([parity.made_up(tensor, 1, generator) for tensor in self._family.model_inputs(self._variant)])
 
 
 class _Graphs:

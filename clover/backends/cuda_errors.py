@@ -31,6 +31,14 @@ OF_THE_DEVICE: dict[int, str] = {
 (assertion), 714 to 718 and 719 (launch failure), which kernels make."""
 
 
+def fatal(error: RuntimeError) -> bool:
+    """Return whether CUDA can do nothing more in this process after `error`."""
+    name, text = type(error).__name__, str(error)
+    if name == "OutOfMemoryError" or "_STATUS_ALLOC_FAILED" in text:  # cuBLAS and cuDNN take memory of their own
+        return False
+    return name == "AcceleratorError" or "CUDA error" in text or "_STATUS_EXECUTION_FAILED" in text
+
+
 def code_of(error: BaseException) -> int:
     """Return CUDA's number of `error`; 0 if torch does not say."""
     code = getattr(error, "error_code", 0)

@@ -63,8 +63,8 @@ class OnnxRuntimeBackend:
                 arguments,
                 dynamo=True,
                 dynamic_shapes=shapes,
-                input_names=[tensor.name for tensor in family.inputs],
-                output_names=[tensor.name for tensor in family.outputs],
+                input_names=[tensor.name for tensor in family.model_inputs(variant)],
+                output_names=[tensor.name for tensor in family.model_outputs(variant)],
                 verbose=False,
             )
         for warning in caught:
@@ -72,18 +72,18 @@ class OnnxRuntimeBackend:
         if program is None:
             raise ProfileError(f"the exporter gave nothing for {variant.name}")
         program.save(str(folder / MODEL))
-        self._check(family, folder, [argument.numpy() for argument in arguments])
+        self._check(family, variant, folder, [argument.numpy() for argument in arguments])
 
-    def _check(self, family: FamilySpec, folder: Path, inputs: list[NDArray[Any]]) -> None:
+    def _check(self, family: FamilySpec, variant: VariantSpec, folder: Path, inputs: list[NDArray[Any]]) -> None:
         # The exporter may fix an axis it was told is dynamic, with no more than a warning: try one row and many.
-        session = _session(folder / MODEL, 1)
+        tried = session(folder / MODEL, 1)
         for rows in {1, family.max_batch}:
             feeds = {
                 item.name: np.repeat(array[:1], rows, axis=0)
-                for item, array in zip(session.get_inputs(), inputs, strict=True)
+                for item, array in zip(tried.get_inputs(), inputs, strict=True)
             }
-            answers = session.run(None, feeds)
-            if len(answers) != len(family.outputs) or any(len(answer) != rows for answer in answers):
+            answers = tried.run(None, feeds)
+            if len(answers) != len(family.model_outputs(variant)) or any(len(answer) != rows for answer in answers):
                 raise ProfileError(f"the exported model does not take batches of {rows}")
 
     def load(
@@ -92,22 +92,23 @@ class OnnxRuntimeBackend:
         """Load the model (see `clover.interfaces.Backend`).  Raises WorkerError if the artifact is missing, and on a
         GPU."""
         if device != "cpu":
-            raise WorkerError(f"{variant.name} cannot run with onnxruntime on a GPU: it runs on CPU cores here")
+            raise WorkerError(f"{variant.name} cannot run with {self.name} on a GPU: it runs on CPU cores here")
         path = Path(folder) / MODEL
         if not path.is_file():
             command = f"python -m clover profile {families.reference(family)} --compile"
-            raise WorkerError(f"{variant.name} is not compiled for onnxruntime here: run `{command}`")
-        session = _session(path, threads)
-        names = [item.name for item in session.get_inputs()]
+            raise WorkerError(f"{variant.name} is not compiled for {self.name} here: run `{command}`")
+        loaded = session(path, threads)
+        names = [item.name for item in loaded.get_inputs()]
 
         def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-            answers: list[NDArray[Any]] = session.run(None, dict(zip(names, inputs, strict=True)))
+            answers: list[NDArray[Any]] = loaded.run(None, dict(zip(names, inputs, strict=True)))
             return answers
 
         return run
 
 
-def _session(path: Path, threads: int) -> Any:
+def session(path: Path, threads: int) -> Any:
+    """Return a session over the model at `path` on CPU cores, with `threads` threads that do not spin."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,36 +1,37 @@
-"""TensorRT, through torch-tensorrt: engines built for one shape of slice of one kind of GPU.  An optional extra.
+"""TensorRT: engines built by torch-tensorrt for one shape of slice of one kind of GPU.  An optional extra.
 
 `compile` exports the module with a dynamic batch axis and lets TensorRT choose and time a kernel for every layer,
 inside the slice the engine is for, tuned for full batches.  Types are explicit: an engine computes in the types of the
 module, so fp16 is a halved module, and TF32 is allowed to tf32 variants alone.  TensorRT takes the whole module or is
 not used: a graph that falls back to torch in the middle would be neither what was measured nor what was asked for.
 
+**Running.**  Out of the saved program the engine itself is taken, as TensorRT serialised it, with the names of what
+goes in and out (`engine.json`): a worker runs it by TensorRT's own runtime (`clover.backends.trt_engine`) and never
+imports torch-tensorrt, which takes seconds.  The program stays beside it, for new weights.
+
 **The store.**  `.../tensorrt/GPU/PROFILE/FAMILY-VARIANT-KEY/` (see `clover.backends.artifacts`).  The library's own
 cache of engines hashes neither the device nor its multiprocessors, so it stays off; its cache of kernel timings lies in
 the folder of the GPU and profile.  `engine.json` says what an engine was built on, and `load` refuses it anywhere else.
 
-**Parity.**  What was saved is loaded again and compared with the module, eager, in float32 (`clover.backends.parity`);
-beyond the tolerance of its precision an engine is not kept.
+**Parity.**  The engine is loaded as a worker loads it and compared with the module, eager, in float32
+(`clover.backends.parity`); beyond the tolerance of its precision an engine is not kept.
 
 **New weights.**  Where an engine of the same structure (the same code, declaration and versions, other weights) is in
 the store, the weights are exchanged in a copy of it in place of a build; engines are built refittable for that.  If
 that fails or parity does not hold, it is built after all, and the log says so.
-
-**CUDA graphs.**  A recording belongs to the state of an engine's execution context, which a batch of another size
-changes; recordings of several sizes from one context are undefined.  So graphs are on where there is only one size
-(`max_batch` 1), by `torch_tensorrt.runtime.enable_cudagraphs`; elsewhere it would record anew whenever the size
-changes.
 
 Everything here was written against torch-tensorrt 2.13 and its neighbours; `tests/gpu` is what shows it on a GPU.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import importlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,33 @@ from clover.backends import cuda, parity
 from clover.backends.artifacts import MANIFEST, manifest_of, package_version, recipe, tensorrt_version
 from clover.backends.targets import CPU, Target, driver_version
 from clover.backends.tensors import export, load_module, torch_dtype, with_casts
+from clover.backends.trt_engine import TensorRtEngine, runtime_library
 from clover.errors import CloverError, ProfileError, WorkerError
 from clover.types import FamilySpec, Precision, Record, TensorSpec, VariantSpec
 
 _log = logging.getLogger("clover.backends")
 
 PROGRAM = "model.ep"
+PLAN = "model.engine"
 ENGINE = "engine.json"
 TIMINGS = "timings.bin"
 EXTRA = "clover-inference[tensorrt]"
+EngineNames = tuple[tuple[str, ...], tuple[str, ...]]
+"""An engine's names of its inputs and of its outputs."""
+
+_AT_ENGINE, _AT_INPUTS, _AT_OUTPUTS = 3, 4, 5
+
 OLDEST = (2, 12)
 """The oldest torch-tensorrt that saves a program with dynamic shapes as this module asks it to."""
 
 DATATYPES = ("BOOL", "INT32", "INT64", "FP16", "BF16", "FP32")
-"""What goes in and out of an engine; others would need casts that TensorRT does not have."""
+"""What goes in and out of an engine, and UINT8 in: others would need casts that TensorRT does not have."""
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):
     """What an engine was built on and how accurate it is, in `engine.json`.  `difference`: the largest from eager, as a
-    share of what is allowed.  `refitted_from`: the artifact whose engine was reused, with other weights."""
+    share of what is allowed.  `inputs` and `outputs`: the engine's names of the declared tensors, in their order ("":
+    it does not use that input).  `refitted_from`: the artifact whose engine was reused, with other weights."""
 
     device: str
     multiprocessors: int
@@ -71,6 +80,8 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     max_batch: int
     seconds: float
     difference: float
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     refitted_from: str = ""
 
 
@@ -111,8 +122,9 @@ class TensorRtBackend:
             return "it runs on the slices of a GPU, not on CPU cores"
         if variant.kind != "torch":
             return f"variant {variant.name} is plain Python"
-        for tensor in (*family.inputs, *family.outputs):
-            if tensor.datatype not in DATATYPES:
+        taken = family.model_inputs(variant)
+        for tensor in (*taken, *family.model_outputs(variant)):
+            if tensor.datatype not in DATATYPES and not (tensor.datatype == "UINT8" and tensor in taken):
                 return f"tensor {tensor.name} is {tensor.datatype}"
         return ""
 
@@ -136,7 +148,8 @@ class TensorRtBackend:
         if base is not None:
             try:
                 refit(library, base / PROGRAM, program, arguments, shapes, folder / PROGRAM)
-                difference = _difference(library, family, variant, folder, device)
+                names = _write_plan(library, program, folder)
+                difference = _difference(family, variant, folder, names, device)
             except Exception as error:
                 _log.warning("%s is built anew, new weights for %s failed: %s", variant.name, base.name, error)
                 base = None
@@ -149,13 +162,18 @@ class TensorRtBackend:
             )
             whole(module)
             save(library, module, folder / PROGRAM, arguments, shapes)
-            difference = _difference(library, family, variant, folder, device)
+            names = _write_plan(library, program, folder)
+            difference = _difference(family, variant, folder, names, device)
         record = EngineRecord(
             **_here(),
+            torch=package_version("torch"),
+            torch_tensorrt=package_version("torch-tensorrt"),
             precision=variant.precision,
             max_batch=family.max_batch,
             seconds=time.monotonic() - began_s,
             difference=difference,
+            inputs=names[0],
+            outputs=names[1],
             refitted_from=base.name if base is not None else "",
         )
         (folder / ENGINE).write_bytes(msgspec.json.encode(record))
@@ -179,11 +197,8 @@ class TensorRtBackend:
             raise WorkerError(f"the engine of {variant.name} in {folder} is damaged ({error}): delete it") from error
         if reason := unfit(record, _here()):
             raise WorkerError(f"the engine of {variant.name} is not for this worker: {reason}")
-        library = _library(WorkerError)
-        module = _loaded(library, folder / PROGRAM)
-        if family.max_batch == 1 and not any(tensor.variable for tensor in family.inputs):
-            module = library.runtime.enable_cudagraphs(module).__enter__()  # as long as this process runs
-        return cuda.Runner(with_casts(module, family, variant), family, variant, graphs=False, device=device)
+        engine = _engine(family, variant, folder, (record.inputs, record.outputs), WorkerError)
+        return cuda.Runner(with_casts(engine, family, variant), family, variant, graphs=True, device=device)
 
 
 # --- what the library is asked for ------------------------------------------------------------------------------------
@@ -212,7 +227,7 @@ def engine_inputs(family: FamilySpec, variant: VariantSpec) -> list[dict[str, An
     half = variant.precision == "fp16"
     return [
         shape_range(family, tensor) | {"dtype": torch_dtype(_halved(tensor) if half else tensor)}
-        for tensor in family.inputs
+        for tensor in family.model_inputs(variant)
     ]
 
 
@@ -263,21 +278,66 @@ def _loaded(library: Any, path: Path) -> Any:
     return library.load(str(path)).module(check_guards=False)
 
 
-def _difference(library: Any, family: FamilySpec, variant: VariantSpec, folder: Path, device: str) -> float:
+def serialised(module: Any) -> tuple[bytes, tuple[str, ...], tuple[str, ...]]:
+    """Return the engine of a loaded program, and its names of inputs and outputs.  Raises ProfileError if there is not
+    just one.
+
+    The library keeps an engine as an attribute whose name has "engine" in it; what it is pickled as begins with its
+    version, name, device, the engine in base 64, and the names, joined by "%"."""
+    parts = [module, *module.children()] if hasattr(module, "children") else [module]
+    found = [value for part in parts for name, value in vars(part).items() if "engine" in name and value is not None]
+    if len(found) != 1:
+        raise ProfileError(f"TensorRT takes the model in {len(found)} engines instead of one: eager and aoti do")
+    try:
+        state = found[0].__getstate__()[0]
+        data = base64.b64decode(state[_AT_ENGINE], validate=True)
+        names = [tuple(str(state[at]).split("%")) for at in (_AT_INPUTS, _AT_OUTPUTS)]
+    except (TypeError, IndexError, KeyError, binascii.Error) as error:
+        raise ProfileError(f"this torch-tensorrt keeps engines in another form ({error}): use another") from error
+    return data, names[0], names[1]
+
+
+def ordered(wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the engine's names of inputs in the order of the program's `wanted`, "" for those that it does not use;
+    its own order if it calls them otherwise.  Raises ProfileError if they cannot be told apart."""
+    if set(names) <= set(wanted):
+        return tuple(name if name in names else "" for name in wanted)
+    if len(names) != len(wanted):
+        raise ProfileError(f"the engine's inputs {list(names)} are not those of the model, {list(wanted)}")
+    return tuple(names)
+
+
+def _write_plan(library: Any, program: Any, folder: Path) -> EngineNames:
+    """Write the engine of the saved program as TensorRT serialised it; return its names."""
+    data, inputs, outputs = serialised(_loaded(library, folder / PROGRAM))
+    (folder / PLAN).write_bytes(data)
+    return ordered(program.graph_signature.user_inputs, inputs), outputs
+
+
+def _engine(
+    family: FamilySpec, variant: VariantSpec, folder: Path, names: EngineNames, failure: type[CloverError]
+) -> TensorRtEngine:
+    """Return the engine in `folder` as a function of tensors on the device."""
+    fixed = not any(tensor.variable for tensor in family.model_inputs(variant))
+    data = (folder / PLAN).read_bytes()
+    return TensorRtEngine(runtime_library(failure), data, *names, fixed=fixed, failure=failure)
+
+
+def _difference(family: FamilySpec, variant: VariantSpec, folder: Path, names: EngineNames, device: str) -> float:
     """Return how far the saved engine is from eager, as a share of what is allowed.  Raises ProfileError beyond
     that."""
     exact = msgspec.structs.replace(variant, precision="fp32")
     eager = cuda.Runner(load_module(family, exact, device), family, exact, graphs=False, device=device)
-    rows = parity.rows_of(family)
+    rows = parity.rows_of(family, variant)
     sizes = parity.batches_of(family)
     # All of eager first: whether TF32 is allowed is the process's, and belongs to the runner made last.
     truth = [[array.copy() for array in eager([row[:size] for row in rows])] for size in sizes]
-    module = with_casts(_loaded(library, folder / PROGRAM), family, variant)
-    engine = cuda.Runner(module, family, variant, graphs=False, device=device)
+    call = with_casts(_engine(family, variant, folder, names, ProfileError), family, variant)
+    engine = cuda.Runner(call, family, variant, graphs=False, device=device)
     worst = 0.0
     for size, expected in zip(sizes, truth, strict=True):
         found = engine([row[:size] for row in rows])
-        difference, wrong = parity.compare(family.outputs, found, expected, variant.precision)
+        difference, wrong = parity.compare(family.model_outputs(variant), found, expected, variant.precision)
         if wrong:
             raise ProfileError(f"the engine of {variant.name} is refused: for {size} rows, {wrong}")
         worst = max(worst, difference)
@@ -310,15 +370,13 @@ def relative(family: FamilySpec, variant: VariantSpec, folder: Path, target: Tar
 
 
 def _here() -> dict[str, Any]:
-    """Return what this process sees, in the terms of an `EngineRecord`."""
+    """Return what this process sees of what an engine depends on, in the terms of an `EngineRecord`."""
     import torch
 
     seen = torch.cuda.get_device_properties(0)
     return {
         "device": seen.name,
         "multiprocessors": seen.multi_processor_count,
-        "torch": package_version("torch"),
-        "torch_tensorrt": package_version("torch-tensorrt"),
         "tensorrt": tensorrt_version(),
     }
 

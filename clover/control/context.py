@@ -121,7 +121,8 @@ class Context:
         taken = {place.device for places in occupied.values() for place in places}
         may: set[str] = set()
         for name, family in self.families.items():
-            devices = self.device_pool.of(name, occupied) if family.desired else ()
+            # A GPU whose workers were lost is to have them again: no plan parked it.
+            devices = self.device_pool.of(name, occupied) if family.desired and family.whole else ()
             if spared_w(devices) is not None:
                 may.update(device.device for device in devices)
         self.parked.look(self.device_pool.shapes(), may, taken, self.monotonic())

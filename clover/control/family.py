@@ -185,6 +185,16 @@ class Family:
         return self.deployed.deployment if self.deployed is not None else ()
 
     @property
+    def whole(self) -> bool:
+        """Whether the deployment in force has as many workers as its plan, dead ones included: no device that had some
+        of them was given up since."""
+        if self.deployed is None:
+            return False
+        return len({item.placement for item in self.desired}) >= sum(
+            group.count for group in self.deployed.plan.configuration
+        )
+
+    @property
     def places(self) -> set[Placement]:
         """The places that it has, or shall have, workers on."""
         return {item.placement for item in (*self.desired, *self.applier.workers)}

@@ -41,10 +41,11 @@ tests that do not wait."""
 SONAME = "libnvidia-ml.so.1"
 GPUS_MAX = 32
 _MAGIC = b"CLVRNVML"
-_VERSION = 2
+_VERSION = 3
 _HEAD = struct.Struct("@8sI")
 _CONFIG_BYTES = 8192
 _PRIVILEGED, _MIG = 1, 2
+_LACKS = {"energy": 4, "power": 8, "limit": 16}
 _ARCHITECTURES = {"turing": 6, "ampere": 7, "ada": 8, "hopper": 9, "blackwell": 10}
 _MOMENTARY = ("turing", "ampere")
 """Architectures whose power reading is that of the moment, and not the average of a second."""
@@ -216,6 +217,9 @@ class _Config(ctypes.Structure):
         ("max_mw", ctypes.c_uint32),
         ("context_mw", ctypes.c_uint32),
         ("grain_ms", ctypes.c_uint32),
+        ("sleep_after_ms", ctypes.c_uint32),
+        ("wake_ms", ctypes.c_uint32),
+        ("asleep_mw", ctypes.c_uint32),
         ("profiles", _Profile * 24),
     ]
 
@@ -258,6 +262,9 @@ def _config(gpu: GpuTable, count: int, flags: int, seed: int, power: BoardPower)
         context_mw=round((gpu.context_w if power.context_w is None else power.context_w) * 1000),
         grain_ms=round(power.grain_s * 1000),
     )
+    if gpu.sleeps is not None:
+        config.sleep_after_ms, config.wake_ms = round(gpu.sleeps.after_s * 1000), round(gpu.sleeps.wake_s * 1000)
+        config.asleep_mw = round(gpu.sleeps.watts * 1000)
     for place, row in zip(config.profiles, gpu.profiles, strict=False):
         place.name = row.name.encode()
         place.index, place.id, place.slices, place.size = row.enum, row.profile_id, row.slices, row.size
@@ -289,6 +296,7 @@ def create_box(
     if not 1 <= count <= GPUS_MAX:
         raise DeviceError(f"an emulated machine has 1 to {GPUS_MAX} GPUs, not {count}")
     flags = (_PRIVILEGED if privileged else 0) | (_MIG if mig_enabled and gpu.profiles else 0)
+    flags |= sum(_LACKS[sensor] for sensor in gpu.lacks)
     content = _config(gpu, count, flags, seed, power)
     _check_layout()
     try:
@@ -452,10 +460,11 @@ class Attachment:
     """This process on a slice, as a CUDA context is: it holds the slice until `close` or its death, and draws power.
 
     `library` and `state` are the paths of the emulator and of the box, `uuid` the slice ("MIG-...") or, with MIG off,
-    the board ("GPU-...").  DeviceError if there is none such, or the board is lost.
+    the board ("GPU-..."); `turn` names a part of it whose processes take turns among themselves only.  DeviceError if
+    there is none such, or the board is lost.
     """
 
-    def __init__(self, library: str, state: str, uuid: str) -> None:
+    def __init__(self, library: str, state: str, uuid: str, *, turn: str = "") -> None:
         _choose(os.path.realpath(state))
         try:
             self._library = _functions(library)
@@ -465,7 +474,7 @@ class Attachment:
         if self._handle < 0:
             _check(-self._handle, f"attach to {uuid}")
         self._turns = os.open(state, os.O_RDWR | os.O_CLOEXEC)
-        self._turn = _TURNS + zlib.crc32(uuid.encode())
+        self._turn = _TURNS + zlib.crc32((turn or uuid).encode())
 
     def enter(self) -> None:
         """Wait until the slice is free and take it: two processes on a slice take turns, as on a GPU, and each takes

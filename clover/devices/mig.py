@@ -78,6 +78,7 @@ class MigDevice:
         self.others = gpu.others
         self.emulated = emulated
         self.session = session
+        self._lane = session.lane(gpu.uuid)
         self.lost = False
         self.hooks = ChangeHooks()
         self.nodes: tuple[str, ...] = (clients.CAPABILITIES,)
@@ -485,7 +486,7 @@ class MigDevice:
 
     async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
-            return await self.session.call(function, *arguments)
+            return await self._lane.call(function, *arguments)
         except DeviceLost:
             self._lose()
             raise DeviceLost(f"{self.name}: {nvml.LOST}") from None

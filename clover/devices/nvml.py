@@ -3,7 +3,8 @@
 NVML is a blocking C library: a call usually takes microseconds, but destroying an instance takes a second, and under
 load a mere enumeration can take ten.  So nothing of it runs on the event loop.  One thread of its own makes every call,
 one after the other: changes of one GPU never race, and the session (whose start costs more than a thousand readings) is
-opened once, by the first call, and lives as long as its owner.
+opened once, by the first call, and lives as long as its owner.  Changes of different GPUs, and readings of meters, are
+made in lanes of their own (`lane`), as each change takes seconds in which the others need not wait.
 
 The bindings are the unmodified nvidia-ml-py, imported by that first call and not before.  They only ask the system for
 `libnvidia-ml.so.1`; whichever library answers to that name is what Clover drives.
@@ -105,6 +106,7 @@ class Nvml:
         self._open = False
         self._closed = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clover-nvml")
+        self._lanes: dict[str, Nvml] = {}
 
     @property
     def library(self) -> Any:
@@ -115,6 +117,13 @@ class Nvml:
             except ImportError as error:
                 raise DeviceError("nvidia-ml-py is not installed: pip install nvidia-ml-py") from error
         return self._library
+
+    def lane(self, name: str) -> Nvml:
+        """Return the lane `name` of this session: calls in a thread of its own, one after the other, which do not wait
+        for those of other lanes (NVML takes calls from any thread).  It ends with this session."""
+        if name not in self._lanes:
+            self._lanes[name] = Nvml(self._library)
+        return self._lanes[name]
 
     async def call(self, function: str | Callable[..., T], *arguments: Any) -> T:
         """Return the result of `function(*arguments)`; a string names a function of the bindings.  Raises
@@ -130,6 +139,8 @@ class Nvml:
         if self._closed:
             return
         self._closed = True
+        for lane in self._lanes.values():
+            lane.close()
         self._thread.submit(self._end)
         self._thread.shutdown(wait=True)
 

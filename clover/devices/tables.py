@@ -68,11 +68,21 @@ class ProfileRow(Record, frozen=True, kw_only=True):
         return "analytical" if "memory_mib" in self.analytical else "published"
 
 
+class BoardSleep(Record, frozen=True, kw_only=True):
+    """A board that is switched off while nothing uses it, as in hybrid laptops (D3cold): `after_s` seconds without a
+    process and without a call of the driver, to draw `watts`; the next use waits `wake_s`."""
+
+    after_s: float
+    wake_s: float
+    watts: float
+
+
 class GpuTable(Record, frozen=True, kw_only=True):
     """One board: its axes, its power and its profiles.
 
     `compute_slices` and `memory_slices` are the lengths of the two axes; `toggle_needs_reset` says that MIG mode is
     changed only by a reset; `idle_w` and `max_w` are watts of the whole board.  A board without MIG has no profiles.
+    `lacks` names what its driver does not show; `sleeps` is None of a board that is never switched off.
     `sources` maps fields to keys of `sources()`.
     """
 
@@ -91,6 +101,8 @@ class GpuTable(Record, frozen=True, kw_only=True):
     sources: dict[str, str]
     notes: tuple[str, ...]
     profiles: tuple[ProfileRow, ...]
+    lacks: tuple[Literal["energy", "power", "limit"], ...] = ()
+    sleeps: BoardSleep | None = None
 
     @property
     def context_w(self) -> float:

@@ -15,7 +15,7 @@ refused.  Torch belongs to the workers, which call `resolve` on the loaders of v
 
 from __future__ import annotations
 
-from clover.families.declaration import CONFIDENCES, DATATYPES, FILE, MAX_RANK, PRECISIONS, SPLITS
+from clover.families.declaration import CONFIDENCES, DATATYPES, FILE, MAX_RANK, PRECISIONS, SPLITS, TOP1
 from clover.families.digest import digest_of_variant, structure_of_variant
 from clover.families.evaluation import load_evaluation
 from clover.families.find import load_family, reference, shipped
@@ -28,6 +28,7 @@ __all__ = [
     "MAX_RANK",
     "PRECISIONS",
     "SPLITS",
+    "TOP1",
     "check_loaders",
     "digest_of_variant",
     "load_evaluation",

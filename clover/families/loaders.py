@@ -68,6 +68,8 @@ def check_loaders(spec: FamilySpec) -> None:
     loaders = {f"variant {variant.name}": variant.loader for variant in spec.variants}
     if spec.evaluation is not None:
         loaders["evaluation"] = spec.evaluation.loader
+        if ":" in spec.evaluation.metric:
+            loaders["metric"] = spec.evaluation.metric
     if spec.confidence is not None and ":" in spec.confidence.kind:
         loaders["confidence"] = spec.confidence.kind
     for whose, loader in loaders.items():

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from clover.errors import ConfigError
-from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, MAX_VARIANTS, NAME, PRECISIONS
+from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, MAX_VARIANTS, NAME, PRECISIONS, TOP1
 from clover.hints import did_you_mean
-from clover.types import ConfidenceSpec, FamilySpec, TensorSpec
+from clover.types import ConfidenceSpec, FamilySpec, OpenAiSpec, TensorSpec
 
 
 def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
@@ -57,15 +57,50 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
             raise refuse(f"{key}.accuracy.value", f"{variant.accuracy.value} is not a percentage")
     if spec.evaluation is not None:
         _check_loader(spec.evaluation.loader, "evaluation.loader", where)
-        if spec.evaluation.metric != "top1":
-            raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown: it is 'top1'")
+        if ":" in spec.evaluation.metric:
+            _check_loader(spec.evaluation.metric, "evaluation.metric", where)
+        elif spec.evaluation.metric != TOP1:
+            hint = did_you_mean(spec.evaluation.metric, [TOP1])
+            known = f"it is {TOP1!r}, or module:function of the family's folder"
+            raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown{hint}: {known}")
     if spec.confidence is not None:
         _check_confidence(spec, spec.confidence, where)
+    if spec.openai is not None:
+        _check_openai(spec, spec.openai, where)
+
+
+def _check_openai(spec: FamilySpec, openai: OpenAiSpec, where: str) -> None:
+    """Check that a family which says that it embeds takes one text a row, and gives a vector."""
+    outputs = {tensor.name: tensor for tensor in spec.outputs}
+    if openai.output and openai.output not in outputs:
+        hint = did_you_mean(openai.output, outputs)
+        raise ConfigError(f"{where}: openai.output: there is no output {openai.output!r}{hint}")
+    if not openai.embeddings:
+        return
+    text = spec.inputs[0]
+    if len(spec.inputs) != 1 or text.datatype != "BYTES" or text.variable or int(np.prod(text.shape)) != 1:
+        raise ConfigError(f"{where}: openai.embeddings: needs one input, BYTES of shape [1], and no other")
+    vector = outputs[openai.output] if openai.output else spec.outputs[0]
+    if vector.datatype not in ("FP16", "FP32", "FP64") or len(vector.shape) != 1 or vector.variable:
+        message = f"{vector.name!r} is no vector of floating-point numbers of fixed length: openai.output names another"
+        raise ConfigError(f"{where}: openai.embeddings: {message}")
+
+
+def check_sent(spec: FamilySpec, where: str) -> None:
+    """Raise ConfigError for the first thing that is wrong with the tensors that steps send over the wire."""
+    if spec.steps is not None:
+        for key, tensors in (("inputs", spec.steps.inputs), ("outputs", spec.steps.outputs)):
+            for index, tensor in enumerate(tensors):
+                _check_name(tensor.name, f"steps.{key}[{index}].name", where)
+                _check_tensor(tensor, f"steps.{key}[{index}]", where)
+        for tensor in spec.inputs:
+            _check_tensor(tensor, f"steps: what clients send: {tensor.name}", where)
 
 
 def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) -> None:
     """Check that the output exists, and that a built-in score can be computed from it."""
-    outputs = {tensor.name: tensor for tensor in spec.outputs}
+    given = spec.model_outputs(spec.variants[0])
+    outputs = {tensor.name: tensor for tensor in given}
     if confidence.output and confidence.output not in outputs:
         hint = did_you_mean(confidence.output, outputs)
         raise ConfigError(f"{where}: confidence.output: there is no output {confidence.output!r}{hint}")
@@ -75,7 +110,7 @@ def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) 
         hint = did_you_mean(confidence.kind, CONFIDENCES)
         known = f"{', '.join(CONFIDENCES)}, or module:function"
         raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {known}")
-    tensor = outputs[confidence.output] if confidence.output else spec.outputs[0]
+    tensor = outputs[confidence.output] if confidence.output else given[0]
     if DATATYPES.get(tensor.datatype, np.dtype(np.uint8)).kind != "f" or int(np.prod(tensor.bound)) < 2:
         text = f"{confidence.kind!r} needs several floating-point numbers a row, which {tensor.name!r} does not hold"
         raise ConfigError(f"{where}: confidence.kind: {text}: name another output, or a function of your own")

@@ -63,18 +63,35 @@ def _is_for_operators(path: str) -> bool:
 
 
 class Access:
-    """The access rules of one socket; `control` marks the control socket, which its file mode protects."""
+    """The access rules of one socket; `control` marks the control socket, which its file mode protects.
 
-    __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_insecure", "_open", "_tenants", "_token")
+    `mounted`: requests come through another program's server, which chooses the hosts that it answers to; how it is
+    bound is not known here, so a token is needed wherever one is configured, and for every change.
+    """
 
-    def __init__(self, listen: ListenConfig, *, control: bool = False, tenants: Tenants | None = None) -> None:
+    __slots__ = (
+        "_any_address",
+        "_control",
+        "_control_elsewhere",
+        "_hosts",
+        "_insecure",
+        "_mounted",
+        "_open",
+        "_tenants",
+        "_token",
+    )
+
+    def __init__(
+        self, listen: ListenConfig, *, control: bool = False, tenants: Tenants | None = None, mounted: bool = False
+    ) -> None:
         host = listen.host.strip("[]").lower()
         self._control = control
         self._control_elsewhere = bool(listen.control) and not control
         self._token = listen.token.encode()
         self._tenants = tenants if tenants is not None else Tenants()  # one without any is as good
-        self._insecure = listen.insecure
-        self._open = not control and not binds_loopback(host)
+        self._mounted = mounted
+        self._insecure = listen.insecure or (mounted and not listen.token)
+        self._open = mounted or (not control and not binds_loopback(host))
         self._any_address = host in _WILDCARDS
         self._hosts = {
             "localhost",
@@ -142,7 +159,7 @@ class Access:
         return 403, "this Host is not served here; list it in listen.allowed_hosts", b""
 
     def _accepts_host(self, host: str) -> bool:
-        if host in self._hosts:
+        if self._mounted or host in self._hosts:
             return True
         if not self._any_address:
             return False

@@ -36,6 +36,7 @@ REASONS = {
     504: "Gateway Timeout",
     505: "HTTP Version Not Supported",
 }
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _access = logging.getLogger("clover.access")
 
 JSON = b"application/json"
@@ -155,10 +156,15 @@ class Exchange:
         )
 
     def fail(self, status: int, text: str, fields: bytes = b"", retry_after_s: float | None = None) -> None:
-        """Answer `{"error": text}`."""
+        """Answer `{"error": text}`; below /v1/ the error object of OpenAI's API."""
         if retry_after_s is not None:
             fields += b"Retry-After: %d\r\n" % max(1, -int(-retry_after_s // 1))
-        self.finish(status, [orjson.dumps({"error": text})], fields)
+        if self.head.path.startswith("/v1/"):
+            kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+            error: Any = {"message": text, "type": kind, "param": None, "code": str(status)}
+        else:
+            error = text
+        self.finish(status, [orjson.dumps({"error": error})], fields)
 
     def refuse(self, error: RequestError) -> None:
         """Answer an error that was raised for the client; the texts of server faults stay in the log."""

@@ -100,18 +100,38 @@ class Frontend:
         self.url = ""
         self.ids = RequestIds()  # shared by all sockets: labels may arrive on another one than the answer left by
         self._listeners: list[_Listener] = []
+        self._view = view
+        self._tracer = tracer
         for control in (False, True) if config.listen.control else (False,):
-            access = Access(config.listen, control=control, tenants=tenants)
-            routes = Routes(view, config, loop, access, self._mounted.paths)
-            state = ServerState(
-                routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=self.ids, tracer=tracer
-            )
-            self._listeners.append(_Listener(routes, state))
+            self._listen(Access(config.listen, control=control, tenants=tenants), self._mounted.paths)
         self._acceptor: Acceptor | None = None
         self._servers: list[asyncio.Server] = []
         self._control: _ControlPath | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._swept_s = 0.0
+
+    def mount(self) -> tuple[Routes, ServerState]:
+        """Return the routes for requests that come through another program's server, and what these share.  They are
+        drained and closed with the rest; the dashboard is not among them."""
+        listener = self._listen(Access(self._config.listen, tenants=self._tenants, mounted=True), {})
+        return listener.routes, listener.state
+
+    def _listen(self, access: Access, paths: Mapping[str, Methods]) -> _Listener:
+        """Add the routes of one way in, with what its requests share, and return it."""
+        config = self._config
+        routes = Routes(self._view, config, self._loop, access, paths)
+        state = ServerState(
+            routes.judge,
+            config.limits,
+            self._loop,
+            self.stats,
+            access_log=config.log.access,
+            ids=self.ids,
+            tracer=self._tracer,
+        )
+        listener = _Listener(routes, state)
+        self._listeners.append(listener)
+        return listener
 
     async def start(self) -> tuple[str, int]:
         """Bind and accept; return the bound host and port.  Raises ConfigError or StartError."""

@@ -18,6 +18,7 @@ cdef class Head:
     cdef public bytes request_id
     cdef public bytes traceparent
     cdef public bytes tracestate
+    cdef public int uncached
     cdef public bytes origin
     cdef public bint cross_site
     cdef public bint authorised

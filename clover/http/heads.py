@@ -51,6 +51,9 @@ class Head:
 
     `cross_site`: a browser says that a page of another site makes the request (Fetch Metadata, W3C).
 
+    `uncached` is 1 if Cache-Control asks for a fresh answer (`no-cache`), 2 if that is not to be kept either
+    (`no-store`).
+
     `traceparent` and `tracestate` are the fields of W3C Trace Context as they came, not checked yet.
 
     What the routes add: a lower `most_bytes` and its `bound`; `refusal` is an answer that follows from the head alone
@@ -87,6 +90,7 @@ class Head:
         "tenant",
         "traceparent",
         "tracestate",
+        "uncached",
     )
 
     def __init__(self) -> None:
@@ -109,6 +113,7 @@ class Head:
         self.request_id = b""
         self.traceparent = b""
         self.tracestate = b""
+        self.uncached = 0
         self.origin: bytes | None = None
         self.cross_site = False
         self.authorised = False
@@ -298,6 +303,9 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
         head.request_id = request_id
     head.traceparent = seen.get(b"traceparent", b"")
     head.tracestate = seen.get(b"tracestate", b"")
+    if b"cache-control" in seen:
+        wishes = {part.strip() for part in seen[b"cache-control"].lower().split(b",")}
+        head.uncached = 2 if b"no-store" in wishes else 1 if wishes & {b"no-cache", b"max-age=0"} else 0
     head.origin = seen.get(b"origin")
     head.cross_site = seen.get(b"sec-fetch-site") == b"cross-site"
     scheme, _, token = seen.get(b"authorization", b"").partition(b" ")

@@ -117,6 +117,8 @@ class InferEndpoint:
 
     def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
         context = exchange, self, request
+        if exchange.head.uncached:
+            ticket.uncached = exchange.head.uncached
         tenant = exchange.head.tenant
         if tenant is not None:
             ticket.client = tenant.client
@@ -260,6 +262,8 @@ def receipt_field(receipt: Receipt) -> bytes:
     path = f', path="{counted(receipt.path)}"' if receipt.path else ""
     if receipt.limited:
         path += f", limited={receipt.limited}"
+    if receipt.cached:
+        path += ", cached=?1"
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
@@ -321,5 +325,6 @@ def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
         **_intensity(receipt.intensity),
         **({"path": list(receipt.path)} if receipt.path else {}),
         **({"limited": receipt.limited} if receipt.limited else {}),
+        **({"cached": True} if receipt.cached else {}),
         "feedback": own_id,
     }

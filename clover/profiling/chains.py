@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.profiling.score import wilson
+from clover.profiling.score import Rights, alike, interval
 from clover.types import CascadeProfile, ChainPoint, Sureness
 
 Floats = NDArray[np.float64]
@@ -43,10 +43,11 @@ _LONGEST = 3
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of a variant to some rows: the score of each, whether it is right, and (if kept) the answer."""
+    """The answers of a variant to some rows: the score of each, whether (or how far, 0..1) it is right, and (if kept)
+    the answer."""
 
     scores: Floats
-    right: NDArray[np.bool_]
+    right: Rights
     said: NDArray[Any] | None = None
 
 
@@ -67,13 +68,13 @@ def play(
     """Return the outcome of one chain on the rows of `answers`; `costs` are those of a row, by variant."""
     rows = len(answers[chain[0]].right)
     here = np.ones(rows, np.bool_)
-    right = 0
+    right = 0.0
     reach: list[float] = []
     for name, threshold in itertools.zip_longest(chain, thresholds):
         reach.append(float(here.mean()))
         own = answers[name]
         passed_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
-        right += int(np.sum(own.right & here & ~passed_on))
+        right += float(own.right[here & ~passed_on].sum())
         here = passed_on
     cost = sum(part * costs[name] for part, name in zip(reach, chain, strict=True))
     return ChainOutcome(tuple(chain), tuple(thresholds), right / rows, tuple(reach), cost)
@@ -134,18 +135,18 @@ def _sureness(name: str, calibration: Mapping[str, Answers], held_out: Mapping[s
     seen = np.concatenate([_sortable(split[name].scores) for split in (calibration, held_out)])
     # Compared as float32, because that is how scores come back from a worker.
     counts = np.bincount(np.searchsorted(edges, seen.astype(np.float32), side="right"), minlength=len(edges) + 1)
-    alike = {}
+    same_as = {}
     for other in held_out:
         known = [_same(split[name], split[other]) for split in (calibration, held_out)]
         if other != name and all(part is not None for part in known):
-            alike[other] = float(np.concatenate([part for part in known if part is not None]).mean())
+            same_as[other] = float(np.concatenate([part for part in known if part is not None]).mean())
     return Sureness(
         right=tuple(float(own.right[part].mean()) for part in tenths),
         agreement=tuple(float(np.mean(same[part])) for part in tenths) if same is not None else (),
         edges=tuple(edges) if len(edges) else (),
         parts=tuple((counts / len(seen)).tolist()) if len(edges) else (),
         rows=len(seen) if len(edges) else 0,
-        alike=alike,
+        alike=same_as,
     )
 
 
@@ -158,7 +159,7 @@ def _same(one: Answers, other: Answers) -> NDArray[np.bool_] | None:
     """Return on which rows two variants give the same answer; None if their answers were not kept."""
     if one.said is None or other.said is None or len(one.said) != len(other.said):
         return None
-    return np.asarray(one.said == other.said, np.bool_)
+    return alike(one.said, other.said)
 
 
 def _edges(scores: Floats) -> list[float]:
@@ -195,7 +196,7 @@ def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> I
     names = list(answers)
     grids = {name: np.array(levels(own.scores)) for name, own in answers.items()}
     cells = {name: _cells(own.scores, grids[name]) for name, own in answers.items()}
-    right = {name: own.right.astype(np.int64) for name, own in answers.items()}
+    right = {name: own.right.astype(np.float64) for name, own in answers.items()}
     for length in range(1, min(_LONGEST, len(names)) + 1):
         for chain in itertools.combinations(names, length):
             if any(costs[low] >= costs[high] for low, high in itertools.pairwise(chain)):
@@ -203,8 +204,8 @@ def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> I
             stages = [cells[name] for name in chain[:-1]]
             sizes = [len(grids[name]) for name in chain[:-1]]
             rows = len(right[chain[0]])
-            reach = [_below(stages[:k], sizes[:k], np.ones(rows, np.int64)) / rows for k in range(length)]
-            gained = [right[chain[k]] - (right[chain[k - 1]] if k else 0) for k in range(length)]
+            reach = [_below(stages[:k], sizes[:k], np.ones(rows)) / rows for k in range(length)]
+            gained = [right[chain[k]] - (right[chain[k - 1]] if k else 0.0) for k in range(length)]
             gains = [_below(stages[:k], sizes[:k], gain) / rows for k, gain in enumerate(gained)]
             for at in np.ndindex(*sizes):
                 parts = tuple(float(part[at[:k]]) for k, part in enumerate(reach))
@@ -223,7 +224,7 @@ def _cells(scores: Floats, grid: Floats) -> Cells:
     return found
 
 
-def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Cells) -> Floats:
+def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Floats) -> Floats:
     """Return sums [k, ...], k below `sizes`, of `weights` [rows] over rows whose cell of every stage is at most k."""
     if not stages:
         return np.array(weights.sum(), np.float64)
@@ -265,20 +266,20 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: C
     """Return the figures of a chosen chain on the rows of `answers`; `best` is the variant it is compared with."""
     found = play(answers, costs, chosen.chain, chosen.thresholds)
     rows = len(answers[chosen.chain[0]].right)
-    low, high = wilson(round(found.accuracy * rows), rows)
+    low, high = interval(found.accuracy * rows, rows)
     here = np.ones(rows, np.bool_)
-    right = np.zeros(rows, np.bool_)
-    ends, cut, alike = [], [], []
+    right = np.zeros(rows)
+    ends, cut, agreed = [], [], []
     overruled = -1.0
     for name, threshold in itertools.zip_longest(chosen.chain, chosen.thresholds):
         own = answers[name]
         same = _same(own, answers[best])
         passed_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
-        right |= own.right & here & ~passed_on
+        right[here & ~passed_on] = own.right[here & ~passed_on]
         ends.append(_percent(own.right, here & ~passed_on))
         cut.append(_percent(own.right, passed_on if threshold is not None else here))
         if same is not None:
-            alike.append(_percent(same, here & ~passed_on) / 100.0)
+            agreed.append(_percent(same, here & ~passed_on) / 100.0)
             if len(ends) == len(chosen.chain) - 1 and chosen.chain[-1] == best:
                 overruled = float((passed_on & ~same).mean())
         here = passed_on
@@ -293,18 +294,21 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: C
         cut=tuple(cut),
         cost=found.cost,
         against=against(right, answers[best].right),
-        alike=tuple(alike) if len(alike) == len(ends) else (),
+        alike=tuple(agreed) if len(agreed) == len(ends) else (),
         overruled=overruled,
     )
 
 
-def against(right: NDArray[np.bool_], best: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Return points by which `right` is right more often than `best`, with the 95 % interval of a paired difference."""
+def against(right: Rights, best: Rights) -> tuple[float, float, float]:
+    """Return points by which `right` is right more often than `best`, with the 95 % interval of a paired difference.
+
+    The spread is that of the differences themselves, so it holds for rows that are partly right as well.
+    """
     apart = right.astype(np.float64) - best
     middle, spread = 100.0 * float(apart.mean()), 196.0 * float(apart.std()) / math.sqrt(len(apart))
     return middle, middle - spread, middle + spread
 
 
-def _percent(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> float:
+def _percent(right: Rights, rows: NDArray[np.bool_]) -> float:
     """Return accuracy (percent) over `rows`, or over all rows if these are none."""
     return 100.0 * float(right[rows].mean() if rows.any() else right.mean())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clover.errors import ProfileError
 from clover.profiling.chains import Answers, against
 from clover.profiling.driver import Cell
-from clover.profiling.score import agreement, wilson
+from clover.profiling.score import Rights, agreement, interval
 from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Method, VariantSpec
 
 
@@ -63,20 +63,19 @@ def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
 
 
 def accuracy_of(
-    spec: FamilySpec, variant: VariantSpec, backend: str, found: NDArray[Any], reference: Any, labels: NDArray[Any]
+    spec: FamilySpec, variant: VariantSpec, backend: str, found: NDArray[Any], reference: Any, right: Rights
 ) -> AccuracyMeasurement:
-    """Return the accuracy of answers `found` and how often they are those of `reference`.
+    """Return the accuracy of answers `found`, from how `right` each is, and how often they are those of `reference`.
 
-    Without `labels` it is the accuracy that was published: `require_published` must have been called.
+    If `right` is empty it is the accuracy that was published: `require_published` must have been called.
     """
     seen = min(len(found), len(reference))
     same = agreement(found[:seen], reference[:seen])
     method: Method
-    if len(labels):
-        seen = len(found)
-        right = int(np.sum(found == labels[:seen]))
-        low, high = wilson(right, seen)
-        value, method, source = 100.0 * right / seen, "measured", "held_out"
+    if len(right):
+        seen, total = len(found), float(right.sum())
+        low, high = interval(total, seen)
+        value, method, source = 100.0 * total / seen, "measured", "held_out"
         metric = spec.evaluation.metric if spec.evaluation else ""
     else:
         published = variant.accuracy

@@ -24,6 +24,7 @@ from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.options import Progress
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Slab
+from clover.runtime.workers.board_faults import mps_part
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import (
     AccuracyMeasurement,
@@ -178,6 +179,7 @@ class Rig:
             max_batch=self.spec.max_batch,
             visible_devices=device.visible(place),
             place=place.id,
+            mps=mps_part(device, place),
         )
         worker = await self.pool.spawn(order, self.slab)
         self.memory.note(place.profile, backend, worker.held, worker.context_bytes)
@@ -226,6 +228,5 @@ class Rig:
 
 def answers_of(scored: Scored, rows: SampleRows) -> Answers:
     """Return the confidence of each answer and whether it is right; without labels no answer counts as right."""
-    labels = rows.labels[: len(scored.answers)]
-    right = scored.answers == labels if len(labels) else np.zeros(len(scored.answers), np.bool_)
-    return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_), scored.answers)
+    right = scored.right if rows.labelled else np.zeros(len(scored.answers), np.bool_)
+    return Answers(scored.scores.astype(np.float64), right, scored.answers)

@@ -14,13 +14,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from clover.cache import make_private
 from clover.planning.cascade.cost import expected_energy
 from clover.profiling.chains import Answers, points_of
+from clover.profiling.score import Rights
 from clover.types import CascadeProfile, LatencyMeasurement
 
 
@@ -35,12 +38,12 @@ class CascadeRows:
 def write(path: Path, kept: CascadeRows, made_at: str) -> None:
     """Write the answers behind the profile that was made at `made_at` to `path`, replacing the file atomically.
 
-    Raises OSError.
+    What is right or wrong is written as a bit, what may be partly right as float32.  Raises OSError.
     """
     arrays = {"made_at": np.array(made_at), "names": np.array(list(kept.held_out))}
     for split, answers in (("calibration", kept.calibration), ("held_out", kept.held_out)):
         arrays[f"{split}_scores"] = np.stack([own.scores.astype(np.float32) for own in answers.values()])
-        arrays[f"{split}_right"] = np.stack([own.right for own in answers.values()])
+        arrays[f"{split}_right"] = _narrow(np.stack([own.right for own in answers.values()]))
         said = [own.said for own in answers.values() if own.said is not None and own.said.dtype.kind in "biuf"]
         if len(said) == len(answers):
             arrays[f"{split}_said"] = np.stack(said)
@@ -68,13 +71,23 @@ def read(path: Path, made_at: str) -> CascadeRows | None:
             for split in ("calibration", "held_out"):
                 scores, right = file[f"{split}_scores"].astype(np.float64), file[f"{split}_right"]
                 said = file[f"{split}_said"] if f"{split}_said" in file else [None] * len(scores)
-                if scores.ndim != 2 or scores.shape != right.shape or right.dtype != np.bool_ or not scores.size:
+                if scores.ndim != 2 or scores.shape != right.shape or not scores.size or not _plausible(right):
                     return None
                 of = zip(map(str, file["names"]), scores, right, said, strict=True)
                 splits.append({name: Answers(*own) for name, *own in of})
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return CascadeRows(*splits)
+
+
+def _narrow(right: Rights) -> NDArray[Any]:
+    """Return how right answers are in the form that is kept."""
+    return right if right.dtype == np.bool_ else right.astype(np.float32)
+
+
+def _plausible(right: NDArray[Any]) -> bool:
+    """Return whether `right`, as it was read from a file, says of each row whether, or how far, it is right."""
+    return right.dtype == np.bool_ or (right.dtype == np.float32 and bool(((right >= 0.0) & (right <= 1.0)).all()))
 
 
 def most_frugal(

@@ -1,8 +1,82 @@
-"""Counting right answers: intervals, agreement, and what counts as the answer to a row."""
+"""How right answers are: by label or by a family's own metric, with intervals; and agreement."""
 
 from __future__ import annotations
 
-from clover.confidence import agreement, answers
-from clover.runtime.guard.drift import wilson
+from collections.abc import Callable, Mapping
+from typing import Any
 
-__all__ = ["agreement", "answers", "wilson"]
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.confidence import agreement, alike, answers
+from clover.errors import ProfileError
+from clover.families import TOP1, resolve
+from clover.runtime.guard.drift import wilson
+from clover.runtime.memory.bytes_codec import split_row
+from clover.types import FamilySpec, TensorSpec
+
+Rights = NDArray[Any]
+"""Whether each row is right (bool); or how far, 0..1 (float64)."""
+Judge = Callable[[Mapping[str, NDArray[Any]], NDArray[Any]], Rights]
+"""Outputs of some rows by name (arrays [rows, ...]), and the labels of these rows -> how right each is [rows]."""
+
+
+def judge(spec: FamilySpec) -> Judge:
+    """Return what compares outputs with labels: `[evaluation] metric`.
+
+    Raises ConfigError if it names a function that cannot be found.  The judge raises ProfileError if that function
+    fails, or gives anything but one number in 0..1 a row.
+    """
+    metric = spec.evaluation.metric if spec.evaluation is not None else TOP1
+    if metric == TOP1:
+        first = spec.outputs[0].name
+        return lambda outputs, labels: _equal(answers(outputs[first]), labels)
+    return _own(resolve(metric, spec.folder), f"family {spec.name!r}: evaluation.metric {metric!r}")
+
+
+def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
+    """Return which answers are their labels; an answer of one element may have a label without an axis for it."""
+    if labels.dtype.kind == "U":
+        labels = np.char.encode(labels, "utf-8")  # a model answers text as bytes
+    same: Rights = np.asarray((found.reshape(labels.shape) if found.size == labels.size else found) == labels)
+    right: Rights = same.reshape(len(labels), -1).all(axis=1)
+    return right
+
+
+def _own(function: Callable[..., Any], where: str) -> Judge:
+    def judged(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> Rights:
+        try:
+            found = np.asarray(function(dict(outputs), labels))
+        except Exception as error:
+            raise ProfileError(f"{where}: {type(error).__name__}: {error}") from error
+        if found.shape != (len(labels),) or found.dtype.kind not in "biuf":
+            raise ProfileError(f"{where}: gave {found.dtype} {list(found.shape)} for {len(labels)} rows")
+        scores = found.astype(np.float64)
+        if not ((scores >= 0.0) & (scores <= 1.0)).all():
+            odd = scores[~((scores >= 0.0) & (scores <= 1.0))][0]
+            raise ProfileError(f"{where}: gave {odd:g}: a row is right by 0 to 1")
+        return scores
+
+    return judged
+
+
+def as_array(tensor: TensorSpec, rows: NDArray[Any] | list[bytes]) -> NDArray[Any]:
+    """Return rows of an output as an array [rows, ...]; BYTES, which come as the protocol has them, as objects."""
+    if not isinstance(rows, list):
+        return rows
+    found = np.empty((len(rows), *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
+    for at, row in enumerate(rows):
+        found[at] = np.array(split_row(row), dtype=object).reshape(found.shape[1:])
+    return found
+
+
+def interval(right: float, rows: int) -> tuple[float, float]:
+    """Return the 95 % interval, in percent, of the mean of `rows` scores of 0..1 whose sum is `right`.
+
+    It is Wilson's for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so that for
+    them it is wider than it had to be, and never too narrow.
+    """
+    return wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
+
+
+__all__ = ["Judge", "Rights", "agreement", "alike", "answers", "as_array", "interval", "judge", "wilson"]

@@ -31,10 +31,12 @@ from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
 from clover.runtime.router.traffic import Traffic
+from clover.runtime.workers.board_faults import mps_part
 from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
@@ -206,6 +208,7 @@ class Served:
             visible_devices="" if emulated else device.visible(placement),
             place=placement.id,
             emulated=_slice(first, device, placement) if emulated else None,
+            mps=mps_part(device, placement),
         )
         return self._with_others(order, assignment, device)
 
@@ -371,6 +374,10 @@ class Served:
     @property
     def traffic(self) -> Traffic:
         return self.router.traffic
+
+    @property
+    def cached(self) -> CachedAnswers | None:
+        return self.router.cached
 
     @property
     def ready(self) -> bool:

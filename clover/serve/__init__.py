@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     try:
         with importing():
             from clover.serve import command
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if not (line := not_installed(error)):
             raise
         print(f"clover: {line}", file=sys.stderr)

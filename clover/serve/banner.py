@@ -18,7 +18,7 @@ from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
 from clover.quantities import slice_words
 from clover.server import Server
-from clover.types import Assignment, FamilyProfile, FamilySpec
+from clover.types import Assignment, FamilyProfile, FamilySpec, Placement
 
 log = logging.getLogger("clover.serve")
 
@@ -109,11 +109,22 @@ def _idle(watts: float) -> str:
 
 
 def _running(workers: Iterable[Assignment]) -> str:
-    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"."""
-    counts = Counter((a.variant, a.backend, a.placement.profile) for a in workers)
+    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"; a worker that serves several
+    variants is one: "half/full (eager) on 1 core"."""
+    placed: dict[Placement, list[Assignment]] = {}
+    for item in workers:
+        placed.setdefault(item.placement, []).append(item)
+    counts = Counter(
+        (
+            "/".join(item.variant for item in items),
+            "/".join(dict.fromkeys(item.backend for item in items)),
+            place.profile,
+        )
+        for place, items in placed.items()
+    )
     return ", ".join(
-        f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {slice_words(profile)}"
-        for (variant, backend, profile), n in sorted(counts.items())
+        f"{f'{n} x ' if n > 1 else ''}{variants} ({backends}) on {slice_words(profile)}"
+        for (variants, backends, profile), n in sorted(counts.items())
     )
 
 

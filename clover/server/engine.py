@@ -74,6 +74,7 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
+        pool.board_faults.on_fault = self.machine.board_fault
         self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
@@ -200,6 +201,7 @@ class Engine:
             else:
                 self.controller.add(served.spec, served.profile, served.fleet, served.config)
         await self.controller.start()
+        await self.machine.rest()
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()

@@ -28,6 +28,7 @@ from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
+from clover.devices.mps import MpsDevice
 from clover.energy.cpu_time import ProcessTree, process_ns
 from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
@@ -43,6 +44,8 @@ HOST = "host"
 CONTEXT_W = 35.0
 """Watts that a GPU draws for the contexts of its workers, if that was not measured: arXiv 2605.23918 found 26 to 50 W
 on A100 and H100 boards, and 66 W on an L40S."""
+_METERS = "meters"
+"""The lane of the driver's session in which meters read."""
 _RETRY_S = 30.0
 """Between two attempts to free quarantined instances: each may occupy the driver for a second."""
 
@@ -107,7 +110,8 @@ class Machine:
                 await meter.rest()
                 log.info("%s: energy is measured: %s", meter.device, meter.why)
         self._gpu_guard.start()
-        made = [energy.build_gpu(gpu.session, gpu, self._config.energy, work=self._work(gpu)) for gpu in self.gpus]
+        config = self._config.energy
+        made = [energy.build_gpu(gpu.session.lane(_METERS), gpu, config, work=self._work(gpu)) for gpu in self.gpus]
         for gpu, meter in zip(self.gpus, await asyncio.gather(*made), strict=True):
             self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
@@ -120,6 +124,22 @@ class Machine:
             if (meter := self.meters.get(gpu.name)) is not None:
                 self._idles.restore(gpu.uuid, meter)
 
+    async def rest(self) -> None:
+        """Measure what a context costs on each GPU of which that is not known: call it while workers are there and
+        nothing is asked of them.  It takes six seconds on GPUs of which it was never measured."""
+        workers = {meter.device for meter in self._account.workers()}
+        unknown = [
+            (gpu, meter)
+            for gpu in self.gpus
+            if isinstance(meter := self.meters[gpu.name], energy.NvmlMeter)
+            and gpu.name in workers
+            and meter.idle.resident_by == "unknown"
+        ]
+        await asyncio.gather(*(meter.measure_resident() for _, meter in unknown))
+        for gpu, meter in unknown:
+            self._idles.save(gpu.uuid, meter)
+            self._spare(gpu)
+
     def _spare(self, gpu: MigDevice) -> None:
         """Have plans know what `gpu` spares while it is parked, and how that is known; nothing if it never is."""
         gpu.spare(*spared(self._config.workers, self.meters[gpu.name], gpu.others))
@@ -128,7 +148,8 @@ class Machine:
         """Return what the server does on `gpu`, for its meter."""
 
         def owns(pid: int) -> bool:
-            return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
+            ours = descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
+            return ours or (isinstance(gpu, MpsDevice) and gpu.serves_us(pid))
 
         def held_part() -> float:
             # By placement, as several variants may share one; `others` are slices that are not for this process.
@@ -148,6 +169,12 @@ class Machine:
             foreign_instances=foreign_instances,
             held_part=held_part,
         )
+
+    def board_fault(self, pipe: str, why: str) -> None:
+        """Have the GPU whose MPS daemon is at `pipe` report that a fault ended all its workers, and `why`."""
+        for gpu in self.gpus:
+            if isinstance(gpu, MpsDevice) and gpu.control is not None and str(gpu.control.pipe) == pipe:
+                gpu.note_fault(why)
 
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""

@@ -30,6 +30,7 @@ from clover.errors import StartError, Unavailable
 from clover.runtime import embedded
 from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
+from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
 from clover.server.tasks import cancelled
 from clover.types import FamilySpec
@@ -238,6 +239,16 @@ class Server:
         if self._engine is None:
             raise Unavailable("the server is not running")
         return self._engine
+
+    @property
+    def running(self) -> Engine | None:
+        """The engine while the server runs; None before the start and after the stop."""
+        return self._engine if self._loop is not None else None
+
+    def asgi(self) -> AsgiApp:
+        """Return the server's HTTP paths as an ASGI application, for FastAPI, Starlette or uvicorn; `http=False` leaves
+        it the only way in."""
+        return AsgiApp(self)
 
     # --- inference ------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import cuda_driver, frames, orphans, pacing, pinned
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
+from clover.worker.pipelined import PipelinedLoop
 from clover.worker.residents import ResidentSet, ms_since, reason_of
 
 _log = logging.getLogger("clover.worker")
@@ -67,17 +68,18 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             _harden(order)
             held = None
             if order.emulated is not None:
-                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also)
+                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also, order.mps)
             send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(spawn.begun_ns)))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
+            also = () if _on_cores(order) or held is not None else (Batches(slab),)  # of a second batch in flight
             shared = map_shared(ring_fd, RING_BYTES(order.max_batch))
             ring = Ring(shared, order.max_batch, lanes=1 + len(order.also))
             os.close(ring_fd)
-            residents = ResidentSet(order)
+            residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
-                pinned.pin(slab, batches, order.max_batch)
+                pinned.pin((batches, *also), order.max_batch)
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
@@ -92,7 +94,11 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
         send_state(control, residents.state())
         try:
             channel = ServerChannel(control, ring, doorbell, completions)
-            WorkerLoop(channel, batches, residents.lanes, order.max_batch, held, scores).run()
+            lanes = residents.lanes
+            if any(lane is not None and lane.overlap is not None for lane in lanes):
+                PipelinedLoop(channel, (batches, *also), lanes, order.max_batch, scores).run()
+            else:
+                WorkerLoop(channel, batches, lanes, order.max_batch, held, scores).run()
             _move_to_other_cores(order, everywhere)
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
@@ -101,7 +107,9 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             return 1
         except WorkerError as error:
             _log.error("%s on %s ends: %s", order.variant, order.place or "its cores", error)
-            send_state(control, frames.WorkerState(state="failed", text=reason_of(error)))
+            # Any client of MPS may have made the error that ended them all: no row can be held to have done it.
+            anybody = order.mps is not None
+            send_state(control, frames.WorkerState(state="failed", text=reason_of(error), device_lost=anybody))
             return 1
     except ParentGone:
         return 0
@@ -187,6 +195,8 @@ def _harden(order: frames.WorkerOrder) -> None:
 
     What the model forks stays below this process until it ends, and is ended by the zygote then."""
     os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
+    if order.mps is not None:
+        os.environ.update(order.mps.environment)
     if order.visible_devices and order.emulated is None and (reason := cuda_driver.start()):
         _log.warning("CUDA does not start on %s: %s", order.visible_devices, reason)  # torch says it as an error
     libc = ctypes.CDLL(None, use_errno=True)

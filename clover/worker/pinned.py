@@ -16,31 +16,31 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.runtime.memory.slab import Slab
 from clover.worker.batches import Batches
 from clover.worker.cuda_driver import SUCCESS, CudaDriver, DriverCalls
 
 _log = logging.getLogger("clover.worker")
 
 
-def pin(slab: Slab, batches: Batches, max_batch: int, driver: Callable[[], DriverCalls] = CudaDriver) -> int:
+def pin(sides: Sequence[Batches], max_batch: int, driver: Callable[[], DriverCalls] = CudaDriver) -> int:
     """Lock the pages that rows pass through, if the loaded model is on a GPU; return the bytes that are locked, those
-    of torch's arrays apart."""
+    of torch's arrays apart.  `sides` gather from one slab, each into arrays of its own."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         _log.debug("nothing was loaded on a GPU: no memory is page-locked")
         return 0
     try:
-        registered, refused = register(driver(), batches.direct_inputs())
+        registered, refused = register(driver(), sides[0].direct_inputs())
     except (OSError, AttributeError) as error:  # no such library, or one that is too old for the call
         registered, refused = 0, {str(error)}
-    batches.stage(max_batch, _torch_array(torch), always=bool(refused))
+    for side in sides:
+        side.stage(max_batch, _torch_array(torch), always=bool(refused))
     if refused:
         _log.warning(
             "CUDA does not page-lock the memory of requests here (%s): rows go to the GPU by way of torch's buffers, "

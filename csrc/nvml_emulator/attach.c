@@ -119,6 +119,10 @@ static nvmlReturn_t attach(struct mapping *mapping, const char *uuid, struct own
     result = uuid_find(box, uuid, false, &index, &gi, &ci);
     if (result == NVML_SUCCESS)
         result = faults_act(box, "clover_nvml_attach", (int)index, &delay_ns);
+    if (result == NVML_SUCCESS) {
+        delay_ns += gpu_use(&box->config, gpu_begin(box, index));
+        gpu_commit(box);
+    }
     box_unlock(box);
     sleep_ns(delay_ns);
     if (result != NVML_SUCCESS || (result = box_lock(box)) != NVML_SUCCESS)
@@ -129,6 +133,7 @@ static nvmlReturn_t attach(struct mapping *mapping, const char *uuid, struct own
         return result;
     }
     struct gpu *gpu = gpu_begin(box, index);
+    gpu_use(&box->config, gpu);
     attachments_reap(mapping, index, gpu);
     if (gpu->lost)
         result = NVML_ERROR_GPU_IS_LOST;

@@ -80,6 +80,17 @@ nvmlReturn_t call_begin(struct call *call, const char *symbol, nvml_handle handl
     if (result != NVML_SUCCESS)
         return result;
     call->gpu = gpu_begin(call->box, call->index);
+    uint64_t wakes_ns = gpu_use(&call->box->config, call->gpu);
+    if (wakes_ns > 0) {
+        gpu_commit(call->box);
+        box_unlock(call->box);
+        sleep_ns(wakes_ns);
+        result = box_lock(call->box);
+        if (result != NVML_SUCCESS)
+            return result;
+        call->gpu = gpu_begin(call->box, call->index);
+        gpu_use(&call->box->config, call->gpu);
+    }
     if (call->gpu->lost)
         return call_end(call, (nvmlReturn_t)call->gpu->lost);
     if (!alive(call, generation))

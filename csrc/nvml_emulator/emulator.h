@@ -32,7 +32,7 @@
 #include "abi.h"
 
 enum {
-    STATE_VERSION = 2,
+    STATE_VERSION = 3,
     CONFIG_BYTES = 8192,
     GPUS_MAX = 32,
     PROFILES_MAX = 24,
@@ -45,7 +45,7 @@ enum {
     MARKS = 32, /* remembered energies for the one-second average */
 };
 
-enum { BOX_PRIVILEGED = 1, BOX_MIG = 2 };
+enum { BOX_PRIVILEGED = 1, BOX_MIG = 2, BOX_NO_ENERGY = 4, BOX_NO_POWER = 8, BOX_NO_LIMIT = 16 };
 enum { KIND_MEDIA = 1, KIND_ALL_MEDIA = 2, KIND_NO_MEDIA = 4, KIND_GRAPHICS = 8 };
 
 /* --- config: written by Python (clover/devices/emulated.py declares the same two structures) ---------------------- */
@@ -75,6 +75,9 @@ struct config {
     uint32_t toggle_needs_reset, average_power, idle_mw, max_mw;
     uint32_t context_mw; /* drawn beyond idle while any process is attached */
     uint32_t grain_ms;   /* of the energy counter; 0: it moves all the time */
+    /* A board of a hybrid laptop is switched off (D3cold), and draws `asleep_mw`, once no process was attached and no
+     * call came for `sleep_after_ms` (0: never); the next call or process waits `wake_ms` for it. */
+    uint32_t sleep_after_ms, wake_ms, asleep_mw;
     struct profile profiles[PROFILES_MAX];
 };
 
@@ -117,6 +120,8 @@ struct gpu {
     uint32_t stuck_mw;
     uint32_t stuck_average_mw;
     uint64_t stuck_mj;
+    uint32_t asleep;
+    int64_t used_ns; /* when it was last used */
     int64_t born_ns, last_ns; /* the energies reach from birth (or the last boot) to `last_ns` */
     uint64_t born_uj;
     struct meter energy;  /* of the board, idle included */
@@ -258,6 +263,8 @@ unsigned remaining_capacity(const struct box *box, const struct gpu *gpu, const 
 enum { STUCK_POWER = 1, STUCK_ENERGY = 2 };
 
 void gpu_integrate(const struct config *config, struct gpu *gpu, int64_t now_ns);
+/* Notes that the board is used now; returns how long that waits for it to wake up. */
+uint64_t gpu_use(const struct config *config, struct gpu *gpu);
 unsigned gpu_power_mw(const struct config *config, const struct gpu *gpu);
 /* Over the last second, as the sensors of Hopper and later report it. */
 unsigned gpu_average_mw(const struct config *config, const struct gpu *gpu);

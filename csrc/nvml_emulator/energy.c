@@ -2,6 +2,8 @@
  * or is found dead.  Every change of a GPU first integrates the power since the last one, so the counter is exact,
  * however seldom it is read.
  *
+ * A board that may sleep draws less once it was not used for a while, and sleeps until it is used (gpu_use).
+ *
  * power = idle + context + what the processes draw, at most the board's limit.  `context` is drawn as long as any process
  * is attached, whatever it does and however many they are: a CUDA context keeps a board from its deepest sleep.  Above
  * the limit every process gets the same share of what it asks for, and the slices' counters grow by what they got: they
@@ -32,6 +34,8 @@ static uint64_t asked_mw(const struct gpu *gpu) {
 
 /* What the board draws whatever its processes do. */
 static unsigned rest_mw(const struct config *config, const struct gpu *gpu) {
+    if (gpu->asleep)
+        return config->asleep_mw;
     if (gpu->lost || attachments_count(gpu, NVML_NO_INSTANCE, NVML_NO_INSTANCE) == 0)
         return config->idle_mw;
     unsigned room = config->max_mw - config->idle_mw;
@@ -78,7 +82,7 @@ static void tick(const struct config *config, struct gpu *gpu, int64_t now_ns) {
     gpu->ticked_uj = shown.uj;
 }
 
-void gpu_integrate(const struct config *config, struct gpu *gpu, int64_t now_ns) {
+static void integrate(const struct config *config, struct gpu *gpu, int64_t now_ns) {
     if (now_ns <= gpu->last_ns)
         return;
     tick(config, gpu, now_ns);
@@ -89,6 +93,26 @@ void gpu_integrate(const struct config *config, struct gpu *gpu, int64_t now_ns)
         gpu->marks[mark % MARKS] = gpu->energy.uj;
     }
     advance(config, gpu, now_ns);
+}
+
+void gpu_integrate(const struct config *config, struct gpu *gpu, int64_t now_ns) {
+    if (config->sleep_after_ms > 0 && !gpu->asleep) {
+        if (attachments_count(gpu, NVML_NO_INSTANCE, NVML_NO_INSTANCE) > 0)
+            gpu->used_ns = now_ns;
+        int64_t sleeps_ns = gpu->used_ns + (int64_t)config->sleep_after_ms * 1000000;
+        if (sleeps_ns <= now_ns) {
+            integrate(config, gpu, sleeps_ns);
+            gpu->asleep = 1;
+        }
+    }
+    integrate(config, gpu, now_ns);
+}
+
+uint64_t gpu_use(const struct config *config, struct gpu *gpu) {
+    bool slept = gpu->asleep;
+    gpu->asleep = 0;
+    gpu->used_ns = gpu->last_ns;
+    return slept ? (uint64_t)config->wake_ms * 1000000 : 0;
 }
 
 unsigned gpu_average_mw(const struct config *config, const struct gpu *gpu) {

@@ -2,7 +2,7 @@
  *
  * Power and energy are the emulated board's (energy.c), energy as of the counter's last tick.  GA100 reports the power of
  * this moment, Hopper and later the average of the last second.  Temperature is a stand-in for monitors: linear in power, from 30 C idle to 80 C at the
- * limit.  Utilisation of the board is the share of its dynamic power, and as on real boards unknown while MIG is on.
+ * limit.  Boards of laptops may have no counter, no power or no limit: the flags of `config` say which.  Utilisation of the board is the share of its dynamic power, and as on real boards unknown while MIG is on.
  * Clocks and fans have no counterpart here and answer NOT_SUPPORTED (unsupported.c).
  */
 #include "emulator.h"
@@ -42,11 +42,18 @@ static unsigned long long energy_mj(struct call *call) {
     return call->gpu->stuck_mj;
 }
 
-/* Begins a call that looks at what processes draw, so the dead must go first. */
-static nvmlReturn_t begin_reading(struct call *call, const char *symbol, nvml_handle device, const void *out) {
+static bool lacks(const struct call *call, unsigned flag) {
+    return (call->box->config.flags & flag) != 0;
+}
+
+/* Begins a call that looks at what processes draw, so the dead must go first.  `flag`: NOT_SUPPORTED with it. */
+static nvmlReturn_t begin_reading(struct call *call, const char *symbol, nvml_handle device, const void *out,
+                                  unsigned flag) {
     nvmlReturn_t result = call_begin(call, symbol, device, ON_GPU);
     if (result != NVML_SUCCESS)
         return result;
+    if (lacks(call, flag))
+        return call_end(call, NVML_ERROR_NOT_SUPPORTED);
     if (out == NULL)
         return call_end(call, NVML_ERROR_INVALID_ARGUMENT);
     attachments_reap(call->mapping, call->index, call->gpu);
@@ -55,7 +62,7 @@ static nvmlReturn_t begin_reading(struct call *call, const char *symbol, nvml_ha
 
 EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvml_handle device, unsigned *milliwatts) {
     struct call call;
-    nvmlReturn_t result = begin_reading(&call, __func__, device, milliwatts);
+    nvmlReturn_t result = begin_reading(&call, __func__, device, milliwatts, BOX_NO_POWER);
     if (result != NVML_SUCCESS)
         return result;
     *milliwatts = call.box->config.average_power ? power_average_mw(&call) : power_now_mw(&call);
@@ -64,7 +71,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvml_handle device, unsigned *milliw
 
 EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvml_handle device, unsigned long long *millijoules) {
     struct call call;
-    nvmlReturn_t result = begin_reading(&call, __func__, device, millijoules);
+    nvmlReturn_t result = begin_reading(&call, __func__, device, millijoules, BOX_NO_ENERGY);
     if (result != NVML_SUCCESS)
         return result;
     *millijoules = energy_mj(&call);
@@ -73,7 +80,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvml_handle device, unsi
 
 static nvmlReturn_t limit(const char *symbol, nvml_handle device, unsigned *milliwatts) {
     struct call call;
-    nvmlReturn_t result = begin_reading(&call, symbol, device, milliwatts);
+    nvmlReturn_t result = begin_reading(&call, symbol, device, milliwatts, BOX_NO_LIMIT);
     if (result != NVML_SUCCESS)
         return result;
     *milliwatts = call.box->config.max_mw;
@@ -108,24 +115,34 @@ static void field_fill(struct call *call, nvmlFieldValue_t *field) {
     field->value.ullVal = 0;
     switch (field->fieldId) {
     case NVML_FIELD_TOTAL_ENERGY:
+        if (lacks(call, BOX_NO_ENERGY)) {
+            field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+            break;
+        }
         field->valueType = NVML_VALUE_UNSIGNED_LONG_LONG;
         field->value.ullVal = energy_mj(call);
         break;
     case NVML_FIELD_POWER_AVERAGE:
-        if (call->box->config.average_power)
+        if (call->box->config.average_power && !lacks(call, BOX_NO_POWER))
             field->value.uiVal = power_average_mw(call);
         else
             field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED; /* GA100 has no such sensor */
         break;
     case NVML_FIELD_POWER_INSTANT:
-        field->value.uiVal = power_now_mw(call);
+        if (lacks(call, BOX_NO_POWER))
+            field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+        else
+            field->value.uiVal = power_now_mw(call);
         break;
     case NVML_FIELD_POWER_MIN_LIMIT:
     case NVML_FIELD_POWER_MAX_LIMIT:
     case NVML_FIELD_POWER_DEFAULT_LIMIT:
     case NVML_FIELD_POWER_CURRENT_LIMIT:
     case NVML_FIELD_POWER_REQUESTED_LIMIT:
-        field->value.uiVal = call->box->config.max_mw;
+        if (lacks(call, BOX_NO_LIMIT))
+            field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+        else
+            field->value.uiVal = call->box->config.max_mw;
         break;
     default:
         field->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
@@ -135,7 +152,7 @@ static void field_fill(struct call *call, nvmlFieldValue_t *field) {
 EXPORT nvmlReturn_t nvmlDeviceGetFieldValues(nvml_handle device, int count, nvmlFieldValue_t *fields) {
     struct call call;
     struct timespec now;
-    nvmlReturn_t result = begin_reading(&call, __func__, device, fields);
+    nvmlReturn_t result = begin_reading(&call, __func__, device, fields, 0);
     if (result != NVML_SUCCESS)
         return result;
     if (count < 1)
@@ -160,7 +177,7 @@ static unsigned load_of(const struct call *call, unsigned whole) {
 
 static nvmlReturn_t temperature(const char *symbol, nvml_handle device, unsigned sensor, unsigned *celsius) {
     struct call call;
-    nvmlReturn_t result = begin_reading(&call, symbol, device, celsius);
+    nvmlReturn_t result = begin_reading(&call, symbol, device, celsius, 0);
     if (result != NVML_SUCCESS)
         return result;
     if (sensor != 0)
@@ -186,7 +203,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetTemperatureV(nvml_handle device, nvmlTemperatur
 
 EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvml_handle device, nvmlUtilization_t *utilisation) {
     struct call call;
-    nvmlReturn_t result = begin_reading(&call, __func__, device, utilisation);
+    nvmlReturn_t result = begin_reading(&call, __func__, device, utilisation, 0);
     if (result != NVML_SUCCESS)
         return result;
     if (call.gpu->mig)

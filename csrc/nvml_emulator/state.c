@@ -89,7 +89,8 @@ static nvmlReturn_t make_ready(struct box *box) {
         } else
             gpu_boot(&box->config, gpu);
         gpu->compute_mode = gpu->persistence = 0;
-        gpu->born_ns = gpu->last_ns = now_ns;
+        gpu->born_ns = gpu->last_ns = gpu->used_ns = now_ns;
+        gpu->asleep = 0;
         gpu->born_uj = gpu->energy.uj;
     }
     memcpy(live->boot_id, boot_id, sizeof boot_id);

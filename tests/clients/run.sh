@@ -2,11 +2,11 @@
 # Runs real clients against a server: run.sh URL [client...].  See README.md.
 set -euo pipefail
 
-url=${1:?usage: run.sh URL [triton|triton-grpc|kserve|perf|perf-grpc|schemathesis]...}
+url=${1:?usage: run.sh URL [triton|triton-grpc|kserve|openai|perf|perf-grpc|schemathesis]...}
 url=${url%/}
 shift
 clients=("$@")
-[ ${#clients[@]} -gt 0 ] || clients=(triton triton-grpc kserve perf perf-grpc schemathesis)
+[ ${#clients[@]} -gt 0 ] || clients=(triton triton-grpc kserve openai perf perf-grpc schemathesis)
 host=${url#*://}
 grpc=${GRPC_TARGET:-${host%:*}:8001}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -58,6 +58,10 @@ for client in "${clients[@]}"; do
     kserve)
         bin=$(environment kserve 'kserve>=0.15')
         report kserve "$bin/python" "$here/kserve_rest.py" "$url"
+        ;;
+    openai)
+        bin=$(environment openai 'openai>=1.50')
+        report openai "$bin/python" "$here/openai_embeddings.py" "$url"
         ;;
     perf)
         bin=$(environment perf 'perf-analyzer>=2.50')

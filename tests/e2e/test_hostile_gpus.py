@@ -1,4 +1,5 @@
-"""Servers on emulated GPUs as the field has them: held by monitors, lost in several ways, for one process only."""
+"""Servers on emulated GPUs as the field has them: held by monitors, lost in several ways, for one process only, asleep
+and without any sensor of power."""
 
 from __future__ import annotations
 
@@ -57,3 +58,17 @@ def test_an_exclusive_gpu_is_handed_over_and_a_prohibited_one_refused(toy_cache:
     (refused,) = events(said, "prohibited")
     assert "gpu0 is in compute mode PROHIBITED" in refused["refused"]
     assert "nvidia-smi -i 0 -c DEFAULT" in refused["refused"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_laptop_s_gpu_is_woken_and_its_energy_modelled(toy_cache: Path) -> None:
+    code, said, errors = run(toy_cache, "laptop", module="tests.support.hostile_gpus")
+    assert code == 0, errors
+    (line,) = events(said, "laptop")
+    assert line["asked"] > 30
+    assert line["failed"] == 0
+    assert "NVML shows neither its energy nor its power" in line["meter"]
+    assert "13.8 W idle to 115 W busy (the data sheet of NVIDIA GeForce RTX 4060 Laptop GPU), -50%" in line["meter"]
+    assert 0.0 < line["line"]["active_j"] < line["line"]["measured_j"]
+    assert line["line"]["uncertainty_low"] == -0.5

@@ -82,6 +82,7 @@ def answers(asked: dict[str, Any]) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(0) if device == "cuda" else device,
         "recorded": list(getattr(run, "recorded", ())),
+        "imported": sorted({"torch_tensorrt", "tensorrt"} & {*sys.modules}),
         "load_ms": load_ms,
         "ms": ms,
     }
@@ -207,6 +208,34 @@ def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def overlapped(asked: dict[str, Any]) -> dict[str, Any]:
+    """Microseconds of a batch in a row of 200: one after another, and with two in flight; how many answers differ."""
+    order = msgspec.convert(asked["order"], CompileOrder)
+    variant = order.family.variant(order.variant)
+    run: Any = backends.get(order.backend).load(order.family, variant, Path(order.folder), 1, "cuda")
+    generator = np.random.default_rng(1)
+    found: dict[str, Any] = {}
+    for size in asked["sizes"]:
+        batches = [[generator.random((size, *one.bound), np.float32) for one in order.family.inputs] for _ in range(8)]
+        truth = [run(batch)[0].copy() for batch in batches]
+        begin_ns = time.perf_counter_ns()
+        for number in range(200):
+            run(batches[number % 8])
+        found[f"alone, {size} rows"] = (time.perf_counter_ns() - begin_ns) / 200e3
+        flying: list[Any] = []
+        wrong = 0
+        begin_ns = time.perf_counter_ns()
+        for number in range(200):
+            flying.append((number, run.overlap.begin(batches[number % 8])))
+            if len(flying) == 2:
+                done, flight = flying.pop(0)
+                wrong += not np.allclose(run.overlap.finish(flight)[0], truth[done % 8], atol=1e-5)
+        run.overlap.finish(flying.pop(0)[1])
+        found[f"two in flight, {size} rows"] = (time.perf_counter_ns() - begin_ns) / 200e3
+        found[f"wrong, {size} rows"] = wrong
+    return found
+
+
 def signatures(_: dict[str, Any]) -> dict[str, Any]:
     """The parameters of what Clover calls in torch-tensorrt, as it is installed."""
     import torch_tensorrt
@@ -216,7 +245,6 @@ def signatures(_: dict[str, Any]) -> dict[str, Any]:
         "dynamo.refit_module_weights": torch_tensorrt.dynamo.refit_module_weights,
         "save": torch_tensorrt.save,
         "load": torch_tensorrt.load,
-        "runtime.enable_cudagraphs": torch_tensorrt.runtime.enable_cudagraphs,
     }
     return {name: sorted(inspect.signature(function).parameters) for name, function in functions.items()}
 
@@ -228,6 +256,7 @@ ACTIONS = {
     "pinned": pinned,
     "context": context,
     "hot_path": hot_path,
+    "overlapped": overlapped,
     "signatures": signatures,
 }
 

@@ -3,6 +3,7 @@
     python -m tests.support.hostile_gpus CACHE mig         a monitor that holds instances, GPUs that are lost in every
                                                            way, critical errors
     python -m tests.support.hostile_gpus CACHE exclusive   a GPU without MIG that takes one process, then none
+    python -m tests.support.hostile_gpus CACHE laptop      a GPU that sleeps, and shows no energy, power or limit
 
 Clients ask all the while.  Prints one JSON object a line; the tests read them.
 """
@@ -135,6 +136,21 @@ async def exclusive(cache: Path) -> None:
         say(event="prohibited", refused=str(error))
 
 
+async def laptop(cache: Path) -> None:
+    state = devices.box_path(devices.parse("emulated:laptop:1"), cache)
+    emulated.create_box(state, "laptop", 1)
+    emulated.advance(state, 60.0)  # it sleeps
+    policy = f"tests.support.hostile_gpus:{Whole.__name__}"
+    async with mig_server.server(cache, device="emulated:laptop:1", policy=policy) as running:
+        load = Load(running)
+        await until(lambda: load.asked > 30)
+        await load.end()
+        await until(lambda: running.engine.account.devices()["gpu0"]["active_j"] > 0.0)
+        line = running.engine.account.devices()["gpu0"]
+        about = running.engine.machine.about("gpu0")
+        say(event="laptop", asked=load.asked, failed=load.failed, line=line, meter=about["meter"])
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run({"mig": mig, "exclusive": exclusive}[sys.argv[2]](Path(sys.argv[1])))
+        asyncio.run({"mig": mig, "exclusive": exclusive, "laptop": laptop}[sys.argv[2]](Path(sys.argv[1])))

@@ -54,7 +54,6 @@ PARAMETERS: dict[str, frozenset[str]] = {
         }
     ),
     "load": frozenset({"file_path", "extra_files"}),
-    "runtime.enable_cudagraphs": frozenset({"compiled_module", "cuda_graph_strategy"}),
 }
 """Parameters by name; of `compile`, which takes some fifty and swallows any other, a selection."""
 

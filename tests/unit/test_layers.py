@@ -22,11 +22,11 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section"}
+        | {"config_section", "datatypes"}
     ),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
-    frozenset({"tenants"}),
+    frozenset({"tenants", "steps"}),
     frozenset({"interfaces"}),
     frozenset(
         {
@@ -40,7 +40,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "_native",
         }
     ),
-    frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
+    frozenset({"client", "confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
     frozenset({"planning.cascade"}),
     frozenset({"planning.search"}),
@@ -317,6 +317,21 @@ def test_the_server_process_is_free_of_what_is_slow_to_import(module: str) -> No
     assert done.returncode == 0, done.stderr
 
 
+def test_the_client_takes_nothing_of_the_server_and_nothing_compiled() -> None:
+    pytest.importorskip("httpx", reason="the client needs the extra `client`")
+    program = (
+        "import sys, clover.client\n"
+        "ours = {name: getattr(module, '__file__', '') for name, module in sys.modules.items()\n"
+        "        if name.partition('.')[0] == 'clover'}\n"
+        "rest = {name.split('.')[1] for name in ours if '.' in name} - {'_version', 'errors', 'client'}\n"
+        "built = [file for file in ours.values() if file.endswith('.so')]\n"
+        "slow = {'torch', 'uvloop', 'httptools'} & set(sys.modules)\n"
+        "sys.exit(f'{rest} {built} {slow}' if rest or built or slow else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_missing_kernel_names_the_build_command() -> None:
     program = (
         "import importlib.util as util\n"
@@ -328,6 +343,13 @@ def test_a_missing_kernel_names_the_build_command() -> None:
     assert done.returncode == 1
     assert "missing: ring" in done.stderr
     assert "setup.py build_ext --inplace" in done.stderr
+    # And a command that needs it prints that line alone.
+    doctor = "from clover import __main__ as it; raise SystemExit(it.main(['doctor']))"
+    start = program.replace("import clover._native", doctor)
+    done = subprocess.run([sys.executable, "-c", start], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert done.stderr.startswith("clover: Clover's kernels are not built here (missing: ring). Build them with")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_every_kernel_has_its_stub_twin_and_tests() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections import Counter
 from typing import Any
 
@@ -78,7 +80,10 @@ def _device(device: dict[str, Any], console: Console) -> None:
         parts.append("LOST")
     if device.get("parked"):
         parts.append(f"parked, which spares {device['spared_w']:.3g} W ({device['spared_method']})")
-    here = Counter(f"{item['variant']}@{item['profile']}" for item in device.get("layout", []))
+    held: dict[tuple[str, str], list[str]] = {}  # assignments of one placement share a worker
+    for number, item in enumerate(device.get("layout", [])):
+        held.setdefault((item.get("placement") or str(number), item["profile"]), []).append(item["variant"])
+    here = Counter(f"{'/'.join(variants)}@{profile}" for (_, profile), variants in held.items())
     if here and device.get("kind") == "mig":
         parts.append(" + ".join(f"{number} x {what}" for what, number in sorted(here.items())))
     for item in device.get("quarantined", []):
@@ -97,11 +102,7 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
     routing = model.get("routing") or {}
     shares = dict(routing.get("shares", {}))
-    rows = [  # a variant's share stands at its first worker, so that shares sum to 100 %
-        {**worker, "share of rows": f"{shares.pop(worker['variant']):.1%}" if worker.get("variant") in shares else ""}
-        for worker in model.get("deployment", [])
-    ]
-    _rows(rows, console)
+    _rows(_workers(model.get("deployment", []), shares), console)
     batches = _batches(routing)
     if batches:
         _say(console, f"  batches    {batches}")
@@ -155,6 +156,29 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  last       {last['id']}: {last['action']}{times} ({last['trigger']}{who}) {last['detail']} at {at}",
         )
+
+
+def _workers(deployment: list[dict[str, Any]], shares: dict[str, float]) -> list[dict[str, Any]]:
+    """Return a row for each worker: the assignments of one placement share it.  The share of a variant stands at its
+    first worker, so that shares sum to 100 %."""
+    placed: dict[str, list[dict[str, Any]]] = {}
+    for number, item in enumerate(deployment):
+        placed.setdefault(item.get("placement") or str(number), []).append(item)
+    rows = []
+    for items in placed.values():
+        several = len(items) > 1
+        shown = [
+            f"{item['variant']} {shares.pop(item['variant']):.1%}" if several else f"{shares.pop(item['variant']):.1%}"
+            for item in items
+            if item.get("variant") in shares
+        ]
+        row = {**items[0], "share of rows": ", ".join(shown)}
+        for key in ("variant", "backend") if several else ():
+            row[key] = "/".join(dict.fromkeys(str(item.get(key, "")) for item in items))
+        if several and "ready" in row:
+            row["ready"] = all(item.get("ready") for item in items)
+        rows.append(row)
+    return rows
 
 
 def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
@@ -331,8 +355,18 @@ def _rows(rows: list[dict[str, Any]], console: Console) -> None:
         console.print(Padding(Text(words), (0, 0, 0, 4)))
 
 
+_HEAD = re.compile(r" *(\S+ {2,})?")
+_MOST_HEAD = 16
+
+
 def _say(console: Console, text: str) -> None:
-    console.print(Text(text))
+    """Print text; what does not fit goes on under where the first line's text begins, behind its head if it has one."""
+    for line in text.split("\n"):
+        head = _HEAD.match(line)
+        begins = head.end() if head is not None else 0
+        indent = " " * (begins if begins <= _MOST_HEAD else len(line) - len(line.lstrip()))
+        wrapped = textwrap.fill(line, console.width, subsequent_indent=indent, break_on_hyphens=False)
+        console.print(Text(wrapped), soft_wrap=True)
 
 
 def _nested(value: Any) -> bool:

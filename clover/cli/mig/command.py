@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from clover import terminal
+from clover import devices, terminal
 from clover.cache import cache_folder
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.mig import applying, emulate, files, listing
@@ -26,7 +26,7 @@ from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.drawing import strokes
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.cli.mig.words import Ask
-from clover.devices import disturb, emulated, tables
+from clover.devices import boxes, disturb, emulated, tables
 from clover.errors import ConfigError, DeviceError, PlanError
 from clover.hints import program
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except (CommandRefused, PlanError) as error:
         return _fail(given, error, DIFFERS)
     except DeviceError as error:
-        return _fail(given, error, DIFFERS if given.verb in ("plan", "emulate") else UNREACHABLE)
+        return _fail(given, error, DIFFERS if given.verb == "emulate" else UNREACHABLE)
     except KeyboardInterrupt:
         return 130
 
@@ -160,7 +160,7 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
         "the NVML function SYMBOL on, `count` calls (0: all) return ERROR, each with this probability and after this "
         "delay, until so many seconds have passed."
     )
-    boards = ", ".join((*tables.names(), *tables.plain_names()))
+    boards = ", ".join((*tables.names(), *tables.plain_names(), "or pod-PROFILE: instances as a pod is given them"))
     emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=boards)
     emulating.add_argument(
         "--state", metavar="FILE", default="", help="keep the emulated GPUs in this file; one that exists is continued"
@@ -405,14 +405,19 @@ def _box_at(given: argparse.Namespace, state: Path) -> bool:
         if not state.is_file():
             raise ConfigError(f"there is no emulated box {state}: name a GPU to make one, as a100-40gb:2")
         return False
+    missing = not state.exists()
+    # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
+    seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
+    if boxes.is_pod(given.box.lower()):
+        if given.mig_off:
+            raise ConfigError(f"{given.box} is a pod with MIG instances: leave --mig-off out")
+        boxes.make_pod(devices.parse(f"emulated:{given.box.lower()}"), state, seed=seed)
+        return missing
     name, count = emulate.parse_box(given.box)
     try:
         table = tables.board(name)
     except DeviceError as error:
         raise ConfigError(str(error)) from error
-    missing = not state.exists()
-    # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
-    seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
     emulated.create_box(
         state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
     )

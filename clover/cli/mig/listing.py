@@ -25,8 +25,12 @@ def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: 
         if number:
             say(console, "")
         label = " (emulated)" if emulated else ""
-        say(console, Text.assemble((gpu.device, "bold"), f"  {gpu.product}{label}  {gpu.uuid}".rstrip()))
-        say(console, f"{_INDENT}{_mode(gpu)}")
+        name = f"  {gpu.product}{label}"
+        beside = len(gpu.device) + len(name) + 2 + len(gpu.uuid) <= console.width
+        say(console, Text.assemble((gpu.device, "bold"), f"{name}  {gpu.uuid}".rstrip() if beside else name))
+        if not beside:
+            say(console, f"{_INDENT}{gpu.uuid}")
+        _words(_mode(gpu), console)
         if gpu.hidden:
             _fixed(gpu, console)
         elif gpu.enabled and not gpu.lost and not gpu.error:
@@ -34,18 +38,17 @@ def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: 
                 say(console, Text(_INDENT) + line)
             if gpu.instances:
                 _instances(gpu.instances, console)
-            room = f"{_INDENT}room  {_room(gpu)}"
-            say(console, textwrap.fill(room, console.width, subsequent_indent=" " * 8, break_on_hyphens=False))
+            _words(f"room  {_room(gpu)}", console, indent=" " * 8)
 
 
 def _fixed(gpu: GpuState, console: Console) -> None:
     """Print the instances that this process may use, of a GPU whose others it may not see."""
     if gpu.instances:
-        say(console, f"{_INDENT}{gpu.fixed}; these are served on as they are, others are not to be seen")
+        _words(f"{gpu.fixed}; these are served on as they are, others are not to be seen", console)
         _instances(gpu.instances, console, places=False)
     else:
-        say(console, f"{_INDENT}{gpu.fixed}, and none is given to this process")
-        say(console, f"{_INDENT}{HIDDEN}")
+        _words(f"{gpu.fixed}, and none is given to this process", console)
+        _words(HIDDEN, console)
 
 
 def block(item: Instance) -> Block:
@@ -62,6 +65,14 @@ def _blocks(gpu: GpuState) -> list[Block]:
 def say(console: Console, text: Text | str) -> None:
     """Print one line as it is: neither wrapped, cut nor read as markup."""
     console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True, highlight=False)
+
+
+def _words(text: str, console: Console, indent: str = _INDENT) -> None:
+    """Print words below the name of a GPU, on as many lines as they take; further ones begin with `indent`."""
+    filled = textwrap.fill(
+        f"{_INDENT}{text}", console.width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
+    say(console, filled)
 
 
 def _mode(gpu: GpuState) -> str:

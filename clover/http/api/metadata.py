@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clover.steps import described
 from clover.types import FamilySpec, TensorSpec
 
 EXTENSIONS = (
@@ -22,10 +23,15 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 
 def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
-    """Return the answer to GET /v2/models/M; shapes begin with the batch axis, -1."""
+    """Return the answer to GET /v2/models/M; shapes begin with the batch axis, -1, and outputs may have
+    labels."""
 
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-        return [{"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]} for one in listed]
+        return [
+            {"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]}
+            | ({"parameters": {"labels": list(one.labels)}} if one.labels else {})
+            for one in listed
+        ]
 
     return {
         "name": name,
@@ -33,6 +39,7 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),
+        **({} if spec.steps is None else {"parameters": {"steps": described(spec)}}),
     }
 
 

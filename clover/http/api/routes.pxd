@@ -16,6 +16,7 @@ cdef class Routes:
     cdef dict _described
     cdef bytes _server
     cdef bytes _index
+    cdef dict _embedding_model
     cdef dict _paths
     cdef dict _model_paths
     cdef dict _repository_paths

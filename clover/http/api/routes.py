@@ -25,6 +25,7 @@ from clover.config import ServerConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
 from clover.http.access import Access
 from clover.http.api import metadata, openapi
+from clover.http.api.embeddings import MODELS_PATH, PATH, EmbeddingRoutes
 from clover.http.api.schemas import COMMANDS
 from clover.http.content_encoding import Inflation
 from clover.http.exchange import Exchange
@@ -48,6 +49,7 @@ _DOCUMENT_BYTES = 1 << 16
 """Most bytes of a JSON body that is no inference, unpacked: parsing more would delay all answers."""
 _FEEDBACK_BYTES = 1 << 18
 """Most bytes of feedback, which is parsed straight to its types: room for ten thousand names of classes."""
+_EMBEDDINGS_BOUND = ("the JSON of an embeddings request", " (limits.json_bytes): send fewer texts")
 _NO_INFERENCE = ("a body that is no inference", "")
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 
@@ -107,6 +109,10 @@ class Routes:
         }
         for verb in COMMANDS:
             self._paths[f"/v2/clover/{verb}"] = {"POST": self._command}
+        embeddings = EmbeddingRoutes(view.models, config.limits)
+        self._paths[PATH] = {"POST": embeddings.embed}
+        self._paths[MODELS_PATH] = {"GET": embeddings.listed}
+        self._embedding_model: Methods = {"GET": embeddings.one}
         self._paths.update(mounted or {})
         self._model_paths: dict[str, Methods] = {
             "": {"GET": self._model_metadata},
@@ -145,7 +151,9 @@ class Routes:
 
     def _bound(self, head: Head) -> None:
         limits = self._limits
-        if not head.path.endswith("/infer"):
+        if head.path == PATH:
+            head.most_bytes, head.bound = min(limits.json_bytes, limits.body_bytes), _EMBEDDINGS_BOUND
+        elif not head.path.endswith("/infer"):
             most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else _DOCUMENT_BYTES
             head.most_bytes, head.bound = min(most, limits.body_bytes), _NO_INFERENCE
         elif head.json_length < 0 and limits.json_bytes < limits.body_bytes:
@@ -243,6 +251,8 @@ class Routes:
             methods = self._repository_paths.get(parts[5])
             if methods is not None:
                 return methods, parts[4]
+        elif len(parts) == 4 and parts[:3] == ["", "v1", "models"]:
+            return self._embedding_model, parts[3]
         raise NotFound("Request for unknown model or path")
 
     def _model(self, name: str) -> Model:

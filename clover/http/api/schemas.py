@@ -96,7 +96,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "platform": _TEXT,
             "inputs": _array({"$ref": "#/components/schemas/TensorMetadata"}),
             "outputs": _array({"$ref": "#/components/schemas/TensorMetadata"}),
-        }
+        },
+        {"parameters": _object({"steps": _described({"type": "object"}, "what is done before and after the model")})},
     ),
     "TensorConfig": _object({"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE}),
     "ModelConfig": _object(

@@ -1,8 +1,9 @@
 """A transition in time: which instances exist, which workers receive rows, and how much is served in each stage.
 
 Steps of one stage run at once, and a stage begins when the one before it is over.  How long a stage takes is an
-estimate from `StepSeconds`: workers load, and drain, side by side; GPU instances are made and unmade one after another
-on the whole machine, because that is how the driver is used.  Core-sets and whole GPUs need no making.
+estimate from `StepSeconds`: workers load, and drain, side by side; instances of one GPU are made and unmade one after
+another, those of different GPUs at once, because that is how the driver is used.  Core-sets and whole GPUs need no
+making.
 
 A worker serves if rows are routed to it.  A route step counts from its moment on, and a drain stops rows to its worker
 by itself when it begins; nothing else changes which workers serve.
@@ -208,18 +209,19 @@ def measured(steps: Sequence[Step], free: Container[int], durations: StepSeconds
 
 def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
     """Return how long the steps of one stage take together."""
-    made, unmade, longest_s = 0, 0, 0.0
+    longest_s = 0.0
+    changes: dict[str, float] = {}
     for step in steps:
-        if step.kind == "create":
-            made += _is_instance(step.placement)
-        elif step.kind == "destroy":
-            unmade += _is_instance(step.placement)
+        if step.kind in ("create", "destroy"):
+            if step.placement is not None and _is_instance(step.placement):
+                takes_s = durations.create_s if step.kind == "create" else durations.destroy_s
+                changes[step.placement.device] = changes.get(step.placement.device, 0.0) + takes_s
         elif step.kind == "spawn":
             assert step.assignment is not None
             longest_s = max(longest_s, durations.spawn(step.assignment))
         elif step.kind == "drain":
             longest_s = max(longest_s, durations.drain_s)
-    return max(longest_s, made * durations.create_s + unmade * durations.destroy_s)
+    return max(longest_s, *changes.values(), 0.0)
 
 
 def served(routed: Iterable[Assignment], capacity: Capacity) -> float:

@@ -20,6 +20,7 @@ from clover.runtime.router.traffic cimport Traffic
 cdef class Admission:
     cdef readonly int64_t lent
     cdef RouterState _state
+    cdef object _cached
     cdef Dispatch _dispatch
     cdef Completion _completion
     cdef Monitor _monitor

@@ -29,6 +29,7 @@ import numpy as np
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, RequestError, TooLarge, Unavailable
 from clover.runtime.memory.rows import FixedRows, ShapeKeys
+from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.monitor import Monitor
@@ -70,9 +71,11 @@ class Admission:
         monitor: Monitor,
         standby: StandbyRouting,
         config: FamilyConfig,
+        cached: CachedAnswers | None = None,
     ) -> None:
         self.lent = 0
         self._state = state
+        self._cached = cached
         self._dispatch = dispatch
         self._completion = completion
         self._monitor = monitor
@@ -347,6 +350,11 @@ class Admission:
             raise self._state.refused(DeadlineMissed("the deadline has passed already"))
         if min_accuracy <= 1.0:
             min_accuracy *= 100.0  # a fraction, as receipts give it
+        if self._cached is not None and self._cached.answer(ticket, min_accuracy, cascade, now_ns):
+            ticket.context, ticket.on_done = context, on_done
+            self._completion.recall(ticket)
+            self._dispatch.wake()
+            return
         chain = self._lanes.chain_for(min_accuracy) if cascade and not self._standby.on else None
         if chain is not None and not self._lanes.live >> chain.lanes[0] & 1:
             chain = None

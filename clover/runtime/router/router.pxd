@@ -32,6 +32,7 @@ cdef class Router(Model):
     cdef readonly TenantGate gate
     cdef readonly Dispatch dispatch
     cdef readonly Escalation escalation
+    cdef readonly object cached
     cdef StandbyRouting _standby
     cdef Completion _completion
     cdef Account _account

@@ -3,6 +3,7 @@
 Parts, each in a module beside this one:
 
 `tenant_gate`      before that, for rows of tenants: rates, and counts of requests by tenant
+`cached_answers`   the same rows again, if the family keeps answers: no row joins a queue then
 `admission`        rows in: is a request taken, which slots does it get, and which variant's queue do its rows join
 `dispatch`         turns: batches form and go to workers, once at the end of each turn of the event loop
 `completion`       answers back: completed batches settle with their tickets, and clients are called back
@@ -42,6 +43,7 @@ from clover.config import FamilyConfig
 from clover.errors import RequestError
 from clover.interfaces import Model
 from clover.runtime.memory.rows import FixedRows, Memory, read_rows, write_array, write_bytes
+from clover.runtime.router import cached_answers
 from clover.runtime.router.admission import Admission
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
@@ -98,9 +100,13 @@ class Router(Model):
         retry = Retry(state)
         self._standby = StandbyRouting(state, retry)
         self.escalation = Escalation(state, self._standby, account)
-        self._completion = Completion(state, retry, self.escalation, self.monitor, account)
+        cached = cached_answers.build(state, config, self.monitor, self._standby, self.escalation, account)
+        self.cached = cached
+        self._completion = Completion(state, retry, self.escalation, self.monitor, account, cached)
         self.dispatch = Dispatch(state, self._completion, self._standby, self.monitor, loop)
-        self.admission = Admission(state, self.dispatch, self._completion, self.monitor, self._standby, config)
+        self.admission = Admission(
+            state, self.dispatch, self._completion, self.monitor, self._standby, config, cached
+        )
         state.lost = self.died
         self.gate = TenantGate(state, self.admission)
         self._account = account
@@ -209,6 +215,8 @@ class Router(Model):
     def receipt(self, given: Any) -> Receipt:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         ticket: RouterTicket = given
+        if ticket.recalled is not None and self.cached is not None:
+            return self.cached.receipt(ticket)
         lanes = ticket.variants
         rows = len(lanes)
         path: tuple[str, ...] = ()
@@ -264,7 +272,13 @@ class Router(Model):
 
     def stats(self) -> dict[str, Any]:
         """See `Model.stats`."""
-        return self.traffic.report(self.name, self.spec.version, self.state.now_ns())
+        report = self.traffic.report(self.name, self.spec.version, self.state.now_ns())
+        if self.cached is not None:
+            cache, spent_ns = self.cached.cache, self.cached.lookup_ns
+            rows = cache.hits + cache.misses
+            for name, count in (("cache_hit", cache.hits), ("cache_miss", cache.misses)):
+                report["inference_stats"][name] = {"count": count, "ns": spent_ns * count // rows if rows else 0}
+        return report
 
     # --- the server's side --------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ cdef class RouterTicket(Base):
     cdef public set repeats
     cdef public object audit
     cdef public tuple torn
+    cdef public object unanswered
+    cdef public object recalled
     cdef public int phase
     cdef public int awaits
     cdef public bint lent

@@ -65,6 +65,7 @@ class RouterTicket(Base):
         "paths",
         "phase",
         "planned",
+        "recalled",
         "repeats",
         "request",
         "sender",
@@ -72,6 +73,7 @@ class RouterTicket(Base):
         "submit_ns",
         "tenant",
         "torn",
+        "unanswered",
     )
 
     def __init__(self, slots: list[int], arrival_ns: int) -> None:
@@ -90,6 +92,7 @@ class RouterTicket(Base):
         self.retry_after_s: float | None = None
         self.context: Any = None
         self.client = ""
+        self.uncached = 0
         self.arrival_ns = arrival_ns
         self.submit_ns = 0
         self.done_ns = 0
@@ -124,6 +127,10 @@ class RouterTicket(Base):
         them, or they were sent back to an earlier lane, and no lane has answered since."""
         self.awaits = -1
         """The lane whose worker it waits or waited for, as none that is accurate enough was there; -1: none."""
+        self.unanswered: object | None = None
+        """The `Unanswered` whose rows are kept in the cache of answers once they are there."""
+        self.recalled: object | None = None
+        """The `Recalled` that answered it from there."""
         self.lent = False  # a client is still sending its rows
         self.phase = OPEN
         self.outstanding = 0

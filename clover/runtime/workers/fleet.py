@@ -26,8 +26,8 @@ from clover.planning.transition.memory import SliceMemory
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.workers.holdings import held_bytes, learn
-from clover.runtime.workers.member import FleetWorker, Member
-from clover.runtime.workers.members import Members, holds
+from clover.runtime.workers.member import FleetWorker, Member, holds
+from clover.runtime.workers.members import Members
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
 from clover.runtime.workers.step_times import StepTimes
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from clover._native.ring import Ring
 from clover.errors import WorkerError, WorkerLostInStart
 from clover.hints import printable
+from clover.runtime.workers.oom_kills import OomKills
 from clover.runtime.workers.output import WorkerOutput
 from clover.worker import frames
 
@@ -40,8 +41,11 @@ class WorkerOwner(Protocol):
     """What a worker process needs of its pool."""
 
     silent_s: float
+    oom_kills: OomKills
 
     def forget(self, worker: WorkerProcess, completed: int) -> None: ...
+    def end_client(self, worker: WorkerProcess) -> None: ...
+    def client_died(self, worker: WorkerProcess, reason: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ class WorkerProcess:
         self._ended = False
         self._timers: list[asyncio.TimerHandle] = []
         self._failure = ""
+        self._killed = False
         self._on_death: Callable[[WorkerProcess, str], None] | None = None
         self._undelivered = ""
         self._on_end_asked: Callable[[WorkerProcess], None] | None = None
@@ -178,8 +183,19 @@ class WorkerProcess:
             await self.dead(_END_S)
 
     def kill(self) -> None:
-        """Send SIGKILL by pidfd, which cannot hit another process.  `on_death` is called as for any other death."""
+        """End it by SIGKILL; that of a client of MPS comes once its work on the GPU was ended (`board_faults`).
+        `on_death` is called as for any other death."""
+        if self.state == "dead":
+            return
+        if self.order.mps is not None:
+            self._pool.end_client(self)
+        else:
+            self.kill_now()
+
+    def kill_now(self) -> None:
+        """Send SIGKILL by pidfd, which cannot hit another process."""
         if self.state != "dead":
+            self._killed = True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -335,6 +351,8 @@ class WorkerProcess:
         os.close(self._pidfd)
         self._gone.set()
         reason = self._reason()
+        if self.order.mps is not None and not expected:
+            self._pool.client_died(self, reason)
         if not self._ready.done():
             died = WorkerLostInStart if self.order.also else WorkerError
             text = f"{self.order.variant} ({self.order.backend}) died while starting: {reason}"
@@ -350,6 +368,8 @@ class WorkerProcess:
             return self._failure
         if self._code is None:
             return "ended with unknown status"
+        if self._code == -signal.SIGKILL and not self._killed and self._pool.oom_kills.risen():
+            return "killed by SIGKILL as the machine, or its control group, was out of memory"
         if self._code < 0:
             with contextlib.suppress(ValueError):
                 return f"killed by {signal.Signals(-self._code).name}"

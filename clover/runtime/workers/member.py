@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from clover.accounting import WorkerMeter
+from clover.errors import WorkerError
 from clover.runtime.router.links import RingLike
 from clover.types import Assignment
 
@@ -38,6 +39,15 @@ class FleetWorker(Protocol):
     def bell(self) -> None: ...
     def kill(self) -> None: ...
     async def drain_and_exit(self) -> None: ...
+
+
+class DrainedInStart(WorkerError):
+    """Nobody is left whom a worker is started for, or who could use it."""
+
+
+def holds(worker: FleetWorker, assignment: Assignment) -> bool:
+    """Return whether `worker` holds the variant of `assignment`, by its backend."""
+    return worker.backend_of(assignment.variant) == assignment.backend
 
 
 class Member:

@@ -31,7 +31,8 @@ from clover.errors import CloverError, WorkerError
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.router import Router
-from clover.runtime.workers.member import FleetWorker, Member
+from clover.runtime.workers.launch_failures import LaunchFailures
+from clover.runtime.workers.member import DrainedInStart, FleetWorker, Member, holds
 from clover.types import Assignment, Placement
 
 log = logging.getLogger("clover.fleet")
@@ -41,22 +42,8 @@ REPLACED_AFTER_S = 0.2
 """Seconds that a worker which was asked to end serves before another is started.  A signal to a whole process group
 reaches the server too, and a server that stops needs the workers that it has, and no others."""
 
-_HELD_FAILURES = 3
-_KEPT_EVENTS = 32
+_HELD_FAILURES, _KEPT_EVENTS = 3, 32
 _SECOND_NS = 1_000_000_000
-
-
-class DrainedInStart(WorkerError):
-    """Nobody is left whom a worker is started for, or who could use it."""
-
-
-def holds(worker: FleetWorker, assignment: Assignment) -> bool:
-    """Return whether `worker` holds the variant of `assignment`, by its backend."""
-    return worker.backend_of(assignment.variant) == assignment.backend
-
-
-def _ignore() -> None:
-    """Do nothing about a standby worker that is ready, until there is a crew."""
 
 
 class Members:
@@ -88,7 +75,7 @@ class Members:
         self.restarts = 0
         self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
-        self.on_standby_ready: Callable[[], None] = _ignore
+        self.on_standby_ready: Callable[[], None] = lambda: None
         self.start = start
         self.sleep = sleep
         self._router = router
@@ -97,6 +84,7 @@ class Members:
         self._clock = clock
         self._letting_go: dict[asyncio.Task[None], Assignment] = {}
         self._starting: dict[Placement, asyncio.Lock] = {}
+        self._launch_failures = LaunchFailures()
         self.lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
         router.lost = self.kill
 
@@ -127,7 +115,9 @@ class Members:
             return
         async with self._start_at(crew[0]):
             if not self.take_resident(self._first(crew)):
-                self._give(*await self._start(crew))
+                member, worker = await self._start(crew)
+                self._give(member, worker)
+                self._gather(member.assignment.placement, worker)
 
     def take_resident(self, member: Member) -> bool:
         """Give `member` a ready worker at its placement that holds its variant; return whether there is one."""
@@ -140,6 +130,21 @@ class Members:
                 self._give(member, worker)
                 return True
         return False
+
+    def _gather(self, place: Placement, worker: FleetWorker) -> None:
+        """Have members at `place` use the new `worker` instead of one of which it holds all that is used."""
+        there = [one for one in self.spawned.values() if one.assignment.placement == place and one.worker is not worker]
+        for old in {one.worker for one in there if one.worker is not None}:
+            crew = [one for one in there if one.worker is old]
+            if all(one.respawn is None and holds(worker, one.assignment) for one in crew):
+                self._move(crew, worker)
+
+    def _move(self, crew: Sequence[Member], worker: FleetWorker) -> None:
+        """Give `worker` to all of `crew`, and drain those that they had."""
+        parting = [self._give(member, worker) for member in crew]
+        self._rejoin(crew)
+        for left in filter(None, parting):
+            self._part(left)
 
     def _start_at(self, member: Member) -> asyncio.Lock:
         """Return the lock under which workers start at the placement of `member`, one at a time: the first may hold the
@@ -158,8 +163,7 @@ class Members:
         """Return a new worker, and who of `crew` gets it: the first, or one whose variant it holds if that is gone by
         then.  Raises WorkerError, also if there is none."""
         first = self._first(crew)
-        item = first.assignment
-        place = item.placement
+        item, place = first.assignment, first.assignment.placement
         if self.one_process(place) and any(one.ready for one in self.all() if one.assignment.placement == place):
             raise WorkerError(
                 f"{item.variant} is not held by the worker at {place.id}, and none can start beside that: the device "
@@ -338,7 +342,8 @@ class Members:
     def _died(self, worker: WorkerHandle, reason: str) -> None:
         """Start another worker for the members whose worker died, and have the router queue its rows again."""
         members = [member for member in self.all() if member.worker is worker]
-        blame = not any(member.given_up or (member.worker and member.worker.device_lost) for member in members)
+        excused = any(member.given_up or (member.worker and member.worker.device_lost) for member in members)
+        blame = not (excused or self._launch_failures.forgives(reason, self._clock()))
         for member in members[:1]:
             self.note(member, "died", reason)
         crew = []
@@ -375,8 +380,7 @@ class Members:
             if not crew:
                 return
             self._count_restart(crew)
-            first = crew[0]
-            item = first.assignment
+            first, item = crew[0], crew[0].assignment
             try:
                 await self.bring_up(*crew)
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
@@ -436,8 +440,7 @@ class Members:
             for member in crew:
                 member.respawn = None
             return
-        first = crew[0]
-        item = first.assignment
+        first, item = crew[0], crew[0].assignment
         about = f"worker {old.pid} ({item.variant} at {item.placement.id}) was asked to end (SIGTERM)"
         self.note(first, "asked to end", "SIGTERM")
         for member in crew:
@@ -460,11 +463,8 @@ class Members:
             return
         crew = self._crew_of(crew, old)
         taken = [one for one in crew if one is first or holds(worker, one.assignment)]
-        parting = [left for left in [self._give(member, worker) for member in taken] if left is not None]
-        self._rejoin(taken)
+        self._move(taken, worker)
         self._replace_soon([member for member in crew if member not in taken], old)
-        for left in parting:
-            self._part(left)
 
     async def _go_first(self, members: Sequence[Member], old: WorkerHandle) -> None:
         """Drain `old`, then start another worker for `members`."""

@@ -34,6 +34,7 @@ class ZygoteLink:
         self._hello: asyncio.Future[frames.Hello] | None = None
         self._gone: asyncio.Event = asyncio.Event()
         self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._stopping = False
         self.pid = process.pid
         self.dead = False
 
@@ -128,7 +129,8 @@ class ZygoteLink:
         except BlockingIOError:
             return
         except (OSError, WorkerError) as error:
-            _log.error("the zygote is ended: %s", error)
+            if not self._stopping:  # else it may end before it has read or sent all
+                _log.error("the zygote is ended: %s", error)
             self.kill()
 
     def _received(self, kind: frames.Kind, payload: bytes, fds: tuple[int, ...]) -> None:
@@ -175,7 +177,7 @@ class ZygoteLink:
             if not future.done():
                 future.set_exception(error)
         self._asked.clear()
-        if self._hello.exception() is not None:  # retrieved, so that asyncio does not warn
+        if self._hello.exception() is not None and not self._stopping:  # retrieved, so that asyncio does not warn
             _log.error("%s", error)
         self._gone.set()
 
@@ -188,6 +190,7 @@ class ZygoteLink:
         """End it by a STOP frame, or by SIGKILL after `within_s`; return once it is reaped and all is closed."""
         if self.dead:
             return
+        self._stopping = True
         try:
             frames.send(self._socket, frames.Stop())
             await asyncio.wait_for(self._gone.wait(), within_s)

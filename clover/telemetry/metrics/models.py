@@ -27,6 +27,15 @@ from clover.types import Asked
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the buckets of latency histograms."""
 
+class CacheFigures(Protocol):
+    """What a cache of answers counts."""
+
+    hits: int
+    misses: int
+    evicted: int
+    bytes: int
+
+
 _MODEL = ("model",)
 _VARIANT = ("model", "variant")
 
@@ -37,6 +46,12 @@ class ModelReading:
 
     served: Served
     live: Mapping[str, float]
+
+    @property
+    def cache(self) -> CacheFigures | None:
+        """The figures of the cache of answers; None without one."""
+        cached = self.served.cached
+        return cached.cache if cached is not None else None
 
     def by_variant(self, values: Iterable[float]) -> Iterator[Sample]:
         """Yield one sample for each variant; `values` are in the order of the router's lanes."""
@@ -79,6 +94,34 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         COUNTER,
         _VARIANT,
         lambda model: model.by_variant(model.served.traffic.rows),
+    ),
+    MetricSpec(
+        "clover_cache_rows",
+        "Rows looked for in the cache of answers, by outcome: hit or miss; absent without a cache",
+        COUNTER,
+        ("model", "outcome"),
+        lambda model: by_label({} if model.cache is None else {"hit": model.cache.hits, "miss": model.cache.misses}),
+    ),
+    MetricSpec(
+        "clover_cache_evicted_rows",
+        "Answers that left the cache because there was no room for others (setting cache_answers)",
+        COUNTER,
+        _MODEL,
+        lambda model: single(model.cache.evicted) if model.cache is not None else (),
+    ),
+    MetricSpec(
+        "clover_cache_bytes",
+        "Bytes that the answers in the cache take",
+        GAUGE,
+        _MODEL,
+        lambda model: single(model.cache.bytes) if model.cache is not None else (),
+    ),
+    MetricSpec(
+        "clover_cache_lookup_seconds",
+        "CPU time of looking for rows in the cache of answers",
+        COUNTER,
+        _MODEL,
+        lambda model: single(model.served.cached.lookup_ns / 1e9) if model.served.cached is not None else (),
     ),
     MetricSpec(
         "clover_queue_rows",

@@ -622,7 +622,7 @@ def test_joules_per_row_between_and_beyond_measured_batches() -> None:
         ),
     )
     assert profiled_energy(profile, "small", "1c", "eager", 9).per_row == pytest.approx(
-        [4.0, 4.0, 3.0, 2.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
+        [4.0, 4.0, 2.0, 4.0 / 3.0, 1.0, 0.8, 4.0 / 6.0, 4.0 / 7.0, 0.5, 0.5]  # each of these batches costs 4 J
     )
     assert profiled_energy(profile, "small", "2c", "eager", 9) == ProfiledEnergy()
     assert profiled_energy(None, "small", "1c", "eager", 9) == ProfiledEnergy()

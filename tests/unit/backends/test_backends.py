@@ -58,7 +58,15 @@ def test_importing_backends_never_imports_torch():
 
 
 def test_unknown_backends_are_named():
-    assert backends.names() == ("eager", "eager-tf32", "eager-fp16", "aoti", "onnxruntime", "tensorrt")
+    assert backends.names() == (
+        "eager",
+        "eager-tf32",
+        "eager-fp16",
+        "aoti",
+        "onnxruntime",
+        "onnxruntime-int8",
+        "tensorrt",
+    )
     with pytest.raises(ConfigError, match="one of eager, eager-tf32, eager-fp16, aoti, onnxruntime"):
         backends.get("tensorflow")
 
@@ -247,6 +255,42 @@ def test_cancelling_ends_the_compilation(toy, tmp_path):
     assert len(os.listdir("/proc/self/fd")) <= before
     with pytest.raises(ProfileError, match="more than 0 s"):
         backends.compile_in_subprocess(toy, toy.variant("full"), "aoti", tmp_path / "x", timeout_s=0.0)
+
+
+BYTE_NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.first(x.to(self.first.weight.dtype) / 255)
+
+def load(variant, folder):
+    torch.manual_seed(1)
+    return Net()
+"""
+
+
+@pytest.mark.slow
+def test_bytes_are_normalised_by_the_module_in_every_backend_and_precision(toy, tmp_path):
+    (tmp_path / "bytes_net.py").write_text(BYTE_NET)
+    variant = msgspec.structs.replace(toy.variants[0], loader="bytes_net:load")
+    inputs = (TensorSpec(name="x", datatype="UINT8", shape=(4,)),)
+    spec = msgspec.structs.replace(
+        toy, folder=str(tmp_path), variants=(variant,), inputs=inputs, evaluation=None, digest=""
+    )
+    rows = [np.random.default_rng(1).integers(0, 256, (8, 4), np.uint8)]
+    eager = backends.get("eager")
+    (truth,) = eager.load(spec, variant, Path(), 1)(rows)
+    half = msgspec.structs.replace(variant, precision="fp16")
+    np.testing.assert_allclose(eager.load(spec, half, Path(), 1)(rows)[0], truth, atol=0.01)
+    ort = backends.get("onnxruntime")
+    if not ort.available():
+        ort.compile(spec, variant, tmp_path, 1)
+        np.testing.assert_allclose(ort.load(spec, variant, tmp_path, 1)(rows)[0], truth, atol=1e-5)
 
 
 @pytest.mark.slow

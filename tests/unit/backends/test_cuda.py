@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from clover import backends, families
-from clover.backends import cuda, parity, targets
+from clover.backends import cuda, cuda_errors, parity, targets
 from clover.backends.eager import EagerBackend
 from clover.backends.tensors import load_module, torch_dtype, with_casts
-from clover.errors import ProfileError, WorkerError
+from clover.errors import DeviceLost, ProfileError, WorkerError
 from clover.profiling.candidates import Candidates
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from clover.worker.loop import MODEL_FAILED, ResidentLane, ServerChannel, WorkerLoop
@@ -84,13 +84,14 @@ def test_precision_decides_whether_factors_may_be_rounded():
 def test_which_errors_end_a_worker():
     accelerator = type("AcceleratorError", (RuntimeError,), {})
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
-    assert cuda.fatal(accelerator("device-side assert"))
-    assert cuda.fatal(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    assert not cuda.fatal(out_of_memory("CUDA out of memory; CUDA error: out of memory"))
-    assert not cuda.fatal(RuntimeError("The size of tensor a (3) must match"))
-    assert not cuda.fatal(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-    assert not cuda.fatal(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
-    assert cuda.fatal(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
+    assert cuda_errors.fatal(accelerator("device-side assert"))
+    assert cuda_errors.fatal(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not cuda_errors.fatal(out_of_memory("CUDA out of memory; CUDA error: out of memory"))
+    assert not cuda_errors.fatal(RuntimeError("The size of tensor a (3) must match"))
+    refused = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert not cuda_errors.fatal(RuntimeError(refused))
+    assert not cuda_errors.fatal(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert cuda_errors.fatal(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
 
     def fails(x):
         raise accelerator("lost")
@@ -370,9 +371,10 @@ def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
         ring, going_on = turn(ValueError("wrong"))
         going_on._serve(7, 2)
         assert ring.completed == [(7, MODEL_FAILED)]
-        ring, ending = turn(WorkerError("the GPU failed"))
-        with pytest.raises(WorkerError):
-            ending._serve(8, 2)
-        assert ring.completed == []  # nobody is told that the model failed: the server sees a death
+        for failure in (WorkerError("the GPU failed"), DeviceLost("the GPU is gone")):
+            ring, ending = turn(failure)
+            with pytest.raises(type(failure)):
+                ending._serve(8, 2)
+            assert ring.completed == []  # nobody is told that the model failed: the server sees a death
     finally:
         os.close(completions)

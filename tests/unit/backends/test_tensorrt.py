@@ -6,6 +6,8 @@ that are exported programs on the CPU.  What only a GPU can show is in `tests/gp
 
 from __future__ import annotations
 
+import base64
+import functools
 import importlib.util
 import inspect
 import os
@@ -17,6 +19,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,9 +31,11 @@ from hypothesis import strategies as st
 from clover import backends, families
 from clover.backends import artifacts, cuda, parity, targets, tensorrt
 from clover.backends.artifacts import CompileOrder, Recipe, recipe
+from clover.backends.trt_engine import TensorRtEngine
 from clover.errors import ConfigError, DeviceError, ProfileError, WorkerError
 from clover.types import TensorSpec, VariantSpec
 from tests.support.lazy import LazyModule
+from tests.support.played_tensorrt import PlayedTensorRt, Recorded
 
 if TYPE_CHECKING:
     import torch
@@ -70,16 +75,26 @@ def compiled(program, error):
     return module
 
 
-class Loaded:
-    """What loading gives: an exported program whose module may be asked for without guards."""
+class Pickled:
+    """An engine as the library keeps it in a loaded program."""
 
-    def __init__(self, program, error):
-        self.program, self.error = program, error
+    def __init__(self, data, names, engine=None):
+        self.state = ["9", "_run_on_acc_0_engine", "0%8%0%0%GPU", base64.b64encode(data).decode(), *names, "0"]
+
+    def __getstate__(self):
+        return (tuple(self.state),)
+
+
+class Loaded:
+    """What loading gives: a program whose module may be asked for without guards, and holds its engine."""
+
+    def __init__(self, path, program):
+        self.data = Path(path).read_bytes()
+        self.inputs = program.graph_signature.user_inputs
 
     def module(self, check_guards=True):
         assert check_guards is False
-        inner, error = self.program.module(check_guards=False), self.error
-        return lambda *inputs: inner(*inputs) + error
+        return SimpleNamespace(_run_on_acc_0_engine=Pickled(self.data, ("%".join(self.inputs), "output0")))
 
 
 class Library:
@@ -114,26 +129,13 @@ class Library:
         torch.export.save(module.program, file_path, extra_files={"error": str(module.error)})
 
     def load(self, file_path):
-        extra = {"error": ""}
-        program = torch.export.load(file_path, extra_files=extra)
-        return Loaded(program, float(extra["error"]))
+        return Loaded(file_path, torch.export.load(file_path))
 
     def refit_module_weights(self, compiled_module, new_weight_module, **given):
         self._check("dynamo.refit_module_weights", given)
         if self.refit_fails:
             raise AssertionError("New weights module is not compatible")
         return compiled(new_weight_module, self.error)
-
-    def enable_cudagraphs(self, compiled_module):
-        self._check("runtime.enable_cudagraphs", {})
-        library = self
-
-        class Context:
-            def __enter__(self):
-                library.asked.append(("entered", {}))
-                return compiled_module
-
-        return Context()
 
 
 @pytest.fixture
@@ -142,8 +144,6 @@ def on_cpu(monkeypatch):
     here = {
         "device": "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
         "multiprocessors": 14,
-        "torch": "2.13.0",
-        "torch_tensorrt": "2.13.0",
         "tensorrt": "11.0.0",
     }
     library = Library()
@@ -152,7 +152,12 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(tensorrt, "_here", lambda: dict(here))
     monkeypatch.setattr(tensorrt.TensorRtBackend, "available", lambda self: "")
     monkeypatch.setattr(cuda, "for_building", lambda variant, target: "cpu")
-    monkeypatch.setattr(cuda, "Runner", lambda *args, device, **named: runner(*args, device="cpu", **named))
+    monkeypatch.setattr(
+        cuda, "Runner", lambda *args, device, **named: runner(*args, device="cpu", record=Recorded, **named)
+    )
+    library.engines = PlayedTensorRt()
+    monkeypatch.setattr(tensorrt, "runtime_library", lambda failure: library.engines)
+    monkeypatch.setattr(tensorrt, "TensorRtEngine", functools.partial(TensorRtEngine, device="cpu"))
     library.here = here
     return library
 
@@ -200,7 +205,13 @@ def test_an_engine_is_built_checked_kept_and_loaded(toy, on_cpu, tmp_path):
     truth = backends.get("eager").load(toy, variant, folder, 1)
     for count in (1, 3, 8):
         np.testing.assert_allclose(run([rows[:count]])[0], truth([rows[:count]])[0], atol=1e-6)
-    assert "runtime.enable_cudagraphs" not in [name for name, _ in on_cpu.asked]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "artifact.json",
+        "engine.json",
+        "model.engine",
+        "model.ep",
+    ]
+    assert (record.inputs, record.outputs) == (("numbers",), ("output0",))
 
 
 @pytest.mark.slow
@@ -236,14 +247,20 @@ def test_shapes_of_inputs(toy):
 
 
 @pytest.mark.slow
-def test_graphs_are_on_where_there_is_one_batch_size(toy, on_cpu, tmp_path):
+def test_launches_of_each_size_are_recorded_from_a_context_of_their_own(toy, on_cpu, tmp_path):
+    variant = toy.variant("full")
+    folder = build(toy, variant, tmp_path)
+    on_cpu.engines.made.clear()
+    run = tensorrt.TensorRtBackend().load(toy, variant, folder, 1, "cuda")
+    assert run.recorded == (1, 2, 3, 4, 6, 8)
+    (engine,) = on_cpu.engines.made
+    assert all(len(context.shapes) == 1 for context in engine.contexts), "no context sees batches of another size"
+    assert len({context.memory for context in engine.contexts}) == 1, "their activations share one piece of memory"
+    assert {context.memory[1] for context in engine.contexts} == {engine.device_memory_size_v2}
+    assert run([np.ones((5, 4), np.float32)])[0].shape == (5, 4)
     one = msgspec.structs.replace(toy, max_batch=1)
-    variant = one.variant("full")
-    folder = build(one, variant, tmp_path)
-    assert [given["dynamic_shapes"] for name, given in on_cpu.asked if name == "save"] == [None]
-    run = tensorrt.TensorRtBackend().load(one, variant, folder, 1, "cuda")
-    assert ("entered", {}) in on_cpu.asked
-    assert run([np.ones((1, 4), np.float32)])[0].shape == (1, 4)
+    build(one, one.variant("full"), tmp_path)
+    assert [given["dynamic_shapes"] for name, given in on_cpu.asked if name == "save"][-1] is None
 
 
 @pytest.mark.slow
@@ -315,10 +332,10 @@ def test_parity_is_a_share_of_the_largest(values, share):
 
 
 def test_rows_to_compare_on(toy):
-    (rows,) = parity.rows_of(toy, 16)
+    (rows,) = parity.rows_of(toy, toy.variants[0], 16)
     assert rows.shape == (16, 4)
     bare = msgspec.structs.replace(toy, evaluation=None)
-    (made,) = parity.rows_of(bare, 4)
+    (made,) = parity.rows_of(bare, bare.variants[0], 4)
     assert made.shape == (8, 4)  # enough for the largest batch
     assert ((made >= 0) & (made < 1)).all()
     assert parity.batches_of(toy) == (1, 2, 4, 8)
@@ -604,7 +621,10 @@ def test_what_it_cannot_take(toy):
     assert "not on CPU cores" in backend.supports(toy, toy.variants[0])
     assert backend.supports(toy, toy.variants[0], SMALL) == ""
     assert "plain Python" in backend.supports(simple, simple.variants[0], SMALL)
-    for datatype in ("FP64", "UINT8", "BYTES"):
+    small = TensorSpec(name="x", datatype="UINT8", shape=(4,))
+    assert backend.supports(msgspec.structs.replace(toy, inputs=(small,)), toy.variants[0], SMALL) == ""
+    assert "x is UINT8" in backend.supports(msgspec.structs.replace(toy, outputs=(small,)), toy.variants[0], SMALL)
+    for datatype in ("FP64", "BYTES"):
         tensor = TensorSpec(name="x", datatype=datatype, shape=(4,), max_bytes=99 if datatype == "BYTES" else 0)
         assert f"x is {datatype}" in backend.supports(
             msgspec.structs.replace(toy, inputs=(tensor,)), toy.variants[0], SMALL

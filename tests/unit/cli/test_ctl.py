@@ -664,6 +664,34 @@ def test_a_worker_with_several_variants_is_one_in_brief(server: Any, capsys: pyt
     assert "runs 2 x large/small on 1 core of cpu0 (large 75%, small 25% of rows)" in brief
 
 
+def test_a_worker_with_several_variants_is_one_among_all(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    there = [
+        {"placement": f"gpu0:3g@{start}", "device": "gpu0", "profile": "3g.20gb", "variant": variant, "ready": True}
+        for start in (0, 4)
+        for variant in ("large", "small")
+    ]
+    answer = answered(deployment=there)
+    answer["devices"] = [{"device": "gpu0", "kind": "mig", "label": "an A100", "layout": there}]
+    server.answer = (200, answer)
+    assert ctl(server, "state", "--all") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "gpu0: an A100; 2 x large/small@3g.20gb" in text
+    assert text.count("large/small") == 3
+    assert text.count("large 75.0%, small 25.0%") == 1
+
+
+def test_what_does_not_fit_a_line_goes_on_under_its_text(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    server.answer = (200, answered(plan={**PLAN, "reason": "it serves all that comes, and " * 6}))
+    assert ctl(server, "state", "--all") == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("  plan       it serves"))
+    assert max(map(len, lines[first : first + 3])) <= 80
+    assert all(line.startswith(" " * 13) and line[13] != " " for line in lines[first + 1 : first + 3])
+
+
 def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     factors = [
         {"variant": "large", "profile": "1c", "time": 1.52, "energy": 0.9},

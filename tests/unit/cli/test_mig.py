@@ -447,8 +447,7 @@ def test_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
         assert "not permitted to see MIG instances" in text
         assert json.loads(driver.good("list", "--json"))["gpus"][0]["hidden"] is True
         for verb in (["export"], ["assert", file, "--config", "balanced"], ["plan", "now", "7g"]):
-            code = 1 if verb[0] == "plan" else 3
-            assert "capability mig/config" in driver.fails(code, *verb)
+            assert "capability mig/config" in driver.fails(3, *verb)
         assert "not permitted" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
 
 
@@ -666,12 +665,16 @@ def test_a_reader_that_has_seen_enough() -> None:
 
 def test_what_is_printed_fits_eighty_columns(forks: Forks, box: Driver, file: str) -> None:
     apply(box, file, "mixed")
-    # Lines are counted without the UUID of a GPU, which stands on the first line of each and is not broken.
     for words in (["list"], ["plan", "7g/7g", "3g,4g/7x1g", "--floor", "0.4"]):
         done = fresh(forks, *words, "--box", str(box.state), COLUMNS="80")
         assert done.returncode == 0
-        assert max(len(line.rstrip()) for line in done.stdout.splitlines() if "GPU-" not in line) <= 80
+        assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
         assert "…" not in done.stdout
+    emulated.set_privileged(box.state, False)
+    hidden = fresh(forks, "list", "--box", str(box.state), COLUMNS="80").stdout
+    emulated.set_privileged(box.state, True)
+    assert max(len(line.rstrip()) for line in hidden.splitlines()) <= 80
+    assert "these are served on as they are" in hidden
     uuids = re.findall(
         r"^    MIG-[0-9a-f-]{36}$", fresh(forks, "list", "--box", str(box.state), COLUMNS="80").stdout, re.M
     )
@@ -778,6 +781,20 @@ def test_any_program_sees_the_box(forks: Forks, tmp_path: Path) -> None:
     assert done.stdout.split(maxsplit=1)[0] == "3"
     assert "A30 [0, 0]" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pod_is_emulated_too(forks: Forks, tmp_path: Path) -> None:
+    state = str(tmp_path / "pod.nvml")
+    done = fresh(forks, "emulate", "pod-1g.10gb:2", "--state", state)
+    assert done.stdout == f"made {state}: pod-1g.10gb:2; `--box {state}` acts on it\n"
+    listed = fresh(forks, "list", "--box", state, COLUMNS="80").stdout
+    assert listed.count("1g.10gb") == 2
+    assert "these are served on as they are" in listed
+    assert "not permitted" in fresh(forks, "plan", "now", "7g", "--box", state).stderr
+    assert fresh(forks, "plan", "now", "7g", "--box", state).returncode == 3
+    assert fresh(forks, "emulate", "pod-1g.10gb:2", "--state", state).stdout.startswith("there is ")
+    assert "leave --mig-off out" in fresh(forks, "emulate", "pod-1g.10gb", "--mig-off", "--state", state).stderr
+    assert "no GPU has a profile '9g'" in fresh(forks, "emulate", "pod-9g", "--state", state + "2").stderr
 
 
 def test_this_command_is_such_a_program(forks: Forks, tmp_path: Path) -> None:

@@ -165,6 +165,27 @@ def test_a_gpu_that_is_lost_while_others_are_parked_is_replaced_by_one_of_them()
     asyncio.run(run())
 
 
+def test_a_gpu_that_lost_its_workers_is_not_called_parked_until_a_plan_leaves_it_without() -> None:
+    async def run() -> None:
+        one = rig()
+        await one.settled()
+        assert awake(one) == 3
+        gpu = one.devices["gpu1"]
+        assert isinstance(gpu, FakeGpu)
+        gpu.lost = True
+        one.family.frozen = True  # nothing is planned for what happened
+        await one.look(1.0)
+        assert awake(one) == 2
+        gpu.lost = False
+        await one.look(1.0, looks=3)
+        state = {item["device"]: item for item in one.controller.state()["devices"]}
+        assert awake(one) == 2
+        assert state["gpu1"]["parked"] is False
+        assert state["gpu1"]["spared_j"] == 0.0
+
+    asyncio.run(run())
+
+
 def test_an_operator_may_pin_a_configuration_that_leaves_gpus_parked() -> None:
     async def run() -> None:
         one = rig(allow_capacity_loss=True)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clover.devices import clients, disturb, emulated, tables
@@ -172,6 +173,51 @@ def test_a_plain_board_has_no_mig_and_its_table_is_consistent(process: Child, tm
     assert child.refused("n.nvmlDeviceGetGpuInstanceProfileInfo(gpu(0), 0)") == "NOT_SUPPORTED"
     child.run("attach(n.nvmlDeviceGetUUID(gpu(0)))")
     assert len(child("processes(gpu(0))")) == 1
+
+
+def test_a_laptop_s_board_shows_no_energy_power_or_limit(process: Child, tmp_path: Path) -> None:
+    child = process.move(made(tmp_path / "box.nvml", "laptop"))
+    for call in (
+        "n.nvmlDeviceGetTotalEnergyConsumption(gpu(0))",
+        "n.nvmlDeviceGetPowerUsage(gpu(0))",
+        "n.nvmlDeviceGetEnforcedPowerLimit(gpu(0))",
+        "n.nvmlDeviceGetPowerManagementLimit(gpu(0))",
+    ):
+        assert child.refused(call) == "NOT_SUPPORTED"
+    fields = "n.NVML_FI_DEV_POWER_INSTANT, n.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, n.NVML_FI_DEV_POWER_CURRENT_LIMIT"
+    assert child(f"[item.nvmlReturn for item in n.nvmlDeviceGetFieldValues(gpu(0), [{fields}])]") == [3, 3, 3]
+    assert child("n.nvmlDeviceGetUtilizationRates(gpu(0)).gpu") == 0
+
+
+def test_a_board_that_may_sleep_does_so_unused_and_the_next_use_waits_for_it(process: Child, tmp_path: Path) -> None:
+    table = msgspec.structs.replace(tables.board("laptop"), lacks=())
+    emulated.create_box(path := tmp_path / "box.nvml", table, 1, power=emulated.EXACT)
+    sleeps = table.sleeps
+    assert sleeps is not None
+    child = process.move(path)
+    child.run("held = gpu(0)")
+    child.run("import time")
+    energy_mj = "n.nvmlDeviceGetTotalEnergyConsumption(held)"
+    timed = f"[(time.monotonic(), {energy_mj}, time.monotonic())][0]"
+
+    def used(seconds: float) -> tuple[float, float]:
+        """Seconds that a look takes after so many, and the joules of these."""
+        before_mj = child(energy_mj)
+        emulated.advance(path, seconds)
+        began_s, after_mj, ended_s = child(timed)
+        return ended_s - began_s, (after_mj - before_mj) / 1e3
+
+    waited_s, joules = used(sleeps.after_s - 2.0)  # looks keep it awake
+    assert waited_s < sleeps.wake_s
+    assert joules == pytest.approx((sleeps.after_s - 2.0) * table.idle_w, abs=2.0)
+    waited_s, joules = used(1000.0)
+    assert waited_s >= sleeps.wake_s
+    asleep_j = (1000.0 - sleeps.after_s) * sleeps.watts
+    assert joules == pytest.approx(sleeps.after_s * table.idle_w + asleep_j, abs=4.0)
+    child.run("held_by = attach(n.nvmlDeviceGetUUID(held))")
+    waited_s, joules = used(1000.0)  # a process keeps it awake
+    assert waited_s < sleeps.wake_s
+    assert joules == pytest.approx(1000.0 * table.idle_w, rel=0.01)
 
 
 # --- critical errors --------------------------------------------------------------------------------------------------

@@ -84,6 +84,26 @@ def test_the_loop_turns_while_the_driver_takes_its_time(session):
     assert asyncio.run(both())
 
 
+def test_lanes_do_not_wait_for_each_other_and_end_with_the_session(session, fake):
+    go = threading.Event()
+
+    async def both():
+        slow = asyncio.ensure_future(session.lane("gpu0").call(go.wait, 30))
+        assert await session.lane("meters").call("nvmlDeviceGetCount") == 1
+        assert await session.call("nvmlDeviceGetCount") == 1
+        assert not slow.done()
+        go.set()
+        return await slow
+
+    assert asyncio.run(both())
+    lane = session.lane("gpu0")
+    assert lane is session.lane("gpu0")
+    session.close()
+    assert fake.calls.count("nvmlInit") == fake.calls.count("nvmlShutdown") == 3
+    with pytest.raises(DeviceError, match="closed"):
+        lane.call_sync("nvmlDeviceGetCount")
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

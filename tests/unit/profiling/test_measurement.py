@@ -168,6 +168,19 @@ def test_the_cheapest_backend_that_agrees_is_elected() -> None:
     assert "outside eager's 89.00 to 91.00" in notes[0]
 
 
+def test_eight_bits_may_differ_on_a_few_rows_if_that_pays() -> None:
+    name = "onnxruntime-int8"
+    costs = [latency("eager", 1, 4.0), latency("x", 1, 2.0), latency(name, 1, 1.0)]
+    exact = [score("eager", 90), score("x", 90)]
+    assert choose_backend([*exact, score(name, 89.8, agrees=0.996)], costs) == (name, [])
+    chosen, notes = choose_backend([*exact, score(name, 89.8, agrees=0.994)], costs)
+    assert chosen == "x"
+    assert "agrees with eager on 99.40%" in notes[0]
+    assert choose_backend([*exact, score(name, 88.8, agrees=0.996)], costs)[0] == "x"
+    costs[-1] = latency(name, 1, 1.85)  # other answers for less than a tenth of the energy
+    assert choose_backend([*exact, score(name, 90)], costs) == ("x", [])
+
+
 def test_electing_needs_eager_and_common_batches() -> None:
     with pytest.raises(ProfileError, match="eager was not measured"):
         choose_backend([score("x", 90)], [latency("x", 1, 1.0)])

@@ -236,6 +236,15 @@ def test_fewer_gpus_than_families_exits_with_three(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_banner_counts_a_worker_with_several_variants_once() -> None:
+    def at(start: int, variant: str) -> Assignment:
+        place = Placement(device="cpu0", profile="1c", start=start, size=1)
+        return Assignment(placement=place, family="toy", variant=variant, backend="eager")
+
+    there = [at(0, "half"), at(0, "full"), at(1, "half"), at(1, "full"), at(2, "full")]
+    assert banner._running(there) == "full (eager) on 1 core, 2 x half/full (eager) on 1 core"
+
+
 def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> None:
     note = f"others used 60% of the cores meanwhile: {INFLATED}; measure again on a quiet machine"
     quiet = profile()

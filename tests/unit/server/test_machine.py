@@ -65,6 +65,28 @@ def test_what_profiling_kept_is_read_once_and_not_while_gpus_are_watched() -> No
     assert read == ["GPU-1"]
 
 
+def test_what_a_context_costs_is_measured_before_the_first_row_if_it_is_not_known() -> None:
+    class Unknown(Idle):
+        def __init__(self, known: bool) -> None:
+            super().__init__(False)
+            self.idle = BoardIdle(50.0, resident_w=80.0 if known else None)
+
+        async def measure_resident(self, sleep: Any = None) -> None:
+            self.idle.measured(87.0)
+
+    machine: Any = Machine.__new__(Machine)
+    gpus = [SimpleNamespace(name=f"gpu{i}", uuid=f"GPU-{i}") for i in range(3)]
+    machine.gpus, machine.meters = gpus, {"gpu0": Unknown(False), "gpu1": Unknown(True), "gpu2": Unknown(False)}
+    machine._account = SimpleNamespace(workers=lambda: [SimpleNamespace(device=f"gpu{i}") for i in range(2)])
+    saved: list[str] = []
+    spared: list[str] = []
+    machine._idles = SimpleNamespace(save=lambda uuid, meter: saved.append(uuid))
+    machine._spare = lambda gpu: spared.append(gpu.name)
+    asyncio.run(machine.rest())
+    assert [meter.idle.resident_w for meter in machine.meters.values()] == [87.0, 80.0, 50.0], "gpu2 has no worker"
+    assert (saved, spared) == (["GPU-0"], ["gpu0"])
+
+
 STORY = """
 import asyncio, sys
 from pathlib import Path

@@ -79,6 +79,7 @@ def source() -> Any:
         log_dropped_lines=7,
         log_dropped_bytes=700,
         swaps=4,
+        cached=SimpleNamespace(lookup_ns=2_000_000_000, cache=SimpleNamespace(hits=3, misses=1, evicted=2, bytes=100)),
         repartitions=1,
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
@@ -164,6 +165,11 @@ def test_the_figures_of_a_family_are_there() -> None:
     def value(name: str, **labels: str) -> float:
         return found[name, tuple(sorted(labels.items()))]
 
+    assert value("clover_cache_rows_total", model="m", outcome="hit") == 3
+    assert value("clover_cache_rows_total", model="m", outcome="miss") == 1
+    assert value("clover_cache_evicted_rows_total", model="m") == 2
+    assert value("clover_cache_bytes", model="m") == 100
+    assert value("clover_cache_lookup_seconds_total", model="m") == 2
     assert value("clover_requests_total", model="m", code="200") == 3
     assert value("clover_requests_total", model="m", code="429") == 1
     assert value("clover_overload_requests_total", model="m", why="late") == 1

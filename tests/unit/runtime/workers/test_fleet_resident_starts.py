@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from clover.errors import WorkerError
+from clover.types import Routing
 from tests.support.fleet_fixture import House, in_a_house
 from tests.support.resident_fixture import HALF, LARGE, SMALL, ask, complete, shared
 
@@ -153,4 +154,35 @@ async def test_where_a_device_takes_one_process_none_starts_beside_another(house
     await house.settle()
     assert house.fleet.ready_assignments() == (SMALL, LARGE)
     assert len(house.started) == 4
+    await house.fleet.stop()
+
+
+@in_a_house
+async def test_a_new_worker_that_holds_all_of_another_takes_its_place(house: House) -> None:
+    house.holding = ("small",)
+    await house.fleet.spawn(SMALL)
+    house.fleet.route((SMALL,), Routing(shares={"small": 1.0}))
+    house.holding = ("small", "large")  # what there was no room for, there is now
+    await house.fleet.spawn(LARGE)
+    await house.settle()
+    first, second = house.started
+    assert (first.state, second.state) == ("dead", "ready")
+    assert set(house.fleet.ready_assignments()) == {SMALL, LARGE}
+    assert len({member.worker for member in house.fleet.members.spawned.values()}) == 1
+    ask(house)
+    await house.settle()
+    assert second.sent
+    assert not first.sent
+    complete(house, second)
+    await house.fleet.stop()
+
+
+@in_a_house
+async def test_a_worker_that_holds_more_than_the_new_one_stays(house: House) -> None:
+    house.holding = ("small",)
+    await house.fleet.spawn(SMALL)
+    house.holding = ("large",)
+    await house.fleet.spawn(LARGE)
+    await house.settle()
+    assert [worker.state for worker in house.started] == ["ready", "ready"]
     await house.fleet.stop()

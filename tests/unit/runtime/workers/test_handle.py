@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from types import SimpleNamespace
 from typing import Any
 
-from clover.errors import WorkerError, WorkerLostInStart
+import pytest
+
+from clover.errors import WorkerError, WorkerLostInStart, says_out_of_memory
 from clover.runtime.workers.handle import WorkerChannel, WorkerProcess
 from clover.worker import frames
 
@@ -29,7 +32,7 @@ def test_what_a_dead_worker_s_child_sends_does_not_hold_up_the_server() -> None:
         forgotten: list[int] = []
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: forgotten.append(completed))
-        order: Any = SimpleNamespace(variant="small", backend="eager")
+        order: Any = SimpleNamespace(variant="small", backend="eager", mps=None)
         ring: Any = None
         fds = [os.eventfd(0) for _ in range(3)]
         worker = WorkerProcess(order, 1, WorkerChannel(ring, ours, *fds), output=output, started_at_ns=0, pool=owner)
@@ -51,6 +54,41 @@ def test_what_a_dead_worker_s_child_sends_does_not_hold_up_the_server() -> None:
     assert asyncio.run(main()).state == "dead"
 
 
+@pytest.mark.parametrize(("ours", "risen", "reason"), [(False, True, True), (True, True, False), (False, False, False)])
+def test_a_kill_for_want_of_memory_is_told_from_others(ours: bool, risen: bool, reason: bool) -> None:
+    child = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+
+    def end(worker: WorkerProcess) -> None:
+        if ours:
+            worker.kill()
+        else:
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        worker.exited(-signal.SIGKILL)
+
+    async def main() -> str:
+        control, far = frames.socket_pair()
+        control.setblocking(False)
+        output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
+        kills = SimpleNamespace(risen=lambda: risen)
+        owner: Any = SimpleNamespace(forget=lambda worker, completed: None, oom_kills=kills)
+        order: Any = SimpleNamespace(variant="small", backend="eager", also=())
+        ring: Any = None
+        fds = [os.eventfd(0) for _ in range(2)]
+        channel = WorkerChannel(ring, control, *fds, os.pidfd_open(child))
+        worker = WorkerProcess(order, child, channel, output=output, started_at_ns=0, pool=owner)
+        worker.bind(asyncio.get_running_loop())
+        end(worker)
+        with pytest.raises(WorkerError) as died:
+            await worker.until_ready(10.0)
+        far.close()
+        return str(died.value)
+
+    said = asyncio.run(main())
+    assert says_out_of_memory(said) is reason
+    assert "SIGKILL" in said
+
+
 def reporting(*states: frames.WorkerState, also: tuple[str, ...] = ()) -> tuple[WorkerProcess, BaseException | None]:
     """A worker that was to hold "small" and `also`, after it reported `states`; and why it did not become ready."""
     ours, theirs = frames.socket_pair()
@@ -59,7 +97,7 @@ def reporting(*states: frames.WorkerState, also: tuple[str, ...] = ()) -> tuple[
     async def main() -> tuple[WorkerProcess, BaseException | None]:
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: None)
-        place: Any = SimpleNamespace(variant="small", backend="eager", place="cpu0:1c@0")
+        place: Any = SimpleNamespace(variant="small", backend="eager", place="cpu0:1c@0", mps=None)
         place.also = tuple(frames.Resident(variant=name, backend="eager") for name in also)
         ring: Any = None
         channel = WorkerChannel(ring, ours, os.eventfd(0), os.eventfd(0), os.pidfd_open(os.getpid()))

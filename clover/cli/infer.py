@@ -1,0 +1,114 @@
+"""`clover infer MODEL FILE|TEXT...`: ask a running server, and print what it answers and what that cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clover.cli import CommandParser
+from clover.errors import CloverError
+from clover.hints import program
+
+if TYPE_CHECKING:
+    from clover.client import Client, Result
+
+_MOST = 8
+"""Numbers of a row that are printed without --json."""
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 for a wrong command line, 1 if there is no answer."""
+    environment = os.environ if environ is None else environ
+    parser = CommandParser(prog=f"{program()} infer", description="Ask a model of a running server.")
+    parser.add_argument("model", metavar="MODEL", help="its name; `-` asks the only one that is served")
+    parser.add_argument(
+        "rows",
+        nargs="+",
+        metavar="FILE|TEXT",
+        help="a row each: an array (.npy) for numbers; any file, or a text, for a model that takes bytes",
+    )
+    parser.add_argument("--url", default=environment.get("CLOVER_URL", "http://127.0.0.1:8080"), help="[%(default)s]")
+    parser.add_argument("--min-accuracy", type=float, default=0.0, metavar="PERCENT", help="lowest accuracy to take")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="[%(default)g]")
+    parser.add_argument("--json", action="store_true", help="all outputs, and the receipt, as one JSON object")
+    try:
+        given = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    from clover.client import Client  # the extra `client`
+
+    token = environment.get("CLOVER_TOKEN", "")
+    try:
+        with Client(given.url, token=token, timeout_s=given.timeout) as client:
+            result = _ask(client, given.model, given.rows, given.min_accuracy)
+    except (CloverError, OSError, ValueError) as error:
+        print(f"clover infer: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(_document(result)) if given.json else _words(result))
+    return 0
+
+
+def _ask(client: Client, name: str, rows: Sequence[str], min_accuracy: float) -> Result:
+    """Return the answer to these rows; raises CloverError, OSError for a file, or ValueError."""
+    if name == "-":
+        names = client.models()
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} models are ready: name one of {', '.join(names) or 'none'}")
+        [name] = names
+    model = client.describe(name)
+    if len(model.inputs) != 1:
+        raise ValueError(f"{name} takes {len(model.inputs)} inputs: ask it with clover.client")
+    text = model.inputs[0].datatype == "BYTES"
+    inputs: Any
+    if text:
+        inputs = [Path(row) if Path(row).is_file() else row for row in rows]
+    else:
+        import numpy as np
+
+        arrays = [np.load(row, allow_pickle=False) for row in rows]
+        rank = len(model.inputs[0].shape)
+        inputs = np.concatenate([array[np.newaxis] if array.ndim == rank else array for array in arrays])
+    return client.infer(name, inputs, min_accuracy=min_accuracy)
+
+
+def _plain(value: Any) -> Any:
+    """Return bytes inside nested lists as text."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _document(result: Result) -> dict[str, Any]:
+    receipt = result.receipt
+    return {
+        "model": result.model,
+        "version": result.version,
+        "outputs": {name: _plain(array.tolist()) for name, array in result.outputs.items()},
+        "receipt": dict(receipt.members) if receipt is not None else None,
+    }
+
+
+def _words(result: Result) -> str:
+    """Return a line for each row, and one for what they cost."""
+    try:
+        labels = result.labels()
+    except ValueError:
+        labels = []
+    first = next(iter(result.outputs.values()))
+    lines = []
+    for at, row in enumerate(first):
+        values = _plain(row.reshape(-1)[:_MOST].tolist())
+        shown = " ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
+        lines.append((f"{labels[at]}\t" if labels else "") + shown + (" ..." if row.size > _MOST else ""))
+    receipt = result.receipt
+    if receipt is not None:
+        kept = ", kept from an earlier request" if receipt.cached else ""
+        lines.append(
+            f"{receipt.variant}: {receipt.energy_j * 1e3:.4g} mJ ({receipt.method}), "
+            f"{receipt.carbon_mg * 1e3:.4g} ug CO2e (intensity {receipt.intensity_method or 'unknown'}){kept}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,225 @@
+"""The two clients: the same calls, with and without asyncio, over httpx.
+
+Connections are kept open and reused.  A client may be shared by threads (`Client`) or by the tasks of one event loop
+(`AsyncClient`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from numpy.typing import NDArray
+
+from clover.client.calls import Asking, Calls, ModelInfo, Result
+from clover.client.messages import Call, Reply, Send, Wait
+from clover.client.retries import Retries
+
+T = TypeVar("T")
+_TIMEOUT_S = 30.0
+_KEEP = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a client reaches its server.  `token` is sent as Bearer; `timeout_s` bounds a call with all its tries unless
+    the call says otherwise; `transport` replaces httpx's own (an `httpx.ASGITransport`, say)."""
+
+    token: str = ""
+    timeout_s: float = _TIMEOUT_S
+    retries: Retries = field(default_factory=Retries)
+    transport: Any = None
+
+    def calls(self) -> Calls:
+        """Return the calls of a client with these options."""
+        headers = {"accept-encoding": "identity"}  # figures do not shrink, and unpacking them costs both sides
+        if self.token:
+            headers["authorization"] = f"Bearer {self.token}"
+        return Calls(self.retries, headers, time.monotonic)
+
+
+def _asking(options: Options, timeout_s: float | None, min_accuracy: float, cascade: bool, fresh: bool) -> Asking:
+    return Asking(options.timeout_s if timeout_s is None else timeout_s, min_accuracy, cascade, fresh)
+
+
+class Client:
+    """A client that blocks.  `url` is the server's address, as http://127.0.0.1:8080."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8080", options: Options | None = None, **named: Any) -> None:
+        self._options = options or Options(**named)
+        self._calls = self._options.calls()
+        self._http = httpx.Client(base_url=url, transport=self._options.transport, limits=_KEEP, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def infer(
+        self,
+        model: str,
+        inputs: object,
+        *,
+        timeout_s: float | None = None,
+        min_accuracy: float = 0.0,
+        cascade: bool = True,
+        fresh: bool = False,
+    ) -> Result:
+        """Return the model's answer to `inputs`: a mapping of names to arrays, texts or files, or the value of its only
+        input, with a leading row axis or one row without it.
+
+        `timeout_s` bounds the call with all its tries; `min_accuracy` in percent, or a fraction up to 1: only variants
+        expected to reach it answer; `cascade` False asks one variant a row; `fresh` True takes no cached answer.
+        Raises CloverError: BadRequest, NotFound, TooLarge, Overloaded, ModelFailed, Unavailable, DeadlineMissed, or
+        ServerUnreachable.
+        """
+        asking = _asking(self._options, timeout_s, min_accuracy, cascade, fresh)
+        return self._drive(self._calls.infer(model, inputs, asking))
+
+    def embed(
+        self, model: str, texts: Sequence[str], *, dimensions: int | None = None, timeout_s: float | None = None
+    ) -> NDArray[Any]:
+        """Return the embeddings of texts, float32 [texts, dimensions], by /v1/embeddings; raises CloverError."""
+        return self._drive(self._calls.embed(model, texts, dimensions, timeout_s or self._options.timeout_s))
+
+    def describe(self, model: str) -> ModelInfo:
+        """Return what a model takes and gives, read anew; raises CloverError."""
+        return self._drive(self._calls.describe(model, self._options.timeout_s))
+
+    def models(self) -> list[str]:
+        """Return the names of the models that are ready; raises CloverError."""
+        return self._drive(self._calls.names(self._options.timeout_s))
+
+    def ready(self) -> bool:
+        """Return whether the server is there and ready."""
+        return self._drive(self._calls.ready(self._options.timeout_s))
+
+    def feedback(self, result: Result, labels: Sequence[int | float | str | None]) -> Any:
+        """Send the labels of an answer, one a row (None: not known), once; return what the server says of them."""
+        return self._drive(self._calls.feedback(result, labels, self._options.timeout_s))
+
+    def _drive(self, call: Call[T]) -> T:
+        """Carry out what a call asks for; return its result."""
+        reply: Reply | None = None
+        try:
+            while True:
+                step = call.send(reply)
+                if isinstance(step, Wait):
+                    time.sleep(step.seconds)
+                    reply = None
+                else:
+                    reply = self._sent(step)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _sent(self, send: Send) -> Reply:
+        try:
+            answer = self._http.request(
+                send.method, send.path, content=send.body, headers=dict(send.headers), timeout=send.timeout_s
+            )
+        except httpx.TransportError as error:
+            return _lost(error)
+        return Reply(answer.status_code, answer.headers, answer.content)
+
+
+class AsyncClient:
+    """A client for asyncio, otherwise like `Client`."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8080", options: Options | None = None, **named: Any) -> None:
+        self._options = options or Options(**named)
+        self._calls = self._options.calls()
+        self._http = httpx.AsyncClient(base_url=url, transport=self._options.transport, limits=_KEEP, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def infer(
+        self,
+        model: str,
+        inputs: object,
+        *,
+        timeout_s: float | None = None,
+        min_accuracy: float = 0.0,
+        cascade: bool = True,
+        fresh: bool = False,
+    ) -> Result:
+        """Return the model's answer to `inputs`; see `Client.infer`."""
+        asking = _asking(self._options, timeout_s, min_accuracy, cascade, fresh)
+        return await self._drive(self._calls.infer(model, inputs, asking))
+
+    async def embed(
+        self, model: str, texts: Sequence[str], *, dimensions: int | None = None, timeout_s: float | None = None
+    ) -> NDArray[Any]:
+        """Return the embeddings of texts; see `Client.embed`."""
+        return await self._drive(self._calls.embed(model, texts, dimensions, timeout_s or self._options.timeout_s))
+
+    async def describe(self, model: str) -> ModelInfo:
+        """Return what a model takes and gives, read anew; raises CloverError."""
+        return await self._drive(self._calls.describe(model, self._options.timeout_s))
+
+    async def models(self) -> list[str]:
+        """Return the names of the models that are ready; raises CloverError."""
+        return await self._drive(self._calls.names(self._options.timeout_s))
+
+    async def ready(self) -> bool:
+        """Return whether the server is there and ready."""
+        return await self._drive(self._calls.ready(self._options.timeout_s))
+
+    async def feedback(self, result: Result, labels: Sequence[int | float | str | None]) -> Any:
+        """Send the labels of an answer; see `Client.feedback`."""
+        return await self._drive(self._calls.feedback(result, labels, self._options.timeout_s))
+
+    async def _drive(self, call: Call[T]) -> T:
+        """Carry out what a call asks for; return its result."""
+        reply: Reply | None = None
+        try:
+            while True:
+                step = call.send(reply)
+                if isinstance(step, Wait):
+                    await asyncio.sleep(step.seconds)
+                    reply = None
+                else:
+                    reply = await self._sent(step)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def _sent(self, send: Send) -> Reply:
+        try:
+            async with asyncio.timeout(send.timeout_s):
+                answer = await self._http.request(
+                    send.method, send.path, content=send.body, headers=dict(send.headers), timeout=send.timeout_s
+                )
+        except TimeoutError:
+            return Reply(0, error="it took too long", late=True)
+        except httpx.TransportError as error:
+            return _lost(error)
+        return Reply(answer.status_code, answer.headers, answer.content)
+
+
+def _lost(error: httpx.TransportError) -> Reply:
+    """Return the reply that stands for an answer that did not come."""
+    late = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.ConnectTimeout | httpx.PoolTimeout)
+    return Reply(0, error=f"{type(error).__name__}: {error}", late=late)

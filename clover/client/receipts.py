@@ -1,0 +1,74 @@
+"""The receipt of an answer, read from its `Clover-Receipt` header (an RFC 9651 dictionary)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_MEMBER = re.compile(r'\s*([a-z*][a-z0-9_.*-]*)(?:=("(?:[^"\\]|\\.)*"|[^,;"\s]+))?\s*(?:,|$)')
+
+Value = str | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallReceipt:
+    """What an answer cost.  `accuracy` is the profile's expectation as a fraction; `method` says how `energy_j` is
+    known, `intensity_method` how the carbon intensity is.  `feedback` is the id by which labels may come.  `members`
+    has everything that the header says."""
+
+    variant: str
+    accuracy: float
+    energy_j: float
+    carbon_mg: float
+    method: str
+    intensity_method: str = ""
+    path: str = ""
+    cached: bool = False
+    feedback: str = ""
+    members: Mapping[str, Value] = field(default_factory=dict)
+
+
+def members_of(text: str) -> dict[str, Value]:
+    """Return the members of an RFC 9651 dictionary: strings without their quotes, numbers, tokens as strings, and
+    booleans; raises ValueError if it is none."""
+    found: dict[str, Value] = {}
+    at = 0
+    while at < len(text):
+        match = _MEMBER.match(text, at)
+        if match is None:
+            raise ValueError("the receipt is no dictionary of RFC 9651")
+        found[match[1]] = _value(match[2])
+        at = match.end()
+    return found
+
+
+def _value(text: str | None) -> Value:
+    if text is None or text in ("?1", "?0"):
+        return text != "?0"
+    if text.startswith('"'):
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def receipt_of(headers: Mapping[str, str]) -> CallReceipt | None:
+    """Return the receipt of an answer; None if it has none that can be read, as answers of other servers."""
+    try:
+        members = members_of(headers["clover-receipt"])
+        return CallReceipt(
+            variant=str(members["variant"]),
+            accuracy=float(members["accuracy"]),
+            energy_j=float(members["energy-nj"]) * 1e-9,
+            carbon_mg=float(members["carbon-pg"]) * 1e-9,
+            method=str(members["method"]),
+            intensity_method=str(members.get("intensity-method", "")),
+            path=str(members.get("path", "")),
+            cached=members.get("cached") is True,
+            feedback=str(members.get("feedback") or headers.get("x-request-id", "")),
+            members=members,
+        )
+    except (KeyError, ValueError):
+        return None

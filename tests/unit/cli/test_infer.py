@@ -1,0 +1,94 @@
+"""`clover infer`: which rows it sends, and what it prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("httpx", reason="the client needs the extra `client`")
+
+from clover.cli import infer
+from clover.client import CallReceipt, ModelInfo, Result, TensorInfo
+from clover.errors import Overloaded
+
+RECEIPT = CallReceipt("small", 0.9, 2e-3, 3e-3, "modelled", "static", members={"variant": "small"})
+
+
+class FakeClient:
+    """Answers with what it is told to, and notes what it was asked."""
+
+    datatype = "FP32"
+    shape = (2,)
+    names = ["one"]
+    asked: list[Any] = []
+    error: Exception | None = None
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self.options = options
+
+    def __enter__(self) -> FakeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def models(self) -> list[str]:
+        return self.names
+
+    def describe(self, model: str) -> ModelInfo:
+        return ModelInfo(model, "1", (TensorInfo("x", self.datatype, self.shape),), ())
+
+    def infer(self, model: str, inputs: Any, **asking: Any) -> Result:
+        if self.error is not None:
+            raise self.error
+        self.asked.append((model, inputs, asking))
+        outputs = {"y": np.array([[0.25, 0.75]] * len(inputs), np.float32)}
+        return Result(model, "1", outputs, RECEIPT, (TensorInfo("y", "FP32", (2,), ("no", "yes")),))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
+    kind = type("FreshClient", (FakeClient,), {"asked": []})
+    monkeypatch.setattr("clover.client.Client", kind)
+    return kind
+
+
+def test_arrays_are_rows(client: type[FakeClient], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(2, np.float32))
+    np.save(tmp_path / "two.npy", np.ones((2, 2), np.float32))
+    code = infer.main(["-", str(tmp_path / "one.npy"), str(tmp_path / "two.npy"), "--min-accuracy", "80"], {})
+    assert code == 0
+    [(model, rows, asking)] = client.asked
+    assert (model, rows.shape, asking) == ("one", (3, 2), {"min_accuracy": 80.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "yes\t0.25 0.75"
+    assert lines[-1] == "small: 2 mJ (modelled), 3 ug CO2e (intensity static)"
+
+
+def test_files_and_texts_are_rows_of_a_model_that_takes_bytes(
+    client: type[FakeClient], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.datatype, client.shape = "BYTES", (1,)
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"1")
+    assert infer.main(["one", str(file), "some text", "--json"], {}) == 0
+    assert client.asked[0][1] == [file, "some text"]
+    said = json.loads(capsys.readouterr().out)
+    assert said["outputs"] == {"y": [[0.25, 0.75], [0.25, 0.75]]}
+    assert said["receipt"] == {"variant": "small"}
+
+
+def test_what_goes_wrong_is_one_line(client: type[FakeClient], capsys: pytest.CaptureFixture[str]) -> None:
+    assert infer.main(["one", "missing.npy"], {}) == 1
+    client.names = ["a", "b"]
+    assert infer.main(["-", "x"], {}) == 1
+    client.datatype, client.error = "BYTES", Overloaded("full")
+    assert infer.main(["one", "x"], {}) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[1:] == ["clover infer: 2 models are ready: name one of a, b", "clover infer: full"]
+    assert infer.main([], {}) == 2

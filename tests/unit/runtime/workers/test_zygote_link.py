@@ -1,0 +1,44 @@
+"""The server's end of a zygote that ends before it was ready."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from clover.errors import WorkerError
+from clover.runtime.workers.zygote_link import ZygoteLink
+
+RESETS = "import os, socket, sys; s = socket.socket(fileno=int(sys.argv[1])); os.read(0, 1); s.close()"
+"""Ends, with a frame unread, once its standard input ends: the other end then reads a reset."""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_zygote_that_is_stopped_before_it_was_ready_is_no_error(
+    stopped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    argv = [sys.executable, "-c", RESETS, str(theirs.fileno())]
+    process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE)
+    theirs.close()
+
+    async def main() -> None:
+        link = ZygoteLink(process, ours)
+        link.bind(asyncio.get_running_loop(), lambda pid, code: None)
+        assert process.stdin is not None
+        if stopped:
+            asyncio.get_running_loop().call_soon(process.stdin.close)
+            await link.stop(10.0)
+        else:
+            ours.send(b"unread")
+            process.stdin.close()
+            with pytest.raises(WorkerError, match="the zygote ended"):
+                await link.ready(10.0)
+        assert link.dead
+
+    asyncio.run(main())
+    assert ("the zygote" in caplog.text) is not stopped
