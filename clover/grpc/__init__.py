@@ -6,7 +6,9 @@ not take the Python code of a call away from the lock that both loops share, and
 nine paired runs at 800 calls a second beside HTTP, neither HTTP's latencies nor the CPU time a call told the two apart.
 
 grpcio is imported when a server with a gRPC port starts: after the zygote was forked, since threads and fork do not go
-together.  Nothing forks from then on; other processes are spawned.  `messages` has the protocol's messages, `wire` cuts
-one up so that tensors are not copied, `infer` decodes and encodes inferences, `calls` says who calls and how errors
-look, `service` and `health` are the services, and `frontend` is the server.
+together.  Nothing forks from then on; other processes are spawned.
+
+`messages` has the protocol's messages, `wire` cuts one up so that tensors are not copied, `infer` decodes and encodes
+inferences, `asking` is one on its way, `calls` says who calls and how errors look, `service` and `health` are the
+services, and `frontend` is the server.
 """

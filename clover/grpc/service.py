@@ -18,8 +18,6 @@ from clover.errors import (
     BadRequest,
     CloverError,
     Conflict,
-    DeadlineMissed,
-    ModelFailed,
     NotFound,
     Overloaded,
     PlanError,
@@ -27,25 +25,17 @@ from clover.errors import (
     Unavailable,
 )
 from clover.grpc import infer, wire
+from clover.grpc.asking import Asking
 from clover.grpc.calls import FAILED, CallHandlers, GrpcCaller, Metadata, Unimplemented, Work, code_of, shown
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
 from clover.http.api import metadata
 from clover.http.ids import RequestIds
-from clover.http.inference import InferEndpoint, receipt_field, receipt_json
-from clover.http.oip.request import InferRequest
-from clover.interfaces import Model, ServerView, Ticket
+from clover.http.inference import InferEndpoint
+from clover.interfaces import Model, ServerView
 
 log = logging.getLogger("clover.grpc")
 
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
-_ERRORS: dict[int, type[RequestError]] = {
-    429: Overloaded,
-    500: ModelFailed,
-    503: Unavailable,
-    504: DeadlineMissed,
-}
-_RECEIPT = len("Clover-Receipt: ")
-
 _StreamAnswer = message_class("ModelStreamInferResponse")
 _STREAMED = _StreamAnswer.DESCRIPTOR.fields_by_name["infer_response"].number
 
@@ -129,8 +119,7 @@ class OipService:
     async def _ask(
         self, call: infer.Call, caller: GrpcCaller, remaining_s: float | None, streamed: bool = False
     ) -> tuple[bytes, Metadata]:
-        """Return the answer to a request and its metadata, which an answer in a stream has among its parameters; raises
-        RequestError.  Whatever happens, and also if the call is cancelled, the slots are given back."""
+        """Return the answer to a request and its metadata; raises RequestError."""
         given = call[0]
         endpoint = self._endpoint(given.model_name, given.model_version)
         model = endpoint.model
@@ -138,46 +127,7 @@ class OipService:
         if wait_s > 0.0:
             raise Overloaded("too many rows wait for this model", retry_after_s=wait_s)
         request = infer.decode(endpoint.signature, call)
-        ticket = model.open(request.rows, caller.flow, caller.request, caller.tenant)
-        try:
-            for index, rows in request.inputs:
-                if request.shapes and isinstance(rows, list) and index in request.shapes:
-                    model.write_elements(ticket, index, rows, request.shapes[index])
-                else:
-                    model.write(ticket, index, rows)
-            request.inputs = []
-            await self._answered(model, ticket, request, caller, remaining_s)
-            if ticket.status != 200:
-                raise _ERRORS.get(ticket.status, RequestError)(ticket.error, retry_after_s=ticket.retry_after_s)
-            number = self._ids.take()
-            own_id = self._ids.text(number).decode()
-            receipt = model.receipt(ticket)
-            about = _about(receipt_field(receipt), own_id, caller.request_id)
-            parameters: dict[str, Any] = {**dict(about), "triton_final_response": True} if streamed else {}
-            if request.wants_receipt:
-                parameters["clover_receipt"] = receipt_json(receipt, own_id)
-            read = partial(model.read, ticket)
-            answer = infer.encode(endpoint.signature, model.spec.version, request, read, parameters)
-            model.remember(number, ticket)
-            return answer, about
-        finally:
-            model.close(ticket)
-
-    async def _answered(
-        self, model: Model, ticket: Ticket, request: InferRequest, caller: GrpcCaller, remaining_s: float | None
-    ) -> None:
-        """Submit the rows of a ticket and wait until they are answered."""
-        timeout_ns, min_accuracy = request.timeout_ns, request.min_accuracy
-        ticket.client = caller.client
-        if caller.tenant is not None:
-            timeout_ns = timeout_ns or caller.tenant.timeout_ns
-            min_accuracy = min_accuracy or caller.tenant.min_accuracy
-        if remaining_s is not None:
-            remaining_ns = int(remaining_s * 1e9) or -1  # a spent deadline is missed, not absent
-            timeout_ns = min(timeout_ns, remaining_ns) if timeout_ns else remaining_ns
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        model.submit(ticket, partial(_finish, done), timeout_ns, min_accuracy, request.cascade)
-        await done
+        return await Asking(endpoint, request, caller, self._ids, streamed).run(remaining_s)
 
     def _endpoint(self, name: str, version: str) -> InferEndpoint:
         """Return the endpoint of the family that has the name now; raises NotFound."""
@@ -333,20 +283,6 @@ class OipService:
         except CloverError as error:
             log.warning("a change failed: %s", error)
             raise Unavailable(f"{failed}the workers could not be changed; see the log") from None
-
-
-def _finish(done: asyncio.Future[None], ticket: Ticket) -> None:
-    """Let who waits for a ticket go on; the callback of `Model.submit`."""
-    if not done.done():
-        done.set_result(None)
-
-
-def _about(field: bytes, own_id: str, request_id: str) -> Metadata:
-    """Return the metadata of an answer: its receipt, which is the header line `field`, and the id of its request."""
-    receipt = field[_RECEIPT:-2].decode()
-    if request_id:  # others may know that id, so labels need one of our own
-        receipt += f', feedback="{own_id}"'
-    return ("clover-receipt", receipt), ("x-request-id", request_id or own_id)
 
 
 def _parsed(kind: Any, message: bytes) -> Any:

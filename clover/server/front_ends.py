@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ from clover.tenants import Tenants
 if TYPE_CHECKING:
     from clover.grpc.frontend import GrpcFrontend
 
+# Read by grpcio when it is imported.  What the server forks is a program at once, so there is nothing for the handlers
+# to do that grpcio would run at each fork; and lines for standard error come in a form of their own.
+_GRPC_ENVIRONMENT = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
 _PACKAGES = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 
 
@@ -39,6 +43,8 @@ class FrontEnds:
         self.grpc: GrpcFrontend | None = None
         if config.listen.grpc_port is not None:
             check_grpc()
+            for name, value in _GRPC_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
             # Not before: its threads must not be there when the zygote is forked, and few servers need it.
             from clover.grpc.frontend import GrpcFrontend
 

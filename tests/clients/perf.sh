@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# perf_analyzer on the fixture `simple`: perf.sh PERF_ANALYZER URL.  Any failed request fails the run.
+# perf_analyzer on the fixture `simple`: perf.sh PERF_ANALYZER URL, or perf.sh PERF_ANALYZER HOST:PORT grpc.  Any failed
+# request fails the run.
 set -euo pipefail
 
 perf=$1
 address=${2#http://}
-common=(-m simple -u "$address" --measurement-interval 1000 --stability-percentage 50 --max-trials 5)
+protocol=${3:-http}
+common=(-m simple -i "$protocol" -u "$address" --measurement-interval 1000 --stability-percentage "${STABILITY:-50}" --max-trials 5)
 
 run() {
     echo "-- perf_analyzer $*"
@@ -21,4 +23,8 @@ run --sync --concurrency-range 1:4
 run --async --concurrency-range 1:16:5
 run --async --request-rate-range 200:400:200
 run --async --concurrency-range 4 -b 4
-run --async --concurrency-range 4 --input-tensor-format json --output-tensor-format json
+if [ "$protocol" = grpc ]; then
+    run --async --streaming --concurrency-range 4
+else
+    run --async --concurrency-range 4 --input-tensor-format json --output-tensor-format json
+fi

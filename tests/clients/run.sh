@@ -2,11 +2,13 @@
 # Runs real clients against a server: run.sh URL [client...].  See README.md.
 set -euo pipefail
 
-url=${1:?usage: run.sh URL [triton|kserve|openai|perf|schemathesis]...}
+url=${1:?usage: run.sh URL [triton|triton-grpc|kserve|openai|perf|perf-grpc|schemathesis]...}
 url=${url%/}
 shift
 clients=("$@")
-[ ${#clients[@]} -gt 0 ] || clients=(triton kserve openai perf schemathesis)
+[ ${#clients[@]} -gt 0 ] || clients=(triton triton-grpc kserve openai perf perf-grpc schemathesis)
+host=${url#*://}
+grpc=${GRPC_TARGET:-${host%:*}:8001}
 here=$(cd "$(dirname "$0")" && pwd)
 environments=${CLIENT_VENVS:-$here/../../.venv-clients}
 python=${PYTHON:-python3}
@@ -27,6 +29,10 @@ environment() { # name package...: makes the environment once, and names its bin
     echo "$folder/bin"
 }
 
+version() { # bin package: prints which version of a client runs
+    "$1/pip" list 2> /dev/null | grep -i "^$2 "
+}
+
 failed=0
 report() { # name command...
     local name=$1
@@ -45,6 +51,10 @@ for client in "${clients[@]}"; do
         report triton-sync "$bin/python" "$here/triton_sync.py" "$url"
         report triton-aio "$bin/python" "$here/triton_aio.py" "$url"
         ;;
+    triton-grpc)
+        bin=$(environment triton-grpc 'tritonclient[grpc]>=2.60' ml_dtypes)
+        report triton-grpc "$bin/python" "$here/triton_grpc.py" "$grpc"
+        ;;
     kserve)
         bin=$(environment kserve 'kserve>=0.15')
         report kserve "$bin/python" "$here/kserve_rest.py" "$url"
@@ -55,7 +65,13 @@ for client in "${clients[@]}"; do
         ;;
     perf)
         bin=$(environment perf 'perf-analyzer>=2.50')
+        version "$bin" perf.analyzer
         report perf "$here/perf.sh" "$bin/perf_analyzer" "$url"
+        ;;
+    perf-grpc)
+        bin=$(environment perf 'perf-analyzer>=2.50')
+        version "$bin" perf.analyzer
+        report perf-grpc "$here/perf.sh" "$bin/perf_analyzer" "$grpc" grpc
         ;;
     schemathesis)
         bin=$(environment schemathesis 'schemathesis>=4.32')

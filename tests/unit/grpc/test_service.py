@@ -42,6 +42,11 @@ def numbers(answer: Any) -> list[float]:
     return [float(value) for value in np.frombuffer(answer.raw_output_contents[0], np.float32)]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
 # --- inference --------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +202,24 @@ def test_a_cancelled_call_frees_its_rows() -> None:
     assert driver.stats.open_calls == 0
 
 
+@pytest.mark.parametrize("status", [200, 503])
+def test_slots_come_back_as_soon_as_there_is_an_answer(status: int) -> None:
+    """Not when the call has its turn: statistics count the whole of a request, or nothing."""
+    model = echo(held=True)
+
+    async def main() -> None:
+        driver = GrpcDriver(FakeView(model))
+        call = asyncio.create_task(driver.run("ModelInfer", FakeContext(request().SerializeToString())))
+        await until(lambda: bool(model.waiting))
+        model.run(status=status, error="why")
+        assert model.open_tickets == 0
+        call.cancel()  # too late for the data plane, and in time for nobody else
+        await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(main())
+    assert model.open_tickets == 0
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,11 +264,6 @@ def streamed(driver: GrpcDriver, context: FakeContext, scene: Callable[[], Corou
 
     asyncio.run(main())
     return [StreamAnswer.FromString(one) for one in context.written]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
 
 
 async def nothing() -> None:
