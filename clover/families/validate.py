@@ -61,8 +61,6 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
             raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown: it is 'top1'")
     if spec.confidence is not None:
         _check_confidence(spec, spec.confidence, where)
-    if spec.openai is not None:
-        _check_openai(spec, spec.openai, where)
 
 
 def _check_openai(spec: FamilySpec, openai: OpenAiSpec, where: str) -> None:
@@ -82,9 +80,23 @@ def _check_openai(spec: FamilySpec, openai: OpenAiSpec, where: str) -> None:
         raise ConfigError(f"{where}: openai.embeddings: {message}")
 
 
+def check_sent(spec: FamilySpec, where: str) -> None:
+    """Raise ConfigError for the first thing that is wrong with the tensors that clients send and get."""
+    if spec.openai is not None:
+        _check_openai(spec, spec.openai, where)
+    if spec.steps is not None:
+        for key, tensors in (("inputs", spec.steps.inputs), ("outputs", spec.steps.outputs)):
+            for index, tensor in enumerate(tensors):
+                _check_name(tensor.name, f"steps.{key}[{index}].name", where)
+                _check_tensor(tensor, f"steps.{key}[{index}]", where)
+        for tensor in spec.inputs:
+            _check_tensor(tensor, f"steps: what clients send: {tensor.name}", where)
+
+
 def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) -> None:
     """Check that the output exists, and that a built-in score can be computed from it."""
-    outputs = {tensor.name: tensor for tensor in spec.outputs}
+    given = spec.model_outputs(spec.variants[0])
+    outputs = {tensor.name: tensor for tensor in given}
     if confidence.output and confidence.output not in outputs:
         hint = did_you_mean(confidence.output, outputs)
         raise ConfigError(f"{where}: confidence.output: there is no output {confidence.output!r}{hint}")
@@ -94,7 +106,7 @@ def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) 
         hint = did_you_mean(confidence.kind, CONFIDENCES)
         known = f"{', '.join(CONFIDENCES)}, or module:function"
         raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {known}")
-    tensor = outputs[confidence.output] if confidence.output else spec.outputs[0]
+    tensor = outputs[confidence.output] if confidence.output else given[0]
     if DATATYPES.get(tensor.datatype, np.dtype(np.uint8)).kind != "f" or int(np.prod(tensor.bound)) < 2:
         text = f"{confidence.kind!r} needs several floating-point numbers a row, which {tensor.name!r} does not hold"
         raise ConfigError(f"{where}: confidence.kind: {text}: name another output, or a function of your own")

@@ -132,7 +132,10 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
             self.family,
             inputs=bare(self.family.inputs),
             outputs=bare(self.family.outputs),
-            variants=tuple(self.family.variant(name) for name in (self.variant, *(one.variant for one in self.also))),
+            variants=tuple(
+                msgspec.structs.replace(variant, outputs=bare(variant.outputs))
+                for variant in map(self.family.variant, (self.variant, *(one.variant for one in self.also)))
+            ),
             description="",
         )
         return msgspec.structs.replace(self, family=family)

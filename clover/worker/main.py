@@ -74,7 +74,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             shared = map_shared(ring_fd, RING_BYTES(order.max_batch))
             ring = Ring(shared, order.max_batch, lanes=1 + len(order.also))
             os.close(ring_fd)
-            residents = ResidentSet(order)
+            residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
                 pinned.pin(slab, batches, order.max_batch)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from clover.types import FamilySpec, TensorSpec
+import msgspec
+
+from clover.types import FamilySpec, StepsSpec, TensorSpec, VariantSpec
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -38,7 +40,21 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),
+        **({} if spec.steps is None else {"parameters": {"steps": step_metadata(spec.steps, spec.variants[0])}}),
     }
+
+
+def step_metadata(steps: StepsSpec, variant: VariantSpec) -> dict[str, Any]:
+    """Return what a client has to know of a family's steps, to run those that are its own: they, where they run, and
+    the tensors of the application.  Clients do not know variants, so parameters are those of `variant` unless workers
+    run all steps; in what clients send all variants are alike."""
+    found: dict[str, Any] = msgspec.to_builtins(steps)
+    if steps.run != "worker":
+        for table in (*found["before"], *found["after"]):
+            for key, value in table.items():
+                if isinstance(value, str) and value.startswith("$") and value[1:] in variant.parameters:
+                    table[key] = variant.parameters[value[1:]]
+    return found
 
 
 def model_config(name: str, spec: FamilySpec) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from clover.accounting.account import Account
+from clover.runtime.memory.slab import ROWS_REFUSED
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
@@ -88,6 +89,7 @@ class Completion:
     def _complete(self, process: WorkerLinks, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
         """Record a completed batch and settle its rows."""
         batch_id, status, count, start_ns, end_ns, cpu_ns = frame
+        refused = None
         batch = None
         for link in process.links:
             batch = link.batches.get(batch_id)
@@ -95,6 +97,8 @@ class Completion:
                 break
         if batch is None or count != len(batch.slots):
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
+        if status == ROWS_REFUSED:
+            status, refused = 0, self._state.memory.refusals(batch.slots)
         link.landed(batch, now_ns)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
@@ -115,7 +119,9 @@ class Completion:
             link.meter.waste(count)
         else:
             passed_on, audited, wasted = 0, 0, count
-            escalated, audits, late = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            escalated, audits, late = self._settle(
+                link, batch, status, start_ns, busy_ns, energy_j, now_ns, refused
+            )
             surplus = self._traffic.accuracy_rows - self._right
             self._right = self._traffic.accuracy_rows
             if not status:
@@ -144,11 +150,19 @@ class Completion:
         self._lanes.forget_idle(link)
 
     def _settle(
-        self, link: Link, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int
+        self,
+        link: Link,
+        batch: Batch,
+        status: int,
+        start_ns: int,
+        busy_ns: int,
+        energy_j: float,
+        now_ns: int,
+        refused: dict[int, str] | None,
     ) -> tuple[int, int, int]:
         """Return the rows of a completed batch to their tickets, escalate those that are not sure enough, and finish
-        tickets that have all of theirs; return how many rows were escalated, how many were audits, and for how many it
-        was too late."""
+        tickets that have all of theirs; `refused` has the reason for each slot whose row the worker could not take.
+        Return how many rows were escalated, how many were audits, and how many were refused or came too late."""
         lane, escalated, audits, late = link.lane, 0, 0, 0
         watching = not status and self._monitor.watching
         watched = watching and self._monitor.watches(lane)
@@ -163,7 +177,15 @@ class Completion:
             ticket.energy_j += energy_j
             if ticket.audit is not None:
                 audits += 1
-                self.finish(ticket, 500 if status else 200, "", now_ns)
+                self.finish(ticket, 500 if status or (refused is not None and slot in refused) else 200, "", now_ns)
+                continue
+            if refused is not None and slot in refused:
+                late += 1
+                self._traffic.accuracy_rows += self._accuracy[lane]
+                if batch.tenants is not None:
+                    batch.tenants[at] = ""  # it was not answered
+                row = f"row {ticket.row_of(slot)}: " if len(ticket.slots) > 1 else ""
+                self.finish(ticket, 400, f"{row}{refused[slot]}", now_ns)
                 continue
             if watched or (watching and ticket.chain is not None):
                 self._monitor.observe(ticket, slot, lane, scores[at] if watched else 0.0, watched)
