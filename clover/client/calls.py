@@ -115,7 +115,8 @@ class Calls:
         info = self.models.get(model)
         if info is None:
             info = yield from self.describe(model, asking.timeout_s)
-        columns, there = arrays_of(info.inputs, inputs), {}
+        columns = arrays_of(info.inputs, inputs)
+        there: Mapping[str, Any] = {}
         if info.steps is not None:
             columns, there = info.steps.before(columns)
         tensors = [WireTensor.of(tensor, columns[tensor.name]) for tensor in info.sent or info.inputs]
