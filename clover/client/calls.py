@@ -7,7 +7,8 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -18,8 +19,11 @@ from clover.client.errors import error_of
 from clover.client.messages import Call, Reply, Send, Wait
 from clover.client.receipts import CallReceipt, receipt_of
 from clover.client.retries import Retries
-from clover.client.tensors import TensorInfo, pack, unpack
+from clover.client.tensors import TensorInfo, WireTensor, arrays_of, unpack
 from clover.errors import BadRequest, DeadlineMissed, ModelFailed
+
+if TYPE_CHECKING:
+    from clover.client.stepping import ClientSteps
 
 _MOST_PARAMETER_US = 1 << 53
 _JSON = {"content-type": "application/json"}
@@ -30,13 +34,19 @@ Request = Callable[[float], tuple[Mapping[str, str], bytes]]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as its metadata describes it; `said` is all of that."""
+    """A model as its metadata describes it; `said` is all of that.
+
+    `inputs` and `outputs` are what the caller gives and gets.  If some of the model's steps are the client's (`steps`),
+    these are not what travels (`sent`).
+    """
 
     name: str
     version: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     said: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    steps: ClientSteps | None = field(repr=False, default=None)
+    sent: tuple[TensorInfo, ...] = field(repr=False, default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,8 @@ class Calls:
 
     `idle_ids` are request ids that no call uses now.  All tries of a call have one id, since a refused one has its
     place in the server's queue by it; calls at the same time have different ones, and later ones use them again,
-    because the server need not parse heads that it has seen before.
+    because the server need not parse heads that it has seen before.  `folders` has, by model, the folder of its family,
+    for steps of the client that need files of it.
     """
 
     retries: Retries
@@ -96,6 +107,7 @@ class Calls:
     monotonic_s: Callable[[], float]
     models: dict[str, ModelInfo] = field(default_factory=dict)
     idle_ids: list[str] = field(default_factory=list)
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def infer(self, model: str, inputs: object, asking: Asking) -> Call[Result]:
         """Ask a model; raises CloverError."""
@@ -103,7 +115,11 @@ class Calls:
         info = self.models.get(model)
         if info is None:
             info = yield from self.describe(model, asking.timeout_s)
-        tensors = pack(info.inputs, inputs)
+        columns = arrays_of(info.inputs, inputs)
+        there: Mapping[str, Any] = {}
+        if info.steps is not None:
+            columns, there = info.steps.before(columns)
+        tensors = [WireTensor.of(tensor, columns[tensor.name]) for tensor in info.sent or info.inputs]
         body = b"".join(tensor.data for tensor in tensors)
         inputs_said = [tensor.header() for tensor in tensors]
 
@@ -130,6 +146,8 @@ class Calls:
         said, binary = _document(reply)
         try:
             outputs = unpack(said["outputs"], binary)
+            if info.steps is not None:
+                outputs = info.steps.after(there, outputs)
             return Result(model, str(said.get("model_version", "")), outputs, receipt, info.outputs)
         except (KeyError, TypeError) as error:
             raise ModelFailed("the server's answer is no infer answer") from error
@@ -156,12 +174,17 @@ class Calls:
         reply = yield from self._ask("GET", f"/v2/models/{quote(model, safe='')}", _nothing, end_s)
         said, _ = _document(reply)
         try:
+            inputs = tuple(TensorInfo.of(one) for one in said["inputs"])
+            outputs = tuple(TensorInfo.of(one) for one in said["outputs"])
+            steps = _steps(said, inputs, outputs, self.folders.get(model))
             found = ModelInfo(
                 model,
                 str((said.get("versions") or [""])[-1]),
-                tuple(TensorInfo.of(one) for one in said["inputs"]),
-                tuple(TensorInfo.of(one) for one in said["outputs"]),
+                steps.inputs if steps is not None else inputs,
+                steps.outputs if steps is not None else outputs,
                 said,
+                steps,
+                inputs,
             )
         except (KeyError, TypeError) as error:
             raise ModelFailed("the server's metadata of this model cannot be read") from error
@@ -219,6 +242,18 @@ class Calls:
             if pause_s is None:
                 raise error_of(reply)
             yield Wait(pause_s)
+
+
+def _steps(
+    said: Mapping[str, Any], inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], folder: Path | None
+) -> ClientSteps | None:
+    """Return the client's steps of a model, if any: without some, none of what they need is imported."""
+    declared = (said.get("parameters") or {}).get("steps")
+    if not declared or declared.get("run") == "worker":
+        return None
+    from clover.client.stepping import steps_of
+
+    return steps_of(said, inputs, outputs, folder)
 
 
 def _nothing(left_s: float) -> tuple[dict[str, str], bytes]:

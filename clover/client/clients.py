@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,19 +29,21 @@ _KEEP = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepali
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a client reaches its server.  `token` is sent as Bearer; `timeout_s` bounds a call with all its tries unless
-    the call says otherwise; `transport` replaces httpx's own (an `httpx.ASGITransport`, say)."""
+    the call says otherwise; `transport` replaces httpx's own (an `httpx.ASGITransport`, say); `folders` has, by model,
+    the folder of its family, for steps of the client that need a file of it."""
 
     token: str = ""
     timeout_s: float = _TIMEOUT_S
     retries: Retries = field(default_factory=Retries)
     transport: Any = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def calls(self) -> Calls:
         """Return the calls of a client with these options."""
         headers = {"accept-encoding": "identity"}  # figures do not shrink, and unpacking them costs both sides
         if self.token:
             headers["authorization"] = f"Bearer {self.token}"
-        return Calls(self.retries, headers, time.monotonic)
+        return Calls(self.retries, headers, time.monotonic, folders=self.folders)
 
 
 def _asking(options: Options, timeout_s: float | None, min_accuracy: float, cascade: bool, fresh: bool) -> Asking:

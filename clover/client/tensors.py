@@ -59,6 +59,15 @@ class WireTensor:
     shape: tuple[int, ...]
     data: bytes
 
+    @classmethod
+    def of(cls, tensor: TensorInfo, array: NDArray[Any]) -> WireTensor:
+        """Return rows of the declared type as they travel."""
+        if tensor.datatype == "BYTES":
+            data = b"".join(len(one).to_bytes(_LENGTH_BYTES, "little") + one for one in array.reshape(-1).tolist())
+        else:
+            data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return cls(tensor.name, tensor.datatype, array.shape, data)
+
     def header(self) -> dict[str, Any]:
         """Return its object in the JSON of the request."""
         size = {"binary_data_size": len(self.data)}
@@ -66,7 +75,14 @@ class WireTensor:
 
 
 def pack(declared: Sequence[TensorInfo], given: object) -> list[WireTensor]:
-    """Return the inputs of a request: `given` is a mapping of names to values, or the value of a model's only input.
+    """Return the inputs of a request; see `arrays_of`."""
+    columns = arrays_of(declared, given)
+    return [WireTensor.of(tensor, columns[tensor.name]) for tensor in declared]
+
+
+def arrays_of(declared: Sequence[TensorInfo], given: object) -> dict[str, NDArray[Any]]:
+    """Return inputs by name as arrays of their types with a leading row axis, BYTES as objects: `given` is a mapping of
+    names to values, or the value of a model's only input.
 
     Raises BadRequest if an input is missing, unknown, or of another type, shape or number of rows.
     """
@@ -80,14 +96,14 @@ def pack(declared: Sequence[TensorInfo], given: object) -> list[WireTensor]:
     if unknown or missing:
         wanted = "; ".join(f"{tensor.name}: {tensor}" for tensor in declared)
         raise BadRequest(f"unknown inputs: {unknown}, missing inputs: {missing}; the model takes {wanted}")
-    packed = [_packed(tensor, given[tensor.name]) for tensor in declared]
-    if len({tensor.shape[0] for tensor in packed}) != 1:
-        counts = ", ".join(f"{tensor.name} {tensor.shape[0]}" for tensor in packed)
+    columns = {tensor.name: _array_of(tensor, given[tensor.name]) for tensor in declared}
+    if len({len(array) for array in columns.values()}) != 1:
+        counts = ", ".join(f"{name} {len(array)}" for name, array in columns.items())
         raise BadRequest(f"the inputs differ in their number of rows: {counts}")
-    return packed
+    return columns
 
 
-def _packed(tensor: TensorInfo, given: object) -> WireTensor:
+def _array_of(tensor: TensorInfo, given: object) -> NDArray[Any]:
     array = _elements(tensor, given) if tensor.datatype == "BYTES" else _numbers(tensor, given)
     if array.ndim == len(tensor.shape):
         array = array[np.newaxis]
@@ -96,11 +112,7 @@ def _packed(tensor: TensorInfo, given: object) -> WireTensor:
         declared not in (-1, axis) for declared, axis in zip(tensor.shape, row, strict=True)
     ):
         raise BadRequest(f"input {tensor.name!r} must be {tensor}, not of shape {list(array.shape)}")
-    if tensor.datatype == "BYTES":
-        data = b"".join(len(one).to_bytes(_LENGTH_BYTES, "little") + one for one in array.reshape(-1).tolist())
-    else:
-        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    return WireTensor(tensor.name, tensor.datatype, array.shape, data)
+    return array
 
 
 def _numbers(tensor: TensorInfo, given: object) -> NDArray[Any]:

@@ -80,8 +80,6 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
             raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown{hint}: {known}")
     if spec.confidence is not None:
         _check_confidence(spec, spec.confidence, where)
-    if spec.openai is not None:
-        _check_openai(spec, spec.openai, where)
 
 
 def _check_openai(spec: FamilySpec, openai: OpenAiSpec, where: str) -> None:
@@ -102,7 +100,9 @@ def _check_openai(spec: FamilySpec, openai: OpenAiSpec, where: str) -> None:
 
 
 def check_sent(spec: FamilySpec, where: str) -> None:
-    """Raise ConfigError for the first thing that is wrong with the tensors that steps send over the wire."""
+    """Raise ConfigError for the first thing that is wrong with the tensors that clients send and get."""
+    if spec.openai is not None:
+        _check_openai(spec, spec.openai, where)
     if spec.steps is not None:
         for key, tensors in (("inputs", spec.steps.inputs), ("outputs", spec.steps.outputs)):
             for index, tensor in enumerate(tensors):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from clover.accounting.account import Account
 from clover.accounting.usage import book_cached
@@ -120,7 +120,7 @@ class CachedAnswers:
 
     def keep(self, ticket: RouterTicket, now_ns: int) -> None:
         """Keep the answers of a ticket that was just answered, if they are what the plan means."""
-        pending: Unanswered = ticket.unanswered
+        pending = cast("Unanswered", ticket.unanswered)
         ticket.unanswered = None
         if pending.plan != self._current_plan() or self._monitor.guard.alarm_level != OK:
             return
@@ -142,7 +142,7 @@ class CachedAnswers:
 
     def receipt(self, ticket: RouterTicket) -> Receipt:
         """Return what a ticket that was answered from the cache cost."""
-        recalled: Recalled = ticket.recalled
+        recalled = cast("Recalled", ticket.recalled)
         answers = recalled.answers
         names = [self._state.traffic.variants[lane] for lane in sorted({kept.lane for kept in answers})]
         accuracy = sum(kept.accuracy for kept in answers) / len(answers)

@@ -161,3 +161,36 @@ def test_a_wrong_precision_is_answered_with_those_there_are(tmp_path: Path) -> N
     wrong = msgspec.structs.replace(made.variants[1], precision="int4")
     with pytest.raises(ConfigError, match="'int4' is unknown"):
         families.load_family(msgspec.structs.replace(made, variants=(wrong,)))
+
+
+EMBEDDER = """
+name = "words"
+openai = { embeddings = true }
+inputs = [{ name = "text", datatype = "BYTES", shape = [1], max_bytes = 64 }]
+outputs = [
+    { name = "vector", datatype = "FP32", shape = [8] },
+    { name = "tokens", datatype = "BYTES", shape = [1], max_bytes = 64 },
+]
+variants = [{ name = "only", loader = "model:load", kind = "python" }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("embeddings = true", 'embeddings = true, output = "vectr"', r"openai\.output: .*did you mean vector"),
+        ("embeddings = true", "embedings = true", r"openai\.embedings: unknown key"),
+        ("embeddings = true", 'embeddings = true, output = "tokens"', "openai.embeddings: 'tokens' is no vector"),
+        ("shape = [8]", "shape = [2, 4]", "openai.embeddings: 'vector' is no vector"),
+        ("shape = [1], max_bytes = 64 }]", "shape = [2], max_bytes = 64 }]", "openai.embeddings: needs one input"),
+    ],
+)
+def test_a_family_embeds_text_as_a_vector(tmp_path: Path, old: str, new: str, message: str) -> None:
+    file = tmp_path / "family.toml"
+    file.write_text(EMBEDDER)
+    found = families.load_family(str(tmp_path)).openai
+    assert found is not None
+    assert found.embeddings
+    file.write_text(EMBEDDER.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message):
+        families.load_family(str(tmp_path))
