@@ -231,6 +231,7 @@ class MpsDevice(MigDevice):
     ) -> MpsDevice:
         """Return GPU number `index` in parts; blocks.  `folder` keeps the record of what is ours, the daemon's folders
         are beside it.  `exclusive` false only looks, and starts no daemon.  Raises DeviceError."""
+        session = session.of_gpu(index)
         gpu = session.call_sync(MpsGpu, session.library, index)
         if gpu.prohibited:
             gpu.check_modes()

@@ -1,9 +1,10 @@
-"""The driver's management library (NVML), spoken to from one thread over one session.
+"""The driver's management library (NVML), spoken to over one session, from a thread for each GPU.
 
 NVML is a blocking C library: a call usually takes microseconds, but destroying an instance takes a second, and under
-load a mere enumeration can take ten.  So nothing of it runs on the event loop.  One thread of its own makes every call,
-one after the other: changes of one GPU never race, and the session (whose start costs more than a thousand readings) is
-opened once, by the first call, and lives as long as its owner.
+load a mere enumeration can take ten.  So nothing of it runs on the event loop.  A thread of its own makes every call
+about one GPU, one after the other: changes of it never race, and a GPU whose driver hangs holds up no other (the driver
+has a lock for each).  What is about no GPU in particular is asked in one more.  The session, whose start costs more
+than a thousand readings, is opened once, by the first call, and lives as long as its owner.
 
 The bindings are the unmodified nvidia-ml-py, imported by that first call and not before.  They only ask the system for
 `libnvidia-ml.so.1`; whichever library answers to that name is what Clover drives.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,16 +97,25 @@ def described(code: int, text: str = "") -> str:
 
 
 class Nvml:
-    """One session in one thread.  `library` is the bindings, or anything that behaves like them; None imports pynvml.
+    """One session.  `library` is the bindings, or anything that behaves like them; None imports pynvml.
 
-    Everything that `call` and `call_sync` run is run in that thread, one after the other, with the session open.
+    Everything that `call` and `call_sync` run is run in one thread, one after the other, with the session open.
     """
 
     def __init__(self, library: Any = None) -> None:
         self._library = library
         self._open = False
         self._closed = False
+        self._opening = threading.Lock()
+        self._of_gpus: dict[int, _GpuSession] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clover-nvml")
+
+    def of_gpu(self, index: int) -> Nvml:
+        """Return this session with a thread of its own, for what is about GPU number `index`.  Closing either closes
+        both."""
+        if index not in self._of_gpus:
+            self._of_gpus[index] = _GpuSession(self, index)
+        return self._of_gpus[index]
 
     @property
     def library(self) -> Any:
@@ -130,6 +141,8 @@ class Nvml:
         if self._closed:
             return
         self._closed = True
+        for session in self._of_gpus.values():
+            session.end()
         self._thread.submit(self._end)
         self._thread.shutdown(wait=True)
 
@@ -141,9 +154,7 @@ class Nvml:
     def _run(self, function: str | Callable[..., T], arguments: tuple[Any, ...]) -> T:
         library = self.library
         try:
-            if not self._open:
-                library.nvmlInit()
-                self._open = True
+            self._begin()
             called: Callable[..., T] = getattr(library, function) if isinstance(function, str) else function
             return called(*arguments)
         except library.NVMLError as error:
@@ -151,10 +162,46 @@ class Nvml:
         except getattr(library, "NVMLLibraryMismatchError", ()) as error:
             raise NvmlError(described(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
 
+    def _begin(self) -> None:
+        with self._opening:
+            if not self._open:
+                self.library.nvmlInit()
+                self._open = True
+
     def _end(self) -> None:
         if self._open:
             self._open = False
             self._library.nvmlShutdown()
+
+
+class _GpuSession(Nvml):
+    """The session `of` in a thread for one GPU."""
+
+    def __init__(self, of: Nvml, index: int) -> None:
+        super().__init__()
+        self._of = of
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"clover-nvml-{index}")
+
+    @property
+    def library(self) -> Any:
+        """The bindings.  Raises DeviceError if they are not installed."""
+        return self._of.library
+
+    def of_gpu(self, index: int) -> Nvml:
+        """Return the session for another GPU, or this one."""
+        return self._of.of_gpu(index)
+
+    def close(self) -> None:
+        """End the session for all GPUs."""
+        self._of.close()
+
+    def end(self) -> None:
+        """End the thread, after what was asked before."""
+        self._closed = True
+        self._thread.shutdown(wait=True)
+
+    def _begin(self) -> None:
+        self._of._begin()
 
 
 def _mapped(error: Any) -> DeviceError:
