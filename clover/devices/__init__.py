@@ -92,8 +92,8 @@ def close(devices: Mapping[str, Device]) -> None:
     gpus = [device for device in devices.values() if isinstance(device, MigDevice)]
     for device in gpus:
         device.close()
-    for session in {id(device.session): device.session for device in gpus}.values():
-        session.close()
+    for device in gpus:
+        device.session.close()
 
 
 def box_path(choice: DeviceChoice, cache: Path) -> Path:

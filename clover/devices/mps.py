@@ -36,7 +36,7 @@ from clover.devices.mps_control import DEFAULT_PIPE, LOG, PIPE, PROGRAM, MpsCont
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import Ownership
 from clover.errors import DeviceError
-from clover.types import Placement, Record
+from clover.types import Method, Placement, Record
 
 log = logging.getLogger("clover.devices")
 
@@ -231,6 +231,7 @@ class MpsDevice(MigDevice):
     ) -> MpsDevice:
         """Return GPU number `index` in parts; blocks.  `folder` keeps the record of what is ours, the daemon's folders
         are beside it.  `exclusive` false only looks, and starts no daemon.  Raises DeviceError."""
+        session = session.of_gpu(index)
         gpu = session.call_sync(MpsGpu, session.library, index)
         if gpu.prohibited:
             gpu.check_modes()
@@ -294,6 +295,10 @@ class MpsDevice(MigDevice):
             found[MEMORY] = f"0={memory >> 20}M"
         return found
 
+    def spare(self, watts: float | None, method: Method) -> None:
+        """Keep the GPU awake whatever a context costs: the daemon's server has one of its own, with workers or without,
+        so that nothing is spared."""
+
     def report(self) -> dict[str, Any]:
         """Return what an operator should know, as JSON."""
         control = self.control
@@ -325,13 +330,17 @@ class MpsDevice(MigDevice):
         self._faulted_polls = 0
 
     async def poll(self) -> bool:
-        """See `MigDevice.poll`; after a fault, also have a daemon of ours that stays in it started anew."""
+        """See `MigDevice.poll`; also start a daemon of ours anew that is gone, or stays in a fault."""
+        control = self.control
+        if self.lost and control is not None and not self.found and not await self._in_thread(control.runs):
+            await self._work.finish(self._restart(control))  # it went with the GPU, whose return asks it
         there = await super().poll()
-        if there and self._faulted_polls >= 0 and self.control is not None:
-            await self._recover(self.control)
+        if there and self._faulted_polls >= 0 and control is not None:
+            await self._recover(control)
         return there
 
     async def _recover(self, control: MpsControl) -> None:
+        """Look whether the daemon is well after a fault, and start one of ours anew that is not."""
         try:
             if not await self._in_thread(control.faulted):
                 self._faulted_polls = -1
@@ -342,7 +351,7 @@ class MpsDevice(MigDevice):
         except DeviceError as error:
             self._faulted_polls += 1
             log.warning("%s: %s", self.name, error)
-            if self._faulted_polls < _STUCK_POLLS:
+            if self._faulted_polls < _STUCK_POLLS and await self._in_thread(control.runs):
                 return
         self._faulted_polls = 0
         if self.found:
@@ -352,7 +361,7 @@ class MpsDevice(MigDevice):
         await self._work.finish(self._restart(control))
 
     async def _restart(self, control: MpsControl) -> None:
-        """Start the daemon anew, with the parts that stood."""
+        """Start the daemon anew, with the parts that stood; none if the GPU is lost."""
         places = list(self._books.ours)
         try:
             await self._in_thread(control.quit)
@@ -361,9 +370,10 @@ class MpsDevice(MigDevice):
             log.error("%s: %s", self.name, error)
             return
         self._parts.forget()
-        await self._look()
-        for place in places:
-            await self._create(place, seen=True)
+        if not self.lost:
+            await self._look()
+            for place in places:
+                await self._create(place, seen=True)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

@@ -306,12 +306,10 @@ def start(pipe: str, *, static: bool, background: bool) -> int:
 
 def running(pipe: str) -> bool:
     """Return whether a daemon has `pipe`."""
-    try:
-        with open(os.path.join(pipe, PID_FILE)) as file:
-            os.kill(int(file.read()), 0)
-    except (OSError, ValueError):
-        return False
-    return True
+    if not os.path.exists(os.path.join(pipe, PID_FILE)):
+        return False  # it only begins to
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        return link.connect_ex(os.path.join(pipe, _CONTROL)) == 0
 
 
 def ask(pipe: str, text: str) -> int:

@@ -29,6 +29,7 @@ from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.devices.mps import MpsDevice
+from clover.devices.polls import GpuPolls
 from clover.energy.cpu_time import ProcessTree, process_ns
 from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
@@ -64,6 +65,7 @@ class Machine:
         self._gpu_guard = GpuGuard(self.gpus, config.mig)
         self.meters: dict[str, EnergyMeter] = {}
         self.core_idle: CoreIdle | None = None
+        self._polls = GpuPolls()
         self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
         self._retrying: asyncio.Task[None] | None = None
@@ -240,13 +242,7 @@ class Machine:
         """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""
         if self.core_idle is not None and self.core_idle.due:
             await asyncio.to_thread(self.core_idle.look)
-        there = []
-        for gpu in self.gpus:
-            try:
-                if await gpu.poll():
-                    there.append(gpu)
-            except CloverError as error:
-                log.warning("%s: %s", gpu.name, error)
+        there = await self._polls.answering(self.gpus)
         if time.monotonic() >= self._retry_s and (self._retrying is None or self._retrying.done()):
             self._retry_s = time.monotonic() + _RETRY_S
             # Beside the watch: the operator's commands around changes may take a minute.

@@ -77,7 +77,7 @@ def control_of(part: MpsPart, timeout_s: float = TERMINATE_S) -> MpsControl:
 
 class BoardFaults(Generic[Worker]):
     """Ends those of `workers` that are clients of MPS.  `on_fault`, an attribute, is called with the pipe directory and
-    a reason after a fault."""
+    a reason after a fault, or if the daemon does not say whether there was one."""
 
     def __init__(self, workers: set[Worker], *, control: Callable[[MpsPart], MpsControl] = control_of) -> None:
         self.on_fault: Callable[[str, str], None] = lambda pipe, why: None
@@ -137,6 +137,7 @@ class BoardFaults(Generic[Worker]):
                 await asyncio.sleep(_LOOK_S)
         except CloverError as error:
             _log.warning("whether a fault ended worker %d is not known: %s", worker.pid, error)
+            self.on_fault(pipe, str(error))
 
     async def over(self, part: MpsPart) -> None:
         """Wait until what a fault of the GPU of `part` began is over."""

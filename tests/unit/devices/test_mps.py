@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,6 +223,38 @@ def test_a_daemon_of_ours_that_stays_in_a_fault_is_started_anew(bench: Bench, mo
     assert device.environment(at("2of4")).keys() == before.keys()
     about = device.report()["mps"]
     assert (about["faults"], about["last_fault"]) == (1, "worker 7 at gpu0:2of4@0: CUDA error 700")
+
+
+def test_a_daemon_of_ours_that_is_gone_is_started_anew(bench: Bench) -> None:
+    device = bench.open()
+    asyncio.run(device.create(at("2of4")))
+    control = device.control
+    assert control is not None
+    (pid,) = control.pipe.glob("*.pid")
+
+    def kill() -> None:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+    kill()
+    device.note_fault("the MPS daemon does not answer")
+    assert asyncio.run(device.poll())
+    assert control.runs()
+    assert chunks(device) == [12]
+    kill()
+    bench.board.lost = True
+    assert not asyncio.run(device.poll())
+    bench.board.lost = False
+    assert asyncio.run(device.poll())
+    assert control.runs()
+    assert device.instances() == ()
+    asyncio.run(device.create(at("4of4")))
+    assert chunks(device) == [27]
+
+
+def test_a_gpu_in_parts_is_never_parked(bench: Bench) -> None:
+    device = bench.open()
+    device.spare(35.0, "measured")
+    assert device.shape().sleep_w is None, "the daemon's server keeps its context"
 
 
 def test_the_server_of_the_daemon_counts_as_ours(bench: Bench) -> None:

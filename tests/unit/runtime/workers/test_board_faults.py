@@ -145,11 +145,13 @@ def test_one_that_we_ended_is_no_fault_by_what_it_says_of_that() -> None:
 
 
 def test_a_daemon_that_does_not_say_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
+    async def main() -> Board:
         board = Board()
         board.daemon.silent = True
         board.faults.died(board.workers[1], "killed by SIGKILL")
         await board.faults.over(board.workers[1].order.mps)
+        return board
 
-    asyncio.run(main())
+    board = asyncio.run(main())
+    assert board.told == [("/pipe", "the MPS daemon did not answer")], "the device looks after it"
     assert "whether a fault ended worker 1 is not known" in caplog.text
