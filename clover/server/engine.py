@@ -62,8 +62,7 @@ class Engine:
 
     def __init__(self, config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, http: bool) -> None:
         loop = self.loop = asyncio.get_running_loop()
-        self.config = config
-        self.draining = False
+        self.config, self.draining = config, False
         self.served: dict[str, Served] = {}
         self.tenants = Tenants(config.tenants)
         self._models: dict[str, Model] = {}
@@ -74,6 +73,7 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
+        self.machine.served = self.served
         self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
@@ -266,7 +266,7 @@ class Engine:
         served.router.closed_reason = reason
         try:
             async with asyncio.timeout(self.config.limits.drain_s):
-                await served.fleet.stop()
+                await served.stop()
         except TimeoutError:
             log.warning("%s: workers did not finish within the drain time", served.name)
         served.router.fail_waiting(reason)
@@ -337,7 +337,7 @@ class Engine:
             await asyncio.sleep(_TICK_S)
             try:
                 for served in self.served.values():
-                    served.fleet.watch()
+                    served.watch()
                 self._follow_targets()
             except Exception:
                 log.exception("checking the workers failed")
@@ -469,7 +469,7 @@ class Engine:
                 served.state, served.reason = "UNAVAILABLE", "its workers did not start"
                 log.warning("%s: failed to load: %s", name, error)
                 await self.controller.release(name)
-                await served.fleet.stop()
+                await served.stop()
                 if name in self._unplanned:
                     await self._unplanned[name].clear()
                 raise Unavailable("its workers did not start") from error

@@ -74,6 +74,8 @@ class FamilyFleet:
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
         self._step_times = StepTimes()
+        self.vacate: Callable[[Placement], Awaitable[None]] = _nothing_there
+        """Called before a placement that no plan has any more is left, to end what else is on it."""
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}
         """Until when (ns) the second is not tried beside the first again."""
 
@@ -125,6 +127,8 @@ class FamilyFleet:
         await self.members.end(assignment, *(there if last else ()))
         if last:
             await self.members.left(place)
+            if all(item.placement != place for item in self.planned):
+                await self.vacate(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
             self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
 
@@ -137,6 +141,11 @@ class FamilyFleet:
     def prepare(self, target: tuple[Assignment, ...]) -> None:
         """See `clover.planning.transition.memory.MemoryAware`."""
         self._target = target
+
+    @property
+    def changing(self) -> bool:
+        """Whether a transition is under way."""
+        return bool(self._target)
 
     @property
     def planned(self) -> tuple[Assignment, ...]:
@@ -403,6 +412,10 @@ class FamilyFleet:
         if before and after:
             self.swaps += sum(before[place] != after[place] for place in before.keys() & after.keys())
             self.repartitions += before.keys() != after.keys()
+
+
+async def _nothing_there(placement: Placement) -> None:
+    """Do nothing: only workers are at a placement."""
 
 
 def _by_placement(assignments: tuple[Assignment, ...]) -> dict[str, set[str]]:
