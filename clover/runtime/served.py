@@ -149,7 +149,7 @@ class Served:
             standby=self._standby_policy,
         )
         self.spares = HotSpares(self.name, workers.spare, self._start_spare)
-        self.fleet.vacate = self.spares.leave
+        self.fleet.vacate, self.fleet.vacate_all = self.spares.leave, self.spares.stop
         self.fleet.pace = self._pace
         self.fleet.members.one_process = self._one_process
         self._know_memory(None)
@@ -368,11 +368,6 @@ class Served:
             there = {item.placement: one.worker for item, one in spawned if one.worker and not one.standby}
             may = {place: worker for place, worker in there.items() if not self._one_process(place)}
             self.spares.tend(self.spares.wanted(may, self.fleet.memory.left_bytes))
-
-    async def stop(self) -> None:
-        """Drain all workers, and end hot spares."""
-        await self.fleet.stop()
-        await self.spares.stop()
 
     async def _start_spare(self, placement: Placement) -> WorkerProcess:
         """Return a new hot spare for a placement that has a worker."""

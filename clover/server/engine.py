@@ -73,13 +73,13 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
-        self.machine.served = self.served
         self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
         self._changing = asyncio.Lock()
         self._answered = True
         self._completions = pool.completions
+        self.machine.served = self.served
         try:
             self.chain, grid_clock = carbon.build(config.carbon)
             self.grid = Grid(self.chain, grid_clock.now)
@@ -266,7 +266,7 @@ class Engine:
         served.router.closed_reason = reason
         try:
             async with asyncio.timeout(self.config.limits.drain_s):
-                await served.stop()
+                await served.fleet.stop()
         except TimeoutError:
             log.warning("%s: workers did not finish within the drain time", served.name)
         served.router.fail_waiting(reason)
@@ -469,7 +469,7 @@ class Engine:
                 served.state, served.reason = "UNAVAILABLE", "its workers did not start"
                 log.warning("%s: failed to load: %s", name, error)
                 await self.controller.release(name)
-                await served.stop()
+                await served.fleet.stop()
                 if name in self._unplanned:
                     await self._unplanned[name].clear()
                 raise Unavailable("its workers did not start") from error

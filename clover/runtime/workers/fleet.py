@@ -76,6 +76,8 @@ class FamilyFleet:
         self._step_times = StepTimes()
         self.vacate: Callable[[Placement], Awaitable[None]] = _nothing_there
         """Called before a placement that no plan has any more is left, to end what else is on it."""
+        self.vacate_all: Callable[[], Awaitable[None]] = _nothing_anywhere
+        """Called once all workers have ended."""
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}
         """Until when (ns) the second is not tried beside the first again."""
 
@@ -404,6 +406,7 @@ class FamilyFleet:
         """Drain every worker at once."""
         self.standby_crew.chooser = None
         await self.members.end_all()
+        await self.vacate_all()
         self.router.stop()
 
     def _count_changes(self, assignments: tuple[Assignment, ...]) -> None:
@@ -412,6 +415,10 @@ class FamilyFleet:
         if before and after:
             self.swaps += sum(before[place] != after[place] for place in before.keys() & after.keys())
             self.repartitions += before.keys() != after.keys()
+
+
+async def _nothing_anywhere() -> None:
+    """Do nothing: there are only workers."""
 
 
 async def _nothing_there(placement: Placement) -> None:
