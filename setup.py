@@ -127,7 +127,7 @@ setup(
         "clover.devices": ["data/*.json"],
         "clover.energy": ["data/*.json"],
         "clover.simulate": ["data/*.json"],
-        **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},
+        **{name: ["*.toml", "*.safetensors", "*.gz", "*.txt", "LICENSE*", "*.md"] for name in FAMILIES},
     },
     include_package_data=False,
     ext_modules=[

@@ -34,14 +34,14 @@ class ScoreError(ValueError):
 
 
 def scorer(spec: FamilySpec) -> Scorer | None:
-    """Return how to score the answers of `spec`; None if it declares no confidence.
+    """Return how to score the answers of the models of `spec`, before any step; None if it declares no confidence.
 
     Raises ConfigError if it names a function of its own that cannot be found.
     """
     confidence = spec.confidence
     if confidence is None:
         return None
-    names = [tensor.name for tensor in spec.outputs]
+    names = [tensor.name for tensor in spec.model_outputs(spec.variants[0])]
     at = names.index(confidence.output) if confidence.output else 0
     if confidence.kind not in CONFIDENCES:
         return _own(resolve(confidence.kind, spec.folder), at)

@@ -57,6 +57,13 @@ class PublishedAccuracy(Record, frozen=True, kw_only=True):
     source: str
 
 
+class PublishedWeights(Record, frozen=True, kw_only=True):
+    """Weights that somebody publishes: where, and their SHA-256 digest, of which `sha256` is as much as is known."""
+
+    url: str
+    sha256: str
+
+
 class VariantSpec(Record, frozen=True, kw_only=True):
     """One quality rung of a family.
 
@@ -75,6 +82,32 @@ class VariantSpec(Record, frozen=True, kw_only=True):
     precision: Precision = "fp32"
     accuracy: PublishedAccuracy | None = None
     parameters: dict[str, str | int | float | bool] = {}
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    """What its model takes and gives if that is not what clients send and get; filled in by Clover."""
+    published: PublishedWeights | None = None
+    untrained: bool = False
+    """Whether its published weights are not here, and it answers with random ones; filled in by Clover."""
+
+
+StepTable = dict[str, str | int | float | bool | list[str | int | float | bool]]
+"""A step as it is declared: its name under "step", and its parameters.  "$name" stands for a variant's parameter."""
+
+
+class StepsSpec(Record, frozen=True, kw_only=True):
+    """What is done to rows before and after the model: `before` makes `inputs` what the model takes, `after` makes what
+    the model gives `outputs` (see `clover.steps`).
+
+    `run` "worker": all of it in the worker, with the batch.  "client": all of it in the client.  "split": what makes a
+    tensor of bytes in the client; arithmetic, and all that comes after the model, in the worker.
+    `inputs` and `outputs` are the tensors of the application; without them they are the model's.
+    """
+
+    run: Literal["worker", "client", "split"] = "worker"
+    inputs: tuple[TensorSpec, ...] = ()
+    before: tuple[StepTable, ...] = ()
+    after: tuple[StepTable, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 class EvaluationSpec(Record, frozen=True, kw_only=True):
@@ -104,7 +137,10 @@ class ConfidenceSpec(Record, frozen=True, kw_only=True):
 
 class FamilySpec(Record, frozen=True, kw_only=True):
     """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.  One
-    without `confidence` does not cascade."""
+    without `confidence` does not cascade.
+
+    `inputs` and `outputs` are what clients send and get.  They are what the models take and give, unless there are
+    `steps` between (`model_inputs`, `model_outputs`)."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -118,7 +154,21 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     max_batch: int = 32
     evaluation: EvaluationSpec | None = None
     confidence: ConfidenceSpec | None = None
+    steps: StepsSpec | None = None
     digest: str = ""
+
+    def model_inputs(self, variant: VariantSpec) -> tuple[TensorSpec, ...]:
+        """Return the tensors that the model of `variant` takes."""
+        return variant.inputs or self.inputs
+
+    def model_outputs(self, variant: VariantSpec) -> tuple[TensorSpec, ...]:
+        """Return the tensors that the model of `variant` gives."""
+        return variant.outputs or self.outputs
+
+    @property
+    def stepped(self) -> bool:
+        """Whether workers run steps around the model."""
+        return self.steps is not None and self.steps.run != "client"
 
     def variant(self, name: str) -> VariantSpec:
         """Return the variant of that name; KeyError if there is none."""

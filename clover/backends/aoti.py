@@ -82,7 +82,7 @@ class AotiBackend:
         if device != "cpu":
             return cuda.Runner(_on_gpu(made, family, variant), family, variant, graphs=True, device=device)
         runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(made), 1)
-        specs = family.inputs
+        specs = family.model_inputs(variant)
 
         def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
             with torch.inference_mode():

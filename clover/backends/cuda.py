@@ -151,9 +151,9 @@ class Runner:
         with torch.inference_mode():
             self._inputs = [
                 None if t.variable else torch.zeros((rows, *t.bound), dtype=torch_dtype(t), device=device)
-                for t in family.inputs
+                for t in family.model_inputs(variant)
             ]
-            self._outputs = [self._buffer(tensor, rows, pinned=on_gpu) for tensor in family.outputs]
+            self._outputs = [self._buffer(tensor, rows, pinned=on_gpu) for tensor in family.model_outputs(variant)]
         if graphs and variant.parameters.get("cuda_graphs", True) and all(i is not None for i in self._inputs):
             self._record_all(record or _Graphs(self))
 
@@ -195,7 +195,7 @@ class Runner:
 
     def _put(self, index: int, array: NDArray[Any], rows: int) -> torch.Tensor:
         """Copy one input to the device, into the buffer that recordings read if there is one; return it there."""
-        source = to_tensor(array, self._family.inputs[index])
+        source = to_tensor(array, self._family.model_inputs(self._variant)[index])
         there = self._inputs[index]
         if there is None:
             return source.to(self._device, non_blocking=True)
@@ -255,15 +255,16 @@ class Runner:
 
     def _differs(self, made: dict[int, Recording]) -> str:
         """Return what is wrong with a replay on fresh rows; "" if all give what the model gives."""
-        family, generator = self._family, np.random.default_rng(1)
+        generator = np.random.default_rng(1)
+        takes, gives = self._family.model_inputs(self._variant), self._family.model_outputs(self._variant)
         fewer = 0
         for size, recording in made.items():
             for rows in (size, fewer + 1):
-                inputs = [parity.made_up(tensor, rows, generator) for tensor in family.inputs]
+                inputs = [parity.made_up(tensor, rows, generator) for tensor in takes]
                 self._replay({})
                 truth = [array.copy() for array in self(inputs)]
                 self._replay({size: recording})
-                _, wrong = parity.compare(family.outputs, self(inputs), truth, self._variant.precision)
+                _, wrong = parity.compare(gives, self(inputs), truth, self._variant.precision)
                 if wrong:
                     what = f"{size} rows" if rows == size else f"{size} rows, used for {rows},"
                     return f"the recorded launches of {what} do not do what the model does: {wrong}"
@@ -274,7 +275,7 @@ class Runner:
         """Run one row without recordings, as a failed recording may have broken more; raises what the model raises."""
         self._replay({})
         generator = np.random.default_rng(2)
-        self([parity.made_up(tensor, 1, generator) for tensor in self._family.inputs])
+        self([parity.made_up(tensor, 1, generator) for tensor in self._family.model_inputs(self._variant)])
 
 
 class _Graphs:

@@ -74,7 +74,7 @@ class EagerBackend:
 
         module = load_module(family, variant, device)
         call = with_casts(module, family, variant)
-        specs = family.inputs
+        specs = family.model_inputs(variant)
 
         def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
             with torch.inference_mode():
@@ -104,7 +104,7 @@ def channels_last(
     for part in wide:
         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        run(example_inputs(family, min(2, family.max_batch)))  # of one row any view of it is contiguous
+        run(example_inputs(family, variant, min(2, family.max_batch)))  # of one row any view of it is contiguous
     except Exception as error:
         _log.debug("%s does not run channels last: %s", variant.name, error)
         for part in wide:

@@ -63,8 +63,8 @@ class OnnxRuntimeBackend:
                 arguments,
                 dynamo=True,
                 dynamic_shapes=shapes,
-                input_names=[tensor.name for tensor in family.inputs],
-                output_names=[tensor.name for tensor in family.outputs],
+                input_names=[tensor.name for tensor in family.model_inputs(variant)],
+                output_names=[tensor.name for tensor in family.model_outputs(variant)],
                 verbose=False,
             )
         for warning in caught:
@@ -72,9 +72,9 @@ class OnnxRuntimeBackend:
         if program is None:
             raise ProfileError(f"the exporter gave nothing for {variant.name}")
         program.save(str(folder / MODEL))
-        self._check(family, folder, [argument.numpy() for argument in arguments])
+        self._check(family, variant, folder, [argument.numpy() for argument in arguments])
 
-    def _check(self, family: FamilySpec, folder: Path, inputs: list[NDArray[Any]]) -> None:
+    def _check(self, family: FamilySpec, variant: VariantSpec, folder: Path, inputs: list[NDArray[Any]]) -> None:
         # The exporter may fix an axis it was told is dynamic, with no more than a warning: try one row and many.
         session = _session(folder / MODEL, 1)
         for rows in {1, family.max_batch}:
@@ -83,7 +83,7 @@ class OnnxRuntimeBackend:
                 for item, array in zip(session.get_inputs(), inputs, strict=True)
             }
             answers = session.run(None, feeds)
-            if len(answers) != len(family.outputs) or any(len(answer) != rows for answer in answers):
+            if len(answers) != len(family.model_outputs(variant)) or any(len(answer) != rows for answer in answers):
                 raise ProfileError(f"the exported model does not take batches of {rows}")
 
     def load(

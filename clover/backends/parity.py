@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clover import families
-from clover.types import FamilySpec, Precision, TensorSpec
+from clover import families, steps
+from clover.types import FamilySpec, Precision, TensorSpec, VariantSpec
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 1e-2}
 """The largest difference, as a share of the largest magnitude in the output, by precision."""
@@ -64,16 +64,17 @@ def compare(
     return worst, wrong
 
 
-def rows_of(family: FamilySpec, most: int = 256) -> list[NDArray[Any]]:
-    """Return rows to compare on: of the calibration split if there is one, otherwise made up: floats uniform in 0..1,
-    whole numbers and booleans zero, which is a valid index everywhere."""
+def rows_of(family: FamilySpec, variant: VariantSpec, most: int = 256) -> list[NDArray[Any]]:
+    """Return rows to compare on, as the model of `variant` takes them: of the calibration split if there is one,
+    otherwise made up: floats uniform in 0..1, whole numbers and booleans zero, which is a valid index everywhere."""
     generator = np.random.default_rng(0)
     if family.evaluation is not None:
         inputs, labels = families.load_evaluation(family, "calibration")
         chosen = generator.permutation(len(labels))[:most]
         if len(chosen) >= family.max_batch:
-            return [array[chosen] for array in inputs]
-    return [made_up(tensor, max(most, family.max_batch), generator) for tensor in family.inputs]
+            sent = steps.as_sent(family, [array[chosen] for array in inputs])
+            return steps.as_modelled(family, variant, sent)
+    return [made_up(tensor, max(most, family.max_batch), generator) for tensor in family.model_inputs(variant)]
 
 
 def made_up(tensor: TensorSpec, rows: int, generator: np.random.Generator) -> NDArray[Any]:

@@ -111,7 +111,7 @@ class TensorRtBackend:
             return "it runs on the slices of a GPU, not on CPU cores"
         if variant.kind != "torch":
             return f"variant {variant.name} is plain Python"
-        for tensor in (*family.inputs, *family.outputs):
+        for tensor in (*family.model_inputs(variant), *family.model_outputs(variant)):
             if tensor.datatype not in DATATYPES:
                 return f"tensor {tensor.name} is {tensor.datatype}"
         return ""
@@ -181,7 +181,7 @@ class TensorRtBackend:
             raise WorkerError(f"the engine of {variant.name} is not for this worker: {reason}")
         library = _library(WorkerError)
         module = _loaded(library, folder / PROGRAM)
-        if family.max_batch == 1 and not any(tensor.variable for tensor in family.inputs):
+        if family.max_batch == 1 and not any(tensor.variable for tensor in family.model_inputs(variant)):
             module = library.runtime.enable_cudagraphs(module).__enter__()  # as long as this process runs
         return cuda.Runner(with_casts(module, family, variant), family, variant, graphs=False, device=device)
 
@@ -212,7 +212,7 @@ def engine_inputs(family: FamilySpec, variant: VariantSpec) -> list[dict[str, An
     half = variant.precision == "fp16"
     return [
         shape_range(family, tensor) | {"dtype": torch_dtype(_halved(tensor) if half else tensor)}
-        for tensor in family.inputs
+        for tensor in family.model_inputs(variant)
     ]
 
 
@@ -268,7 +268,7 @@ def _difference(library: Any, family: FamilySpec, variant: VariantSpec, folder: 
     that."""
     exact = msgspec.structs.replace(variant, precision="fp32")
     eager = cuda.Runner(load_module(family, exact, device), family, exact, graphs=False, device=device)
-    rows = parity.rows_of(family)
+    rows = parity.rows_of(family, variant)
     sizes = parity.batches_of(family)
     # All of eager first: whether TF32 is allowed is the process's, and belongs to the runner made last.
     truth = [[array.copy() for array in eager([row[:size] for row in rows])] for size in sizes]
@@ -277,7 +277,7 @@ def _difference(library: Any, family: FamilySpec, variant: VariantSpec, folder: 
     worst = 0.0
     for size, expected in zip(sizes, truth, strict=True):
         found = engine([row[:size] for row in rows])
-        difference, wrong = parity.compare(family.outputs, found, expected, variant.precision)
+        difference, wrong = parity.compare(family.model_outputs(variant), found, expected, variant.precision)
         if wrong:
             raise ProfileError(f"the engine of {variant.name} is refused: for {size} rows, {wrong}")
         worst = max(worst, difference)

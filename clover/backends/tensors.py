@@ -74,7 +74,8 @@ def with_casts(call: Callable[..., Any], family: FamilySpec, variant: VariantSpe
         return call
     import torch
 
-    declared = [torch_dtype(tensor) if tensor.datatype != "BYTES" else None for tensor in family.outputs]
+    gives = family.model_outputs(variant)
+    declared = [torch_dtype(tensor) if tensor.datatype != "BYTES" else None for tensor in gives]
 
     def casting(*inputs: torch.Tensor) -> tuple[Any, ...]:
         made = call(*[tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs])
@@ -96,10 +97,11 @@ def with_weights(
     return run
 
 
-def example_inputs(family: FamilySpec, rows: int) -> list[NDArray[Any]]:
-    """Return zeros of the declared inputs with `rows` rows, variable axes at their bound; BYTES as empty strings."""
+def example_inputs(family: FamilySpec, variant: VariantSpec, rows: int) -> list[NDArray[Any]]:
+    """Return zeros of what the model of `variant` takes, with `rows` rows, variable axes at their bound; BYTES as empty
+    strings."""
     made: list[NDArray[Any]] = []
-    for tensor in family.inputs:
+    for tensor in family.model_inputs(variant):
         if tensor.datatype == "BYTES":
             made.append(np.full((rows, *(max(axis, 1) for axis in tensor.shape)), b"", dtype=object))
         else:
@@ -118,15 +120,15 @@ def export(
     if variant.kind != "torch":
         raise ProfileError(f"variant {variant.name} is of kind {variant.kind}: only eager runs it")
     # Two example rows: torch.export takes a size of one for a constant.
-    rows = min(2, family.max_batch)
+    rows, takes = min(2, family.max_batch), family.model_inputs(variant)
     arguments = tuple(
         to_tensor(array, tensor).to(device)
-        for array, tensor in zip(example_inputs(family, rows), family.inputs, strict=True)
+        for array, tensor in zip(example_inputs(family, variant, rows), takes, strict=True)
     )
     if variant.precision == "fp16":
         arguments = tuple(item.half() if item.is_floating_point() else item for item in arguments)
     batch = torch.export.Dim("batch", min=1, max=family.max_batch) if family.max_batch > 1 else None
-    shapes = tuple(_dynamic(index, tensor, batch) for index, tensor in enumerate(family.inputs))
+    shapes = tuple(_dynamic(index, tensor, batch) for index, tensor in enumerate(takes))
     return load_module(family, variant, device), arguments, shapes
 
 
@@ -146,7 +148,7 @@ def unsupported(family: FamilySpec, variant: VariantSpec, refused: Sequence[str]
         return f"variant {variant.name} is plain Python"
     if variant.precision == "fp16" and not half:
         return f"variant {variant.name} is fp16, which only eager computes on CPU cores"
-    for tensor in (*family.inputs, *family.outputs):
+    for tensor in (*family.model_inputs(variant), *family.model_outputs(variant)):
         if tensor.datatype in ("BYTES", *refused):
             return f"tensor {tensor.name} is {tensor.datatype}"
     return ""

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-
+from clover.datatypes import DATATYPES
 from clover.types import Precision
+
+__all__ = [
+    "COMPUTED",
+    "COMPUTED_OF_VARIANTS",
+    "CONFIDENCES",
+    "DATATYPES",
+    "DIGEST",
+    "FILE",
+    "LOADER",
+    "MAX_RANK",
+    "MAX_VARIANTS",
+    "NAME",
+    "PRECISIONS",
+    "PUBLISHED",
+    "SPLITS",
+]
 
 FILE = "family.toml"
 COMPUTED = ("folder", "digest")
 """Fields of `FamilySpec` that Clover fills in; a file must not give them."""
+
+COMPUTED_OF_VARIANTS = ("inputs", "outputs", "untrained")
+"""The same of `VariantSpec`."""
 
 SPLITS = ("calibration", "held_out")
 CONFIDENCES = ("top", "margin", "entropy")
@@ -22,24 +40,7 @@ MAX_VARIANTS = 64
 MAX_RANK = 8
 """Axes of a tensor, at most; the batch axis is one of them."""
 
-DATATYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "BF16": np.dtype(np.uint16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BYTES": np.dtype(np.object_),
-}
-"""The Open Inference Protocol's datatypes and the arrays that hold them.  BF16 travels as its 16 bits; BYTES as an
-object array of `bytes`."""
-
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LOADER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+PUBLISHED = re.compile(r"https://[\w.-]+(/[\w.~-]+)+", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{8,64}")

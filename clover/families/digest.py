@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from clover.digests import sha256_of
 from clover.families.declaration import FILE
-from clover.types import FamilySpec, VariantSpec
+from clover.types import FamilySpec, StepsSpec, VariantSpec
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -27,10 +28,18 @@ def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
     declared = msgspec.to_builtins(msgspec.structs.replace(spec, folder="", digest=""))
     if spec.confidence is None:
         del declared["confidence"]  # artifacts that were compiled before cascades existed stay valid
+    if spec.steps is None:
+        del declared["steps"]  # the same of steps
+        for variant in declared["variants"]:
+            _without_steps(variant)
+    else:
+        for variant in declared["variants"]:
+            _without_published(variant)
     total = hashlib.sha256(msgspec.json.encode(declared, order="sorted"))
     if spec.folder:
         folder = Path(spec.folder)
         files = [*python_files(folder), *(folder / variant.weights for variant in variants if variant.weights)]
+        files += files_of(spec.steps, folder)
         declaration = folder / FILE
         if declaration.is_file() and variants == spec.variants:
             files.append(declaration)
@@ -55,9 +64,39 @@ def structure_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
     return _digest_alone(spec, msgspec.structs.replace(chosen, accuracy=None, weights="", version=""))
 
 
+def _without_steps(variant: dict[str, Any]) -> dict[str, Any]:
+    """Remove what steps made of a variant's tensors from its declaration, and return that."""
+    del variant["inputs"], variant["outputs"]
+    return _without_published(variant)
+
+
+def _without_published(variant: dict[str, Any]) -> dict[str, Any]:
+    """Remove from the declaration of a variant that nothing is published of it, and return that."""
+    if variant["published"] is None:
+        del variant["published"], variant["untrained"]
+    return variant
+
+
+def files_of(steps: StepsSpec | None, folder: Path) -> list[Path]:
+    """Return the files of a family's folder that its steps read."""
+    tables = () if steps is None else (*steps.before, *steps.after)
+    names = sorted({str(table["file"]) for table in tables if table.get("file")})
+    return [path for name in names if (path := folder / name).is_file()]
+
+
 def _digest_alone(spec: FamilySpec, chosen: VariantSpec) -> str:
     """Return the sha256 of `spec` as if `chosen` were its only variant."""
-    alone = msgspec.structs.replace(spec, variants=(), evaluation=None, confidence=None, description="", licence="")
+    alone = msgspec.structs.replace(
+        spec,
+        inputs=spec.model_inputs(chosen),
+        outputs=spec.model_outputs(chosen),
+        variants=(),
+        evaluation=None,
+        confidence=None,
+        steps=None,
+        description="",
+        licence="",
+    )
     total = hashlib.sha256(digest(alone, (chosen,)).encode())
-    total.update(msgspec.json.encode(chosen, order="sorted"))
+    total.update(msgspec.json.encode(_without_steps(msgspec.to_builtins(chosen)), order="sorted"))
     return total.hexdigest()

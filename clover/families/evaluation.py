@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from clover.errors import ConfigError
 from clover.families.declaration import DATATYPES, FILE, SPLITS
 from clover.families.loaders import ended, resolve
+from clover.steps import application_inputs
 from clover.types import FamilySpec, TensorSpec
 
 
 def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray[Any]]:
     """Return the labelled rows of `split` ("calibration" or "held_out"): one array [rows, ...] per input, and labels.
+
+    The inputs are as an application has them, before any step: `clover.steps.as_sent` makes of them what clients send.
 
     Raises ConfigError if the family has no such rows, if what its loader returns does not match the declaration, or if
     the loader imports torch.
@@ -37,11 +40,12 @@ def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], N
             f"{where}: imports torch, which the server must not: keep it in a module that only needs NumPy"
         )
     arrays, truth = [np.asarray(array) for array in inputs], np.asarray(labels)
-    if len(arrays) != len(spec.inputs):
-        raise ConfigError(f"{where}: gave {len(arrays)} arrays for {len(spec.inputs)} inputs")
+    wanted = application_inputs(spec)
+    if len(arrays) != len(wanted):
+        raise ConfigError(f"{where}: gave {len(arrays)} arrays for {len(wanted)} inputs")
     if truth.ndim == 0 or len(truth) == 0:
         raise ConfigError(f"{where}: gave no labels")
-    for tensor, array in zip(spec.inputs, arrays, strict=True):
+    for tensor, array in zip(wanted, arrays, strict=True):
         _check_rows(tensor, array, len(truth), where)
     return arrays, truth
 

@@ -20,16 +20,20 @@ import msgspec
 
 from clover.cache import expanded
 from clover.errors import ConfigError
-from clover.families.declaration import COMPUTED, FILE, LOADER, NAME
+from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
 from clover.families.loaders import ended
-from clover.families.validate import check, check_precisions
+from clover.families.published import with_untrained
+from clover.families.validate import check, check_precisions, check_sent
 from clover.hints import did_you_mean
+from clover.steps import with_steps
 from clover.types import (
     ConfidenceSpec,
     EvaluationSpec,
     FamilySpec,
     PublishedAccuracy,
+    PublishedWeights,
+    StepsSpec,
     TensorSpec,
     VariantSpec,
 )
@@ -42,8 +46,10 @@ _TABLES: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
         "variants": VariantSpec,
         "evaluation": EvaluationSpec,
         "confidence": ConfidenceSpec,
+        "steps": StepsSpec,
     },
-    VariantSpec: {"accuracy": PublishedAccuracy},
+    StepsSpec: {"inputs": TensorSpec, "outputs": TensorSpec},
+    VariantSpec: {"accuracy": PublishedAccuracy, "published": PublishedWeights},
 }
 
 
@@ -126,6 +132,11 @@ def _read(folder: Path) -> FamilySpec:
     for key in COMPUTED:
         if key in table:
             raise ConfigError(f"{file}: {key}: is filled in by Clover, remove it")
+    for index, row in enumerate(table.get("variants", ())):
+        for key in COMPUTED_OF_VARIANTS:
+            if isinstance(row, dict) and key in row:
+                text = "is filled in by Clover, remove it (the models of a family take what its [[inputs]] say)"
+                raise ConfigError(f"{file}: variants[{index}].{key}: {text}")
     check_precisions(table.get("variants"), str(file))
     try:
         spec = msgspec.convert(table, FamilySpec)
@@ -162,6 +173,11 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"{where}: folder: {folder} is not a folder")
     check(spec, folder, where)
+    try:
+        spec = with_untrained(with_steps(spec, folder))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    check_sent(spec, where)
     completed = msgspec.structs.replace(spec, folder=str(folder) if folder else "", digest="")
     return msgspec.structs.replace(completed, digest=digest(completed, completed.variants))
 
@@ -181,7 +197,7 @@ def _refuse_unknown(table: dict[str, Any], record: type[msgspec.Struct], path: s
     known = [field.encode_name for field in msgspec.structs.fields(record)]
     for key, value in table.items():
         if key not in known:
-            offered = [name for name in known if name not in COMPUTED]
+            offered = [name for name in known if name not in (*COMPUTED, *COMPUTED_OF_VARIANTS)]
             raise ConfigError(f"{where}: {path}{key}: unknown key{did_you_mean(key, offered)}")
         below = _TABLES.get(record, {}).get(key)
         if below is None:

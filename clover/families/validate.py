@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from clover.errors import ConfigError
-from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, MAX_VARIANTS, NAME, PRECISIONS
+from clover.families.declaration import (
+    CONFIDENCES,
+    DATATYPES,
+    DIGEST,
+    LOADER,
+    MAX_RANK,
+    MAX_VARIANTS,
+    NAME,
+    PRECISIONS,
+    PUBLISHED,
+)
 from clover.hints import did_you_mean
 from clover.types import ConfidenceSpec, FamilySpec, TensorSpec
 
@@ -50,6 +60,10 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         _check_loader(variant.loader, f"{key}.loader", where)
         if variant.weights:
             _check_weights(variant.weights, folder, f"{key}.weights", where)
+        if variant.published is not None and not PUBLISHED.fullmatch(variant.published.url):
+            raise refuse(f"{key}.published.url", f"{variant.published.url!r} is not https://HOST/.../FILE")
+        if variant.published is not None and not DIGEST.fullmatch(variant.published.sha256):
+            raise refuse(f"{key}.published.sha256", "is the first 8 to 64 hexadecimal digits of the file's digest")
         _check_precision(variant.precision, f"{key}.precision", where)
         if variant.kind == "python" and variant.precision != "fp32":
             raise refuse(f"{key}.precision", "belongs to torch variants: a python one computes as its function does")
@@ -63,9 +77,21 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         _check_confidence(spec, spec.confidence, where)
 
 
+def check_sent(spec: FamilySpec, where: str) -> None:
+    """Raise ConfigError for the first thing that is wrong with the tensors that steps send over the wire."""
+    if spec.steps is not None:
+        for key, tensors in (("inputs", spec.steps.inputs), ("outputs", spec.steps.outputs)):
+            for index, tensor in enumerate(tensors):
+                _check_name(tensor.name, f"steps.{key}[{index}].name", where)
+                _check_tensor(tensor, f"steps.{key}[{index}]", where)
+        for tensor in spec.inputs:
+            _check_tensor(tensor, f"steps: what clients send: {tensor.name}", where)
+
+
 def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) -> None:
     """Check that the output exists, and that a built-in score can be computed from it."""
-    outputs = {tensor.name: tensor for tensor in spec.outputs}
+    given = spec.model_outputs(spec.variants[0])
+    outputs = {tensor.name: tensor for tensor in given}
     if confidence.output and confidence.output not in outputs:
         hint = did_you_mean(confidence.output, outputs)
         raise ConfigError(f"{where}: confidence.output: there is no output {confidence.output!r}{hint}")
@@ -75,7 +101,7 @@ def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) 
         hint = did_you_mean(confidence.kind, CONFIDENCES)
         known = f"{', '.join(CONFIDENCES)}, or module:function"
         raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {known}")
-    tensor = outputs[confidence.output] if confidence.output else spec.outputs[0]
+    tensor = outputs[confidence.output] if confidence.output else given[0]
     if DATATYPES.get(tensor.datatype, np.dtype(np.uint8)).kind != "f" or int(np.prod(tensor.bound)) < 2:
         text = f"{confidence.kind!r} needs several floating-point numbers a row, which {tensor.name!r} does not hold"
         raise ConfigError(f"{where}: confidence.kind: {text}: name another output, or a function of your own")

@@ -21,7 +21,7 @@ from clover.profiling.duty import NO_PAUSES, Pauses
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import answers
 from clover.runtime.memory.rows import read_rows
-from clover.runtime.memory.slab import Slab
+from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
 
 _CREDITS = 2
@@ -169,7 +169,7 @@ class Driver:
         while (done := worker.ring.reap()) is None:
             self._wait((worker,), _LOOK_S, until)
         _, status, _, start_ns, end_ns, cpu_ns = done
-        _check(status)
+        self._check(status, list(range(batch)))
         return end_ns - start_ns, cpu_ns
 
     # --- open loop ----------------------------------------------------------------------------------------------
@@ -204,8 +204,8 @@ class Driver:
             for worker in workers:
                 while (done := worker.ring.reap()) is not None:
                     number, status, _, _, end_ns, used_ns = done
-                    _check(status)
                     _, group, first, rows = flying.pop(number)
+                    self._check(status, list(range(group * max_batch, group * max_batch + rows)))
                     ms[first : first + rows] = (end_ns - arrivals[first : first + rows]) / 1e6
                     cpu_ns += used_ns
                     credits.append((worker, group))
@@ -238,6 +238,9 @@ class Driver:
             raise ProfileError(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
 
 
-def _check(status: int) -> None:
-    if status != 0:
-        raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")
+    def _check(self, status: int, slots: list[int]) -> None:
+        """Raise ProfileError if a batch failed, or a row of it was refused."""
+        if status == ROWS_REFUSED and (refused := self._slab.refusals(slots)):
+            raise ProfileError(f"a row that the family is measured with is refused: {next(iter(refused.values()))}")
+        if status != 0:
+            raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")

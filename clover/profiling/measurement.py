@@ -30,6 +30,7 @@ from clover.profiling.busy import busy_share
 from clover.profiling.candidates import Candidates, on_cpu
 from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
+from clover.profiling.client_steps import client_note
 from clover.profiling.driver import Driver
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
@@ -95,6 +96,8 @@ async def measure(
             busy = await busy_share(cores)
             announce = None if instances.on_cores else log.info
             steps, findings = ProgressSteps(options.progress, announce=announce), Findings()
+            if note := await asyncio.to_thread(client_note, spec, options.energy):
+                findings.notes.append(note)
             rig = Rig(
                 spec=spec,
                 pool=pool,

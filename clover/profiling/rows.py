@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clover import families
+from clover import families, steps
 from clover.runtime.memory.rows import write_array, write_bytes
 from clover.runtime.memory.slab import Slab
-from clover.types import FamilySpec, TensorSpec
+from clover.types import FamilySpec
 
 MADE_UP_ROWS = 256
 
@@ -49,27 +49,10 @@ class SampleRows:
 def load(spec: FamilySpec, split: str = "held_out") -> SampleRows:
     """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  Raises ConfigError."""
     if spec.evaluation is not None:
-        return SampleRows(spec, *families.load_evaluation(spec, split))
-    generator = np.random.default_rng(0)
-    inputs = [_made_up(tensor, generator) for tensor in spec.inputs]
-    return SampleRows(spec, inputs, np.empty(0, np.int64))
-
-
-def _made_up(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
-    """Return made-up rows of `tensor`: floats uniform in 0..1, integers and booleans zero (always a valid index),
-    strings "0".
-
-    Variable axes are as long as they may be; of strings, 1.
-    """
-    if tensor.datatype == "BYTES":
-        rows = np.empty((MADE_UP_ROWS, *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
-        rows[:] = b"0"
-        return rows
-    dtype = families.DATATYPES[tensor.datatype]
-    shape = (MADE_UP_ROWS, *tensor.bound)
-    if dtype.kind == "f":
-        return generator.random(shape).astype(dtype)
-    return np.zeros(shape, dtype)
+        inputs, labels = families.load_evaluation(spec, split)
+        return SampleRows(spec, steps.as_sent(spec, inputs), labels)
+    inputs = steps.made_up(spec, MADE_UP_ROWS, np.random.default_rng(0))
+    return SampleRows(spec, steps.as_sent(spec, inputs), np.empty(0, np.int64))
 
 
 def pack(row: NDArray[Any]) -> bytes:

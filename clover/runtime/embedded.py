@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.errors import DeadlineMissed, ModelFailed, RequestError, Unavailable
+from clover.errors import BadRequest, DeadlineMissed, ModelFailed, RequestError, Unavailable
 from clover.interfaces import Ticket as AnyTicket
 from clover.runtime.embedded_inputs import prepare
 from clover.runtime.memory.bytes_codec import split_row
@@ -21,7 +21,7 @@ from clover.runtime.router.tickets import RouterTicket
 from clover.tenants import Tenant
 from clover.types import FamilySpec, Receipt, TensorSpec
 
-_ERRORS: dict[int, type[RequestError]] = {500: ModelFailed, 503: Unavailable, 504: DeadlineMissed}
+_ERRORS: dict[int, type[RequestError]] = {400: BadRequest, 500: ModelFailed, 503: Unavailable, 504: DeadlineMissed}
 
 
 class Answer:

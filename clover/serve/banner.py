@@ -141,7 +141,7 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
                 figure = f" {score.value:.1f} %" + ("" if score.method == "measured" else f" ({score.method})")
             except ProfileError:
                 figure = " (accuracy unknown)"
-        shown.append(variant.name + figure)
+        shown.append(variant.name + (" UNTRAINED (random weights)" if variant.untrained else figure))
     return ", ".join(shown)
 
 
@@ -157,7 +157,14 @@ def _carbon(server: Server) -> str:
 
 
 def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:
-    """Return shell commands that ask for one inference, of a row of zeros (strings are "0"), and for the state."""
+    """Return shell commands that ask for one inference, of a file or a row of zeros (strings are "0"), and for the
+    state."""
+    auth = ' -H "Authorization: Bearer $CLOVER_TOKEN"' if token else ""
+    insecure = " -k" if url.startswith("https") else ""
+    state = f"    curl -s{insecure}{auth} {url}/v2/clover/state"
+    if file := _file_sent(spec):
+        body = f"--data-binary @{file} -H 'Inference-Header-Content-Length: 0'"
+        return [f"    curl -s{insecure}{auth} {url}/v2/models/{name}/infer {body}", state]
     inputs = []
     for tensor in spec.inputs:
         shape = [1, *(1 if tensor.datatype == "BYTES" and axis < 0 else most for axis, most in
@@ -166,10 +173,17 @@ def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:
         head = f'"name": "{tensor.name}", "shape": {shape}, "datatype": "{tensor.datatype}"'
         inputs.append(f'{{{head}, "data": [{zero}] * {math.prod(shape)}}}')
     body = f'import json; print(json.dumps({{"inputs": [{", ".join(inputs)}]}}))'
-    auth = ' -H "Authorization: Bearer $CLOVER_TOKEN"' if token else ""
-    insecure = " -k" if url.startswith("https") else ""
     return [
         f"    python3 -c '{body}' \\",
         f"      | curl -s{insecure}{auth} {url}/v2/models/{name}/infer -d @-",
-        f"    curl -s{insecure}{auth} {url}/v2/clover/state",
+        state,
     ]
+
+
+def _file_sent(spec: FamilySpec) -> str:
+    """Return what a file may be called that is sent as it is; "" if the family does not take one."""
+    if spec.steps is None or not spec.stepped or not spec.steps.before or len(spec.inputs) != 1:
+        return ""
+    takes_file = spec.steps.run == "worker" and spec.inputs[0].datatype == "BYTES"
+    files = {"decode-image": "picture.jpg", "decode-wav": "sound.wav"}
+    return files.get(str(spec.steps.before[0]["step"]), "") if takes_file else ""

@@ -150,6 +150,17 @@ class Batches:
                 region[span] = answer
 
 
+def check_answers(tensors: Sequence[TensorSpec], count: int, answers: Sequence[Any]) -> None:
+    """Raise OutputError unless a model's answers for `count` rows are `tensors`."""
+    if len(answers) != len(tensors):
+        raise OutputError(f"the model gave {len(answers)} outputs, {len(tensors)} are declared")
+    for tensor, answer in zip(tensors, answers, strict=True):
+        if tensor.datatype == "BYTES":
+            _encode(tensor, answer, count)
+        else:
+            _check(tensor, answer, count)
+
+
 def _encode(tensor: TensorSpec, answer: Any, count: int) -> tuple[tuple[int, ...], list[bytes]]:
     array = np.asarray(answer)
     if array.dtype.kind not in "OSU":

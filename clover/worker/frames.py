@@ -143,12 +143,14 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
         def bare(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             return tuple(msgspec.structs.replace(tensor, labels=()) for tensor in tensors)
 
+        names = (self.variant, *(one.variant for one in self.also))
         family = msgspec.structs.replace(
             self.family,
             inputs=bare(self.family.inputs),
             outputs=bare(self.family.outputs),
             variants=tuple(
-                self.family.variant(name) for name in (self.variant, *(one.variant for one in self.also)) if name
+                msgspec.structs.replace(variant, outputs=bare(variant.outputs))
+                for variant in map(self.family.variant, filter(None, names))
             ),
             description="",
         )

@@ -8,6 +8,7 @@ cdef class WorkerLoop:
     cdef tuple _lanes
     cdef Py_ssize_t _lane
     cdef object _run
+    cdef object _steps
     cdef object _doorbell
     cdef object _completions
     cdef object _held

@@ -1,7 +1,8 @@
 """The loop of a worker: take a batch from the ring, gather its rows, run the model, scatter the answers, complete.
 
 A worker may hold several variants; each batch names the lane of the one that answers it.  A model that raises or
-answers in the wrong form fails its batch, not the process.
+answers in the wrong form fails its batch, not the process; a row that a step refuses fails alone
+(`clover.worker.steps`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from clover.errors import WorkerError
 from clover.runtime.memory.slab import Slab
 from clover.worker import frames, pacing
 from clover.worker.batches import Batches
+from clover.worker.steps import LaneSteps
 
 _log = logging.getLogger("clover.worker")
 
@@ -40,10 +42,11 @@ Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 @dataclass(frozen=True, slots=True)
 class ResidentLane:
     """A variant as the loop runs it.  `enter`, if there is one, is called before its first batch after one of another
-    lane: it sets what libraries keep for the whole process."""
+    lane: it sets what libraries keep for the whole process.  `steps`: what is done before and after it."""
 
     run: Run
     enter: Callable[[], None] | None = None
+    steps: LaneSteps | None = None
 
 
 def _no_run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -114,6 +117,7 @@ class WorkerLoop:
         self._lanes = tuple(lanes)
         self._lane = -1
         self._run: Run = _no_run
+        self._steps: LaneSteps | None = None
         self._doorbell = channel.doorbell
         self._completions = channel.completions
         self._held = held
@@ -166,7 +170,7 @@ class WorkerLoop:
         entered = self._lanes[lane] if 0 <= lane < len(self._lanes) else None
         if entered is None:
             raise ValueError(f"a batch names lane {lane}, whose variant is not resident")
-        self._lane, self._run = lane, entered.run
+        self._lane, self._run, self._steps = lane, entered.run, entered.steps
         if entered.enter is not None:
             entered.enter()
         if self._held is not None:
@@ -184,10 +188,12 @@ class WorkerLoop:
         if self._held is not None:
             start_ns = self._held.begin(count)
         try:
-            answers = self._run(self._batches.gather(slots))
-            if self._scores is None:
-                self._batches.scatter(slots, answers)
+            if self._steps is not None:
+                status = self._steps.serve(slots, self._run)
+            elif self._scores is None:
+                self._batches.scatter(slots, self._run(self._batches.gather(slots)))
             else:
+                answers = self._run(self._batches.gather(slots))
                 self._batches.scatter(slots, answers, partial(self._scores.write, slots, answers))
         except WorkerError:
             raise  # this process can compute nothing any more

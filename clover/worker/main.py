@@ -84,10 +84,11 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 if held is not None and order.emulated is not None:
                     held = held.adopt(order.emulated, order.also)
             send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(begun_ns)))
-            residents = ResidentSet(order)
+            residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
-                pinned.pin(slab, batches, order.max_batch)
+                if not spawn.order.spare_lanes:  # else a hot spare has, and what is registered twice is refused
+                    pinned.pin(slab, batches, order.max_batch)
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)

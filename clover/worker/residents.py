@@ -17,10 +17,12 @@ from pathlib import Path
 from clover import backends
 from clover.backends.tensors import example_inputs
 from clover.cache import check_files
+from clover.runtime.memory.slab import Slab
 from clover.worker import frames
-from clover.worker.batches import Batches
+from clover.worker.batches import Batches, check_answers
 from clover.worker.loop import ResidentLane, Run, Scores
 from clover.worker.memory import meter_of, weights_of
+from clover.worker.steps import LaneSteps
 
 _log = logging.getLogger("clover.worker")
 
@@ -40,13 +42,15 @@ class ResidentSet:
     """Loads and warms the variants of `order`, and keeps what each of them holds.  `lanes` are theirs, in the order's
     order: None for one that was left out, which `left_out` has the reason for."""
 
-    def __init__(self, order: frames.WorkerOrder) -> None:
+    def __init__(self, order: frames.WorkerOrder, slab: Slab) -> None:
         self._order = order
+        self._slab = slab
         first = frames.Resident(
             variant=order.variant, backend=order.backend, artifact_dir=order.artifact_dir, threads=order.threads
         )
         self._wanted = (first, *order.also)
         self._runs: list[Run | None] = [None] * len(self._wanted)
+        self._steps: list[LaneSteps | None] = [None] * len(self._wanted)
         self._weights: list[int] = [0] * len(self._wanted)
         self._meter = meter_of(bool(order.visible_devices))
         self.left_out: dict[str, str] = {}
@@ -57,7 +61,10 @@ class ResidentSet:
     @property
     def lanes(self) -> list[ResidentLane | None]:
         """The variants as the loop runs them."""
-        return [None if run is None else ResidentLane(run, self._enter(lane)) for lane, run in enumerate(self._runs)]
+        return [
+            None if run is None else ResidentLane(run, self._enter(lane), self._steps[lane])
+            for lane, run in enumerate(self._runs)
+        ]
 
     def state(self) -> frames.WorkerState:
         """Return what the worker reports once all is done."""
@@ -126,7 +133,7 @@ class ResidentSet:
         first = self._runs[0]
         assert first is not None
         if self._order.family.variant(self._order.variant).kind == "torch":
-            first(example_inputs(self._order.family, 1))
+            first(example_inputs(self._order.family, self._order.family.variant(self._order.variant), 1))
 
     def _enter(self, lane: int) -> Callable[[], None] | None:
         """Return what has to be set before batches of `lane` run: the threads of torch, if variants differ in them."""
@@ -163,7 +170,8 @@ class ResidentSet:
         one, order, run = self._wanted[lane], self._order, self._runs[lane]
         assert run is not None
         start_ns = time.monotonic_ns()
-        inputs = example_inputs(order.family, order.max_batch)
+        variant = order.family.variant(one.variant)
+        inputs = example_inputs(order.family, variant, order.max_batch)
         row_ms = 0.0
         for size, until_ms in sizes(order):
             begin_ms = ms_since(start_ns)
@@ -171,19 +179,29 @@ class ResidentSet:
                 continue
             try:
                 answers = run([array[:size] for array in inputs])
-                batches.check(size, answers)
+                check_answers(order.family.model_outputs(variant), size, answers)
                 if scores is not None:
                     scores.score(answers)
                 if size > 1:  # the very first run is slow and tells little
                     row_ms = (ms_since(start_ns) - begin_ms) / size
             except Exception as error:
-                if order.family.variant(one.variant).kind == "torch":
+                if variant.kind == "torch":
                     raise
                 _log.info("%s does not take zeros: %s", one.variant, reason_of(error))
                 break
             self._meter.settle(self._weights[lane])
+        if order.family.stepped:
+            self._warm_steps(lane, run, batches, scores)
         self._meter.end(one.variant, self._weights[lane])
         self._warm_ms += ms_since(start_ns)
+
+    def _warm_steps(self, lane: int, run: Run, batches: Batches, scores: Scores | None) -> None:
+        """Make the steps of a variant, and take a made-up row through them."""
+        one, family = self._wanted[lane], self._order.family
+        write = scores.write if scores is not None else None
+        made = LaneSteps(family, family.variant(one.variant), self._slab, batches, write, one.threads)
+        made.try_out(run)
+        self._steps[lane] = made
 
 
 def sizes(order: frames.WorkerOrder) -> Iterator[tuple[int, float]]:

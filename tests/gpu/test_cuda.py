@@ -34,7 +34,7 @@ def on_gpu(
     place: Slice, spec: FamilySpec, variant: VariantSpec, backend: str, folder: Path, work: Path
 ) -> tuple[dict[int, list[NDArray[Any]]], dict[str, Any]]:
     """Answers by batch size from a process on the GPU, and what it says of itself."""
-    rows = parity.rows_of(spec)
+    rows = parity.rows_of(spec, variant)
     inputs: dict[str, Any] = {f"{index:03}": array for index, array in enumerate(rows)}
     np.savez(work / "in.npz", **inputs)
     order = CompileOrder(
@@ -57,7 +57,7 @@ def on_gpu(
 
 def on_cpu(spec: FamilySpec, variant: VariantSpec) -> dict[int, list[NDArray[Any]]]:
     """The truth: float32, eager, on this machine's CPU."""
-    rows = parity.rows_of(spec)
+    rows = parity.rows_of(spec, variant)
     exact = msgspec.structs.replace(variant, precision="fp32")
     run = backends.get("eager").load(spec, exact, Path(), 1)
     return {size: run([array[:size] for array in rows]) for size in parity.batches_of(spec)}

@@ -22,11 +22,11 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section"}
+        | {"config_section", "datatypes"}
     ),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
-    frozenset({"tenants"}),
+    frozenset({"tenants", "steps"}),
     frozenset({"interfaces"}),
     frozenset(
         {

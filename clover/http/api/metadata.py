@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clover.steps import described
 from clover.types import FamilySpec, TensorSpec
 
 EXTENSIONS = (
@@ -27,12 +28,16 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [{"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]} for one in listed]
 
+    parameters: dict[str, Any] = {} if spec.steps is None else {"steps": described(spec)}
+    if untrained := [variant.name for variant in spec.variants if variant.untrained]:
+        parameters["untrained"] = untrained
     return {
         "name": name,
         "versions": [spec.version],
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),
+        **({"parameters": parameters} if parameters else {}),
     }
 
 

@@ -96,7 +96,16 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "platform": _TEXT,
             "inputs": _array({"$ref": "#/components/schemas/TensorMetadata"}),
             "outputs": _array({"$ref": "#/components/schemas/TensorMetadata"}),
-        }
+        },
+        {
+            "parameters": _object(
+                {},
+                {
+                    "steps": _described({"type": "object"}, "what is done before and after the model"),
+                    "untrained": _described(_array(_TEXT), "variants that answer with random weights"),
+                },
+            )
+        },
     ),
     "TensorConfig": _object({"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE}),
     "ModelConfig": _object(

@@ -7,8 +7,9 @@ consecutive slots form one contiguous tensor and a worker needs no copy to read 
 
 Before the regions stands one row of words a slot: a generation (uint32, counts the uses of a slot), the confidence of
 its answer (float32, from the worker), the request id (uint64), then per variable tensor its dims (uint32 each) and per
-BYTES tensor its length in bytes.  The first page names all of this (magic, version, sizes, a digest of the tensors); a
-process that attaches with another layout is refused.  Nothing has a name in /dev/shm: the descriptor is passed along,
+BYTES tensor its length in bytes.  A family with steps in its workers has room for a text in each slot, by which a
+worker says why it refused the row.  The first page names all of this (magic, version, sizes, a digest of the tensors);
+a process that attaches with another layout is refused.  Nothing has a name in /dev/shm: the descriptor is passed along,
 and the memory goes with its last holder, however that one dies.
 
 BF16 travels as uint16 and FP16 as float16, because NumPy has no bfloat16.
@@ -22,7 +23,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,12 @@ Kind = Literal["input", "output"]
 
 DTYPES: dict[str, np.dtype[Any]] = {**DATATYPES, "BYTES": np.dtype(np.uint8)}
 """How each OIP datatype lies in a slab."""
+
+ROWS_REFUSED = 2
+"""Status of a completion some of whose rows were refused: their slots say why, the other rows are answered."""
+
+REFUSAL_BYTES = 240
+"""Room for the reason why a row was refused."""
 
 _PAGE_BYTES = 4096
 _ALIGN_BYTES = 64
@@ -96,8 +103,11 @@ class Layout:
         self.slots = slots
         self.inputs = [Region(tensor) for tensor in spec.inputs]
         self.outputs = [Region(tensor) for tensor in spec.outputs]
+        said = TensorSpec(name="refusal", datatype="BYTES", shape=(1,), max_bytes=REFUSAL_BYTES)
+        self.refusal = Region(said) if spec.stepped else None
+        regions = (*self.inputs, *self.outputs, *(() if self.refusal is None else (self.refusal,)))
         words = _HEAD_WORDS
-        for region in (*self.inputs, *self.outputs):
+        for region in regions:
             if region.tensor.variable:
                 region.dims_word = words
                 words += len(region.tensor.shape)
@@ -105,21 +115,22 @@ class Layout:
                 region.length_word = words
                 words += 1
         self.words = words + words % 2  # the request id stays 8-byte aligned in every slot
-        self.row_bytes = self.words * 4 + sum(r.row_bytes for r in (*self.inputs, *self.outputs))
+        self.row_bytes = self.words * 4 + sum(region.row_bytes for region in regions)
         offset = _align(_PAGE_BYTES + slots * self.words * 4)
-        for region in (*self.inputs, *self.outputs):
+        for region in regions:
             region.offset = offset
             offset = _align(offset + slots * region.row_bytes)
         self.bytes = -(-offset // _PAGE_BYTES) * _PAGE_BYTES
         if self.bytes > _MAX_BYTES:
             raise ConfigError(f"a slab of {slots} slots of {self.row_bytes} bytes is too large")
         text = repr([(t.datatype, t.shape, t.bound, t.max_bytes) for t in (*spec.inputs, *spec.outputs)])
+        text += "" if self.refusal is None else f"/{REFUSAL_BYTES}"
         self.digest = hashlib.sha256(f"{len(spec.inputs)}/{text}".encode()).digest()
 
     @classmethod
     def fitting(cls, spec: FamilySpec, most_bytes: int, *, least: int = 1, most: int = 1 << 16) -> Layout:
         """Return the layout with as many slots as fit into `most_bytes`, within `least` .. `most` slots."""
-        room = most_bytes - _PAGE_BYTES - _ALIGN_BYTES * (2 + len(spec.inputs) + len(spec.outputs))
+        room = most_bytes - _PAGE_BYTES - _ALIGN_BYTES * (3 + len(spec.inputs) + len(spec.outputs))
         return cls(spec, max(least, min(most, room // cls(spec, 1).row_bytes)))
 
     def region(self, kind: Kind, index: int) -> Region:
@@ -174,6 +185,7 @@ class Slab:
         """[slots] uint64: the request each slot serves."""
         self._inputs = [self._view(region) for region in layout.inputs]
         self._outputs = [self._view(region) for region in layout.outputs]
+        self._refusals = self._view(layout.refusal) if layout.refusal is not None else None
 
     @classmethod
     def create(cls, layout: Layout) -> Slab:
@@ -263,6 +275,29 @@ class Slab:
         self.set_length(kind, index, slot, len(data))
         self.array(kind, index)[slot, : len(data)] = np.frombuffer(data, np.uint8)
 
+    def refuse(self, slots: Sequence[int], reasons: Mapping[int, str]) -> None:
+        """Write why rows of a batch were refused; `reasons` go by the places of their slots in `slots`."""
+        region, texts = self.layout.refusal, self._refusals
+        assert region is not None
+        assert texts is not None
+        for place, slot in enumerate(slots):
+            said = reasons.get(place, "").encode()[:REFUSAL_BYTES]
+            texts[slot, : len(said)] = np.frombuffer(said, np.uint8)
+            self._words[slot, region.length_word] = len(said)
+
+    def refusals(self, slots: Sequence[int]) -> dict[int, str]:
+        """Return by slot why the worker refused its row; of `slots` those that it refused."""
+        region, texts = self.layout.refusal, self._refusals
+        if region is None or texts is None:
+            return {}
+        found = {}
+        for slot in slots:
+            length = min(int(self._words[slot, region.length_word]), REFUSAL_BYTES)
+            if length:
+                said = texts[slot, :length].tobytes().decode(errors="replace")
+                found[slot] = "".join(char if char.isprintable() else "?" for char in said)
+        return found
+
     def close(self) -> None:
         """Close the descriptor and unmap.  Views that are still held keep the mapping (not the slab) alive."""
         if self.fd >= 0:
@@ -270,6 +305,7 @@ class Slab:
             self.fd = -1
         self._inputs = []
         self._outputs = []
+        self._refusals = None
         self.generation = self.request = self.score = self._words = np.empty(0, np.uint32)  # type: ignore[assignment]
         try:
             self._map.close()

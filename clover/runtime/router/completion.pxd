@@ -42,17 +42,19 @@ cdef class Completion:
     cdef take(self, WorkerLinks process, int64_t now_ns)
     @cython.locals(
         link=Link, batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
-        energy_j=double, surplus=double, escalated=int, audits=int, late=int, passed_on=int, audited=int,
+        energy_j=double, surplus=double, escalated=int, audits=int, late=int, turned_away=int, answered=int,
+        passed_on=int, audited=int,
         wasted=int,
-        paid=int, pace=LanePace,
+        paid=int, pace=LanePace, refused=dict,
     )
     cdef _complete(self, WorkerLinks process, tuple frame, int64_t now_ns)
     @cython.locals(
-        ticket=RouterTicket, lane=int, escalated=int, audits=int, late=int, watched=bint, watching=bint, scores=list,
+        ticket=RouterTicket, lane=int, escalated=int, audits=int, late=int, turned_away=int, watched=bint, watching=bint, scores=list,
         at=Py_ssize_t, slot=Py_ssize_t, waited_ns=int64_t,
     )
     cdef tuple _settle(
-        self, Link link, Batch batch, int status, int64_t start_ns, int64_t busy_ns, double energy_j, int64_t now_ns
+        self, Link link, Batch batch, int status, int64_t start_ns, int64_t busy_ns, double energy_j, int64_t now_ns,
+        dict refused
     )
     cdef finish(self, RouterTicket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
     cdef withdraw(self, RouterTicket ticket)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from clover.accounting.account import Account
+from clover.runtime.memory.slab import ROWS_REFUSED
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.links import Batch, Link, WorkerLinks
@@ -80,6 +81,7 @@ class Completion:
     def _complete(self, process: WorkerLinks, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
         """Record a completed batch and settle its rows."""
         batch_id, status, count, start_ns, end_ns, cpu_ns = frame
+        refused = None
         batch = None
         for link in process.links:
             batch = link.batches.get(batch_id)
@@ -87,6 +89,8 @@ class Completion:
                 break
         if batch is None or count != len(batch.slots):
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
+        if status == ROWS_REFUSED:
+            status, refused = 0, self._state.memory.refusals(batch.slots)
         link.landed(batch, now_ns)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
@@ -107,18 +111,21 @@ class Completion:
             link.meter.waste(count)
         else:
             passed_on, audited, wasted = 0, 0, count
-            escalated, audits, late = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            escalated, audits, late, turned_away = self._settle(
+                link, batch, status, start_ns, busy_ns, energy_j, now_ns, refused
+            )
             surplus = self._traffic.accuracy_rows - self._right
             self._right = self._traffic.accuracy_rows
             if not status:
-                passed_on, audited, wasted = escalated, audits, late
-                surplus -= (count - audits) * self._accuracy[link.lane]
+                passed_on, audited, wasted = escalated, audits, late + turned_away
+                answered = count - escalated - audits - turned_away
+                surplus -= (count - audits - turned_away) * self._accuracy[link.lane]
                 self._escalation.busy_ns[link.lane] = busy_ns
-                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits)
+                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits + turned_away)
                 if link.standby:
-                    self._traffic.relieved_rows += count - escalated - audits
-                self._account.rows_done(self._name, count - escalated - audits, now_ns)
-                link.meter.answered += count - escalated - audits
+                    self._traffic.relieved_rows += answered
+                self._account.rows_done(self._name, answered, now_ns)
+                link.meter.answered += answered
                 if batch.tenants is not None:
                     link.meter.note_answered(batch.tenants)
                     self._traffic.answered_to(link.lane, batch.tenants)
@@ -136,12 +143,20 @@ class Completion:
         self._lanes.forget_idle(link)
 
     def _settle(
-        self, link: Link, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int
-    ) -> tuple[int, int, int]:
+        self,
+        link: Link,
+        batch: Batch,
+        status: int,
+        start_ns: int,
+        busy_ns: int,
+        energy_j: float,
+        now_ns: int,
+        refused: dict[int, str] | None,
+    ) -> tuple[int, int, int, int]:
         """Return the rows of a completed batch to their tickets, escalate those that are not sure enough, and finish
-        tickets that have all of theirs; return how many rows were escalated, how many were audits, and for how many it
-        was too late."""
-        lane, escalated, audits, late = link.lane, 0, 0, 0
+        tickets that have all of theirs; `refused` has the reason for each slot whose row the worker could not take.
+        Return how many rows were escalated, how many were audits, how many came too late, and how many were refused."""
+        lane, escalated, audits, late, turned_away = link.lane, 0, 0, 0, 0
         watching = not status and self._monitor.watching
         watched = watching and self._monitor.watches(lane)
         scores = self._monitor.scores(batch.slots) if watched else []
@@ -155,7 +170,14 @@ class Completion:
             ticket.energy_j += energy_j
             if ticket.audit is not None:
                 audits += 1
-                self.finish(ticket, 500 if status else 200, "", now_ns)
+                self.finish(ticket, 500 if status or (refused is not None and slot in refused) else 200, "", now_ns)
+                continue
+            if refused is not None and slot in refused:
+                turned_away += 1
+                if batch.tenants is not None:
+                    batch.tenants[at] = ""  # it was not answered
+                row = f"row {ticket.row_of(slot)}: " if len(ticket.slots) > 1 else ""
+                self.finish(ticket, 400, f"{row}{refused[slot]}", now_ns)
                 continue
             if watched or (watching and ticket.chain is not None):
                 self._monitor.observe(ticket, slot, lane, scores[at] if watched else 0.0, watched)
@@ -181,7 +203,7 @@ class Completion:
             ticket.outstanding -= 1
             if not ticket.outstanding:
                 self.finish(ticket, 200, "", now_ns)
-        return escalated, audits, late
+        return escalated, audits, late, turned_away
 
     def recover(self, process: WorkerLinks, reason: str, now_ns: int, *, blame: bool) -> None:
         """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With

@@ -215,7 +215,7 @@ class Traffic:
 
     def batch(self, lane: int, rows: int, escalated: int, busy_ns: int, now_ns: int, audits: int = 0) -> None:
         """Count a batch of `rows` rows that a worker finished; `escalated` of them go to another variant, and `audits`
-        were second answers, which no client gets."""
+        were second answers, which no client gets, or refused."""
         count, ns = self.batch_sizes.get(rows, (0, 0))
         self.batch_sizes[rows] = (count + 1, ns + busy_ns)
         self.rows[lane] += rows - escalated - audits

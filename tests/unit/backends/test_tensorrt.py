@@ -315,10 +315,10 @@ def test_parity_is_a_share_of_the_largest(values, share):
 
 
 def test_rows_to_compare_on(toy):
-    (rows,) = parity.rows_of(toy, 16)
+    (rows,) = parity.rows_of(toy, toy.variants[0], 16)
     assert rows.shape == (16, 4)
     bare = msgspec.structs.replace(toy, evaluation=None)
-    (made,) = parity.rows_of(bare, 4)
+    (made,) = parity.rows_of(bare, bare.variants[0], 4)
     assert made.shape == (8, 4)  # enough for the largest batch
     assert ((made >= 0) & (made < 1)).all()
     assert parity.batches_of(toy) == (1, 2, 4, 8)

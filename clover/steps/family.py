@@ -1,0 +1,129 @@
+"""The steps of a family that was read: plans by variant, and rows brought from one form to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from clover.errors import ConfigError
+from clover.steps.arithmetic import Labels
+from clover.steps.pipeline import Mapper, Pipeline
+from clover.steps.plan import StepPlan, plan_of
+from clover.steps.samples import sample_rows
+from clover.steps.step import At, Column, stacked
+from clover.types import FamilySpec, StepTable, TensorSpec, VariantSpec
+
+
+def with_steps(spec: FamilySpec, folder: Path | None) -> FamilySpec:
+    """Return a family as it was declared with its tensors in the program's form: its own are what clients send and get,
+    each variant's what its model takes and gives.  Raises ConfigError for what is wrong with its steps."""
+    if spec.steps is None or any(variant.inputs for variant in spec.variants):
+        return spec
+    plans = [plan_of(spec.steps, spec.inputs, spec.outputs, variant, folder) for variant in spec.variants]
+    for variant, plan in zip(spec.variants, plans, strict=True):
+        if plan.inputs != plans[0].inputs:
+            raise ConfigError(
+                f"steps.run: {spec.steps.run!r}: a client does not know which variant answers, and {variant.name!r} "
+                f"would take other inputs than {spec.variants[0].name!r}: let the steps run in the worker"
+            )
+    variants = tuple(
+        replace(variant, inputs=plan.model_inputs, outputs=plan.model_outputs)
+        for variant, plan in zip(spec.variants, plans, strict=True)
+    )
+    return replace(spec, inputs=plans[0].inputs, outputs=plans[0].outputs, variants=variants)
+
+
+def described(spec: FamilySpec) -> dict[str, Any]:
+    """Return what a client has to know of the steps of a family, to run those that are its own: parameters of variants
+    filled in where all have the same, and labels in place of the file that has them."""
+    assert spec.steps is not None
+    first = spec.variants[0].parameters
+    same = {
+        name: value
+        for name, value in first.items()
+        if all(variant.parameters.get(name) == value for variant in spec.variants)
+    }
+
+    def filled(table: StepTable) -> StepTable:
+        made = {
+            key: same.get(value[1:], value) if isinstance(value, str) and value.startswith("$") else value
+            for key, value in table.items()
+        }
+        if made.get("step") == "labels" and "file" in made and spec.folder:
+            names = Labels(file=str(made.pop("file"))).names(At("", "", Path(spec.folder)))
+            made["labels"] = [name.decode(errors="replace") for name in names]
+        return made
+
+    steps = replace(
+        spec.steps,
+        before=tuple(filled(table) for table in spec.steps.before),
+        after=tuple(filled(table) for table in spec.steps.after),
+    )
+    found: dict[str, Any] = msgspec.to_builtins(steps)
+    return found
+
+
+def plan_for(spec: FamilySpec, variant: VariantSpec) -> StepPlan | None:
+    """Return what the steps of a completed family do for one of its variants; None if it has no steps."""
+    if spec.steps is None:
+        return None
+    folder = Path(spec.folder) if spec.folder else None
+    return plan_of(spec.steps, spec.model_inputs(variant), spec.model_outputs(variant), variant, folder)
+
+
+def application_inputs(spec: FamilySpec) -> tuple[TensorSpec, ...]:
+    """Return the tensors of the application, before any step."""
+    return spec.steps.inputs if spec.steps is not None and spec.steps.inputs else spec.inputs
+
+
+def as_sent(spec: FamilySpec, rows: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return rows of the application as clients send them: through the client's steps, if it has any.
+
+    Raises ConfigError if a row is refused."""
+    plan = plan_for(spec, spec.variants[0])
+    if plan is None or not plan.client_before:
+        return list(rows)
+    return _through(plan.client_before, application_inputs(spec), rows, plan.sent)
+
+
+def as_modelled(spec: FamilySpec, variant: VariantSpec, rows: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Return rows as clients send them as the model of `variant` takes them: through the worker's steps.
+
+    Raises ConfigError if a row is refused."""
+    plan = plan_for(spec, variant)
+    if plan is None or not plan.worker_before:
+        return list(rows)
+    return _through(plan.worker_before, spec.inputs, rows, plan.taken)
+
+
+def made_up(spec: FamilySpec, rows: int, generator: np.random.Generator) -> list[NDArray[Any]]:
+    """Return made-up rows of the application, valid for the family's steps."""
+    plan = plan_for(spec, spec.variants[0])
+    steps = () if plan is None else (*plan.client_before.steps, *plan.worker_before.steps)
+    return sample_rows(application_inputs(spec), steps, rows, generator)
+
+
+def _through(
+    pipeline: Pipeline, tensors: Sequence[TensorSpec], rows: Sequence[NDArray[Any]], names: Sequence[str]
+) -> list[NDArray[Any]]:
+    columns: dict[str, Column] = {tensor.name: column for tensor, column in zip(tensors, rows, strict=True)}
+    found = pipeline.apply(columns, len(rows[0]))
+    if found.refused:
+        place, reason = next(iter(found.refused.items()))
+        raise ConfigError(f"row {place} is refused: {reason}")
+    return [np.ascontiguousarray(stacked(found.columns[name])) for name in names]
+
+
+def thread_mapper(threads: int) -> Mapper:
+    """Return `map`, or that of a pool of so many threads; decoders of pictures compute outside Python's lock."""
+    if threads < 2:
+        return map
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads, "clover-steps").map

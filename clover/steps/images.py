@@ -1,0 +1,238 @@
+"""Steps on images: from JPEG or PNG bytes to the tensor that a vision model takes.
+
+The same calls as torchvision's transforms on PIL images, so the results are the same to the last bit, up to rounding
+in `normalise`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.errors import ConfigError
+from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, text_of
+from clover.types import TensorSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_FORMATS = ("JPEG", "PNG")
+_SAMPLE_SIDE = 320
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise ConfigError("steps on images need pillow: pip install pillow") from error
+    return Image
+
+
+class DecodeImage(DataStep, frozen=True, kw_only=True):
+    """JPEG or PNG bytes to UINT8 [height, width, channels].
+
+    An image of more than `max_pixels` is refused before it is unpacked.  `upright` turns it as its EXIF orientation
+    says, as viewers do.  Beside the image it writes its height and width (INT32 [2]) as "NAME_size".
+    """
+
+    mode: Literal["RGB", "L"] = "RGB"
+    max_pixels: int = 40_000_000
+    upright: bool = True
+    by_row: ClassVar[bool] = True
+
+    def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
+        """See `DataStep.flow`."""
+        _pillow()
+        read(tensors, at.source, ("BYTES",))
+        channels = 3 if self.mode == "RGB" else 1
+        tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
+        size = f"{at.target}_size"
+        tensors[size] = fixed(size, "INT32", (2,))
+
+    def row(self, values: dict[str, Any], at: At) -> None:
+        """See `DataStep.row`."""
+        image = self._decode(text_of(values[at.source]))
+        array = np.asarray(image)
+        values[at.target] = array[:, :, None] if array.ndim == 2 else array
+        values[f"{at.target}_size"] = np.array(array.shape[:2], np.int32)
+
+    def _decode(self, data: bytes) -> Image.Image:
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+                width, height = opened.size
+                if width * height > self.max_pixels:
+                    raise BadRow(f"the image has {width} x {height} pixels, more than the {self.max_pixels} allowed")
+                opened.load()
+                image: Image.Image = opened
+                if self.upright:
+                    image = ImageOps.exif_transpose(opened)
+                if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip
+                    image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+                return image.convert(self.mode)
+        except BadRow:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise BadRow(f"the image has more than the {self.max_pixels} pixels allowed") from None
+        except Exception:  # a decoder meets arbitrary bytes, and raises whatever it stumbles over
+            raise BadRow("the bytes are not a whole JPEG or PNG image") from None
+
+    def sample(self, generator: np.random.Generator) -> Any:
+        """Return the JPEG of a smooth, coloured picture."""
+        from PIL import Image
+
+        rough = generator.integers(0, 256, (8, 8, 3), np.uint8)
+        image = Image.fromarray(rough).resize((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.BICUBIC)
+        made = io.BytesIO()
+        image.save(made, "JPEG", quality=90)
+        return made.getvalue()
+
+
+class Resize(DataStep, frozen=True, kw_only=True):
+    """UINT8 [h, w, c] to another size, antialiased: `size` as a number is that of the shorter side, as two are height
+    and width; `height` keeps the proportions up to `max_width`."""
+
+    size: int | tuple[int, int] | None = None
+    height: int = 0
+    max_width: int = 0
+    method: Literal["bilinear", "bicubic"] = "bilinear"
+    by_row: ClassVar[bool] = True
+
+    def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
+        """See `DataStep.flow`."""
+        _pillow()
+        given = _image(tensors, at)
+        if (self.size is None) == (self.height == 0):
+            raise ConfigError("one of size and height is needed")
+        if min(self.height or 1, self.max_width or 1, *_sides(self.size)) < 1:
+            raise ConfigError("sizes are at least 1")
+        channels = given.shape[2]
+        if self.height:
+            most = self.max_width or UNBOUNDED
+            tensors[at.target] = fixed(at.target, "UINT8", (self.height, -1, channels), (self.height, most, channels))
+        elif isinstance(self.size, int) and given.shape[0] > 0 and given.shape[1] > 0:
+            tensors[at.target] = fixed(at.target, "UINT8", (*self._size(*given.shape[:2]), channels))
+        elif isinstance(self.size, int):
+            tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
+        else:
+            assert self.size is not None
+            tensors[at.target] = fixed(at.target, "UINT8", (*self.size, channels))
+
+    def row(self, values: dict[str, Any], at: At) -> None:
+        """See `DataStep.row`."""
+        from PIL import Image
+
+        given: NDArray[Any] = values[at.source]
+        height, width = self._size(*given.shape[:2])
+        if max(height, width) > UNBOUNDED or height * width > 1 << 27:
+            raise BadRow(f"the image would be resized to {height} x {width} pixels: it is too long and thin")
+        if (height, width) == given.shape[:2]:
+            values[at.target] = given
+            return
+        how = Image.Resampling.BICUBIC if self.method == "bicubic" else Image.Resampling.BILINEAR
+        plain = given[:, :, 0] if given.shape[2] == 1 else given
+        made = np.asarray(Image.fromarray(plain).resize((width, height), how))
+        values[at.target] = made[:, :, None] if made.ndim == 2 else made
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width after resizing; the longer side is rounded down, as torchvision does."""
+        if self.height:
+            wide = max(1, math.ceil(self.height * width / height))
+            return self.height, min(wide, self.max_width) if self.max_width else wide
+        if not isinstance(self.size, int):
+            assert self.size is not None
+            return self.size
+        if height < width:
+            return self.size, int(self.size * width / height)
+        return int(self.size * height / width), self.size
+
+
+class Crop(DataStep, frozen=True, kw_only=True):
+    """The middle of an image [h, w, c], `size` pixels high and wide (or as two numbers); black where the image is
+    smaller."""
+
+    size: int | tuple[int, int]
+    by_row: ClassVar[bool] = True
+
+    def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
+        """See `DataStep.flow`."""
+        given = _image(tensors, at)
+        if min(_sides(self.size)) < 1:
+            raise ConfigError("sizes are at least 1")
+        tensors[at.target] = fixed(at.target, "UINT8", (*self._size(), given.shape[2]))
+
+    def row(self, values: dict[str, Any], at: At) -> None:
+        """See `DataStep.row`."""
+        given: NDArray[Any] = values[at.source]
+        high, wide = self._size()
+        short, narrow = max(0, high - given.shape[0]), max(0, wide - given.shape[1])
+        if short or narrow:
+            edges = ((short // 2, (short + 1) // 2), (narrow // 2, (narrow + 1) // 2), (0, 0))
+            given = np.pad(given, edges)
+        top, left = round((given.shape[0] - high) / 2.0), round((given.shape[1] - wide) / 2.0)
+        values[at.target] = given[top : top + high, left : left + wide]
+
+    def _size(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class Normalise(DataStep, frozen=True, kw_only=True):
+    """UINT8 [h, w, c] to FP32: divided by 255, less `mean`, divided by `std` (one number a channel, or none), and
+    channels first unless `channels` says "last"."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channels: Literal["first", "last"] = "first"
+    arithmetic: ClassVar[bool] = True
+
+    def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
+        """See `DataStep.flow`."""
+        given = _image(tensors, at)
+        for values, name in ((self.mean, "mean"), (self.std, "std")):
+            if values and len(values) not in (1, given.shape[2]):
+                raise ConfigError(f"{name} has {len(values)} numbers for {given.shape[2]} channels")
+        if self.std and min(self.std) <= 0:
+            raise ConfigError("std is positive")
+
+        def ordered(axes: tuple[int, ...]) -> tuple[int, ...]:
+            return (axes[2], *axes[:2]) if self.channels == "first" else axes
+
+        tensors[at.target] = fixed(at.target, "FP32", ordered(given.shape), ordered(given.bound))
+
+    def batch(self, columns: dict[str, Column], at: At) -> None:
+        """See `DataStep.batch`."""
+        given = columns[at.source]
+        if isinstance(given, np.ndarray):
+            columns[at.target] = self._normalised(given)
+        elif len({row.shape for row in given}) == 1:
+            columns[at.target] = self._normalised(np.stack(given))
+        else:
+            columns[at.target] = [self._normalised(row[None])[0] for row in given]
+
+    def _normalised(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        ordered = images.transpose(0, 3, 1, 2) if self.channels == "first" else images
+        made = ordered.astype(np.float32, order="C")
+        shape = (-1, 1, 1) if self.channels == "first" else (-1,)
+        made /= np.float32(255)
+        if self.mean:
+            made -= np.array(self.mean, np.float32).reshape(shape)
+        if self.std:
+            made /= np.array(self.std, np.float32).reshape(shape)
+        return made
+
+
+def _image(tensors: dict[str, TensorSpec], at: At) -> TensorSpec:
+    """Return the image that a step reads.  Raises ConfigError if it is none."""
+    given = read(tensors, at.source, ("UINT8",))
+    if len(given.shape) != 3 or given.shape[2] not in (1, 3):
+        raise ConfigError(f"it takes an image [height, width, 1 or 3], and {at.source!r} is {list(given.shape)}")
+    return given
+
+
+def _sides(size: int | tuple[int, int] | None) -> tuple[int, ...]:
+    return (1,) if size is None else (size,) if isinstance(size, int) else size

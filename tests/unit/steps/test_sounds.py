@@ -1,0 +1,120 @@
+"""Sounds: WAV files as Python's `wave` and NumPy hold them, other rates, lengths and frames."""
+
+from __future__ import annotations
+
+import io
+import struct
+import wave
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from clover.steps import BadRow
+from clover.steps.sounds import DecodeWav, Frame, Pad, decode_wav, encode_wav, resampled
+from clover.steps.step import At, bytes_row
+
+AT = At("x", "x", None)
+RATE = 8000
+
+
+def tone(seconds: float = 0.25, rate: int = RATE, hertz: float = 440.0) -> NDArray[np.float64]:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def by_wave(samples: NDArray[np.float64], width: int, channels: int = 1) -> bytes:
+    """Return samples as the standard library writes them, `channels` times side by side."""
+    whole = np.round(samples * ((1 << (8 * width - 1)) - 1)).astype(np.int64)
+    wide = np.repeat(whole, channels).astype("<i8")
+    body = wide.view(np.uint8).reshape(-1, 8)[:, :width]
+    body = body if width > 1 else (wide + 128).astype(np.uint8)
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setparams((channels, width, RATE, 0, "NONE", ""))
+        file.writeframes(body.tobytes())
+    return made.getvalue()
+
+
+def by_float(samples: NDArray[Any], datatype: str) -> bytes:
+    body = samples.astype(datatype).tobytes()
+    width = np.dtype(datatype).itemsize
+    form = struct.pack("<HHIIHH", 3, 1, RATE, RATE * width, width, 8 * width)
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"odd " + struct.pack("<I", 3) + b"abc\0"
+    return b"RIFF\0\0\0\0WAVE" + chunks + b"data" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_whole_numbers_of_every_width(width: int, channels: int) -> None:
+    found, rate = decode_wav(by_wave(tone(), width, channels))
+    assert (rate, found.dtype, found.shape) == (RATE, np.float32, (2000,))
+    np.testing.assert_allclose(found, tone(), atol=2.0 ** (2 - 8 * width) + 1e-6)
+
+
+@pytest.mark.parametrize("datatype", ["<f4", "<f8"])
+def test_floats_and_chunks_that_are_not_known(datatype: str) -> None:
+    found, _ = decode_wav(by_float(tone(), datatype))
+    np.testing.assert_array_equal(found, tone().astype(np.float32))
+
+
+def test_what_is_no_sound_is_refused_with_a_reason() -> None:
+    whole = encode_wav(tone(), RATE)
+    for data, reason in (
+        (b"", "not a WAV file"),
+        (whole[:36], "no samples"),
+        (whole[:44], "no samples"),
+        (whole[:20] + b"\x02" + whole[21:], "samples of kind 2"),
+        (whole[:22] + b"\0\0" + whole[24:], "0 channels"),
+        (by_float(np.array([np.nan, 0.0]), "<f4"), "no finite numbers"),
+    ):
+        with pytest.raises(BadRow, match=reason):
+            decode_wav(data)
+    for step, reason in (
+        (DecodeWav(rate=RATE, max_seconds=0.1), "longer than the 0.1 s"),
+        (DecodeWav(rate=16000, resample=False), "8000 samples a second, and 16000"),
+    ):
+        with pytest.raises(BadRow, match=reason):
+            step.row({"x": bytes_row(whole)}, AT)
+
+
+WHOLE = encode_wav(tone(0.01), RATE)
+
+
+@given(st.integers(0, len(WHOLE)), st.binary(max_size=60))
+def test_no_bytes_do_harm(keep: int, junk: bytes) -> None:
+    for data in (junk, WHOLE[:keep] + junk, WHOLE[:keep] + junk + WHOLE[keep + len(junk) :]):
+        values: dict[str, Any] = {"x": bytes_row(data)}
+        try:
+            DecodeWav(rate=RATE).row(values, AT)
+        except BadRow as error:
+            assert str(error)  # noqa: PT017 - either is fine
+        else:
+            assert np.isfinite(values["x"]).all()
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(44100, 16000), (8000, 16000), (16000, 11025)])
+def test_a_tone_stays_a_tone_at_another_rate(rate: int, wanted: int) -> None:
+    found = resampled(tone(0.25, rate).astype(np.float32), rate, wanted)
+    inner = slice(wanted // 50, -wanted // 50)
+    np.testing.assert_allclose(found[inner], tone(0.25, wanted)[: len(found)][inner], atol=2e-3)
+
+
+def test_above_half_the_new_rate_nothing_is_left() -> None:
+    found = resampled(tone(0.25, 44100, 12000.0).astype(np.float32), 44100, 16000)
+    assert np.abs(found[500:-500]).max() < 2e-3
+
+
+def test_lengths_and_frames() -> None:
+    rows = [np.arange(5, dtype=np.float32), np.arange(9, dtype=np.float32)]
+    columns: dict[str, Any] = {"x": rows}
+    Pad(multiple=4).batch(columns, AT)
+    assert [row.tolist()[4:] for row in columns["x"]] == [[4, 0, 0, 0, 0, 0, 0, 0], [4, 5, 6, 7, 8, 0, 0, 0]]
+    columns = {"x": rows}
+    Pad(size=7, value=-1).batch(columns, AT)
+    assert [row.tolist()[4:] for row in columns["x"]] == [[4, -1, -1], [4, 5, 6]]
+    columns = {"x": [*rows, np.ones(2, np.float32)]}
+    Frame(size=4, hop=3).batch(columns, AT)
+    assert [row.tolist() for row in columns["x"]] == [[[0, 1, 2, 3]], [[0, 1, 2, 3], [3, 4, 5, 6]], [[1, 1, 0, 0]]]
