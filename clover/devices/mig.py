@@ -11,7 +11,7 @@ at all, those that exist are *fixed* (`clover.devices.fixed`): one layout, and m
 that is lost has no layouts and refuses everything; what should have been removed meanwhile is removed when it comes
 back.  MIG mode is never changed.
 
-The books are kept on the event loop; the session's thread only asks the driver and keeps the record
+The books are kept on the event loop; the session's thread for the GPU only asks the driver and keeps the record
 (`OwnedInstances`).  A change that has begun is finished even if its caller is cancelled; changes of one place wait for
 each other.
 """
@@ -77,8 +77,7 @@ class MigDevice:
         self.fixed = gpu.fixed
         self.others = gpu.others
         self.emulated = emulated
-        self.session = session
-        self._lane = session.lane(gpu.uuid)
+        self.session = session.of_gpu(gpu.index)
         self.lost = False
         self.hooks = ChangeHooks()
         self.nodes: tuple[str, ...] = (clients.CAPABILITIES,)
@@ -113,6 +112,7 @@ class MigDevice:
         instances are used, and as they are.  `options` as of the constructor.  Raises DeviceError: no such GPU, another
         Clover has it, or the record is damaged.
         """
+        session = session.of_gpu(index)
         gpu = session.call_sync(seen, session.library, index, named)
         gpu.check_modes()
         root = None if options.get("emulated") else Path("/")
@@ -486,7 +486,7 @@ class MigDevice:
 
     async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
-            return await self._lane.call(function, *arguments)
+            return await self.session.call(function, *arguments)
         except DeviceLost:
             self._lose()
             raise DeviceLost(f"{self.name}: {nvml.LOST}") from None

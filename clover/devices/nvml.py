@@ -1,10 +1,11 @@
-"""The driver's management library (NVML), spoken to from one thread over one session.
+"""The driver's management library (NVML), spoken to over one session, from a thread for each GPU.
 
 NVML is a blocking C library: a call usually takes microseconds, but destroying an instance takes a second, and under
-load a mere enumeration can take ten.  So nothing of it runs on the event loop.  One thread of its own makes every call,
-one after the other: changes of one GPU never race, and the session (whose start costs more than a thousand readings) is
-opened once, by the first call, and lives as long as its owner.  Changes of different GPUs, and readings of meters, are
-made in lanes of their own (`lane`), as each change takes seconds in which the others need not wait.
+load a mere enumeration can take ten.  So nothing of it runs on the event loop.  A thread of its own makes every call
+about one GPU, one after the other: changes of it never race, and a GPU whose driver hangs holds up no other (the driver
+has a lock for each).  What is about no GPU in particular is asked in one more, and meters read in one of their own, as
+a change takes seconds (`lane`).  The session, whose start costs more than a thousand readings, is opened once, by the
+first call, and lives as long as its owner.
 
 The bindings are the unmodified nvidia-ml-py, imported by that first call and not before.  They only ask the system for
 `libnvidia-ml.so.1`; whichever library answers to that name is what Clover drives.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,17 +98,30 @@ def described(code: int, text: str = "") -> str:
 
 
 class Nvml:
-    """One session in one thread.  `library` is the bindings, or anything that behaves like them; None imports pynvml.
+    """One session.  `library` is the bindings, or anything that behaves like them; None imports pynvml.
 
-    Everything that `call` and `call_sync` run is run in that thread, one after the other, with the session open.
+    Everything that `call` and `call_sync` run is run in one thread, one after the other, with the session open.
     """
 
     def __init__(self, library: Any = None) -> None:
         self._library = library
         self._open = False
         self._closed = False
+        self._opening = threading.Lock()
+        self._lanes: dict[str, _LaneSession] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clover-nvml")
-        self._lanes: dict[str, Nvml] = {}
+
+    def of_gpu(self, index: int) -> Nvml:
+        """Return this session with a thread of its own, for what is about GPU number `index`.  Closing either closes
+        both."""
+        return self.lane(str(index))
+
+    def lane(self, name: str) -> Nvml:
+        """Return this session with a thread of its own, for calls that shall not wait for those of others (NVML takes
+        calls from any thread).  Closing either closes both."""
+        if name not in self._lanes:
+            self._lanes[name] = _LaneSession(self, name)
+        return self._lanes[name]
 
     @property
     def library(self) -> Any:
@@ -117,13 +132,6 @@ class Nvml:
             except ImportError as error:
                 raise DeviceError("nvidia-ml-py is not installed: pip install nvidia-ml-py") from error
         return self._library
-
-    def lane(self, name: str) -> Nvml:
-        """Return the lane `name` of this session: calls in a thread of its own, one after the other, which do not wait
-        for those of other lanes (NVML takes calls from any thread).  It ends with this session."""
-        if name not in self._lanes:
-            self._lanes[name] = Nvml(self._library)
-        return self._lanes[name]
 
     async def call(self, function: str | Callable[..., T], *arguments: Any) -> T:
         """Return the result of `function(*arguments)`; a string names a function of the bindings.  Raises
@@ -139,8 +147,8 @@ class Nvml:
         if self._closed:
             return
         self._closed = True
-        for lane in self._lanes.values():
-            lane.close()
+        for session in self._lanes.values():
+            session.end()
         self._thread.submit(self._end)
         self._thread.shutdown(wait=True)
 
@@ -152,9 +160,7 @@ class Nvml:
     def _run(self, function: str | Callable[..., T], arguments: tuple[Any, ...]) -> T:
         library = self.library
         try:
-            if not self._open:
-                library.nvmlInit()
-                self._open = True
+            self._begin()
             called: Callable[..., T] = getattr(library, function) if isinstance(function, str) else function
             return called(*arguments)
         except library.NVMLError as error:
@@ -162,10 +168,46 @@ class Nvml:
         except getattr(library, "NVMLLibraryMismatchError", ()) as error:
             raise NvmlError(described(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
 
+    def _begin(self) -> None:
+        with self._opening:
+            if not self._open:
+                self.library.nvmlInit()
+                self._open = True
+
     def _end(self) -> None:
         if self._open:
             self._open = False
             self._library.nvmlShutdown()
+
+
+class _LaneSession(Nvml):
+    """The session `of` in the thread of one lane."""
+
+    def __init__(self, of: Nvml, name: str) -> None:
+        super().__init__()
+        self._of = of
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"clover-nvml-{name}")
+
+    @property
+    def library(self) -> Any:
+        """The bindings.  Raises DeviceError if they are not installed."""
+        return self._of.library
+
+    def lane(self, name: str) -> Nvml:
+        """Return another lane of the same session, or this one."""
+        return self._of.lane(name)
+
+    def close(self) -> None:
+        """End the session for all lanes."""
+        self._of.close()
+
+    def end(self) -> None:
+        """End the thread, after what was asked before."""
+        self._closed = True
+        self._thread.shutdown(wait=True)
+
+    def _begin(self) -> None:
+        self._of._begin()
 
 
 def _mapped(error: Any) -> DeviceError:

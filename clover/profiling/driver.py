@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from clover.errors import ProfileError
 from clover.profiling.duty import NO_PAUSES, Pauses
+from clover.profiling.effort import Effort
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import answers
 from clover.runtime.memory.rows import read_rows
 from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
 
-_CREDITS = 2
+CREDITS = 2
 """Batches that a worker may hold at a time, in the open loop."""
 _LOOK_S = 0.1
 """Seconds between checks that a worker still lives."""
@@ -35,6 +36,13 @@ class Ring(Protocol):
 
     def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int: ...
     def reap(self) -> tuple[int, int, int, int, int, int] | None: ...
+
+
+class Feeding(Protocol):
+    """Other workers that are to be at work meanwhile (`clover.profiling.neighbours`)."""
+
+    def feed(self, submit: Callable[[DrivenWorker, NDArray[np.uint32]], int]) -> None: ...
+    def idle(self) -> bool: ...
 
 
 class DrivenWorker(Protocol):
@@ -100,6 +108,7 @@ class Driver:
         self._next_id = 0
         self._next_row = 0
         self._stopped = False
+        self._feeding: Feeding | None = None
 
     def stop(self) -> None:
         """End the loop that runs in another thread: it raises ProfileError within a moment."""
@@ -127,6 +136,19 @@ class Driver:
             self._add(found, timing)
             found.wall_s = time.monotonic() - began
         return found
+
+    def beside(
+        self, worker: DrivenWorker, batch: int, others: Sequence[DrivenWorker], feeding: Feeding, effort: Effort
+    ) -> Cell:
+        """Return what `cell` does while `others`, which `feeding` keeps at work, are busy; they are idle afterwards."""
+        self._feeding = feeding
+        try:
+            return self.cell(worker, batch, samples=effort.samples, least_s=effort.least_s, most_s=effort.most_s)
+        finally:
+            self._feeding = None
+            until = time.monotonic() + self._silent_s
+            while not self._stopped and not feeding.idle():
+                self._wait((worker, *others), _LOOK_S, until)
 
     def score(
         self,
@@ -164,10 +186,12 @@ class Driver:
         """Serve the next `batch` of `rows` (by default the driver's); return service and CPU nanoseconds."""
         (self._rows if rows is None else rows).fill(self._slab, range(batch), self._next_row)
         self._next_row += batch
+        self._feed()
         self._submit(worker, np.arange(batch, dtype=np.uint32))
         until = time.monotonic() + self._silent_s
         while (done := worker.ring.reap()) is None:
             self._wait((worker,), _LOOK_S, until)
+            self._feed()
         _, status, _, start_ns, end_ns, cpu_ns = done
         self._check(status, list(range(batch)))
         return end_ns - start_ns, cpu_ns
@@ -182,8 +206,8 @@ class Driver:
         """
         generator = np.random.default_rng(1)
         count = max(1, int(rate * seconds))
-        self._rows.fill(self._slab, range(_CREDITS * len(workers) * max_batch), 0)
-        credits = [(w, i * _CREDITS + c) for c in range(_CREDITS) for i, w in enumerate(workers)]
+        self._rows.fill(self._slab, range(CREDITS * len(workers) * max_batch), 0)
+        credits = [(w, i * CREDITS + c) for c in range(CREDITS) for i, w in enumerate(workers)]
         flying: dict[int, tuple[DrivenWorker, int, int, int]] = {}
         head, cpu_ns = 0, 0
         began_ns = time.monotonic_ns()
@@ -213,6 +237,11 @@ class Driver:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
+    def _feed(self) -> None:
+        """Give the other workers what to do."""
+        if self._feeding is not None:
+            self._feeding.feed(self._submit)
+
     def _submit(self, worker: DrivenWorker, slots: NDArray[np.uint32]) -> int:
         if self._stopped:
             raise ProfileError("the measurement was stopped")
@@ -237,10 +266,14 @@ class Driver:
         if time.monotonic() > until:
             raise ProfileError(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
 
-
     def _check(self, status: int, slots: list[int]) -> None:
         """Raise ProfileError if a batch failed, or a row of it was refused."""
         if status == ROWS_REFUSED and (refused := self._slab.refusals(slots)):
             raise ProfileError(f"a row that the family is measured with is refused: {next(iter(refused.values()))}")
-        if status != 0:
-            raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")
+        check_status(status)
+
+
+def check_status(status: int) -> None:
+    """Raise ProfileError if a batch failed."""
+    if status != 0:
+        raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")

@@ -5,8 +5,8 @@ instance has no memory for starts with the next larger one.
 
 The steps: find the backends that could serve each variant and compile what is missing; measure each on the smallest
 profile (accuracy and latency, `grid`) and choose one; have the chosen one answer the calibration rows; measure larger
-profiles; measure everything again in rounds; choose cascades from the answers; measure BASE, in its workers
-and over HTTP.
+profiles; measure everything again in rounds, and parts that share a GPU's memory beside busy neighbours; choose
+cascades from the answers; measure BASE, in its workers and over HTTP.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, others_on
+from clover.profiling.neighbours import BesideNeighbours
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import BASE_LOAD, HttpMeasurement
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
@@ -194,6 +195,7 @@ class _Measurement:
                     await self._on_larger(variant, backend[variant.name], place)
             if not rig.on_cores:
                 await GpuRounds(rig, found, place, GPU_CELL_S).run()
+                await BesideNeighbours(rig, found, place, GPU_CELL_S).run()
         if rig.on_cores:
             await self._grid.again(places)
         cascade, behind = await self._cascade(backend)

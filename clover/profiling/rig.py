@@ -24,6 +24,7 @@ from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.options import Progress
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Slab
+from clover.runtime.workers.board_faults import mps_part
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import (
     AccuracyMeasurement,
@@ -178,6 +179,7 @@ class Rig:
             max_batch=self.spec.max_batch,
             visible_devices=device.visible(place),
             place=place.id,
+            mps=mps_part(device, place),
         )
         worker = await self.pool.spawn(order, self.slab)
         self.memory.note(place.profile, backend, worker.held, worker.context_bytes)

@@ -35,6 +35,7 @@ from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
 from clover.runtime.router.traffic import Traffic
+from clover.runtime.workers.board_faults import mps_part
 from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.hot_spares import HotSpares
@@ -209,6 +210,7 @@ class Served:
             visible_devices="" if emulated else device.visible(placement),
             place=placement.id,
             emulated=_slice(first, device, placement) if emulated else None,
+            mps=mps_part(device, placement),
         )
         return self._with_others(order, assignment, device)
 

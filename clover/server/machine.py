@@ -28,6 +28,8 @@ from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
+from clover.devices.mps import MpsDevice
+from clover.devices.polls import GpuPolls
 from clover.energy.cpu_time import ProcessTree, process_ns
 from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
@@ -66,6 +68,7 @@ class Machine:
         self.core_idle: CoreIdle | None = None
         self.served: Mapping[str, Served] = {}
         """The families, for their hot spares: processes of ours that do nothing."""
+        self._polls = GpuPolls()
         self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
         self._retrying: asyncio.Task[None] | None = None
@@ -150,7 +153,8 @@ class Machine:
         """Return what the server does on `gpu`, for its meter."""
 
         def owns(pid: int) -> bool:
-            return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
+            ours = descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
+            return ours or (isinstance(gpu, MpsDevice) and gpu.serves_us(pid))
 
         def processes() -> frozenset[int]:
             own = frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name)
@@ -174,6 +178,12 @@ class Machine:
             foreign_instances=foreign_instances,
             held_part=held_part,
         )
+
+    def board_fault(self, pipe: str, why: str) -> None:
+        """Have the GPU whose MPS daemon is at `pipe` report that a fault ended all its workers, and `why`."""
+        for gpu in self.gpus:
+            if isinstance(gpu, MpsDevice) and gpu.control is not None and str(gpu.control.pipe) == pipe:
+                gpu.note_fault(why)
 
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""
@@ -239,13 +249,7 @@ class Machine:
         """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""
         if self.core_idle is not None and self.core_idle.due:
             await asyncio.to_thread(self.core_idle.look)
-        there = []
-        for gpu in self.gpus:
-            try:
-                if await gpu.poll():
-                    there.append(gpu)
-            except CloverError as error:
-                log.warning("%s: %s", gpu.name, error)
+        there = await self._polls.answering(self.gpus)
         if time.monotonic() >= self._retry_s and (self._retrying is None or self._retrying.done()):
             self._retry_s = time.monotonic() + _RETRY_S
             # Beside the watch: the operator's commands around changes may take a minute.

@@ -25,10 +25,12 @@ class DeviceForm(NamedTuple):
 
 DEVICE_FORMS = {
     "cpu": DeviceForm(r"cpu", "cpu"),
-    "nvidia": DeviceForm(r"nvidia(:mig)?(:\d{1,3}(,\d{1,3})*)?", "nvidia, nvidia:0,2, nvidia:mig"),
+    "nvidia": DeviceForm(
+        r"nvidia((:mig)?(:\d{1,3}(,\d{1,3})*)?|:\d{1,3}(,\d{1,3})*/mps)", "nvidia, nvidia:0,2, nvidia:mig, nvidia:0/mps"
+    ),
     "mig": DeviceForm(r"mig:MIG-[A-Za-z0-9/-]{4,80}(,MIG-[A-Za-z0-9/-]{4,80})*", "mig:MIG-d7ac6ae6"),
     "emulated": DeviceForm(
-        r"emulated:(pod-[0-9]+g\.[0-9]+gb[a-z0-9.+-]{0,12}(:[1-9])?|(?!pod-)[a-z0-9][a-z0-9-]{0,31}(:[1-9]\d{0,2})?)",
+        r"emulated:(pod-[0-9]+g\.[0-9]+gb[a-z0-9.+-]{0,12}(:[1-9])?|(?!pod-)[a-z0-9][a-z0-9-]{0,31}(:[1-9]\d{0,2})?(/mps)?)",
         "emulated:a100-40gb:2, emulated:rtx-4090, emulated:pod-1g.10gb",
     ),
 }

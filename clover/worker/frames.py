@@ -71,6 +71,16 @@ class EmulatedSlice(Record, frozen=True, kw_only=True):
     memory_bytes: int
 
 
+class MpsPart(Record, frozen=True, kw_only=True):
+    """The part of a GPU that a worker has as a client of MPS: the placement's name; the program that asks the daemon,
+    and variables for that beside the server's; the variables by which the worker becomes that client."""
+
+    part: str
+    program: tuple[str, ...]
+    control: dict[str, str]
+    environment: dict[str, str]
+
+
 class Resident(Record, frozen=True, kw_only=True):
     """A further variant that a worker is to hold beside the first of its order: what to load, with how many threads,
     and, on an emulated slice, its pace and its watts by batch size from 1 (see `EmulatedSlice`)."""
@@ -109,6 +119,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     visible_devices: str = ""
     place: str = ""
     emulated: EmulatedSlice | None = None
+    mps: MpsPart | None = None
     also: tuple[Resident, ...] = ()
     """Variants that the worker holds beside `variant`, as many of the first of them as fit `resident_bytes`."""
     resident_bytes: int = 0

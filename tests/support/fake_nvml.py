@@ -41,6 +41,7 @@ class Board:
         self.table = dict(A100)
         self.lost = False
         self.compute_mode = 0
+        self.capability = (8, 0)
         self.privileged = True
         self.standing: dict[int, list[Any]] = {}
         self.holders: dict[int, list[int]] = {}
@@ -78,6 +79,7 @@ class FakeNvml:
         """Instances whose processes were asked for: a real driver would count that as a use of them."""
         self.dies = -1
         self.after = False
+        self.cuda = 13000
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("nvml"):
@@ -137,6 +139,12 @@ class FakeNvml:
 
     def nvmlSystemGetCudaDriverVersion(self) -> int:
         return 13000
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return self.cuda
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]:
+        return self._board(handle).capability
 
     def nvmlDeviceGetArchitecture(self, handle: Any) -> int:
         self._board(handle)

@@ -44,6 +44,8 @@ class WorkerOwner(Protocol):
     oom_kills: OomKills
 
     def forget(self, worker: WorkerProcess, completed: int) -> None: ...
+    def end_client(self, worker: WorkerProcess) -> None: ...
+    def client_died(self, worker: WorkerProcess, reason: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,17 @@ class WorkerProcess:
             await self.dead(_END_S)
 
     def kill(self) -> None:
-        """Send SIGKILL by pidfd, which cannot hit another process.  `on_death` is called as for any other death."""
+        """End it by SIGKILL; that of a client of MPS comes once its work on the GPU was ended (`board_faults`).
+        `on_death` is called as for any other death."""
+        if self.state == "dead":
+            return
+        if self.order.mps is not None:
+            self._pool.end_client(self)
+        else:
+            self.kill_now()
+
+    def kill_now(self) -> None:
+        """Send SIGKILL by pidfd, which cannot hit another process."""
         if self.state != "dead":
             self._killed = True
             with contextlib.suppress(ProcessLookupError):
@@ -359,6 +371,8 @@ class WorkerProcess:
         os.close(self._pidfd)
         self._gone.set()
         reason = self._reason()
+        if self.order.mps is not None and not expected:
+            self._pool.client_died(self, reason)
         if not self._ready.done():
             died = WorkerLostInStart if self.order.also else WorkerError
             text = f"{self.order.variant} ({self.order.backend}) died while starting: {reason}"

@@ -16,6 +16,7 @@ import pytest
 from clover.accounting import Account
 from clover.config import ServerConfig, WorkersConfig
 from clover.devices.mig import MigDevice
+from clover.devices.polls import GpuPolls
 from clover.energy import NvmlMeter
 from clover.energy.board_idle import BoardIdle
 from clover.errors import DeviceError
@@ -59,6 +60,7 @@ def test_what_profiling_kept_is_read_once_and_not_while_gpus_are_watched() -> No
     machine: Any = Machine.__new__(Machine)
     machine.core_idle, machine._retry_s, machine.gpus, machine.meters = None, math.inf, [Gpu()], {"gpu0": Idle(False)}
     machine._idles = SimpleNamespace(restore=lambda uuid, meter: read.append(uuid))
+    machine._polls = GpuPolls()
     asyncio.run(machine.watch())
     assert read == []
     machine.profiled()

@@ -393,7 +393,7 @@ def test_devices_that_there_may_be(device: str) -> None:
 @pytest.mark.parametrize(
     ("device", "text"),
     [
-        ("", "give cpu, nvidia, nvidia:0,2, nvidia:mig, mig:MIG-d7ac6ae6 or emulated"),
+        ("", "give cpu, nvidia, nvidia:0,2, nvidia:mig, nvidia:0/mps, mig:MIG-d7ac6ae6 or emulated"),
         ("gpu", "is no device"),
         ("nvdia", "did you mean nvidia"),
         ("nvidia:", "is no device"),

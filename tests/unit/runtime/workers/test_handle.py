@@ -32,7 +32,7 @@ def test_what_a_dead_worker_s_child_sends_does_not_hold_up_the_server() -> None:
         forgotten: list[int] = []
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: forgotten.append(completed))
-        order: Any = SimpleNamespace(variant="small", backend="eager")
+        order: Any = SimpleNamespace(variant="small", backend="eager", mps=None)
         ring: Any = None
         fds = [os.eventfd(0) for _ in range(3)]
         worker = WorkerProcess(order, 1, WorkerChannel(ring, ours, *fds), output=output, started_at_ns=0, pool=owner)
@@ -97,7 +97,7 @@ def reporting(*states: frames.WorkerState, also: tuple[str, ...] = ()) -> tuple[
     async def main() -> tuple[WorkerProcess, BaseException | None]:
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: None)
-        place: Any = SimpleNamespace(variant="small", backend="eager", place="cpu0:1c@0")
+        place: Any = SimpleNamespace(variant="small", backend="eager", place="cpu0:1c@0", mps=None)
         place.also = tuple(frames.Resident(variant=name, backend="eager") for name in also)
         ring: Any = None
         channel = WorkerChannel(ring, ours, os.eventfd(0), os.eventfd(0), os.pidfd_open(os.getpid()))
