@@ -156,15 +156,15 @@ class Day:
             self._late.clear()
             self._reasons.clear()
             first, lines = self._joules(running), self._lines(running)
-            traffic = family.fleet.router.traffic
-            sizes = dict(traffic.batch_sizes)
+            traffic = running.engine.pick(None).traffic
+            before = dict(traffic.batch_sizes)
             began_s = time.monotonic()
             await self._offer(0.0, self._given.day_s, partial(self._look, running, family))
             seconds = time.monotonic() - began_s
             joules = self._joules(running) - first
             spent = {line: joules_ - lines.get(line, 0.0) for line, joules_ in self._lines(running).items()}
             batches = {
-                n: (count - sizes.get(n, (0, 0))[0], (ns - sizes.get(n, (0, 0))[1]) / 1e9)
+                n: (count - before.get(n, (0, 0))[0], (ns - before.get(n, (0, 0))[1]) / 1e9)
                 for n, (count, ns) in sorted(traffic.batch_sizes.items())
             }
             model = FleetModel(self.profile, SLO_MS)
@@ -203,7 +203,7 @@ class Day:
         """Ask as often as the load of the day has it from `from_s` to `until_s` (before 0: as at 0); call `look` once a
         second."""
         began_s = time.monotonic() - from_s
-        at_s, looks = from_s, math.ceil(from_s)
+        at_s, looks = from_s, float(math.ceil(from_s))
         while (now_s := time.monotonic() - began_s) < until_s:
             while at_s <= now_s:
                 task = asyncio.ensure_future(self._ask(began_s))
@@ -232,11 +232,11 @@ class Day:
 
     @staticmethod
     def _lines(running: Server) -> dict[str, float]:
-        found = Counter[str]()
+        found: dict[str, float] = {}
         for name, line, _, sums in running.engine.account.lines():
             if name.startswith("gpu"):
-                found[line] += sums.joules
-        return dict(found)
+                found[line] = found.get(line, 0.0) + sums.joules
+        return found
 
     def _joules(self, running: Server) -> float:
         return sum(

@@ -62,8 +62,7 @@ class Engine:
 
     def __init__(self, config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, http: bool) -> None:
         loop = self.loop = asyncio.get_running_loop()
-        self.config = config
-        self.draining = False
+        self.config, self.draining = config, False
         self.served: dict[str, Served] = {}
         self.tenants = Tenants(config.tenants)
         self._models: dict[str, Model] = {}
@@ -81,6 +80,7 @@ class Engine:
         self._changing = asyncio.Lock()
         self._answered = True
         self._completions = pool.completions
+        self.machine.served = self.served
         try:
             self.chain, grid_clock = carbon.build(config.carbon)
             self.grid = Grid(self.chain, grid_clock.now)
@@ -339,7 +339,7 @@ class Engine:
             await asyncio.sleep(_TICK_S)
             try:
                 for served in self.served.values():
-                    served.fleet.watch()
+                    served.watch()
                 self._follow_targets()
             except Exception:
                 log.exception("checking the workers failed")

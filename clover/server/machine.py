@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
+from clover.runtime.served import Served
 from clover.types import DeviceShape, EnergySample, Method, Reading
 
 log = logging.getLogger("clover.server")
@@ -65,6 +66,8 @@ class Machine:
         self._gpu_guard = GpuGuard(self.gpus, config.mig)
         self.meters: dict[str, EnergyMeter] = {}
         self.core_idle: CoreIdle | None = None
+        self.served: Mapping[str, Served] = {}
+        """The families, for their hot spares: processes of ours that do nothing."""
         self._polls = GpuPolls()
         self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
@@ -153,6 +156,10 @@ class Machine:
             ours = descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
             return ours or (isinstance(gpu, MpsDevice) and gpu.serves_us(pid))
 
+        def processes() -> frozenset[int]:
+            own = frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name)
+            return own.union(*(served.spares.pids(gpu.name) for served in self.served.values()))
+
         def held_part() -> float:
             # By placement, as several variants may share one; `others` are slices that are not for this process.
             held = {meter.placement: meter.slices for meter in self._account.workers() if meter.device == gpu.name}
@@ -166,7 +173,7 @@ class Machine:
 
         return energy.OurWork(
             busy_ns=lambda: self._account.busy_ns(gpu.name),
-            workers=lambda: frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name),
+            workers=processes,
             owns=owns,
             foreign_instances=foreign_instances,
             held_part=held_part,

@@ -8,8 +8,8 @@ that is too short would drop the rest silently, so MSG_CTRUNC is an error.  Desc
     server -> zygote   SPAWN (order; seven descriptors)   STOP
     zygote -> spare    SPAWN (the same)
     zygote -> server   HELLO (once)   SPAWNED (pid; a pidfd)   REFUSED (reason)   EXITED (pid, status)
-    worker -> server   STATE (loading, warming, ready, failed)   END_ASKED
-    server -> worker   EXIT
+    worker -> server   STATE (spare, loading, warming, ready, failed)   END_ASKED
+    server -> worker   EXIT   ADOPT (order), to a hot spare
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Kind(IntEnum):
     STATE = 7
     EXIT = 8
     END_ASKED = 9
+    ADOPT = 10
 
 
 MAX_PAYLOAD_BYTES = 128 << 10
@@ -125,6 +126,20 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     """Bytes of the slice that all variants together may hold; 0 sets no limit."""
     also_s: float = 0.0
     """Seconds after which the worker begins to load no further variant of `also`; 0 sets no limit."""
+    spare_lanes: int = 0
+    """More than 0: the worker is a hot spare, with so many lanes in its ring.  It loads nothing (`variant` is empty)
+    until an ADOPT frame gives it an order for the same place."""
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes its ring has."""
+        return self.spare_lanes or 1 + len(self.also)
+
+    def without_weights(self, lanes: int) -> WorkerOrder:
+        """Return the order for a hot spare at the same place, with `lanes` in its ring."""
+        return msgspec.structs.replace(
+            self, variant="", artifact_dir="", also=(), resident_bytes=0, also_s=0.0, spare_lanes=lanes
+        )
 
     def fitting(self) -> WorkerOrder:
         """Return the order without the last of `also` if a frame could not take it otherwise."""
@@ -139,13 +154,14 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
         def bare(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             return tuple(msgspec.structs.replace(tensor, labels=()) for tensor in tensors)
 
+        names = (self.variant, *(one.variant for one in self.also))
         family = msgspec.structs.replace(
             self.family,
             inputs=bare(self.family.inputs),
             outputs=bare(self.family.outputs),
             variants=tuple(
                 msgspec.structs.replace(variant, outputs=bare(variant.outputs))
-                for variant in map(self.family.variant, (self.variant, *(one.variant for one in self.also)))
+                for variant in map(self.family.variant, filter(None, names))
             ),
             description="",
         )
@@ -199,6 +215,12 @@ class Exit(Record, frozen=True, kw_only=True):
     """End when idle: a worker answers what is in its ring first."""
 
 
+class Adopt(Record, frozen=True, kw_only=True):
+    """Take this order over: of a hot spare, whose place, cores and limits it has."""
+
+    order: WorkerOrder
+
+
 class EndAsked(Record, frozen=True, kw_only=True):
     """A process other than the server asked a worker to end; it keeps serving until the server says EXIT."""
 
@@ -212,7 +234,7 @@ class WorkerState(Record, frozen=True, kw_only=True):
     `WorkerOrder.variant`, i: `WorkerOrder.also[i - 1]`), what the process holds beside them (`context_bytes`), and why
     each variant that is not resident was `left_out`."""
 
-    state: Literal["loading", "warming", "ready", "failed"]
+    state: Literal["spare", "loading", "warming", "ready", "failed"]
     text: str = ""
     fork_ms: _Milliseconds = 0.0
     load_ms: _Milliseconds = 0.0
@@ -235,6 +257,7 @@ _KINDS: dict[type[Record], Kind] = {
     WorkerState: Kind.STATE,
     Exit: Kind.EXIT,
     EndAsked: Kind.END_ASKED,
+    Adopt: Kind.ADOPT,
 }
 
 

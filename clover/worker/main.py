@@ -31,13 +31,14 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, orphans, pacing, pinned
+from clover.worker import cuda_driver, frames, hot_spare, orphans, pacing, pinned
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
@@ -69,17 +70,27 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             held = None
             if order.emulated is not None:
                 held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also, order.mps)
-            send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(spawn.begun_ns)))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             also = () if _on_cores(order) or held is not None else (Batches(slab),)  # of a second batch in flight
             shared = map_shared(ring_fd, RING_BYTES(order.max_batch))
-            ring = Ring(shared, order.max_batch, lanes=1 + len(order.also))
+            ring = Ring(shared, order.max_batch, lanes=order.lanes)
             os.close(ring_fd)
+            begun_ns = spawn.begun_ns
+            if order.spare_lanes:
+                hot_spare.warm_context(order, (batches, *also))
+                adopted = hot_spare.stand_by(control)
+                if adopted is None:
+                    return 0
+                order, begun_ns = adopted, time.monotonic_ns()
+                if held is not None and order.emulated is not None:
+                    held = held.adopt(order.emulated, order.also)
+            send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(begun_ns)))
             residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
-                pinned.pin((batches, *also), order.max_batch)
+                if not spawn.order.spare_lanes:  # else a hot spare has, and what is registered twice is refused
+                    pinned.pin((batches, *also), order.max_batch)
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
@@ -207,7 +218,7 @@ def _harden(order: frames.WorkerOrder) -> None:
     if order.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
-        name.write(f"clover:{order.family.name if order.also else order.variant}"[:15])
+        name.write(f"clover:{order.family.name if order.also else order.variant or 'spare'}"[:15])
     faulthandler.enable()
 
 

@@ -71,6 +71,7 @@ PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solve
 # Where torch may be named at all.
 TORCH = (
     "clover.backends",
+    "clover.worker.hot_spare",
     "clover.worker.main",
     "clover.worker.residents",
     "clover.worker.memory",

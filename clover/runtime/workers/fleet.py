@@ -74,6 +74,10 @@ class FamilyFleet:
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
         self._step_times = StepTimes()
+        self.vacate: Callable[[Placement], Awaitable[None]] = _nothing_there
+        """Called before a placement that no plan has any more is left, to end what else is on it."""
+        self.vacate_all: Callable[[], Awaitable[None]] = _nothing_anywhere
+        """Called once all workers have ended."""
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}
         """Until when (ns) the second is not tried beside the first again."""
 
@@ -125,6 +129,8 @@ class FamilyFleet:
         await self.members.end(assignment, *(there if last else ()))
         if last:
             await self.members.left(place)
+            if all(item.placement != place for item in self.planned):
+                await self.vacate(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
             self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
 
@@ -137,6 +143,11 @@ class FamilyFleet:
     def prepare(self, target: tuple[Assignment, ...]) -> None:
         """See `clover.planning.transition.memory.MemoryAware`."""
         self._target = target
+
+    @property
+    def changing(self) -> bool:
+        """Whether a transition is under way."""
+        return bool(self._target)
 
     @property
     def planned(self) -> tuple[Assignment, ...]:
@@ -395,6 +406,7 @@ class FamilyFleet:
         """Drain every worker at once."""
         self.standby_crew.chooser = None
         await self.members.end_all()
+        await self.vacate_all()
         self.router.stop()
 
     def _count_changes(self, assignments: tuple[Assignment, ...]) -> None:
@@ -403,6 +415,14 @@ class FamilyFleet:
         if before and after:
             self.swaps += sum(before[place] != after[place] for place in before.keys() & after.keys())
             self.repartitions += before.keys() != after.keys()
+
+
+async def _nothing_anywhere() -> None:
+    """Do nothing: there are only workers."""
+
+
+async def _nothing_there(placement: Placement) -> None:
+    """Do nothing: only workers are at a placement."""
 
 
 def _by_placement(assignments: tuple[Assignment, ...]) -> dict[str, set[str]]:

@@ -34,7 +34,7 @@ _END_S = 5.0
 _REASON_CHARS = 2000
 """Of what a worker gives as the reason of its failure, at most so much is believed and logged."""
 
-State = Literal["starting", "loading", "warming", "ready", "draining", "dead"]
+State = Literal["starting", "spare", "loading", "warming", "ready", "draining", "dead"]
 
 
 class WorkerOwner(Protocol):
@@ -160,6 +160,21 @@ class WorkerProcess:
         if self.state != "dead":
             with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it was rung often enough, or is dying
                 os.write(self._doorbell, b"\1")
+
+    async def adopt(self, order: frames.WorkerOrder, within_s: float) -> None:
+        """Have this hot spare take `order` over; return once it is ready.  Raises WorkerError."""
+        assert self._loop is not None
+        if self.state != "spare":
+            raise WorkerError(f"worker {self.pid} is no hot spare: it is {self.state}")
+        self.order, self.state = order, "starting"
+        self.started_at_ns = time.monotonic_ns()
+        self._ready = self._loop.create_future()
+        try:
+            frames.send(self._control, frames.Adopt(order=order.trimmed()))
+        except OSError as error:
+            self.kill()
+            raise WorkerError(f"the hot spare {self.pid} cannot be reached: {error.strerror}") from error
+        await self.until_ready(within_s)
 
     def request_exit(self) -> None:
         """Have it answer what is in its ring and exit; return at once."""
@@ -287,6 +302,11 @@ class WorkerProcess:
             if not self._ready.done():
                 failed = WorkerLostInStart if state.left_out else WorkerError
                 self._ready.set_exception(failed(f"{self.order.variant} ({self.order.backend}): {self._failure}"))
+        elif state.state == "spare":
+            if self.state == "starting" and self.order.spare_lanes:
+                self.state = "spare"
+                if not self._ready.done():
+                    self._ready.set_result(None)
         elif self.state in ("starting", "loading", "warming"):
             if state.state == "ready":
                 self._holds(state)

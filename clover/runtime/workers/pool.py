@@ -141,7 +141,7 @@ class Pool:
             size = RING_BYTES(order.max_batch)
             ring_fd = shared_memory("clover-ring", size)
             theirs.callback(os.close, ring_fd)
-            ring = Ring(map_shared(ring_fd, size), order.max_batch, create=True, lanes=1 + len(order.also))
+            ring = Ring(map_shared(ring_fd, size), order.max_batch, create=True, lanes=order.lanes)
             # A pipe, whose ends are two open files: a worker cannot make the server's end block, as of an eventfd.
             rung, doorbell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             mine.callback(os.close, doorbell)
@@ -162,7 +162,7 @@ class Pool:
             finally:
                 self._asking -= 1
             mine.pop_all()
-        name = f"worker {pid} ({order.variant} at {order.place or 'its cores'})"
+        name = f"worker {pid} ({order.variant or 'a hot spare'} at {order.place or 'its cores'})"
         worker = WorkerProcess(
             order,
             pid,
@@ -184,6 +184,19 @@ class Pool:
             await asyncio.shield(self._discard(worker))
             raise
         return worker
+
+    async def adopt(self, spare: WorkerProcess, order: frames.WorkerOrder) -> WorkerProcess:
+        """Return `spare`, a hot spare that `spawn` returned, once it is the worker of `order`.
+
+        Raises WorkerError as `spawn` does; nothing of the spare is left then, nor after the caller is cancelled.
+        """
+        try:
+            async with self._turns:
+                await spare.adopt(order, self.start_s)
+        except BaseException:
+            await asyncio.shield(self._discard(spare))
+            raise
+        return spare
 
     async def _discard(self, worker: WorkerProcess) -> None:
         worker.on_death = None

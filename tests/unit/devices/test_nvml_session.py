@@ -99,7 +99,7 @@ def test_lanes_do_not_wait_for_each_other_and_end_with_the_session(session, fake
     lane = session.lane("gpu0")
     assert lane is session.lane("gpu0")
     session.close()
-    assert fake.calls.count("nvmlInit") == fake.calls.count("nvmlShutdown") == 3
+    assert fake.calls.count("nvmlInit") == fake.calls.count("nvmlShutdown") == 1, "lanes share the session"
     with pytest.raises(DeviceError, match="closed"):
         lane.call_sync("nvmlDeviceGetCount")
 
