@@ -500,6 +500,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     limited: int = 0
     """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
+    version: str = ""
+    """The version of the model that answered, while a new one is being rolled out."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import DeadlineMissed, ModelFailed, RequestError, Unavailable
+from clover.interfaces import Model
 from clover.interfaces import Ticket as AnyTicket
 from clover.runtime.embedded_inputs import prepare
 from clover.runtime.memory.bytes_codec import split_row
-from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import RouterTicket
 from clover.tenants import Tenant
 from clover.types import FamilySpec, Receipt, TensorSpec
 
@@ -66,7 +65,7 @@ class Answer:
 
 
 async def infer(
-    router: Router,
+    model: Model,
     inputs: Mapping[str, Any],
     *,
     min_accuracy: float = 0.0,
@@ -74,42 +73,42 @@ async def infer(
     cascade: bool = True,
     tenant: Tenant | None = None,
 ) -> Answer:
-    """Ask `router` on its own loop, for `tenant` if there is one.  Raises the RequestError that the front end would
+    """Ask `model` on its own loop, for `tenant` if there is one.  Raises the RequestError that the front end would
     answer with."""
-    rows, prepared = prepare(router.spec, inputs)
-    ticket = router.open(rows, tenant=tenant)
+    rows, prepared = prepare(model.spec, inputs)
+    ticket = model.open(rows, tenant=tenant)
     if tenant is not None:
         ticket.client = tenant.client
         timeout_ns, min_accuracy = timeout_ns or tenant.timeout_ns, min_accuracy or tenant.min_accuracy
     try:
         for index, (array, dims) in enumerate(prepared):
             if isinstance(array, list):
-                router.write_elements(ticket, index, array, dims)
+                model.write_elements(ticket, index, array, dims)
             else:
-                router.write(ticket, index, array)
+                model.write(ticket, index, array)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def finished(_: AnyTicket) -> None:
             if not done.done():
                 done.set_result(None)
 
-        router.submit(ticket, finished, timeout_ns=timeout_ns, min_accuracy=min_accuracy, cascade=cascade)
+        model.submit(ticket, finished, timeout_ns=timeout_ns, min_accuracy=min_accuracy, cascade=cascade)
         await done
         if ticket.status != 200:
             raise _ERRORS.get(ticket.status, RequestError)(ticket.error, retry_after_s=ticket.retry_after_s)
-        return _answer(router, ticket)
+        return _answer(model, ticket)
     finally:
-        router.close(ticket)
+        model.close(ticket)
 
 
-def _answer(router: Router, ticket: RouterTicket) -> Answer:
-    spec = router.spec
+def _answer(model: Model, ticket: AnyTicket) -> Answer:
+    spec = model.spec
     outputs: dict[str, NDArray[Any]] = {}
     for index, tensor in enumerate(spec.outputs):
-        rows = router.read(ticket, index)
+        rows = model.read(ticket, index)
         outputs[tensor.name] = _elements(tensor, rows) if isinstance(rows, list) else rows.copy()
     names = tuple(spec.variants[lane].name for lane in ticket.variants)
-    return Answer(spec, outputs, router.receipt(ticket), names)
+    return Answer(spec, outputs, model.receipt(ticket), names)
 
 
 def _elements(tensor: TensorSpec, rows: list[bytes]) -> NDArray[Any]:

@@ -107,6 +107,10 @@ class ServerLedger:
             self._slot = slot
             self._flush(at_s, mono_s)
 
+    def flush(self) -> None:
+        """Hand over everything that was counted until now, as a model is about to go."""
+        self._safely(lambda: self._flush(self._wall(), self._monotonic()))
+
     async def close(self) -> None:
         """Write what is left and close the file; a disk that does not answer does not hold up the stop."""
         self._collector.facts(self._facts())

@@ -21,7 +21,7 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "clover", "version": version, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
+def model_metadata(name: str, spec: FamilySpec, versions: tuple[str, ...]) -> dict[str, Any]:
     """Return the answer to GET /v2/models/M; shapes begin with the batch axis, -1."""
 
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
 
     return {
         "name": name,
-        "versions": [spec.version],
+        "versions": list(versions),
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),

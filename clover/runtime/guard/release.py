@@ -79,7 +79,7 @@ class ReleaseLimits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReleaseVerdict:
     """What to do with a release: `promote`, `roll back`, or nothing yet (empty), and why."""
 
     action: str = ""
@@ -248,21 +248,21 @@ class ReleaseTests:
         left_out = {name for name, out in (("differs", self.limits.differs >= 1.0), ("accuracy", not labels)) if out}
         return tuple(name for name in TESTS if name not in left_out)
 
-    def verdict(self, now_s: float) -> Verdict:
+    def verdict(self, now_s: float) -> ReleaseVerdict:
         """Return what to do now."""
         enough = math.log(len(TESTS) / self.limits.risk)
         for name, test in self.tests.items():
             if test.worse >= enough and not (name == "differs" and self.limits.differs >= 1.0):
-                return Verdict("roll back", self._words(name))
+                return ReleaseVerdict("roll back", self._words(name))
         lasted_s = now_s - self.began_s
         missing = [name for name in self.needed if self.tests[name].fine < -math.log(PROMOTE_RISK)]
         if not missing and lasted_s >= self.limits.min_s:
-            return Verdict("promote", "; ".join(self._words(name) for name in self.needed))
+            return ReleaseVerdict("promote", "; ".join(self._words(name) for name in self.needed))
         if lasted_s >= self.limits.max_s:
-            return Verdict(
+            return ReleaseVerdict(
                 "roll back", f"undecided after {lasted_s:.0f} s: {'; '.join(self._words(name) for name in missing)}"
             )
-        return Verdict()
+        return ReleaseVerdict()
 
     def waits_for(self, now_s: float) -> str:
         """Return what keeps the release from being promoted, in words; empty if nothing does."""
@@ -295,8 +295,8 @@ class ReleaseTests:
             return f"{name}: nothing was observed"
         mean = 100.0 * test.mean
         if name == "slower":
-            factor = f"{self.limits.slower:g} x a stable one's latency + {self.limits.slower_ms:g} ms"
-            return f"slower: {mean:.0f} % of its requests take longer than {factor} (of {test.count} blocks; limit 50 %)"
+            longer = f"longer than {self.limits.slower:g} x a stable one's latency + {self.limits.slower_ms:g} ms"
+            return f"slower: {mean:.0f} % of its requests take {longer}, in {test.count} blocks (limit 50)"
         text = {
             "errors": f"{mean:+.2f} points of failed requests beside the stable version, in {test.count} blocks",
             "tail": f"{mean:+.1f} points of requests beyond the stable version's p95, in {test.count} blocks",
