@@ -21,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,11 @@ from clover.config import RolloutConfig
 from clover.runtime.guard.release import ReleaseTests
 from clover.server.rollouts import limits_of
 
-RATE = 40
+RATE = 20
 PERCENT = 10.0
-ROWS = 20
+ROWS = 10
 LONGEST_S = 3600
+PROCESSES = 4
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def simulate(releases: int, bad: int) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for release in RELEASES:
         count = releases if release is CLEAN else bad
-        found = [play(release, seed) for seed in range(count)]
+        with ProcessPoolExecutor(PROCESSES) as pool:
+            found = list(pool.map(partial(play, release), range(count), chunksize=10))
         actions = Counter(one.action for one in found)
         by = Counter(one.test for one in found if one.action == "roll back")
         seconds = sorted(one.seconds for one in found)

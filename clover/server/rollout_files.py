@@ -21,17 +21,27 @@ from clover.types import FamilySpec
 log = logging.getLogger("clover.server")
 
 FOLDER = "rollouts"
-TRIAL, PROMOTED = "trial", "promoted"
 
 
-class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A version that is tried beside the family of the configuration, or was promoted in its place."""
+class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a model, and the digest of its files."""
 
-    phase: str
-    configured: str
     folder: str
     version: str
     digest: str
+
+    @classmethod
+    def of(cls, spec: FamilySpec) -> VersionRecord:
+        """Return the record of a family."""
+        return cls(folder=spec.folder, version=spec.version, digest=spec.digest)
+
+
+class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What was rolled out of the family `configured`: the version that was promoted last, and the one that is tried."""
+
+    configured: str
+    promoted: VersionRecord | None = None
+    trial: VersionRecord | None = None
 
 
 class RolloutFiles:
@@ -49,23 +59,33 @@ class RolloutFiles:
         name = server_name(config.ledger.name, config.listen.host, config.listen.port)
         return cls(state_folder(config.state_dir) / FOLDER / name)
 
-    def write(self, model: str, record: RolloutRecord) -> None:
-        """Keep a record; a disk that cannot be written is logged."""
-        if self._folder is not None:
-            try:
-                replace_file(self._path(model), msgspec.json.format(msgspec.json.encode(record), indent=1))
-            except OSError as error:
-                log.warning("%s: the roll-out is not remembered over a restart: %s", model, error.strerror)
+    def tried(self, model: str, configured: str, spec: FamilySpec) -> None:
+        """Note that a version is being tried."""
+        known = self._read(model) or RolloutRecord(configured=configured)
+        self._write(model, msgspec.structs.replace(known, trial=VersionRecord.of(spec)))
 
-    def remove(self, model: str) -> None:
-        """Forget a model's record."""
-        if self._folder is not None:
-            self._path(model).unlink(missing_ok=True)
+    def promoted(self, model: str, configured: str, spec: FamilySpec) -> None:
+        """Note that a version was promoted."""
+        self._write(model, RolloutRecord(configured=configured, promoted=VersionRecord.of(spec)))
 
-    def promoted(self, model: str) -> RolloutRecord | None:
-        """Return the record of the version that was promoted, if one was."""
-        found = self._read(model)
-        return found if found is not None and found.phase == PROMOTED else None
+    def ended(self, model: str) -> None:
+        """Note that the version that was tried is no more; the one that was promoted before it still is."""
+        known = self._read(model)
+        if known is not None:
+            self._write(model, msgspec.structs.replace(known, trial=None))
+
+    def _write(self, model: str, record: RolloutRecord) -> None:
+        """Keep a record, or remove the file if it says nothing; a disk that cannot be written is logged."""
+        if self._folder is None:
+            return
+        path = self._path(model)
+        try:
+            if record.promoted is None and record.trial is None:
+                path.unlink(missing_ok=True)
+            else:
+                replace_file(path, msgspec.json.format(msgspec.json.encode(record), indent=1))
+        except OSError as error:
+            log.warning("%s: the roll-out is not remembered over a restart: %s", model, error.strerror)
 
     def serve(self, item: FamilyConfig) -> FamilySpec:
         """Return the family to serve for `item`: the configured one, or the version that was promoted in its place.
@@ -75,30 +95,35 @@ class RolloutFiles:
         found = self._read(model)
         if found is None:
             return configured
-        if found.phase == TRIAL:
-            self.remove(model)
-            self._note(
-                model, f"the server ended while version {found.version} was tried: version {configured.version} serves"
-            )
-            return configured
         if found.configured != item.family:
-            self.remove(model)
-            self._note(model, f"the configuration names another family than version {found.version} was promoted for")
+            self._write(model, RolloutRecord(configured=item.family))
+            self._note(model, "the configuration names another family than before, which serves")
             return configured
+        spec = self._promoted(model, found.promoted) or configured
+        if found.trial is not None:
+            self.ended(model)
+            text = f"the server ended while version {found.trial.version} was tried: version {spec.version} serves"
+            self._note(model, text)
+        return spec
+
+    def _promoted(self, model: str, found: VersionRecord | None) -> FamilySpec | None:
+        """Return the version that was promoted; None if there is none, or it cannot be served any more."""
+        if found is None:
+            return None
         try:
             check_private(Path(found.folder))
             spec = msgspec.structs.replace(families.load_family(found.folder), version=found.version)
         except ConfigError as error:
             self._note(model, f"version {found.version}, which was promoted, cannot be served: {error}")
-            return configured
+            return None
         if spec.digest != found.digest:
             self._note(model, f"the files of version {found.version} have changed since it was promoted: not served")
-            return configured
+            return None
         self._note(model, f"version {found.version} serves, which was promoted")
         return spec
 
     def _note(self, model: str, text: str) -> None:
-        self.notes[model] = text
+        self.notes[model] = "; ".join(filter(None, (self.notes.get(model, ""), text)))
         log.warning("%s: %s", model, text)
 
     def _read(self, model: str) -> RolloutRecord | None:

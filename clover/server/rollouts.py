@@ -26,7 +26,7 @@ from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVer
 from clover.runtime.served import Served
 from clover.runtime.split import ServedVersion, VersionSplit
 from clover.server.rollout_checks import find_version, mirrored, profile_for, settings_of, why_no_room
-from clover.server.rollout_files import PROMOTED, TRIAL, RolloutFiles, RolloutRecord
+from clover.server.rollout_files import RolloutFiles
 from clover.types import Assignment, Declined, FamilySpec, Routing
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class RollOuts:
         models[one.name] = split
         engine.forget_endpoints()
         one.phase = "trial"
-        self._remember(one, TRIAL)
+        self._files.tried(one.name, served.config.family, one.spec)
         words = f"version {one.spec.version} takes {settings.percent:g} % of the requests; its profile is {one.profile}"
         self._record(one, "applied", words)
 
@@ -281,8 +281,8 @@ class RollOuts:
         promote = verdict.action == "promote"
         one.phase, one.why = "promoting" if promote else "rolling back", verdict.why
         one.operator = operator or one.operator
-        began_s = time.monotonic()
-        async with self._engine.loading.changing:
+        engine, began_s = self._engine, time.monotonic()
+        async with engine.loading.changing:
             outcome, more = await self._promote(one) if promote else ("rolled back", "")
             if outcome == "stuck":
                 return
@@ -293,9 +293,9 @@ class RollOuts:
         one.why = "; ".join(filter(None, (verdict.why, more)))
         self._over(one)
         if outcome == "promoted":
-            self._remember(one, PROMOTED)
+            self._files.promoted(one.name, engine.served[one.name].config.family, one.spec)
         else:
-            self._files.remove(one.name)
+            self._files.ended(one.name)
         action = {"promoted": "applied", "rolled back": "rolled back"}.get(outcome, "failed")
         self._record(one, action, f"version {one.spec.version} {outcome}: {one.why}", time.monotonic() - began_s)
 
@@ -367,19 +367,6 @@ class RollOuts:
         self._last[one.name] = one
         if one.phase in self.counts:
             self.counts[one.phase] += 1
-
-    def _remember(self, one: RollOut, phase: str) -> None:
-        item = self._engine.served[one.name].config
-        self._files.write(
-            one.name,
-            RolloutRecord(
-                phase=phase,
-                configured=item.family,
-                folder=one.spec.folder,
-                version=one.spec.version,
-                digest=one.spec.digest,
-            ),
-        )
 
     def _record(self, one: RollOut, action: str, detail: str, seconds: float = 0.0) -> None:
         """Record a decision about a roll-out; the ledger takes it from there."""

@@ -119,6 +119,7 @@ def wait(condition: Callable[[], bool], within_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("forked_zygotes")
 def test_versions_are_promoted_or_rolled_back_by_themselves_and_no_client_notices(
     toy_cache: Path, capsys: pytest.CaptureFixture[str]
