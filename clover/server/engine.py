@@ -30,7 +30,7 @@ from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
 from clover.http import Frontend
-from clover.interfaces import Control, Model
+from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
 from clover.runtime.served import Served
@@ -169,7 +169,7 @@ class Engine:
         """Forget a family without workers, once what it used is counted."""
         await self._count()
         if self.ledger is not None:
-            self.ledger.flush()
+            self.ledger.forget(served.name)
         self._completions.remove(served.router.reap)
         self.served.pop(served.name, None)
         served.close()
@@ -396,7 +396,12 @@ class Engine:
         """Return whether every loaded family has capacity and the server is not draining."""
         trials = self.rollouts.trials()
         loaded = [one for name, one in self.served.items() if one.state != "UNAVAILABLE" and name not in trials]
-        return not self.draining and bool(loaded) and all(s.state == "READY" and s.ready for s in loaded)
+        return not self.draining and bool(loaded) and all(map(self._serves, loaded))
+
+    def _serves(self, served: Served) -> bool:
+        """Return whether a family has capacity: while a new version is promoted, that version's."""
+        model = self._models[served.name]
+        return model.ready and (served.state == "READY" or isinstance(model, SplitModel))
 
     def live(self) -> bool:
         """Return True: the loop runs, or this would not be asked."""
