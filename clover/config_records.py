@@ -94,7 +94,7 @@ class ReportConfig(Section, frozen=True, kw_only=True):
 
 class RolloutConfig(Section, frozen=True, kw_only=True):
     percent: Annotated[
-        float, _help("percent of the requests that a new version of a model answers while it is tried", gt=0, le=90)
+        float, _help("percent of the requests that a new version of a model answers while it is tried", gt=0, le=50)
     ] = 10.0
     paired: Annotated[
         float,

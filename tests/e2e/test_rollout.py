@@ -126,15 +126,15 @@ def test_versions_are_promoted_or_rolled_back_by_themselves_and_no_client_notice
 ) -> None:
     folder = toy_cache / "versions"
     good, worse = version(folder, "2"), version(folder, "3", wrong=0.02)
-    slow, other = version(folder, "4", delay_s=0.02), version(folder, "5", shape=5)
+    slow, other = version(folder, "4", delay_s=0.05), version(folder, "5", shape=5)
     how: dict[str, Any] = {
         **settings(toy_cache),
         "http": True,
         "port": 0,
         "state_dir": str(toy_cache / "state"),
         "rollout_root": str(folder),
-        "rollout_percent": 50.0,
-        "rollout_paired": 100.0,
+        "rollout_percent": 25.0,
+        "rollout_paired": 40.0,
         "rollout_errors": 5.0,
         "rollout_slower": 2.0,
         "rollout_slower_ms": 5.0,
@@ -161,7 +161,7 @@ def test_versions_are_promoted_or_rolled_back_by_themselves_and_no_client_notice
             assert "toy@2" in engine.served
             state = json.dumps(engine.control().state())
             assert '"phase": "trial"' in state
-            assert b'clover_rollout_percent{model="toy",version="2"} 50.0' in engine.metrics()
+            assert b'clover_rollout_percent{model="toy",version="2"} 25.0' in engine.metrics()
             found = operate.until("promoted")
             assert found["tests"]["accuracy"]["observations"] > 0
             assert found["failed"] == {"new": 0, "stable": 0}
@@ -203,7 +203,10 @@ def test_versions_are_promoted_or_rolled_back_by_themselves_and_no_client_notice
         ]
         rows = "rows to decision: %d (good), %d (worse); requests of the slow one: %d"
         logging.getLogger("tests").warning(rows, good_rows, worse_rows, slow_requests)
-    # A start after it serves what was promoted.
+        operate(str(worse))  # and the server ends meanwhile
+    # A start after it serves what was promoted, and says what became of the trial.
     with clover.Server(TOY, **how) as server:
         assert server.engine.pick("toy").spec.version == "2"
-        assert "version 2 serves, which was promoted" in json.dumps(server.engine.control().state())
+        said = json.dumps(server.engine.control().decisions(20))  # type: ignore[attr-defined]
+        assert "version 2 serves, which was promoted" in said
+        assert "the server ended while version 3 was tried: version 2 serves" in said

@@ -65,7 +65,8 @@ def test_the_same_version_a_strange_one_and_strange_places_are_refused(tmp_path:
 def test_settings_of_a_command_are_checked_like_those_of_the_server() -> None:
     assert settings_of(RolloutConfig(), {"percent": 5, "needs_labels": True}).percent == 5.0
     for given, why in (
-        ({"percent": 95.0}, "<= 90"),
+        ({"percent": 55.0}, "<= 50"),
+        ({"percent": 30.0, "paired": 58.0}, "paired is at most 57 then"),
         ({"percent": "5"}, "percent"),
         ({"per_cent": 5.0}, "did you mean"),
         ({"root": "/"}, "no argument"),
