@@ -65,7 +65,7 @@ class Answer:
 
 
 async def infer(
-    model: Model,
+    router: Model,
     inputs: Mapping[str, Any],
     *,
     min_accuracy: float = 0.0,
@@ -73,42 +73,42 @@ async def infer(
     cascade: bool = True,
     tenant: Tenant | None = None,
 ) -> Answer:
-    """Ask `model` on its own loop, for `tenant` if there is one.  Raises the RequestError that the front end would
+    """Ask `router` on its own loop, for `tenant` if there is one.  Raises the RequestError that the front end would
     answer with."""
-    rows, prepared = prepare(model.spec, inputs)
-    ticket = model.open(rows, tenant=tenant)
+    rows, prepared = prepare(router.spec, inputs)
+    ticket = router.open(rows, tenant=tenant)
     if tenant is not None:
         ticket.client = tenant.client
         timeout_ns, min_accuracy = timeout_ns or tenant.timeout_ns, min_accuracy or tenant.min_accuracy
     try:
         for index, (array, dims) in enumerate(prepared):
             if isinstance(array, list):
-                model.write_elements(ticket, index, array, dims)
+                router.write_elements(ticket, index, array, dims)
             else:
-                model.write(ticket, index, array)
+                router.write(ticket, index, array)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def finished(_: AnyTicket) -> None:
             if not done.done():
                 done.set_result(None)
 
-        model.submit(ticket, finished, timeout_ns=timeout_ns, min_accuracy=min_accuracy, cascade=cascade)
+        router.submit(ticket, finished, timeout_ns=timeout_ns, min_accuracy=min_accuracy, cascade=cascade)
         await done
         if ticket.status != 200:
             raise _ERRORS.get(ticket.status, RequestError)(ticket.error, retry_after_s=ticket.retry_after_s)
-        return _answer(model, ticket)
+        return _answer(router, ticket)
     finally:
-        model.close(ticket)
+        router.close(ticket)
 
 
-def _answer(model: Model, ticket: AnyTicket) -> Answer:
-    spec = model.spec
+def _answer(router: Model, ticket: AnyTicket) -> Answer:
+    spec = router.spec
     outputs: dict[str, NDArray[Any]] = {}
     for index, tensor in enumerate(spec.outputs):
-        rows = model.read(ticket, index)
+        rows = router.read(ticket, index)
         outputs[tensor.name] = _elements(tensor, rows) if isinstance(rows, list) else rows.copy()
     names = tuple(spec.variants[lane].name for lane in ticket.variants)
-    return Answer(spec, outputs, model.receipt(ticket), names)
+    return Answer(spec, outputs, router.receipt(ticket), names)
 
 
 def _elements(tensor: TensorSpec, rows: list[bytes]) -> NDArray[Any]:
