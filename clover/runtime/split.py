@@ -288,7 +288,9 @@ class VersionSplit(SplitModel):
         if ticket.status:  # else its client is gone
             new = asked.version is self.new or asked.failed
             failed = asked.failed or ticket.status in _FAILED
-            latency_ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 if ticket.status == 200 and not failed else 0.0
+            recalled = getattr(answering, "recalled", None) is not None  # from a cache, which is the new one's to fill
+            known = ticket.status == 200 and not failed and not recalled
+            latency_ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 if known else 0.0
             (self.new if new else self.stable).failed += failed
             self.tests.answered(new, failed, latency_ms, len(ticket.slots), self._clock())
         if asked.paired and answering.status == 200 and not self.alone and not self.closed_reason:

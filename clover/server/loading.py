@@ -83,6 +83,8 @@ class Loading:
         served.spec = spec
         served.router.spec = msgspec.structs.replace(spec, name=served.name)
         served.use(profile, served.drawn)
+        if (cached := getattr(served.router, "cached", None)) is not None:
+            cached.cache.clear()  # answers are never kept across versions
         try:
             await self.deploy(served)
         except CloverError:
