@@ -71,7 +71,7 @@ class Engine:
         self._models: dict[str, Model] = {}
         self._unplanned: dict[str, Unplanned] = {}
         self.frontend: Frontend | None = None
-        self.pool = pool
+        self._pool = pool
         self._stack = contextlib.AsyncExitStack()
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
@@ -152,7 +152,7 @@ class Engine:
         served = Served(
             spec,
             item,
-            pool=self.pool,
+            pool=self._pool,
             devices=self.devices,
             account=self.account,
             workers=self.config.workers,
@@ -198,7 +198,7 @@ class Engine:
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
             await self.frontend.start()
-        await self.pool.start()
+        await self._pool.start()
         await self.machine.start()
         if self.ledger is not None:
             self.ledger.start()
@@ -294,7 +294,7 @@ class Engine:
         if self.config.profile == "auto" and not paced and (pinned or self.machine.gpus):
             try:
                 stored = msgspec.structs.replace(self.config, profile="require")
-                return await profiling.ensure(spec, self.devices, self.pool, stored)
+                return await profiling.ensure(spec, self.devices, self._pool, stored)
             except ProfileError as error:
                 if pinned:
                     # There is no variant to choose: a profile would only make receipts better, at a slow start's price.
@@ -302,7 +302,7 @@ class Engine:
                     return None
         if not paced:
             await self.machine.empty()  # instances that an earlier run left on a GPU would hinder measuring
-        profile = await profiling.ensure(spec, self.devices, self.pool, self.config)
+        profile = await profiling.ensure(spec, self.devices, self._pool, self.config)
         self.machine.profiled()
         return profile
 
@@ -382,6 +382,11 @@ class Engine:
     def models(self) -> dict[str, Model]:
         """Return every family by name, loaded or not."""
         return self._models
+
+    @property
+    def pool(self) -> Pool:
+        """The processes of its workers."""
+        return self._pool
 
     def models_own(self, name: str) -> Model:
         """Return a family's own model, whatever its name leads to now."""
