@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from clover.config_families import FamilyConfig, TenantConfig
-from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig
+from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig, RolloutConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
 
@@ -27,6 +27,7 @@ __all__ = [
     "MigConfig",
     "OtelConfig",
     "ReportConfig",
+    "RolloutConfig",
     "Section",
     "ServerConfig",
     "TenantConfig",
@@ -387,6 +388,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()
     report: ReportConfig = ReportConfig()
+    rollout: RolloutConfig = RolloutConfig()
     cache_dir: Annotated[str, _help("folder of profiles and artifacts; default: $XDG_CACHE_HOME/clover")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     profile: Annotated[

@@ -261,6 +261,19 @@ class Model:
         raise NotImplementedError
 
 
+class SplitModel(Model):
+    """A name under which two versions of a model are served: the stable one, and a new one that is being rolled out.
+    Both have the same tensors, those of `spec`."""
+
+    def versions(self) -> tuple[FamilySpec, ...]:
+        """Return the stable version and the new one."""
+        raise NotImplementedError
+
+    def version_of(self, ticket: Ticket) -> FamilySpec:
+        """Return the version that answers a ticket; before `close`."""
+        raise NotImplementedError
+
+
 class Control(Protocol):
     """What the front end sees of the controller."""
 

@@ -562,6 +562,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     """Rows that kept a cheaper variant's answer because their client is over its limit of escalations."""
     cached: bool = False
     """Whether the answer was kept from an earlier request: `energy_j` is that of the look-up then."""
+    version: str = ""
+    """The version of the model that answered, while a new one is being rolled out."""
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

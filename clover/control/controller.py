@@ -33,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from clover.carbon.grid import Grid
@@ -103,6 +103,8 @@ class Controller:
         self._commands = Commands(self.context, self._planner, self._executor, self._device_watch)
         self.ledger_files = LedgerFiles()
         """Where budgets are kept over a restart; nowhere unless the server says so."""
+        self.further: dict[str, Callable[[dict[str, Any], str], Awaitable[dict[str, Any]]]] = {}
+        """Commands that are carried out elsewhere, with their arguments and the operator."""
         self._solver = solver
         self._sleep = clocks.sleep
         self._task: asyncio.Task[None] | None = None
@@ -368,6 +370,8 @@ class Controller:
 
     async def _run_command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """Carry out a command; refuse the rows at once for which no worker will come after it."""
+        if verb in self.further:
+            return await self.further[verb](arguments, operator)
         try:
             return await self._commands.run(verb, arguments, operator)
         finally:

@@ -174,6 +174,10 @@ class Frontend:
         """Judge each head anew from now on, those of open streams too, because the tenants have changed."""
         if self._mounted.streams is not None:
             self._mounted.streams.hang_up()
+        self.forget_endpoints()
+
+    def forget_endpoints(self) -> None:
+        """Look up anew, from now on, which endpoint each head is for."""
         for listener in self._listeners:
             listener.state.heads.memo.clear()
 

@@ -22,7 +22,13 @@ cdef class InferEndpoint:
     cpdef start(self, Exchange exchange, object body)
     @cython.locals(request=InferRequest, found=tuple)
     cpdef DirectReceive receive_direct(self, Exchange exchange, bytes text, Py_ssize_t size)
+    cpdef InferEndpoint answering(self, Ticket ticket)
     cdef _submit(self, Exchange exchange, InferRequest request, Ticket ticket)
+
+cdef class SplitEndpoint(InferEndpoint):
+    cdef dict _by_version
+
+    cpdef InferEndpoint answering(self, Ticket ticket)
 
 cdef class DirectReceive:
     cdef InferEndpoint _endpoint

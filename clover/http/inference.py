@@ -24,8 +24,8 @@ from clover.http.exchange import BINARY, JSON, Exchange, trace_ids
 from clover.http.oip.request import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
 from clover.http.oip.response import brief, encode
 from clover.http.oip.tensors import Body
-from clover.interfaces import Model, Ticket
-from clover.types import Reading, Receipt
+from clover.interfaces import Model, SplitModel, Ticket
+from clover.types import FamilySpec, Reading, Receipt
 
 log = logging.getLogger("clover.http")
 
@@ -54,9 +54,9 @@ class InferEndpoint:
 
     __slots__ = ("model", "signature")
 
-    def __init__(self, name: str, model: Model, limits: LimitsConfig) -> None:
+    def __init__(self, name: str, model: Model, limits: LimitsConfig, spec: FamilySpec | None = None) -> None:
         self.model = model
-        self.signature = Signature(model.spec, model.most_rows, limits.json_depth, name, limits.json_bytes)
+        self.signature = Signature(spec or model.spec, model.most_rows, limits.json_depth, name, limits.json_bytes)
 
     @property
     def current(self) -> bool:
@@ -115,6 +115,10 @@ class InferEndpoint:
         exchange.ticket, view = found
         return DirectReceive(self, exchange, request, view)
 
+    def answering(self, ticket: Ticket) -> InferEndpoint:
+        """Return the endpoint whose signature an answer is encoded by."""
+        return self
+
     def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
         context = exchange, self, request
         if exchange.head.uncached:
@@ -127,6 +131,22 @@ class InferEndpoint:
         elif exchange.connection is not None:
             ticket.client = exchange.connection.client
         self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
+
+
+class SplitEndpoint(InferEndpoint):
+    """The endpoint of a name that two versions are served under: answers say which version they are of."""
+
+    __slots__ = ("_by_version",)
+
+    def __init__(self, name: str, model: SplitModel, limits: LimitsConfig) -> None:
+        InferEndpoint.__init__(self, name, model, limits)
+        self._by_version = {spec.version: InferEndpoint(name, model, limits, spec) for spec in model.versions()}
+
+    def answering(self, ticket: Ticket) -> InferEndpoint:
+        """See `InferEndpoint.answering`."""
+        model: Any = self.model
+        endpoint: InferEndpoint = self._by_version[model.version_of(ticket).version]
+        return endpoint
 
 
 def _named(exchange: Exchange) -> int:
@@ -194,7 +214,7 @@ def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, tic
         exchange.traced = ticket
     try:
         if ticket.status == 200:
-            _answer(exchange, endpoint, request, ticket)
+            _answer(exchange, endpoint.answering(ticket), request, ticket)
         elif ticket.status == 500:
             exchange.fail(500, "the model failed on this request")
         else:
@@ -264,6 +284,8 @@ def receipt_field(receipt: Receipt) -> bytes:
         path += f", limited={receipt.limited}"
     if receipt.cached:
         path += ", cached=?1"
+    if receipt.version:
+        path += f", version={_string(receipt.version)}"
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
@@ -326,5 +348,6 @@ def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
         **({"path": list(receipt.path)} if receipt.path else {}),
         **({"limited": receipt.limited} if receipt.limited else {}),
         **({"cached": True} if receipt.cached else {}),
+        **({"version": receipt.version} if receipt.version else {}),
         "feedback": own_id,
     }

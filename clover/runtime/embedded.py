@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import BadRequest, DeadlineMissed, ModelFailed, RequestError, Unavailable
+from clover.interfaces import Model
 from clover.interfaces import Ticket as AnyTicket
 from clover.runtime.embedded_inputs import prepare
 from clover.runtime.memory.bytes_codec import split_row
-from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import RouterTicket
 from clover.tenants import Tenant
 from clover.types import FamilySpec, Receipt, TensorSpec
 
@@ -66,7 +65,7 @@ class Answer:
 
 
 async def infer(
-    router: Router,
+    router: Model,
     inputs: Mapping[str, Any],
     *,
     min_accuracy: float = 0.0,
@@ -102,7 +101,7 @@ async def infer(
         router.close(ticket)
 
 
-def _answer(router: Router, ticket: RouterTicket) -> Answer:
+def _answer(router: Model, ticket: AnyTicket) -> Answer:
     spec = router.spec
     outputs: dict[str, NDArray[Any]] = {}
     for index, tensor in enumerate(spec.outputs):

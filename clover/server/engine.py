@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
-from clover import carbon, energy, families, profiling
+from clover import carbon, energy, profiling
 from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
@@ -28,8 +28,8 @@ from clover.control.ledger_files import LedgerFiles
 from clover.control.report import budget_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
-from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
-from clover.interfaces import Control, Model
+from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
+from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
 from clover.runtime.served import Served
@@ -38,20 +38,22 @@ from clover.server.footprint import Footprint
 from clover.server.front_ends import FrontEnds
 from clover.server.ledger import ServerLedger
 from clover.server.ledger_source import LedgerSource
+from clover.server.loading import Loading
 from clover.server.machine import Machine
 from clover.server.otel import build_otel
 from clover.server.page import DashboardPage
+from clover.server.rollout_files import RolloutFiles
+from clover.server.rollouts import RollOuts
 from clover.server.tasks import cancelled
 from clover.server.totals import model_totals
 from clover.server.unplanned import Unplanned
-from clover.telemetry.metrics import Metrics
+from clover.telemetry.metrics import Metrics, rollouts
 from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.server")
 
 _TICK_S = 1.0
-_DRAIN_STEP_S = 0.005
 
 
 class Engine:
@@ -77,21 +79,19 @@ class Engine:
         self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
-        self._changing = asyncio.Lock()
         self._answered = True
         self._completions = pool.completions
         self.machine.served = self.served
+        files = RolloutFiles.of(config)
+        self._stack.callback(self._free)
         try:
             self.chain, grid_clock = carbon.build(config.carbon)
             self.grid = Grid(self.chain, grid_clock.now)
             self._stack.push_async_callback(self.chain.close)
             for item in config.families:
-                spec = given.get(item.family) or families.load_family(item.family)
-                self._add(item, spec, loop)
-            self._count_tenants()
+                self._add(item, given.get(item.family) or files.serve(item))
         except BaseException:
-            for served in self.served.values():  # there is no engine to stop: free their shared memory now
-                served.close()
+            self._free()  # there is no engine to stop
             self.machine.close()
             raise
         solver = SolverClient()
@@ -106,6 +106,11 @@ class Engine:
         )
         self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
         self.controller.ledger_files = LedgerFiles(cache_folder(config.cache_dir) / "budgets")
+        self.loading = Loading(
+            self.controller, self._unplanned, drain_s=config.limits.drain_s, changed=self._follow_targets
+        )
+        self.rollouts = RollOuts(self, files)
+        self.controller.further["roll-out"] = self.rollouts.command
         self._metrics = Metrics(
             families=lambda: self.served,
             account=self.account,
@@ -117,6 +122,7 @@ class Engine:
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         self._metrics.parked = self.controller.context.parked.known
+        self._metrics.further.append(lambda: rollouts.rollouts(self.rollouts.report(), self.rollouts.counts))
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
             source = LedgerSource(self.account, self.machine, self.served, self.controller)
@@ -132,13 +138,19 @@ class Engine:
             self.frontend = FrontEnds(self, config, loop, self.tenants, mounted, tracer)
             self._metrics.further.append(self.frontend.metrics)
 
-    def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
+    def _add(self, item: FamilyConfig, spec: FamilySpec) -> None:
         variants = [variant.name for variant in spec.variants]
         for named in (item.variant, "" if item.relief == "auto" else item.relief):
             if named and named not in variants:
                 raise ConfigError(f"family {spec.name!r} has no variant {named!r}; it has {', '.join(variants)}")
         if (item.name or spec.name) in self.served:
             raise ConfigError(f"two families are called {item.name or spec.name!r}: give one of them another name")
+        served = self.add_served(item, spec)
+        # A front end gives a router only tickets of that router, which the types of `Model` cannot express.
+        self._models[served.name] = cast("Model", served.router)
+
+    def add_served(self, item: FamilyConfig, spec: FamilySpec) -> Served:
+        """Make what serves a family, without workers."""
         served = Served(
             spec,
             item,
@@ -147,13 +159,27 @@ class Engine:
             account=self.account,
             workers=self.config.workers,
             cache=cache_folder(self.config.cache_dir),
-            loop=loop,
+            loop=self.loop,
         )
-        self._stack.callback(served.close)
         self.served[served.name] = served
-        # A front end gives a router only tickets of that router, which the types of `Model` cannot express.
-        self._models[served.name] = cast("Model", served.router)
+        for tenant in self.tenants.all():
+            served.traffic.of(tenant.name)  # so that metrics show a zero before its first request
         self._completions.add(served.router.reap)
+        return served
+
+    async def drop_served(self, served: Served) -> None:
+        """Forget a family without workers, once what it used is counted."""
+        await self._count()
+        if self.ledger is not None:
+            self.ledger.forget(served.name)
+        self._completions.remove(served.router.reap)
+        self.served.pop(served.name, None)
+        served.close()
+
+    def _free(self) -> None:
+        """Free the shared memory of every family; no worker may be left."""
+        for served in self.served.values():
+            served.close()
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -193,6 +219,7 @@ class Engine:
         stack.callback(self._completions.stop)
         stack.push_async_callback(self._stop_fleets)
         stack.push_async_callback(self.controller.stop)
+        stack.push_async_callback(self.rollouts.stop)
         await self._account()
         for served in self.served.values():
             if served.profile is None:
@@ -205,6 +232,7 @@ class Engine:
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()
+        self.rollouts.announce()
         if self.ledger is not None:
             self.ledger.serve(self.served)
         await self._account()  # so that the first receipts know already who holds how much idle power
@@ -226,7 +254,8 @@ class Engine:
             if self.frontend is not None:
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
             # And what did not come by HTTP: requests of this process.
-            self._answered = await self._settled(self.served.values()) and self._answered
+            routers = [served.router for served in self.served.values()]
+            self._answered = await self.loading.settled(routers) and self._answered
         return self._answered
 
     async def stop(self) -> None:
@@ -252,26 +281,8 @@ class Engine:
             served.fleet.closing = True
 
     async def _stop_fleets(self) -> None:
-        await asyncio.gather(*(self._retire(served, "the server is shutting down") for served in self.served.values()))
-
-    async def _settled(self, families: Iterable[Served]) -> bool:
-        """Wait until these families have answered what they took, at most `drain_s`; return whether they did."""
-        routers = [served.router for served in families]
-        end_s = self.loop.time() + self.config.limits.drain_s
-        while not all(router.idle for router in routers):
-            if self.loop.time() >= end_s:
-                return False
-            await asyncio.sleep(_DRAIN_STEP_S)
-        return True
-
-    async def _retire(self, served: Served, reason: str) -> None:
-        served.router.closed_reason = reason
-        try:
-            async with asyncio.timeout(self.config.limits.drain_s):
-                await served.fleet.stop()
-        except TimeoutError:
-            log.warning("%s: workers did not finish within the drain time", served.name)
-        served.router.fail_waiting(reason)
+        reason = "the server is shutting down"
+        await asyncio.gather(*(self.loading.retire(served, reason) for served in self.served.values()))
 
     # --- plans ----------------------------------------------------------------------------------------------------
 
@@ -297,17 +308,6 @@ class Engine:
         profile = await profiling.ensure(spec, self.devices, self._pool, self.config)
         self.machine.profiled()
         return profile
-
-    async def _deploy(self, served: Served) -> None:
-        """Start the workers of a family that has none."""
-        if served.profile is None:
-            await self._unplanned[served.name].deploy()
-        else:
-            await self.controller.adopt(served.spec, served.profile, served.fleet, served.config)
-        served.router.closed_reason = ""
-        served.router.decline_stranded("")
-        served.state, served.reason = "READY", ""
-        self._follow_targets()
 
     def _follow_targets(self) -> None:
         """Copy the targets in force, which operators may change, how they are held, and what was learned of profiles to
@@ -341,6 +341,7 @@ class Engine:
                 for served in self.served.values():
                     served.watch()
                 self._follow_targets()
+                self.rollouts.look()
             except Exception:
                 log.exception("checking the workers failed")
             await self._count()
@@ -360,8 +361,8 @@ class Engine:
             await asyncio.sleep(_TICK_S)
             try:
                 await self.machine.watch()
-                if self._unplanned and not self._changing.locked():
-                    async with self._changing:  # so that no worker is started for a family that is being unloaded
+                if self._unplanned and not self.loading.changing.locked():
+                    async with self.loading.changing:  # no worker is started for a family that is being unloaded
                         for name, unplanned in self._unplanned.items():
                             if self.served[name].state == "READY":
                                 await unplanned.follow()
@@ -373,15 +374,11 @@ class Engine:
     def use_tenants(self, configs: Iterable[TenantConfig]) -> None:
         """Make these the tenants, from the next request on."""
         self.tenants.use(configs)
-        self._count_tenants()
-        if self.frontend is not None:
-            self.frontend.forget_heads()
-
-    def _count_tenants(self) -> None:
-        """Begin to count for each tenant, so that metrics show a zero before its first request."""
         for served in self.served.values():
             for tenant in self.tenants.all():
                 served.traffic.of(tenant.name)
+        if self.frontend is not None:
+            self.frontend.forget_heads()
 
     # --- ServerView -----------------------------------------------------------------------------------------------
 
@@ -389,10 +386,30 @@ class Engine:
         """Return every family by name, loaded or not."""
         return self._models
 
+    @property
+    def pool(self) -> Pool:
+        """The processes of its workers."""
+        return self._pool
+
+    def models_own(self, name: str) -> Model:
+        """Return a family's own model, whatever its name leads to now."""
+        return cast("Model", self.served[name].router)
+
+    def forget_endpoints(self) -> None:
+        """Have the front end look up anew which model each name leads to."""
+        if self.frontend is not None:
+            self.frontend.forget_endpoints()
+
     def ready(self) -> bool:
         """Return whether every loaded family has capacity and the server is not draining."""
-        loaded = [served for served in self.served.values() if served.state != "UNAVAILABLE"]
-        return not self.draining and bool(loaded) and all(s.state == "READY" and s.ready for s in loaded)
+        trials = self.rollouts.trials()
+        loaded = [one for name, one in self.served.items() if one.state != "UNAVAILABLE" and name not in trials]
+        return not self.draining and bool(loaded) and all(map(self._serves, loaded))
+
+    def _serves(self, served: Served) -> bool:
+        """Return whether a family has capacity: while a new version is promoted, that version's."""
+        model = self._models[served.name]
+        return model.ready and (served.state == "READY" or isinstance(model, SplitModel))
 
     def live(self) -> bool:
         """Return True: the loop runs, or this would not be asked."""
@@ -419,6 +436,7 @@ class Engine:
             "devices": devices,
             "core_idle": self.machine.idle_states(),
             "ledger": self.ledger.report() if self.ledger is not None else None,
+            "rollouts": self.rollouts.report(),
         }
 
     def _savings(self) -> list[str]:
@@ -433,10 +451,11 @@ class Engine:
     def pick(self, name: str | None) -> Served:
         """Return the family of that name, or the only one for None; raises NotFound or BadRequest."""
         if name is None:
-            if len(self.served) != 1:
-                raise BadRequest(f"say which model: {', '.join(self.served)}")
-            return next(iter(self.served.values()))
-        served = self.served.get(name)
+            own = [served for key, served in self.served.items() if key not in self.rollouts.trials()]
+            if len(own) != 1:
+                raise BadRequest(f"say which model: {', '.join(served.name for served in own)}")
+            return own[0]
+        served = self.served.get(name) or self.rollouts.find(name)
         if served is None:
             raise NotFound("Request for unknown model: no model of that name is served")
         return served
@@ -449,48 +468,16 @@ class Engine:
         return served.state, served.reason
 
     async def load(self, name: str, config: str) -> None:
-        """Start the workers of a family that was unloaded; do nothing for a loaded one.
-
-        `config` is empty, or the JSON of its configuration, whose "name" must be its own.  Raises NotFound, BadRequest
-        or Unavailable.
-        """
-        served = self.pick(name)
-        if config:
-            try:
-                given: Any = msgspec.json.decode(config)
-            except msgspec.DecodeError as error:
-                raise BadRequest("parameter config is not JSON") from error
-            if not isinstance(given, dict) or given.get("name", name) != name:
-                raise BadRequest("parameter config is not the configuration of this model")
-        async with self._changing:
-            if served.state == "READY":
-                return
-            try:
-                await self._deploy(served)
-            except CloverError as error:
-                served.state, served.reason = "UNAVAILABLE", "its workers did not start"
-                log.warning("%s: failed to load: %s", name, error)
-                await self.controller.release(name)
-                await served.fleet.stop()
-                if name in self._unplanned:
-                    await self._unplanned[name].clear()
-                raise Unavailable("its workers did not start") from error
+        """Start the workers of a family that was unloaded (`Loading.load`); raises NotFound, too, and Conflict while a
+        new version of it is being rolled out."""
+        self.rollouts.check_free(name)
+        await self.loading.load(self.pick(name), config)
 
     async def unload(self, name: str) -> None:
-        """Answer what a family has received, then stop its workers; raises NotFound."""
-        served = self.pick(name)
-        async with self._changing:
-            if served.state == "UNAVAILABLE":
-                return
-            served.state = "UNLOADING"
-            served.router.closed_reason = "the model is unloaded"
-            served.router.decline_stranded(served.router.closed_reason)
-            await self._settled([served])  # before its workers stop taking from its queue
-            await self.controller.release(name)
-            await self._retire(served, "the model is unloaded")
-            if name in self._unplanned:
-                await self._unplanned[name].clear()
-            served.state, served.reason = "UNAVAILABLE", "unloaded"
+        """Answer what a family has received, then stop its workers; raises NotFound, and Conflict while a new version
+        of it is being rolled out."""
+        self.rollouts.check_free(name)
+        await self.loading.unload(self.pick(name))
 
 
 def check_floor(name: str, profile: FamilyProfile, floor: float | None) -> None:

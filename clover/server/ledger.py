@@ -107,6 +107,12 @@ class ServerLedger:
             self._slot = slot
             self._flush(at_s, mono_s)
 
+    def forget(self, model: str) -> None:
+        """Take what was counted until now, as a model is about to go: another one of that name begins at zero."""
+        self._safely(lambda: self._flush(self._wall(), self._monotonic()))
+        self._collector.forget(model)
+        self._source.forget(model)
+
     async def close(self) -> None:
         """Write what is left and close the file; a disk that does not answer does not hold up the stop."""
         self._collector.facts(self._facts())

@@ -70,6 +70,10 @@ class LedgerSource:
         self._grid: tuple[str, ...] = ()
         self._fleet_ns: dict[str, int] = {}
 
+    def forget(self, model: str) -> None:
+        """Forget the latencies of a model that is gone."""
+        self._latency.pop(model, None)
+
     # --- figures ------------------------------------------------------------------------------------------------------
 
     def moment(self, reading: Reading, at_s: float, mono_s: float) -> GridMoment:

@@ -313,10 +313,10 @@ class Server:
         timeout_ns = 0
         if timeout_ms is not None:
             timeout_ns = int(timeout_ms * 1e6) or -1  # a spent deadline is missed, not absent
-        router = engine.pick(model).router
+        asked = engine.models()[engine.pick(model).name]
         found = engine.tenants.named(tenant) if tenant is not None else None
         return await embedded.infer(
-            router, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=found
+            asked, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=found
         )
 
     def _running(self) -> asyncio.AbstractEventLoop:

@@ -18,7 +18,8 @@ FAMILY = "families"
 TENANT = "tenant"
 """The other one: one table a tenant, in the file only."""
 
-_PREFIX = {section: f"{section}_" for section in ("embodied", "energy", "ledger", "log", "mig", "otel", "report")}
+_PREFIXED = ("embodied", "energy", "ledger", "log", "mig", "otel", "report", "rollout")
+_PREFIX = {section: f"{section}_" for section in _PREFIXED}
 _PREFIX["limits"] = "limit_"
 _NAMED = {"carbon.source": "carbon", "ledger.keep": "ledger", "otel.endpoint": "otel"}
 _TRUE = {"1", "true", "yes", "on"}

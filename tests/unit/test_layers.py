@@ -50,7 +50,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
-    frozenset({"runtime.served", "runtime.embedded"}),
+    frozenset({"runtime.served", "runtime.embedded", "runtime.split"}),
     frozenset({"http", "control"}),
     frozenset({"profiling", "dashboard", "grpc"}),
     frozenset({"telemetry.metrics", "telemetry.otel"}),

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from clover.cli.ctl import brief, tenants
+from clover.cli.ctl import brief, rollouts, tenants
 from clover.terminal import Column, filled, needed, sheet
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
@@ -27,6 +27,8 @@ def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -
         answer = {key: value for key, value in answer.items() if key != "dry_run"}
     if verb == "decisions" and isinstance(answer, list):
         _decisions(answer, console)
+    elif verb == "roll-out" and isinstance(answer, dict):
+        rollouts.show(answer, console)
     elif verb == "tenants" and isinstance(answer, dict):
         tenants.show(answer, console)
     elif verb == "state" and isinstance(answer, dict) and "models" in answer:
@@ -63,6 +65,9 @@ def _state(answer: dict[str, Any], console: Console) -> None:
         _model(name, model, console)
     totals = dict(answer.get("totals") or {})
     saved = totals.pop("saved", None)
+    for item in totals.pop("rollouts", {}).values():
+        _say(console, "")
+        rollouts.show(item, console)
     if len(answer["models"]) > 1 and saved:
         _say(console, "\nall models")
         _saved("  carbon     ", saved, console)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from clover.cli.ctl import rollouts
 from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles
 from clover.quantities import grams, slice_words
 
@@ -49,6 +50,8 @@ def show(answer: dict[str, Any], console: Console) -> None:
         _line(name, _standing(model, answer), console, style="bold")
         for head, text in _model(model, totals.get(name) or {}):
             _line(f"  {head}", text, console)
+        if found := ((answer.get("totals") or {}).get("rollouts") or {}).get(name):
+            _line("  version", rollouts.words(found), console)
 
 
 def _grid(reading: dict[str, Any] | None) -> str:

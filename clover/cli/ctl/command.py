@@ -18,6 +18,7 @@ from typing import Any
 from clover import terminal
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.ctl.answers import show
+from clover.config import RolloutConfig
 from clover.hints import did_you_mean, program
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -29,6 +30,7 @@ _TIMEOUT_S = 150.0
 
 _TARGETS: dict[str, type] = {"slo_ms": float, "accuracy_floor": float, "lambda": float, "objective": str}
 _INPUTS: dict[str, type] = {"intensity_g_per_kwh": float, "arrival_rate": float}
+_ROLLOUT = tuple(name for name in RolloutConfig.__struct_fields__ if name not in ("needs_labels", "root"))
 _SETTABLE = _TARGETS | {"mode": str}
 _PLANNABLE = _TARGETS | _INPUTS
 _CHANGE_NOTHING = ("state", "tenants", "decisions", "plan", "set")
@@ -151,6 +153,20 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         verb(name, about, force=name == "apply").add_argument(
             "words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs
         )
+    rollout = verb("roll-out", "try a new version of a model beside the stable one; or say what becomes of it")
+    rollout.add_argument("words", nargs="*", metavar="[MODEL] FOLDER", help="the new version: a folder on its machine")
+    what = rollout.add_mutually_exclusive_group()
+    for action, about in (
+        ("status", "show the roll-out that is under way, or was the last"),
+        ("promote", "serve the new version now, whatever the tests say"),
+        ("roll-back", "end the new version now"),
+    ):
+        what.add_argument(f"--{action}", action="store_const", const=action, dest="action", help=about)
+    rollout.add_argument("--version", default="", help="its version, if family.toml has another one")
+    rollout.add_argument("--needs-labels", action="store_true", help="promote it only if labels speak for it")
+    for name in _ROLLOUT:
+        flag = "--" + name.replace("_", "-")
+        rollout.add_argument(flag, type=float, metavar="X", help=f"as the server's setting rollout.{name}")
     verb("base", "pin BASE, the best variant on whole devices, until pin --off")
     change = verb("set", "change targets while the server runs: " + ", ".join(_SETTABLE), force=True)
     change.add_argument(
@@ -200,9 +216,32 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
         body |= dict(_pair(text, _PLANNABLE) for text in pairs)
         if groups:
             body["configuration"] = [_group(text) for text in groups]
+    elif verb == "roll-out":
+        body |= _roll_out(given)
     elif verb == "set":
         body |= dict(_pair(text, _SETTABLE) for text in _joined(given.words, _SETTABLE))
     return "POST", f"/v2/clover/{verb}", body
+
+
+def _roll_out(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of a roll-out; raises ValueError if they make no sense."""
+    *models, last = given.words or [""]
+    if given.action:
+        if models or (last and given.model):
+            raise ValueError(f"roll-out --{given.action} takes one model at most")
+        return {"action": given.action} | ({"model": last} if last else {})
+    if not last or len(models) > 1 or (models and given.model):
+        raise ValueError(
+            "roll-out takes a model and the folder of its new version; or --status, --promote, --roll-back"
+        )
+    body: dict[str, Any] = {"folder": os.path.abspath(os.path.expanduser(last))}
+    if models:
+        body["model"] = models[0]
+    if given.version:
+        body["version"] = given.version
+    if given.needs_labels:
+        body["needs_labels"] = True
+    return body | {name: getattr(given, name) for name in _ROLLOUT if getattr(given, name) is not None}
 
 
 def _group(text: str) -> dict[str, Any]:

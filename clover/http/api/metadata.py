@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clover.interfaces import Model, SplitModel
 from clover.steps import described
 from clover.types import FamilySpec, TensorSpec
 
@@ -22,7 +23,7 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "clover", "version": version, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
+def model_metadata(name: str, spec: FamilySpec, served: tuple[str, ...]) -> dict[str, Any]:
     """Return the answer to GET /v2/models/M; shapes begin with the batch axis, -1, and outputs may have
     labels."""
 
@@ -38,12 +39,17 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
         parameters["untrained"] = untrained
     return {
         "name": name,
-        "versions": [spec.version],
+        "versions": list(served),
         "platform": spec.platform,
         "inputs": tensors(spec.inputs),
         "outputs": tensors(spec.outputs),
         **({"parameters": parameters} if parameters else {}),
     }
+
+
+def versions(model: Model) -> tuple[str, ...]:
+    """Return the versions that are served under a name."""
+    return tuple(spec.version for spec in model.versions()) if isinstance(model, SplitModel) else (model.spec.version,)
 
 
 def model_config(name: str, spec: FamilySpec) -> dict[str, Any]:

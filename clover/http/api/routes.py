@@ -30,11 +30,11 @@ from clover.http.api.schemas import COMMANDS
 from clover.http.content_encoding import Inflation
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
-from clover.http.inference import InferEndpoint
+from clover.http.inference import InferEndpoint, SplitEndpoint
 from clover.http.oip.request import JSON_BOUND, parse_json
 from clover.http.oip.tensors import Body
 from clover.http.server_state import TURN_BYTES, ServerState
-from clover.interfaces import Model, ServerView
+from clover.interfaces import Model, ServerView, SplitModel
 
 log = logging.getLogger("clover.http")
 
@@ -244,7 +244,12 @@ class Routes:
             methods = self._model_paths.get("/".join(rest)) if len(rest) <= 1 and rest != [""] else None
             if methods is not None:
                 model = self._model(name)
-                if version is not None and version != model.spec.version:
+                if version is None:
+                    return methods, name
+                exact = f"{name}@{version}"  # while a new version is being rolled out
+                if exact in self._view.models():
+                    return methods, exact
+                if version != model.spec.version:
                     raise NotFound(_UNKNOWN_MODEL)
                 return methods, name
         elif len(parts) == 6 and parts[:4] == ["", "v2", "repository", "models"]:
@@ -271,7 +276,11 @@ class Routes:
         model = self._model(name)
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
-            endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits)
+            if isinstance(model, SplitModel):
+                endpoint = SplitEndpoint(shown(name), model, self._limits)
+            else:
+                endpoint = InferEndpoint(shown(name), model, self._limits)
+            self._endpoints[name] = endpoint
         head.endpoint = endpoint if not head.coding else None
         return endpoint
 
@@ -315,10 +324,15 @@ class Routes:
         if described is None or described[0] is not model:
             described = self._described[name] = (
                 model,
-                orjson.dumps(metadata.model_metadata(name, model.spec)),
-                orjson.dumps(metadata.model_config(name, model.spec)),
+                orjson.dumps(metadata.model_metadata(shown(name), model.spec, metadata.versions(model))),
+                orjson.dumps(metadata.model_config(shown(name), model.spec)),
             )
         return described
+
+    def _each(self) -> list[tuple[str, Model]]:
+        """Return every version of every model, with the name that clients know it by."""
+        models = self._view.models().items()
+        return [(shown(name), model) for name, model in models if not isinstance(model, SplitModel)]
 
     def _model_metadata(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish(200, [self._descriptions(name)[1]])
@@ -328,20 +342,20 @@ class Routes:
 
     def _model_ready(self, exchange: Exchange, body: Body, name: str) -> None:
         ready = bool(self._model(name).ready)
-        exchange.finish_json({"name": name, "ready": ready}, 200 if ready else 503)
+        exchange.finish_json({"name": shown(name), "ready": ready}, 200 if ready else 503)
 
     def _model_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
-        exchange.finish_json({"model_stats": [self._model(name).stats()]})
+        exchange.finish_json({"model_stats": [{**self._model(name).stats(), "name": shown(name)}]})
 
     def _all_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
-        exchange.finish_json({"model_stats": [model.stats() for model in self._view.models().values()]})
+        exchange.finish_json({"model_stats": [{**model.stats(), "name": name} for name, model in self._each()]})
 
     def _metrics(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish(200, [self._view.metrics()], kind=_METRICS)
 
     def _openapi(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json(
-            openapi.build({key: model.spec for key, model in self._view.models().items()}, __version__)
+            openapi.build({shown(key): model.spec for key, model in self._view.models().items()}, __version__)
         )
 
     def _state(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -377,9 +391,12 @@ class Routes:
             raise BadRequest("ready is not true or false")
         rows = []
         for model_name, model in self._view.models().items():
+            if isinstance(model, SplitModel):
+                continue  # its versions are listed each for itself
             state, reason = self._view.state_of(model_name)
             if state == "READY" or not ready_only:
-                rows.append({"name": model_name, "version": model.spec.version, "state": state, "reason": reason})
+                version = model.spec.version
+                rows.append({"name": shown(model_name), "version": version, "state": state, "reason": reason})
         exchange.finish_json(rows)
 
     def _load(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -441,6 +458,11 @@ class Routes:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def shown(name: str) -> str:
+    """Return the name that clients know a model by: NAME of NAME@VERSION."""
+    return name.partition("@")[0]
 
 
 def _failed(exchange: Exchange, error: Exception) -> None:

@@ -263,6 +263,11 @@ class CommandSchema:
     one_model: bool = True
 
 
+_ROLLOUT_NUMBERS = (
+    *("percent", "paired", "errors", "slower", "slower_ms", "differs", "accuracy", "risk", "warmup_s", "block_s"),
+    *("min_s", "max_s"),
+)
+
 COMMANDS = {
     "pin": CommandSchema(
         "Hold a model to one variant (null lifts the pin). " + _CONFIGURATION,
@@ -292,5 +297,16 @@ COMMANDS = {
             {"required": ["mode"], "properties": {"mode": {"enum": _MODES}}},
         ),
         one_model=False,
+    ),
+    "roll-out": CommandSchema(
+        "Try a new version of a model beside the stable one (folder), or say what becomes of it (action).",
+        {
+            "folder": {"type": "string"},
+            "version": {"type": "string"},
+            "action": {"enum": ["status", "promote", "roll-back"]},
+            "needs_labels": {"type": "boolean"},
+            **{name: {"type": "number"} for name in _ROLLOUT_NUMBERS},
+        },
+        any_of=({"required": ["folder"]}, {"required": ["action"]}),
     ),
 }

@@ -123,7 +123,7 @@ class Feedback:
         if len(labels) != len(lanes):
             raise BadRequest(f"that request had {len(lanes)} rows, and {len(labels)} labels were given")
         right = [
-            None if label is None or answer is None else self._right(answer, label)
+            None if label is None or answer is None else self.is_right(answer, label)
             for answer, label in zip(answers, labels, strict=True)
         ]
         self._labellers.count_labels(client, len(lanes), now_ns)
@@ -136,7 +136,7 @@ class Feedback:
                 self.expected[lane] += accuracy[lane] / 100.0 if accuracy else 0.0
         return right
 
-    def _right(self, answer: RowAnswer, label: Any) -> bool:
+    def is_right(self, answer: RowAnswer, label: Any) -> bool:
         """Return whether an answer is what its label says; raises BadRequest for a label that cannot be compared."""
         text = not isinstance(answer, int) and answer.dtype == object
         if isinstance(label, str):

@@ -42,6 +42,8 @@ TAIL_MARGIN = 0.1
 """How many more of the requests may be beyond the tail's limit."""
 _PARTS = (0.01, 0.03, 0.1, 0.3, 0.6, 0.95)
 """Parts of the largest bet that cannot lose everything."""
+_ENOUGH = 1e100
+"""The wealth from which on nothing is counted any more: far beyond what decides."""
 _MOST = 512
 """Latencies of one size that a version keeps of a block."""
 _TAIL_KEPT = 2048
@@ -79,7 +81,7 @@ class ReleaseLimits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReleaseVerdict:
     """What to do with a release: `promote`, `roll back`, or nothing yet (empty), and why."""
 
     action: str = ""
@@ -100,26 +102,34 @@ def log_wealth(observations: NDArray[np.float64], margin: float, low: float = -1
 
 
 class BettingTest:
-    """One mean against its margin, both ways, for observations from `low` to 1.  `worse` and `fine`: the most evidence
-    so far (natural logarithm of the wealth) that the mean is above the margin, and that it is below it."""
+    """One mean against its margin, both ways, for observations from `low` to 1."""
 
-    __slots__ = ("_above", "_below", "_down", "_margin", "_up", "count", "fine", "total", "worse")
+    __slots__ = ("_above", "_below", "_down", "_margin", "_most_down", "_most_up", "_up", "count", "total")
 
     def __init__(self, margin: float, low: float = -1.0) -> None:
         self.count = 0
         self.total = 0.0
-        self.worse = 0.0
-        self.fine = 0.0
         self._margin = margin
         self._above = _bets(margin, low)
         self._below = _bets(-margin, -1.0)
-        self._up = [0.0] * len(_PARTS)
-        self._down = [0.0] * len(_PARTS)
+        self._up = [1.0 / len(_PARTS)] * len(_PARTS)
+        self._down = [1.0 / len(_PARTS)] * len(_PARTS)
+        self._most_up = self._most_down = 1.0
 
     @property
     def mean(self) -> float | None:
         """The mean of what was observed; None before the first observation."""
         return self.total / self.count if self.count else None
+
+    @property
+    def worse(self) -> float:
+        """The most evidence so far that the mean is above the margin: the natural logarithm of the wealth."""
+        return math.log(self._most_up)
+
+    @property
+    def fine(self) -> float:
+        """The most evidence so far that the mean is below the margin."""
+        return math.log(self._most_down)
 
     def add(self, observation: float) -> None:
         """Take one observation as evidence either way."""
@@ -130,20 +140,18 @@ class BettingTest:
         """Take one observation as evidence of a mean above the margin alone."""
         self.count += 1
         self.total += observation
-        self.worse = max(self.worse, _step(self._up, self._above, observation - self._margin, 1))
+        gain = observation - self._margin
+        if self._most_up < _ENOUGH:
+            self._up = [wealth * (1.0 + bet * gain) for wealth, bet in zip(self._up, self._above, strict=True)]
+            self._most_up = max(self._most_up, sum(self._up))
 
     def clear(self, observation: float, times: int = 1) -> None:
         """Take an observation that was made so many times as evidence of a mean below the margin alone."""
-        if times:
-            self.fine = max(self.fine, _step(self._down, self._below, self._margin - observation, times))
-
-
-def _step(logs: list[float], bets: list[float], gain: float, times: int) -> float:
-    """Add equal observations to the logarithms of the wealth of each bet; return that of their mixture."""
-    for at, bet in enumerate(bets):
-        logs[at] += times * math.log1p(bet * gain)
-    top = max(logs)
-    return top + math.log(sum(math.exp(one - top) for one in logs) / len(logs))
+        gain = self._margin - observation
+        if self._most_down < _ENOUGH:
+            pairs = zip(self._down, self._below, strict=True)
+            self._down = [wealth * (1.0 + bet * gain) ** times for wealth, bet in pairs]
+            self._most_down = max(self._most_down, sum(self._down))
 
 
 @dataclass
@@ -248,21 +256,21 @@ class ReleaseTests:
         left_out = {name for name, out in (("differs", self.limits.differs >= 1.0), ("accuracy", not labels)) if out}
         return tuple(name for name in TESTS if name not in left_out)
 
-    def verdict(self, now_s: float) -> Verdict:
+    def verdict(self, now_s: float) -> ReleaseVerdict:
         """Return what to do now."""
         enough = math.log(len(TESTS) / self.limits.risk)
         for name, test in self.tests.items():
             if test.worse >= enough and not (name == "differs" and self.limits.differs >= 1.0):
-                return Verdict("roll back", self._words(name))
+                return ReleaseVerdict("roll back", self._words(name))
         lasted_s = now_s - self.began_s
         missing = [name for name in self.needed if self.tests[name].fine < -math.log(PROMOTE_RISK)]
         if not missing and lasted_s >= self.limits.min_s:
-            return Verdict("promote", "; ".join(self._words(name) for name in self.needed))
+            return ReleaseVerdict("promote", "; ".join(self._words(name) for name in self.needed))
         if lasted_s >= self.limits.max_s:
-            return Verdict(
+            return ReleaseVerdict(
                 "roll back", f"undecided after {lasted_s:.0f} s: {'; '.join(self._words(name) for name in missing)}"
             )
-        return Verdict()
+        return ReleaseVerdict()
 
     def waits_for(self, now_s: float) -> str:
         """Return what keeps the release from being promoted, in words; empty if nothing does."""
@@ -295,8 +303,8 @@ class ReleaseTests:
             return f"{name}: nothing was observed"
         mean = 100.0 * test.mean
         if name == "slower":
-            factor = f"{self.limits.slower:g} x a stable one's latency + {self.limits.slower_ms:g} ms"
-            return f"slower: {mean:.0f} % of its requests take longer than {factor} (of {test.count} blocks; limit 50 %)"
+            longer = f"longer than {self.limits.slower:g} x a stable one's latency + {self.limits.slower_ms:g} ms"
+            return f"slower: {mean:.0f} % of its requests take {longer}, in {test.count} blocks (limit 50)"
         text = {
             "errors": f"{mean:+.2f} points of failed requests beside the stable version, in {test.count} blocks",
             "tail": f"{mean:+.1f} points of requests beyond the stable version's p95, in {test.count} blocks",

@@ -227,6 +227,13 @@ class Collector:
         offset_s = snapshot.at_s - snapshot.mono_s
         return minutes_of(since_s + offset_s, until_s + offset_s)
 
+    def forget(self, model: str) -> None:
+        """Forget what a model has counted, as it is gone: another one of that name begins at zero."""
+        self._latency.pop(model, None)
+        gone = [key for key in self._counted if key[0] in ("requests", "quality", "answered") and key[1] == model]
+        for key in gone:
+            del self._counted[key]
+
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def _since(self, identity: Any, now: tuple[int, ...]) -> tuple[int, ...]:

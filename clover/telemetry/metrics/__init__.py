@@ -9,6 +9,7 @@ text, kind, labels and how it is read.  To add one, add a line to the table of w
     energy.py   joules and grams; what was saved
     sci.py      embodied carbon; grams a row
     ledger.py   what is kept over restarts, and how writing it does
+    rollouts.py new versions that are tried
     server.py   version, carbon readings, decisions, the front end
 """
 

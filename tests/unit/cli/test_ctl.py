@@ -94,6 +94,24 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
         (["freeze"], ("POST", "/v2/clover/freeze", {"on": True})),
         (["guard", "reset"], ("POST", "/v2/clover/guard", {"reset": True})),
         (["freeze", "--off"], ("POST", "/v2/clover/freeze", {"on": False})),
+        (["roll-out", "/m/2"], ("POST", "/v2/clover/roll-out", {"folder": "/m/2"})),
+        (
+            ["roll-out", "toy", "/m/2", "--percent", "5", "--version", "2b", "--needs-labels", "--dry-run"],
+            (
+                "POST",
+                "/v2/clover/roll-out",
+                {
+                    "model": "toy",
+                    "folder": "/m/2",
+                    "percent": 5.0,
+                    "version": "2b",
+                    "needs_labels": True,
+                    "dry_run": True,
+                },
+            ),
+        ),
+        (["roll-out", "toy", "--promote"], ("POST", "/v2/clover/roll-out", {"model": "toy", "action": "promote"})),
+        (["roll-out", "--roll-back"], ("POST", "/v2/clover/roll-out", {"action": "roll-back"})),
         (["plan"], ("POST", "/v2/clover/plan", {})),
         (["apply", "--dry-run"], ("POST", "/v2/clover/apply", {"dry_run": True})),
         (

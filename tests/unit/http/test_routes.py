@@ -6,11 +6,14 @@ import gzip
 import re
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.config import ListenConfig
 from clover.errors import BadRequest, ConfigError, Conflict, PlanError, Unavailable, WorkerError
 from clover.http.access import Access, binds_loopback
+from clover.interfaces import SplitModel
+from clover.types import FamilySpec
 from tests.support.http_fakes import (
     Answer,
     Driver,
@@ -112,7 +115,7 @@ POSTS = [
     "/v2/models/echo/infer", "/v2/models/echo/versions/1/infer", "/v2/repository/index",
     "/v2/repository/models/echo/load",
     "/v2/repository/models/echo/unload", "/v2/clover/pin", "/v2/clover/freeze", "/v2/clover/plan", "/v2/clover/apply",
-    "/v2/clover/base", "/v2/clover/set", "/v2/clover/guard", "/v2/models/echo/feedback",
+    "/v2/clover/base", "/v2/clover/set", "/v2/clover/guard", "/v2/clover/roll-out", "/v2/models/echo/feedback",
     "/v2/models/echo/versions/1/feedback",
 ]  # fmt: skip
 
@@ -168,6 +171,81 @@ def test_the_documents_own_example_works() -> None:
         "example"
     ]
     assert d.post("/v2/models/echo/infer", example).status == 200
+
+
+# --- two versions of a model ------------------------------------------------------------------------------------------
+
+
+class TwoVersions(SplitModel):
+    """A name whose requests go to two models in turn."""
+
+    def __init__(self, *models: FakeModel) -> None:
+        self.models = models
+        self.spec, self.closed_reason, self.most_rows = models[0].spec, "", models[0].most_rows
+        self.of: dict[Any, FakeModel] = {}
+
+    def versions(self) -> tuple[FamilySpec, ...]:
+        return tuple(model.spec for model in self.models)
+
+    def version_of(self, ticket: Any) -> FamilySpec:
+        return self.of[ticket].spec
+
+    def crowded(self, *how: Any) -> float:
+        return 0.0
+
+    def open(self, *how: Any) -> Any:
+        model = self.models[len(self.of) % 2]
+        ticket = model.open(*how)
+        self.of[ticket] = model
+        return ticket
+
+    def write(self, ticket: Any, index: int, rows: Any) -> None:
+        self.of[ticket].write(ticket, index, rows)
+
+    def submit(self, ticket: Any, *how: Any) -> None:
+        self.of[ticket].submit(ticket, *how)
+
+    def text(self, ticket: Any, index: int) -> bytes | None:
+        return self.of[ticket].text(ticket, index)
+
+    def read(self, ticket: Any, index: int) -> Any:
+        return self.of[ticket].read(ticket, index)
+
+    def receipt(self, ticket: Any) -> Any:
+        return msgspec.structs.replace(self.of[ticket].receipt(ticket), version=self.of[ticket].spec.version)
+
+    def remember(self, number: int, ticket: Any) -> None:
+        self.of[ticket].remember(number, ticket)
+
+    def close(self, ticket: Any) -> None:
+        self.of[ticket].close(ticket)
+
+
+def test_a_name_with_two_versions_answers_by_both_and_says_by_which() -> None:
+    stable, new = (FakeModel(msgspec.structs.replace(echo_family(), version=version)) for version in ("1", "2"))
+    d = Driver(FakeView(stable))
+    assert d.post("/v2/models/echo/infer", echo_body()).json()["model_version"] == "1"
+    split = TwoVersions(stable, new)
+    d.view.by_name.update({"echo": split, "echo@1": stable, "echo@2": new})
+    stable.closed_reason = "looked up anew"
+    for version in ("1", "2", "1", "2"):
+        answer = d.post("/v2/models/echo/infer", echo_body())
+        assert (answer.json()["model_name"], answer.json()["model_version"]) == ("echo", version)
+        assert f'version="{version}"' in answer.fields["clover-receipt"]
+    answer = d.post("/v2/models/echo/versions/2/infer", echo_body())
+    assert (answer.json()["model_name"], answer.json()["model_version"]) == ("echo", "2")
+    assert "version=" not in answer.fields["clover-receipt"]
+    assert d.get("/v2/models/echo").json()["versions"] == ["1", "2"]
+    assert d.get("/v2/models/echo/versions/2").json()["versions"] == ["2"]
+    assert [(row["name"], row["version"]) for row in d.get("/v2/models/stats").json()["model_stats"]] == [
+        ("echo", "1"),
+        ("echo", "2"),
+    ]
+    assert "/v2/models/echo@2" not in d.get("/openapi.json").json()["paths"]
+    d.view.by_name = {"echo": new}
+    split.closed_reason = "over"
+    assert d.post("/v2/models/echo/infer", echo_body()).json()["model_version"] == "2"
+    assert d.post("/v2/models/echo/versions/1/infer", echo_body()).status == 404
 
 
 # --- repository -------------------------------------------------------------------------------------------------------

@@ -53,6 +53,14 @@ def figures(collector: Collector, table: str, figure: str) -> dict[tuple[object,
     return {(key[0], *key[2:]): row[at] for key, row in rows.items() if row[at]}
 
 
+def test_a_model_that_is_gone_and_comes_back_begins_at_zero() -> None:
+    collector = Collector(60.0, 0.0, 1.0)
+    for at_s, rows in ((61.0, 5), (62.0, 3)):
+        collector.take(Snapshot(at_s, at_s - 60.0, requests={("m", ""): {200: rows}}, models={"m": counts(rows)}))
+        collector.forget("m")
+    assert list(figures(collector, "usage", "requests").values()) == [8]
+
+
 # --- minutes ----------------------------------------------------------------------------------------------------------
 
 

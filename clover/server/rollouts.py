@@ -1,0 +1,412 @@
+"""Rolling out new versions of models: tried beside the stable one, then promoted or rolled back.
+
+A version that is tried is a family of its own inside, `NAME@VERSION`: its workers (in the same places and with the same
+routing as those of the stable one, which is frozen meanwhile, so that nothing but the version differs), its slab, its
+profile and its account.  To clients it has the name of the stable one: the front end finds a split under that
+(`clover.runtime.split`).  Once a second the tests of the release are looked at (`clover.runtime.guard.release`).
+
+To promote it, all requests go to it, the workers of the stable one are replaced by workers of the new version, and the
+requests go to those: the family stays what it was to the controller, the ledger and the metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from clover.config import RolloutConfig
+from clover.control.decisions import DecisionEntry
+from clover.errors import BadRequest, CloverError, Conflict, Unavailable
+from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
+from clover.runtime.served import Served
+from clover.runtime.split import ServedVersion, VersionSplit
+from clover.server.rollout_checks import find_version, mirrored, profile_for, settings_of, why_no_room
+from clover.server.rollout_files import RolloutFiles
+from clover.types import Assignment, Declined, FamilySpec, Routing
+
+if TYPE_CHECKING:
+    from clover.server.engine import Engine  # circle: types only; the engine makes its own roll-outs
+
+log = logging.getLogger("clover.server")
+
+OUTCOMES = ("promoted", "rolled back", "failed")
+_SETTLE_STEP_S = 0.02
+_OVER = "the roll-out is over"
+
+
+@dataclass
+class RollOut:
+    """One roll-out.  `phase`: starting, trial, promoting, rolling back, or its outcome."""
+
+    name: str
+    spec: FamilySpec
+    stable: FamilySpec
+    settings: RolloutConfig
+    operator: str
+    phase: str = "starting"
+    why: str = ""
+    profile: str = ""
+    served: Served | None = None
+    split: VersionSplit | None = None
+    deployment: tuple[Assignment, ...] = ()
+    frozen: bool = False
+    began_s: float = field(default_factory=time.time)
+
+    @property
+    def key(self) -> str:
+        """The name of the version inside."""
+        return f"{self.name}@{self.spec.version}"
+
+    def report(self, now_s: float) -> dict[str, Any]:
+        """Return it for the state; `now_s` is monotonic."""
+        out: dict[str, Any] = {
+            "model": self.name,
+            "version": self.spec.version,
+            "stable": self.stable.version,
+            "phase": self.phase,
+            "why": self.why,
+            "profile": self.profile,
+            "operator": self.operator,
+            "began_s": self.began_s,
+            "percent": self.settings.percent,
+        }
+        if self.split is not None:
+            split = self.split
+            out["waits_for"] = split.tests.waits_for(now_s) if self.phase == "trial" else ""
+            out["tests"] = split.tests.report()
+            out["pairs"] = split.pairs
+            out["requests"] = {"new": split.new.requests, "stable": split.stable.requests}
+            out["failed"] = {"new": split.new.failed, "stable": split.stable.failed}
+        return out
+
+
+class RollOuts:
+    """The roll-outs of one server: at most one a model."""
+
+    def __init__(self, engine: Engine, files: RolloutFiles) -> None:
+        self.counts = dict.fromkeys(OUTCOMES, 0)
+        self._engine = engine
+        self._files = files
+        self._active: dict[str, RollOut] = {}
+        self._last: dict[str, RollOut] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- what others ask ----------------------------------------------------------------------------------------------
+
+    def check_free(self, name: str) -> None:
+        """Raise Conflict while a new version of a model is being rolled out."""
+        one = self._active.get(name.partition("@")[0])
+        if one is not None:
+            raise Conflict(
+                f"version {one.spec.version} of {one.name} is being rolled out ({one.phase}): promote it or roll it "
+                "back first"
+            )
+
+    def find(self, name: str) -> Served | None:
+        """Return the family behind NAME@VERSION while NAME is being rolled out."""
+        model, _, version = name.partition("@")
+        one = self._active.get(model)
+        if one is None or not version:
+            return None
+        return self._engine.served.get(model if version == one.stable.version else name)
+
+    def trials(self) -> set[str]:
+        """Return the names inside of the versions that are tried: they are no models of their own."""
+        return {one.key for one in self._active.values()}
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Return the roll-out of each model that is under way, or was the last."""
+        now_s = time.monotonic()
+        return {name: one.report(now_s) for name, one in {**self._last, **self._active}.items()}
+
+    async def command(self, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        """Start a roll-out (`folder`), or do what `action` says: status, promote, roll-back.  Raises BadRequest,
+        Conflict or Unavailable."""
+        given = dict(arguments)
+        served = self._engine.pick(_text(given, "model") or None)
+        action, folder, dry_run = _text(given, "action"), _text(given, "folder"), given.pop("dry_run", False)
+        if type(dry_run) is not bool:
+            raise BadRequest("dry_run is true or false")
+        if bool(action) == bool(folder) or action not in ("", "status", "promote", "roll-back"):
+            raise BadRequest("roll-out takes folder, the new version, or action: status, promote or roll-back")
+        if folder:
+            return await self._begin(served, folder, _text(given, "version"), (given, operator, dry_run))
+        if given:
+            raise BadRequest(f"roll-out with an action takes no {', '.join(given)}")
+        one = self._active.get(served.name)
+        if action != "status" and not dry_run:
+            if one is None or one.phase != "trial":
+                raise Conflict(f"no version of {served.name} is being tried")
+            verdict = ReleaseVerdict("promote" if action == "promote" else "roll back", f"by {operator or 'operator'}")
+            await self._finish(one, verdict, operator or "operator")
+        found = self._active.get(served.name) or self._last.get(served.name)
+        report = found.report(time.monotonic()) if found is not None else {"model": served.name, "phase": "none"}
+        return {**report, "dry_run": True} if dry_run else report
+
+    # --- begin --------------------------------------------------------------------------------------------------------
+
+    async def _begin(
+        self, served: Served, folder: str, version: str, asked: tuple[dict[str, Any], str, bool]
+    ) -> dict[str, Any]:
+        """Start a roll-out; `asked` has its settings, the operator, and whether it is a dry run."""
+        given, operator, dry_run = asked
+        engine = self._engine
+        self.check_free(served.name)
+        if engine.draining:
+            raise Unavailable("the server is shutting down")
+        if served.state != "READY" or not served.ready:
+            raise Conflict(f"{served.name} is not ready: there is nothing to compare a new version with")
+        settings = settings_of(engine.config.rollout, given)
+        spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root)
+        self.check_free(served.name)
+        deployment, routing = self._deployment(served)
+        if why := why_no_room(served, engine.devices, deployment):
+            raise Conflict(f"version {spec.version} cannot run beside version {served.spec.version}: {why}")
+        one = RollOut(served.name, spec, served.spec, settings, operator or "operator")
+        if dry_run:
+            return {**one.report(time.monotonic()), "phase": "checked", "dry_run": True}
+        self._active[served.name] = one
+        try:
+            async with engine.loading.changing:
+                await self._start(one, served, deployment, routing)
+        except BaseException as error:
+            one.phase, one.why = "failed", str(error)
+            await asyncio.shield(self._clear(one))
+            self._over(one)
+            if isinstance(error, CloverError):
+                self._record(one, "failed", f"its workers did not start: {error}")
+                text = f"version {spec.version} does not start; version {one.stable.version} serves"
+                raise Unavailable(text) from error
+            raise
+        return one.report(time.monotonic())
+
+    def _deployment(self, served: Served) -> tuple[tuple[Assignment, ...], Routing]:
+        """Return what the stable version runs and how rows go to it."""
+        family = self._engine.controller.context.families.get(served.name)
+        if family is not None and family.deployed is not None:
+            return family.deployed.deployment, family.deployed.routing
+        return served.fleet.routed, served.fleet.routing
+
+    async def _start(self, one: RollOut, served: Served, deployment: tuple[Assignment, ...], routing: Routing) -> None:
+        """Start the workers of a new version and give it its share."""
+        engine = self._engine
+        context, settings = engine.controller.context, one.settings
+        profile, one.profile = await profile_for(engine, served, one.spec)
+        config = msgspec.structs.replace(served.config, name=one.key, relief="", guard="off", audit=0.0)
+        new = one.served = engine.add_served(config, one.spec)
+        new.memory_share = served.memory_share
+        new.use(profile, served.drawn)
+        engine.account.add_family(new.name, time.monotonic_ns())
+        family = context.families.get(served.name)
+        if family is not None:
+            one.frozen, family.frozen = family.frozen, True
+        one.deployment = mirrored(deployment, new.name)
+        for item in one.deployment:
+            await context.instances.hold(new.name, item.placement)
+        await asyncio.gather(*(new.fleet.spawn(item) for item in one.deployment))
+        new.fleet.route(one.deployment, routing)
+        there = {item.variant for item in one.deployment}
+        new.fleet.decline(
+            {
+                variant.name: Declined(why="the new version runs no worker of that variant while it is tried")
+                for variant in one.spec.variants
+                if variant.name not in there
+            },
+            lambda: None,
+        )
+        new.targets = dict(served.targets)
+        new.state = "READY"
+        tests = ReleaseTests(limits_of(settings), time.monotonic())
+        split = one.split = VersionSplit(
+            ServedVersion(served.router, served.slab), ServedVersion(new.router, new.slab), tests
+        )
+        split.share, split.paired = settings.percent / 100.0, settings.paired / 100.0
+        models = engine.models()
+        models[f"{one.name}@{one.stable.version}"], models[one.key] = served.router, new.router
+        models[one.name] = split
+        engine.forget_endpoints()
+        one.phase = "trial"
+        self._files.tried(one.name, served.config.family, one.spec)
+        words = f"version {one.spec.version} takes {settings.percent:g} % of the requests; its profile is {one.profile}"
+        self._record(one, "applied", words)
+
+    def announce(self) -> None:
+        """Record what this start made of roll-outs before it."""
+        context = self._engine.controller.context
+        for name, text in self._files.notes.items():
+            context.decisions.record(
+                DecisionEntry(
+                    family=name,
+                    trigger="start after a roll-out",
+                    mode=context.mode,
+                    action="kept",
+                    grid_s=context.grid.now(),
+                    detail=text,
+                )
+            )
+
+    # --- each second --------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Judge every version that is tried, and begin to do what follows."""
+        now_s = time.monotonic()
+        for one in list(self._active.values()):
+            if one.phase != "trial" or one.split is None or self._engine.draining:
+                continue
+            one.split.tests.look(now_s)
+            verdict = one.split.tests.verdict(now_s)
+            if verdict.action:
+                task = self._engine.loop.create_task(self._finish(one, verdict, ""), name="clover-rollout")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Cancel what is under way, as the server stops."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- end ----------------------------------------------------------------------------------------------------------
+
+    async def _finish(self, one: RollOut, verdict: ReleaseVerdict, operator: str) -> None:
+        """Carry out a verdict: promote the version, or roll it back."""
+        if one.phase != "trial":
+            return
+        promote = verdict.action == "promote"
+        one.phase, one.why = "promoting" if promote else "rolling back", verdict.why
+        one.operator = operator or one.operator
+        engine, began_s = self._engine, time.monotonic()
+        async with engine.loading.changing:
+            outcome, more = await self._promote(one) if promote else ("rolled back", "")
+            if outcome == "stuck":
+                return
+            self._restore(one)
+            await self._settle(one)
+            await self._clear(one)
+        one.phase = outcome
+        one.why = "; ".join(filter(None, (verdict.why, more)))
+        self._over(one)
+        if outcome == "promoted":
+            self._files.promoted(one.name, engine.served[one.name].config.family, one.spec)
+        else:
+            self._files.ended(one.name)
+        action = {"promoted": "applied", "rolled back": "rolled back"}.get(outcome, "failed")
+        self._record(one, action, f"version {one.spec.version} {outcome}: {one.why}", time.monotonic() - began_s)
+
+    async def _promote(self, one: RollOut) -> tuple[str, str]:
+        """Serve the new version in the place of the stable one; return the outcome, and what went wrong."""
+        engine, split = self._engine, one.split
+        served, new = engine.served[one.name], one.served
+        assert split is not None
+        assert new is not None
+        old_spec, old_profile = served.spec, served.profile
+        split.share, split.paired = 1.0, 0.0
+        await engine.loading.settled([served.router])
+        split.alone = True
+        try:
+            await engine.loading.replace(served, one.spec, new.profile)
+        except CloverError as error:
+            version = one.spec.version
+            log.warning("%s: version %s does not start in the place of the stable one: %s", one.name, version, error)
+            try:
+                await engine.loading.replace(served, old_spec, old_profile)
+            except CloverError as worse:
+                one.phase, one.why = "failed", f"{error}; the stable version did not start again either: {worse}"
+                self._record(one, "failed", f"{one.why}: the workers that tried the new version go on serving it")
+                return "stuck", ""
+            return "failed", f"its workers did not start in the place of the stable ones: {error}"
+        return "promoted", ""
+
+    def _restore(self, one: RollOut) -> None:
+        """Have all requests go to the family's own workers again."""
+        engine = self._engine
+        models = engine.models()
+        models[one.name] = engine.models_own(one.name)
+        for version in (one.stable.version, one.spec.version):
+            models.pop(f"{one.name}@{version}", None)
+        if one.split is not None:
+            one.split.share = one.split.paired = 0.0
+            one.split.closed_reason = _OVER
+        engine.forget_endpoints()
+        family = engine.controller.context.families.get(one.name)
+        if family is not None:
+            family.frozen = one.frozen
+
+    async def _settle(self, one: RollOut) -> None:
+        """Wait until every request that came through the split has its answer, at most as long as a drain."""
+        end_s = time.monotonic() + self._engine.config.limits.drain_s
+        while one.split is not None and one.split.waiting and time.monotonic() < end_s:
+            await asyncio.sleep(_SETTLE_STEP_S)
+
+    async def _clear(self, one: RollOut) -> None:
+        """End the workers of the version that was tried, and free what it held."""
+        engine, new = self._engine, one.served
+        if new is None:
+            return
+        family = engine.controller.context.families.get(one.name)
+        if family is not None and one.split is None:
+            family.frozen = one.frozen
+        new.fleet.closing = True
+        await engine.loading.retire(new, _OVER)
+        for item in one.deployment:
+            try:
+                await engine.controller.context.instances.release(new.name, item.placement)
+            except CloverError as error:
+                log.warning("%s: %s", new.name, error)
+        await engine.drop_served(new)
+        one.served = None
+
+    def _over(self, one: RollOut) -> None:
+        self._active.pop(one.name, None)
+        self._last[one.name] = one
+        if one.phase in self.counts:
+            self.counts[one.phase] += 1
+
+    def _record(self, one: RollOut, action: str, detail: str, seconds: float = 0.0) -> None:
+        """Record a decision about a roll-out; the ledger takes it from there."""
+        context = self._engine.controller.context
+        family = context.families.get(one.name)
+        context.decisions.record(
+            DecisionEntry(
+                family=one.name,
+                trigger=f"roll-out of version {one.spec.version}",
+                mode=context.mode_of(family) if family is not None else context.mode,
+                action=action,
+                grid_s=context.grid.now(),
+                detail=detail,
+                seconds=seconds,
+                operator=one.operator,
+            )
+        )
+        log.log(logging.INFO if action != "failed" else logging.WARNING, "%s: %s", one.name, detail)
+
+
+def limits_of(settings: RolloutConfig) -> ReleaseLimits:
+    """Return settings, which are in percent and points, as the tests take them."""
+    return ReleaseLimits(
+        errors=settings.errors / 100.0,
+        slower=settings.slower,
+        slower_ms=settings.slower_ms,
+        differs=settings.differs / 100.0 if settings.paired > 0.0 else 1.0,
+        accuracy=settings.accuracy / 100.0,
+        risk=settings.risk / 100.0,
+        needs_labels=settings.needs_labels,
+        warmup_s=settings.warmup_s,
+        block_s=settings.block_s,
+        min_s=settings.min_s,
+        max_s=settings.max_s,
+    )
+
+
+def _text(given: dict[str, Any], key: str) -> str:
+    """Take a text out of the arguments of a command; empty if it is not among them.  Raises BadRequest."""
+    found = given.pop(key, "")
+    if not isinstance(found, str):
+        raise BadRequest(f"{key} is a string")
+    return found

@@ -1,0 +1,111 @@
+"""What may be tried as a new version of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from clover.config import RolloutConfig
+from clover.errors import BadRequest
+from clover.families import load_family
+from clover.runtime.served import Served
+from clover.server.rollout_checks import find_version, settings_of, why_no_room
+from clover.types import Assignment, Placement
+from tests.support.family_folder import BASE, write
+
+
+def folders(tmp_path: Path, changed: str = "") -> tuple[Any, Path]:
+    """The stable version, and the folder of a new one with something changed."""
+    write(tmp_path / "1")
+    new = changed or BASE
+    return load_family(str(tmp_path / "1")), write(tmp_path / "2", f'version = "2"\n{new}') or tmp_path / "2"
+
+
+def test_a_version_is_what_has_the_same_tensors_and_variants(tmp_path: Path) -> None:
+    stable, _ = folders(tmp_path)
+    assert find_version(stable, str(tmp_path / "2"), "", "").version == "2"
+    assert find_version(stable, str(tmp_path / "2"), "2024-11", "").version == "2024-11"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('name = "echo"', 'name = "other"', "another name"),
+        ("shape = [3]", "shape = [3, 1]", "other outputs"),
+        ("max_shape = [8, 2]", "max_shape = [9, 2]", "other inputs"),
+        ('name = "only"', 'name = "small"', "other variants"),
+        ("max_batch = 4", "max_batch = 8", "another max_batch"),
+    ],
+)
+def test_a_folder_that_differs_is_refused_with_what_differs(tmp_path: Path, old: str, new: str, why: str) -> None:
+    stable, _ = folders(tmp_path, BASE.replace(old, new, 1))
+    with pytest.raises(BadRequest, match=why):
+        find_version(stable, str(tmp_path / "2"), "", "")
+
+
+def test_the_same_version_a_strange_one_and_strange_places_are_refused(tmp_path: Path) -> None:
+    stable, _ = folders(tmp_path)
+    for version, why in (("1", "served already"), ("a/b", "must be 1 to 64"), ("2@3", "must be 1 to 64")):
+        with pytest.raises(BadRequest, match=why):
+            find_version(stable, str(tmp_path / "2"), version, "")
+    with pytest.raises(BadRequest, match="is no folder"):
+        find_version(stable, str(tmp_path / "3"), "", "")
+    with pytest.raises(BadRequest, match="does not lie in"):
+        find_version(stable, str(tmp_path / "1" / ".." / ".."), "", "")
+    with pytest.raises(BadRequest, match=r"rollout\.root"):
+        find_version(stable, str(tmp_path / "2"), "", str(tmp_path / "1"))
+    (tmp_path / "2").chmod(0o777)
+    with pytest.raises(BadRequest, match="could run code"):
+        find_version(stable, str(tmp_path / "2"), "", "")
+
+
+def test_settings_of_a_command_are_checked_like_those_of_the_server() -> None:
+    assert settings_of(RolloutConfig(), {"percent": 5, "needs_labels": True}).percent == 5.0
+    for given, why in (
+        ({"percent": 55.0}, "<= 50"),
+        ({"percent": 30.0, "paired": 58.0}, "paired is at most 57 then"),
+        ({"percent": "5"}, "percent"),
+        ({"per_cent": 5.0}, "did you mean"),
+        ({"root": "/"}, "no argument"),
+    ):
+        with pytest.raises(BadRequest, match=why):
+            settings_of(RolloutConfig(), given)
+
+
+class Slice:
+    """A device of one slice with memory of its own, or the machine's (0)."""
+
+    def __init__(self, memory: int, one_process: bool) -> None:
+        self._memory, self._one_process = memory, one_process
+
+    def shape(self) -> Any:
+        return SimpleNamespace(one_process=self._one_process)
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return self._memory
+
+
+@pytest.mark.parametrize(
+    ("memory", "held", "one_process", "free", "why"),
+    [
+        (0, 10**9, False, 4 * 10**9, ""),
+        (0, 10**9, False, 10**9 // 2, "500 MB of the machine"),
+        (0, 10**9, False, 0, ""),  # the kernel does not say
+        (3 * 10**9, 10**9, False, 10**9, ""),
+        (3 * 10**9, 2 * 10**9, False, 10**9, "3000 MB, of which 2000 MB"),
+        (3 * 10**9, 10**9, True, 10**9, "one process at a time"),
+    ],
+)
+def test_memory_has_to_hold_both(
+    monkeypatch: pytest.MonkeyPatch, memory: int, held: int, one_process: bool, free: int, why: str
+) -> None:
+    monkeypatch.setattr("clover.server.rollout_checks.free_bytes", lambda: free)
+    served = SimpleNamespace(fleet=SimpleNamespace(held_bytes=lambda _: held), slab=SimpleNamespace(memory=b""))
+    place = Placement(device="d", profile="1g", start=0, size=1)
+    deployment = [Assignment(placement=place, family="f", variant="v", backend="eager")] * 2
+    found = why_no_room(cast(Served, served), {"d": cast(Any, Slice(memory, one_process))}, deployment)
+    assert why in found
+    assert bool(found) is bool(why)

@@ -1,0 +1,154 @@
+"""How a roll-out ends, with everything that it steers made up: also where workers do not start."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from clover.config import FamilyConfig, RolloutConfig
+from clover.errors import BadRequest, Conflict, WorkerError
+from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
+from clover.runtime.split import ServedVersion, VersionSplit
+from clover.server.engine import Engine
+from clover.server.rollout_files import RolloutFiles
+from clover.server.rollouts import RollOut, RollOuts, limits_of
+from tests.support.control_fixture import Rig
+from tests.support.router_fixture import House, family
+
+
+class Scene:
+    """A server with one model, of which version 2 is being tried; `failures`: whether workers in the place of others
+    do not start, one start after the other."""
+
+    def __init__(self, *failures: bool) -> None:
+        self.rig = Rig()
+        self.failures = list(failures)
+        self.replaced: list[str] = []
+        self.retired: list[str] = []
+        self.dropped: list[str] = []
+        stable, new = House(), House(msgspec.structs.replace(family(), version="2"))
+        self.stable = SimpleNamespace(
+            name="toy", spec=stable.spec, profile=None, router=stable.router, config=FamilyConfig(family="toy")
+        )
+        self.new = SimpleNamespace(
+            name="toy@2", spec=new.spec, profile=None, router=new.router, fleet=SimpleNamespace(closing=False)
+        )
+        tests = ReleaseTests(ReleaseLimits(), 0.0)
+        self.split = VersionSplit(
+            ServedVersion(stable.router, stable.slab), ServedVersion(new.router, new.slab), tests, clock=lambda: 0.0
+        )
+        self.split.share = 0.1
+        self.by_name: dict[str, Any] = {"toy": self.split, "toy@1": stable.router, "toy@2": new.router}
+        self.engine = cast(
+            Engine,
+            SimpleNamespace(
+                served={"toy": self.stable, "toy@2": self.new},
+                controller=self.rig.controller,
+                config=SimpleNamespace(limits=SimpleNamespace(drain_s=1.0), rollout=RolloutConfig()),
+                loading=SimpleNamespace(
+                    changing=asyncio.Lock(), settled=self.settled, replace=self.replace, retire=self.retire
+                ),
+                draining=False,
+                pick=lambda name: self.stable,
+                models=lambda: self.by_name,
+                models_own=lambda name: self.stable.router,
+                forget_endpoints=lambda: None,
+                drop_served=self.drop,
+            ),
+        )
+        self.rollouts = RollOuts(self.engine, RolloutFiles(None))
+        self.one = RollOut("toy", new.spec, stable.spec, RolloutConfig(), "someone", phase="trial")
+        self.one.served, self.one.split = cast(Any, self.new), self.split
+        self.rollouts._active["toy"] = self.one
+
+    async def settled(self, routers: list[Any]) -> bool:
+        return True
+
+    async def replace(self, served: Any, spec: Any, profile: Any) -> None:
+        assert self.split.share == 1.0
+        assert self.split.alone
+        self.replaced.append(spec.version)
+        if self.failures and self.failures.pop(0):
+            raise WorkerError("it died")
+
+    async def retire(self, served: Any, reason: str) -> None:
+        self.retired.append(served.name)
+
+    async def drop(self, served: Any) -> None:
+        self.dropped.append(served.name)
+
+    def finish(self, action: str) -> str:
+        asyncio.run(self.rollouts._finish(self.one, ReleaseVerdict(action, "because"), ""))
+        last = self.rig.controller.context.decisions.last("toy")
+        assert last is not None
+        return f"{last.action}: {last.detail}"
+
+
+def test_what_is_promoted_takes_the_place_of_the_stable_version() -> None:
+    scene = Scene()
+    assert scene.finish("promote") == "applied: version 2 promoted: because"
+    assert (scene.replaced, scene.retired, scene.dropped) == (["2"], ["toy@2"], ["toy@2"])
+    assert scene.by_name == {"toy": scene.stable.router}
+    assert scene.split.closed_reason
+    assert scene.rollouts.counts == {"promoted": 1, "rolled back": 0, "failed": 0}
+    assert scene.rollouts.report()["toy"]["phase"] == "promoted"
+    scene.rollouts.check_free("toy")
+
+
+def test_what_is_rolled_back_leaves_the_stable_version_alone() -> None:
+    scene = Scene()
+    assert scene.finish("roll back") == "rolled back: version 2 rolled back: because"
+    assert (scene.replaced, scene.dropped) == ([], ["toy@2"])
+    assert scene.by_name == {"toy": scene.stable.router}
+
+
+def test_workers_that_do_not_start_in_the_place_of_the_stable_ones_bring_those_back() -> None:
+    scene = Scene(True, False)
+    assert scene.finish("promote").startswith("failed: version 2 failed: because; its workers did not start in the")
+    assert (scene.replaced, scene.dropped) == (["2", "1"], ["toy@2"])
+    assert scene.by_name == {"toy": scene.stable.router}
+
+
+def test_if_the_stable_ones_do_not_start_again_those_that_tried_it_go_on() -> None:
+    scene = Scene(True, True)
+    assert "the workers that tried the new version go on serving it" in scene.finish("promote")
+    assert scene.by_name["toy"] is scene.split
+    assert (scene.split.share, scene.split.alone, scene.dropped) == (1.0, True, [])
+    with pytest.raises(Conflict, match="is being rolled out"):
+        scene.rollouts.check_free("toy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "why"),
+    [
+        ({}, BadRequest, "takes folder"),
+        ({"folder": "x", "action": "status"}, BadRequest, "takes folder"),
+        ({"action": "stop"}, BadRequest, "promote or roll-back"),
+        ({"action": "status", "percent": 5}, BadRequest, "no percent"),
+        ({"folder": 5}, BadRequest, "folder is a string"),
+        ({"folder": "x", "dry_run": "yes"}, BadRequest, "dry_run"),
+        ({"folder": "x"}, Conflict, "version 2 of toy is being rolled out"),
+    ],
+)
+def test_commands_that_make_no_sense_are_refused(arguments: dict[str, Any], error: type[Exception], why: str) -> None:
+    with pytest.raises(error, match=why):
+        asyncio.run(Scene().rollouts.command(arguments, "someone"))
+
+
+def test_an_operator_may_end_it_once() -> None:
+    scene = Scene()
+    assert asyncio.run(scene.rollouts.command({"action": "roll-back", "dry_run": True}, "ada"))["phase"] == "trial"
+    found = asyncio.run(scene.rollouts.command({"action": "roll-back"}, "ada"))
+    assert (found["phase"], found["why"], found["operator"]) == ("rolled back", "by ada", "ada")
+    with pytest.raises(Conflict, match="no version of toy is being tried"):
+        asyncio.run(scene.rollouts.command({"action": "promote"}, "ada"))
+
+
+def test_settings_are_in_points_and_tests_in_parts() -> None:
+    limits = limits_of(RolloutConfig(accuracy=2.0, differs=25.0, paired=0.0))
+    assert (limits.accuracy, limits.errors, limits.risk) == (0.02, 0.005, 0.01)
+    assert limits.differs == 1.0  # nothing is compared
