@@ -16,7 +16,7 @@ from clover.grpc.calls import GrpcCaller, Metadata
 from clover.http.ids import RequestIds
 from clover.http.inference import InferEndpoint, receipt_field, receipt_json
 from clover.http.oip.request import InferRequest
-from clover.interfaces import Ticket
+from clover.interfaces import SplitModel, Ticket
 
 _ERRORS: dict[int, type[RequestError]] = {
     429: Overloaded,
@@ -97,7 +97,8 @@ class Asking:
         if request.wants_receipt:
             parameters["clover_receipt"] = receipt_json(receipt, own_id)
         read = partial(model.read, ticket)
-        answer = infer.encode(self._endpoint.signature, model.spec.version, request, read, parameters)
+        version = model.version_of(ticket).version if isinstance(model, SplitModel) else model.spec.version
+        answer = infer.encode(self._endpoint.answering(ticket).signature, version, request, read, parameters)
         model.remember(number, ticket)
         return answer, about
 
