@@ -31,6 +31,7 @@ from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError
 from clover.http.inference import InferEndpoint
 from clover.http.server_state import ConnectionBase, ServerState
+from clover.server.front_ends import FrontEnds
 
 if TYPE_CHECKING:
     from clover.server.engine import Engine
