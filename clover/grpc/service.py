@@ -221,7 +221,8 @@ class OipService:
 
     def _model_metadata(self, request: Any, caller: GrpcCaller) -> Any:
         model = self._model(request.name, request.version)
-        return message_class("ModelMetadataResponse")(**metadata.model_metadata(request.name, model.spec))
+        found = metadata.model_metadata(request.name, model.spec)  # more over HTTP: labels, steps
+        return json_format.ParseDict(found, message_class("ModelMetadataResponse")(), ignore_unknown_fields=True)
 
     def _model_config(self, request: Any, caller: GrpcCaller) -> Any:
         model = self._model(request.name, request.version)
