@@ -64,6 +64,8 @@ class Asking:
         request, caller = self._request, self._caller
         timeout_ns, min_accuracy = request.timeout_ns, request.min_accuracy
         ticket.client = caller.client
+        if caller.uncached:
+            ticket.uncached = caller.uncached
         if caller.tenant is not None:
             timeout_ns = timeout_ns or caller.tenant.timeout_ns
             min_accuracy = min_accuracy or caller.tenant.min_accuracy
