@@ -40,7 +40,7 @@ def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
         labels = np.char.encode(labels, "utf-8")  # a model answers text as bytes
     shaped = found.reshape(labels.shape) if found.size == labels.size else found
     same: Rights = np.asarray(shaped == labels, dtype=np.bool_)
-    right: Rights = same.reshape(len(labels), -1).all(axis=1)
+    right: Rights = np.logical_and.reduce(same.reshape(len(labels), -1), axis=1)
     return right
 
 
