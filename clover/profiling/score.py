@@ -38,8 +38,8 @@ def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
     """Return which answers are their labels; an answer of one element may have a label without an axis for it."""
     if labels.dtype.kind == "U":
         labels = np.char.encode(labels, "utf-8")  # a model answers text as bytes
-    same: Rights = np.asarray((found.reshape(labels.shape) if found.size == labels.size else found) == labels)
-    right: Rights = same.reshape(len(labels), -1).all(axis=1)
+    same = np.equal(found.reshape(labels.shape) if found.size == labels.size else found, labels, dtype=object)
+    right: Rights = same.astype(np.bool_).reshape(len(labels), -1).all(axis=1)
     return right
 
 
@@ -76,7 +76,9 @@ def interval(right: float, rows: int) -> tuple[float, float]:
     It is Wilson's for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so that for
     them it is wider than it had to be, and never too narrow.
     """
-    return wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
+    low, high = wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
+    share = 100.0 * right / rows  # rounding could leave all right, or none, outside
+    return min(low, share), max(high, share)
 
 
 __all__ = ["Judge", "Rights", "agreement", "alike", "answers", "as_array", "interval", "judge", "wilson"]
