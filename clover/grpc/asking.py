@@ -27,7 +27,7 @@ _ERRORS: dict[int, type[RequestError]] = {
 _RECEIPT = len("Clover-Receipt: ")
 
 
-class Asking:
+class GrpcInference:
     """A request on its way.  `streamed`: its answer has its metadata among its parameters too, as one of a stream."""
 
     def __init__(

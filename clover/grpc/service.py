@@ -25,7 +25,7 @@ from clover.errors import (
     Unavailable,
 )
 from clover.grpc import infer, wire
-from clover.grpc.asking import Asking
+from clover.grpc.asking import GrpcInference
 from clover.grpc.calls import FAILED, CallHandlers, GrpcCaller, Metadata, Unimplemented, Work, code_of, shown
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
 from clover.http.api import metadata, named
@@ -126,7 +126,7 @@ class OipService:
         if wait_s > 0.0:
             raise Overloaded("too many rows wait for this model", retry_after_s=wait_s)
         request = infer.decode(endpoint.signature, call)
-        return await Asking(endpoint, request, caller, self._ids, streamed).run(remaining_s)
+        return await GrpcInference(endpoint, request, caller, self._ids, streamed).run(remaining_s)
 
     def _endpoint(self, name: str, version: str) -> InferEndpoint:
         """Return the endpoint of the family that has the name now; raises NotFound."""
