@@ -10,7 +10,7 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from clover.errors import DeadlineMissed, ModelFailed, Overloaded, RequestError, Unavailable
+from clover.errors import BadRequest, DeadlineMissed, ModelFailed, Overloaded, RequestError, Unavailable
 from clover.grpc import infer
 from clover.grpc.calls import GrpcCaller, Metadata
 from clover.http.ids import RequestIds
@@ -19,12 +19,15 @@ from clover.http.oip.request import InferRequest
 from clover.interfaces import SplitModel, Ticket
 
 _ERRORS: dict[int, type[RequestError]] = {
+    400: BadRequest,
     429: Overloaded,
     500: ModelFailed,
     503: Unavailable,
     504: DeadlineMissed,
 }
 _RECEIPT = len("Clover-Receipt: ")
+_MOST_S = 1e9
+"""A deadline is taken for no later than in so many seconds: clients may send ones that no whole number here holds."""
 
 
 class GrpcInference:
@@ -70,7 +73,7 @@ class GrpcInference:
             timeout_ns = timeout_ns or caller.tenant.timeout_ns
             min_accuracy = min_accuracy or caller.tenant.min_accuracy
         if remaining_s is not None:
-            remaining_ns = int(remaining_s * 1e9) or -1  # a spent deadline is missed, not absent
+            remaining_ns = int(min(remaining_s, _MOST_S) * 1e9) or -1  # a spent deadline is missed, not absent
             timeout_ns = min(timeout_ns, remaining_ns) if timeout_ns else remaining_ns
         self._endpoint.model.submit(ticket, self._finish, timeout_ns, min_accuracy, request.cascade)
 

@@ -511,3 +511,24 @@ def test_peers(peer: str, client: str, loopback: bool) -> None:
     assert (caller.client, caller.loopback) == (client, loopback)
     assert caller.flow >= 1 << 39
     assert caller.flow != GrpcCaller(peer + "1", False, None, "").flow
+
+
+def test_a_row_that_a_worker_refused_is_the_clients_fault() -> None:
+    model = echo(held=True)
+
+    async def main() -> FakeContext:
+        driver = GrpcDriver(FakeView(model))
+        context = FakeContext(request().SerializeToString())
+        call = asyncio.create_task(driver.run("ModelInfer", context))
+        await until(lambda: bool(model.waiting))
+        model.run(status=400, error="row 0: no JPEG")
+        return await call
+
+    context = asyncio.run(main())
+    assert (context.status, context.details) == (StatusCode.INVALID_ARGUMENT, "row 0: no JPEG")
+
+
+def test_a_deadline_of_ages_is_a_number_that_the_data_plane_takes() -> None:
+    model = echo()
+    GrpcDriver(FakeView(model)).ask("ModelInfer", request(), remaining_s=3.6e11)
+    assert 0 < model.tickets[0].timeout_ns < 1 << 63
