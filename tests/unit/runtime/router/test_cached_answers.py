@@ -259,3 +259,14 @@ def test_an_answer_of_a_cascade_keeps_its_path_and_accuracy() -> None:
     assert (first.path, first.variant, first.accuracy) == (("small>large",), "large", 84.0)
     assert (second.path, second.variant, second.accuracy) == (first.path, first.variant, first.accuracy)
     assert (second.cached, first.cached) == (True, False)
+
+
+def test_a_look_up_is_billed_once_however_often_its_receipt_is_read() -> None:
+    scene = Scene()
+    scene.cached()
+    scene.router.cached._cpu_ns = iter((1_000, 251_000)).__next__  # type: ignore[union-attr]
+    ticket = scene.asked()
+    before_j = scene.account.receipts_j["toy"]
+    first, second = scene.router.receipt(ticket), scene.router.receipt(ticket)  # for the answer, and for its span
+    assert first.energy_j == second.energy_j
+    assert scene.account.receipts_j["toy"] - before_j == pytest.approx(first.energy_j)
