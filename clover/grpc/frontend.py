@@ -1,7 +1,8 @@
 """The gRPC server of a Clover server: bind, refuse, drain, close.
 
-What a client can make it hold: `limits.connections` bounds the calls that are open at once, `_STREAMS` those of one
-connection, `limits.body_bytes` a message, and `limits.body_s` the time until a call's message is there.
+What a client can make it hold: `limits.connections` bounds the connections and the calls that are open at once,
+`_STREAMS` the calls of one connection, `limits.body_bytes` a message, `limits.body_s` the time until a call's message
+is there, `limits.head_s` that until a connection speaks gRPC, and `limits.idle_s` how long one is kept without a call.
 """
 
 from __future__ import annotations
@@ -94,6 +95,10 @@ class GrpcFrontend:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", _STREAMS),
             ("grpc.max_metadata_size", _METADATA_BYTES),
+            ("grpc.max_allowed_incoming_connections", limits.connections),
+            ("grpc.server_handshake_timeout_ms", _milliseconds(limits.head_s)),
+            ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_s)),
+            ("grpc.keepalive_time_ms", _milliseconds(limits.idle_s)),  # a peer that is gone without a word is found
         ]
         server = self._server = aio.server(options=options, interceptors=(Gate(self._calls),))
         server.add_generic_rpc_handlers((self._service.handler(), self._health.handler()))
@@ -142,6 +147,11 @@ class GrpcFrontend:
             self._health.end_streams()
             await self._server.stop(0)
             self._server = None
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return seconds as grpcio takes them: whole milliseconds in 32 bits."""
+    return max(1, min(int(seconds * 1e3), (1 << 31) - 1))
 
 
 def _credentials(listen: ListenConfig) -> Any:

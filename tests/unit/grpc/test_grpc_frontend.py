@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -217,3 +218,29 @@ def test_a_server_without_the_port_does_not_import_grpcio() -> None:
 
     program = "import sys, clover.server, clover.server.engine; sys.exit('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=os.environ, timeout=60).returncode == 0
+
+
+def test_connections_are_bounded_and_idle_ones_are_closed() -> None:
+    async def scene(front: GrpcFrontend, channel: Any) -> None:
+        loop = asyncio.get_running_loop()
+        host, _, port = front.target.rpartition(":")
+
+        async def silent() -> None:
+            """Connect, say nothing, and return once the server has hung up."""
+            reader, writer = await asyncio.open_connection(host, int(port))
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+
+        start_s = loop.time()
+        async with asyncio.timeout(20.0), asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(silent())
+        assert loop.time() - start_s < 10.0  # grpcio's own bound is two minutes
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        await live(b"")
+        async with asyncio.timeout(20.0):
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        await live(b"")  # it connects anew
+
+    served(FakeView(model()), scene, LimitsConfig(connections=2, head_s=0.1, idle_s=0.1))
