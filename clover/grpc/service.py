@@ -130,11 +130,9 @@ class OipService:
 
     def _endpoint(self, name: str, version: str) -> InferEndpoint:
         """Return the endpoint of the family that has the name now; raises NotFound."""
-        models = self._view.models()
-        key, model = named.found(models, name, version or None)
+        key, model = named.found(self._view.models(), name, version or None)
         endpoint = self._endpoints.get(key)
         if endpoint is None or endpoint.model is not model:
-            named.forget_gone(self._endpoints, models)
             endpoint = self._endpoints[key] = named.endpoint_of(key, model, self._limits)
         return endpoint
 

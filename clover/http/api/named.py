@@ -38,13 +38,6 @@ def each(models: Mapping[str, Model]) -> list[tuple[str, Model]]:
     return [(shown(key), model) for key, model in models.items() if not isinstance(model, SplitModel)]
 
 
-def forget_gone(endpoints: dict[str, InferEndpoint], models: Mapping[str, Model]) -> None:
-    """Drop endpoints whose models are served by their keys no longer, as those of a version that was tried: nothing
-    else holds the memory of their rows."""
-    for key in [key for key, endpoint in endpoints.items() if models.get(key) is not endpoint.model]:
-        del endpoints[key]
-
-
 def endpoint_of(key: str, model: Model, limits: LimitsConfig) -> InferEndpoint:
     """Return a new endpoint of the model with that key."""
     if isinstance(model, SplitModel):

@@ -264,7 +264,6 @@ class Routes:
         model = self._model(name)
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
-            self._forget_gone()
             endpoint = self._endpoints[name] = named.endpoint_of(name, model, self._limits)
         head.endpoint = endpoint if not head.coding else None
         return endpoint
@@ -307,19 +306,12 @@ class Routes:
         model = self._model(name)
         described = self._described.get(name)
         if described is None or described[0] is not model:
-            self._forget_gone()
             described = self._described[name] = (
                 model,
                 orjson.dumps(metadata.model_metadata(named.shown(name), model.spec, metadata.versions(model))),
                 orjson.dumps(metadata.model_config(named.shown(name), model.spec)),
             )
         return described
-
-    def _forget_gone(self) -> None:
-        """Let go of models that are served no longer."""
-        models = self._view.models()
-        named.forget_gone(self._endpoints, models)
-        self._described = {key: one for key, one in self._described.items() if models.get(key) is one[0]}
 
     def _each(self) -> list[tuple[str, Model]]:
         """Return every version of every model, with the name that clients know it by."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
-import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -534,19 +532,3 @@ def test_a_deadline_of_ages_is_a_number_that_the_data_plane_takes() -> None:
     model = echo()
     GrpcDriver(FakeView(model)).ask("ModelInfer", request(), remaining_s=3.6e11)
     assert 0 < model.tickets[0].timeout_ns < 1 << 63
-
-
-def test_a_model_that_is_gone_is_not_held() -> None:
-    tried = echo()
-    view = FakeView(tried)
-    view.by_name["echo@1"] = tried
-    driver = GrpcDriver(view)
-    driver.answer_of(request())
-    driver.answer_of(request(model_version="1"))
-    gone = weakref.ref(tried)
-    view.by_name.clear()
-    view.by_name["echo"] = echo()
-    driver.answer_of(request())
-    del tried
-    gc.collect()
-    assert gone() is None

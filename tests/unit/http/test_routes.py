@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import gzip
 import re
-import weakref
 from typing import Any
 
 import msgspec
@@ -248,22 +246,6 @@ def test_a_name_with_two_versions_answers_by_both_and_says_by_which() -> None:
     split.closed_reason = "over"
     assert d.post("/v2/models/echo/infer", echo_body()).json()["model_version"] == "2"
     assert d.post("/v2/models/echo/versions/1/infer", echo_body()).status == 404
-
-
-def test_a_version_that_is_gone_is_not_held() -> None:
-    tried = FakeModel(echo_family())
-    d = Driver(FakeView(FakeModel(echo_family())))
-    d.view.by_name["echo@1"] = tried
-    for path in ("/infer", ""):
-        ask: Any = d.post if path else d.get
-        assert ask(f"/v2/models/echo/versions/1{path}", *((echo_body(),) if path else ())).status == 200
-    gone = weakref.ref(tried)
-    del tried
-    del d.view.by_name["echo@1"]
-    d.state.heads.memo.clear()  # as `Frontend.forget_endpoints` does
-    d.post("/v2/models/echo/infer", echo_body())
-    gc.collect()
-    assert gone() is None
 
 
 # --- repository -------------------------------------------------------------------------------------------------------
