@@ -26,7 +26,6 @@ from clover.interfaces import SplitModel, Ticket
 from clover.runtime.guard.answer_reader import AnswerReader, RowAnswer, same_answer
 from clover.runtime.guard.release import ReleaseTests
 from clover.runtime.memory.rows import Memory
-from clover.runtime.router.cached_answers import NO_STORE
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
 from clover.tenants import Tenant
@@ -320,7 +319,6 @@ class VersionSplit(SplitModel):
         except BaseException:
             self.stable.router.close(moved)
             raise
-        moved.uncached = ticket.uncached
         asked.failed = True
         asked.status = ticket.status
         asked.answering, asked.version = moved, self.stable
@@ -365,7 +363,6 @@ class VersionSplit(SplitModel):
             self._early[asked.number] = ()
         try:
             _copy_rows(self.stable.memory, slots, new, ticket)
-            ticket.uncached = NO_STORE  # else it would be kept for those that are no tenant
             new.submit(ticket, partial(self._both_answered, said, asked.number))
         except RequestError:
             self._pairing -= 1

@@ -8,23 +8,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.config import TenantConfig
 from clover.errors import BadRequest, Overloaded, Unavailable
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests
-from clover.runtime.router.cached_answers import NO_STORE
 from clover.runtime.split import ServedVersion, VersionSplit
-from clover.tenants import Tenant, Tenants
 from tests.support.router_fixture import FakeWorker, House, family
 
 
 class Versions:
     """A stable version and a new one, each with a worker that the test drives."""
 
-    def __init__(self, share: float = 0.5, paired: float = 0.0, *, kept: float = 0.0, **changes: Any) -> None:
+    def __init__(self, share: float = 0.5, paired: float = 0.0, **changes: Any) -> None:
         spec = family(**changes)
-        self.stable, self.new = (
-            House(msgspec.structs.replace(spec, version=version), cache_answers=kept) for version in "12"
-        )
+        self.stable, self.new = House(spec), House(msgspec.structs.replace(spec, version="2"))
         self.workers: list[FakeWorker] = [
             house.route(2, shares=(0.0, 0.0, 1.0))[0] for house in (self.stable, self.new)
         ]
@@ -35,10 +30,9 @@ class Versions:
         self.split.share, self.split.paired = share, paired
         self.done: list[Any] = []
 
-    def ask(self, value: float = 1.0, rows: int = 1, *, uncached: int = 0, tenant: Tenant | None = None) -> Any:
+    def ask(self, value: float = 1.0, rows: int = 1) -> Any:
         split = self.split
-        ticket = split.open(rows, 1, 0, tenant)
-        ticket.uncached = uncached
+        ticket = split.open(rows, 1)
         split.write(ticket, 0, np.full((rows, 2), value, np.float32))
         split.submit(ticket, self.done.append, context="mine")
         return ticket
@@ -216,32 +210,4 @@ def test_latency_and_failures_are_counted_by_version() -> None:
     scene.tests.look(scene.now_s)
     assert scene.tests.tests["slower"].mean == 1.0
     assert scene.tests.tests["errors"].mean == 0.0
-    scene.close()
-
-
-def test_a_second_answer_is_kept_for_nobody() -> None:
-    """It would be kept for those that are no tenant, and what a tenant asks is no other's to find by timing."""
-    scene = Versions(share=0.0, paired=1.0, kept=1.0)
-    tenant = Tenants([TenantConfig(name="a", token="a" * 32)]).named("a")
-    ticket = scene.ask(tenant=tenant)
-    scene.answer(new=False)
-    scene.split.close(ticket)
-    scene.answer(new=True)
-    cached: Any = scene.new.router.cached
-    assert scene.split.pairs == 1
-    assert len(cached.cache) == 0
-    scene.close()
-
-
-def test_a_request_that_moves_takes_along_what_it_forbids_a_cache() -> None:
-    scene = Versions(share=1.0, kept=1.0)
-    ticket = scene.ask(uncached=NO_STORE)
-    scene.answer(new=True, status=1)
-    if not scene.stable.router.state.batcher.depth():  # a failed batch is tried again once
-        scene.answer(new=True, status=1)
-    scene.answer(new=False)
-    assert ticket.status == 200
-    scene.split.close(ticket)
-    cached: Any = scene.stable.router.cached
-    assert len(cached.cache) == 0
     scene.close()
