@@ -179,6 +179,27 @@ def test_an_error_echoes_the_id_and_says_when_to_come_back() -> None:
     assert context.ends == {"x-request-id": "mine", "retry-after": "1"}
 
 
+def test_a_row_that_a_worker_refused_is_the_clients_fault() -> None:
+    model = echo(held=True)
+
+    async def main() -> FakeContext:
+        driver = GrpcDriver(FakeView(model))
+        context = FakeContext(request().SerializeToString())
+        call = asyncio.create_task(driver.run("ModelInfer", context))
+        await until(lambda: bool(model.waiting))
+        model.run(status=400, error="row 0: no JPEG")
+        return await call
+
+    context = asyncio.run(main())
+    assert (context.status, context.details) == (StatusCode.INVALID_ARGUMENT, "row 0: no JPEG")
+
+
+def test_a_deadline_of_ages_is_a_number_that_the_data_plane_takes() -> None:
+    model = echo()
+    GrpcDriver(FakeView(model)).ask("ModelInfer", request(), remaining_s=3.6e11)
+    assert 0 < model.tickets[0].timeout_ns < 1 << 63
+
+
 def test_a_fault_of_ours_says_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
     def fail(inputs: list[Any]) -> list[Any]:
         raise RuntimeError("secret")
@@ -511,24 +532,3 @@ def test_peers(peer: str, client: str, loopback: bool) -> None:
     assert (caller.client, caller.loopback) == (client, loopback)
     assert caller.flow >= 1 << 39
     assert caller.flow != GrpcCaller(peer + "1", False, None, "").flow
-
-
-def test_a_row_that_a_worker_refused_is_the_clients_fault() -> None:
-    model = echo(held=True)
-
-    async def main() -> FakeContext:
-        driver = GrpcDriver(FakeView(model))
-        context = FakeContext(request().SerializeToString())
-        call = asyncio.create_task(driver.run("ModelInfer", context))
-        await until(lambda: bool(model.waiting))
-        model.run(status=400, error="row 0: no JPEG")
-        return await call
-
-    context = asyncio.run(main())
-    assert (context.status, context.details) == (StatusCode.INVALID_ARGUMENT, "row 0: no JPEG")
-
-
-def test_a_deadline_of_ages_is_a_number_that_the_data_plane_takes() -> None:
-    model = echo()
-    GrpcDriver(FakeView(model)).ask("ModelInfer", request(), remaining_s=3.6e11)
-    assert 0 < model.tickets[0].timeout_ns < 1 << 63
