@@ -6,7 +6,7 @@ import base64
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -47,6 +47,12 @@ class ModelInfo:
     said: Mapping[str, Any] = field(repr=False, default_factory=dict)
     steps: ClientSteps | None = field(repr=False, default=None)
     sent: tuple[TensorInfo, ...] = field(repr=False, default=())
+
+    def is_outdated(self, answer: object) -> bool:
+        """Return whether an answer's document is of a version that was not there when the model was described."""
+        version = answer.get("model_version") if isinstance(answer, Mapping) else None
+        versions = self.said.get("versions")
+        return bool(version and versions) and version not in versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +116,14 @@ class Calls:
     folders: Mapping[str, Path] = field(default_factory=dict)
 
     def infer(self, model: str, inputs: object, asking: Asking) -> Call[Result]:
-        """Ask a model; raises CloverError."""
+        """Ask a model; raises CloverError.
+
+        An answer of a version that the model's description does not name has it described anew.  If steps of the
+        client's made the request by the old one, the model is asked again.
+        """
         end_s = self.monotonic_s() + asking.timeout_s
-        info = self.models.get(model)
+        known = self.models.get(model)
+        info = known
         if info is None:
             info = yield from self.describe(model, asking.timeout_s)
         columns = arrays_of(info.inputs, inputs)
@@ -144,6 +155,11 @@ class Calls:
         receipt = receipt_of(reply.headers)
         tallies.count(model, receipt)
         said, binary = _document(reply)
+        if known is not None and known.is_outdated(said):
+            self.models.pop(model, None)
+            if known.steps is not None:
+                left = replace(asking, timeout_s=end_s - self.monotonic_s())
+                return (yield from self.infer(model, inputs, left))
         try:
             outputs = unpack(said["outputs"], binary)
             if info.steps is not None:
@@ -217,7 +233,10 @@ class Calls:
     def _ask(self, method: str, path: str, request: Request, end_s: float) -> Call[Reply]:
         """Send what `request(seconds left)` returns until it is answered with 200, as often as `retries` allow and
         never past `end_s`; raises CloverError."""
-        name = self.idle_ids.pop() if self.idle_ids else uuid.uuid4().hex
+        try:
+            name = self.idle_ids.pop()
+        except IndexError:  # not asked before, as another thread may have taken the last
+            name = uuid.uuid4().hex
         try:
             return (
                 yield from self._tries(Send(method, path, 0.0, {**self.headers, "x-request-id": name}), request, end_s)

@@ -164,6 +164,30 @@ def test_calls_at_the_same_time_have_different_ids_and_later_ones_use_them_again
     assert scene.sent[-1].headers["x-request-id"] in ids
 
 
+def test_an_idle_id_that_another_thread_took_meanwhile_is_replaced() -> None:
+    class Taken(list[str]):
+        def __bool__(self) -> bool:
+            return True  # it was there when it was looked for
+
+    scene = Scene()
+    scene.infer(answer())
+    scene.calls.idle_ids = Taken()
+    scene.drive(scene.calls.infer("echo", np.ones((1, 2)), Asking(1.0)), answer())
+    assert scene.sent[-1].headers["x-request-id"]
+
+
+def test_a_version_that_was_not_there_before_is_described_anew() -> None:
+    scene = Scene()
+    scene.infer(answer())
+    text, _, tail = answer().body.partition(b'"1"')
+    newer = Reply(200, dict(answer().headers), text + b'"2"' + tail)
+    assert scene.drive(scene.calls.infer("echo", np.ones((1, 2)), Asking(1.0)), newer).version == "2"
+    said = Reply(200, {}, json.dumps(METADATA | {"versions": ["1", "2"]}).encode())
+    scene.drive(scene.calls.infer("echo", np.ones((1, 2)), Asking(1.0)), said, newer)
+    scene.drive(scene.calls.infer("echo", np.ones((1, 2)), Asking(1.0)), newer)
+    assert [send.method for send in scene.sent[2:]] == ["POST", "GET", "POST", "POST"]
+
+
 @pytest.mark.parametrize(
     ("reply", "raised"),
     [

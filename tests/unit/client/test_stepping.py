@@ -45,8 +45,8 @@ def family(run: Any) -> FamilySpec:
             before=BEFORE,
             after=AFTER,
             outputs=(
-                TensorSpec(name="probabilities", datatype="FP32", shape=(2,)),
                 TensorSpec(name="labels", datatype="BYTES", shape=(2,), max_bytes=40),
+                TensorSpec(name="probabilities", datatype="FP32", shape=(2,)),
             ),
         ),
     )
@@ -63,7 +63,7 @@ def picture(grey: int) -> bytes:
 def infer(run: str, given: Any, outputs: dict[str, Any]) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
     """Return the JSON and the binary data of what is sent, and what the caller gets, if the server answers so."""
     calls = Calls(Retries(), {}, lambda: 0.0)
-    said = json.loads(json.dumps(model_metadata("shades", family(run))))
+    said = json.loads(json.dumps(model_metadata("shades", family(run), ("1",))))
     call = calls.infer("shades", given, Asking(5.0))
     next(call)
     sent: Any = call.send(Reply(200, {}, json.dumps(said).encode()))
@@ -110,8 +110,35 @@ def test_a_row_that_a_step_cannot_take_is_refused_before_anything_is_sent() -> N
         infer("client", [picture(1), b"no picture"], {})
 
 
+def test_a_request_made_by_the_steps_of_an_older_version_is_made_anew() -> None:
+    said = json.loads(json.dumps(model_metadata("shades", family("client"), ("1",))))
+    calls = Calls(Retries(), {}, lambda: 0.0)
+    pixels = []
+
+    def ask(*replies: Any) -> Any:
+        call = calls.infer("shades", picture(255), Asking(5.0))
+        sent: Any = next(call)
+        for reply in replies:
+            if sent.body:
+                size = int(sent.headers["inference-header-content-length"])
+                pixels.append(float(np.frombuffer(sent.body[size:], "<f4")[0]))
+            try:
+                sent = call.send(Reply(200, {}, json.dumps(reply).encode()))
+            except StopIteration as end:
+                return end.value
+        raise AssertionError("it asks on")
+
+    logits = {"name": "logits", "datatype": "FP32", "shape": [1, 2], "data": [0.0, 3.0]}
+    old, new = ({"model_version": version, "outputs": [logits]} for version in (said["versions"][0], "new"))
+    ask(said, old)
+    other = json.loads(json.dumps(said)) | {"versions": ["new"]}
+    other["parameters"]["steps"]["before"][3]["mean"] = [0.0, 0.0, 0.0]
+    assert ask(new, other, new).version == "new"
+    assert pixels == pytest.approx([1.0, 1.0, 2.0])
+
+
 def test_steps_that_this_version_does_not_know_are_refused() -> None:
-    said = model_metadata("shades", family("client"))
+    said = model_metadata("shades", family("client"), ("1",))
     said["parameters"]["steps"]["before"] = [{"step": "levitate"}]
     calls = Calls(Retries(), {}, lambda: 0.0)
     call = calls.infer("shades", b"x", Asking(5.0))
