@@ -12,8 +12,8 @@ from clover.config import RolloutConfig
 from clover.errors import BadRequest
 from clover.families import load_family
 from clover.runtime.served import Served
-from clover.server.rollout_checks import find_version, settings_of, why_no_room
-from clover.types import Assignment, Placement
+from clover.server.rollout_checks import differences, find_version, settings_of, why_no_room
+from clover.types import Assignment, FamilySpec, Placement, StepsSpec, TensorSpec, VariantSpec
 from tests.support.family_folder import BASE, write
 
 
@@ -44,6 +44,29 @@ def test_a_folder_that_differs_is_refused_with_what_differs(tmp_path: Path, old:
     stable, _ = folders(tmp_path, BASE.replace(old, new, 1))
     with pytest.raises(BadRequest, match=why):
         find_version(stable, str(tmp_path / "2"), "", "")
+
+
+@pytest.mark.parametrize(
+    ("run", "step", "fits"), [("worker", 0, True), ("split", 0, False), ("split", 1, True), ("client", 1, False)]
+)
+def test_versions_have_the_steps_of_their_clients_in_common(run: Any, step: int, fits: bool) -> None:
+    def family(**changes: Any) -> FamilySpec:
+        before: list[dict[str, Any]] = [
+            {"step": "resize", "size": 8},
+            {"step": "normalise", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        ]
+        before[step] |= changes
+        pixels = TensorSpec(name="pixels", datatype="FP32", shape=(3, 8, 8))
+        steps = StepsSpec(run=run, before=tuple(before))
+        return FamilySpec(
+            name="m", inputs=(pixels,), outputs=(pixels,), variants=(VariantSpec(name="v", loader="m:f"),), steps=steps
+        )
+
+    changed = family(**({"size": 10} if not step else {"mean": [0.4, 0.4, 0.4]}))
+    assert not list(differences(family(), family()))
+    assert list(differences(family(), changed)) == (
+        [] if fits else ["other steps for its clients, which do not know which version answers"]
+    )
 
 
 def test_the_same_version_a_strange_one_and_strange_places_are_refused(tmp_path: Path) -> None:
