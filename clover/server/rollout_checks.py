@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clover import families, profiling
-from clover.cache import check_private
+from clover.cache import check_files
 from clover.config import RolloutConfig
 from clover.errors import BadRequest, ConfigError, ProfileError
 from clover.hints import did_you_mean
@@ -63,7 +63,7 @@ def find_version(stable: FamilySpec, folder: str, version: str, root: str) -> Fa
     if not path.is_dir():
         raise BadRequest(f"{folder} is no folder on the server's machine")
     try:
-        check_private(path)
+        check_files(path)
         found = families.load_family(str(path))
     except ConfigError as error:
         raise BadRequest(f"no version can be served from there: {error}") from error
@@ -79,6 +79,16 @@ def find_version(stable: FamilySpec, folder: str, version: str, root: str) -> Fa
             f"{folder} is no version of {stable.name}: it has {others}; serve it as a model of its own instead"
         )
     return spec
+
+
+def has_changed(spec: FamilySpec) -> bool:
+    """Return whether the files of a version are others than when it was found."""
+    if not spec.folder:
+        return False
+    try:
+        return families.load_family(spec.folder).digest != spec.digest
+    except ConfigError:
+        return True
 
 
 def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
