@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, ModelFailed, NotFound, RequestError
+from clover.http.api import named
 from clover.http.exchange import Exchange, trace_ids
 from clover.http.inference import receipt_field
 from clover.http.oip.request import parse_json
@@ -73,7 +74,11 @@ class EmbeddingRoutes:
 
     def listed(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer GET /v1/models: the families that embed."""
-        models = [_described(name) for name, model in self._models().items() if _embeds(model.spec)]
+        models = [
+            _described(name)
+            for name, model in self._models().items()
+            if _embeds(model.spec) and name == named.shown(name)  # not each version of one that is rolled out
+        ]
         exchange.finish_json({"object": "list", "data": models})
 
     def one(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -109,7 +114,7 @@ class EmbeddingRoutes:
 
     def _model(self, name: str) -> Model:
         model = self._models().get(name)
-        if model is None or not _embeds(model.spec):
+        if model is None or not _embeds(model.spec) or name != named.shown(name):
             raise NotFound("no model of that name that embeds text is served; GET /v1/models lists them")
         return model
 

@@ -175,3 +175,11 @@ def test_the_body_is_bounded_like_json_of_inference() -> None:
     assert (answer.status, "limits.json_bytes" in answer.json()["error"]["message"]) == (413, True)
     big = driver(lambda inputs: [None, np.zeros((len(inputs[0]), 3), np.float32)])
     assert ask(big, input=["word"] * 10_000).status == 200  # more than other documents may have
+
+
+def test_two_versions_of_a_model_are_one() -> None:
+    d = driver()
+    d.view.by_name["words@1"] = d.view.by_name["words@2"] = d.view.by_name["words"]
+    assert [one["id"] for one in d.get("/v1/models").json()["data"]] == ["words"]
+    assert d.get("/v1/models/words@2").status == 404
+    assert ask(d, model="words@2").status == 404
