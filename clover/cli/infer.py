@@ -14,6 +14,8 @@ from clover.errors import CloverError
 from clover.hints import program
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from clover.client import Client, Result
 
 _MOST = 8
@@ -21,7 +23,7 @@ _MOST = 8
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 2 for a wrong command line, 1 if there is no answer."""
+    """Run the command and return its exit code: 0, 1 if there is no answer, 2 for a wrong command line, 3 without httpx."""
     environment = os.environ if environ is None else environ
     parser = CommandParser(prog=f"{program()} infer", description="Ask a model of a running server.")
     parser.add_argument("model", metavar="MODEL", help="its name; `-` asks the only one that is served")
@@ -39,8 +41,13 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         given = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
-    from clover.client import Client  # the extra `client`
-
+    try:
+        from clover.client import Client  # the extra `client`
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        print(f"clover infer: {error}", file=sys.stderr)
+        return 3
     token = environment.get("CLOVER_TOKEN", "")
     try:
         with Client(given.url, token=token, timeout_s=given.timeout) as client:
@@ -69,10 +76,21 @@ def _ask(client: Client, name: str, rows: Sequence[str], min_accuracy: float) ->
     else:
         import numpy as np
 
-        arrays = [np.load(row, allow_pickle=False) for row in rows]
+        arrays = [_array(row) for row in rows]
         rank = len(model.inputs[0].shape)
         inputs = np.concatenate([array[np.newaxis] if array.ndim == rank else array for array in arrays])
     return client.infer(name, inputs, min_accuracy=min_accuracy)
+
+
+def _array(path: str) -> NDArray[Any]:
+    """Return the array in a file; raises OSError, or ValueError if the file holds none."""
+    import numpy as np
+
+    with open(path, "rb") as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError:
+            raise ValueError(f"{path} holds no array of numbers: this model takes such as numpy.save writes") from None
 
 
 def _plain(value: Any) -> Any:

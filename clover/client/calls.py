@@ -51,7 +51,7 @@ class ModelInfo:
     def is_outdated(self, answer: object) -> bool:
         """Return whether an answer's document is of a version that was not there when the model was described."""
         version = answer.get("model_version") if isinstance(answer, Mapping) else None
-        versions = self.said.get("versions")
+        versions = self.said.get("versions") or ()
         return bool(version and versions) and version not in versions
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from clover.client.calls import Asking, Calls, ModelInfo, Result
 from clover.client.messages import Call, Reply, Send, Wait
 from clover.client.retries import Retries
+from clover.errors import ConfigError
 
 T = TypeVar("T")
 _TIMEOUT_S = 30.0
@@ -51,12 +52,15 @@ def _asking(options: Options, timeout_s: float | None, min_accuracy: float, casc
 
 
 class Client:
-    """A client that blocks.  `url` is the server's address, as http://127.0.0.1:8080."""
+    """A client that blocks.  `url` is the server's address, as http://127.0.0.1:8080; raises ConfigError for another
+    form."""
 
     def __init__(self, url: str = "http://127.0.0.1:8080", options: Options | None = None, **named: Any) -> None:
         self._options = options or Options(**named)
         self._calls = self._options.calls()
-        self._http = httpx.Client(base_url=url, transport=self._options.transport, limits=_KEEP, trust_env=False)
+        self._http = httpx.Client(
+            base_url=_address(url), transport=self._options.transport, limits=_KEEP, trust_env=False
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +148,9 @@ class AsyncClient:
     def __init__(self, url: str = "http://127.0.0.1:8080", options: Options | None = None, **named: Any) -> None:
         self._options = options or Options(**named)
         self._calls = self._options.calls()
-        self._http = httpx.AsyncClient(base_url=url, transport=self._options.transport, limits=_KEEP, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=_address(url), transport=self._options.transport, limits=_KEEP, trust_env=False
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -220,6 +226,16 @@ class AsyncClient:
         except httpx.TransportError as error:
             return _lost(error)
         return Reply(answer.status_code, answer.headers, answer.content)
+
+
+def _address(url: str) -> httpx.URL:
+    """Return the server's address; raises ConfigError if it is none."""
+    try:
+        if url.lower().startswith(("http://", "https://")):
+            return httpx.URL(url)
+    except httpx.InvalidURL:
+        pass
+    raise ConfigError(f"the server's address is http://HOST:PORT or https://HOST:PORT, not {url!r}")
 
 
 def _lost(error: httpx.TransportError) -> Reply:

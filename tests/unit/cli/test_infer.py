@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,31 @@ def test_what_goes_wrong_is_one_line(client: type[FakeClient], capsys: pytest.Ca
     assert len(lines) == 3
     assert lines[1:] == ["clover infer: 2 models are ready: name one of a, b", "clover infer: full"]
     assert infer.main([], {}) == 2
+
+
+@pytest.mark.parametrize("name", ["empty.npy", "several.npz", "text.txt", "broken.npz", "nowhere.npy"])
+def test_a_file_that_holds_no_array_is_named(
+    client: type[FakeClient], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "broken.npz").write_bytes(b"PK\3\4")
+    np.savez(tmp_path / "several.npz", x=np.ones(2))
+    assert infer.main(["one", str(tmp_path / name)], {}) == 1
+    assert name in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for url in ("localhost:8080", "http://[::1"):
+        assert infer.main(["one", "x", "--url", url], {}) == 1
+        assert f"http://HOST:PORT or https://HOST:PORT, not {url!r}" in capsys.readouterr().err
+
+
+def test_without_httpx_there_is_a_line_that_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[2].startswith("client")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    assert infer.main(["one", "x"], {}) == 3
+    assert "pip install 'clover-inference[client]'" in capsys.readouterr().err
