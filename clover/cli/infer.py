@@ -23,7 +23,7 @@ _MOST = 8
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 if there is no answer, 2 for a wrong command line, 3 without httpx."""
+    """Run the command and return its exit code: 0; 1 without an answer, 2 for wrong words, 3 without httpx."""
     environment = os.environ if environ is None else environ
     parser = CommandParser(prog=f"{program()} infer", description="Ask a model of a running server.")
     parser.add_argument("model", metavar="MODEL", help="its name; `-` asks the only one that is served")
