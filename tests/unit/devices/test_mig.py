@@ -1007,6 +1007,7 @@ def test_a_lost_gpu_has_no_layouts_and_refuses_everything(rig: Rig, caplog: pyte
     assert device.shape().slices == 7
     assert device.instances() == ()
     assert device.report()["lost"]
+    assert device.losses == 1
     assert caplog.text.count("is lost") == 1
     for change in (device.create, device.destroy, device.claim):
         with pytest.raises(DeviceLost, match="gpu0: the GPU is lost"):
