@@ -2,8 +2,8 @@
 
 A start at a placement with a hot spare is its adoption of the order: no context to make, no libraries to load
 (`clover.worker.hot_spare`).  The next one is started once the change is over, in the background.  Before an instance is
-unmade or a GPU is parked, its hot spare ends (`leave`).  One on a GPU that is lost is killed (`forget`): once the GPU is
-back, that context is of no use.
+unmade or a GPU is parked, its hot spare ends (`leave`).  One on a GPU that is lost is killed (`forget`): its context is
+of no use once the GPU is back.
 """
 
 from __future__ import annotations
