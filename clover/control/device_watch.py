@@ -29,11 +29,12 @@ class DeviceWatch:
         """Give up workers on lost devices, assign GPUs anew, and leave word for the planner in `Family.news`."""
         context, pool, families = self._context, self._context.device_pool, self._context.families
         changes = pool.changes()
-        before, self._losses = self._losses, pool.losses()
-        lost = pool.lost().union(name for name, times in self._losses.items() if times != before[name])
+        losses = pool.losses()
+        lost = pool.lost().union(name for name, times in losses.items() if times != self._losses[name])
         for family in families.values():
             if gone := family.devices & lost:
                 await self._executor.give_up(family, gone)
+        self._losses = losses
         had = {name: {**dict.fromkeys(family.devices), **pool.assigned(name)} for name, family in families.items()}
         shapes = pool.shapes()
         if changes:
