@@ -117,6 +117,10 @@ class GrpcFrontend:
         """Look up every token anew, because the tenants have changed."""
         self._callers.forget()
 
+    def forget_endpoints(self) -> None:
+        """Look up anew which model each name leads to."""
+        self._service.forget()
+
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
         """Accept no more calls, answer those that were received; return whether all of them were answered within
         `timeout` seconds."""

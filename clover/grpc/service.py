@@ -104,6 +104,10 @@ class OipService:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def forget(self) -> None:
+        """Look up anew which model each name leads to: those that are gone hold their memory until then."""
+        self._endpoints.clear()
+
     # --- inference ----------------------------------------------------------------------------------------------------
 
     async def _infer(self, message: bytes, context: Any) -> bytes:

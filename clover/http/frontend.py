@@ -177,9 +177,16 @@ class Frontend:
         self.forget_endpoints()
 
     def forget_endpoints(self) -> None:
-        """Look up anew, from now on, which endpoint each head is for."""
+        """Look up anew, from now on, which endpoint each head is for, those of requests whose bodies still come
+        too."""
         for listener in self._listeners:
-            listener.state.heads.memo.clear()
+            listener.routes.forget()
+            memo = listener.state.heads.memo
+            for head in memo.values():
+                head.endpoint = None
+                if not head.coding:  # else a body may be in the midst of being unpacked for its handler
+                    head.route = None
+            memo.clear()
 
     def _tls(self) -> ssl.SSLContext | None:
         listen = self._config.listen

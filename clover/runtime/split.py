@@ -7,7 +7,8 @@ one answers too, in the background and once the client has its answer (`paired`)
 their labels if these come.
 
 Clients do not pay for the new version's faults: what it refuses, or fails to answer, is asked of the stable one, and
-counts as failed by the new one.  Not if a request was with two workers that died: it may be the cause.
+counts as failed by the new one; not if the stable one finds it wrong, too.  Nor is a request asked again that was with
+two workers that died: it may be the cause.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 
 from clover.errors import BadRequest, RequestError
 from clover.interfaces import SplitModel, Ticket
-from clover.runtime.guard.answer_reader import AnswerReader, RowAnswer, same_answer
+from clover.runtime.guard.answer_reader import AnswerReader, RowAnswer, answer_bytes, same_answer
 from clover.runtime.guard.release import ReleaseTests
 from clover.runtime.memory.rows import Memory
+from clover.runtime.router.cached_answers import NO_STORE
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
 from clover.tenants import Tenant
@@ -40,8 +42,11 @@ PAIRED_ROWS = 64
 WAITING_PAIRS = 64
 """Requests that the new version answers in the background at a time."""
 REMEMBERED = 10_000
-"""Requests whose version, and whose answers by both, are kept for labels."""
+"""Requests whose answers by both are kept for labels."""
+LONGEST_ANSWER = 256
+"""Bytes: labels are not taken for longer answers (`clover.runtime.guard.feedback`), so those are not kept either."""
 _FAILED = (500, 503, 504)
+_ASKED_AGAIN = (400, 500, 503)
 _DEADLY = 2
 
 
@@ -105,7 +110,6 @@ class VersionSplit(SplitModel):
         self._point = self._pair_point = 0
         self._asked: dict[Ticket, _Asked] = {}
         self._pairing = 0
-        self._by_new: dict[int, None] = {}
         self._early: dict[int, Sequence[Any]] = {}
         """Labels that came before the new version's answer, by the number of the request."""
         self._answers: dict[int, list[tuple[RowAnswer | None, RowAnswer | None]]] = {}
@@ -220,10 +224,13 @@ class VersionSplit(SplitModel):
             try:
                 self.new.router.submit(given, self._finished, timeout_ns, min_accuracy, cascade, context)
                 return
-            except BadRequest:
-                raise
             except RequestError as error:
                 self._move(asked, error)
+                try:
+                    self._submit(asked)
+                except BadRequest:
+                    raise error from None  # wrong, by both
+                return
         self._submit(asked)
 
     def _submit(self, asked: _Asked) -> None:
@@ -233,7 +240,7 @@ class VersionSplit(SplitModel):
             assert asked.on_done is not None
             self.stable.router.submit(ticket, asked.on_done, *asked.how, ticket.context)
         else:
-            ticket.client = asked.ticket.client
+            ticket.client, ticket.uncached = asked.ticket.client, asked.ticket.uncached
             self.stable.router.submit(ticket, partial(self._answered_instead, asked), *asked.how)
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
@@ -257,14 +264,10 @@ class VersionSplit(SplitModel):
         asked = self._asked[given]
         asked.number = number
         asked.version.router.remember(number, asked.answering)
-        if asked.version is self.new:
-            self._by_new[number] = None
-            if len(self._by_new) > REMEMBERED:
-                del self._by_new[next(iter(self._by_new))]
 
     def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         """See `Model.labelled`.  Labels of what both versions answered are held against both."""
-        version = self.new if number in self._by_new or self.alone else self.stable
+        version = self.new if self.new.router.feedback.knows(number) else self.stable
         found = version.router.labelled(number, labels, client)
         if number in self._early:
             self._early[number] = labels
@@ -327,13 +330,15 @@ class VersionSplit(SplitModel):
         """Hand on the answer of the new version, or ask the stable one if it has none."""
         asked = self._asked[given]
         assert asked.on_done is not None
-        if given.status in (500, 503) and given.deaths < _DEADLY and not self.alone:
+        if given.status in _ASKED_AGAIN and given.deaths < _DEADLY and not self.alone:
+            if asked.tenant is not None and asked.tenant.limit is not None:
+                asked.tenant.limit.give_back(len(given.slots))  # these rows are counted once
             try:
                 self._move(asked, RequestError(given.error))
                 self._submit(asked)
                 return
             except RequestError:
-                asked.failed = True
+                asked.failed = given.status != 400
         asked.on_done(given)
 
     def _answered_instead(self, asked: _Asked, answering: RouterTicket) -> None:
@@ -341,6 +346,8 @@ class VersionSplit(SplitModel):
         ticket = asked.ticket
         if ticket not in self._asked or asked.on_done is None:
             return
+        if asked.status == 400 and answering.status != 200:
+            asked.failed = False  # it may be wrong: none has answered it
         ticket.status, ticket.error, ticket.retry_after_s = answering.status, answering.error, answering.retry_after_s
         ticket.variants, ticket.done_ns = answering.variants, answering.done_ns
         ticket.queue_ns, ticket.compute_ns = answering.queue_ns, answering.compute_ns
@@ -361,6 +368,7 @@ class VersionSplit(SplitModel):
         self._pairing += 1
         if asked.number:
             self._early[asked.number] = ()
+        ticket.uncached = NO_STORE  # computed, as nothing else is compared; and no other client is answered from it
         try:
             _copy_rows(self.stable.memory, slots, new, ticket)
             new.submit(ticket, partial(self._both_answered, said, asked.number))
@@ -374,6 +382,9 @@ class VersionSplit(SplitModel):
         self._pairing -= 1
         early = self._early.pop(number, ())
         try:
+            if ticket.status == 400:  # some row that the stable version has answered
+                self.pairs += 1
+                self.tests.compared(False)
             if ticket.status != 200:
                 return
             self.pairs += 1
@@ -383,12 +394,17 @@ class VersionSplit(SplitModel):
                     self.tests.compared(new is not None and same_answer(stable, new))
             if early:
                 self._judge(both, early)
-            elif number:
+            elif number and all(map(_kept, both)):
                 self._answers[number] = both
                 if len(self._answers) > REMEMBERED:
                     del self._answers[next(iter(self._answers))]
         finally:
             self.new.router.close(ticket)
+
+
+def _kept(both: tuple[RowAnswer | None, RowAnswer | None]) -> bool:
+    """Return whether the answers of both versions to a row are short enough to be kept for its label."""
+    return all(one is None or isinstance(one, int) or answer_bytes(one) <= LONGEST_ANSWER for one in both)
 
 
 def _copy_rows(memory: Memory, slots: list[int], router: Router, ticket: RouterTicket) -> None:

@@ -85,8 +85,10 @@ class FrontEnds:
             self.grpc.forget_callers()
 
     def forget_endpoints(self) -> None:
-        """Look up anew, from now on, which model each name leads to; gRPC does for each call."""
+        """Look up anew, from now on, which model each name leads to."""
         self.http.forget_endpoints()
+        if self.grpc is not None:
+            self.grpc.forget_endpoints()
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the metrics of gRPC, if that is served."""

@@ -85,6 +85,7 @@ class Loading:
         served.use(profile, served.drawn)
         if (cached := getattr(served.router, "cached", None)) is not None:
             cached.cache.clear()  # answers are never kept across versions
+        served.router.feedback.forget()  # nor do late labels speak for another version than the one that answered
         try:
             await self.deploy(served)
         except CloverError:

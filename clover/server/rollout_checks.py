@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clover import families, profiling
-from clover.cache import check_private
+from clover.cache import check_files
 from clover.config import RolloutConfig
 from clover.errors import BadRequest, ConfigError, ProfileError
 from clover.hints import did_you_mean
 from clover.interfaces import Device
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.served import Served
+from clover.steps import described
 from clover.types import Assignment, FamilyProfile, FamilySpec
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def find_version(stable: FamilySpec, folder: str, version: str, root: str) -> Fa
     if not path.is_dir():
         raise BadRequest(f"{folder} is no folder on the server's machine")
     try:
-        check_private(path)
+        check_files(path)
         found = families.load_family(str(path))
     except ConfigError as error:
         raise BadRequest(f"no version can be served from there: {error}") from error
@@ -80,6 +81,16 @@ def find_version(stable: FamilySpec, folder: str, version: str, root: str) -> Fa
     return spec
 
 
+def has_changed(spec: FamilySpec) -> bool:
+    """Return whether the files of a version are others than when it was found."""
+    if not spec.folder:
+        return False
+    try:
+        return families.load_family(spec.folder).digest != spec.digest
+    except ConfigError:
+        return True
+
+
 def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
     """Yield what a new version must have in common with the stable one, and has not."""
     pairs = {
@@ -89,8 +100,16 @@ def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
         "other variants": tuple([variant.name for variant in spec.variants] for spec in (stable, new)),
         "another max_batch": (stable.max_batch, new.max_batch),
         "another confidence": (stable.confidence, new.confidence),
+        "steps in the worker in one of them only": (stable.stepped, new.stepped),
+        "other steps in the client": tuple(map(_of_clients, (stable, new))),
+        "another openai": (stable.openai, new.openai),
     }
     return (words for words, (one, other) in pairs.items() if one != other)
+
+
+def _of_clients(spec: FamilySpec) -> dict[str, Any] | None:
+    """Return the steps that clients run, who read once what these are; None if there are none."""
+    return described(spec) if spec.steps is not None and spec.steps.run != "worker" else None
 
 
 def mirrored(deployment: Iterable[Assignment], name: str) -> tuple[Assignment, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from clover import families
-from clover.cache import check_private, replace_file, state_folder
+from clover.cache import check_files, replace_file, state_folder
 from clover.config import FamilyConfig, ServerConfig
 from clover.errors import ConfigError
 from clover.telemetry.ledger.files import server_name
@@ -111,7 +111,7 @@ class RolloutFiles:
         if found is None:
             return None
         try:
-            check_private(Path(found.folder))
+            check_files(Path(found.folder))
             spec = msgspec.structs.replace(families.load_family(found.folder), version=found.version)
         except ConfigError as error:
             self._note(model, f"version {found.version}, which was promoted, cannot be served: {error}")

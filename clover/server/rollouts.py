@@ -25,7 +25,14 @@ from clover.errors import BadRequest, CloverError, Conflict, Unavailable
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
 from clover.runtime.served import Served
 from clover.runtime.split import ServedVersion, VersionSplit
-from clover.server.rollout_checks import find_version, mirrored, profile_for, settings_of, why_no_room
+from clover.server.rollout_checks import (
+    find_version,
+    has_changed,
+    mirrored,
+    profile_for,
+    settings_of,
+    why_no_room,
+)
 from clover.server.rollout_files import RolloutFiles
 from clover.types import Assignment, Declined, FamilySpec, Routing
 
@@ -54,7 +61,8 @@ class RollOut:
     served: Served | None = None
     split: VersionSplit | None = None
     deployment: tuple[Assignment, ...] = ()
-    frozen: bool = False
+    frozen: bool | None = None
+    """Whether the stable version's plan was frozen before; None if it was left alone."""
     began_s: float = field(default_factory=time.time)
 
     @property
@@ -101,11 +109,17 @@ class RollOuts:
     def check_free(self, name: str) -> None:
         """Raise Conflict while a new version of a model is being rolled out."""
         one = self._active.get(name.partition("@")[0])
-        if one is not None:
+        if one is None:
+            return
+        if one.phase == "failed":
             raise Conflict(
-                f"version {one.spec.version} of {one.name} is being rolled out ({one.phase}): promote it or roll it "
-                "back first"
+                f"the roll-out of version {one.spec.version} of {one.name} has failed and cannot be ended "
+                f"({one.why}): restart the server, which serves version {one.stable.version} then"
             )
+        raise Conflict(
+            f"version {one.spec.version} of {one.name} is being rolled out ({one.phase}): promote it or roll it back "
+            "first"
+        )
 
     def find(self, name: str) -> Served | None:
         """Return the family behind NAME@VERSION while NAME is being rolled out."""
@@ -164,8 +178,7 @@ class RollOuts:
         settings = settings_of(engine.config.rollout, given)
         spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root)
         self.check_free(served.name)
-        deployment, routing = self._deployment(served)
-        if why := why_no_room(served, engine.devices, deployment):
+        if why := why_no_room(served, engine.devices, self._deployment(served)[0]):
             raise Conflict(f"version {spec.version} cannot run beside version {served.spec.version}: {why}")
         one = RollOut(served.name, spec, served.spec, settings, operator or "operator")
         if dry_run:
@@ -173,12 +186,12 @@ class RollOuts:
         self._active[served.name] = one
         try:
             async with engine.loading.changing:
-                await self._start(one, served, deployment, routing)
+                await self._start(one, served)
         except BaseException as error:
             one.phase, one.why = "failed", str(error)
             await asyncio.shield(self._clear(one))
             self._over(one)
-            if isinstance(error, CloverError):
+            if isinstance(error, CloverError) and not isinstance(error, Conflict):
                 self._record(one, "failed", f"its workers did not start: {error}")
                 text = f"version {spec.version} does not start; version {one.stable.version} serves"
                 raise Unavailable(text) from error
@@ -192,19 +205,23 @@ class RollOuts:
             return family.deployed.deployment, family.deployed.routing
         return served.fleet.routed, served.fleet.routing
 
-    async def _start(self, one: RollOut, served: Served, deployment: tuple[Assignment, ...], routing: Routing) -> None:
+    async def _start(self, one: RollOut, served: Served) -> None:
         """Start the workers of a new version and give it its share."""
         engine = self._engine
         context, settings = engine.controller.context, one.settings
+        if served.state != "READY":  # it was unloaded while another change was awaited
+            raise Conflict(f"{served.name} is not ready any more: there is nothing to compare a new version with")
+        family = context.families.get(served.name)
+        if family is not None:
+            one.frozen, family.frozen = family.frozen, True
+        async with context.lock:  # so that a plan that is being carried out is there
+            deployment, routing = self._deployment(served)
         profile, one.profile = await profile_for(engine, served, one.spec)
         config = msgspec.structs.replace(served.config, name=one.key, relief="", guard="off", audit=0.0)
         new = one.served = engine.add_served(config, one.spec)
         new.memory_share = served.memory_share
         new.use(profile, served.drawn)
         engine.account.add_family(new.name, time.monotonic_ns())
-        family = context.families.get(served.name)
-        if family is not None:
-            one.frozen, family.frozen = family.frozen, True
         one.deployment = mirrored(deployment, new.name)
         for item in one.deployment:
             await context.instances.hold(new.name, item.placement)
@@ -283,7 +300,12 @@ class RollOuts:
         one.operator = operator or one.operator
         engine, began_s = self._engine, time.monotonic()
         async with engine.loading.changing:
-            outcome, more = await self._promote(one) if promote else ("rolled back", "")
+            try:
+                outcome, more = await self._promote(one) if promote else ("rolled back", "")
+            except Exception as error:
+                log.exception("%s: version %s could not be promoted", one.name, one.spec.version)
+                self._stuck(one, f"an error that was not expected: {error!r}")
+                return
             if outcome == "stuck":
                 return
             self._restore(one)
@@ -305,6 +327,8 @@ class RollOuts:
         served, new = engine.served[one.name], one.served
         assert split is not None
         assert new is not None
+        if await asyncio.to_thread(has_changed, one.spec):
+            return "failed", "its files have changed since its trial began: begin again"
         old_spec, old_profile = served.spec, served.profile
         split.share, split.paired = 1.0, 0.0
         await engine.loading.settled([served.router])
@@ -317,11 +341,16 @@ class RollOuts:
             try:
                 await engine.loading.replace(served, old_spec, old_profile)
             except CloverError as worse:
-                one.phase, one.why = "failed", f"{error}; the stable version did not start again either: {worse}"
-                self._record(one, "failed", f"{one.why}: the workers that tried the new version go on serving it")
+                self._stuck(one, f"{error}; the stable version did not start again either: {worse}")
                 return "stuck", ""
             return "failed", f"its workers did not start in the place of the stable ones: {error}"
         return "promoted", ""
+
+    def _stuck(self, one: RollOut, why: str) -> None:
+        """Record that a promotion failed and could not be undone."""
+        one.phase, one.why = "failed", why
+        self.counts["failed"] += 1
+        self._record(one, "failed", f"{why}: the workers that tried the new version go on serving it")
 
     def _restore(self, one: RollOut) -> None:
         """Have all requests go to the family's own workers again."""
@@ -334,8 +363,12 @@ class RollOuts:
             one.split.share = one.split.paired = 0.0
             one.split.closed_reason = _OVER
         engine.forget_endpoints()
-        family = engine.controller.context.families.get(one.name)
-        if family is not None:
+        self._thaw(one)
+
+    def _thaw(self, one: RollOut) -> None:
+        """Leave the plan of the family as free as it was."""
+        family = self._engine.controller.context.families.get(one.name)
+        if family is not None and one.frozen is not None:
             family.frozen = one.frozen
 
     async def _settle(self, one: RollOut) -> None:
@@ -347,11 +380,10 @@ class RollOuts:
     async def _clear(self, one: RollOut) -> None:
         """End the workers of the version that was tried, and free what it held."""
         engine, new = self._engine, one.served
+        if one.split is None:
+            self._thaw(one)
         if new is None:
             return
-        family = engine.controller.context.families.get(one.name)
-        if family is not None and one.split is None:
-            family.frozen = one.frozen
         new.fleet.closing = True
         await engine.loading.retire(new, _OVER)
         for item in one.deployment:

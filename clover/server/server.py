@@ -313,7 +313,8 @@ class Server:
         timeout_ns = 0
         if timeout_ms is not None:
             timeout_ns = int(timeout_ms * 1e6) or -1  # a spent deadline is missed, not absent
-        asked = engine.models()[engine.pick(model).name]
+        models = engine.models()  # has a version of its own while a new one is being rolled out: NAME@VERSION
+        asked = models[model] if model in models else models[engine.pick(model).name]
         found = engine.tenants.named(tenant) if tenant is not None else None
         return await embedded.infer(
             asked, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=found

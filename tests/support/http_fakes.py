@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -19,7 +20,7 @@ from clover.http.connection import Connection, Incoming
 from clover.http.oip.tensors import DATATYPES
 from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
-from clover.interfaces import Model, Ticket
+from clover.interfaces import Model, SplitModel, Ticket
 from clover.tenants import Tenants
 from clover.types import FamilySpec, Receipt, TensorSpec, VariantSpec
 
@@ -234,6 +235,51 @@ class FakeControl:
             raise self.error
         self.commands.append((verb, arguments, operator))
         return {"done": verb}
+
+
+class TwoVersions(SplitModel):
+    """A name whose requests go to two models in turn."""
+
+    def __init__(self, *models: FakeModel) -> None:
+        self.models = models
+        self.spec, self.closed_reason, self.most_rows = models[0].spec, "", models[0].most_rows
+        self.of: dict[Any, FakeModel] = {}
+
+    def versions(self) -> tuple[FamilySpec, ...]:
+        return tuple(model.spec for model in self.models)
+
+    def version_of(self, ticket: Any) -> FamilySpec:
+        return self.of[ticket].spec
+
+    def crowded(self, *how: Any) -> float:
+        return 0.0
+
+    def open(self, *how: Any) -> Any:
+        model = self.models[len(self.of) % 2]
+        ticket = model.open(*how)
+        self.of[ticket] = model
+        return ticket
+
+    def write(self, ticket: Any, index: int, rows: Any) -> None:
+        self.of[ticket].write(ticket, index, rows)
+
+    def submit(self, ticket: Any, *how: Any) -> None:
+        self.of[ticket].submit(ticket, *how)
+
+    def text(self, ticket: Any, index: int) -> bytes | None:
+        return self.of[ticket].text(ticket, index)
+
+    def read(self, ticket: Any, index: int) -> Any:
+        return self.of[ticket].read(ticket, index)
+
+    def receipt(self, ticket: Any) -> Any:
+        return msgspec.structs.replace(self.of[ticket].receipt(ticket), version=self.of[ticket].spec.version)
+
+    def remember(self, number: int, ticket: Any) -> None:
+        self.of[ticket].remember(number, ticket)
+
+    def close(self, ticket: Any) -> None:
+        self.of[ticket].close(ticket)
 
 
 class FakeView:

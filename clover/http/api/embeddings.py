@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, ModelFailed, NotFound, RequestError
+from clover.http.api import named
 from clover.http.exchange import Exchange, trace_ids
 from clover.http.inference import receipt_field
 from clover.http.oip.request import parse_json
@@ -73,7 +74,11 @@ class EmbeddingRoutes:
 
     def listed(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer GET /v1/models: the families that embed."""
-        models = [_described(name) for name, model in self._models().items() if _embeds(model.spec)]
+        models = [  # a version of its own, NAME@VERSION while a new one is being rolled out, is no further model
+            _described(name)
+            for name, model in self._models().items()
+            if _embeds(model.spec) and named.shown(name) == name
+        ]
         exchange.finish_json({"object": "list", "data": models})
 
     def one(self, exchange: Exchange, body: Body, name: str) -> None:

@@ -160,6 +160,12 @@ class Routes:
         if head.refusal is None and head.length > head.most_bytes:
             head.refusal = (413, head.too_large(), b"")
 
+    def forget(self) -> None:
+        """Look up anew which model each name leads to, and what there is to say of it: also a model that is the same
+        may be another version."""
+        self._endpoints.clear()
+        self._described.clear()
+
     def dispatch(self, exchange: Exchange, body: Body) -> None:
         """Answer a complete request, now or later; never raises."""
         try:

@@ -61,6 +61,15 @@ class Feedback:
         """Whether anything is remembered."""
         return self._rows > 0
 
+    def knows(self, number: int) -> bool:
+        """Return whether the answer to a request is remembered."""
+        return number in self._known
+
+    def forget(self) -> None:
+        """Drop all answers that were given so far: they are not of the version that answers now."""
+        self._known.clear()
+        self.remembered = 0
+
     def remember_row(self, number: int, lane: int, answer: RowAnswer | None) -> None:
         """Keep the answer of a request of one row, as `remember` does."""
         if isinstance(answer, int):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from clover.grpc.calls import GrpcCaller
 from clover.grpc.messages import ModelInferRequest, ModelInferResponse, message_class
 from clover.tenants import Tenants
 from tests.support.grpc_fakes import FakeContext, GrpcDriver
-from tests.support.http_fakes import FakeModel, FakeView, family, tensor
+from tests.support.http_fakes import FakeModel, FakeView, TwoVersions, family, tensor
 
 StreamAnswer = message_class("ModelStreamInferResponse")
 
@@ -511,3 +512,40 @@ def test_peers(peer: str, client: str, loopback: bool) -> None:
     assert (caller.client, caller.loopback) == (client, loopback)
     assert caller.flow >= 1 << 39
     assert caller.flow != GrpcCaller(peer + "1", False, None, "").flow
+
+
+# --- two versions of a model ------------------------------------------------------------------------------------------
+
+
+def test_answers_name_the_version_that_gave_them() -> None:
+    stable, new = (echo(), echo())
+    new.spec = msgspec.structs.replace(new.spec, version="2")
+    view = FakeView(stable)
+    driver = GrpcDriver(view)
+
+    def asked(**how: Any) -> tuple[str, str]:
+        answer = driver.answer_of(request(**how))
+        return answer.model_name, answer.model_version
+
+    assert asked() == asked(model_version="1") == ("echo", "1")
+    assert driver.ask("ModelInfer", request(model_version="2")).status is StatusCode.NOT_FOUND
+    view.by_name.update({"echo": TwoVersions(stable, new), "echo@1": stable, "echo@2": new})
+    driver.service.forget()
+    assert [asked()[1] for _ in range(4)] == ["1", "2", "1", "2"]
+    assert [asked(model_version=version) for version in "2121"] == [("echo", version) for version in "2121"]
+    assert driver.ask("ModelInfer", request(model_version="3")).status is StatusCode.NOT_FOUND
+    frames = FakeContext(*(request(model_version=version).SerializeToString() for version in ("", "2", "")))
+    asyncio.run(driver.run("ModelStreamInfer", frames))
+    answers = [StreamAnswer.FromString(one).infer_response for one in frames.written]
+    assert [one.model_version for one in answers] == ["1", "2", "2"]
+    assert 'version="2"' in answers[2].parameters["clover-receipt"].string_param
+    found = driver.answer("ModelMetadata", message_class("ModelMetadataRequest")(name="echo"))
+    assert (found.name, list(found.versions)) == ("echo", ["1", "2"])
+    index = driver.answer("RepositoryIndex").models
+    assert [(row.name, row.version) for row in index] == [("echo", "1"), ("echo", "2")]
+    view.by_name = {"echo": stable}  # the same model serves the new version now
+    stable.spec = new.spec
+    driver.service.forget()
+    assert asked() == asked(model_version="2") == ("echo", "2")
+    assert driver.ask("ModelInfer", request(model_version="1")).status is StatusCode.NOT_FOUND
+    assert stable.open_tickets == new.open_tickets == 0

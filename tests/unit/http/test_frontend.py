@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -300,3 +301,30 @@ def test_tls(tmp_path: Path, fast: bool) -> None:
 def test_the_front_end_imports_no_torch() -> None:
     code = "import sys, clover.http; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_that_became_another_version_is_known_by_it() -> None:
+    async def main() -> None:
+        model = FakeModel(echo_family(), loop=asyncio.get_running_loop())
+        frontend = Frontend(FakeView(model), config(), asyncio.get_running_loop())
+        _, port = await frontend.start()
+        body = orjson.dumps(echo_body())
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        pinned = request("POST", "/v2/models/echo/versions/1/infer", body)
+        for part in (pinned, pinned[:-5]):
+            writer.write(part)
+        assert b'"model_version":"1"' in await reader.readuntil(b"}]}")
+        connection = request("GET", "/v2/models/echo") + closing("POST", INFER, body)
+        for version in ("1", "2"):
+            if version == "2":
+                model.spec = msgspec.structs.replace(model.spec, version="2")
+                frontend.forget_endpoints()
+            about, answer = parse_answers(await exchange(port, connection))
+            assert (about.json()["versions"], answer.json()["model_version"]) == ([version], version)
+        writer.write(pinned[-5:])  # what is still on its way is for the version that was asked, or for none
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+        writer.close()
+        await frontend.close()
+
+    run(main(), fast=False)

@@ -12,13 +12,12 @@ import pytest
 from clover.config import ListenConfig
 from clover.errors import BadRequest, ConfigError, Conflict, PlanError, Unavailable, WorkerError
 from clover.http.access import Access, binds_loopback
-from clover.interfaces import SplitModel
-from clover.types import FamilySpec
 from tests.support.http_fakes import (
     Answer,
     Driver,
     FakeModel,
     FakeView,
+    TwoVersions,
     echo_body,
     echo_family,
     family,
@@ -174,51 +173,6 @@ def test_the_documents_own_example_works() -> None:
 
 
 # --- two versions of a model ------------------------------------------------------------------------------------------
-
-
-class TwoVersions(SplitModel):
-    """A name whose requests go to two models in turn."""
-
-    def __init__(self, *models: FakeModel) -> None:
-        self.models = models
-        self.spec, self.closed_reason, self.most_rows = models[0].spec, "", models[0].most_rows
-        self.of: dict[Any, FakeModel] = {}
-
-    def versions(self) -> tuple[FamilySpec, ...]:
-        return tuple(model.spec for model in self.models)
-
-    def version_of(self, ticket: Any) -> FamilySpec:
-        return self.of[ticket].spec
-
-    def crowded(self, *how: Any) -> float:
-        return 0.0
-
-    def open(self, *how: Any) -> Any:
-        model = self.models[len(self.of) % 2]
-        ticket = model.open(*how)
-        self.of[ticket] = model
-        return ticket
-
-    def write(self, ticket: Any, index: int, rows: Any) -> None:
-        self.of[ticket].write(ticket, index, rows)
-
-    def submit(self, ticket: Any, *how: Any) -> None:
-        self.of[ticket].submit(ticket, *how)
-
-    def text(self, ticket: Any, index: int) -> bytes | None:
-        return self.of[ticket].text(ticket, index)
-
-    def read(self, ticket: Any, index: int) -> Any:
-        return self.of[ticket].read(ticket, index)
-
-    def receipt(self, ticket: Any) -> Any:
-        return msgspec.structs.replace(self.of[ticket].receipt(ticket), version=self.of[ticket].spec.version)
-
-    def remember(self, number: int, ticket: Any) -> None:
-        self.of[ticket].remember(number, ticket)
-
-    def close(self, ticket: Any) -> None:
-        self.of[ticket].close(ticket)
 
 
 def test_a_name_with_two_versions_answers_by_both_and_says_by_which() -> None:

@@ -8,18 +8,26 @@ import msgspec
 import numpy as np
 import pytest
 
+from clover.config import TenantConfig
 from clover.errors import BadRequest, Overloaded, Unavailable
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests
+from clover.runtime.memory.slab import ROWS_REFUSED
 from clover.runtime.split import ServedVersion, VersionSplit
+from clover.tenants import Tenant
+from clover.types import StepsSpec, TensorSpec
 from tests.support.router_fixture import FakeWorker, House, family
 
 
 class Versions:
     """A stable version and a new one, each with a worker that the test drives."""
 
-    def __init__(self, share: float = 0.5, paired: float = 0.0, **changes: Any) -> None:
+    def __init__(
+        self, share: float = 0.5, paired: float = 0.0, config: dict[str, Any] | None = None, **changes: Any
+    ) -> None:
         spec = family(**changes)
-        self.stable, self.new = House(spec), House(msgspec.structs.replace(spec, version="2"))
+        self.stable, self.new = (
+            House(msgspec.structs.replace(spec, version=version), **config or {}) for version in ("1", "2")
+        )
         self.workers: list[FakeWorker] = [
             house.route(2, shares=(0.0, 0.0, 1.0))[0] for house in (self.stable, self.new)
         ]
@@ -30,9 +38,10 @@ class Versions:
         self.split.share, self.split.paired = share, paired
         self.done: list[Any] = []
 
-    def ask(self, value: float = 1.0, rows: int = 1) -> Any:
+    def ask(self, value: float = 1.0, rows: int = 1, tenant: Tenant | None = None, uncached: int = 0) -> Any:
         split = self.split
-        ticket = split.open(rows, 1)
+        ticket = split.open(rows, 1, tenant=tenant)
+        ticket.uncached = uncached
         split.write(ticket, 0, np.full((rows, 2), value, np.float32))
         split.submit(ticket, self.done.append, context="mine")
         return ticket
@@ -44,6 +53,15 @@ class Versions:
         house.router.dispatch.run_turn()
         for slot in worker.finish(house.loop.now_ns, status):
             house.slab.output(0)[slot] = values
+        house.router.reap()
+
+    def refuse(self, new: bool, reason: str = "no picture") -> None:
+        """Have the steps of a version refuse the first row of its oldest batch."""
+        house, worker = (self.new, self.workers[1]) if new else (self.stable, self.workers[0])
+        house.loop.turn()
+        house.router.dispatch.run_turn()
+        house.slab.refuse(worker.ring.batches[0][1], {0: reason})
+        worker.finish(house.loop.now_ns, ROWS_REFUSED)
         house.router.reap()
 
     def by_new(self, ticket: Any) -> bool:
@@ -146,13 +164,119 @@ class _Refusing:
         return getattr(self._router, name)
 
 
-def test_a_request_that_is_wrong_is_refused_and_asked_of_nobody_else() -> None:
+def test_a_request_that_is_wrong_is_refused_and_counts_for_neither() -> None:
     scene = Versions(share=1.0)
     ticket = scene.split.open(1)
     with pytest.raises(BadRequest):
         scene.split.submit(ticket, scene.done.append, min_accuracy=99.0)
     scene.split.close(ticket)
     assert scene.split.stable.requests == 0
+    assert (scene.split.new.failed, scene.split.stable.failed, scene.split.waiting) == (0, 0, 0)
+    scene.close()
+
+
+def test_an_accuracy_that_only_the_stable_version_reaches_costs_its_client_nothing() -> None:
+    scene = Versions(share=1.0)
+    scene.new.router.accuracy[:] = [value - 5.0 for value in scene.new.router.accuracy]
+    ticket = scene.split.open(1)
+    scene.split.write(ticket, 0, np.ones((1, 2), np.float32))
+    scene.split.submit(ticket, scene.done.append, min_accuracy=90.0)
+    scene.answer(new=False)
+    assert (ticket.status, scene.split.receipt(ticket).version) == (200, "1")
+    scene.split.close(ticket)
+    assert scene.split.new.failed == 1
+    scene.close()
+
+
+def test_rows_that_only_the_new_version_refuses_are_answered_by_the_stable_one() -> None:
+    scene = Versions(share=1.0, steps=StepsSpec())
+    ticket = scene.ask(3.0)
+    scene.refuse(new=True)
+    assert scene.done == []
+    scene.answer(new=False)
+    assert (ticket.status, scene.split.receipt(ticket).version) == (200, "1")
+    scene.split.close(ticket)
+    assert (scene.split.new.failed, scene.split.stable.failed) == (1, 0)
+    wrong = scene.ask(4.0)  # both refuse it: the fault is the client's
+    scene.refuse(new=True)
+    scene.refuse(new=False, reason="no picture at all")
+    assert (wrong.status, wrong.error) == (400, "no picture at all")
+    scene.split.close(wrong)
+    assert (scene.split.new.failed, scene.split.stable.failed) == (1, 0)
+    scene.close()
+
+
+def test_a_row_of_both_that_the_new_version_refuses_is_answered_differently() -> None:
+    scene = Versions(share=0.0, paired=1.0, steps=StepsSpec())
+    ticket = scene.ask()
+    scene.answer(new=False)
+    scene.split.close(ticket)
+    scene.refuse(new=True)
+    assert (scene.tests.tests["differs"].count, scene.tests.tests["differs"].mean) == (1, 1.0)
+    assert (scene.split.pairs, scene.split.waiting) == (1, 0)
+    scene.close()
+
+
+def test_a_tenant_pays_once_for_rows_that_both_versions_were_asked() -> None:
+    scene = Versions(share=1.0, steps=StepsSpec())
+    tenant = Tenant(TenantConfig(name="ada", token="x" * 16, rate=1.0, burst=2), 1)
+    for value in (1.0, 2.0):
+        ticket = scene.ask(value, tenant=tenant)
+        scene.refuse(new=True)
+        scene.answer(new=False)
+        assert ticket.status == 200
+        scene.split.close(ticket)
+    with pytest.raises(Overloaded):
+        scene.ask(tenant=tenant)
+    scene.close()
+
+
+def test_rows_of_both_leave_nothing_in_the_cache_of_the_new_version() -> None:
+    scene = Versions(share=0.0, paired=1.0, config={"cache_answers": 1.0})
+    for _ in range(2):
+        ticket = scene.ask(7.0, uncached=2)
+        scene.answer(new=False)
+        scene.split.close(ticket)
+        scene.answer(new=True)
+    assert scene.split.pairs == 2
+    assert scene.new.router.cached is not None
+    assert scene.new.router.cached.cache.hits == 0
+    scene.split.share, scene.split.paired = 1.0, 0.0
+    ticket = scene.ask(8.0, uncached=2)  # the new version fails it: nor does the stable one keep it
+    scene.new.router.fail_waiting("gone")
+    assert scene.split._asked[ticket].answering.uncached == 2
+    scene.answer(new=False)
+    scene.split.close(ticket)
+    scene.close()
+
+
+def test_long_answers_of_both_versions_are_compared_and_not_kept() -> None:
+    outputs = (TensorSpec(name="y", datatype="BYTES", shape=(1,), max_bytes=1000),)
+    scene = Versions(share=0.0, paired=1.0, outputs=outputs)
+    for number, length in ((1, 200), (2, 900)):
+        ticket = scene.ask(float(number))
+        for new in (False, True):
+            house, worker = (scene.new, scene.workers[1]) if new else (scene.stable, scene.workers[0])
+            house.loop.turn()
+            house.router.dispatch.run_turn()
+            for slot in worker.finish(house.loop.now_ns):
+                house.slab.put_bytes("output", 0, slot, length.to_bytes(4, "little") + b"x" * length)
+            house.router.reap()
+            if not new:
+                scene.split.remember(number, ticket)
+                scene.split.close(ticket)
+    assert (scene.split.pairs, scene.tests.tests["differs"].mean) == (2, 0.0)
+    assert list(scene.split._answers) == [1]
+    scene.close()
+
+
+def test_labels_of_the_new_version_s_answers_are_known_as_long_as_those_answers_are() -> None:
+    scene = Versions(share=1.0, config={"feedback_rows": 100})
+    ticket = scene.ask()
+    scene.answer(new=True)
+    scene.new.router.remember(7, ticket)  # as for a request by path
+    scene.split.close(ticket)
+    assert scene.split.labelled(7, [0], "someone")["right"] == 1
     scene.close()
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from clover.config import RolloutConfig
 from clover.errors import BadRequest
 from clover.families import load_family
 from clover.runtime.served import Served
-from clover.server.rollout_checks import find_version, settings_of, why_no_room
-from clover.types import Assignment, Placement
+from clover.server.rollout_checks import differences, find_version, has_changed, settings_of, why_no_room
+from clover.types import Assignment, Placement, StepsSpec
 from tests.support.family_folder import BASE, write
 
 
@@ -57,9 +58,44 @@ def test_the_same_version_a_strange_one_and_strange_places_are_refused(tmp_path:
         find_version(stable, str(tmp_path / "1" / ".." / ".."), "", "")
     with pytest.raises(BadRequest, match=r"rollout\.root"):
         find_version(stable, str(tmp_path / "2"), "", str(tmp_path / "1"))
+    (tmp_path / "2" / "model.py").chmod(0o666)
+    with pytest.raises(BadRequest, match="could run code"):
+        find_version(stable, str(tmp_path / "2"), "", "")
+    (tmp_path / "2" / "model.py").chmod(0o600)
     (tmp_path / "2").chmod(0o777)
     with pytest.raises(BadRequest, match="could run code"):
         find_version(stable, str(tmp_path / "2"), "", "")
+
+
+@pytest.mark.parametrize(
+    ("stable", "new", "why"),
+    [
+        (None, StepsSpec(), ["steps in the worker in one of them only"]),
+        (StepsSpec(), StepsSpec(after=({"step": "softmax"},)), []),
+        (
+            StepsSpec(run="client"),
+            StepsSpec(run="client", before=({"step": "normalise", "mean": 0.5},)),
+            ["other steps in the client"],
+        ),
+        (StepsSpec(run="client"), None, ["other steps in the client"]),
+    ],
+)
+def test_steps_may_differ_where_clients_do_not_run_them(
+    tmp_path: Path, stable: StepsSpec | None, new: StepsSpec | None, why: list[str]
+) -> None:
+    spec, _ = folders(tmp_path)
+    one, other = (msgspec.structs.replace(spec, steps=steps) for steps in (stable, new))
+    assert list(differences(one, other)) == why
+
+
+def test_files_that_change_are_noticed(tmp_path: Path) -> None:
+    stable, folder = folders(tmp_path)
+    new = find_version(stable, str(folder), "2024-11", "")
+    assert not has_changed(new)
+    (folder / "model.py").write_text("changed = 1\n")
+    assert has_changed(new)
+    (folder / "family.toml").write_text("[")
+    assert has_changed(new)
 
 
 def test_settings_of_a_command_are_checked_like_those_of_the_server() -> None:

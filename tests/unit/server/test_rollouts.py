@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from clover.config import FamilyConfig, RolloutConfig
-from clover.errors import BadRequest, Conflict, WorkerError
+from clover.errors import BadRequest, Conflict, Unavailable, WorkerError
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
 from clover.runtime.split import ServedVersion, VersionSplit
 from clover.server.engine import Engine
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOut, RollOuts, limits_of
+from clover.server.server import Server
 from tests.support.control_fixture import Rig
 from tests.support.router_fixture import House, family
 
@@ -118,8 +119,9 @@ def test_if_the_stable_ones_do_not_start_again_those_that_tried_it_go_on() -> No
     assert "the workers that tried the new version go on serving it" in scene.finish("promote")
     assert scene.by_name["toy"] is scene.split
     assert (scene.split.share, scene.split.alone, scene.dropped) == (1.0, True, [])
-    with pytest.raises(Conflict, match="is being rolled out"):
+    with pytest.raises(Conflict, match="has failed and cannot be ended"):
         scene.rollouts.check_free("toy")
+    assert scene.rollouts.counts["failed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,72 @@ def test_commands_that_make_no_sense_are_refused(arguments: dict[str, Any], erro
         asyncio.run(Scene().rollouts.command(arguments, "someone"))
 
 
+def beginning(monkeypatch: pytest.MonkeyPatch, profile_for: Any, **stable: Any) -> tuple[Scene, Any]:
+    """Return a server whose model has no roll-out yet, and what the controller knows of the model."""
+    scene = Scene()
+    scene.rollouts._active.clear()
+    vars(scene.stable).update(state="READY", ready=True, fleet=SimpleNamespace(routed=(), routing=None), **stable)
+    vars(scene.engine)["devices"] = {}
+    found = SimpleNamespace(frozen=False, deployed=None, mode=None)
+    scene.rig.controller.context.families["toy"] = found  # type: ignore[assignment]
+    monkeypatch.setattr("clover.server.rollouts.find_version", lambda *_: scene.new.spec)
+    monkeypatch.setattr("clover.server.rollouts.why_no_room", lambda *_: "")
+    monkeypatch.setattr("clover.server.rollouts.profile_for", profile_for)
+    return scene, found
+
+
+def test_the_plan_is_held_before_it_is_copied_and_free_again_if_the_start_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def profile_for(*_: Any) -> None:
+        held.append(family.frozen)
+        raise WorkerError("it died")
+
+    held: list[bool] = []
+    scene, family = beginning(monkeypatch, profile_for)
+    with pytest.raises(Unavailable, match="does not start"):
+        asyncio.run(scene.rollouts.command({"folder": "x"}, "ada"))
+    assert (held, family.frozen) == ([True], False)
+
+
+def test_a_model_that_was_unloaded_meanwhile_has_no_roll_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, family = beginning(monkeypatch, None)
+
+    async def main() -> None:
+        async with scene.engine.loading.changing:
+            begin = asyncio.create_task(scene.rollouts.command({"folder": "x"}, "ada"))
+            while not scene.rollouts._active:
+                await asyncio.sleep(0)
+            scene.stable.state = "UNAVAILABLE"
+        await begin
+
+    with pytest.raises(Conflict, match="not ready any more"):
+        asyncio.run(main())
+    assert not family.frozen
+    scene.rollouts.check_free("toy")
+
+
+def test_files_that_change_during_the_trial_are_not_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    monkeypatch.setattr("clover.server.rollouts.has_changed", lambda spec: True)
+    assert "its files have changed since its trial began" in scene.finish("promote")
+    assert (scene.replaced, scene.dropped) == ([], ["toy@2"])
+    assert scene.by_name == {"toy": scene.stable.router}
+
+
+def test_an_error_that_was_not_expected_does_not_leave_it_promoting(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+
+    async def replace(*_: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    scene.engine.loading.replace = replace  # type: ignore[method-assign]
+    assert "Too many open files" in scene.finish("promote")
+    assert (scene.one.phase, scene.rollouts.counts["failed"]) == ("failed", 1)
+    with pytest.raises(Conflict, match="restart the server, which serves version 1 then"):
+        scene.rollouts.check_free("toy")
+
+
 def test_an_operator_may_end_it_once() -> None:
     scene = Scene()
     assert asyncio.run(scene.rollouts.command({"action": "roll-back", "dry_run": True}, "ada"))["phase"] == "trial"
@@ -152,3 +220,21 @@ def test_settings_are_in_points_and_tests_in_parts() -> None:
     limits = limits_of(RolloutConfig(accuracy=2.0, differs=25.0, paired=0.0))
     assert (limits.accuracy, limits.errors, limits.risk) == (0.02, 0.005, 0.01)
     assert limits.differs == 1.0  # nothing is compared
+
+
+def test_a_caller_in_this_process_gets_the_version_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def infer(model: Any, *_: Any, **__: Any) -> Any:
+        return model
+
+    monkeypatch.setattr("clover.server.server.embedded.infer", infer)
+    scene = Scene()
+    server = Server("fashion", http=False)
+    server._engine = scene.engine
+
+    async def asked(name: str | None) -> Any:
+        server._loop = asyncio.get_running_loop()
+        return await server.ainfer({}, model=name)
+
+    wanted = (scene.split, scene.split, scene.stable.router, scene.new.router)
+    for name, model in zip((None, "toy", "toy@1", "toy@2"), wanted, strict=True):
+        assert asyncio.run(asked(name)) is model

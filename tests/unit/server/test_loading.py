@@ -1,0 +1,57 @@
+"""Another version in the place of the one that is served: what is left of the one before."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from clover.errors import NotFound
+from clover.server.loading import Loading
+from tests.support.router_fixture import House
+
+
+def test_answers_of_the_version_before_take_no_labels_and_are_in_no_cache() -> None:
+    house = House(cache_answers=1.0)
+    (worker,) = house.route(0)
+    ticket = house.ask(again=5.0)
+    house.complete(worker)
+    house.router.remember(7, ticket)
+    house.router.close(ticket)
+    router = house.router
+    assert router.feedback.knows(7)
+
+    async def stop() -> None:
+        return
+
+    async def release(name: str) -> None:
+        router.route([], router.state.lanes.routing)
+
+    async def adopt(*_: Any) -> None:
+        house.route(0)
+
+    released: Any = SimpleNamespace(release=release, adopt=adopt, context=SimpleNamespace(families={}))
+    loading = Loading(released, {}, drain_s=1.0, changed=lambda: None)
+    served: Any = SimpleNamespace(
+        name="toy",
+        spec=house.spec,
+        profile="a profile",
+        drawn={},
+        config=None,
+        router=router,
+        fleet=SimpleNamespace(stop=stop),
+        use=lambda profile, drawn: None,
+    )
+    new = msgspec.structs.replace(house.spec, version="2")
+    asyncio.run(loading.replace(served, new, cast(Any, "a profile")))
+    assert (served.spec.version, router.spec.version, served.state, router.closed_reason) == ("2", "2", "READY", "")
+    with pytest.raises(NotFound):
+        router.labelled(7, [0], "someone")
+    again = house.ask(again=5.0)
+    assert again.recalled is None
+    router.close(again)
+    router.stop()
+    house.slab.close()
