@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _FORMATS = ("JPEG", "PNG")
 _SAMPLE_SIDE = 320
+_MOST_ENLARGED = 1 << 24
+"""Pixels that an image may be enlarged to: a file of 74 bytes may be a line of 1 x 1000 pixels, whose sides `resize`
+makes hundreds of times as long."""
 
 
 def _pillow() -> Any:
@@ -129,7 +132,9 @@ class Resize(DataStep, frozen=True, kw_only=True):
 
         given: NDArray[Any] = values[at.source]
         height, width = self._size(*given.shape[:2])
-        if max(height, width) > UNBOUNDED or height * width > 1 << 27:
+        declared = isinstance(self.size, tuple)  # as large as the family says, whatever the image
+        most = height * width if declared else max(_MOST_ENLARGED, given.shape[0] * given.shape[1])
+        if max(height, width) > UNBOUNDED or height * width > most:
             raise BadRow(f"the image would be resized to {height} x {width} pixels: it is too long and thin")
         if (height, width) == given.shape[:2]:
             values[at.target] = given
@@ -175,7 +180,9 @@ class Crop(DataStep, frozen=True, kw_only=True):
             edges = ((short // 2, (short + 1) // 2), (narrow // 2, (narrow + 1) // 2), (0, 0))
             given = np.pad(given, edges)
         top, left = round((given.shape[0] - high) / 2.0), round((given.shape[1] - wide) / 2.0)
-        values[at.target] = given[top : top + high, left : left + wide]
+        cut = given[top : top + high, left : left + wide]
+        # A view would keep the whole image in memory until all rows of the batch are done.
+        values[at.target] = cut if cut.shape == given.shape else cut.copy()
 
     def _size(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
