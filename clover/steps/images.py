@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
-from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, text_of
+from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, read_text, text_of
 from clover.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
         _pillow()
-        read(tensors, at.source, ("BYTES",))
+        read_text(tensors, at.source)
+        if self.max_pixels < 1:
+            raise ConfigError("max_pixels is at least 1")
         channels = 3 if self.mode == "RGB" else 1
         tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
         size = f"{at.target}_size"
@@ -203,8 +205,8 @@ class Normalise(DataStep, frozen=True, kw_only=True):
         for values, name in ((self.mean, "mean"), (self.std, "std")):
             if values and len(values) not in (1, given.shape[2]):
                 raise ConfigError(f"{name} has {len(values)} numbers for {given.shape[2]} channels")
-        if self.std and min(self.std) <= 0:
-            raise ConfigError("std is positive")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=1) <= 0:
+            raise ConfigError("mean and std are finite, and std is positive")
 
         def ordered(axes: tuple[int, ...]) -> tuple[int, ...]:
             return (axes[2], *axes[:2]) if self.channels == "first" else axes

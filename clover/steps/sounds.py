@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
-from clover.steps.step import At, BadRow, Column, DataStep, fixed, read, text_of
+from clover.steps.step import At, BadRow, Column, DataStep, fixed, read, read_text, text_of
 from clover.types import TensorSpec
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -36,7 +36,7 @@ class DecodeWav(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        read(tensors, at.source, ("BYTES",))
+        read_text(tensors, at.source)
         if not 1 <= self.rate <= 768_000 or not 0 < self.max_seconds <= 3600:
             raise ConfigError("rate is 1 to 768000 hertz, and max_seconds up to 3600")
         most = math.ceil(self.max_seconds * self.rate)
