@@ -15,6 +15,9 @@ from clover.types import TensorSpec
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _MOST_CHANNELS = 64
+_STREAMED = 0x7FFF_0000
+"""Bytes of samples that a WAV file says it has, at least, if it was written before its length was known."""
+
 _MOST_RATIO = 64
 """How many times as fast or as slow as wanted a sound may be sampled, to be resampled."""
 
@@ -71,6 +74,8 @@ def decode_wav(data: bytes) -> tuple[NDArray[np.float32], int]:
         if name == b"fmt ":
             form = body
         elif name == b"data":
+            if 0 < len(body) < size < _STREAMED:
+                raise BadRow(f"the WAV file says that it has {size} bytes of samples, and {len(body)} are there")
             return _samples(form, body)
         at += 8 + size + size % 2
     raise BadRow("the WAV file has no samples")
@@ -92,9 +97,11 @@ def _samples(form: bytes, body: bytes) -> tuple[NDArray[np.float32], int]:
     if not body:
         raise BadRow("the WAV file has no samples")
     if kind == _FLOAT:
-        plain = np.frombuffer(body, f"<f{width}").astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+            plain = np.frombuffer(body, f"<f{width}").astype(np.float32)
         if not np.isfinite(plain).all():
             raise BadRow("the WAV file has samples that are no finite numbers")
+        plain = np.clip(plain, -1.0, 1.0)
     elif bits == 8:
         plain = (np.frombuffer(body, np.uint8).astype(np.float32) - np.float32(128)) / np.float32(128)
     elif bits == 24:
