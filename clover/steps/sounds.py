@@ -127,17 +127,27 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
     count = max(1, round(len(samples) * wanted / rate))
     part = min(1.0, wanted / rate)
     reach = _TAPS / part
+    half = math.ceil(reach)
     made = np.empty(count, np.float32)
-    padded = np.pad(samples.astype(np.float64), math.ceil(reach) + 1)
-    offsets = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
-    piece = max(1, (1 << 20) // len(offsets))  # each sample needs many taps
-    for first in range(0, count, piece):
-        place = np.arange(first, min(first + piece, count)) * (rate / wanted)
-        whole = np.floor(place).astype(np.int64)
-        distance = place[:, None] - (whole[:, None] + offsets)
+    padded = np.pad(samples.astype(np.float64), half + 1)
+    offsets = np.arange(-half, half + 1)
+    common = math.gcd(rate, wanted)
+    step, phases = rate // common, wanted // common
+
+    def filters(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the filter of the samples `numbers`, by how far each is behind the given sample before it."""
+        distance = (numbers * step % phases / phases)[:, None] - offsets
         window = np.where(np.abs(distance) < reach, 0.5 + 0.5 * np.cos(np.pi * distance / reach), 0.0)
-        taps = padded[whole[:, None] + offsets + math.ceil(reach) + 1]
-        made[first : first + len(place)] = (taps * np.sinc(distance * part) * window * part).sum(axis=1)
+        found: NDArray[np.float64] = window * np.sinc(distance * part) * part
+        return found
+
+    piece = max(1, (1 << 20) // len(offsets))  # each sample needs many taps
+    known = filters(np.arange(phases)) if phases <= min(piece, count) else None  # they repeat
+    for first in range(0, count, piece):
+        numbers = np.arange(first, min(first + piece, count))
+        filtered = filters(numbers) if known is None else known[numbers % phases]
+        taps = padded[(numbers * step // phases)[:, None] + offsets + half + 1]
+        made[first : first + len(numbers)] = np.einsum("kt,kt->k", taps, filtered)
     return made
 
 

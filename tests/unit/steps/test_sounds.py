@@ -113,6 +113,17 @@ def test_a_tone_stays_a_tone_at_another_rate(rate: int, wanted: int) -> None:
     np.testing.assert_allclose(found[inner], tone(0.25, wanted)[: len(found)][inner], atol=2e-3)
 
 
+@pytest.mark.parametrize(("rate", "wanted", "count"), [(44100, 16000, 900), (250, 16000, 9), (15999, 16000, 300)])
+def test_filters_that_repeat_are_those_of_each_sample(rate: int, wanted: int, count: int) -> None:
+    given = np.random.default_rng(0).uniform(-1, 1, count).astype(np.float32)
+    found = resampled(given, rate, wanted)
+    part = min(1.0, wanted / rate)
+    for number in range(0, len(found), 37):
+        distance = number * rate / wanted - np.arange(count)
+        window = np.where(np.abs(distance) < 32 / part, 0.5 + 0.5 * np.cos(np.pi * distance * part / 32), 0.0)
+        assert found[number] == pytest.approx((given * window * np.sinc(distance * part) * part).sum(), abs=1e-6)
+
+
 def test_above_half_the_new_rate_nothing_is_left() -> None:
     found = resampled(tone(0.25, 44100, 12000.0).astype(np.float32), 44100, 16000)
     assert np.abs(found[500:-500]).max() < 2e-3
