@@ -41,6 +41,7 @@ from clover.serve.reload import Reload, differences
 from clover.server import Server
 from clover.telemetry import logs
 from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
+from tests.support.family_folder import fixture
 from tests.support.profiles_fixture import profile
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -243,6 +244,12 @@ def test_the_banner_counts_a_worker_with_several_variants_once() -> None:
 
     there = [at(0, "half"), at(0, "full"), at(1, "half"), at(1, "full"), at(2, "full")]
     assert banner._running(there) == "full (eager) on 1 core, 2 x half/full (eager) on 1 core"
+
+
+def test_the_command_for_a_file_prints_something_on_a_terminal() -> None:
+    pytest.importorskip("PIL", reason="pillow is not installed")
+    sent, _ = banner._example("http://x", "shades", fixture("shades"), "")
+    assert sent.endswith("'Inference-Header-Content-Length: 0' | cat -v")  # curl alone writes no NULs there
 
 
 def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> None:
