@@ -95,8 +95,9 @@ def facts(spec: FamilySpec, extras: dict[str, list[str]]) -> dict[str, Any]:
         "outputs": [_tensor(tensor) for tensor in spec.outputs],
         "variants": [variant.name for variant in spec.variants],
         "metric": spec.evaluation.metric if spec.evaluation is not None else None,
-        "published": {v.name: v.accuracy.value for v in spec.variants if v.accuracy is not None},
-        "cascades": spec.confidence is not None,
+        "published": {v.name: v.accuracy.value for v in spec.variants if v.accuracy is not None and not v.untrained},
+        "untrained": [v.name for v in spec.variants if v.untrained],
+        "cascades": spec.confidence is not None and spec.evaluation is not None,
         "needs": needs,
         "missing": missing,
         "install": f'pip install "{DISTRIBUTION}[{_plain(name)}]"' if missing else None,
@@ -110,6 +111,9 @@ def described(one: dict[str, Any]) -> str:
         ", ".join(f"{t['name']} {t['datatype']} {t['shape']}" for t in one[key]) for key in ("inputs", "outputs")
     )
     measured = f"measured here ({one['metric']})" if one["metric"] else "published" if one["published"] else "not known"
+    if one["untrained"]:
+        held = f"{', '.join(one['untrained'])}: UNTRAINED, published weights are not here (README.md of the folder)"
+        measured = f"{measured}; {held}" if one["published"] or one["metric"] else held
     rows = [
         ("variants", ", ".join(one["variants"])),
         ("takes", takes),

@@ -55,7 +55,7 @@ class DevicePool:
         """Whether a device belongs to one family: it does unless all of them can be shared."""
         self._shares: dict[str, float] = {}
         self._seen = self.shapes()
-        self._lost = self.lost()
+        self._lost, self._losses = self.lost(), self.losses()
         self._assigned: dict[str, dict[str, Part]] = {}
         """By family, the parts of GPUs that are its own."""
         self._divided_s = -math.inf
@@ -67,6 +67,10 @@ class DevicePool:
     def lost(self) -> frozenset[str]:
         """Return the devices that do not answer."""
         return frozenset(name for name, device in self._devices.items() if getattr(device, "lost", False))
+
+    def losses(self) -> dict[str, int]:
+        """Return how often each device was lost: one may be back before anybody looks, without what was on it."""
+        return {name: getattr(device, "losses", 0) for name, device in self._devices.items()}
 
     def gpus(self) -> list[LosableGpu]:
         """Return the devices that may be lost."""
@@ -211,14 +215,16 @@ class DevicePool:
 
     def changes(self) -> dict[str, str]:
         """Return what changed about each device since the last call, in words."""
-        shapes, lost = self.shapes(), self.lost()
+        shapes, lost, losses = self.shapes(), self.lost(), self.losses()
         found = {}
         for name, shape in shapes.items():
             if (name in lost) != (name in self._lost):
                 found[name] = f"{name} is lost" if name in lost else f"{name} is back"
+            elif losses[name] != self._losses[name]:
+                found[name] = f"{name} is lost" if name in lost else f"{name} was lost and is back"
             elif shape.layouts != self._seen[name].layouts:
                 found[name] = f"what fits on {name} changed{self._blocked(name)}"
-        self._seen, self._lost = shapes, lost
+        self._seen, self._lost, self._losses = shapes, lost, losses
         return found
 
     def _blocked(self, name: str) -> str:

@@ -1,6 +1,7 @@
 """What happened to the devices since the last look, and what follows for the families.
 
-Workers on a GPU that is lost are given up at once, in every mode and also while frozen, and rows go to the others.
+Workers on a GPU that is lost are given up at once, in every mode and also while frozen, and rows go to the others; also
+if it is back already, as its instances and contexts are gone.
 GPUs are then assigned anew (`clover.control.device_pool`), as they are if the load of families that share one has moved
 far enough, and each family that is concerned is to be planned again.
 """
@@ -22,15 +23,18 @@ class DeviceWatch:
     def __init__(self, context: Context, executor: Executor) -> None:
         self._context = context
         self._executor = executor
+        self._losses = context.device_pool.losses()
 
     async def look(self) -> None:
         """Give up workers on lost devices, assign GPUs anew, and leave word for the planner in `Family.news`."""
         context, pool, families = self._context, self._context.device_pool, self._context.families
         changes = pool.changes()
-        lost = pool.lost()
+        losses = pool.losses()
+        lost = pool.lost().union(name for name, times in losses.items() if times != self._losses[name])
         for family in families.values():
             if gone := family.devices & lost:
                 await self._executor.give_up(family, gone)
+        self._losses = losses
         had = {name: {**dict.fromkeys(family.devices), **pool.assigned(name)} for name, family in families.items()}
         shapes = pool.shapes()
         if changes:

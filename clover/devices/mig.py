@@ -50,8 +50,8 @@ BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 class MigDevice:
     """Implements `clover.interfaces.Device`; `open` makes one.
 
-    `lost`: the GPU does not answer, or the driver reported an error after which it is of no use.  `mig`: it can be
-    split.  `can_mig`: it could, if MIG mode were on.  `fixed`: why its instances are used as they are; empty if they
+    `lost`: the GPU does not answer, or an error made it useless; `losses` counts how often.  `mig`: it can be split.
+    `can_mig`: it could, if MIG mode were on.  `fixed`: why its instances are used as they are; empty if they
     may be changed.  `others`: compute slices of the GPU that are not for this process, though its meter covers them.
     `emulated`: the GPU is not real.  `hooks` are the operator's commands around changes.  `nodes`: folders in which
     clients that hold instances have files open.
@@ -72,13 +72,12 @@ class MigDevice:
         self.index = gpu.index
         self.uuid = gpu.uuid
         self.product = gpu.product
-        self.mig = gpu.mig
-        self.can_mig = gpu.can_mig
+        self.mig, self.can_mig = gpu.mig, gpu.can_mig
         self.fixed = gpu.fixed
         self.others = gpu.others
         self.emulated = emulated
         self.session = session.of_gpu(gpu.index)
-        self.lost = False
+        self.lost, self.losses = False, 0
         self.hooks = ChangeHooks()
         self.nodes: tuple[str, ...] = (clients.CAPABILITIES,)
         self._reports = GpuReports()
@@ -471,6 +470,7 @@ class MigDevice:
     def _lose(self) -> None:
         if not self.lost:
             log.error("%s: %s", self.name, nvml.LOST)
+            self.losses += 1
         self.lost = True
         self._shape = None
 

@@ -3,9 +3,9 @@
 NVML is a blocking C library: a call usually takes microseconds, but destroying an instance takes a second, and under
 load a mere enumeration can take ten.  So nothing of it runs on the event loop.  A thread of its own makes every call
 about one GPU, one after the other: changes of it never race, and a GPU whose driver hangs holds up no other (the driver
-has a lock for each).  What is about no GPU in particular is asked in one more, and meters read in one of their own, as
-a change takes seconds (`lane`).  The session, whose start costs more than a thousand readings, is opened once, by the
-first call, and lives as long as its owner.
+has a lock for each).  What is about no GPU in particular is asked in one more, and the meter of each GPU reads in one
+of its own, as a change takes seconds (`lane`).  The session, whose start costs more than a thousand readings, is opened
+once, by the first call, and lives as long as its owner.
 
 The bindings are the unmodified nvidia-ml-py, imported by that first call and not before.  They only ask the system for
 `libnvidia-ml.so.1`; whichever library answers to that name is what Clover drives.

@@ -10,7 +10,8 @@ import msgspec
 
 from clover.digests import sha256_of
 from clover.families.declaration import FILE
-from clover.types import FamilySpec, StepsSpec, VariantSpec
+from clover.steps import STEPS
+from clover.types import FamilySpec, VariantSpec
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -39,7 +40,7 @@ def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
     if spec.folder:
         folder = Path(spec.folder)
         files = [*python_files(folder), *(folder / variant.weights for variant in variants if variant.weights)]
-        files += files_of(spec.steps, folder)
+        files += files_of(spec, folder)
         declaration = folder / FILE
         if declaration.is_file() and variants == spec.variants:
             files.append(declaration)
@@ -77,10 +78,18 @@ def _without_published(variant: dict[str, Any]) -> dict[str, Any]:
     return variant
 
 
-def files_of(steps: StepsSpec | None, folder: Path) -> list[Path]:
-    """Return the files of a family's folder that its steps read."""
-    tables = () if steps is None else (*steps.before, *steps.after)
-    names = sorted({str(table["file"]) for table in tables if table.get("file")})
+def files_of(spec: FamilySpec, folder: Path) -> list[Path]:
+    """Return the files of a family's folder that its steps read, also those that a step has by default or a variant's
+    parameter names."""
+    tables = () if spec.steps is None else (*spec.steps.before, *spec.steps.after)
+    found: set[str] = set()
+    for table in tables:
+        fields = msgspec.structs.fields(STEPS[str(table["step"])])
+        usual = {field.name: field.default for field in fields}
+        named = str(table.get("file", usual.get("file", "")))
+        of_variants = [str(one.parameters.get(named[1:], "")) for one in spec.variants]
+        found.update(of_variants if named.startswith("$") else [named])
+    names = sorted(found - {""})
     return [path for name in names if (path := folder / name).is_file()]
 
 

@@ -30,10 +30,10 @@ def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], N
         raise ConfigError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
     where = f"family {spec.name!r}: evaluation loader {spec.evaluation.loader!r}"
     had_torch = "torch" in sys.modules
-    load = resolve(spec.evaluation.loader, spec.folder)
     try:
+        load = resolve(spec.evaluation.loader, spec.folder)
         inputs, labels = load(Path(spec.folder), split)
-    except SystemExit as error:
+    except (ImportError, SystemExit) as error:  # a package that is missing, with what the loader says of it
         raise ConfigError(f"{where}: {ended(error)}") from error
     if not had_torch and "torch" in sys.modules:
         raise ConfigError(

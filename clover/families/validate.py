@@ -108,6 +108,8 @@ def check_sent(spec: FamilySpec, where: str) -> None:
             for index, tensor in enumerate(tensors):
                 _check_name(tensor.name, f"steps.{key}[{index}].name", where)
                 _check_tensor(tensor, f"steps.{key}[{index}]", where)
+                if tensor.name in [one.name for one in tensors[:index]]:
+                    raise ConfigError(f"{where}: steps.{key}[{index}].name: {tensor.name!r} is there twice")
         for tensor in spec.inputs:
             _check_tensor(tensor, f"steps: what clients send: {tensor.name}", where)
 

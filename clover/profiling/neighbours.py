@@ -100,8 +100,10 @@ class BesideNeighbours:
         async with AsyncExitStack() as stack:
             worker = await stack.enter_async_context(rig.worker(setup))
             others = [await stack.enter_async_context(rig.worker(setup._replace(place=place))) for place in self._rest]
+            slots = np.arange(rig.batches[-1], dtype=np.uint32) + rig.spec.max_batch
+            rig.rows.fill(rig.slab, slots.tolist(), 0)
             for batch in rig.batches:
-                busy = BusyNeighbours(others, np.arange(rig.batches[-1], dtype=np.uint32) + rig.spec.max_batch)
+                busy = BusyNeighbours(others, slots)
                 cell = await rig.drive(rig.driver.beside, worker, batch, others, busy, self._effort)
                 for index, m in enumerate(self._found.latency):
                     if (m.variant, m.backend, m.profile, m.batch) == (

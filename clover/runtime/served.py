@@ -152,6 +152,7 @@ class Served:
         )
         self.spares = HotSpares(self.name, workers.spare, self._start_spare)
         self.fleet.vacate, self.fleet.vacate_all = self.spares.leave, self.spares.stop
+        self.fleet.abandon = self.spares.forget
         self.fleet.pace = self._pace
         self.fleet.members.one_process = self._one_process
         self._know_memory(None)

@@ -166,7 +166,8 @@ def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:
     insecure = " -k" if url.startswith("https") else ""
     state = f"    curl -s{insecure}{auth} {url}/v2/clover/state"
     if file := _file_sent(spec):
-        body = f"--data-binary @{file} -H 'Inference-Header-Content-Length: 0'"
+        # The outputs come back binary, which curl does not write to a terminal.
+        body = f"--data-binary @{file} -H 'Inference-Header-Content-Length: 0' | cat -v"
         return [f"    curl -s{insecure}{auth} {url}/v2/models/{name}/infer {body}", state]
     inputs = []
     for tensor in spec.inputs:

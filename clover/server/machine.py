@@ -47,7 +47,7 @@ CONTEXT_W = 35.0
 """Watts that a GPU draws for the contexts of its workers, if that was not measured: arXiv 2605.23918 found 26 to 50 W
 on A100 and H100 boards, and 66 W on an L40S."""
 _METERS = "meters"
-"""The lane of the driver's session in which meters read."""
+"""The lanes of the driver's session in which meters read, one for each GPU: one that hangs holds up no other's."""
 _RETRY_S = 30.0
 """Between two attempts to free quarantined instances: each may occupy the driver for a second."""
 
@@ -116,7 +116,11 @@ class Machine:
                 log.info("%s: energy is measured: %s", meter.device, meter.why)
         self._gpu_guard.start()
         config = self._config.energy
-        made = [energy.build_gpu(gpu.session.lane(_METERS), gpu, config, work=self._work(gpu)) for gpu in self.gpus]
+        lanes = [gpu.session.lane(f"{_METERS}-{gpu.name}") for gpu in self.gpus]
+        made = [
+            energy.build_gpu(lane, gpu, config, work=self._work(gpu))
+            for lane, gpu in zip(lanes, self.gpus, strict=True)
+        ]
         for gpu, meter in zip(self.gpus, await asyncio.gather(*made), strict=True):
             self._idles.restore(gpu.uuid, meter)
             log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)

@@ -18,7 +18,7 @@ from clover.hints import did_you_mean
 from clover.interfaces import Device
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.served import Served
-from clover.steps import STEPS, described
+from clover.steps import described
 from clover.types import Assignment, FamilyProfile, FamilySpec
 
 if TYPE_CHECKING:
@@ -100,22 +100,16 @@ def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
         "other variants": tuple([variant.name for variant in spec.variants] for spec in (stable, new)),
         "another max_batch": (stable.max_batch, new.max_batch),
         "another confidence": (stable.confidence, new.confidence),
-        "other steps for its clients, which do not know which version answers": (_of_clients(stable), _of_clients(new)),
+        "steps in the worker in one of them only": (stable.stepped, new.stepped),
+        "other steps in the client": tuple(map(_of_clients, (stable, new))),
+        "another openai": (stable.openai, new.openai),
     }
     return (words for words, (one, other) in pairs.items() if one != other)
 
 
-def _of_clients(spec: FamilySpec) -> dict[str, Any]:
-    """Return the steps of a family that its clients run; empty if there are none."""
-    if spec.steps is None or spec.steps.run == "worker":
-        return {}
-    known = described(spec)
-    if spec.steps.run == "split":
-        del known["after"], known["outputs"]
-        kinds = [STEPS.get(str(table["step"])) for table in known["before"]]
-        ends = next((at for at, kind in enumerate(kinds) if kind is not None and kind.arithmetic), len(kinds))
-        known["before"] = known["before"][:ends]
-    return known
+def _of_clients(spec: FamilySpec) -> dict[str, Any] | None:
+    """Return the steps that clients run, who read once what these are; None if there are none."""
+    return described(spec) if spec.steps is not None and spec.steps.run != "worker" else None
 
 
 def mirrored(deployment: Iterable[Assignment], name: str) -> tuple[Assignment, ...]:

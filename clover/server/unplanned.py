@@ -22,6 +22,7 @@ class Unplanned:
         self._context = context
         self._desired: tuple[Assignment, ...] = ()  # what shall run if all its devices are there
         self._spawned: list[Assignment] = []  # those of it that have a worker now
+        self._losses = context.device_pool.losses()
 
     async def deploy(self) -> None:
         """Start its workers; raises StartError if no device is left, DeviceError or WorkerError if a start fails."""
@@ -50,8 +51,9 @@ class Unplanned:
         """Follow the devices: give up workers on lost ones, drain those on devices that now are another family's, and
         start workers again on devices that are back."""
         device_pool = self._context.device_pool
-        lost = device_pool.lost()
-        for item in [item for item in self._spawned if item.placement.device in lost]:
+        lost, before, self._losses = device_pool.lost(), self._losses, device_pool.losses()
+        gone = lost.union(name for name, times in self._losses.items() if times != before[name])
+        for item in [item for item in self._spawned if item.placement.device in gone]:
             self._spawned.remove(item)
             self._route()
             self._served.fleet.forget(item, f"{item.placement.device} is lost")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -56,6 +57,8 @@ class Scale(DataStep, frozen=True, kw_only=True):
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
         given = read(tensors, at.source, _NUMBERS)
+        if not (math.isfinite(self.by) and math.isfinite(self.add)):
+            raise ConfigError("by and add are finite")
         tensors[at.target] = fixed(at.target, "FP32", given.shape, given.bound)
 
     def batch(self, columns: dict[str, Column], at: At) -> None:

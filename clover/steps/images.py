@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
-from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, text_of
+from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, read_text, text_of
 from clover.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _FORMATS = ("JPEG", "PNG")
 _SAMPLE_SIDE = 320
+_MOST_ENLARGED = 1 << 24
+"""Pixels that an image may be enlarged to: a file of 74 bytes may be a line of 1 x 1000 pixels, whose sides `resize`
+makes hundreds of times as long."""
 
 
 def _pillow() -> Any:
@@ -47,7 +50,9 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
         _pillow()
-        read(tensors, at.source, ("BYTES",))
+        read_text(tensors, at.source)
+        if self.max_pixels < 1:
+            raise ConfigError("max_pixels is at least 1")
         channels = 3 if self.mode == "RGB" else 1
         tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
         size = f"{at.target}_size"
@@ -129,7 +134,9 @@ class Resize(DataStep, frozen=True, kw_only=True):
 
         given: NDArray[Any] = values[at.source]
         height, width = self._size(*given.shape[:2])
-        if max(height, width) > UNBOUNDED or height * width > 1 << 27:
+        declared = isinstance(self.size, tuple)  # as large as the family says, whatever the image
+        most = height * width if declared else max(_MOST_ENLARGED, given.shape[0] * given.shape[1])
+        if max(height, width) > UNBOUNDED or height * width > most:
             raise BadRow(f"the image would be resized to {height} x {width} pixels: it is too long and thin")
         if (height, width) == given.shape[:2]:
             values[at.target] = given
@@ -175,7 +182,9 @@ class Crop(DataStep, frozen=True, kw_only=True):
             edges = ((short // 2, (short + 1) // 2), (narrow // 2, (narrow + 1) // 2), (0, 0))
             given = np.pad(given, edges)
         top, left = round((given.shape[0] - high) / 2.0), round((given.shape[1] - wide) / 2.0)
-        values[at.target] = given[top : top + high, left : left + wide]
+        cut = given[top : top + high, left : left + wide]
+        # A view would keep the whole image in memory until all rows of the batch are done.
+        values[at.target] = cut if cut.shape == given.shape else cut.copy()
 
     def _size(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -196,8 +205,8 @@ class Normalise(DataStep, frozen=True, kw_only=True):
         for values, name in ((self.mean, "mean"), (self.std, "std")):
             if values and len(values) not in (1, given.shape[2]):
                 raise ConfigError(f"{name} has {len(values)} numbers for {given.shape[2]} channels")
-        if self.std and min(self.std) <= 0:
-            raise ConfigError("std is positive")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=1) <= 0:
+            raise ConfigError("mean and std are finite, and std is positive")
 
         def ordered(axes: tuple[int, ...]) -> tuple[int, ...]:
             return (axes[2], *axes[:2]) if self.channels == "first" else axes

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
-from clover.steps.step import At, BadRow, Column, DataStep, fixed, read, text_of
+from clover.steps.step import At, BadRow, Column, DataStep, fixed, read, read_text, text_of
 from clover.types import TensorSpec
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _MOST_CHANNELS = 64
+_STREAMED = 0x7FFF_0000
+"""Bytes of samples that a WAV file says it has, at least, if it was written before its length was known."""
+
 _MOST_RATIO = 64
 """How many times as fast or as slow as wanted a sound may be sampled, to be resampled."""
 
@@ -36,7 +39,7 @@ class DecodeWav(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        read(tensors, at.source, ("BYTES",))
+        read_text(tensors, at.source)
         if not 1 <= self.rate <= 768_000 or not 0 < self.max_seconds <= 3600:
             raise ConfigError("rate is 1 to 768000 hertz, and max_seconds up to 3600")
         most = math.ceil(self.max_seconds * self.rate)
@@ -71,6 +74,8 @@ def decode_wav(data: bytes) -> tuple[NDArray[np.float32], int]:
         if name == b"fmt ":
             form = body
         elif name == b"data":
+            if 0 < len(body) < size < _STREAMED:
+                raise BadRow(f"the WAV file says that it has {size} bytes of samples, and {len(body)} are there")
             return _samples(form, body)
         at += 8 + size + size % 2
     raise BadRow("the WAV file has no samples")
@@ -92,9 +97,11 @@ def _samples(form: bytes, body: bytes) -> tuple[NDArray[np.float32], int]:
     if not body:
         raise BadRow("the WAV file has no samples")
     if kind == _FLOAT:
-        plain = np.frombuffer(body, f"<f{width}").astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+            plain = np.frombuffer(body, f"<f{width}").astype(np.float32)
         if not np.isfinite(plain).all():
             raise BadRow("the WAV file has samples that are no finite numbers")
+        plain = np.clip(plain, -1.0, 1.0)
     elif bits == 8:
         plain = (np.frombuffer(body, np.uint8).astype(np.float32) - np.float32(128)) / np.float32(128)
     elif bits == 24:
@@ -120,17 +127,27 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
     count = max(1, round(len(samples) * wanted / rate))
     part = min(1.0, wanted / rate)
     reach = _TAPS / part
+    half = math.ceil(reach)
     made = np.empty(count, np.float32)
-    padded = np.pad(samples.astype(np.float64), math.ceil(reach) + 1)
-    offsets = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
-    piece = max(1, (1 << 20) // len(offsets))  # each sample needs many taps
-    for first in range(0, count, piece):
-        place = np.arange(first, min(first + piece, count)) * (rate / wanted)
-        whole = np.floor(place).astype(np.int64)
-        distance = place[:, None] - (whole[:, None] + offsets)
+    padded = np.pad(samples.astype(np.float64), half + 1)
+    offsets = np.arange(-half, half + 1)
+    common = math.gcd(rate, wanted)
+    step, phases = rate // common, wanted // common
+
+    def filters(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the filter of the samples `numbers`, by how far each is behind the given sample before it."""
+        distance = (numbers * step % phases / phases)[:, None] - offsets
         window = np.where(np.abs(distance) < reach, 0.5 + 0.5 * np.cos(np.pi * distance / reach), 0.0)
-        taps = padded[whole[:, None] + offsets + math.ceil(reach) + 1]
-        made[first : first + len(place)] = (taps * np.sinc(distance * part) * window * part).sum(axis=1)
+        found: NDArray[np.float64] = window * np.sinc(distance * part) * part
+        return found
+
+    piece = max(1, (1 << 20) // len(offsets))  # each sample needs many taps
+    known = filters(np.arange(phases)) if phases <= min(piece, count) else None  # they repeat
+    for first in range(0, count, piece):
+        numbers = np.arange(first, min(first + piece, count))
+        filtered = filters(numbers) if known is None else known[numbers % phases]
+        taps = padded[(numbers * step // phases)[:, None] + offsets + half + 1]
+        made[first : first + len(numbers)] = np.einsum("kt,kt->k", taps, filtered)
     return made
 
 

@@ -10,6 +10,7 @@ A tensor of a row is an array of the tensor's shape; one of BYTES is an array of
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -101,6 +102,14 @@ def read(tensors: dict[str, TensorSpec], name: str, kinds: tuple[str, ...] = ())
         raise ConfigError(f"there is no tensor {name!r} here{did_you_mean(name, tensors)}: {', '.join(tensors)}")
     if kinds and found.datatype not in kinds:
         raise ConfigError(f"it takes {' or '.join(kinds)}, and {name!r} is {found.datatype}")
+    return found
+
+
+def read_text(tensors: dict[str, TensorSpec], name: str) -> TensorSpec:
+    """Return the tensor `name`, of which a row is one element of BYTES.  Raises ConfigError if it is not."""
+    found = read(tensors, name, ("BYTES",))
+    if found.variable or math.prod(found.shape) != 1:
+        raise ConfigError(f"it takes one element a row, shape [1], and {name!r} is {list(found.shape)}")
     return found
 
 

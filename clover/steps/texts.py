@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.steps.arithmetic import softmax
-from clover.steps.step import At, BadRow, Column, DataStep, bytes_row, file_in, fixed, read, text_of
+from clover.steps.step import At, BadRow, Column, DataStep, bytes_row, file_in, fixed, read, read_text, text_of
 from clover.types import TensorSpec
 
 _WORDS = ("the", "river", "runs", "through", "a", "quiet", "town", "and", "nine", "old", "bridges", "cross", "it")
@@ -48,8 +48,9 @@ class Tokenise(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
+        _tokenizers()
         for name in (at.source, *self.also_reads()):
-            read(tensors, name, ("BYTES",))
+            read_text(tensors, name)
         if not 3 <= self.length <= 1 << 17:
             raise ConfigError("length is 3 to 131072")
         file_in(at.folder, self.file)
@@ -106,14 +107,19 @@ def _version(path: Path) -> tuple[str, int]:
     return str(path), path.stat().st_mtime_ns
 
 
-@lru_cache(maxsize=16)
-def _tokenizer(path: str, changed_ns: int, length: int, cut: str) -> Any:
-    """Return the tokenizer of a file as it was changed last at `changed_ns`, that cuts texts to `length` tokens."""
+def _tokenizers() -> Any:
+    """Return the class of the library tokenizers.  Raises ConfigError if it is not installed."""
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
         raise ConfigError("steps on texts need the library tokenizers: pip install tokenizers") from error
-    made = Tokenizer.from_file(path)
+    return Tokenizer
+
+
+@lru_cache(maxsize=16)
+def _tokenizer(path: str, changed_ns: int, length: int, cut: str) -> Any:
+    """Return the tokenizer of a file as it was changed last at `changed_ns`, that cuts texts to `length` tokens."""
+    made = _tokenizers().from_file(path)
     made.no_padding()
     made.enable_truncation(length, strategy={"longest": "longest_first"}.get(cut, f"only_{cut}"))
     return made
@@ -158,7 +164,7 @@ class TextSpan(DataStep, frozen=True, kw_only=True):
         """See `DataStep.flow`."""
         read(tensors, at.source, ("INT32",))
         read(tensors, "sequence", ("INT32",))
-        whole = read(tensors, self.text, ("BYTES",))
+        whole = read_text(tensors, self.text)
         for name in (self.start, self.end):
             if len(read(tensors, name, ("FP32", "FP16", "FP64")).shape) != 1:
                 raise ConfigError(f"{name!r} has to be a score a token")

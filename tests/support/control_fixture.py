@@ -157,6 +157,7 @@ class FakeGpu(FakeDevice):
     def __init__(self, shape: DeviceShape, reshape: Callable[[DeviceShape], DeviceShape] | None = None) -> None:
         super().__init__(shape)
         self.lost = False
+        self.losses = 0
         self.quarantined: list[str] = []
         self.left: list[Placement] = []
         self.stuck = False

@@ -91,7 +91,9 @@ class FakeNvml:
             self.calls.append(name)
             left = self.faults.get(name)
             code = left.pop(0) if left else 0
-            self.dies -= self.dies >= 0
+            if self.dies == 0:
+                raise Died  # the process is dead: none of its threads calls anything more
+            self.dies -= self.dies > 0
             dying = self.dies == 0
             if dying and not self.after:
                 raise Died

@@ -74,10 +74,10 @@ class EmbeddingRoutes:
 
     def listed(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer GET /v1/models: the families that embed."""
-        models = [
+        models = [  # a version of its own, NAME@VERSION while a new one is being rolled out, is no further model
             _described(name)
             for name, model in self._models().items()
-            if _embeds(model.spec) and name == named.shown(name)  # not each version of one that is rolled out
+            if _embeds(model.spec) and named.shown(name) == name
         ]
         exchange.finish_json({"object": "list", "data": models})
 
@@ -114,7 +114,7 @@ class EmbeddingRoutes:
 
     def _model(self, name: str) -> Model:
         model = self._models().get(name)
-        if model is None or not _embeds(model.spec) or name != named.shown(name):
+        if model is None or not _embeds(model.spec):
             raise NotFound("no model of that name that embeds text is served; GET /v1/models lists them")
         return model
 

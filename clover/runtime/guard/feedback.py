@@ -66,7 +66,7 @@ class Feedback:
         return number in self._known
 
     def forget(self) -> None:
-        """Remember no answer that was given so far: they are not of the version that answers now."""
+        """Drop all answers that were given so far: they are not of the version that answers now."""
         self._known.clear()
         self.remembered = 0
 

@@ -18,8 +18,9 @@ risk of rolling back a version that is within all margins is split evenly over t
 is beyond a margin is `PROMOTE_RISK`, as all tests have to be passed.
 
 Latencies and failures of neighbouring requests hang together (one queue, one worker), so all requests of `block_s`
-seconds make one observation; failures do so against the new version, while each request that does not fail speaks for
-it.  Rows do not hang together, as which are asked of both is chosen without looking at them.
+seconds make one observation (of more seconds if too few requests come for both to have some); failures do so against
+the new version, while each request that does not fail speaks for it.  Rows do not hang together, as which are asked of
+both is chosen without looking at them.
 
 Pure: no clock and no I/O.  Times are seconds of any monotonic clock.
 """
@@ -160,17 +161,18 @@ class _Block:
 
     requests: int = 0
     failed: int = 0
-    latency_ms: dict[int, list[float]] = field(default_factory=dict)
-    """By size: the bit length of the number of rows."""
+    latency_ms: dict[int, deque[float]] = field(default_factory=dict)
+    """The latest ones by size: the bit length of the number of rows."""
 
     def add(self, failed: bool, latency_ms: float, rows: int) -> None:
         self.requests += 1
         if failed:
             self.failed += 1
         elif latency_ms > 0.0:
-            kept = self.latency_ms.setdefault(rows.bit_length(), [])
-            if len(kept) < _MOST:
-                kept.append(latency_ms)
+            kept = self.latency_ms.get(rows.bit_length())
+            if kept is None:
+                kept = self.latency_ms[rows.bit_length()] = deque(maxlen=_MOST)
+            kept.append(latency_ms)
 
 
 class ReleaseTests:
@@ -208,16 +210,15 @@ class ReleaseTests:
         self.tests["accuracy"].add(float(stable_right) - float(new_right))
 
     def look(self, now_s: float) -> None:
-        """End the block if it is over."""
-        if now_s < self._block_s + self.limits.block_s:
-            return
+        """End the block if it is over: once each version has answered something in it, however few requests come."""
         new, stable = self._new, self._stable
+        if now_s < self._block_s + self.limits.block_s or not (new.requests and stable.requests):
+            return
         warm = self._block_s >= self.began_s + self.limits.warmup_s
         self._new, self._stable, self._block_s = _Block(), _Block(), now_s
-        if new.requests and stable.requests:
-            self._failures(new, stable)
-            if warm:
-                self._latencies(new.latency_ms, stable.latency_ms)
+        self._failures(new, stable)
+        if warm:
+            self._latencies(new.latency_ms, stable.latency_ms)
         for latencies in stable.latency_ms.values():
             self._tail.extend(latencies)
 
@@ -229,7 +230,7 @@ class ReleaseTests:
         self.tests["errors"].clear(1.0 - rate, new.failed)
         self.tests["errors"].clear(-rate, new.requests - new.failed)
 
-    def _latencies(self, new: dict[int, list[float]], stable: dict[int, list[float]]) -> None:
+    def _latencies(self, new: dict[int, deque[float]], stable: dict[int, deque[float]]) -> None:
         """Compare the latencies of one block."""
         factor, more_ms = self.limits.slower, self.limits.slower_ms
         slower = count = 0.0
@@ -314,7 +315,7 @@ class ReleaseTests:
         return f"{name}: {text} (limit {100.0 * margin:g})"
 
 
-def _beyond(latency_ms: dict[int, list[float]], limit_ms: float) -> float | None:
+def _beyond(latency_ms: dict[int, deque[float]], limit_ms: float) -> float | None:
     """Return the part of the latencies above a limit; None if there are none."""
     found: Sequence[float] = [one for many in latency_ms.values() for one in many]
     return sum(one > limit_ms for one in found) / len(found) if found else None

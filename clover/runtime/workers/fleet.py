@@ -76,6 +76,8 @@ class FamilyFleet:
         self._step_times = StepTimes()
         self.vacate: Callable[[Placement], Awaitable[None]] = _nothing_there
         """Called before a placement that no plan has any more is left, to end what else is on it."""
+        self.abandon: Callable[[Placement], None] = lambda place: None
+        """Called if the device of a placement is lost, to end what else is on it without waiting."""
         self.vacate_all: Callable[[], Awaitable[None]] = _nothing_anywhere
         """Called once all workers have ended."""
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}
@@ -161,6 +163,7 @@ class FamilyFleet:
             if member.standby and item.placement == place:
                 self.members.forget(item, reason)
         self.members.forget(assignment, reason)
+        self.abandon(place)
 
     def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
         """See `Fleet.route`.  A worker that is being restarted joins when it is ready.  Raises PlanError if an

@@ -2,7 +2,8 @@
 
 A start at a placement with a hot spare is its adoption of the order: no context to make, no libraries to load
 (`clover.worker.hot_spare`).  The next one is started once the change is over, in the background.  Before an instance is
-unmade or a GPU is parked, its hot spare ends (`leave`).
+unmade or a GPU is parked, its hot spare ends (`leave`).  One on a GPU that is lost is killed (`forget`): its context is
+of no use once the GPU is back.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class HotSpares:
         self._ready: dict[Placement, Any] = {}
         self._tasks: dict[Placement, asyncio.Task[None]] = {}
         """What starts or ends the one at a placement."""
+        self._ending: set[Placement] = set()
         self._not_before_ns: dict[Placement, int] = {}
 
     @property
@@ -94,13 +96,26 @@ class HotSpares:
     async def leave(self, placement: Placement) -> None:
         """End the one at `placement`, also one that is being started; return once it is gone."""
         if (task := self._tasks.get(placement)) is not None:
-            task.cancel()
+            self._break_off(placement)
             await asyncio.wait((task,))
         await self._end(placement)
+
+    def forget(self, placement: Placement) -> None:
+        """Kill the one at `placement`, and break a start there off, without waiting."""
+        self._break_off(placement)
+        worker = self._ready.pop(placement, None)
+        if worker is not None:
+            worker.on_death = None
+            worker.kill()
 
     async def stop(self) -> None:
         """End all."""
         await asyncio.gather(*(self.leave(place) for place in {*self._ready, *self._tasks}))
+
+    def _break_off(self, placement: Placement) -> None:
+        """Cancel a start at `placement`; one that is ending there goes on to."""
+        if placement in self._tasks and placement not in self._ending:
+            self._tasks[placement].cancel()
 
     def _keep(self, place: Placement, task: asyncio.Task[None]) -> None:
         self._tasks[place] = task
@@ -120,7 +135,11 @@ class HotSpares:
         worker = self._ready.pop(place, None)
         if worker is not None:
             worker.on_death = None
-            await worker.drain_and_exit()
+            self._ending.add(place)
+            try:
+                await worker.drain_and_exit()
+            finally:
+                self._ending.discard(place)
 
     def _died(self, place: Placement, reason: str) -> None:
         if self._ready.pop(place, None) is not None:

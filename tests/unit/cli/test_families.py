@@ -42,6 +42,20 @@ def test_a_folder_is_listed_too_and_a_wrong_name_is_an_error(
     assert main(["families", "--jason"]) == 2
 
 
+def test_random_weights_are_not_called_published_nor_a_cascade_without_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("PIL", reason="pillow is not installed")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert main(["families", "efficientnet", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["untrained"] == found["variants"]
+    assert (found["published"], found["cascades"]) == ({}, False)
+    text = " ".join(described(found).split())
+    assert "accuracy b0, b1, b2, b3, b4, b5, b6, b7: UNTRAINED" in text
+    assert "cascades no" in text
+
+
 def test_what_is_missing_is_said_with_the_command_that_installs_it() -> None:
     spec = families.load_family("fashion")
     one = facts(spec, {"fashion": ["numpy>=1", "no-such-package-here>=2"]})

@@ -106,7 +106,7 @@ def test_without_steps_of_its_own_a_client_sends_what_it_is_given() -> None:
 
 def test_a_row_that_a_step_cannot_take_is_refused_before_anything_is_sent() -> None:
     pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    with pytest.raises(BadRequest, match="row 1 is refused"):
+    with pytest.raises(BadRequest, match="row is refused: row 1"):
         infer("client", [picture(1), b"no picture"], {})
 
 

@@ -262,6 +262,30 @@ def test_a_lost_gpu_is_given_up_at_once_and_planned_around() -> None:
     drive(story)
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_gpu_that_was_lost_and_is_back_between_two_looks_gets_new_workers(gpus: int) -> None:
+    async def story() -> None:
+        of = rig(gpus, g_per_kwh=400.0)
+        await of.settled()
+        there = [item for item in of.fleet.alive if item.placement.device == "gpu0"]
+        assert there
+        gpu(of, "gpu0").losses += 1
+        calls = len(of.fleet.calls)
+        await of.look()
+        made = of.fleet.calls[calls:]
+        assert len([call for call in made if call.startswith("forget")]) == len(there)
+        assert not any(call.startswith("drain") and "gpu0" in call for call in made)
+        assert of.last["trigger"] == "gpu0 was lost and is back"
+        assert of.last["action"] == "applied"
+        assert "gpu0" in of.family.devices
+        of.consistent()
+        calls = len(of.fleet.calls)
+        await of.look(looks=3)
+        assert not any(call.startswith("forget") for call in of.fleet.calls[calls:]), "once is enough"
+
+    drive(story)
+
+
 @pytest.mark.parametrize("mode", ["off", "observe"])
 def test_workers_on_a_lost_gpu_are_given_up_in_every_mode(mode: str) -> None:
     async def story() -> None:

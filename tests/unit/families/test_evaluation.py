@@ -37,6 +37,17 @@ def test_evaluation_rows_are_checked_against_the_declaration(tmp_path: Path) -> 
             families.load_evaluation(spec, "held_out")
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_package_that_the_rows_need_is_named_in_one_error(inside: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    wanted = "import no_such_package_here"
+    text = DATA.replace("    return", f"    {wanted}\n    return") if inside else f"{wanted}\n{DATA}"
+    assert wanted in text
+    (folder / "data.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"evaluation loader 'data:load': No module named 'no_such_package_here'"):
+        families.load_evaluation(families.load_family(str(folder)), "held_out")
+
+
 def run_python(code: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

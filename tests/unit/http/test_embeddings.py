@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -14,7 +15,7 @@ from clover.errors import Overloaded
 from clover.http.api.embeddings import shortened
 from clover.tenants import Tenants
 from clover.types import FamilySpec, OpenAiSpec
-from tests.support.http_fakes import Answer, Driver, FakeModel, FakeView, echo_family, family, tensor
+from tests.support.http_fakes import Answer, Driver, FakeModel, FakeView, TwoVersions, echo_family, family, tensor
 
 
 def vectors(inputs: list[Any]) -> list[Any]:
@@ -177,9 +178,13 @@ def test_the_body_is_bounded_like_json_of_inference() -> None:
     assert ask(big, input=["word"] * 10_000).status == 200  # more than other documents may have
 
 
-def test_two_versions_of_a_model_are_one() -> None:
-    d = driver()
-    d.view.by_name["words@1"] = d.view.by_name["words@2"] = d.view.by_name["words"]
-    assert [one["id"] for one in d.get("/v1/models").json()["data"]] == ["words"]
-    assert d.get("/v1/models/words@2").status == 404
-    assert ask(d, model="words@2").status == 404
+def test_two_versions_of_a_model_are_one_model_that_says_which_version_answered() -> None:
+    stable, new = (FakeModel(msgspec.structs.replace(embedder(), version=version), vectors) for version in ("1", "2"))
+    d = Driver(FakeView(stable))
+    d.view.by_name.update({"words": TwoVersions(stable, new), "words@1": stable, "words@2": new})
+    assert [row["id"] for row in d.get("/v1/models").json()["data"]] == ["words"]
+    for version in ("1", "2"):
+        answer = ask(d)
+        assert (answer.status, answer.json()["model"]) == (200, "words")
+        assert f'version="{version}"' in answer.fields["clover-receipt"]
+    assert (stable.open_tickets, new.open_tickets) == (0, 0)

@@ -55,11 +55,13 @@ class PartWorker:
         self.state = "ready"
         self.place = place
         self.sizes: list[int] = []
+        self.blank = False
         self.out: list[tuple[int, int, int, int, int, int]] = []
         self._board = board
         self._status = status
 
     def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int:
+        self.blank = self.blank or not self._board.slab.input(0)[slots].any(axis=1).all()
         ms = 2.0 if any(other.out for other in self._board.there if other is not self) else 1.0
         self.sizes.append(n)
         self.out.append((batch_id, self._status, n, 0, round(ms * 1e6), 1_000))
@@ -85,12 +87,15 @@ class Board:
         self.stood: list[tuple[str, ...]] = []
         self.refused: str = ""
         self.status = 0
+        rows = load(SPEC)
         device = SimpleNamespace(shape=lambda: SHAPE, parts_share=parts_share)
         self.rig: Any = SimpleNamespace(
             spec=SPEC,
             batches=(1, 8),
             effort=SHORT,
-            driver=Driver(self.completions, self.slab, load(SPEC), silent_s=5.0),
+            driver=Driver(self.completions, self.slab, rows, silent_s=5.0),
+            rows=rows,
+            slab=self.slab,
             instances=SimpleNamespace(device=lambda place: device, only=self._only),
             steps=SimpleNamespace(begin=lambda text: None),
             worker=self._worker,
@@ -167,6 +172,8 @@ def test_times_are_those_beside_a_busy_neighbour_and_joules_those_alone(board: B
     assert set(other.sizes) == {8}, "always batches of the largest size"
     assert len(other.sizes) >= len(mine.sizes)
     assert not other.out, "nothing is left in its ring"
+    assert not mine.blank
+    assert not other.blank, "rows of the family: a model may refuse others"
     (note,) = board.found.notes
     assert note == "times on 1of4 are measured beside busy neighbours (the same variant on 3of4), joules alone"
 

@@ -41,6 +41,7 @@ from clover.serve.reload import Reload, differences
 from clover.server import Server
 from clover.telemetry import logs
 from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
+from tests.support.family_folder import fixture
 from tests.support.profiles_fixture import profile
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -245,6 +246,12 @@ def test_the_banner_counts_a_worker_with_several_variants_once() -> None:
     assert banner._running(there) == "full (eager) on 1 core, 2 x half/full (eager) on 1 core"
 
 
+def test_the_command_for_a_file_prints_something_on_a_terminal() -> None:
+    pytest.importorskip("PIL", reason="pillow is not installed")
+    sent, _ = banner._example("http://x", "shades", fixture("shades"), "")
+    assert sent.endswith("'Inference-Header-Content-Length: 0' | cat -v")  # curl alone writes no NULs there
+
+
 def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> None:
     note = f"others used 60% of the cores meanwhile: {INFLATED}; measure again on a quiet machine"
     quiet = profile()
@@ -267,7 +274,7 @@ def test_json_logs_say_what_the_policy_may_cost_as_the_banner_does(caplog: pytes
         page=None,
     )
     with caplog.at_level("INFO", logger="clover.serve"):
-        banner.show(cast(Server, SimpleNamespace(engine=engine, url="http://127.0.0.1:8080")))
+        banner.show(cast(Server, SimpleNamespace(engine=engine, url="http://127.0.0.1:8080", grpc_target="")))
     assert [record.getMessage() for record in caplog.records] == ["ready", f"toy: {cost}"]
 
 
@@ -345,7 +352,7 @@ def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]
     assert shown.startswith("usage: ")
     yield from shown.splitlines()
     verbs = shown.partition("\n  VERB\n")[2].partition("\n\n")[0]
-    for verb in re.findall(r"^    (\w+)", verbs, re.MULTILINE):
+    for verb in re.findall(r"^    ([\w-]+)", verbs, re.MULTILINE):
         yield from helps([*words, verb], capsys)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,14 +14,17 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from clover import energy
 from clover.accounting import Account
 from clover.config import ServerConfig, WorkersConfig
 from clover.devices.mig import MigDevice
+from clover.devices.nvml import Nvml
 from clover.devices.polls import GpuPolls
 from clover.energy import NvmlMeter
 from clover.energy.board_idle import BoardIdle
 from clover.errors import DeviceError
 from clover.server.machine import Machine, spared
+from tests.support.fake_nvml import Board, FakeNvml
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -65,6 +69,39 @@ def test_what_profiling_kept_is_read_once_and_not_while_gpus_are_watched() -> No
     assert read == []
     machine.profiled()
     assert read == ["GPU-1"]
+
+
+def test_a_gpu_whose_driver_hangs_holds_up_no_other_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[Nvml] = []
+
+    async def meter(session: Nvml, gpu: Any, config: Any, work: Any) -> Any:
+        sessions.append(session)
+        return SimpleNamespace(method="measured", why="")
+
+    monkeypatch.setattr(energy, "build_gpu", meter)
+    session, go = Nvml(FakeNvml(Board(), Board())), threading.Event()
+    machine: Any = Machine.__new__(Machine)
+    shape = SimpleNamespace(label="")
+    machine.gpus = [
+        SimpleNamespace(name=f"gpu{i}", uuid="", session=session.of_gpu(i), shape=lambda: shape) for i in range(2)
+    ]
+    machine.meters, machine._config, machine._work = {}, ServerConfig(), lambda gpu: None
+    machine._gpu_guard, machine._idles = SimpleNamespace(start=lambda: None), SimpleNamespace(restore=lambda *_: None)
+    machine._spare = lambda gpu: None
+
+    async def main() -> None:
+        await machine.start()
+        slow = asyncio.ensure_future(sessions[0].call(go.wait, 30))
+        assert await asyncio.wait_for(sessions[1].call(lambda: 7), 10.0) == 7
+        assert not slow.done()
+        go.set()
+        await slow
+
+    try:
+        asyncio.run(main())
+    finally:
+        go.set()
+        session.close()
 
 
 def test_what_a_context_costs_is_measured_before_the_first_row_if_it_is_not_known() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from clover.config import RolloutConfig
@@ -13,7 +14,7 @@ from clover.errors import BadRequest
 from clover.families import load_family
 from clover.runtime.served import Served
 from clover.server.rollout_checks import differences, find_version, has_changed, settings_of, why_no_room
-from clover.types import Assignment, FamilySpec, Placement, StepsSpec, TensorSpec, VariantSpec
+from clover.types import Assignment, Placement, StepsSpec
 from tests.support.family_folder import BASE, write
 
 
@@ -46,29 +47,6 @@ def test_a_folder_that_differs_is_refused_with_what_differs(tmp_path: Path, old:
         find_version(stable, str(tmp_path / "2"), "", "")
 
 
-@pytest.mark.parametrize(
-    ("run", "step", "fits"), [("worker", 0, True), ("split", 0, False), ("split", 1, True), ("client", 1, False)]
-)
-def test_versions_have_the_steps_of_their_clients_in_common(run: Any, step: int, fits: bool) -> None:
-    def family(**changes: Any) -> FamilySpec:
-        before: list[dict[str, Any]] = [
-            {"step": "resize", "size": 8},
-            {"step": "normalise", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-        ]
-        before[step] |= changes
-        pixels = TensorSpec(name="pixels", datatype="FP32", shape=(3, 8, 8))
-        steps = StepsSpec(run=run, before=tuple(before))
-        return FamilySpec(
-            name="m", inputs=(pixels,), outputs=(pixels,), variants=(VariantSpec(name="v", loader="m:f"),), steps=steps
-        )
-
-    changed = family(**({"size": 10} if not step else {"mean": [0.4, 0.4, 0.4]}))
-    assert not list(differences(family(), family()))
-    assert list(differences(family(), changed)) == (
-        [] if fits else ["other steps for its clients, which do not know which version answers"]
-    )
-
-
 def test_the_same_version_a_strange_one_and_strange_places_are_refused(tmp_path: Path) -> None:
     stable, _ = folders(tmp_path)
     for version, why in (("1", "served already"), ("a/b", "must be 1 to 64"), ("2@3", "must be 1 to 64")):
@@ -87,6 +65,27 @@ def test_the_same_version_a_strange_one_and_strange_places_are_refused(tmp_path:
     (tmp_path / "2").chmod(0o777)
     with pytest.raises(BadRequest, match="could run code"):
         find_version(stable, str(tmp_path / "2"), "", "")
+
+
+@pytest.mark.parametrize(
+    ("stable", "new", "why"),
+    [
+        (None, StepsSpec(), ["steps in the worker in one of them only"]),
+        (StepsSpec(), StepsSpec(after=({"step": "softmax"},)), []),
+        (
+            StepsSpec(run="client"),
+            StepsSpec(run="client", before=({"step": "normalise", "mean": 0.5},)),
+            ["other steps in the client"],
+        ),
+        (StepsSpec(run="client"), None, ["other steps in the client"]),
+    ],
+)
+def test_steps_may_differ_where_clients_do_not_run_them(
+    tmp_path: Path, stable: StepsSpec | None, new: StepsSpec | None, why: list[str]
+) -> None:
+    spec, _ = folders(tmp_path)
+    one, other = (msgspec.structs.replace(spec, steps=steps) for steps in (stable, new))
+    assert list(differences(one, other)) == why
 
 
 def test_files_that_change_are_noticed(tmp_path: Path) -> None:

@@ -86,6 +86,24 @@ def test_it_goes_on_without_a_lost_gpu_and_takes_it_up_again() -> None:
     drive(story)
 
 
+def test_workers_on_a_gpu_that_was_lost_and_is_back_already_start_anew() -> None:
+    async def story() -> None:
+        rig, plain, unplanned = scene(3, share=2.0)
+        await unplanned.deploy()
+        gpu = rig.devices["gpu2"]
+        assert isinstance(gpu, FakeGpu)
+        gpu.losses += 1
+        calls = len(plain.fleet.calls)
+        await unplanned.follow()
+        await unplanned.follow()
+        seen = [call for call in plain.fleet.calls[calls:] if not call.startswith("route")]
+        assert [call for call in seen if call.startswith("forget")] == ["forget gpu2:1g.5gb@0", "forget gpu2:1g.5gb@1"]
+        assert not any("gpu1" in call for call in seen)
+        assert {item.placement.device for item in plain.fleet.routed} == {"gpu1", "gpu2"}
+
+    drive(story)
+
+
 def test_it_leaves_a_gpu_that_is_another_familys_by_now() -> None:
     async def story() -> None:
         rig, plain, unplanned = scene(3, share=2.0)

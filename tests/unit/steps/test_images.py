@@ -144,6 +144,16 @@ def test_a_height_keeps_proportions() -> None:
         row(Resize(size=10_000), np.zeros((1, 60_000, 3), np.uint8))
 
 
+def test_a_thin_line_is_not_blown_up_and_a_cut_keeps_no_picture() -> None:
+    with pytest.raises(BadRow, match="too long and thin"):
+        row(Resize(size=292), np.zeros((1, 1000, 3), np.uint8))  # 85 million pixels, of a file of 74 bytes
+    assert row(Resize(size=(4097, 4097)), np.zeros((2, 2, 3), np.uint8)).shape == (4097, 4097, 3)
+    assert row(Resize(size=292), np.zeros((20, 2000, 3), np.uint8)).shape == (292, 29200, 3)
+    for size in (8, (8, 100)):
+        cut = row(Crop(size=size), np.zeros((50, 100, 3), np.uint8))
+        assert cut.base is None or cut.base.nbytes <= cut.nbytes  # no view that holds the whole
+
+
 def test_channels_may_come_last_and_rows_may_differ_in_shape() -> None:
     rows = [np.full((2, 3, 1), 255, np.uint8), np.zeros((4, 3, 1), np.uint8)]
     columns: dict[str, Any] = {"x": rows}

@@ -67,6 +67,10 @@ def test_clients_see_pictures_and_labels_and_models_their_own_size(shades: Famil
         ('"$size"', '"$sizes"', r"\(crop\): size: variant 'small' has no parameter 'sizes' \(did you mean size\?\)"),
         ("k = 2", 'k = "2"', r"steps\.after\[1\] \(top-k\): .*`int`"),
         ("k = 2", "k = 3", r"steps\.after\[1\] \(top-k\): k = 3 does not fit 'logits', which is \[2\]"),
+        ("max_pixels = 1_000_000", "max_pixels = 0", r"\(decode-image\): max_pixels is at least 1"),
+        ("mean = [0.5, 0.5", "mean = [0.5, nan", r"\(normalise\): mean and std are finite"),
+        ("shape = [1], max_bytes = 100_000", "shape = [2], max_bytes = 100_000", r"one element a row.* is \[2\]"),
+        ("0 }]", '0 }, { name = "picture", datatype = "BYTES", shape = [1], max_bytes = 9 }]', r"inputs\[1\].*twice"),
         ('{ step = "softmax" }', '{ step = "softmax", input = "logit" }', r"no tensor 'logit' here \(did you mean log"),
         ("max_shape = [3, 16, 16]", "max_shape = [3, 12, 12]", r"before: the steps make 'pixels' FP32 \[3, 16"),
         ('{ name = "labels", datatype', '{ name = "names", datatype', r"steps\.after: the steps make no 'names', only"),
@@ -126,7 +130,7 @@ def test_steps_of_a_client_are_run_by_its_metadata(tmp_path: Path) -> None:
     assert not spec.stepped
     assert [(one.name, one.shape) for one in spec.inputs] == [("pixels", (3, 16, 16))]
     assert [one.name for one in spec.outputs] == ["logits"]
-    metadata = json.loads(json.dumps(model_metadata("shades", spec)))
+    metadata = json.loads(json.dumps(model_metadata("shades", spec, ("1",))))
     mine = ClientSteps.of(metadata)
     assert mine is not None
     assert [one.name for one in mine.inputs] == ["picture"]
@@ -149,7 +153,7 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
     (wire,) = spec.inputs
     assert (wire.name, wire.datatype, wire.shape) == ("picture", "UINT8", (16, 16, 3))
     assert [one.name for one in spec.outputs] == ["label", "probabilities", "labels"]
-    mine = ClientSteps.of(model_metadata("shades", spec))
+    mine = ClientSteps.of(model_metadata("shades", spec, ("1",)))
     assert mine is not None
     sent = mine.before({"picture": [picture(255)]})
     plan = steps.plan_for(spec, spec.variants[0])
@@ -161,19 +165,19 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
 
 
 def test_a_client_without_steps_of_its_own_has_none(shades: FamilySpec) -> None:
-    assert ClientSteps.of(model_metadata("shades", shades)) is None
-    assert ClientSteps.of(model_metadata("toy", fixture("toy"))) is None
+    assert ClientSteps.of(model_metadata("shades", shades, ("1",))) is None
+    assert ClientSteps.of(model_metadata("toy", fixture("toy"), ("1",))) is None
 
 
 def test_labels_of_a_file_are_shown_to_clients_and_belong_to_the_digest(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("dark\nbright\n")
     pair = ('labels = ["dark", "bright"]', 'file = "names.txt"')
     spec = changed(tmp_path, pair, ('run = "worker"', 'run = "client"'), *FIXED[1:])
-    shown = model_metadata("shades", spec)["parameters"]["steps"]
+    shown = model_metadata("shades", spec, ("1",))["parameters"]["steps"]
     assert shown["after"][2] == {"step": "labels", "labels": ["dark", "bright"]}
     assert shown["before"][1]["size"] == 18  # as all variants have it
     spec = changed(tmp_path, pair)
-    shown = model_metadata("shades", spec)["parameters"]["steps"]
+    shown = model_metadata("shades", spec, ("1",))["parameters"]["steps"]
     assert shown["after"][2] == {"step": "labels", "file": "names.txt"}
     assert shown["before"][1]["size"] == "$resize"
     (tmp_path / "names.txt").write_text("dark\nlight\n")
@@ -181,6 +185,27 @@ def test_labels_of_a_file_are_shown_to_clients_and_belong_to_the_digest(tmp_path
     assert again.digest != spec.digest
     for variant in spec.variants:  # what is compiled does not depend on it
         assert families.digest_of_variant(again, variant) == families.digest_of_variant(spec, variant)
+
+
+@pytest.mark.parametrize("how", ["usual", "named", "of a variant"])
+def test_a_tokenizer_belongs_to_the_digest(how: str, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    named = {"usual": "", "named": ', file = "tokenizer.json"', "of a variant": ', file = "$words"'}[how]
+    (tmp_path / "model.py").write_text("def load(variant, folder): ...\n")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "family.toml").write_text(f"""
+        name = "texts"
+        inputs = [{{ name = "input_ids", datatype = "INT64", shape = [8] }}]
+        outputs = [{{ name = "y", datatype = "FP32", shape = [2] }}]
+        variants = [{{ name = "a", loader = "model:load", parameters = {{ words = "tokenizer.json" }} }}]
+        [steps]
+        run = "worker"
+        inputs = [{{ name = "text", datatype = "BYTES", shape = [1], max_bytes = 1000 }}]
+        before = [{{ step = "tokenise", length = 8{named} }}]
+        """)
+    before = families.load_family(str(tmp_path)).digest
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": []}')
+    assert families.load_family(str(tmp_path)).digest != before
 
 
 def test_a_client_needs_neither_torch_nor_the_server() -> None:

@@ -60,6 +60,15 @@ def test_floats_and_chunks_that_are_not_known(datatype: str) -> None:
     np.testing.assert_array_equal(found, tone().astype(np.float32))
 
 
+def test_floats_beyond_one_are_cut_and_a_stream_need_not_know_its_length() -> None:
+    np.testing.assert_array_equal(decode_wav(by_float(np.array([1e38, -2.0, 0.5]), "<f4"))[0], [1.0, -1.0, 0.5])
+    whole = encode_wav(tone(), RATE)
+    for said in (0xFFFF_FFFF, 0x7FFF_FFFF):  # as written into a pipe
+        np.testing.assert_array_equal(
+            decode_wav(whole[:40] + struct.pack("<I", said) + whole[44:])[0], decode_wav(whole)[0]
+        )
+
+
 def test_what_is_no_sound_is_refused_with_a_reason() -> None:
     whole = encode_wav(tone(), RATE)
     for data, reason in (
@@ -69,6 +78,8 @@ def test_what_is_no_sound_is_refused_with_a_reason() -> None:
         (whole[:20] + b"\x02" + whole[21:], "samples of kind 2"),
         (whole[:22] + b"\0\0" + whole[24:], "0 channels"),
         (by_float(np.array([np.nan, 0.0]), "<f4"), "no finite numbers"),
+        (by_float(np.array([1e300, 0.0]), "<f8"), "no finite numbers"),
+        (whole[:1000], "4000 bytes of samples, and 956 are there"),
     ):
         with pytest.raises(BadRow, match=reason):
             decode_wav(data)
@@ -100,6 +111,17 @@ def test_a_tone_stays_a_tone_at_another_rate(rate: int, wanted: int) -> None:
     found = resampled(tone(0.25, rate).astype(np.float32), rate, wanted)
     inner = slice(wanted // 50, -wanted // 50)
     np.testing.assert_allclose(found[inner], tone(0.25, wanted)[: len(found)][inner], atol=2e-3)
+
+
+@pytest.mark.parametrize(("rate", "wanted", "count"), [(44100, 16000, 900), (250, 16000, 9), (15999, 16000, 300)])
+def test_filters_that_repeat_are_those_of_each_sample(rate: int, wanted: int, count: int) -> None:
+    given = np.random.default_rng(0).uniform(-1, 1, count).astype(np.float32)
+    found = resampled(given, rate, wanted)
+    part = min(1.0, wanted / rate)
+    for number in range(0, len(found), 37):
+        distance = number * rate / wanted - np.arange(count)
+        window = np.where(np.abs(distance) < 32 / part, 0.5 + 0.5 * np.cos(np.pi * distance * part / 32), 0.0)
+        assert found[number] == pytest.approx((given * window * np.sinc(distance * part) * part).sum(), abs=1e-6)
 
 
 def test_above_half_the_new_rate_nothing_is_left() -> None:

@@ -66,7 +66,7 @@ def test_a_spare_that_lacks_an_import_is_ended(tmp_path):
     code = """
 import os, select, socket, types
 from clover import backends
-from clover.worker import zygote as module
+from clover.worker import main, zygote as module  # as the zygote, imports what its forks would: it takes seconds
 from clover.worker.zygote import Zygote
 backends.BACKENDS.update(old=types.SimpleNamespace(imports=("socket",)), new=types.SimpleNamespace(imports=("needed",)))
 zygote = Zygote(socket.socketpair()[0])

@@ -88,6 +88,15 @@ def test_failures_that_both_have_are_not_held_against_the_new_one() -> None:
     assert Release().until_decided(failing=0.2).startswith("roll back: errors: +")
 
 
+def test_a_client_that_asks_seldom_is_enough_to_find_a_version_that_fails() -> None:
+    tests = ReleaseTests(ReleaseLimits(), 0.0)
+    for count in range(400):  # one request in 2 seconds, so that no second has one of each version
+        new = count % 10 == 0
+        tests.answered(new, new, 0.0 if new else 10.0, 1, 2.0 * count)
+    assert tests.tests["errors"].count > 30
+    assert tests.verdict(800.0).action == "roll back"
+
+
 def test_the_first_seconds_of_latency_do_not_count() -> None:
     release = Release(ReleaseLimits(warmup_s=15.0, min_s=20.0))
     for _ in range(15):

@@ -211,3 +211,13 @@ async def test_what_else_is_at_a_place_ends_with_its_last_worker_unless_a_plan_h
     await house.fleet.drain(SMALL)
     assert left == [SMALL.placement]
     await house.fleet.stop()
+
+
+@in_a_house
+async def test_what_else_is_at_a_place_ends_with_a_lost_device(house: House) -> None:
+    left: list[Any] = []
+    house.fleet.abandon = left.append
+    await house.fleet.spawn(SMALL)
+    house.fleet.forget(SMALL, "gpu0 is lost")
+    assert left == [SMALL.placement]
+    await house.fleet.stop()

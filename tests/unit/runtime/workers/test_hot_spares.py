@@ -20,9 +20,16 @@ def at(start: int) -> Placement:
 class Spare:
     def __init__(self, pid: int) -> None:
         self.pid, self.state, self.on_death = pid, "spare", None
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     async def drain_and_exit(self) -> None:
+        self.state = "draining"
+        await self.may_end.wait()
         self.state = "dead"
+
+    def kill(self) -> None:
+        self.state = "killed"
 
 
 class Room:
@@ -85,6 +92,48 @@ def test_a_place_that_is_left_keeps_none_also_not_one_that_starts() -> None:
         await room.spares.leave(at(1))
         assert room.made[1] == "cancelled"
         assert room.spares.places == frozenset()
+
+    asyncio.run(run())
+
+
+def test_a_place_is_left_once_the_one_that_ends_there_already_is_gone() -> None:
+    async def run() -> None:
+        room = Room()
+        await room.tend(at(0))
+        (spare,) = room.made
+        spare.may_end.clear()
+        await room.tend()
+        assert spare.state == "draining"
+        leaving = asyncio.ensure_future(room.spares.leave(at(0)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not leaving.done(), "its process still holds the instance"
+        spare.may_end.set()
+        await leaving
+        assert spare.state == "dead"
+
+    asyncio.run(run())
+
+
+def test_those_on_a_lost_gpu_are_killed_and_none_is_taken_there() -> None:
+    async def run() -> None:
+        room = Room()
+        await room.tend(at(0))
+        room.may_start.clear()
+        await room.tend(at(0), at(1))
+        room.spares.forget(at(0))
+        room.spares.forget(at(1))
+        room.spares.forget(at(2))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert room.made[0].state == "killed"
+        assert room.made[0].on_death is None
+        assert room.made[1:] == ["cancelled"]
+        assert room.spares.take(at(0)) is None
+        room.may_start.set()
+        await room.tend(at(0))
+        assert room.spares.places == {at(0)}
+        await room.spares.stop()
 
     asyncio.run(run())
 
