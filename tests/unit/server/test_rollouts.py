@@ -200,7 +200,7 @@ def test_an_error_that_was_not_expected_does_not_leave_it_promoting(monkeypatch:
     async def replace(*_: Any) -> None:
         raise OSError(24, "Too many open files")
 
-    scene.engine.loading.replace = replace  # type: ignore[method-assign]
+    scene.engine.loading.replace = replace  # type: ignore[assignment, method-assign]
     assert "Too many open files" in scene.finish("promote")
     assert (scene.one.phase, scene.rollouts.counts["failed"]) == ("failed", 1)
     with pytest.raises(Conflict, match="restart the server, which serves version 1 then"):
