@@ -64,6 +64,8 @@ class RollOut:
     frozen: bool | None = None
     """Whether the stable version's plan was frozen before; None if it was left alone."""
     began_s: float = field(default_factory=time.time)
+    last: dict[str, Any] = field(default_factory=dict)
+    """What there is to report once it is over."""
 
     @property
     def key(self) -> str:
@@ -72,6 +74,8 @@ class RollOut:
 
     def report(self, now_s: float) -> dict[str, Any]:
         """Return it for the state; `now_s` is monotonic."""
+        if self.last:
+            return self.last
         out: dict[str, Any] = {
             "model": self.name,
             "version": self.spec.version,
@@ -395,6 +399,7 @@ class RollOuts:
         one.served = None
 
     def _over(self, one: RollOut) -> None:
+        one.last, one.split = one.report(time.monotonic()), None  # which holds the rows of both versions in memory
         self._active.pop(one.name, None)
         self._last[one.name] = one
         if one.phase in self.counts:

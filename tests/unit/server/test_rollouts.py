@@ -97,6 +97,8 @@ def test_what_is_promoted_takes_the_place_of_the_stable_version() -> None:
     assert scene.split.closed_reason
     assert scene.rollouts.counts == {"promoted": 1, "rolled back": 0, "failed": 0}
     assert scene.rollouts.report()["toy"]["phase"] == "promoted"
+    assert set(scene.rollouts.report()["toy"]["tests"]) == {"errors", "slower", "tail", "differs", "accuracy"}
+    assert scene.one.split is None  # nor is the memory of the version that was tried held
     scene.rollouts.check_free("toy")
 
 
