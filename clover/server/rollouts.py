@@ -217,7 +217,7 @@ class RollOuts:
             raise Conflict(f"{served.name} is not ready any more: there is nothing to compare a new version with")
         family = context.families.get(served.name)
         if family is not None:
-            one.frozen, family.frozen = family.frozen, True
+            one.frozen, family.frozen, family.trial = family.frozen, True, one.spec.version
         async with context.lock:  # so that a plan that is being carried out is there
             deployment, routing = self._deployment(served)
         profile, one.profile = await profile_for(engine, served, one.spec)
@@ -373,7 +373,7 @@ class RollOuts:
         """Leave the plan of the family as free as it was."""
         family = self._engine.controller.context.families.get(one.name)
         if family is not None and one.frozen is not None:
-            family.frozen = one.frozen
+            family.frozen, family.trial = one.frozen, ""
 
     async def _settle(self, one: RollOut) -> None:
         """Wait until every request that came through the split has its answer, at most as long as a drain."""

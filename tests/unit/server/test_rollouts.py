@@ -149,7 +149,7 @@ def beginning(monkeypatch: pytest.MonkeyPatch, profile_for: Any, **stable: Any) 
     scene.rollouts._active.clear()
     vars(scene.stable).update(state="READY", ready=True, fleet=SimpleNamespace(routed=(), routing=None), **stable)
     vars(scene.engine)["devices"] = {}
-    found = SimpleNamespace(frozen=False, deployed=None, mode=None)
+    found = SimpleNamespace(frozen=False, trial="", deployed=None, mode=None)
     scene.rig.controller.context.families["toy"] = found  # type: ignore[assignment]
     monkeypatch.setattr("clover.server.rollouts.find_version", lambda *_: scene.new.spec)
     monkeypatch.setattr("clover.server.rollouts.why_no_room", lambda *_: "")
@@ -161,14 +161,14 @@ def test_the_plan_is_held_before_it_is_copied_and_free_again_if_the_start_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def profile_for(*_: Any) -> None:
-        held.append(family.frozen)
+        held.append(family.frozen and family.trial == "2")
         raise WorkerError("it died")
 
     held: list[bool] = []
     scene, family = beginning(monkeypatch, profile_for)
     with pytest.raises(Unavailable, match="does not start"):
         asyncio.run(scene.rollouts.command({"folder": "x"}, "ada"))
-    assert (held, family.frozen) == ([True], False)
+    assert (held, family.frozen, family.trial) == ([True], False, "")
 
 
 def test_a_model_that_was_unloaded_meanwhile_has_no_roll_out(monkeypatch: pytest.MonkeyPatch) -> None:
