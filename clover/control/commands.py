@@ -54,6 +54,8 @@ log = logging.getLogger("clover.control")
 _TARGETS = ("accuracy_floor", "slo_ms", "lambda", "objective")
 _TARGET_NAMES = {"accuracy_floor": "accuracy_floor", "slo_ms": "slo_ms", "lam": "lambda", "form": "objective"}
 _INPUTS = ("intensity_g_per_kwh", "arrival_rate")
+_MOVING = ("freeze", "pin", "base", "apply")
+"""Commands after which a family may run another plan, or keeps the one that it has."""
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "pin": ("model", "variant", "configuration", "force"),
     "base": ("model",),
@@ -117,6 +119,9 @@ class Commands:
         async with self._context.lock:
             await self._context.read_grid()
             await self._device_watch.look()
+            everything = verb == "freeze" and arguments.get("on") is True and "model" not in arguments
+            if verb in _MOVING and not dry_run and not everything:
+                self._check_trials(arguments)
             if verb == "freeze":
                 return self._freeze(arguments, operator, dry_run)
             if verb == "guard":
@@ -319,6 +324,15 @@ class Commands:
             changed.append(f"mode from {self._context.mode_of(family)} to {mode}")
         if changed:
             log.info("%s: %s by %s", family.name, ", ".join(changed), operator)
+
+    def _check_trials(self, arguments: dict[str, Any]) -> None:
+        """Raise Conflict if a new version is being tried beside a family that another plan would move."""
+        for family in self._families(arguments):
+            if family.trial:
+                raise Conflict(
+                    f"version {family.trial} of {family.name} is being rolled out, and the plan stays meanwhile, so "
+                    "that nothing but the version differs: promote it or roll it back first"
+                )
 
     def _family(self, arguments: dict[str, Any]) -> Family:
         families = self._families(arguments)

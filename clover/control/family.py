@@ -132,6 +132,8 @@ class Family:
         self.pin: Pin | None = Pin(policy=f"static:{config.variant}") if config.variant else None
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
+        self.trial = ""
+        """The version that is being tried beside it, if one is: its plan stays meanwhile."""
         self.triggers = Triggers()
         self.slo = SloKeeper(self.name)
         self.ledger = Ledger()

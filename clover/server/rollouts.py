@@ -64,6 +64,8 @@ class RollOut:
     frozen: bool | None = None
     """Whether the stable version's plan was frozen before; None if it was left alone."""
     began_s: float = field(default_factory=time.time)
+    last: dict[str, Any] = field(default_factory=dict)
+    """What there is to report once it is over."""
 
     @property
     def key(self) -> str:
@@ -72,6 +74,8 @@ class RollOut:
 
     def report(self, now_s: float) -> dict[str, Any]:
         """Return it for the state; `now_s` is monotonic."""
+        if self.last:
+            return self.last
         out: dict[str, Any] = {
             "model": self.name,
             "version": self.spec.version,
@@ -213,7 +217,7 @@ class RollOuts:
             raise Conflict(f"{served.name} is not ready any more: there is nothing to compare a new version with")
         family = context.families.get(served.name)
         if family is not None:
-            one.frozen, family.frozen = family.frozen, True
+            one.frozen, family.frozen, family.trial = family.frozen, True, one.spec.version
         async with context.lock:  # so that a plan that is being carried out is there
             deployment, routing = self._deployment(served)
         profile, one.profile = await profile_for(engine, served, one.spec)
@@ -369,7 +373,7 @@ class RollOuts:
         """Leave the plan of the family as free as it was."""
         family = self._engine.controller.context.families.get(one.name)
         if family is not None and one.frozen is not None:
-            family.frozen = one.frozen
+            family.frozen, family.trial = one.frozen, ""
 
     async def _settle(self, one: RollOut) -> None:
         """Wait until every request that came through the split has its answer, at most as long as a drain."""
@@ -395,6 +399,7 @@ class RollOuts:
         one.served = None
 
     def _over(self, one: RollOut) -> None:
+        one.last, one.split = one.report(time.monotonic()), None  # which holds the rows of both versions in memory
         self._active.pop(one.name, None)
         self._last[one.name] = one
         if one.phase in self.counts:

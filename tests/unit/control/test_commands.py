@@ -132,6 +132,29 @@ def test_freezing_holds_everything_and_letting_go_plans_again() -> None:
     drive(story)
 
 
+def test_the_plan_of_a_family_stays_while_a_new_version_is_tried_beside_it() -> None:
+    async def story() -> None:
+        rig, say = await settled()
+        rig.family.frozen, rig.family.trial = True, "2"
+        for verb, given in (
+            ("pin", {"variant": "small"}),
+            ("base", {}),
+            ("apply", {}),
+            ("freeze", {"on": False}),
+            ("freeze", {"on": True, "model": "toy"}),
+        ):
+            with pytest.raises(Conflict, match="version 2 of toy is being rolled out"):
+                await say(verb, **given)
+        await say("base", dry_run=True)
+        await say("freeze", on=True)
+        assert rig.family.frozen
+        rig.family.trial = ""
+        await say("freeze", on=False)
+        assert not rig.family.frozen
+
+    drive(story)
+
+
 def test_plan_shows_the_plan_and_the_steps_and_changes_nothing() -> None:
     async def story() -> None:
         rig, say = await settled()

@@ -189,6 +189,9 @@ def test_a_name_with_two_versions_answers_by_both_and_says_by_which() -> None:
     answer = d.post("/v2/models/echo/versions/2/infer", echo_body())
     assert (answer.json()["model_name"], answer.json()["model_version"]) == ("echo", "2")
     assert "version=" not in answer.fields["clover-receipt"]
+    answer = d.post("/v2/models/echo@2/infer", echo_body())  # its name inside means the same
+    assert (answer.json()["model_name"], answer.json()["model_version"]) == ("echo", "2")
+    assert d.post("/v2/models/echo@3/infer", echo_body()).status == 404
     assert d.get("/v2/models/echo").json()["versions"] == ["1", "2"]
     assert d.get("/v2/models/echo/versions/2").json()["versions"] == ["2"]
     assert [(row["name"], row["version"]) for row in d.get("/v2/models/stats").json()["model_stats"]] == [
@@ -198,8 +201,11 @@ def test_a_name_with_two_versions_answers_by_both_and_says_by_which() -> None:
     assert "/v2/models/echo@2" not in d.get("/openapi.json").json()["paths"]
     d.view.by_name = {"echo": new}
     split.closed_reason = "over"
+    d.routes.forget()
+    d.state.heads.memo.clear()
     assert d.post("/v2/models/echo/infer", echo_body()).json()["model_version"] == "2"
     assert d.post("/v2/models/echo/versions/1/infer", echo_body()).status == 404
+    assert d.post("/v2/models/echo@2/infer", echo_body()).status == 404
 
 
 # --- repository -------------------------------------------------------------------------------------------------------

@@ -97,6 +97,8 @@ def test_what_is_promoted_takes_the_place_of_the_stable_version() -> None:
     assert scene.split.closed_reason
     assert scene.rollouts.counts == {"promoted": 1, "rolled back": 0, "failed": 0}
     assert scene.rollouts.report()["toy"]["phase"] == "promoted"
+    assert set(scene.rollouts.report()["toy"]["tests"]) == {"errors", "slower", "tail", "differs", "accuracy"}
+    assert scene.one.split is None  # nor is the memory of the version that was tried held
     scene.rollouts.check_free("toy")
 
 
@@ -147,7 +149,7 @@ def beginning(monkeypatch: pytest.MonkeyPatch, profile_for: Any, **stable: Any) 
     scene.rollouts._active.clear()
     vars(scene.stable).update(state="READY", ready=True, fleet=SimpleNamespace(routed=(), routing=None), **stable)
     vars(scene.engine)["devices"] = {}
-    found = SimpleNamespace(frozen=False, deployed=None, mode=None)
+    found = SimpleNamespace(frozen=False, trial="", deployed=None, mode=None)
     scene.rig.controller.context.families["toy"] = found  # type: ignore[assignment]
     monkeypatch.setattr("clover.server.rollouts.find_version", lambda *_: scene.new.spec)
     monkeypatch.setattr("clover.server.rollouts.why_no_room", lambda *_: "")
@@ -159,14 +161,14 @@ def test_the_plan_is_held_before_it_is_copied_and_free_again_if_the_start_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def profile_for(*_: Any) -> None:
-        held.append(family.frozen)
+        held.append(family.frozen and family.trial == "2")
         raise WorkerError("it died")
 
     held: list[bool] = []
     scene, family = beginning(monkeypatch, profile_for)
     with pytest.raises(Unavailable, match="does not start"):
         asyncio.run(scene.rollouts.command({"folder": "x"}, "ada"))
-    assert (held, family.frozen) == ([True], False)
+    assert (held, family.frozen, family.trial) == ([True], False, "")
 
 
 def test_a_model_that_was_unloaded_meanwhile_has_no_roll_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +202,7 @@ def test_an_error_that_was_not_expected_does_not_leave_it_promoting(monkeypatch:
     async def replace(*_: Any) -> None:
         raise OSError(24, "Too many open files")
 
-    scene.engine.loading.replace = replace  # type: ignore[method-assign]
+    scene.engine.loading.replace = replace  # type: ignore[assignment, method-assign]
     assert "Too many open files" in scene.finish("promote")
     assert (scene.one.phase, scene.rollouts.counts["failed"]) == ("failed", 1)
     with pytest.raises(Conflict, match="restart the server, which serves version 1 then"):
