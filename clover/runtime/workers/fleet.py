@@ -121,8 +121,8 @@ class FamilyFleet:
             raise
 
     async def _given_up_at(self, place: Placement) -> None:
-        """Wait, but not for ever, until workers that were killed at `place` as its device was lost are dead: it is back,
-        and they may still have its memory, or be the one process that it takes."""
+        """Wait, but not for ever, until workers that were killed at `place` as its device was lost are dead: they may
+        still have its memory, or be the one process that it takes."""
         there = [one for one in self.members.leaving if one.given_up and one.assignment.placement == place]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP_S):
