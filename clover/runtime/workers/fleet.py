@@ -13,6 +13,7 @@ transition.  One that a transition spawns becomes a worker like any other, at on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -36,6 +37,9 @@ _SECOND_NS = 1_000_000_000
 
 NO_ROOM_NS = 600 * _SECOND_NS
 """For how long a worker that found no room beside another one is not tried there again as its standby."""
+
+GIVEN_UP_S = 5.0
+"""The longest that a start waits for killed workers to be dead: in a driver that hangs they never are."""
 
 
 class FamilyFleet:
@@ -109,11 +113,20 @@ class FamilyFleet:
         member = Member(assignment)
         spawned[assignment] = member
         try:
+            await self._given_up_at(assignment.placement)
             await self.members.bring_up(member)
         except BaseException:
             if spawned.get(assignment) is member:
                 del spawned[assignment]
             raise
+
+    async def _given_up_at(self, place: Placement) -> None:
+        """Wait, but not for ever, until workers that were killed at `place` as its device was lost are dead: they may
+        still have its memory, or be the one process that it takes."""
+        there = [one for one in self.members.leaving if one.given_up and one.assignment.placement == place]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GIVEN_UP_S):
+                await asyncio.gather(*(one.gone.wait() for one in there))
 
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment that was not spawned.

@@ -347,6 +347,21 @@ async def test_a_worker_that_is_given_up_is_ended_without_waiting_and_its_rows_g
 
 
 @in_a_house
+async def test_a_worker_on_a_gpu_that_is_back_starts_once_the_one_before_is_dead(house: House) -> None:
+    fleet = house.fleet
+    await fleet.spawn(at(0))
+    fleet.forget(at(0), "gpu0 is lost")
+    again = asyncio.ensure_future(fleet.spawn(at(0)))
+    await house.settle()
+    assert len(house.started) == 1, "it may have the GPU's memory still"
+    house.started[0].die()
+    await again
+    assert len(house.started) == 2
+    assert fleet.ready_assignments() == (at(0),)
+    await fleet.stop()
+
+
+@in_a_house
 async def test_a_member_without_a_worker_is_given_up_for_good(house: House) -> None:
     fleet = house.fleet
     await fleet.spawn(at(0))
