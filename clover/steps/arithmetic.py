@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -169,4 +170,4 @@ class Labels(DataStep, frozen=True, kw_only=True):
 def _lines(path: str, changed_ns: int) -> tuple[bytes, ...]:
     """Return the lines of a file of labels as it was changed last at `changed_ns`."""
     with open(path, "rb") as file:
-        return tuple(file.read().rstrip(b"\n").split(b"\n"))
+        return tuple(file.read().removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").splitlines())

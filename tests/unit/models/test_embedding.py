@@ -28,6 +28,11 @@ def spec() -> FamilySpec:
     return families.load_family("embedding")
 
 
+def test_it_answers_in_openais_shape(spec: FamilySpec) -> None:
+    assert spec.openai is not None
+    assert spec.openai.embeddings  # docs/protocol.md asks /v1/embeddings for the model "embedding"
+
+
 def module(spec: FamilySpec, loader: str) -> ModuleType:
     return sys.modules[families.resolve(loader, spec.folder).__module__]
 

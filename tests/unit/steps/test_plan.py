@@ -170,7 +170,7 @@ def test_a_client_without_steps_of_its_own_has_none(shades: FamilySpec) -> None:
 
 
 def test_labels_of_a_file_are_shown_to_clients_and_belong_to_the_digest(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("dark\nbright\n")
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfdark\r\nbright\r\n")  # as editors on Windows write it
     pair = ('labels = ["dark", "bright"]', 'file = "names.txt"')
     spec = changed(tmp_path, pair, ('run = "worker"', 'run = "client"'), *FIXED[1:])
     shown = model_metadata("shades", spec, ("1",))["parameters"]["steps"]
