@@ -44,6 +44,11 @@ class Sources(importlib.abc.MetaPathFinder):
 if os.environ.get("CLOVER_SOURCE") == "1":
     sys.meta_path.insert(0, Sources())
 
+# As in workers and the planner's process: threads of torch and BLAS spin while they wait for each other, and each of
+# pytest-xdist's processes would start as many as there are cores.  Said before numpy is imported.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 # What is printed depends on the width of the terminal; pytest-xdist hands that of its own process on.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
