@@ -7,7 +7,7 @@ ARGS ?=
 GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
-JOBS ?= 4
+JOBS ?= 6
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 PY := $(VENV)/bin/python
 COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
@@ -27,9 +27,9 @@ test: $(VENV)/.test
 	$(PY) -m pytest $(or $(ARGS),$(PARALLEL))
 
 # Those that start no server and take no more than a second or two each, and of generated examples a quarter: the inner
-# loop.
+# loop.  They compute more than they wait: a process a core, each of which collects all tests first.
 test-quick: $(VENV)/.test
-	$(PY) -m pytest $(PARALLEL) -m "not slow" --hypothesis-profile quick $(or $(ARGS),tests/unit tests/native)
+	$(PY) -m pytest $(PARALLEL) --numprocesses auto --maxprocesses $(JOBS) -m "not slow" --hypothesis-profile quick $(or $(ARGS),tests/unit tests/native)
 
 # What only a machine with an NVIDIA GPU can show; each test says what it needs if that is missing.  With TensorRT, whose
 # libraries come from NVIDIA's own package index: make test-gpu GPU_EXTRAS=onnx,dashboard,test,tensorrt

@@ -11,6 +11,7 @@ import fcntl
 import gc
 import importlib.abc
 import importlib.util
+import itertools
 import os
 import sys
 import tempfile
@@ -42,6 +43,11 @@ class Sources(importlib.abc.MetaPathFinder):
 
 if os.environ.get("CLOVER_SOURCE") == "1":
     sys.meta_path.insert(0, Sources())
+
+# As in workers and the planner's process: threads of torch and BLAS spin while they wait for each other, and each of
+# pytest-xdist's processes would start as many as there are cores.  Said before numpy is imported.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 # What is printed depends on the width of the terminal; pytest-xdist hands that of its own process on.
 for name in ("COLUMNS", "LINES"):
@@ -89,33 +95,49 @@ class AloneLock:
 
 
 class SpreadOrder:
-    """Orders the tests for the processes of pytest-xdist, which begin with equally many in a row each.
+    """Orders the tests for the processes of pytest-xdist, which begin with equally many in a row each, and later take
+    from the end of each other's rows.
 
-    Tests marked `alone` come first: later, all processes would wait until the longest test that runs has ended.  Tests
-    of whole servers wait more than they compute, and a process with all of them would be the last to end: those in
-    files that share the profile of `toy` begin the first half of the run, the others the second.  Tests with a time
-    limit of their own take longest, and begin early, so that none is left running at the end; as do those in files that
-    import torch, in a row: few processes have to import it.
+    What takes long stands at the beginning of a row, so that none of it is left running at the end, and what waits more
+    than it computes (tests of whole servers) beside what computes.  Tests marked `alone` come first of all: later, all
+    processes would wait until the longest test that runs has ended.  Files that share a measured profile of `toy`, and
+    those that import torch, stand in one row each: few processes have to measure and import.
     """
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        alone = [item for item in items if item.get_closest_marker("alone")]
-        shared = [item for item in items if item not in alone]
-        servers = [item for item in shared if item.path.parent == ROOT / "tests" / "e2e"]
-        of_toy = {item.path for item in servers if "toy_cache" in getattr(item, "fixturenames", ())}
-        first = [item for item in servers if item.path in of_toy]
-        first.sort(key=lambda item: item.get_closest_marker("timeout") is None)
-        second = [item for item in servers if item.path not in of_toy]
-        units = [item for item in shared if item.path.parent != ROOT / "tests" / "e2e"]
-        with_torch = {path for path in {item.path for item in units} if "    import torch\n" in path.read_text()}
-        torch = [item for item in units if item.path in with_torch]
-        long = [item for item in units if item not in torch and item.get_closest_marker("timeout")]
-        early = [*long, *torch]
-        others = [item for item in units if item not in early]
-        quarter = max(0, len(items) // 4 - len(alone) - len(first))
-        middle = max(quarter, len(items) // 2 - len(alone) - len(first) - len(early))
-        items[:] = [*alone, *first, *others[:quarter], *early, *others[quarter:middle], *second, *others[middle:]]
+        e2e = ROOT / "tests" / "e2e"
+        of_toy = {item.path for item in items if "toy_cache" in getattr(item, "fixturenames", ())}
+        servers = sorted({item.path for item in items if item.path.parent == e2e} - of_toy)
+        with_torch = {path for path in {item.path for item in items} if "    import torch\n" in path.read_text()}
+        heads: list[list[pytest.Item]] = [[] for _ in range(6)]
+        others = []
+        for item in items:
+            if item.path in of_toy and not item.get_closest_marker("alone"):
+                heads[1].append(item)
+            elif item.path in servers and not item.get_closest_marker("alone"):
+                heads[2 + servers.index(item.path) % 2].append(item)
+            elif item.path in with_torch:
+                heads[4].append(item)
+            elif item.path.parent == ROOT / "tests" / "browser":
+                heads[5].append(item)
+            elif item.get_closest_marker("alone") or item.get_closest_marker("timeout"):
+                heads[0].append(item)
+            else:
+                others.append(item)
+        for head in heads:  # those with a time limit of their own take longest
+            head.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+            head.sort(key=lambda item: item.get_closest_marker("alone") is None)
+        # Rows as long as pytest-xdist cuts them.
+        end, rows = 0, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        ordered: list[pytest.Item] = []
+        for row in range(rows):
+            end += (len(items) - end) // (rows - row)
+            ordered += itertools.chain.from_iterable(heads[row::rows])
+            size = max(0, end - len(ordered))
+            ordered += others[:size]
+            del others[:size]
+        items[:] = ordered + others
 
 
 def pytest_configure(config: pytest.Config) -> None:
