@@ -5,6 +5,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
+# Of pyproject.toml: all that are for users, but TensorRT, which is of GPUs.
+USER_EXTRAS := onnx,optimize,dashboard,client,otel,grpc,steps,parquet,simulate,language,ocr,embedding,pitch,efficientnet,efficientnet-lite
 GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
@@ -65,10 +67,10 @@ build: $(VENV)/.dev
 
 # The documents as a site in dist/site, made without network; a warning or a dead link is an error.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --config-file packaging/mkdocs.yml $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file packaging/mkdocs.yml $(ARGS)
 
-# dist/clover.cdx.json (CycloneDX) and THIRD-PARTY-NOTICES.md, from what is installed.
-sbom: $(VENV)/.serve
+# dist/clover.cdx.json (CycloneDX) and THIRD-PARTY-NOTICES.md, from what is installed, and so with all that users may need.
+sbom: $(VENV)/.users
 	$(PY) packaging/sbom.py $(ARGS)
 
 train-fashion: $(VENV)/.serve
@@ -81,7 +83,7 @@ soak: $(VENV)/.test
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
-	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs
+	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users
 
 # --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
 
@@ -109,6 +111,10 @@ $(VENV)/.dev: $(VENV)/.built
 	@./setup.sh $(VENV) packages onnx,dashboard,test,dev
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.docs: $(VENV)/.built
+$(VENV)/.docs: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages docs
 	@touch $@
+
+$(VENV)/.users: $(VENV)/.built
+	@./setup.sh $(VENV) packages $(USER_EXTRAS)
+	@touch $@ $(VENV)/.serve

@@ -5,7 +5,7 @@
 prints those of the requirements that pip shall take from PyTorch's index of CPU builds, one a line, and nothing if pip
 shall take all from where it takes others.  The reason goes to standard error.  In this order:
 
-1. torch is installed already: it stays.
+1. torch is installed already: it stays, and a CPU build has what is built with it from the same index.
 2. The variable TORCH says `cpu` or `cuda`.
 3. A driver of NVIDIA's is loaded: pip's own choice, which is a build for CUDA.
 4. pip is configured with an index, a folder of wheels or constraints: its user has chosen.
@@ -50,7 +50,7 @@ def decide(wish: str, has: str, root: Path, settings: Callable[[], str]) -> tupl
     if wish not in ("", "cpu", "cuda"):
         raise ValueError(f"TORCH={wish!r} is neither cpu nor cuda")
     if has:
-        return False, f"torch {has} is installed and stays"
+        return has.endswith("+cpu") and not CHOOSES.search(settings()), f"torch {has} is installed and stays"
     if wish == "cpu":
         return True, "a CPU build of torch (0.2 GB), as TORCH=cpu asks for"
     if wish == "cuda":

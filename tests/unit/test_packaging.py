@@ -61,6 +61,11 @@ def test_an_extra_brings_its_packages_and_no_other(sbom: dict[str, Any]) -> None
     assert "socksio" in sbom["closure"](["httpx[socks]"])
 
 
+def test_the_notices_are_made_with_all_extras_of_users(sbom: dict[str, Any]) -> None:
+    (listed,) = re.findall(r"^USER_EXTRAS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(listed.split(",")) == set(EXTRAS) - {*sbom["TOOLS"], "tensorrt"}
+
+
 def instructions() -> list[tuple[str, str]]:
     """The Dockerfile's instructions with their arguments, continued lines joined."""
     text = (ROOT / "packaging" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")

@@ -37,6 +37,8 @@ def script() -> dict[str, Any]:
         ("", "", "", "", True, "no NVIDIA GPU"),
         ("", "2.13.0", "", "", False, "2.13.0 is installed and stays"),
         ("cpu", "2.13.0", "", "", False, "stays"),
+        ("", "2.13.0+cpu", "", "", True, "stays"),  # torchvision has to be of the same build
+        ("", "2.13.0+cpu", "", "global.find-links='/wheels'\n", False, "stays"),
         ("", "", "dev/nvidiactl", "", False, "/dev/nvidiactl shows a GPU"),
         ("", "", "dev/dxg", "", False, "/dev/dxg shows a GPU"),
         ("cpu", "", "dev/nvidiactl", "", True, "TORCH=cpu"),
