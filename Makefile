@@ -1,9 +1,12 @@
 # The first call creates .venv and builds the kernels; later calls reuse both.
 #   PYTHON=python3.12   another interpreter            ARGS="--port 9000"   arguments to pass on
+#   TORCH=cpu, TORCH=cuda   the build of torch, which else is the machine's: see packaging/torch_build.py
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
+# Of pyproject.toml: all that are for users, but TensorRT, which is of GPUs.
+USER_EXTRAS := onnx,optimize,dashboard,client,otel,grpc,steps,parquet,simulate,language,ocr,embedding,pitch,efficientnet,efficientnet-lite
 GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
@@ -14,7 +17,8 @@ COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
-.PHONY: serve test test-quick test-gpu test-checked lint bench bench-peers bench-kernels build train-fashion soak clean
+.PHONY: serve test test-quick test-gpu test-checked lint bench bench-peers bench-kernels build docs sbom train-fashion \
+	soak clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
@@ -61,6 +65,14 @@ bench-kernels: $(VENV)/.test $(VENV)/.dev
 build: $(VENV)/.dev
 	$(PY) -m build --outdir dist .
 
+# The documents as a site in dist/site, made without network; a warning or a dead link is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file packaging/mkdocs.yml $(ARGS)
+
+# dist/clover.cdx.json (CycloneDX) and THIRD-PARTY-NOTICES.md, from what is installed, and so with all that users may need.
+sbom: $(VENV)/.users
+	$(PY) packaging/sbom.py $(ARGS)
+
 train-fashion: $(VENV)/.serve
 	$(PY) -m clover.models.fashion.train $(ARGS)
 
@@ -71,7 +83,7 @@ soak: $(VENV)/.test
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
-	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev
+	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users
 
 # --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
 
@@ -97,4 +109,12 @@ $(VENV)/.gpu: $(VENV)/.built
 
 $(VENV)/.dev: $(VENV)/.built
 	@./setup.sh $(VENV) packages onnx,dashboard,test,dev
+	@touch $@ $(VENV)/.serve
+
+$(VENV)/.docs: pyproject.toml | $(PY)
+	@./setup.sh $(VENV) packages docs
+	@touch $@
+
+$(VENV)/.users: $(VENV)/.built
+	@./setup.sh $(VENV) packages $(USER_EXTRAS)
 	@touch $@ $(VENV)/.serve

@@ -2,11 +2,14 @@
 # setup.sh VENV clover            compiles Clover and installs it in VENV, without the packages that it needs
 # setup.sh VENV packages EXTRAS   installs these packages in VENV, with those of EXTRAS (as onnx,test)
 #
+# TORCH=cpu or TORCH=cuda chooses the build of torch, which else is the machine's (packaging/torch_build.py).
+#
 # Called by make.  Says what it does, how long that should take, and every 15 s how far it is; errors come through.
 set -eu
 venv=$1 what=$2
 python=$venv/bin/python
 pip="$python -m pip install --disable-pip-version-check --quiet"
+cpu_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 began=$(date +%s)
 
 say() { echo "set-up, $(($(date +%s) - began)) s: $*"; }
@@ -57,12 +60,16 @@ extras = project["optional-dependencies"]
 print(*project["dependencies"], *(package for extra in sys.argv[1].split(",") for package in extras[extra]), sep="\n")
 EOF
     )
-    if [ -n "$(find "$venv" -maxdepth 5 -type d -path '*site-packages/torch')" ]; then
-        say "installing packages that are missing ..."
-    else
-        say "installing packages: downloads of 0.3 GB with a CPU build of torch, 3 GB with PyPI's for CUDA ..."
-    fi
+    say "installing packages that are missing ..."
+    # Which build of torch, and why: see packaging/torch_build.py.
+    cpu=$(echo "$requirements" | tr '\n' '\0' | xargs -0 "$python" packaging/torch_build.py)
     watch downloaded
+    if [ -n "$cpu" ]; then
+        echo "$cpu" | tr '\n' '\0' | xargs -0 $pip --index-url "$cpu_index" || {
+            say "no CPU build of torch from $cpu_index; TORCH_INDEX names another index, TORCH=cuda takes torch from where pip finds it" >&2
+            exit 1
+        }
+    fi
     echo "$requirements" | tr '\n' '\0' | xargs -0 $pip
 }
 
