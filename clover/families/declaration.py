@@ -33,7 +33,10 @@ COMPUTED_OF_VARIANTS = ("inputs", "outputs", "untrained")
 
 SPLITS = ("calibration", "held_out")
 TOP1 = "top1"
-"""The metric that is built in: the answer is the label, or it is not."""
+"""The usual metric: the answer is the label, or it is not."""
+AGREEMENT = "agreement"
+"""The metric without labels: the answer is that of the last variant, or it is not.  A proxy."""
+METRICS = (TOP1, AGREEMENT)
 CONFIDENCES = ("top", "margin", "entropy")
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_VARIANTS = 64
