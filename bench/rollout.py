@@ -1,6 +1,7 @@
 """Releases in numbers: how often a clean one is rolled back, how soon a bad one is, and what a refit would save.
 
     python -m bench.rollout simulate [--releases 1000]     # the tests of a release, over simulated traffic
+    python -m bench.rollout margins [--releases 1000]      # releases that are as bad as a clean one may be
     python -m bench.rollout refit                          # new weights into a resident model, beside a new start
 
 `simulate` plays each release second by second: `RATE` requests a second, a tenth of them for the new version, latencies
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from clover.config import RolloutConfig
-from clover.runtime.guard.release import ReleaseTests
+from clover.runtime.guard.release import TAIL_MARGIN, TESTS, ReleaseTests, log_wealth
 from clover.server.rollouts import limits_of
 
 RATE = 20
@@ -122,6 +123,32 @@ def simulate(releases: int, bad: int) -> None:
         )
 
 
+def margins(releases: int) -> None:
+    """Print how often releases are rolled back whose every mean lies exactly on its margin: the worst that is clean."""
+    random = np.random.default_rng(7)
+    limits = limits_of(RolloutConfig())
+    enough = math.log(len(TESTS) / limits.risk)
+    wrong = dict.fromkeys(TESTS, 0)
+    any_wrong = 0
+    for _ in range(releases):
+        place = random.random(6000)
+        seen = {
+            "errors": (random.binomial(20, limits.errors, 600) / 20.0, -1.0),
+            "slower": (random.beta(2.0, 2.0, 600), 0.0),
+            "tail": (random.binomial(20, TAIL_MARGIN, 600) / 20.0, -1.0),
+            "differs": ((place < limits.differs).astype(float), 0.0),
+            "accuracy": ((place < 0.03).astype(float) - ((place >= 0.03) & (place < 0.05)), -1.0),
+        }
+        found = {
+            name: bool(log_wealth(observations, limits.margin(name), low).max() >= enough)
+            for name, (observations, low) in seen.items()
+        }
+        any_wrong += any(found.values())
+        for name, one in found.items():
+            wrong[name] += one
+    print(f"{releases} releases on every margin, 600 blocks and 6,000 rows each: {any_wrong} rolled back ({wrong})")
+
+
 def refit(rounds: int) -> None:
     """Print how long new weights take into a resident model, and how long a new process needs before its model."""
     import torch
@@ -151,13 +178,15 @@ def refit(rounds: int) -> None:
 def main() -> None:
     """Run the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["simulate", "refit"])
+    parser.add_argument("part", choices=["simulate", "margins", "refit"])
     parser.add_argument("--releases", type=int, default=1000, help="clean releases [1000]")
     parser.add_argument("--bad", type=int, default=100, help="releases of each other kind [100]")
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     if given.part == "simulate":
         simulate(given.releases, given.bad)
+    elif given.part == "margins":
+        margins(given.releases)
     else:
         refit(given.rounds)
 

@@ -23,7 +23,8 @@ from clover.client.tensors import TensorInfo, WireTensor, arrays_of, unpack
 from clover.errors import BadRequest, DeadlineMissed, ModelFailed
 
 if TYPE_CHECKING:
-    from clover.client.stepping import ClientSteps
+    from clover.client.stepping import OwnSteps
+    from clover.steps import PreparedRows
 
 _MOST_PARAMETER_US = 1 << 53
 _JSON = {"content-type": "application/json"}
@@ -45,7 +46,7 @@ class ModelInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     said: Mapping[str, Any] = field(repr=False, default_factory=dict)
-    steps: ClientSteps | None = field(repr=False, default=None)
+    steps: OwnSteps | None = field(repr=False, default=None)
     sent: tuple[TensorInfo, ...] = field(repr=False, default=())
 
 
@@ -116,9 +117,10 @@ class Calls:
         if info is None:
             info = yield from self.describe(model, asking.timeout_s)
         columns = arrays_of(info.inputs, inputs)
-        there: Mapping[str, Any] = {}
+        prepared: PreparedRows | None = None
         if info.steps is not None:
-            columns, there = info.steps.before(columns)
+            prepared = info.steps.before(columns)
+            columns = prepared.inputs
         tensors = [WireTensor.of(tensor, columns[tensor.name]) for tensor in info.sent or info.inputs]
         body = b"".join(tensor.data for tensor in tensors)
         inputs_said = [tensor.header() for tensor in tensors]
@@ -146,8 +148,8 @@ class Calls:
         said, binary = _document(reply)
         try:
             outputs = unpack(said["outputs"], binary)
-            if info.steps is not None:
-                outputs = info.steps.after(there, outputs)
+            if info.steps is not None and prepared is not None:
+                outputs = info.steps.after(prepared, outputs)
             return Result(model, str(said.get("model_version", "")), outputs, receipt, info.outputs)
         except (KeyError, TypeError) as error:
             raise ModelFailed("the server's answer is no infer answer") from error
@@ -176,7 +178,7 @@ class Calls:
         try:
             inputs = tuple(TensorInfo.of(one) for one in said["inputs"])
             outputs = tuple(TensorInfo.of(one) for one in said["outputs"])
-            steps = _steps(said, inputs, outputs, self.folders.get(model))
+            steps = _steps(said, self.folders.get(model))
             found = ModelInfo(
                 model,
                 str((said.get("versions") or [""])[-1]),
@@ -244,16 +246,14 @@ class Calls:
             yield Wait(pause_s)
 
 
-def _steps(
-    said: Mapping[str, Any], inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], folder: Path | None
-) -> ClientSteps | None:
+def _steps(said: Mapping[str, Any], folder: Path | None) -> OwnSteps | None:
     """Return the client's steps of a model, if any: without some, none of what they need is imported."""
     declared = (said.get("parameters") or {}).get("steps")
     if not declared or declared.get("run") == "worker":
         return None
     from clover.client.stepping import steps_of
 
-    return steps_of(said, inputs, outputs, folder)
+    return steps_of(said, folder)
 
 
 def _nothing(left_s: float) -> tuple[dict[str, str], bytes]:

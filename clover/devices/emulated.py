@@ -44,8 +44,7 @@ _MAGIC = b"CLVRNVML"
 _VERSION = 3
 _HEAD = struct.Struct("@8sI")
 _CONFIG_BYTES = 8192
-_PRIVILEGED, _MIG = 1, 2
-_LACKS = {"energy": 4, "power": 8, "limit": 16}
+_PRIVILEGED, _MIG, _LACKS = 1, 2, {"energy": 4, "power": 8, "limit": 16}
 _ARCHITECTURES = {"turing": 6, "ampere": 7, "ada": 8, "hopper": 9, "blackwell": 10}
 _MOMENTARY = ("turing", "ampere")
 """Architectures whose power reading is that of the moment, and not the average of a second."""
@@ -262,9 +261,9 @@ def _config(gpu: GpuTable, count: int, flags: int, seed: int, power: BoardPower)
         context_mw=round((gpu.context_w if power.context_w is None else power.context_w) * 1000),
         grain_ms=round(power.grain_s * 1000),
     )
-    if gpu.sleeps is not None:
-        config.sleep_after_ms, config.wake_ms = round(gpu.sleeps.after_s * 1000), round(gpu.sleeps.wake_s * 1000)
-        config.asleep_mw = round(gpu.sleeps.watts * 1000)
+    if (sleeps := gpu.sleeps) is not None:
+        times = (sleeps.after_s, sleeps.wake_s, sleeps.watts)
+        config.sleep_after_ms, config.wake_ms, config.asleep_mw = (round(value * 1000) for value in times)
     for place, row in zip(config.profiles, gpu.profiles, strict=False):
         place.name = row.name.encode()
         place.index, place.id, place.slices, place.size = row.enum, row.profile_id, row.slices, row.size

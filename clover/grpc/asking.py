@@ -16,7 +16,7 @@ from clover.grpc.calls import GrpcCaller, Metadata
 from clover.http.ids import RequestIds
 from clover.http.inference import InferEndpoint, receipt_field, receipt_json
 from clover.http.oip.request import InferRequest
-from clover.interfaces import Ticket
+from clover.interfaces import SplitModel, Ticket
 
 _ERRORS: dict[int, type[RequestError]] = {
     429: Overloaded,
@@ -27,7 +27,7 @@ _ERRORS: dict[int, type[RequestError]] = {
 _RECEIPT = len("Clover-Receipt: ")
 
 
-class Asking:
+class GrpcInference:
     """A request on its way.  `streamed`: its answer has its metadata among its parameters too, as one of a stream."""
 
     def __init__(
@@ -64,6 +64,8 @@ class Asking:
         request, caller = self._request, self._caller
         timeout_ns, min_accuracy = request.timeout_ns, request.min_accuracy
         ticket.client = caller.client
+        if caller.uncached:
+            ticket.uncached = caller.uncached
         if caller.tenant is not None:
             timeout_ns = timeout_ns or caller.tenant.timeout_ns
             min_accuracy = min_accuracy or caller.tenant.min_accuracy
@@ -97,7 +99,8 @@ class Asking:
         if request.wants_receipt:
             parameters["clover_receipt"] = receipt_json(receipt, own_id)
         read = partial(model.read, ticket)
-        answer = infer.encode(self._endpoint.signature, model.spec.version, request, read, parameters)
+        version = model.version_of(ticket).version if isinstance(model, SplitModel) else model.spec.version
+        answer = infer.encode(self._endpoint.answering(ticket).signature, version, request, read, parameters)
         model.remember(number, ticket)
         return answer, about
 

@@ -23,6 +23,7 @@ from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError
 from clover.grpc.stats import GrpcStats
 from clover.http.access import Access
 from clover.http.addresses import client_of, is_loopback
+from clover.http.heads import freshness
 from clover.tenants import Tenant
 
 log = logging.getLogger("clover.grpc")
@@ -66,9 +67,10 @@ class Unimplemented(RequestError):
 
 class GrpcCaller:
     """Who makes a call: by which token, and from where.  `flow` is the number of its connection, `client` what it is
-    counted by, `request_id` the id that it gave the call; `request` is the number of that id, 0 without one."""
+    counted by, `request_id` the id that it gave the call; `request` is the number of that id, 0 without one.
+    `uncached`: what the call forbids a cache of answers (`Head.uncached`)."""
 
-    __slots__ = ("authorised", "client", "flow", "loopback", "request", "request_id", "tenant")
+    __slots__ = ("authorised", "client", "flow", "loopback", "request", "request_id", "tenant", "uncached")
 
     def __init__(self, peer: str, authorised: bool, tenant: Tenant | None, request_id: str) -> None:
         self.client, self.loopback, self.flow = _peer(peer)
@@ -78,6 +80,7 @@ class GrpcCaller:
             self.client = tenant.client
         self.request_id = request_id
         self.request = hash((request_id, self.client)) if request_id else 0
+        self.uncached = 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -103,7 +106,11 @@ class Callers:
         """Return who makes the call of `context`, which `refusal` let pass."""
         metadata = context.invocation_metadata() or ()
         authorised, tenant = self._recognise(_bearer(metadata))
-        return GrpcCaller(context.peer(), authorised, tenant, _request_id(metadata))
+        caller = GrpcCaller(context.peer(), authorised, tenant, _request_id(metadata))
+        for key, value in metadata:
+            if key == "cache-control":
+                caller.uncached = freshness(str(value).encode("latin-1", "replace"))
+        return caller
 
     def refusal(self, metadata: Metadata, path: str) -> tuple[int, str, bytes] | None:
         """Return why a call with this metadata is refused (`Access.refusal`); `path` is that of the same over HTTP."""

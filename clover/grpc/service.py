@@ -25,17 +25,16 @@ from clover.errors import (
     Unavailable,
 )
 from clover.grpc import infer, wire
-from clover.grpc.asking import Asking
+from clover.grpc.asking import GrpcInference
 from clover.grpc.calls import FAILED, CallHandlers, GrpcCaller, Metadata, Unimplemented, Work, code_of, shown
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
-from clover.http.api import metadata
+from clover.http.api import metadata, named
 from clover.http.ids import RequestIds
 from clover.http.inference import InferEndpoint
-from clover.interfaces import Model, ServerView
+from clover.interfaces import Model, ServerView, SplitModel
 
 log = logging.getLogger("clover.grpc")
 
-_UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 _StreamAnswer = message_class("ModelStreamInferResponse")
 _STREAMED = _StreamAnswer.DESCRIPTOR.fields_by_name["infer_response"].number
 
@@ -127,21 +126,18 @@ class OipService:
         if wait_s > 0.0:
             raise Overloaded("too many rows wait for this model", retry_after_s=wait_s)
         request = infer.decode(endpoint.signature, call)
-        return await Asking(endpoint, request, caller, self._ids, streamed).run(remaining_s)
+        return await GrpcInference(endpoint, request, caller, self._ids, streamed).run(remaining_s)
 
     def _endpoint(self, name: str, version: str) -> InferEndpoint:
         """Return the endpoint of the family that has the name now; raises NotFound."""
-        model = self._model(name, version)
-        endpoint = self._endpoints.get(name)
+        key, model = named.found(self._view.models(), name, version or None)
+        endpoint = self._endpoints.get(key)
         if endpoint is None or endpoint.model is not model:
-            endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits)
+            endpoint = self._endpoints[key] = named.endpoint_of(key, model, self._limits)
         return endpoint
 
     def _model(self, name: str, version: str) -> Model:
-        model = self._view.models().get(name)
-        if model is None or (version and version != model.spec.version):
-            raise NotFound(_UNKNOWN_MODEL)
-        return model
+        return named.found(self._view.models(), name, version or None)[1]
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -231,16 +227,21 @@ class OipService:
         return json_format.ParseDict({"config": config}, message_class("ModelConfigResponse")())
 
     def _statistics(self, request: Any, caller: GrpcCaller) -> Any:
-        models = self._view.models().values() if not request.name else [self._model(request.name, request.version)]
-        found = {"model_stats": [model.stats() for model in models]}
+        if request.name:
+            models = [(request.name, self._model(request.name, request.version))]
+        else:
+            models = named.each(self._view.models())
+        found = {"model_stats": [{**model.stats(), "name": name} for name, model in models]}
         return json_format.ParseDict(found, message_class("ModelStatisticsResponse")(), ignore_unknown_fields=True)
 
     def _index(self, request: Any, caller: GrpcCaller) -> Any:
         answer = message_class("RepositoryIndexResponse")()
-        for name, model in self._view.models().items():
-            state, reason = self._view.state_of(name)
+        for key, model in self._view.models().items():
+            if isinstance(model, SplitModel):
+                continue  # its versions are listed each for itself
+            state, reason = self._view.state_of(key)
             if state == "READY" or not request.ready:
-                answer.models.add(name=name, version=model.spec.version, state=state, reason=reason)
+                answer.models.add(name=named.shown(key), version=model.spec.version, state=state, reason=reason)
         return answer
 
     # --- repository ---------------------------------------------------------------------------------------------------

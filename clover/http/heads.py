@@ -304,8 +304,7 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
     head.traceparent = seen.get(b"traceparent", b"")
     head.tracestate = seen.get(b"tracestate", b"")
     if b"cache-control" in seen:
-        wishes = {part.strip() for part in seen[b"cache-control"].lower().split(b",")}
-        head.uncached = 2 if b"no-store" in wishes else 1 if wishes & {b"no-cache", b"max-age=0"} else 0
+        head.uncached = freshness(seen[b"cache-control"])
     head.origin = seen.get(b"origin")
     head.cross_site = seen.get(b"sec-fetch-site") == b"cross-site"
     scheme, _, token = seen.get(b"authorization", b"").partition(b" ")
@@ -324,6 +323,12 @@ def _wanted_coding(field: bytes) -> str:
     if b"gzip" in wanted or b"x-gzip" in wanted:
         return "gzip"
     return "deflate" if b"deflate" in wanted else ""
+
+
+def freshness(cache_control: bytes) -> int:
+    """Return what a Cache-Control field of a request forbids: see `Head.uncached`."""
+    wishes = {part.strip() for part in cache_control.lower().split(b",")}
+    return 2 if b"no-store" in wishes else 1 if wishes & {b"no-cache", b"max-age=0"} else 0
 
 
 class Heads:

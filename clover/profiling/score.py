@@ -38,8 +38,9 @@ def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
     """Return which answers are their labels; an answer of one element may have a label without an axis for it."""
     if labels.dtype.kind == "U":
         labels = np.char.encode(labels, "utf-8")  # a model answers text as bytes
-    same: Rights = np.asarray((found.reshape(labels.shape) if found.size == labels.size else found) == labels)
-    right: Rights = same.reshape(len(labels), -1).all(axis=1)
+    shaped = found.reshape(labels.shape) if found.size == labels.size else found
+    same: Rights = np.asarray(shaped == labels, dtype=np.bool_)
+    right: Rights = np.logical_and.reduce(same.reshape(len(labels), -1), axis=1)
     return right
 
 

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 
 from clover.errors import CloverError
-from clover.http import Frontend
 from clover.http.addresses import client_of
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError
 from clover.http.inference import InferEndpoint
 from clover.http.server_state import ConnectionBase, ServerState
+from clover.server.front_ends import FrontEnds
 
 if TYPE_CHECKING:
     from clover.server.engine import Engine
@@ -85,8 +85,8 @@ class _Entry:
         self.engine = engine
         if engine.frontend is None:  # one that listens nowhere
             tracer = engine.otel.tracer if engine.otel is not None else None
-            engine.frontend = Frontend(engine, engine.config, engine.loop, tenants=engine.tenants, tracer=tracer)
-        self.routes, self.state = engine.frontend.mount()
+            engine.frontend = FrontEnds(engine, engine.config, engine.loop, engine.tenants, None, tracer)
+        self.routes, self.state = engine.frontend.http.mount()
         self.flows: OrderedDict[Any, int] = OrderedDict()
 
     def head(self, raw: bytes) -> Head:

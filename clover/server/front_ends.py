@@ -84,6 +84,10 @@ class FrontEnds:
         if self.grpc is not None:
             self.grpc.forget_callers()
 
+    def forget_endpoints(self) -> None:
+        """Look up anew, from now on, which model each name leads to; gRPC does for each call."""
+        self.http.forget_endpoints()
+
     def metrics(self) -> Iterable[Metric]:
         """Yield the metrics of gRPC, if that is served."""
         if self.grpc is not None:

@@ -91,12 +91,21 @@ class ClientSteps:
         return PreparedRows(inputs, found.columns, rows)
 
     def after(self, sent: PreparedRows, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return what the application gets, from what the model gave for the rows `sent`.  Raises BadRow."""
+        """Return what the application gets, from what the model gave for the rows `sent`: arrays [rows, ...], of
+        objects if rows differ in shape.  Raises BadRow."""
         found = self._after.apply({**sent.columns, **outputs}, sent.rows)
         if found.refused:
             raise BadRow(next(iter(found.refused.values())))
         names = zip([tensor.name for tensor in self.outputs], self._given, strict=True)
-        return {name: stacked(found.columns[own]) for name, own in names}
+        return {name: _array(found.columns[own]) for name, own in names}
+
+
+def _array(column: Column) -> NDArray[Any]:
+    if isinstance(column, np.ndarray) or len({np.shape(row) for row in column}) == 1:
+        return stacked(column)
+    array = np.empty(len(column), object)
+    array[:] = column
+    return array
 
 
 def _tensors(listed: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 RATE, SAMPLES = 16_000, 2048
 SHORTEST, LONGEST = 11, 320
 """Lags that are looked at: 1455 to 50 hertz."""
-NEARLY = 0.9
-"""Part of the height of the highest peak that an earlier one must have to be taken instead."""
+NEARLY = 0.8
+"""Part of the height of the highest peak that an earlier one must have to be taken instead: chosen on the calibration
+tones (0.9 takes many tones an octave too low, 0.7 some an octave too high)."""
 
 _SIZE = 4096
 _WINDOW = np.hanning(SAMPLES).astype(np.float32)

@@ -52,7 +52,7 @@ def test_it_is_useful_before_charts_and_follows_the_server(open_page: Opens) -> 
     assert page.locator("#decisions li").count() >= 1
     charts_drawn(page)
     page.locator("#grid-card details summary").click()
-    assert page.locator("#grid-card details tbody tr").count() > 1, "a table beside the chart"
+    until(page, "document.querySelectorAll('#grid-card details tbody tr').length > 1")  # a table beside the chart
     markup = "<img src=x onerror=alert(1)>"
     made = page.evaluate(
         """async (markup) => {

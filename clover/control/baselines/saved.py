@@ -234,7 +234,7 @@ class _Comparison:
 
 def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
     label, rows = label_of(shadows, devices), sum(shadow.rows for shadow in shadows)
-    out: dict[str, Any] = {} if len(shadows) > 1 else {"since_s": shadows[0].since_s}
+    out: dict[str, Any] = {"since_s": min(shadow.since_s for shadow in shadows)}
     perfect = any(shadow.perfect_forecast for shadow in shadows)
     grid = grid_of(shadows)
     held = sum(shadow.held_rows for shadow in shadows)

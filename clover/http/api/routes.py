@@ -24,13 +24,13 @@ from clover._version import __version__
 from clover.config import ServerConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
 from clover.http.access import Access
-from clover.http.api import metadata, openapi
+from clover.http.api import metadata, named, openapi
 from clover.http.api.embeddings import MODELS_PATH, PATH, EmbeddingRoutes
 from clover.http.api.schemas import COMMANDS
 from clover.http.content_encoding import Inflation
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
-from clover.http.inference import InferEndpoint, SplitEndpoint
+from clover.http.inference import InferEndpoint
 from clover.http.oip.request import JSON_BOUND, parse_json
 from clover.http.oip.tensors import Body
 from clover.http.server_state import TURN_BYTES, ServerState
@@ -51,7 +51,6 @@ _FEEDBACK_BYTES = 1 << 18
 """Most bytes of feedback, which is parsed straight to its types: room for ten thousand names of classes."""
 _EMBEDDINGS_BOUND = ("the JSON of an embeddings request", " (limits.json_bytes): send fewer texts")
 _NO_INFERENCE = ("a body that is no inference", "")
-_UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 
 
 class FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -243,15 +242,7 @@ class Routes:
                 version, rest = rest[1], rest[2:]
             methods = self._model_paths.get("/".join(rest)) if len(rest) <= 1 and rest != [""] else None
             if methods is not None:
-                model = self._model(name)
-                if version is None:
-                    return methods, name
-                exact = f"{name}@{version}"  # while a new version is being rolled out
-                if exact in self._view.models():
-                    return methods, exact
-                if version != model.spec.version:
-                    raise NotFound(_UNKNOWN_MODEL)
-                return methods, name
+                return methods, named.found(self._view.models(), name, version)[0]
         elif len(parts) == 6 and parts[:4] == ["", "v2", "repository", "models"]:
             methods = self._repository_paths.get(parts[5])
             if methods is not None:
@@ -261,10 +252,7 @@ class Routes:
         raise NotFound("Request for unknown model or path")
 
     def _model(self, name: str) -> Model:
-        model = self._view.models().get(name)
-        if model is None:
-            raise NotFound(_UNKNOWN_MODEL)
-        return model
+        return named.found(self._view.models(), name)[1]
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
@@ -276,11 +264,7 @@ class Routes:
         model = self._model(name)
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
-            if isinstance(model, SplitModel):
-                endpoint = SplitEndpoint(shown(name), model, self._limits)
-            else:
-                endpoint = InferEndpoint(shown(name), model, self._limits)
-            self._endpoints[name] = endpoint
+            endpoint = self._endpoints[name] = named.endpoint_of(name, model, self._limits)
         head.endpoint = endpoint if not head.coding else None
         return endpoint
 
@@ -324,15 +308,14 @@ class Routes:
         if described is None or described[0] is not model:
             described = self._described[name] = (
                 model,
-                orjson.dumps(metadata.model_metadata(shown(name), model.spec, metadata.versions(model))),
-                orjson.dumps(metadata.model_config(shown(name), model.spec)),
+                orjson.dumps(metadata.model_metadata(named.shown(name), model.spec, metadata.versions(model))),
+                orjson.dumps(metadata.model_config(named.shown(name), model.spec)),
             )
         return described
 
     def _each(self) -> list[tuple[str, Model]]:
         """Return every version of every model, with the name that clients know it by."""
-        models = self._view.models().items()
-        return [(shown(name), model) for name, model in models if not isinstance(model, SplitModel)]
+        return named.each(self._view.models())
 
     def _model_metadata(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish(200, [self._descriptions(name)[1]])
@@ -342,10 +325,10 @@ class Routes:
 
     def _model_ready(self, exchange: Exchange, body: Body, name: str) -> None:
         ready = bool(self._model(name).ready)
-        exchange.finish_json({"name": shown(name), "ready": ready}, 200 if ready else 503)
+        exchange.finish_json({"name": named.shown(name), "ready": ready}, 200 if ready else 503)
 
     def _model_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
-        exchange.finish_json({"model_stats": [{**self._model(name).stats(), "name": shown(name)}]})
+        exchange.finish_json({"model_stats": [{**self._model(name).stats(), "name": named.shown(name)}]})
 
     def _all_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json({"model_stats": [{**model.stats(), "name": name} for name, model in self._each()]})
@@ -355,7 +338,7 @@ class Routes:
 
     def _openapi(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json(
-            openapi.build({shown(key): model.spec for key, model in self._view.models().items()}, __version__)
+            openapi.build({named.shown(key): model.spec for key, model in self._view.models().items()}, __version__)
         )
 
     def _state(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -396,7 +379,7 @@ class Routes:
             state, reason = self._view.state_of(model_name)
             if state == "READY" or not ready_only:
                 version = model.spec.version
-                rows.append({"name": shown(model_name), "version": version, "state": state, "reason": reason})
+                rows.append({"name": named.shown(model_name), "version": version, "state": state, "reason": reason})
         exchange.finish_json(rows)
 
     def _load(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -458,11 +441,6 @@ class Routes:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def shown(name: str) -> str:
-    """Return the name that clients know a model by: NAME of NAME@VERSION."""
-    return name.partition("@")[0]
 
 
 def _failed(exchange: Exchange, error: Exception) -> None:

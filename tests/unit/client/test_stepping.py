@@ -45,8 +45,8 @@ def family(run: Any) -> FamilySpec:
             before=BEFORE,
             after=AFTER,
             outputs=(
-                TensorSpec(name="probabilities", datatype="FP32", shape=(2,)),
                 TensorSpec(name="labels", datatype="BYTES", shape=(2,), max_bytes=40),
+                TensorSpec(name="probabilities", datatype="FP32", shape=(2,)),
             ),
         ),
     )
@@ -63,7 +63,7 @@ def picture(grey: int) -> bytes:
 def infer(run: str, given: Any, outputs: dict[str, Any]) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
     """Return the JSON and the binary data of what is sent, and what the caller gets, if the server answers so."""
     calls = Calls(Retries(), {}, lambda: 0.0)
-    said = json.loads(json.dumps(model_metadata("shades", family(run))))
+    said = json.loads(json.dumps(model_metadata("shades", family(run), ("1",))))
     call = calls.infer("shades", given, Asking(5.0))
     next(call)
     sent: Any = call.send(Reply(200, {}, json.dumps(said).encode()))
@@ -106,12 +106,12 @@ def test_without_steps_of_its_own_a_client_sends_what_it_is_given() -> None:
 
 def test_a_row_that_a_step_cannot_take_is_refused_before_anything_is_sent() -> None:
     pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    with pytest.raises(BadRequest, match="row 1 is refused"):
+    with pytest.raises(BadRequest, match="row is refused: row 1"):
         infer("client", [picture(1), b"no picture"], {})
 
 
 def test_steps_that_this_version_does_not_know_are_refused() -> None:
-    said = model_metadata("shades", family("client"))
+    said = model_metadata("shades", family("client"), ("1",))
     said["parameters"]["steps"]["before"] = [{"step": "levitate"}]
     calls = Calls(Retries(), {}, lambda: 0.0)
     call = calls.infer("shades", b"x", Asking(5.0))

@@ -352,6 +352,7 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
         told = saved_by_all(rig.controller.shadows.of.values())
         assert told is not None
         assert told["base"]["rows"] == 4 * RATE, "a family that served nothing takes no part"
+        assert told["since_s"] == rig.shadow.since_s
         assert other.name == "second"
 
     drive(story)

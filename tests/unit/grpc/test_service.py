@@ -26,7 +26,8 @@ StreamAnswer = message_class("ModelStreamInferResponse")
 
 
 def echo(datatype: str = "FP32", *shape: int, **others: Any) -> FakeModel:
-    listed = [tensor("IN", datatype, *(shape or (2,)))], [tensor("OUT", datatype, *(shape or (2,)))]
+    outputs = [tensor("OUT", datatype, *(shape or (2,)), labels=("no", "yes") if datatype == "FP32" else ())]
+    listed = [tensor("IN", datatype, *(shape or (2,)))], outputs
     return FakeModel(family("echo", *listed), **others)
 
 
@@ -153,6 +154,13 @@ def test_the_shorter_deadline_counts_and_a_spent_one_is_missed() -> None:
     for remaining_s, kept_ns in ((1.0, 1_000_000_000), (9.0, 5_000_000_000), (0.0, -1)):
         driver.ask("ModelInfer", asked, remaining_s=remaining_s)
         assert model.tickets[-1].timeout_ns == kept_ns
+
+
+@pytest.mark.parametrize(("field", "uncached"), [("max-age=0", 1), ("No-Cache", 1), ("no-cache, no-store", 2), ("", 0)])
+def test_a_call_may_forbid_a_cached_answer(field: str, uncached: int) -> None:
+    model = echo()
+    GrpcDriver(FakeView(model)).ask("ModelInfer", request(), metadata=(("cache-control", field),))
+    assert getattr(model.tickets[0], "uncached", 0) == uncached
 
 
 def test_a_crowded_model_refuses_before_the_request_is_read() -> None:

@@ -100,6 +100,12 @@ def test_an_interval_of_partly_right_rows_is_never_too_narrow() -> None:
     assert held >= 0.95 * 400
 
 
+def test_all_right_and_none_right_lie_in_their_intervals() -> None:
+    for rows in range(1, 200):
+        assert interval(rows, rows)[1] == 100.0
+        assert interval(0, rows)[0] == 0.0
+
+
 def test_chains_count_rows_that_are_partly_right() -> None:
     # The first and the third row go on to the large variant.
     found = play(ANSWERS, COSTS, ("small", "large"), (0.5,))

@@ -267,7 +267,7 @@ def test_json_logs_say_what_the_policy_may_cost_as_the_banner_does(caplog: pytes
         page=None,
     )
     with caplog.at_level("INFO", logger="clover.serve"):
-        banner.show(cast(Server, SimpleNamespace(engine=engine, url="http://127.0.0.1:8080")))
+        banner.show(cast(Server, SimpleNamespace(engine=engine, url="http://127.0.0.1:8080", grpc_target="")))
     assert [record.getMessage() for record in caplog.records] == ["ready", f"toy: {cost}"]
 
 
@@ -345,7 +345,7 @@ def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]
     assert shown.startswith("usage: ")
     yield from shown.splitlines()
     verbs = shown.partition("\n  VERB\n")[2].partition("\n\n")[0]
-    for verb in re.findall(r"^    (\w+)", verbs, re.MULTILINE):
+    for verb in re.findall(r"^    ([\w-]+)", verbs, re.MULTILINE):
         yield from helps([*words, verb], capsys)
 
 

@@ -126,7 +126,7 @@ def test_steps_of_a_client_are_run_by_its_metadata(tmp_path: Path) -> None:
     assert not spec.stepped
     assert [(one.name, one.shape) for one in spec.inputs] == [("pixels", (3, 16, 16))]
     assert [one.name for one in spec.outputs] == ["logits"]
-    metadata = json.loads(json.dumps(model_metadata("shades", spec)))
+    metadata = json.loads(json.dumps(model_metadata("shades", spec, ("1",))))
     mine = ClientSteps.of(metadata)
     assert mine is not None
     assert [one.name for one in mine.inputs] == ["picture"]
@@ -149,7 +149,7 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
     (wire,) = spec.inputs
     assert (wire.name, wire.datatype, wire.shape) == ("picture", "UINT8", (16, 16, 3))
     assert [one.name for one in spec.outputs] == ["label", "probabilities", "labels"]
-    mine = ClientSteps.of(model_metadata("shades", spec))
+    mine = ClientSteps.of(model_metadata("shades", spec, ("1",)))
     assert mine is not None
     sent = mine.before({"picture": [picture(255)]})
     plan = steps.plan_for(spec, spec.variants[0])
@@ -161,19 +161,19 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
 
 
 def test_a_client_without_steps_of_its_own_has_none(shades: FamilySpec) -> None:
-    assert ClientSteps.of(model_metadata("shades", shades)) is None
-    assert ClientSteps.of(model_metadata("toy", fixture("toy"))) is None
+    assert ClientSteps.of(model_metadata("shades", shades, ("1",))) is None
+    assert ClientSteps.of(model_metadata("toy", fixture("toy"), ("1",))) is None
 
 
 def test_labels_of_a_file_are_shown_to_clients_and_belong_to_the_digest(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("dark\nbright\n")
     pair = ('labels = ["dark", "bright"]', 'file = "names.txt"')
     spec = changed(tmp_path, pair, ('run = "worker"', 'run = "client"'), *FIXED[1:])
-    shown = model_metadata("shades", spec)["parameters"]["steps"]
+    shown = model_metadata("shades", spec, ("1",))["parameters"]["steps"]
     assert shown["after"][2] == {"step": "labels", "labels": ["dark", "bright"]}
     assert shown["before"][1]["size"] == 18  # as all variants have it
     spec = changed(tmp_path, pair)
-    shown = model_metadata("shades", spec)["parameters"]["steps"]
+    shown = model_metadata("shades", spec, ("1",))["parameters"]["steps"]
     assert shown["after"][2] == {"step": "labels", "file": "names.txt"}
     assert shown["before"][1]["size"] == "$resize"
     (tmp_path / "names.txt").write_text("dark\nlight\n")

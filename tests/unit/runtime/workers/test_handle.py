@@ -72,7 +72,7 @@ def test_a_kill_for_want_of_memory_is_told_from_others(ours: bool, risen: bool, 
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         kills = SimpleNamespace(risen=lambda: risen)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: None, oom_kills=kills)
-        order: Any = SimpleNamespace(variant="small", backend="eager", also=())
+        order: Any = SimpleNamespace(variant="small", backend="eager", also=(), mps=None)
         ring: Any = None
         fds = [os.eventfd(0) for _ in range(2)]
         channel = WorkerChannel(ring, control, *fds, os.pidfd_open(child))
