@@ -11,7 +11,7 @@ from clover.cli import CommandParser
 from clover.hints import program
 from clover.scaffold import folder
 from clover.scaffold.draft import DraftError
-from clover.scaffold.triton_models import Bounds
+from clover.scaffold.triton_models import OpenBounds
 from clover.scaffold.triton_repository import ImportedModel, models_of
 from clover.terminal import Column, listing, plain
 
@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
         if given.axis < 1 or given.text_bytes < 1:
             raise DraftError("--axis and --text-bytes are at least 1")
         into.mkdir(parents=True, exist_ok=True)
-        found = [_written(one, into) for one in models_of(Path(given.repository), Bounds(given.axis, given.text_bytes))]
+        found = [
+            _written(one, into) for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
+        ]
     except (DraftError, OSError) as error:
         print(f"clover import-triton: {error}", file=sys.stderr)
         return 3

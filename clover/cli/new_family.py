@@ -19,7 +19,7 @@ from clover.hints import did_you_mean, program
 from clover.scaffold import folder, onnx_source, torch_source, triton_repository
 from clover.scaffold.draft import DraftError, FamilyDraft
 from clover.scaffold.evaluation_rows import with_rows
-from clover.scaffold.triton_models import Bounds
+from clover.scaffold.triton_models import OpenBounds
 from clover.terminal import line_width, listing
 from clover.types import TensorSpec
 
@@ -138,7 +138,7 @@ def _draft(name: str, given: Namespace, scratch: Path) -> FamilyDraft:
         draft = with_rows(onnx_source.draft_of(name, sources, inputs), rows)
         return onnx_source.with_int8(draft, scratch) if len(draft.variants) < given.variants else draft
     if kind == "triton":
-        draft = triton_repository.draft_of(Path(sources[0]), Bounds())
+        draft = triton_repository.draft_of(Path(sources[0]), OpenBounds())
         return with_rows(replace(draft, name=name), rows)
     request = torch_source.TorchRequest(
         name, tuple(sources), tuple(given.weights), inputs, given.variants, given.untrained

@@ -23,7 +23,7 @@ from clover.scaffold.draft import DraftError, DraftVariant, FamilyDraft, scores_
 from clover.types import TensorSpec
 
 SEQUENCE, SIDE = 512, 224
-"""Bounds of axes that a graph leaves open: of a sequence, and of the sides of a picture."""
+"""OpenBounds of axes that a graph leaves open: of a sequence, and of the sides of a picture."""
 
 TEXT_BYTES = 65_536
 _KINDS = {

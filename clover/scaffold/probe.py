@@ -38,7 +38,12 @@ def run(order: ProbeOrder) -> ProbeAnswer:
         file = order.weights[index] if index < len(order.weights) else ""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            one = _probed(wanted[index].target, file, msgspec.structs.replace(order, inputs=inputs), notes)
+            target = wanted[index].target
+            try:
+                one = _probed(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
+            except Exception as error:
+                known = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                raise ValueError(f"{target}: {known}") from error
         found.insert(0, one)
         inputs = one.inputs if not one.preset else order.inputs
     names = [one.name for one in found]

@@ -88,7 +88,7 @@ def _ask(order: ProbeOrder) -> ProbeAnswer:
         raise DraftError(f"{', '.join(order.targets)}: the process that builds it ended with {done.returncode}")
     answer = msgspec.json.decode(done.stdout, type=ProbeAnswer)
     if answer.error:
-        raise DraftError(f"{', '.join(order.targets)}: {answer.error}")
+        raise DraftError(answer.error)
     return answer
 
 

@@ -72,7 +72,7 @@ _NUMBERED = re.compile(r"__(\d+)$")
 
 
 @dataclass(frozen=True)
-class Bounds:
+class OpenBounds:
     """What Triton leaves open and a slab needs to know: the length of axes that vary, and bytes of a text."""
 
     axis: int = onnx_source.SEQUENCE
@@ -88,7 +88,7 @@ class TritonModel:
     backend: str
     version: int
     others: tuple[int, ...]
-    bounds: Bounds
+    bounds: OpenBounds
 
     @property
     def name(self) -> str:
@@ -101,7 +101,7 @@ class TritonModel:
         return self.folder / str(self.version)
 
 
-def read(folder: Path, bounds: Bounds) -> TritonModel:
+def read(folder: Path, bounds: OpenBounds) -> TritonModel:
     """Return the model in `folder`.  Raises DraftError if it cannot be read, or asks for what Clover does not do."""
     config: Message = {}
     file = folder / CONFIG
@@ -171,7 +171,7 @@ def _versions(folder: Path, config: Message, backend: str) -> tuple[int, tuple[i
 
 
 @dataclass(frozen=True)
-class Signature:
+class TritonSignature:
     """What a model takes and gives a row; `inside` has shapes that the model has instead; `rows` is the number of rows
     that its batches are fixed to (0: any)."""
 
@@ -183,7 +183,7 @@ class Signature:
     notes: tuple[str, ...]
 
 
-def signature_of(model: TritonModel) -> Signature:
+def signature_of(model: TritonModel) -> TritonSignature:
     """Return the signature that a configuration states.  Raises DraftError."""
     config, notes, inside = model.config, list[str](), dict[str, list[int]]()
     batch = number_of(config, "max_batch_size")
@@ -215,7 +215,7 @@ def signature_of(model: TritonModel) -> Signature:
     if any(one.datatype == "BYTES" for one in (*listed["input"], *listed["output"])):
         notes.append(f"texts are bounded by {model.bounds.text_bytes} bytes (--text-bytes; max_bytes in family.toml)")
     inputs, outputs = tuple(listed["input"]), tuple(listed["output"])
-    return Signature(inputs, outputs, inside, rows, min(batch, 4096) or 32, tuple(notes))
+    return TritonSignature(inputs, outputs, inside, rows, min(batch, 4096) or 32, tuple(notes))
 
 
 def _tensor(model: TritonModel, message: Message, *, batched: bool) -> tuple[TensorSpec, int, list[int] | None]:
@@ -308,7 +308,7 @@ def plain_draft(model: TritonModel) -> FamilyDraft:
     ).noting(*notes_of(model))
 
 
-def _draft(signature: Signature, variant: DraftVariant, code: str, copies: dict[str, Path]) -> FamilyDraft:
+def _draft(signature: TritonSignature, variant: DraftVariant, code: str, copies: dict[str, Path]) -> FamilyDraft:
     return FamilyDraft(
         name="",
         inputs=signature.inputs,
@@ -329,7 +329,7 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
         raise DraftError(f"there is no {model.version}/{file.name}")
     if not model.config.get("input") and not model.config.get("output"):
         found = onnx_source.look_at(source)
-        signature = Signature(found.inputs, found.outputs, {}, found.rows, 32, found.notes)
+        signature = TritonSignature(found.inputs, found.outputs, {}, found.rows, 32, found.notes)
     else:
         signature = signature_of(model)
         found = OnnxModel(source, signature.inputs, signature.outputs, signature.rows)
@@ -348,7 +348,7 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     )
 
 
-def _reshaped(signature: Signature) -> dict[str, list[int]]:
+def _reshaped(signature: TritonSignature) -> dict[str, list[int]]:
     """Return what rows are reshaped to: inputs to the model's shape, outputs to the one that clients get."""
     found = {one.name: signature.inside[one.name] for one in signature.inputs if one.name in signature.inside}
     return found | {one.name: list(one.shape) for one in signature.outputs if one.name in signature.inside}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from clover.scaffold.draft import DraftError, FamilyDraft
 from clover.scaffold.triton_ensembles import ensemble_draft
-from clover.scaffold.triton_models import CONFIG, Bounds, plain_draft, read
+from clover.scaffold.triton_models import CONFIG, OpenBounds, plain_draft, read
 
 
 class ImportedModel(NamedTuple):
@@ -20,13 +20,13 @@ class ImportedModel(NamedTuple):
     reason: str
 
 
-def draft_of(folder: Path, bounds: Bounds) -> FamilyDraft:
+def draft_of(folder: Path, bounds: OpenBounds) -> FamilyDraft:
     """Return the draft of one model.  Raises DraftError."""
     model = read(folder, bounds)
     return ensemble_draft(model) if model.backend == "ensemble" else plain_draft(model)
 
 
-def models_of(repository: Path, bounds: Bounds) -> Iterator[ImportedModel]:
+def models_of(repository: Path, bounds: OpenBounds) -> Iterator[ImportedModel]:
     """Yield the models of a repository, sorted by name.  Raises DraftError if it has none."""
     if not repository.is_dir():
         raise DraftError(f"{repository} is no folder: name the folder that `tritonserver --model-repository` has")
