@@ -15,7 +15,17 @@ refused.  Torch belongs to the workers, which call `resolve` on the loaders of v
 
 from __future__ import annotations
 
-from clover.families.declaration import AGREEMENT, CONFIDENCES, DATATYPES, FILE, MAX_RANK, PRECISIONS, SPLITS, TOP1
+from clover.families.declaration import (
+    AGREEMENT,
+    CONFIDENCES,
+    DATATYPES,
+    FILE,
+    MAX_RANK,
+    PRECISIONS,
+    SPLITS,
+    TOP1,
+    by_agreement,
+)
 from clover.families.digest import digest_of_variant, structure_of_variant
 from clover.families.evaluation import load_evaluation
 from clover.families.find import load_family, reference, shipped
@@ -30,6 +40,7 @@ __all__ = [
     "PRECISIONS",
     "SPLITS",
     "TOP1",
+    "by_agreement",
     "check_loaders",
     "digest_of_variant",
     "load_evaluation",

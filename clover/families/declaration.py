@@ -6,7 +6,7 @@ import re
 from typing import get_args
 
 from clover.datatypes import DATATYPES
-from clover.types import Precision
+from clover.types import FamilySpec, Precision
 
 __all__ = [
     "COMPUTED",
@@ -22,6 +22,7 @@ __all__ = [
     "PRECISIONS",
     "PUBLISHED",
     "SPLITS",
+    "by_agreement",
 ]
 
 FILE = "family.toml"
@@ -49,3 +50,8 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LOADER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 PUBLISHED = re.compile(r"https://[\w.-]+(/[\w.~-]+)+", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+
+def by_agreement(spec: FamilySpec) -> bool:
+    """Return whether a family is measured by agreement with its best variant."""
+    return spec.evaluation is not None and spec.evaluation.metric == AGREEMENT

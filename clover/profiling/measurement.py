@@ -40,7 +40,7 @@ from clover.profiling.neighbours import BesideNeighbours
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import BASE_LOAD, HttpMeasurement
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
-from clover.profiling.proxy import by_agreement, judge_by_best
+from clover.profiling.proxy import judge_by_best
 from clover.profiling.records import paired, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
@@ -86,7 +86,7 @@ async def measure(
         least_s, most_s = max(effort.least_s, FIRST_GPU_CELL_S), max(effort.most_s, 2 * FIRST_GPU_CELL_S)
         options = replace(options, effort=replace(effort, least_s=least_s, most_s=most_s))
     rows = await asyncio.to_thread(rows_module.load, spec)
-    if not rows.labelled and not by_agreement(spec):
+    if not rows.labelled and not families.by_agreement(spec):
         require_published(spec)
     instances = TemporaryInstances(devices)
     layout = Layout(spec, 2 * spec.max_batch * max(1, len(instances.whole)))
@@ -175,7 +175,7 @@ class _Measurement:
         """
         rig, spec, found = self._rig, self._rig.spec, self._found
         candidates = rig.candidates.of
-        cascades = spec.confidence is not None and (rig.rows.labelled or by_agreement(spec))
+        cascades = spec.confidence is not None and (rig.rows.labelled or families.by_agreement(spec))
         self._estimate_steps(len(places), cascades)
         others = await asyncio.to_thread(rows_module.load, spec, "calibration") if cascades else None
         backend: dict[str, str] = {}
@@ -199,7 +199,7 @@ class _Measurement:
                 await BesideNeighbours(rig, found, place, GPU_CELL_S).run()
         if rig.on_cores:
             await self._grid.again(places, backend)
-        if by_agreement(spec):
+        if families.by_agreement(spec):
             judge_by_best(spec, found, backend)
         cascade, behind = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
@@ -291,7 +291,7 @@ class _Measurement:
         whole = rig.instances.whole
         values = {item.variant: item.value for item in self._found.accuracy if item.backend == backend[item.variant]}
         # A variant that always agrees with the last is not better than that.
-        name = spec.variants[-1].name if by_agreement(spec) else max(values, key=lambda key: values[key])
+        name = spec.variants[-1].name if families.by_agreement(spec) else max(values, key=lambda key: values[key])
         shape = whole[0].profile
         rig.steps.begin(f"BASE: {name} on {len(whole)} x {shape} at {BASE_LOAD:.0%} load")
         chosen = (name, backend[name], shape)

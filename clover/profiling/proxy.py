@@ -14,16 +14,10 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from clover.families import AGREEMENT
 from clover.profiling.chains import Answers
 from clover.profiling.rig import Findings
 from clover.profiling.score import alike, interval
 from clover.types import FamilySpec
-
-
-def by_agreement(spec: FamilySpec) -> bool:
-    """Return whether a family is measured by agreement with its best variant."""
-    return spec.evaluation is not None and spec.evaluation.metric == AGREEMENT
 
 
 def judge_by_best(spec: FamilySpec, found: Findings, backend: Mapping[str, str]) -> None:

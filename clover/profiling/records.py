@@ -11,7 +11,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
-from clover.families import AGREEMENT
+from clover.families import AGREEMENT, by_agreement
 from clover.profiling.chains import Answers, against
 from clover.profiling.driver import Cell
 from clover.profiling.score import Rights, agreement, interval
@@ -78,7 +78,7 @@ def accuracy_of(
         low, high = interval(total, seen)
         value, method, source = 100.0 * total / seen, "measured", "held_out"
         metric = spec.evaluation.metric if spec.evaluation else ""
-    elif spec.evaluation is not None and spec.evaluation.metric == AGREEMENT:
+    elif by_agreement(spec):
         # `proxy.judge_by_best` fills it in, as soon as the best variant has answered.
         low = high = value = 0.0
         method, source, metric = "proxy", "", AGREEMENT

@@ -54,7 +54,7 @@ def load(spec: FamilySpec, split: str = "held_out") -> SampleRows:
     judged by agreement has no labels.  Raises ConfigError."""
     if spec.evaluation is not None:
         inputs, labels = families.load_evaluation(spec, split)
-        if spec.evaluation.metric == families.AGREEMENT:
+        if families.by_agreement(spec):
             labels = labels[:0]  # what the loader gives for them says nothing
         return SampleRows(spec, steps.as_sent(spec, inputs), labels)
     inputs = steps.made_up(spec, MADE_UP_ROWS, np.random.default_rng(0))
