@@ -68,8 +68,6 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
         TensorSpec(name=key, datatype=_datatype(one), shape=tuple(one.shape[1:]))
         for key, one in zip(_output_names(given, keys), given, strict=True)
     )
-    first = given[0].reshape(len(given[0]), -1).float() if given[0].is_floating_point() else None
-    sums_to_one = first is not None and first.shape[1] > 1 and bool((first >= 0).all())
     weights = ""
     if not preset.get("published"):
         weights = _saved(module, name, Path(order.folder))
@@ -81,9 +79,16 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
         parameters=sum(one.numel() for one in module.parameters()),
         weights=weights,
         keys=keys,
-        probabilities=bool(sums_to_one and torch.allclose(first.sum(1), torch.ones(len(first)), atol=1e-3)),
+        probabilities=_adds_up(given[0]),
         preset={key: value for key, value in preset.items() if key != "inputs"},
     )
+
+
+def _adds_up(output: torch.Tensor) -> bool:
+    """Return whether an output holds several values a row that are positive and add up to 1."""
+    flat = output.reshape(len(output), -1).double()
+    whole = bool(((flat.sum(1) - 1).abs() < 1e-3).all() and (flat >= 0).all())
+    return output.is_floating_point() and flat.shape[1] > 1 and whole
 
 
 def _built(target: str, order: ProbeOrder, notes: list[str]) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -156,10 +156,10 @@ def _torchvision(name: str, *, untrained: bool, notes: list[str]) -> tuple[torch
 
 
 def _timm(name: str, *, untrained: bool, notes: list[str]) -> tuple[torch.nn.Module, dict[str, Any]]:
-    import timm
+    from timm.data.config import resolve_model_data_config
 
     module = _make("timm", name)
-    data = timm.data.resolve_model_data_config(module)
+    data: dict[str, Any] = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     side = data["input_size"][1]
     preset: dict[str, Any] = {
         "variant": name.partition(".")[0],
@@ -204,9 +204,11 @@ def _transformers(
         _refuse_untrained(
             f"the weights of {name} cannot be had ({' '.join(str(error).split())[:160]})", untrained, notes, name
         )
-        module = AutoModelForSequenceClassification.from_config(config)
+        module = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     length = min(int(getattr(config, "max_position_embeddings", 512)), 512, int(tokeniser.model_max_length))
-    names = [one for one in ("input_ids", "attention_mask", "token_type_ids") if one in tokeniser.model_input_names]
+    names: list[str] = [
+        one for one in ("input_ids", "attention_mask", "token_type_ids") if one in tokeniser.model_input_names
+    ]
     tokeniser.backend_tokenizer.save(str(Path(folder) / "tokenizer.json"))
     config.save_pretrained(str(Path(folder) / "config"))
     return _by_name(module, names), {

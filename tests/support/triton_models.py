@@ -85,7 +85,8 @@ def affine(rows: str | int = "batch", width: int = 3) -> bytes:
         [numpy_helper.from_array(np.resize(WEIGHT, (width, 2)), "w")],
     )
     made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return made.SerializeToString()
+    text: bytes = made.SerializeToString()
+    return text
 
 
 def scripted(path: Path) -> None:
@@ -115,7 +116,7 @@ def _ensemble(*steps: tuple[str, str, str, str, str]) -> str:
 
 def write_repository(root: Path) -> Path:
     """Write the repository."""
-    onnx = {"model__onnx": affine()}
+    onnx = affine()
     folder = model(
         root,
         "affine",
@@ -124,7 +125,7 @@ def write_repository(root: Path) -> Path:
         + "dynamic_batching { preferred_batch_size: [ 4, 8 ] max_queue_delay_microseconds: 500 }\n"
         "instance_group [ { count: 2 kind: KIND_CPU } ]\nversion_policy: { all { } }",
         version=3,
-        **onnx,
+        model__onnx=onnx,
     )
     (folder / "labels.txt").write_text("left\nright\n")
     (folder / "1").mkdir()
@@ -177,8 +178,8 @@ def write_repository(root: Path) -> Path:
     model(root, "engine", 'platform: "tensorrt_plan" max_batch_size: 8' + _IO, model__plan=b"plan")
     model(root, "forest", 'backend: "fil" max_batch_size: 8' + _IO)
     model(root, "odd", 'backend: "lasagne" max_batch_size: 8' + _IO)
-    model(root, "stream", 'backend: "onnxruntime" max_batch_size: 8 sequence_batching { }' + _IO, **onnx)
-    model(root, "typo", 'backend: "onnxruntime" max_batchsize: 8' + _IO, **onnx)
+    model(root, "stream", 'backend: "onnxruntime" max_batch_size: 8 sequence_batching { }' + _IO, model__onnx=onnx)
+    model(root, "typo", 'backend: "onnxruntime" max_batchsize: 8' + _IO, model__onnx=onnx)
     return root
 
 
