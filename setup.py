@@ -127,6 +127,7 @@ setup(
         "clover.devices": ["data/*.json"],
         "clover.energy": ["data/*.json"],
         "clover.grpc": ["*.proto", "*.binpb"],
+        "clover.scaffold": ["templates/*.txt"],
         "clover.simulate": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "*.txt", "LICENSE*", "*.md"] for name in FAMILIES},
     },

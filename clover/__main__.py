@@ -13,6 +13,8 @@ from clover.hints import did_you_mean, importing, program, until_closed
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
     "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of a family's variants here"),
+    "new-family": ("clover.cli.new_family", "Write a family for a model that you have, and measure it"),
+    "import-triton": ("clover.cli.import_triton", "Write families for the models of a Triton repository"),
     "families": ("clover.cli.families", "List the families that are installed, and what each needs"),
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
     "infer": ("clover.cli.infer", "Ask a model of a running server with files or text"),
@@ -56,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()]
+    lines = [f"  {name:<15}{about}" for name, (_, about) in COMMANDS.items()]
     called = program()
     return "\n".join(
         [

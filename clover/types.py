@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Method = Literal["measured", "modelled", "emulated", "analytical", "published", "configured", "none"]
+Method = Literal["measured", "modelled", "emulated", "analytical", "published", "configured", "proxy", "none"]
 """Where a number comes from.  Every figure Clover reports carries one of these."""
 
 Precision = Literal["fp32", "tf32", "fp16"]
@@ -115,8 +115,9 @@ class EvaluationSpec(Record, frozen=True, kw_only=True):
 
     `loader` is "module:function", called as `loader(folder, split)` with split "calibration" or "held_out"; it returns
     `(inputs: list[np.ndarray with a leading row axis], labels: np.ndarray)`.  `metric` "top1": the first output's
-    argmax against the label; or "module:function" of the family's folder, called as `metric(outputs, labels)` with
-    arrays by the name of the output and some labels, which returns how right each row is, 0..1.
+    argmax against the label; "agreement": against the answer of the last variant (a proxy: labels are not looked at);
+    or "module:function" of the family's folder, called as `metric(outputs, labels)` with arrays by the name of the
+    output and some labels, which returns how right each row is, 0..1.
     """
 
     loader: str

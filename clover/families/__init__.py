@@ -15,13 +15,24 @@ refused.  Torch belongs to the workers, which call `resolve` on the loaders of v
 
 from __future__ import annotations
 
-from clover.families.declaration import CONFIDENCES, DATATYPES, FILE, MAX_RANK, PRECISIONS, SPLITS, TOP1
+from clover.families.declaration import (
+    AGREEMENT,
+    CONFIDENCES,
+    DATATYPES,
+    FILE,
+    MAX_RANK,
+    PRECISIONS,
+    SPLITS,
+    TOP1,
+    by_agreement,
+)
 from clover.families.digest import digest_of_variant, structure_of_variant
 from clover.families.evaluation import load_evaluation
 from clover.families.find import load_family, reference, shipped
 from clover.families.loaders import check_loaders, resolve
 
 __all__ = [
+    "AGREEMENT",
     "CONFIDENCES",
     "DATATYPES",
     "FILE",
@@ -29,6 +40,7 @@ __all__ = [
     "PRECISIONS",
     "SPLITS",
     "TOP1",
+    "by_agreement",
     "check_loaders",
     "digest_of_variant",
     "load_evaluation",

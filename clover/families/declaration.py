@@ -6,7 +6,7 @@ import re
 from typing import get_args
 
 from clover.datatypes import DATATYPES
-from clover.types import Precision
+from clover.types import FamilySpec, Precision
 
 __all__ = [
     "COMPUTED",
@@ -22,6 +22,7 @@ __all__ = [
     "PRECISIONS",
     "PUBLISHED",
     "SPLITS",
+    "by_agreement",
 ]
 
 FILE = "family.toml"
@@ -33,7 +34,10 @@ COMPUTED_OF_VARIANTS = ("inputs", "outputs", "untrained")
 
 SPLITS = ("calibration", "held_out")
 TOP1 = "top1"
-"""The metric that is built in: the answer is the label, or it is not."""
+"""The usual metric: the answer is the label, or it is not."""
+AGREEMENT = "agreement"
+"""The metric without labels: the answer is that of the last variant, or it is not.  A proxy."""
+METRICS = (TOP1, AGREEMENT)
 CONFIDENCES = ("top", "margin", "entropy")
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_VARIANTS = 64
@@ -46,3 +50,8 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LOADER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 PUBLISHED = re.compile(r"https://[\w.-]+(/[\w.~-]+)+", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+
+def by_agreement(spec: FamilySpec) -> bool:
+    """Return whether a family is measured by agreement with its best variant."""
+    return spec.evaluation is not None and spec.evaluation.metric == AGREEMENT

@@ -15,10 +15,10 @@ from clover.families.declaration import (
     LOADER,
     MAX_RANK,
     MAX_VARIANTS,
+    METRICS,
     NAME,
     PRECISIONS,
     PUBLISHED,
-    TOP1,
 )
 from clover.hints import did_you_mean
 from clover.types import ConfidenceSpec, FamilySpec, OpenAiSpec, TensorSpec
@@ -74,9 +74,9 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         _check_loader(spec.evaluation.loader, "evaluation.loader", where)
         if ":" in spec.evaluation.metric:
             _check_loader(spec.evaluation.metric, "evaluation.metric", where)
-        elif spec.evaluation.metric != TOP1:
-            hint = did_you_mean(spec.evaluation.metric, [TOP1])
-            known = f"it is {TOP1!r}, or module:function of the family's folder"
+        elif spec.evaluation.metric not in METRICS:
+            hint = did_you_mean(spec.evaluation.metric, METRICS)
+            known = f"it is {' or '.join(map(repr, METRICS))}, or module:function of the family's folder"
             raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown{hint}: {known}")
     if spec.confidence is not None:
         _check_confidence(spec, spec.confidence, where)

@@ -14,7 +14,7 @@ from clover.errors import BadRequest, DeadlineMissed, ModelFailed, Overloaded, R
 from clover.grpc import infer
 from clover.grpc.calls import GrpcCaller, Metadata
 from clover.http.ids import RequestIds
-from clover.http.inference import InferEndpoint, receipt_field, receipt_json
+from clover.http.inference import PROXIED, InferEndpoint, receipt_field, receipt_json
 from clover.http.oip.request import InferRequest
 from clover.interfaces import SplitModel, Ticket
 
@@ -97,10 +97,15 @@ class GrpcInference:
         number = self._ids.take()
         own_id = self._ids.text(number).decode()
         receipt = model.receipt(ticket)
-        about = _about(receipt_field(receipt), own_id, self._caller.request_id)
+        field = receipt_field(receipt)
+        if self._endpoint.proxied:
+            field = field[:-2] + PROXIED
+        about = _about(field, own_id, self._caller.request_id)
         parameters: dict[str, Any] = {**dict(about), "triton_final_response": True} if self._streamed else {}
         if request.wants_receipt:
             parameters["clover_receipt"] = receipt_json(receipt, own_id)
+            if self._endpoint.proxied:
+                parameters["clover_receipt"]["accuracy_method"] = "proxy"
         read = partial(model.read, ticket)
         version = model.version_of(ticket).version if isinstance(model, SplitModel) else model.spec.version
         answer = infer.encode(self._endpoint.answering(ticket).signature, version, request, read, parameters)

@@ -14,6 +14,7 @@ cdef class ReceiptCache:
 
 cdef class InferEndpoint:
     cdef public Model model
+    cdef public bint proxied
     cdef public Signature signature
 
     @cython.locals(wait_s=double)

@@ -19,6 +19,7 @@ from typing import Any
 
 from clover.config import LimitsConfig
 from clover.errors import RequestError
+from clover.families import by_agreement
 from clover.http.content_encoding import deflate
 from clover.http.exchange import BINARY, JSON, Exchange, trace_ids
 from clover.http.oip.request import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
@@ -28,6 +29,9 @@ from clover.interfaces import Model, SplitModel, Ticket
 from clover.types import FamilySpec, Reading, Receipt
 
 log = logging.getLogger("clover.http")
+
+PROXIED = b", accuracy-method=proxy\r\n"
+"""The end of a receipt's line if its accuracy is agreement with the best variant."""
 
 _FULL = [b'{"error":"too many rows wait for this model"}']
 
@@ -50,12 +54,15 @@ _LAST_RECEIPT = ReceiptCache()
 
 
 class InferEndpoint:
-    """The target of `POST .../infer` for one family: its model, and its signature compiled for decoding."""
+    """The target of `POST .../infer` for one family: its model, and its signature compiled for decoding.
 
-    __slots__ = ("model", "signature")
+    `proxied`: its receipts say that accuracy is a proxy, agreement with the best variant."""
+
+    __slots__ = ("model", "proxied", "signature")
 
     def __init__(self, name: str, model: Model, limits: LimitsConfig, spec: FamilySpec | None = None) -> None:
         self.model = model
+        self.proxied = by_agreement(spec or model.spec)
         self.signature = Signature(spec or model.spec, model.most_rows, limits.json_depth, name, limits.json_bytes)
 
     @property
@@ -236,6 +243,8 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     named = len(exchange.request_id) > 0  # by the client: others may know that id, so labels need one of our own
     own_id = exchange.issue() if named or request.wants_receipt else b""
     shown = receipt_json(receipt, own_id.decode()) if request.wants_receipt else None
+    if shown is not None and endpoint.proxied:
+        shown["accuracy_method"] = "proxy"
     signature = endpoint.signature
     text = None
     if shown is None and signature.is_brief and request.outputs is signature.defaults[False]:
@@ -245,6 +254,8 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     else:
         json_length, parts = encode(signature, request, partial(_rows, model, ticket), shown)
     fields = receipt_field(receipt)
+    if endpoint.proxied:
+        fields = fields[:-2] + PROXIED
     if named:  # into the line of the receipt, before any other field
         fields = fields[:-2] + b', feedback="%b"\r\n' % own_id
     kind = JSON

@@ -40,6 +40,7 @@ from clover.profiling.neighbours import BesideNeighbours
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import BASE_LOAD, HttpMeasurement
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
+from clover.profiling.proxy import judge_by_best
 from clover.profiling.records import paired, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
@@ -85,7 +86,7 @@ async def measure(
         least_s, most_s = max(effort.least_s, FIRST_GPU_CELL_S), max(effort.most_s, 2 * FIRST_GPU_CELL_S)
         options = replace(options, effort=replace(effort, least_s=least_s, most_s=most_s))
     rows = await asyncio.to_thread(rows_module.load, spec)
-    if not rows.labelled:
+    if not rows.labelled and not families.by_agreement(spec):
         require_published(spec)
     instances = TemporaryInstances(devices)
     layout = Layout(spec, 2 * spec.max_batch * max(1, len(instances.whole)))
@@ -174,7 +175,7 @@ class _Measurement:
         """
         rig, spec, found = self._rig, self._rig.spec, self._found
         candidates = rig.candidates.of
-        cascades = spec.confidence is not None and rig.rows.labelled
+        cascades = spec.confidence is not None and (rig.rows.labelled or families.by_agreement(spec))
         self._estimate_steps(len(places), cascades)
         others = await asyncio.to_thread(rows_module.load, spec, "calibration") if cascades else None
         backend: dict[str, str] = {}
@@ -198,6 +199,8 @@ class _Measurement:
                 await BesideNeighbours(rig, found, place, GPU_CELL_S).run()
         if rig.on_cores:
             await self._grid.again(places, backend)
+        if families.by_agreement(spec):
+            judge_by_best(spec, found, backend)
         cascade, behind = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
@@ -287,7 +290,8 @@ class _Measurement:
         rig, spec = self._rig, self._rig.spec
         whole = rig.instances.whole
         values = {item.variant: item.value for item in self._found.accuracy if item.backend == backend[item.variant]}
-        name = max(values, key=lambda key: values[key])
+        # A variant that always agrees with the last is not better than that.
+        name = spec.variants[-1].name if families.by_agreement(spec) else max(values, key=lambda key: values[key])
         shape = whole[0].profile
         rig.steps.begin(f"BASE: {name} on {len(whole)} x {shape} at {BASE_LOAD:.0%} load")
         chosen = (name, backend[name], shape)

@@ -11,6 +11,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
+from clover.families import AGREEMENT, by_agreement
 from clover.profiling.chains import Answers, against
 from clover.profiling.driver import Cell
 from clover.profiling.score import Rights, agreement, interval
@@ -77,6 +78,10 @@ def accuracy_of(
         low, high = interval(total, seen)
         value, method, source = 100.0 * total / seen, "measured", "held_out"
         metric = spec.evaluation.metric if spec.evaluation else ""
+    elif by_agreement(spec):
+        # `proxy.judge_by_best` fills it in, as soon as the best variant has answered.
+        low = high = value = 0.0
+        method, source, metric = "proxy", "", AGREEMENT
     else:
         published = variant.accuracy
         assert published is not None
@@ -104,7 +109,7 @@ def paired(
     """Return `accuracy` with each one's difference from the best variant on the same rows, if rows had labels."""
     chosen = [item for item in accuracy if backend.get(item.variant) == item.backend]
     best = max(chosen, key=lambda item: item.value, default=None)
-    if best is None or best.method != "measured":
+    if best is None or best.method not in ("measured", "proxy"):
         return tuple(accuracy)
     reference, found = held_out[best.variant, best.backend].right, []
     for item in accuracy:

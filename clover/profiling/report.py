@@ -31,6 +31,8 @@ def table(profile: FamilyProfile, width: int) -> str:
     for m in profile.latency:
         score = scores[m.variant, m.backend]
         spread = f" ± {(score.high - score.low) / 2:.2f}" if score.samples else f" ({score.method})"
+        if score.method == "proxy":
+            spread += " (proxy)"
         cells = (
             m.variant,
             m.profile,

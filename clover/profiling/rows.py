@@ -50,9 +50,12 @@ class SampleRows:
 
 
 def load(spec: FamilySpec, split: str = "held_out") -> SampleRows:
-    """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  Raises ConfigError."""
+    """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  A family that is
+    judged by agreement has no labels.  Raises ConfigError."""
     if spec.evaluation is not None:
         inputs, labels = families.load_evaluation(spec, split)
+        if families.by_agreement(spec):
+            labels = labels[:0]  # what the loader gives for them says nothing
         return SampleRows(spec, steps.as_sent(spec, inputs), labels)
     inputs = steps.made_up(spec, MADE_UP_ROWS, np.random.default_rng(0))
     return SampleRows(spec, steps.as_sent(spec, inputs), np.empty(0, np.int64))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clover.confidence import agreement, alike, answers
 from clover.errors import ProfileError
-from clover.families import TOP1, resolve
+from clover.families import AGREEMENT, TOP1, resolve
 from clover.runtime.guard.drift import wilson
 from clover.runtime.memory.bytes_codec import split_row
 from clover.types import FamilySpec, TensorSpec
@@ -28,7 +28,7 @@ def judge(spec: FamilySpec) -> Judge:
     fails, or gives anything but one number in 0..1 a row.
     """
     metric = spec.evaluation.metric if spec.evaluation is not None else TOP1
-    if metric == TOP1:
+    if metric in (TOP1, AGREEMENT):
         first = spec.outputs[0].name
         return lambda outputs, labels: _equal(answers(outputs[first]), labels)
     return _own(resolve(metric, spec.folder), f"family {spec.name!r}: evaluation.metric {metric!r}")

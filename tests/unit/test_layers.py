@@ -46,7 +46,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"planning.search"}),
     frozenset({"planning.budget"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "scaffold"}),
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
@@ -67,10 +67,14 @@ MODELS_FLOOR = FLOOR_OF["families"]
 PACKAGE = ""
 
 # What starts by module path, in a process of its own, and must not be pulled into the server.
-PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process", "clover.report.apart"}
+PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process", "clover.report.apart"} | {
+    "clover.scaffold.probe"
+}
 # Where torch may be named at all.
 TORCH = (
     "clover.backends",
+    "clover.scaffold.probe",
+    "clover.scaffold.zoo",
     "clover.worker.hot_spare",
     "clover.worker.main",
     "clover.worker.residents",

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, ModelFailed, NotFound, RequestError
+from clover.families import by_agreement
 from clover.http.api import named
 from clover.http.exchange import Exchange, trace_ids
-from clover.http.inference import receipt_field
+from clover.http.inference import PROXIED, receipt_field
 from clover.http.oip.request import parse_json
 from clover.http.oip.tensors import Body
 from clover.interfaces import Model, Ticket
@@ -169,7 +170,10 @@ def _answer(exchange: Exchange, model: Model, ask: EmbeddingAsk, ticket: Ticket)
         "model": ask.model,
         "usage": {"prompt_tokens": words, "total_tokens": words},
     }
-    exchange.finish(200, [orjson.dumps(document, option=_NUMPY)], receipt_field(model.receipt(ticket)))
+    receipt = receipt_field(model.receipt(ticket))
+    if by_agreement(model.spec):
+        receipt = receipt[:-2] + PROXIED
+    exchange.finish(200, [orjson.dumps(document, option=_NUMPY)], receipt)
 
 
 def shortened(rows: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clover.families import by_agreement
 from clover.interfaces import Model, SplitModel
 from clover.steps import described
 from clover.types import FamilySpec, TensorSpec
@@ -37,6 +38,8 @@ def model_metadata(name: str, spec: FamilySpec, served: tuple[str, ...]) -> dict
     parameters: dict[str, Any] = {} if spec.steps is None else {"steps": described(spec)}
     if untrained := [variant.name for variant in spec.variants if variant.untrained]:
         parameters["untrained"] = untrained
+    if by_agreement(spec):
+        parameters["accuracy_method"] = "proxy"  # of receipts and profile: agreement with the best variant
     return {
         "name": name,
         "versions": list(served),

@@ -16,7 +16,7 @@ import pytest
 from clover._native.infer import burden
 from clover.errors import BadRequest
 from clover.http.inference import receipt_field, receipt_json
-from clover.types import Reading
+from clover.types import EvaluationSpec, Reading
 from tests.support.http_fakes import (
     RECEIPT,
     Answer,
@@ -540,6 +540,17 @@ def test_receipts() -> None:
         "feedback": answer.fields["x-request-id"],
     }
     assert "clover-receipt" not in d.post(INFER, b"{}").fields
+
+
+def test_receipts_and_metadata_say_that_accuracy_is_a_proxy() -> None:
+    spec = family("echo", [tensor("IN", "FP32", 4)], [tensor("OUT", "FP32", 4)])
+    spec = msgspec.structs.replace(spec, evaluation=EvaluationSpec(loader="data:load", metric="agreement"))
+    d = Driver(FakeView(FakeModel(spec)))
+    answer = d.post(INFER, echo_body(parameters={"clover_receipt": True}))
+    assert answer.fields["clover-receipt"].endswith("pue=1, accuracy-method=proxy")
+    assert answer.json()["parameters"]["clover_receipt"]["accuracy_method"] == "proxy"
+    assert d.get("/v2/models/echo").json()["parameters"]["accuracy_method"] == "proxy"
+    assert "parameters" not in echo().get("/v2/models/echo").json()
 
 
 def test_receipts_say_how_the_intensity_is_known() -> None:

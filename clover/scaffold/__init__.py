@@ -1,0 +1,20 @@
+"""Writing families for models that people have: from torch, torchvision, timm, transformers, ONNX and Triton.
+
+Every source becomes a `FamilyDraft`, which is written as a folder like any that a person writes, and theirs to change.
+
+    draft               what will be written: tensors, variants, steps, files; as family.toml
+    folder              writes a draft into a new folder, checked as a server would, or nothing
+    findings            what `probe` is asked, and answers
+    probe               a process that builds torch modules and looks at what they take and give
+    torch_source        drafts of torch modules and of torchvision, timm and transformers names
+    zoo                 smaller siblings of a name
+    onnx_source         drafts of ONNX files
+    evaluation_rows     labelled files, CSVs, or rows without labels, as data.py
+    triton_config       Triton's `config.pbtxt`, read
+    triton_models       one model of a Triton repository as a draft, or the reason why not
+    triton_ensembles    an ensemble of such models as one draft
+    triton_repository   all models of a repository
+    templates           the Python that is written into families
+
+This process never imports torch: `probe` runs in one of its own.
+"""

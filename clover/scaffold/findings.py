@@ -1,0 +1,45 @@
+"""What the probing process is asked, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clover.types import Record, TensorSpec
+
+
+class ProbeOrder(Record, frozen=True, kw_only=True):
+    """`targets`: "module:attribute", "torchvision:NAME", "timm:NAME" or "transformers:NAME"; `weights`: files of state
+    dicts, for each target or none.  State dicts are written into `folder`.  `inputs`: as they were given; without them
+    they are tried out.  `most`: variants of a published name, with smaller siblings.  `untrained`: random weights will
+    do if published ones cannot be had."""
+
+    targets: tuple[str, ...]
+    folder: str
+    weights: tuple[str, ...] = ()
+    inputs: tuple[TensorSpec, ...] = ()
+    most: int = 3
+    untrained: bool = False
+
+
+class ProbedModule(Record, frozen=True, kw_only=True):
+    """One module: what it takes and gives, its `keys` if it returns a mapping, and whether outputs are `probabilities`
+    (of several values that add up to 1).  `weights` is the file in the folder, "" if it has no state."""
+
+    name: str
+    target: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    weights: str = ""
+    keys: tuple[str, ...] = ()
+    probabilities: bool = False
+    preset: dict[str, Any] = {}
+
+
+class ProbeAnswer(Record, frozen=True, kw_only=True):
+    """The modules, from small to large; `cuda`: whether torch sees a GPU here."""
+
+    modules: tuple[ProbedModule, ...] = ()
+    cuda: bool = False
+    notes: tuple[str, ...] = ()
+    error: str = ""

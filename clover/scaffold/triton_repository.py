@@ -1,0 +1,46 @@
+"""A Triton repository: its models, each as a draft or with the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from clover.scaffold.draft import DraftError, FamilyDraft
+from clover.scaffold.triton_ensembles import ensemble_draft
+from clover.scaffold.triton_models import CONFIG, OpenBounds, plain_draft, read
+
+
+class ImportedModel(NamedTuple):
+    """A model by the name of its folder: its backend ("" if that is not known), and a draft or the reason why not."""
+
+    name: str
+    backend: str
+    draft: FamilyDraft | None
+    reason: str
+
+
+def draft_of(folder: Path, bounds: OpenBounds) -> FamilyDraft:
+    """Return the draft of one model.  Raises DraftError."""
+    model = read(folder, bounds)
+    return ensemble_draft(model) if model.backend == "ensemble" else plain_draft(model)
+
+
+def models_of(repository: Path, bounds: OpenBounds) -> Iterator[ImportedModel]:
+    """Yield the models of a repository, sorted by name.  Raises DraftError if it has none."""
+    if not repository.is_dir():
+        raise DraftError(f"{repository} is no folder: name the folder that `tritonserver --model-repository` has")
+    folders = [path for path in sorted(repository.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if not folders:
+        raise DraftError(f"{repository} holds no folders, so no models")
+    if (repository / CONFIG).is_file():
+        raise DraftError(
+            f"{repository} is a model itself: name the repository, or `clover new-family --from {repository}`"
+        )
+    for folder in folders:
+        backend = ""
+        try:
+            backend = read(folder, bounds).backend
+            yield ImportedModel(folder.name, backend, draft_of(folder, bounds), "")
+        except DraftError as error:
+            yield ImportedModel(folder.name, backend, None, str(error))

@@ -1,0 +1,214 @@
+"""`clover new-family`: from torch modules, ONNX files and Triton models to folders that load, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clover import families
+from clover.__main__ import main
+from clover.cli.new_family import tensor_of
+from clover.scaffold.draft import DraftError
+from clover.types import FamilySpec, TensorSpec
+from tests.support.family_folder import model_of
+from tests.support.triton_models import affine, write_repository
+
+NETS = """\
+import torch
+from torch import nn
+
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 16, 3))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Told(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, features):
+        found = self.layer(features)
+        return {"scores": found.softmax(1), "raw": found}
+
+
+def no_module():
+    return 3
+
+
+class Reduces(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 2)
+
+    def forward(self, x):
+        return super().forward(x).mean()
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    return tmp_path
+
+
+def made(*argv: str) -> FamilySpec:
+    assert main(["new-family", *argv, "--no-profile"]) == 0
+    return families.load_family(argv[0])
+
+
+def test_two_modules_of_a_file_are_a_family_that_answers_as_they_do(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    rows = ["file,label", *(f"{index}.npy,{'abc'[index % 3]}" for index in range(12))]
+    (here / "rows.csv").write_text("\n".join(rows))
+    for index in range(12):
+        np.save(here / f"{index}.npy", np.full((1, 4, 4), index, np.float32))
+    (here / "weights.pt").write_bytes(b"")
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    torch.save(net.state_dict(), here / "weights.pt")
+    spec = made(
+        "shapes", "--from", "nets:small", "--weights", "weights.pt", "--from", "nets:Large",
+        "--input", "image:FP32:1,4,4", "--evaluate", "rows.csv",
+    )  # fmt: skip
+    assert [variant.name for variant in spec.variants] == ["small", "large"]
+    assert spec.outputs[0].labels == ("a", "b", "c")
+    assert spec.confidence is not None
+    assert spec.confidence.logits
+    given = torch.randn(5, 1, 4, 4)
+    torch.testing.assert_close(model_of(spec, "small")(given), net(given))
+    assert model_of(spec, "large")(given).shape == (5, 3)
+    splits = [families.load_evaluation(spec, split) for split in families.SPLITS]
+    seen = sorted(
+        (int(row[0, 0, 0]), int(label)) for (rows_,), labels in splits for row, label in zip(rows_, labels, strict=True)
+    )
+    assert seen == [(index, index % 3) for index in range(12)]
+    assert [len(labels) for _, labels in splits] == [6, 6]
+    assert "a is 0, c is 2" in capsys.readouterr().out
+
+
+def test_inputs_are_proposed_and_mappings_put_in_order(here: Path) -> None:
+    import torch
+
+    spec = made("told", "--from", "nets:Told")
+    assert [(one.name, one.datatype, one.shape) for one in spec.inputs] == [("features", "FP32", (4,))]
+    assert [(one.name, one.shape) for one in spec.outputs] == [("scores", (2,)), ("raw", (2,))]
+    assert spec.confidence is not None
+    assert not spec.confidence.logits
+    scores, raw = model_of(spec)(torch.randn(3, 4))
+    torch.testing.assert_close(scores, raw.softmax(1))
+    assert spec.evaluation is not None
+    assert spec.evaluation.metric == "agreement"
+    (rows,), _ = families.load_evaluation(spec, "held_out")
+    assert rows.shape == (512, 4)
+
+
+@pytest.mark.slow
+def test_a_published_name_brings_smaller_siblings_steps_and_labels(here: Path) -> None:
+    pytest.importorskip("torchvision", reason="needs torchvision")
+    spec = made("shuffle", "--from", "torchvision:squeezenet1_1", "--variants", "1", "--untrained")
+    assert [variant.name for variant in spec.variants] == ["squeezenet1_1"]
+    assert spec.variants[0].untrained
+    assert [(one.name, one.datatype) for one in spec.outputs][:2] == [("index", "INT64"), ("label", "BYTES")]
+    assert spec.inputs[0].datatype == "BYTES"
+
+
+def test_an_onnx_file_gets_a_variant_in_eight_bits(here: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    (here / "affine.onnx").write_bytes(affine(width=256))
+    (here / "texts.csv").write_text(
+        ",".join(f"f{index}" for index in range(256)) + ",label\n"
+        + "".join(",".join([str(index / 9)] * 256) + f",{index % 2}\n" for index in range(80))
+    )  # fmt: skip
+    spec = made("affine", "--from", "affine.onnx", "--evaluate", "texts.csv")
+    assert [variant.name for variant in spec.variants] == ["affine-int8", "affine"]
+    rows = np.random.default_rng(0).random((5, 256), np.float32)
+    exact, rough = (model_of(spec, name)([rows])[0] for name in ("affine", "affine-int8"))
+    np.testing.assert_allclose(rough, exact, atol=0.05 * abs(exact).max())
+    assert not np.array_equal(rough, exact)
+
+
+def test_a_model_of_a_triton_repository_is_a_family(here: Path) -> None:
+    write_repository(here / "repository")
+    spec = made("mine", "--from", "repository/shout")
+    assert (spec.name, spec.inputs[0].datatype) == ("mine", "BYTES")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["new", "--from", "nets:none"], "module nets has no none"),
+        (["new", "--from", "nets:no_module"], "gives a int, and not an nn.Module"),
+        (["new", "--from", "nets:Reduces"], "outputs are tensors that begin with the batch axis"),
+        (["new", "--from", "nets"], "is not module:Class"),
+        (["new", "--from", "nowhere:Net"], "No module named 'nowhere'"),
+        (["new", "--from", "nets:small", "--from", "nets:Told"], "nets:small: FP32 [4]: mat1 and mat2 shapes"),
+        (["new", "--from", "nets:small", "--weights", "none.pt"], "there is no file none.pt"),
+        (["new", "--from", "none.onnx"], "there is no file none.onnx"),
+        (["new", "--from", "nets.onnx"], "is no ONNX model"),
+        (["new", "--from", "nets:small", "--from", "nets.onnx"], "variants of one kind"),
+        (["new", "--from", "nets:small", "--evaluate", "none"], "there is no none"),
+        (["new", "--from", "nets:small", "--evaluate", "few.csv"], "at least 8 are needed"),
+        (["new", "--from", "nets:small", "--variants", "99"], "--variants is 1 to 8"),
+        (["there", "--from", "nets:small"], "nothing is overwritten"),
+        (["a/b", "--from", "nets:small"], "is no folder: make it first"),
+        (["new", "--name", "a b", "--from", "nets:small"], "is no name of a family"),
+    ],
+)
+def test_errors_say_what_to_do_and_leave_nothing(
+    argv: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "there").mkdir()
+    (here / "nets.onnx").write_text("no model")
+    (here / "few.csv").write_text("a,label\n1,0\n")
+    before = sorted(path.name for path in here.iterdir())
+    assert main(["new-family", *argv, "--no-profile"]) == 3
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == before
+
+
+def test_command_lines_are_refused() -> None:
+    assert main(["new-family", "x"]) == 2
+    assert main(["new-family", "x", "--form", "y"]) == 2
+
+
+def test_tensors_are_read() -> None:
+    assert tensor_of("ids:INT64:-1..512") == TensorSpec(name="ids", datatype="INT64", shape=(-1,), max_shape=(512,))
+    assert tensor_of("x:FP32:3,224,224").shape == (3, 224, 224)
+    for text in ("x", "x:FP33:3", "x:FP32:0", "x:FP32:-1", "a b:FP32:3"):
+        with pytest.raises(DraftError, match="--input"):
+            tensor_of(text)
+
+
+def test_siblings_differ_in_one_size() -> None:
+    from clover.scaffold.zoo import alike
+
+    names = ["resnet18", "resnet50", "resnext50_32x4d", "vit_b_16", "vit_l_16", "vit_b_32", "efficientnet_b3"]
+    names += ["efficientnet_b0", "convnext_base", "convnext_tiny", "efficientnet_v2_s"]
+    assert alike("resnet50", names) == ["resnet18"]
+    assert alike("vit_b_16", names) == ["vit_b_32", "vit_l_16"]
+    assert alike("efficientnet_b3", names) == ["efficientnet_b0"]
+    assert alike("convnext_base", names) == ["convnext_tiny"]
+
+
+def test_the_profile_is_taken_at_the_end_if_it_is_wanted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clover.cli import profile
+
+    asked: list[Any] = []
+    monkeypatch.setattr(profile, "main", lambda argv: asked.append(argv) or 0)
+    assert main(["new-family", "told", "--from", "nets:Told", "--device", "cpu"]) == 0
+    assert asked == [[str(here / "told"), "--quick", "--device", "cpu"]]

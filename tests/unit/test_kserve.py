@@ -1,0 +1,47 @@
+"""The documented runtime of KServe: its manifest can be read, and Clover takes its command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clover import settings
+from tests.support.family_folder import write
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kserve.md"
+
+
+def manifests() -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml", reason="reading the manifest needs PyYAML")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return list(yaml.safe_load_all(text))
+
+
+def test_the_runtime_starts_a_server_on_the_ports_that_it_names(tmp_path: Path) -> None:
+    runtime, service = manifests()
+    assert (runtime["kind"], service["kind"]) == ("ClusterServingRuntime", "InferenceService")
+    (container,) = runtime["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "clover.serve"]
+    assert container["args"][0] == "/mnt/models"
+    folder = write(tmp_path / "models")
+    config = settings.load([str(folder), *container["args"][1:]], {}).config
+    assert (config.listen.host, config.listen.port, config.listen.grpc_port) == ("0.0.0.0", 8080, 9000)
+    assert [port["containerPort"] for port in container["ports"]] == [config.listen.port]
+    assert runtime["metadata"]["name"] == service["spec"]["predictor"]["model"]["modelFormat"]["name"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert config.cache_dir in mounted.values()
+    assert mounted.keys() == {volume["name"] for volume in runtime["spec"]["volumes"]}
+
+
+def test_probes_ask_for_paths_that_are_there() -> None:
+    from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_family
+
+    (container,) = manifests()[0]["spec"]["containers"]
+    d = Driver(FakeView(FakeModel(echo_family())))
+    for name in ("readinessProbe", "livenessProbe"):
+        probe = container[name]["httpGet"]
+        assert probe["port"] == 8080
+        assert d.get(probe["path"]).status == 200
