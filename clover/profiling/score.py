@@ -77,7 +77,9 @@ def interval(right: float, rows: int) -> tuple[float, float]:
     It is Wilson's for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so that for
     them it is wider than it had to be, and never too narrow.
     """
-    return wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
+    low, high = wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
+    mean = 100.0 * right / rows
+    return min(low, mean), max(high, mean)  # if all rows are right, rounding leaves the bound a little below 100
 
 
 __all__ = ["Judge", "Rights", "agreement", "alike", "answers", "as_array", "interval", "judge", "wilson"]

@@ -132,3 +132,10 @@ def test_rows_that_are_partly_right_are_kept(tmp_path: Path) -> None:
     wrong = {name: Answers(own.scores, own.right * 2) for name, own in ANSWERS.items()}
     write(path, CascadeRows(wrong, wrong), "now")
     assert read(path, "now") is None
+
+
+def test_an_interval_holds_its_mean_also_if_all_rows_are_right_or_none() -> None:
+    for rows in range(1, 300):
+        for right in (0.0, float(rows)):
+            low, high = interval(right, rows)
+            assert low <= 100.0 * right / rows <= high
