@@ -16,8 +16,13 @@ NAME = "nvidia-cuda-mps-control"
 def install(folder: Path, patch: pytest.MonkeyPatch, *, sms: int = 108, chunk: int = 4, script: str = "") -> None:
     """Put the program on the PATH of this process, for a board of so many multiprocessors; `script` runs instead."""
     program = folder / "bin" / NAME
+    # As a module: it is compiled once, and not by each of the many processes.
+    module = Path(mps_emulated.__file__)
+    where = f"import sys; sys.path.append('{module.parent}')"
+    code = f"{where}; from {module.stem} import main; sys.exit(main(sys.argv[1:]))"
+    command = script or f'exec {sys.executable} -I -S -c "{code}"'
     program.parent.mkdir(exist_ok=True)
-    program.write_text(f'#!/bin/sh\n{script or f"exec {sys.executable} -I -S {mps_emulated.__file__}"} "$@"\n')
+    program.write_text(f'#!/bin/sh\n{command} "$@"\n')
     program.chmod(0o755)
     patch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     patch.setenv(mps_emulated.SMS, str(sms))
