@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ SETTINGS = 'variant="tiny", energy_meter="modelled", carbon="static:300", ledger
 @pytest.fixture
 def server(tmp_path: Path, forked_zygotes: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[clover.Server]:
     monkeypatch.chdir(ROOT)
-    settings = {"variant": "tiny", "energy_meter": "modelled", "carbon": "static:300", "ledger": "off"}
+    settings: dict[str, Any] = {"variant": "tiny", "energy_meter": "modelled", "carbon": "static:300", "ledger": "off"}
     with clover.Server("fashion", port=0, grpc_port=0, cache_dir=str(tmp_path), **settings) as server:
         yield server
 

@@ -169,7 +169,8 @@ def test_the_policy_of_the_documents_keeps_its_cap(tmp_path: Path, monkeypatch: 
     plan = policy.propose(state())
     assert plan.policy == "cap:0.8ug"
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
-    cheapest, dearest = type(policy)(0.0), type(policy)(1e12)
+    capped: Any = type(policy)
+    cheapest, dearest = capped(0.0), capped(1e12)
     low, high = cheapest.propose(state()).prediction, dearest.propose(state()).prediction
     assert low.energy_j_per_row < high.energy_j_per_row
     assert low.accuracy < high.accuracy
