@@ -360,7 +360,8 @@ def _torch(model: TritonModel, file: Path) -> FamilyDraft:
     signature = signature_of(model)
     if signature.rows > 1:
         raise DraftError(f"its batches are fixed to {signature.rows} rows: export it with an open first axis")
-    ordered, keywords = signature, ()
+    ordered = signature
+    keywords: tuple[str, ...] = ()
     numbered = [_NUMBERED.search(one.name) for one in signature.inputs]
     if all(numbered):
         inputs = sorted(signature.inputs, key=lambda one: int(str(_NUMBERED.search(one.name)[1])))  # type: ignore[index]

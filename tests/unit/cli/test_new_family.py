@@ -209,6 +209,11 @@ def test_the_profile_is_taken_at_the_end_if_it_is_wanted(here: Path, monkeypatch
     from clover.cli import profile
 
     asked: list[Any] = []
-    monkeypatch.setattr(profile, "main", lambda argv: asked.append(argv) or 0)
+
+    def measured(argv: list[str]) -> int:
+        asked.append(argv)
+        return 0
+
+    monkeypatch.setattr(profile, "main", measured)
     assert main(["new-family", "told", "--from", "nets:Told", "--device", "cpu"]) == 0
     assert asked == [[str(here / "told"), "--quick", "--device", "cpu"]]
