@@ -39,7 +39,7 @@ def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
     if spec.folder:
         folder = Path(spec.folder)
         files = [*python_files(folder), *(folder / variant.weights for variant in variants if variant.weights)]
-        files += files_of(spec.steps, folder)
+        files += files_of(spec.steps, folder, variants)
         declaration = folder / FILE
         if declaration.is_file() and variants == spec.variants:
             files.append(declaration)
@@ -77,11 +77,12 @@ def _without_published(variant: dict[str, Any]) -> dict[str, Any]:
     return variant
 
 
-def files_of(steps: StepsSpec | None, folder: Path) -> list[Path]:
-    """Return the files of a family's folder that its steps read."""
+def files_of(steps: StepsSpec | None, folder: Path, variants: tuple[VariantSpec, ...]) -> list[Path]:
+    """Return the files of a family's folder that its steps read, "$name" as these variants fill it in."""
     tables = () if steps is None else (*steps.before, *steps.after)
-    names = sorted({str(table["file"]) for table in tables if table.get("file")})
-    return [path for name in names if (path := folder / name).is_file()]
+    names = {str(table["file"]) for table in tables if table.get("file")}
+    filled = {str(one.parameters.get(name[1:], "")) for name in names if name[0] == "$" for one in variants}
+    return [path for name in sorted({*names, *filled} - {""}) if (path := folder / name).is_file()]
 
 
 def _digest_alone(spec: FamilySpec, chosen: VariantSpec) -> str:
