@@ -129,7 +129,7 @@ setup(
         "clover.grpc": ["*.proto", "*.binpb"],
         "clover.scaffold": ["templates/*.txt"],
         "clover.simulate": ["data/*.json"],
-        **{name: ["*.toml", "*.safetensors", "*.gz", "*.txt", "LICENSE*", "*.md"] for name in FAMILIES},
+        **{name: ["*.toml", "*.safetensors", "*.gz", "*.txt", "*.json", "LICENSE*", "*.md"] for name in FAMILIES},
     },
     include_package_data=False,
     ext_modules=[

@@ -24,6 +24,12 @@ _LINKS = 40
 _REMEDY = "whoever can write there could run code in this server"
 
 
+def fetched_files() -> Path:
+    """Return the folder of published files that were fetched: that of `torch.hub`."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
 def cache_folder(text: str) -> Path:
     """Return the folder of profiles and artifacts: `text`, or if that is empty `$XDG_CACHE_HOME/clover`
     (`~/.cache/clover`).

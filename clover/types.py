@@ -57,11 +57,24 @@ class PublishedAccuracy(Record, frozen=True, kw_only=True):
     source: str
 
 
-class PublishedWeights(Record, frozen=True, kw_only=True):
-    """Weights that somebody publishes: where, and their SHA-256 digest, of which `sha256` is as much as is known."""
+class PublishedFile(Record, frozen=True, kw_only=True):
+    """A file that somebody publishes, see `PublishedWeights`."""
 
     url: str
-    sha256: str
+    sha256: str = ""
+
+
+class PublishedWeights(Record, frozen=True, kw_only=True):
+    """Weights that somebody publishes: where, and their SHA-256 digest, of which `sha256` is as much as is known.
+
+    If nothing of it is known, the file is pinned when it is fetched; then "{revision}" in `url` stands for the commit
+    that whoever fetches it chooses.  `beside` are further files that the weights need, as a vocabulary: once they are
+    there, the variant's parameter of that name is the name of the file.
+    """
+
+    url: str
+    sha256: str = ""
+    beside: dict[str, PublishedFile] = {}
 
 
 class VariantSpec(Record, frozen=True, kw_only=True):

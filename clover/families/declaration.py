@@ -48,7 +48,7 @@ MAX_RANK = 8
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 LOADER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-PUBLISHED = re.compile(r"https://[\w.-]+(/[\w.~-]+)+", re.ASCII)
+PUBLISHED = re.compile(r"https://[\w.-]+(/([\w.~-]+|\{revision\}))+", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 

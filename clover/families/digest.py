@@ -40,7 +40,7 @@ def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
     if spec.folder:
         folder = Path(spec.folder)
         files = [*python_files(folder), *(folder / variant.weights for variant in variants if variant.weights)]
-        files += files_of(spec, folder)
+        files += files_of(spec, folder, variants)
         declaration = folder / FILE
         if declaration.is_file() and variants == spec.variants:
             files.append(declaration)
@@ -78,16 +78,16 @@ def _without_published(variant: dict[str, Any]) -> dict[str, Any]:
     return variant
 
 
-def files_of(spec: FamilySpec, folder: Path) -> list[Path]:
-    """Return the files of a family's folder that its steps read, also those that a step has by default or a variant's
-    parameter names."""
+def files_of(spec: FamilySpec, folder: Path, variants: tuple[VariantSpec, ...]) -> list[Path]:
+    """Return the files of a family's folder that its steps read, also those that a step has by default or a parameter
+    of these variants names."""
     tables = () if spec.steps is None else (*spec.steps.before, *spec.steps.after)
     found: set[str] = set()
     for table in tables:
         fields = msgspec.structs.fields(STEPS[str(table["step"])])
         usual = {field.name: field.default for field in fields}
         named = str(table.get("file", usual.get("file", "")))
-        of_variants = [str(one.parameters.get(named[1:], "")) for one in spec.variants]
+        of_variants = [str(one.parameters.get(named[1:], "")) for one in variants]
         found.update(of_variants if named.startswith("$") else [named])
     names = sorted(found - {""})
     return [path for name in names if (path := folder / name).is_file()]

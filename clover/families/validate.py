@@ -21,7 +21,7 @@ from clover.families.declaration import (
     PUBLISHED,
 )
 from clover.hints import did_you_mean
-from clover.types import ConfidenceSpec, FamilySpec, OpenAiSpec, TensorSpec
+from clover.types import ConfidenceSpec, FamilySpec, OpenAiSpec, TensorSpec, VariantSpec
 
 
 def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
@@ -61,10 +61,7 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         _check_loader(variant.loader, f"{key}.loader", where)
         if variant.weights:
             _check_weights(variant.weights, folder, f"{key}.weights", where)
-        if variant.published is not None and not PUBLISHED.fullmatch(variant.published.url):
-            raise refuse(f"{key}.published.url", f"{variant.published.url!r} is not https://HOST/.../FILE")
-        if variant.published is not None and not DIGEST.fullmatch(variant.published.sha256):
-            raise refuse(f"{key}.published.sha256", "is the first 8 to 64 hexadecimal digits of the file's digest")
+        _check_published(variant, f"{key}.published", where)
         _check_precision(variant.precision, f"{key}.precision", where)
         if variant.kind == "python" and variant.precision != "fp32":
             raise refuse(f"{key}.precision", "belongs to torch variants: a python one computes as its function does")
@@ -187,6 +184,20 @@ def _check_tensor(tensor: TensorSpec, key: str, where: str) -> None:
         raise refuse("max_bytes", "belongs to BYTES tensors only")
     if tensor.labels and len(tensor.labels) != elements:
         raise refuse("labels", f"{len(tensor.labels)} labels for {elements} values")
+
+
+def _check_published(variant: VariantSpec, key: str, where: str) -> None:
+    """Check the addresses and digests of a variant's published weights, and of the files that they need."""
+    if variant.published is None:
+        return
+    beside = {f"{key}.beside.{name}": file for name, file in variant.published.beside.items()}
+    for part, file in {key: variant.published, **beside}.items():
+        if not PUBLISHED.fullmatch(file.url):
+            raise ConfigError(f"{where}: {part}.url: {file.url!r} is not https://HOST/.../FILE")
+        if file.sha256 and not DIGEST.fullmatch(file.sha256):
+            raise ConfigError(f"{where}: {part}.sha256: is the first 8 to 64 hexadecimal digits of the file's digest")
+        if "{revision}" in file.url and (file.sha256 or part != key):
+            raise ConfigError(f"{where}: {part}.url: {{revision}} is for weights of which no digest is known")
 
 
 def _check_weights(weights: str, folder: Path | None, key: str, where: str) -> None:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from clover.cache import fetched_files
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.types import TensorSpec
@@ -130,12 +131,15 @@ def bytes_row(*elements: bytes) -> NDArray[Any]:
 
 
 def file_in(folder: Path | None, file: str) -> Path:
-    """Return the path of a step's file.  Raises ConfigError if it is not in the family's folder."""
+    """Return the path of a step's file.  Raises ConfigError if it is neither in the family's folder nor among the
+    published files that were fetched."""
     if folder is None:
         raise ConfigError(f"needs the file {file!r} of the family's folder, which is not here: give the folder")
     path = (folder / file).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ConfigError(f"file {file!r} must be a path below the family's folder, without '..'")
-    if not path.is_file():
-        raise ConfigError(f"no file {file!r} in the family's folder")
-    return path
+    if path.is_file():
+        return path
+    if "/" not in file and (fetched := fetched_files() / file).is_file():
+        return fetched
+    raise ConfigError(f"no file {file!r} in the family's folder")

@@ -14,11 +14,7 @@ from clover.families import published
 
 def main(names: list[str]) -> int:
     """Fetch the weights of the variants `names`; return 0 if all are there."""
-    spec = families.load_family("efficientnet")
-    for variant in spec.variants:
-        if variant.published is not None and (not names or variant.name in names):
-            print(f"{variant.name}: {published.fetch(variant.published)}")
-    return 0
+    return published.fetch_of(families.load_family("efficientnet"), names)
 
 
 if __name__ == "__main__":

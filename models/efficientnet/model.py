@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from clover.models.networks import same_random_weights, weights_of
 
 from clover.errors import ConfigError
-from clover.families import published
 
 if TYPE_CHECKING:
-    from clover.types import VariantSpec
+    from torch import nn
 
-_log = logging.getLogger("clover.models.efficientnet")
+    from clover.types import VariantSpec
 
 INSTALL = "pip install 'clover-inference[efficientnet]'"
 
@@ -27,12 +24,9 @@ def load(variant: VariantSpec, folder: Path) -> nn.Module:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{variant.name} needs torchvision: {INSTALL}") from error
     build = getattr(efficientnet, f"efficientnet_{variant.name}")
-    if variant.untrained or variant.published is None:
-        _log.warning("%s is UNTRAINED: it answers with random weights", variant.name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # every worker gets the same
-            model: nn.Module = build(weights=None)
-        return model.eval()
-    model = build(weights=None)
-    model.load_state_dict(torch.load(published.file_of(variant.published), map_location="cpu", weights_only=True))
+    state = weights_of(variant)
+    with same_random_weights():
+        model: nn.Module = build(weights=None)
+    if state is not None:
+        model.load_state_dict(state)
     return model.eval()

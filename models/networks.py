@@ -1,0 +1,55 @@
+"""Networks of families whose weights are published and not shipped: with them, or, untrained, with random ones."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clover.errors import ConfigError
+from clover.families import published
+
+if TYPE_CHECKING:
+    from clover.types import VariantSpec
+
+_log = logging.getLogger("clover.models.networks")
+
+
+def weights_of(variant: VariantSpec) -> dict[str, Any] | None:
+    """Return the published weights of a variant, by name; None, which the log says, if it is untrained."""
+    if variant.untrained or variant.published is None:
+        _log.warning("%s is UNTRAINED: it answers with random weights", variant.name)
+        return None
+    path = published.file_of(variant.published)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return dict(load_file(path))
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+@contextlib.contextmanager
+def same_random_weights() -> Iterator[None]:
+    """Let what is built within get the same random weights in every worker, and leave others' random numbers alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def of_transformers(variant: VariantSpec, kind: Any, configuration: Any) -> torch.nn.Module:
+    """Return a variant's network of the library transformers, `kind` built from `configuration`.
+
+    Raises ConfigError if the published weights are of another network."""
+    state = weights_of(variant)
+    if state is None:
+        with same_random_weights():
+            model: torch.nn.Module = kind(configuration)
+        return model.eval()
+    model, report = kind.from_pretrained(None, config=configuration, state_dict=state, output_loading_info=True)
+    lacking = [str(one) for key in ("missing_keys", "mismatched_keys") for one in report[key]]
+    if lacking:
+        raise ConfigError(f"{variant.name}: the published weights lack {len(lacking)} tensors, first {lacking[0]}")
+    return model.eval()
