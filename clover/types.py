@@ -64,7 +64,7 @@ class PublishedFile(Record, frozen=True, kw_only=True):
     sha256: str = ""
 
 
-class PublishedWeights(Record, frozen=True, kw_only=True):
+class PublishedWeights(PublishedFile, frozen=True, kw_only=True):
     """Weights that somebody publishes: where, and their SHA-256 digest, of which `sha256` is as much as is known.
 
     If nothing of it is known, the file is pinned when it is fetched; then "{revision}" in `url` stands for the commit
@@ -72,8 +72,6 @@ class PublishedWeights(Record, frozen=True, kw_only=True):
     there, the variant's parameter of that name is the name of the file.
     """
 
-    url: str
-    sha256: str = ""
     beside: dict[str, PublishedFile] = {}
 
 

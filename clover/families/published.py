@@ -33,19 +33,19 @@ _TIMEOUT_S = 60.0
 _ON_A_HUB = re.compile(r"https://[^/]+/(?P<owner>[^/]+)/(?P<repository>[^/]+)/resolve/[^/]+/(?P<file>.+)")
 """Models on a hub have files of the same few names, which their addresses tell apart."""
 
-File = TypeVar("File", PublishedFile, PublishedWeights)
+File = TypeVar("File", bound=PublishedFile)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def place_of(published: PublishedFile | PublishedWeights) -> Path:
+def place_of(published: PublishedFile) -> Path:
     """Return where a published file lies, or would."""
     found = _ON_A_HUB.fullmatch(published.url)
     name = "--".join(found.groups()).replace("/", "--") if found else PurePosixPath(published.url).name
     return fetched_files() / name
 
 
-def file_of(published: PublishedFile | PublishedWeights) -> Path:
+def file_of(published: PublishedFile) -> Path:
     """Return the published file.  Raises ConfigError if its digest is not the one that is pinned."""
     path, known = place_of(published), pinned(published)
     if known is None:
@@ -68,7 +68,7 @@ def pinned(published: File) -> File | None:
     return None
 
 
-def fetch(published: PublishedFile | PublishedWeights, revision: str = "") -> Path:
+def fetch(published: PublishedFile, revision: str = "") -> Path:
     """Fetch a published file and those it needs beside it, unless they are there, and return it.
 
     `revision` is the commit to take if the family pins none.  Raises ConfigError for another digest or if a commit is

@@ -21,7 +21,7 @@ from clover.families.declaration import (
     PUBLISHED,
 )
 from clover.hints import did_you_mean
-from clover.types import ConfidenceSpec, FamilySpec, OpenAiSpec, TensorSpec, VariantSpec
+from clover.types import ConfidenceSpec, FamilySpec, OpenAiSpec, PublishedFile, TensorSpec, VariantSpec
 
 
 def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
@@ -190,7 +190,7 @@ def _check_published(variant: VariantSpec, key: str, where: str) -> None:
     """Check the addresses and digests of a variant's published weights, and of the files that they need."""
     if variant.published is None:
         return
-    beside = {f"{key}.beside.{name}": file for name, file in variant.published.beside.items()}
+    beside: dict[str, PublishedFile] = {f"{key}.beside.{name}": file for name, file in variant.published.beside.items()}
     for part, file in {key: variant.published, **beside}.items():
         if not PUBLISHED.fullmatch(file.url):
             raise ConfigError(f"{where}: {part}.url: {file.url!r} is not https://HOST/.../FILE")

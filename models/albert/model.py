@@ -33,8 +33,8 @@ def load(variant: VariantSpec, folder: Path) -> nn.Module:
         from transformers import AlbertConfig, AlbertForQuestionAnswering
     except ModuleNotFoundError as error:
         raise ConfigError(f"{variant.name} needs transformers: pip install 'clover-inference[albert]'") from error
-    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    size: dict[str, Any] = {key: variant.parameters[key] for key in keys}
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    size: dict[str, Any] = {key: variant.parameters[key] for key in sizes}
     configuration = AlbertConfig(
         vocab_size=30_000,
         embedding_size=128,
