@@ -94,6 +94,7 @@ def facts(spec: FamilySpec, extras: dict[str, list[str]]) -> dict[str, Any]:
         "inputs": [_tensor(tensor) for tensor in spec.inputs],
         "outputs": [_tensor(tensor) for tensor in spec.outputs],
         "variants": [variant.name for variant in spec.variants],
+        "untrained": [variant.name for variant in spec.variants if variant.untrained],
         "metric": spec.evaluation.metric if spec.evaluation is not None else None,
         "published": {v.name: v.accuracy.value for v in spec.variants if v.accuracy is not None},
         "cascades": spec.confidence is not None,
@@ -112,6 +113,7 @@ def described(one: dict[str, Any]) -> str:
     measured = f"measured here ({one['metric']})" if one["metric"] else "published" if one["published"] else "not known"
     rows = [
         ("variants", ", ".join(one["variants"])),
+        *([("UNTRAINED", ", ".join(one["untrained"]))] if one["untrained"] else []),
         ("takes", takes),
         ("gives", gives),
         ("accuracy", measured),
