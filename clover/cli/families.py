@@ -94,7 +94,6 @@ def facts(spec: FamilySpec, extras: dict[str, list[str]]) -> dict[str, Any]:
         "inputs": [_tensor(tensor) for tensor in spec.inputs],
         "outputs": [_tensor(tensor) for tensor in spec.outputs],
         "variants": [variant.name for variant in spec.variants],
-        "untrained": [variant.name for variant in spec.variants if variant.untrained],
         "metric": spec.evaluation.metric if spec.evaluation is not None else None,
         "published": {v.name: v.accuracy.value for v in spec.variants if v.accuracy is not None and not v.untrained},
         "untrained": [v.name for v in spec.variants if v.untrained],
@@ -117,7 +116,6 @@ def described(one: dict[str, Any]) -> str:
         measured = f"{measured}; {held}" if one["published"] or one["metric"] else held
     rows = [
         ("variants", ", ".join(one["variants"])),
-        *([("UNTRAINED", ", ".join(one["untrained"]))] if one["untrained"] else []),
         ("takes", takes),
         ("gives", gives),
         ("accuracy", measured),
