@@ -12,19 +12,19 @@ from clover.hints import did_you_mean, importing, program, until_closed
 
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
-    "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of a family's variants here"),
+    "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of variants here"),
     "new-family": ("clover.cli.new_family", "Write a family for a model that you have, and measure it"),
     "import-triton": ("clover.cli.import_triton", "Write families for the models of a Triton repository"),
     "families": ("clover.cli.families", "List the families that are installed, and what each needs"),
-    "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
+    "ctl": ("clover.cli.ctl", "Show what a running server does; change targets, pin variants"),
     "infer": ("clover.cli.infer", "Ask a model of a running server with files or text"),
     "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
-    "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
+    "plan": ("clover.cli.plan", "Solve a problem file, and bound what any plan could reach"),
     "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),
     "report": ("clover.cli.report", "Say what was emitted and saved over a time, from the ledger"),
     "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how"),
     "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),
-    "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
+    "mig": ("clover.cli.mig", "List, plan and change MIG instances of GPUs; emulate GPUs"),
 }
 
 

@@ -29,18 +29,22 @@ _MOST = 8
 _ABOUT = """\
 Write a family for a model that you have, and measure it.  --from is one of
 
-  module:Class, module:function   a torch module of yours (built without arguments)
-  torchvision:NAME, timm:NAME     a published classifier of pictures, with smaller siblings
-  transformers:NAME               a classifier of texts: a folder, or a name on the hub
-  FILE.onnx                       an ONNX model
-  FOLDER                          a model of a Triton repository (with config.pbtxt)
+  module:Class, module:function  a torch module, built without arguments
+  torchvision:NAME, timm:NAME    a published classifier of pictures, and smaller
+                                 siblings of it
+  transformers:NAME              a classifier of texts: a folder, or a name on
+                                 the hub
+  FILE.onnx                      an ONNX model
+  FOLDER                         a model of a Triton repository (config.pbtxt)
 
-Several --from (modules or ONNX files) are variants that answer the same question, cheaper and dearer.
+Several --from (modules or ONNX files) are variants that answer the same
+question, cheaper and dearer.
 """
 _END = """\
-Compiling (torch.compile's AOTI, ONNX Runtime, TensorRT), channels-last and int8 of torch modules are no variants: the
-profiler chooses the backend of each by itself.  exit codes: 0 done; 2 wrong command line; 3 no family can be made of
-it, and nothing was written; 4 written, but it cannot be measured
+Compiling (torch.compile's AOTI, ONNX Runtime, TensorRT), channels-last and
+int8 of torch modules are no variants: the profiler chooses the backend of each
+by itself.  exit codes: 0 done; 2 wrong command line; 3 no family can be made
+of it, and nothing was written; 4 written, but it cannot be measured
 """
 
 

@@ -294,7 +294,8 @@ class Zygote:
             for pid in strays:
                 os.kill(pid, signal.SIGKILL)
             for pid in strays:
-                os.waitpid(pid, 0)
+                with contextlib.suppress(ChildProcessError):  # reaped meanwhile by whoever started it
+                    os.waitpid(pid, 0)
 
 
 def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spawn, tuple[int, ...]] | None:
