@@ -159,7 +159,7 @@ def _timm(name: str, *, untrained: bool, notes: list[str]) -> tuple[torch.nn.Mod
     from timm.data.config import resolve_model_data_config
 
     module = _make("timm", name)
-    data: dict[str, Any] = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    data: dict[str, Any] = resolve_model_data_config(module)
     side = data["input_size"][1]
     preset: dict[str, Any] = {
         "variant": name.partition(".")[0],
@@ -204,7 +204,7 @@ def _transformers(
         _refuse_untrained(
             f"the weights of {name} cannot be had ({' '.join(str(error).split())[:160]})", untrained, notes, name
         )
-        module = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+        module = AutoModelForSequenceClassification.from_config(config)
     length = min(int(getattr(config, "max_position_embeddings", 512)), 512, int(tokeniser.model_max_length))
     names: list[str] = [
         one for one in ("input_ids", "attention_mask", "token_type_ids") if one in tokeniser.model_input_names
