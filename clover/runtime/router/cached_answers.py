@@ -47,11 +47,10 @@ class Unanswered(NamedTuple):
 
 
 class Recalled(NamedTuple):
-    """The answers that a request got, the CPU time that it took to find them, and its receipt once that was made."""
+    """The answers that a request got, and the CPU time that it took to find them."""
 
     answers: list[KeptAnswer]
     cpu_ns: int
-    receipt: Receipt | None = None
 
 
 class CachedAnswers:
@@ -142,10 +141,8 @@ class CachedAnswers:
             self.cache.keep(digest, KeptAnswer(outputs, lane, expected, paths[at] if paths else "", now_ns))
 
     def receipt(self, ticket: RouterTicket) -> Receipt:
-        """Return what a ticket that was answered from the cache cost; it is billed the first time."""
+        """Count what a ticket that was answered from the cache cost in the account, and return the receipt."""
         recalled = cast("Recalled", ticket.recalled)
-        if recalled.receipt is not None:
-            return recalled.receipt
         answers = recalled.answers
         names = [self._state.traffic.variants[lane] for lane in sorted({kept.lane for kept in answers})]
         accuracy = sum(kept.accuracy for kept in answers) / len(answers)
@@ -155,7 +152,7 @@ class CachedAnswers:
         account.bill_lookup(self._state.name, energy_j)
         reading = account.reading
         intensity = reading.g_per_kwh if reading is not None else 0.0
-        receipt = Receipt(
+        return Receipt(
             variant="+".join(names),
             accuracy=accuracy,
             energy_j=energy_j,
@@ -168,8 +165,6 @@ class CachedAnswers:
             path=paths,
             cached=True,
         )
-        ticket.recalled = recalled._replace(receipt=receipt)
-        return receipt
 
     def _current_plan(self) -> bytes:
         """Return which variants may answer by the plan in force, and how."""

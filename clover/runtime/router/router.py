@@ -215,6 +215,13 @@ class Router(Model):
     def receipt(self, given: Any) -> Receipt:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         ticket: RouterTicket = given
+        if ticket.billed is None:
+            ticket.billed = self._billed(ticket)
+        receipt: Receipt = ticket.billed
+        return receipt
+
+    def _billed(self, ticket: RouterTicket) -> Receipt:
+        """Count what a ticket cost in the account, and return the receipt."""
         if ticket.recalled is not None and self.cached is not None:
             return self.cached.receipt(ticket)
         lanes = ticket.variants

@@ -26,6 +26,7 @@ cdef class RouterTicket(Base):
     cdef public tuple torn
     cdef public object unanswered
     cdef public object recalled
+    cdef public object billed
     cdef public int phase
     cdef public int awaits
     cdef public bint lent

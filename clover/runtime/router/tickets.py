@@ -44,6 +44,7 @@ class RouterTicket(Base):
         "audit",
         "awaits",
         "batch_rows",
+        "billed",
         "bucket",
         "chain",
         "connection",
@@ -131,6 +132,8 @@ class RouterTicket(Base):
         """The `Unanswered` whose rows are kept in the cache of answers once they are there."""
         self.recalled: object | None = None
         """The `Recalled` that answered it from there."""
+        self.billed: Any = None
+        """Its `Receipt` once that was made: what it cost is billed once, also if a span shows it again."""
         self.lent = False  # a client is still sending its rows
         self.phase = OPEN
         self.outstanding = 0

@@ -59,6 +59,8 @@ def test_a_row_goes_to_a_worker_and_back(house: House) -> None:
     assert rows.tolist() == [[3.0, 4.0]]
     receipt = house.router.receipt(ticket)
     assert (receipt.variant, receipt.accuracy, receipt.method) == ("small", 80.0, "modelled")
+    assert house.router.receipt(ticket) is receipt
+    assert house.account.receipts_j["toy"] == receipt.energy_j, "billed once, also if a span reads it again"
     house.router.close(ticket)
     house.router.close(ticket)
     house.check_slots()
