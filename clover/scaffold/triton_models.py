@@ -354,24 +354,26 @@ def _reshaped(signature: TritonSignature) -> dict[str, list[int]]:
     return found | {one.name: list(one.shape) for one in signature.outputs if one.name in signature.inside}
 
 
+def _by_number(tensors: tuple[TensorSpec, ...]) -> tuple[tuple[TensorSpec, ...], bool]:
+    """Return tensors by the number that ends their names (`INPUT__0`), and whether all have one; if not, as given."""
+    found = [_NUMBERED.search(one.name) for one in tensors]
+    places = [int(match[1]) for match in found if match is not None]
+    if len(places) < len(tensors):
+        return tensors, False
+    return tuple(one for _, one in sorted(zip(places, tensors, strict=True), key=lambda pair: pair[0])), True
+
+
 def _torch(model: TritonModel, file: Path) -> FamilyDraft:
     if not file.is_file():
         raise DraftError(f"there is no {model.version}/{file.name}")
     signature = signature_of(model)
     if signature.rows > 1:
         raise DraftError(f"its batches are fixed to {signature.rows} rows: export it with an open first axis")
-    ordered = signature
     keywords: tuple[str, ...] = ()
-    numbered = [_NUMBERED.search(one.name) for one in signature.inputs]
-    if all(numbered):
-        inputs = sorted(signature.inputs, key=lambda one: int(str(_NUMBERED.search(one.name)[1])))  # type: ignore[index]
-        ordered = replace(signature, inputs=tuple(inputs))
-    elif len(signature.inputs) > 1:
-        keywords = tuple(one.name for one in signature.inputs)
-    outputs = ordered.outputs
-    if all(_NUMBERED.search(one.name) for one in outputs):
-        outputs = tuple(sorted(outputs, key=lambda one: int(str(_NUMBERED.search(one.name)[1]))))  # type: ignore[index]
-    ordered = replace(ordered, outputs=outputs)
+    inputs, are_numbered = _by_number(signature.inputs)
+    if not are_numbered and len(inputs) > 1:
+        keywords = tuple(one.name for one in inputs)
+    ordered = replace(signature, inputs=inputs, outputs=_by_number(signature.outputs)[0])
     code = template(
         "torchscript_model",
         inputs=tuple(one.name for one in ordered.inputs),
