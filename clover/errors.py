@@ -173,3 +173,7 @@ class DeadlineMissed(RequestError):
     """The deadline passed before there was an answer."""
 
     status = 504
+
+
+class ClusterError(CloverError):
+    """A cluster cannot do what was asked: a node, the ingress or Ray does not answer or refuses.  Exit code 3."""

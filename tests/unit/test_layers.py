@@ -45,6 +45,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"planning.cascade"}),
     frozenset({"planning.search"}),
     frozenset({"planning.budget"}),
+    frozenset({"planning.cluster"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
     frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "scaffold"}),
     frozenset({"runtime.guard", "worker"}),
@@ -56,6 +57,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"telemetry.metrics", "telemetry.otel"}),
     frozenset({"server"}),
     frozenset({"simulate"}),
+    frozenset({"cluster"}),
     frozenset({"serve", "__main__", "cli"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

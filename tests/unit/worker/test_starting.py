@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import math
 import os
 import select
@@ -99,7 +100,7 @@ class Orders:
 
 
 @pytest.fixture
-def zygote_of(monkeypatch, order):
+def zygote_of(monkeypatch, tmp_path, order):
     """A zygote to which things happen, in a process that cannot fork; it, and how often it tried."""
     with contextlib.ExitStack() as stack:
         forks = []
@@ -116,7 +117,7 @@ def zygote_of(monkeypatch, order):
             made._tried.add(order.backend)
             made._poller = Orders(theirs, *happens)
             for token in range(happens.count("order") - 1):
-                pipes = [os.open(os.devnull, os.O_RDWR) for _ in range(frames.SPAWN_FDS)]
+                pipes = [os.open(tmp_path / "pipe", os.O_RDWR | os.O_CREAT) for _ in range(frames.SPAWN_FDS)]
                 frames.send(ours, frames.Spawn(token=token, slots=4, order=order), tuple(pipes))
                 frames.close_all(pipes)
             frames.send(ours, frames.Stop())
@@ -125,9 +126,12 @@ def zygote_of(monkeypatch, order):
         yield make
 
 
-def test_a_spare_is_tried_once_after_every_order_and_nothing_wakes_an_idle_zygote(zygote_of):
-    before = len(os.listdir("/proc/self/fd"))
+def test_a_spare_is_tried_once_after_every_order_and_nothing_wakes_an_idle_zygote(zygote_of, monkeypatch, tmp_path):
     made, ours, forks = zygote_of("order", "order", "quiet", "order", "quiet", "order")
+    # The pairs that it opens itself, not all descriptors of this process: those of other tests may go meanwhile.
+    opened = []
+    socket_pair = frames.socket_pair
+    monkeypatch.setattr(frames, "socket_pair", lambda: opened.append(socket_pair()) or opened[-1])
     made.forever()
     quiet_ms = zygote._SPARE_AFTER_MS
     assert made._poller.waits == [None, quiet_ms, quiet_ms, None, quiet_ms, None]
@@ -136,7 +140,10 @@ def test_a_spare_is_tried_once_after_every_order_and_nothing_wakes_an_idle_zygot
     assert [(said.token, said.reason) for said in refused] == [
         (token, "fork: Resource temporarily unavailable") for token in range(3)
     ]
-    assert len(os.listdir("/proc/self/fd")) == before + 2  # the pair
+    assert len(opened) == 2  # one for each spare that it tried
+    assert all(end.fileno() == -1 for pair in opened for end in pair)
+    # Nor is anything open that came with the orders.
+    assert str(tmp_path / "pipe") not in map(os.path.realpath, glob.iglob("/proc/self/fd/*"))
 
 
 def test_a_zygote_with_threads_forks_no_spare(zygote_of):
