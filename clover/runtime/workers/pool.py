@@ -38,6 +38,7 @@ __all__ = ["Pool", "WorkerProcess"]
 _log = logging.getLogger("clover.pool")
 
 _STOP_S = 2.0
+_ZYGOTE_END_S = 5.0
 
 
 class Pool:
@@ -93,6 +94,8 @@ class Pool:
             self._starting = asyncio.Lock()
         async with self._starting:
             link = self._zygote
+            if link is not None and link.killed:  # else an order would go to one that is about to end
+                await link.ended(_ZYGOTE_END_S)
             if link is None or link.dead:
                 if link is not None:
                     _log.warning("the zygote died; starting another")
