@@ -202,9 +202,10 @@ class ClusterFollower:
             "p95_ms": seen.get("p95_ms"),
             "rows": int(rows),
             "accuracy_rows": rows * accuracy if accuracy is not None else 0.0,
+            "ready": family.missing == 0 and family.deployed is not None,
             "joules": counted.get("energy_j", 0.0),
             "grams": counted.get("carbon_g", 0.0),
-            "corrections": family.learned.gauges(),
+            "correction": _energy_factor(family),
         }
 
     def _profiles(self) -> dict[str, Any]:
@@ -220,3 +221,9 @@ class ClusterFollower:
                 for name, family in context.families.items()
             },
         }
+
+
+def _energy_factor(family: Family) -> float:
+    """Return what the joules of a family's profile are off by, over what was learned of its variants; 1 if nothing."""
+    factors = [float(row["energy"]) for row in family.learned.rows() if row["energy"] > 0.0]
+    return sum(factors) / len(factors) if factors else 1.0
