@@ -47,12 +47,13 @@ def read(path: str | Path) -> ClusterFile:
 
 
 def parse(text: str, path: str = "cluster.toml", folder: Path | None = None) -> ClusterFile:
-    """Return what `text` says; `path` names it in errors, `folder` is what relative paths count from.  ConfigError."""
+    """Return what `text` says; `path` names it in errors, `folder` is what relative paths count from (None: they stay
+    as they are, and the files are not looked at).  ConfigError."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    source = _Source(text, path)
+    source = _Source(text, path, with_files=folder is not None)
     for name, item in (("region", "north"), ("node", "north-1"), ("family", "fashion")):
         if not data.get(name):
             key = "family" if name == "family" else "name"
@@ -63,8 +64,9 @@ def parse(text: str, path: str = "cluster.toml", folder: Path | None = None) -> 
         found = msgspec.convert(data, ClusterFile)
     except msgspec.ValidationError as error:
         source.refuse(str(error), data)
+    found = _resolved(found, folder) if folder is not None else found
     _check(found, source)
-    return _resolved(found, folder) if folder is not None else found
+    return found
 
 
 def render_carbon(config: CarbonConfig) -> dict[str, str]:
@@ -114,9 +116,10 @@ def line_of(text: str, place: Place) -> int:
 
 
 class _Source:
-    """The text of a file, for errors about it."""
+    """The text of a file, for errors about it; `with_files`: whether the files that it names are looked at."""
 
-    def __init__(self, text: str, path: str) -> None:
+    def __init__(self, text: str, path: str, *, with_files: bool) -> None:
+        self.with_files = with_files
         self._text = text
         self._path = path
 
@@ -207,11 +210,15 @@ def _check(file: ClusterFile, source: _Source) -> None:
             for name in (origin, *allowed):
                 if name not in regions:
                     hint = did_you_mean(name, regions)
-                    source.fail(("family", at, "regions"), f"names {name!r}, which is no region of this file{hint}")
+                    source.fail(
+                        ("family", at, "regions", origin), f"names {name!r}, which is no region of this file{hint}"
+                    )
             if not allowed:
-                source.fail(("family", at, "regions"), f"leaves rows of {origin} no region to be answered in")
+                source.fail(("family", at, "regions", origin), f"leaves rows of {origin} no region to be answered in")
             if not any(node.region in allowed for node in file.node):
-                source.fail(("family", at, "regions"), f"lets rows of {origin} go to regions without a node only")
+                source.fail(
+                    ("family", at, "regions", origin), f"lets rows of {origin} go to regions without a node only"
+                )
     if file.cluster.store and not file.cluster.store.startswith("file:"):
         source.fail(("cluster", "store"), f"must read file:PATH, not {file.cluster.store!r}")
     if file.ingress is not None and not any(region.listen or region.listen_grpc for region in file.region):
@@ -256,7 +263,7 @@ def _check_region(region: RegionSection, at: int, regions: Sequence[str], file: 
     try:
         carbon.build(region.carbon)
     except ConfigError as error:
-        if "trace" not in region.carbon.source:  # a file's path may count from the folder, which is looked at later
+        if source.with_files or "trace:" not in region.carbon.source:
             source.fail(("region", at, "carbon"), f"cannot be used: {error}")
 
 
