@@ -132,6 +132,7 @@ class ClusterController:
         memory.troubles.clear()
         if not self._restored:
             await self._restore(now_s)
+            memory = self._memory
         if self._restored and not self.stopped:
             await self._fence_by_store()
         if self.stopped or not self._restored:
@@ -218,9 +219,9 @@ class ClusterController:
         for name, own in members.members.items():
             if own.phase in ("lost", "partitioned") or (own.phase == "ready" and own.why):
                 memory.troubles.append(f"{name} is {own.phase}: {own.why}")
-            elif own.usable and own.report is not None and own.epoch_sent == memory.epoch:
-                if 0 < own.report.target_epoch < memory.epoch - 1:
-                    memory.troubles.append(f"{name} still follows epoch {own.report.target_epoch} of {memory.epoch}")
+            behind = own.report.target_epoch if own.usable and own.report is not None else 0
+            if 0 < behind < memory.epoch - 1 and memory.wanted(name, own):
+                memory.troubles.append(f"{name} still follows epoch {behind} of {memory.epoch}")
         for family, rate in memory.missing.items():
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"

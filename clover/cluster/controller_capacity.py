@@ -1,6 +1,6 @@
 """How many rows a second nodes can serve, and whether those that stay can take over what others leave.
 
-A device that mixes operating points of its frontier over time serves, at a mean accuracy of its rows of at least `floor`,
+A device that mixes operating points of its frontier over time serves, at a mean accuracy of its rows of `floor`,
 
     most  x r1 + (1 - x) r2     so that     x r1 (a1 - floor) + (1 - x) r2 (a2 - floor) >= 0
 

@@ -23,9 +23,9 @@ from clover.cluster.controller_records import ChangeStep, Phase
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node at one look.  `wanted`: the plan in force has it awake.  `may_leave`: plans have done without it for long
-    enough.  `weighted`: it is given rows.  `empty`: drained, with nothing open or its time over.  `stays`: it is not
-    released after that, as an operator wants it.  `may_wake`: no back-off holds it."""
+    """One node at one look.  `wanted`: the plan in force has it awake.  `may_leave`: plans have done without it for
+    long enough.  `weighted`: it is given rows.  `empty`: drained, with nothing open or its time over.  `stays`: it
+    is not released after that, as an operator wants it.  `may_wake`: no back-off holds it."""
 
     name: str
     phase: Phase

@@ -4,8 +4,8 @@
                          |                          |
                          `---- too long ----> lost <'-- silent       (or `partitioned`, if the ingress finds it healthy)
 
-A lost node is started again with a back-off, whether plans want it or not: it was awake, and may still be.  Silence is
-counted from when a report with a new time came in, by the controller's own clock, so that clocks of nodes do not matter.
+A lost node is started again with a back-off, whether plans want it or not: it was awake, and may still be.  Silence
+counts from when a report with a new time came in, by the controller's own clock, so that those of nodes do not matter.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Membership:
                 member.failed(now_s, f"not ready {within_s:.0f} s after it was woken")
         elif (member.phase == "released" and fit and now_s - member.ended_s > self.lost_s) or (
             member.phase == "partitioned" and heard
-        ):
+        ):  # the former was started by somebody else
             member.enter("ready", now_s)
         elif member.phase == "ready" and not heard:
             member.enter("lost", now_s, f"no report for {self.lost_s:.0f} s")
@@ -166,8 +166,9 @@ class Membership:
             ]
             if late:
                 member.pace = max(LEAST_PACE, member.pace * _SLOWER)
-                slow.append(f"{name} answers {late[0].family} in {late[0].p95_ms:.0f} ms of "
-                            f"{slo_p95_ms[late[0].family]:.0f} ms (p95) and gets {member.pace:.0%} of its share")  # fmt: skip
+                family, p95_ms = late[0].family, late[0].p95_ms
+                over = f"{p95_ms:.0f} ms of {slo_p95_ms[family]:.0f} ms (p95)"
+                slow.append(f"{name} answers {family} in {over} and gets {member.pace:.0%} of its share")
             else:
                 member.pace = min(1.0, member.pace * _FASTER)
         return slow
