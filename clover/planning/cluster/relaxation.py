@@ -179,8 +179,9 @@ class Relaxation:
             found.append(lacking)
         return found
 
-    def bound(self) -> float:
-        """Return grams/h that no plan is below, from the duals of the last solution."""
+    def bound(self, opened: Sequence[Flags]) -> float:
+        """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's
+        `[region, mode]`), from the duals of the last solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
         rows = np.maximum(duals[:streams], 0.0)
@@ -192,8 +193,8 @@ class Relaxation:
             spared += worth
             total += gained
         best = np.full((len(instance.regions), len(instance.modes)), -np.inf)
-        for stream, price in zip(instance.streams, rows, strict=True):
-            best = np.where(stream.allowed, np.maximum(best, price), best)
+        for allowed, price in zip(opened, rows, strict=True):
+            best = np.where(allowed, np.maximum(best, price), best)
         gain = np.array([points[mode.family] * (mode.accuracy - instance.floors[mode.family]) for mode in instance.modes])
         rates = np.array([mode.rate for mode in instance.modes])
         for group in instance.groups:

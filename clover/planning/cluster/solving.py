@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clover.planning.cluster.agreeing import agree
 from clover.planning.cluster.instance import EPSILON, Floats, Instance
 from clover.planning.cluster.relaxation import Relaxation
 from clover.planning.cluster.reserve import Loss, Reserve, losses, spare_rates
@@ -37,9 +38,8 @@ def solve(instance: Instance) -> Solution:
     wanted = losses(instance, spare)
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
-    bound = relaxed.bound()
-    rounding = Rounding(instance, relaxed, Reserve(instance, spare), kept_losses, served)
-    rounding.close_slow_modes()
+    opened, bound = agree(instance, relaxed)
+    rounding = Rounding(instance, relaxed, opened, Reserve(instance, spare), kept_losses, served)
     best = rounding.round_devices(rounding.choose_nodes(relaxed.nodes()))
     best, kept = _with_before(instance, rounding, best)
     lacking = rates - served
@@ -47,7 +47,7 @@ def solve(instance: Instance) -> Solution:
         lacking[stream] += rate
     if best.unserved:
         # Whole devices serve less than divisible ones: bound what is served.
-        bound = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0].bound()
+        bound = agree(instance, _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0])[1]
     return Solution(instance, best, wanted, tuple(unkept), lacking, bound, kept)
 
 
