@@ -294,8 +294,11 @@ def _resolved(file: ClusterFile, folder: Path) -> ClusterFile:
         msgspec.structs.replace(node, config=str(folder / node.config) if node.config else "") for node in file.node
     )
     ingress = file.ingress
-    if ingress is not None and ingress.tls_cert:
-        ingress = msgspec.structs.replace(ingress, tls_cert=str(folder / ingress.tls_cert))
+    if ingress is not None:
+        paths = {
+            key: str(folder / getattr(ingress, key)) for key in ("tls_cert", "token_file") if getattr(ingress, key)
+        }
+        ingress = msgspec.structs.replace(ingress, **paths)
     cluster = file.cluster
     if cluster.store:
         store = f"file:{folder / cluster.store.removeprefix('file:')}"

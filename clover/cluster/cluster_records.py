@@ -23,6 +23,16 @@ class ClusterSection(Section, frozen=True, kw_only=True):
         float, _help("seconds after which a node that hears nothing follows its own policy again", gt=0)
     ] = 30.0
     drain_s: Annotated[float, _help("most seconds that a node may take to answer what it has", gt=0)] = 30.0
+    plan_s: Annotated[float, _help("seconds between two plans if nothing happens that asks for one", gt=0)] = 300.0
+    lost_s: Annotated[float, _help("seconds without a report after which a node counts as lost", gt=0)] = 15.0
+    dwell_s: Annotated[float, _help("least seconds that a node stays awake once it is ready", ge=0)] = 600.0
+    release_after_s: Annotated[
+        float, _help("seconds for which plans have to do without a node before it is released", ge=0)
+    ] = 300.0
+    budget_s: Annotated[
+        float, _help("seconds over which the mean accuracy of the whole cluster is held to the floor", gt=0)
+    ] = 86_400.0
+    max_changes: Annotated[float, _help("part of the nodes that may be waking or draining at once", gt=0, le=1)] = 0.2
     store: Annotated[
         str, _help("file:PATH keeps the controller's state; by default a file in the cluster's folder")
     ] = ""
@@ -41,6 +51,10 @@ class IngressSection(Section, frozen=True, kw_only=True):
     ] = 1 << 20
     retries: Annotated[int, _help("other attempts at a request whose answer has not begun", ge=0, le=10)] = 3
     tls_cert: Annotated[str, _help("PEM file with certificate and key for clients")] = ""
+    token_file: Annotated[
+        str, _help("file whose first line is the token of the nodes, for health checks of those beyond loopback")
+    ] = ""
+    allowed_hosts: Annotated[tuple[str, ...], _help("names by which clients may call; by default all")] = ()
 
 
 class RegionSection(Section, frozen=True, kw_only=True):

@@ -156,7 +156,7 @@ class NodeAgent:
     async def _start(self) -> None:
         self._started_s = self._monotonic()
         self._why = ""
-        environment = {**self._environ, **self.order.environment}
+        environment = {**self._environ, **self.order.environment, "PYTHONUNBUFFERED": "1"}
         if self._grid_start:
             environment["CLOVER_TRACE_START"] = self._grid_start
         await asyncio.to_thread(self._process.start, self.order.command(), environment, self._digest())

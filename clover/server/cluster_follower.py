@@ -56,12 +56,13 @@ class FollowCommand(Record):
 class ClusterFollower:
     """What a server knows of the cluster that it belongs to; nothing, if it never heard of one.
 
-    `counted` gives joules and grams by model.  `wall` and the context's monotonic clock are Unix and steady seconds."""
+    `counted` gives joules and grams by model, `idle_w` the watts of a device at rest.  `wall` and the context's monotonic clock are Unix and steady seconds."""
 
     def __init__(
         self,
         context: Context,
         counted: Callable[[str], dict[str, float]],
+        idle_w: Callable[[str], float] = lambda device: 0.0,
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -71,6 +72,7 @@ class ClusterFollower:
         """How often a lease ended without another one."""
         self._context = context
         self._counted = counted
+        self._idle_w = idle_w
         self._wall = wall
         self._started_s = wall()
         self._cluster = ""
@@ -211,8 +213,10 @@ class ClusterFollower:
     def _profiles(self) -> dict[str, Any]:
         """Return what the operating points of the devices are worked out from: profiles, devices and objectives."""
         context = self._context
+        shapes = context.device_pool.shapes()
         return {
-            "devices": [msgspec.to_builtins(shape) for shape in context.device_pool.shapes().values()],
+            "devices": [msgspec.to_builtins(shape) for shape in shapes.values()],
+            "idle_w": {name: self._idle_w(name) for name in shapes},
             "models": {
                 name: {
                     "profile": msgspec.to_builtins(family.profile),
