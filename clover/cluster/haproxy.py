@@ -8,9 +8,9 @@ import ipaddress
 import logging
 import os
 import signal
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from time import monotonic
 
 import msgspec
 
@@ -18,6 +18,7 @@ from clover.cluster.haproxy_config import (
     TOKEN_VARIABLE,
     IngressSettings,
     Upstream,
+    backends,
     check_settings,
     checked_name,
     description,
@@ -32,8 +33,8 @@ from clover.cluster.haproxy_process import (
     private_folder,
     write_private,
 )
-from clover.cluster.haproxy_runtime import CommandRefused, IngressGone, RuntimeApi, check_reply
-from clover.cluster.haproxy_state import Servers, WantedIngress, differences, leftovers, places, wanted_of
+from clover.cluster.haproxy_runtime import IngressGone, IngressRefused, RuntimeApi, check_reply
+from clover.cluster.haproxy_state import Servers, WantedIngress, differences, leftovers, wanted_of, weights_key
 from clover.cluster.ingress import CounterRates, whole_weights
 from clover.errors import ClusterError
 
@@ -140,6 +141,15 @@ class HAProxyIngress:
 
     async def weigh(self, origin: str, weights: Mapping[str, float]) -> None:
         """Set how the rows that clients of a region send are shared; a node without a weight gets none."""
+        await self._weigh(origin, "", weights)
+
+    async def weigh_family(self, origin: str, family: str, weights: Mapping[str, float]) -> None:
+        """Set how the rows of one family that clients of a region send are shared."""
+        if family not in self.settings.families:
+            raise ClusterError(f"the ingress does not share {family!r} by itself: name it among its families")
+        await self._weigh(origin, family, weights)
+
+    async def _weigh(self, origin: str, family: str, weights: Mapping[str, float]) -> None:
         if origin not in {known.name for known in self.settings.origins}:
             raise ClusterError(f"the ingress has no origin {origin!r}")
         whole = whole_weights(weights)
@@ -149,7 +159,9 @@ class HAProxyIngress:
             if unknown:
                 raise ClusterError(f"the ingress has no node {unknown[0]!r}: admit it before it is given a weight")
             shares = {name: weight for name, weight in whole.items() if weight}
-            await self._want(msgspec.structs.replace(wanted, weights={**wanted.weights, origin: shares}))
+            await self._want(
+                msgspec.structs.replace(wanted, weights={**wanted.weights, weights_key(origin, family): shares})
+            )
 
     async def drain(self, name: str) -> None:
         """Give a node nothing new; what it has is answered.  `admit` ends the drain."""
@@ -173,8 +185,8 @@ class HAProxyIngress:
                     upstreams={key: value for key, value in wanted.upstreams.items() if key != name},
                     draining=wanted.draining - {name},
                     weights={
-                        origin: {key: value for key, value in shares.items() if key != name}
-                        for origin, shares in wanted.weights.items()
+                        which: {key: value for key, value in shares.items() if key != name}
+                        for which, shares in wanted.weights.items()
                     },
                 ),
                 wait_s=_DELETE_S,
@@ -191,8 +203,12 @@ class HAProxyIngress:
                         up[name] = up.get(name, True) and server.up
             return up
 
+    async def healthy(self, name: str) -> bool:
+        """Return whether HAProxy's checks find a node ready now; False for one that it does not have."""
+        return (await self.nodes()).get(name, False)
+
     def weights(self) -> dict[str, dict[str, int]]:
-        """Return the weights in force, by origin and node."""
+        """Return the weights in force by node, for each origin and each ORIGIN:FAMILY that has its own."""
         return {origin: dict(shares) for origin, shares in self._wanted.weights.items()}
 
     async def origin_rates(self) -> dict[str, float]:
@@ -200,19 +216,27 @@ class HAProxyIngress:
 
         How many rows a request has is not known here.  At the first call all are 0.  A counter that fell, because
         HAProxy was restarted, counts from 0."""
-        counters = await self._api.backend_statistics()
-        found = {backend: float(counters[backend]["req_tot"]) for backend, _, _ in places(self.settings)}
-        rates = self._rates.observe(found, time.monotonic())
         sums: dict[str, float] = defaultdict(float)
-        for backend, origin, _ in places(self.settings):
-            sums[origin] += rates[backend]
+        for (origin, _), rate in (await self.demand_rates()).items():
+            sums[origin] += rate
+        return dict(sums)
+
+    async def demand_rates(self) -> dict[tuple[str, str], float]:
+        """Return the same by origin and family; what is of no family that is shared by itself has ""."""
+        counters = await self._api.backend_statistics()
+        own = backends(self.settings)
+        found = {backend.name: float(counters[backend.name]["req_tot"]) for backend in own}
+        rates = self._rates.observe(found, monotonic())
+        sums: dict[tuple[str, str], float] = defaultdict(float)
+        for backend in own:
+            sums[backend.origin, backend.family] += rates[backend.name]
         return dict(sums)
 
     async def origin_requests(self) -> dict[str, dict[str, int]]:
         """Return how many requests of each origin each node was given since HAProxy was started or the node admitted.
 
         With the rows that a node counts by family, this says how many of them came from which origin."""
-        origins = {backend: origin for backend, origin, _ in places(self.settings)}
+        origins = {backend.name: backend.origin for backend in backends(self.settings)}
         sums: dict[str, dict[str, int]] = {origin: {} for origin in origins.values()}
         for row in await self._api.server_statistics():
             if (origin := origins.get(str(row["pxname"]))) is not None:
@@ -248,7 +272,7 @@ class HAProxyIngress:
                 return
             try:
                 await self._api.change(commands)
-            except CommandRefused:
+            except IngressRefused:
                 # It may have been for something that somebody else changed: look again, once.
                 self._servers, seen = await self._own_servers(), self._servers
                 if seen == self._servers:
@@ -261,7 +285,7 @@ class HAProxyIngress:
 
     async def _delete(self, servers: Sequence[str], wait_s: float) -> bool:
         """Remove servers; return whether some still have connections after `wait_s`."""
-        end = time.monotonic() + wait_s
+        end = monotonic() + wait_s
         while servers:
             commands = [f"del server {server}" for server in servers]
             still = []
@@ -271,7 +295,7 @@ class HAProxyIngress:
                 else:
                     check_reply(command, reply)
             servers = still
-            if servers and time.monotonic() >= end:
+            if servers and monotonic() >= end:
                 return True
             if servers:
                 await asyncio.sleep(0.1)
@@ -279,13 +303,14 @@ class HAProxyIngress:
 
     async def _own_servers(self) -> Servers:
         states = await self._api.server_states()
-        return {backend: states.get(backend, {}) for backend, _, _ in places(self.settings)}
+        return {backend.name: states.get(backend.name, {}) for backend in backends(self.settings)}
 
     async def _launch(self) -> None:
         """Start HAProxy with what is wanted; it takes the place of one that runs."""
+        draining = self._wanted.draining
         weights = {
-            origin: {name: weight for name, weight in shares.items() if name not in self._wanted.draining}
-            for origin, shares in self._wanted.weights.items()
+            backend.name: {name: own for name, own in self._wanted.shares(backend).items() if name not in draining}
+            for backend in backends(self.settings)
         }
         text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket)
         file, log = self._folder / "haproxy.cfg", self._folder / "haproxy.log"

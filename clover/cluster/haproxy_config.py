@@ -4,13 +4,15 @@ Each region of clients (an *origin*) has a frontend, and a backend of its own wi
 each origin are shared in their own way.  gRPC has another pair.  Words are those of HAProxy's configuration manual
 (versions 2.8 and 3.0).
 
-Three things decide how it is written:
+Four things decide how it is written:
 
 - HAProxy sends a request again only as long as it has all of it, which is if head and body fit into its buffer.
   `tune.bufsize` is `body_bytes` and room for a head; a longer body is passed on as it comes, and is sent again only if
   the connection to a node could not be made.
 - Servers that are added at run time cannot follow the health checks of other ones (`track`), so each server of each
   backend is checked by itself, the more rarely the more nodes there are.
+- The family of a request stands in its path, over gRPC in its message and of embeddings in its JSON, which HAProxy can
+  read: each family of an origin may have a backend of its own, beside the origin's for everything else.
 - A proxy on a node's machine is a loopback peer, who may change a server that has no token.  So only paths of inference
   pass.
 """
@@ -34,7 +36,7 @@ _HEAD_BYTES = 32 << 10
 _REWRITE_BYTES = 1024
 """What HAProxy keeps of the buffer for headers that it adds (`tune.maxrewrite`)."""
 _CHECKS_PER_S = 2000
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):([0-9]{1,5})")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\"'\\#$]")
@@ -62,12 +64,14 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     `tls_cert`: PEM file with certificate chain and key for clients.  `ca_file`: of nodes that are reached by https.
     `token_file`: its first line is the token for health checks, which nodes on addresses other than loopback want.
     `allowed_hosts`: names by which clients may call (all if there are none, unless it listens on loopback alone).
+    `families`: those whose rows are to be shared by themselves; others go by the weights of their origin.
     `nodes`: about how many there will be.  `threads`: 0 for as many as HAProxy chooses.  Times are those of
     docs/ingress.md.
     """
 
     folder: str
     origins: tuple[IngressOrigin, ...]
+    families: tuple[str, ...] = ()
     haproxy: str = ""
     body_bytes: int = 256 << 10
     retries: int = 3
@@ -96,22 +100,34 @@ class Upstream(Record, frozen=True, kw_only=True):
     grpc_port: int = 0
 
 
-def backend_of(origin: str, *, grpc: bool) -> str:
-    """Return the name of the backend for the rows of an origin."""
-    return f"{'grpc' if grpc else 'http'}_{origin}"
+class IngressBackend(Record, frozen=True, kw_only=True):
+    """A backend: for the rows of an origin, over HTTP or gRPC, of one family or (if it is empty) of all others."""
+
+    origin: str
+    grpc: bool
+    family: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name that HAProxy knows it by; names of origins and families have no colon."""
+        return ":".join(["grpc" if self.grpc else "http", self.origin, *filter(None, [self.family])])
 
 
-def backends(settings: IngressSettings) -> tuple[str, ...]:
-    """Return the names of all backends: of HTTP for each origin that listens for it, then of gRPC."""
-    http = (backend_of(origin.name, grpc=False) for origin in settings.origins if origin.listen)
-    grpc = (backend_of(origin.name, grpc=True) for origin in settings.origins if origin.listen_grpc)
-    return (*http, *grpc)
+def backends(settings: IngressSettings) -> list[IngressBackend]:
+    """Return all backends, in the order of origins."""
+    return [
+        IngressBackend(origin=origin.name, grpc=grpc, family=family)
+        for origin in settings.origins
+        for grpc, listen in ((False, origin.listen), (True, origin.listen_grpc))
+        if listen
+        for family in ("", *settings.families)
+    ]
 
 
 def checked_name(name: str, what: str) -> str:
     """Return `name` if HAProxy takes it as one word; ClusterError otherwise."""
     if not _NAME.fullmatch(name):
-        raise ClusterError(f"{what} {name!r}: use 1 to 64 letters, digits, dots, dashes and underscores")
+        raise ClusterError(f"{what} {name!r}: use 1 to 128 letters, digits, dots, dashes and underscores")
     return name
 
 
@@ -139,6 +155,10 @@ def check_settings(settings: IngressSettings) -> None:
     names = [checked_name(origin.name, "the origin") for origin in settings.origins]
     if len({*names}) < len(names):
         raise ClusterError("two origins of the ingress have the same name")
+    for family in settings.families:
+        checked_name(family, "the family")
+    if len({*settings.families}) < len(settings.families):
+        raise ClusterError("a family of the ingress is named twice")
     places = [place for origin in settings.origins for place in (origin.listen, origin.listen_grpc) if place]
     if not places:
         raise ClusterError("the ingress has nothing to listen on: give an origin listen = HOST:PORT")
@@ -164,7 +184,7 @@ def render(
     weights: Mapping[str, Mapping[str, int]] | None = None,
     socket: str = "",
 ) -> str:
-    """Return HAProxy's configuration as text; with nodes and their weights by origin if it is to begin with some.
+    """Return HAProxy's configuration as text; with nodes and their weights by backend if it is to begin with some.
 
     `socket`: path of the stats socket.  The text without nodes has a digest, which the process shows as its
     description, so that a controller knows whether one that runs was configured by the same settings."""
@@ -222,15 +242,15 @@ def _sections(
 ) -> list[str]:
     lines = _general(settings, socket, digest)
     for origin in settings.origins:
-        for grpc, listen in ((False, origin.listen), (True, origin.listen_grpc)):
-            if not listen:
-                continue
-            lines += _grpc_frontend(settings, origin) if grpc else _http_frontend(settings, origin)
-            lines += _backend(settings, origin.name, grpc=grpc)
-            for upstream in upstreams:
-                if not grpc or upstream.grpc_port:
-                    weight = weights.get(origin.name, {}).get(upstream.name, 0)
-                    lines.append(f"  server {upstream.name} {server_words(settings, upstream, weight, grpc=grpc)}")
+        lines += _http_frontend(settings, origin) if origin.listen else []
+        lines += _grpc_frontend(settings, origin) if origin.listen_grpc else []
+    for backend in backends(settings):
+        lines += _backend(settings, backend)
+        own = weights.get(backend.name, {})
+        for upstream in upstreams:
+            if not backend.grpc or upstream.grpc_port:
+                words = server_words(settings, upstream, own.get(upstream.name, 0), grpc=backend.grpc)
+                lines.append(f"  server {upstream.name} {words}")
     if settings.ca_file:  # a server that is added at run time may only use files that are loaded already
         lines += [
             "backend loaded_files",
@@ -306,7 +326,8 @@ def _http_frontend(settings: IngressSettings, origin: IngressOrigin) -> list[str
         f"  http-request set-header {ORIGIN_HEADER} {origin.name}",
         # A node answers only to names that it knows, and knows this one always.
         "  http-request set-header Host localhost",
-        f"  default_backend {backend_of(origin.name, grpc=False)}",
+        *_families(settings, origin.name, grpc=False),
+        f"  default_backend {IngressBackend(origin=origin.name, grpc=False).name}",
     ]
 
 
@@ -321,18 +342,33 @@ def _grpc_frontend(settings: IngressSettings, origin: IngressOrigin) -> list[str
         f"  http-request return status 403 {_json(_REFUSED)} if operator",  # a gRPC client sees PERMISSION_DENIED
         f"  http-request wait-for-body time {_ms(settings.body_s)} if unary",
         f"  http-request set-header {ORIGIN_HEADER} {origin.name}",
-        f"  default_backend {backend_of(origin.name, grpc=True)}",
+        *_families(settings, origin.name, grpc=True),
+        f"  default_backend {IngressBackend(origin=origin.name, grpc=True).name}",
     ]
 
 
-def _backend(settings: IngressSettings, origin: str, *, grpc: bool) -> list[str]:
+def _families(settings: IngressSettings, origin: str, *, grpc: bool) -> list[str]:
+    """Return the lines that choose the backend of a request by its family."""
+    lines = []
+    for family in settings.families:
+        if grpc:  # the name of the model is the first field of the request
+            tests = [f"{{ path {_GRPC}/ModelInfer }} {{ req.body,ungrpc(1) -m str {family} }}"]
+        else:
+            tests = [f"{{ path /v2/models/{family} }}", f"{{ path_beg /v2/models/{family}/ }}"]
+            tests.append(f"{{ path_beg /v1/ }} {{ req.body,json_query('$.model') -m str {family} }}")
+        backend = IngressBackend(origin=origin, grpc=grpc, family=family)
+        lines += [f"  use_backend {backend.name} if {test}" for test in tests]
+    return lines
+
+
+def _backend(settings: IngressSettings, backend: IngressBackend) -> list[str]:
     token = f' hdr Authorization "Bearer ${{{TOKEN_VARIABLE}}}"' if settings.token_file else ""
     # Streams may be silent for as long as both sides are there; a single answer may not take that long.
     unary = f"{{ path {_GRPC}/ModelInfer }}"
     stream = ["  timeout server 1h", f"  http-request set-timeout server {_ms(settings.answer_s)} if {unary}"]
     return [
-        f"backend {backend_of(origin, grpc=grpc)}",
-        *(stream if grpc else []),
+        f"backend {backend.name}",
+        *(stream if backend.grpc else []),
         "  option httpchk",
         f"  http-check send meth GET uri /v2/health/ready ver HTTP/1.1 hdr Host localhost{token}",
         "  http-check expect status 200",

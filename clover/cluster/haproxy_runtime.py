@@ -9,6 +9,7 @@ those of HAProxy's management guide, sections 9.1 (`show stat`) and 9.3 (command
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ class IngressGone(ClusterError):
     """No HAProxy answers at the socket: it has died, or was not started."""
 
 
-class CommandRefused(ClusterError):
+class IngressRefused(ClusterError):
     """HAProxy answered a command with an error; `reply` is its text."""
 
     def __init__(self, command: str, reply: str) -> None:
@@ -45,7 +46,7 @@ class CommandRefused(ClusterError):
         self.reply = reply
 
 
-class ServerState(Record, frozen=True, kw_only=True):
+class IngressServer(Record, frozen=True, kw_only=True):
     """A server of a backend as HAProxy has it.
 
     `state`: `ready`, `drain` or `maint` as it was ordered.  `up`: whether its checks say that it can take requests;
@@ -89,24 +90,24 @@ def split_replies(text: str, count: int) -> list[str]:
 
 
 def check_reply(command: str, reply: str) -> None:
-    """Raise CommandRefused unless this is what HAProxy answers to such a command if it succeeded."""
+    """Raise IngressRefused unless this is what HAProxy answers to such a command if it succeeded."""
     expected = next(pattern for beginning, pattern in _SUCCESS if command.startswith(beginning))
     if not expected.fullmatch(reply.strip()):
-        raise CommandRefused(command, reply.strip())
+        raise IngressRefused(command, reply.strip())
 
 
-def parse_server_states(text: str) -> dict[str, dict[str, ServerState]]:
+def parse_server_states(text: str) -> dict[str, dict[str, IngressServer]]:
     """Return the answer to `show servers state`: servers by backend and name.  ClusterError if it is something else."""
     lines = text.splitlines()
     if len(lines) < 2 or lines[0].strip() != "1" or not lines[1].startswith("# "):
         raise ClusterError(f"haproxy answered 'show servers state' with {text[:200]!r}")
     columns = lines[1][2:].split()
-    found: dict[str, dict[str, ServerState]] = {}
+    found: dict[str, dict[str, IngressServer]] = {}
     for line in lines[2:]:
         row = dict(zip(columns, line.split(), strict=False))
         try:
             admin, check = int(row["srv_admin_state"]), int(row["srv_check_state"])
-            state = ServerState(
+            state = IngressServer(
                 number=int(row["srv_id"]),
                 host=row["srv_addr"],
                 port=int(row["srv_port"]),
@@ -187,7 +188,7 @@ class RuntimeApi:
         return (await self.replies([command]))[0]
 
     async def change(self, commands: Sequence[str]) -> None:
-        """Run commands that change something; CommandRefused for the first that was refused, after all were tried."""
+        """Run commands that change something; IngressRefused for the first that was refused, after all were tried."""
         replies = await self.replies(commands)
         for command, reply in zip(commands, replies, strict=True):
             check_reply(command, reply)
@@ -196,7 +197,7 @@ class RuntimeApi:
         """Return what the process says of itself: Pid, Version, description and more."""
         return parse_info(await self.ask("show info"))
 
-    async def server_states(self) -> dict[str, dict[str, ServerState]]:
+    async def server_states(self) -> dict[str, dict[str, IngressServer]]:
         """Return all servers by backend and name."""
         return parse_server_states(await self.ask("show servers state"))
 
@@ -233,3 +234,5 @@ class RuntimeApi:
         finally:
             if writer is not None:
                 writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()

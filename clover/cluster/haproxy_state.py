@@ -6,35 +6,34 @@ somebody changed something by hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from clover.cluster.haproxy_config import IngressSettings, Upstream, backend_of, server_words
-from clover.cluster.haproxy_runtime import ServerState
+from clover.cluster.haproxy_config import IngressBackend, IngressSettings, Upstream, backends, server_words
+from clover.cluster.haproxy_runtime import IngressServer
 from clover.types import Record
 
-Servers = Mapping[str, Mapping[str, ServerState]]
+Servers = Mapping[str, Mapping[str, IngressServer]]
 """Servers that HAProxy has, by backend and name."""
 
 
 class WantedIngress(Record, frozen=True, kw_only=True):
-    """What the ingress shall be: nodes by name, those that drain, and weights by origin and node."""
+    """What the ingress shall be: nodes by name, those that drain, and weights by origin, family and node.
+
+    `weights`: by ORIGIN for all rows of an origin, by ORIGIN:FAMILY for those of a family that is shared by itself."""
 
     upstreams: dict[str, Upstream] = {}
     draining: frozenset[str] = frozenset()
     weights: dict[str, dict[str, int]] = {}
 
-    def weight(self, origin: str, name: str) -> int:
-        """Return a node's weight for the rows of an origin; 0 if it has none."""
-        return self.weights.get(origin, {}).get(name, 0)
+    def shares(self, backend: IngressBackend) -> dict[str, int]:
+        """Return the weights for a backend: those of its family, or else of its origin."""
+        own = self.weights.get(weights_key(backend.origin, backend.family))
+        return own if own is not None else self.weights.get(backend.origin, {})
 
 
-def places(settings: IngressSettings) -> Iterator[tuple[str, str, bool]]:
-    """Yield each backend: its name, its origin, and whether it is for gRPC."""
-    for origin in settings.origins:
-        if origin.listen:
-            yield backend_of(origin.name, grpc=False), origin.name, False
-        if origin.listen_grpc:
-            yield backend_of(origin.name, grpc=True), origin.name, True
+def weights_key(origin: str, family: str = "") -> str:
+    """Return the key of the weights of an origin, or of one of its families."""
+    return f"{origin}:{family}" if family else origin
 
 
 def differences(settings: IngressSettings, wanted: WantedIngress, servers: Servers) -> list[str]:
@@ -43,34 +42,35 @@ def differences(settings: IngressSettings, wanted: WantedIngress, servers: Serve
     A server that shall not be there is only put into maintenance: it can be deleted (`leftovers`) once it has no more
     connections.  So can one that is to change between TLS and none, which is added again afterwards."""
     commands: list[str] = []
-    for backend, origin, grpc in places(settings):
-        found = servers.get(backend, {})
+    for backend in backends(settings):
+        grpc, found, shares = backend.grpc, servers.get(backend.name, {}), wanted.shares(backend)
         for name in sorted({*found, *wanted.upstreams}):
             upstream, server = wanted.upstreams.get(name), found.get(name)
             if upstream is None or not _belongs(upstream, server, grpc=grpc):
                 if server is not None and server.state != "maint":
-                    commands.append(f"set server {backend}/{name} state maint")
+                    commands.append(f"set server {backend.name}/{name} state maint")
                 continue
             state = "drain" if name in wanted.draining else "ready"
-            weight = wanted.weight(origin, name)
+            weight = shares.get(name, 0)
             if server is None:
                 words = server_words(settings, upstream, 0, grpc=grpc)
-                commands.append(f"add server {backend}/{name} {words}")
-                server = ServerState(number=0, host="", port=0, weight=0, state="maint", checked=False)
-                commands += _order(f"{backend}/{name}", server, state, weight)
+                commands += [f"add server {backend.name}/{name} {words}", f"enable health {backend.name}/{name}"]
+                server = IngressServer(number=0, host="", port=0, weight=0, state="maint")
+                commands += _order(f"{backend.name}/{name}", server, state, weight)
             else:
-                commands += _address(f"{backend}/{name}", server, upstream, grpc=grpc)
-                commands += _order(f"{backend}/{name}", server, state, weight)
+                commands += [] if server.checked else [f"enable health {backend.name}/{name}"]
+                commands += _address(f"{backend.name}/{name}", server, upstream, grpc=grpc)
+                commands += _order(f"{backend.name}/{name}", server, state, weight)
     return commands
 
 
 def leftovers(settings: IngressSettings, wanted: WantedIngress, servers: Servers) -> list[str]:
     """Return the servers, as BACKEND/NAME, that shall be deleted once they have no connections."""
     return [
-        f"{backend}/{name}"
-        for backend, _, grpc in places(settings)
-        for name, server in servers.get(backend, {}).items()
-        if name not in wanted.upstreams or not _belongs(wanted.upstreams[name], server, grpc=grpc)
+        f"{backend.name}/{name}"
+        for backend in backends(settings)
+        for name, server in servers.get(backend.name, {}).items()
+        if name not in wanted.upstreams or not _belongs(wanted.upstreams[name], server, grpc=backend.grpc)
     ]
 
 
@@ -81,8 +81,12 @@ def wanted_of(settings: IngressSettings, servers: Servers) -> WantedIngress:
     upstreams: dict[str, Upstream] = {}
     draining: set[str] = set()
     weights: dict[str, dict[str, int]] = {}
-    for backend, origin, grpc in places(settings):
-        for name, server in servers.get(backend, {}).items():
+    for backend in backends(settings):
+        grpc = backend.grpc
+        if backend.name not in servers:
+            continue
+        own = weights.setdefault(weights_key(backend.origin, backend.family), {})
+        for name, server in servers[backend.name].items():
             if server.state == "maint":
                 continue
             if grpc:
@@ -109,18 +113,24 @@ def wanted_of(settings: IngressSettings, servers: Servers) -> WantedIngress:
             upstreams[name] = upstream
             draining |= {name} if server.state == "drain" else set()
             if server.weight:
-                weights.setdefault(origin, {}).setdefault(name, server.weight)
-    return WantedIngress(upstreams=upstreams, draining=frozenset(draining), weights=weights)
+                own[name] = server.weight
+    # A family that is shared as its origin is was not given weights of its own.
+    apart = {}
+    for which, own in weights.items():
+        origin, _, family = which.partition(":")
+        if own != weights.get(origin) if family else own:
+            apart[which] = own
+    return WantedIngress(upstreams=upstreams, draining=frozenset(draining), weights=apart)
 
 
-def _belongs(upstream: Upstream, server: ServerState | None, *, grpc: bool) -> bool:
+def _belongs(upstream: Upstream, server: IngressServer | None, *, grpc: bool) -> bool:
     """Return whether a node has a server in a backend, and the one that is there can become it."""
     if grpc and not upstream.grpc_port:
         return False
     return server is None or server.secure == upstream.secure
 
 
-def _address(place: str, server: ServerState, upstream: Upstream, *, grpc: bool) -> list[str]:
+def _address(place: str, server: IngressServer, upstream: Upstream, *, grpc: bool) -> list[str]:
     host, port = (upstream.grpc_host, upstream.grpc_port) if grpc else (upstream.host, upstream.port)
     commands = []
     if (server.host, server.port) != (host, port):
@@ -132,10 +142,10 @@ def _address(place: str, server: ServerState, upstream: Upstream, *, grpc: bool)
     return commands
 
 
-def _order(place: str, server: ServerState, state: str, weight: int) -> list[str]:
+def _order(place: str, server: IngressServer, state: str, weight: int) -> list[str]:
     """Return the commands for state and weight.  A server that leaves maintenance passes for healthy until its first
     check, so it has no weight until it was declared down."""
-    commands = [] if server.checked else [f"enable health {place}"]
+    commands = []
     has = server.weight
     if server.state == "maint":
         commands += [f"set server {place} weight 0"] if has else []
