@@ -29,7 +29,7 @@ import msgspec
 from clover.cluster.controller_acting import FAILURES, ClusterActor
 from clover.cluster.controller_dry import DryIngress, DryNodes, DryStore
 from clover.cluster.controller_memory import ClusterMemory, StateHolder, words
-from clover.cluster.controller_problem import Plan, planned_for, problem_of, says_anew, why_plan
+from clover.cluster.controller_problem import Plan, plain, planned_for, problem_of, says_anew, why_plan
 from clover.cluster.controller_records import (
     ClusterDecision,
     ClusterLook,
@@ -139,6 +139,8 @@ class ClusterController:
             return ClusterLook(at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=())
         reports = await self._reports(now_s)
         memory.advance_totals(now_s)
+        if reports is None:
+            return ClusterLook(at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=())
         await self._read_grids(now_s)
         changed = memory.note(now_s, reports)
         for text in changed:
@@ -152,7 +154,8 @@ class ClusterController:
             return ClusterLook(
                 at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=(), decision=memory.decisions[-1]
             )
-        memory.troubles += memory.members.pace({own.family: own.slo_p95_ms for own in self.terms.families})
+        limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
+        memory.troubles += memory.members.pace(limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
         trigger = force or why_plan(memory, now_s)
         decision = await self._plan(trigger, now_s) if trigger else None
@@ -172,8 +175,8 @@ class ClusterController:
 
     # --- what it sees -------------------------------------------------------------------------------------------------
 
-    async def _reports(self, now_s: float) -> Mapping[str, NodeReport]:
-        """Return the reports; if nobody could be asked, that is no silence of the nodes."""
+    async def _reports(self, now_s: float) -> Mapping[str, NodeReport] | None:
+        """Return the reports, None if no node could be asked: then their silence says nothing, and nothing is done."""
         memory = self._memory
         try:
             return await self._within(self._nodes.reports())
@@ -182,7 +185,7 @@ class ClusterController:
             memory.troubles.append(
                 f"no node can be asked, so everything is left as it is: {error or 'no answer in time'}"
             )
-            return {}
+            return None
 
     async def _read_grids(self, now_s: float) -> None:
         memory = self._memory
@@ -219,9 +222,10 @@ class ClusterController:
         for name, own in members.members.items():
             if own.phase in ("lost", "partitioned") or (own.phase == "ready" and own.why):
                 memory.troubles.append(f"{name} is {own.phase}: {own.why}")
-            behind = own.report.target_epoch if own.usable and own.report is not None else 0
-            if 0 < behind < memory.epoch - 1 and memory.wanted(name, own):
-                memory.troubles.append(f"{name} still follows epoch {behind} of {memory.epoch}")
+            follows = own.report.target_epoch if own.usable and own.report is not None else memory.epoch
+            asked = memory.wanted(name, own) and own.epoch_sent == memory.epoch
+            if asked and follows < memory.epoch and own.heard_s > own.sent_s:
+                memory.troubles.append(f"{name} took epoch {memory.epoch}, and follows epoch {follows}")
         for family, rate in memory.missing.items():
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"
@@ -242,7 +246,7 @@ class ClusterController:
         made_for = planned_for(memory, now_s)
         began = time.perf_counter()
         try:
-            plan = await self._solve(problem)
+            plan = plain(await self._solve(problem))
         except Exception as error:  # a planner that fails must not end the loop; the plan in force stays
             log.exception("no plan could be made")
             memory.troubles.append(f"no plan could be made, so what is in force stays: {error}")
@@ -303,8 +307,8 @@ class ClusterController:
             memory.restore(state, now_s)
         except (ValueError, msgspec.MsgspecError) as error:
             log.warning("the saved state is damaged, and the cluster is taken as it stands: %s", error)
-            memory.troubles.append(f"the saved state was damaged and is not used: {error}")
             self._memory = self._actor.memory = ClusterMemory.new(self.terms, now_s)
+            self._memory.troubles.append(f"the saved state was damaged and is not used: {error}")
 
     def _take_over(self) -> None:
         """Begin an epoch of this controller's own, above any that is seen."""

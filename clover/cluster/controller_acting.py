@@ -47,7 +47,7 @@ class ClusterActor:
         capacity = memory.capacity()
         origins = memory.regions()
         seats = self._seats(capacity)
-        flows = memory.plan.flows if memory.plan is not None else ()
+        flows = memory.plan.flows if memory.plan is not None else None
         shares = share(seats, flows, memory.demand.rates(), origins, capacity.reach)
         memory.missing = {family: rate for family, rate in shares.missing.items() if rate > 1e-6}
         weights = {key: own for key, own in shares.weights().items() if own}
@@ -86,7 +86,8 @@ class ClusterActor:
                 continue
             target = memory.targets.get(name)
             planned = target.rates if target is not None and target.awake else {}
-            steady = bool(planned) and member.epoch_sent < memory.epoch and bool(memory.rates_given)
+            asked = target is not None and target.awake
+            steady = asked and member.epoch_sent < memory.epoch and bool(memory.rates_given)
             seats.append(
                 Seat(
                     name,
@@ -182,7 +183,7 @@ class ClusterActor:
             if self._cover(survive="none").load(usable) > _TIGHT:
                 return len(members.members)
         most = max(1, math.ceil(self.memory.terms.max_changes * len(members.members)))
-        return max(0, most - len(members.in_phase("waking", "draining")))
+        return max(0, most - len(members.in_phase("waking" if waking else "draining")))
 
     def _cover(self, survive: str | None = None) -> Cover:
         """Return what tells whether nodes can serve all that comes and all that is planned for.  If the plan is in

@@ -18,7 +18,7 @@ import msgspec
 
 from clover.cluster.controller_records import Hold, Phase, SavedMember
 from clover.cluster.ports import NodeReport
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeState
+from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeState, NodeTarget
 
 BACK_OFF_S = 15.0
 BACK_OFF_MOST_S = 3600.0
@@ -26,6 +26,8 @@ _WAKES_WITHIN = 4.0
 """Times its wake time that a node may take to become ready, and at least `_WAKES_LEAST_S`."""
 _WAKES_LEAST_S = 120.0
 LEAST_PACE = 0.25
+_OVER = 1.05
+"""Times its limit that a p95 is above before a node gets less: what is counted in seconds is not exact."""
 _SLOWER, _FASTER = 0.8, 1.05
 
 _STATES: dict[Phase, NodeState] = {
@@ -153,21 +155,24 @@ class Membership:
         """Note that a node that just fell silent is served by the ingress all the same."""
         self.members[name].enter("partitioned", now_s, "it does not report, and the ingress finds it healthy")
 
-    def pace(self, slo_p95_ms: Mapping[str, float]) -> list[str]:
-        """Give less to nodes whose p95 is above the SLO of a family, more again to others; return who is slow."""
+    def pace(self, slo_p95_ms: Mapping[str, float], targets: Mapping[str, NodeTarget]) -> list[str]:
+        """Give less to nodes whose p95 is above what their target leaves them, or the SLO of a family, and more again
+        to others; return who is slow."""
         slow = []
         for name, member in self.members.items():
             if member.phase != "ready" or member.report is None:
                 continue
+            target = targets.get(name)
+            limits = {**slo_p95_ms, **(target.p95_ms if target is not None else {})}
             late = [
                 own
                 for own in member.report.families
-                if own.family in slo_p95_ms and own.p95_ms > slo_p95_ms[own.family] and sum(own.rates.values()) > 0.0
+                if own.p95_ms > _OVER * limits.get(own.family, math.inf) and sum(own.rates.values()) > 0.0
             ]
             if late:
                 member.pace = max(LEAST_PACE, member.pace * _SLOWER)
                 family, p95_ms = late[0].family, late[0].p95_ms
-                over = f"{p95_ms:.0f} ms of {slo_p95_ms[family]:.0f} ms (p95)"
+                over = f"{p95_ms:.0f} ms of {limits[family]:.0f} ms (p95)"
                 slow.append(f"{name} answers {family} in {over} and gets {member.pace:.0%} of its share")
             else:
                 member.pace = min(1.0, member.pace * _FASTER)

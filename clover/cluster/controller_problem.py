@@ -22,7 +22,9 @@ def why_plan(memory: ClusterMemory, now_s: float) -> str:
     """Return why to make a plan now, in words; empty if there is no reason."""
     planned, terms = memory.planned, memory.terms
     if memory.plan is None:
-        return "there is no plan yet"
+        # Without a plan all nodes share all rows; so a new cluster finds out what comes before it decides anything.
+        waits = not any(memory.demand.rates().values()) and now_s - memory.totals.since_s < terms.release_after_s
+        return "" if waits else "there is no plan yet"
     nodes = memory.plannable()
     if nodes != planned.nodes:
         gone, come = planned.nodes - nodes, nodes - planned.nodes
@@ -88,6 +90,11 @@ def planned_for(memory: ClusterMemory, now_s: float) -> PlannedFor:
         floors=memory.floors(),
         nodes=memory.plannable(),
     )
+
+
+def plain(plan: ClusterPlan) -> ClusterPlan:
+    """Return a plan of plain numbers, whatever a planner calculates with; ValidationError if it is no plan."""
+    return msgspec.convert(msgspec.to_builtins(plan, enc_hook=float), ClusterPlan)
 
 
 def says_anew(plan: ClusterPlan, before: ClusterPlan | None, targets: Mapping[str, NodeTarget]) -> bool:

@@ -44,7 +44,9 @@ class Seat:
         """Return the rows/s of a family that it may be given."""
         if not self.ready:
             return 0.0
-        most = max(self.most.get(family, 0.0), self.planned.get(family, 0.0)) * self.pace
+        planned = self.planned.get(family, 0.0)
+        # A slow node gives up a part of what it has, and takes nothing over from others.
+        most = (planned if self.pace < 1.0 and planned else max(self.most.get(family, 0.0), planned)) * self.pace
         return min(most, self.had.get(family, 0.0)) if self.steady else most
 
 
@@ -66,20 +68,23 @@ class Shares:
 
 def share(
     seats: Sequence[Seat],
-    flows: Iterable[RegionFlow],
+    flows: Iterable[RegionFlow] | None,
     demands: Mapping[tuple[str, str], float],
     origins: Sequence[str],
     reach: Reach,
 ) -> Shares:
-    """Return the shares of every family and origin (`demands`: rows/s now; more than planned is laid on all)."""
+    """Return the shares of every family and origin.
+
+    `flows`: None if there is no plan, so that all nodes share all rows.  `demands`: rows/s now; more than was planned
+    is laid on all."""
     planned: dict[tuple[str, str], Rates] = {}
-    for flow in flows:
+    for flow in flows or ():
         if flow.rate > 0.0:
             own = planned.setdefault((flow.family, flow.origin), {})
             own[flow.region] = own.get(flow.region, 0.0) + flow.rate
     found = Shares({}, {})
     for family in reach.terms:
-        _Sharing(family, seats, reach, found).run(
+        _Sharing(family, seats, reach, found, planned=flows is not None).run(
             {origin: planned.get((family, origin), {}) for origin in origins},
             {origin: demands.get((family, origin), 0.0) for origin in origins},
         )
@@ -89,8 +94,8 @@ def share(
 class _Sharing:
     """The shares of one family."""
 
-    def __init__(self, family: str, seats: Sequence[Seat], reach: Reach, found: Shares) -> None:
-        self.family, self.reach, self.found = family, reach, found
+    def __init__(self, family: str, seats: Sequence[Seat], reach: Reach, found: Shares, *, planned: bool) -> None:
+        self.family, self.reach, self.found, self.planned = family, reach, found, planned
         self.ready = [seat for seat in seats if seat.ready]
         self.seats: dict[str, list[Seat]] = {}
         for seat in seats:
@@ -180,4 +185,6 @@ class _Sharing:
         regions = self.reach.regions(self.family, origin)
         able = [seat for seat in self.ready if seat.region in regions]
         busy = [seat for seat in able if seat.planned.get(self.family, 0.0) > _LEAST and not seat.steady]
+        if self.planned and not busy:  # the one node that stays for what may come
+            busy = sorted(able, key=lambda seat: (-seat.most.get(self.family, 0.0), seat.name))[:1]
         self._spread(self.found.rates[self.family, origin], busy or able, max(1.0, sum(flows.values())))

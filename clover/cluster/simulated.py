@@ -4,9 +4,9 @@
     run = simulate(scenario, plan_cluster)
     run.sums.grams, run.sums.accuracy("fashion"), run.sums.refused
 
-`simulate` plays a scenario through `clover.cluster.controller.ClusterController` as it runs on a real cluster; only what
-is behind its ports is simulated (`simulated_world`).  `play_fixed` plays the same world without a controller, for what
-others would have done: all nodes awake, with equal shares of all rows, or of those of their own region.
+`simulate` plays a scenario through `clover.cluster.controller.ClusterController` as it runs on a real cluster; only
+what is behind its ports is simulated (`simulated_world`).  `play_fixed` plays the same world without a controller, for
+what others would have done: all nodes awake, with equal shares of all rows, or of those of their own region.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ class _Player:
 
 
 def play_fixed(scenario: ClusterScenario, how: Literal["alone", "equal"]) -> ClusterRun:
-    """Play a scenario without a controller: all nodes awake and at their floors.  "alone": each region's rows are shared
-    equally among its own nodes; "equal": all rows among all nodes."""
+    """Play a scenario without a controller: all nodes awake and at their floors.  "alone": each region's rows are
+    shared equally among its own nodes; "equal": all rows among all nodes."""
     world = scenario.world()
     for node in world.nodes.values():
         node.state, node.started_s = "serving", world.now_s

@@ -6,8 +6,8 @@ Devices divide their time between operating points.  With x_p the part of a devi
                                            sum x_p rate_p (accuracy_p - floor) >= 0
 
 A price on device time turns each point into a cost a row, (watts + price) / rate.  The cheapest mix at the floor is
-then a pair of points; the price at which all rows just fit is found by bisection, and the two mixes beside it are blended:
-the optimum of this linear program.  A node that gets more than it can serve at its floor serves with less
+then a pair of points; the price at which all rows just fit is found by bisection, and the two mixes beside it are
+blended: the optimum of this linear program.  A node that gets more than it can serve at its floor serves with less
 accuracy (as relief does in a server); more than its fastest point serves is refused.
 """
 
