@@ -40,7 +40,7 @@ def solve(instance: Instance) -> Solution:
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
     opened, bound = agree(instance, relaxed)
     rounding = Rounding(instance, relaxed, opened, Reserve(instance, spare), kept_losses, served)
-    best = rounding.round_devices(rounding.choose_nodes(relaxed.nodes()))
+    best = rounding.rounded()
     best, kept = _with_before(instance, rounding, best)
     lacking = rates - served
     for stream, rate in best.unserved.items():
