@@ -16,8 +16,9 @@ value is that of their best mode.  `bound` computes it from the duals, for each 
 errors of the program can only make it lower.
 
 **The loss of any one node** is in the program as the average over all losses: of a plan that survives each, the average
-of what is left serves all rows with one node less in sum, lost where that costs least.  That is exact if nodes are
-alike, and a little less than asked for if they are not; `rounding` checks each loss by itself.
+of what is left serves all rows with one node less in sum, lost where that costs least.  The same
+holds within the regions that some streams cannot leave (`reserve.confined`).  That is exact if nodes are alike and
+regions too, and a little less than asked for if they are not; `rounding` checks each loss by itself.
 
 Source: A. M. Geoffrion, Lagrangean relaxation for integer programming (1974).
 """
@@ -100,7 +101,7 @@ class Relaxation:
                 (group.region, instance.kinds.index(kind))
                 for group in instance.groups
                 for kind in group.devices
-                if group.region != loss.region
+                if group.region != loss.region and group.region in loss.within
             }
         )
         spare_rows = {place: rows + at for at, place in enumerate(places)}
@@ -119,7 +120,11 @@ class Relaxation:
             rows += 1
             right.append(1.0)
             basis.append(columns.add(price, [(lost_row, 1.0)]))
-            shapes = {(group.region, tuple(sorted(group.devices.items()))) for group in instance.groups}
+            shapes = {
+                (group.region, tuple(sorted(group.devices.items())))
+                for group in instance.groups
+                if group.region in loss.within
+            }
             for region, devices in sorted(shapes):
                 taken = [(spare_rows[region, instance.kinds.index(kind)], float(count)) for kind, count in devices]
                 columns.add(0.0, [(lost_row, 1.0), *taken])
@@ -150,6 +155,14 @@ class Relaxation:
         for column, count in zip(self.awake, nodes, strict=True):
             self.program.lower[column] = self.program.upper[column] = count
         return self.program.resolve()
+
+    def ask(self, rates: Floats) -> None:
+        """Solve again for other rows/s of the streams, with nodes divisible again."""
+        for stream, rate in enumerate(rates):
+            self.program.set_right(stream, float(rate))
+        for column, group in zip(self.awake, self._instance.groups, strict=True):
+            self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
+        self.program.resolve()
 
     def nodes(self) -> Floats:
         """Return how many nodes of each group are awake."""
@@ -226,5 +239,6 @@ class Relaxation:
             total += min(
                 sum(count * worth[group.region, instance.kinds.index(kind)] for kind, count in group.devices.items())
                 for group in instance.groups
+                if group.region in loss.within
             )
         return worth, total

@@ -23,6 +23,9 @@ _WHOLE = 1e-6
 _NODE_TRIALS = 24  # changes of single nodes that are tried
 _SWAPS = 80  # devices that are given another mode, at most, for one choice of nodes
 _FAILED = 12  # swaps in a row that may fail
+_ASKED_AGAIN = 4  # times that the relaxation is asked for more rows than there are
+_NODES_THAT_MATTER = 100
+_POLISHES = 40  # changes of nodes that are tried with whole devices
 _UNSERVED = 1000.0
 
 
@@ -60,6 +63,56 @@ class Rounding:
         self._reserve, self._losses, self._rates = reserve, losses, rates
         self._sizes = np.array([group.size for group in instance.groups], dtype=np.float64)
         self._idle = np.array([group.idle_g_h for group in instance.groups])
+
+    def rounded(self) -> Rounded:
+        """Return whole nodes and devices of the relaxation as it is solved now.
+
+        If whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
+        best = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+        asked = self._rates.copy()
+        for _ in range(_ASKED_AGAIN):
+            if not best.unserved:
+                break
+            for stream, rate in best.unserved.items():
+                asked[stream] += 1.5 * rate
+            self._relaxation.ask(asked)
+            if self._relaxation.missing().sum() > 1e-7 * max(1.0, float(asked.sum())):
+                break
+            trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+            best = trial if trial.merit < best.merit else best
+        if best.unserved and (best.nodes < self._sizes - 0.5).any():
+            everything = self.round_devices(self._sizes.copy())
+            best = everything if everything.merit < best.merit else best
+        best = self._polished(best)
+        self._relaxation.ask(self._rates)
+        return best
+
+    def _polished(self, best: Rounded) -> Rounded:
+        """Return `best` with fewer or other nodes if that emits less with whole devices, for clusters in which a node
+        matters: in others it is less than the gap that is left."""
+        if best.nodes.sum() > _NODES_THAT_MATTER:
+            return best
+        tried = {best.nodes.tobytes()}
+        for _ in range(_POLISHES):
+            moves = []
+            for g in np.flatnonzero(best.nodes > 0.5):
+                for h in (-1, *np.flatnonzero(best.nodes < self._sizes - 0.5)):
+                    nodes = best.nodes.copy()
+                    nodes[g] -= 1.0
+                    saved = self._idle[g]
+                    if h >= 0:
+                        nodes[h] += 1.0
+                        saved -= self._idle[h]
+                    if h != g and saved > 0.0 and nodes.tobytes() not in tried:
+                        moves.append((-saved, nodes))
+            if not moves:
+                break
+            nodes = min(moves, key=lambda move: move[0])[1]
+            tried.add(nodes.tobytes())
+            if not self.lacking(nodes)[0]:
+                trial = self.round_devices(nodes, grow=False)
+                best = trial if trial.merit < best.merit * (1.0 - 1e-9) else best
+        return best
 
     def lacking(self, nodes: Floats) -> tuple[float, Floats]:
         """Return the rows/s that awake nodes cannot keep after the worst loss, and what a node of each group adds."""
