@@ -35,7 +35,8 @@ _AT = re.compile(r" - at `\$?([^`]*)`")
 def read(path: str | Path) -> ClusterFile:
     """Return what the file at `path` says.  ConfigError, which names the key and its line, if it cannot be used.
 
-    Relative paths of traces, of configurations of nodes and of certificates count from the folder of the file."""
+    Relative paths of traces, of configurations of nodes, of families (./NAME) and of certificates count from the folder
+    of the file."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -299,13 +300,19 @@ def _resolved(file: ClusterFile, folder: Path) -> ClusterFile:
             key: str(folder / getattr(ingress, key)) for key in ("tls_cert", "token_file") if getattr(ingress, key)
         }
         ingress = msgspec.structs.replace(ingress, **paths)
+    families = tuple(
+        msgspec.structs.replace(family, source=str(folder / family.source))
+        if family.source.startswith((".", "/"))
+        else family
+        for family in file.family
+    )
     cluster = file.cluster
     if cluster.store:
         store = f"file:{folder / cluster.store.removeprefix('file:')}"
         cluster = msgspec.structs.replace(cluster, store=store)
     if cluster.folder:
         cluster = msgspec.structs.replace(cluster, folder=str(folder / cluster.folder))
-    return msgspec.structs.replace(file, cluster=cluster, region=regions, node=nodes, ingress=ingress)
+    return msgspec.structs.replace(file, cluster=cluster, region=regions, node=nodes, family=families, ingress=ingress)
 
 
 def _with_paths(config: CarbonConfig, folder: Path) -> CarbonConfig:

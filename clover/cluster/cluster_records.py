@@ -91,6 +91,9 @@ class NodeSection(Section, frozen=True, kw_only=True):
 
 class ClusterFamily(Section, frozen=True, kw_only=True):
     family: Annotated[str, _help("model name that the nodes serve it under")]
+    source: Annotated[
+        str, _help("what nodes without a config serve by that name: a folder or module:attribute, or another family")
+    ] = ""
     accuracy_floor: Annotated[float, _help("least mean accuracy of all its rows, percent", ge=0, le=100)]
     slo_ms: Annotated[float, _help("target for the 95th percentile of latency at the client", gt=0)]
     regions: Annotated[

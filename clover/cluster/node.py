@@ -53,6 +53,7 @@ class NodeOrder(Record):
     cluster: str
     node: NodeSection
     models: tuple[str, ...]
+    sources: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     folder: str = ""
     lease_s: float = 30.0
@@ -66,6 +67,7 @@ class NodeOrder(Record):
             cluster=file.cluster.name,
             node=node,
             models=tuple(family.family for family in file.family),
+            sources=tuple(family.source or family.family for family in file.family),
             environment=render_carbon(file.region_of(name).carbon),
             folder=str(folder / node.name),
             lease_s=file.cluster.lease_s,
@@ -90,7 +92,7 @@ class NodeOrder(Record):
     def command(self) -> list[str]:
         """Return the words that start its server."""
         node = self.node
-        words = [sys.executable, "-m", "clover.serve", *([node.config] if node.config else self.models)]
+        words = [sys.executable, "-m", "clover.serve", *([node.config] if node.config else self.sources)]
         words += ["--host", node.address, "--port", str(node.port), "--control", f"unix:{self.control}"]
         words += ["--grpc-port", str(node.grpc_port)] if node.grpc_port else []
         return [*words, "--state-dir", os.path.join(self.folder, "state"), *node.arguments]
@@ -156,7 +158,7 @@ class NodeAgent:
     async def _start(self) -> None:
         self._started_s = self._monotonic()
         self._why = ""
-        environment = {**self._environ, **self.order.environment, "PYTHONUNBUFFERED": "1"}
+        environment = {**self._environ, **self.order.environment}
         if self._grid_start:
             environment["CLOVER_TRACE_START"] = self._grid_start
         await asyncio.to_thread(self._process.start, self.order.command(), environment, self._digest())

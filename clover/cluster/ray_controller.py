@@ -1,9 +1,9 @@
 """The cluster's controller as a detached actor of Ray, with all that it sees of the world.
 
 The actor runs on the machine on which `clover cluster up` was called, beside the ingress, whose runtime API is a socket
-of that machine.  Ray starts it again if it dies.  What it was told is a copy of the cluster file in the cluster's folder
-(`cluster.json`, mode 0600), what it knows is in its store, and what is in force is asked of nodes and ingress: so a
-new controller, also on a Ray that was made anew, goes on where the last one was.
+of that machine.  Ray starts it again if it dies.  It reads a copy of the cluster file in the cluster's folder (`cluster.json`,
+mode 0600), what it knows is in its store, and what is in force is asked of nodes and ingress: so a new controller, also
+on a Ray that was made anew, goes on where the last one was.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from clover.planning.cluster.records import FamilyTerms
 from clover.types import Record
 
 log = logging.getLogger("clover.cluster")
+
+_FIRST_S = 900.0
+"""For a first start of nodes, which measure what they serve."""
 
 CONTROLLER = "controller"
 """The name of the actor within the cluster's namespace."""
@@ -183,24 +186,39 @@ class ControllerActor:
         return ""
 
     async def _run(self) -> None:
-        if await self._unknown():
-            await self._wake_all()
-        await self._controller.run()
-
-    async def _unknown(self) -> bool:
-        """Return whether nothing is known of this cluster yet, so that no plan can be made before nodes report."""
+        first = False
         with contextlib.suppress(ClusterError):
-            return await self._store().load() is None
-        return False
+            first = await self._store().load() is None
+        if first:
+            await self._wake_all()
+        settling = asyncio.create_task(self._let_go())
+        try:
+            await self._controller.run()
+        finally:
+            settling.cancel()
 
     async def _wake_all(self) -> None:
+        """Wake every node: nothing is known of this cluster, and no plan can be made before nodes have reported what
+        their devices do.  Each is held awake until it has."""
+
         async def wake(name: str) -> None:
+            self._controller.hold(name, "awake")
             try:
                 await self._nodes.wake(name)
             except CloverError as error:
                 log.warning("node %s: %s", name, error)
 
         await asyncio.gather(*(wake(node.name) for node in self._file.node))
+
+    async def _let_go(self) -> None:
+        """Leave nodes to plans that are held awake, once they are ready or have had long enough."""
+        end_s = time.monotonic() + _FIRST_S
+        while True:
+            await asyncio.sleep(self._file.cluster.step_s)
+            held = [node for node in self._controller.status().nodes if node.hold == "awake"]
+            for node in held:
+                if node.phase == "ready" or time.monotonic() > end_s:
+                    self._controller.hold(node.name, None)
 
     async def status(self) -> bytes:
         """Return the `ClusterStatus`."""

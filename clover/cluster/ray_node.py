@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 _LOOK_S = 1.0
 _ANSWER_S = 8.0
+_SILENT_S = 1.0
 _END_S = 30.0
 """Beyond the drain, for a node to be released."""
 
@@ -119,6 +120,8 @@ class RayNodes:
         self._folder = folder
         self._grid_start = grid_start
         self._shared = shared
+        self._silent: set[str] = set()
+        """Nodes that gave no report when they were last asked: they are not waited for as long."""
         self._nodes = {node.name: node for node in file.node}
 
     async def reports(self) -> Mapping[str, NodeReport]:
@@ -130,9 +133,11 @@ class RayNodes:
             if actor is None:
                 return
             try:
-                answer = await self._answer(actor.report.remote(), _ANSWER_S)
+                answer = await self._answer(actor.report.remote(), _SILENT_S if name in self._silent else _ANSWER_S)
+                self._silent.discard(name)
                 found[name] = msgspec.json.decode(answer, type=NodeReport)
             except (ClusterError, msgspec.MsgspecError) as error:
+                self._silent.add(name)
                 log.warning("node %s gives no report: %s", name, error)
 
         await asyncio.gather(*map(ask, self._nodes))

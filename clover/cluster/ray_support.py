@@ -25,6 +25,9 @@ from clover.errors import ClusterError
 _STORE_BYTES = 80_000_000
 """The least that Ray takes without a warning: 75 MiB."""
 _STOP_S = 30.0
+_ATTEMPTS = 2
+_JOINED = "will now block forever"
+"""What `ray start --block` prints once its node has joined."""
 _QUIET = {
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
     "RAY_enable_metrics_collection": "0",
@@ -84,10 +87,22 @@ class LocalRay:
             self.stop()
             address = self._start_head()
         for one in addresses:
-            process = ServerProcess(self._folder / one)
-            if process.find() is None:
-                process.start(self._command(f"--address={address}", f"--node-ip-address={one}"), self._environment())
+            self._start_node(address, one)
         return address
+
+    def _start_node(self, address: str, one: str) -> None:
+        """Start a Ray node at an address, and wait until it has joined: several at once hinder each other."""
+        process = ServerProcess(self._folder / one)
+        command = self._command(f"--address={address}", f"--node-ip-address={one}")
+        for _ in range(_ATTEMPTS):
+            if process.find() is None:
+                process.log.unlink(missing_ok=True)
+                process.start(command, self._environment())
+            while process.find() is not None:
+                if process.says(_JOINED):
+                    return
+                time.sleep(0.1)
+        raise ClusterError(f"the Ray node at {one} does not start ({process.last_words()}): see {process.log}")
 
     def stop(self) -> int:
         """End every Ray program that was started here, and return how many there were."""

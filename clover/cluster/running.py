@@ -86,13 +86,13 @@ class ClusterHandle:
             raise ClusterError(why)
 
     def wait_ready(self, within_s: float) -> ClusterStatus:
-        """Return the status once every node is ready or released, or after `within_s`."""
+        """Return the status once every node is ready, or released because plans do without it; or after `within_s`."""
         end_s = time.monotonic() + within_s
         while True:
             status = self.status()
-            waits = not status.nodes or any(node.phase in ("waking", "lost") for node in status.nodes)
-            nothing = not any(node.phase == "ready" for node in status.nodes)
-            if not (waits or nothing or status.grams_h == 0.0) or time.monotonic() >= end_s:
+            ready = any(node.phase == "ready" for node in status.nodes)
+            waits = any(node.phase in ("waking", "lost") or node.hold == "awake" for node in status.nodes)
+            if (ready and not waits) or time.monotonic() >= end_s:
                 return status
             time.sleep(_POLL_S)
 

@@ -88,6 +88,13 @@ class ServerProcess:
             os.close(handle)
         return True
 
+    def says(self, words: str) -> bool:
+        """Return whether the log has these words."""
+        try:
+            return words in self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+
     def last_words(self) -> str:
         """Return the last line of the server's log that says something, for a message; empty if there is none."""
         try:
