@@ -230,8 +230,9 @@ class ClusterController:
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"
             memory.troubles.append(f"{rate:.4g} rows/s of {family} have no node with room: {rest}")
-        for family, rate in (memory.plan.unserved if memory.plan is not None else {}).items():
-            memory.troubles.append(f"the plan cannot serve {rate:.4g} rows/s of {family}: {memory.plan.reason}")
+        if (plan := memory.plan) is not None:
+            for family, rate in plan.unserved.items():
+                memory.troubles.append(f"the plan cannot serve {rate:.4g} rows/s of {family}: {plan.reason}")
 
     # --- what it decides ----------------------------------------------------------------------------------------------
 

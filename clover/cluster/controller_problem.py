@@ -28,8 +28,9 @@ def why_plan(memory: ClusterMemory, now_s: float) -> str:
     nodes = memory.plannable()
     if nodes != planned.nodes:
         gone, come = planned.nodes - nodes, nodes - planned.nodes
-        return "; ".join(filter(None, (gone and f"{words(gone)} cannot be used",
-                                       come and f"{words(come)} can be used")))  # fmt: skip
+        parts = [f"{words(gone)} cannot be used"] if gone else []
+        parts += [f"{words(come)} can be used"] if come else []
+        return "; ".join(parts)
     rates = memory.demand.rates()
     for family in {key[0] for key in rates}:
         keys = [key for key in rates.keys() | planned.rates.keys() if key[0] == family]

@@ -27,7 +27,7 @@ _LATE = 1e-6
 FaultKind = Literal["kill", "partition", "slow", "region", "controller", "store", "grids"]
 
 
-class ClusterFault(Record):
+class ClusterFault(Record, frozen=True, kw_only=True):
     """Something that goes wrong `at_s` seconds after the start, for `seconds`.
 
     kill        a node's server dies; it starts again if it is woken
