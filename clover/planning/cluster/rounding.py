@@ -25,20 +25,22 @@ _SWAPS = 80  # devices that are given another mode, at most, for one choice of n
 _FAILED = 12  # swaps in a row that may fail
 _ASKED_AGAIN = 4  # times that the relaxation is asked for more rows than there are
 _NODES_THAT_MATTER = 100
-_POLISHES = 40  # changes of nodes that are tried with whole devices
+_POLISHES = 12  # changes of nodes that are tried with whole devices
 
 
 @dataclass
 class Rounded:
     """Whole nodes by group, whole devices by group and mode, the rows that they get, and what it is worth.
 
-    `merit`: grams/h and a price for every row that is not served, or not at its accuracy."""
+    `merit`: grams/h and a price for every row that is not served, or not at its accuracy.
+    `opened`: what each stream may use (`[region, mode]`)."""
 
     nodes: Floats
     counts: Floats
     loads: tuple[FamilyLoads, ...]
     grams_h: float
     merit: float
+    opened: Sequence[Flags]
 
     @property
     def lacks(self) -> bool:
@@ -259,7 +261,7 @@ class Rounding:
         )
         idle = float(self._idle @ nodes)
         grams, cost = (idle + sum(item.grams for item in loads), idle + sum(item.cost for item in loads))
-        return Rounded(nodes, counts, loads, grams, cost)
+        return Rounded(nodes, counts, loads, grams, cost, self._opened)
 
     def _values(self, found: Rounded) -> Floats:
         """Return what a device of each group is worth in each mode, in grams/h, by the prices of its rows."""
