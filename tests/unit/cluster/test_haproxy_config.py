@@ -147,7 +147,7 @@ TEXTS = st.text(max_size=12) | st.sampled_from(["a;b", "a\n  server x", "a#", '"
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 def test_no_setting_adds_a_line(origin: str, family: str, host: str, path: str) -> None:
     """Whatever is given is refused, or stands in the words where it belongs."""
-    changes = {
+    changes: dict[str, Any] = {
         "origins": (IngressOrigin(name=origin, listen="127.0.0.1:80"),),
         "families": (family,),
         "allowed_hosts": (host,),
