@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeTarget
 from clover.types import Reading, Record
@@ -61,7 +61,8 @@ class Ingress(Protocol):
     """What stands before the nodes and takes the clients' connections."""
 
     async def admit(self, name: str, url: str, grpc_url: str) -> None:
-        """Add a node, which gets rows once it is healthy and has a weight; a known one has its address changed."""
+        """Add a node, which gets rows once it is healthy and has a weight; a known one has its address changed, and a
+        drained one is taken back."""
 
     async def weigh(self, origin: str, weights: Mapping[str, float]) -> None:
         """Set how the rows that clients of a region send are shared; a node without a weight gets none."""
@@ -74,6 +75,22 @@ class Ingress(Protocol):
 
     async def remove(self, name: str) -> None:
         """Forget a node."""
+
+
+@runtime_checkable
+class FamilyIngress(Protocol):
+    """An ingress that also shares the rows of each family by themselves.  A cluster of one family does not need it."""
+
+    async def weigh_family(self, origin: str, family: str, weights: Mapping[str, float]) -> None:
+        """Set how the rows of one family that clients of a region send are shared."""
+
+
+@runtime_checkable
+class HealthIngress(Protocol):
+    """An ingress whose own checks tell a node that is dead from one that only the controller does not reach."""
+
+    async def healthy(self, name: str) -> bool:
+        """Return whether the ingress finds the node ready now."""
 
 
 class Store(Protocol):
