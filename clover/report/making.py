@@ -109,10 +109,14 @@ def report_from(ledger: LedgerReader, options: ReportOptions) -> Report:
     return report_of(rows, replace(options, start=start, end=end, edges="; ".join(edges)))
 
 
-def nothing_of(ledger: LedgerReader, start: float, end: float, zone: tzinfo) -> LedgerError:
+class NothingRecorded(LedgerError):
+    """A ledger can be read, and has nothing of the period."""
+
+
+def nothing_of(ledger: LedgerReader, start: float, end: float, zone: tzinfo) -> NothingRecorded:
     """Return the error that says what a ledger has instead of this period.  Raises LedgerError."""
     bounds = ledger.bounds()
     if bounds is None:
-        return LedgerError("the ledger is empty: nothing was recorded yet")
+        return NothingRecorded("the ledger is empty: nothing was recorded yet")
     has = f"it has {time_words(bounds[0], zone)} to {time_words(bounds[1], zone)}"
-    return LedgerError(f"the ledger has nothing from {time_words(start, zone)} to {time_words(end, zone)}: {has}")
+    return NothingRecorded(f"the ledger has nothing from {time_words(start, zone)} to {time_words(end, zone)}: {has}")

@@ -1,8 +1,9 @@
 """Digests by which a figure can be traced to its inputs, and a change of either is seen.
 
 A digest is the sha256 of canonical JSON: keys sorted, no spaces, UTF-8, numbers as Python writes them.  One is of the
-inputs (runs with their configurations, profiles, factors, the ledger's entries, the period), the other of the whole
-report but its seal.  With a key, both are signed by HMAC-SHA256, so that only who has the key can make a seal.
+inputs (runs with their configurations, profiles, factors, the ledger's entries, the period; of a cluster, its nodes'
+reports), the other of the whole report but its seal.  With a key, both are signed by HMAC-SHA256, so that only who has
+the key can make a seal.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from clover.report.cluster_records import ClusterReport
 from clover.report.records import Report, Seal
 
+R = TypeVar("R", Report, ClusterReport)
+_INPUTS = ("schema", "clover", "server", "period", "start", "end", "boundary", "inputs", "reports")
+"""Fields that hold what the figures follow from, of the reports that have them."""
 _EMPTY = Seal(inputs_sha256="", report_sha256="")
 
 
@@ -30,18 +35,18 @@ def sha256(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def unsealed(report: Report) -> Report:
+def unsealed(report: R) -> R:
     """Return the report without its seal, as it will be read again: a number that is whole may be an int where its
     field is a float."""
-    found = msgspec.json.decode(msgspec.json.encode(report), type=Report)
+    found = msgspec.json.decode(msgspec.json.encode(report), type=type(report))
     return msgspec.structs.replace(found, seal=_EMPTY)
 
 
-def sealed(report: Report, key: bytes = b"") -> Report:
+def sealed(report: R, key: bytes = b"") -> R:
     """Return the report with its seal, signed if there is a key."""
     report = unsealed(report)
     plain = msgspec.to_builtins(report)
-    inputs = sha256({name: plain[name] for name in ("schema", "clover", "server", "period", "boundary", "inputs")})
+    inputs = sha256({name: plain[name] for name in _INPUTS if name in plain})
     whole = sha256(plain)
     return msgspec.structs.replace(
         report, seal=Seal(inputs_sha256=inputs, report_sha256=whole, hmac_sha256=_signature(inputs, whole, key))
@@ -52,7 +57,7 @@ def _signature(inputs: str, whole: str, key: bytes) -> str:
     return hmac.new(key, f"{inputs}\n{whole}".encode(), hashlib.sha256).hexdigest() if key else ""
 
 
-def faults(report: Report, key: bytes = b"") -> list[str]:
+def faults(report: R, key: bytes = b"") -> list[str]:
     """Return what is wrong with the seal of a report, in words; nothing if it holds.  Without a key a signature is not
     checked."""
     said, due = report.seal, sealed(report, key).seal

@@ -114,6 +114,7 @@ class Served:
         self.memory_share = 1.0
         """The part of the machine's memory that is the family's, on cores, which all families use."""
         self.budget: dict[str, float] = {}
+        self.capacity: dict[str, float] = {}
         self.slo: dict[str, float] = {}
         self._targets: dict[str, float] = {}
         self._services: dict[tuple[str, str], Service] = {}

@@ -23,6 +23,7 @@ from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig, TenantConfig
 from clover.control.baselines.saved import compared, saved_by_all
+from clover.control.capacity import capacity_gauges
 from clover.control.controller import Controller
 from clover.control.ledger_files import LedgerFiles
 from clover.control.report import budget_gauges
@@ -322,6 +323,7 @@ class Engine:
             served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
             served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
             served.budget = budget_gauges(self.controller.context, family)
+            served.capacity = capacity_gauges(self.controller.context, family)
 
     # --- periodic work --------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: it draws its charts, loads nothing, has no errors, and can be read by all."""
+"""Pages that are files, in a real browser: they draw their charts, load nothing, have no errors, can be read by all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from clover.charts import sheet
+from clover.cluster.page import page as cluster_page
+from clover.report.cluster import ClusterOptions, NodeLedger, cluster_report_of
+from clover.report.render.cluster import cluster_report_page
 from clover.report.render.page import report_page
+from tests.support.cluster_statuses import cluster_status
 from tests.support.reports import made_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -22,10 +26,10 @@ pytestmark = [
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in PACKAGES), reason=f"not installed: {', '.join(PACKAGES)}"
     ),
-    pytest.mark.skipif(sheet.plotly_script() is None, reason="the extra dashboard (plotly) is not installed"),
 ]
 
 
+@pytest.mark.skipif(sheet.plotly_script() is None, reason="the extra dashboard (plotly) is not installed")
 def test_the_page_is_drawn_and_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
@@ -55,5 +59,35 @@ def test_the_page_is_drawn_and_loads_nothing(tmp_path: Path, monkeypatch: pytest
             page.goto(plain.as_uri())
             found = Axe().run(page).response["violations"]
             assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == []
+        finally:
+            browser.close()
+
+
+def test_pages_of_a_cluster_fit_any_width_and_can_be_read_by_all(tmp_path: Path) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    made = made_report()
+    options = ClusterOptions(start=made.period.start, end=made.period.end, made=made.made)
+    report = cluster_report_of([NodeLedger("shop", "GB", made), NodeLedger("late", "FR", None, "it is empty")], options)
+    pages = {"status": cluster_page(cluster_status()), "report": cluster_report_page(report, UTC)}
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            for name, text in pages.items():
+                path = tmp_path / f"{name}.html"
+                path.write_text(text, encoding="utf-8")
+                for scheme in ("light", "dark"):
+                    # axe is put into the page, which the page's own policy forbids.
+                    page = browser.new_context(bypass_csp=True, color_scheme=scheme).new_page()
+                    said: list[str] = []
+                    page.on("console", lambda message, said=said: said.append(message.text))
+                    page.goto(path.as_uri())
+                    for width in (320, 1200):
+                        page.set_viewport_size({"width": width, "height": 800})
+                        assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
+                    assert said == []
+                    found = Axe().run(page).response["violations"]
+                    assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == [], name
         finally:
             browser.close()

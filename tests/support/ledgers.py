@@ -42,6 +42,8 @@ class LedgerScene:
     tenants: tuple[str, ...] = ("", "acme", "umbrella")
     slices: tuple[str, ...] = ("3g.20gb@0", "2g.10gb@4", "1g.5gb@6", "1c@0")
     gpu_label: str = "measured"
+    host: str = "box"
+    zone: str = "GB"
     down: tuple[tuple[float, float], ...] = ((0.3, 0.33), (0.71, 0.715))
     """Parts of the whole time in which no server runs; the first one is after a clean stop, the others after a kill."""
     outage: tuple[float, float] = (0.5, 0.58)
@@ -161,7 +163,7 @@ def _start(scene: LedgerScene, at_s: int) -> RunStart:
         "families": [{"family": model} for model in scene.models],
         "carbon": {"source": "neso", "pue": PUE},
     }
-    return RunStart(at_s, "0.9.0", "box", 4242, "c0ffee", json.dumps(configuration), json.dumps(facts))
+    return RunStart(at_s, "0.9.0", scene.host, 4242, "c0ffee", json.dumps(configuration), json.dumps(facts))
 
 
 def _configured(at_s: float, run: int) -> EventRow:
@@ -278,7 +280,7 @@ def _span(scene: LedgerScene, chance: random.Random, start: int, length: int, in
     whole, whole_g = sum(lines.values()), sum(grams.values())
     provider = "configured" if known == "configured" else "neso"
     add(
-        "grid", ("GB", provider, "average", "lifecycle", known), seconds_ms=length * 1000, joules_uj=whole,
+        "grid", (scene.zone, provider, "average", "lifecycle", known), seconds_ms=length * 1000, joules_uj=whole,
         intensity_time=round(g_per_kwh * 1e3 * length * 1e3), age_time=round(age_s * length * 1e3),
         age_max_s=round(age_s), net_ng=round(whole_g / PUE), grams_ng=whole_g,
     )  # fmt: skip

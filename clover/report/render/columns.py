@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import NamedTuple
 
 from clover.errors import ConfigError
 from clover.hints import printable
 from clover.report.records import Breakdown, By, Report, ReportBucket
 
-Cell = str | int | float | None
+Cell = str | int | float | Decimal | None
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes a text for a formula by."""
 JOULES_PER_KWH = 3.6e6
@@ -66,7 +67,11 @@ def safe(text: str) -> str:
 
 def csv_of(report: Report, by: By) -> str:
     """Return a breakdown as CSV (RFC 4180): commas, decimal points, an empty cell for what is not known."""
-    heads, rows = table_of(report, by)
+    return csv_text(*table_of(report, by))
+
+
+def csv_text(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Return a table as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(heads)
@@ -77,6 +82,15 @@ def csv_of(report: Report, by: By) -> str:
 def parquet_of(report: Report, by: By, document: bytes) -> bytes:
     """Return a breakdown as a Parquet file, with the whole report as JSON in its metadata (key `clover`).  Raises
     ConfigError without pyarrow."""
+    heads, rows = table_of(report, by)
+    return parquet_bytes(heads, rows, (by, "start_utc", "signal", "boundary", "report_sha256"), document)
+
+
+def parquet_bytes(
+    heads: Sequence[str], rows: Sequence[Sequence[Cell]], texts: Collection[str], document: bytes
+) -> bytes:
+    """Return a table as a Parquet file; the columns `texts` hold texts, the others numbers.  Raises ConfigError without
+    pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -84,9 +98,8 @@ def parquet_of(report: Report, by: By, document: bytes) -> bytes:
         raise ConfigError(
             'Parquet needs the extra "parquet": pip install "clover-inference[parquet]"; or choose --format csv'
         ) from None
-    heads, rows = table_of(report, by)
     columns: Sequence[Sequence[Cell]] = list(zip(*rows, strict=True)) if rows else [[] for _ in heads]
-    kinds = [_kind(pa, head, by) for head in heads]
+    kinds = [_kind(pa, head, texts) for head in heads]
     table = pa.table(
         [pa.array(column, type=kind) for column, kind in zip(columns, kinds, strict=True)], names=heads
     ).replace_schema_metadata({"clover": document})
@@ -95,8 +108,8 @@ def parquet_of(report: Report, by: By, document: bytes) -> bytes:
     return out.getvalue()
 
 
-def _kind(pa: object, head: str, by: By) -> object:
+def _kind(pa: object, head: str, texts: Collection[str]) -> object:
     """Return the type of a column."""
-    if head in (by, "start_utc", "signal", "boundary", "report_sha256"):
+    if head in texts:
         return pa.string()  # type: ignore[attr-defined]
     return pa.int64() if head in ("requests", "rows") else pa.float64()  # type: ignore[attr-defined]

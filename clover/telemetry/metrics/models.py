@@ -145,6 +145,14 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: single(model.live.get("arrival_rate", 0.0)),
     ),
     MetricSpec(
+        "clover_capacity_rows_per_second",
+        "Rows per second that can be served within max_utilisation (modelled): by the workers that run (of=running), "
+        "and at most on this server's devices above the accuracy floor (of=floor); for autoscalers",
+        GAUGE,
+        ("model", "of"),
+        lambda model: by_label(model.served.capacity),
+    ),
+    MetricSpec(
         "clover_batch_size",
         "Rows in each batch that workers computed",
         HISTOGRAM,

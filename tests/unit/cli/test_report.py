@@ -202,7 +202,7 @@ def test_the_ledger_of_the_state_folder_is_the_default(
     assert run("--state-dir", str(tmp_path / "clover"), "--to", "2026-09-22T02:00") == 0
     shutil.copy(ledger, folder / "two.db")
     assert run() == 2
-    assert "there are 2 ledgers, name one:" in capsys.readouterr().err
+    assert "there are 2 ledgers, name one, or give --cluster for all:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def source() -> Any:
         targets={"slo_ms": 20.0},
         corrections={("small", "1c", "time"): 1.5, ("small", "1c", "energy"): 0.9},
         budget={"allowed": 0.5, "spent": 0.25},
+        capacity={"running": 850.0, "floor": 1700.0},
         slo={"held": 9.0, "missed": 1.0, "alarm": 0.0, "slower": 1.5, "held_ratio": 0.9},
         tenants=traffic.by_tenant(),
         guard_report=lambda: GUARDED,
@@ -222,6 +223,7 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_reconfigurations_total", model="toy") == 3
     assert value("clover_thresholds_moved_total", model="toy") == 5
     assert value("clover_accuracy_budget_points", model="m", part="spent") == 0.25
+    assert value("clover_capacity_rows_per_second", model="m", of="floor") == 1700.0
     assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="time") == 1.5
     assert value("clover_profile_correction", model="m", variant="small", profile="1c", kind="energy") == 0.9
     assert value("clover_http_connections") == 2

@@ -1,29 +1,42 @@
-"""`clover report`: a carbon report of what a server's ledger has of a time."""
+"""`clover report`: a carbon report of what a server's ledger, or those of several servers, have of a time."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
 
 import msgspec
 
-from clover import settings, terminal
+from clover import terminal
 from clover.cache import state_folder
 from clover.cli import CommandParser
-from clover.config import ReportConfig
+from clover.cli.report import cluster
+from clover.cli.report.options import (
+    FORMATS,
+    KEY,
+    KEY_FILE,
+    WIDTH,
+    configured,
+    format_of,
+    json_of,
+    key_of,
+    market,
+    usual_time,
+    write,
+)
 from clover.errors import CloverError, ConfigError, LedgerError
 from clover.hints import program
 from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
-from clover.report.checking import UnreadableReport, read_text, verify
+from clover.report.checking import UnreadableReport, Verdict, read_text, verify
+from clover.report.cluster import CLUSTER_BY
+from clover.report.cluster_checking import ClusterVerdict, cluster_data, verify_cluster
 from clover.report.making import application_of, newer_words, nothing_of, report_from, settled_end, written_until
 from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
@@ -35,17 +48,10 @@ from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.files import ledgers_in
 
 DONE, WRONG, USAGE, REFUSED = 0, 1, 2, 3
-_WIDTH = 80
-"""Columns if standard output is no terminal."""
-_FORMATS = ("table", "json", "csv", "html", "parquet")
-_SUFFIXES = {".json": "json", ".csv": "csv", ".html": "html", ".htm": "html", ".parquet": "parquet", ".txt": "table"}
-_KEY, _KEY_FILE = "CLOVER_REPORT_KEY", "CLOVER_REPORT_KEY_FILE"
-_SHORT_S = 2 * 86_400.0
-"""Length of a period up to which a terminal shows hours instead of days."""
 
 _ABOUT = """\
 Say what a server emitted over a time, what that saved against what, how sure that is, and where records are missing,
-from the ledger that it keeps in its state folder.
+from the ledger that it keeps in its state folder; with --cluster, of several servers together.
 """
 _END = """\
 exit codes: 0 done; 1 --verify found a fault; 2 wrong command line or configuration; 3 the ledger cannot be read, has
@@ -63,7 +69,10 @@ def main(argv: Sequence[str], *, now: Callable[[], float] = time.time, environ: 
     try:
         if given.verify:
             return _verify(given, environment)
-        _report(given, environment, now())
+        if given.cluster:
+            cluster.report(given, environment, now())
+        else:
+            _report(given, environment, now())
     except ConfigError as error:
         return _fail(str(error), USAGE)
     except SciRefused as error:
@@ -84,7 +93,8 @@ def _fail(text: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog=f"{program()} report", description=_ABOUT, epilog=_END)
     add = parser.add_argument
-    add("ledger", metavar="LEDGER", nargs="?", default="", help="ledger file; by default the one in the state folder")
+    add("ledgers", metavar="LEDGER", nargs="*", help="ledger file; by default the one in the state folder")
+    add("--cluster", action="store_true", help="one report of several ledgers: files or folders, as REGION=PATH too")
     add("--state-dir", metavar="DIR", default="", help="state folder of the server [$XDG_STATE_HOME/clover]")
     add("--config", metavar="FILE", default="", help="read [report] and state_dir from this TOML file [CLOVER_CONFIG]")
     add(
@@ -95,39 +105,28 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--by",
         metavar="WHAT",
-        choices=BY,
+        choices=CLUSTER_BY,
         default=None,
-        help=f"what the table, CSV or Parquet splits grams by: {', '.join(BY)} [day or hour]",
+        help=f"what the table, CSV or Parquet splits grams by: {', '.join(BY)}; of a cluster also node, region "
+        "[day or hour]",
     )
-    add("--format", choices=_FORMATS, default=None, help="by default that of FILE's ending, or table")
+    add("--format", choices=FORMATS, default=None, help="by default that of FILE's ending, or table")
     add("--out", metavar="FILE", default="", help="write there instead of standard output")
     add("--market-g", metavar="G", type=float, default=None, help="gCO2e/kWh of the contract [report.market_g_per_kwh]")
     add("--market-source", metavar="TEXT", default="", help="where that factor is from [report.market_source]")
     add("--sci-for-ai", action="store_true", help="issue the consumer report of SCI for AI: table, json or html")
-    add("--key-file", metavar="FILE", default="", help=f"key that signs the report [{_KEY}, {_KEY_FILE}]")
+    add("--key-file", metavar="FILE", default="", help=f"key that signs the report [{KEY}, {KEY_FILE}]")
     add("--verify", metavar="FILE", default="", help="check a report (json, html); with LEDGER, calculate it again")
     return parser
 
 
-@dataclass(frozen=True)
-class _Stated:
-    """What the configuration says: the settings `[report]` and the state folder."""
-
-    report: ReportConfig
-    state_dir: str
-
-
-def _configured(given: argparse.Namespace, environ: Mapping[str, str]) -> _Stated:
-    argv = ["--config", given.config] if given.config else []
-    config = settings.load(argv, environ).config
-    return _Stated(config.report, given.state_dir or config.state_dir)
-
-
 def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -> None:
     """Make the report and write it."""
-    form = _format(given)
-    stated, zone, key = _configured(given, environ), zone_of(given.tz), _key(given, environ)
-    path = _ledger(given.ledger, stated.state_dir)
+    form = format_of(given)
+    if given.by not in (None, *BY):
+        raise ConfigError(f"--by {given.by} is for the report of several servers: --cluster")
+    stated, zone, key = configured(given, environ), zone_of(given.tz), key_of(given, environ)
+    path = _ledger(_one(given.ledgers), stated.state_dir)
     try:
         with LedgerReader(path) as ledger:
             start, end, edges = _period(given, ledger, zone, now)
@@ -137,7 +136,7 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
                 made=now,
                 server=path.stem,
                 application=application_of(stated.report),
-                market_g_per_kwh=_market(given, stated.report),
+                market_g_per_kwh=market(given, stated.report),
                 market_source=given.market_source or stated.report.market_source,
                 zone=zone,
                 zone_name=given.tz,
@@ -147,46 +146,15 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
             report = report_from(ledger, options)
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from error
-    by: By = given.by or _usual(report, form)
+    by: By = given.by or usual_time(report.period.end - report.period.start, form)
     document = _sci(report, form, zone) if given.sci_for_ai else _document(report, form, by, zone)
-    _write(document, given.out)
+    write(document, given.out)
 
 
-def _market(given: argparse.Namespace, stated: ReportConfig) -> float | None:
-    if given.market_g is None:
-        return stated.market_g_per_kwh
-    if not 0.0 <= given.market_g < math.inf:
-        raise ConfigError(f"--market-g is in gCO2e/kWh, 0 or more, not {given.market_g:g}")
-    return float(given.market_g)
-
-
-def _format(given: argparse.Namespace) -> str:
-    """Return the format, and refuse what cannot be written where it is to go."""
-    form: str = given.format or _SUFFIXES.get(Path(given.out).suffix.lower(), "table")
-    if given.sci_for_ai and form not in ("table", "json", "html"):
-        raise ConfigError(f"--sci-for-ai has the formats table, json and html, not {form}")
-    if not given.out and (form == "parquet" or (form == "html" and sys.stdout.isatty())):
-        raise ConfigError(f"--format {form} is not for a terminal: give --out FILE")
-    return form
-
-
-def _usual(report: Report, form: str) -> By:
-    short = report.period.end - report.period.start <= _SHORT_S
-    return "hour" if short or form in ("csv", "parquet") else "day"
-
-
-def _key(given: argparse.Namespace, environ: Mapping[str, str]) -> bytes:
-    """Return the key that signs; empty without one."""
-    named = given.key_file or ("" if environ.get(_KEY) else environ.get(_KEY_FILE, ""))
-    if not named:
-        return environ.get(_KEY, "").encode()
-    try:
-        found = Path(named).read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"the key file {named} cannot be read: {error.strerror}") from error
-    if not found:
-        raise ConfigError(f"the key file {named} is empty")
-    return found
+def _one(named: Sequence[str]) -> str:
+    if len(named) > 1:
+        raise ConfigError(f"{len(named)} ledgers are named: give --cluster for one report of all of them")
+    return named[0] if named else ""
 
 
 def _ledger(named: str, state_dir: str) -> Path:
@@ -201,7 +169,7 @@ def _ledger(named: str, state_dir: str) -> Path:
         )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
-        raise ConfigError(f"there are {len(found)} ledgers, name one: {names}")
+        raise ConfigError(f"there are {len(found)} ledgers, name one, or give --cluster for all: {names}")
     return found[0]
 
 
@@ -225,55 +193,47 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
 
 def _document(report: Report, form: str, by: By, zone: tzinfo) -> bytes:
     if form == "json":
-        return _json(report)
+        return json_of(report)
     if form == "csv":
         return csv_of(report, by).encode()
     if form == "parquet":
         return parquet_of(report, by, msgspec.json.encode(report))
     if form == "html":
         return report_page(report, zone).encode()
-    return report_text(report, by, zone, terminal.console(_WIDTH).width).encode()
+    return report_text(report, by, zone, terminal.console(WIDTH).width).encode()
 
 
 def _sci(report: Report, form: str, zone: tzinfo) -> bytes:
     found = sci_for_ai(report, zone)
     if form == "json":
-        return _json(found)
+        return json_of(found)
     if form == "html":
         return sci_page(found, zone).encode()
-    return sci_text(found, zone, terminal.console(_WIDTH).width).encode()
-
-
-def _json(document: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
-
-
-def _write(document: bytes, out: str) -> None:
-    if not out:
-        sys.stdout.write(document.decode())
-        return
-    try:
-        Path(out).write_bytes(document)
-    except OSError as error:
-        raise ConfigError(f"{out}: {error.strerror or error}") from error
-    size = f"{len(document) / 1e6:.1f} MB" if len(document) >= 1e5 else f"{len(document) / 1e3:.1f} kB"
-    print(f"clover report: wrote {out} ({size})", file=sys.stderr)
+    return sci_text(found, zone, terminal.console(WIDTH).width).encode()
 
 
 def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Check a report and print what was found."""
-    key = _key(given, environ)
+    key, named = key_of(given, environ), _one(given.ledgers)
+    found: Verdict | ClusterVerdict
     try:
         text = read_text(Path(given.verify))
-        if given.ledger:
-            with LedgerReader(Path(given.ledger)) as ledger:
+        of_cluster = cluster_data(text) is not None
+        if of_cluster and named:
+            raise ConfigError(
+                "the report of a cluster is checked without LEDGER: check the own reports of its nodes with it"
+            )
+        if of_cluster:
+            found = verify_cluster(text, key)
+        elif named:
+            with LedgerReader(Path(named)) as ledger:
                 found = verify(text, key, ledger)
         else:
             found = verify(text, key, None)
     except UnreadableReport as error:
         raise ConfigError(f"{given.verify}: {error}") from error
     except LedgerError as error:
-        raise LedgerError(f"{given.ledger}: {error}") from error
+        raise LedgerError(f"{named}: {error}") from error
     for line in found.checked:
         print(f"  holds  {line}")
     for line in found.faults:
@@ -283,6 +243,6 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         signed = "it is signed; give the key (--key-file) to check the signature"
         unsigned = "it is not signed: whoever can write the file can make its digests"
         print(f"  note   {signed if seal.hmac_sha256 else unsigned}")
-    if not given.ledger:
+    if not named and not of_cluster:
         print("  note   give the ledger, too, to calculate the figures again")
     return WRONG if found.faults else DONE

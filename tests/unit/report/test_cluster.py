@@ -1,0 +1,242 @@
+"""The report of several servers: lines that sum exactly, nothing twice, and what it says of nodes without figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.cli.report import main
+from clover.cli.report.cluster import named_ledgers
+from clover.errors import ConfigError, LedgerError
+from clover.report.build import LedgerRows, ReportOptions, report_of
+from clover.report.cluster import CLUSTER_BY, ClusterOptions, NodeLedger, cluster_report_of, whole_parts
+from clover.report.cluster_records import ClusterLine, ClusterReport
+from clover.report.records import Report
+from clover.report.sealing import faults, sealed
+from clover.telemetry.ledger.rows import GridRow, LineRow, RunRow, UsageRow
+from tests.support.ledgers import LedgerScene, write_ledger
+
+HOUR_S = 3600
+ZONES = ("DE", "FR", "CAISO")
+OPTIONS = ClusterOptions(start=0.0, end=4.0 * HOUR_S, made=5.0 * HOUR_S)
+
+
+def node_report(name: str, zone: str, hours: Sequence[tuple[float, float, int]], started: float = 0.0) -> Report:
+    """A report of a node: joules, intensity and rows of each hour."""
+    usage, lines, grid = [], [], []
+    for index, (joules, g_per_kwh, rows) in enumerate(hours):
+        at, grams = index * HOUR_S, joules / 3.6e6 * g_per_kwh * 1.3
+        own = UsageRow(
+            at, HOUR_S, "fashion", "small", "cpu0", "1c@0", f"t{index % 2}", "modelled",
+            rows, rows, 0, 0, 0, rows, joules / 3.0, 0.0, 0.0, 0.0, 0.0, grams / 3.0, 0.0, 0.0, 0.0,
+        )  # fmt: skip
+        usage.append(own)
+        lines.append(LineRow(at, HOUR_S, "cpu0", "active", "modelled", joules / 3.0, grams / 3.0))
+        lines.append(LineRow(at, HOUR_S, "cpu0", "unowned", "modelled", 2.0 * joules / 3.0, 2.0 * grams / 3.0))
+        grid.append(
+            GridRow(at, HOUR_S, zone, "neso", "average", "lifecycle", "live", 3600.0, g_per_kwh, 0.0, 0.0, joules,
+                    grams / 1.3, grams)
+        )  # fmt: skip
+    run = RunRow(1, started, 1e6, None, "0.1.0", name, 7, "c0ffee", '{"carbon": {"pue": 1.3}}', '{"pue": 1.3}')
+    rows = LedgerRows(usage=usage, lines=lines, grid=grid, grid_minutes=grid, runs=[run])
+    return report_of(rows, ReportOptions(start=OPTIONS.start, end=OPTIONS.end, made=OPTIONS.made, server=name))
+
+
+hours = st.lists(st.tuples(st.floats(0.0, 1e9), st.floats(1.0, 1200.0), st.integers(0, 10**7)), min_size=1, max_size=4)
+nodes_of = st.lists(st.tuples(st.sampled_from(ZONES), hours), min_size=1, max_size=5)
+
+
+def cluster(found: Sequence[tuple[str, Sequence[tuple[float, float, int]]]]) -> ClusterReport:
+    nodes = [
+        NodeLedger(f"n{index}", "", node_report(f"n{index}", zone, rows)) for index, (zone, rows) in enumerate(found)
+    ]
+    return cluster_report_of(nodes, OPTIONS)
+
+
+def sums(lines: Sequence[ClusterLine]) -> tuple[int, ...]:
+    names = ("rows", "joules_uj", "grams_ng")
+    return tuple(sum(getattr(line, name) for line in lines) for name in names)
+
+
+@given(nodes_of)
+def test_lines_of_nodes_regions_and_breakdowns_sum_exactly(found: Any) -> None:
+    made = cluster(found)
+    total = sums([made.total])
+    assert sums([item.line for item in made.nodes]) == total
+    assert sums([item.line for item in made.regions]) == total
+    for by in CLUSTER_BY:
+        assert sums(made.breakdown(by).lines) == total, by
+    by_region: dict[str, list[ClusterLine]] = defaultdict(list)
+    for item in made.nodes:
+        by_region[item.region].append(item.line)
+    assert {item.line.name: sums([item.line]) for item in made.regions} == {
+        name: sums(lines) for name, lines in by_region.items()
+    }
+    # And they are what the nodes' own reports say.
+    assert made.total.grams_ng / 1e9 == pytest.approx(sum(item.operation.grams for item in made.reports), abs=1e-8)
+    assert made.total.joules_uj / 1e6 == pytest.approx(sum(item.joules for item in made.reports), abs=1e-5)
+
+
+@given(nodes_of)
+def test_each_region_has_the_intensity_of_its_own_grid(found: Any) -> None:
+    made = cluster(found)
+    seen: dict[str, list[float]] = defaultdict(list)
+    for zone, rows in found:
+        seen[zone] += [g_per_kwh for joules, g_per_kwh, _ in rows if joules > 1e-3]
+    for item in made.regions:
+        if item.line.grams_ng > 1000:
+            assert item.line.g_per_kwh is not None
+            assert min(seen[item.line.name]) * (1 - 1e-6) <= item.line.g_per_kwh
+            assert item.line.g_per_kwh <= max(seen[item.line.name]) * (1 + 1e-6)
+
+
+@given(st.lists(st.floats(0.0, 1e6), max_size=30), st.sampled_from((1e6, 1e9)))
+def test_whole_parts_sum_to_the_whole_and_are_off_by_one_at_most(values: list[float], scale: float) -> None:
+    whole = round(math.fsum(values) * scale)
+    parts = whole_parts(values, scale, whole)
+    assert sum(parts) == (whole if values else 0)
+    slack = 1.0 + math.fsum(values) * scale * 1e-12 * len(values)
+    assert all(abs(part - value * scale) <= slack for part, value in zip(parts, values, strict=True))
+
+
+def test_the_same_ledger_under_two_names_is_refused() -> None:
+    rows = [(100.0, 300.0, 5)]
+    copy = node_report("a", "DE", rows)
+    older = node_report("a", "DE", [*rows, (50.0, 200.0, 3)])  # the same run, with more entries since
+    for other in (copy, older):
+        with pytest.raises(LedgerError, match="both have the run that began on a at 1970-01-01 00:00:00 UTC"):
+            cluster_report_of([NodeLedger("a", "", copy), NodeLedger("b", "", other)], OPTIONS)
+    bare = msgspec.structs.replace(copy, inputs=msgspec.structs.replace(copy.inputs, runs=()))
+    with pytest.raises(LedgerError, match="a and b have the same entries, which would count twice"):
+        cluster_report_of([NodeLedger("a", "", bare), NodeLedger("b", "", bare)], OPTIONS)
+
+
+def test_a_node_without_entries_is_listed_and_adds_nothing() -> None:
+    full = NodeLedger("a", "", node_report("a", "DE", [(3.6e6, 100.0, 5)]))
+    made = cluster_report_of([full, NodeLedger("b", "eu", None, "the ledger is empty")], OPTIONS)
+    assert [(item.line.name, item.region, item.why) for item in made.nodes] == [
+        ("a", "DE", ""),
+        ("b", "eu", "the ledger is empty"),
+    ]
+    assert made.total.grams_ng == 130 * 10**9
+    assert made.total.embodied_ng is None  # nothing is known of the hardware of a
+    with pytest.raises(LedgerError, match="no ledger has anything of the period: the ledger is empty"):
+        cluster_report_of([NodeLedger("b", "eu", None, "the ledger is empty")], OPTIONS)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+SCENES = {
+    "eu-1": LedgerScene(days=0.25, minutes_days=0.05, host="eu-1", zone="DE"),
+    "eu-2": LedgerScene(days=0.25, minutes_days=0.05, host="eu-2", zone="DE", seed=2, models=("fashion",)),
+    "us-1": LedgerScene(days=0.25, minutes_days=0.05, host="us-1", zone="CAISO", seed=3),
+}
+NOW = SCENES["eu-1"].end_s + 86_400.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ledgers")
+    for name, scene in SCENES.items():
+        write_ledger(made / f"{name}.db", scene)
+    return made
+
+
+def run(*argv: str) -> int:
+    return main(["--cluster", *argv], now=lambda: NOW, environ={})
+
+
+def test_a_folder_of_ledgers_is_one_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(folder)) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Carbon report of this cluster, 3 nodes in 2 regions: 2026-09-22 00:00 UTC")
+    assert max(len(line) for line in printed.splitlines() if len(line.split()) > 1) <= 80
+    assert "What sharing rows between machines" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("by", CLUSTER_BY)
+def test_every_csv_sums_to_the_last_digit(folder: Path, by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(folder), "--format", "csv", "--by", by) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert run(str(folder), "--format", "json") == 0
+    total = json.loads(capsys.readouterr().out)["total"]
+    assert sum(Decimal(row["location_based_gco2e"]) for row in rows) == Decimal(total["grams_ng"]).scaleb(-9)
+    assert sum(Decimal(row["energy_j"]) for row in rows) == Decimal(total["joules_uj"]).scaleb(-6)
+    assert sum(int(row["rows"]) for row in rows) == total["rows"]
+
+
+def test_a_node_alone_says_the_same_as_in_the_cluster(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(folder), "--format", "json") == 0
+    whole = msgspec.json.decode(capsys.readouterr().out, type=ClusterReport)
+    node = next(item for item in whole.nodes if item.line.name == "us-1")
+    assert main([str(folder / "us-1.db"), "--format", "json"], now=lambda: NOW, environ={}) == 0
+    alone = msgspec.json.decode(capsys.readouterr().out, type=Report)
+    assert node.line.grams_ng == round(alone.operation.grams * 1e9)
+    assert (node.line.rows, node.line.requests) == (alone.rows, alone.requests)
+    assert node.region == "CAISO"
+
+
+def test_regions_may_be_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"eu={folder / 'eu-1.db'}", f"eu={folder / 'eu-2.db'}", f"us={folder / 'us-1.db'}"]
+    assert run(*words, "--format", "csv", "--by", "region") == 0
+    assert [row["region"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))] == ["eu", "us"]
+
+
+def test_the_same_file_twice_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(folder / "eu-1.db"), str(folder)) == 2
+    assert "is named twice" in capsys.readouterr().err
+    (tmp_path / "backup.db").write_bytes((folder / "eu-1.db").read_bytes())
+    assert run(str(folder), str(tmp_path / "backup.db")) == 3
+    assert "would count twice" in capsys.readouterr().err
+    assert run(str(folder), "--sci-for-ai") == 2
+    assert "--sci-for-ai is of one server" in capsys.readouterr().err
+
+
+def test_nodes_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for machine in ("one", "two"):
+        (tmp_path / machine / "ledger").mkdir(parents=True)
+        (tmp_path / machine / "ledger" / "127.0.0.1-8080.db").write_bytes(b"")
+    found = named_ledgers([str(tmp_path)], "")
+    assert [item.node for item in found] == ["one/127.0.0.1-8080", "two/127.0.0.1-8080"]
+    with pytest.raises(ConfigError, match="is named twice"):
+        named_ledgers([str(tmp_path), str(tmp_path / "one")], "")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(LedgerError, match="there is no ledger"):
+        named_ledgers([str(tmp_path / "none")], "")
+
+
+def test_what_was_written_can_be_verified(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, data = tmp_path / "report.html", tmp_path / "report.json"
+    for path in (page, data):
+        assert run(str(folder), "--out", str(path)) == 0
+        assert main(["--verify", str(path)], environ={}) == 0
+        printed = capsys.readouterr().out
+        assert "holds  that every sum follows from the reports of its nodes" in printed
+    page.write_text(page.read_text().replace("<td", "<td "))
+    assert main(["--verify", str(page)], environ={}) == 1
+    assert "the text of the page does not follow from its data" in capsys.readouterr().out
+
+
+def test_a_changed_sum_is_found_although_it_was_sealed_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(str(folder), "--format", "json") == 0
+    made = msgspec.json.decode(capsys.readouterr().out, type=ClusterReport)
+    less = msgspec.structs.replace(made, total=msgspec.structs.replace(made.total, grams_ng=1))
+    assert faults(less)
+    path = tmp_path / "less.json"
+    path.write_bytes(msgspec.json.encode(sealed(less)))
+    assert main(["--verify", str(path)], environ={}) == 1
+    assert "its sums do not follow from the reports of its nodes" in capsys.readouterr().out
