@@ -369,6 +369,16 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0
     memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none", ge=0)] = 0
+    sandbox: Annotated[
+        Literal["auto", "on", "off"],
+        _help(
+            "keep models from files, sockets and other processes; auto: as far as the kernel can, and not on GPUs; on: "
+            "do not start otherwise"
+        ),
+    ] = "auto"
+    sandbox_read: Annotated[tuple[str, ...], _help("more files and folders that models may read")] = ()
+    sandbox_write: Annotated[tuple[str, ...], _help("files and folders that models may change")] = ()
+    sandbox_processes: Annotated[bool, _help("let models start processes and programs")] = False
 
 
 class ServerConfig(Section, frozen=True, kw_only=True):

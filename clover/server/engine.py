@@ -48,6 +48,7 @@ from clover.server.tasks import cancelled
 from clover.server.totals import model_totals
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics, rollouts
+from clover.telemetry.metrics.server import sandbox
 from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
@@ -122,6 +123,7 @@ class Engine:
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         self._metrics.parked = self.controller.context.parked.known
+        self._metrics.further.append(lambda: sandbox(self.machine.sandbox()))
         self._metrics.further.append(lambda: rollouts.rollouts(self.rollouts.report(), self.rollouts.counts))
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
@@ -437,6 +439,7 @@ class Engine:
             "core_idle": self.machine.idle_states(),
             "ledger": self.ledger.report() if self.ledger is not None else None,
             "rollouts": self.rollouts.report(),
+            "sandbox": self.machine.sandbox(),
         }
 
     def _savings(self) -> list[str]:
