@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
-from clover import carbon, energy, profiling
+from clover import carbon, energy, families, profiling
 from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
@@ -141,6 +141,7 @@ class Engine:
             self._metrics.further.append(self.frontend.metrics)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec) -> None:
+        families.check_manifest(spec, required=self.config.require_manifest)
         variants = [variant.name for variant in spec.variants]
         for named in (item.variant, "" if item.relief == "auto" else item.relief):
             if named and named not in variants:

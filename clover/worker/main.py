@@ -42,7 +42,7 @@ from clover.worker import cuda_driver, frames, hot_spare, orphans, pacing, pinne
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
-from clover.worker.residents import ResidentSet, ms_since, reason_of
+from clover.worker.residents import ResidentSet, checked_files, ms_since, reason_of
 
 _log = logging.getLogger("clover.worker")
 
@@ -87,6 +87,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                     held = held.adopt(order.emulated, order.also)
             confined = sandbox.confine(order)  # before the first line of the family's code
             send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(begun_ns), sandbox=confined))
+            files = checked_files(order)
             residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
@@ -96,6 +97,8 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
                 residents.add_others(batches, scores)
+            if files is not None:
+                files.check_unchanged()
         except (Exception, SystemExit) as error:
             _log.exception("%s does not start", order.variant)
             left_out = residents.left_out if residents is not None else {}

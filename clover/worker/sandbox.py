@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ _ETC = (
 _MACHINE = (
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems", "/proc/loadavg"),
     *("/proc/uptime", "/proc/sys", "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm"),
+    *("/sys/bus/pci/devices", "/sys/class/drm"),
 )
 _NULL = ("/dev/null", "/dev/zero", "/dev/full")
 _RANDOM = ("/dev/random", "/dev/urandom")
@@ -62,6 +64,7 @@ def confine(order: WorkerOrder) -> str:
         return ""
     if wanted.required and (lacking := missing()):
         raise WorkerError(f"workers.sandbox is on, and this kernel has no {lacking}")
+    _settle_temporary_files(wanted)
     used = []
     try:
         # Rules name this process's own folder of /proc, so they are made here and not before the fork.
@@ -75,6 +78,19 @@ def confine(order: WorkerOrder) -> str:
     except OSError as error:
         raise WorkerError(f'the sandbox does not start ({error}): workers.sandbox = "off" goes without') from error
     return ", ".join(used) or "none"
+
+
+def _settle_temporary_files(wanted: SandboxOrder) -> None:
+    """Say where temporary files go: to the first folder that may be changed, or nowhere.
+
+    Libraries ask for such a folder when they are imported, and do not start if there is none that can be written to:
+    `tempfile` tries each, and torch makes one for its compiler.  A folder that exists is taken as it is.
+    """
+    folder = next(filter(os.path.isdir, wanted.write), "")
+    if folder:
+        os.environ["TMPDIR"] = folder
+    tempfile.tempdir = folder or next(filter(os.path.isdir, (os.environ.get("TMPDIR", ""), "/tmp", "/")))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.tempdir
 
 
 def rules(order: WorkerOrder, wanted: SandboxOrder) -> list[Rule]:
@@ -105,6 +121,7 @@ def everywhere() -> tuple[Rule, ...]:
     found = [Rule(f"/etc/{name}", landlock.READ) for name in _ETC]
     found += [Rule(path, landlock.READ) for path in (*_MACHINE, *_RANDOM)]
     found += [Rule(path, landlock.READ | landlock.WRITE_FILE) for path in _NULL]
+    found += [Rule(str(bus), landlock.READ) for bus in Path("/sys/devices").glob("pci*")]
     found += import_roots(sys.path)
     return tuple(rule for rule in found if os.path.exists(rule.path))
 

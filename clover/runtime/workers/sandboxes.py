@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,13 @@ def report(workers: WorkersConfig, *, gpu: bool) -> dict[str, Any]:
 
 def check(workers: WorkersConfig, *, gpu: bool) -> None:
     """Log once if models are not kept from what the server can reach; raises StartError if the settings demand that
-    they are."""
+    they are, or name a path that is not there."""
     if workers.sandbox == "off":
         return
+    for leaf in ("sandbox_read", "sandbox_write"):
+        for path in getattr(workers, leaf):
+            if not os.path.exists(_whole(path)):
+                raise StartError(f"workers.{leaf}: there is no file or folder {path}")
     if reason := report(workers, gpu=gpu)["reason"]:
         if workers.sandbox == "on":
             raise StartError(f'{reason}, and workers.sandbox is on: "auto" starts with what there is')
