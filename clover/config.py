@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from clover.config_families import FamilyConfig, TenantConfig
+from clover.config_families import FamilyConfig, TenantConfig, TokenConfig
 from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig, RolloutConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
@@ -31,6 +31,7 @@ __all__ = [
     "Section",
     "ServerConfig",
     "TenantConfig",
+    "TokenConfig",
     "WorkersConfig",
 ]
 
@@ -386,6 +387,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 
     families: tuple[FamilyConfig, ...] = (FamilyConfig(family="fashion"),)
     tenants: tuple[TenantConfig, ...] = ()
+    tokens: tuple[TokenConfig, ...] = ()
     listen: ListenConfig = ListenConfig()
     limits: LimitsConfig = LimitsConfig()
     carbon: CarbonConfig = CarbonConfig()

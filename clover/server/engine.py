@@ -21,7 +21,7 @@ from clover import carbon, energy, families, profiling
 from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
-from clover.config import FamilyConfig, ServerConfig, TenantConfig
+from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.control.baselines.saved import compared, saved_by_all
 from clover.control.controller import Controller
 from clover.control.ledger_files import LedgerFiles
@@ -29,6 +29,7 @@ from clover.control.report import budget_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
+from clover.http.audit import Operators
 from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
@@ -67,7 +68,7 @@ class Engine:
         loop = self.loop = asyncio.get_running_loop()
         self.config, self.draining = config, False
         self.served: dict[str, Served] = {}
-        self.tenants = Tenants(config.tenants)
+        self.tenants, self.operators = Tenants(config.tenants), Operators.of(config)
         self._models: dict[str, Model] = {}
         self._unplanned: dict[str, Unplanned] = {}
         self.frontend: FrontEnds | None = None
@@ -127,7 +128,7 @@ class Engine:
         self._metrics.further.append(lambda: rollouts.rollouts(self.rollouts.report(), self.rollouts.counts))
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
-            source = LedgerSource(self.account, self.machine, self.served, self.controller)
+            source = LedgerSource(self.account, self.machine, self.served, self.controller, self.operators.audit)
             self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
         self._metrics.ledger = lambda: self.ledger.status if self.ledger is not None else None
         self.otel = build_otel(config, loop, self.account, self.machine)
@@ -137,7 +138,7 @@ class Engine:
         if http:
             mounted = self.page.mounted if self.page is not None else None
             tracer = self.otel.tracer if self.otel is not None else None
-            self.frontend = FrontEnds(self, config, loop, self.tenants, mounted, tracer)
+            self.frontend = FrontEnds(self, config, loop, self.tenants, self.operators, mounted, tracer)
             self._metrics.further.append(self.frontend.metrics)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec) -> None:
@@ -380,6 +381,12 @@ class Engine:
         for served in self.served.values():
             for tenant in self.tenants.all():
                 served.traffic.of(tenant.name)
+        if self.frontend is not None:
+            self.frontend.forget_heads()
+
+    def use_tokens(self, token: str, configs: Iterable[TokenConfig]) -> None:
+        """Make `token` (`listen.token`) and those of `configs` the valid ones, from the next request on."""
+        self.operators.grants.use(token, configs)
         if self.frontend is not None:
             self.frontend.forget_heads()
 
