@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from clover.config_families import FamilyConfig, TenantConfig
+from clover.config_families import FamilyConfig, TenantConfig, TokenConfig
 from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig, RolloutConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
@@ -31,6 +31,7 @@ __all__ = [
     "Section",
     "ServerConfig",
     "TenantConfig",
+    "TokenConfig",
     "WorkersConfig",
 ]
 
@@ -369,6 +370,16 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0
     memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none", ge=0)] = 0
+    sandbox: Annotated[
+        Literal["auto", "on", "off"],
+        _help(
+            "keep models from files, sockets and other processes; auto: as far as the kernel can, and not on GPUs; on: "
+            "do not start otherwise"
+        ),
+    ] = "auto"
+    sandbox_read: Annotated[tuple[str, ...], _help("more files and folders that models may read")] = ()
+    sandbox_write: Annotated[tuple[str, ...], _help("files and folders that models may change")] = ()
+    sandbox_processes: Annotated[bool, _help("let models start processes and programs")] = False
 
 
 class ServerConfig(Section, frozen=True, kw_only=True):
@@ -376,6 +387,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 
     families: tuple[FamilyConfig, ...] = (FamilyConfig(family="fashion"),)
     tenants: tuple[TenantConfig, ...] = ()
+    tokens: tuple[TokenConfig, ...] = ()
     listen: ListenConfig = ListenConfig()
     limits: LimitsConfig = LimitsConfig()
     carbon: CarbonConfig = CarbonConfig()
@@ -391,6 +403,9 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     rollout: RolloutConfig = RolloutConfig()
     cache_dir: Annotated[str, _help("folder of profiles and artifacts; default: $XDG_CACHE_HOME/clover")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
+    require_manifest: Annotated[
+        bool, _help("refuse families without manifest.sha256 (clover families manifest writes one)")
+    ] = False
     profile: Annotated[
         Literal["auto", "require", "force"],
         _help("auto measures a missing profile at start, require refuses to start without one, force always measures"),

@@ -1,4 +1,4 @@
-"""Settings of what is served, and for whom: `[[family]]` and `[[tenant]]` (`clover.config` has the others)."""
+"""Settings of what is served, and for whom: families, `[[tenant]]` and `[[token]]` (`clover.config` has the others)."""
 
 from __future__ import annotations
 
@@ -166,3 +166,17 @@ class TenantConfig(Section, frozen=True, kw_only=True):
     may_control: Annotated[
         bool, _help("take its token for commands that change something, and show it state, decisions and metrics")
     ] = False
+
+
+class TokenConfig(Section, frozen=True, kw_only=True):
+    name: Annotated[str, _help("name of the token, as the audit log shows its bearer")]
+    token: Annotated[str, _help("the bearer token")] = ""
+    token_file: Annotated[str, _help("file whose first line is the token, instead of token")] = ""
+    token_sha256: Annotated[str, _help("SHA-256 of the token, 64 hexadecimal digits, instead of token")] = ""
+    scopes: Annotated[
+        tuple[str, ...],
+        _help(
+            "what it permits: infer asks models; read shows state, decisions, metrics, statistics and the dashboard; "
+            "control changes the server"
+        ),
+    ] = ("infer", "read")

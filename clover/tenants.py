@@ -18,7 +18,7 @@ import hmac
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from clover.config import TenantConfig
+from clover.config import TenantConfig, TokenConfig
 from clover.errors import BadRequest
 
 _SECOND_NS = 1_000_000_000
@@ -189,8 +189,8 @@ class Tenants:
         return tenant
 
 
-def token_digest(config: TenantConfig) -> bytes:
-    """Return the SHA-256 of a tenant's token."""
+def token_digest(config: TenantConfig | TokenConfig) -> bytes:
+    """Return the SHA-256 of the token of a tenant, or of a token by itself."""
     if config.token_sha256:
         return bytes.fromhex(config.token_sha256)
     return hashlib.sha256(config.token.encode()).digest()

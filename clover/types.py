@@ -178,6 +178,8 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     steps: StepsSpec | None = None
     openai: OpenAiSpec | None = None
     digest: str = ""
+    manifest: str = ""
+    """The SHA-256 of its `manifest.sha256`, by which its files were checked; empty without one."""
 
     def model_inputs(self, variant: VariantSpec) -> tuple[TensorSpec, ...]:
         """Return the tensors that the model of `variant` takes."""

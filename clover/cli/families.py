@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clover import families
-from clover.cli import CommandParser
+from clover.cli import CommandParser, family_manifest
 from clover.errors import ConfigError
 from clover.hints import program
 from clover.terminal import line_width, listing
@@ -25,10 +25,13 @@ _EXTRA = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code: 0, 2 for a wrong command line, 3 if a family cannot be read."""
+    if argv and argv[0] == "manifest":
+        return family_manifest.main(argv[1:])
     parser = CommandParser(
         prog=f"{program()} families",
         description="List the families that come with Clover: what each answers, takes and gives, what it needs beyond "
-        "Clover and whether that is installed, and how it is served.  No model is loaded.",
+        "Clover and whether that is installed, and how it is served.  No model is loaded.  `families manifest` writes "
+        "the digests of a family's files.",
         epilog="exit codes: 0 done; 2 wrong command line; 3 a family cannot be read",
     )
     parser.add_argument("family", nargs="*", help="only these: shipped names, folders, or module:attribute")

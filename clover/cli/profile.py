@@ -33,6 +33,7 @@ from clover.profiling.placements import Devices, emulated, shapes_of
 from clover.profiling.progress import progress_bar
 from clover.profiling.report import table
 from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
+from clover.runtime.workers import sandboxes
 from clover.runtime.workers.pool import Pool
 from clover.settings import Option
 from clover.settings.check import on_gpus
@@ -137,6 +138,7 @@ def _on(
             silent_s=config.workers.silent_s,
             key=key,
             progress=progress,
+            sandbox=sandboxes.order_of(config.workers, gpu=on_gpus(config.workers.device)),
         )
         # The server's event loop, because BASE is measured over HTTP.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

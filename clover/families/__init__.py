@@ -8,6 +8,7 @@
     digest        what changes when a family, or one variant, changes
     loaders       "module:function" -> the function
     evaluation    labelled rows
+    manifest      the SHA-256 of its files, if it has one
 
 The server reads families and their evaluation rows but never torch: a loader of evaluation rows that imports it is
 refused.  Torch belongs to the workers, which call `resolve` on the loaders of variants.
@@ -30,6 +31,7 @@ from clover.families.digest import digest_of_variant, structure_of_variant
 from clover.families.evaluation import load_evaluation
 from clover.families.find import load_family, reference, shipped
 from clover.families.loaders import check_loaders, resolve
+from clover.families.manifest import check_manifest
 
 __all__ = [
     "AGREEMENT",
@@ -42,6 +44,7 @@ __all__ = [
     "TOP1",
     "by_agreement",
     "check_loaders",
+    "check_manifest",
     "digest_of_variant",
     "load_evaluation",
     "load_family",

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 FILE = "family.toml"
-COMPUTED = ("folder", "digest")
+COMPUTED = ("folder", "digest", "manifest")
 """Fields of `FamilySpec` that Clover fills in; a file must not give them."""
 
 COMPUTED_OF_VARIANTS = ("inputs", "outputs", "untrained")

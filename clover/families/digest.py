@@ -27,6 +27,7 @@ def python_files(folder: Path) -> list[Path]:
 def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
     """Return the sha256 of the declaration, the Python files and the weights of `variants`, wherever they lie."""
     declared = msgspec.to_builtins(msgspec.structs.replace(spec, folder="", digest=""))
+    del declared["manifest"]  # what it lists counts, not how it was listed
     if spec.confidence is None:
         del declared["confidence"]  # artifacts that were compiled before cascades existed stay valid
     if spec.steps is None:

@@ -23,6 +23,8 @@ from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
 from clover.families.loaders import ended
+from clover.families.manifest import check as check_files
+from clover.families.manifest import check_source
 from clover.families.published import with_untrained
 from clover.families.validate import check, check_precisions, check_sent
 from clover.hints import did_you_mean
@@ -125,7 +127,8 @@ def _read(folder: Path) -> FamilySpec:
     """Return the checked family that `folder` declares."""
     file = folder / FILE
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
+        table = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}): a family is a folder with {FILE}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -144,7 +147,9 @@ def _read(folder: Path) -> FamilySpec:
         spec = msgspec.convert(table, FamilySpec)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {_readable(str(error))}") from error
-    return _complete(spec, folder.resolve(), str(file))
+    completed = _complete(spec, folder.resolve(), str(file))
+    check_source(str(folder.resolve() / FILE), data)
+    return completed
 
 
 def _imported(ref: str) -> FamilySpec:
@@ -175,12 +180,14 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"{where}: folder: {folder} is not a folder")
     check(spec, folder, where)
+    checked = check_files(folder) if folder is not None else None
     try:
         spec = with_untrained(with_steps(spec, folder))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     check_sent(spec, where)
-    completed = msgspec.structs.replace(spec, folder=str(folder) if folder else "", digest="")
+    manifest = checked.manifest if checked is not None else ""
+    completed = msgspec.structs.replace(spec, folder=str(folder) if folder else "", digest="", manifest=manifest)
     return msgspec.structs.replace(completed, digest=digest(completed, completed.variants))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from clover.errors import ConfigError
 from clover.families.declaration import LOADER
 from clover.families.digest import python_files
+from clover.families.manifest import check_source
 from clover.hints import did_you_mean
 from clover.types import FamilySpec
 
@@ -109,6 +110,12 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
 
     def path_stats(self, path: str) -> Mapping[str, Any]:
         raise OSError(f"{path}: bytecode of a family is not cached")
+
+    def get_data(self, path: str) -> bytes:
+        """Return what is in a file; raises ConfigError if the family has a manifest that lists something else."""
+        data = super().get_data(path)
+        check_source(path, data)
+        return data
 
 
 class _FamilyFinder:

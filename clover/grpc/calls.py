@@ -20,9 +20,11 @@ import grpc.aio
 
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError
+from clover.grants import Grant
 from clover.grpc.stats import GrpcStats
-from clover.http.access import Access
+from clover.http.access import Access, changes
 from clover.http.addresses import client_of, is_loopback
+from clover.http.audit import AuditLog
 from clover.http.heads import freshness
 from clover.tenants import Tenant
 
@@ -66,15 +68,15 @@ class Unimplemented(RequestError):
 
 
 class GrpcCaller:
-    """Who makes a call: by which token, and from where.  `flow` is the number of its connection, `client` what it is
-    counted by, `request_id` the id that it gave the call; `request` is the number of that id, 0 without one.
-    `uncached`: what the call forbids a cache of answers (`Head.uncached`)."""
+    """Who makes a call: by which token (`grant`, or `tenant`), and from where.  `flow` is the number of its connection,
+    `client` what it is counted by, `request_id` the id that it gave the call; `request` is the number of that id, 0
+    without one.  `uncached`: what the call forbids a cache of answers (`Head.uncached`)."""
 
-    __slots__ = ("authorised", "client", "flow", "loopback", "request", "request_id", "tenant", "uncached")
+    __slots__ = ("client", "flow", "grant", "loopback", "request", "request_id", "tenant", "uncached")
 
-    def __init__(self, peer: str, authorised: bool, tenant: Tenant | None, request_id: str) -> None:
+    def __init__(self, peer: str, grant: Grant | None, tenant: Tenant | None, request_id: str) -> None:
         self.client, self.loopback, self.flow = _peer(peer)
-        self.authorised = authorised
+        self.grant = grant
         self.tenant = tenant
         if tenant is not None:
             self.client = tenant.client
@@ -94,9 +96,10 @@ def _peer(peer: str) -> tuple[str, bool, int]:
 class Callers:
     """Recognises callers by the rules of `access`; tokens that it has seen are looked up once."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, audit: AuditLog | None = None) -> None:
         self.access = access
-        self._known: OrderedDict[bytes, tuple[bool, Tenant | None]] = OrderedDict()
+        self.audit = audit if audit is not None else AuditLog()
+        self._known: OrderedDict[bytes, tuple[Grant | None, Tenant | None]] = OrderedDict()
 
     def forget(self) -> None:
         """Look up every token anew, because the tenants have changed."""
@@ -105,26 +108,40 @@ class Callers:
     def of(self, context: Any) -> GrpcCaller:
         """Return who makes the call of `context`, which `refusal` let pass."""
         metadata = context.invocation_metadata() or ()
-        authorised, tenant = self._recognise(_bearer(metadata))
-        caller = GrpcCaller(context.peer(), authorised, tenant, _request_id(metadata))
+        grant, tenant = self._recognise(_bearer(metadata))
+        caller = GrpcCaller(context.peer(), grant, tenant, _request_id(metadata))
         for key, value in metadata:
             if key == "cache-control":
                 caller.uncached = freshness(str(value).encode("latin-1", "replace"))
         return caller
 
-    def refusal(self, metadata: Metadata, path: str) -> tuple[int, str, bytes] | None:
-        """Return why a call with this metadata is refused (`Access.refusal`); `path` is that of the same over HTTP."""
+    def refusal(self, metadata: Metadata, path: str, method: str = "") -> tuple[int, str, bytes] | None:
+        """Return why a call with this metadata is refused (`Access.refusal`); `path` is that of the same over HTTP.  If
+        it would change the server it is noted, as `method`."""
         bearer = _bearer(metadata)
-        authorised, tenant = self._recognise(bearer)
-        return self.access.refusal(bearer, authorised, tenant, path)
+        grant, tenant = self._recognise(bearer)
+        found = self.access.refusal(bearer, grant, tenant, path)
+        if found is not None and changes(path):
+            self.audit.note(who(grant, tenant), "grpc", _call_of(method), status=found[0], error=found[1])
+        return found
 
-    def _recognise(self, bearer: bytes) -> tuple[bool, Tenant | None]:
+    def _recognise(self, bearer: bytes) -> tuple[Grant | None, Tenant | None]:
         found = self._known.get(bearer)
         if found is None:
             found = self._known[bearer] = self.access.recognise(bearer)
             if len(self._known) > _KNOWN_TOKENS:
                 self._known.popitem(last=False)
         return found
+
+
+def who(grant: Grant | None, tenant: Tenant | None) -> str:
+    """Return who bears a token, for the audit log; empty if nobody does."""
+    return tenant.client if tenant is not None else grant.bearer if grant is not None else ""
+
+
+def _call_of(method: str) -> str:
+    """Return "load" for ".../RepositoryModelLoad", as the same call is called over HTTP."""
+    return method.rpartition("/")[2].removeprefix("RepositoryModel").lower()
 
 
 def _bearer(metadata: Metadata) -> bytes:

@@ -27,6 +27,7 @@ from clover.grpc.messages import POOL, SERVICE
 from clover.grpc.service import OipService
 from clover.grpc.stats import GrpcStats
 from clover.http.access import Access
+from clover.http.audit import Operators
 from clover.http.ids import RequestIds
 from clover.interfaces import ServerView
 from clover.tenants import Tenants
@@ -36,6 +37,19 @@ log = logging.getLogger("clover.grpc")
 _STREAMS = 1024
 """Most calls of one connection at once; a client keeps further ones back."""
 _METADATA_BYTES = 16 << 10
+
+
+_PATHS = {
+    f"/{SERVICE}/{call}": path
+    for call, path in {
+        "ModelInfer": "/v2/models/any/infer",
+        "ModelStreamInfer": "/v2/models/any/infer",
+        "ModelStatistics": "/v2/models/stats",
+        "RepositoryModelLoad": "/v2/repository/models/any/load",
+        "RepositoryModelUnload": "/v2/repository/models/any/unload",
+    }.items()
+}
+"""The path of the same call over HTTP, by which it is decided who may make it; that of the others is /v2."""
 
 
 class _Refusal(RequestError):
@@ -57,8 +71,8 @@ class Gate(aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Return the handler of a call, or one that refuses it."""
-        path = "/v2/models/stats" if details.method == f"/{SERVICE}/ModelStatistics" else "/v2"
-        refusal = self._calls.callers.refusal(details.invocation_metadata or (), path)
+        path = _PATHS.get(details.method, "/v2")
+        refusal = self._calls.callers.refusal(details.invocation_metadata or (), path, details.method)
         if refusal is None:
             return await continuation(details)
         error = _Refusal(*refusal[:2])
@@ -72,15 +86,25 @@ class Gate(aio.ServerInterceptor):  # type: ignore[misc]
 class GrpcFrontend:
     """Serves a `ServerView` over gRPC.  `stats` are plain counters; `target` is set by `start`, as "127.0.0.1:9000"."""
 
-    def __init__(self, view: ServerView, config: ServerConfig, ids: RequestIds, tenants: Tenants | None = None) -> None:
+    def __init__(
+        self,
+        view: ServerView,
+        config: ServerConfig,
+        ids: RequestIds,
+        tenants: Tenants | None = None,
+        operators: Operators | None = None,
+    ) -> None:
         self._config = config
         self.stats = GrpcStats()
         self.target = ""
-        self._callers = Callers(Access(config.listen, tenants=tenants))
+        known = operators or Operators.of(config)
+        self._callers = Callers(Access(config.listen, tenants=tenants, grants=known.grants), known.audit)
         self._calls = CallHandlers(self._callers, self.stats, config.limits)
         self._service = OipService(view, self._calls, ids)
         self._health = health.HealthService(view, self._calls)
         self._server: Any = None
+        self._pair: tuple[bytes, bytes] | None = None
+        """The key and the certificate chain that handshakes are made with."""
         self._closed = False
 
     async def start(self) -> None:
@@ -88,7 +112,7 @@ class GrpcFrontend:
         listen, limits = self._config.listen, self._config.limits
         port = listen.grpc_port
         assert port is not None
-        credentials = _credentials(listen)
+        credentials = self._credentials()
         options = [
             ("grpc.so_reuseport", 0),  # a port that another server has is an error
             ("grpc.max_receive_message_length", limits.body_bytes),
@@ -117,6 +141,31 @@ class GrpcFrontend:
             raise StartError(f"cannot listen on {shown}:{port} for gRPC; --grpc-port chooses another")
         self.target = f"{shown}:{bound}"
         await server.start()
+
+    def reload_certificate(self) -> None:
+        """Read certificate and key again, for handshakes from now on; raises ConfigError if they cannot be read."""
+        if self._pair is not None:
+            self._pair = _pair_of(self._config.listen)
+
+    def _credentials(self) -> Any:
+        """Return the credentials of the configured certificate; None without one.  They ask for the newest pair at each
+        handshake."""
+        pair = self._pair = _pair_of(self._config.listen)
+        if pair is None:
+            return None
+        first = grpc.ssl_server_certificate_configuration([pair])
+        given = pair
+
+        def newest() -> Any:
+            """Return another configuration, or None if the last one holds; grpcio calls it in a thread of its own."""
+            nonlocal given
+            now = self._pair
+            if now is None or now == given:
+                return None
+            given = now
+            return grpc.ssl_server_certificate_configuration([now])
+
+        return grpc.dynamic_ssl_server_credentials(first, newest)
 
     def forget_callers(self) -> None:
         """Look up every token anew, because the tenants have changed."""
@@ -158,15 +207,14 @@ def _milliseconds(seconds: float) -> int:
     return max(1, min(int(seconds * 1e3), (1 << 31) - 1))
 
 
-def _credentials(listen: ListenConfig) -> Any:
-    """Return the credentials of the configured certificate; None without one."""
+def _pair_of(listen: ListenConfig) -> tuple[bytes, bytes] | None:
+    """Return key and certificate chain as configured; None without them.  Raises ConfigError."""
     if not listen.tls_cert:
         return None
     try:
-        key, chain = Path(listen.tls_key).read_bytes(), Path(listen.tls_cert).read_bytes()
+        return Path(listen.tls_key).read_bytes(), Path(listen.tls_cert).read_bytes()
     except OSError as error:
         raise ConfigError("the TLS certificate or key cannot be read; check listen.tls_cert and tls_key") from error
-    return grpc.ssl_server_credentials([(key, chain)])
 
 
 def _reflect(server: Any) -> None:

@@ -26,7 +26,7 @@ from clover.errors import (
 )
 from clover.grpc import infer, wire
 from clover.grpc.asking import GrpcInference
-from clover.grpc.calls import FAILED, CallHandlers, GrpcCaller, Metadata, Unimplemented, Work, code_of, shown
+from clover.grpc.calls import FAILED, CallHandlers, GrpcCaller, Metadata, Unimplemented, Work, code_of, shown, who
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
 from clover.http.api import metadata, named
 from clover.http.ids import RequestIds
@@ -38,6 +38,7 @@ log = logging.getLogger("clover.grpc")
 _StreamAnswer = message_class("ModelStreamInferResponse")
 _STREAMED = _StreamAnswer.DESCRIPTOR.fields_by_name["infer_response"].number
 
+_NAME_CHARACTERS = 128
 _SHARED_MEMORY = "shared memory regions are not supported: send tensors as raw_input_contents"
 _LACKING = {
     **{
@@ -252,27 +253,33 @@ class OipService:
 
     async def _load(self, given: bytes, context: Any) -> bytes:
         request = _parsed(message_class("RepositoryModelLoadRequest"), given)
-        caller = self._callers.of(context)
-        self._callers.access.changer(caller.authorised, caller.tenant, caller.loopback)
-        config = ""
-        for name, value in request.parameters.items():
-            if name.startswith("file:"):
-                raise BadRequest("failed to load: files are not taken over the network")
-            if name == "config":
-                if value.WhichOneof("parameter_choice") != "string_param":
-                    raise BadRequest("failed to load: parameter config is not a string of JSON")
-                config = value.string_param
-        await self._change(self._view.load(request.model_name, config), "failed to load: ")
+        name = request.model_name
+        await self._change(context, "load", name, lambda: self._view.load(name, _config_of(request)))
         return b""
 
     async def _unload(self, given: bytes, context: Any) -> bytes:
         request = _parsed(message_class("RepositoryModelUnloadRequest"), given)
-        caller = self._callers.of(context)
-        self._callers.access.changer(caller.authorised, caller.tenant, caller.loopback)
-        await self._change(self._view.unload(request.model_name), "failed to unload: ")
+        name = request.model_name
+        await self._change(context, "unload", name, lambda: self._view.unload(name))
         return b""
 
-    async def _change(self, change: Coroutine[Any, Any, None], failed: str) -> None:
+    async def _change(self, context: Any, call: str, name: str, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Make a change if the caller of `context` may, and note it in the audit log in any case; raises
+        RequestError."""
+        caller, audit = self._callers.of(context), self._callers.audit
+        bearer, shown_name = who(caller.grant, caller.tenant), name[:_NAME_CHARACTERS]
+        status, text = 500, "it was cut off"
+        try:
+            bearer = self._callers.access.changer(caller.grant, caller.tenant, caller.loopback)
+            await self._await(begin(), f"failed to {call}: ")
+            status, text = 200, ""
+        except RequestError as error:
+            status, text = error.status, shown(error)
+            raise
+        finally:
+            audit.note(bearer, "grpc", call, model=shown_name, status=status, error=text)
+
+    async def _await(self, change: Coroutine[Any, Any, None], failed: str) -> None:
         """Wait for a change, which a client that goes does not end; raises RequestError, without what is not for
         clients."""
         task = asyncio.create_task(change)
@@ -290,6 +297,19 @@ class OipService:
         except CloverError as error:
             log.warning("a change failed: %s", error)
             raise Unavailable(f"{failed}the workers could not be changed; see the log") from None
+
+
+def _config_of(request: Any) -> str:
+    """Return the configuration that a request to load a model gives; empty without one.  Raises BadRequest."""
+    config = ""
+    for name, value in request.parameters.items():
+        if name.startswith("file:"):
+            raise BadRequest("failed to load: files are not taken over the network")
+        if name == "config":
+            if value.WhichOneof("parameter_choice") != "string_param":
+                raise BadRequest("failed to load: parameter config is not a string of JSON")
+            config = value.string_param
+    return config
 
 
 def _parsed(kind: Any, message: bytes) -> Any:

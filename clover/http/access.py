@@ -8,18 +8,21 @@ A tenant's token lets it ask models.  It changes nothing, and sees neither state
 which are others' too, unless the tenant `may_control`.  Where there are tenants, a token that is nobody's is refused
 wherever it comes from: its owner would otherwise be served as no tenant, without a limit.
 
+Tokens beside `listen.token` have scopes (`clover.grants`), and what is asked needs one of them: by its path, and, for a
+change, once more as it is made.
+
 The dashboard's page and its scripts are read without the token, since a browser that opens an address sends none: they
 are files of the package and hold nothing of this server.  What they show they ask for with the token.
 """
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import socket
 
 from clover.config import ListenConfig
 from clover.errors import ConfigError, RequestError
+from clover.grants import CONTROL, INFER, READ, Grant, Grants
 from clover.http.addresses import is_loopback
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
@@ -31,6 +34,10 @@ _OPERATORS = ("/v2/clover", "/metrics", "/dashboard")
 """Paths that begin so are not for tenants: they show what others sent and used."""
 _STATISTICS = "/stats"
 """So end the paths of the statistics extension: of all models, of one, and of a version."""
+_SHOWN = ("/v2/clover/state", "/v2/clover/decisions", "/v2/clover/audit")
+"""What is read below the path of the commands."""
+_ASKING = ("/infer", "/feedback", "/v1/embeddings")
+"""So end the paths of those who ask models."""
 _PAGE = "/dashboard"
 _ASSETS = "/dashboard/assets/"
 
@@ -62,6 +69,22 @@ def _is_for_operators(path: str) -> bool:
     return path.startswith(_OPERATORS) or path.rstrip("/").endswith(_STATISTICS)
 
 
+def changes(path: str) -> bool:
+    """Return whether a path is that of a call that changes the server."""
+    if path.startswith("/v2/clover/"):
+        return path not in _SHOWN
+    return path.startswith("/v2/repository/models/")
+
+
+def scope_of(path: str) -> str:
+    """Return the scope that a call of a path needs; empty if every token will do."""
+    if changes(path):
+        return CONTROL
+    if _is_for_operators(path):
+        return READ
+    return INFER if path.endswith(_ASKING) else ""
+
+
 class Access:
     """The access rules of one socket; `control` marks the control socket, which its file mode protects.
 
@@ -73,24 +96,30 @@ class Access:
         "_any_address",
         "_control",
         "_control_elsewhere",
+        "_grants",
         "_hosts",
         "_insecure",
         "_mounted",
         "_open",
         "_tenants",
-        "_token",
     )
 
     def __init__(
-        self, listen: ListenConfig, *, control: bool = False, tenants: Tenants | None = None, mounted: bool = False
+        self,
+        listen: ListenConfig,
+        *,
+        control: bool = False,
+        tenants: Tenants | None = None,
+        grants: Grants | None = None,
+        mounted: bool = False,
     ) -> None:
         host = listen.host.strip("[]").lower()
         self._control = control
         self._control_elsewhere = bool(listen.control) and not control
-        self._token = listen.token.encode()
+        self._grants = grants if grants is not None else Grants(listen.token)
         self._tenants = tenants if tenants is not None else Tenants()  # one without any is as good
         self._mounted = mounted
-        self._insecure = listen.insecure or (mounted and not listen.token)
+        self._insecure = listen.insecure or (mounted and not self._grants)
         self._open = mounted or (not control and not binds_loopback(host))
         self._any_address = host in _WILDCARDS
         self._hosts = {
@@ -105,9 +134,10 @@ class Access:
             self._hosts.add(socket.gethostname().lower())
 
     @staticmethod
-    def check_bind(listen: ListenConfig, tenants: bool = False) -> None:
-        """Raise ConfigError if the server would be open to the network without a token, and --insecure is not set."""
-        if not binds_loopback(listen.host) and not (listen.token or tenants or listen.insecure):
+    def check_bind(listen: ListenConfig, bearers: bool = False) -> None:
+        """Raise ConfigError if the server would be open to the network without a token, and --insecure is not set.
+        `bearers`: there are tenants, or tokens beside `listen.token`."""
+        if not binds_loopback(listen.host) and not (listen.token or bearers or listen.insecure):
             raise ConfigError(
                 f"binding {listen.host or 'all addresses'} opens the server to the network: "
                 "set listen.token (--token), or --insecure to do so without one"
@@ -115,24 +145,29 @@ class Access:
 
     def judge(self, head: Head) -> None:
         """Set `authorised` and `tenant`, and refuse a foreign host, a token that is nobody's, on an open bind a call
-        without a token, and what a tenant may not see."""
-        head.authorised, head.tenant = self.recognise(head.bearer)
-        found = self._misplaced(head) or self.refusal(head.bearer, head.authorised, head.tenant, head.path)
+        without a token, and what a tenant or a token's scopes do not permit."""
+        grant, head.tenant = self.recognise(head.bearer)
+        head.authorised = grant is not None
+        found = self._misplaced(head) or self.refusal(head.bearer, grant, head.tenant, head.path)
         if found is not None:
             head.refusal = found
 
-    def recognise(self, bearer: bytes) -> tuple[bool, Tenant | None]:
-        """Return whether a token is the operator's, and else the tenant whose it is."""
-        if self._token and hmac.compare_digest(bearer, self._token):
-            return True, None
-        return False, self._tenants.find(bearer) if self._tenants and bearer else None
+    def recognise(self, bearer: bytes) -> tuple[Grant | None, Tenant | None]:
+        """Return what a token permits if it is one of an operator's, and else the tenant whose it is."""
+        grant = self._grants.find(bearer) if self._grants else None
+        return grant, self._tenants.find(bearer) if grant is None and self._tenants and bearer else None
 
     def refusal(
-        self, bearer: bytes, authorised: bool, tenant: Tenant | None, path: str
+        self, bearer: bytes, grant: Grant | None, tenant: Tenant | None, path: str
     ) -> tuple[int, str, bytes] | None:
         """Return why a call of `path` is refused: status, text and further header lines; None if it is not.  The token
-        `bearer` is empty without one, and was recognised as `authorised` or as a tenant's."""
-        if not authorised and tenant is None and self._needs_token(bearer) and not _is_asset(path):
+        `bearer` is empty without one, and was recognised as one that permits `grant` or as a tenant's."""
+        if grant is not None:
+            scope = scope_of(path)
+            if not scope or scope in grant.scopes or self._control or _is_asset(path):
+                return None
+            return 403, f"this token does not have the scope {scope}", b""
+        if tenant is None and self._needs_token(bearer) and not _is_asset(path):
             return 401, "a valid bearer token is needed", _CHALLENGE
         if tenant is not None and not tenant.may_control and _is_for_operators(path):
             return 403, "a tenant's token is for models only: this needs the operator's", b""
@@ -140,9 +175,9 @@ class Access:
 
     def _needs_token(self, bearer: bytes) -> bool:
         """Return whether a call without a token that is known is refused."""
-        if self._open and (self._token or self._tenants or not self._insecure):
+        if self._open and (self._grants or self._tenants or not self._insecure):
             return True  # also once a reload has taken the last tenant away
-        return not self._control and bool(self._tenants) and bool(bearer)
+        return not self._control and bool(self._tenants or self._grants.named) and bool(bearer)
 
     def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:
         """Return the refusal of a request that is, or may be, meant for another host; None if it is meant for us."""
@@ -184,21 +219,35 @@ class Access:
         if not self._control_elsewhere:
             self.check_origin(exchange)
         head, connection = exchange.head, exchange.connection
-        return self.changer(head.authorised, head.tenant, connection is not None and connection.loopback)
+        grant = self._grants.find(head.bearer) if head.authorised else None
+        return self.changer(grant, head.tenant, connection is not None and connection.loopback)
 
-    def changer(self, authorised: bool, tenant: Tenant | None, loopback: bool) -> str:
-        """Return who makes a call that changes the server, if it did not come by the control socket: the operator or a
-        tenant by its token, or a `loopback` peer.  Raises UnauthorizedError or ForbiddenError."""
+    @property
+    def door(self) -> str:
+        """By which way calls come in, for the audit log."""
+        return "control socket" if self._control else "application" if self._mounted else "http"
+
+    def bearer(self, token: bytes) -> str:
+        """Return who bears an operator's token, for the audit log; empty if nobody does."""
+        grant = self._grants.find(token)
+        return grant.bearer if grant is not None else ""
+
+    def changer(self, grant: Grant | None, tenant: Tenant | None, loopback: bool) -> str:
+        """Return who makes a call that changes the server, if it did not come by the control socket: an operator by
+        the `grant` of a token, a tenant by its own, or a `loopback` peer.  Raises UnauthorizedError or
+        ForbiddenError."""
         if self._control_elsewhere:
             raise ForbiddenError("changes are taken on the control socket only")
         if tenant is not None:
             if not tenant.may_control:
                 raise ForbiddenError("a tenant's token changes nothing here: this needs the operator's")
             return tenant.client
-        if self._token:
-            if not authorised:
-                raise UnauthorizedError("a valid bearer token is needed")
-            return "token"
+        if grant is not None:
+            if CONTROL not in grant.scopes:
+                raise ForbiddenError("this token does not have the scope control")
+            return grant.bearer
+        if self._grants.controls:
+            raise UnauthorizedError("a valid bearer token is needed")
         if not loopback:
             raise ForbiddenError("changes are taken from this machine only; configure a token to allow others")
         return "local"

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from clover.config import ServerConfig
+from clover.config import ListenConfig, ServerConfig
 from clover.errors import ConfigError, StartError
 from clover.http.acceptor import Acceptor, bind, reserve_descriptors
 from clover.http.access import Access
 from clover.http.api.routes import Methods, Routes
+from clover.http.audit import Operators
 from clover.http.connection import SWEEP_S, Connection, Incoming
 from clover.http.ids import RequestIds
 from clover.http.server_state import RequestTracer, ServerState
@@ -87,6 +88,7 @@ class Frontend:
         loop: asyncio.AbstractEventLoop,
         *,
         tenants: Tenants | None = None,
+        operators: Operators | None = None,
         mounted: Mounted | None = None,
         monotonic_s: Callable[[], float] = monotonic,
         tracer: RequestTracer | None = None,
@@ -94,6 +96,7 @@ class Frontend:
         self._mounted = mounted or Mounted({})
         self._config = config
         self._tenants = tenants
+        self._operators = operators or Operators.of(config)
         self._loop = loop
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
@@ -103,8 +106,10 @@ class Frontend:
         self._view = view
         self._tracer = tracer
         for control in (False, True) if config.listen.control else (False,):
-            self._listen(Access(config.listen, control=control, tenants=tenants), self._mounted.paths)
+            access = Access(config.listen, control=control, tenants=tenants, grants=self._operators.grants)
+            self._listen(access, self._mounted.paths)
         self._acceptor: Acceptor | None = None
+        self._context: ssl.SSLContext | None = None
         self._servers: list[asyncio.Server] = []
         self._control: _ControlPath | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -113,13 +118,14 @@ class Frontend:
     def mount(self) -> tuple[Routes, ServerState]:
         """Return the routes for requests that come through another program's server, and what these share.  They are
         drained and closed with the rest; the dashboard is not among them."""
-        listener = self._listen(Access(self._config.listen, tenants=self._tenants, mounted=True), {})
+        access = Access(self._config.listen, tenants=self._tenants, grants=self._operators.grants, mounted=True)
+        listener = self._listen(access, {})
         return listener.routes, listener.state
 
     def _listen(self, access: Access, paths: Mapping[str, Methods]) -> _Listener:
         """Add the routes of one way in, with what its requests share, and return it."""
         config = self._config
-        routes = Routes(self._view, config, self._loop, access, paths)
+        routes = Routes(self._view, config, self._loop, access, paths, self._operators.audit)
         state = ServerState(
             routes.judge,
             config.limits,
@@ -136,8 +142,8 @@ class Frontend:
     async def start(self) -> tuple[str, int]:
         """Bind and accept; return the bound host and port.  Raises ConfigError or StartError."""
         listen, limits = self._config.listen, self._config.limits
-        Access.check_bind(listen, bool(self._tenants))
-        context = self._tls()
+        Access.check_bind(listen, bool(self._tenants or self._operators.grants))
+        context = self._context = _tls_context(listen)
         listener = self._listeners[0]
         tls = context is not None
         try:
@@ -188,20 +194,15 @@ class Frontend:
                     head.route = None
             memo.clear()
 
-    def _tls(self) -> ssl.SSLContext | None:
+    def reload_certificate(self) -> bool:
+        """Read certificate and key again: handshakes from now on get them, open connections stay as they are.  Return
+        whether there is one; raises ConfigError, and changes nothing, if they cannot be used."""
         listen = self._config.listen
-        if not listen.tls_cert:
-            if listen.tls_key:
-                raise ConfigError("listen.tls_key is set without listen.tls_cert")
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        try:
-            context.load_cert_chain(listen.tls_cert, listen.tls_key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError("the TLS certificate or key cannot be read; check listen.tls_cert and tls_key") from error
-        return context
+        if self._context is None:
+            return False
+        _tls_context(listen)  # elsewhere first: what does not load must leave the old one in force
+        self._context.load_cert_chain(listen.tls_cert, listen.tls_key or None)
+        return True
 
     async def _start_control(self, where: str) -> None:
         sock, self._control = self._bind_control(where)
@@ -318,7 +319,7 @@ class Frontend:
         for connection in self._connections():
             connection.abort()
         for listener in self._listeners:
-            await listener.routes.cancel()
+            await listener.routes.calls.cancel()
         await asyncio.sleep(0)  # lets the transports report their loss
         self._servers.clear()
 
@@ -326,3 +327,19 @@ class Frontend:
     def open_connections(self) -> int:
         """Connections open now."""
         return self.stats.open_connections
+
+
+def _tls_context(listen: ListenConfig) -> ssl.SSLContext | None:
+    """Return what handshakes are made with; None without a certificate.  Raises ConfigError."""
+    if not listen.tls_cert:
+        if listen.tls_key:
+            raise ConfigError("listen.tls_key is set without listen.tls_cert")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(listen.tls_cert, listen.tls_key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("the TLS certificate or key cannot be read; check listen.tls_cert and tls_key") from error
+    return context

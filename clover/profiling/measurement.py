@@ -111,6 +111,7 @@ async def measure(
                 meters=meters,
                 effort=options.effort,
                 steps=steps,
+                sandbox=options.sandbox,
             )
             profile, behind = await _Measurement(rig, findings, options).run(cores, places, busy)
             meters.keep(options.cache_dir, gpus)

@@ -9,6 +9,7 @@ from pathlib import Path
 from clover.config import EnergyConfig
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
 from clover.profiling.effort import Effort
+from clover.worker.frames import SandboxOrder
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
@@ -20,7 +21,7 @@ class MeasureOptions:
 
     `backends`: those to try, beside eager.  Artifacts of `compile_with` that are missing are compiled first, within
     `effort.compile_s`.  `key` is what the profile is kept under (on cores it is known).  A worker that gives no answer
-    for `silent_s` seconds ends the measurement.
+    for `silent_s` seconds ends the measurement.  `sandbox` is how workers are confined (None: not at all).
     """
 
     backends: tuple[str, ...]
@@ -31,3 +32,4 @@ class MeasureOptions:
     silent_s: float = 30.0
     key: str = ""
     progress: Progress | None = None
+    sandbox: SandboxOrder | None = None

@@ -34,7 +34,7 @@ from clover.types import (
     Placement,
     VariantSpec,
 )
-from clover.worker.frames import HeldMemory, WorkerOrder
+from clover.worker.frames import HeldMemory, SandboxOrder, WorkerOrder
 
 log = logging.getLogger("clover.profiling")
 
@@ -150,6 +150,7 @@ class Rig:
     effort: Effort
     steps: ProgressSteps
     memory: MemoryFindings = field(default_factory=MemoryFindings)
+    sandbox: SandboxOrder | None = None
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -180,6 +181,7 @@ class Rig:
             visible_devices=device.visible(place),
             place=place.id,
             mps=mps_part(device, place),
+            sandbox=self.sandbox,
         )
         worker = await self.pool.spawn(order, self.slab)
         self.memory.note(place.profile, backend, worker.held, worker.context_bytes)

@@ -22,6 +22,7 @@ from clover.profiling.options import MeasureOptions, Progress
 from clover.profiling.pace import PaceFile, PaceRow
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
 from clover.profiling.progress import expected, progress_or_bar
+from clover.runtime.workers import sandboxes
 from clover.runtime.workers.pool import Pool
 from clover.types import DeviceShape, FamilyProfile, FamilySpec
 from clover.worker.pacing import Paces
@@ -113,6 +114,7 @@ async def ensure(
             silent_s=config.workers.silent_s,
             key=key,
             progress=shown,
+            sandbox=sandboxes.order_of(config.workers, gpu=not on_cores(device)),
         )
         profile = await measure(spec, device, pool, None, options)
     log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)

@@ -36,8 +36,11 @@ LIVE = {
 """Settings that a reload may change, and the argument of the controller's command `set` that each becomes."""
 
 
-TENANTS = "tenant"
-"""Tables of tenants; a reload may change all that they say, add and remove some."""
+TENANTS, TOKENS = "tenant", "token"
+"""Tables of tenants and of tokens; a reload may change all that they say, add and remove some."""
+OWN_TOKEN = "listen.token"
+"""The token without a name, whose file is read again."""
+_BEARERS = (TENANTS, TOKENS, OWN_TOKEN)
 
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any]]:
@@ -57,6 +60,8 @@ def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any
             found.append((setting.key, None, now))
     if old.config.tenants != new.config.tenants:
         found.append((TENANTS, None, new.config.tenants))
+    if old.config.tokens != new.config.tokens:
+        found.append((TOKENS, None, new.config.tokens))
     return found
 
 
@@ -109,6 +114,7 @@ class Reload:
         self._read = read
         self._check = check
         self._current = current
+        self._new: Settings | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -143,14 +149,46 @@ class Reload:
         if self.server is None:
             log.warning("SIGHUP: nothing was changed: the server is still starting")
             return
+        self._new = new
         changes = differences(self._current, new)
-        for key in sorted({key for key, _, _ in changes if key not in (*LIVE, TENANTS)}):
+        for key in sorted({key for key, _, _ in changes if key not in (*LIVE, *_BEARERS)}):
             log.warning("SIGHUP: %s changes at a restart only", key)
-        live = [change for change in changes if change[0] in (*LIVE, TENANTS)]
+        live = [change for change in changes if change[0] in (*LIVE, *_BEARERS)]
         applied = [await self._apply(key, index, value) for key, index, value in live]
+        certificate = self._reload_certificate(self.server)
         if all(applied):
             self._current = _with_live(self._current, new)
         log.info("SIGHUP: %d of %d changed settings are live", sum(applied), len(changes))
+        changed = sorted({key for key, _, _ in changes})
+        self.server.engine.operators.audit.note(
+            "SIGHUP",
+            "signal",
+            "reload",
+            arguments={"changed": changed, "live": sum(applied), "certificate": certificate},
+            status=200 if all(applied) and certificate != "refused" else 409,
+        )
+
+    @staticmethod
+    def _reload_certificate(server: Server) -> str:
+        """Use certificate and key as their files are now; return what came of it, in a word."""
+        frontend = server.engine.frontend
+        try:
+            if frontend is None or not frontend.reload_certificate():
+                return "none"
+        except ConfigError as error:
+            log.error("SIGHUP: the TLS certificate was not changed: %s", error)
+            return "refused"
+        log.info("SIGHUP: new TLS handshakes use certificate and key as they are now")
+        return "read"
+
+    def _use_tokens(self) -> None:
+        """Make the tokens of the new configuration the valid ones."""
+        assert self.server is not None
+        assert self._new is not None
+        config = self._new.config
+        self.server.engine.use_tokens(config.listen.token, config.tokens)
+        named = [token.name for token in config.tokens]
+        log.info("SIGHUP: tokens are now %s", ", ".join(["listen.token"] * bool(config.listen.token) + named) or "none")
 
     async def _apply(self, key: str, index: int | None, value: Any) -> bool:
         if key == "log.level":
@@ -160,6 +198,9 @@ class Reload:
             assert self.server is not None
             self.server.engine.use_tenants(value)
             log.info("SIGHUP: tenants are now %s", ", ".join(tenant.name for tenant in value) or "none")
+            return True
+        if key in (TOKENS, OWN_TOKEN):
+            self._use_tokens()
             return True
         if value is None and key != "controller.lam":
             log.warning("SIGHUP: %s without a value is derived again at a restart only", key)
@@ -191,5 +232,6 @@ def _with_live(old: Settings, new: Settings) -> Settings:
             value = getattr(getattr(new.config, section), leaf)
             part = msgspec.structs.replace(getattr(config, section), **{leaf: value})
             config = msgspec.structs.replace(config, **{section: part})
-    config = msgspec.structs.replace(config, tenants=new.config.tenants)
+    listen = msgspec.structs.replace(config.listen, token=new.config.listen.token)
+    config = msgspec.structs.replace(config, listen=listen, tenants=new.config.tenants, tokens=new.config.tokens)
     return Settings(config, old.origins, old.options, old.path)

@@ -85,7 +85,8 @@ class _Entry:
         self.engine = engine
         if engine.frontend is None:  # one that listens nowhere
             tracer = engine.otel.tracer if engine.otel is not None else None
-            engine.frontend = FrontEnds(engine, engine.config, engine.loop, engine.tenants, None, tracer)
+            who = engine.tenants, engine.operators
+            engine.frontend = FrontEnds(engine, engine.config, engine.loop, *who, None, tracer)
         self.routes, self.state = engine.frontend.http.mount()
         self.flows: OrderedDict[Any, int] = OrderedDict()
 

@@ -17,11 +17,11 @@ from typing import Any, cast
 
 import msgspec
 
-from clover import carbon, energy, profiling
+from clover import carbon, energy, families, profiling
 from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
-from clover.config import FamilyConfig, ServerConfig, TenantConfig
+from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.control.baselines.saved import compared, saved_by_all
 from clover.control.capacity import capacity_gauges
 from clover.control.controller import Controller
@@ -30,6 +30,7 @@ from clover.control.report import budget_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
+from clover.http.audit import Operators
 from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
@@ -50,6 +51,7 @@ from clover.server.tasks import cancelled
 from clover.server.totals import model_totals
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics, cluster, rollouts
+from clover.telemetry.metrics.server import sandbox
 from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
@@ -68,7 +70,7 @@ class Engine:
         loop = self.loop = asyncio.get_running_loop()
         self.config, self.draining = config, False
         self.served: dict[str, Served] = {}
-        self.tenants = Tenants(config.tenants)
+        self.tenants, self.operators = Tenants(config.tenants), Operators.of(config)
         self._models: dict[str, Model] = {}
         self._unplanned: dict[str, Unplanned] = {}
         self.frontend: FrontEnds | None = None
@@ -128,11 +130,12 @@ class Engine:
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         self._metrics.parked = self.controller.context.parked.known
+        self._metrics.further.append(lambda: sandbox(self.machine.sandbox()))
         self._metrics.further.append(lambda: rollouts.rollouts(self.rollouts.report(), self.rollouts.counts))
         self._metrics.further.append(lambda: cluster.cluster(self.cluster.report()))
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
-            source = LedgerSource(self.account, self.machine, self.served, self.controller)
+            source = LedgerSource(self.account, self.machine, self.served, self.controller, self.operators.audit)
             self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
         self._metrics.ledger = lambda: self.ledger.status if self.ledger is not None else None
         self.otel = build_otel(config, loop, self.account, self.machine)
@@ -142,10 +145,11 @@ class Engine:
         if http:
             mounted = self.page.mounted if self.page is not None else None
             tracer = self.otel.tracer if self.otel is not None else None
-            self.frontend = FrontEnds(self, config, loop, self.tenants, mounted, tracer)
+            self.frontend = FrontEnds(self, config, loop, self.tenants, self.operators, mounted, tracer)
             self._metrics.further.append(self.frontend.metrics)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec) -> None:
+        families.check_manifest(spec, required=self.config.require_manifest)
         variants = [variant.name for variant in spec.variants]
         for named in (item.variant, "" if item.relief == "auto" else item.relief):
             if named and named not in variants:
@@ -388,6 +392,12 @@ class Engine:
         if self.frontend is not None:
             self.frontend.forget_heads()
 
+    def use_tokens(self, token: str, configs: Iterable[TokenConfig]) -> None:
+        """Make `token` (`listen.token`) and those of `configs` the valid ones, from the next request on."""
+        self.operators.grants.use(token, configs)
+        if self.frontend is not None:
+            self.frontend.forget_heads()
+
     # --- ServerView -----------------------------------------------------------------------------------------------
 
     def models(self) -> dict[str, Model]:
@@ -446,6 +456,7 @@ class Engine:
             "ledger": self.ledger.report() if self.ledger is not None else None,
             "rollouts": self.rollouts.report(),
             "cluster": self.cluster.report(),
+            "sandbox": self.machine.sandbox(),
         }
 
     def _savings(self) -> list[str]:

@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from clover.config import ServerConfig
 from clover.errors import ConfigError
 from clover.http import Frontend, HttpStats, Mounted
+from clover.http.audit import Operators
 from clover.http.server_state import RequestTracer
 from clover.interfaces import ServerView
 from clover.telemetry.metrics.server import grpc_calls
@@ -36,10 +37,11 @@ class FrontEnds:
         config: ServerConfig,
         loop: asyncio.AbstractEventLoop,
         tenants: Tenants,
+        operators: Operators,
         mounted: Mounted | None,
         tracer: RequestTracer | None,
     ) -> None:
-        self.http = Frontend(view, config, loop, tenants=tenants, mounted=mounted, tracer=tracer)
+        self.http = Frontend(view, config, loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer)
         self.grpc: GrpcFrontend | None = None
         if config.listen.grpc_port is not None:
             check_grpc()
@@ -48,7 +50,7 @@ class FrontEnds:
             # Not before: its threads must not be there when the zygote is forked, and few servers need it.
             from clover.grpc.frontend import GrpcFrontend
 
-            self.grpc = GrpcFrontend(view, config, self.http.ids, tenants)
+            self.grpc = GrpcFrontend(view, config, self.http.ids, tenants, operators)
 
     @property
     def stats(self) -> HttpStats:
@@ -77,6 +79,14 @@ class FrontEnds:
         if self.grpc is not None:
             await self.grpc.close()
         await self.http.close()
+
+    def reload_certificate(self) -> bool:
+        """Read certificate and key again; return whether there is one.  Raises ConfigError, and changes nothing, if
+        they cannot be used."""
+        found = self.http.reload_certificate()  # which checks that they fit each other
+        if self.grpc is not None:
+            self.grpc.reload_certificate()
+        return found
 
     def forget_heads(self) -> None:
         """Judge each caller anew from now on, because the tenants have changed."""

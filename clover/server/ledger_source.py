@@ -14,6 +14,7 @@ from clover.accounting.labels import methods_of
 from clover.control.baselines.saved import KINDS, Devices, meter_error, profile_error, sums_of
 from clover.control.controller import Controller
 from clover.control.recording import words
+from clover.http.audit import AuditLog, AuditRecord
 from clover.runtime.served import Served
 from clover.server.machine import Machine
 from clover.telemetry.ledger.latency import BOUNDS_MS
@@ -58,12 +59,18 @@ class LedgerSource:
     """Reads account, models, shadows and decisions of a server."""
 
     def __init__(
-        self, account: Account, machine: Machine, served: Mapping[str, Served], controller: Controller
+        self,
+        account: Account,
+        machine: Machine,
+        served: Mapping[str, Served],
+        controller: Controller,
+        audit: AuditLog | None = None,
     ) -> None:
         self._account = account
         self._machine = machine
         self._served = served
         self._controller = controller
+        self._audit = audit if audit is not None else AuditLog()
         self._latency: dict[str, tuple[Histogram, int]] = {}
         """By model: latencies as they were, and answers until then that took longer than the SLO of their time."""
         self._decision = 0
@@ -164,7 +171,8 @@ class LedgerSource:
     # --- what happened ------------------------------------------------------------------------------------------------
 
     def events(self, at_s: float, mono_s: float) -> Iterator[EventRow]:
-        """Yield what happened since the last call: decisions, and what befell workers."""
+        """Yield what happened since the last call: control calls, decisions, and what befell workers."""
+        yield from map(_called, self._audit.take())
         for decision in self._controller.context.decisions.after(self._decision):
             self._decision = decision.id
             yield _decided(decision)
@@ -197,6 +205,15 @@ def _later(histogram: Histogram, slo_ms: float) -> int:
 def _slice(device: str, placement: str) -> str:
     """Return the place of a worker on its device; that on another device by its whole name."""
     return placement.removeprefix(f"{device}:")
+
+
+def _called(record: AuditRecord) -> EventRow:
+    """Return a control call as an event."""
+    what = f"{record.call} {record.model}".strip()
+    outcome = "done" if record.status == 200 else f"{record.status}: {record.error}"
+    detail = msgspec.json.encode(record).decode()
+    summary = f"{what} by {record.who} ({record.door}): {outcome}"
+    return EventRow(record.at, "control", record.model, summary[:500], detail)
 
 
 def _decided(decision: Decision) -> EventRow:

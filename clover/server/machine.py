@@ -36,6 +36,7 @@ from clover.energy.kept_idle import KeptIdles
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.runtime.served import Served
+from clover.runtime.workers import sandboxes
 from clover.types import DeviceShape, EnergySample, Method, Reading
 
 log = logging.getLogger("clover.server")
@@ -92,6 +93,13 @@ class Machine:
             slices = sum(gpu.shape().slices for gpu in self.gpus)
             self._add_host(HOST, slices, 0, cores=len(available_cores()))
 
+    def sandbox(self) -> dict[str, Any]:
+        """Return how the workers are confined, ready for JSON."""
+        return sandboxes.report(self._config.workers, gpu=self._real_gpus())
+
+    def _real_gpus(self) -> bool:
+        return any(not gpu.shape().emulated for gpu in self.gpus)
+
     def _add_host(self, name: str, slices: int, front_end: int, cores: int = 0) -> None:
         """Add the machine as device `name`, with its meter; its idle power is split over `slices` and the cores of
         the front end."""
@@ -110,6 +118,7 @@ class Machine:
 
     async def start(self) -> None:
         """Start the meters of the GPUs.  Call it before there are workers: it measures idle watts of all devices."""
+        sandboxes.check(self._config.workers, gpu=self._real_gpus())
         for meter in self.meters.values():
             if isinstance(meter, energy.RaplMeter):
                 await meter.rest()

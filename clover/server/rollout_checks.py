@@ -48,11 +48,11 @@ def settings_of(configured: RolloutConfig, given: Mapping[str, Any]) -> RolloutC
     return found
 
 
-def find_version(stable: FamilySpec, folder: str, version: str, root: str) -> FamilySpec:
+def find_version(stable: FamilySpec, folder: str, version: str, root: str, listed: bool = False) -> FamilySpec:
     """Return the family in `folder` as a new version of `stable`; raises BadRequest if it is none.
 
     Its code is run, so it must lie in `root` (by default, in the folder that the stable one lies in), where nobody else
-    can write."""
+    can write, and if its files have to be `listed`, have a manifest."""
     path = Path(folder).expanduser().resolve()
     home = Path(root).expanduser().resolve() if root else Path(stable.folder).resolve().parent
     if not (root or stable.folder) or not path.is_relative_to(home):
@@ -65,6 +65,7 @@ def find_version(stable: FamilySpec, folder: str, version: str, root: str) -> Fa
     try:
         check_files(path)
         found = families.load_family(str(path))
+        families.check_manifest(found, required=listed)
     except ConfigError as error:
         raise BadRequest(f"no version can be served from there: {error}") from error
     spec = msgspec.structs.replace(found, version=version or found.version)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from clover.config import ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ConfigError
+from clover.grants import SCOPES
 from clover.hints import did_you_mean
 from clover.tenants import token_digest
 
@@ -42,6 +43,8 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 _SOCKET_PATH_BYTES = 107
 MOST_TENANTS = 256
 """Each has metrics of its own."""
+MOST_TOKENS = 256
+"""Each request with a token is compared with all of them."""
 
 AUTO = "auto"
 """`workers.cores`: as many of all cores as the load needs."""
@@ -63,8 +66,8 @@ def check(config: ServerConfig) -> None:
             raise ConfigError(f"families.{index}: queue_rows {family.queue_rows} exceeds slots {family.slots}")
         if not _RESIDENT.fullmatch(family.resident):
             raise ConfigError(f"families.{index}.resident {family.resident!r} must be auto, off or a number from 1")
-    _check_listen(config.listen, bool(config.tenants))
-    _check_tenants(config)
+    _check_listen(config.listen, bool(config.tenants or config.tokens))
+    _check_bearers(config)
     if config.carbon.trace_start not in ("", "now", "first"):
         try:
             datetime.fromisoformat(config.carbon.trace_start)
@@ -116,28 +119,42 @@ def _check_device(workers: WorkersConfig) -> None:
         raise ConfigError(f"workers.pace: there is no file {workers.pace}")
 
 
-def _check_tenants(config: ServerConfig) -> None:
+def _check_bearers(config: ServerConfig) -> None:
+    """Check tenants and tokens: names, and that each token is one bearer's."""
     if len(config.tenants) > MOST_TENANTS:
         raise ConfigError(f"{len(config.tenants)} tenants are configured: a server has at most {MOST_TENANTS}")
-    names, digests = set(), {hashlib.sha256(config.listen.token.encode()).digest()} if config.listen.token else set()
-    for index, tenant in enumerate(config.tenants):
-        if not _NAME.fullmatch(tenant.name):
-            raise ConfigError(f"tenant.{index}.name {tenant.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
-        if tenant.name in names:
-            raise ConfigError(f"two tenants are called {tenant.name!r}: give one of them another name")
-        names.add(tenant.name)
-        if bool(tenant.token) == bool(tenant.token_sha256):
-            raise ConfigError(f"tenant {tenant.name}: give one of token, token_file and token_sha256, and only one")
-        if tenant.token and not _TOKEN.fullmatch(tenant.token):
-            raise ConfigError(f"tenant {tenant.name}: its token must be printable ASCII without spaces")
-        if tenant.token_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", tenant.token_sha256):
-            raise ConfigError(f"tenant {tenant.name}: token_sha256 must be 64 hexadecimal digits, as of sha256sum")
+    if len(config.tokens) > MOST_TOKENS:
+        raise ConfigError(f"{len(config.tokens)} tokens are configured: a server has at most {MOST_TOKENS}")
+    digests = {hashlib.sha256(config.listen.token.encode()).digest()} if config.listen.token else set()
+    for kind, bearers in (("tenant", config.tenants), ("token", config.tokens)):
+        names = set()
+        for index, one in enumerate(bearers):
+            if not _NAME.fullmatch(one.name):
+                raise ConfigError(f"{kind}.{index}.name {one.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
+            if one.name in names:
+                raise ConfigError(f"two {kind}s are called {one.name!r}: give one of them another name")
+            names.add(one.name)
+            where = f"{kind} {one.name}"
+            if bool(one.token) == bool(one.token_sha256):
+                raise ConfigError(f"{where}: give one of token, token_file and token_sha256, and only one")
+            if one.token and not _TOKEN.fullmatch(one.token):
+                raise ConfigError(f"{where}: its token must be printable ASCII without spaces")
+            if one.token_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", one.token_sha256):
+                raise ConfigError(f"{where}: token_sha256 must be 64 hexadecimal digits, as of sha256sum")
+            digest = token_digest(one)
+            if digest in digests:
+                raise ConfigError(f"{where}: its token is another {kind}'s, or listen.token: use another")
+            digests.add(digest)
+    for tenant in config.tenants:
         if tenant.burst and not tenant.rate:
             raise ConfigError(f"tenant {tenant.name}: burst {tenant.burst} without a rate limits nothing: give rate")
-        digest = token_digest(tenant)
-        if digest in digests:
-            raise ConfigError(f"tenant {tenant.name}: its token is another tenant's, or listen.token: use another")
-        digests.add(digest)
+    for token in config.tokens:
+        for scope in token.scopes:
+            if scope not in SCOPES:
+                hint = did_you_mean(scope, SCOPES)
+                raise ConfigError(f"token {token.name}: there is no scope {scope!r}{hint}: use {', '.join(SCOPES)}")
+        if not token.scopes:
+            raise ConfigError(f"token {token.name}: without scopes it permits nothing: name some, or leave it out")
 
 
 def _check_listen(listen: ListenConfig, tenants: bool) -> None:

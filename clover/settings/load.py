@@ -6,11 +6,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from clover.config import FamilyConfig, ServerConfig, TenantConfig
+from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.settings.check import check
@@ -24,6 +24,8 @@ from clover.settings.schema import (
     SETTINGS,
     TENANT,
     TENANT_SETTINGS,
+    TOKEN,
+    TOKEN_SETTINGS,
     VARIABLES,
     Setting,
 )
@@ -38,6 +40,7 @@ _NOT_OURS = {
 """Variables of the build, the tests, the control client, and the key that signs reports."""
 
 _Value = tuple[Any, str]
+_Bearer = TypeVar("_Bearer", TenantConfig, TokenConfig)
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,14 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
             origin,
         )
     _read_secrets(values)
-    tenants = _read_tenants(file.tenants)
+    tenants = _read_bearers(file.tenants, TenantConfig)
+    tokens = _read_bearers(file.tokens, TokenConfig)
     entries = _choose_families(families, environ, file.families)
     if len(entries) > 1 and "name" in for_families:
         raise ConfigError(f"{for_families['name'][1]}: one name cannot serve {len(entries)} families; use the file")
     config, origins = _assemble(values, [entry | for_families for entry in entries])
-    config = msgspec.structs.replace(config, tenants=tenants)
-    origins |= {TENANT: f"file {path}"} if tenants else {}
+    config = msgspec.structs.replace(config, tenants=tenants, tokens=tokens)
+    origins |= {name: f"file {path}" for name, found in ((TENANT, tenants), (TOKEN, tokens)) if found}
     check(config)
     own = {flag.lstrip("-"): value for flag, value in line.options.items() if flag != "--config"}
     return Settings(config, origins, own, path, links)
@@ -88,8 +92,10 @@ def override(config: ServerConfig | None, families: Sequence[str] = (), **values
     `families` replaces the families; settings of a family apply to all.  Raises ConfigError.
     """
     base = config or ServerConfig()
-    if base.tenants:
-        base = msgspec.structs.replace(base, tenants=tuple(_with_token(tenant, "tenants") for tenant in base.tenants))
+    if base.tenants or base.tokens:
+        tenants = tuple(_with_token(tenant, "tenants") for tenant in base.tenants)
+        tokens = tuple(_with_token(token, "tokens") for token in base.tokens)
+        base = msgspec.structs.replace(base, tenants=tenants, tokens=tokens)
     if families:
         base = msgspec.structs.replace(base, families=tuple(FamilyConfig(family=name) for name in families))
     names = {setting.name: setting for setting in SETTINGS if setting is not ENTRY}
@@ -119,6 +125,7 @@ class _File:
     values: dict[str, _Value] = field(default_factory=dict)
     families: list[dict[str, _Value]] = field(default_factory=list)
     tenants: list[dict[str, _Value]] = field(default_factory=list)
+    tokens: list[dict[str, _Value]] = field(default_factory=list)
 
 
 def _path_of(line: CommandLine, environ: Mapping[str, str]) -> str:
@@ -160,10 +167,14 @@ def _read_file(path: str) -> _File:
             if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
                 raise ConfigError(f"{path}: families must be tables, each under [[families]]")
             file.families = [_family_table(entry, index, path, origin) for index, entry in enumerate(value)]
-        elif name == TENANT:
+        elif name in (TENANT, TOKEN):
             if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-                raise ConfigError(f"{path}: tenants must be tables, each under [[{TENANT}]]")
-            file.tenants = [_tenant_table(entry, index, path, origin) for index, entry in enumerate(value)]
+                raise ConfigError(f"{path}: {name}s must be tables, each under [[{name}]]")
+            tables = [_bearer_table(name, entry, index, path, origin) for index, entry in enumerate(value)]
+            if name == TENANT:
+                file.tenants = tables
+            else:
+                file.tokens = tables
         elif name in SECTIONS:
             if not isinstance(value, dict):
                 raise ConfigError(f"{path}: {name} must be a table, [{name}]")
@@ -186,30 +197,31 @@ def _family_table(entry: dict[str, Any], index: int, path: str, origin: str) -> 
     return table
 
 
-def _tenant_table(entry: dict[str, Any], index: int, path: str, origin: str) -> dict[str, _Value]:
+def _bearer_table(kind: str, entry: dict[str, Any], index: int, path: str, origin: str) -> dict[str, _Value]:
+    """Return the table of a tenant or of a token."""
+    settings = TENANT_SETTINGS if kind == TENANT else TOKEN_SETTINGS
     table: dict[str, _Value] = {}
     for leaf, item in entry.items():
-        setting = TENANT_SETTINGS.get(leaf)
+        setting = settings.get(leaf)
         if setting is None:
-            raise ConfigError(f"{path}: unknown key {TENANT}.{leaf}{did_you_mean(leaf, TENANT_SETTINGS)}")
+            raise ConfigError(f"{path}: unknown key {kind}.{leaf}{did_you_mean(leaf, settings)}")
         table[leaf] = (setting.convert(item, origin), origin)
     if "name" not in table:
-        raise ConfigError(f"{path}: {TENANT}.{index} has no name")
+        raise ConfigError(f"{path}: {kind}.{index} has no name")
     return table
 
 
-def _read_tenants(tables: list[dict[str, _Value]]) -> tuple[TenantConfig, ...]:
+def _read_bearers(tables: list[dict[str, _Value]], kind: type[_Bearer]) -> tuple[_Bearer, ...]:
     return tuple(
-        _with_token(TenantConfig(**{leaf: value for leaf, (value, _) in table.items()}), table["name"][1])
-        for table in tables
+        _with_token(kind(**{leaf: value for leaf, (value, _) in table.items()}), table["name"][1]) for table in tables
     )
 
 
-def _with_token(tenant: TenantConfig, origin: str) -> TenantConfig:
-    """Return a tenant with the token that its file has, if it names one."""
-    if not tenant.token_file or tenant.token:
-        return tenant
-    return msgspec.structs.replace(tenant, token=_token_in(tenant.token_file, origin))
+def _with_token(bearer: _Bearer, origin: str) -> _Bearer:
+    """Return a tenant or a token with the token that its file has, if it names one."""
+    if not bearer.token_file or bearer.token:
+        return bearer
+    return msgspec.structs.replace(bearer, token=_token_in(bearer.token_file, origin))
 
 
 def _unknown(key: str, leaf: str, path: str) -> Setting:

@@ -10,10 +10,21 @@ from typing import Any
 
 import msgspec
 
-from clover.config import ServerConfig
+from clover.config import ServerConfig, TenantConfig
 from clover.settings.command_line import CONFIG, Option
 from clover.settings.load import Settings
-from clover.settings.schema import ENTRY, FAMILY, FILE_ONLY, SECTIONS, SETTINGS, TENANT, TENANT_SETTINGS, Setting
+from clover.settings.schema import (
+    ENTRY,
+    FAMILY,
+    FILE_ONLY,
+    SECTIONS,
+    SETTINGS,
+    TENANT,
+    TENANT_SETTINGS,
+    TOKEN,
+    TOKEN_SETTINGS,
+    Setting,
+)
 
 _TITLES = {
     "listen": "Listen",
@@ -92,11 +103,12 @@ def print_config(settings: Settings) -> str:
                 _toml_line(setting, getattr(record, setting.leaf), settings.origins[setting.key])
                 for setting in _of(section)
             ]
-    for tenant in settings.config.tenants:
-        lines += ["", f"[[{TENANT}]]"]
-        for setting in TENANT_SETTINGS.values():
-            value, origin = getattr(tenant, setting.leaf), settings.origins[TENANT]
-            if value != setting.default and not (setting.leaf == "token" and tenant.token_file):
+    for bearer in (*settings.config.tenants, *settings.config.tokens):
+        kind, known = (TENANT, TENANT_SETTINGS) if isinstance(bearer, TenantConfig) else (TOKEN, TOKEN_SETTINGS)
+        lines += ["", f"[[{kind}]]"]
+        for setting in known.values():
+            value, origin = getattr(bearer, setting.leaf), settings.origins[kind]
+            if value != setting.default and not (setting.leaf == "token" and bearer.token_file):
                 lines.append(_toml_line(setting, value, origin))
     return "\n".join(lines) + "\n"
 
@@ -118,13 +130,14 @@ def markdown_table() -> str:
             wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""
             parts.append(f"| `{setting.leaf}` | {flag} | {env} | {shown} | {meaning}{wanted} |")
         parts.append("")
-    parts += [f"## `[[{TENANT}]]`", "", "| key | default | meaning |", "|---|---|---|"]
-    for setting in TENANT_SETTINGS.values():
-        default = _plain(setting.default) if setting.default is not msgspec.NODEFAULT else ""
-        shown = f"`{default}`" if default else ""
-        wanted = f" ({setting.wanted()})" if setting.limits is not None else ""
-        parts.append(f"| `{setting.leaf}` | {shown} | {setting.help}{wanted} |")
-    parts.append("")
+    for kind, known in ((TENANT, TENANT_SETTINGS), (TOKEN, TOKEN_SETTINGS)):
+        parts += [f"## `[[{kind}]]`", "", "| key | default | meaning |", "|---|---|---|"]
+        for setting in known.values():
+            default = _plain(setting.default) if setting.default is not msgspec.NODEFAULT else ""
+            shown = f"`{default}`" if default else ""
+            wanted = f" ({setting.wanted()})" if setting.limits is not None else ""
+            parts.append(f"| `{setting.leaf}` | {shown} | {setting.help}{wanted} |")
+        parts.append("")
     return "\n".join(parts)
 
 

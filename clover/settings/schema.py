@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, Union
 
 import msgspec
 
-from clover.config import SECRETS, FamilyConfig, ServerConfig, TenantConfig
+from clover.config import SECRETS, FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.errors import ConfigError
 
 FAMILY = "families"
 """The section that repeats: one table a family."""
 TENANT = "tenant"
-"""The other one: one table a tenant, in the file only."""
+"""Another one: one table a tenant, in the file only."""
+TOKEN = "token"
+"""And one: one table a token, in the file only."""
 
 _PREFIXED = ("embodied", "energy", "ledger", "log", "mig", "otel", "report", "rollout")
 _PREFIX = {section: f"{section}_" for section in _PREFIXED}
@@ -150,13 +152,14 @@ def _setting(section: str, field: msgspec.structs.FieldInfo, hint: Any) -> Setti
 def secrets_of(config: ServerConfig) -> tuple[str, ...]:
     """Return the values in a configuration that are never shown."""
     found = (getattr(getattr(config, setting.section), setting.leaf) for setting in SETTINGS if setting.secret)
-    return tuple(value for value in (*found, *(tenant.token for tenant in config.tenants)) if value)
+    bearers = (one.token for one in (*config.tenants, *config.tokens))
+    return tuple(value for value in (*found, *bearers) if value)
 
 
 def holds_secrets(config: ServerConfig) -> bool:
     """Return whether a server of this configuration knows what other processes must not read: `secrets_of` it, a TLS
-    key, digests of tenants' tokens, or what the standard variables have for a collector."""
-    return bool(secrets_of(config) or config.listen.tls_key or config.tenants or config.otel.endpoint)
+    key, digests of tokens, or what the standard variables have for a collector."""
+    return bool(secrets_of(config) or config.listen.tls_key or config.tenants or config.tokens or config.otel.endpoint)
 
 
 def _settings_of(section: str, record: type[msgspec.Struct]) -> list[Setting]:
@@ -172,7 +175,7 @@ def _read() -> tuple[Setting, ...]:
         hint = hints[field.name]
         if field.name == FAMILY:
             found += _settings_of(FAMILY, FamilyConfig)
-        elif field.name == "tenants":
+        elif field.name in ("tenants", "tokens"):
             continue
         elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             found += _settings_of(field.name, hint)
@@ -186,6 +189,8 @@ SETTINGS: tuple[Setting, ...] = _read()
 
 TENANT_SETTINGS = {setting.leaf: setting for setting in _settings_of(TENANT, TenantConfig)}
 """Those of a tenant, by key.  They have neither flags nor variables."""
+TOKEN_SETTINGS = {setting.leaf: setting for setting in _settings_of(TOKEN, TokenConfig)}
+"""Those of a token, likewise."""
 
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 ENTRY = BY_KEY[f"{FAMILY}.family"]

@@ -45,6 +45,7 @@ class SimulatedWorker:
 
     device_lost = False
     overruns = 0
+    sandbox = ""
     cores = 1
     resident: ClassVar[dict[str, int]] = {}
 

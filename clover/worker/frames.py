@@ -81,6 +81,18 @@ class MpsPart(Record, frozen=True, kw_only=True):
     environment: dict[str, str]
 
 
+class SandboxOrder(Record, frozen=True, kw_only=True):
+    """How a worker is confined before code of its family runs (`clover.worker.sandbox`).
+
+    `required`: it does not start if the kernel cannot confine it wholly.  `read` and `write` are further paths that the
+    model may read, and change; `processes`: it may start processes and programs."""
+
+    required: bool = False
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    processes: bool = False
+
+
 class Resident(Record, frozen=True, kw_only=True):
     """A further variant that a worker is to hold beside the first of its order: what to load, with how many threads,
     and, on an emulated slice, its pace and its watts by batch size from 1 (see `EmulatedSlice`)."""
@@ -129,6 +141,8 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     spare_lanes: int = 0
     """More than 0: the worker is a hot spare, with so many lanes in its ring.  It loads nothing (`variant` is empty)
     until an ADOPT frame gives it an order for the same place."""
+    sandbox: SandboxOrder | None = None
+    """None: the worker is not confined beyond its limits."""
 
     @property
     def lanes(self) -> int:
@@ -230,6 +244,9 @@ class WorkerState(Record, frozen=True, kw_only=True):
     blame; the durations are filled as they become known.  A worker on an emulated slice says "ready" again when batches
     took longer than the slice would: `overruns` of `batches` so far.
 
+    `sandbox`, from "loading" on, says by what the worker is confined: empty if it is not to be, "none" if the kernel
+    cannot.
+
     "ready" names the variants that are `resident`, each with the ring's lane of its place in the order (0:
     `WorkerOrder.variant`, i: `WorkerOrder.also[i - 1]`), what the process holds beside them (`context_bytes`), and why
     each variant that is not resident was `left_out`."""
@@ -240,6 +257,7 @@ class WorkerState(Record, frozen=True, kw_only=True):
     load_ms: _Milliseconds = 0.0
     warm_ms: _Milliseconds = 0.0
     device_lost: bool = False
+    sandbox: str = ""
     batches: _Count = 0
     overruns: _Count = 0
     resident: tuple[HeldMemory, ...] = ()

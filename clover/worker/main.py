@@ -1,8 +1,8 @@
 """The worker process: the variants of one order on one instance.  Forked by the zygote, never imported by the server.
 
-Life: pin to cores, harden, report "loading", load the first variant, report "warming", run batches of several sizes,
-load and warm the others that fit (`worker.residents`), report "ready" and what is held, then serve batches
-(`worker.loop`).  When the server says EXIT, the worker first answers what is in its ring.
+Life: pin to cores, harden, confine itself (`worker.sandbox`), report "loading", load the first variant, report
+"warming", run batches of several sizes, load and warm the others that fit (`worker.residents`), report "ready" and what
+is held, then serve batches (`worker.loop`).  When the server says EXIT, the worker first answers what is in its ring.
 
 On an emulated slice (`clover.worker.pacing`) it attaches to the slice before it reports anything, so that the instance
 cannot be destroyed meanwhile, and completes batches at the slice's pace.  If its GPU is lost, it reports that and ends.
@@ -38,11 +38,11 @@ from types import FrameType
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, hot_spare, orphans, pacing, pinned
+from clover.worker import cuda_driver, frames, hot_spare, orphans, pacing, pinned, sandbox
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
-from clover.worker.residents import ResidentSet, ms_since, reason_of
+from clover.worker.residents import ResidentSet, checked_files, ms_since, reason_of
 
 _log = logging.getLogger("clover.worker")
 
@@ -85,7 +85,9 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 order, begun_ns = adopted, time.monotonic_ns()
                 if held is not None and order.emulated is not None:
                     held = held.adopt(order.emulated, order.also)
-            send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(begun_ns)))
+            confined = sandbox.confine(order)  # before the first line of the family's code
+            send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(begun_ns), sandbox=confined))
+            files = checked_files(order)
             residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
@@ -95,10 +97,13 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
                 residents.add_others(batches, scores)
+            if files is not None:
+                files.check_unchanged()
         except (Exception, SystemExit) as error:
             _log.exception("%s does not start", order.variant)
             left_out = residents.left_out if residents is not None else {}
-            send_state(control, frames.WorkerState(state="failed", text=reason_of(error), left_out=left_out))
+            text = reason_of(error) + sandbox.hint(order, error)
+            send_state(control, frames.WorkerState(state="failed", text=text, left_out=left_out))
             return 1
         gc.collect()
         gc.freeze()

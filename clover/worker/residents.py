@@ -18,6 +18,8 @@ from typing import Any
 from clover import backends
 from clover.backends.tensors import example_inputs
 from clover.cache import check_files
+from clover.families import manifest
+from clover.families.manifest import CheckedFiles
 from clover.runtime.memory.slab import Slab
 from clover.worker import frames
 from clover.worker.batches import Batches, check_answers
@@ -212,6 +214,13 @@ class ResidentSet:
             if family.variant(one.variant).kind == "torch":
                 raise
             _log.info("%s does not take a made-up row: %s", one.variant, reason_of(error))
+
+
+def checked_files(order: frames.WorkerOrder) -> CheckedFiles | None:
+    """Return the files of the order's family, checked by the manifest that the server read; None if it has none.
+    Raises ConfigError if a file differs."""
+    family = order.family
+    return manifest.check(Path(family.folder), expected=family.manifest) if family.manifest else None
 
 
 def sizes(order: frames.WorkerOrder) -> Iterator[tuple[int, float]]:

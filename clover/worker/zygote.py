@@ -42,7 +42,7 @@ import msgspec
 
 from clover import backends
 from clover.errors import WorkerError
-from clover.worker import frames, orphans
+from clover.worker import frames, orphans, sandbox
 
 _IMPORT_MS = 10_000
 """How long a trial import may take; workers wait for it."""
@@ -325,6 +325,7 @@ def main(fd: int) -> int:
 
     import clover.worker.main  # noqa: F401 - so that what a worker needs is there before it is forked
 
+    sandbox.everywhere()  # kept for its forks
     gc.freeze()
     import_ms = (time.monotonic_ns() - start_ns) / 1e6
     try:

@@ -38,6 +38,7 @@ class Worker:
         self.killed = False
         self.device_lost = False
         self.overruns = 0
+        self.sandbox = ""
         self.cores = 1
         self.resident: dict[str, int] = {}
         self.backends: dict[str, str] = {}

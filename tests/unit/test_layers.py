@@ -27,6 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
     frozenset({"tenants", "steps"}),
+    frozenset({"grants"}),
     frozenset({"interfaces"}),
     frozenset(
         {

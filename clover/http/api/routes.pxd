@@ -9,7 +9,7 @@ cdef class Routes:
     cdef object _limits
     cdef object _loop
     cdef object _access
-    cdef set _tasks
+    cdef readonly object calls
     cdef object _inflating
     cdef set _documents
     cdef dict _endpoints

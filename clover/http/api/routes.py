@@ -12,26 +12,27 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any
-from urllib.parse import parse_qs
+from typing import Annotated
 
 import msgspec
 import orjson
 
 from clover._version import __version__
 from clover.config import ServerConfig
-from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
-from clover.http.access import Access
+from clover.errors import BadRequest, NotFound, RequestError
+from clover.http.access import Access, changes
 from clover.http.api import metadata, named, openapi
+from clover.http.api.control_calls import DOCUMENT_BYTES, ControlCalls, limit_of, object_of
 from clover.http.api.embeddings import MODELS_PATH, PATH, EmbeddingRoutes
 from clover.http.api.schemas import COMMANDS
+from clover.http.audit import AuditLog
 from clover.http.content_encoding import Inflation
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
 from clover.http.inference import InferEndpoint
-from clover.http.oip.request import JSON_BOUND, parse_json
+from clover.http.oip.request import JSON_BOUND
 from clover.http.oip.tensors import Body
 from clover.http.server_state import TURN_BYTES, ServerState
 from clover.interfaces import Model, ServerView, SplitModel
@@ -42,11 +43,7 @@ Handler = Callable[[Exchange, Body, str], None]
 Methods = dict[str, Handler]
 
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
-_DECISIONS = 100
-_MOST_DECISIONS = 1000
-_MOST_FIELDS = 16
-_DOCUMENT_BYTES = 1 << 16
-"""Most bytes of a JSON body that is no inference, unpacked: parsing more would delay all answers."""
+
 _FEEDBACK_BYTES = 1 << 18
 """Most bytes of feedback, which is parsed straight to its types: room for ten thousand names of classes."""
 _EMBEDDINGS_BOUND = ("the JSON of an embeddings request", " (limits.json_bytes): send fewer texts")
@@ -73,12 +70,13 @@ class Routes:
         loop: asyncio.AbstractEventLoop,
         access: Access,
         mounted: Mapping[str, Methods] | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         self._view = view
         self._limits = config.limits
         self._loop = loop
         self._access = access
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.calls = ControlCalls(view, loop, access, audit if audit is not None else AuditLog(), config.limits)
         self._inflating: deque[tuple[ServerState, Exchange, Inflation]] = deque()
         self._endpoints: dict[str, InferEndpoint] = {}
         self._described: dict[str, tuple[Model, bytes, bytes]] = {}
@@ -103,11 +101,12 @@ class Routes:
             "/v2/repository/index": {"POST": self._repository_index},
             "/v2/clover/state": {"GET": self._state},
             "/v2/clover/decisions": {"GET": self._decisions},
+            "/v2/clover/audit": {"GET": self.calls.audited},
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
         }
         for verb in COMMANDS:
-            self._paths[f"/v2/clover/{verb}"] = {"POST": self._command}
+            self._paths[f"/v2/clover/{verb}"] = {"POST": self.calls.command}
         embeddings = EmbeddingRoutes(view.models, config.limits)
         self._paths[PATH] = {"POST": embeddings.embed}
         self._paths[MODELS_PATH] = {"GET": embeddings.listed}
@@ -123,13 +122,17 @@ class Routes:
         }
         self._documents = {
             self._all_statistics,
+            self.calls.audited,
             self._decisions,
             self._metrics,
             self._model_statistics,
             self._openapi,
             self._state,
         }
-        self._repository_paths: dict[str, Methods] = {"load": {"POST": self._load}, "unload": {"POST": self._unload}}
+        self._repository_paths: dict[str, Methods] = {
+            "load": {"POST": self.calls.load},
+            "unload": {"POST": self.calls.unload},
+        }
 
     # --- application --------------------------------------------------------------------------------------------------
 
@@ -140,6 +143,8 @@ class Routes:
         Called once per distinct head, before its body has come: a body that is too large is refused unread.
         """
         self._access.judge(head)
+        if head.refusal is not None and head.method == "POST" and changes(head.path):
+            self.calls.refused(head)
         self._bound(head)
         if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
             with contextlib.suppress(NotFound):
@@ -153,7 +158,7 @@ class Routes:
         if head.path == PATH:
             head.most_bytes, head.bound = min(limits.json_bytes, limits.body_bytes), _EMBEDDINGS_BOUND
         elif not head.path.endswith("/infer"):
-            most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else _DOCUMENT_BYTES
+            most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else DOCUMENT_BYTES
             head.most_bytes, head.bound = min(most, limits.body_bytes), _NO_INFERENCE
         elif head.json_length < 0 and limits.json_bytes < limits.body_bytes:
             head.most_bytes, head.bound = limits.json_bytes, JSON_BOUND
@@ -351,31 +356,12 @@ class Routes:
         exchange.finish_json(self._view.control().state())
 
     def _decisions(self, exchange: Exchange, body: Body, name: str) -> None:
-        limit = _DECISIONS
-        try:
-            given = parse_qs(exchange.head.query, keep_blank_values=True, max_num_fields=_MOST_FIELDS).get("limit")
-        except ValueError:
-            raise BadRequest(f"the query has more than {_MOST_FIELDS} fields") from None
-        if given is not None:
-            text = given[-1]
-            if not (text.isascii() and text.isdigit()) or len(text) > 4 or not 1 <= int(text) <= _MOST_DECISIONS:
-                raise BadRequest(f"limit is not a whole number from 1 to {_MOST_DECISIONS}")
-            limit = int(text)
-        exchange.finish(200, [self._view.control().decisions_json(limit)])
+        exchange.finish(200, [self._view.control().decisions_json(limit_of(exchange.head))])
 
     # --- repository ---------------------------------------------------------------------------------------------------
 
-    def _object(self, body: Body) -> dict[str, Any]:
-        """Return the JSON object of a body, empty for an empty body; raises BadRequest for anything else."""
-        if not len(body):
-            return {}
-        document = parse_json(body, self._limits.json_depth, _DOCUMENT_BYTES)
-        if type(document) is not dict:
-            raise BadRequest("the body is not a JSON object")
-        return document
-
     def _repository_index(self, exchange: Exchange, body: Body, name: str) -> None:
-        ready_only = self._object(body).get("ready", False)
+        ready_only = object_of(body, self._limits.json_depth).get("ready", False)
         if type(ready_only) is not bool:
             raise BadRequest("ready is not true or false")
         rows = []
@@ -387,66 +373,6 @@ class Routes:
                 version = model.spec.version
                 rows.append({"name": named.shown(model_name), "version": version, "state": state, "reason": reason})
         exchange.finish_json(rows)
-
-    def _load(self, exchange: Exchange, body: Body, name: str) -> None:
-        self._access.check_change(exchange)
-        parameters = self._object(body).get("parameters", {})
-        if type(parameters) is not dict:
-            raise BadRequest("failed to load: parameters is not an object")
-        config = parameters.get("config", "")
-        if type(config) is not str:
-            raise BadRequest("failed to load: parameter config is not a string of JSON")
-        if any(key.startswith("file:") for key in parameters):
-            raise BadRequest("failed to load: files are not taken over the network")
-        self._start(exchange, self._change(exchange, self._view.load(name, config), "failed to load: "))
-
-    def _unload(self, exchange: Exchange, body: Body, name: str) -> None:
-        self._access.check_change(exchange)
-        if type(self._object(body).get("parameters", {})) is not dict:
-            raise BadRequest("failed to unload: parameters is not an object")
-        self._start(exchange, self._change(exchange, self._view.unload(name), "failed to unload: "))
-
-    # --- controller ---------------------------------------------------------------------------------------------------
-
-    def _command(self, exchange: Exchange, body: Body, name: str) -> None:
-        operator = self._access.check_change(exchange)
-        verb = exchange.head.path.rpartition("/")[2]
-        command = self._view.control().command(verb, self._object(body), operator)
-        self._start(exchange, self._change(exchange, command, ""))
-
-    async def _change(self, exchange: Exchange, change: Coroutine[Any, Any, Any], failed: str) -> None:
-        """Wait for a change and answer with its result; texts of errors that are not for clients stay in the log."""
-        try:
-            result = await change
-        except NotFound:
-            exchange.fail(404, f"Request for unknown model: {failed}no model of that name is known")
-        except RequestError as error:
-            text = error.message if error.status != 500 else "the server failed on this request"
-            exchange.fail(error.status, failed + text, retry_after_s=error.retry_after_s)
-        except PlanError as error:
-            log.warning("a change was refused: %s", error)
-            why = "`python -m clover ctl decisions` (GET /v2/clover/decisions) says why"
-            exchange.fail(409, f"{failed}no plan satisfies this, or it was rolled back; {why}")
-        except CloverError as error:
-            log.warning("a change failed: %s", error)
-            exchange.fail(503, f"{failed}the workers could not be changed; see the log")
-        except Exception:
-            log.exception("a change failed")
-            exchange.fail(500, f"{failed}the server failed on this request")
-        else:
-            exchange.finish_json({} if result is None else result)
-
-    def _start(self, exchange: Exchange, change: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(change)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def cancel(self) -> None:
-        """Cancel the changes that still run, and wait for their end."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _failed(exchange: Exchange, error: Exception) -> None:

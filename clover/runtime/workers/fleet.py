@@ -415,6 +415,7 @@ class FamilyFleet:
             "rows": sum(meter.rows for meter in meters),
             "busy_s": round(sum(meter.busy_ns for meter in meters) / 1e9, 3),
             "overruns": worker.overruns if worker is not None else 0,
+            "sandbox": worker.sandbox if worker is not None else "",
             "ready_s": round(ready_ns / 1e9, 3) if worker is not None else 0.0,
         }
 

@@ -31,6 +31,7 @@ _LAST_FRAMES = 32
 _END_S = 5.0
 """How long a killed process may take to end; its memory has to be unmapped."""
 
+_SANDBOX_CHARS = 64
 _REASON_CHARS = 2000
 """Of what a worker gives as the reason of its failure, at most so much is believed and logged."""
 
@@ -66,7 +67,7 @@ class WorkerProcess:
     `ring` is the server's side of its ring, and stays readable after its death.  `ready_ms` is the time from the order
     to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them; `said_ns` is when it first
     reported each state.  `overruns` of `paced_batches` took longer than the emulated slice would have (0 elsewhere);
-    `device_lost`: it ended because its GPU is gone.
+    `device_lost`: it ended because its GPU is gone.  `sandbox` says by what it is confined (`WorkerState.sandbox`).
 
     `resident` has the lane of its ring for each variant that it holds; `held` what each of them takes on its slice, and
     `context_bytes` what it holds beside them; `left_out` why it does not hold the others of its order.
@@ -95,6 +96,7 @@ class WorkerProcess:
         self.paced_batches = 0
         self.overruns = 0
         self.device_lost = False
+        self.sandbox = ""
         self.resident: dict[str, int] = {}
         self.held: tuple[frames.HeldMemory, ...] = ()
         self.context_bytes = 0
@@ -297,6 +299,7 @@ class WorkerProcess:
         self.paced_batches = state.batches or self.paced_batches
         self.overruns = state.overruns or self.overruns
         self.device_lost = self.device_lost or state.device_lost
+        self.sandbox = printable(state.sandbox, _SANDBOX_CHARS) or self.sandbox
         if state.state == "failed":
             self._failure = printable(state.text, _REASON_CHARS) or "it failed without a reason"
             if not self._ready.done():

@@ -21,7 +21,7 @@ Against = Literal["base", "right_sized", "fixed", "static"]
 """What savings are compared with: BASE, BASE on as few cores or devices as keep the SLO, the best fixed mix at the
 accuracy that was served, and the best fixed mix at the target."""
 
-EventKind = Literal["decision", "transition", "provider", "configuration", "fault", "operator"]
+EventKind = Literal["decision", "transition", "provider", "configuration", "fault", "operator", "control"]
 
 
 class SpanRow(msgspec.Struct, frozen=True):

@@ -117,6 +117,16 @@ SPANS: tuple[MetricSpec[Mapping[str, int]], ...] = (
     ),
 )
 
+SANDBOX: tuple[MetricSpec[Mapping[str, object]], ...] = (
+    MetricSpec(
+        "clover_workers_sandboxed",
+        "1 if workers are kept from files (landlock), and from sockets and other processes (seccomp), else 0",
+        GAUGE,
+        ("part",),
+        lambda report: (((part,), float(bool(report[part]))) for part in ("landlock", "seccomp")),
+    ),
+)
+
 # Read for each model from (changes of the deployment, changes of thresholds alone).
 CHANGES: tuple[MetricSpec[tuple[int, int]], ...] = (
     MetricSpec(
@@ -277,6 +287,11 @@ def parked(times: Mapping[str, ParkedTime]) -> Iterator[Metric]:
 def otel(spans: Mapping[str, int]) -> Iterator[Metric]:
     """Yield the metric of `spans` by outcome."""
     return collect(SPANS, [((), spans)])
+
+
+def sandbox(report: Mapping[str, object]) -> Iterator[Metric]:
+    """Yield the metric of how workers are confined."""
+    return collect(SANDBOX, [((), report)])
 
 
 def http(stats: HttpStats) -> Iterator[Metric]:

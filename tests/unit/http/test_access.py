@@ -70,7 +70,7 @@ def test_a_token_that_is_nobodys_is_refused_everywhere(token: str, path: str) ->
 
 
 def test_an_open_bind_needs_a_token_and_a_tenants_is_one() -> None:
-    Access.check_bind(ListenConfig(host="0.0.0.0"), tenants=True)
+    Access.check_bind(ListenConfig(host="0.0.0.0"), bearers=True)
     d = driver(host="0.0.0.0")
     assert d.get("/v2").status == 401
     assert d.get("/v2", bearer("acme-1")).status == 200

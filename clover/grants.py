@@ -1,0 +1,75 @@
+"""Tokens of those who look after a server: who has one, and what it permits.
+
+A token has a name, by which the audit log knows its bearer, and scopes: `infer` asks models, `read` shows what the
+server does (state, decisions, metrics, statistics, dashboard), `control` changes it.  None implies another.
+`listen.token` is one without a name that has all three.
+
+Like tenants' tokens (`clover.tenants`), which limit what is sent, none is kept: only its SHA-256 is, and a given one is
+compared with all of them in constant time.  Several may be valid at once and a reload may add and remove some, so a
+token is replaced without a moment in which neither is valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from clover.config import TokenConfig
+from clover.tenants import token_digest
+
+INFER, READ, CONTROL = "infer", "read", "control"
+SCOPES = (INFER, READ, CONTROL)
+
+
+class Grant:
+    """What a token permits; `name` is empty for `listen.token`."""
+
+    __slots__ = ("digest", "name", "scopes")
+
+    def __init__(self, name: str, digest: bytes, scopes: frozenset[str]) -> None:
+        self.name = name
+        self.digest = digest
+        self.scopes = scopes
+
+    @property
+    def bearer(self) -> str:
+        """Who bears it, for logs."""
+        return f"token {self.name}" if self.name else "token"
+
+
+class Grants:
+    """All tokens of a server but its tenants', which a reload may replace."""
+
+    def __init__(self, token: str = "", configs: Iterable[TokenConfig] = ()) -> None:
+        self._grants: tuple[Grant, ...] = ()
+        self.use(token, configs)
+
+    def __bool__(self) -> bool:
+        return bool(self._grants)
+
+    def use(self, token: str, configs: Iterable[TokenConfig]) -> None:
+        """Make `token` (`listen.token`, empty without one) and the tokens of `configs` those that are valid."""
+        own = [Grant("", hashlib.sha256(token.encode()).digest(), frozenset(SCOPES))] if token else []
+        named = [Grant(one.name, token_digest(one), frozenset(one.scopes)) for one in configs]
+        self._grants = (*own, *named)
+
+    @property
+    def named(self) -> bool:
+        """Whether there are tokens beside `listen.token`."""
+        return any(grant.name for grant in self._grants)
+
+    @property
+    def controls(self) -> bool:
+        """Whether a token permits changes, so that nobody may make them without one."""
+        return any(CONTROL in grant.scopes for grant in self._grants)
+
+    def find(self, token: bytes) -> Grant | None:
+        """Return what a token permits; None if it is nobody's.  Takes as long, whichever it is."""
+        if not token:
+            return None
+        given, found = hashlib.sha256(token).digest(), None
+        for grant in self._grants:
+            if hmac.compare_digest(given, grant.digest):
+                found = grant
+        return found

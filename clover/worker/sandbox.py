@@ -1,0 +1,179 @@
+"""What a worker gives up before code of its family runs: files, sockets, other processes.
+
+It keeps reading the system's libraries, Python with what is installed for it, its family's folder, its compiled
+artifact, the published files that were fetched, and facts about the machine and itself; it writes nothing.  Sockets,
+new processes, and calls that reach other processes or the machine are refused.  What is open already (ring, slab,
+pipes, its devices) stays so.
+
+`confine` uses what the kernel has (`clover.worker.landlock`, `clover.worker.seccomp`) and says what that was.  If it is
+required it is all or nothing.  Code that was loaded before is Clover's and the libraries' own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from clover.cache import fetched_files
+from clover.errors import WorkerError
+from clover.worker import landlock, seccomp
+from clover.worker.frames import SandboxOrder, WorkerOrder
+from clover.worker.landlock import Rule
+
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/nix/store")
+"""Libraries of the system."""
+_ETC = (
+    *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ld.so.preload", "localtime", "timezone", "locale.alias"),
+    *("nsswitch.conf", "passwd", "group", "hosts", "host.conf", "mime.types", "os-release", "fonts"),
+    *("ssl/openssl.cnf", "ssl/certs", "pki/tls/openssl.cnf", "pki/tls/certs", "ca-certificates"),
+)
+"""What libraries read of /etc: nothing that is secret."""
+_MACHINE = (
+    *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems", "/proc/loadavg"),
+    *("/proc/uptime", "/proc/sys", "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm"),
+    *("/sys/bus/pci/devices", "/sys/class/drm"),
+)
+_NULL = ("/dev/null", "/dev/zero", "/dev/full")
+_RANDOM = ("/dev/random", "/dev/urandom")
+_GPU_FACTS = ("/sys", "/proc/devices", "/proc/modules", "/proc/driver", "/etc/nvidia", "/etc/OpenCL", "/usr/local/cuda")
+_MODULES = (".py", ".pyc", ".so")
+
+
+def missing() -> str:
+    """Return what this kernel lacks for the whole of a sandbox; "" if nothing."""
+    lacking = []
+    if not landlock.abi():
+        lacking.append("Landlock")
+    if not seccomp.available():
+        lacking.append("seccomp filters")
+    return " and ".join(lacking)
+
+
+def confine(order: WorkerOrder) -> str:
+    """Confine this process, which has given up new privileges, for ever; return by what, in words for the state.
+
+    Raises WorkerError if the sandbox is required and the kernel cannot do it, or does not do what it says it can.
+    """
+    wanted = order.sandbox
+    if wanted is None:
+        return ""
+    if wanted.required and (lacking := missing()):
+        raise WorkerError(f"workers.sandbox is on, and this kernel has no {lacking}")
+    _settle_temporary_files(wanted)
+    used = []
+    try:
+        # Rules name this process's own folder of /proc, so they are made here and not before the fork.
+        if version := landlock.abi():
+            landlock.restrict(version, rules(order, wanted))
+            used.append(f"landlock {version}")
+        if seccomp.available():
+            signals = wanted.processes and version >= landlock.SIGNALS_ABI
+            seccomp.install(seccomp.program(os.getpid(), processes=wanted.processes, signals=signals))
+            used.append("seccomp")
+    except OSError as error:
+        raise WorkerError(f'the sandbox does not start ({error}): workers.sandbox = "off" goes without') from error
+    return ", ".join(used) or "none"
+
+
+def _settle_temporary_files(wanted: SandboxOrder) -> None:
+    """Say where temporary files go: to the first folder that may be changed, or nowhere.
+
+    Libraries ask for such a folder when they are imported, and do not start if there is none that can be written to:
+    `tempfile` tries each, and torch makes one for its compiler.  A folder that exists is taken as it is.
+    """
+    folder = next(filter(os.path.isdir, wanted.write), "")
+    if folder:
+        os.environ["TMPDIR"] = folder
+    tempfile.tempdir = folder or next(filter(os.path.isdir, (os.environ.get("TMPDIR", ""), "/tmp", "/")))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.tempdir
+
+
+def rules(order: WorkerOrder, wanted: SandboxOrder) -> list[Rule]:
+    """Return what the worker of `order` may do beneath which paths."""
+    run = landlock.READ | (landlock.EXECUTE if wanted.processes else 0)
+    own = f"/proc/{os.getpid()}"
+    programs = ("/bin", "/sbin") if wanted.processes else ()
+    found = [Rule(path, run) for path in (*_SYSTEM, *programs, *installed())]
+    found += everywhere()
+    found += [Rule(own, landlock.READ)]
+    found += [Rule(f"{own}/{name}", landlock.READ | landlock.WRITE_FILE) for name in ("clear_refs", "comm")]
+    artifacts = (order.artifact_dir, *(one.artifact_dir for one in order.also))
+    readable = (order.family.folder, *artifacts, str(fetched_files()), *wanted.read)
+    found += [Rule(path, run) for path in dict.fromkeys(readable) if path]
+    found += [Rule(path, landlock.CHANGE | run) for path in wanted.write]
+    if order.visible_devices and order.emulated is None:
+        found += [Rule(path, landlock.READ) for path in _GPU_FACTS]
+        devices = landlock.READ | landlock.WRITE_FILE | landlock.IOCTL_DEV
+        found += [Rule(str(path), devices) for path in Path("/dev").glob("nvidia*")]
+        found += [Rule("/dev/shm", landlock.READ)]
+    return found
+
+
+@cache
+def everywhere() -> tuple[Rule, ...]:
+    """Return the rules that every worker has, beside what is installed.  The zygote calls this once before it forks
+    workers, which then start some milliseconds earlier."""
+    found = [Rule(f"/etc/{name}", landlock.READ) for name in _ETC]
+    found += [Rule(path, landlock.READ) for path in (*_MACHINE, *_RANDOM)]
+    found += [Rule(path, landlock.READ | landlock.WRITE_FILE) for path in _NULL]
+    found += [Rule(str(bus), landlock.READ) for bus in Path("/sys/devices").glob("pci*")]
+    found += import_roots(sys.path)
+    return tuple(rule for rule in found if os.path.exists(rule.path))
+
+
+@cache
+def installed() -> tuple[str, ...]:
+    """Return the folders of Python and of what is installed for it, and those of Clover; none lies in another."""
+    paths = sysconfig.get_paths()
+    roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(paths[name] for name in ("stdlib", "purelib", "platlib"))}
+    for name in ("clover", "clover.models"):
+        module = sys.modules.get(name)
+        roots.update(getattr(module, "__path__", ()))
+    clover = Path(__file__).resolve().parents[1]
+    roots.update((str(clover), str(clover.parent / "models")))  # in a source checkout families lie beside the package
+    roots.update(filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
+    roots.update(entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages"))
+    found = [root for root in sorted(roots) if root != "/" and os.path.isdir(root)]
+    return tuple(root for root in found if not any(root != one and Path(root).is_relative_to(one) for one in found))
+
+
+def import_roots(path: Iterable[str]) -> Iterator[Rule]:
+    """Yield what makes the modules on Python's `path` readable, and nothing else that lies beside them.
+
+    An entry may be the folder that the server was started in, with a token or a ledger in it, so of it only names,
+    modules and packages can be read.  What is installed is readable as a whole (`installed`).
+    """
+    known = tuple(Path(root).resolve() for root in installed())
+    for entry in dict.fromkeys(path):
+        root = Path(entry or ".").resolve()
+        if any(root.is_relative_to(one) for one in known):
+            continue
+        if root.is_file():  # a zip file of modules
+            yield Rule(str(root), landlock.READ_FILE)
+            continue
+        yield Rule(str(root), landlock.READ_DIR)
+        try:
+            items = list(os.scandir(root))
+        except OSError:
+            continue
+        for item in items:
+            if item.name.endswith(_MODULES) or (item.name.isidentifier() and Path(item.path, "__init__.py").is_file()):
+                yield Rule(item.path, landlock.READ)
+
+
+def hint(order: WorkerOrder, error: BaseException) -> str:
+    """Return what to say after `error` if the sandbox may have caused it; "" otherwise."""
+    current: BaseException | None = error
+    while order.sandbox is not None and current is not None:
+        if isinstance(current, PermissionError):
+            return (
+                "; the sandbox of workers keeps models from files, sockets and processes: workers.sandbox_read, "
+                "sandbox_write and sandbox_processes allow some"
+            )
+        current = current.__cause__ or current.__context__
+    return ""

@@ -1,0 +1,123 @@
+"""A worker whose model reaches for what its user may reach, confined and not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from clover import families
+from clover.errors import WorkerError
+from clover.runtime.memory.slab import Layout, Slab
+from clover.worker import landlock, sandbox
+from clover.worker.frames import SandboxOrder
+from tests.support import breakout_family
+from tests.support.worker_pools import client_of, order, run, slab_of, started
+
+pytestmark = pytest.mark.skipif(bool(sandbox.missing()), reason=f"this kernel has no {sandbox.missing()}")
+
+REFUSED, ALLOWED = breakout_family.names()
+REFUSALS = {errno.EPERM, errno.EACCES}
+ANYBODY = {"use io_uring", "type for the user", "trace the zygote"}
+"""What the kernel, a container or the lack of a terminal may refuse to a worker that is not confined as well."""
+
+
+@pytest.mark.usefixtures("forked_zygotes")
+@pytest.mark.parametrize("confined", [True, False])
+def test_it_reaches_nothing_of_the_server(tmp_path: Path, confined: bool) -> None:
+    places = {name: tmp_path / name for name in ("token", "ledger", "home", "cache", "tmp")}
+    for name in ("home", "cache", "tmp"):
+        places[name].mkdir()
+    for path in (places["token"], places["ledger"], places["cache"] / "artifact", places["cache"] / "removable"):
+        path.write_text("secret")
+    control = tmp_path / "control"
+    targets = {**{name: str(path) for name, path in places.items()}, "control": str(control), "server": os.getpid()}
+    spec = families.load_family(breakout_family.write(tmp_path / "breakout", **targets))
+    found: dict[str, int] = {}
+
+    async def main() -> None:
+        slab = Slab.create(Layout(spec, 8))
+        async with started() as pool, client_of(pool) as client:
+            wanted = SandboxOrder(required=True) if confined else None
+            worker = await pool.spawn(order(spec, sandbox=wanted), slab)
+            assert worker.sandbox == (f"landlock {landlock.abi()}, seccomp" if confined else "")
+            for number, name in enumerate((*REFUSED, *ALLOWED)):
+                slab.input(0)[0] = number
+                assert await client.infer(worker, 0) == 0, name
+                found[name] = int(slab.output(0)[0, 0])
+            await worker.drain_and_exit()
+        slab.close()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control))
+        listener.listen(8)
+        run(main())
+    assert {name: found[name] for name in ALLOWED} == dict.fromkeys(ALLOWED, 0)
+    if confined:
+        assert {name for name in REFUSED if found[name] not in REFUSALS} == set()
+        assert (places["cache"] / "removable").exists()
+    else:
+        assert {name for name in REFUSED if found[name]} <= ANYBODY, "what is refused anyway proves nothing"
+
+
+@pytest.mark.usefixtures("forked_zygotes")
+def test_what_the_configuration_allows_it_may(tmp_path: Path) -> None:
+    token, scratch = tmp_path / "token", tmp_path / "scratch"
+    token.write_text("secret")
+    scratch.mkdir()
+    targets = dict.fromkeys(("ledger", "home", "cache", "control"), "/nowhere")
+    targets |= {"token": str(token), "tmp": str(scratch)}
+    spec = families.load_family(breakout_family.write(tmp_path / "breakout", **targets, server=os.getpid()))
+    found: dict[str, int] = {}
+
+    async def main() -> None:
+        slab = Slab.create(Layout(spec, 8))
+        wanted = SandboxOrder(required=True, read=(str(token),), write=(str(scratch),), processes=True)
+        async with started() as pool, client_of(pool) as client:
+            worker = await pool.spawn(order(spec, sandbox=wanted), slab)
+            for name in ("read the token", "write in /tmp", "fork", "signal the server", "open a socket"):
+                slab.input(0)[0] = REFUSED.index(name)
+                assert await client.infer(worker, 0) == 0
+                found[name] = int(slab.output(0)[0, 0])
+        slab.close()
+
+    run(main())
+    assert [bool(code) for code in found.values()] == [False, False, False, True, True], found
+
+
+@pytest.mark.usefixtures("forked_zygotes")
+def test_a_loader_that_is_refused_says_what_allows_it(tmp_path: Path) -> None:
+    folder = Path(breakout_family.write(tmp_path / "breakout"))
+    secret = tmp_path / "weights"
+    secret.write_text("far away")
+    (folder / "model.py").write_text(f"def load(variant, folder):\n    return open({str(secret)!r})\n")
+    spec = families.load_family(str(folder))
+
+    async def main() -> None:
+        slab = Slab.create(Layout(spec, 8))
+        async with started() as pool:
+            with pytest.raises(WorkerError, match=r"PermissionError.*workers\.sandbox_read"):
+                await pool.spawn(order(spec, sandbox=SandboxOrder()), slab)
+        slab.close()
+
+    run(main())
+
+
+@pytest.mark.usefixtures("forked_zygotes")
+def test_a_shipped_family_serves_as_before() -> None:
+    async def main() -> None:
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("fashion") as (spec, slab):
+                slab.input(0)[...] = 0.5
+                answers = []
+                for wanted in (None, SandboxOrder(required=True)):
+                    worker = await pool.spawn(order(spec, sandbox=wanted), slab)
+                    assert await client.infer(worker, 0, 1) == 0
+                    answers.append(slab.output(0)[0].copy())
+                    await worker.drain_and_exit()
+                assert (answers[0] == answers[1]).all()
+
+    run(main())

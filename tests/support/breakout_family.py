@@ -1,0 +1,183 @@
+"""A family whose model tries, row by row, what a process may do to others of its user: each answer is an errno."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+DECLARATION = """\
+name = "breakout"
+max_batch = 4
+
+[[inputs]]
+name = "INPUT0"
+datatype = "INT32"
+shape = [1]
+
+[[outputs]]
+name = "OUTPUT0"
+datatype = "INT32"
+shape = [1]
+
+[[variants]]
+name = "tries"
+kind = "python"
+loader = "model:load"
+accuracy = { value = 100.0, metric = "exact", source = "by construction" }
+"""
+
+MODEL = '''\
+"""The number in a row chooses an attempt; the answer is 0 if it worked, else why it did not."""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import resource
+import socket
+import struct
+import threading
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(number, *arguments):
+    if libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def read(path):
+    with open(path, "rb") as file:
+        file.read(1)
+
+
+def write(path):
+    with open(path, "ab") as file:
+        file.write(b"x")
+
+
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as own:
+        own.connect(path)
+
+
+def datagram():
+    for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM):
+        end.close()
+
+
+def pair():
+    for end in socket.socketpair():
+        end.close()
+
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def thread():
+    one = threading.Thread(target=int)
+    one.start()
+    one.join()
+
+
+def trace(pid):
+    call(101 if os.uname().machine == "x86_64" else 117, 16, pid, 0, 0)  # PTRACE_ATTACH
+    os.waitpid(pid, 0)
+    call(101 if os.uname().machine == "x86_64" else 117, 17, pid, 0, 0)
+
+
+def own_signals():
+    own, other = os.pipe()
+    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+
+
+def inject():
+    fcntl.ioctl(0, 0x5412, b"x")
+
+
+def load(variant, folder):
+    at = json.loads((folder / "targets.json").read_text())
+    server, zygote = at["server"], os.getppid()
+    attempts = {
+        "read the token": lambda: read(at["token"]),
+        "read the token by another way": lambda: read("/proc/self/root" + at["token"]),
+        "read the ledger": lambda: read(at["ledger"]),
+        "list the home folder": lambda: os.listdir(at["home"]),
+        "read the server's environment": lambda: read(f"/proc/{server}/environ"),
+        "read the server's memory": lambda: os.close(os.open(f"/proc/{server}/mem", os.O_RDONLY)),
+        "write in the cache": lambda: write(at["cache"] + "/artifact"),
+        "make a file in the cache": lambda: write(at["cache"] + "/other"),
+        "remove a file of the cache": lambda: os.unlink(at["cache"] + "/removable"),
+        "write in its own folder": lambda: write(folder / "model.py"),
+        "write in /tmp": lambda: write(at["tmp"] + "/other"),
+        "change a mode": lambda: os.chmod(at["token"], 0o600),
+        "truncate a file": lambda: os.truncate(at["cache"] + "/artifact", 0),
+        "open a socket": lambda: socket.socket().close(),
+        "connect to the control socket": lambda: connect(at["control"]),
+        "make sockets for any address": datagram,
+        "use io_uring": lambda: call(425, 1, 0),
+        "signal the server": lambda: os.kill(server, 0),
+        "signal the zygote": lambda: os.kill(zygote, 0),
+        "signal everybody": lambda: os.kill(0, 0),
+        "open the server's pidfd": lambda: os.close(os.pidfd_open(server)),
+        "trace the zygote": lambda: trace(zygote),
+        "change the server's limits": lambda: resource.prlimit(server, resource.RLIMIT_CORE),
+        "move the server to a core": lambda: os.sched_setaffinity(server, os.sched_getaffinity(server)),
+        "change the server's priority": lambda: os.setpriority(os.PRIO_PROCESS, server, os.getpriority(0, server)),
+        "have others signalled": own_signals,
+        "type for the user": inject,
+        "fork": fork,
+        "enter another namespace": lambda: call(272 if os.uname().machine == "x86_64" else 97, 0),
+    }
+    allowed = {
+        "read its own folder": lambda: read(folder / "model.py"),
+        "read what is installed": lambda: read(os.__file__),
+        "read about itself": lambda: read("/proc/self/status"),
+        "read about the machine": lambda: read("/proc/meminfo"),
+        "write nowhere": lambda: write("/dev/null"),
+        "start a thread": thread,
+        "make a pair of sockets": pair,
+        "hold memory": lambda: os.close(os.memfd_create("scratch")),
+        "signal itself": lambda: os.kill(os.getpid(), 0),
+        "move itself": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+    }
+    every = [*attempts.values(), *allowed.values()]
+
+    def run(inputs):
+        found = []
+        for row in inputs[0].ravel().tolist():
+            try:
+                every[row]()
+                found.append(0)
+            except OSError as error:
+                found.append(error.errno)
+        answer = inputs[0].copy()
+        answer.ravel()[:] = found
+        return [answer]
+
+    return run
+'''
+
+
+def names() -> tuple[list[str], list[str]]:
+    """Return what the model tries by its number in a row: what it may not do, then what it may."""
+    refused, allowed = (
+        [line.split('"')[1] for line in part.splitlines() if line.startswith('        "')]
+        for part in MODEL.partition("attempts = {")[2].split("allowed = {")
+    )
+    return refused, allowed
+
+
+def write(folder: Path, **targets: str | int) -> str:
+    """Write the family into `folder`, with what it is to reach for; return what names it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "family.toml").write_text(DECLARATION)
+    (folder / "model.py").write_text(MODEL)
+    (folder / "targets.json").write_text(json.dumps(targets))
+    return str(folder)

@@ -1,0 +1,108 @@
+"""What Landlock is asked for, by version of the kernel, and which paths a worker keeps."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from clover import families
+from clover.config import WorkersConfig
+from clover.errors import StartError, WorkerError
+from clover.runtime.workers import sandboxes
+from clover.worker import landlock, sandbox, seccomp
+from clover.worker.frames import SandboxOrder, WorkerOrder
+from clover.worker.landlock import Rule
+
+FAMILY = Path(__file__).parents[2] / "families" / "simple"
+
+
+def order(**wanted: object) -> WorkerOrder:
+    spec = families.load_family(str(FAMILY))
+    confined = SandboxOrder(**wanted)  # type: ignore[arg-type]
+    return WorkerOrder(
+        family=spec, variant=spec.variants[0].name, backend="eager", cores=(0,), max_batch=1, sandbox=confined
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (1, [0x1FFF]),
+        (2, [0x3FFF]),
+        (3, [0x7FFF]),
+        (4, [0x7FFF, 3]),
+        (5, [0xFFFF, 3]),
+        (6, [0xFFFF, 3, 3]),
+        (9, [0xFFFF, 3, 3]),
+    ],
+)
+def test_each_kernel_is_asked_for_what_it_knows(version: int, words: list[int]) -> None:
+    assert landlock.attributes(version) == struct.pack(f"<{len(words)}Q", *words)
+
+
+def test_a_worker_keeps_its_family_and_may_change_nothing() -> None:
+    asked = order()
+    assert asked.sandbox is not None
+    found = {rule.path: rule.rights for rule in sandbox.rules(asked, asked.sandbox)}
+    assert found[str(FAMILY)] == landlock.READ
+    changing = {path for path, rights in found.items() if rights & ~landlock.READ}
+    assert {path for path in changing if not path.startswith(("/dev/", "/proc/"))} == set()
+    assert "/" not in found
+    assert not any(path.startswith("/dev/nvidia") for path in found)
+
+
+def test_what_is_configured_is_added(tmp_path: Path) -> None:
+    asked = order(read=(str(tmp_path / "weights"),), write=(str(tmp_path),), processes=True)
+    assert asked.sandbox is not None
+    found = {rule.path: rule.rights for rule in sandbox.rules(asked, asked.sandbox)}
+    assert found[str(tmp_path / "weights")] == landlock.READ | landlock.EXECUTE
+    assert found[str(tmp_path)] == landlock.CHANGE | landlock.EXECUTE
+    assert found["/usr"] & landlock.EXECUTE
+
+
+def test_of_the_folder_that_it_was_started_in_only_modules_are_read(tmp_path: Path) -> None:
+    for name in ("token", "notes.txt", "model.py", "data.d/secret", "package/__init__.py", "ledger/x.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert set(sandbox.import_roots([str(tmp_path), str(tmp_path / "nowhere"), *sandbox.installed()])) == {
+        Rule(str(tmp_path), landlock.READ_DIR),
+        Rule(str(tmp_path / "model.py"), landlock.READ),
+        Rule(str(tmp_path / "package"), landlock.READ),
+        Rule(str(tmp_path / "nowhere"), landlock.READ_DIR),
+    }
+
+
+def test_a_kernel_without_it_is_refused_or_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sandbox, "_settle_temporary_files", lambda wanted: None)  # it is for a whole process
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    monkeypatch.setattr(seccomp, "available", lambda: False)
+    assert sandbox.confine(order()) == "none"
+    with pytest.raises(WorkerError, match="this kernel has no Landlock and seccomp filters"):
+        sandbox.confine(order(required=True))
+    sandboxes.check(WorkersConfig(), gpu=False)
+    assert (
+        "models are not kept from files, sockets and processes of this user: this kernel has no Landlock" in caplog.text
+    )
+    assert sandboxes.report(WorkersConfig(), gpu=False)["landlock"] is False
+    with pytest.raises(StartError, match=r"workers\.sandbox is on"):
+        sandboxes.check(WorkersConfig(sandbox="on"), gpu=False)
+    caplog.clear()
+    sandboxes.check(WorkersConfig(sandbox="off"), gpu=False)
+    assert not caplog.text
+
+
+def test_a_path_that_is_not_there_is_no_setting() -> None:
+    with pytest.raises(StartError, match=r"workers\.sandbox_write: there is no file or folder /nowhere"):
+        sandboxes.check(WorkersConfig(sandbox_write=("/nowhere",)), gpu=False)
+
+
+def test_workers_on_gpus_are_confined_only_if_that_is_asked(caplog: pytest.LogCaptureFixture) -> None:
+    assert sandboxes.order_of(WorkersConfig(), gpu=True) is None
+    assert sandboxes.order_of(WorkersConfig(sandbox="on"), gpu=True) == SandboxOrder(required=True)
+    assert sandboxes.order_of(WorkersConfig(sandbox="off"), gpu=False) is None
+    sandboxes.check(WorkersConfig(), gpu=True)
+    assert "workers on GPUs are confined" in caplog.text
