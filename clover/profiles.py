@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from clover.cache import replace_file
-from clover.errors import ProfileError
+from clover.errors import MALFORMED, ProfileError
 from clover.hints import program
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
@@ -83,7 +83,7 @@ class ProfileStore:
             profile = msgspec.json.decode(data, type=FamilyProfile)
             if (profile.family, profile.key) != (family, key):
                 raise ValueError("it belongs to another family or machine")
-        except (ValueError, msgspec.MsgspecError) as error:
+        except MALFORMED as error:
             raise ProfileError(
                 f"the profile {path} is damaged ({error}): delete it, or measure again: --profile force at "
                 f"the next start, or `{program()} profile` with --force"

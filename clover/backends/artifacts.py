@@ -33,7 +33,7 @@ from clover import families
 from clover.backends.environment import child_environment
 from clover.backends.targets import CPU, Target
 from clover.cache import check_private, make_private
-from clover.errors import ConfigError, DeviceError, ProfileError
+from clover.errors import MALFORMED, ConfigError, DeviceError, ProfileError
 from clover.types import FamilySpec, Record, VariantSpec
 
 _log = logging.getLogger("clover.backends")
@@ -197,7 +197,7 @@ def manifest_of(folder: str | Path) -> Manifest | None:
     """Return the manifest of the artifact in `folder`; None if it is not complete, or of another version."""
     try:
         return msgspec.json.decode((Path(folder) / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *MALFORMED):
         return None
 
 

@@ -44,7 +44,7 @@ from clover.backends.artifacts import MANIFEST, manifest_of, package_version, re
 from clover.backends.targets import CPU, Target, driver_version
 from clover.backends.tensors import export, load_module, torch_dtype, with_casts
 from clover.backends.trt_engine import TensorRtEngine, runtime_library
-from clover.errors import CloverError, ProfileError, WorkerError
+from clover.errors import MALFORMED, CloverError, ProfileError, WorkerError
 from clover.types import FamilySpec, Precision, Record, TensorSpec, VariantSpec
 
 _log = logging.getLogger("clover.backends")
@@ -193,7 +193,7 @@ class TensorRtBackend:
         except FileNotFoundError:
             command = f"python -m clover profile {families.reference(family)} --compile --backends eager,tensorrt"
             raise WorkerError(f"{variant.name} is not compiled for tensorrt on this slice: run `{command}`") from None
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             raise WorkerError(f"the engine of {variant.name} in {folder} is damaged ({error}): delete it") from error
         if reason := unfit(record, _here()):
             raise WorkerError(f"the engine of {variant.name} is not for this worker: {reason}")

@@ -21,7 +21,8 @@ from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from clover.errors import ConfigError
+from clover.errors import MALFORMED, ConfigError
+from clover.hints import printable
 
 MAX_G_PER_KWH = 5000.0
 """Above this no grid lies: a larger number is in another unit (lbs/MWh, g/MWh) or is no intensity."""
@@ -195,7 +196,8 @@ def _electricity_maps(header: list[str], lines: Iterator[tuple[int, list[str]]],
         zones.add(of)
         rows.append(_row(line, cells, times[0], None, columns[chosen], None, estimated_at))
     if len(zones) > 1:
-        raise ConfigError(f"it holds several zones ({', '.join(sorted(zones)[:8])}); pick one with ?zone=")
+        some = printable(", ".join(sorted(zones)[:8]), 200)
+        raise ConfigError(f"it holds several zones ({some}); pick one with ?zone=")
     if zone and not rows:
         raise ConfigError(f"it holds no row of zone {zone}")
     return TraceTable("electricity-maps", rows, zone or next(iter(zones), ""), "average", chosen)
@@ -215,7 +217,7 @@ def _neso_csv(header: list[str], lines: Iterator[tuple[int, list[str]]]) -> Trac
 def _neso_json(text: str) -> TraceTable:
     try:
         document = msgspec.json.decode(text, type=_NesoDocument)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ConfigError(
             f"not a NESO answer ({error}); expected an object with data[].from, .to, .intensity"
         ) from error

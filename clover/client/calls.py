@@ -286,5 +286,5 @@ def _document(reply: Reply) -> tuple[Any, memoryview]:
     size = int(length) if length is not None and length.isdigit() else len(body)
     try:
         return json.loads(bytes(body[:size])), body[size:]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFailed("the server's answer is not JSON") from error

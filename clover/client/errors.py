@@ -48,6 +48,6 @@ def _text(reply: Reply) -> str:
     try:
         said = json.loads(reply.body)["error"]
         text = said["message"] if isinstance(said, dict) else said
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = ""
     return str(text) or f"the server answered {reply.status}"

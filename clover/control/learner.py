@@ -20,7 +20,7 @@ from clover.cache import replace_file
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.learning import SavedCorrection
-from clover.errors import ProfileError
+from clover.errors import MALFORMED, ProfileError
 from clover.profiles import ProfileStore
 
 log = logging.getLogger("clover.control")
@@ -52,7 +52,7 @@ class Learner:
                 log.info("%s: profile corrected as learned before: %s", family.name, words)
             except FileNotFoundError:
                 pass
-            except (OSError, ValueError, msgspec.MsgspecError) as error:
+            except (OSError, *MALFORMED) as error:
                 log.warning("%s: what was learned of its profile, %s, is not used: %s", family.name, path, error)
         self._saved[family.name] = family.learned.collected
         family.fleet.correct_energy(family.learned.energy)

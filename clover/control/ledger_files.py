@@ -21,6 +21,7 @@ import msgspec
 from clover.cache import replace_file
 from clover.control.family import Family
 from clover.control.ledger import SavedLedger
+from clover.errors import MALFORMED
 from clover.planning.model.problem import accuracies
 from clover.types import Record
 
@@ -71,7 +72,7 @@ class LedgerFiles:
             return
         except OSError as error:
             level, why = logging.WARNING, error.strerror or str(error)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except MALFORMED as error:
             level, why = logging.WARNING, f"it is damaged ({error})"
         if why:
             log.log(level, "%s: what the budget spent before is not taken up from %s: %s", family.name, path, why)

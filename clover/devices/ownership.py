@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from clover.cache import make_private
-from clover.errors import DeviceError
+from clover.errors import MALFORMED, DeviceError
 from clover.hints import program
 from clover.types import Record
 
@@ -153,7 +153,7 @@ class Ownership:
                 raise ValueError(f"format {file.format} instead of {_FORMAT}")
             if file.gpu != self._gpu:
                 raise ValueError("it belongs to another GPU")
-        except (ValueError, msgspec.MsgspecError) as error:
+        except MALFORMED as error:
             raise DeviceError(
                 f"the record of what Clover made on {self._gpu} is damaged ({error}): see what stands there with "
                 f"`{program()} mig list`, then delete {self._path}; from then on nothing that stands there "

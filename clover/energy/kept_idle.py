@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from clover.energy.nvml import NvmlMeter
+from clover.errors import MALFORMED
 from clover.types import Record
 
 log = logging.getLogger("clover.energy")
@@ -40,7 +41,7 @@ class KeptIdles:
             kept = msgspec.json.decode((self._folder / f"{uuid}.json").read_bytes(), type=KeptIdle)
         except FileNotFoundError:
             return
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *MALFORMED) as error:
             log.warning("what a context costs on %s is measured anew: %s", meter.device, error)
             return
         meter.idle.keep(meter.idle_w + max(kept.resident_w - kept.bare_w, 0.0))

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from clover.cache import expanded
-from clover.errors import ConfigError
+from clover.errors import MALFORMED, ConfigError
 from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
 from clover.families.loaders import ended
@@ -131,7 +131,7 @@ def _read(folder: Path) -> FamilySpec:
         table = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}): a family is a folder with {FILE}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     _refuse_unknown(table, FamilySpec, "", str(file))
     for key in COMPUTED:

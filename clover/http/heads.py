@@ -24,7 +24,7 @@ from clover.tenants import Tenant
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VISIBLE = bytes(range(0x21, 0x7F))
 _DIGITS = b"0123456789"
-_AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?\Z")
+_AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{0,5}))?\Z")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 _ANY_BODY = ("a request body", " (limits.body_bytes)")
 _MEMO_HEADS = 1024
@@ -144,7 +144,7 @@ class _Fields:
 def split_authority(authority: bytes, where: str = "Host field") -> str:
     """Return the host of `host[:port]` in lower case, IPv6 without brackets; raises MalformedError (400)."""
     match = _AUTHORITY.match(authority)
-    if match is None or (match[3] is not None and int(match[3]) > 65535):
+    if match is None or (match[3] and int(match[3]) > 65535):  # RFC 3986 3.2.3: a port may be empty
         raise MalformedError(400, f"the {where} is not valid")
     return (match[1] or match[2]).decode("ascii").lower()
 

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.errors import ConfigError
+from clover.errors import MALFORMED, ConfigError
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -198,7 +198,7 @@ def parse(text: bytes | str) -> ProblemFile:
         found = msgspec.json.decode(text, type=ProblemFile)
     except msgspec.ValidationError as error:
         raise ConfigError(_with_path(str(error))) from error
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ConfigError(f"not JSON: {error}") from error
     for path, message in _faults(found):
         raise ConfigError(f"{path}: {message}")

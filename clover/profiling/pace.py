@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from clover.cache import expanded
-from clover.errors import ConfigError
+from clover.errors import MALFORMED, ConfigError
 from clover.types import FamilySpec, Method, Record
 from clover.worker.pacing import Pace
 
@@ -100,7 +100,7 @@ def shipped_bytes() -> bytes:
 def _parse(data: bytes, path: str) -> PaceFile:
     try:
         file = msgspec.json.decode(data, type=PaceFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise ConfigError(f"the pace file {path} is malformed: {error}") from error
     if not file.source.strip():
         raise ConfigError(f"the pace file {path} does not say where its figures come from: fill in `source`")

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from clover._version import __version__
-from clover.errors import CloverError
+from clover.errors import MALFORMED, CloverError
 from clover.report.build import ReportOptions, report_of
 from clover.report.calendar import zone_of
 from clover.report.recalculation import (
@@ -102,7 +102,7 @@ def _decoded(data: bytes) -> tuple[Report, SciForAi | None]:
         if kind.schema != SCHEMA:
             raise UnreadableReport(f"it is no report of Clover that this version knows ({SCHEMA}, {SCI_SCHEMA})")
         return msgspec.json.decode(data, type=Report), None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UnreadableReport(f"it is no report that can be checked: {error}") from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from clover.accounting.labels import METER_ERROR, MODELLED_ERROR
+from clover.errors import MALFORMED
 from clover.report.records import EmbodiedFigures, GramsRange
 from clover.telemetry.ledger.rows import GridRow, LineRow, RunRow
 
@@ -56,7 +57,7 @@ def facts_of(run: RunRow) -> RunFacts:
     """Return the facts of a run; empty ones if they cannot be read."""
     try:
         return msgspec.json.decode(run.facts, type=RunFacts)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return RunFacts()
 
 
@@ -64,7 +65,7 @@ def configuration_of(run: RunRow) -> Mapping[str, Any]:
     """Return the configuration of a run as sections; empty if it cannot be read."""
     try:
         found = msgspec.json.decode(run.configuration)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from clover.control.controller import Controller
-from clover.errors import BadRequest, CloverError, Unavailable
+from clover.errors import MALFORMED, BadRequest, CloverError, Unavailable
 from clover.runtime.router.router import Router
 from clover.runtime.served import Served
 from clover.server.unplanned import Unplanned
@@ -48,7 +48,7 @@ class Loading:
         if config:
             try:
                 given: Any = msgspec.json.decode(config)
-            except msgspec.DecodeError as error:
+            except MALFORMED as error:
                 raise BadRequest("parameter config is not JSON") from error
             if not isinstance(given, dict) or given.get("name", name) != name:
                 raise BadRequest("parameter config is not the configuration of this model")

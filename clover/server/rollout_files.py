@@ -14,7 +14,7 @@ import msgspec
 from clover import families
 from clover.cache import check_files, replace_file, state_folder
 from clover.config import FamilyConfig, ServerConfig
-from clover.errors import ConfigError
+from clover.errors import MALFORMED, ConfigError
 from clover.telemetry.ledger.files import server_name
 from clover.types import FamilySpec
 
@@ -134,7 +134,7 @@ class RolloutFiles:
             return msgspec.json.decode(path.read_bytes(), type=RolloutRecord)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *MALFORMED) as error:
             log.warning("%s: %s cannot be read, so the configured version serves: %s", model, path, error)
             return None
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
-from clover.errors import ConfigError
+from clover.errors import MALFORMED, ConfigError
 from clover.hints import did_you_mean
 from clover.settings.check import check
 from clover.settings.command_line import CommandLine, Option, parse
@@ -158,7 +158,7 @@ def _read_file(path: str) -> _File:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     origin = f"file {path}"
     file = _File()

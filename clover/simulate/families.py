@@ -17,7 +17,7 @@ import msgspec
 
 from clover.cache import cache_folder
 from clover.devices.tables import slice_profiles, table
-from clover.errors import ConfigError, ProfileError
+from clover.errors import MALFORMED, ConfigError, ProfileError
 from clover.hints import did_you_mean, program
 from clover.planning.packing.geometry import layouts
 from clover.profiles import ProfileStore
@@ -149,13 +149,14 @@ def spec_of(profile: FamilyProfile) -> FamilySpec:
 def _of_file(path: Path, shapes: tuple[DeviceShape, ...]) -> Known:
     try:
         data = path.read_bytes()
-        profile = msgspec.json.decode(data, type=FamilyProfile)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no profile of a family: {error}") from error
     except ValueError as error:  # a name no file can have
         raise ConfigError(f"{path}: {error}") from error
+    try:
+        profile = msgspec.json.decode(data, type=FamilyProfile)
+    except MALFORMED as error:
+        raise ConfigError(f"{path} is no profile of a family: {error}") from error
     if not profile.accuracy or not profile.latency or not profile.backend:
         raise ConfigError(f"{path} is a profile without measurements")
     for item in profile.latency:

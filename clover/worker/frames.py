@@ -23,7 +23,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from clover.errors import WorkerError
+from clover.errors import MALFORMED, WorkerError
 from clover.types import FamilySpec, Record, TensorSpec
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -314,7 +314,7 @@ def decode(payload: bytes, record: type[_R]) -> _R:
     """Return the record of a payload; raises WorkerError if it does not fit."""
     try:
         return msgspec.json.decode(payload, type=record)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise WorkerError(f"a malformed {record.__name__} frame: {error}") from error
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 
 from clover._version import __version__
-from clover.errors import CarbonError, ConfigError
+from clover.errors import MALFORMED, CarbonError, ConfigError
 from clover.hints import printable
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def words_of(text: str) -> str:
         return "an HTML page"
     try:
         found = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
+    except MALFORMED:
         return printable(" ".join(text.split()), WORDS)
     said = list(dict.fromkeys(_said(found)))
     return printable(": ".join(said), WORDS)
@@ -308,7 +308,7 @@ def decode(body: bytes, form: type[Any], name: str) -> Any:
     """Return the JSON of `body` as a `form`; CarbonError if it is none, in words for the source `name`."""
     try:
         return msgspec.json.decode(body, type=form)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         what = "an HTML page" if body.lstrip()[:1] == b"<" else printable(str(error), WORDS)
         empty = "it is empty" if not body.strip() else what
         raise CarbonError(f"{name}: the answer is not what its API documents: {empty}", kind="answer") from error

@@ -347,7 +347,7 @@ def call(
         connection.close()
     try:
         answer: dict[str, Any] | list[Any] = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unreachable(f"{url} answered {response.status} with something that is not JSON: is it Clover?") from None
     if response.status != 200:
         message = answer.get("error", "") if isinstance(answer, dict) else ""

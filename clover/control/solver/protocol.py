@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from clover.errors import MALFORMED
 from clover.planning.budget.alternatives import Alternatives
 from clover.types import Configuration, Plan, Record, Routing, State
 
@@ -65,5 +66,5 @@ def unpacked(body: bytes, kind: type[R]) -> R:
     """Return the record in a frame's body; ValueError if it is malformed."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error

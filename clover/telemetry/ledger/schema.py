@@ -170,7 +170,8 @@ MIGRATIONS: tuple[Migration, ...] = (
 
 
 def version_of(connection: sqlite3.Connection, latest: int = VERSION) -> int:
-    """Return the version of an open file, 0 if it is empty.  LedgerError if it is no ledger, or later than `latest`."""
+    """Return the version of an open file, 0 if it is empty.  LedgerError if it is no ledger, or later than `latest`;
+    sqlite3.DatabaseError if it is damaged."""
     (found,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -183,6 +184,8 @@ def version_of(connection: sqlite3.Connection, latest: int = VERSION) -> int:
             f"it is of version {version}, and this Clover knows versions up to {latest}: use the Clover that wrote it, "
             "or a later one"
         )
+    if version < 1:
+        raise sqlite3.DatabaseError(f"its version is {version}, which no Clover writes")
     return int(version)
 
 

@@ -25,6 +25,7 @@ from urllib.parse import quote
 from clover.cache import make_private
 from clover.errors import LedgerError
 from clover.telemetry.ledger import latency, schema
+from clover.telemetry.ledger.damage import as_damage, checked, reading
 from clover.telemetry.ledger.rows import (
     EventRow,
     GridRow,
@@ -133,20 +134,22 @@ class LedgerWriter:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         try:
-            schema.version_of(self._connection)  # what is none of ours is not touched
-            latency.register(self._connection)
-            for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            for pragma in ("trusted_schema = OFF", "temp_store = MEMORY", f"journal_size_limit = {4 << 20}"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            schema.migrate(self._connection, step=step)
+            with as_damage():
+                schema.version_of(self._connection)  # what is none of ours is not touched
+                latency.register(self._connection)
+                for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL"):
+                    self._connection.execute(f"PRAGMA {pragma}")
+                for pragma in ("trusted_schema = OFF", "temp_store = MEMORY", f"journal_size_limit = {4 << 20}"):
+                    self._connection.execute(f"PRAGMA {pragma}")
+                schema.migrate(self._connection, step=step)
         except BaseException:
             self._connection.close()
             raise
 
     def check(self) -> None:
         """Raise sqlite3.DatabaseError if the file is damaged."""
-        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        with as_damage():
+            found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(found)
 
@@ -221,10 +224,11 @@ class LedgerWriter:
         rows went."""
         before = self._connection.total_changes
         with self._transaction():
-            sums = _lifetime(self._connection, "WHERE start + length <= ?", (until_s,))
+            with as_damage():
+                sums = _lifetime(self._connection, "WHERE start + length <= ?", (until_s,)).added_to(self._forgotten())
             self._execute(
                 "INSERT INTO meta VALUES ('forgotten', ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-                (json.dumps(sums.added_to(self._forgotten()).as_json()),),
+                (json.dumps(sums.as_json()),),
             )
             for name in TABLES:
                 self._execute(f"DELETE FROM {name} WHERE start + length <= ?", (until_s,))
@@ -238,7 +242,8 @@ class LedgerWriter:
 
     def lifetime(self) -> Lifetime:
         """Return the sums of all runs so far, removed spans included."""
-        return _lifetime(self._connection, "", ()).added_to(self._forgotten())
+        with as_damage():
+            return _lifetime(self._connection, "", ()).added_to(self._forgotten())
 
     def first_s(self) -> int | None:
         """Return when the first span begins; None if there is none."""
@@ -319,10 +324,8 @@ class LedgerReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with reading():
             self._connection = _open(path)
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"the ledger cannot be read: {_words(error)}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -372,23 +375,21 @@ class LedgerReader:
             "ORDER BY at DESC, id DESC LIMIT ?",
             (since_s, until_s, *asked, limit),
         )
-        return [EventRow(*row) for row in reversed(found)]
+        return self._checked(EventRow, reversed(found))
 
     def runs(self, since_s: float = 0, until_s: float = math.inf) -> list[RunRow]:
         """Return the runs of a time, oldest first."""
-        return [
-            RunRow(*row)
-            for row in self._fetch(
-                "SELECT id, started, seen, ended, version, host, pid, digest, configuration, facts FROM runs "
-                "WHERE seen >= ? AND started < ? ORDER BY started, id",
-                (since_s, until_s),
-            )
-        ]
+        found = self._fetch(
+            "SELECT id, started, seen, ended, version, host, pid, digest, configuration, facts FROM runs "
+            "WHERE seen >= ? AND started < ? ORDER BY started, id",
+            (since_s, until_s),
+        )
+        return self._checked(RunRow, found)
 
     def profiles(self) -> list[KeptProfile]:
         """Return every profile that models were served with, oldest first."""
         found = self._fetch("SELECT digest, model, at, content FROM profiles ORDER BY at, digest", ())
-        return [KeptProfile(*row) for row in found]
+        return self._checked(KeptProfile, found)
 
     def bounds(self) -> tuple[int, int] | None:
         """Return when the first span begins and the last one ends (Unix seconds); None if there is none."""
@@ -402,10 +403,8 @@ class LedgerReader:
 
     def sums(self, since_s: float = 0, until_s: float = math.inf) -> LedgerSums:
         """Return the sums over all spans that begin in a time."""
-        try:
+        with reading():
             return _sums(self._connection, since_s, until_s)
-        except sqlite3.Error as error:
-            raise LedgerError(f"the ledger cannot be read: {_words(error)}") from error
 
     def _rows(self, kind: type[T], table: TableSpec, since_s: float, until_s: float, step_s: int | None) -> list[T]:
         if step_s is not None and step_s not in schema.LENGTHS:
@@ -418,13 +417,15 @@ class LedgerReader:
             f"WHERE start >= ? AND start < ? GROUP BY s, l, {keys} ORDER BY s, l, {keys}",
             (since_s, until_s),
         )
-        return [kind(*row) for row in found]
+        return self._checked(kind, found)
+
+    def _checked(self, kind: type[T], found: Iterable[Sequence[Any]]) -> list[T]:
+        with reading():
+            return checked(kind, found)
 
     def _fetch(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        try:
+        with reading():
             return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise LedgerError(f"the ledger cannot be read: {_words(error)}") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -485,10 +486,3 @@ def _sums(connection: sqlite3.Connection, since_s: float, until_s: float) -> Led
         joules_by_label={label: uj / 1e6 for label, uj, _ in lines},
         grams_by_known={known: ng / 1e9 for known, ng, _ in grid},
     )
-
-
-def _words(error: Exception) -> str:
-    """Return what is wrong, without the path."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(error)

@@ -222,18 +222,21 @@ class LedgerThread:
         files.check_folder(self._path.parent)
         if self._lock is None:
             self._lock = files.LedgerLock(self._path)
-        writer = None
         try:
-            writer = self._open_writer(self._path)
-            writer.check()
+            writer = self._begun(self._open_writer(self._path))
         except sqlite3.DatabaseError as error:
-            if writer is not None:
-                writer.close()
             if files.reason_of(error) != "damaged":
                 raise
             self._run = 0
-            writer = self._begin_anew(error)
+            writer = self._begun(self._begin_anew(error))
+        self._writer, self._inode = writer, os.stat(self._path).st_ino
+        self._tidied_s = self._monotonic() - TIDY_S
+        return writer
+
+    def _begun(self, writer: LedgerWriter) -> LedgerWriter:
+        """Check a file that was opened, and begin a run in it or go on with ours; close it if that fails."""
         try:
+            writer.check()
             # Of a batch whose commit failed in an unknown way, the file knows whether it has it.
             if not self._run or not writer.resume(self._run):
                 self._run = writer.begin(self._start)
@@ -241,8 +244,6 @@ class LedgerThread:
         except BaseException:
             writer.close()
             raise
-        self._writer, self._inode = writer, os.stat(self._path).st_ino
-        self._tidied_s = self._monotonic() - TIDY_S
         return writer
 
     def _begin_anew(self, error: Exception) -> LedgerWriter:
