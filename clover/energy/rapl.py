@@ -37,6 +37,7 @@ from typing import NamedTuple
 from clover.energy.cpu_power import CpuPower, published
 from clover.energy.host import ReadHost, host_use
 from clover.energy.idle import IdlePower
+from clover.energy.marks import MeterMark
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method
 
@@ -110,6 +111,7 @@ class RaplMeter:
         self._epoch = 0
         self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
+        self._handed = False
         self._window = (now_ns, 0, use)
 
     @property
@@ -161,6 +163,8 @@ class RaplMeter:
 
         Raises DeviceError if a counter cannot be read; the next sample includes what was used in the meantime.
         """
+        if self._handed:
+            return self._sampled()
         missed, self._missed = self._missed, True
         counters = [_read_counter(domain) for domain in self.domains]
         self._missed = False
@@ -193,6 +197,26 @@ class RaplMeter:
         self._last_uj = counters
         self._at_ns = max(self._at_ns, now_ns)
         self._watch_idle(known=not (missed or late))
+        return self._sampled()
+
+    def mark(self) -> MeterMark:
+        """Return where its last sample stands."""
+        return MeterMark(
+            device=self.device, method=self.method, at_ns=self._at_ns, counters=tuple(self._last_uj)
+        )
+
+    def hand_over(self) -> None:
+        """Stay at the last sample: the counters are of the whole machine, and another server reads them from there."""
+        self._handed = True
+
+    def take_over(self, mark: MeterMark) -> EnergySample:
+        """Go on from the counters of `mark`; ValueError if they are of other domains."""
+        if mark.method != self.method or len(mark.counters) != len(self.domains):
+            raise ValueError("the other server read other counters")
+        if any(not 0 <= counter <= domain.range_uj for counter, domain in zip(mark.counters, self.domains, strict=True)):
+            raise ValueError("its counters are beyond their range")
+        self._last_uj, self._total_uj, self._at_ns = list(mark.counters), 0, mark.at_ns
+        self._begin_window()
         return self._sampled()
 
     def _sampled(self) -> EnergySample:
