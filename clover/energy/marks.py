@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from clover.types import EnergySample, Method, Record
+from clover.types import Method, Record
 
 
 class MeterMark(Record, frozen=True, kw_only=True):
@@ -17,16 +15,3 @@ class MeterMark(Record, frozen=True, kw_only=True):
     method: Method
     at_ns: int
     counters: tuple[int, ...] = ()
-
-
-class MarkedMeter(Protocol):
-    """A meter that can be handed over."""
-
-    def mark(self) -> MeterMark:
-        """Return where its last sample stands."""
-
-    def hand_over(self) -> None:
-        """Leave what the other server meters to that: from the last sample on."""
-
-    def take_over(self, mark: MeterMark) -> EnergySample:
-        """Begin where another server's meter stood, and return a sample of that moment; ValueError if it cannot."""

@@ -107,6 +107,4 @@ class ModelledMeter:
         self._at_ns = mark.at_ns
         self._idle_j = self._active_j = 0.0
         self._cpu_s = 0.0
-        return EnergySample(
-            device=self.device, at_ns=mark.at_ns, total_j=0.0, idle_w=self.idle_w, method=self.method
-        )
+        return EnergySample(device=self.device, at_ns=mark.at_ns, total_j=0.0, idle_w=self.idle_w, method=self.method)

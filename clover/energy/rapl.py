@@ -111,7 +111,6 @@ class RaplMeter:
         self._epoch = 0
         self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
-        self._handed = False
         self._window = (now_ns, 0, use)
 
     @property
@@ -163,8 +162,6 @@ class RaplMeter:
 
         Raises DeviceError if a counter cannot be read; the next sample includes what was used in the meantime.
         """
-        if self._handed:
-            return self._sampled()
         missed, self._missed = self._missed, True
         counters = [_read_counter(domain) for domain in self.domains]
         self._missed = False
@@ -201,19 +198,14 @@ class RaplMeter:
 
     def mark(self) -> MeterMark:
         """Return where its last sample stands."""
-        return MeterMark(
-            device=self.device, method=self.method, at_ns=self._at_ns, counters=tuple(self._last_uj)
-        )
-
-    def hand_over(self) -> None:
-        """Stay at the last sample: the counters are of the whole machine, and another server reads them from there."""
-        self._handed = True
+        return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns, counters=tuple(self._last_uj))
 
     def take_over(self, mark: MeterMark) -> EnergySample:
         """Go on from the counters of `mark`; ValueError if they are of other domains."""
         if mark.method != self.method or len(mark.counters) != len(self.domains):
             raise ValueError("the other server read other counters")
-        if any(not 0 <= counter <= domain.range_uj for counter, domain in zip(mark.counters, self.domains, strict=True)):
+        ranges = zip(mark.counters, self.domains, strict=True)
+        if any(not 0 <= counter <= domain.range_uj for counter, domain in ranges):
             raise ValueError("its counters are beyond their range")
         self._last_uj, self._total_uj, self._at_ns = list(mark.counters), 0, mark.at_ns
         self._begin_window()

@@ -82,7 +82,7 @@ class Finished(Record, frozen=True, kw_only=True, tag=True):
 
 
 Message = Hello | Refused | Offer | Ready | Handed | Accepting | Committed | Finished
-_DECODER = msgspec.json.Decoder(Message)
+_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)  # type: ignore[arg-type]
 
 
 def encode(message: Message) -> bytes:

@@ -29,6 +29,7 @@ while the running server stands still.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -96,7 +97,9 @@ async def hand_over(channel: Channel, server: RunningServer, ready_s: float) -> 
             log.warning("process %d may not take over: %s", hello.pid, reason)
             await channel.send(Refused(reason=reason))
             return False
-        log.info("process %d, Clover %s, is to take over: this server serves until it is ready", hello.pid, hello.clover)
+        log.info(
+            "process %d, Clover %s, is to take over: this server serves until it is ready", hello.pid, hello.clover
+        )
         offer, descriptors = await server.offer()
         await channel.send(offer, descriptors)
         await expect(channel, Ready, ready_s)
@@ -126,10 +129,8 @@ async def hand_over(channel: Channel, server: RunningServer, ready_s: float) -> 
 
 async def _refuse(channel: Channel, error: TakeOverError) -> None:
     """Say that this server stays, as far as the other one listens."""
-    try:
+    with contextlib.suppress(TakeOverError):
         await channel.send(Refused(reason=f"the running server serves on: {error}"))
-    except TakeOverError:
-        pass
 
 
 async def take_over(channel: Channel, successor: Successor) -> bool:
