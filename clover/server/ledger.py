@@ -60,6 +60,7 @@ class ServerLedger:
         self._collector = Collector(wall(), monotonic(), config.carbon.pue)
         self._slot = self._slot_of(wall())
         self._profiles: dict[str, FamilyProfile] = {}
+        self._started = False
         self._handed_s = math.inf
         configuration = public(config)
         digest = hashlib.sha256(configuration.encode()).hexdigest()
@@ -80,6 +81,7 @@ class ServerLedger:
 
     def start(self) -> None:
         """Open the file, without waiting for it."""
+        self._started = True
         self._thread.start()
 
     def begin(self, mono_s: float) -> None:
@@ -127,7 +129,10 @@ class ServerLedger:
         self._source.forget(model)
 
     async def close(self) -> None:
-        """Write what is left and close the file; a disk that does not answer does not hold up the stop."""
+        """Write what is left and close the file; a disk that does not answer does not hold up the stop.  Nothing if it
+        was never opened."""
+        if not self._started:
+            return
         self._collector.facts(self._facts())
         self._safely(lambda: self._flush(self._wall(), self._monotonic()))
         if not await asyncio.to_thread(self._thread.close):
