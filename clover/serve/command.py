@@ -21,10 +21,11 @@ from clover.errors import CloverError, ConfigError, DeviceError
 from clover.hints import program
 from clover.profiling import pace
 from clover.profiling.stored import key_of
-from clover.serve import banner
+from clover.serve import banner, notify
 from clover.serve.checking import check_apart
 from clover.serve.concealment import conceal
 from clover.serve.reload import Reload
+from clover.serve.upgrade import start_successor
 from clover.server import Server
 from clover.server.accuracy_floor import check_floor
 from clover.server.takeover.handover import TakeOvers
@@ -96,13 +97,17 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             gc.set_threshold(_COLLECTED_AFTER)
             reloading.server = server
             banner.show(server)
+            notify.ready()
 
         config = with_ledger(given.config)
         succession = asyncio.run(Succession.ask(config)) if "take-over" in given.options else None
         before = gc.get_threshold()
         try:
             return Server(config=config).run(
-                on_ready=ready, on_hangup=reloading.start, take_overs=TakeOvers(config, succession)
+                on_ready=ready,
+                on_hangup=reloading.start,
+                on_upgrade=lambda: start_successor(environment),
+                take_overs=TakeOvers(config, succession),
             )
         finally:
             gc.set_threshold(*before)

@@ -264,7 +264,7 @@ class Machine:
         return tuple(meter.mark() for meter in self.meters.values() if isinstance(meter, known))
 
     def hand_over(self) -> None:
-        """Meter no more than what this server's own processes use, from the last samples on."""
+        """Count no more than what this server's own processes use, from the last samples on."""
         self.handed, self.paused = True, False
         for meter in self.meters.values():
             if isinstance(meter, energy.ModelledMeter):

@@ -183,13 +183,14 @@ class Server:
         *,
         on_ready: Callable[[Server], None] | None = None,
         on_hangup: Callable[[], None] | None = None,
+        on_upgrade: Callable[[], None] | None = None,
         take_overs: TakeOvers | None = None,
     ) -> int:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once (status 128 + signal).
 
-        `on_ready` is called once it is ready, `on_hangup` on SIGHUP.  With `take_overs`, another server may take this
-        one's place, or this one takes another's.  Return 0 if everything received was answered, else 1; raises as
-        `start` does.  Call it from the main thread.
+        `on_ready` is called once it is ready, `on_hangup` on SIGHUP, `on_upgrade` on SIGUSR2.  With `take_overs`,
+        another server may take this one's place, or this one takes another's.  Return 0 if everything received was
+        answered, else 1; raises as `start` does.  Call it from the main thread.
         """
         self._use()
         self._succession = take_overs.succession if take_overs is not None else None
@@ -213,6 +214,8 @@ class Server:
                 loop.add_signal_handler(number, signalled, number)
             if on_hangup is not None:
                 loop.add_signal_handler(signal.SIGHUP, on_hangup)
+            if on_upgrade is not None:
+                loop.add_signal_handler(signal.SIGUSR2, on_upgrade)
             starting = loop.create_task(self._start())
             waiting = loop.create_task(ended.wait())
             await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)

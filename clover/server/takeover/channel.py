@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from clover.errors import StartError
-from clover.server.takeover.messages import Message, Refused, decode, encode
+from clover.server.takeover.messages import Message, TakeOverRefused, decode, encode
 
 _LENGTH = struct.Struct("!I")
 MOST_BYTES = 16 << 20
@@ -31,7 +31,7 @@ class TakeOverError(StartError):
     """A take-over did not come about; the running server stays."""
 
 
-class Channel(Protocol):
+class TakeOverChannel(Protocol):
     """One end of the connection.  Both calls raise TakeOverError if the other end is gone."""
 
     async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
@@ -48,14 +48,14 @@ class Channel(Protocol):
         """Let go of the connection.  Idempotent."""
 
 
-async def expect(channel: Channel, kind: type[_M], within_s: float | None) -> tuple[_M, list[int]]:
+async def expect(channel: TakeOverChannel, kind: type[_M], within_s: float | None) -> tuple[_M, list[int]]:
     """Return the next message, which must be of `kind`; TakeOverError with the reason if the other end refuses."""
     message, descriptors = await channel.receive(within_s)
     if isinstance(message, kind):
         return message, descriptors
     for number in descriptors:
         os.close(number)
-    if isinstance(message, Refused):
+    if isinstance(message, TakeOverRefused):
         raise TakeOverError(message.reason)
     raise TakeOverError(f"the other server said {type(message).__name__} instead of {kind.__name__}")
 

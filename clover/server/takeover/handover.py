@@ -19,7 +19,14 @@ from clover.control.ledger_files import LedgerFiles, saved
 from clover.errors import ConfigError
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError
-from clover.server.takeover.messages import VERSION, Finished, Handed, Hello, LateRows, Offer
+from clover.server.takeover.messages import (
+    VERSION,
+    HandedState,
+    LateRows,
+    SocketOffer,
+    TakeOverFinished,
+    TakeOverRequest,
+)
 from clover.server.takeover.socket_file import ListeningFile
 from clover.server.takeover.succession import Succession, listening
 
@@ -37,35 +44,35 @@ class Handover:
         self._engine = engine
         self._end = end
         self._box = box
-        self._handed: Handed | None = None
+        self._handed: HandedState | None = None
         self._files = engine.controller.ledger_files
 
-    def refusal(self, hello: Hello) -> str:
+    def refusal(self, request: TakeOverRequest) -> str:
         """Return why this successor cannot take over now; empty if it can."""
         engine = self._engine
-        if hello.version != VERSION:
-            return f"Clover {__version__} and {hello.clover} do not take over from each other: restart the server"
+        if request.version != VERSION:
+            return f"Clover {__version__} and {request.clover} do not take over from each other: restart the server"
         if engine.draining:
             return "the running server is shutting down"
         if engine.frontend is None:
             return "the running server has no front end"
         here = listening(engine.config)
-        others = [name for name in here if hello.listen.get(name) != here[name]]
+        others = [name for name in here if request.listen.get(name) != here[name]]
         if others:
-            theirs, own = (", ".join(f"{key} {of.get(key, '')!r}" for key in others) for of in (hello.listen, here))
+            theirs, own = (", ".join(f"{key} {of.get(key, '')!r}" for key in others) for of in (request.listen, here))
             return f"it is configured with {theirs}, and the running server with {own}: addresses change at a restart"
         if trials := engine.rollouts.trials():
             return f"a roll-out is under way ({', '.join(sorted(trials))}): promote it or roll it back first"
         return ""
 
-    async def offer(self) -> tuple[Offer, Sequence[int]]:
+    async def offer(self) -> tuple[SocketOffer, Sequence[int]]:
         """Return what is offered, with the descriptors of the listening sockets."""
         engine = self._engine
         assert engine.frontend is not None
         # The successor reads it at its start.
         await engine.controller.learner.finish(engine.controller.context.families.values())
         sockets = engine.frontend.http.sockets()
-        offer = Offer(
+        offer = SocketOffer(
             pid=os.getpid(),
             clover=__version__,
             tcp=len(sockets.tcp),
@@ -77,7 +84,7 @@ class Handover:
         control = [sockets.control.fileno()] if sockets.control is not None else []
         return offer, [*(sock.fileno() for sock in sockets.tcp), *control]
 
-    async def checkpoint(self) -> Handed:
+    async def checkpoint(self) -> HandedState:
         """Count the energy until now, stand still, and return the state."""
         engine, controller = self._engine, self._engine.controller
         await engine.count()
@@ -85,7 +92,7 @@ class Handover:
         self._files, controller.ledger_files = controller.ledger_files, LedgerFiles()
         grid_s = engine.grid.now()
         budgets = {name: saved(family, grid_s) for name, family in controller.context.families.items()}
-        self._handed = Handed(
+        self._handed = HandedState(
             at_ns=engine.footprint.charged_ns,
             marks=engine.machine.marks(),
             budgets={name: budget for name, budget in budgets.items() if budget is not None},
@@ -109,7 +116,7 @@ class Handover:
         engine.handing = asyncio.Event()
         self._end()
 
-    def finished(self, answered: bool) -> Finished:
+    def finished(self, answered: bool) -> TakeOverFinished:
         """Return what was answered since the state was handed over."""
         assert self._handed is not None
         grid_s, late = self._engine.grid.now(), {}
@@ -125,7 +132,7 @@ class Handover:
                     accuracy_rows=max(ledger.accuracy_rows - budget.ledger.accuracy_rows, 0.0),
                     since_s=ledger.since_s,
                 )
-        return Finished(answered=answered, late=late)
+        return TakeOverFinished(answered=answered, late=late)
 
 
 class TakeOvers:

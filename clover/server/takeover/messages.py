@@ -16,7 +16,7 @@ VERSION = 1
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
-class Hello(Record, frozen=True, kw_only=True, tag=True):
+class TakeOverRequest(Record, frozen=True, kw_only=True, tag=True):
     """The successor asks: its version of the messages, itself, and the addresses that it is configured with."""
 
     version: int
@@ -25,13 +25,13 @@ class Hello(Record, frozen=True, kw_only=True, tag=True):
     listen: dict[str, _Text]
 
 
-class Refused(Record, frozen=True, kw_only=True, tag=True):
+class TakeOverRefused(Record, frozen=True, kw_only=True, tag=True):
     """The running server stays, for this reason: instead of any other answer."""
 
     reason: _Text
 
 
-class Offer(Record, frozen=True, kw_only=True, tag=True):
+class SocketOffer(Record, frozen=True, kw_only=True, tag=True):
     """The running server's listening sockets, which come beside: `tcp` of them for HTTP, then the control socket if
     `control`.  `grpc_port` is bound a second time by the successor.  `memory_bytes`: what its processes hold;
     `box`: the folder of its emulated GPUs below the cache folder."""
@@ -45,11 +45,11 @@ class Offer(Record, frozen=True, kw_only=True, tag=True):
     box: _Text = ""
 
 
-class Ready(Record, frozen=True, kw_only=True, tag=True):
+class SuccessorReady(Record, frozen=True, kw_only=True, tag=True):
     """The successor has loaded and warmed everything, and waits for the state."""
 
 
-class Handed(Record, frozen=True, kw_only=True, tag=True):
+class HandedState(Record, frozen=True, kw_only=True, tag=True):
     """The state: the running server counts no energy of the machine from `at_ns` (monotonic) on, nor embodied grams.
     `budgets` by family, as far as they were looked at."""
 
@@ -58,11 +58,11 @@ class Handed(Record, frozen=True, kw_only=True, tag=True):
     budgets: dict[str, SavedBudget] = {}
 
 
-class Accepting(Record, frozen=True, kw_only=True, tag=True):
+class SuccessorAccepting(Record, frozen=True, kw_only=True, tag=True):
     """The successor accepts connections: the commit point, once the running server has it."""
 
 
-class Committed(Record, frozen=True, kw_only=True, tag=True):
+class TakeOverCommitted(Record, frozen=True, kw_only=True, tag=True):
     """The running server accepts no more, and answers what it has received."""
 
 
@@ -74,14 +74,23 @@ class LateRows(Record, frozen=True, kw_only=True):
     since_s: float
 
 
-class Finished(Record, frozen=True, kw_only=True, tag=True):
+class TakeOverFinished(Record, frozen=True, kw_only=True, tag=True):
     """The running server has answered everything and closed its ledger.  `answered`: whether nothing was left."""
 
     answered: bool
     late: dict[str, LateRows] = {}
 
 
-Message = Hello | Refused | Offer | Ready | Handed | Accepting | Committed | Finished
+Message = (
+    TakeOverRequest
+    | TakeOverRefused
+    | SocketOffer
+    | SuccessorReady
+    | HandedState
+    | SuccessorAccepting
+    | TakeOverCommitted
+    | TakeOverFinished
+)
 _DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)  # type: ignore[arg-type]
 
 

@@ -22,7 +22,7 @@ from clover.http import Inherited
 from clover.runtime.memory.free import free_bytes
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError, expect
-from clover.server.takeover.messages import VERSION, Finished, Handed, Hello, Offer
+from clover.server.takeover.messages import VERSION, HandedState, SocketOffer, TakeOverFinished, TakeOverRequest
 from clover.settings.check import on_gpus
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _GIB = 1 << 30
 class Succession:
     """The take-over of one server, from its offer on.  It owns `channel` and the sockets of `inherited`."""
 
-    def __init__(self, channel: SocketChannel, offer: Offer, inherited: Inherited) -> None:
+    def __init__(self, channel: SocketChannel, offer: SocketOffer, inherited: Inherited) -> None:
         self._channel = channel
         self._offer = offer
         self.inherited = inherited
@@ -59,8 +59,10 @@ class Succession:
         channel = SocketChannel(socket_file.connect(config))
         descriptors: list[int] = []
         try:
-            await channel.send(Hello(version=VERSION, pid=os.getpid(), clover=__version__, listen=listening(config)))
-            offer, descriptors = await expect(channel, Offer, protocol.STEP_S)
+            await channel.send(
+                TakeOverRequest(version=VERSION, pid=os.getpid(), clover=__version__, listen=listening(config))
+            )
+            offer, descriptors = await expect(channel, SocketOffer, protocol.STEP_S)
             if len(descriptors) != offer.tcp + offer.control or offer.tcp < 1:
                 raise TakeOverError("the running server's sockets did not come")
             free = free_bytes()
@@ -99,7 +101,7 @@ class Succession:
         elif engine.ledger is not None:
             engine.ledger.start()
 
-    async def adopt(self, handed: Handed) -> None:
+    async def adopt(self, handed: HandedState) -> None:
         """Go on from the state: meters, embodied carbon, the ledger's time, budgets."""
         engine = self._engine
         assert engine is not None
@@ -150,7 +152,7 @@ class Succession:
             if engine.ledger is not None:
                 engine.ledger.start()
 
-    def _add(self, engine: Engine, said: Finished) -> None:
+    def _add(self, engine: Engine, said: TakeOverFinished) -> None:
         for name, late in said.late.items():
             family = engine.controller.context.families.get(name)
             if family is not None and family.ledger.since_s == late.since_s:
@@ -160,7 +162,7 @@ class Succession:
         )
 
     async def _settle(self) -> None:
-        """Before this server's own end, wait for that of the one before, whose ledger it shares."""
+        """Wait for the end of the server before, whose ledger this one shares."""
         if self._ending is not None:
             await asyncio.gather(self._ending, return_exceptions=True)
 

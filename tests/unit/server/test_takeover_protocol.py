@@ -11,10 +11,18 @@ import pytest
 
 from clover.server.takeover import protocol
 from clover.server.takeover.channel import TakeOverError
-from clover.server.takeover.messages import VERSION, Finished, Handed, Hello, Message, Offer, Refused
+from clover.server.takeover.messages import (
+    VERSION,
+    HandedState,
+    Message,
+    SocketOffer,
+    TakeOverFinished,
+    TakeOverRefused,
+    TakeOverRequest,
+)
 
-HELLO = Hello(version=VERSION, pid=2, clover="2.0", listen={"port": "8080"})
-OFFER = Offer(pid=1, clover="1.0", tcp=1, control=False, grpc_port=None, memory_bytes=1)
+REQUEST = TakeOverRequest(version=VERSION, pid=2, clover="2.0", listen={"port": "8080"})
+OFFER = SocketOffer(pid=1, clover="1.0", tcp=1, control=False, grpc_port=None, memory_bytes=1)
 
 
 class Killed(BaseException):
@@ -48,11 +56,10 @@ class FakeChannel:
         self.dead = False
 
     def _step(self, after: bool) -> None:
-        if self.fault is not None and self.fault.at == self.operations:
-            if self.fault.how == ("killed after" if after else "killed before"):
-                self.dead = True
-                self.close()
-                raise Killed
+        if self.fault == Fault(self.operations, "killed after" if after else "killed before"):
+            self.dead = True
+            self.close()
+            raise Killed
         if after:
             self.operations += 1
 
@@ -65,9 +72,8 @@ class FakeChannel:
 
     async def receive(self, within_s: float | None) -> tuple[Message, list[int]]:
         self._step(False)
-        if self.fault is not None and (self.fault.at, self.fault.how) == (self.operations, "too late"):
-            if within_s is not None:
-                raise TakeOverError(f"the other server did not answer within {within_s:g} s")
+        if within_s is not None and self.fault == Fault(self.operations, "too late"):
+            raise TakeOverError(f"the other server did not answer within {within_s:g} s")
         found = await self.back.queue.get()
         if found is None:
             self.back.queue.put_nowait(None)
@@ -93,17 +99,17 @@ class Running:
         self.accepts = self.counts = True
         self.log: list[str] = []
 
-    def refusal(self, hello: Hello) -> str:
+    def refusal(self, request: TakeOverRequest) -> str:
         return self.refuses
 
-    async def offer(self) -> tuple[Offer, Sequence[int]]:
+    async def offer(self) -> tuple[SocketOffer, Sequence[int]]:
         return OFFER, ()
 
-    async def checkpoint(self) -> Handed:
+    async def checkpoint(self) -> HandedState:
         self.counts = False
         if self.breaks == "checkpoint":
             raise TakeOverError("the disk is full")
-        return Handed(at_ns=1)
+        return HandedState(at_ns=1)
 
     def revert(self) -> None:
         self.counts = True
@@ -121,7 +127,7 @@ class Next:
         self.breaks = breaks
         self.accepts = self.counts = False
 
-    async def adopt(self, handed: Handed) -> None:
+    async def adopt(self, handed: HandedState) -> None:
         if self.breaks == "adopt":
             raise TakeOverError("the budgets do not fit")
         self.counts = True
@@ -162,14 +168,14 @@ async def play(
             running.accepts = running.counts = False
             return None
         if found:
-            await _quietly(old.send(Finished(answered=True)))
+            await _quietly(old.send(TakeOverFinished(answered=True)))
         old.close()
         return found
 
     async def second() -> bool | None:
         try:
-            await new.send(HELLO)
-            offer, _ = await protocol.expect(new, Offer, 1.0)
+            await new.send(REQUEST)
+            offer, _ = await protocol.expect(new, SocketOffer, 1.0)
             assert offer == OFFER
             found = await protocol.take_over(new, successor)
             if found:
@@ -201,7 +207,7 @@ async def _quietly(sending: object) -> None:
 def check(found: Outcome) -> None:
     """One serves if one lives; never do two count; a rolled back one is as it was."""
     old_lives, new_lives = not found.old.dead, not found.new.dead
-    counting = [found.running.counts and not found.running.log[-1:] == ["commit"], found.successor.counts]
+    counting = [found.running.counts and found.running.log[-1:] != ["commit"], found.successor.counts]
     assert sum(counting) <= 1, "energy is counted twice"
     if "commit" in found.running.log:
         assert not found.running.accepts
@@ -279,11 +285,11 @@ def test_what_is_not_expected_is_refused() -> None:
     async def main() -> None:
         there, back = Wire(), Wire()
         channel = FakeChannel(there, back, None)
-        back.queue.put_nowait((Refused(reason="busy"), []))
+        back.queue.put_nowait((TakeOverRefused(reason="busy"), []))
         back.queue.put_nowait((OFFER, []))
         with pytest.raises(TakeOverError, match="busy"):
-            await protocol.expect(channel, Offer, 1.0)
-        with pytest.raises(TakeOverError, match="said Offer instead of Finished"):
-            await protocol.expect(channel, Finished, 1.0)
+            await protocol.expect(channel, SocketOffer, 1.0)
+        with pytest.raises(TakeOverError, match="said SocketOffer instead of TakeOverFinished"):
+            await protocol.expect(channel, TakeOverFinished, 1.0)
 
     asyncio.run(main())
