@@ -309,6 +309,11 @@ class OpenLoop:
         await run.settle(max(0.1, end - time.monotonic()))
         return run.result
 
+    @property
+    def result(self) -> Result:
+        """What came so far; a long run may take samples away from it."""
+        return self._run.result
+
     def send_one(self) -> None:
         """Send one request more, at once; only while `run` sends some."""
         if self._begin_ns:
