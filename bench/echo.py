@@ -104,3 +104,7 @@ def _die(grave: Path) -> None:
     except FileExistsError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+SOAK = family("/", max_batch=32)
+"""The family for a server of its own (`bench.echo:SOAK`): no row of a soak has a fate, so no folder remembers any."""

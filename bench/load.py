@@ -180,6 +180,8 @@ class _Connection(asyncio.Protocol):
         body, now = self.body, time.monotonic_ns()
         assert body is not None
         self.body = None
+        if not self.parser.should_keep_alive() and self.transport is not None:
+            self.transport.close()  # the server said that it takes no other request here
         sample = Sample(self.due_ns, now, self.parser.get_status_code(), body.row)
         if self.receipt:
             members = parse_receipt(self.receipt)
@@ -280,8 +282,9 @@ class OpenLoop:
         self._begin_ns = 0
         self._number = 0
 
-    async def run(self, seconds: float) -> Result:
-        """Send requests for `seconds`, wait for their answers, and return what became of them.  Once only."""
+    async def run(self, seconds: float, ended: asyncio.Event | None = None) -> Result:
+        """Send requests for `seconds`, or until `ended`, wait for their answers, and return what became of them.  Once
+        only."""
         run, rng, rate = self._run, random.Random(self.seed), self.rate
         run.idle.extend(await asyncio.gather(*(run.connect() for _ in range(self.connections))))
         rate_at = rate if callable(rate) else (lambda _t: float(rate))
@@ -290,7 +293,7 @@ class OpenLoop:
         alarm = Alarm()
         while True:
             due += rng.expovariate(rate_at(due))
-            if due > seconds:
+            if due > seconds or (ended is not None and ended.is_set()):
                 break
             await alarm.at(begin + int(due * 1e9))
             self._send(begin + int(due * 1e9))
@@ -305,6 +308,11 @@ class OpenLoop:
         run.result.lost += len(self._waiting)
         await run.settle(max(0.1, end - time.monotonic()))
         return run.result
+
+    @property
+    def result(self) -> Result:
+        """What came so far; a long run may take samples away from it."""
+        return self._run.result
 
     def send_one(self) -> None:
         """Send one request more, at once; only while `run` sends some."""

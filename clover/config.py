@@ -97,6 +97,9 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     drain_delay_s: Annotated[
         float, _help("seconds at shutdown during which readiness fails but requests are still accepted", ge=0)
     ] = 0.0
+    take_over_s: Annotated[
+        float, _help("seconds that a server started with --take-over may take until it is ready", gt=0)
+    ] = 600.0
 
 
 class CarbonConfig(Section, frozen=True, kw_only=True):

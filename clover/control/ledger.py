@@ -98,6 +98,11 @@ class Ledger:
         if spent:
             self.since_s, self.rows, self.accuracy_rows = figures
 
+    def add(self, rows: float, accuracy_rows: float) -> None:
+        """Add what another server answered of this horizon."""
+        self.rows += rows
+        self.accuracy_rows += accuracy_rows
+
     def end_s(self, grid_s: float, horizon_s: float) -> float:
         """Return the grid time at which the horizon under way ends; a horizon that begins now, before the first
         look."""

@@ -63,11 +63,7 @@ class LedgerFiles:
             if path.stat().st_size > _LARGEST:
                 raise ValueError("it is too large")
             found = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
-            why = _foreign(found, family, grid_s)
-            if not why:
-                why = _over(found, family, grid_s)
-                family.ledger.restore(found.ledger, spent=not why)
-                family.ledger.skip(family.fleet.observe())
+            why = restore(found, family, grid_s)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -103,16 +99,8 @@ class LedgerFiles:
     def _files(self, families: Iterable[Family], grid_s: float) -> list[tuple[Path, bytes]]:
         found = []
         for family in families:
-            path, ledger = self.path(family), family.ledger
-            if path is not None and not math.isnan(ledger.since_s):
-                content = SavedBudget(
-                    format=FORMAT,
-                    family=family.name,
-                    key=_key(family),
-                    horizon_s=family.config.budget_horizon_s,
-                    at_s=grid_s,
-                    ledger=ledger.saved(),
-                )
+            path, content = self.path(family), saved(family, grid_s)
+            if path is not None and content is not None:
                 found.append((path, msgspec.json.encode(content)))
         return found
 
@@ -122,6 +110,31 @@ class LedgerFiles:
                 await asyncio.to_thread(replace_file, path, data)
             except OSError as error:
                 log.warning("what budgets spent cannot be written to %s: %s", path, error.strerror)
+
+
+def saved(family: Family, grid_s: float) -> SavedBudget | None:
+    """Return what is kept of `family` at `grid_s`; None before its first look."""
+    if math.isnan(family.ledger.since_s):
+        return None
+    return SavedBudget(
+        format=FORMAT,
+        family=family.name,
+        key=_key(family),
+        horizon_s=family.config.budget_horizon_s,
+        at_s=grid_s,
+        ledger=family.ledger.saved(),
+    )
+
+
+def restore(found: SavedBudget, family: Family, grid_s: float) -> str:
+    """Have the ledger of `family` go on from `found`; return why it does not, or not with what was spent, else empty.
+    ValueError if its figures cannot be."""
+    if why := _foreign(found, family, grid_s):
+        return why
+    why = _over(found, family, grid_s)
+    family.ledger.restore(found.ledger, spent=not why)
+    family.ledger.skip(family.fleet.observe())
+    return why
 
 
 def _foreign(found: SavedBudget, family: Family, grid_s: float) -> str:

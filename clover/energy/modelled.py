@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clover.energy.cpu_power import Range
+from clover.energy.marks import MeterMark
 from clover.types import EnergySample, Method
 
 
@@ -46,6 +47,7 @@ class ModelledMeter:
         self._at_ns = now_ns
         self._idle_j = 0.0
         self._active_j = 0.0
+        self._handed = False
 
     @property
     def uncertainty(self) -> tuple[float, float] | None:
@@ -73,7 +75,8 @@ class ModelledMeter:
         """Return joules since the meter was made; they never decrease, even if the clock or the CPU total does."""
         cpu_s = self._cpu_seconds()
         elapsed_s = max(0, now_ns - self._at_ns) / 1e9
-        self._idle_j += self.idle_w * elapsed_s
+        idle_w = 0.0 if self._handed else self.idle_w
+        self._idle_j += idle_w * elapsed_s
         self._active_j += self.core_w * max(0.0, cpu_s - self._cpu_s)
         self._at_ns = max(self._at_ns, now_ns)
         self._cpu_s = cpu_s
@@ -81,8 +84,27 @@ class ModelledMeter:
             device=self.device,
             at_ns=self._at_ns,
             total_j=self._idle_j + self._active_j,
-            idle_w=self.idle_w,
+            idle_w=idle_w,
             method=self.method,
             uncertainty=self.uncertainty,
             active_uncertainty=self.active_uncertainty,
         )
+
+    def mark(self) -> MeterMark:
+        """Return where its last sample stands."""
+        return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns)
+
+    def hand_over(self) -> None:
+        """Count no idle power from the last sample on: the other server does.  What this one's processes use stays
+        this one's, since no other integrates their CPU time."""
+        self._handed = True
+
+    def take_over(self, mark: MeterMark) -> EnergySample:
+        """Count idle power from `mark` on, and the CPU time of this server since its start; ValueError for another
+        meter's mark."""
+        if mark.method != self.method:
+            raise ValueError(f"it was {mark.method} by the other server, and is {self.method} by this one")
+        self._at_ns = mark.at_ns
+        self._idle_j = self._active_j = 0.0
+        self._cpu_s = 0.0
+        return EnergySample(device=self.device, at_ns=mark.at_ns, total_j=0.0, idle_w=self.idle_w, method=self.method)

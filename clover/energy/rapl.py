@@ -37,6 +37,7 @@ from typing import NamedTuple
 from clover.energy.cpu_power import CpuPower, published
 from clover.energy.host import ReadHost, host_use
 from clover.energy.idle import IdlePower
+from clover.energy.marks import MeterMark
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method
 
@@ -193,6 +194,21 @@ class RaplMeter:
         self._last_uj = counters
         self._at_ns = max(self._at_ns, now_ns)
         self._watch_idle(known=not (missed or late))
+        return self._sampled()
+
+    def mark(self) -> MeterMark:
+        """Return where its last sample stands."""
+        return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns, counters=tuple(self._last_uj))
+
+    def take_over(self, mark: MeterMark) -> EnergySample:
+        """Go on from the counters of `mark`; ValueError if they are of other domains."""
+        if mark.method != self.method or len(mark.counters) != len(self.domains):
+            raise ValueError("the other server read other counters")
+        ranges = zip(mark.counters, self.domains, strict=True)
+        if any(not 0 <= counter <= domain.range_uj for counter, domain in ranges):
+            raise ValueError("its counters are beyond their range")
+        self._last_uj, self._total_uj, self._at_ns = list(mark.counters), 0, mark.at_ns
+        self._begin_window()
         return self._sampled()
 
     def _sampled(self) -> EnergySample:

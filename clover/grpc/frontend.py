@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -107,14 +109,19 @@ class GrpcFrontend:
         """The key and the certificate chain that handshakes are made with."""
         self._closed = False
 
-    async def start(self) -> None:
-        """Bind and accept; raises ConfigError or StartError."""
+    async def start(self, beside: int | None = None) -> None:
+        """Bind and accept; raises ConfigError or StartError.
+
+        `beside`: the port on which another server of this user accepts too, which is about to stop.  grpcio takes no
+        socket that is open already; so its sockets are bound with SO_REUSEPORT, and a port that another server has is
+        found here.
+        """
         listen, limits = self._config.listen, self._config.limits
-        port = listen.grpc_port
+        port = beside or listen.grpc_port
         assert port is not None
         credentials = self._credentials()
         options = [
-            ("grpc.so_reuseport", 0),  # a port that another server has is an error
+            ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", _STREAMS),
@@ -129,6 +136,8 @@ class GrpcFrontend:
         _reflect(server)
         host = listen.host.strip("[]")
         shown = f"[{host}]" if ":" in host else host
+        if beside is None:
+            _check_free(host, port, shown)
         try:
             if credentials is None:
                 bound = server.add_insecure_port(f"{shown}:{port}")
@@ -138,7 +147,7 @@ class GrpcFrontend:
             bound = 0
         if not bound:
             await self.close()
-            raise StartError(f"cannot listen on {shown}:{port} for gRPC; --grpc-port chooses another")
+            raise _taken(shown, port)
         self.target = f"{shown}:{bound}"
         await server.start()
 
@@ -200,6 +209,34 @@ class GrpcFrontend:
             self._health.end_streams()
             await self._server.stop(0)
             self._server = None
+
+
+def _taken(shown: str, port: int) -> StartError:
+    return StartError(f"cannot listen on {shown}:{port} for gRPC; --grpc-port chooses another")
+
+
+def _check_free(host: str, port: int, shown: str) -> None:
+    """Raise StartError if a program listens there, which binding with SO_REUSEPORT would not show."""
+    if not port:
+        return
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return  # binding says what is wrong with the address
+    for family, kind, protocol, _, address in found:
+        try:
+            probe = socket.socket(family, kind, protocol)
+        except OSError:
+            continue  # a family of addresses that this machine does not have
+        with probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise _taken(shown, port) from error
 
 
 def _milliseconds(seconds: float) -> int:

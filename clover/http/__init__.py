@@ -10,8 +10,8 @@ Two rules hold everywhere here.  A request that infers costs no Task and no Futu
 answer is written at most once per connection and turn of the loop, head and body together.
 """
 
-from clover.http.frontend import Frontend, Mounted
+from clover.http.frontend import Frontend, Inherited, Mounted
 from clover.http.stats import HttpStats
 from clover.http.streams import EventStreams
 
-__all__ = ["EventStreams", "Frontend", "HttpStats", "Mounted"]
+__all__ = ["EventStreams", "Frontend", "HttpStats", "Inherited", "Mounted"]

@@ -114,14 +114,20 @@ class Acceptor:
             sock.listen(_BACKLOG)
             loop.add_reader(sock, self._accept, sock)
 
-    def close(self) -> None:
-        """Accept no more, and drop the connections whose handshake is not over."""
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """The listening sockets; none once it is closed."""
+        return self._sockets
+
+    def close(self, *, opening: bool = False) -> None:
+        """Accept no more, and drop the connections whose handshake is not over, unless `opening` keeps them."""
         for sock in self._sockets:
             self._loop.remove_reader(sock)
             sock.close()
         self._sockets.clear()
-        for task in self._opening:
-            task.cancel()
+        if not opening:
+            for task in self._opening:
+                task.cancel()
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_ACCEPTS):

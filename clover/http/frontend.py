@@ -69,6 +69,19 @@ class _ControlPath:
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """Listening sockets that another server has bound: for HTTP, and the control socket if there is one."""
+
+    tcp: tuple[socket.socket, ...]
+    control: socket.socket | None = None
+
+    def close(self) -> None:
+        """Give them back."""
+        for sock in (*self.tcp, *([self.control] if self.control is not None else [])):
+            sock.close()
+
+
+@dataclass(frozen=True)
 class Mounted:
     """Paths of what is built above the front end, and its streams, which end as soon as a drain begins.  `close` is
     called then, too: it gives up answers that would hold up the drain."""
@@ -111,6 +124,8 @@ class Frontend:
         self._acceptor: Acceptor | None = None
         self._context: ssl.SSLContext | None = None
         self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
+        self._control_socket: socket.socket | None = None
         self._control: _ControlPath | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._swept_s = 0.0
@@ -139,42 +154,64 @@ class Frontend:
         self._listeners.append(listener)
         return listener
 
-    async def start(self) -> tuple[str, int]:
-        """Bind and accept; return the bound host and port.  Raises ConfigError or StartError."""
-        listen, limits = self._config.listen, self._config.limits
+    async def start(self, inherited: Inherited | None = None) -> tuple[str, int]:
+        """Bind and accept; return the bound host and port.  Raises ConfigError or StartError.
+
+        With the sockets of another server it accepts nothing before `open`.
+        """
+        listen = self._config.listen
         Access.check_bind(listen, bool(self._tenants or self._operators.grants))
-        context = self._context = _tls_context(listen)
-        listener = self._listeners[0]
-        tls = context is not None
+        self._context = _tls_context(listen)
         try:
-            sockets = await bind(self._loop, listen.host.strip("[]") or None, listen.port)
-            name = sockets[0].getsockname()
+            if inherited is None:
+                self._sockets = await bind(self._loop, listen.host.strip("[]") or None, listen.port)
+            else:
+                self._sockets, self._control_socket = list(inherited.tcp), inherited.control
+            name = self._sockets[0].getsockname()
+        except OSError as error:
+            raise self._cannot_listen(error) from error
+        host, port = str(name[0]), int(name[1])
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if self._context is not None else 'http'}://{shown}:{port}"
+        if inherited is None:
+            await self.open()
+        return host, port
+
+    async def open(self) -> None:
+        """Accept connections.  Raises StartError."""
+        listen, limits, tls = self._config.listen, self._config.limits, self._context is not None
+        listener = self._listeners[0]
+        sockets, self._sockets = self._sockets, []
+        try:
             self._acceptor = Acceptor(
                 self._loop,
                 sockets,
                 lambda: listener.accept(tls=tls),
                 self.stats,
                 reserve_descriptors(limits.connections),
-                context,
+                self._context,
                 limits.head_s,
             )
         except OSError as error:
-            hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
-            raise StartError(
-                f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}"
-            ) from error
+            raise self._cannot_listen(error) from error
         if listen.control:
             try:
                 await self._start_control(listen.control)
             except BaseException:
                 await self.close()
                 raise
-        host, port = str(name[0]), int(name[1])
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"{'https' if tls else 'http'}://{shown}:{port}"
         self._swept_s = self._monotonic_s()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-        return host, port
+
+    def _cannot_listen(self, error: OSError) -> StartError:
+        listen = self._config.listen
+        hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
+        return StartError(f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}")
+
+    def sockets(self) -> Inherited:
+        """Return the listening sockets, which stay this front end's."""
+        tcp = self._acceptor.sockets if self._acceptor is not None else ()
+        return Inherited(tuple(tcp), self._control_socket)
 
     def forget_heads(self) -> None:
         """Judge each head anew from now on, those of open streams too, because the tenants have changed."""
@@ -205,8 +242,11 @@ class Frontend:
         return True
 
     async def _start_control(self, where: str) -> None:
-        sock, self._control = self._bind_control(where)
-        listener = self._listeners[1]
+        if self._control_socket is None:
+            self._control_socket, self._control = self._bind_control(where)
+        else:
+            self._control = _ControlPath.of(Path(where.partition(":")[2]))
+        listener, sock = self._listeners[1], self._control_socket.dup()  # the loop's own, which it may close
         server = await self._loop.create_unix_server(lambda: listener.accept(control=True), sock=sock)
         self._servers.append(server)
 
@@ -278,21 +318,40 @@ class Frontend:
         for listener in self._listeners:
             yield from list(listener.connections)
 
-    def _refuse_new(self) -> None:
+    def _refuse_new(self, *, handed: bool = False) -> None:
+        """Accept no more.  `handed`: another server accepts on the same sockets, and serves the control path."""
         if self._mounted.streams is not None:
             self._mounted.streams.close()
         if self._mounted.close is not None:
             self._mounted.close()
         if self._control is not None:
             # Before its socket closes: from then on a successor may bind the path.
-            self._control.remove()
+            if not handed:
+                self._control.remove()
             self._control = None
         if self._acceptor is not None:
-            self._acceptor.close()
+            self._acceptor.close(opening=handed)
         for server in self._servers:
             server.close()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+        if self._control_socket is not None:
+            self._control_socket.close()
+            self._control_socket = None
         for listener in self._listeners:
             listener.state.draining = True
+
+    async def linger(self, timeout: float, hurry: asyncio.Event) -> None:  # noqa: ASYNC109 - cut, not cancelled
+        """Leave new connections to another server that accepts on the same sockets, and go on answering those that are
+        open: each is closed with its next answer.  Return once none is left, after `timeout` seconds, or when `hurry`
+        is set."""
+        self._refuse_new(handed=True)
+        end_s = self._monotonic_s() + timeout
+        while any(listener.connections for listener in self._listeners):
+            if hurry.is_set() or self._monotonic_s() >= end_s:
+                return
+            await asyncio.sleep(_DRAIN_STEP_S)
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
         """Stop accepting, answer what was received, close; return whether all of it was answered within `timeout`

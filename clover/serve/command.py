@@ -21,12 +21,15 @@ from clover.errors import CloverError, ConfigError, DeviceError
 from clover.hints import program
 from clover.profiling import pace
 from clover.profiling.stored import key_of
-from clover.serve import banner
+from clover.serve import banner, notify
 from clover.serve.checking import check_apart
 from clover.serve.concealment import conceal
 from clover.serve.reload import Reload
+from clover.serve.upgrade import start_successor
 from clover.server import Server
-from clover.server.engine import check_floor
+from clover.server.accuracy_floor import check_floor
+from clover.server.takeover.handover import TakeOvers
+from clover.server.takeover.succession import Succession
 from clover.settings import Option
 from clover.settings.check import on_gpus
 from clover.telemetry import logs, otel
@@ -36,6 +39,7 @@ log = logging.getLogger("clover.serve")
 OPTIONS = (
     Option("--print-config", "print the effective configuration as TOML, with the origin of every value, and exit"),
     Option("--check-config", "read configuration, families and carbon source, report, and exit"),
+    Option("--take-over", "take the place of the running server with this configuration; no request fails"),
     Option("--version", "print the version and exit"),
 )
 USAGE = "[FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
@@ -93,12 +97,22 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             gc.set_threshold(_COLLECTED_AFTER)
             reloading.server = server
             banner.show(server)
+            notify.ready()
 
+        config = with_ledger(given.config)
+        succession = asyncio.run(Succession.ask(config)) if "take-over" in given.options else None
         before = gc.get_threshold()
         try:
-            return Server(config=with_ledger(given.config)).run(on_ready=ready, on_hangup=reloading.start)
+            return Server(config=config).run(
+                on_ready=ready,
+                on_hangup=reloading.start,
+                on_upgrade=lambda: start_successor(environment),
+                take_overs=TakeOvers(config, succession),
+            )
         finally:
             gc.set_threshold(*before)
+            if succession is not None:
+                succession.close()
     except ConfigError as error:
         logs.flush()  # what was logged before belongs above
         print(f"clover: {error}", file=sys.stderr)

@@ -32,10 +32,10 @@ from clover.control.solver.client import SolverClient
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
 from clover.http.audit import Operators
 from clover.interfaces import Control, Model, SplitModel
-from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
+from clover.server.accuracy_floor import check_floor
 from clover.server.cluster_follower import ClusterFollower
 from clover.server.footprint import Footprint
 from clover.server.front_ends import FrontEnds
@@ -47,8 +47,9 @@ from clover.server.otel import build_otel
 from clover.server.page import DashboardPage
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
+from clover.server.takeover.succession import Succession
 from clover.server.tasks import cancelled
-from clover.server.totals import model_totals
+from clover.server.totals import model_totals, saved_words
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics, cluster, rollouts
 from clover.telemetry.metrics.server import sandbox
@@ -63,12 +64,23 @@ _TICK_S = 1.0
 class Engine:
     """The server, assembled; implements `clover.interfaces.ServerView`.
 
-    `given` are family specs by name that need not be loaded; `http` says whether there is a front end.
+    `given` are family specs by name that need not be loaded; `http` says whether there is a front end; `succession`
+    takes over from a server that runs.
     """
 
-    def __init__(self, config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, http: bool) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        given: Mapping[str, FamilySpec],
+        pool: Pool,
+        *,
+        http: bool,
+        succession: Succession | None = None,
+    ) -> None:
         loop = self.loop = asyncio.get_running_loop()
         self.config, self.draining = config, False
+        self.handing: asyncio.Event | None = None  # once another server accepts; set: open connections do not count
+        self._succession = succession
         self.served: dict[str, Served] = {}
         self.tenants, self.operators = Tenants(config.tenants), Operators.of(config)
         self._models: dict[str, Model] = {}
@@ -77,7 +89,9 @@ class Engine:
         self._pool = pool
         self._stack = contextlib.AsyncExitStack()
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
-        self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
+        cache = cache_folder(config.cache_dir)
+        self.machine = Machine(config, succession.boxes(cache) if succession is not None else cache, self.account)
+        self.machine.paused = succession is not None
         self.devices = self.machine.devices
         pool.board_faults.on_fault = self.machine.board_fault
         self.footprint = Footprint(config, self.devices, self.account)
@@ -180,7 +194,7 @@ class Engine:
 
     async def drop_served(self, served: Served) -> None:
         """Forget a family without workers, once what it used is counted."""
-        await self._count()
+        await self.count()
         if self.ledger is not None:
             self.ledger.forget(served.name)
         self._completions.remove(served.router.reap)
@@ -210,12 +224,13 @@ class Engine:
             self.otel.start()
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
-            await self.frontend.start()
+            await self.frontend.start(self._succession.inherited if self._succession is not None else None)
         await self._pool.start()
         await self.machine.start()
         if self.ledger is not None:
-            self.ledger.start()
             stack.push_async_callback(self.ledger.close)  # after all that counts
+            if self._succession is None:
+                self.ledger.start()
         await self._account()  # from here on joules count: those of measuring are control's, and of no family
         for served in self.served.values():
             profile = await self._profile(served)
@@ -246,6 +261,8 @@ class Engine:
         self.rollouts.announce()
         if self.ledger is not None:
             self.ledger.serve(self.served)
+        if self._succession is not None:
+            await self._succession.complete(self, stack)
         await self._account()  # so that the first receipts know already who holds how much idle power
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
@@ -254,10 +271,13 @@ class Engine:
             self.page.start(stack)
 
     async def drain(self) -> bool:
-        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was."""
+        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all was."""
         if not self.draining:
+            self.draining = True
+            if self.frontend is not None and self.handing is not None:
+                await self.frontend.linger(self.config.limits.drain_s, self.handing)
             self._close()
-            if self.frontend is not None:
+            if self.frontend is not None and self.handing is None:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
             for served in self.served.values():  # no worker is brought for anything any more
                 served.router.decline_stranded("the server is shutting down")
@@ -276,13 +296,16 @@ class Engine:
     async def _close_account(self) -> None:
         """Count the energy until now, and log what was saved and what was idle.  A source of intensities that does not
         answer does not hold up the stop."""
+        if self.machine.paused:
+            return
         try:
             async with asyncio.timeout(_TICK_S):
-                await self._count()
+                await self.count()
         except TimeoutError:
             log.warning("the energy of the last second is not counted: the carbon source did not answer")
-        idle = self.controller.core_need.report(self.account.devices())
-        for words in (*self._savings(), *([idle["words"]] if idle is not None else [])):
+        devices = self.account.devices()
+        idle = self.controller.core_need.report(devices)
+        for words in (*saved_words(self.controller.shadows.of.values(), devices), *([idle["words"]] if idle else [])):
             log.info("since the start: %s", words)
 
     def _close(self) -> None:
@@ -332,12 +355,14 @@ class Engine:
     # --- periodic work --------------------------------------------------------------------------------------------
 
     async def _account(self) -> None:
-        """Close the energy window, priced at the present intensity."""
+        """Close the energy window, priced at the present intensity; nothing while meters are another server's."""
         reading = await self.grid.priced()
         reference = self.controller.context.reference()
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, reference.g_per_kwh)
         await self.machine.measure(reading)
+        if self.machine.paused:
+            return
         spans = self.account.take()
         self.controller.shadows.window(spans)
         self.footprint.window(time.monotonic_ns(), reading, spans)
@@ -356,9 +381,9 @@ class Engine:
                 self.cluster.look()
             except Exception:
                 log.exception("checking the workers failed")
-            await self._count()
+            await self.count()
 
-    async def _count(self) -> None:
+    async def count(self) -> None:
         """Close the energy window; a failure is logged and stops nothing."""
         try:
             await self._account()
@@ -419,10 +444,11 @@ class Engine:
             self.frontend.forget_endpoints()
 
     def ready(self) -> bool:
-        """Return whether every loaded family has capacity and the server is not draining."""
+        """Return whether every loaded family has capacity, and the server is not draining: one whose place another
+        has taken answers for that one."""
         trials = self.rollouts.trials()
         loaded = [one for name, one in self.served.items() if one.state != "UNAVAILABLE" and name not in trials]
-        return not self.draining and bool(loaded) and all(map(self._serves, loaded))
+        return (not self.draining or self.handing is not None) and bool(loaded) and all(map(self._serves, loaded))
 
     def _serves(self, served: Served) -> bool:
         """Return whether a family has capacity: while a new version is promoted, that version's."""
@@ -459,11 +485,6 @@ class Engine:
             "sandbox": self.machine.sandbox(),
         }
 
-    def _savings(self) -> list[str]:
-        """Return what was saved in words: a line for each alternative that it is compared with."""
-        saved = saved_by_all(self.controller.shadows.of.values(), self.account.devices()) or {}
-        return [item["words"] for item in saved.values() if isinstance(item, dict)]
-
     def metrics(self) -> bytes:
         """Return Prometheus text."""
         return self._metrics.render()
@@ -498,10 +519,3 @@ class Engine:
         of it is being rolled out."""
         self.rollouts.check_free(name)
         await self.loading.unload(self.pick(name))
-
-
-def check_floor(name: str, profile: FamilyProfile, floor: float | None) -> None:
-    """Raise ConfigError if no variant reaches the accuracy floor (percent) that a family is configured with."""
-    best = max(accuracies(profile).values(), default=0.0)
-    if floor is not None and floor > best:
-        raise ConfigError(f"{name}: accuracy_floor {floor:g} is above the best variant's {best:.2f} %")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric
 
 from clover.config import ServerConfig
 from clover.errors import ConfigError
-from clover.http import Frontend, HttpStats, Mounted
+from clover.http import Frontend, HttpStats, Inherited, Mounted
 from clover.http.audit import Operators
 from clover.http.server_state import RequestTracer
 from clover.interfaces import ServerView
@@ -62,11 +62,30 @@ class FrontEnds:
         """Where HTTP is served."""
         return self.http.url
 
-    async def start(self) -> None:
-        """Bind and accept; raises ConfigError or StartError."""
-        await self.http.start()
-        if self.grpc is not None:
+    async def start(self, inherited: Inherited | None = None) -> None:
+        """Bind and accept; raises ConfigError or StartError.  With another server's sockets, only `open` accepts."""
+        await self.http.start(inherited)
+        if self.grpc is not None and inherited is None:
             await self.grpc.start()
+
+    async def open(self, grpc_port: int | None) -> None:
+        """Accept on the sockets of another server, and on its `grpc_port` beside it; raises StartError."""
+        if self.grpc is not None:
+            await self.grpc.start(grpc_port)
+        await self.http.open()  # last, as it cannot fail for what another server holds
+
+    @property
+    def grpc_port(self) -> int | None:
+        """The port that gRPC is served on; None without one."""
+        return int(self.grpc.target.rpartition(":")[2]) if self.grpc is not None else None
+
+    async def linger(self, timeout: float, hurry: asyncio.Event) -> None:  # noqa: ASYNC109 - cut, not cancelled
+        """Leave new connections to another server, and answer what comes over those that are open, for at most
+        `timeout` seconds or until `hurry` is set (`Frontend.linger`); clients of gRPC are asked to connect anew."""
+        draining: list[Coroutine[Any, Any, object]] = [self.http.linger(timeout, hurry)]
+        if self.grpc is not None:
+            draining.append(self.grpc.drain(timeout))
+        await asyncio.gather(*draining)
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
         """Stop accepting, answer what was received; return whether all of it was answered within `timeout` seconds."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import os
 import platform
 import time
@@ -59,6 +60,8 @@ class ServerLedger:
         self._collector = Collector(wall(), monotonic(), config.carbon.pue)
         self._slot = self._slot_of(wall())
         self._profiles: dict[str, FamilyProfile] = {}
+        self._started = False
+        self._handed_s = math.inf
         configuration = public(config)
         digest = hashlib.sha256(configuration.encode()).hexdigest()
         self._thread = LedgerThread(
@@ -78,7 +81,19 @@ class ServerLedger:
 
     def start(self) -> None:
         """Open the file, without waiting for it."""
+        self._started = True
         self._thread.start()
+
+    def begin(self, mono_s: float) -> None:
+        """Count from `mono_s` (monotonic) on: until then another server's ledger does."""
+        at_s = self._wall() - (self._monotonic() - mono_s)
+        self._collector.begin(at_s, mono_s)
+        self._slot = self._slot_of(at_s)
+
+    def hand_over(self, mono_s: float) -> None:
+        """Leave the time from `mono_s` (monotonic) on to the ledger of another server; rows and joules of this one's
+        own are still taken."""
+        self._handed_s = mono_s
 
     def serve(self, served: Mapping[str, Served]) -> None:
         """Note the profiles that models are served with, and how energy is metered, now that this is known."""
@@ -99,7 +114,7 @@ class ServerLedger:
 
     def _tick(self, reading: Reading) -> None:
         at_s, mono_s = self._wall(), self._monotonic()
-        self._collector.grid(self._source.moment(reading, at_s, mono_s))
+        self._collector.grid(self._source.moment(reading, at_s, min(mono_s, self._handed_s)))
         if (event := self._source.provider_event(reading, at_s)) is not None:
             self._collector.event(event)
         slot = self._slot_of(at_s)
@@ -114,7 +129,10 @@ class ServerLedger:
         self._source.forget(model)
 
     async def close(self) -> None:
-        """Write what is left and close the file; a disk that does not answer does not hold up the stop."""
+        """Write what is left and close the file; a disk that does not answer does not hold up the stop.  Nothing if it
+        was never opened."""
+        if not self._started:
+            return
         self._collector.facts(self._facts())
         self._safely(lambda: self._flush(self._wall(), self._monotonic()))
         if not await asyncio.to_thread(self._thread.close):

@@ -33,6 +33,7 @@ from clover.devices.polls import GpuPolls
 from clover.energy.cpu_time import ProcessTree, process_ns
 from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
+from clover.energy.marks import MeterMark
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.runtime.served import Served
@@ -66,6 +67,10 @@ class Machine:
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
         self._gpu_guard = GpuGuard(self.gpus, config.mig)
         self.meters: dict[str, EnergyMeter] = {}
+        self.paused = False
+        """Whether no meter is read now: another server's are, or this one's are being handed over."""
+        self.handed = False
+        """Whether another server meters the machine by now, and this one counts only what its own processes use."""
         self.core_idle: CoreIdle | None = None
         self.served: Mapping[str, Served] = {}
         """The families, for their hot spares: processes of ours that do nothing."""
@@ -229,6 +234,8 @@ class Machine:
         The window of a device whose meter cannot be read stays open; its energy is counted once the meter can be read.
         """
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
+        if self.paused:
+            return
         for gpu in self.gpus:
             self._spare(gpu)
         self._host.look()
@@ -240,6 +247,8 @@ class Machine:
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
         """Return the meter's sample, or the last one if it cannot be read, which leaves the window open."""
+        if self.handed and not isinstance(meter, energy.ModelledMeter):
+            return self._samples.get(name)
         now_ns = time.monotonic_ns()
         looked_ns, self._looked_ns[name] = self._looked_ns.get(name, now_ns), now_ns
         before = self._samples.get(name)
@@ -257,6 +266,38 @@ class Machine:
         if sample is None or (before is not None and (sample.epoch, sample.at_ns) == (before.epoch, before.at_ns)):
             self._account.unmetered(name, (now_ns - looked_ns) / 1e9)
         return sample
+
+    def marks(self) -> tuple[MeterMark, ...]:
+        """Return where the meters that another server can go on with stand."""
+        known = (energy.ModelledMeter, energy.RaplMeter)
+        return tuple(meter.mark() for meter in self.meters.values() if isinstance(meter, known))
+
+    def hand_over(self) -> None:
+        """Count no more than what this server's own processes use, from the last samples on."""
+        self.handed, self.paused = True, False
+        for meter in self.meters.values():
+            if isinstance(meter, energy.ModelledMeter):
+                meter.hand_over()
+
+    def take_over(self, marks: Iterable[MeterMark], reading: Reading) -> None:
+        """Open the first window of every device where the meters of another server stand; of one that cannot be
+        continued, now."""
+        self._host.look()
+        by_device = {mark.device: mark for mark in marks}
+        for name, meter in self.meters.items():
+            sample, mark = None, by_device.get(name)
+            if mark is not None and isinstance(meter, energy.ModelledMeter | energy.RaplMeter):
+                try:
+                    sample = meter.take_over(mark)
+                except ValueError as error:
+                    log.warning("%s: its energy is counted from now on: %s", name, error)
+            if sample is None:
+                sample = meter.sample(time.monotonic_ns())
+            if sample.method == "measured" and name == self._account.host_device:
+                self._host.close()  # what was used until now is in the other server's account
+            self._samples[name] = sample
+            self._account.window(sample, reading, sample.at_ns)
+        self.paused = False
 
     async def watch(self) -> None:
         """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""

@@ -32,6 +32,8 @@ from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
 from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
+from clover.server.takeover.handover import TakeOvers
+from clover.server.takeover.succession import Succession
 from clover.server.tasks import cancelled
 from clover.types import FamilySpec
 
@@ -69,6 +71,7 @@ class Server:
         self._end: asyncio.Event | None = None
         self._stopping: asyncio.Task[bool] | None = None
         self._used = False
+        self._succession: Succession | None = None
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -88,7 +91,7 @@ class Server:
     async def _start(self) -> Self:
         pool = self._pool or self._launch()
         try:
-            engine = Engine(self.config, self._given, pool, http=self._http)
+            engine = Engine(self.config, self._given, pool, http=self._http, succession=self._succession)
         except BaseException:
             await pool.stop()
             raise
@@ -103,8 +106,7 @@ class Server:
         return self
 
     async def drain(self) -> bool:
-        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.
-        """
+        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all was."""
         return await self._engine.drain() if self._engine is not None else True
 
     async def stop(self) -> bool:
@@ -181,13 +183,17 @@ class Server:
         *,
         on_ready: Callable[[Server], None] | None = None,
         on_hangup: Callable[[], None] | None = None,
+        on_upgrade: Callable[[], None] | None = None,
+        take_overs: TakeOvers | None = None,
     ) -> int:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once (status 128 + signal).
 
-        `on_ready` is called once it is ready, `on_hangup` on SIGHUP.  Return 0 if everything received was answered,
-        else 1; raises as `start` does.  Call it from the main thread.
+        `on_ready` is called once it is ready, `on_hangup` on SIGHUP, `on_upgrade` on SIGUSR2.  With `take_overs`,
+        another server may take this one's place, or this one takes another's.  Return 0 if everything received was
+        answered, else 1; raises as `start` does.  Call it from the main thread.
         """
         self._use()
+        self._succession = take_overs.succession if take_overs is not None else None
         self._pool = self._launch()
 
         async def main() -> int:
@@ -195,6 +201,10 @@ class Server:
             ended = asyncio.Event()
 
             def signalled(number: int) -> None:
+                handing = self._engine.handing if self._engine is not None else None
+                if handing is not None and not handing.is_set():
+                    handing.set()  # another server has taken over: do not wait for clients that are silent
+                    return
                 if ended.is_set():
                     os._exit(128 + number)  # workers and zygote end with this process's pipes
                 log.info("%s: answering what was received, then stopping", signal.Signals(number).name)
@@ -204,6 +214,8 @@ class Server:
                 loop.add_signal_handler(number, signalled, number)
             if on_hangup is not None:
                 loop.add_signal_handler(signal.SIGHUP, on_hangup)
+            if on_upgrade is not None:
+                loop.add_signal_handler(signal.SIGUSR2, on_upgrade)
             starting = loop.create_task(self._start())
             waiting = loop.create_task(ended.wait())
             await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -213,8 +225,15 @@ class Server:
             await starting
             if on_ready is not None:
                 on_ready(self)
+            if take_overs is not None:
+                take_overs.start(self.engine, ended.set)
             await waiting
-            return 0 if await self.stop() else 1
+            if take_overs is not None:
+                await take_overs.close()
+            answered = await self.stop()
+            if take_overs is not None:
+                await take_overs.finish(answered)
+            return 0 if answered else 1
 
         return _run_uvloop(main)
 

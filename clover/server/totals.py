@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from clover.accounting import Account
 from clover.accounting.sci import SciReport
+from clover.control.baselines.saved import Devices, saved_by_all
+from clover.control.baselines.shadow import Shadow
 from clover.runtime.served import Served
 
 
@@ -34,3 +37,9 @@ def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: b
         "workers": served.fleet.describe(),
         "events": list(served.fleet.events),
     }
+
+
+def saved_words(shadows: Iterable[Shadow], devices: Devices) -> list[str]:
+    """Return what was saved in words: a line for each alternative that it is compared with."""
+    saved = saved_by_all(shadows, devices) or {}
+    return [item["words"] for item in saved.values() if isinstance(item, dict)]

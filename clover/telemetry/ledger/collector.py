@@ -87,6 +87,11 @@ class Collector:
         self._facts = ""
         self._number = 0
 
+    def begin(self, at_s: float, mono_s: float) -> None:
+        """Begin at another moment, before anything was taken: another server counted until then."""
+        self._began_s = self._moment_s = mono_s
+        self._taken = (at_s, mono_s)
+
     # --- what is taken ------------------------------------------------------------------------------------------------
 
     def event(self, event: EventRow) -> None:

@@ -22,7 +22,7 @@ class Server:
     def __init__(self, config):
         self.config = config
 
-    def run(self, on_ready, on_hangup):
+    def run(self, **hooks):
         seen = open("/proc/self/environ", "rb").read() + open("/proc/self/cmdline", "rb").read()
         dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
         inside = f"{os.environ.get('CLOVER_TOKEN')} {sys.argv}".count("a-token-of-the-tests")

@@ -1,0 +1,164 @@
+"""The faults of a soak: each does harm, and returns once it is over; what follows is the server's to mend."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import signal
+from collections.abc import Awaitable, Callable
+
+from bench.soak_server import Server
+
+Fault = Callable[[Server, random.Random], Awaitable[str]]
+_WORKER = "clover:"
+
+
+async def swap(server: Server, rng: random.Random) -> str:
+    """Pin another variant, then lift the pin."""
+    variant = rng.choice(("rough", "middle", "exact"))
+    await server.ask("/v2/clover/pin", {"model": "echo", "variant": variant, "force": True})
+    await asyncio.sleep(2.0)
+    await server.ask("/v2/clover/pin", {"model": "echo", "variant": None})
+    return f"pinned {variant} for 2 s"
+
+
+async def kill_worker(server: Server, rng: random.Random) -> str:
+    """Kill one worker."""
+    pids = server.named(_WORKER)
+    pid = rng.choice(pids)
+    os.kill(pid, signal.SIGKILL)
+    return f"SIGKILL to one of {len(pids)}"
+
+
+async def kill_workers(server: Server, rng: random.Random) -> str:
+    """Kill all workers at once."""
+    pids = server.named(_WORKER)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return f"SIGKILL to all {len(pids)}"
+
+
+async def stop_worker(server: Server, rng: random.Random) -> str:
+    """Have a worker stand still until the server ends it."""
+    pid = rng.choice(server.named(_WORKER))
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        if not os.path.exists(f"/proc/{pid}"):
+            return "SIGSTOP to a worker, which the server ended"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    return "SIGSTOP to a worker for 10 s: nothing was asked of it"
+
+
+async def end_worker(server: Server, rng: random.Random) -> str:
+    """Ask a worker to end, as an operator would."""
+    os.kill(rng.choice(server.named(_WORKER)), signal.SIGTERM)
+    return "SIGTERM to a worker"
+
+
+async def kill_helper(server: Server, rng: random.Random) -> str:
+    """Kill the zygote, or the solver."""
+    what = rng.choice(("clover.worker.zygote", "clover.control.solver.process"))
+    pids = server.named(what) or server.named("clover-zygote")
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return f"SIGKILL to {what.rpartition('.')[0]}: {len(pids)}"
+
+
+async def provider(server: Server, rng: random.Random) -> str:
+    """Have the provider of carbon intensity fail."""
+    mode = server.provider.mode = rng.choice(("refuse", "hang", "reset", "nonsense"))
+    await asyncio.sleep(6.0)
+    server.provider.mode = "well"
+    return f"{mode} for 6 s"
+
+
+async def clock(server: Server, rng: random.Random) -> str:
+    """Step the wall clock there and back."""
+    seconds = rng.choice((3600.0, -3600.0, 90.0, -90.0))
+    server.step_clock(seconds)
+    await asyncio.sleep(3.0)
+    server.step_clock(0.0)
+    return f"{seconds:+g} s for 3 s"
+
+
+async def full_disk(server: Server, rng: random.Random) -> str:
+    """Fill the disk under the ledger."""
+    filler = server.state / "filler"
+
+    def fill() -> int:
+        size = 0
+        with contextlib.suppress(OSError), filler.open("wb", 0) as file:
+            while size < 1 << 30:
+                size += file.write(bytes(1 << 12))
+        return size
+
+    size = await asyncio.to_thread(fill)
+    await asyncio.sleep(4.0)
+    filler.unlink()
+    return f"the last {size >> 10} KiB taken for 4 s"
+
+
+async def memory_pressure(server: Server, rng: random.Random) -> str:
+    """Leave the server's control group hardly more memory than it has."""
+    server.limit_memory(4 << 20)
+    await asyncio.sleep(3.0)
+    server.limit_memory(None)
+    return "4 MiB more than it has, for 3 s"
+
+
+async def rotate(server: Server, rng: random.Random) -> str:
+    """Move the ledger away under the running server."""
+    moved = 0
+    for path in (server.state / "ledger").glob("*.db*"):
+        if not path.name.endswith(".lock"):
+            path.rename(server.folder / f"{path.name}.{server.number}") if not server.disk else path.unlink()
+            moved += 1
+    return f"{moved} files gone"
+
+
+async def descriptors(server: Server, rng: random.Random) -> str:
+    """Leave the server no free descriptor."""
+    pid = server.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), hard))
+    await asyncio.sleep(2.0)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    return "none free for 2 s"
+
+
+async def reload(server: Server, rng: random.Random) -> str:
+    """Have it read its configuration again."""
+    os.kill(server.pid, signal.SIGHUP)
+    await asyncio.sleep(1.0)
+    return "SIGHUP"
+
+
+async def take_over(server: Server, rng: random.Random) -> str:
+    """Replace the server by another one."""
+    await server.start("--take-over")
+    return f"server {server.number}"
+
+
+FAULTS: dict[str, Fault] = {
+    "swap": swap,
+    "worker killed": kill_worker,
+    "all workers killed": kill_workers,
+    "worker stopped": stop_worker,
+    "worker ended": end_worker,
+    "helper killed": kill_helper,
+    "provider": provider,
+    "clock": clock,
+    "full disk": full_disk,
+    "memory pressure": memory_pressure,
+    "ledger gone": rotate,
+    "descriptors": descriptors,
+    "reload": reload,
+    "take-over": take_over,
+}

@@ -1,0 +1,17 @@
+"""Where a meter stands, for a server that goes on metering where another one stops: no joule is lost or counted twice.
+
+`time.monotonic_ns` is of the machine, so the times of one server hold in another on the same boot.
+"""
+
+from __future__ import annotations
+
+from clover.types import Method, Record
+
+
+class MeterMark(Record, frozen=True, kw_only=True):
+    """What a meter had read at `at_ns` (monotonic): the raw `counters` of one that reads some, in microjoules."""
+
+    device: str
+    method: Method
+    at_ns: int
+    counters: tuple[int, ...] = ()

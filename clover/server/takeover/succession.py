@@ -1,0 +1,183 @@
+"""What a successor does: ask the running server, start beside it, go on from its state, and accept in its place.
+
+Instances of a real GPU belong to the server that made them, and its driver has no room for a second one; so a
+take-over is refused there before anything is started.  Emulated GPUs are a file: the successor has a box of its own, in
+the other one of two folders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clover._version import __version__
+from clover.config import ServerConfig
+from clover.control.ledger_files import LedgerFiles, restore
+from clover.http import Inherited
+from clover.runtime.memory.free import free_bytes
+from clover.server.takeover import protocol, socket_file
+from clover.server.takeover.channel import SocketChannel, TakeOverError, expect
+from clover.server.takeover.messages import VERSION, HandedState, SocketOffer, TakeOverFinished, TakeOverRequest
+from clover.settings.check import on_gpus
+
+if TYPE_CHECKING:
+    from clover.server.engine import Engine  # circle: types only; the engine is given its succession
+
+log = logging.getLogger("clover.server")
+
+BESIDE = "beside"
+"""The folder of the emulated GPUs of every other server."""
+_FREE_PART = 0.92
+_GIB = 1 << 30
+
+
+class Succession:
+    """The take-over of one server, from its offer on.  It owns `channel` and the sockets of `inherited`."""
+
+    def __init__(self, channel: SocketChannel, offer: SocketOffer, inherited: Inherited) -> None:
+        self._channel = channel
+        self._offer = offer
+        self.inherited = inherited
+        self._engine: Engine | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def ask(cls, config: ServerConfig) -> Succession:
+        """Ask the server that runs with this configuration for its sockets; raises TakeOverError if there is none, if
+        it refuses, or if there is no room for two."""
+        if on_gpus(config.workers.device):
+            raise TakeOverError(
+                f"a server on {config.workers.device} cannot be taken over: instances of a GPU belong to the server "
+                "that made them, and two cannot share one; restart it, or serve from two machines or two GPUs and "
+                "restart one after the other"
+            )
+        channel = SocketChannel(socket_file.connect(config))
+        descriptors: list[int] = []
+        try:
+            await channel.send(
+                TakeOverRequest(version=VERSION, pid=os.getpid(), clover=__version__, listen=listening(config))
+            )
+            offer, descriptors = await expect(channel, SocketOffer, protocol.STEP_S)
+            if len(descriptors) != offer.tcp + offer.control or offer.tcp < 1:
+                raise TakeOverError("the running server's sockets did not come")
+            free = free_bytes()
+            if free and offer.memory_bytes > _FREE_PART * free:
+                raise TakeOverError(
+                    f"there is no room for two servers: the running one holds {offer.memory_bytes / _GIB:.2f} GiB, and "
+                    f"{free / _GIB:.2f} GiB are free here; restart it instead"
+                )
+        except BaseException:
+            for number in descriptors:
+                os.close(number)
+            channel.close()
+            raise
+        made = [socket.socket(fileno=number) for number in descriptors]
+        log.info("taking over from process %d, Clover %s: it serves until this one is ready", offer.pid, offer.clover)
+        return cls(channel, offer, Inherited(tuple(made[: offer.tcp]), made[-1] if offer.control else None))
+
+    @property
+    def box(self) -> str:
+        """The folder of this server's emulated GPUs, below the cache folder: the one that the other does not use."""
+        return "" if self._offer.box == BESIDE else BESIDE
+
+    def boxes(self, cache: Path) -> Path:
+        """Return the folder of the emulated GPUs and their records."""
+        return cache / self.box
+
+    async def complete(self, engine: Engine, stack: contextlib.AsyncExitStack) -> None:
+        """Take over, now that `engine` can serve; `stack` is what its stop does.  Raises TakeOverError if the running
+        server serves on."""
+        self._engine = engine
+        files, engine.controller.ledger_files = engine.controller.ledger_files, LedgerFiles()
+        self._files = files
+        if await protocol.take_over(self._channel, self):
+            self._ending = engine.loop.create_task(self._finish(), name="clover-take-over")
+            stack.push_async_callback(self._settle)
+        elif engine.ledger is not None:
+            engine.ledger.start()
+
+    async def adopt(self, handed: HandedState) -> None:
+        """Go on from the state: meters, embodied carbon, the ledger's time, budgets."""
+        engine = self._engine
+        assert engine is not None
+        reading = await engine.grid.priced()
+        engine.machine.take_over(handed.marks, reading)
+        engine.footprint.begin(handed.at_ns)
+        if engine.ledger is not None:
+            engine.ledger.begin(handed.at_ns / 1e9)
+        grid_s = engine.grid.now()
+        for name, budget in handed.budgets.items():
+            family = engine.controller.context.families.get(name)
+            if family is None:
+                continue
+            try:
+                why = restore(budget, family, grid_s)
+            except ValueError as error:
+                why = str(error)
+            if why:
+                log.warning("%s: what the budget spent before is not taken over: %s", name, why)
+        engine.controller.ledger_files = self._files
+
+    async def open(self) -> None:
+        """Accept connections, as the running server does."""
+        assert self._engine is not None
+        if self._engine.frontend is not None:
+            await self._engine.frontend.open(self._offer.grpc_port)
+
+    async def withdraw(self) -> None:
+        """Accept no more, and answer what was accepted."""
+        engine = self._engine
+        assert engine is not None
+        engine.machine.paused = True  # the other server counts
+        engine.controller.ledger_files = LedgerFiles()
+        if engine.frontend is not None:
+            await engine.frontend.drain(engine.config.limits.drain_s)
+
+    async def _finish(self) -> None:
+        """Wait until the server that ran here has ended; add what it answered last, and open the ledger."""
+        engine = self._engine
+        assert engine is not None
+        limits = engine.config.limits
+        try:
+            said = await protocol.finished(self._channel, 2.0 * limits.drain_s + protocol.STEP_S)
+            if said is not None:
+                self._add(engine, said)
+        finally:
+            self._channel.close()
+            if engine.ledger is not None:
+                engine.ledger.start()
+
+    def _add(self, engine: Engine, said: TakeOverFinished) -> None:
+        for name, late in said.late.items():
+            family = engine.controller.context.families.get(name)
+            if family is not None and family.ledger.since_s == late.since_s:
+                family.ledger.add(late.rows, late.accuracy_rows)
+        log.info(
+            "the server that ran here has ended%s", "" if said.answered else ", and left requests without an answer"
+        )
+
+    async def _settle(self) -> None:
+        """Wait for the end of the server before, whose ledger this one shares."""
+        if self._ending is not None:
+            await asyncio.gather(self._ending, return_exceptions=True)
+
+    def close(self) -> None:
+        """Give the sockets back, if nothing has begun to use them."""
+        self._channel.close()
+        self.inherited.close()
+
+
+def listening(config: ServerConfig) -> dict[str, str]:
+    """Return the settings of addresses that two servers must share, as text."""
+    listen = config.listen
+    return {
+        "host": listen.host,
+        "port": str(listen.port),
+        "grpc_port": "" if listen.grpc_port is None else str(listen.grpc_port),
+        "control": listen.control,
+    }

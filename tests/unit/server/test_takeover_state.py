@@ -1,0 +1,157 @@
+"""What goes from a running server to its successor: budgets once, and nothing of a take-over that breaks off."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clover.config import ListenConfig, ServerConfig
+from clover.control.ledger_files import LedgerFiles
+from clover.server.takeover.handover import Handover, held_bytes
+from clover.server.takeover.messages import VERSION, SocketOffer, TakeOverFinished, TakeOverRequest, decode, encode
+from clover.server.takeover.succession import BESIDE, Succession, listening
+from tests.support.budget_fixture import HOUR, on_a_loop, served
+from tests.support.control_fixture import Rig
+
+SETTINGS = {"accuracy_floor": 89.0, "accuracy_budget": 1.0}
+OFFER = SocketOffer(pid=1, clover="1", tcp=1, control=False, grpc_port=None, memory_bytes=0)
+
+
+class FakeMachine:
+    """Meters, as far as a take-over asks."""
+
+    def __init__(self) -> None:
+        self.paused = self.handed = False
+        self.taken: list[Any] = []
+
+    def marks(self) -> tuple[Any, ...]:
+        return ()
+
+    def hand_over(self) -> None:
+        self.handed, self.paused = True, False
+
+    def take_over(self, marks: Any, reading: Any) -> None:
+        self.taken.append(marks)
+        self.paused = False
+
+
+class FakeFootprint:
+    charged_ns = 7
+    handed_ns = 0
+    began_ns = 0
+
+    def begin(self, at_ns: int) -> None:
+        self.began_ns = at_ns
+
+
+def engine_of(folder: Path, at_h: float) -> tuple[Any, Rig]:
+    rig = Rig(policy="budget", family=SETTINGS)
+    rig.clock.now_s = at_h * HOUR
+    rig.controller.ledger_files = LedgerFiles(folder)
+
+    async def nothing() -> None:
+        return None
+
+    engine = SimpleNamespace(
+        config=ServerConfig(listen=ListenConfig(port=9000)),
+        controller=rig.controller,
+        count=nothing,
+        draining=False,
+        footprint=FakeFootprint(),
+        frontend=object(),
+        grid=SimpleNamespace(now=rig.clock, priced=nothing),
+        handing=None,
+        ledger=None,
+        machine=FakeMachine(),
+        rollouts=SimpleNamespace(trials=set),
+    )
+    return engine, rig
+
+
+@on_a_loop
+async def test_a_budget_goes_over_once_with_what_is_answered_meanwhile(tmp_path: Path) -> None:
+    old_engine, old = engine_of(tmp_path, 1000.0)
+    await old.deploy()
+    await served(old, 3.0, 5000.0, 91.0)
+    ended: list[bool] = []
+    handover = Handover(old_engine, lambda: ended.append(True), "")
+    handed = decode(encode(await handover.checkpoint()))
+    assert old_engine.machine.paused
+    new_engine, new = engine_of(tmp_path, 1003.0)
+    await new.deploy()
+    succession = Succession(None, OFFER, None)  # type: ignore[arg-type]
+    succession._engine = new_engine
+    succession._files, new.controller.ledger_files = new.controller.ledger_files, LedgerFiles()
+    await succession.adopt(handed)  # type: ignore[arg-type]
+    handover.commit()
+    assert (ended, old_engine.machine.handed, new_engine.footprint.began_ns) == ([True], True, 7)
+    assert new.family.ledger.rows == 5000.0
+    assert new.controller.ledger_files.folder == tmp_path
+    await served(old, 0.5, 300.0, 91.0)  # over connections that were open
+    await served(new, 0.5, 100.0, 92.0)
+    last = decode(encode(handover.finished(True)))
+    assert isinstance(last, TakeOverFinished)
+    succession._add(new_engine, last)
+    assert new.family.ledger.rows == 5400.0
+    assert new.family.ledger.accuracy_rows == pytest.approx(5300 * 91.0 + 100 * 92.0)
+    assert new.family.ledger.since_s == old.family.ledger.since_s
+    await old.controller.stop()
+    assert list(tmp_path.iterdir()) == [], "the running server writes what is not its own any more"
+    await new.controller.stop()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@on_a_loop
+async def test_one_that_is_reverted_goes_on_as_it_was(tmp_path: Path) -> None:
+    engine, rig = engine_of(tmp_path, 1000.0)
+    await rig.deploy()
+    await served(rig, 3.0, 5000.0, 91.0)
+    handover = Handover(engine, lambda: None, "")
+    files = rig.controller.ledger_files
+    await handover.checkpoint()
+    assert rig.controller.ledger_files.folder is None
+    handover.revert()
+    assert (engine.machine.paused, engine.machine.handed, engine.handing) == (False, False, None)
+    assert rig.controller.ledger_files is files
+    await served(rig, 1.0, 10.0, 91.0)
+    assert rig.family.ledger.rows == 5010.0
+    await rig.controller.stop()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def request(**changed: Any) -> TakeOverRequest:
+    listen = listening(ServerConfig(listen=ListenConfig(port=9000)))
+    return TakeOverRequest(**{"version": VERSION, "pid": 5, "clover": "9.9", "listen": listen, **changed})
+
+
+@on_a_loop
+async def test_when_it_is_refused(tmp_path: Path) -> None:
+    engine, _ = engine_of(tmp_path, 1000.0)
+    handover = Handover(engine, lambda: None, "")
+    assert handover.refusal(request()) == ""
+    assert "9.9 do not take over from each other" in handover.refusal(request(version=VERSION + 1))
+    theirs = {**listening(engine.config), "port": "9001"}
+    assert "port '9001', and the running server with port '9000'" in handover.refusal(request(listen=theirs))
+    engine.rollouts = SimpleNamespace(trials=lambda: {"fashion@2"})
+    assert "a roll-out is under way (fashion@2)" in handover.refusal(request())
+    engine.frontend = None
+    assert "no front end" in handover.refusal(request())
+    engine.draining = True
+    assert "shutting down" in handover.refusal(request())
+
+
+def test_every_other_server_has_the_other_box(tmp_path: Path) -> None:
+    offers = [OFFER, SocketOffer(**{name: getattr(OFFER, name) for name in OFFER.__struct_fields__} | {"box": BESIDE})]
+    found = [Succession(None, offer, None).boxes(tmp_path) for offer in offers]  # type: ignore[arg-type]
+    assert found == [tmp_path / BESIDE, tmp_path]
+
+
+def test_held_memory_counts_what_workers_do_not_share(tmp_path: Path) -> None:
+    for pid, text in ((os.getpid(), "100 50 20 0 0 0 0"), (7, "100 30 10 0 0 0 0")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "statm").write_text(text)
+    assert held_bytes([7, 7, 8], tmp_path) == 70 * os.sysconf("SC_PAGE_SIZE")
