@@ -249,16 +249,8 @@ def report(family: str, found: list[Contestant], slo_ms: float) -> None:
                 *(sum(each.failed for each in one.rounds), f"{max(each.foreign_cores for each in one.rounds):.2f}"),
             ]
         )
-    columns = [
-        "server",
-        "CPU s/1,000 right",
-        "range",
-        f"x {first.name}",
-        "right %",
-        "p95 ms",
-        "failed",
-        "foreign cores",
-    ]
+    columns = ["server", "CPU s/1,000 right", "range", f"x {first.name}", "right %", "p95 ms", "failed"]
+    columns += ["foreign cores"]
     show(f"{family}, one core, {where['processor']}, {where['date']}: measured", columns, rows)
 
 
@@ -270,9 +262,8 @@ def plot(tables: dict[str, list[Contestant]], path: str) -> None:
     for axis, (family, found) in zip(axes[0], tables.items(), strict=True):
         names = [one.name for one in found]
         values = [one.median("cpu_per_1000") for one in found]
-        axis.barh(
-            names[::-1], values[::-1], color=["#2a7f4f" if name == "clover" else "#9aa5a0" for name in names[::-1]]
-        )
+        colours = ["#2a7f4f" if name == "clover" else "#9aa5a0" for name in names]
+        axis.barh(names[::-1], values[::-1], color=colours[::-1])
         axis.set_title(f"{family}: CPU seconds per 1,000 right answers")
     figure.tight_layout()
     figure.savefig(path)
