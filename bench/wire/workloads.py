@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,14 @@ class Workload:
             + head
             + tail
         )
+
+    def array(self, data: Sequence[float]) -> Floats:
+        """Return the rows of a JSON tensor's values."""
+        return np.array(data, np.float32).reshape(-1, *self.family.inputs[0].shape)
+
+    def gather(self, documents: Sequence[Any]) -> Floats:
+        """Return the rows of some requests of one row each."""
+        return np.array([document["inputs"][0]["data"] for document in documents], np.float32)
 
     def sent(self, at: int) -> Floats:
         """Return the row of a request as a server reads it."""

@@ -9,18 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.headline_work import VariantWork, variant_work
 from bench.wire import models
 from bench.wire.workloads import WORKLOADS, Floats, Workload
 
+Work = Workload | VariantWork
 
-def given() -> tuple[Workload, int]:
+
+def given() -> tuple[Work, int]:
     """Return the workload and the port of the command line."""
-    return WORKLOADS[sys.argv[1]], int(sys.argv[2])
+    return work_of(sys.argv[1]), int(sys.argv[2])
 
 
-def model_of(work: Workload) -> Callable[[Floats], Floats]:
+def work_of(name: str) -> Work:
+    """Return a workload of the wire, or a "family:variant"."""
+    return variant_work(name) if ":" in name else WORKLOADS[name]
+
+
+def model_of(work: Work) -> Callable[[Any], Any]:
     """Return a function from rows to answers, on one thread."""
     torch.set_num_threads(1)
+    if isinstance(work, VariantWork):
+        return work.model()
     model = getattr(models, work.family.name)()
 
     def run(rows: Floats) -> Floats:
@@ -30,7 +40,8 @@ def model_of(work: Workload) -> Callable[[Floats], Floats]:
     return run
 
 
-def answer(work: Workload, identity: Any, row: Floats) -> dict[str, Any]:
+def answer(work: Work, identity: Any, row: Floats) -> dict[str, Any]:
     """Return an answer of one row."""
-    output = {"name": "y", "datatype": "FP32", "shape": [1, len(row)], "data": row.tolist()}
+    spec = work.family.outputs[0]
+    output = {"name": spec.name, "datatype": spec.datatype, "shape": [1, *row.shape], "data": row.reshape(-1).tolist()}
     return {"model_name": work.family.name, "model_version": "1", "id": identity, "outputs": [output]}

@@ -14,15 +14,13 @@ import sys
 from typing import Annotated, Any
 
 import bentoml
-import numpy as np
 from pydantic import BeforeValidator, PlainSerializer
 
 from bench.wire.peers import FOLDER
-from bench.wire.peers.common import answer, given, model_of
-from bench.wire.workloads import WORKLOADS
+from bench.wire.peers.common import answer, given, model_of, work_of
 
 _GIVEN = "BENCH_WORKLOAD"  # BentoML's process has another command line
-WORK = WORKLOADS[os.environ.get(_GIVEN, "w1")]
+WORK = work_of(os.environ.get(_GIVEN, "w1"))
 
 Documents = Annotated[list[dict[str, Any]], BeforeValidator(lambda document: [document])]
 Answers = Annotated[list[dict[str, Any]], PlainSerializer(lambda answers: answers[0])]
@@ -40,8 +38,8 @@ class Model:
     )
     def infer(self, documents: Documents, /) -> Answers:
         """Answer a batch that BentoML made."""
-        rows = np.array([document["inputs"][0]["data"] for document in documents], np.float32)
-        return [answer(WORK, each["id"], row) for each, row in zip(documents, self.run(rows), strict=True)]
+        answers = self.run(WORK.gather(documents))
+        return [answer(WORK, each["id"], row) for each, row in zip(documents, answers, strict=True)]
 
 
 if __name__ == "__main__":

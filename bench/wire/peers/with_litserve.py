@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import litserve
-import numpy as np
 
 from bench.wire.peers.common import answer, given, model_of
 
@@ -24,8 +23,8 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, inputs: list[Any]) -> list[Any]:
-        rows = np.array([document["inputs"][0]["data"] for document in inputs], np.float32)
-        return [(document["id"], row) for document, row in zip(inputs, self.run(rows), strict=True)]
+        answers = self.run(self.work.gather(inputs))
+        return [(document["id"], row) for document, row in zip(inputs, answers, strict=True)]
 
     def unbatch(self, output: list[Any]) -> list[Any]:
         return output

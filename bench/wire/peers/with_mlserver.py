@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import numpy as np
 from mlserver import MLModel, MLServer
 from mlserver.codecs import NumpyCodec
 from mlserver.settings import ModelParameters, ModelSettings, Settings
@@ -18,12 +17,13 @@ class Runtime(MLModel):  # type: ignore[misc]
     """One of the workloads."""
 
     async def load(self) -> bool:
-        self.run = model_of(given()[0])
+        self.work = given()[0]
+        self.run = model_of(self.work)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        rows = NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32)
-        output = NumpyCodec.encode_output("y", self.run(rows))
+        rows = self.work.array(list(payload.inputs[0].data))
+        output = NumpyCodec.encode_output(self.work.family.outputs[0].name, self.run(rows))
         return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sysconfig
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,14 @@ from bench.wire.peers.common import given, model_of
 
 WORK, PORT = given()
 RUN = model_of(WORK)
+INPUT, OUTPUT = WORK.family.inputs[0], WORK.family.outputs[0]
 
 
 @batch  # type: ignore[untyped-decorator]
-def infer(x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+def infer(**inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     """Answer a batch that Triton made."""
-    return {"y": RUN(x)}
+    rows = inputs[INPUT.name]
+    return {OUTPUT.name: RUN(WORK.array(rows.reshape(-1).tolist()) if INPUT.datatype == "BYTES" else rows)}
 
 
 if __name__ == "__main__":
@@ -41,8 +44,10 @@ if __name__ == "__main__":
         triton.bind(
             model_name=family.name,
             infer_func=infer,
-            inputs=[Tensor(name="x", dtype=np.float32, shape=family.inputs[0].shape)],
-            outputs=[Tensor(name="y", dtype=np.float32, shape=family.outputs[0].shape)],
+            inputs=[
+                Tensor(name=INPUT.name, dtype=np.bytes_ if INPUT.datatype == "BYTES" else np.float32, shape=INPUT.shape)
+            ],
+            outputs=[Tensor(name=OUTPUT.name, dtype=np.float32, shape=OUTPUT.shape)],
             config=ModelConfig(max_batch_size=family.max_batch, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),
         )
         triton.serve()

@@ -6,15 +6,13 @@ import os
 import secrets
 from typing import Any
 
-import numpy as np
 import orjson
 import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bench.wire.peers.common import answer, given, model_of
-from bench.wire.workloads import WORKLOADS
+from bench.wire.peers.common import answer, given, model_of, work_of
 
 WORK, PORT = given()
 
@@ -24,14 +22,13 @@ class Model:
     """One of the workloads, in a process that Ray starts without a command line."""
 
     def __init__(self, name: str) -> None:
-        self.work = WORKLOADS[name]
+        self.work = work_of(name)
         self.run = model_of(self.work)
 
     @serve.batch(max_batch_size=WORK.family.max_batch, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def infer(self, documents: list[Any]) -> list[Any]:
         """Answer a batch that Ray made."""
-        rows = np.array([document["inputs"][0]["data"] for document in documents], np.float32)
-        found = self.run(rows)
+        found = self.run(self.work.gather(documents))
         return [answer(self.work, each["id"], row) for each, row in zip(documents, found, strict=True)]
 
     async def __call__(self, request: Request) -> Response:
