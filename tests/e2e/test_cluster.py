@@ -107,7 +107,7 @@ class Running:
             )
         )
 
-    def call(self, *words: str, expects: int = 0) -> str:
+    def call(self, *words: str, expects: tuple[int, ...] = (0,)) -> str:
         verb, *rest = words
         done = subprocess.run(
             [sys.executable, "-m", "clover", "cluster", verb, str(self.file), *rest],
@@ -118,11 +118,12 @@ class Running:
             env={**os.environ, "COLUMNS": "80"},
             check=False,
         )
-        assert done.returncode == expects, done.stderr[-4000:] + done.stdout[-4000:]
+        assert done.returncode in expects, done.stderr[-4000:] + done.stdout[-4000:]
         return done.stdout
 
     def status(self) -> dict[str, Any]:
-        return json.loads(self.call("status", "--json"))  # type: ignore[no-any-return]
+        """The status; empty while there is no controller that answers."""
+        return json.loads(self.call("status", "--json", expects=(0, 1, 3)) or EMPTY)  # type: ignore[no-any-return]
 
     def pid(self, node: str) -> int:
         return int(json.loads((self.folder / node / "server.json").read_text())["pid"])
@@ -138,13 +139,14 @@ def phases(status: dict[str, Any]) -> dict[str, str]:
     return {node["name"]: node["phase"] for node in status["nodes"]}
 
 
+EMPTY = '{"nodes": [], "controlling": false}'
 BOTH = {"clean-1": "ready", "dirty-1": "ready"}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     base = tmp_path_factory.mktemp("c")
-    running = Running(base)
+    running, before = Running(base), programs("ray::")
     try:
         shown = running.call("up", "--wait", "150")
         assert all(len(line) <= 80 for line in shown.splitlines())
@@ -152,6 +154,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     finally:
         running.call("down")
         assert programs(str(base)) == []
+        assert programs("ray::") == before
 
 
 def test_rows_of_both_regions_are_answered_and_the_plan_is_shown(cluster: Running) -> None:
@@ -196,12 +199,4 @@ def test_a_node_is_drained_and_released_and_comes_back_without_a_lost_request(cl
         cluster.until(lambda status: phases(status) == BOTH)
     assert load.failed == []
     assert sum(load.answered.values()) > 50
-    assert "no node" in _stderr(cluster, "drain", "clean-2")
-
-
-def _stderr(cluster: Running, *words: str) -> str:
-    verb, *rest = words
-    command = [sys.executable, "-m", "clover", "cluster", verb, str(cluster.file), *rest]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 3
-    return done.stderr
+    cluster.call("drain", "clean-2", expects=(3,))
