@@ -35,6 +35,7 @@ from clover.carbon import build_source
 from clover.carbon.layouts import parse_time
 from clover.carbon.synthetic import duck_curve_g_per_kwh
 from clover.carbon.trace import TraceSource
+from clover.cluster.controller_capacity import most_rows
 from clover.cluster.controller_records import ClusterTerms
 from clover.cluster.simulated import START_S, ClusterRun, ClusterScenario, play_fixed, simulate
 from clover.cluster.simulated_levers import LEVERS, play_levers
@@ -91,7 +92,6 @@ def scenario(options: argparse.Namespace, devices: DeviceFrontier) -> ClusterSce
     count = options.regions
     files = [item for item in options.traces.split(",") if item]
     start_s = parse_time(options.start) if options.start else None
-    most = max(point.rate for point in devices.points)
     best = max(point.accuracy for point in devices.points)
     slo_ms = 1.2 * max(point.p95_ms for point in devices.points) + _WAY_MS
     names = [f"region{number}" for number in range(count)]
@@ -103,7 +103,7 @@ def scenario(options: argparse.Namespace, devices: DeviceFrontier) -> ClusterSce
         for name in names
         for number in range(options.each)
     ]  # fmt: skip
-    mean = options.level * options.each * options.devices * most
+    mean = options.level * options.each * options.devices * most_rows(devices.points, best - options.points)
     regions = []
     for number, name in enumerate(names):
         local_h = 24.0 * number / count
@@ -164,8 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--regions", type=int, default=3, help="regions [3]")
     add("--each", type=int, default=4, help="nodes in each region [4]")
     add("--devices", type=int, default=8, help="devices in each node [8]")
-    add("--level", type=float, default=0.3, help="mean demand over capacity without regard to accuracy [0.3]")
-    add("--points", type=float, default=1.0, help="accuracy floor below the best operating point [1]")
+    add("--level", type=float, default=0.35, help="mean demand over the capacity at the floor [0.35]")
+    add("--points", type=float, default=2.0, help="points that the accuracy floor is below the best [2]")
     add("--traces", default="", help="files of intensities, one a region, with commas; synthetic if empty")
     add("--start", default="", help="time of the traces to start at [their first midnight]")
     add("--survive", choices=("none", "node", "region"), default="node", help="what may be lost [node]")

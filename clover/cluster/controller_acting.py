@@ -59,6 +59,10 @@ class ClusterActor:
                 if resend or _moved(before, own):
                     done = self._ingress.weigh_family(origin, family, own)
                     steps.append(await self._weighed(done, (family, origin), before, own))
+        elif len(memory.terms.families) > 1:
+            self._trouble(
+                "the ingress shares the rows of all families alike, so nodes get rows that they have no plan for"
+            )
         combined = _combined(shares, origins)
         for origin, own in combined.items():
             before = memory.weights.get(("", origin), {})

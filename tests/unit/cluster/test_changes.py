@@ -53,8 +53,6 @@ def look(world: World, wanted: frozenset[str]) -> World:
             now[name] = replace(own, phase="ready")
         elif own.phase == "ready" and not own.up:
             now[name] = replace(own, phase="lost", rows=False)
-        elif own.phase == "draining" and not own.up:
-            now[name] = replace(own, phase="released", rows=False)
     seen = tuple(now.values())
     for step in wakes(views(seen, wanted, set()), 3):
         assert now[step.node].phase in ("released", "lost")
