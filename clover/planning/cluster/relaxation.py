@@ -16,15 +16,16 @@ value is that of their best mode.  `bound` computes it from the duals, for each 
 errors of the program can only make it lower.
 
 **The loss of any one node** is in the program as the average over all losses: of a plan that survives each, the average
-of what is left serves all rows with one node less in sum, lost where that costs least.  That is exact if nodes are
-alike, and a little less than asked for if they are not; `rounding` checks each loss by itself.
+of what is left serves all rows with one node less in sum, lost where that costs least.  The same
+holds within the regions that some streams cannot leave (`reserve.confined`).  That is exact if nodes are alike and
+regions too, and a little less than asked for if they are not; `rounding` checks each loss by itself.
 
 Source: A. M. Geoffrion, Lagrangean relaxation for integer programming (1974).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ class Relaxation:
                 (group.region, instance.kinds.index(kind))
                 for group in instance.groups
                 for kind in group.devices
-                if group.region != loss.region
+                if group.region != loss.region and group.region in loss.within
             }
         )
         spare_rows = {place: rows + at for at, place in enumerate(places)}
@@ -119,7 +120,11 @@ class Relaxation:
             rows += 1
             right.append(1.0)
             basis.append(columns.add(price, [(lost_row, 1.0)]))
-            shapes = {(group.region, tuple(sorted(group.devices.items()))) for group in instance.groups}
+            shapes = {
+                (group.region, tuple(sorted(group.devices.items())))
+                for group in instance.groups
+                if group.region in loss.within
+            }
             for region, devices in sorted(shapes):
                 taken = [(spare_rows[region, instance.kinds.index(kind)], float(count)) for kind, count in devices]
                 columns.add(0.0, [(lost_row, 1.0), *taken])
@@ -151,6 +156,14 @@ class Relaxation:
             self.program.lower[column] = self.program.upper[column] = count
         return self.program.resolve()
 
+    def ask(self, rates: Floats) -> None:
+        """Solve again for other rows/s of the streams, with nodes divisible again."""
+        for stream, rate in enumerate(rates):
+            self.program.set_right(stream, float(rate))
+        for column, group in zip(self.awake, self._instance.groups, strict=True):
+            self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
+        self.program.resolve()
+
     def nodes(self) -> Floats:
         """Return how many nodes of each group are awake."""
         return np.asarray(self.program.x[self.awake])
@@ -179,8 +192,10 @@ class Relaxation:
             found.append(lacking)
         return found
 
-    def bound(self) -> float:
-        """Return grams/h that no plan is below, from the duals of the last solution."""
+    def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
+        """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's
+        `[region, mode]`) and groups have from and up to as many nodes awake as `limits` say, from the duals of the last
+        solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
         rows = np.maximum(duals[:streams], 0.0)
@@ -192,11 +207,11 @@ class Relaxation:
             spared += worth
             total += gained
         best = np.full((len(instance.regions), len(instance.modes)), -np.inf)
-        for stream, price in zip(instance.streams, rows, strict=True):
-            best = np.where(stream.allowed, np.maximum(best, price), best)
+        for allowed, price in zip(opened, rows, strict=True):
+            best = np.where(allowed, np.maximum(best, price), best)
         gain = np.array([points[mode.family] * (mode.accuracy - instance.floors[mode.family]) for mode in instance.modes])
         rates = np.array([mode.rate for mode in instance.modes])
-        for group in instance.groups:
+        for g, group in enumerate(instance.groups):
             at = group.region
             corrections = np.array([[node.correction.get(name, 1.0) for name in instance.families] for node in group.nodes])
             grams = instance.intensity[at] / 1000.0 * instance.joules * corrections[:, instance.mode_family]
@@ -207,7 +222,9 @@ class Relaxation:
                 here = instance.mode_kind == number
                 device = np.maximum(values[:, here].max(axis=1, initial=0.0), 0.0)
                 worth_g_h += count * (device + spared[at, number])
-            total -= float(np.maximum(worth_g_h - group.idle_g_h, 0.0).sum())
+            gains = np.sort(worth_g_h - group.idle_g_h)[::-1]
+            low, high = (round(limit) for limit in limits.get(g, (0.0, group.size)))
+            total -= float(gains[:low].sum() + np.maximum(gains[low:high], 0.0).sum())
         return max(0.0, total * (1.0 - 1e-9))
 
     def _worth(self, number: int, loss: Loss, duals: Floats) -> tuple[Floats, float]:
@@ -225,5 +242,6 @@ class Relaxation:
             total += min(
                 sum(count * worth[group.region, instance.kinds.index(kind)] for kind, count in group.devices.items())
                 for group in instance.groups
+                if group.region in loss.within
             )
         return worth, total

@@ -9,7 +9,7 @@ be kept by any reserve; it is left out of that loss, and the plan says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,14 +17,24 @@ from clover.planning.cluster.instance import EPSILON, Floats, Instance
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 
+_CONFINED = 8  # sets of regions that have a loss of their own in the relaxation, at most
+
+
 @dataclass(frozen=True)
 class Loss:
-    """Something that may be lost: a region (its index), or any one node if that is None.
+    """Something that may be lost: a region (its index), or, if that is None, any one node of the regions `within`.
 
-    `rates`: rows/s of each stream that must still be served, 0 of those that nothing is left for."""
+    `rates`: rows/s of each stream that must still be served, 0 of those that nothing is left for.  `counted`: the
+    streams that the loss is about."""
 
     region: int | None
     rates: Floats
+    within: tuple[int, ...] = ()
+    counted: tuple[int, ...] = ()
+
+    def lowered(self, most: Floats) -> Loss:
+        """Return the loss with no more rows/s of each stream than `most`."""
+        return replace(self, rates=np.maximum(0.0, np.minimum(self.rates, most)))
 
 
 def spare_rates(instance: Instance) -> Floats:
@@ -70,12 +80,39 @@ def losses(instance: Instance, spare: Floats) -> tuple[Loss, ...]:
             places[group.region, at] += count * group.size
             able |= spare[group.region, at] > 0.0
         nodes[group.region] += group.size * able
-    found = [Loss(None, np.where(nodes.sum(axis=0) > 1, rates, 0.0))]
+    everywhere, all_streams = tuple(range(len(instance.regions))), tuple(range(len(instance.streams)))
+    found = [Loss(None, np.where(nodes.sum(axis=0) > 1, rates, 0.0), everywhere, all_streams)]
     if survive == "region":
-        for region in range(len(instance.regions)):
+        for region in everywhere:
             if any(group.region == region for group in instance.groups):
-                found.append(Loss(region, np.where(nodes.sum(axis=0) - nodes[region] > 0, rates, 0.0)))
+                left = np.where(nodes.sum(axis=0) - nodes[region] > 0, rates, 0.0)
+                found.append(Loss(region, left, everywhere, all_streams))
     return tuple(loss for loss in found if loss.rates.any())
+
+
+def confined(instance: Instance, spare: Floats, wanted: Sequence[Loss]) -> tuple[Loss, ...]:
+    """Return what the loss of any one node means for rows that cannot go everywhere.
+
+    If streams have to be answered within some regions, a node is awake there, and of the average over the losses of one
+    of these, a node less is left there.  The loss of any node of the cluster says less: the average may take it
+    elsewhere."""
+    anywhere = next((loss for loss in wanted if loss.region is None), None)
+    if anywhere is None:
+        return ()
+    reach = [
+        tuple(region for region in range(len(instance.regions)) if spare[region, :, stream].any())
+        for stream in range(len(instance.streams))
+    ]
+    sets = {item for stream, item in enumerate(reach) if anywhere.rates[stream] > 0.0}
+    populated = {group.region for group in instance.groups}
+    found = []
+    for within in sorted(item for item in sets if not populated <= set(item)):
+        counted = tuple(stream for stream, item in enumerate(reach) if set(item) <= set(within))
+        rates = np.zeros(len(reach))
+        rates[list(counted)] = anywhere.rates[list(counted)]
+        found.append(Loss(None, rates, within, counted))
+    found.sort(key=lambda loss: -float(loss.rates.sum()) / len(loss.within))
+    return tuple(found[:_CONFINED])
 
 
 class Reserve:

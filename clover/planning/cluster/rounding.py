@@ -1,10 +1,8 @@
 """Whole nodes and whole devices, from the divisible ones of the relaxation.
 
-1. **Modes a region closes.**  A region's nodes answer all streams that come to it, so a mode that is too slow for one of
-   them is closed there, or the stream is: whichever loses fewer rows.
-2. **Nodes.**  All groups are rounded up; then single nodes are taken away, or exchanged between groups, as long as that
+1. **Nodes.**  All groups are rounded up; then single nodes are taken away, or exchanged between groups, as long as that
    emits less.  Each change is a few pivots of the program; each is checked for every loss by itself (`reserve`).
-3. **Devices.**  Within a group, the modes' devices are rounded to whole ones by the largest remainder; then devices
+2. **Devices.**  Within a group, the modes' devices are rounded to whole ones by the largest remainder; then devices
    change their mode, most promising first by the prices of rows and accuracy, while that serves more or emits less.  If
    rows are left, a node is added.
 """
@@ -17,28 +15,37 @@ from dataclasses import dataclass
 import numpy as np
 
 from clover.planning.cluster.instance import EPSILON, Flags, Floats, Instance
-from clover.planning.cluster.loads import FamilyLoads, load_family, price_scale
+from clover.planning.cluster.loads import FamilyLoads, load_family
 from clover.planning.cluster.relaxation import Relaxation
 from clover.planning.cluster.reserve import Loss, Reserve
 
 _WHOLE = 1e-6
 _NODE_TRIALS = 24  # changes of single nodes that are tried
-_SWAPS = 60  # devices that are given another mode, at most, for one choice of nodes
-_FAILED = 4  # swaps in a row that may fail
-_UNSERVED = 1000.0
+_SWAPS = 80  # devices that are given another mode, at most, for one choice of nodes
+_FAILED = 12  # swaps in a row that may fail
+_ASKED_AGAIN = 4  # times that the relaxation is asked for more rows than there are
+_NODES_THAT_MATTER = 100
+_POLISHES = 12  # changes of nodes that are tried with whole devices
 
 
 @dataclass
 class Rounded:
     """Whole nodes by group, whole devices by group and mode, the rows that they get, and what it is worth.
 
-    `merit`: grams/h and a price for every row that is not served."""
+    `merit`: grams/h and a price for every row that is not served, or not at its accuracy.
+    `opened`: what each stream may use (`[region, mode]`)."""
 
     nodes: Floats
     counts: Floats
     loads: tuple[FamilyLoads, ...]
     grams_h: float
     merit: float
+    opened: Sequence[Flags]
+
+    @property
+    def lacks(self) -> bool:
+        """Whether rows found no room, or not at their accuracy."""
+        return any(item.unserved or item.short for item in self.loads)
 
     @property
     def unserved(self) -> dict[int, float]:
@@ -50,51 +57,68 @@ class Rounding:
     """Makes whole nodes and devices of a solved relaxation."""
 
     def __init__(
-        self, instance: Instance, relaxation: Relaxation, reserve: Reserve, losses: Sequence[Loss], rates: Floats
+        self,
+        instance: Instance,
+        relaxation: Relaxation,
+        opened: Sequence[Flags],
+        reserve: Reserve,
+        losses: Sequence[Loss],
+        rates: Floats,
     ) -> None:
-        self._instance, self._relaxation = instance, relaxation
+        self._instance, self._relaxation, self._opened = instance, relaxation, opened
         self._reserve, self._losses, self._rates = reserve, losses, rates
         self._sizes = np.array([group.size for group in instance.groups], dtype=np.float64)
         self._idle = np.array([group.idle_g_h for group in instance.groups])
-        self._opened = [stream.allowed.copy() for stream in instance.streams]
 
-    def close_slow_modes(self) -> None:
-        """Close modes or streams of each region until every mode in use keeps the SLO of all that come there."""
-        instance = self._instance
-        for family in range(len(instance.families)):
-            streams = [at for at, stream in enumerate(instance.streams) if stream.family == family]
-            modes = instance.mode_family == family
-            for region in range(len(instance.regions)):
-                if len({self._opened[stream][region].tobytes() for stream in streams}) > 1:
-                    self._settle(region, streams, modes)
+    def rounded(self) -> Rounded:
+        """Return whole nodes and devices of the relaxation as it is solved now.
 
-    def _settle(self, region: int, streams: Sequence[int], modes: Flags) -> None:
-        """Let one set of modes answer all streams of a family in a region; the others are closed."""
-        instance, program = self._instance, self._relaxation.program
-        best: tuple[float, Floats, Flags] | None = None
-        kept = program.save()
-        # The sets worth trying are those that a stream allows: whoever allows less stays away.
-        choices = {self._opened[stream][region].tobytes(): self._opened[stream][region] for stream in streams}
-        for choice in choices.values():
-            program.restore(kept)
-            for stream in streams:
-                self._relaxation.close(region, self._shut(stream, region, choice, modes), stream)
-            found = program.resolve()
-            if best is None or found < best[0]:
-                best = found, np.zeros(0), choice
-        assert best is not None
-        program.restore(kept)
-        for stream in streams:
-            shut = self._shut(stream, region, best[2], modes)
-            self._relaxation.close(region, shut, stream)
-            self._opened[stream][region] &= ~shut
-        program.resolve()
+        If whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
+        best = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+        asked = self._rates.copy()
+        for _ in range(_ASKED_AGAIN):
+            if not best.unserved:
+                break
+            for stream, rate in best.unserved.items():
+                asked[stream] += 1.5 * rate
+            self._relaxation.ask(asked)
+            if self._relaxation.missing().sum() > 1e-7 * max(1.0, float(asked.sum())):
+                break
+            trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+            best = trial if trial.merit < best.merit else best
+        if best.unserved and (best.nodes < self._sizes - 0.5).any():
+            everything = self.round_devices(self._sizes.copy())
+            best = everything if everything.merit < best.merit else best
+        best = self._polished(best)
+        self._relaxation.ask(self._rates)
+        return best
 
-    def _shut(self, stream: int, region: int, choice: Flags, modes: Flags) -> Flags:
-        allowed = self._instance.streams[stream].allowed[region]
-        if (choice & ~allowed).any():
-            return modes
-        return np.asarray(modes & ~choice)
+    def _polished(self, best: Rounded) -> Rounded:
+        """Return `best` with fewer or other nodes if that emits less with whole devices, for clusters in which a node
+        matters: in others it is less than the gap that is left."""
+        if best.nodes.sum() > _NODES_THAT_MATTER:
+            return best
+        tried = {best.nodes.tobytes()}
+        for _ in range(_POLISHES):
+            moves = []
+            for g in np.flatnonzero(best.nodes > 0.5):
+                for h in (-1, *np.flatnonzero(best.nodes < self._sizes - 0.5)):
+                    nodes = best.nodes.copy()
+                    nodes[g] -= 1.0
+                    saved = self._idle[g]
+                    if h >= 0:
+                        nodes[h] += 1.0
+                        saved -= self._idle[h]
+                    if h != g and saved > 0.0 and nodes.tobytes() not in tried:
+                        moves.append((-saved, nodes))
+            if not moves:
+                break
+            nodes = min(moves, key=lambda move: move[0])[1]
+            tried.add(nodes.tobytes())
+            if not self.lacking(nodes)[0]:
+                trial = self.round_devices(nodes, grow=False)
+                best = trial if trial.merit < best.merit * (1.0 - 1e-9) else best
+        return best
 
     def lacking(self, nodes: Floats) -> tuple[float, Floats]:
         """Return the rows/s that awake nodes cannot keep after the worst loss, and what a node of each group adds."""
@@ -196,11 +220,13 @@ class Rounding:
         self._relaxation.fix(nodes)
         counts = self._rounded(nodes, self._relaxation.devices().sum(axis=2))
         best = self._improved(self._weighed(nodes, counts))
-        while grow and best.unserved and (best.nodes < self._sizes - 0.5).any():
+        while grow and best.lacks and (best.nodes < self._sizes - 0.5).any():
             added = self._improved(self._with_node(best))
             if added.merit >= best.merit * (1.0 - 1e-12):
                 break
             best = added
+        if any(item.short for item in best.loads):
+            best = self._weighed(best.nodes, best.counts, strict=True)
         return best
 
     def _rounded(self, nodes: Floats, devices: Floats) -> Floats:
@@ -217,17 +243,25 @@ class Rounding:
                         counts[g, here[at]] += 1.0
         return counts
 
-    def _weighed(self, nodes: Floats, counts: Floats, before: Rounded | None = None, changed: Sequence[int] = ()) -> Rounded:
+    def _weighed(
+        self,
+        nodes: Floats,
+        counts: Floats,
+        before: Rounded | None = None,
+        changed: Sequence[int] = (),
+        *,
+        strict: bool = False,
+    ) -> Rounded:
         """Return what `counts` are worth; of `before`, loads of families that were not changed are kept."""
         loads = tuple(
             before.loads[family]
             if before is not None and family not in changed
-            else load_family(self._instance, family, counts, self._rates, self._opened)
+            else load_family(self._instance, family, counts, self._rates, self._opened, strict=strict)
             for family in range(len(self._instance.families))
         )
-        grams = float(self._idle @ nodes) + sum(item.grams for item in loads)
-        missing = sum(rate for item in loads for rate in item.unserved.values())
-        return Rounded(nodes, counts, loads, grams, grams + _UNSERVED * price_scale(self._instance) * missing)
+        idle = float(self._idle @ nodes)
+        grams, cost = (idle + sum(item.grams for item in loads), idle + sum(item.cost for item in loads))
+        return Rounded(nodes, counts, loads, grams, cost, self._opened)
 
     def _values(self, found: Rounded) -> Floats:
         """Return what a device of each group is worth in each mode, in grams/h, by the prices of its rows."""
@@ -243,7 +277,7 @@ class Rounding:
 
     def _improved(self, found: Rounded) -> Rounded:
         """Return `found` with devices given another mode while that is worth it."""
-        failed: set[tuple[int, int, int]] = set()
+        failed: set[tuple[int, int]] = set()  # group and new mode: another old one would not do either
         misses = 0
         for _ in range(_SWAPS):
             swap = self._next_swap(found, failed)
@@ -259,12 +293,13 @@ class Rounding:
             trial = self._weighed(found.nodes, counts, found, changed)
             if trial.merit < found.merit * (1.0 - 1e-7):
                 found, misses = trial, 0
+                failed.clear()
             else:
-                failed.add(swap)
+                failed.add((g, new))
                 misses += 1
         return found
 
-    def _next_swap(self, found: Rounded, failed: set[tuple[int, int, int]]) -> tuple[int, int, int] | None:
+    def _next_swap(self, found: Rounded, failed: set[tuple[int, int]]) -> tuple[int, int, int] | None:
         """Return the group and the modes, old (-1: a free device) and new, of the most promising swap."""
         instance = self._instance
         values = self._values(found)
@@ -279,13 +314,15 @@ class Rounding:
                     continue
                 olds = [int(m) for m in here if found.counts[g, m] > 0.5]
                 if found.counts[g, here].sum() < total - 0.5:
-                    olds.append(-1)
+                    olds = [-1]  # a free device costs nothing
                 order = here[np.argsort(-values[g, here], kind="stable")][:4]
                 for old in olds:
                     loss = values[g, old] if old >= 0 else 0.0
                     for new in map(int, order):
                         gain = float(values[g, new] - loss)
-                        if new != old and gain > 1e-9 and (g, old, new) not in failed and (best is None or gain > best[0]):
+                        if new == old or gain <= 1e-9 or (g, new) in failed:
+                            continue
+                        if best is None or gain > best[0] * (1.0 + 1e-9):
                             best = gain, (g, old, new)
         return None if best is None else best[1]
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clover.planning.cluster.branching import Allowance, search
 from clover.planning.cluster.instance import EPSILON, Floats, Instance
 from clover.planning.cluster.relaxation import Relaxation
-from clover.planning.cluster.reserve import Loss, Reserve, losses, spare_rates
+from clover.planning.cluster.reserve import Loss, Reserve, confined, losses, spare_rates
 from clover.planning.cluster.rounding import Rounded, Rounding
 
 _SOME = 1e-7  # of all rows: what counts as not served
@@ -37,42 +38,59 @@ def solve(instance: Instance) -> Solution:
     wanted = losses(instance, spare)
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
-    bound = relaxed.bound()
-    rounding = Rounding(instance, relaxed, Reserve(instance, spare), kept_losses, served)
-    rounding.close_slow_modes()
-    best = rounding.round_devices(rounding.choose_nodes(relaxed.nodes()))
-    best, kept = _with_before(instance, rounding, best)
+    reserve = Reserve(instance, spare)
+    best, bound = search(
+        instance,
+        relaxed,
+        _allowance(instance),
+        lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(),
+    )
+    best, kept = _with_before(instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best)
     lacking = rates - served
     for stream, rate in best.unserved.items():
         lacking[stream] += rate
     if best.unserved:
         # Whole devices serve less than divisible ones: bound what is served.
-        bound = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0].bound()
+        lowered = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0]
+        bound = lowered.bound([stream.allowed for stream in instance.streams], {})
     return Solution(instance, best, wanted, tuple(unkept), lacking, bound, kept)
+
+
+def _allowance(instance: Instance) -> Allowance:
+    """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is solved."""
+    total = sum(group.size for group in instance.groups)
+    return Allowance(80, 6) if total <= 150 else Allowance(50, 2)
 
 
 def _relaxed(
     instance: Instance, spare: Floats, wanted: tuple[Loss, ...], rates: Floats
 ) -> tuple[Relaxation, Floats, tuple[Loss, ...], list[float]]:
     """Return the solved relaxation of what can be had: its rows/s by stream, its losses, and what each lacks."""
-    kept = tuple(Loss(loss.region, np.minimum(loss.rates, rates)) for loss in wanted)
-    lacking = [0.0] * len(kept)
+    tight = (*wanted, *confined(instance, spare, wanted))
+    kept = tuple(loss.lowered(rates) for loss in tight)
+    lacking = [0.0] * len(wanted)
     relaxed = Relaxation(instance, spare, kept, rates)
     relaxed.program.solve()
     some = _SOME * max(1.0, float(rates.sum()))
     missing = relaxed.missing()
     short = relaxed.unkept()
     if missing.sum() > some or any(item.sum() > some for item in short):
-        lowered = np.maximum(0.0, rates - np.where(missing > some / max(1, len(rates)), missing * (1.0 + 1e-9), 0.0))
-        lacking = [float(item.sum()) if item.sum() > some else 0.0 for item in short]
-        kept = tuple(
-            Loss(loss.region, np.maximum(0.0, np.minimum(loss.rates - item * (1.0 + 1e-9), lowered)))
-            for loss, item in zip(kept, short, strict=True)
-        )
-        rates = lowered
+        rates = np.maximum(0.0, rates - np.where(missing > some / max(1, len(rates)), missing * (1.0 + 1e-9), 0.0))
+        lowered = [loss.lowered(rates).lowered(loss.rates - item) for loss, item in zip(kept, short, strict=True)]
+        # What cannot be kept where rows are confined cannot be kept after the loss of any node either.
+        for loss in lowered[len(wanted) :]:
+            most = np.full(len(rates), np.inf)
+            most[list(loss.counted)] = loss.rates[list(loss.counted)]
+            lowered = [other.lowered(most) if other.region is None else other for other in lowered]
+        lacking = [
+            float(np.minimum(loss.rates, rates).sum() - other.rates.sum())
+            for loss, other in zip(wanted, lowered, strict=False)
+        ]
+        lacking = [item if item > some else 0.0 for item in lacking]
+        kept = tuple(lowered)
         relaxed = Relaxation(instance, spare, kept, rates)
         relaxed.program.solve()
-    return relaxed, rates, kept, lacking
+    return relaxed, rates, kept[: len(wanted)], lacking
 
 
 def _with_before(instance: Instance, rounding: Rounding, best: Rounded) -> tuple[Rounded, bool]:
