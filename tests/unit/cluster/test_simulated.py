@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -219,6 +221,7 @@ def quiet(own: list[ClusterFault]) -> ClusterScenario:
     return ClusterScenario(given_terms, regions, 5400.0, 60.0, faults=tuple(own))
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(faults)
 def test_whatever_goes_wrong_no_rule_is_broken_and_all_ends_as_planned(own: list[ClusterFault]) -> None:
@@ -234,6 +237,7 @@ def test_whatever_goes_wrong_no_rule_is_broken_and_all_ends_as_planned(own: list
             assert one.epoch == status.epoch
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.integers(0, 25))
 def test_a_restart_at_any_step_leads_to_the_same_end(at: int) -> None:
@@ -250,3 +254,15 @@ def test_a_region_follows_its_wave() -> None:
     own = wave(100.0, 300.0, 6.0)
     assert own(6 * 3600.0) == pytest.approx(300.0)
     assert own(18 * 3600.0) == pytest.approx(100.0)
+
+
+def test_the_page_shows_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "cluster-simulation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0]
+    exec(compile(code, "docs/cluster-simulation.md", "exec"), {})
+    printed = capsys.readouterr().out
+    number = re.compile(r"\d+(?:\.\d+)?")
+    assert number.sub("#", printed) == number.sub("#", shown)
+    for one, other in zip(number.findall(printed), number.findall(shown), strict=True):
+        assert float(one) == pytest.approx(float(other), abs=6.0), "wakes and epochs depend on the planner, a little"
