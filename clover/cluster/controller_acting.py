@@ -14,7 +14,7 @@ from clover.cluster.controller_changes import NodeView, admissions, departures, 
 from clover.cluster.controller_members import ClusterMember
 from clover.cluster.controller_memory import ClusterMemory, words
 from clover.cluster.controller_records import ChangeStep, StepKind
-from clover.cluster.controller_weights import Rates, Seat, ClusterShares, share
+from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, Ingress, Nodes
 from clover.errors import CloverError
 

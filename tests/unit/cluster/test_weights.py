@@ -1,4 +1,4 @@
-"""ClusterShares of the ingress: rows go where the plan says, to nodes that can answer, and nowhere else."""
+"""Shares of the ingress: rows go where the plan says, to nodes that can answer, and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.cluster.controller_capacity import Reach
-from clover.cluster.controller_weights import Seat, ClusterShares, share
+from clover.cluster.controller_weights import ClusterShares, Seat, share
 from clover.planning.cluster.records import FamilyTerms, RegionFlow
 from tests.support.cluster_fixture import FAMILY
 
