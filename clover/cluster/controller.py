@@ -29,7 +29,15 @@ import msgspec
 from clover.cluster.controller_acting import FAILURES, ClusterActor
 from clover.cluster.controller_dry import DryIngress, DryNodes, DryStore
 from clover.cluster.controller_memory import ClusterMemory, StateHolder, words
-from clover.cluster.controller_problem import Plan, plain, planned_for, problem_of, says_anew, why_plan
+from clover.cluster.controller_problem import (
+    Plan,
+    plain,
+    planned_for,
+    problem_of,
+    says_anew,
+    why_plan,
+    with_all_that_may_help,
+)
 from clover.cluster.controller_records import (
     ClusterDecision,
     ClusterLook,
@@ -230,8 +238,9 @@ class ClusterController:
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"
             memory.troubles.append(f"{rate:.4g} rows/s of {family} have no node with room: {rest}")
-        for family, rate in (memory.plan.unserved if memory.plan is not None else {}).items():
-            memory.troubles.append(f"the plan cannot serve {rate:.4g} rows/s of {family}: {memory.plan.reason}")
+        if (plan := memory.plan) is not None:
+            for family, rate in plan.unserved.items():
+                memory.troubles.append(f"the plan cannot serve {rate:.4g} rows/s of {family}: {plan.reason}")
 
     # --- what it decides ----------------------------------------------------------------------------------------------
 
@@ -246,7 +255,7 @@ class ClusterController:
         made_for = planned_for(memory, now_s)
         began = time.perf_counter()
         try:
-            plan = plain(await self._solve(problem))
+            plan = with_all_that_may_help(plain(await self._solve(problem)), problem, memory.reach())
         except Exception as error:  # a planner that fails must not end the loop; the plan in force stays
             log.exception("no plan could be made")
             memory.troubles.append(f"no plan could be made, so what is in force stays: {error}")

@@ -14,7 +14,7 @@ from clover.cluster.controller_changes import NodeView, admissions, departures, 
 from clover.cluster.controller_members import ClusterMember
 from clover.cluster.controller_memory import ClusterMemory, words
 from clover.cluster.controller_records import ChangeStep, StepKind
-from clover.cluster.controller_weights import Rates, Seat, Shares, share
+from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, Ingress, Nodes
 from clover.errors import CloverError
 
@@ -59,6 +59,10 @@ class ClusterActor:
                 if resend or _moved(before, own):
                     done = self._ingress.weigh_family(origin, family, own)
                     steps.append(await self._weighed(done, (family, origin), before, own))
+        elif len(memory.terms.families) > 1:
+            self._trouble(
+                "the ingress shares the rows of all families alike, so nodes get rows that they have no plan for"
+            )
         combined = _combined(shares, origins)
         for origin, own in combined.items():
             before = memory.weights.get(("", origin), {})
@@ -107,7 +111,7 @@ class ClusterActor:
                 seats.append(Seat(name, owner.node.region, target.rates, {}, False))
         return seats
 
-    def _note_given(self, shares: Shares) -> None:
+    def _note_given(self, shares: ClusterShares) -> None:
         """Keep what each node is given by the weights that the ingress has."""
         memory = self.memory
         rates: dict[str, Rates] = {}
@@ -295,7 +299,7 @@ def _text(error: BaseException) -> str:
     return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
-def _combined(shares: Shares, origins: tuple[str, ...]) -> dict[str, Rates]:
+def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:
     """Return the shares of each origin over all families, as parts of 1."""
     found = {}
     for origin in origins:

@@ -143,8 +143,6 @@ class Membership:
             member.why = report.why or "its server is not healthy"
         elif member.phase == "ready":
             member.why = ""
-        elif member.phase == "draining" and not heard:
-            member.enter("released", now_s)
 
     def unheard(self, seconds: float) -> None:
         """Let `seconds` in which no node could be asked count for none of them as silence."""

@@ -8,7 +8,7 @@ is laid on others, and no row goes to a node that cannot answer it:
     room;
  2. nodes of other regions that may answer rows of that origin, in the same order;
  3. if there is no room anywhere: all of them in proportion to what they can serve.  What they cannot is said
-    (`Shares.missing`).
+    (`ClusterShares.missing`).
 
 So capacity is never lowered before what replaces it is ready: rows stay on the old nodes until then.
 """
@@ -51,7 +51,7 @@ class Seat:
 
 
 @dataclass
-class Shares:
+class ClusterShares:
     """Rows/s by (family, origin) and node, and rows/s by family that no node has room for."""
 
     rates: dict[tuple[str, str], Rates]
@@ -72,7 +72,7 @@ def share(
     demands: Mapping[tuple[str, str], float],
     origins: Sequence[str],
     reach: Reach,
-) -> Shares:
+) -> ClusterShares:
     """Return the shares of every family and origin.
 
     `flows`: None if there is no plan, so that all nodes share all rows.  `demands`: rows/s now; more than was planned
@@ -82,7 +82,7 @@ def share(
         if flow.rate > 0.0:
             own = planned.setdefault((flow.family, flow.origin), {})
             own[flow.region] = own.get(flow.region, 0.0) + flow.rate
-    found = Shares({}, {})
+    found = ClusterShares({}, {})
     for family in reach.terms:
         _Sharing(family, seats, reach, found, planned=flows is not None).run(
             {origin: planned.get((family, origin), {}) for origin in origins},
@@ -94,7 +94,9 @@ def share(
 class _Sharing:
     """The shares of one family."""
 
-    def __init__(self, family: str, seats: Sequence[Seat], reach: Reach, found: Shares, *, planned: bool) -> None:
+    def __init__(
+        self, family: str, seats: Sequence[Seat], reach: Reach, found: ClusterShares, *, planned: bool
+    ) -> None:
         self.family, self.reach, self.found, self.planned = family, reach, found, planned
         self.ready = [seat for seat in seats if seat.ready]
         self.seats: dict[str, list[Seat]] = {}
@@ -104,7 +106,7 @@ class _Sharing:
         self.left: list[tuple[str, str, float]] = []
 
     def run(self, planned: Mapping[str, Mapping[str, float]], demands: Mapping[str, float]) -> None:
-        """Share the rows of all origins."""
+        """Place the rows of all origins."""
         pieces: list[tuple[str, str, float]] = []
         for origin, flows in planned.items():
             self.found.rates[self.family, origin] = {}

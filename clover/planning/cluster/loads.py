@@ -21,20 +21,26 @@ _UNSERVED = 1000.0
 class FamilyLoads:
     """Rows/s by group, mode and stream (of one family), rows/s of each that found no room, and the prices.
 
-    `grams`: grams/h of the rows alone.  `prices`: grams/h for one more row/s of each stream; `point`: for a point of
+    `short`: points by which the floor is missed, times rows/s, which the search for better modes allows at a price.
+    `cost`: grams/h and the prices.  `grams`: grams/h of the rows alone.  `prices`: grams/h for one more row/s of each stream; `point`: for a point of
     accuracy on one row/s."""
 
     rows: dict[tuple[int, int, int], float]
     unserved: dict[int, float]
+    short: float
     grams: float
+    cost: float
     prices: dict[int, float]
     point: float
 
 
 def load_family(
-    instance: Instance, family: int, counts: Floats, rates: Floats, opened: Sequence[Flags]
+    instance: Instance, family: int, counts: Floats, rates: Floats, opened: Sequence[Flags], *, strict: bool = False
 ) -> FamilyLoads:
-    """Return the cheapest loads of a family on `counts` devices by group and mode; `opened[stream][region, mode]`."""
+    """Return the cheapest loads of a family on `counts` devices by group and mode; `opened[stream][region, mode]`.
+
+    What cannot be served costs a price, and so does accuracy that is missing, so that prices say which devices would
+    help; `strict`: no accuracy may be missing."""
     streams = [number for number, stream in enumerate(instance.streams) if stream.family == family]
     bins = [(g, m) for g, m in np.argwhere(counts > 0.0).tolist() if instance.modes[m].family == family]
     dear = _UNSERVED * price_scale(instance)
@@ -42,6 +48,8 @@ def load_family(
     short = [columns.add(dear, [(at, 1.0)]) for at in range(len(streams))]
     surplus = columns.add(0.0, [(len(streams), -1.0)])
     first = len(streams) + 1
+    worst = max((abs(mode.accuracy - float(instance.floors[family])) for mode in instance.modes), default=1.0)
+    missed = columns.add(dear / max(worst, 1e-3), [(len(streams), 1.0)], 0.0 if strict else np.inf)
     free = [columns.add(0.0, [(first + at, 1.0)]) for at in range(len(bins))]
     names: list[tuple[int, int, int]] = []
     start = columns.count
@@ -63,6 +71,8 @@ def load_family(
     return FamilyLoads(
         rows=rows,
         unserved={stream: float(x[at]) for at, stream in enumerate(streams) if x[at] > least},
+        short=float(x[missed]) if x[missed] > least else 0.0,
+        cost=program.objective,
         grams=sum(rate * float(instance.grams[g, m]) for (g, m, _), rate in rows.items()),
         prices={stream: float(duals[at]) for at, stream in enumerate(streams)},
         point=max(0.0, float(duals[len(streams)])),

@@ -25,7 +25,7 @@ Source: A. M. Geoffrion, Lagrangean relaxation for integer programming (1974).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,9 +192,10 @@ class Relaxation:
             found.append(lacking)
         return found
 
-    def bound(self, opened: Sequence[Flags]) -> float:
+    def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
         """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's
-        `[region, mode]`), from the duals of the last solution."""
+        `[region, mode]`) and groups have from and up to as many nodes awake as `limits` say, from the duals of the last
+        solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
         rows = np.maximum(duals[:streams], 0.0)
@@ -210,7 +211,7 @@ class Relaxation:
             best = np.where(allowed, np.maximum(best, price), best)
         gain = np.array([points[mode.family] * (mode.accuracy - instance.floors[mode.family]) for mode in instance.modes])
         rates = np.array([mode.rate for mode in instance.modes])
-        for group in instance.groups:
+        for g, group in enumerate(instance.groups):
             at = group.region
             corrections = np.array([[node.correction.get(name, 1.0) for name in instance.families] for node in group.nodes])
             grams = instance.intensity[at] / 1000.0 * instance.joules * corrections[:, instance.mode_family]
@@ -221,7 +222,9 @@ class Relaxation:
                 here = instance.mode_kind == number
                 device = np.maximum(values[:, here].max(axis=1, initial=0.0), 0.0)
                 worth_g_h += count * (device + spared[at, number])
-            total -= float(np.maximum(worth_g_h - group.idle_g_h, 0.0).sum())
+            gains = np.sort(worth_g_h - group.idle_g_h)[::-1]
+            low, high = (round(limit) for limit in limits.get(g, (0.0, group.size)))
+            total -= float(gains[:low].sum() + np.maximum(gains[low:high], 0.0).sum())
         return max(0.0, total * (1.0 - 1e-9))
 
     def _worth(self, number: int, loss: Loss, duals: Floats) -> tuple[Floats, float]:

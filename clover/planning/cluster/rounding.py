@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clover.planning.cluster.instance import EPSILON, Flags, Floats, Instance
-from clover.planning.cluster.loads import FamilyLoads, load_family, price_scale
+from clover.planning.cluster.loads import FamilyLoads, load_family
 from clover.planning.cluster.relaxation import Relaxation
 from clover.planning.cluster.reserve import Loss, Reserve
 
@@ -25,21 +25,27 @@ _SWAPS = 80  # devices that are given another mode, at most, for one choice of n
 _FAILED = 12  # swaps in a row that may fail
 _ASKED_AGAIN = 4  # times that the relaxation is asked for more rows than there are
 _NODES_THAT_MATTER = 100
-_POLISHES = 40  # changes of nodes that are tried with whole devices
-_UNSERVED = 1000.0
+_POLISHES = 12  # changes of nodes that are tried with whole devices
 
 
 @dataclass
 class Rounded:
     """Whole nodes by group, whole devices by group and mode, the rows that they get, and what it is worth.
 
-    `merit`: grams/h and a price for every row that is not served."""
+    `merit`: grams/h and a price for every row that is not served, or not at its accuracy.
+    `opened`: what each stream may use (`[region, mode]`)."""
 
     nodes: Floats
     counts: Floats
     loads: tuple[FamilyLoads, ...]
     grams_h: float
     merit: float
+    opened: Sequence[Flags]
+
+    @property
+    def lacks(self) -> bool:
+        """Whether rows found no room, or not at their accuracy."""
+        return any(item.unserved or item.short for item in self.loads)
 
     @property
     def unserved(self) -> dict[int, float]:
@@ -214,11 +220,13 @@ class Rounding:
         self._relaxation.fix(nodes)
         counts = self._rounded(nodes, self._relaxation.devices().sum(axis=2))
         best = self._improved(self._weighed(nodes, counts))
-        while grow and best.unserved and (best.nodes < self._sizes - 0.5).any():
+        while grow and best.lacks and (best.nodes < self._sizes - 0.5).any():
             added = self._improved(self._with_node(best))
             if added.merit >= best.merit * (1.0 - 1e-12):
                 break
             best = added
+        if any(item.short for item in best.loads):
+            best = self._weighed(best.nodes, best.counts, strict=True)
         return best
 
     def _rounded(self, nodes: Floats, devices: Floats) -> Floats:
@@ -235,17 +243,25 @@ class Rounding:
                         counts[g, here[at]] += 1.0
         return counts
 
-    def _weighed(self, nodes: Floats, counts: Floats, before: Rounded | None = None, changed: Sequence[int] = ()) -> Rounded:
+    def _weighed(
+        self,
+        nodes: Floats,
+        counts: Floats,
+        before: Rounded | None = None,
+        changed: Sequence[int] = (),
+        *,
+        strict: bool = False,
+    ) -> Rounded:
         """Return what `counts` are worth; of `before`, loads of families that were not changed are kept."""
         loads = tuple(
             before.loads[family]
             if before is not None and family not in changed
-            else load_family(self._instance, family, counts, self._rates, self._opened)
+            else load_family(self._instance, family, counts, self._rates, self._opened, strict=strict)
             for family in range(len(self._instance.families))
         )
-        grams = float(self._idle @ nodes) + sum(item.grams for item in loads)
-        missing = sum(rate for item in loads for rate in item.unserved.values())
-        return Rounded(nodes, counts, loads, grams, grams + _UNSERVED * price_scale(self._instance) * missing)
+        idle = float(self._idle @ nodes)
+        grams, cost = (idle + sum(item.grams for item in loads), idle + sum(item.cost for item in loads))
+        return Rounded(nodes, counts, loads, grams, cost, self._opened)
 
     def _values(self, found: Rounded) -> Floats:
         """Return what a device of each group is worth in each mode, in grams/h, by the prices of its rows."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clover.planning.cluster.agreeing import agree
+from clover.planning.cluster.branching import Allowance, search
 from clover.planning.cluster.instance import EPSILON, Floats, Instance
 from clover.planning.cluster.relaxation import Relaxation
 from clover.planning.cluster.reserve import Loss, Reserve, confined, losses, spare_rates
@@ -38,17 +38,28 @@ def solve(instance: Instance) -> Solution:
     wanted = losses(instance, spare)
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
-    opened, bound = agree(instance, relaxed)
-    rounding = Rounding(instance, relaxed, opened, Reserve(instance, spare), kept_losses, served)
-    best = rounding.rounded()
-    best, kept = _with_before(instance, rounding, best)
+    reserve = Reserve(instance, spare)
+    best, bound = search(
+        instance,
+        relaxed,
+        _allowance(instance),
+        lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(),
+    )
+    best, kept = _with_before(instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best)
     lacking = rates - served
     for stream, rate in best.unserved.items():
         lacking[stream] += rate
     if best.unserved:
         # Whole devices serve less than divisible ones: bound what is served.
-        bound = agree(instance, _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0])[1]
+        lowered = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0]
+        bound = lowered.bound([stream.allowed for stream in instance.streams], {})
     return Solution(instance, best, wanted, tuple(unkept), lacking, bound, kept)
+
+
+def _allowance(instance: Instance) -> Allowance:
+    """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is solved."""
+    total = sum(group.size for group in instance.groups)
+    return Allowance(80, 6) if total <= 150 else Allowance(50, 2)
 
 
 def _relaxed(

@@ -453,6 +453,47 @@ def test_status_and_looks_survive_json() -> None:
     play(story)
 
 
+def test_each_family_is_shared_by_itself_if_the_ingress_can() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        other = msgspec.structs.replace(scene.terms.families[0], family="letters", regions={"south": ("south",)})
+        scene.terms = msgspec.structs.replace(
+            scene.terms, families=(*scene.terms.families, other), frontiers=(frontier(), frontier(family="letters"))
+        )
+        rules = WorldRules(scene.terms.families, scene.terms.frontiers)
+        regions = [region(name, 100.0 if name == "north" else 400.0) for name in ("north", "south")]
+        for own in regions:
+            own.demand = lambda _: {FAMILY: 100.0, "letters": 50.0}
+        scene.world = SimulatedWorld(regions, NODES, rules, 1_640_995_200.0)
+        scene.nodes, scene.ingress = SimulatedNodes(scene.world), SimulatedIngress(scene.world)
+        scene.store, scene.grids = SimulatedStore(scene.world), SimulatedGrids(scene.world)
+        controller = scene.controller()
+        await scene.steps(controller, 12)
+        for (family, origin), weights in scene.world.weights.items():
+            if (family, origin) == ("letters", "south"):
+                assert {scene.world.nodes[name].machine.region for name in weights} == {"south"}
+        assert scene.world.sums.refused == 0.0
+        for family in (FAMILY, "letters"):
+            assert scene.world.sums.accuracy(family) == pytest.approx(90.0, abs=0.1)
+        assert {own.family for own in controller.status().families} == {FAMILY, "letters"}
+
+    play(story)
+
+
+def test_regions_say_what_their_nodes_use() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        controller = scene.controller()
+        await scene.steps(controller, 12)
+        north, south = controller.status().regions
+        assert (north.awake, south.awake) == (1, 0)
+        assert north.watts == pytest.approx(200.0 + 255.0, abs=30.0), "idle, and 300 rows/s at 0.85 J"
+        assert north.grams_h == pytest.approx(north.watts * 0.1, rel=0.01)
+        assert south.watts == 0.0
+
+    play(story)
+
+
 def test_plans_are_made_in_a_thread() -> None:
     async def story() -> None:
         scene = Scene()
