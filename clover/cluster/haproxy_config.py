@@ -83,6 +83,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     nodes: int = 64
     threads: int = 0
     check_s: float = 1.0
+    connect_s: float = 0.5
     answer_s: float = 60.0
     head_s: float = 10.0
     body_s: float = 30.0
@@ -288,7 +289,8 @@ def _general(settings: IngressSettings, socket: str, digest: str) -> list[str]:
         "  option dontlognull",
         # A process that is replaced ends a connection by an answer that says so, never between two requests.
         "  option idle-close-on-response",
-        "  timeout connect 1s",
+        # Also how long a retry waits if only one node is left to try: it may be the one that just failed.
+        f"  timeout connect {_ms(settings.connect_s)}",
         f"  timeout client {_ms(max(settings.body_s, settings.answer_s))}",
         f"  timeout server {_ms(settings.answer_s)}",
         f"  timeout http-request {_ms(settings.head_s)}",
