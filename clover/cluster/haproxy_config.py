@@ -36,6 +36,15 @@ _HEAD_BYTES = 32 << 10
 _REWRITE_BYTES = 1024
 """What HAProxy keeps of the buffer for headers that it adds (`tune.maxrewrite`)."""
 _CHECKS_PER_S = 2000
+# Labels must reach the server that gave the answer.  The ids that servers make begin with a random word of the process
+# (`clover.http.ids`): it is learned from answers, and only where it is the server's, not the client's.
+_LABELED_ANSWER = r"""  stick store-response "res.fhdr(clover-receipt),field(-2,'\"'),field(1,-)" table answered_by"""
+_LABELS = (
+    "  stick store-response res.hdr(x-request-id),field(1,-) table answered_by if !{ var(txn.named) -m found }",
+    f"{_LABELED_ANSWER} if {{ res.fhdr(clover-receipt) -m sub feedback= }}",
+    "  stick match req.body,json_query('$.id'),field(1,-) table answered_by if METH_POST { path_end /feedback }",
+)
+_LABEL_TABLE = ("backend answered_by", "  stick-table type string len 12 size 4k expire 1d")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):([0-9]{1,5})")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
@@ -252,6 +261,7 @@ def _sections(
             if not backend.grpc or upstream.grpc_port:
                 words = server_words(settings, upstream, own.get(upstream.name, 0), grpc=backend.grpc)
                 lines.append(f"  server {upstream.name} {words}")
+    lines += _LABEL_TABLE
     if settings.ca_file:  # a server that is added at run time may only use files that are loaded already
         lines += [
             "backend loaded_files",
@@ -328,6 +338,7 @@ def _http_frontend(settings: IngressSettings, origin: IngressOrigin) -> list[str
         f"  http-request return status 403 {_json(_REFUSED)} unless inference",
         f"  http-request wait-for-body time {_ms(settings.body_s)} if METH_POST",
         f"  http-request set-header {ORIGIN_HEADER} {origin.name}",
+        "  http-request set-var(txn.named) str(yes) if { req.hdr(x-request-id) -m found }",
         # A node answers only to names that it knows, and knows this one always.
         "  http-request set-header Host localhost",
         *_families(settings, origin.name, grpc=False),
@@ -376,6 +387,7 @@ def _backend(settings: IngressSettings, backend: IngressBackend) -> list[str]:
         "  option httpchk",
         f"  http-check send meth GET uri /v2/health/ready ver HTTP/1.1 hdr Host localhost{token}",
         "  http-check expect status 200",
+        *([] if backend.grpc else _LABELS),
     ]
 
 

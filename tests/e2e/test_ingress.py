@@ -231,9 +231,9 @@ def test_what_passes_and_what_a_node_sees(tmp_path: Path) -> None:
             assert {name for name, _ in seen} == {
                 *("host", "authorization", "x-request-id", "content-length", "x-clover-origin"),
             }
-            assert reply.headers.keys() == {"x-request-id", "content-length"}
+            assert reply.headers.keys() == {"x-request-id", "clover-receipt", "content-length"}
             assert reply.headers["x-request-id"] == "mine"
-            assert (await client.infer()).headers["x-request-id"] == "made-by-the-node"
+            assert (await client.infer()).headers["x-request-id"] == "aaaaaaaaaaaa-2-tag"
             for path in (
                 "/v2/clover/pin",
                 "/v2/repository/models/toy/load",
@@ -250,6 +250,27 @@ def test_what_passes_and_what_a_node_sees(tmp_path: Path) -> None:
             assert foreign.startswith(b"HTTP/1.1 421 ")
             bad = await raw(it.north, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nBad Header\r\n\r\n")
             assert bad.startswith(b"HTTP/1.1 400 ")
+
+    run(main())
+
+
+def test_labels_reach_the_node_that_gave_the_answer(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with scene(tmp_path, "a", "b", "c") as it:
+            client = IngressClient(it.north)
+            unnamed = [(await client.infer()) for _ in range(3)]
+            ids = {str(reply.json()["node"]): reply.headers["x-request-id"] for reply in unnamed}
+            # A client that names its requests like another node's ids misleads nobody.
+            named = [(await client.infer(b"{}", "x-request-id: aaaaaaaaaaaa-9-tag")) for _ in range(3)]
+            for reply in named:
+                receipt = reply.headers["clover-receipt"]
+                ids[f"{reply.json()['node']} again"] = receipt.partition('feedback="')[2].strip('"')
+            assert len(ids) == 6
+            for node, identity in [*ids.items(), *ids.items()]:
+                body = f'{{"id": "{identity}", "labels": [1]}}'.encode()
+                reply = await client.send("POST", "/v2/models/toy/feedback", body)
+                assert reply.json()["node"] == node[0]
+            await client.close()
 
     run(main())
 

@@ -39,6 +39,7 @@ def test_each_origin_has_a_frontend_and_a_backend_of_its_own() -> None:
     assert [*found][2:] == [
         *("frontend from_http_north", "frontend from_grpc_north", "frontend from_http_south"),
         *("backend http:north", "backend grpc:north", "backend http:south"),
+        "backend answered_by",
     ]
     assert "http-request set-header x-clover-origin south" in found["frontend from_http_south"]
     assert "default_backend http:south" in found["frontend from_http_south"]
