@@ -108,6 +108,7 @@ class HAProxyIngress:
             self._keeper = None
         if self._process is not None:
             self._process.forget()
+            self._process = None
 
     async def stop(self, drain_s: float = 30.0) -> None:
         """End HAProxy: it takes no new connections, and ends when the open ones have, after `drain_s` at the latest."""

@@ -36,6 +36,15 @@ _HEAD_BYTES = 32 << 10
 _REWRITE_BYTES = 1024
 """What HAProxy keeps of the buffer for headers that it adds (`tune.maxrewrite`)."""
 _CHECKS_PER_S = 2000
+# Labels must reach the server that gave the answer.  The ids that servers make begin with a random word of the process
+# (`clover.http.ids`): it is learned from answers, and only where it is the server's, not the client's.
+_LABELED_ANSWER = r"""  stick store-response "res.fhdr(clover-receipt),field(-2,'\"'),field(1,-)" table answered_by"""
+_LABELS = (
+    "  stick store-response res.hdr(x-request-id),field(1,-) table answered_by if !{ var(txn.named) -m found }",
+    f"{_LABELED_ANSWER} if {{ res.fhdr(clover-receipt) -m sub feedback= }}",
+    "  stick match req.body,json_query('$.id'),field(1,-) table answered_by if METH_POST { path_end /feedback }",
+)
+_LABEL_TABLE = ("backend answered_by", "  stick-table type string len 12 size 4k expire 1d")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):([0-9]{1,5})")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
@@ -83,6 +92,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     nodes: int = 64
     threads: int = 0
     check_s: float = 1.0
+    connect_s: float = 0.5
     answer_s: float = 60.0
     head_s: float = 10.0
     body_s: float = 30.0
@@ -251,6 +261,7 @@ def _sections(
             if not backend.grpc or upstream.grpc_port:
                 words = server_words(settings, upstream, own.get(upstream.name, 0), grpc=backend.grpc)
                 lines.append(f"  server {upstream.name} {words}")
+    lines += _LABEL_TABLE
     if settings.ca_file:  # a server that is added at run time may only use files that are loaded already
         lines += [
             "backend loaded_files",
@@ -280,13 +291,16 @@ def _general(settings: IngressSettings, socket: str, digest: str) -> list[str]:
         f"  tune.maxrewrite {_REWRITE_BYTES}",
         "  log stderr format raw local0 notice",
         "  spread-checks 20",
-        "  hard-stop-after 60s",
+        f"  hard-stop-after {_ms(settings.answer_s + settings.idle_s)}",
         *([f"  description clover-ingress-{digest}"] if digest else []),
         "defaults",
         "  mode http",
         "  log global",
         "  option dontlognull",
-        "  timeout connect 1s",
+        # A process that is replaced ends a connection by an answer that says so, never between two requests.
+        "  option idle-close-on-response",
+        # Also how long a retry waits if only one node is left to try: it may be the one that just failed.
+        f"  timeout connect {_ms(settings.connect_s)}",
         f"  timeout client {_ms(max(settings.body_s, settings.answer_s))}",
         f"  timeout server {_ms(settings.answer_s)}",
         f"  timeout http-request {_ms(settings.head_s)}",
@@ -324,6 +338,7 @@ def _http_frontend(settings: IngressSettings, origin: IngressOrigin) -> list[str
         f"  http-request return status 403 {_json(_REFUSED)} unless inference",
         f"  http-request wait-for-body time {_ms(settings.body_s)} if METH_POST",
         f"  http-request set-header {ORIGIN_HEADER} {origin.name}",
+        "  http-request set-var(txn.named) str(yes) if { req.hdr(x-request-id) -m found }",
         # A node answers only to names that it knows, and knows this one always.
         "  http-request set-header Host localhost",
         *_families(settings, origin.name, grpc=False),
@@ -372,6 +387,7 @@ def _backend(settings: IngressSettings, backend: IngressBackend) -> list[str]:
         "  option httpchk",
         f"  http-check send meth GET uri /v2/health/ready ver HTTP/1.1 hdr Host localhost{token}",
         "  http-check expect status 200",
+        *([] if backend.grpc else _LABELS),
     ]
 
 

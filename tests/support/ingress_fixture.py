@@ -17,5 +17,5 @@ def settings(folder: Path | str = "/run/ingress", **changes: Any) -> IngressSett
 
 def upstream(name: str = "a", **changes: Any) -> Upstream:
     """Return a node's addresses."""
-    given = {"host": "127.0.0.1", "port": 80, "grpc_host": "127.0.0.1", "grpc_port": 90}
+    given: dict[str, Any] = {"host": "127.0.0.1", "port": 80, "grpc_host": "127.0.0.1", "grpc_port": 90}
     return Upstream(name=name, **(given | changes))

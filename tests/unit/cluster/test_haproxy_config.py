@@ -39,6 +39,7 @@ def test_each_origin_has_a_frontend_and_a_backend_of_its_own() -> None:
     assert [*found][2:] == [
         *("frontend from_http_north", "frontend from_grpc_north", "frontend from_http_south"),
         *("backend http:north", "backend grpc:north", "backend http:south"),
+        "backend answered_by",
     ]
     assert "http-request set-header x-clover-origin south" in found["frontend from_http_south"]
     assert "default_backend http:south" in found["frontend from_http_south"]
@@ -147,7 +148,7 @@ TEXTS = st.text(max_size=12) | st.sampled_from(["a;b", "a\n  server x", "a#", '"
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 def test_no_setting_adds_a_line(origin: str, family: str, host: str, path: str) -> None:
     """Whatever is given is refused, or stands in the words where it belongs."""
-    changes = {
+    changes: dict[str, Any] = {
         "origins": (IngressOrigin(name=origin, listen="127.0.0.1:80"),),
         "families": (family,),
         "allowed_hosts": (host,),
