@@ -41,6 +41,9 @@ log = logging.getLogger("clover.cluster")
 _FIRST_S = 900.0
 """For a first start of nodes, which measure what they serve."""
 
+_PATIENCE_S = 15.0
+"""Beyond the drain or the hook, for a node to be released or woken."""
+
 CONTROLLER = "controller"
 """The name of the actor within the cluster's namespace."""
 
@@ -111,6 +114,7 @@ def terms_of(file: ClusterFile) -> ClusterTerms:
         release_after_s=cluster.release_after_s,
         budget_s=cluster.budget_s,
         max_changes=cluster.max_changes,
+        patience_s=_PATIENCE_S + max(cluster.drain_s, cluster.hook_s if cluster.hook else 0.0),
     )
 
 
@@ -198,7 +202,7 @@ class ControllerActor:
             settling.cancel()
 
     async def _wake_all(self) -> None:
-        """Wake every node: nothing is known of this cluster, and no plan can be made before nodes have reported what
+        """Start every node: nothing is known of this cluster, and no plan can be made before nodes have reported what
         their devices do.  Each is held awake until it has."""
 
         async def wake(name: str) -> None:

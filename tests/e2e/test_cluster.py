@@ -189,14 +189,17 @@ def test_what_is_killed_comes_back_and_rows_are_answered_meanwhile(cluster: Runn
 def test_a_node_is_drained_and_released_and_comes_back_without_a_lost_request(cluster: Running) -> None:
     cluster.until(lambda status: phases(status) == BOTH)
     server = cluster.pid("clean-1")
+    began_s, done = time.monotonic(), [(0.0, "drain")]
     with OpenLoop([cluster.clean, cluster.dirty], 20.0) as load:
         cluster.call("drain", "clean-1")
         cluster.until(lambda status: next(node["share"] for node in status["nodes"] if node["name"] == "clean-1") == 0)
+        done.append((time.monotonic() - began_s, "release"))
         cluster.call("release", "clean-1")
         cluster.until(lambda status: phases(status)["clean-1"] == "released")
         assert server not in programs(f"{cluster.folder}/clean-1/")
+        done.append((time.monotonic() - began_s, "release --off"))
         cluster.call("release", "clean-1", "--off")
         cluster.until(lambda status: phases(status) == BOTH)
-    assert load.failed == []
+    assert [(at_s - began_s, why) for at_s, why in load.failed] == [], done
     assert sum(load.answered.values()) > 50
     cluster.call("drain", "clean-2", expects=(3,))
