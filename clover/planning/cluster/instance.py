@@ -4,7 +4,8 @@
           same correction (steps of 4 %), which are planned as one and told apart only when targets are given out.
 `mode`    an operating point of a family on a kind of device.  A device in a mode serves up to `rate` rows/s; every row
           costs watts / rate joules, so that one that gets fewer rows uses as many times less beyond its idle watts.
-          A point that another one of the same family and kind beats in rate, joules a row, accuracy and p95 is left out.
+          A point that another one of the same family and kind beats in rate, joules a row, accuracy and for whom it is
+          fast enough, is left out.
 `stream`  rows of a family whose origins may use the same modes in the same regions.
 
 Rows are those of the busiest moment until a node that is woken at the end of the horizon would be there; intensities
@@ -13,6 +14,7 @@ are means over the horizon.  Grams are per hour: watts x g/kWh / 1000.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -240,20 +242,36 @@ def _modes(
     modes = []
     for (kind, family), found in sorted(points.items()):
         slo = problem.terms[family].slo_p95_ms
+        limits = sorted(_limits_ms(problem, family))
         rows = [
             Mode(kind, family, point.rate, point.accuracy, (point.watts + extra) / point.rate, point.p95_ms)
             for point, extra in found
             if point.p95_ms <= slo
         ]
-        modes += [mode for at, mode in enumerate(rows) if not any(_beats(rows, other, at) for other in range(len(rows)))]
+        # Of p95 it only matters whose limits it keeps.
+        keys = [
+            (-mode.rate, -mode.accuracy, mode.joules, float(bisect.bisect_left(limits, mode.p95_ms - EPSILON)))
+            for mode in rows
+        ]
+        modes += [mode for at, mode in enumerate(rows) if not any(_beats(keys, other, at) for other in range(len(rows)))]
     return tuple(modes)
 
 
-def _beats(modes: Sequence[Mode], one: int, other: int) -> bool:
+def _limits_ms(problem: ClusterProblem, family: int) -> set[float]:
+    """Return the p95 that devices may have for rows of a family, of all origins in all regions."""
+    terms = problem.terms[family]
+    origins = {demand.origin for demand in problem.demands if demand.family == terms.family}
+    regions = [grid.name for grid in problem.regions]
+    return {
+        terms.slo_p95_ms - problem.latency_ms.get(origin, {}).get(region, 0.0)
+        for origin in origins
+        for region in terms.regions.get(origin, tuple(regions))
+    }
+
+
+def _beats(keys: Sequence[tuple[float, ...]], one: int, other: int) -> bool:
     """Say whether one mode is no worse than another in all; of two that are equal the first one beats."""
-    a, b = modes[one], modes[other]
-    first = (-a.rate, -a.accuracy, a.joules, a.p95_ms)
-    second = (-b.rate, -b.accuracy, b.joules, b.p95_ms)
+    first, second = keys[one], keys[other]
     return one != other and all(x <= y for x, y in zip(first, second, strict=True)) and (first != second or one < other)
 
 
