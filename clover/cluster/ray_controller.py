@@ -23,7 +23,7 @@ from clover.cache import replace_file, state_folder
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller import ClusterController, in_thread
 from clover.cluster.controller_records import ClusterTerms
-from clover.cluster.haproxy import HAProxyIngress
+from clover.cluster.checked_ingress import CheckedIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
 from clover.cluster.no_ingress import NoIngress
 from clover.cluster.origins import OriginShares
@@ -33,7 +33,7 @@ from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.state_store import FileStore
 from clover.errors import CloverError, ClusterError
 from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import FamilyTerms
+from clover.planning.cluster.records import ClusterPlan, ClusterProblem, FamilyTerms
 from clover.types import Record
 
 log = logging.getLogger("clover.cluster")
@@ -118,7 +118,7 @@ def terms_of(file: ClusterFile) -> ClusterTerms:
     )
 
 
-def ingress_of(file: ClusterFile, folder: Path) -> HAProxyIngress | None:
+def ingress_of(file: ClusterFile, folder: Path) -> CheckedIngress | None:
     """Return the ingress of a cluster, not started; None if it has none."""
     given = file.ingress
     if given is None:
@@ -128,7 +128,7 @@ def ingress_of(file: ClusterFile, folder: Path) -> HAProxyIngress | None:
         for region in file.region
         if region.listen or region.listen_grpc
     )
-    return HAProxyIngress(
+    return CheckedIngress(
         IngressSettings(
             folder=str(folder / "ingress"),
             origins=origins,
@@ -170,11 +170,21 @@ class ControllerActor:
             self._ingress(),
             self._store(),
             self._grids,
-            in_thread(plan_cluster),
+            in_thread(self._plan),
         )
         self._task: asyncio.Task[None] | None = None
         self._began_s = time.time()
         self._trouble = ""
+
+    def _plan(self, problem: ClusterProblem) -> ClusterPlan:
+        """Return a plan; keep a problem that none could be made for, so that it can be looked into."""
+        try:
+            return plan_cluster(problem)
+        except Exception:
+            path = self._folder / "unplanned.json"
+            replace_file(path, msgspec.json.encode(problem))
+            log.error("no plan could be made: the problem is kept in %s", path)
+            raise
 
     async def start(self) -> str:
         """Begin to control; return why it cannot, empty if it does."""

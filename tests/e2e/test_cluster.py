@@ -21,6 +21,7 @@ from tests.support.cluster_clients import OpenLoop, ask, programs
 from tests.support.servers import ROOT, family
 
 pytestmark = [
+    pytest.mark.timeout(400),
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.skipif(
