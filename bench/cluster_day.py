@@ -6,7 +6,7 @@
 Three Ray nodes with addresses of their own (127.0.0.2 to .4), each a Clover server with two emulated A100s of one box
 (or, with `--cores`, on core 0), HAProxy before them, the production controller.  The grids are traces of 24 hours, by
 default three formulas whose clean hours lie eight hours apart; `--traces` takes files, one a region.  Load is open
-loop: requests are due at fixed times whatever became of those before.  Requests of all regions come alike.
+loop: requests are due at fixed times whatever becomes of those before.  All regions send alike.
 
 What is killed, one after the other: a node's server, its actor, the controller, HAProxy, a whole node (server, actor and
 Ray node), the way between controller and a node (its actor is stopped for longer than the lease), Ray's head.  For each
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import itertools
 import math
 import os
 import signal
@@ -347,7 +348,7 @@ def report(day: Day) -> dict[str, Any]:
     (family,) = last.families
     totals = last.totals
     phases = [{node.name: node.phase for node in status.nodes} for _, status in day.seen]
-    pairs = list(zip(phases, phases[1:], strict=False))
+    pairs = list(itertools.pairwise(phases))
     released = sum(now[name] == "released" != before[name] for before, now in pairs for name in now)
     woken = sum(before[name] == "released" != now[name] for before, now in pairs for name in now)
     found = {

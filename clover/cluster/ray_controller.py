@@ -1,9 +1,9 @@
 """The cluster's controller as a detached actor of Ray, with all that it sees of the world.
 
 The actor runs on the machine on which `clover cluster up` was called, beside the ingress, whose runtime API is a socket
-of that machine.  Ray starts it again if it dies.  It reads a copy of the cluster file in the cluster's folder (`cluster.json`,
-mode 0600), what it knows is in its store, and what is in force is asked of nodes and ingress: so a new controller, also
-on a Ray that was made anew, goes on where the last one was.
+of that machine.  Ray starts it again if it dies.  It reads a copy of the cluster file in the cluster's folder
+(`cluster.json`, mode 0600), what it knows is in its store, and what is in force is asked of nodes and ingress: so a new
+controller, also on a Ray that was made anew, goes on where the last one was.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 
 from clover.cache import replace_file, state_folder
+from clover.cluster.checked_ingress import CheckedIngress
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller import ClusterController, in_thread
 from clover.cluster.controller_records import ClusterTerms
-from clover.cluster.checked_ingress import CheckedIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
 from clover.cluster.no_ingress import NoIngress
 from clover.cluster.origins import OriginShares
