@@ -19,6 +19,7 @@ have the speed and watts of their table); the traces are formulas unless files a
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import http.client
 import itertools
@@ -44,6 +45,7 @@ from bench.common import show, write_json
 from clover.cluster import cluster_file
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller_records import ClusterStatus
+from clover.cluster.node import NodeAgent, NodeOrder
 from clover.cluster.ray_support import LocalRay
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.cluster.server_process import ServerProcess
@@ -199,8 +201,9 @@ class Day:
     def run(self) -> None:
         """Bring the cluster up, have it live through its day, and end it."""
         try:
+            asyncio.run(self._measure())
             self.handle = bring_up(self.file, "", say=_say)
-            _say("waiting for the nodes, which measure what they serve")
+            _say("waiting for the nodes")
             status = self.handle.wait_ready(300.0)
             _say(", ".join(f"{node.name} {node.phase}" for node in status.nodes))
             self.load = Load(self.ports, self.given.rate)
@@ -218,6 +221,16 @@ class Day:
             if self.load is not None:
                 self.load.stop()
             take_down(self.file, keep=False, say=_say)
+
+    async def _measure(self) -> None:
+        """Start one server alone, which measures what it serves and keeps it for the others."""
+        _say("a server measures what it serves")
+        agent = NodeAgent(NodeOrder.of(self.file, self.file.node[0].name, self.folder))
+        await agent.start()
+        end_s = time.monotonic() + 300.0
+        while not (await agent.report()).healthy and time.monotonic() < end_s:
+            await asyncio.sleep(1.0)
+        await agent.release()
 
     def _events(self) -> list[tuple[str, Callable[[], None], Callable[[ClusterStatus], bool]]]:
         def controlling(status: ClusterStatus) -> bool:

@@ -144,11 +144,12 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
     try:
         handle = ClusterHandle.attach(file)
         handle.stop(keep=keep, within_s=file.cluster.drain_s + 2 * _ANSWER_S)
-        say("nodes and ingress go on by themselves" if keep else "nodes and ingress have ended")
+        say("nodes and ingress go on by themselves" if keep else "nodes and ingress were asked to end")
     except ClusterError as error:
         say(str(error))
-        if not keep:
-            asyncio.run(_end_here(file, folder, say))
+    if not keep:  # also what its actor or Ray did not end
+        asyncio.run(_end_here(file, folder))
+        say("nothing of the cluster runs on this machine any more")
     if running is None or running.local:
         ray = require_ray()
         if ray.is_initialized():
@@ -160,17 +161,15 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
         (folder / "state.json").unlink(missing_ok=True)
 
 
-async def _end_here(file: ClusterFile, folder: Path, say: Say) -> None:
+async def _end_here(file: ClusterFile, folder: Path) -> None:
     """End the servers and the ingress that run on this machine, by their records."""
-    for node in file.node:
-        agent = NodeAgent(NodeOrder.of(file, node.name, folder))
-        await agent.release()
+    agents = [NodeAgent(NodeOrder.of(file, node.name, folder)) for node in file.node]
+    await asyncio.gather(*(agent.release() for agent in agents))
     ingress = ingress_of(file, folder)
     if ingress is not None and (folder / "ingress" / "haproxy.sock").exists():
         with contextlib.suppress(ClusterError):
             await ingress.start()
             await ingress.stop(file.cluster.drain_s)
-    say("what ran on this machine has ended")
 
 
 def _make_controller(ray: Any, file: ClusterFile, folder: Path) -> Any:

@@ -199,6 +199,8 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         before = await agent.report()
         assert (before.node.state, before.families, before.healthy) == ("released", (), False)
         await agent.start()
+        await agent.report()
+        await agent.learned()
         report = await agent.report()
         assert report.node.devices == {"2-cores-some-cpu": 2}
         assert (report.node.state, report.node.awake_w, report.node.correction) == ("ready", 40.0, {"toy": 1.25})
@@ -211,6 +213,7 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         assert len(scene.asked) == 1  # profiles are asked for once a server
         scene.control.status = scene.control.status | {"started_s": 60.0, "following": False}
         assert (await agent.report()).target_epoch == 0
+        await agent.learned()
         assert len(scene.asked) == 2
 
     tell(story)

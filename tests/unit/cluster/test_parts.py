@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clover.cluster import node_frontiers, ray_support
 from clover.cluster.cluster_file import parse
 from clover.cluster.no_ingress import NoIngress
-from clover.cluster.node_frontiers import frontiers
+from clover.cluster.node_frontiers import frontiers, kept_frontiers
 from clover.cluster.origins import OriginShares
 from clover.cluster.ports import FamilyReport, Ingress, NodeReport, Store
 from clover.cluster.ray_controller import RunningCluster, folder_of, recall, remember, terms_of
@@ -163,7 +163,7 @@ def test_no_row_is_lost_or_invented(looks: list[dict[str, int]], rate: float) ->
 
 
 @pytest.mark.slow
-def test_a_servers_profiles_become_operating_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_servers_profiles_become_operating_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(node_frontiers, "device_frontier", functools.partial(device_frontier, rates=3))
     objective = ObjectiveConfig(form="paper", slo_ms=60.0, accuracy_floor=90.0, lam=None, reference_g_per_kwh=250.0)
     shapes = [msgspec.structs.replace(cpu(2), device=name) for name in ("cpu0", "cpu1")]
@@ -174,7 +174,11 @@ def test_a_servers_profiles_become_operating_points(monkeypatch: pytest.MonkeyPa
             "toy": {"profile": msgspec.to_builtins(profile()), "objective": msgspec.to_builtins(objective)},
         },
     }
-    (found,) = frontiers(told)
+    (found,) = kept_frontiers(told, tmp_path / "kept")
+    other = told | {"devices": told["devices"][1:]}  # a node with another of these devices
+    monkeypatch.setattr(node_frontiers, "device_frontier", None)
+    assert kept_frontiers(other, tmp_path / "kept") == (found,)
+    monkeypatch.setattr(node_frontiers, "device_frontier", functools.partial(device_frontier, rates=3))
     assert (found.family, found.idle_w) == ("toy", 1.5)
     assert len(found.points) >= 3
     most = max(found.points, key=lambda point: point.rate)
