@@ -8,9 +8,9 @@ Three Ray nodes with addresses of their own (127.0.0.2 to .4), each a Clover ser
 default three formulas whose clean hours lie eight hours apart; `--traces` takes files, one a region.  Load is open
 loop: requests are due at fixed times whatever becomes of those before.  All regions send alike.
 
-What is killed, one after the other: a node's server, its actor, the controller, HAProxy, a whole node (server, actor and
-Ray node), the way between controller and a node (its actor is stopped for longer than the lease), Ray's head.  For each
-the requests that failed until the next one, and the seconds until the cluster was as before.
+What is killed, one after the other: a node's server, its actor, the controller, HAProxy, a whole node (server, actor
+and Ray node), the way between controller and a node (its actor is stopped for longer than the lease), Ray's head.  For
+each the requests that failed until the next one, and the seconds until the cluster was as before.
 
 Requests, failures and seconds are measured; grams are modelled by the plans (of profiles measured here; emulated GPUs
 have the speed and watts of their table); the traces are formulas unless files are given.
@@ -364,7 +364,7 @@ def report(day: Day) -> dict[str, Any]:
     pairs = list(itertools.pairwise(phases))
     released = sum(now[name] == "released" != before[name] for before, now in pairs for name in now)
     woken = sum(before[name] == "released" != now[name] for before, now in pairs for name in now)
-    found = {
+    found: dict[str, Any] = {
         "requests": len(asked.answered) + len(asked.failed),
         "answered": len(asked.answered),
         "failed": dict(failures),

@@ -46,7 +46,7 @@ Frontiers = Callable[[Mapping[str, Any]], tuple[DeviceFrontier, ...]]
 """From what a server says of its profiles and devices to the operating points of its devices."""
 
 
-class NodeOrder(Record):
+class NodeOrder(Record, frozen=True, kw_only=True):
     """All that the agent of a node has to know, as it goes to the machine: its section of the cluster file, the
     environment of its server, and where its files are."""
 

@@ -48,7 +48,7 @@ CONTROLLER = "controller"
 """The name of the actor within the cluster's namespace."""
 
 
-class RunningCluster(Record):
+class RunningCluster(Record, frozen=True, kw_only=True):
     """What `up` leaves for controllers: the cluster file, resolved, and when the cluster was brought up (Unix)."""
 
     file: ClusterFile

@@ -245,13 +245,15 @@ def test_a_dead_server_is_started_again_with_growing_waits(tmp_path: Path) -> No
         await agent.look()
         assert len(scene.process.started) == 2  # it had run for long: at once
         assert agent.restarts == 1
-        starts, waits = 2, []
+        starts, waits = 2, list[float]()
         died_s = scene.now_s
         for _ in range(4000):
             scene.process.record = None
             await agent.look()
             if len(scene.process.started) > starts:
-                starts, died_s = len(scene.process.started), waits.append(scene.now_s - died_s) or scene.now_s
+                starts = len(scene.process.started)
+                waits.append(scene.now_s - died_s)
+                died_s = scene.now_s
             scene.now_s += 0.1
         assert waits == sorted(waits)
         assert waits[-1] == pytest.approx(LONGEST_WAIT_S, abs=0.5)
