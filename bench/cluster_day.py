@@ -394,8 +394,8 @@ def report(day: Day) -> dict[str, Any]:
     ]  # fmt: skip
     if rows:
         show("what was killed", ("what", "at s", "as before after s", "failed until the next"), rows)
-    show("by hour of the grid", ("hour", *(f"{name} g/kWh" for name in REGIONS), *(f"{name} rows/s" for name in REGIONS)),
-         _hours(day))  # fmt: skip
+    heads = ("hour", *(f"{name} g/kWh" for name in REGIONS), *(f"{name} rows/s" for name in REGIONS))
+    show("by hour of the grid", heads, _hours(day))
     return found
 
 

@@ -231,9 +231,10 @@ def test_a_cluster_without_an_ingress_steers_no_rows() -> None:
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     file = parse(f'[cluster]\nfolder = "{tmp_path}"\n' + TEXT % trace(tmp_path), folder=tmp_path)
-    for call in (lambda: bring_up(file, "", say=print), lambda: ClusterHandle.attach(file)):
-        with pytest.raises(ClusterError, match=r'pip install "clover-inference\[ray\]"'):
-            call()
+    with pytest.raises(ClusterError, match=r'pip install "clover-inference\[ray\]"'):
+        bring_up(file, "", say=print)
+    with pytest.raises(ClusterError, match=r'pip install "clover-inference\[ray\]"'):
+        ClusterHandle.attach(file)
 
 
 def test_an_address_that_nothing_listens_at_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
