@@ -253,6 +253,23 @@ class ControllerActor:
             return str(error)
         return ""
 
+    async def retire(self, names: list[str]) -> str:
+        """Drain, end and forget nodes that the cluster file has no more; return what went wrong, empty if nothing."""
+        troubles = []
+        for name in names:
+            try:
+                if self._haproxy is not None and name in await self._haproxy.nodes():
+                    await self._haproxy.drain(name)
+                    end_s = time.monotonic() + self._file.cluster.drain_s
+                    while await self._haproxy.open_connections(name) and time.monotonic() < end_s:
+                        await asyncio.sleep(0.2)
+                await self._nodes.release(name)
+                if self._haproxy is not None and name in await self._haproxy.nodes():
+                    await self._haproxy.remove(name)
+            except CloverError as error:
+                troubles.append(f"node {name}: {error}")
+        return "; ".join(troubles)
+
     async def facts(self) -> dict[str, Any]:
         """Return the actor's process id and since when it runs."""
         return {"pid": os.getpid(), "since_s": self._began_s, "trouble": self._trouble}

@@ -80,6 +80,11 @@ class ClusterHandle:
         if why := self._call("hold", node, hold):
             raise ClusterError(why)
 
+    def retire(self, nodes: Sequence[str], within_s: float) -> None:
+        """End nodes that the cluster file has no more.  ClusterError if one cannot be ended."""
+        if why := self._call("retire", list(nodes), within_s=within_s):
+            raise ClusterError(why)
+
     def start(self) -> None:
         """Have the controller begin.  ClusterError if it cannot."""
         if why := self._call("start"):
@@ -134,6 +139,12 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     handle = ClusterHandle(ray, _make_controller(ray, file, folder))
     handle.start()
     say("the controller runs")
+    gone = (
+        [node.name for node in before.file.node if node.name not in {one.name for one in file.node}] if before else []
+    )
+    if gone:
+        handle.retire(gone, within_s=len(gone) * (file.cluster.drain_s + _ANSWER_S))
+        say(f"no longer in the file, and ended: {', '.join(gone)}")
     return handle
 
 
