@@ -102,6 +102,7 @@ class ClusterActor:
                     member.pace,
                     steady,
                     memory.rates_given.get(name, {}) if steady else {},
+                    {family: capacity.node_rate(member.node, family, degraded=True) for family in families},
                 )
             )
         there = {seat.name for seat in seats}

@@ -23,7 +23,7 @@ from clover.cluster.simulated_world import (
 )
 from clover.errors import ClusterError
 from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterNode, ClusterPlan, ClusterProblem
+from clover.planning.cluster.records import ClusterNode, ClusterPlan, ClusterProblem, NodeTarget, RegionFlow
 from tests.support.cluster_fixture import FAMILY, frontier, node, region, terms
 
 NODES = [node("n1", "north"), node("n2", "north"), node("s1", "south"), node("s2", "south")]
@@ -184,6 +184,55 @@ def test_more_than_all_nodes_can_serve_wakes_them_all_and_is_said() -> None:
         status = controller.status()
         assert any("rows/s of digits" in text for text in status.troubles)
         assert status.families[0].unserved > 0.0
+
+    play(story)
+
+
+def planned(problem: ClusterProblem, *names: str) -> ClusterPlan:
+    """Return a plan of these nodes, with all rows on the first of them."""
+    rates = {own.origin: own.rate for own in problem.demands}
+    targets = [
+        NodeTarget(
+            node=own.name, awake=own.name in names, rates={FAMILY: sum(rates.values())} if own.name == names[0] else {}
+        )
+        for own in problem.nodes
+    ]
+    region_of = {own.name: own.region for own in problem.nodes}
+    flows = [
+        RegionFlow(family=FAMILY, origin=origin, region=region_of[names[0]], rate=rate)
+        for origin, rate in rates.items()
+    ]
+    return ClusterPlan(
+        at_s=problem.at_s, targets=tuple(targets), flows=tuple(flows), grams_h=1.0, bound_g_h=1.0, alone_g_h=2.0,
+        awake_g_h=2.0, reason=f"{names} as they are wanted",
+    )  # fmt: skip
+
+
+def test_the_reserve_stays_awake_until_what_replaces_it_is_ready() -> None:
+    async def story() -> None:
+        scene = Scene([node("n1", "north"), node("n2", "north"), node("s1", "south", wake_s=900.0)], rate=50.0)
+        scene.plan = lambda problem: planned(problem, "n1", "n2")
+        controller = scene.controller()
+        await scene.steps(controller, 10)
+        assert scene.world.nodes["s1"].state == "off"
+        scene.plan = lambda problem: planned(problem, "n1", "s1")
+        for _ in range(30):
+            await scene.steps(controller, 1)
+            ready = [name for name, own in scene.world.nodes.items() if own.state == "serving"]
+            assert len(ready) >= 2, "the loss of any node has to be survived at any time"
+        assert sorted(ready) == ["n1", "s1"]
+
+    play(story)
+
+
+def test_a_plan_that_asks_too_much_of_a_node_does_not_get_it() -> None:
+    async def story() -> None:
+        scene = Scene(rate=600.0, survive="none")
+        scene.plan = lambda problem: planned(problem, "n1")
+        controller = scene.controller()
+        await scene.steps(controller, 12)
+        assert sum(scene.world.nodes["n1"].rates.values()) <= 800.0 + 1e-6, "two devices serve 800 rows/s at most"
+        assert scene.world.sums.refused == 0.0
 
     play(story)
 
@@ -353,7 +402,7 @@ def test_a_node_that_takes_no_target_is_not_given_more() -> None:
         async def refuse(target: object, epoch: int) -> None:
             raise ClusterError("it refuses")
 
-        scene.nodes.follow = refuse  # type: ignore[method-assign, assignment]
+        scene.nodes.follow = refuse  # type: ignore[method-assign]
         before = {name: sum(own.rates.values()) for name, own in scene.world.nodes.items()}
         scene.intensity = {"north": 500.0, "south": 90.0}
         await scene.steps(controller, 4)

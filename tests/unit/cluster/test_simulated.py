@@ -79,7 +79,7 @@ def test_the_controller_beats_all_nodes_awake_and_loses_nothing() -> None:
     assert run.misdeeds == []
     assert run.lost_share() == 0.0
     assert run.sums.accuracy(FAMILY) == pytest.approx(90.0, abs=0.1)
-    assert run.sums.grams < min(play_fixed(own, how).sums.grams for how in ("alone", "equal"))  # type: ignore[arg-type]
+    assert run.sums.grams < min(play_fixed(own, how).sums.grams for how in ("alone", "equal"))
     assert run.planned_g == pytest.approx(run.sums.grams, rel=0.3)
     assert run.sums.active_g + run.sums.idle_g + run.sums.wake_g == pytest.approx(run.sums.grams)
     assert sum(own[0] for own in run.hours) == pytest.approx(run.sums.grams)
