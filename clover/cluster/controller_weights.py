@@ -28,9 +28,11 @@ Rates = dict[str, float]
 
 @dataclass
 class Seat:
-    """A node as far as shares are concerned.  `planned`: rows/s by family that the plan gives it; `most`: what it can
-    serve of each at the floor, `peak` without regard to accuracy.  `ready`: whether it may be given rows; `steady`: it may keep the rows that it has (`had`), and be
-    given no more, because it does not follow the newest target."""
+    """A node as far as shares are concerned.
+
+    `planned`: rows/s by family that the plan gives it; `most`: what it can serve of each at the floor, `peak` without
+    regard to accuracy.  `ready`: whether it may be given rows.  `steady`: it may keep the rows that it has (`had`), and
+    be given no more, because it does not follow the newest target."""
 
     name: str
     region: str

@@ -270,7 +270,7 @@ def test_the_older_of_two_controllers_stops_and_says_so() -> None:
         await scene.steps(newer, 1)
         look = await older.step()
         assert look.steps == ()
-        assert "newer" in older.stopped
+        assert "another controller (newer) saved epoch" in older.stopped
         assert older.status().controlling is False
         assert older.status().reason.startswith("another controller is in charge")
         assert (await newer.step()).epoch > 0
