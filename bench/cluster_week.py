@@ -103,7 +103,7 @@ def scenario(options: argparse.Namespace, devices: DeviceFrontier) -> ClusterSce
         for name in names
         for number in range(options.each)
     ]  # fmt: skip
-    mean = options.level * options.each * options.devices * most_rows(devices.points, best - options.points)
+    mean = options.level * options.each * options.devices * most_rows(devices.points, best)
     regions = []
     for number, name in enumerate(names):
         local_h = 24.0 * number / count
@@ -164,8 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--regions", type=int, default=3, help="regions [3]")
     add("--each", type=int, default=4, help="nodes in each region [4]")
     add("--devices", type=int, default=8, help="devices in each node [8]")
-    add("--level", type=float, default=0.35, help="mean demand over the capacity at the floor [0.35]")
-    add("--points", type=float, default=2.0, help="points that the accuracy floor is below the best [2]")
+    add("--level", type=float, default=0.5, help="mean demand over what all serve at the best accuracy [0.5]")
+    add("--points", type=float, default=1.0, help="points that the accuracy floor is below the best [1]")
     add("--traces", default="", help="files of intensities, one a region, with commas; synthetic if empty")
     add("--start", default="", help="time of the traces to start at [their first midnight]")
     add("--survive", choices=("none", "node", "region"), default="node", help="what may be lost [node]")
