@@ -26,9 +26,10 @@ from typing import TypeVar
 
 import msgspec
 
-from clover.cluster.controller_acting import FAILURES, ClusterActor
+from clover.cluster.controller_acting import ClusterActor
 from clover.cluster.controller_dry import DryIngress, DryNodes, DryStore
 from clover.cluster.controller_memory import ClusterMemory, StateHolder, words
+from clover.cluster.controller_orders import FAILURES
 from clover.cluster.controller_problem import (
     Plan,
     plain,
@@ -112,6 +113,10 @@ class ClusterController:
             except Exception:
                 log.exception("a look at the cluster failed")
             await sleep(self.terms.look_s)
+
+    async def close(self) -> None:
+        """Give up orders to nodes that are under way; a controller that starts later gives them again."""
+        await self._actor.close()
 
     async def step(self, *, dry: bool = False) -> ClusterLook:
         """Look once.  `dry`: make a plan, say what would be done now, and do nothing."""

@@ -418,6 +418,58 @@ def test_a_node_that_takes_no_target_is_not_given_more() -> None:
     play(story)
 
 
+def test_a_node_that_takes_long_to_end_keeps_no_look_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clover.cluster.controller_orders.PROMPT_S", 0.0)
+
+    async def story() -> None:
+        scene, ended = Scene(survive="none"), asyncio.Event()
+
+        async def slowly(name: str) -> None:
+            await ended.wait()
+            await SimulatedNodes(scene.world).release(name)
+
+        scene.nodes.release = slowly  # type: ignore[method-assign]
+        controller = scene.controller()
+        looks = await scene.steps(controller, 12)
+        released = [step.node for look in looks for step in look.steps if step.kind == "release"]
+        assert len(released) == len(set(released)) >= 1, "ordered once, while it is under way"
+        (name, *_) = released
+        controller.hold(name, "awake")  # wanted again: but it is ending
+        await scene.steps(controller, 2)
+        assert name in scene.world.drained
+        ended.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await scene.steps(controller, 4)
+        assert scene.world.nodes[name].state == "serving"
+        assert name in scene.world.admitted
+        await controller.close()
+
+    play(story)
+
+
+def test_a_node_that_comes_back_at_another_address_is_admitted_there() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 2)
+        asked: list[tuple[str, str]] = []
+        reports = scene.nodes.reports
+
+        async def elsewhere() -> Mapping[str, NodeReport]:
+            return {name: msgspec.structs.replace(own, url=own.url + ":81") for name, own in (await reports()).items()}
+
+        async def admit(name: str, url: str, grpc_url: str) -> None:
+            asked.append((name, url))
+
+        scene.nodes.reports = elsewhere  # type: ignore[method-assign]
+        scene.ingress.admit = admit  # type: ignore[method-assign]
+        await scene.steps(controller, 2)
+        assert sorted(asked) == [(name, f"http://{name}:81") for name in ("n1", "n2", "s1", "s2")]
+
+    play(story)
+
+
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
