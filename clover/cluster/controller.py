@@ -168,7 +168,7 @@ class ClusterController:
                 at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=(), decision=memory.decisions[-1]
             )
         limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
-        memory.troubles += memory.members.pace(limits_ms, memory.targets)
+        memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
         trigger = force or why_plan(memory, now_s)
         decision = await self._plan(trigger, now_s) if trigger else None

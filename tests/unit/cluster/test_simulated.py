@@ -222,7 +222,7 @@ def quiet(own: list[ClusterFault]) -> ClusterScenario:
 
 
 @pytest.mark.slow
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(faults)
 def test_whatever_goes_wrong_no_rule_is_broken_and_all_ends_as_planned(own: list[ClusterFault]) -> None:
     watched = Watched(quiet(own))
@@ -238,7 +238,7 @@ def test_whatever_goes_wrong_no_rule_is_broken_and_all_ends_as_planned(own: list
 
 
 @pytest.mark.slow
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.integers(0, 25))
 def test_a_restart_at_any_step_leads_to_the_same_end(at: int) -> None:
     plain, restarted = Watched(quiet([])), Watched(quiet([]))
