@@ -237,6 +237,20 @@ def test_a_plan_that_asks_too_much_of_a_node_does_not_get_it() -> None:
     play(story)
 
 
+def test_a_cluster_that_sleeps_and_of_which_nothing_is_known_wakes_one_node_to_learn() -> None:
+    async def story() -> None:
+        asleep = [msgspec.structs.replace(own, state="released") for own in NODES]
+        scene = Scene(asleep, frontiers=())
+        controller = scene.controller()
+        (look,) = await scene.steps(controller, 1)
+        assert [step.node for step in look.steps if step.kind == "wake"] == ["n1"]
+        await scene.steps(controller, 10)
+        assert controller.status().decisions, "plans are made once it is known what a device does"
+        assert scene.serving()
+
+    play(story)
+
+
 # --- restart and takeover ---------------------------------------------------------------------------------------------
 
 
