@@ -118,6 +118,8 @@ class Membership:
             known = member.report
             if known is None or (report.at_s, report.started_s) != (known.at_s, known.started_s):
                 member.heard_s = now_s
+            if known is not None and report.started_s != known.started_s:
+                member.epoch_sent = 0  # a new server, which has no target
             member.report = report
         for name, member in self.members.items():
             before = member.phase
@@ -237,3 +239,5 @@ class Membership:
                 member.declared = own.reported
             if own.phase in ("ready", "draining", "partitioned"):
                 member.heard_s = now_s
+            if known is not None and report.started_s != known.started_s:
+                member.epoch_sent = 0  # a new server, which has no target

@@ -20,7 +20,7 @@ from clover.planning.cluster.records import ClusterPlan, DeviceFrontier, NodeTar
 from clover.types import Reading
 
 KEPT = 200
-_SAVED_DECISIONS = 50
+_SAVED_DECISIONS = 20
 
 
 class StateHolder(msgspec.Struct, frozen=True):

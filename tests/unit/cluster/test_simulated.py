@@ -74,7 +74,7 @@ def test_a_node_with_too_much_to_do_gives_up_accuracy_first_and_then_rows() -> N
 
 
 def test_the_controller_beats_all_nodes_awake_and_loses_nothing() -> None:
-    own = scenario(hours=3.0, each=2)
+    own = scenario(hours=3.0, each=2, step_s=180.0)
     run = simulate(own, plan_cluster)
     assert run.misdeeds == []
     assert run.lost_share() == 0.0
@@ -87,7 +87,7 @@ def test_the_controller_beats_all_nodes_awake_and_loses_nothing() -> None:
 
 def test_a_killed_node_loses_at_most_what_it_had_in_flight() -> None:
     run = simulate(
-        scenario(hours=1.0, each=2, faults=[ClusterFault(at_s=1200.0, kind="kill", name="west0")]), plan_cluster
+        scenario(hours=0.7, each=2, faults=[ClusterFault(at_s=1200.0, kind="kill", name="west0")]), plan_cluster
     )
     assert run.sums.refused == 0.0
     assert run.sums.in_flight < 20.0
@@ -96,7 +96,7 @@ def test_a_killed_node_loses_at_most_what_it_had_in_flight() -> None:
 
 def test_a_straggler_gets_less() -> None:
     fault = ClusterFault(at_s=600.0, kind="slow", name="west0", seconds=1e6, factor=5.0)
-    run = simulate(scenario(hours=1.0, each=2, faults=[fault]), plan_cluster)
+    run = simulate(scenario(hours=0.7, each=2, faults=[fault]), plan_cluster)
     assert run.status is not None
     (slow,) = [own for own in run.status.nodes if own.name == "west0"]
     assert slow.pace < 1.0
