@@ -239,5 +239,3 @@ class Membership:
                 member.declared = own.reported
             if own.phase in ("ready", "draining", "partitioned"):
                 member.heard_s = now_s
-            if known is not None and report.started_s != known.started_s:
-                member.epoch_sent = 0  # a new server, which has no target
