@@ -6,8 +6,8 @@
 Families are the three of the paper with their table of an A100 (analytical, in the package), whose frontiers are made by
 the planner of one machine.  Problems are drawn at random: three to eight regions with intensities of 20 to 700 g/kWh,
 latencies of 5 to 150 ms between them, a fifth of the clients confined to some regions, accuracy floors one point below
-the best variant or further down, a fifth to three fifths of the GPUs busy, corrections of 3 %, a third of the nodes
-released, and the loss of any node to survive (`--survive`).  Seconds are CPU seconds of one process with one thread, of the
+the best variant or up to four, a fifth to three fifths of the GPUs busy, corrections of 3 % (one a node, the same for
+its families), a third of the nodes released, and the loss of any node to survive (`--survive`).  Seconds are CPU seconds of one process with one thread, of the
 whole call: reading the problem, plan, bound and both baselines.
 """
 
@@ -107,9 +107,9 @@ def solved(nodes: int, seed: int, survive: str) -> Solved:
     return Solved(
         seconds=seconds,
         wall_s=wall,
-        gap=plan.grams_h / plan.bound_g_h - 1.0,
-        saved_alone=1.0 - plan.grams_h / plan.alone_g_h,
-        saved_awake=1.0 - plan.grams_h / plan.awake_g_h,
+        gap=float(plan.grams_h / plan.bound_g_h - 1.0),
+        saved_alone=float(1.0 - plan.grams_h / plan.alone_g_h),
+        saved_awake=float(1.0 - plan.grams_h / plan.awake_g_h),
         unserved=sum(plan.unserved.values()) / sum(demand.rate for demand in asked.demands),
         regions=len(asked.regions),
     )
@@ -139,7 +139,7 @@ def problem(nodes: int, seed: int, survive: str) -> ClusterProblem:
             awake_w=HOST_W,
             wake_j=WAKE_J,
             state="ready" if draw.random() < 2 / 3 else "released",
-            correction={name: round(float(np.exp(draw.normal(0.0, 0.03))), 4) for name in SLO_MS},
+            correction=dict.fromkeys(SLO_MS, round(float(np.exp(draw.normal(0.0, 0.03))), 4)),
         )
         for at in range(nodes)
     )

@@ -45,11 +45,14 @@ class Allowance:
 
 @dataclass(frozen=True)
 class _Branch:
-    """What is decided: sets of modes (as bytes) by place, the least and most nodes by group; and its bound."""
+    """What is decided: sets of modes (as bytes) by place, the least and most nodes by group; its bound, what
+    each stream may use, and the program's solution."""
 
     sets: Mapping[Place, bytes] = field(default_factory=dict)
     nodes: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     bound: float = 0.0
+    opened: Sequence[Flags] = ()
+    solved: Basis | None = None
 
 
 def search(
@@ -66,7 +69,8 @@ def search(
     def push(branch: _Branch) -> None:
         opened = _solve(instance, relaxed, root, branch)
         bound = max(branch.bound, relaxed.bound(opened, branch.nodes))
-        heapq.heappush(heap, (bound, next(order), _Branch(branch.sets, branch.nodes, bound)))
+        solved = _Branch(branch.sets, branch.nodes, bound, opened, relaxed.program.save())
+        heapq.heappush(heap, (bound, next(order), solved))
 
     push(_Branch())
     best: Rounded | None = None
@@ -76,8 +80,9 @@ def search(
         if best is not None and (bound >= best.merit * (1.0 - _CLOSE) or plans >= allowance.plans):
             heapq.heappush(heap, (bound, number, branch))
             break
-        opened = _solve(instance, relaxed, root, branch)
-        programs += 1
+        assert branch.solved is not None
+        relaxed.program.restore(branch.solved)
+        opened = [masks.copy() for masks in branch.opened]
         place = _disagreement(instance, relaxed, opened, branch.sets)
         if place is not None and programs < allowance.programs:
             for choice in _choices(opened, instance, place):

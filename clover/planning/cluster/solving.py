@@ -59,7 +59,7 @@ def solve(instance: Instance) -> Solution:
 def _allowance(instance: Instance) -> Allowance:
     """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is solved."""
     total = sum(group.size for group in instance.groups)
-    return Allowance(80, 6) if total <= 150 else Allowance(50, 2)
+    return Allowance(80, 6) if total <= 150 else Allowance(30, 1)
 
 
 def _relaxed(
