@@ -61,7 +61,13 @@ def settings(folder: Path, **changes: Any) -> IngressSettings:
         IngressOrigin(name="north", listen=f"127.0.0.1:{north}", listen_grpc=f"127.0.0.1:{grpc}"),
         IngressOrigin(name="south", listen=f"127.0.0.1:{south}"),
     )
-    given = {"folder": str(folder / "ingress"), "origins": origins, "body_bytes": SHORT, "threads": 1, "check_s": 0.2}
+    given: dict[str, Any] = {
+        "folder": str(folder / "ingress"),
+        "origins": origins,
+        "body_bytes": SHORT,
+        "threads": 1,
+        "check_s": 0.2,
+    }
     return IngressSettings(**(given | changes))
 
 
