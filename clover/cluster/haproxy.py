@@ -81,24 +81,34 @@ class HAProxyIngress:
         One that runs with other settings is replaced without refusing a connection.  ClusterError if there is no
         haproxy, it does not take the configuration, or an address is taken."""
         async with self._lock:
-            self._program = find_program(self.settings.haproxy)
             try:
-                info = await self._api.info()
-            except IngressGone:
-                info = {}
-            adopted = False
-            if info:
-                said = info.get("Description") or info.get("description", "")
-                if not said.startswith("clover-ingress-"):
-                    raise ClusterError(f"another haproxy uses the socket {self._socket}")
-                self._servers = await self._own_servers()
-                self._wanted = wanted_of(self.settings, self._servers)
-                self._process = HAProxyProcess(int(info["Pid"]))
-                adopted = said == description(render(self.settings, socket=self._socket))
-            if not adopted:
-                await self._launch()
-            await self._converge()
+                adopted = await self._begin()
+            except BaseException:
+                if self._process is not None:  # an old one keeps running
+                    self._process.forget()
+                    self._process = None
+                raise
         self._keeper = asyncio.create_task(self._keep())
+        return adopted
+
+    async def _begin(self) -> bool:
+        self._program = find_program(self.settings.haproxy)
+        try:
+            info = await self._api.info()
+        except IngressGone:
+            info = {}
+        adopted = False
+        if info:
+            said = info.get("Description") or info.get("description", "")
+            if not said.startswith("clover-ingress-"):
+                raise ClusterError(f"another haproxy uses the socket {self._socket}")
+            self._servers = await self._own_servers()
+            self._wanted = wanted_of(self.settings, self._servers)
+            self._process = HAProxyProcess(int(info["Pid"]))
+            adopted = said == description(render(self.settings, socket=self._socket))
+        if not adopted:
+            await self._launch()
+        await self._converge()
         return adopted
 
     async def close(self) -> None:

@@ -214,8 +214,9 @@ def server_words(settings: IngressSettings, upstream: Upstream, weight: int, *, 
     host, port = (upstream.grpc_host, upstream.grpc_port) if grpc else (upstream.host, upstream.port)
     words = [f"{_bracketed(host)}:{port}"]
     if upstream.secure:
-        words += ["ssl", "verify", "required", "ca-file", settings.ca_file]
-        words += ["alpn", "h2", "check-ssl", "check-alpn", "http/1.1"] if grpc else []
+        # Checks of a server that is added at run time are not over TLS because it is.
+        words += ["ssl", "verify", "required", "ca-file", settings.ca_file, "check-ssl"]
+        words += ["alpn", "h2", "check-alpn", "http/1.1"] if grpc else []
     elif grpc:
         words += ["proto", "h2"]
     words += ["check", "check-proto", "h1", "addr", upstream.host, "port", str(upstream.port)] if grpc else ["check"]

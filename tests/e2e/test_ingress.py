@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -380,6 +381,29 @@ def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(tmp_pat
         )
         assert checked.returncode == 0, checked.stderr
         assert not re.search(r"WARNING|ALERT", checked.stderr), checked.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_tls_for_clients_and_to_nodes_and_the_token_of_checks(tmp_path: Path) -> None:
+    chain, token = str(certificate(tmp_path)), tmp_path / "token"
+    token.write_text("the-token\n")
+
+    async def main() -> None:
+        own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        own.load_cert_chain(chain)
+        client_side = ssl.create_default_context(cafile=chain)
+        async with scene(tmp_path, tls_cert=chain, ca_file=chain, token_file=str(token)) as it:
+            it.nodes["a"] = await FakeNode("a").start(context=own)
+            await it.ingress.admit("a", it.nodes["a"].url.replace("http", "https"), "")
+            await it.ingress.weigh("north", {"a": 1})
+            await it.ready()
+            assert it.nodes["a"].token == "Bearer the-token"
+            assert "the-token" not in (Path(it.ingress.settings.folder) / "haproxy.cfg").read_text()
+            client = IngressClient(it.north, client_side)
+            assert (await client.infer()).json()["node"] == "a"
+            await client.close()
+
+    run(main())
 
 
 @pytest.mark.slow
