@@ -11,6 +11,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from time import monotonic
 
 import msgspec
@@ -105,11 +106,20 @@ class HAProxyIngress:
             self._servers = await self._own_servers()
             self._wanted = wanted_of(self.settings, self._servers)
             self._process = HAProxyProcess(int(info["Pid"]))
-            adopted = said == description(render(self.settings, socket=self._socket))
+            adopted = said == description(render(self.settings, socket=self._socket, read=self._files()))
         if not adopted:
             await self._launch()
         await self._converge()
         return adopted
+
+    async def reload(self) -> None:
+        """Have certificates and token read again: a new HAProxy replaces the one that runs, without refusing a
+        connection."""
+        async with self._lock:
+            if self._process is None:
+                raise ClusterError("the ingress was not started")
+            await self._launch()
+            await self._converge()
 
     async def close(self) -> None:
         """Let go of HAProxy, which keeps running as it is; the next `start` adopts it."""
@@ -332,7 +342,7 @@ class HAProxyIngress:
             backend.name: {name: own for name, own in self._wanted.shares(backend).items() if name not in draining}
             for backend in backends(self.settings)
         }
-        text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket)
+        text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket, self._files())
         file, log = self._folder / "haproxy.cfg", self._folder / "haproxy.log"
         environment = self._environment()
         await asyncio.to_thread(write_private, file, text)
@@ -365,14 +375,21 @@ class HAProxyIngress:
         except (IngressGone, ValueError):
             return 0
 
+    def _files(self) -> bytes:
+        """Return what is in the files that HAProxy reads at its start."""
+        found = []
+        for path in filter(None, (self.settings.tls_cert, self.settings.ca_file, self.settings.token_file)):
+            try:
+                found.append(Path(path).read_bytes())
+            except OSError as error:
+                raise ClusterError(f"the ingress cannot read {path}: {error.strerror}") from error
+        return b"".join(found)
+
     def _environment(self) -> dict[str, str]:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
         if self.settings.token_file:
-            try:
-                with open(self.settings.token_file, encoding="utf-8") as file:
-                    environment[TOKEN_VARIABLE] = file.readline().strip()
-            except OSError as error:
-                raise ClusterError(f"the token file of the ingress cannot be read: {error.strerror}") from error
+            lines = Path(self.settings.token_file).read_text(encoding="utf-8").splitlines()
+            environment[TOKEN_VARIABLE] = lines[0].strip() if lines else ""
         return environment
 
     async def _revive(self) -> None:

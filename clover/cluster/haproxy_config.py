@@ -193,14 +193,16 @@ def render(
     upstreams: Iterable[Upstream] = (),
     weights: Mapping[str, Mapping[str, int]] | None = None,
     socket: str = "",
+    read: bytes = b"",
 ) -> str:
     """Return HAProxy's configuration as text; with nodes and their weights by backend if it is to begin with some.
 
-    `socket`: path of the stats socket.  The text without nodes has a digest, which the process shows as its
-    description, so that a controller knows whether one that runs was configured by the same settings."""
+    `socket`: path of the stats socket.  `read`: contents of the files that HAProxy reads once, such as certificates.
+    They and the text without nodes have a digest, which the process shows as its description, so that a controller
+    knows whether one that runs was configured in the same way."""
     check_settings(settings)
     bare = _sections(settings, (), {}, socket, "")
-    digest = hashlib.sha256("\n".join(bare).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join(bare).encode() + read).hexdigest()[:16]
     return "\n".join(_sections(settings, tuple(upstreams), weights or {}, socket, digest)) + "\n"
 
 

@@ -401,7 +401,17 @@ def test_tls_for_clients_and_to_nodes_and_the_token_of_checks(tmp_path: Path) ->
             assert "the-token" not in (Path(it.ingress.settings.folder) / "haproxy.cfg").read_text()
             client = IngressClient(it.north, client_side)
             assert (await client.infer()).json()["node"] == "a"
+            token.write_text("the-next-token\n")
+            await it.ingress.reload()
+            await until(lambda: it.nodes["a"].token == "Bearer the-next-token")
+            assert (await client.infer()).json()["node"] == "a"
             await client.close()
+            await it.ingress.close()
+            token.unlink()
+            with pytest.raises(ClusterError, match=r"cannot read .*token: No such file"):
+                await it.ingress.start()
+            token.write_text("the-next-token\n")
+            assert await it.ingress.start()
 
     run(main())
 
