@@ -232,6 +232,10 @@ class HAProxyIngress:
         """Return whether HAProxy's checks find a node ready now; False for one that it does not have."""
         return (await self.nodes()).get(name, False)
 
+    async def information(self) -> dict[str, str]:
+        """Return what HAProxy says of itself (`show info`): Pid, Version, Uptime, CurrConns and more."""
+        return await self._api.info()
+
     def weights(self) -> dict[str, dict[str, int]]:
         """Return the weights in force by node, for each origin and each ORIGIN:FAMILY that has its own."""
         return {origin: dict(shares) for origin, shares in self._wanted.weights.items()}

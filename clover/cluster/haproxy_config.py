@@ -8,7 +8,8 @@ Four things decide how it is written:
 
 - HAProxy sends a request again only as long as it has all of it, which is if head and body fit into its buffer.
   `tune.bufsize` is `body_bytes` and room for a head; a longer body is passed on as it comes, and is sent again only if
-  the connection to a node could not be made.
+  the connection to a node could not be made.  HAProxy copies the whole buffer of each request to keep it, however
+  little is in it, so a large one costs every request (`bench.cluster_ingress`).
 - Servers that are added at run time cannot follow the health checks of other ones (`track`), so each server of each
   backend is checked by itself, the more rarely the more nodes there are.
 - The family of a request stands in its path, over gRPC in its message and of embeddings in its JSON, which HAProxy can
@@ -82,7 +83,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     origins: tuple[IngressOrigin, ...]
     families: tuple[str, ...] = ()
     haproxy: str = ""
-    body_bytes: int = 256 << 10
+    body_bytes: int = 64 << 10
     retries: int = 3
     tls_cert: str = ""
     ca_file: str = ""

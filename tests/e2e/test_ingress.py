@@ -297,7 +297,7 @@ def test_a_haproxy_that_is_killed_comes_back_with_the_last_weights(tmp_path: Pat
             await it.ingress.weigh("north", {"a": 3, "b": 1})
             await it.ingress.weigh("south", {"a": 1, "b": 1})
             await it.ingress.drain("b")
-            pid = int((await it.ingress._api.info())["Pid"])
+            pid = int((await it.ingress.information())["Pid"])
             os.kill(pid, signal.SIGKILL)
             await until(lambda: it.ingress.restarts == 1)
             await it.ready()
