@@ -21,6 +21,7 @@ import pytest
 from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings, render
 from clover.cluster.haproxy_process import find_program
+from clover.cluster.haproxy_runtime import RuntimeApi
 from clover.errors import ClusterError
 from tests.support.ingress_fixture import upstream
 from tests.support.ingress_nodes import FakeNode, IngressClient, count, free_ports
@@ -304,6 +305,21 @@ def test_a_haproxy_that_is_killed_comes_back_with_the_last_weights(tmp_path: Pat
             assert await count(it.north, 20) == await count(it.south, 20) == {"a": 20}
             await it.ingress.admit("b", it.nodes["b"].url, "")
             assert (await count(it.north, 40)) == {"a": 30, "b": 10}
+
+    run(main())
+
+
+def test_what_haproxy_lost_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clover.cluster.haproxy._LOOK_S", 0.05)
+
+    async def main() -> None:
+        async with scene(tmp_path, "a", "b") as it:
+            by_hand = RuntimeApi(str(Path(it.ingress.settings.folder) / "haproxy.sock"))
+            await by_hand.change(["set server http:north/a weight 0", "set server http:north/b state maint"])
+            with contextlib.suppress(ClusterError):  # connections that are kept may hold it up
+                await by_hand.change(["del server http:north/b"])
+            while (await count(it.north, 20)) != {"a": 10, "b": 10}:
+                await asyncio.sleep(0.02)
 
     run(main())
 
