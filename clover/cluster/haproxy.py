@@ -11,6 +11,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from time import monotonic
 
 import msgspec
@@ -81,25 +82,44 @@ class HAProxyIngress:
         One that runs with other settings is replaced without refusing a connection.  ClusterError if there is no
         haproxy, it does not take the configuration, or an address is taken."""
         async with self._lock:
-            self._program = find_program(self.settings.haproxy)
             try:
-                info = await self._api.info()
-            except IngressGone:
-                info = {}
-            adopted = False
-            if info:
-                said = info.get("Description") or info.get("description", "")
-                if not said.startswith("clover-ingress-"):
-                    raise ClusterError(f"another haproxy uses the socket {self._socket}")
-                self._servers = await self._own_servers()
-                self._wanted = wanted_of(self.settings, self._servers)
-                self._process = HAProxyProcess(int(info["Pid"]))
-                adopted = said == description(render(self.settings, socket=self._socket))
-            if not adopted:
-                await self._launch()
-            await self._converge()
+                adopted = await self._begin()
+            except BaseException:
+                if self._process is not None:  # an old one keeps running
+                    self._process.forget()
+                    self._process = None
+                raise
         self._keeper = asyncio.create_task(self._keep())
         return adopted
+
+    async def _begin(self) -> bool:
+        self._program = find_program(self.settings.haproxy)
+        try:
+            info = await self._api.info()
+        except IngressGone:
+            info = {}
+        adopted = False
+        if info:
+            said = info.get("Description") or info.get("description", "")
+            if not said.startswith("clover-ingress-"):
+                raise ClusterError(f"another haproxy uses the socket {self._socket}")
+            self._servers = await self._own_servers()
+            self._wanted = wanted_of(self.settings, self._servers)
+            self._process = HAProxyProcess(int(info["Pid"]))
+            adopted = said == description(render(self.settings, socket=self._socket, read=self._files()))
+        if not adopted:
+            await self._launch()
+        await self._converge()
+        return adopted
+
+    async def reload(self) -> None:
+        """Have certificates and token read again: a new HAProxy replaces the one that runs, without refusing a
+        connection."""
+        async with self._lock:
+            if self._process is None:
+                raise ClusterError("the ingress was not started")
+            await self._launch()
+            await self._converge()
 
     async def close(self) -> None:
         """Let go of HAProxy, which keeps running as it is; the next `start` adopts it."""
@@ -212,6 +232,10 @@ class HAProxyIngress:
         """Return whether HAProxy's checks find a node ready now; False for one that it does not have."""
         return (await self.nodes()).get(name, False)
 
+    async def information(self) -> dict[str, str]:
+        """Return what HAProxy says of itself (`show info`): Pid, Version, Uptime, CurrConns and more."""
+        return await self._api.info()
+
     def weights(self) -> dict[str, dict[str, int]]:
         """Return the weights in force by node, for each origin and each ORIGIN:FAMILY that has its own."""
         return {origin: dict(shares) for origin, shares in self._wanted.weights.items()}
@@ -322,7 +346,7 @@ class HAProxyIngress:
             backend.name: {name: own for name, own in self._wanted.shares(backend).items() if name not in draining}
             for backend in backends(self.settings)
         }
-        text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket)
+        text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket, self._files())
         file, log = self._folder / "haproxy.cfg", self._folder / "haproxy.log"
         environment = self._environment()
         await asyncio.to_thread(write_private, file, text)
@@ -355,14 +379,21 @@ class HAProxyIngress:
         except (IngressGone, ValueError):
             return 0
 
+    def _files(self) -> bytes:
+        """Return what is in the files that HAProxy reads at its start."""
+        found = []
+        for path in filter(None, (self.settings.tls_cert, self.settings.ca_file, self.settings.token_file)):
+            try:
+                found.append(Path(path).read_bytes())
+            except OSError as error:
+                raise ClusterError(f"the ingress cannot read {path}: {error.strerror}") from error
+        return b"".join(found)
+
     def _environment(self) -> dict[str, str]:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
         if self.settings.token_file:
-            try:
-                with open(self.settings.token_file, encoding="utf-8") as file:
-                    environment[TOKEN_VARIABLE] = file.readline().strip()
-            except OSError as error:
-                raise ClusterError(f"the token file of the ingress cannot be read: {error.strerror}") from error
+            lines = Path(self.settings.token_file).read_text(encoding="utf-8").splitlines()
+            environment[TOKEN_VARIABLE] = lines[0].strip() if lines else ""
         return environment
 
     async def _revive(self) -> None:
