@@ -72,7 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for nodes in asked.nodes:
         found[nodes] = [solved(nodes, asked.seed + at, asked.survive) for at in range(asked.problems)]
     rows = [_row(nodes, runs) for nodes, runs in found.items()]
-    columns = ("nodes", "GPUs", "s median", "s worst", "gap median", "gap worst", "saves: alone", "all awake", "unserved")
+    columns = (
+        "nodes",
+        "GPUs",
+        "s median",
+        "s worst",
+        "gap median",
+        "gap worst",
+        "saves: alone",
+        "all awake",
+        "unserved",
+    )
     title = f"plans of clusters, {asked.problems} random problems each, survive {asked.survive}"
     show(title, columns, rows)
     if asked.json:

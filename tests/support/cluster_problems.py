@@ -78,7 +78,8 @@ def random_problem(
             )
         )
         serves = min(
-            max((point.rate for point in frontier.points if point.accuracy >= floor), default=math.inf) for frontier in own
+            max((point.rate for point in frontier.points if point.accuracy >= floor), default=math.inf)
+            for frontier in own
         )
         rows = load * nodes * devices / families * (serves if math.isfinite(serves) else 50.0)
         for name, part in zip(names, draw.dirichlet(np.full(regions, 2.0)), strict=True):
@@ -106,7 +107,11 @@ def _frontier(draw: np.random.Generator, kind: str, family: str) -> DeviceFronti
         points.append(OperatingPoint(rate=base, accuracy=accuracy, watts=base * joules, p95_ms=140.0))
         points.append(OperatingPoint(rate=base / 2, accuracy=accuracy, watts=base / 2 * joules * 1.1, p95_ms=70.0))
         slower = draw.uniform(0.35, 0.8)
-        base, joules, accuracy = base * slower, joules / slower * draw.uniform(0.9, 1.1), accuracy + draw.uniform(0.5, 4.0)
+        base, joules, accuracy = (
+            base * slower,
+            joules / slower * draw.uniform(0.9, 1.1),
+            accuracy + draw.uniform(0.5, 4.0),
+        )
     return DeviceFrontier(kind=kind, family=family, points=tuple(points), idle_w=55.0)
 
 
@@ -145,9 +150,7 @@ class _Program:
         for at, (row, _, _) in enumerate(self.rows):
             for column, value in row.items():
                 matrix[at, column] = value
-        limits = optimize.LinearConstraint(
-            matrix.tocsr(), [row[1] for row in self.rows], [row[2] for row in self.rows]
-        )
+        limits = optimize.LinearConstraint(matrix.tocsr(), [row[1] for row in self.rows], [row[2] for row in self.rows])
         return optimize.milp(
             np.array(self.cost),
             integrality=np.array(self.whole),
@@ -159,9 +162,7 @@ class _Program:
 
 def points_of(problem: ClusterProblem, kind: str, family: str) -> list[OperatingPoint]:
     """Return all points of a family on a kind of device."""
-    return [
-        point for item in problem.frontiers if (item.kind, item.family) == (kind, family) for point in item.points
-    ]
+    return [point for item in problem.frontiers if (item.kind, item.family) == (kind, family) for point in item.points]
 
 
 def idle_w(problem: ClusterProblem, node: ClusterNode) -> float:
@@ -210,7 +211,9 @@ def best_plan(problem: ClusterProblem) -> float | None:
     most = sum(demand.rate for demand in problem.demands)
     for node in problem.nodes:
         here = intensity[node.region]
-        awake[node.name] = program.variable(("awake", node.name), cost=here * idle_w(problem, node), upper=1, whole=True)
+        awake[node.name] = program.variable(
+            ("awake", node.name), cost=here * idle_w(problem, node), upper=1, whole=True
+        )
         for kind, count in node.devices.items():
             counts = []
             for family, at in _all_points(problem, kind):
@@ -273,7 +276,9 @@ def _survive(
                     if demand.family == item.family:
                         rate = spare_rate(problem, kind, item, left_ms(problem, item, demand.origin, node.region))
                         if rate > 0.0:
-                            time = program.variable(("time", *sorted(lost), node.name, kind, item.family, demand.origin))
+                            time = program.variable(
+                                ("time", *sorted(lost), node.name, kind, item.family, demand.origin)
+                            )
                             used.append((time, 1.0))
                             shares[item.family, demand.origin].append((time, rate))
             program.keep([*used, (awake[node.name], -float(count))], most=0.0)

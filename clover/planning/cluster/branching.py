@@ -102,14 +102,14 @@ def search(
             push(_Branch(branch.sets, {**branch.nodes, g: limits}, bound))
             programs += 1
     assert best is not None
-    return best, min([least, best.merit, *(item[0] for item in heap)])
+    return best, float(min([least, best.merit, *(item[0] for item in heap)]))
 
 
-def _split(
-    instance: Instance, relaxed: Relaxation, branch: _Branch
-) -> list[tuple[int, tuple[float, float]]] | None:
+def _split(instance: Instance, relaxed: Relaxation, branch: _Branch) -> list[tuple[int, tuple[float, float]]] | None:
     """Return the two halves of the group whose nodes are least whole; None if all are whole."""
     nodes = relaxed.nodes()
+    if not len(nodes):
+        return None
     rest = np.abs(nodes - np.round(nodes))
     g = int(rest.argmax())
     if rest[g] <= _WHOLE:
@@ -178,7 +178,9 @@ def _disagreement(
             comers = [at for at in streams if rows[region, :, at].sum() > some]
             if len(comers) > 1:
                 common = np.logical_and.reduce([opened[at][region] for at in comers])
-                amiss = float(rows[region][~common].sum(initial=0.0, where=(instance.mode_family == family)[~common, None]))
+                amiss = float(
+                    rows[region][~common].sum(initial=0.0, where=(instance.mode_family == family)[~common, None])
+                )
                 if amiss > some and (worst is None or amiss > worst[0]):
                     worst = amiss, (family, region)
     return None if worst is None else worst[1]
@@ -194,9 +196,7 @@ def _rows(instance: Instance, relaxed: Relaxation) -> np.ndarray[tuple[int, ...]
     return rows * rates[:, None]
 
 
-def _settle(
-    instance: Instance, relaxed: Relaxation, opened: list[Flags], decided: Mapping[Place, bytes]
-) -> None:
+def _settle(instance: Instance, relaxed: Relaxation, opened: list[Flags], decided: Mapping[Place, bytes]) -> None:
     """Narrow `opened` at places that were not decided to what the solution uses there, and solve with that."""
     rows = _rows(instance, relaxed)
     for family in range(len(instance.families)):

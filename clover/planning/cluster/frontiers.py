@@ -48,9 +48,7 @@ def device_frontier(
     nodes together.  No points if no rate is served within the SLO; PlanError if the profile does not cover the
     device."""
     key = _Key(profile=profile, device=device, objective=objective, rates=rates, resident=resident)
-    return DeviceFrontier(
-        kind=kind, family=profile.family, points=_points(msgspec.json.encode(key)), idle_w=idle_w
-    )
+    return DeviceFrontier(kind=kind, family=profile.family, points=_points(msgspec.json.encode(key)), idle_w=idle_w)
 
 
 class _Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +107,10 @@ def _highest_rate(key: _Key) -> float:
     capacity = max(
         (
             sum(
-                max((service.capacity() for (_, name), service in services.items() if name == place.profile), default=0.0)
+                max(
+                    (service.capacity() for (_, name), service in services.items() if name == place.profile),
+                    default=0.0,
+                )
                 for place in layout
             )
             for layout in key.device.layouts

@@ -270,9 +270,11 @@ class Rounding:
         for item in found.loads:
             for stream, value in item.prices.items():
                 price = np.where(self._opened[stream], np.maximum(price, value), price)
-        points = np.array([found.loads[m.family].point * (m.accuracy - instance.floors[m.family]) for m in instance.modes])
+        points = np.array(
+            [found.loads[m.family].point * (m.accuracy - instance.floors[m.family]) for m in instance.modes]
+        )
         rates = np.array([mode.rate for mode in instance.modes])
-        regions = np.array([group.region for group in instance.groups])
+        regions = np.array([group.region for group in instance.groups], dtype=np.int64)
         return np.asarray(np.maximum(0.0, rates * (price[regions] + points - instance.grams)))
 
     def _improved(self, found: Rounded) -> Rounded:

@@ -65,7 +65,9 @@ def _missing(solution: Solution) -> list[str]:
             )
         gone = sum(stream.rate for stream, rate in zip(instance.streams, loss.rates, strict=True) if rate == 0.0)
         if gone > 0.0:
-            found.append(f"{gone:.0f} rows/s can only be answered by what is lost with {what}, so no reserve keeps them")
+            found.append(
+                f"{gone:.0f} rows/s can only be answered by what is lost with {what}, so no reserve keeps them"
+            )
     return found
 
 
