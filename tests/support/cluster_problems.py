@@ -1,4 +1,5 @@
-"""Problems of clusters made by chance, the best plan of a small one, and a check of a plan: none of it the planner's code.
+"""Problems of clusters made by chance, the best plan of a small one, and a check of a plan: none of it the planner's
+code.
 
 Both the check and the best plan are written as mixed integer programs for SciPy's HiGHS, a node at a time, without
 groups, streams, or a list of modes from which the beaten ones are gone.
@@ -42,8 +43,8 @@ def random_problem(
     confined: float = 0.0,
     far: float = 0.3,
 ) -> ClusterProblem:
-    """Return a problem; `load`: of what all devices serve at about the floor, `spread`: of corrections, `confined`: part
-    of origins that may only use some regions, `far`: latency between regions as a part of the SLO, at most."""
+    """Return a problem; `load`: of what all devices serve at about the floor, `spread`: of corrections, `confined`:
+    part of origins that may only use some regions, `far`: latency between regions as a part of the SLO, at most."""
     draw = np.random.default_rng(seed)
     names = [f"region{at}" for at in range(regions)]
     frontiers = [
@@ -142,7 +143,7 @@ class _Program:
 
     def solve(self) -> Any:
         """Return SciPy's result, whose `fun` is None if there is no solution."""
-        from scipy import optimize, sparse  # noqa: PLC0415 - an optional package
+        from scipy import optimize, sparse
 
         if not self.cost:
             return None
@@ -315,7 +316,7 @@ def check_plan(problem: ClusterProblem, plan: ClusterPlan) -> list[str]:
         over = [d.origin for d in problem.demands if d.family == family and leaving[family, d.origin] > d.rate + 1e-3]
         faults += [f"more of {family} leaves {origin} than there is" for origin in over]
     given: dict[tuple[str, str], float] = defaultdict(float)
-    weighted: dict[str, tuple[float, float]] = {family: (0.0, 0.0) for family in terms}
+    weighted: dict[str, tuple[float, float]] = dict.fromkeys(terms, (0.0, 0.0))
     grams = 0.0
     known: dict[object, float | None] = {}
     for target in plan.targets:
@@ -350,9 +351,9 @@ def check_plan(problem: ClusterProblem, plan: ClusterPlan) -> list[str]:
             continue
         grid = next(grid for grid in problem.regions if grid.name == node.region)
         grams += grid.intensity / 1000.0 * (watts + idle_w(problem, node))
-    for key, rate in arriving.items():
-        if abs(rate - given[key]) > TOLERANCE * total:
-            faults.append(f"{rate} rows/s of {key[0]} go to {key[1]}, whose nodes expect {given[key]}")
+    for (family, region), rate in arriving.items():
+        if abs(rate - given[family, region]) > TOLERANCE * total:
+            faults.append(f"{rate} rows/s of {family} go to {region}, whose nodes expect {given[family, region]}")
     for family, (rows, points) in weighted.items():
         if points < (terms[family].accuracy_floor - TOLERANCE) * rows and "cannot be kept" not in plan.reason:
             faults.append(f"{family} has {points / rows} of {terms[family].accuracy_floor}")
@@ -439,7 +440,7 @@ def _exempt(problem: ClusterProblem, gone: set[str]) -> set[tuple[str, str]]:
 
 
 def _without(problem: ClusterProblem, rows: set[tuple[str, str]]) -> ClusterProblem:
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
     kept = tuple(demand for demand in problem.demands if (demand.family, demand.origin) not in rows)
     return msgspec.structs.replace(problem, demands=kept)

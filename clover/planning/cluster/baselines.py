@@ -2,15 +2,15 @@
 
 `alone`  Each region serves its own clients: rows stay in their origin's region, or, if that has no nodes or may not be
          used, go to the nearest one that may.  A region's nodes share its rows in proportion to what each can serve;
-         each keeps the accuracy floors for its own rows and chooses the modes that emit least.  Nobody releases nodes, so
-         all that are not lost are awake, and draw their idle watts.
+         each keeps the accuracy floors for its own rows and chooses the modes that emit least.  Nobody releases nodes,
+         so all that are not lost are awake, and draw their idle watts.
 `awake`  The same with the regions left out: all nodes share all rows in proportion to what each can serve, as a load
          balancer without knowledge of grids would have it (an origin's rows only go where they may).
 `best`   As `alone`, but no accuracy is spent: the floor is the most accurate that the nodes have room for.
 
-Devices are taken as divisible here, so that all three are rather too low than too high.  Rows that a region's nodes have
-no room for are not served and emit nothing: `Baseline.unserved` says how many, and the comparison is not fair if it is
-not 0.
+Devices are taken as divisible here, so that all three are rather too low than too high.  Rows that a region's nodes
+have no room for are not served and emit nothing: `Baseline.unserved` says how many, and the comparison is not fair if
+it is not 0.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class _OwnPlan:
 
 
 def alone(instance: Instance, *, best: bool = False) -> Baseline:
-    """Return what each region emits that serves its own clients; `best`: at the most accuracy that there is room for."""
+    """Return what each region emits that serves its own clients; `best`: at the most accuracy that there is room
+    for."""
     spare = spare_rates(instance)
     regions: dict[int, Shares] = defaultdict(dict)
     stranded: dict[str, float] = defaultdict(float)
@@ -127,7 +128,7 @@ def _shared(
         rates[stream] += rate
     sums = np.zeros((2, len(instance.families)))
     known: dict[tuple[object, ...], _OwnPlan] = {}
-    for stream in np.flatnonzero(rates):
+    for stream in map(int, np.flatnonzero(rates)):
         if not len(groups) or room[stream] <= 0.0:
             family = instance.families[instance.streams[stream].family]
             total.unserved[family] = total.unserved.get(family, 0.0) + float(rates[stream])

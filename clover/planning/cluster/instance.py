@@ -19,7 +19,7 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -168,11 +168,7 @@ def read(problem: ClusterProblem) -> Instance:
     )
     groups = _groups(shell, usable)
     streams = _streams(problem, families, regions, modes)
-    return Instance(**{**_shallow(shell), "groups": groups, "streams": streams})
-
-
-def _shallow(instance: Instance) -> dict[str, object]:
-    return {name: getattr(instance, name) for name in Instance.__dataclass_fields__}
+    return replace(shell, groups=groups, streams=streams)
 
 
 def mean_intensity(problem: ClusterProblem, region: int) -> float:

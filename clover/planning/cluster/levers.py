@@ -25,7 +25,7 @@ from clover.planning.cluster.solving import solve
 from clover.types import Record
 
 
-class Levers(Record):
+class Levers(Record, frozen=True, kw_only=True):
     """Grams/h of four plans, each with one lever more; see the module.
 
     `unserved`: rows/s by family that a region alone has no room for; the ladder is not fair if there are any."""

@@ -54,8 +54,8 @@ def _awake_nodes(instance: Instance, rounded: Rounded) -> list[list[ClusterNode]
 
 
 def _dealt(instance: Instance, rounded: Rounded) -> list[list[list[int]]]:
-    """Return the modes of the devices of each awake node, by group: modes are dealt like cards, so that nodes of a group
-    do about the same and the loss of one takes little of any family."""
+    """Return the modes of the devices of each awake node, by group: modes are dealt like cards, so that nodes of a
+    group do about the same and the loss of one takes little of any family."""
     dealt = []
     for g, nodes in enumerate(_awake_nodes(instance, rounded)):
         hands: list[list[int]] = [[] for _ in nodes]

@@ -156,7 +156,7 @@ class Relaxation:
             if number == stream and self._instance.groups[g].region == region:
                 self.program.upper[np.arange(span.start, span.stop)[closed[modes]]] = 0.0
 
-    def fix(self, nodes: Sequence[float]) -> float:
+    def fix(self, nodes: Floats) -> float:
         """Return the least grams/h (and prices of what is missing) with as many nodes of each group awake."""
         for column, count in zip(self.awake, nodes, strict=True):
             self.program.lower[column] = self.program.upper[column] = count

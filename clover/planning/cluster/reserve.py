@@ -16,7 +16,6 @@ import numpy as np
 from clover.planning.cluster.instance import EPSILON, Floats, Instance
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
-
 _CONFINED = 8  # sets of regions that have a loss of their own in the relaxation, at most
 
 

@@ -200,7 +200,9 @@ class Rounding:
         """Return the most promising change of one node, or exchange of two, that was not tried yet."""
         fewer = [(-value, g, -1) for g, value in enumerate(reduced) if nodes[g] > 0.5]
         more = [(value, g, +1) for g, value in enumerate(reduced) if nodes[g] < self._sizes[g] - 0.5]
-        moves = [(gain, ((g, step),)) for gain, g, step in (*fewer, *more)]
+        moves: list[tuple[float, tuple[tuple[int, int], ...]]] = [
+            (gain, ((g, step),)) for gain, g, step in (*fewer, *more)
+        ]
         for gain, g, down in sorted(fewer)[:6]:
             for other, h, up in sorted(more)[:6]:
                 if g != h:

@@ -1,4 +1,5 @@
-"""Solve a cluster's problem: the relaxation of what can be had, whole nodes and devices of it, and the plan in force."""
+"""Solve a cluster's problem: the relaxation of what can be had, whole nodes and devices of it, and the plan in
+force."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def solve(instance: Instance) -> Solution:
 
 
 def _allowance(instance: Instance) -> Allowance:
-    """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is solved."""
+    """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is
+    solved."""
     total = sum(group.size for group in instance.groups)
     return Allowance(80, 6) if total <= 150 else Allowance(30, 1)
 
