@@ -19,7 +19,7 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -120,7 +120,9 @@ class Instance:
     def grams(self) -> Floats:
         """Grams an hour for one row/s, by group and mode."""
         scale = np.array([self.intensity[group.region] / 1000.0 for group in self.groups])
-        corrections = np.array([group.correction for group in self.groups]).reshape(len(self.groups), -1)
+        corrections = np.array([group.correction for group in self.groups]).reshape(
+            len(self.groups), len(self.families)
+        )
         return np.asarray(scale[:, None] * self.joules[None, :] * corrections[:, self.mode_family])
 
     def row_grams(self, node: ClusterNode, mode: Mode) -> float:
@@ -148,7 +150,9 @@ def read(problem: ClusterProblem) -> Instance:
     modes = _modes(problem, families, kinds, idle_w, sum(sum(node.devices.values()) for node in usable))
     intensity = np.array([mean_intensity(problem, region) for region in range(len(regions))])
     asked = np.array([terms.accuracy_floor for terms in problem.terms])
-    reachable = [max((mode.accuracy for mode in modes if mode.family == f), default=np.inf) for f in range(len(families))]
+    reachable = [
+        max((mode.accuracy for mode in modes if mode.family == f), default=np.inf) for f in range(len(families))
+    ]
     shell = Instance(
         problem=problem,
         families=families,
@@ -164,11 +168,7 @@ def read(problem: ClusterProblem) -> Instance:
     )
     groups = _groups(shell, usable)
     streams = _streams(problem, families, regions, modes)
-    return Instance(**{**_shallow(shell), "groups": groups, "streams": streams})
-
-
-def _shallow(instance: Instance) -> dict[str, object]:
-    return {name: getattr(instance, name) for name in Instance.__dataclass_fields__}
+    return replace(shell, groups=groups, streams=streams)
 
 
 def mean_intensity(problem: ClusterProblem, region: int) -> float:

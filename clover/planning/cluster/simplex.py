@@ -109,7 +109,7 @@ class LinearProgram:
         self._at_upper = np.zeros(self._n, dtype=bool)
         self._nonbasic = np.ones(self._n, dtype=bool)
         self._nonbasic[self._basic] = False
-        self._inverse = np.linalg.inv(self._matrix(self._basic))
+        self._inverse: Floats = np.linalg.inv(self._matrix(self._basic))
         self._tolerance = _OPTIMAL * max(1e-300, float(np.abs(self._cost).max(initial=0.0)))
         shake = np.random.default_rng(7).uniform(0.5, 1.0, self._m)
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
@@ -189,7 +189,7 @@ class LinearProgram:
     def _applied(self, x: Floats) -> Floats:
         """Return A x, scaled."""
         owner = np.repeat(x, np.diff(self._starts))
-        return np.bincount(self._rows, weights=self._values * owner, minlength=self._m)
+        return np.asarray(np.bincount(self._rows, weights=self._values * owner, minlength=self._m), dtype=np.float64)
 
     def _start(self) -> tuple[Floats, Floats, Floats]:
         """Return the basic variables (right-hand sides shaken), their lower and their upper bounds, all scaled."""
