@@ -45,7 +45,7 @@ from bench.common import show, write_json
 from clover.cluster import cluster_file
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller_records import ClusterStatus
-from clover.cluster.node import NodeAgent, NodeOrder
+from clover.cluster.node import NodeAgent, NodeSetup
 from clover.cluster.ray_support import LocalRay
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.cluster.server_process import ServerProcess
@@ -236,7 +236,7 @@ class Day:
     async def _measure(self) -> None:
         """Start one server alone, which measures what it serves and keeps it for the others."""
         _say("a server measures what it serves")
-        agent = NodeAgent(NodeOrder.of(self.file, self.file.node[0].name, self.folder))
+        agent = NodeAgent(NodeSetup.of(self.file, self.file.node[0].name, self.folder))
         await agent.start()
         end_s = time.monotonic() + 300.0
         while not (await agent.report()).healthy and time.monotonic() < end_s:

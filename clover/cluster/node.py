@@ -46,7 +46,7 @@ Frontiers = Callable[[Mapping[str, Any]], tuple[DeviceFrontier, ...]]
 """From what a server says of its profiles and devices to the operating points of its devices."""
 
 
-class NodeOrder(Record, frozen=True, kw_only=True):
+class NodeSetup(Record, frozen=True, kw_only=True):
     """All that the agent of a node has to know, as it goes to the machine: its section of the cluster file, the
     environment of its server, and where its files are."""
 
@@ -60,7 +60,7 @@ class NodeOrder(Record, frozen=True, kw_only=True):
     drain_s: float = 30.0
 
     @classmethod
-    def of(cls, file: ClusterFile, name: str, folder: Path) -> NodeOrder:
+    def of(cls, file: ClusterFile, name: str, folder: Path) -> NodeSetup:
         """Return the order for a node of a cluster, whose files are below `folder`; KeyError if there is none."""
         node = {item.name: item for item in file.node}[name]
         return cls(
@@ -103,7 +103,7 @@ class NodeAgent:
 
     def __init__(
         self,
-        order: NodeOrder,
+        order: NodeSetup,
         *,
         frontiers: Frontiers | None = None,
         process: ServerProcess | None = None,
@@ -261,7 +261,7 @@ class NodeAgent:
             self._learning = asyncio.get_running_loop().create_task(self._work_out(self._frontiers_of, told))
 
     async def _work_out(self, frontiers_of: Frontiers, told: Mapping[str, Any]) -> None:
-        """Work out the operating points of a server's devices; reports go without them, or with those of before, until
+        """Find the operating points of a server's devices; reports go without them, or with those of before, until
         they are there."""
         began_s = self._monotonic()
         try:

@@ -19,7 +19,7 @@ import msgspec
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller_records import ClusterLook, ClusterStatus
 from clover.cluster.haproxy_process import find_program
-from clover.cluster.node import NodeAgent, NodeOrder
+from clover.cluster.node import NodeAgent, NodeSetup
 from clover.cluster.ray_controller import (
     CONTROLLER,
     ControllerActor,
@@ -174,7 +174,7 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
 
 async def _end_here(file: ClusterFile, folder: Path) -> None:
     """End the servers and the ingress that run on this machine, by their records."""
-    agents = [NodeAgent(NodeOrder.of(file, node.name, folder)) for node in file.node]
+    agents = [NodeAgent(NodeSetup.of(file, node.name, folder)) for node in file.node]
     await asyncio.gather(*(agent.release() for agent in agents))
     ingress = ingress_of(file, folder)
     if ingress is not None and (folder / "ingress" / "haproxy.sock").exists():

@@ -11,7 +11,7 @@ import pytest
 
 from clover.cluster.cluster_file import parse
 from clover.cluster.control_client import ControlRefused
-from clover.cluster.node import LONGEST_WAIT_S, NodeAgent, NodeOrder
+from clover.cluster.node import LONGEST_WAIT_S, NodeAgent, NodeSetup
 from clover.cluster.server_process import ServerRecord
 from clover.errors import ClusterError
 from clover.planning.cluster.records import DeviceFrontier, NodeTarget
@@ -127,7 +127,7 @@ class Scene:
             return (DeviceFrontier(kind="k", family="toy", points=(), idle_w=1.0),)
 
         return NodeAgent(
-            NodeOrder.of(text_of, "a", self.folder),
+            NodeSetup.of(text_of, "a", self.folder),
             frontiers=frontiers,
             process=self.process,  # type: ignore[arg-type]  # what the agent asks of a process, and no more
             client=self.control,  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import pytest
 
 from clover.cluster import ray_node
 from clover.cluster.cluster_file import parse
-from clover.cluster.node import NodeOrder
+from clover.cluster.node import NodeSetup
 from clover.cluster.ports import NodeReport, Nodes
 from clover.cluster.ray_node import RayNodes
 from clover.errors import ClusterError
@@ -127,7 +127,7 @@ def test_a_node_is_woken_asked_given_its_target_and_released(monkeypatch: pytest
         actor, options = scene.ray.actors["node:b"], scene.ray.options["node:b"]
         assert options["resources"] == {"node-b": 0.001}
         assert (options["lifetime"], options["max_restarts"], options["num_cpus"]) == ("detached", -1, 0)
-        order = msgspec.json.decode(actor.arguments[0], type=NodeOrder)
+        order = msgspec.json.decode(actor.arguments[0], type=NodeSetup)
         assert (order.node.name, order.folder, actor.arguments[1]) == ("b", str(tmp_path / "b"), "now in north")
         assert list(await nodes.reports()) == ["b"]
         target = NodeTarget(node="b", awake=True, rates={"toy": 1.0}, accuracy={"toy": 91.0})
