@@ -8,7 +8,8 @@ time, with 2 % of noise.  Without `--traces` each grid is the synthetic duck cur
 local time of its region, scaled by 0.7 to 1.3; with them, region n has the n-th file (any layout that Clover reads),
 from `--start`, or from its first midnight.
 
-It prints, all modelled:
+Devices are A100s with MIG: the operating points that a node's own planner finds for a family of the paper (analytical,
+`bench.cluster_solve.frontiers`).  It prints, all modelled:
 
  1. grams, rows lost, accuracy, late rows: the controller, "each region alone" (its own rows shared equally among its
     nodes, all awake) and "all awake" (all rows among all nodes), each node at the floor by its own best mix;
@@ -29,12 +30,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.cluster_frontier import frontier
+from bench.cluster_solve import SLO_MS, frontiers
 from bench.common import provenance, show, write_json
 from clover.carbon import build_source
 from clover.carbon.layouts import parse_time
 from clover.carbon.synthetic import duck_curve_g_per_kwh
 from clover.carbon.trace import TraceSource
+from clover.cluster.controller_capacity import most_rows
 from clover.cluster.controller_records import ClusterTerms
 from clover.cluster.simulated import START_S, ClusterRun, ClusterScenario, play_fixed, simulate
 from clover.cluster.simulated_levers import LEVERS, play_levers
@@ -91,7 +93,6 @@ def scenario(options: argparse.Namespace, devices: DeviceFrontier) -> ClusterSce
     count = options.regions
     files = [item for item in options.traces.split(",") if item]
     start_s = parse_time(options.start) if options.start else None
-    most = max(point.rate for point in devices.points)
     best = max(point.accuracy for point in devices.points)
     slo_ms = 1.2 * max(point.p95_ms for point in devices.points) + _WAY_MS
     names = [f"region{number}" for number in range(count)]
@@ -103,7 +104,7 @@ def scenario(options: argparse.Namespace, devices: DeviceFrontier) -> ClusterSce
         for name in names
         for number in range(options.each)
     ]  # fmt: skip
-    mean = options.level * options.each * options.devices * most
+    mean = options.level * options.each * options.devices * most_rows(devices.points, best)
     regions = []
     for number, name in enumerate(names):
         local_h = 24.0 * number / count
@@ -160,12 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench.cluster_week", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
+    add("--family", choices=list(SLO_MS), default="efficientnet", help="one of the paper's families [efficientnet]")
     add("--days", type=float, default=7.0, help="days that are simulated [7]")
     add("--regions", type=int, default=3, help="regions [3]")
     add("--each", type=int, default=4, help="nodes in each region [4]")
     add("--devices", type=int, default=8, help="devices in each node [8]")
-    add("--level", type=float, default=0.3, help="mean demand over capacity without regard to accuracy [0.3]")
-    add("--points", type=float, default=1.0, help="accuracy floor below the best operating point [1]")
+    add("--level", type=float, default=0.5, help="mean demand over what all serve at the best accuracy [0.5]")
+    add("--points", type=float, default=1.0, help="points that the accuracy floor is below the best [1]")
     add("--traces", default="", help="files of intensities, one a region, with commas; synthetic if empty")
     add("--start", default="", help="time of the traces to start at [their first midnight]")
     add("--survive", choices=("none", "node", "region"), default="node", help="what may be lost [node]")
@@ -178,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--no-levers", action="store_true", help="do not tell the levers apart (seven more runs)")
     add("--json", metavar="FILE", default="", help="write figures there")
     options = parser.parse_args(argv)
-    devices = frontier()
+    devices = next(own for own in frontiers() if own.family == options.family)
     own = scenario(options, devices)
     family, nodes = devices.family, len(own.terms.nodes)
     began = time.perf_counter()

@@ -51,6 +51,9 @@ class AccuracyBudget:
         self._correct_s = correct_s
         self.sums: dict[str, FamilySums] = {}
         self._counters: dict[str, dict[str, SavedCounter]] = {}
+        self.power: dict[str, tuple[float, float]] = {}
+        """Watts and grams/h by node that reported, as its counters grew of late."""
+        self._noted_s: float | None = None
         self._since_s: float | None = None
         """Rows that were answered before then by a server that is older are nothing of this budget."""
 
@@ -62,11 +65,20 @@ class AccuracyBudget:
             own.rows *= faded
             own.accuracy_rows *= faded
             own.at_s = now_s
+        since_s = 0.0 if self._noted_s is None else now_s - self._noted_s
+        self._noted_s = now_s
+        power = {}
         for name, report in reports.items():
-            for family in report.families:
-                self._add(now_s, name, report.started_s, family)
+            grown = [self._add(now_s, name, report.started_s, family) for family in report.families]
+            if since_s > 0.0:
+                watts = sum(joules for joules, _ in grown) / since_s
+                grams_h = sum(grams for _, grams in grown) / since_s * 3600.0
+                before = self.power.get(name, (watts, grams_h))
+                power[name] = (0.5 * (watts + before[0]), 0.5 * (grams_h + before[1]))
+        self.power = power if since_s > 0.0 else self.power
 
-    def _add(self, now_s: float, node: str, started_s: float, report: FamilyReport) -> None:
+    def _add(self, now_s: float, node: str, started_s: float, report: FamilyReport) -> tuple[float, float]:
+        """Add what one family counted on one node; return the joules and grams that are new."""
         counters = self._counters.setdefault(node, {})
         before = counters.get(report.family)
         newest = SavedCounter(
@@ -77,7 +89,7 @@ class AccuracyBudget:
             grams=report.grams,
         )
         if before is not None and before.started_s == started_s and newest.rows < before.rows:
-            return  # an older report that came late
+            return 0.0, 0.0  # an older report that came late
         counters[report.family] = newest
         own = self.sums.setdefault(report.family, FamilySums(now_s))
         if before is None and started_s < (self._since_s or 0.0):
@@ -88,8 +100,10 @@ class AccuracyBudget:
         own.rows += rows
         own.all_rows += rows
         own.accuracy_rows += newest.accuracy_rows - before.accuracy_rows
-        own.joules += max(0.0, newest.joules - before.joules)
-        own.grams += max(0.0, newest.grams - before.grams)
+        joules, grams = max(0.0, newest.joules - before.joules), max(0.0, newest.grams - before.grams)
+        own.joules += joules
+        own.grams += grams
+        return joules, grams
 
     def corrected(self, family: str, floor: float, rate: float, highest: float) -> float:
         """Return the floor to plan for at `rate` rows/s; `highest`: the most accurate operating point."""

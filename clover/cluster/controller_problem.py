@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from clover.cluster.controller_capacity import Reach
 from clover.cluster.controller_demand import STEP_S
 from clover.cluster.controller_memory import ClusterMemory, PlannedFor, words
 from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget, RegionGrid
@@ -96,6 +97,26 @@ def planned_for(memory: ClusterMemory, now_s: float) -> PlannedFor:
 def plain(plan: ClusterPlan) -> ClusterPlan:
     """Return a plan of plain numbers, whatever a planner calculates with; ValidationError if it is no plan."""
     return msgspec.convert(msgspec.to_builtins(plan, enc_hook=float), ClusterPlan)
+
+
+def with_all_that_may_help(plan: ClusterPlan, problem: ClusterProblem, reach: Reach) -> ClusterPlan:
+    """Return a plan that leaves rows unserved with every node awake that may answer any of them, and others as they
+    are."""
+    if not any(rate > 0.0 for rate in plan.unserved.values()):
+        return plan
+    sent: dict[tuple[str, str], float] = {}
+    for flow in plan.flows:
+        sent[flow.family, flow.origin] = sent.get((flow.family, flow.origin), 0.0) + flow.rate
+    regions: set[str] = set()
+    for own in problem.demands:
+        if sent.get((own.family, own.origin), 0.0) < own.rate * (1.0 - 1e-3):
+            regions.update(reach.regions(own.family, own.origin))
+    targets = {own.node: own for own in plan.targets}
+    for node in problem.nodes:
+        own_target = targets.get(node.name)
+        if node.region in regions and (own_target is None or not own_target.awake):
+            targets[node.name] = NodeTarget(node=node.name, awake=True)
+    return msgspec.structs.replace(plan, targets=tuple(targets.values()))
 
 
 def says_anew(plan: ClusterPlan, before: ClusterPlan | None, targets: Mapping[str, NodeTarget]) -> bool:

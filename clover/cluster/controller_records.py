@@ -123,7 +123,7 @@ class ClusterNodeStatus(Record, frozen=True, kw_only=True):
 
 class ClusterRegionStatus(Record, frozen=True, kw_only=True):
     """One region: its grid and how the intensity is known, its nodes, rows/s that its clients send and that its nodes
-    answer, watts and grams of its awake nodes by the plan in force."""
+    answer by the plan in force, and watts and grams/h as its nodes reported of late."""
 
     name: str
     intensity: float | None

@@ -68,6 +68,8 @@ def _region(memory: ClusterMemory, name: str, now_s: float) -> ClusterRegionStat
     nodes = [own for own in memory.members.members.values() if own.node.region == name]
     awake = [own for own in nodes if own.phase in ("ready", "partitioned", "draining")]
     flows = memory.plan.flows if memory.plan is not None else ()
+    names = [own for own, member in memory.members.members.items() if member.node.region == name]
+    power = [memory.budget.power.get(own, (0.0, 0.0)) for own in names]
     return ClusterRegionStatus(
         name=name,
         intensity=reading.g_per_kwh if reading is not None else None,
@@ -79,6 +81,8 @@ def _region(memory: ClusterMemory, name: str, now_s: float) -> ClusterRegionStat
         devices=sum(sum(own.node.devices.values()) for own in awake),
         sent=sum(rate for (_, origin), rate in memory.demand.rates().items() if origin == name),
         answered=sum(flow.rate for flow in flows if flow.region == name),
+        watts=sum(watts for watts, _ in power),
+        grams_h=sum(grams_h for _, grams_h in power),
     )
 
 

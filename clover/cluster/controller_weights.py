@@ -8,13 +8,14 @@ is laid on others, and no row goes to a node that cannot answer it:
     room;
  2. nodes of other regions that may answer rows of that origin, in the same order;
  3. if there is no room anywhere: all of them in proportion to what they can serve.  What they cannot is said
-    (`Shares.missing`).
+    (`ClusterShares.missing`).
 
 So capacity is never lowered before what replaces it is ready: rows stay on the old nodes until then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,9 +28,11 @@ Rates = dict[str, float]
 
 @dataclass
 class Seat:
-    """A node as far as shares are concerned.  `planned`: rows/s by family that the plan gives it; `most`: what it can
-    serve of each.  `ready`: whether it may be given rows; `steady`: it may keep the rows that it has (`had`), and be
-    given no more, because it does not follow the newest target."""
+    """A node as far as shares are concerned.
+
+    `planned`: rows/s by family that the plan gives it; `most`: what it can serve of each at the floor, `peak` without
+    regard to accuracy.  `ready`: whether it may be given rows.  `steady`: it may keep the rows that it has (`had`), and
+    be given no more, because it does not follow the newest target."""
 
     name: str
     region: str
@@ -39,19 +42,20 @@ class Seat:
     pace: float = 1.0
     steady: bool = False
     had: Mapping[str, float] = field(default_factory=dict)
+    peak: Mapping[str, float] = field(default_factory=dict)
 
     def limit(self, family: str) -> float:
         """Return the rows/s of a family that it may be given."""
         if not self.ready:
             return 0.0
-        planned = self.planned.get(family, 0.0)
+        planned = min(self.planned.get(family, 0.0), self.peak.get(family, math.inf))
         # A slow node gives up a part of what it has, and takes nothing over from others.
         most = (planned if self.pace < 1.0 and planned else max(self.most.get(family, 0.0), planned)) * self.pace
         return min(most, self.had.get(family, 0.0)) if self.steady else most
 
 
 @dataclass
-class Shares:
+class ClusterShares:
     """Rows/s by (family, origin) and node, and rows/s by family that no node has room for."""
 
     rates: dict[tuple[str, str], Rates]
@@ -72,7 +76,7 @@ def share(
     demands: Mapping[tuple[str, str], float],
     origins: Sequence[str],
     reach: Reach,
-) -> Shares:
+) -> ClusterShares:
     """Return the shares of every family and origin.
 
     `flows`: None if there is no plan, so that all nodes share all rows.  `demands`: rows/s now; more than was planned
@@ -82,7 +86,7 @@ def share(
         if flow.rate > 0.0:
             own = planned.setdefault((flow.family, flow.origin), {})
             own[flow.region] = own.get(flow.region, 0.0) + flow.rate
-    found = Shares({}, {})
+    found = ClusterShares({}, {})
     for family in reach.terms:
         _Sharing(family, seats, reach, found, planned=flows is not None).run(
             {origin: planned.get((family, origin), {}) for origin in origins},
@@ -94,7 +98,9 @@ def share(
 class _Sharing:
     """The shares of one family."""
 
-    def __init__(self, family: str, seats: Sequence[Seat], reach: Reach, found: Shares, *, planned: bool) -> None:
+    def __init__(
+        self, family: str, seats: Sequence[Seat], reach: Reach, found: ClusterShares, *, planned: bool
+    ) -> None:
         self.family, self.reach, self.found, self.planned = family, reach, found, planned
         self.ready = [seat for seat in seats if seat.ready]
         self.seats: dict[str, list[Seat]] = {}
@@ -104,7 +110,7 @@ class _Sharing:
         self.left: list[tuple[str, str, float]] = []
 
     def run(self, planned: Mapping[str, Mapping[str, float]], demands: Mapping[str, float]) -> None:
-        """Share the rows of all origins."""
+        """Place the rows of all origins."""
         pieces: list[tuple[str, str, float]] = []
         for origin, flows in planned.items():
             self.found.rates[self.family, origin] = {}

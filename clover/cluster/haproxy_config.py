@@ -8,7 +8,8 @@ Four things decide how it is written:
 
 - HAProxy sends a request again only as long as it has all of it, which is if head and body fit into its buffer.
   `tune.bufsize` is `body_bytes` and room for a head; a longer body is passed on as it comes, and is sent again only if
-  the connection to a node could not be made.
+  the connection to a node could not be made.  HAProxy copies the whole buffer of each request to keep it, however
+  little is in it, so a large one costs every request (`bench.cluster_ingress`).
 - Servers that are added at run time cannot follow the health checks of other ones (`track`), so each server of each
   backend is checked by itself, the more rarely the more nodes there are.
 - The family of a request stands in its path, over gRPC in its message and of embeddings in its JSON, which HAProxy can
@@ -36,6 +37,15 @@ _HEAD_BYTES = 32 << 10
 _REWRITE_BYTES = 1024
 """What HAProxy keeps of the buffer for headers that it adds (`tune.maxrewrite`)."""
 _CHECKS_PER_S = 2000
+# Labels must reach the server that gave the answer.  The ids that servers make begin with a random word of the process
+# (`clover.http.ids`): it is learned from answers, and only where it is the server's, not the client's.
+_LABELED_ANSWER = r"""  stick store-response "res.fhdr(clover-receipt),field(-2,'\"'),field(1,-)" table answered_by"""
+_LABELS = (
+    "  stick store-response res.hdr(x-request-id),field(1,-) table answered_by if !{ var(txn.named) -m found }",
+    f"{_LABELED_ANSWER} if {{ res.fhdr(clover-receipt) -m sub feedback= }}",
+    "  stick match req.body,json_query('$.id'),field(1,-) table answered_by if METH_POST { path_end /feedback }",
+)
+_LABEL_TABLE = ("backend answered_by", "  stick-table type string len 12 size 4k expire 1d")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):([0-9]{1,5})")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
@@ -73,7 +83,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     origins: tuple[IngressOrigin, ...]
     families: tuple[str, ...] = ()
     haproxy: str = ""
-    body_bytes: int = 256 << 10
+    body_bytes: int = 64 << 10
     retries: int = 3
     tls_cert: str = ""
     ca_file: str = ""
@@ -83,6 +93,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     nodes: int = 64
     threads: int = 0
     check_s: float = 1.0
+    connect_s: float = 0.5
     answer_s: float = 60.0
     head_s: float = 10.0
     body_s: float = 30.0
@@ -183,14 +194,16 @@ def render(
     upstreams: Iterable[Upstream] = (),
     weights: Mapping[str, Mapping[str, int]] | None = None,
     socket: str = "",
+    read: bytes = b"",
 ) -> str:
     """Return HAProxy's configuration as text; with nodes and their weights by backend if it is to begin with some.
 
-    `socket`: path of the stats socket.  The text without nodes has a digest, which the process shows as its
-    description, so that a controller knows whether one that runs was configured by the same settings."""
+    `socket`: path of the stats socket.  `read`: contents of the files that HAProxy reads once, such as certificates.
+    They and the text without nodes have a digest, which the process shows as its description, so that a controller
+    knows whether one that runs was configured in the same way."""
     check_settings(settings)
     bare = _sections(settings, (), {}, socket, "")
-    digest = hashlib.sha256("\n".join(bare).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join(bare).encode() + read).hexdigest()[:16]
     return "\n".join(_sections(settings, tuple(upstreams), weights or {}, socket, digest)) + "\n"
 
 
@@ -204,8 +217,9 @@ def server_words(settings: IngressSettings, upstream: Upstream, weight: int, *, 
     host, port = (upstream.grpc_host, upstream.grpc_port) if grpc else (upstream.host, upstream.port)
     words = [f"{_bracketed(host)}:{port}"]
     if upstream.secure:
-        words += ["ssl", "verify", "required", "ca-file", settings.ca_file]
-        words += ["alpn", "h2", "check-ssl", "check-alpn", "http/1.1"] if grpc else []
+        # Checks of a server that is added at run time are not over TLS because it is.
+        words += ["ssl", "verify", "required", "ca-file", settings.ca_file, "check-ssl"]
+        words += ["alpn", "h2", "check-alpn", "http/1.1"] if grpc else []
     elif grpc:
         words += ["proto", "h2"]
     words += ["check", "check-proto", "h1", "addr", upstream.host, "port", str(upstream.port)] if grpc else ["check"]
@@ -251,6 +265,7 @@ def _sections(
             if not backend.grpc or upstream.grpc_port:
                 words = server_words(settings, upstream, own.get(upstream.name, 0), grpc=backend.grpc)
                 lines.append(f"  server {upstream.name} {words}")
+    lines += _LABEL_TABLE
     if settings.ca_file:  # a server that is added at run time may only use files that are loaded already
         lines += [
             "backend loaded_files",
@@ -288,7 +303,8 @@ def _general(settings: IngressSettings, socket: str, digest: str) -> list[str]:
         "  option dontlognull",
         # A process that is replaced ends a connection by an answer that says so, never between two requests.
         "  option idle-close-on-response",
-        "  timeout connect 1s",
+        # Also how long a retry waits if only one node is left to try: it may be the one that just failed.
+        f"  timeout connect {_ms(settings.connect_s)}",
         f"  timeout client {_ms(max(settings.body_s, settings.answer_s))}",
         f"  timeout server {_ms(settings.answer_s)}",
         f"  timeout http-request {_ms(settings.head_s)}",
@@ -326,6 +342,7 @@ def _http_frontend(settings: IngressSettings, origin: IngressOrigin) -> list[str
         f"  http-request return status 403 {_json(_REFUSED)} unless inference",
         f"  http-request wait-for-body time {_ms(settings.body_s)} if METH_POST",
         f"  http-request set-header {ORIGIN_HEADER} {origin.name}",
+        "  http-request set-var(txn.named) str(yes) if { req.hdr(x-request-id) -m found }",
         # A node answers only to names that it knows, and knows this one always.
         "  http-request set-header Host localhost",
         *_families(settings, origin.name, grpc=False),
@@ -374,6 +391,7 @@ def _backend(settings: IngressSettings, backend: IngressBackend) -> list[str]:
         "  option httpchk",
         f"  http-check send meth GET uri /v2/health/ready ver HTTP/1.1 hdr Host localhost{token}",
         "  http-check expect status 200",
+        *([] if backend.grpc else _LABELS),
     ]
 
 

@@ -67,7 +67,7 @@ async def check_configuration(program: str, file: Path, environment: dict[str, s
     """Have HAProxy check its configuration; ClusterError with what it says if it would not start."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *(program, "-c", "-q", "-f", str(file)),
+            *(program, "-c", "-f", str(file)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedRows:
     """What one device does with its rows: rows/s answered, their mean accuracy, watts beyond idle, and p95 (ms)."""
 
     rate: float
@@ -58,27 +58,27 @@ class ServingModel:
         self.idle_w: dict[str, float] = {}
         for own in frontiers:
             self.idle_w[own.kind] = min(self.idle_w.get(own.kind, math.inf), own.idle_w)
-        self._known: dict[tuple[str, str, int, int], Served] = {}
+        self._known: dict[tuple[str, str, int, int], ServedRows] = {}
 
     def most(self, kind: str, family: str) -> float:
         """Return the rows/s of a device's fastest point; 0 if it cannot serve the family."""
         return max((point.rate for point in self._points.get((kind, family), ())), default=0.0)
 
-    def serve(self, kind: str, family: str, rate: float, floor: float) -> Served:
+    def serve(self, kind: str, family: str, rate: float, floor: float) -> ServedRows:
         """Return what a device of `kind` does with `rate` rows/s at a floor of `floor` points."""
         most = self.most(kind, family)
         if rate <= 0.0 or most <= 0.0:
-            return Served(0.0, 0.0, 0.0, 0.0)
+            return ServedRows(0.0, 0.0, 0.0, 0.0)
         step = min(_RATE_STEPS, math.ceil(rate / most * _RATE_STEPS))
         key = (kind, family, step, math.ceil(floor * _FLOOR_STEPS - 1e-6))
         if key not in self._known:
             self._known[key] = _serve(self._points[kind, family], most * step / _RATE_STEPS, key[3] / _FLOOR_STEPS)
         found = self._known[key]
         part = min(rate, most) / found.rate
-        return Served(found.rate * part, found.accuracy, found.watts * part, found.p95_ms)
+        return ServedRows(found.rate * part, found.accuracy, found.watts * part, found.p95_ms)
 
 
-def _serve(points: tuple[OperatingPoint, ...], rate: float, floor: float) -> Served:
+def _serve(points: tuple[OperatingPoint, ...], rate: float, floor: float) -> ServedRows:
     floor = min(floor, max(point.accuracy for point in points))
     if most_rows(points, floor) < rate:
         low = min(point.accuracy for point in points)
@@ -91,7 +91,7 @@ def _serve(points: tuple[OperatingPoint, ...], rate: float, floor: float) -> Ser
     accuracies = np.array([point.accuracy for point in points])
     parts = _cheapest(rates, watts, accuracies, rate, floor)
     used = [point.p95_ms for point, part in zip(points, parts, strict=True) if part > 1e-6]
-    return Served(rate, float(parts @ accuracies), float(rate * (parts @ (watts / rates))), max(used))
+    return ServedRows(rate, float(parts @ accuracies), float(rate * (parts @ (watts / rates))), max(used))
 
 
 def _cheapest(rates: Floats, watts: Floats, accuracies: Floats, rate: float, floor: float) -> Floats:

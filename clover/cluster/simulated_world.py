@@ -119,7 +119,7 @@ class WorldRules:
     and `frontiers` as in the controller's terms."""
 
     families: Sequence[FamilyTerms]
-    frontiers: Sequence[DeviceFrontier]
+    frontiers: tuple[DeviceFrontier, ...]
     latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     wake_spread: float = 0.3
     seed: int = 0
@@ -195,16 +195,28 @@ class SimulatedWorld:
             families[family] = families.get(family, 0.0) + rate
         if node.state != "serving" or not families:
             return
-        most = {family: self._most(node, family) for family in families}
-        load = sum(rate / most[family] if most[family] > 0.0 else math.inf for family, rate in families.items())
+        parts = self._parts(node, families)
         for family, rate in families.items():
-            # Each family has the part of the devices' time that its rows need of all that the node gets.
-            part = rate / most[family] / load if most[family] > 0.0 else 0.0
-            self._serve_family(node, family, rate, part, seconds * g_per_j, seconds)
+            self._serve_family(node, family, rate, parts[family], seconds * g_per_j, seconds)
         idle = idle_w * seconds / len(families)
         for family in families:
             node.counters[family].joules += idle
             node.counters[family].grams += idle * g_per_j
+
+    def _parts(self, node: SimulatedNode, rates: Mapping[str, float]) -> dict[str, float]:
+        """Return the part of the devices' time that each family has: what its target says, else of what is left as much
+        as its rows need."""
+        most = {family: self._most(node, family) for family in rates}
+        needs = {family: rate / most[family] if most[family] > 0.0 else 0.0 for family, rate in rates.items()}
+        count = sum(node.machine.devices.values())
+        asked = node.target.devices if node.target is not None else {}
+        named = {family: asked[family] / count for family in rates if asked.get(family)}
+        left = 1.0 - sum(named.values())
+        others = {family: need for family, need in needs.items() if family not in named}
+        if len(rates) == 1 or (others and left <= 0.0):
+            named, left, others = {}, 1.0, needs
+        total = sum(others.values())
+        return named | {family: left * need / total if total > 0.0 else 0.0 for family, need in others.items()}
 
     def _most(self, node: SimulatedNode, family: str) -> float:
         found = sum(self.serving.most(kind, family) * count for kind, count in node.machine.devices.items())
@@ -304,7 +316,7 @@ class SimulatedNodes:
         return {
             name: self._report(node)
             for name, node in self._world.nodes.items()
-            if node.state in ("serving", "waking") and not node.cut_off and (node.state == "serving")
+            if node.state == "serving" and not node.cut_off
         }
 
     def _report(self, node: SimulatedNode) -> NodeReport:
@@ -328,7 +340,7 @@ class SimulatedNodes:
                 )
                 for family, own in node.counters.items()
             ),
-            frontiers=self._world.rules.frontiers,  # type: ignore[arg-type]
+            frontiers=self._world.rules.frontiers,
             target_epoch=node.epoch,
         )
 
@@ -352,8 +364,10 @@ class SimulatedNodes:
         world.sums.joules += node.machine.wake_j
 
     async def release(self, name: str) -> None:
-        """End a node."""
-        node = self._reached(name)
+        """End a node; of one whose server died, the machine."""
+        node = self._world.nodes[name]
+        if node.cut_off:
+            raise ClusterError(f"{name} does not answer")
         if name not in self._world.drained:
             self._world.misdeeds.append(f"{name} was released without being drained")
         if node.rates:

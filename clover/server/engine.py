@@ -130,7 +130,7 @@ class Engine:
         self.rollouts = RollOuts(self, files)
         self.controller.further["roll-out"] = self.rollouts.command
         self.cluster = ClusterFollower(
-            self.controller.context, self.account.totals, lambda device: self.account.devices()[device]["idle_w"]
+            self.controller.context, self.account.totals, lambda device: float(self.account.devices()[device]["idle_w"])
         )
         self.controller.further["cluster"] = self.cluster.command
         self._metrics = Metrics(

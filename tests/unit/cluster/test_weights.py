@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.cluster.controller_capacity import Reach
-from clover.cluster.controller_weights import Seat, Shares, share
+from clover.cluster.controller_weights import ClusterShares, Seat, share
 from clover.planning.cluster.records import FamilyTerms, RegionFlow
 from tests.support.cluster_fixture import FAMILY
 
@@ -31,7 +31,7 @@ def flow(origin: str, region: str, rate: float) -> RegionFlow:
 
 def shares(
     seats: list[Seat], flows: list[RegionFlow] | None, rates: dict[str, float], own: Reach | None = None
-) -> Shares:
+) -> ClusterShares:
     return share(seats, flows, {(FAMILY, name): rate for name, rate in rates.items()}, ORIGINS, own or reach())
 
 
