@@ -235,10 +235,6 @@ class ClusterController:
         for name, own in members.members.items():
             if own.phase in ("lost", "partitioned") or (own.phase == "ready" and own.why):
                 memory.troubles.append(f"{name} is {own.phase}: {own.why}")
-            follows = own.report.target_epoch if own.usable and own.report is not None else memory.epoch
-            asked = memory.wanted(name, own) and own.epoch_sent == memory.epoch
-            if asked and follows < memory.epoch and own.heard_s > own.sent_s:
-                memory.troubles.append(f"{name} took epoch {memory.epoch}, and follows epoch {follows}")
         for family, rate in memory.missing.items():
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"

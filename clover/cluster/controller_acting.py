@@ -215,9 +215,11 @@ class ClusterActor:
             if member is None or not target.awake or not member.usable or member.phase == "partitioned":
                 continue
             report = member.report
-            told = member.epoch_sent >= memory.epoch
+            taken = member.epoch_sent >= memory.epoch
             forgot = report is not None and report.target_epoch < memory.epoch and member.heard_s > member.sent_s
-            if not told or forgot:
+            if taken and forgot and report is not None:
+                self._trouble(f"{name} took epoch {memory.epoch}, and follows epoch {report.target_epoch}: asked again")
+            if not taken or forgot:
                 due.append(ChangeStep(kind="follow", node=name, why=f"epoch {memory.epoch}"))
         return await self._order(due, now_s)
 

@@ -57,7 +57,7 @@ class ClusterMemory:
     targets: dict[str, NodeTarget] = field(default_factory=dict)
     epoch: int = 0
     scouts: frozenset[str] = frozenset()
-    """Nodes to wake only to learn what their devices do: one of each kind of device that no node has told of."""
+    """Nodes to wake only to learn what their devices do: one of each kind of device that no node has reported on."""
     planned: PlannedFor = field(default_factory=PlannedFor)
     weights: dict[tuple[str, str], Rates] = field(default_factory=dict)
     given: Rates = field(default_factory=dict)

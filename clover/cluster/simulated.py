@@ -32,6 +32,7 @@ from clover.cluster.simulated_world import (
     SimulatedWorld,
     WorldRules,
 )
+from clover.errors import ConfigError
 from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget
 
 START_S = 1_640_995_200.0
@@ -53,11 +54,30 @@ class ClusterScenario:
     seed: int = 0
 
     def world(self) -> SimulatedWorld:
-        """Return the world at the start."""
+        """Return the world at the start; ConfigError if the scenario cannot be played."""
+        self._check()
         rules = WorldRules(
             self.terms.families, self.terms.frontiers, self.terms.latency_ms, self.wake_spread, self.seed
         )
         return SimulatedWorld(self.regions, self.terms.nodes, rules, self.start_s)
+
+    def _check(self) -> None:
+        if not (self.step_s > 0.0 and self.seconds > 0.0):
+            raise ConfigError(
+                f"a simulation takes more than 0 s, in steps of more, not {self.seconds} and {self.step_s}"
+            )
+        regions = {own.name for own in self.regions}
+        nodes = {own.name for own in self.terms.nodes}
+        for node in self.terms.nodes:
+            if node.region not in regions:
+                raise ConfigError(f"node {node.name} is in region {node.region}, which is none of {', '.join(regions)}")
+        for fault in self.faults:
+            names = {"region": regions, "kill": nodes, "partition": nodes, "slow": nodes}.get(fault.kind)
+            if names is not None and fault.name not in names:
+                kind = "region" if fault.kind == "region" else "node"
+                raise ConfigError(f"a fault ({fault.kind}) names the {kind} {fault.name!r}, which there is not")
+            if not (fault.at_s >= 0.0 and fault.seconds > 0.0 and fault.factor > 0.0):
+                raise ConfigError(f"a fault ({fault.kind}) needs a time from 0 s on, a length and a factor above 0")
 
 
 @dataclass

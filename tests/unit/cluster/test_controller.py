@@ -432,6 +432,31 @@ def test_a_node_that_takes_no_target_is_not_given_more() -> None:
     play(story)
 
 
+def test_a_node_that_follows_an_older_epoch_is_asked_again_and_named() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 4)
+        (name, *_) = sorted(scene.serving())
+        scene.world.nodes[name].epoch, follow = 1, scene.nodes.follow
+
+        async def ignore(target: NodeTarget, epoch: int) -> None:
+            """Take a target, and forget it."""
+
+        scene.nodes.follow = ignore  # type: ignore[method-assign]
+        (look,) = await scene.steps(controller, 1)
+        assert ("follow", name) in [(step.kind, step.node) for step in look.steps]
+        await scene.steps(controller, 1)
+        await controller.step()
+        epoch = controller.status().epoch
+        assert f"{name} took epoch {epoch}, and follows epoch 1: asked again" in controller.status().troubles
+        scene.nodes.follow = follow  # type: ignore[method-assign]
+        await scene.steps(controller, 2)
+        assert scene.world.nodes[name].epoch == controller.status().epoch
+
+    play(story)
+
+
 def test_a_node_that_takes_long_to_end_keeps_no_look_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clover.cluster.controller_orders.PROMPT_S", 0.0)
 
