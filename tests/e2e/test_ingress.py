@@ -289,6 +289,19 @@ def test_labels_reach_the_node_that_gave_the_answer(tmp_path: Path) -> None:
     run(main())
 
 
+def test_metrics_of_haproxy_for_prometheus(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+
+    async def main() -> None:
+        async with scene(tmp_path, "a", listen_metrics=f"127.0.0.1:{port}") as it:
+            await count(it.north, 3)
+            text = await raw(port, b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b'haproxy_backend_http_requests_total{proxy="http:north"} 3\n' in text
+            assert (await raw(port, b"GET / HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+
+    run(main())
+
+
 async def raw(port: int, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
@@ -390,6 +403,7 @@ def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(tmp_pat
         "ca_file": chain,
         "token_file": chain,
         "families": ("toy", "fashion.v2"),
+        "listen_metrics": "127.0.0.1:1",
         "allowed_hosts": ("inference.example", "::1"),
         "threads": 2,
     }
