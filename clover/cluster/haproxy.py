@@ -33,6 +33,7 @@ from clover.cluster.haproxy_process import (
     check_configuration,
     find_program,
     private_folder,
+    shorten_log,
     write_private,
 )
 from clover.cluster.haproxy_runtime import IngressGone, IngressRefused, RuntimeApi, check_reply
@@ -359,6 +360,7 @@ class HAProxyIngress:
         if old is not None and not old.ended.is_set():
             arguments += ["-x", self._socket] if os.path.exists(self._socket) else []
             arguments += ["-sf", str(old.pid)]
+        shorten_log(log)
         said_before = log.stat().st_size if log.exists() else 0
         process = HAProxyProcess.launch(arguments, log, environment)
         try:
@@ -371,6 +373,9 @@ class HAProxyIngress:
         except TimeoutError:
             process.send(signal.SIGKILL)
             raise ClusterError(f"haproxy was not ready within {_START_S:g} s") from None
+        except BaseException:
+            process.send(signal.SIGKILL)
+            raise
         if old is not None:
             self._replaced = [one for one in (*self._replaced, old) if not one.ended.is_set()]
         self._process = process
@@ -431,7 +436,7 @@ class HAProxyIngress:
                         self._servers = await self._own_servers()
                         await self._converge()
                 pause = 0.1
-            except ClusterError as error:
+            except (ClusterError, OSError) as error:  # OSError: no space for its configuration, or no memory
                 log.warning("the ingress: %s; tried again in %g s", error, pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
