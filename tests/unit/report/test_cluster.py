@@ -50,8 +50,8 @@ def node_report(name: str, zone: str, hours: Sequence[tuple[float, float, int]],
                     grams / 1.3, grams)
         )  # fmt: skip
     run = RunRow(1, started, 1e6, None, "0.1.0", name, 7, "c0ffee", '{"carbon": {"pue": 1.3}}', '{"pue": 1.3}')
-    rows = LedgerRows(usage=usage, lines=lines, grid=grid, grid_minutes=grid, runs=[run])
-    return report_of(rows, ReportOptions(start=OPTIONS.start, end=OPTIONS.end, made=OPTIONS.made, server=name))
+    found = LedgerRows(usage=usage, lines=lines, grid=grid, grid_minutes=grid, runs=[run])
+    return report_of(found, ReportOptions(start=OPTIONS.start, end=OPTIONS.end, made=OPTIONS.made, server=name))
 
 
 hours = st.lists(st.tuples(st.floats(0.0, 1e9), st.floats(1.0, 1200.0), st.integers(0, 10**7)), min_size=1, max_size=4)
