@@ -240,3 +240,12 @@ def test_a_changed_sum_is_found_although_it_was_sealed_again(
     path.write_bytes(msgspec.json.encode(sealed(less)))
     assert main(["--verify", str(path)], environ={}) == 1
     assert "its sums do not follow from the reports of its nodes" in capsys.readouterr().out
+
+
+def test_what_ledgers_have_put_together_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ledger(tmp_path / "old.db", LedgerScene(days=0.25, minutes_days=0.0, host="old"))
+    words = [str(tmp_path), "--from", "2026-09-22T06:00", "--tz", "Asia/Kolkata", "--by", "hour"]
+    assert run(*words) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "which the ledger has only as parts of longer entries" in printed
+    assert "put entries together into hours of UTC" in printed
