@@ -3,9 +3,9 @@
 running    what the workers that run serve with the routing in force.  Lane v gets f_v of the rows (in a chain, the part
            that reaches the stage), spread over its workers by their capacity, c_vw.  Of a rate r, worker w is busy for
            r x sum over its variants of f_v / sum over the workers of v of c_vw; the busiest one is the limit.
-floor      what the devices serve at most at the accuracy floor: on each device the layout, and on each slice the way of
-           serving, that takes most.  A way is a variant, two in shares that meet the floor, or a chain of the profile;
-           of one that asks variant v for f_v of the rows, a slice serves 1 / (sum of f_v / c_v) rows a second.
+floor      what the devices serve at most at the accuracy floor: on each device by the layout that takes most rows, and
+           on each slice by a variant, by two in shares that meet the floor, or by a chain of the profile.  If variant v
+           is asked for f_v of the rows, a slice serves 1 / (sum of f_v / c_v) rows a second.
 
 Capacities are those at the best batch size, by the corrected profile.  Neither figure knows the SLO: at this load rows
 wait, so an autoscaler acts at a part of it (0.7 is a good begin).
@@ -21,7 +21,7 @@ from itertools import product
 from clover.planning.model.problem import accuracies, services_of
 from clover.types import Assignment, DeviceShape, FamilyProfile, Placement, Routing
 
-Way = Mapping[str, float]
+RowShares = Mapping[str, float]
 """Which part of the rows each variant is asked for; more than one together in a chain."""
 
 
@@ -82,7 +82,7 @@ class FloorCapacity:
         asked = (share, accuracy_floor, cascades)
         if profile is not self._profile or asked != self._asked:
             self._profile, self._asked = profile, asked
-            self._rates = slice_rates(profile, share, list(ways(profile, accuracy_floor, cascades=cascades)))
+            self._rates = slice_rates(profile, share, list(shares_at(profile, accuracy_floor, cascades=cascades)))
         return sum(
             max(
                 (sum(self._rates.get(place.profile, 0.0) for place in layout) for layout in device.layouts), default=0.0
@@ -91,8 +91,9 @@ class FloorCapacity:
         )
 
 
-def ways(profile: FamilyProfile, accuracy_floor: float, *, cascades: bool) -> Iterator[Way]:
-    """Yield the ways of serving that have `accuracy_floor` percent or more on average."""
+def shares_at(profile: FamilyProfile, accuracy_floor: float, *, cascades: bool) -> Iterator[RowShares]:
+    """Yield the parts of the rows that variants may be asked for, such that answers have `accuracy_floor` percent or
+    more on average."""
     accuracy = accuracies(profile)
     above = [variant for variant, percent in accuracy.items() if percent >= accuracy_floor]
     below = [variant for variant, percent in accuracy.items() if percent < accuracy_floor]
@@ -106,16 +107,16 @@ def ways(profile: FamilyProfile, accuracy_floor: float, *, cascades: bool) -> It
                 yield dict(zip(point.chain, point.reach, strict=True))
 
 
-def slice_rates(profile: FamilyProfile, share: float, found: Iterable[Way]) -> dict[str, float]:
-    """Return by the profile of a slice the rows a second that it serves at most in one of the ways `found`."""
+def slice_rates(profile: FamilyProfile, share: float, found: Iterable[RowShares]) -> dict[str, float]:
+    """Return by the profile of a slice the rows a second that it serves at most with one of the shares `found`."""
     capacity = {key: service.capacity() for key, service in services_of(profile, share).items()}
     shapes = {shape for _, shape in capacity}
     rates = dict.fromkeys(shapes, 0.0)
-    for way in found:
+    for shares in found:
         for shape in shapes:
             seconds = sum(
                 part / capacity[variant, shape] if capacity.get((variant, shape)) else math.inf
-                for variant, part in way.items()
+                for variant, part in shares.items()
                 if part > 0.0
             )
             rates[shape] = max(rates[shape], 1.0 / seconds if seconds > 0.0 else 0.0)

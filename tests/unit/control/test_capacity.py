@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.control.capacity import FloorCapacity, running_capacity, ways
+from clover.control.capacity import FloorCapacity, running_capacity, shares_at
 from clover.control.report import capacity_gauges
 from clover.planning.model.problem import services_of
 from clover.types import Assignment, CascadeProfile, ChainPoint, DeviceShape, FamilyProfile, Routing
@@ -98,7 +98,7 @@ def test_the_fastest_way_at_the_floor_counts_on_the_best_layout() -> None:
 
 
 def test_two_variants_in_shares_that_meet_the_floor_are_a_way() -> None:
-    found = list(ways(profile(), 89.0, cascades=False))
+    found = list(shares_at(profile(), 89.0, cascades=False))
     assert {"medium": pytest.approx(0.5), "small": pytest.approx(0.5)} in found
     mixed = 2.0 / (0.5 / rows_per_s("small", "1c") + 0.5 / rows_per_s("medium", "1c"))
     assert floor(profile(), [cpu(2)], 89.0) == pytest.approx(mixed)
