@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 # Of pyproject.toml: all that are for users, but TensorRT, which is of GPUs.
-USER_EXTRAS := onnx,optimize,dashboard,client,otel,grpc,steps,parquet,simulate,language,ocr,embedding,pitch,efficientnet,efficientnet-lite,albert,detection
+USER_EXTRAS := onnx,optimize,dashboard,client,otel,grpc,ray,steps,parquet,simulate,language,ocr,embedding,pitch,efficientnet,efficientnet-lite,albert,detection
 GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.

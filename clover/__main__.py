@@ -24,6 +24,7 @@ COMMANDS = {
     "report": ("clover.cli.report", "Say what was emitted and saved over a time, from the ledger"),
     "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how"),
     "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),
+    "cluster": ("clover.cli.cluster", "Run several nodes on Ray, steered by every grid"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of GPUs; emulate GPUs"),
 }
 

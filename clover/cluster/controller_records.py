@@ -31,7 +31,7 @@ Hold = Literal["drained", "released", "awake"]
 StepKind = Literal["wake", "follow", "admit", "weigh", "drain", "release", "remove"]
 
 
-class ClusterTerms(Record):
+class ClusterTerms(Record, frozen=True, kw_only=True):
     """All that was promised and declared of a cluster.
 
     `nodes`: every machine that there is, with what is known before its first report.  `frontiers`: what stands in until
@@ -69,7 +69,7 @@ class ClusterTerms(Record):
     move_by: float = 0.1
 
 
-class ChangeStep(Record):
+class ChangeStep(Record, frozen=True, kw_only=True):
     """One thing done to a node, or to the shares of an origin (`node` is then empty), and why."""
 
     kind: StepKind
@@ -80,7 +80,7 @@ class ChangeStep(Record):
     failed: str = ""
 
 
-class ClusterDecision(Record):
+class ClusterDecision(Record, frozen=True, kw_only=True):
     """One plan of the controller and what became of it.  Of `count` equal ones in a row, `at_s` is the first's and
     `last_at_s` the last's."""
 
@@ -102,7 +102,7 @@ class ClusterDecision(Record):
     last_at_s: float = 0.0
 
 
-class ClusterNodeStatus(Record):
+class ClusterNodeStatus(Record, frozen=True, kw_only=True):
     """How one node does.  `share` is its part of all rows by the weights in force; `why` says what is wrong, if
     anything."""
 
@@ -121,9 +121,9 @@ class ClusterNodeStatus(Record):
     why: str = ""
 
 
-class ClusterRegionStatus(Record):
+class ClusterRegionStatus(Record, frozen=True, kw_only=True):
     """One region: its grid and how the intensity is known, its nodes, rows/s that its clients send and that its nodes
-    answer, watts and grams of its awake nodes by the plan in force."""
+    answer by the plan in force, and watts and grams/h as its nodes reported of late."""
 
     name: str
     intensity: float | None
@@ -139,7 +139,7 @@ class ClusterRegionStatus(Record):
     grams_h: float = 0.0
 
 
-class ClusterFamilyStatus(Record):
+class ClusterFamilyStatus(Record, frozen=True, kw_only=True):
     """How one family does in the whole cluster.  `accuracy`: mean of all rows within the budget's horizon; `corrected`:
     the floor that plans are made for, so that the mean comes to the promised one."""
 
@@ -156,7 +156,7 @@ class ClusterFamilyStatus(Record):
     unserved: float = 0.0
 
 
-class ClusterTotals(Record):
+class ClusterTotals(Record, frozen=True, kw_only=True):
     """Sums since `since_s` (Unix seconds).  The three modelled ones are of the same hours: of the plans in force, of
     each region serving its own clients alone, and of all nodes awake with equal shares."""
 
@@ -179,7 +179,7 @@ class ClusterTotals(Record):
         return 1.0 - self.planned_g / self.awake_g if self.awake_g > 0.0 else 0.0
 
 
-class ClusterStatus(Record):
+class ClusterStatus(Record, frozen=True, kw_only=True):
     """All that `clover cluster status` and the dashboard show.  `troubles`: what is wrong now, in sentences; `weights`:
     the shares in force by origin and node."""
 
@@ -201,7 +201,7 @@ class ClusterStatus(Record):
     decisions: tuple[ClusterDecision, ...] = ()
 
 
-class ClusterLook(Record):
+class ClusterLook(Record, frozen=True, kw_only=True):
     """What one look did, or with `dry` would do: the plan in force (None before the first), the steps, and what kept
     the controller from others."""
 
@@ -217,7 +217,7 @@ class ClusterLook(Record):
 # --- kept over a restart ----------------------------------------------------------------------------------------------
 
 
-class SavedMember(Record):
+class SavedMember(Record, frozen=True, kw_only=True):
     """What a controller remembers of a node: since when it is in its phase, and what it last reported."""
 
     phase: Phase
@@ -229,7 +229,7 @@ class SavedMember(Record):
     reported: ClusterNode | None = None
 
 
-class SavedCounter(Record):
+class SavedCounter(Record, frozen=True, kw_only=True):
     """The newest counters of a family on a node, which sums go on from."""
 
     started_s: float
@@ -239,7 +239,7 @@ class SavedCounter(Record):
     grams: float
 
 
-class SavedSums(Record):
+class SavedSums(Record, frozen=True, kw_only=True):
     """Sums of a family: those within the budget's horizon, which fade, and those since the start."""
 
     at_s: float
@@ -250,7 +250,7 @@ class SavedSums(Record):
     grams: float
 
 
-class SavedDemand(Record):
+class SavedDemand(Record, frozen=True, kw_only=True):
     """The hours of the rows/s of a family from one origin, and the newest estimate."""
 
     family: str
@@ -259,7 +259,7 @@ class SavedDemand(Record):
     history: SavedHistory
 
 
-class SavedCluster(Record):
+class SavedCluster(Record, frozen=True, kw_only=True):
     """The state of a controller, as it is saved.  `holder` tells controllers of the same cluster apart."""
 
     format: int

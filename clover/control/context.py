@@ -78,8 +78,8 @@ class Context:
         return self.frozen or family.frozen
 
     def pin_of(self, family: Family, pin: Pin | None = None) -> Pin:
-        """Return what a family is planned by: `pin`, its own pin, or the configured policy."""
-        return pin or family.pin or Pin(policy=self.config.policy)
+        """Return what a family is planned by: `pin`, its own pin, its cluster's policy, or the configured one."""
+        return pin or family.pin or Pin(policy=family.planned_by(self.config))
 
     def policy_of(self, family: Family) -> str:
         """Return the policy in force for a family; empty if it is pinned to a configuration."""

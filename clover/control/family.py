@@ -21,7 +21,7 @@ from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.memory_troubles import MemoryTroubles
-from clover.control.request import Pin, PlanRequest, Targets
+from clover.control.request import ClusterOrder, Pin, PlanRequest, Targets
 from clover.control.sleep import SleepKeeper
 from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
@@ -131,6 +131,8 @@ class Family:
         self.grid_reference = ASSUMED
         """The grid's own reference intensity, as the controller last read it."""
         self.pin: Pin | None = Pin(policy=f"static:{config.variant}") if config.variant else None
+        self.order: ClusterOrder | None = None
+        """What a cluster's controller asks of it, while the server follows one; a pin stands above it."""
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
         self.trial = ""
@@ -309,7 +311,8 @@ class Family:
         if rate is None:
             rate = self.triggers.held(self.rate(config), config.rate_change)
         held = request.pin or self.pin
-        budgeted = (held.policy if held is not None else config.policy) in BUDGETED
+        policy = held.policy if held is not None else self.planned_by(config)
+        budgeted = policy in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
         objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
         free = held is not None and not held.policy  # a configuration that is given says what it takes
@@ -337,7 +340,7 @@ class Family:
             served_rows=self.ledger.rows if outlook is not None else 0.0,
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
-            online=(held.policy if held is not None else config.policy) == "budget:online",
+            online=policy == "budget:online",
             trust=self.ledger.errors.trust,
             switch_s=self.change_cost.start_s,
             holds_s=self.change_cost.holds_s(self.looked_s),
@@ -369,14 +372,22 @@ class Family:
         )
 
     def rate(self, config: ControllerConfig) -> float:
-        """Return the rows a second to plan for: what arrives (`arrivals`), the design rate, or a small minimum,
-        whichever is most."""
-        return max(self.arrivals.rows_per_s(), config.design_rate, LEAST_RATE)
+        """Return the rows a second to plan for: what arrives (`arrivals`), the design rate, what its cluster's
+        controller asks, or a small minimum, whichever is most."""
+        return max(self.arrivals.rows_per_s(), self._design_rate(config), LEAST_RATE)
+
+    def _design_rate(self, config: ControllerConfig) -> float:
+        """Return the rows a second to be ready for, as configured or as its cluster's controller asks."""
+        return max(config.design_rate, self.order.rate if self.order is not None else 0.0)
+
+    def planned_by(self, config: ControllerConfig) -> str:
+        """Return the policy that it is planned by without a pin: its cluster's, or the configured one."""
+        return self.order.policy if self.order is not None else config.policy
 
     def without_margins(self, state: State, config: ControllerConfig) -> State:
         """Return `state` without its margins against chance: with the rate that was counted, and none above the
         accuracy floor unless the operator wants one."""
-        counted = max(self.arrivals.counted(), config.design_rate, LEAST_RATE)
+        counted = max(self.arrivals.counted(), self._design_rate(config), LEAST_RATE)
         objective = state.objective
         if self.sample.configured is None:
             objective = structs.replace(objective, accuracy_margin=0.0)

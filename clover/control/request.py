@@ -30,6 +30,18 @@ class Pin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterOrder:
+    """What the controller of a cluster asks of a family: to be ready for `rate` rows/s, and to keep a mean accuracy of
+    at least `accuracy` (percent)."""
+
+    accuracy: float
+    rate: float
+
+    policy = "objective"
+    """The policy that a family is planned by meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanRequest:
     """One request for a plan of one family.  What is None is what holds now."""
 

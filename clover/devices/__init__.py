@@ -1,6 +1,6 @@
 """Partitionable devices: which layouts exist, and instances made and unmade.
 
-`build` turns one word of configuration into devices: `cpu` (core-sets), `nvidia` or `nvidia:0,2` (the GPUs of this
+`build` turns one word of configuration into devices: `cpu` (core-sets), `nvidia` or `nvidia:0-3,6` (the GPUs of this
 machine, split by MIG if that is on), `nvidia:0/mps` (GPUs without MIG, in parts by MPS), `mig:MIG-...` (MIG instances
 by their UUIDs, as they are), `emulated:a100-40gb:2` (GPUs that are not there, behind the same driver calls).
 `DEVICES` maps the first part of the word to the module that knows the rest: a kind joins by adding a line there and a
@@ -10,6 +10,7 @@ line in `DEVICE_FORMS` of `clover/settings/check.py`.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
@@ -31,9 +32,13 @@ DEVICES = {
 """The module of each kind of device, which has what `DeviceKind` says; imported when it is asked for."""
 
 
+_NUMBERS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+
+
 class DeviceChoice(Record, frozen=True, kw_only=True):
     """What `workers.device` asks for.  `indices` empty: every GPU.  `need_mig`: only with MIG mode on.  `mps`: in parts
-    by MPS.  `uuids`: these MIG instances and no others.  `name` and `count` are those of emulated GPUs; with a `pod`,
+    by MPS.  `uuids`: these MIG instances and no others.  `name` and `count` are those of emulated GPUs, of which the
+    server has those of `indices`; with a `pod`,
     that many instances of that profile on one of them, in the hands of a user without privileges."""
 
     kind: str
@@ -94,6 +99,23 @@ def close(devices: Mapping[str, Device]) -> None:
         device.close()
     for device in gpus:
         device.session.close()
+
+
+def numbers(text: str, given: str, form: str) -> tuple[int, ...]:
+    """Return the numbers of GPUs that `given` names, as 0-3,6, ascending; ConfigError, which says how `text` should
+    read (`form`), if it names none or one twice."""
+    found: list[int] = []
+    for part in given.split(","):
+        match = _NUMBERS.fullmatch(part.strip())
+        if match is None:
+            raise ConfigError(f"device {text!r} must read as {form} with the numbers of GPUs")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"device {text!r}: {part.strip()} must read from the lower number to the higher")
+        found += range(first, last + 1)
+    if len(set(found)) != len(found):
+        raise ConfigError(f"device {text!r} names a GPU twice")
+    return tuple(sorted(found))
 
 
 def box_path(choice: DeviceChoice, cache: Path) -> Path:

@@ -1,6 +1,7 @@
 """Emulated GPUs as devices, a box of them whose state is a file in the cache.
 
     emulated:NAME[:COUNT]          so many GPUs (1), for a user who may change their instances
+    emulated:NAME:COUNT:NUMBERS    of a box of so many GPUs those with these numbers, as 0-3: servers share the box
     emulated:NAME[:COUNT]/mps      the same without MIG, each in parts by MPS
     emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clover.config import WorkersConfig
-from clover.devices import DeviceChoice, box_path, disturb, emulated, mps_emulated, tables
+from clover.devices import DeviceChoice, box_path, disturb, emulated, mps_emulated, numbers, tables
 from clover.devices.clients import nodes_of
 from clover.devices.cpu import CpuDevice
 from clover.devices.fixed import NOT_PERMITTED, FixedGpu
@@ -42,7 +43,7 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
     name, colon, count = (rest or "").removesuffix(BY_MPS).partition(":")
     if name.startswith(_POD) and not mps:
         return _pod(text, name.removeprefix(_POD), count)
-    count = count if colon else "1"
+    count, of, chosen = (count if colon else "1").partition(":")
     if not name or not _NUMBER.fullmatch(count):
         raise ConfigError(
             f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2 (without COUNT it is one), "
@@ -53,7 +54,10 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
         raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(known)}")
     if not 1 <= int(count) <= emulated.GPUS_MAX:
         raise ConfigError(f"an emulated box has 1 to {emulated.GPUS_MAX} GPUs, not {int(count)}")
-    return DeviceChoice(kind="emulated", name=name, count=int(count), mps=mps)
+    indices = numbers(text, chosen, f"emulated:{name}:{count}:0-3") if of else ()
+    if indices and indices[-1] >= int(count):
+        raise ConfigError(f"device {text!r}: there is no GPU {indices[-1]}: the box has 0 to {int(count) - 1}")
+    return DeviceChoice(kind="emulated", name=name, count=int(count), mps=mps, indices=indices)
 
 
 def _pod(text: str, profile: str, count: str) -> DeviceChoice:
@@ -81,7 +85,9 @@ def build(
         if choice.pod:
             _hand_over(opened, choice, path)
         options: dict[str, Any] = {"mps": _program(choice, path)} if choice.mps else {}
-        opened_gpus = open_gpus(opened, (), cache / "mig", exclusive=exclusive, cores=cores, emulated=True, **options)
+        opened_gpus = open_gpus(
+            opened, choice.indices, cache / "mig", exclusive=exclusive, cores=cores, emulated=True, **options
+        )
         if choice.mps:
             return dict(opened_gpus)
         for gpu in opened_gpus.values():

@@ -1,6 +1,6 @@
 """The NVIDIA GPUs of this machine as devices.
 
-    nvidia            every GPU; nvidia:0,2 those with these numbers
+    nvidia            every GPU; nvidia:0-3,6 those with these numbers
     nvidia:mig        the same, but only with MIG mode on; also nvidia:mig:0,2
     nvidia:0/mps      GPUs without MIG, each in parts by MPS; also nvidia:0,2/mps
     mig:MIG-...,...   these MIG instances by their UUIDs (or what these begin with), as they are
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clover.config import WorkersConfig
-from clover.devices import DeviceChoice
+from clover.devices import DeviceChoice, numbers
 from clover.devices.cpu import CpuDevice
 from clover.devices.driver import check_driver, torch_build
 from clover.devices.fixed import NAMED, FixedGpu
@@ -32,7 +32,6 @@ from clover.settings.check import parse_cores
 
 log = logging.getLogger("clover.devices")
 
-_NUMBER = re.compile(r"[0-9]{1,4}")
 _NEED_MIG = "mig"
 BY_MPS = "/mps"
 """What follows GPUs that are to be used in parts."""
@@ -176,13 +175,7 @@ def _close(gpus: dict[str, Device]) -> None:
 
 
 def _indices(text: str, given: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in given.split(",")]
-    if not all(map(_NUMBER.fullmatch, parts)):
-        raise ConfigError(f"device {text!r} must read as nvidia, or as nvidia:0,2 with the numbers of GPUs")
-    indices = tuple(int(part) for part in parts)
-    if len(set(indices)) != len(indices):
-        raise ConfigError(f"device {text!r} names a GPU twice")
-    return tuple(sorted(indices))
+    return numbers(text, given, "nvidia, or as nvidia:0-3,6")
 
 
 def _uuids(text: str, given: str) -> tuple[str, ...]:

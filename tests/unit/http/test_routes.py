@@ -114,7 +114,8 @@ POSTS = [
     "/v2/models/echo/infer", "/v2/models/echo/versions/1/infer", "/v2/repository/index",
     "/v2/repository/models/echo/load",
     "/v2/repository/models/echo/unload", "/v2/clover/pin", "/v2/clover/freeze", "/v2/clover/plan", "/v2/clover/apply",
-    "/v2/clover/base", "/v2/clover/set", "/v2/clover/guard", "/v2/clover/roll-out", "/v2/models/echo/feedback",
+    "/v2/clover/base", "/v2/clover/set", "/v2/clover/guard", "/v2/clover/roll-out", "/v2/clover/cluster",
+    "/v2/models/echo/feedback",
     "/v2/models/echo/versions/1/feedback",
 ]  # fmt: skip
 

@@ -387,7 +387,11 @@ def test_check_is_pure_and_passes_the_default() -> None:
         check(ServerConfig(families=()))
 
 
-@pytest.mark.parametrize("device", ["cpu", "nvidia", "nvidia:0", "nvidia:0,2", "emulated:l4", "emulated:a100-40gb:10"])
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", "nvidia", "nvidia:0", "nvidia:0,2", "nvidia:0-3", "nvidia:mig:0-3,6", "nvidia:4-7/mps"]
+    + ["emulated:l4", "emulated:a100-40gb:10", "emulated:a100-40gb:8:0-3", "emulated:rtx-4090:2:1/mps"],
+)
 def test_devices_that_there_may_be(device: str) -> None:
     assert load(["--device", device], {}).config.workers.device == device
     assert load([], {"CLOVER_DEVICE": device}).config.workers.device == device
@@ -396,11 +400,13 @@ def test_devices_that_there_may_be(device: str) -> None:
 @pytest.mark.parametrize(
     ("device", "text"),
     [
-        ("", "give cpu, nvidia, nvidia:0,2, nvidia:mig, nvidia:0/mps, mig:MIG-d7ac6ae6 or emulated"),
+        ("", "give cpu, nvidia, nvidia:0,2, nvidia:0-3, nvidia:mig, nvidia:0/mps, mig:MIG-d7ac6ae6 or emulated"),
         ("gpu", "is no device"),
         ("nvdia", "did you mean nvidia"),
         ("nvidia:", "is no device"),
         ("nvidia:a", "is no device"),
+        ("nvidia:0-", "is no device"),
+        ("emulated:a100-40gb:8:", "is no device"),
         ("emulated:a100-40gb:", "is no device"),
         ("emulated:a100-40gb:0", "is no device"),
         ("emulated:../x:1", "is no device"),

@@ -1,0 +1,173 @@
+"""What `clover cluster status` and `plan` print, in tables that fit 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from clover import terminal
+from clover.cluster.cluster_records import ClusterFile
+from clover.cluster.controller_records import ClusterLook, ClusterNodeStatus, ClusterRegionStatus, ClusterStatus
+from clover.planning.cluster.records import ClusterPlan, RegionFlow
+from clover.terminal import Column
+
+_REGIONS = (
+    Column("region", right=False),
+    Column("g/kWh", "carbon intensity now"),
+    Column("how known", right=False, spare=3),
+    Column("awake", "nodes that are awake, of all"),
+    Column("devices", "of the awake nodes", spare=2),
+    Column("sent/s", "rows a second that the region's clients send"),
+    Column("answered/s", "rows a second that its nodes answer"),
+    Column("g/h", "grams an hour of its awake nodes by the plan (modelled)"),
+)
+_NODES = (
+    Column("node", right=False),
+    Column("region", right=False),
+    Column("phase", right=False),
+    Column("share", "part of all rows by the weights in force"),
+    Column("rows/s", "as the node counts them"),
+    Column("accuracy", "least mean accuracy it is to keep, percent", spare=3),
+    Column("p95 ms", "as the node measures it, without the way there and back"),
+    Column("devices", right=False, spare=4),
+    Column("note", right=False, spare=1),
+)
+_FAMILIES = (
+    Column("model", right=False),
+    Column("rows/s"),
+    Column("accuracy", "mean of all rows within the budget's horizon, percent"),
+    Column("floor", "what was promised"),
+    Column("p95 ms"),
+    Column("SLO ms"),
+    Column("rows", "answered since the controller counts", spare=2),
+    Column("g reported", "grams by the nodes' own accounts", spare=1),
+)
+
+
+def show_status(status: ClusterStatus, file: ClusterFile, width: int) -> str:
+    """Return the status of a cluster in lines of `width` columns."""
+    parts = [_head(status, file), _emissions(status)]
+    parts += _table(_REGIONS, [_region(region) for region in status.regions], width)
+    parts += _table(_NODES, [_node(node) for node in status.nodes], width)
+    parts += _table(_FAMILIES, [
+        (own.family, f"{own.rate:.4g}", _number(own.accuracy), f"{own.accuracy_floor:g}", f"{own.p95_ms:.1f}",
+         f"{own.slo_p95_ms:g}", f"{own.rows:.0f}", f"{own.reported_g:.3g}")
+        for own in status.families
+    ], width)  # fmt: skip
+    parts += _flows(status.flows)
+    parts += [f"! {trouble}" for trouble in status.troubles]
+    return _wrapped(parts, width)
+
+
+def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
+    """Return what the controller would do now, in lines of `width` columns."""
+    plan = look.plan
+    if plan is None:
+        return _wrapped(["no plan can be made yet: no node has reported what it can do"], width)
+    reason = look.decision.reason if look.decision is not None else plan.reason
+    parts = [f"plan of {file.cluster.name}: {reason}", _of_plan(plan)]
+    rows = [
+        (target.node, file.region_of(target.node).name if target.node in {n.name for n in file.node} else "",
+         "awake" if target.awake else "released", f"{sum(target.rates.values()):.4g}",
+         " ".join(f"{target.accuracy[name]:.2f}" for name in target.rates if name in target.accuracy))
+        for target in plan.targets
+    ]  # fmt: skip
+    columns = (
+        Column("node", right=False), Column("region", right=False), Column("target", right=False),
+        Column("rows/s"), Column("accuracy", "least mean accuracy of its own rows, percent"),
+    )  # fmt: skip
+    parts += _table(columns, rows, width)
+    parts += _flows(plan.flows)
+    parts += [f"! {name}: {rate:.4g} rows/s cannot be served" for name, rate in plan.unserved.items() if rate > 0.0]
+    steps = [f"{step.kind} {step.node or f'{step.origin} {step.family}'.strip()}: {step.why}" for step in look.steps]
+    parts += ["", "steps now:" if steps else "steps now: none", *(f"  {step}" for step in steps)]
+    return _wrapped(parts, width)
+
+
+def _head(status: ClusterStatus, file: ClusterFile) -> str:
+    awake = sum(node.phase in ("ready", "partitioned", "draining") for node in status.nodes)
+    what = f"epoch {status.epoch}" if status.controlling else "not controlling"
+    return f"{file.cluster.name}: {awake} of {len(status.nodes)} nodes awake, {what}; {status.reason}"
+
+
+def _emissions(status: ClusterStatus) -> str:
+    now = _saved(status.grams_h, status.alone_g_h, status.awake_g_h, "g/h by the plan (modelled)")
+    totals = status.totals
+    hours = max(0.0, status.at_s - totals.since_s) / 3600.0
+    if totals.alone_g <= 0.0:
+        return now
+    since = _saved(totals.planned_g, totals.alone_g, totals.awake_g, f"g in {hours:.3g} h")
+    return f"{now}\n{since}"
+
+
+def _of_plan(plan: ClusterPlan) -> str:
+    gap = f", at most {100 * (1 - plan.bound_g_h / plan.grams_h):.2g} % above the least" if plan.grams_h > 0.0 else ""
+    return _saved(plan.grams_h, plan.alone_g_h, plan.awake_g_h, "g/h (modelled)") + gap
+
+
+def _saved(grams: float, alone: float, awake: float, unit: str) -> str:
+    words = [f"{grams:.3g} {unit}"]
+    words += [f"{100 * (1 - grams / alone):.0f} % less than {alone:.3g} of each region alone"] if alone > 0.0 else []
+    words += [f"{100 * (1 - grams / awake):.0f} % less than {awake:.3g} with all nodes awake"] if awake > 0.0 else []
+    return ", ".join(words)
+
+
+def _region(region: ClusterRegionStatus) -> tuple[str, ...]:
+    return (
+        region.name,
+        "" if region.intensity is None else f"{region.intensity:.0f}",
+        region.method,
+        f"{region.awake}/{region.nodes}",
+        str(region.devices),
+        f"{region.sent:.4g}",
+        f"{region.answered:.4g}",
+        f"{region.grams_h:.3g}",
+    )
+
+
+def _node(node: ClusterNodeStatus) -> tuple[str, ...]:
+    target = node.target
+    accuracy = " ".join(f"{value:.2f}" for value in target.accuracy.values()) if target is not None else ""
+    note = f"held: {node.hold}" if node.hold is not None else node.why
+    return (
+        node.name,
+        node.region,
+        node.phase,
+        f"{100 * node.share:.0f} %" if node.share else "",
+        f"{sum(node.rates.values()):.4g}" if node.rates else "",
+        accuracy,
+        " ".join(f"{value:.1f}" for value in node.p95_ms.values()),
+        " ".join(f"{count} x {kind}" for kind, count in node.devices.items()),
+        note,
+    )
+
+
+def _flows(flows: Sequence[RegionFlow]) -> list[str]:
+    """Return the flows between regions, largest first; those within a region only if there is one to another."""
+    away = sorted((flow for flow in flows if flow.rate > 0.0), key=lambda flow: -flow.rate)
+    if not any(flow.origin != flow.region for flow in away):
+        return []
+    return ["", "rows/s from where to where:"] + [
+        f"  {flow.family}: {flow.origin} -> {flow.region} {flow.rate:.4g}" for flow in away[:20]
+    ]
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    if not rows:
+        return []
+    lines, left = terminal.plain(columns, rows, width)
+    return ["", *lines, *([f"(not shown: {', '.join(left)}; --json has all)"] if left else [])]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _wrapped(parts: Iterable[str], width: int) -> str:
+    """Return the parts as lines; those that are too long are wrapped."""
+    lines = [line for part in parts for line in part.split("\n")]
+    out = []
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        out += textwrap.wrap(line, max(20, width), subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return "\n".join(out)

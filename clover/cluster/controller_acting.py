@@ -1,0 +1,327 @@
+"""Carry out what a cluster's controller decided: targets, shares, wakes, drains, releases, in the safe order.
+
+A call that fails is noted and tried again at the next look; what depends on it waits (`controller_changes`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Mapping
+
+from clover.cluster.controller_capacity import Capacity, Cover
+from clover.cluster.controller_changes import NodeView, admissions, departures, wakes
+from clover.cluster.controller_members import ClusterMember
+from clover.cluster.controller_memory import ClusterMemory, words
+from clover.cluster.controller_records import ChangeStep, StepKind
+from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
+from clover.cluster.ports import FamilyIngress, Ingress, Nodes
+from clover.errors import CloverError
+
+log = logging.getLogger("clover.cluster")
+
+RESEND_S = 60.0
+"""Seconds after which shares are given to the ingress again, should it have lost them."""
+_SAME_SHARE = 0.005
+_AT_ONCE = 64
+_TIGHT = 0.9
+"""Load above which nodes are woken without regard to `ClusterTerms.max_changes`."""
+
+FAILURES = (CloverError, OSError, TimeoutError)
+
+
+class ClusterActor:
+    """Acts on nodes and ingress for a controller whose memory is `memory`."""
+
+    def __init__(self, memory: ClusterMemory, nodes: Nodes, ingress: Ingress) -> None:
+        self.memory = memory
+        self._nodes = nodes
+        self._ingress = ingress
+        self._limit = asyncio.Semaphore(_AT_ONCE)
+
+    # --- shares -------------------------------------------------------------------------------------------------------
+
+    async def weigh(self, now_s: float) -> list[ChangeStep]:
+        """Give the ingress the shares that hold now, if they differ from those it has."""
+        memory = self.memory
+        capacity = memory.capacity()
+        origins = memory.regions()
+        seats = self._seats(capacity)
+        flows = memory.plan.flows if memory.plan is not None else None
+        shares = share(seats, flows, memory.demand.rates(), origins, capacity.reach)
+        memory.missing = {family: rate for family, rate in shares.missing.items() if rate > 1e-6}
+        weights = {key: own for key, own in shares.weights().items() if own}
+        resend = now_s - memory.weighed_s >= RESEND_S
+        steps = []
+        if len(memory.terms.families) > 1 and isinstance(self._ingress, FamilyIngress):
+            for (family, origin), own in weights.items():
+                before = memory.weights.get((family, origin), {})
+                if resend or _moved(before, own):
+                    done = self._ingress.weigh_family(origin, family, own)
+                    steps.append(await self._weighed(done, (family, origin), before, own))
+        elif len(memory.terms.families) > 1:
+            self._trouble(
+                "the ingress shares the rows of all families alike, so nodes get rows that they have no plan for"
+            )
+        combined = _combined(shares, origins)
+        for origin, own in combined.items():
+            before = memory.weights.get(("", origin), {})
+            if resend or _moved(before, own):
+                steps.append(await self._weighed(self._ingress.weigh(origin, own), ("", origin), before, own))
+        if steps and resend:
+            memory.weighed_s = now_s
+        self._note_given(shares)
+        return [step for step in steps if step.why or step.failed]
+
+    async def _weighed(self, call: Awaitable[None], key: tuple[str, str], before: Rates, own: Rates) -> ChangeStep:
+        family, origin = key
+        why = _words(before, own) if _moved(before, own) else ""
+        failed = await self._try(call)
+        if not failed:
+            self.memory.weights[key] = own
+        return ChangeStep(kind="weigh", node="", why=why, origin=origin, family=family, failed=failed)
+
+    def _seats(self, capacity: Capacity) -> list[Seat]:
+        memory = self.memory
+        families = [own.family for own in memory.terms.families]
+        seats = []
+        for name, member in memory.members.members.items():
+            if not member.usable or not member.admitted:
+                continue
+            target = memory.targets.get(name)
+            planned = target.rates if target is not None and target.awake else {}
+            asked = target is not None and target.awake
+            steady = asked and member.epoch_sent < memory.epoch and bool(memory.rates_given)
+            seats.append(
+                Seat(
+                    name,
+                    member.node.region,
+                    planned,
+                    {family: capacity.node_rate(member.node, family) for family in families},
+                    True,
+                    member.pace,
+                    steady,
+                    memory.rates_given.get(name, {}) if steady else {},
+                )
+            )
+        there = {seat.name for seat in seats}
+        for name, target in memory.targets.items():
+            owner = memory.members.members.get(name)
+            if target.awake and name not in there and owner is not None:
+                seats.append(Seat(name, owner.node.region, target.rates, {}, False))
+        return seats
+
+    def _note_given(self, shares: ClusterShares) -> None:
+        """Keep what each node is given by the weights that the ingress has."""
+        memory = self.memory
+        rates: dict[str, Rates] = {}
+        for (family, _), own in shares.rates.items():
+            for name, rate in own.items():
+                mine = rates.setdefault(name, {})
+                mine[family] = mine.get(family, 0.0) + rate
+        memory.rates_given = rates
+        sums = {name: sum(own.values()) for name, own in rates.items()}
+        total = sum(sums.values())
+        in_force = {name for own in memory.weights.values() for name in own}
+        memory.given = {name: sums.get(name, 0.0) / total if total > 0.0 else 0.0 for name in in_force}
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    async def change(self, now_s: float) -> list[ChangeStep]:
+        """Do what is safe at this look: wake, targets, admit, shares, drain, release, remove."""
+        memory = self.memory
+        steps = await self._each("wake", wakes(self._views(now_s, {}), self._room(now_s, waking=True)), now_s)
+        steps += await self._follow(now_s)
+        steps += await self._each("admit", admissions(self._views(now_s, {})), now_s)
+        steps += await self.weigh(now_s)
+        open_now = await self._open_connections()
+        views = self._views(now_s, open_now)
+        cover = self._cover()
+        planned = departures(views, self._room(now_s), lambda names: cover.load(names) <= 1.0 + 1e-9)
+        for kind in ("drain", "release", "remove"):
+            own = [step for step in planned if step.kind == kind]
+            if kind == "remove":  # a node whose release failed is not forgotten
+                own = [step for step in own if memory.members.members[step.node].phase == "released"]
+            steps += await self._each(kind, own, now_s)
+        return steps
+
+    def _views(self, now_s: float, open_now: Mapping[str, int]) -> list[NodeView]:
+        memory, terms = self.memory, self.memory.terms
+        found = []
+        for name, member in memory.members.members.items():
+            wanted = memory.wanted(name, member)
+            if wanted or member.phase not in ("ready", "partitioned"):
+                member.unwanted_s = None
+            elif member.unwanted_s is None:
+                member.unwanted_s = now_s
+            found.append(
+                NodeView(
+                    name=name,
+                    phase=member.phase,
+                    usable=member.usable and member.hold not in ("drained", "released"),
+                    admitted=member.admitted,
+                    wanted=wanted,
+                    may_leave=self._may_leave(member, now_s),
+                    weighted=name in memory.given,
+                    empty=open_now.get(name, 1) == 0 or now_s - member.since_s >= terms.drain_s,
+                    stays=member.hold == "drained",
+                    may_wake=now_s >= member.retry_s and member.hold not in ("drained", "released"),
+                )
+            )
+        return found
+
+    def _may_leave(self, member: ClusterMember, now_s: float) -> bool:
+        terms = self.memory.terms
+        if member.hold in ("drained", "released"):
+            return True
+        if member.unwanted_s is None or self.memory.plan is None:
+            return False
+        awake_s = now_s - (member.ready_s if member.ready_s is not None else -math.inf)
+        return now_s - member.unwanted_s >= terms.release_after_s and awake_s >= terms.dwell_s
+
+    def _room(self, now_s: float, *, waking: bool = False) -> int:
+        """Return how many nodes may begin to wake or to drain now."""
+        members = self.memory.members
+        if waking:
+            usable = frozenset(name for name, own in members.members.items() if own.usable)
+            if self._cover(survive="none").load(usable) > _TIGHT:
+                return len(members.members)
+        most = max(1, math.ceil(self.memory.terms.max_changes * len(members.members)))
+        return max(0, most - len(members.in_phase("waking" if waking else "draining")))
+
+    def _cover(self, survive: str | None = None) -> Cover:
+        """Return what tells whether nodes can serve all that comes and all that is planned for.  If the plan is in
+        place, it has the reserve that was asked for; if not, those that stay have to have it."""
+        memory = self.memory
+        if survive is None:
+            wanted = [own for name, own in memory.members.members.items() if memory.wanted(name, own)]
+            in_place = all(own.usable and own.admitted for own in wanted)
+            survive = "none" if in_place and memory.plan is not None else memory.terms.survive
+        now = memory.demand.rates()
+        demands = {key: max(now.get(key, 0.0), memory.planned.rates.get(key, 0.0))
+                   for key in now.keys() | memory.planned.rates.keys()}  # fmt: skip
+        known = {own.family for own in memory.terms.families}
+        demands = {key: rate for key, rate in demands.items() if key[0] in known}
+        nodes = [own.node for own in memory.members.members.values()]
+        return Cover(memory.capacity(), nodes, demands, survive)
+
+    async def _follow(self, now_s: float) -> list[ChangeStep]:
+        """Give targets of the epoch in force to the nodes that do not follow it."""
+        memory, due = self.memory, []
+        for name, target in memory.targets.items():
+            member = memory.members.members.get(name)
+            if member is None or not target.awake or not member.usable or member.phase == "partitioned":
+                continue
+            report = member.report
+            told = member.epoch_sent >= memory.epoch
+            forgot = report is not None and report.target_epoch < memory.epoch and member.heard_s > member.sent_s
+            if not told or forgot:
+                due.append(ChangeStep(kind="follow", node=name, why=f"epoch {memory.epoch}"))
+        return await self._each("follow", due, now_s)
+
+    async def _open_connections(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in self.memory.members.in_phase("draining"):
+            try:
+                found[name] = await self._ingress.open_connections(name)
+            except FAILURES as error:
+                self._trouble(f"the ingress does not say what {name} has open: {_text(error)}")
+        return found
+
+    async def _each(self, kind: StepKind, steps: list[ChangeStep], now_s: float) -> list[ChangeStep]:
+        """Do one kind of step to several nodes at once; return what was done, with what failed."""
+        failures = await asyncio.gather(*(self._one(step, now_s) for step in steps))
+        done = []
+        for step, failed in zip(steps, failures, strict=True):
+            done.append(ChangeStep(kind=kind, node=step.node, why=step.why, failed=failed))
+        failed_ones = [step for step in done if step.failed]
+        if failed_ones:
+            self._trouble(f"{kind} failed for {words(step.node for step in failed_ones)}: {failed_ones[0].failed}")
+        return done
+
+    async def _one(self, step: ChangeStep, now_s: float) -> str:
+        memory, name = self.memory, step.node
+        member = memory.members.members[name]
+        if step.kind == "wake":
+            failed = await self._try(self._nodes.wake(name))
+            if failed:
+                member.failed(now_s, failed)
+            else:
+                attempts = member.attempts
+                member.enter("waking", now_s)
+                member.attempts, member.retry_s = attempts, now_s
+            return failed
+        if step.kind == "follow":
+            failed = await self._try(self._nodes.follow(memory.targets[name], memory.epoch))
+            if not failed:
+                member.epoch_sent, member.sent_s = memory.epoch, now_s
+            return failed
+        if step.kind == "admit":
+            report = member.report
+            address = (report.url, report.grpc_url) if report is not None else ("", "")
+            failed = await self._try(self._ingress.admit(name, *address))
+            if not failed:
+                member.admitted, member.address = True, address
+                if member.phase == "draining":
+                    member.enter("ready", now_s)
+            return failed
+        if step.kind == "drain":
+            failed = await self._try(self._ingress.drain(name))
+            if not failed:
+                member.enter("draining", now_s)
+            return failed
+        if step.kind == "release":
+            failed = await self._try(self._nodes.release(name))
+            if not failed:
+                member.enter("released", now_s)
+                member.ended_s = now_s
+            return failed
+        failed = await self._try(self._ingress.remove(name))
+        if not failed:
+            member.admitted = False
+        return failed
+
+    async def _try(self, call: Awaitable[None]) -> str:
+        """Wait for a call; return what failed, empty if nothing did."""
+        try:
+            async with self._limit, asyncio.timeout(self.memory.terms.patience_s):
+                await call
+        except FAILURES as error:
+            return _text(error)
+        return ""
+
+    def _trouble(self, text: str) -> None:
+        self.memory.troubles.append(text)
+        log.warning("%s", text)
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+
+
+def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:
+    """Return the shares of each origin over all families, as parts of 1."""
+    found = {}
+    for origin in origins:
+        own: Rates = {}
+        for (_, of), rates in shares.rates.items():
+            if of == origin:
+                for name, rate in rates.items():
+                    own[name] = own.get(name, 0.0) + rate
+        total = sum(own.values())
+        if total > 0.0:
+            found[origin] = {name: rate / total for name, rate in own.items() if rate > 1e-6 * total}
+    return found
+
+
+def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    if before.keys() != after.keys():
+        return True
+    return any(abs(after[name] - before[name]) > _SAME_SHARE * max(after[name], before[name]) + 1e-4 for name in after)
+
+
+def _words(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Return a change of shares as people read it: the nodes whose share changed most."""
+    moved = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in before.keys() | after.keys()}
+    most = sorted(moved, key=lambda name: (-abs(moved[name]), name))[:3]
+    return ", ".join(f"{name} {before.get(name, 0.0):.1%} -> {after.get(name, 0.0):.1%}" for name in most)

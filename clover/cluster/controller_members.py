@@ -1,0 +1,236 @@
+"""The nodes as the controller knows them: who answers, in which phase each is, and since when.
+
+    released --wake--> waking --healthy report--> ready --drain--> draining --release--> released
+                         |                          |
+                         `---- too long ----> lost <'-- silent       (or `partitioned`, if the ingress finds it healthy)
+
+A lost node is started again with a back-off, whether plans want it or not: it was awake, and may still be.  Silence
+counts from when a report with a new time came in, by the controller's own clock, so that those of nodes do not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from clover.cluster.controller_records import Hold, Phase, SavedMember
+from clover.cluster.ports import NodeReport
+from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeState, NodeTarget
+
+BACK_OFF_S = 15.0
+BACK_OFF_MOST_S = 3600.0
+_WAKES_WITHIN = 4.0
+"""Times its wake time that a node may take to become ready, and at least `_WAKES_LEAST_S`."""
+_WAKES_LEAST_S = 120.0
+LEAST_PACE = 0.25
+_OVER = 1.05
+"""Times its limit that a p95 is above before a node gets less: what is counted in seconds is not exact."""
+_SLOWER, _FASTER = 0.8, 1.05
+
+_STATES: dict[Phase, NodeState] = {
+    "released": "released",
+    "waking": "starting",
+    "ready": "ready",
+    "partitioned": "ready",
+    "draining": "draining",
+    "lost": "lost",
+}
+
+
+@dataclass
+class ClusterMember:
+    """One node.  `pace`: the part of its share that it gets, below 1 while its p95 is above the SLO.  `epoch_sent`: of
+    the newest target that it took; `ended_s`: when it was released, after which its last reports may still come in."""
+
+    declared: ClusterNode
+    phase: Phase = "released"
+    since_s: float = 0.0
+    report: NodeReport | None = None
+    heard_s: float = -math.inf
+    ready_s: float | None = None
+    unwanted_s: float | None = None
+    attempts: int = 0
+    retry_s: float = -math.inf
+    admitted: bool = False
+    address: tuple[str, str] = ("", "")
+    hold: Hold | None = None
+    pace: float = 1.0
+    epoch_sent: int = 0
+    sent_s: float = -math.inf
+    ended_s: float = -math.inf
+    why: str = ""
+
+    @property
+    def node(self) -> ClusterNode:
+        """What is known of the machine: as it reported, or as it was declared."""
+        return self.declared if self.report is None else self.report.node
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may be given rows now."""
+        if self.phase == "partitioned":
+            return True
+        report = self.report
+        return self.phase == "ready" and report is not None and report.healthy and report.node.state == "ready"
+
+    def enter(self, phase: Phase, now_s: float, why: str = "") -> None:
+        """Go to another phase."""
+        if phase == "ready" and self.phase not in ("ready", "partitioned", "draining"):
+            self.ready_s, self.attempts, self.pace = now_s, 0, 1.0
+        if phase in ("lost", "released"):
+            self.epoch_sent = 0
+        self.phase, self.since_s, self.why = phase, now_s, why
+        if phase not in ("ready", "partitioned"):
+            self.unwanted_s = None
+
+    def failed(self, now_s: float, why: str) -> None:
+        """Note that a start failed, and when the next is due."""
+        self.enter("lost", now_s, why)
+        self.retry_s = now_s + min(BACK_OFF_MOST_S, BACK_OFF_S * 2.0 ** min(self.attempts, 16))
+        self.attempts += 1
+
+
+@dataclass
+class Membership:
+    """All nodes by name.  `lost_s` as in `ClusterTerms`."""
+
+    lost_s: float
+    members: dict[str, ClusterMember] = field(default_factory=dict)
+
+    def declare(self, nodes: Iterable[ClusterNode], now_s: float) -> None:
+        """Take in nodes that there are; known ones stay as they are."""
+        for node in nodes:
+            self.members.setdefault(node.name, ClusterMember(node, since_s=now_s))
+
+    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
+        """Take in what answered at `now_s`; return what changed, in words."""
+        changed = []
+        for name, report in reports.items():
+            member = self.members.get(name)
+            if member is None:
+                member = self.members[name] = ClusterMember(report.node, since_s=now_s)
+            known = member.report
+            if known is None or (report.at_s, report.started_s) != (known.at_s, known.started_s):
+                member.heard_s = now_s
+            member.report = report
+        for name, member in self.members.items():
+            before = member.phase
+            self._advance(member, now_s)
+            if member.phase != before:
+                changed.append(f"{name} is {member.phase}" + (f": {member.why}" if member.why else ""))
+        return changed
+
+    def _advance(self, member: ClusterMember, now_s: float) -> None:
+        heard = now_s - member.heard_s <= self.lost_s
+        report = member.report
+        fit = heard and report is not None and report.healthy and report.node.state in ("ready", "draining")
+        if member.phase in ("waking", "lost") and fit and member.heard_s >= member.since_s:
+            member.enter("ready", now_s)
+        elif member.phase == "waking":
+            within_s = max(_WAKES_LEAST_S, _WAKES_WITHIN * member.node.wake_s)
+            if now_s - member.since_s > within_s:
+                member.failed(now_s, f"not ready {within_s:.0f} s after it was woken")
+        elif (member.phase == "released" and fit and now_s - member.ended_s > self.lost_s) or (
+            member.phase == "partitioned" and heard
+        ):  # the former was started by somebody else
+            member.enter("ready", now_s)
+        elif member.phase == "ready" and not heard:
+            member.enter("lost", now_s, f"no report for {self.lost_s:.0f} s")
+        elif member.phase == "ready" and report is not None and not report.healthy:
+            member.why = report.why or "its server is not healthy"
+        elif member.phase == "ready":
+            member.why = ""
+
+    def unheard(self, seconds: float) -> None:
+        """Let `seconds` in which no node could be asked count for none of them as silence."""
+        for member in self.members.values():
+            member.heard_s += seconds
+
+    def partitioned(self, name: str, now_s: float) -> None:
+        """Note that a node that just fell silent is served by the ingress all the same."""
+        self.members[name].enter("partitioned", now_s, "it does not report, and the ingress finds it healthy")
+
+    def pace(self, slo_p95_ms: Mapping[str, float], targets: Mapping[str, NodeTarget]) -> list[str]:
+        """Give less to nodes whose p95 is above what their target leaves them, or the SLO of a family, and more again
+        to others; return who is slow."""
+        slow = []
+        for name, member in self.members.items():
+            if member.phase != "ready" or member.report is None:
+                continue
+            target = targets.get(name)
+            limits = {**slo_p95_ms, **(target.p95_ms if target is not None else {})}
+            late = [
+                own
+                for own in member.report.families
+                if own.p95_ms > _OVER * limits.get(own.family, math.inf) and sum(own.rates.values()) > 0.0
+            ]
+            if late:
+                member.pace = max(LEAST_PACE, member.pace * _SLOWER)
+                family, p95_ms = late[0].family, late[0].p95_ms
+                over = f"{p95_ms:.0f} ms of {limits[family]:.0f} ms (p95)"
+                slow.append(f"{name} answers {family} in {over} and gets {member.pace:.0%} of its share")
+            else:
+                member.pace = min(1.0, member.pace * _FASTER)
+        return slow
+
+    def for_plan(self) -> tuple[ClusterNode, ...]:
+        """Return the nodes that plans may use, each in its state.  Those that are lost, not healthy or held by an
+        operator are left out."""
+        found = []
+        for member in self.members.values():
+            unfit = member.phase == "lost" or (member.phase == "ready" and not member.usable)
+            if not unfit and member.hold not in ("drained", "released"):
+                found.append(msgspec.structs.replace(member.node, state=_STATES[member.phase]))
+        return tuple(found)
+
+    def frontiers(self, before: Iterable[DeviceFrontier]) -> dict[tuple[str, str], DeviceFrontier]:
+        """Return the newest frontiers by kind and family: those `before`, and what nodes reported since."""
+        found = {(own.kind, own.family): own for own in before}
+        seen = set()
+        for member in self.members.values():
+            if member.report is not None and id(member.report.frontiers) not in seen:
+                seen.add(id(member.report.frontiers))
+                found.update({(own.kind, own.family): own for own in member.report.frontiers})
+        return found
+
+    def newest_epoch(self) -> int:
+        """Return the highest epoch that any node said it follows."""
+        return max((own.report.target_epoch for own in self.members.values() if own.report is not None), default=0)
+
+    def in_phase(self, *phases: Phase) -> Collection[str]:
+        """Return the names of the nodes in these phases."""
+        return [name for name, own in self.members.items() if own.phase in phases]
+
+    def saved(self) -> dict[str, SavedMember]:
+        """Return what a file keeps."""
+        return {
+            name: SavedMember(
+                phase=own.phase,
+                since_s=own.since_s,
+                ready_s=own.ready_s,
+                unwanted_s=own.unwanted_s,
+                attempts=own.attempts,
+                hold=own.hold,
+                reported=own.report.node if own.report is not None else None,
+            )
+            for name, own in self.members.items()
+        }
+
+    def restore(self, saved: Mapping[str, SavedMember], now_s: float) -> None:
+        """Take up what was kept.  A node that was heard of has `lost_s` from now to answer again; one that is not
+        declared any more is left out."""
+        for name, own in saved.items():
+            member = self.members.get(name)
+            if member is None and own.reported is not None and own.phase != "released":
+                member = self.members[name] = ClusterMember(own.reported)
+            if member is None:
+                continue
+            member.phase, member.since_s, member.ready_s = own.phase, own.since_s, own.ready_s
+            member.unwanted_s, member.attempts, member.hold = own.unwanted_s, own.attempts, own.hold
+            if own.reported is not None:
+                member.declared = own.reported
+            if own.phase in ("ready", "draining", "partitioned"):
+                member.heard_s = now_s

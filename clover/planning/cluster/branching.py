@@ -1,0 +1,211 @@
+"""Branch and bound above the relaxation: one set of modes for each family and region, then whole nodes.
+
+**One set of modes.**  A region's nodes answer all streams that come to it, so a mode that is too slow for one of them may
+not be used there while that stream comes.  The relaxation does not know that: it may keep a slow mode for clients nearby
+and a fast one for those far away.  Sets of modes that streams allow are nested (each is all modes up to a p95), so at a
+family and region at which streams disagree there are as few choices as there are different sets: use one of them, and
+keep streams away that allow less.
+
+**Whole nodes.**  Where nobody disagrees, a plan is made of the solution (`rounding`), and the group whose count of awake
+nodes is least whole is split: no more than the whole count below, or no fewer than the one above.
+
+Branches are taken up by their bounds, lowest first, until none promises less than the best plan, or the allowance of
+programs and plans is used up.  The bound is the least over all branches that were left.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from clover.planning.cluster.instance import Flags, Instance
+from clover.planning.cluster.relaxation import Relaxation
+from clover.planning.cluster.rounding import Rounded
+from clover.planning.cluster.simplex import Basis
+
+_SOME = 1e-6  # part of all rows of a family that is no flow
+_WHOLE = 1e-6
+_CLOSE = 1e-4  # how near to its bound a plan is good enough
+
+Place = tuple[int, int]
+"""A family and a region, both as indices."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How many programs may be solved, and plans made of their solutions."""
+
+    programs: int
+    plans: int
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """What is decided: sets of modes (as bytes) by place, the least and most nodes by group; and its bound."""
+
+    sets: Mapping[Place, bytes] = field(default_factory=dict)
+    nodes: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    bound: float = 0.0
+
+
+def search(
+    instance: Instance, relaxed: Relaxation, allowance: Allowance, make: Callable[[list[Flags]], Rounded]
+) -> tuple[Rounded, float]:
+    """Return the best plan found, and grams/h that no plan is below.
+
+    `make` makes a plan of the relaxation as it is solved when it is called, with what each stream may use
+    (`[region, mode]`)."""
+    root = relaxed.program.save()
+    order = itertools.count()
+    heap: list[tuple[float, int, _Branch]] = []
+
+    def push(branch: _Branch) -> None:
+        opened = _solve(instance, relaxed, root, branch)
+        bound = max(branch.bound, relaxed.bound(opened, branch.nodes))
+        heapq.heappush(heap, (bound, next(order), _Branch(branch.sets, branch.nodes, bound)))
+
+    push(_Branch())
+    best: Rounded | None = None
+    least, programs, plans = np.inf, 1, 0
+    while heap:
+        bound, number, branch = heapq.heappop(heap)
+        if best is not None and (bound >= best.merit * (1.0 - _CLOSE) or plans >= allowance.plans):
+            heapq.heappush(heap, (bound, number, branch))
+            break
+        opened = _solve(instance, relaxed, root, branch)
+        programs += 1
+        place = _disagreement(instance, relaxed, opened, branch.sets)
+        if place is not None and programs < allowance.programs:
+            for choice in _choices(opened, instance, place):
+                push(_Branch({**branch.sets, place: choice}, branch.nodes, bound))
+                programs += 1
+            continue
+        split = _split(instance, relaxed, branch) if place is None else None
+        _settle(instance, relaxed, opened, branch.sets)
+        made = make(opened)
+        plans += 1
+        if best is None or made.merit < best.merit:
+            best = made
+        if split is None or programs >= allowance.programs:
+            least = min(least, bound)
+            continue
+        for g, limits in split:
+            push(_Branch(branch.sets, {**branch.nodes, g: limits}, bound))
+            programs += 1
+    assert best is not None
+    return best, min([least, best.merit, *(item[0] for item in heap)])
+
+
+def _split(
+    instance: Instance, relaxed: Relaxation, branch: _Branch
+) -> list[tuple[int, tuple[float, float]]] | None:
+    """Return the two halves of the group whose nodes are least whole; None if all are whole."""
+    nodes = relaxed.nodes()
+    rest = np.abs(nodes - np.round(nodes))
+    g = int(rest.argmax())
+    if rest[g] <= _WHOLE:
+        return None
+    low, high = branch.nodes.get(g, (0.0, float(instance.groups[g].size)))
+    below = float(np.floor(nodes[g]))
+    return [(g, (low, below)), (g, (below + 1.0, high))]
+
+
+def _choices(opened: Sequence[Flags], instance: Instance, place: Place) -> list[bytes]:
+    """Return the different sets of modes that streams of a family allow in a region, as bytes."""
+    family, region = place
+    sets = {
+        masks[region].tobytes(): None
+        for stream, masks in zip(instance.streams, opened, strict=True)
+        if stream.family == family and masks[region].any()
+    }
+    return list(sets)
+
+
+def _solve(instance: Instance, relaxed: Relaxation, root: Basis, branch: _Branch) -> list[Flags]:
+    """Solve the program of a branch; return what each stream may use in it."""
+    program = relaxed.program
+    program.restore(root)
+    opened = [stream.allowed.copy() for stream in instance.streams]
+    for place, choice in branch.sets.items():
+        _narrow(instance, opened, place, np.frombuffer(choice, dtype=bool))
+    _shut(instance, relaxed, opened)
+    for g, (low, high) in branch.nodes.items():
+        program.lower[relaxed.awake[g]], program.upper[relaxed.awake[g]] = low, high
+    if branch.sets or branch.nodes:
+        program.resolve()
+    return opened
+
+
+def _shut(instance: Instance, relaxed: Relaxation, opened: Sequence[Flags]) -> None:
+    """Close the columns of what is not open any more."""
+    for number, (stream, masks) in enumerate(zip(instance.streams, opened, strict=True)):
+        for region in range(len(instance.regions)):
+            shut = stream.allowed[region] & ~masks[region]
+            if shut.any():
+                relaxed.close(region, shut, number)
+
+
+def _narrow(instance: Instance, opened: Sequence[Flags], place: Place, choice: Flags) -> None:
+    """Leave only the modes of `choice` open, and only to streams that allow all of them."""
+    family, region = place
+    for stream, masks in zip(instance.streams, opened, strict=True):
+        if stream.family == family:
+            fits = not (choice & ~stream.allowed[region]).any()
+            masks[region] = choice & stream.allowed[region] if fits else False
+
+
+def _disagreement(
+    instance: Instance, relaxed: Relaxation, opened: Sequence[Flags], decided: Mapping[Place, bytes]
+) -> Place | None:
+    """Return the family and region at which most rows use modes that others who come there do not allow."""
+    rows = _rows(instance, relaxed)
+    worst: tuple[float, Place] | None = None
+    for family in range(len(instance.families)):
+        streams = [at for at, stream in enumerate(instance.streams) if stream.family == family]
+        some = _SOME * sum(instance.streams[at].rate for at in streams)
+        for region in range(len(instance.regions)):
+            if (family, region) in decided:
+                continue
+            comers = [at for at in streams if rows[region, :, at].sum() > some]
+            if len(comers) > 1:
+                common = np.logical_and.reduce([opened[at][region] for at in comers])
+                amiss = float(rows[region][~common].sum(initial=0.0, where=(instance.mode_family == family)[~common, None]))
+                if amiss > some and (worst is None or amiss > worst[0]):
+                    worst = amiss, (family, region)
+    return None if worst is None else worst[1]
+
+
+def _rows(instance: Instance, relaxed: Relaxation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return rows/s by region, mode and stream."""
+    devices = relaxed.devices()
+    rows = np.zeros((len(instance.regions), *devices.shape[1:]))
+    for g, group in enumerate(instance.groups):
+        rows[group.region] += devices[g]
+    rates = np.array([mode.rate for mode in instance.modes])
+    return rows * rates[:, None]
+
+
+def _settle(
+    instance: Instance, relaxed: Relaxation, opened: list[Flags], decided: Mapping[Place, bytes]
+) -> None:
+    """Narrow `opened` at places that were not decided to what the solution uses there, and solve with that."""
+    rows = _rows(instance, relaxed)
+    for family in range(len(instance.families)):
+        streams = [at for at, stream in enumerate(instance.streams) if stream.family == family]
+        some = _SOME * sum(instance.streams[at].rate for at in streams)
+        for region in range(len(instance.regions)):
+            able = [at for at in streams if opened[at][region].any()]
+            if (family, region) in decided or not able:
+                continue
+            comers = [at for at in able if rows[region, :, at].sum() > some]
+            if comers:
+                choice = np.logical_and.reduce([opened[at][region] for at in comers])
+            else:
+                choice = max((opened[at][region] for at in able), key=lambda mask: int(mask.sum()))
+            _narrow(instance, opened, (family, region), choice)
+    _shut(instance, relaxed, opened)
+    relaxed.program.resolve()

@@ -1,0 +1,247 @@
+"""The problem with nodes and devices divisible: what a plan is rounded from, and the bound on all plans.
+
+Variables: how many nodes of each group are awake; how many of their devices are in which mode for which stream; and,
+for each loss to survive, how the devices that are left would divide their time (`reserve`).  Constraints: every row is
+served, the rows' mean accuracy of a family is its floor, devices are no more than those of awake nodes.  Rows that
+nothing is left for, and a reserve that cannot be kept, cost a price above all others, so that there is always a
+solution.
+
+**Prices.**  The duals are prices: grams/h for one more row/s of a stream (`lambda`), for a point of a family's accuracy
+on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
+
+    sum of lambda x rows  +  what the reserve is worth  -  sum over nodes of max(0, value of its devices - idle grams)
+
+is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and these into devices, whose
+value is that of their best mode.  `bound` computes it from the duals, for each node with its own correction; rounding
+errors of the program can only make it lower.
+
+**The loss of any one node** is in the program as the average over all losses: of a plan that survives each, the average
+of what is left serves all rows with one node less in sum, lost where that costs least.  The same
+holds within the regions that some streams cannot leave (`reserve.confined`).  That is exact if nodes are alike and
+regions too, and a little less than asked for if they are not; `rounding` checks each loss by itself.
+
+Source: A. M. Geoffrion, Lagrangean relaxation for integer programming (1974).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.planning.cluster.instance import Flags, Floats, Instance
+from clover.planning.cluster.reserve import Loss
+from clover.planning.cluster.simplex import Columns, LinearProgram
+
+_UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
+
+
+class Relaxation:
+    """The linear program of an instance, to be solved, and solved again with nodes fixed or modes closed."""
+
+    def __init__(self, instance: Instance, spare: Floats, losses: Sequence[Loss], rates: Floats) -> None:
+        self._instance, self._spare, self._losses, self._rates = instance, spare, losses, rates
+        streams, families, groups = len(instance.streams), len(instance.families), instance.groups
+        self._device_rows = {
+            (g, kind): streams + families + at
+            for at, (g, kind) in enumerate((g, kind) for g, group in enumerate(groups) for kind in group.devices)
+        }
+        rows = streams + families + len(self._device_rows)
+        dear = self._dear()
+        columns, right, basis = Columns(), [*map(float, rates), *[0.0] * (rows - streams)], []
+        self.unserved = [columns.add(_UNSERVED * dear, [(stream, 1.0)]) for stream in range(streams)]
+        basis += self.unserved
+        basis += [columns.add(0.0, [(streams + family, -1.0)]) for family in range(families)]
+        basis += [columns.add(0.0, [(row, 1.0)]) for row in self._device_rows.values()]
+        self._used: list[tuple[int, int, NDArray[np.int64], range]] = []  # stream, group, modes, columns
+        self._write_modes(columns, streams)
+        self.unspared: list[dict[int, int]] = []
+        self._spare_rows: list[dict[tuple[int, int], int]] = []
+        self._keep_rows: list[dict[int, int]] = []
+        self._lost_rows: list[int | None] = []
+        for loss in losses:
+            rows = self._write_loss(columns, right, basis, loss, rows, _UNSPARED * dear)
+        self.awake = [self._write_nodes(columns, g) for g in range(len(groups))]
+        self.program = LinearProgram(columns, right, basis)
+
+    def _dear(self) -> float:
+        """Return about the most grams/h that one more row/s can cost."""
+        instance = self._instance
+        idle = max((group.idle_g_h for group in instance.groups), default=0.0)
+        slowest = min((mode.rate for mode in instance.modes), default=1.0)
+        return max(1e-6, float(instance.grams.max(initial=0.0)) + idle / slowest)
+
+    def _write_modes(self, columns: Columns, streams: int) -> None:
+        instance = self._instance
+        rates = np.array([mode.rate for mode in instance.modes])
+        points = np.array([mode.accuracy - instance.floors[mode.family] for mode in instance.modes])
+        for number, stream in enumerate(instance.streams):
+            for g, group in enumerate(instance.groups):
+                here = np.array([kind in group.devices for kind in instance.kinds])[instance.mode_kind]
+                modes = np.flatnonzero(stream.allowed[group.region] & here)
+                if not len(modes):
+                    continue
+                devices = [self._device_rows[g, instance.modes[mode].kind] for mode in modes]
+                family = np.full(len(modes), streams + stream.family)
+                entries = np.column_stack([np.full(len(modes), number), family, np.array(devices)])
+                values = np.column_stack([rates[modes], rates[modes] * points[modes], np.ones(len(modes))])
+                span = columns.extend(instance.grams[g, modes] * rates[modes], entries, values)
+                self._used.append((number, g, modes, span))
+
+    def _write_loss(
+        self, columns: Columns, right: list[float], basis: list[int], loss: Loss, rows: int, price: float
+    ) -> int:
+        """Append the program of one loss from row `rows` on; return the number of the next row."""
+        instance = self._instance
+        kept = {int(stream): rows + at for at, stream in enumerate(np.flatnonzero(loss.rates))}
+        rows += len(kept)
+        places = sorted(
+            {
+                (group.region, instance.kinds.index(kind))
+                for group in instance.groups
+                for kind in group.devices
+                if group.region != loss.region and group.region in loss.within
+            }
+        )
+        spare_rows = {place: rows + at for at, place in enumerate(places)}
+        rows += len(spare_rows)
+        right += [float(loss.rates[stream]) for stream in kept] + [0.0] * len(spare_rows)
+        short = {stream: columns.add(price, [(row, 1.0)]) for stream, row in kept.items()}
+        basis += [*short.values(), *(columns.add(0.0, [(row, 1.0)]) for row in spare_rows.values())]
+        for place, row in spare_rows.items():
+            for stream, kept_row in kept.items():
+                rate = float(self._spare[place][stream])
+                if rate > 0.0:
+                    columns.add(0.0, [(kept_row, rate), (row, 1.0)])
+        lost_row: int | None = None
+        if loss.region is None:
+            lost_row = rows
+            rows += 1
+            right.append(1.0)
+            basis.append(columns.add(price, [(lost_row, 1.0)]))
+            shapes = {
+                (group.region, tuple(sorted(group.devices.items())))
+                for group in instance.groups
+                if group.region in loss.within
+            }
+            for region, devices in sorted(shapes):
+                taken = [(spare_rows[region, instance.kinds.index(kind)], float(count)) for kind, count in devices]
+                columns.add(0.0, [(lost_row, 1.0), *taken])
+        self.unspared.append(short)
+        self._spare_rows.append(spare_rows)
+        self._keep_rows.append(kept)
+        self._lost_rows.append(lost_row)
+        return rows
+
+    def _write_nodes(self, columns: Columns, g: int) -> int:
+        instance, group = self._instance, self._instance.groups[g]
+        entries = [(self._device_rows[g, kind], -float(count)) for kind, count in group.devices.items()]
+        for spare_rows in self._spare_rows:
+            for kind, count in group.devices.items():
+                row = spare_rows.get((group.region, instance.kinds.index(kind)))
+                if row is not None:
+                    entries.append((row, -float(count)))
+        return columns.add(group.idle_g_h, entries or [(0, 0.0)], float(group.size))
+
+    def close(self, region: int, closed: Flags, stream: int) -> None:
+        """Let a stream no longer use the modes `closed` in a region; call `program.resolve` afterwards."""
+        for number, g, modes, span in self._used:
+            if number == stream and self._instance.groups[g].region == region:
+                self.program.upper[np.arange(span.start, span.stop)[closed[modes]]] = 0.0
+
+    def fix(self, nodes: Sequence[float]) -> float:
+        """Return the least grams/h (and prices of what is missing) with as many nodes of each group awake."""
+        for column, count in zip(self.awake, nodes, strict=True):
+            self.program.lower[column] = self.program.upper[column] = count
+        return self.program.resolve()
+
+    def ask(self, rates: Floats) -> None:
+        """Solve again for other rows/s of the streams, with nodes divisible again."""
+        for stream, rate in enumerate(rates):
+            self.program.set_right(stream, float(rate))
+        for column, group in zip(self.awake, self._instance.groups, strict=True):
+            self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
+        self.program.resolve()
+
+    def nodes(self) -> Floats:
+        """Return how many nodes of each group are awake."""
+        return np.asarray(self.program.x[self.awake])
+
+    def devices(self) -> Floats:
+        """Return how many devices of each group are in each mode for each stream."""
+        instance = self._instance
+        found = np.zeros((len(instance.groups), len(instance.modes), len(instance.streams)))
+        x = self.program.x
+        for stream, g, modes, span in self._used:
+            found[g, modes, stream] = x[span.start : span.stop]
+        return found
+
+    def missing(self) -> Floats:
+        """Return the rows/s of each stream that are not served."""
+        return np.asarray(self.program.x[self.unserved])
+
+    def unkept(self) -> list[Floats]:
+        """Return, for each loss, the rows/s of each stream that its reserve lacks."""
+        x = self.program.x
+        found = []
+        for short in self.unspared:
+            lacking = np.zeros(len(self._instance.streams))
+            for stream, column in short.items():
+                lacking[stream] = x[column]
+            found.append(lacking)
+        return found
+
+    def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
+        """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's
+        `[region, mode]`) and groups have from and up to as many nodes awake as `limits` say, from the duals of the last
+        solution."""
+        instance, duals = self._instance, self.program.duals
+        streams = len(instance.streams)
+        rows = np.maximum(duals[:streams], 0.0)
+        points = np.maximum(duals[streams : streams + len(instance.families)], 0.0)
+        total = float(rows @ self._rates)
+        spared = np.zeros((len(instance.regions), len(instance.kinds)))
+        for number, loss in enumerate(self._losses):
+            worth, gained = self._worth(number, loss, duals)
+            spared += worth
+            total += gained
+        best = np.full((len(instance.regions), len(instance.modes)), -np.inf)
+        for allowed, price in zip(opened, rows, strict=True):
+            best = np.where(allowed, np.maximum(best, price), best)
+        gain = np.array([points[mode.family] * (mode.accuracy - instance.floors[mode.family]) for mode in instance.modes])
+        rates = np.array([mode.rate for mode in instance.modes])
+        for g, group in enumerate(instance.groups):
+            at = group.region
+            corrections = np.array([[node.correction.get(name, 1.0) for name in instance.families] for node in group.nodes])
+            grams = instance.intensity[at] / 1000.0 * instance.joules * corrections[:, instance.mode_family]
+            values = rates * (best[at] + gain - grams)
+            worth_g_h = np.zeros(group.size)
+            for kind, count in group.devices.items():
+                number = instance.kinds.index(kind)
+                here = instance.mode_kind == number
+                device = np.maximum(values[:, here].max(axis=1, initial=0.0), 0.0)
+                worth_g_h += count * (device + spared[at, number])
+            gains = np.sort(worth_g_h - group.idle_g_h)[::-1]
+            low, high = (round(limit) for limit in limits.get(g, (0.0, group.size)))
+            total -= float(gains[:low].sum() + np.maximum(gains[low:high], 0.0).sum())
+        return max(0.0, total * (1.0 - 1e-9))
+
+    def _worth(self, number: int, loss: Loss, duals: Floats) -> tuple[Floats, float]:
+        """Return what a device is worth after a loss, by region and kind, and what the rows to be kept are worth."""
+        instance = self._instance
+        prices = np.zeros(len(instance.streams))
+        for stream, row in self._keep_rows[number].items():
+            prices[stream] = max(0.0, duals[row])
+        worth = np.zeros((len(instance.regions), len(instance.kinds)))
+        for (region, kind), row in self._spare_rows[number].items():
+            used = float((self._spare[region, kind] * prices).max(initial=0.0))
+            worth[region, kind] = max(0.0, -float(duals[row]), used)
+        total = float(prices @ loss.rates)
+        if self._lost_rows[number] is not None:
+            total += min(
+                sum(count * worth[group.region, instance.kinds.index(kind)] for kind, count in group.devices.items())
+                for group in instance.groups
+                if group.region in loss.within
+            )
+        return worth, total

@@ -1,0 +1,116 @@
+"""Solve a cluster's problem: the relaxation of what can be had, whole nodes and devices of it, and the plan in force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clover.planning.cluster.branching import Allowance, search
+from clover.planning.cluster.instance import EPSILON, Floats, Instance
+from clover.planning.cluster.relaxation import Relaxation
+from clover.planning.cluster.reserve import Loss, Reserve, confined, losses, spare_rates
+from clover.planning.cluster.rounding import Rounded, Rounding
+
+_SOME = 1e-7  # of all rows: what counts as not served
+_MOVING = 0.005  # part of all grams that another choice of nodes must save, as rows and devices move for it
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solved instance: whole nodes, devices and rows; what is not served and not kept; the bound.
+
+    `unkept`: for each loss that is wanted to be survived, the rows/s that its reserve lacks.  `kept`: the nodes that
+    were awake stay so because others would save too little."""
+
+    instance: Instance
+    rounded: Rounded
+    losses: tuple[Loss, ...]
+    unkept: tuple[float, ...]
+    unserved: Floats
+    bound_g_h: float
+    kept: bool
+
+
+def solve(instance: Instance) -> Solution:
+    """Return the whole nodes, devices and rows of an instance, and the bound."""
+    spare = spare_rates(instance)
+    wanted = losses(instance, spare)
+    rates = np.array([stream.rate for stream in instance.streams])
+    relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
+    reserve = Reserve(instance, spare)
+    best, bound = search(
+        instance,
+        relaxed,
+        _allowance(instance),
+        lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(),
+    )
+    best, kept = _with_before(instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best)
+    lacking = rates - served
+    for stream, rate in best.unserved.items():
+        lacking[stream] += rate
+    if best.unserved:
+        # Whole devices serve less than divisible ones: bound what is served.
+        lowered = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0]
+        bound = lowered.bound([stream.allowed for stream in instance.streams], {})
+    return Solution(instance, best, wanted, tuple(unkept), lacking, bound, kept)
+
+
+def _allowance(instance: Instance) -> Allowance:
+    """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is solved."""
+    total = sum(group.size for group in instance.groups)
+    return Allowance(80, 6) if total <= 150 else Allowance(50, 2)
+
+
+def _relaxed(
+    instance: Instance, spare: Floats, wanted: tuple[Loss, ...], rates: Floats
+) -> tuple[Relaxation, Floats, tuple[Loss, ...], list[float]]:
+    """Return the solved relaxation of what can be had: its rows/s by stream, its losses, and what each lacks."""
+    tight = (*wanted, *confined(instance, spare, wanted))
+    kept = tuple(loss.lowered(rates) for loss in tight)
+    lacking = [0.0] * len(wanted)
+    relaxed = Relaxation(instance, spare, kept, rates)
+    relaxed.program.solve()
+    some = _SOME * max(1.0, float(rates.sum()))
+    missing = relaxed.missing()
+    short = relaxed.unkept()
+    if missing.sum() > some or any(item.sum() > some for item in short):
+        rates = np.maximum(0.0, rates - np.where(missing > some / max(1, len(rates)), missing * (1.0 + 1e-9), 0.0))
+        lowered = [loss.lowered(rates).lowered(loss.rates - item) for loss, item in zip(kept, short, strict=True)]
+        # What cannot be kept where rows are confined cannot be kept after the loss of any node either.
+        for loss in lowered[len(wanted) :]:
+            most = np.full(len(rates), np.inf)
+            most[list(loss.counted)] = loss.rates[list(loss.counted)]
+            lowered = [other.lowered(most) if other.region is None else other for other in lowered]
+        lacking = [
+            float(np.minimum(loss.rates, rates).sum() - other.rates.sum())
+            for loss, other in zip(wanted, lowered, strict=False)
+        ]
+        lacking = [item if item > some else 0.0 for item in lacking]
+        kept = tuple(lowered)
+        relaxed = Relaxation(instance, spare, kept, rates)
+        relaxed.program.solve()
+    return relaxed, rates, kept[: len(wanted)], lacking
+
+
+def _with_before(instance: Instance, rounding: Rounding, best: Rounded) -> tuple[Rounded, bool]:
+    """Return the best plan on the nodes of the plan in force, if another one saves too little; say whether it is kept.
+
+    Nodes that another plan releases have to be woken again some day: what that emits, spread over the horizon, and a
+    small part of all grams for moving rows, is what the other plan must save more."""
+    before = {target.node for target in instance.problem.before if target.awake}
+    if not before:
+        return best, False
+    nodes = np.array([float(sum(node.name in before for node in group.nodes)) for group in instance.groups])
+    if not nodes.any() or (nodes == best.nodes).all() or rounding.lacking(nodes)[0] > 0.0:
+        return best, False
+    same = rounding.round_devices(nodes, grow=False)
+    if sum(same.unserved.values()) > sum(best.unserved.values()) + EPSILON:
+        return best, False
+    again = 0.0
+    for group, count, had in zip(instance.groups, best.nodes, nodes, strict=True):
+        wake_w = group.nodes[0].wake_j / instance.problem.horizon_s
+        again += max(0.0, had - count) * wake_w * float(instance.intensity[group.region]) / 1000.0
+    if same.grams_h - best.grams_h <= again + _MOVING * same.grams_h:
+        return same, True
+    return best, False

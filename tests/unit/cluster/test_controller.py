@@ -1,0 +1,510 @@
+"""A cluster's controller before a simulated world: what it does about losses, faults, restarts and operators."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from clover.cluster.controller import ClusterController, in_thread
+from clover.cluster.controller_records import ClusterLook, ClusterTerms
+from clover.cluster.ports import NodeReport
+from clover.cluster.simulated_world import (
+    ClusterFault,
+    SimulatedGrids,
+    SimulatedIngress,
+    SimulatedNodes,
+    SimulatedStore,
+    SimulatedWorld,
+    WorldRules,
+)
+from clover.errors import ClusterError
+from clover.planning.cluster.planner import plan_cluster
+from clover.planning.cluster.records import ClusterNode, ClusterPlan, ClusterProblem
+from tests.support.cluster_fixture import FAMILY, frontier, node, region, terms
+
+NODES = [node("n1", "north"), node("n2", "north"), node("s1", "south"), node("s2", "south")]
+
+
+class Scene:
+    """A world of two regions, the north cleaner, and its controllers; a step is a look and 60 seconds."""
+
+    def __init__(self, nodes: list[ClusterNode] | None = None, rate: float = 150.0, **other: Any) -> None:
+        self.rate = rate
+        self.intensity = {"north": 100.0, "south": 400.0}
+        regions = [
+            region(name, lambda _, own=name: self.intensity[own], lambda _: self.rate)  # type: ignore[misc]
+            for name in ("north", "south")
+        ]
+        self.terms: ClusterTerms = terms(nodes or NODES, release_after_s=120.0, dwell_s=60.0, **other)
+        rules = WorldRules(self.terms.families, (frontier(),), wake_spread=0.0)
+        self.world = SimulatedWorld(regions, nodes or NODES, rules, 1_640_995_200.0)
+        self.nodes, self.ingress = SimulatedNodes(self.world), SimulatedIngress(self.world)
+        self.store, self.grids = SimulatedStore(self.world), SimulatedGrids(self.world)
+        self.plan: Callable[[ClusterProblem], ClusterPlan] = plan_cluster
+
+    def controller(self, holder: str = "one", nodes: Any = None, ingress: Any = None) -> ClusterController:
+        async def solve(problem: ClusterProblem) -> ClusterPlan:
+            return self.plan(problem)
+
+        return ClusterController(
+            self.terms, nodes or self.nodes, ingress or self.ingress, self.store, self.grids, solve,
+            lambda: self.world.now_s, holder,
+        )  # fmt: skip
+
+    async def steps(self, controller: ClusterController, count: int = 10) -> list[ClusterLook]:
+        looks = []
+        for _ in range(count):
+            looks.append(await controller.step())
+            self.world.advance(60.0)
+        return looks
+
+    def serving(self) -> set[str]:
+        return {name for name, own in self.world.nodes.items() if own.rates}
+
+    def fault(self, kind: str, name: str = "", seconds: float = 600.0) -> None:
+        self.world.strike(ClusterFault(at_s=0.0, kind=kind, name=name, seconds=seconds))  # type: ignore[arg-type]
+
+
+def play(story: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(story())  # type: ignore[arg-type]
+
+
+def test_rows_follow_the_clean_region_and_the_others_are_released() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        controller = scene.controller()
+        await scene.steps(controller, 10)
+        assert scene.serving() == {"n1"}, "300 rows/s fit on one node"
+        assert {name: own.state for name, own in scene.world.nodes.items()} == {
+            "n1": "serving", "n2": "off", "s1": "off", "s2": "off",
+        }  # fmt: skip
+        scene.intensity = {"north": 400.0, "south": 100.0}
+        await scene.steps(controller, 14)
+        assert scene.serving() <= {"s1", "s2"}
+        assert scene.world.sums.refused == 0.0
+        assert scene.world.misdeeds == []
+        status = controller.status()
+        assert status.totals.planned_g < status.totals.alone_g
+        assert [own.name for own in status.regions] == ["north", "south"]
+        assert status.families[0].accuracy == pytest.approx(90.0, abs=0.05)
+
+    play(story)
+
+
+def test_a_lost_node_has_no_rows_at_once_and_is_started_again() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 6)
+        (lost, *_) = sorted(scene.serving())
+        scene.fault("kill", lost)
+        look = await controller.step()
+        assert lost not in {name for own in scene.world.weights.values() for name in own}
+        assert ("wake", lost) in [(step.kind, step.node) for step in look.steps]
+        assert any(lost in text for text in [look.trigger, *controller.status().troubles])
+        scene.world.advance(60.0)
+        await scene.steps(controller, 4)
+        assert scene.world.sums.refused == 0.0
+        assert scene.world.nodes[lost].state == "serving"
+
+    play(story)
+
+
+def test_a_partition_is_told_from_a_loss_by_the_ingress() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 6)
+        (far, *_) = sorted(scene.serving())
+        started_s = scene.world.nodes[far].started_s
+        scene.fault("partition", far)
+        await scene.steps(controller, 3)
+        assert far in scene.serving(), "clients reach it, whatever the controller does"
+        (status,) = [own for own in controller.status().nodes if own.name == far]
+        assert status.phase == "partitioned"
+        assert (
+            f"{far} is partitioned: it does not report, and the ingress finds it healthy"
+            in controller.status().troubles
+        )
+        before = controller.status().families[0].rows
+        scene.world.nodes[far].cut_off = False
+        await scene.steps(controller, 1)
+        assert scene.world.nodes[far].started_s == started_s
+        assert controller.status().families[0].rows > before + 60.0 * 300.0, "what it served meanwhile counts"
+
+    play(story)
+
+
+def test_an_ingress_that_knows_no_health_leaves_only_the_report() -> None:
+    class Plain:
+        def __init__(self, ingress: SimulatedIngress) -> None:
+            for name in ("admit", "weigh", "drain", "open_connections", "remove"):
+                setattr(self, name, getattr(ingress, name))
+
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller(ingress=Plain(scene.ingress))
+        await scene.steps(controller, 6)
+        (far, *_) = sorted(scene.serving())
+        scene.fault("partition", far)
+        await scene.steps(controller, 2)
+        assert far not in scene.serving()
+        assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
+def test_a_region_that_is_lost_is_served_from_the_other() -> None:
+    async def story() -> None:
+        scene = Scene(survive="region")
+        controller = scene.controller()
+        await scene.steps(controller, 8)
+        scene.fault("region", "north", 1800.0)
+        await scene.steps(controller, 6)
+        assert scene.serving() <= {"s1", "s2"}
+        assert scene.world.sums.refused == 0.0
+        await scene.steps(controller, 40)
+        assert scene.serving() & {"n1", "n2"}, "it is started again once it can be"
+
+    play(story)
+
+
+def test_more_than_all_nodes_can_serve_wakes_them_all_and_is_said() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        controller = scene.controller()
+        await scene.steps(controller, 8)
+        scene.rate = 2000.0
+        await scene.steps(controller, 8)
+        assert scene.serving() == {"n1", "n2", "s1", "s2"}
+        status = controller.status()
+        assert any("rows/s of digits" in text for text in status.troubles)
+        assert status.families[0].unserved > 0.0
+
+    play(story)
+
+
+# --- restart and takeover ---------------------------------------------------------------------------------------------
+
+
+def test_a_controller_that_restarts_changes_nothing_and_forgets_nothing() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 10)
+        weights, before = dict(scene.world.weights), controller.status()
+        other = scene.controller("two")
+        (look,) = await scene.steps(other, 1)
+        assert look.epoch == before.epoch + 1
+        assert {step.kind for step in look.steps} <= {"follow", "admit", "weigh"}
+        after = other.status()
+        assert after.families[0].rows >= before.families[0].rows
+        assert after.totals.planned_g >= before.totals.planned_g
+        for key, own in weights.items():
+            assert scene.world.weights[key] == pytest.approx(own, abs=0.01)
+        assert not [step for own in await scene.steps(other, 4) for step in own.steps if step.kind in ("wake", "drain")]
+        assert {own.epoch for own in scene.world.nodes.values() if own.rates} == {other.status().epoch}
+
+    play(story)
+
+
+def test_the_older_of_two_controllers_stops_and_says_so() -> None:
+    async def story() -> None:
+        scene = Scene()
+        older = scene.controller("older")
+        await scene.steps(older, 3)
+        newer = scene.controller("newer")
+        await scene.steps(newer, 1)
+        look = await older.step()
+        assert look.steps == ()
+        assert "newer" in older.stopped
+        assert older.status().controlling is False
+        assert older.status().reason.startswith("another controller is in charge")
+        assert (await newer.step()).epoch > 0
+        assert newer.stopped == ""
+        await older.run()  # returns
+
+    play(story)
+
+
+def test_a_newer_epoch_in_a_report_stops_a_controller_whose_store_does_not_answer() -> None:
+    async def story() -> None:
+        scene = Scene()
+        older = scene.controller("older")
+        await scene.steps(older, 3)
+        for own in scene.world.nodes.values():
+            own.epoch += 7
+        scene.fault("store", seconds=1e6)
+        look = await older.step()
+        assert look.steps == ()
+        assert "newer than" in older.stopped
+
+    play(story)
+
+
+def test_nothing_is_controlled_before_the_state_was_read() -> None:
+    async def story() -> None:
+        scene = Scene()
+        scene.fault("store", seconds=90.0)
+        controller = scene.controller()
+        (look, *_) = await scene.steps(controller, 2)
+        assert look.steps == ()
+        assert "before the saved state can be read" in controller.status().troubles[0]
+        await scene.steps(controller, 2)
+        assert controller.status().epoch > 0
+
+    play(story)
+
+
+def test_a_damaged_state_is_said_and_the_cluster_taken_as_it_stands() -> None:
+    async def story() -> None:
+        scene = Scene()
+        await scene.steps(scene.controller(), 4)
+        epoch = max(own.epoch for own in scene.world.nodes.values())
+        scene.world.state = b'{"format": 1, "holder": '
+        other = scene.controller("two")
+        (look,) = await scene.steps(other, 1)
+        assert look.epoch > epoch
+        assert "damaged" in " ".join(other.status().troubles)
+        assert scene.world.state.startswith(b'{"format":1,"holder":"two"')
+        assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
+# --- faults of what it stands on --------------------------------------------------------------------------------------
+
+
+def test_a_controller_that_reaches_no_node_leaves_everything_as_it_is() -> None:
+    class Deaf:
+        def __init__(self, nodes: SimulatedNodes) -> None:
+            self.nodes, self.deaf = nodes, False
+
+        async def reports(self) -> Mapping[str, NodeReport]:
+            if self.deaf:
+                raise ClusterError("the head does not answer")
+            return await self.nodes.reports()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.nodes, name)
+
+    async def story() -> None:
+        scene = Scene()
+        deaf = Deaf(scene.nodes)
+        controller = scene.controller(nodes=deaf)
+        await scene.steps(controller, 8)
+        weights = {key: dict(own) for key, own in scene.world.weights.items()}
+        deaf.deaf = True
+        looks = await scene.steps(controller, 5)
+        assert not [step for look in looks for step in look.steps]
+        assert scene.world.weights.keys() == weights.keys()
+        assert all(scene.world.weights[key].keys() == own.keys() for key, own in weights.items())
+        assert "the head does not answer" in " ".join(controller.status().troubles)
+
+    play(story)
+
+
+def test_a_planner_that_fails_leaves_the_plan_in_force() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 4)
+        epoch = controller.status().epoch
+
+        def fail(problem: ClusterProblem) -> ClusterPlan:
+            raise RuntimeError("no such luck")
+
+        scene.plan = fail
+        scene.rate = 250.0
+        looks = await scene.steps(controller, 3)
+        assert looks[-1].decision is not None
+        assert looks[-1].decision.action == "failed"
+        assert looks[-1].decision.count > 1
+        assert controller.status().epoch == epoch
+        assert "no such luck" in " ".join(controller.status().troubles)
+        assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
+def test_grids_that_cannot_be_read_leave_the_last_intensities() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 3)
+        scene.fault("grids")
+        await scene.steps(controller, 2)
+        assert controller.status().regions[0].intensity == 100.0
+        assert "last intensities hold" in " ".join(controller.status().troubles)
+
+    play(story)
+
+
+def test_a_node_that_takes_no_target_is_not_given_more() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 6)
+
+        async def refuse(target: object, epoch: int) -> None:
+            raise ClusterError("it refuses")
+
+        scene.nodes.follow = refuse  # type: ignore[method-assign, assignment]
+        before = {name: sum(own.rates.values()) for name, own in scene.world.nodes.items()}
+        scene.intensity = {"north": 500.0, "south": 90.0}
+        await scene.steps(controller, 4)
+        assert "it refuses" in " ".join(controller.status().troubles)
+        after = {name: sum(own.rates.values()) for name, own in scene.world.nodes.items()}
+        status = controller.status()
+        refused = [own.name for own in status.nodes if own.target and own.target.awake and own.epoch < status.epoch]
+        assert refused
+        for name in refused:
+            assert after[name] <= before[name] * 1.01 + 1e-6
+        assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_look_says_what_it_would_do_and_does_nothing() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 4)
+        scene.intensity = {"north": 500.0, "south": 50.0}
+        state, weights = scene.world.state, dict(scene.world.weights)
+        epochs = {name: own.epoch for name, own in scene.world.nodes.items()}
+        epoch = controller.status().epoch
+        look = await controller.step(dry=True)
+        assert look.dry
+        assert look.plan is not None
+        assert look.decision is not None
+        assert look.decision.action == "dry run"
+        assert {step.kind for step in look.steps} >= {"follow"}
+        assert (scene.world.state, scene.world.weights) == (state, weights)
+        assert {name: own.epoch for name, own in scene.world.nodes.items()} == epochs
+        assert controller.status().epoch == epoch
+
+    play(story)
+
+
+def test_an_operator_drains_a_node_and_gives_it_back() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 6)
+        (name, *_) = sorted(scene.serving())
+        controller.hold(name, "drained")
+        await scene.steps(controller, 4)
+        assert name not in scene.serving()
+        assert scene.world.nodes[name].state == "serving", "it keeps running"
+        assert name in scene.world.drained
+        assert scene.world.sums.refused == 0.0
+        controller.hold(name, None)
+        await scene.steps(controller, 6)
+        assert name not in scene.world.drained
+        with pytest.raises(ClusterError, match="there is no node 'n9'"):
+            controller.hold("n9", "drained")
+
+    play(story)
+
+
+def test_an_operator_keeps_a_node_awake() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        controller = scene.controller()
+        controller.hold("s2", "awake")
+        await scene.steps(controller, 10)
+        assert scene.world.nodes["s2"].state == "serving"
+        assert scene.world.nodes["s1"].state == "off"
+
+    play(story)
+
+
+def test_a_drain_that_the_others_cannot_take_over_waits() -> None:
+    async def story() -> None:
+        scene = Scene([node("n1", "north"), node("s1", "south")], rate=300.0, survive="none")
+        controller = scene.controller()
+        await scene.steps(controller, 4)
+        controller.hold("n1", "drained")
+        await scene.steps(controller, 4)
+        assert scene.world.sums.refused == 0.0
+        assert "n1" in scene.serving()
+
+    play(story)
+
+
+def test_status_and_looks_survive_json() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        looks = await scene.steps(controller, 3)
+        for record in (controller.status(), *looks):
+            assert msgspec.json.decode(msgspec.json.encode(record), type=type(record)) == record
+        assert scene.world.state is not None
+        assert len(scene.world.state) < 20_000
+
+    play(story)
+
+
+def test_each_family_is_shared_by_itself_if_the_ingress_can() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        other = msgspec.structs.replace(scene.terms.families[0], family="letters", regions={"south": ("south",)})
+        scene.terms = msgspec.structs.replace(
+            scene.terms, families=(*scene.terms.families, other), frontiers=(frontier(), frontier(family="letters"))
+        )
+        rules = WorldRules(scene.terms.families, scene.terms.frontiers)
+        regions = [region(name, 100.0 if name == "north" else 400.0) for name in ("north", "south")]
+        for own in regions:
+            own.demand = lambda _: {FAMILY: 100.0, "letters": 50.0}
+        scene.world = SimulatedWorld(regions, NODES, rules, 1_640_995_200.0)
+        scene.nodes, scene.ingress = SimulatedNodes(scene.world), SimulatedIngress(scene.world)
+        scene.store, scene.grids = SimulatedStore(scene.world), SimulatedGrids(scene.world)
+        controller = scene.controller()
+        await scene.steps(controller, 12)
+        for (family, origin), weights in scene.world.weights.items():
+            if (family, origin) == ("letters", "south"):
+                assert {scene.world.nodes[name].machine.region for name in weights} == {"south"}
+        assert scene.world.sums.refused == 0.0
+        for family in (FAMILY, "letters"):
+            assert scene.world.sums.accuracy(family) == pytest.approx(90.0, abs=0.1)
+        assert {own.family for own in controller.status().families} == {FAMILY, "letters"}
+
+    play(story)
+
+
+def test_regions_say_what_their_nodes_use() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        controller = scene.controller()
+        await scene.steps(controller, 12)
+        north, south = controller.status().regions
+        assert (north.awake, south.awake) == (1, 0)
+        assert north.watts == pytest.approx(200.0 + 255.0, abs=30.0), "idle, and 300 rows/s at 0.85 J"
+        assert north.grams_h == pytest.approx(north.watts * 0.1, rel=0.01)
+        assert south.watts == 0.0
+
+    play(story)
+
+
+def test_plans_are_made_in_a_thread() -> None:
+    async def story() -> None:
+        scene = Scene()
+        problems: list[ClusterProblem] = []
+        controller = ClusterController(
+            scene.terms, scene.nodes, scene.ingress, scene.store, scene.grids,
+            in_thread(lambda problem: problems.append(problem) or plan_cluster(problem)),  # type: ignore[func-returns-value]
+            lambda: scene.world.now_s,
+        )  # fmt: skip
+        await scene.steps(controller, 2)
+        assert problems[0].terms[0].family == FAMILY
+        assert controller.status().epoch == 2
+
+    play(story)

@@ -1,0 +1,272 @@
+"""Parts of a cluster that need neither Ray nor servers: its store, its grids, whose rows nodes answer, its operating
+points, what `up` leaves for controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.cluster import node_frontiers, ray_support
+from clover.cluster.cluster_file import parse
+from clover.cluster.no_ingress import NoIngress
+from clover.cluster.node_frontiers import frontiers, undominated
+from clover.cluster.origins import OriginShares
+from clover.cluster.ports import FamilyReport, Ingress, NodeReport, Store
+from clover.cluster.ray_controller import RunningCluster, folder_of, recall, remember, terms_of
+from clover.cluster.ray_node import declared, placed_by
+from clover.cluster.region_grids import ConfiguredGrids
+from clover.cluster.running import ClusterHandle, bring_up
+from clover.cluster.state_store import FileStore
+from clover.errors import ClusterError
+from clover.planning.cluster.records import ClusterNode, OperatingPoint
+from clover.types import ObjectiveConfig
+from tests.support.profiles_fixture import cpu, profile
+
+TEXT = """
+[[region]]
+name = "north"
+carbon = { source = "trace:%s", trace_speed = 60 }
+[[region]]
+name = "south"
+carbon = { source = "static:400" }
+[[node]]
+name = "a"
+region = "north"
+[[node]]
+name = "b"
+region = "south"
+port = 8082
+resource = "node-b"
+[[family]]
+family = "toy"
+accuracy_floor = 90
+slo_ms = 50
+"""
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_found_by_the_next_controller(tmp_path: Path) -> None:
+    async def story() -> None:
+        store: Store = FileStore(tmp_path / "deep" / "state.json")
+        assert await store.load() is None
+        for state in (b"{}", b"x" * 100_000, b"last"):
+            await store.save(state)
+        assert await FileStore(tmp_path / "deep" / "state.json").load() == b"last"
+        assert (tmp_path / "deep" / "state.json").stat().st_mode & 0o077 == 0
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(ClusterError, match="cannot be read"):
+            await FileStore(tmp_path / "folder").load()
+        with pytest.raises(ClusterError, match="cannot be saved"):
+            await FileStore(tmp_path / "deep" / "state.json" / "x").save(b"")
+
+    asyncio.run(story())
+
+
+# --- grids ------------------------------------------------------------------------------------------------------------
+
+
+def trace(folder: Path) -> Path:
+    path = folder / "north.csv"
+    rows = "".join(f"2026-01-01T{hour:02d}:00:00Z,{100 + hour}\n" for hour in range(24))
+    path.write_text("datetime_utc,carbon_intensity_gco2_per_kwh\n" + rows)
+    return path
+
+
+def test_a_trace_that_runs_faster_is_foreseen_in_seconds_of_the_wall(tmp_path: Path) -> None:
+    async def story() -> None:
+        file = parse(TEXT % trace(tmp_path), folder=tmp_path)
+        grids = ConfiguredGrids(file)
+        await grids.open()
+        readings = await grids.readings(5000.0)
+        assert {name: reading.g_per_kwh for name, reading in readings.items()} == {"north": 100.0, "south": 400.0}
+        ahead = (await grids.forecasts(5000.0, 300.0))["north"]  # five minutes are five hours of the trace
+        later = [item.at_s for item in ahead if item.at_s > 5000.0]
+        assert later[0] == pytest.approx(5060.0, abs=1.0)
+        assert later[1] - later[0] == pytest.approx(60.0)
+        assert grids.replayed_at("north").startswith("2026-01-01T00:0")
+        assert grids.replayed_at("south") == ""
+        await grids.close()
+
+    asyncio.run(story())
+
+
+def test_a_controller_that_starts_later_is_at_the_same_hour_of_a_replayed_trace(tmp_path: Path) -> None:
+    async def story() -> None:
+        file = parse(TEXT % trace(tmp_path), folder=tmp_path)
+        grids = ConfiguredGrids(file, began_s=1000.0, wall=lambda: 1000.0 + 10 * 60.0)
+        await grids.open()
+        assert (await grids.readings(0.0))["north"].g_per_kwh == 110.0
+        assert grids.replayed_at("north").startswith("2026-01-01T10:0")
+        await grids.close()
+
+    asyncio.run(story())
+
+
+# --- whose rows -------------------------------------------------------------------------------------------------------
+
+
+def report(name: str, **rates: float) -> NodeReport:
+    families = tuple(
+        FamilyReport(family=family, rates={"north": rate}, p95_ms=1.0, rows=1, accuracy_rows=1, joules=1, grams=1)
+        for family, rate in rates.items()
+    )
+    node = ClusterNode(name=name, region="north", devices={})
+    return NodeReport(node=node, at_s=1.0, started_s=1.0, url="http://x", families=families)
+
+
+def rates(reports: dict[str, NodeReport], node: str) -> dict[str, dict[str, float]]:
+    return {family.family: dict(family.rates) for family in reports[node].families}
+
+
+def test_rows_are_shared_out_by_the_requests_since_the_last_look() -> None:
+    shares = OriginShares()
+    before = {"a": report("a", toy=40.0, ocr=8.0), "b": report("b", toy=5.0)}
+    assert shares.shared(before) == before  # nothing is known yet
+    shares.look({"north": {"a": 10}, "south": {"a": 30}})
+    assert rates(shares.shared(before), "a") == {
+        "toy": {"north": 10.0, "south": 30.0},
+        "ocr": {"north": 2.0, "south": 6.0},
+    }
+    assert rates(shares.shared(before), "b") == {"toy": {"north": 5.0}}
+    shares.look({"north": {"a": 20}, "south": {"a": 30}})
+    assert rates(shares.shared(before), "a")["toy"] == {"north": 40.0}
+    shares.look({"north": {"a": 20}, "south": {"a": 30}})  # no request since: as before
+    assert rates(shares.shared(before), "a")["toy"] == {"north": 40.0}
+    shares.look({"north": {"a": 1}, "south": {"a": 3}})  # the ingress began anew
+    assert rates(shares.shared(before), "a")["toy"] == {"north": 10.0, "south": 30.0}
+    shares.look({})
+    assert shares.shared(before) == before
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("xyz"), st.integers(0, 1000)), max_size=6), st.floats(0.0, 1e6))
+def test_no_row_is_lost_or_invented(looks: list[dict[str, int]], rate: float) -> None:
+    shares = OriginShares()
+    for look in looks:
+        shares.look({origin: {"a": count} for origin, count in look.items()})
+        found = rates(shares.shared({"a": report("a", toy=rate)}), "a")["toy"]
+        assert sum(found.values()) == pytest.approx(rate)
+        assert all(value >= 0.0 for value in found.values())
+
+
+# --- operating points -------------------------------------------------------------------------------------------------
+
+POINTS = st.builds(
+    OperatingPoint,
+    rate=st.integers(1, 4).map(float),
+    accuracy=st.integers(1, 4).map(float),
+    watts=st.integers(1, 4).map(float),
+    p95_ms=st.integers(1, 2).map(float),
+)
+
+
+def beats(one: OperatingPoint, other: OperatingPoint) -> bool:
+    better = (one.rate >= other.rate, one.accuracy >= other.accuracy, one.watts <= other.watts)
+    return all(better) and one.p95_ms <= other.p95_ms
+
+
+@given(st.lists(POINTS, max_size=20))
+def test_exactly_the_points_that_are_beaten_are_left_out(points: list[OperatingPoint]) -> None:
+    kept = undominated(points)
+    assert set(kept) <= set(points)
+    assert not any(beats(one, other) for one in kept for other in kept if one is not other)
+    assert all(any(beats(one, point) for one in kept) for point in points)
+
+
+@pytest.mark.slow
+def test_a_servers_profiles_become_operating_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_frontiers, "RATES", (0.5, 1.0))
+    monkeypatch.setattr(node_frontiers, "ACCURACIES", (0.0, 1.0))
+    monkeypatch.setattr(node_frontiers, "_STEPS", 1)
+    objective = ObjectiveConfig(form="paper", slo_ms=60.0, accuracy_floor=90.0, lam=None, reference_g_per_kwh=250.0)
+    shapes = [msgspec.structs.replace(cpu(2), device=name) for name in ("cpu0", "cpu1")]
+    told = {
+        "devices": msgspec.to_builtins(shapes),
+        "idle_w": {"cpu0": 1.5, "cpu1": 1.5},
+        "models": {
+            "toy": {"profile": msgspec.to_builtins(profile()), "objective": msgspec.to_builtins(objective)},
+        },
+    }
+    (found,) = frontiers(told)
+    assert (found.family, found.idle_w) == ("toy", 1.5)
+    assert len(found.points) >= 3
+    most = max(found.points, key=lambda point: point.rate)
+    best = max(found.points, key=lambda point: point.accuracy)
+    assert best.accuracy == pytest.approx(92.0)
+    assert most.accuracy < best.accuracy
+    assert most.rate > best.rate
+    assert all(point.p95_ms <= 60.0 for point in found.points)
+    tight = msgspec.structs.replace(objective, slo_ms=1e-3)
+    told["models"] = {"toy": {"profile": msgspec.to_builtins(profile()), "objective": msgspec.to_builtins(tight)}}
+    assert frontiers(told) == ()
+
+
+# --- what is left for controllers -------------------------------------------------------------------------------------
+
+
+def test_what_up_leaves_is_what_a_controller_finds(tmp_path: Path) -> None:
+    text = f'[cluster]\nfolder = "{tmp_path}/c"\nsurvive = "region"\n' + TEXT % trace(tmp_path)
+    file = parse(text, folder=tmp_path)
+    assert folder_of(file) == tmp_path / "c"
+    assert recall(folder_of(file)) is None
+    remember(RunningCluster(file=file, began_s=5.0, address="10.0.0.1:6379"))
+    found = recall(folder_of(file))
+    assert found == RunningCluster(file=file, began_s=5.0, address="10.0.0.1:6379")
+    assert (tmp_path / "c" / "cluster.json").stat().st_mode & 0o077 == 0
+    (tmp_path / "c" / "cluster.json").write_text("{")
+    with pytest.raises(ClusterError, match="cluster up"):
+        recall(folder_of(file))
+    terms = terms_of(file)
+    assert (terms.survive, terms.look_s, [node.name for node in terms.nodes]) == ("region", 5.0, ["a", "b"])
+    assert [node.state for node in declared(file)] == ["released", "released"]
+    assert [placed_by(node) for node in file.node] == [{"node:127.0.0.1": 0.001}, {"node-b": 0.001}]
+
+
+def test_a_cluster_without_an_ingress_steers_no_rows() -> None:
+    async def story() -> None:
+        ingress: Ingress = NoIngress()
+        await ingress.admit("a", "http://x", "")
+        await ingress.weigh("north", {"a": 1.0})
+        await ingress.drain("a")
+        assert await ingress.open_connections("a") == 0
+        await ingress.remove("a")
+
+    asyncio.run(story())
+
+
+# --- without Ray ------------------------------------------------------------------------------------------------------
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    file = parse(f'[cluster]\nfolder = "{tmp_path}"\n' + TEXT % trace(tmp_path), folder=tmp_path)
+    for call in (lambda: bring_up(file, "", say=print), lambda: ClusterHandle.attach(file)):
+        with pytest.raises(ClusterError, match=r'pip install "clover-inference\[ray\]"'):
+            call()
+
+
+def test_an_address_that_nothing_listens_at_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+    monkeypatch.setattr(ray_support, "require_ray", Ray)
+    for address, why in (("127.0.0.1:1", "nothing listens"), ("elsewhere", "must read HOST:PORT"), (":x", "must read")):
+        with pytest.raises(ClusterError, match=why):
+            ray_support.connect(address, "n")
+
+
+def test_nodes_of_other_machines_need_an_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("clover.cluster.running.require_ray", lambda: Any)
+    file = parse(f'[cluster]\nfolder = "{tmp_path}"\n' + TEXT % trace(tmp_path), folder=tmp_path)
+    with pytest.raises(ClusterError, match=r"node b is not on this machine .*--address"):
+        bring_up(file, "", say=print)
