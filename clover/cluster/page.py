@@ -1,8 +1,7 @@
 """The cluster's page: its status as one HTML file that loads nothing and carries the status as JSON.
 
-It is a pure function of `ClusterStatus`, so that whoever has one (`clover cluster status --html`, a cron job, a test)
-gets the same page.  Grams are modelled by the plan in force unless it says "reported", which are the nodes' own
-accounts.
+It is a pure function of `ClusterStatus`; `clover cluster status --html FILE` writes it.  Grams are modelled by the plan
+in force unless it says "reported": those are of the nodes' own accounts.
 """
 
 from __future__ import annotations
@@ -188,7 +187,13 @@ def _regions(status: ClusterStatus) -> str:
     ]
     foot = ("Sum", "", "", "", "", _rate(sums[0]), _rate(sums[1]), f"{sums[2]:,.0f} W", _hourly(sums[3]))
     heads = ("Region", "gCO2e/kWh", "Known by", "Awake", "Devices", "Rows/s sent", "Rows/s answered", "Power", "CO2e")
-    return table("Regions with their own grids", heads, rows, text=(0, 2), foot=foot if len(rows) > 1 else ())
+    return table(
+        "Each with its own grid; power and grams as its nodes reported of late",
+        heads,
+        rows,
+        text=(0, 2),
+        foot=foot if len(rows) > 1 else (),
+    )
 
 
 def _known(provider: str, method: str, age_s: float) -> str:
