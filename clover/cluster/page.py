@@ -26,6 +26,8 @@ DATA_ID = "clover-cluster-status"
 _MOST_NODES = 60
 """Nodes up to which all are shown at once; of more, those with something wrong are, and the others on demand."""
 _MOST_DECISIONS = 12
+_SAME = 0.0005
+"""Part from which on two emissions are not the same, as figures are rounded."""
 _PHASES: tuple[Phase, ...] = ("ready", "waking", "draining", "partitioned", "lost", "released")
 _WRONG = ("lost", "partitioned")
 _AWAKE = ("ready", "waking", "draining", "partitioned")
@@ -41,6 +43,7 @@ font-size:.9rem}
 .flows{display:block;width:100%;max-width:760px;height:auto;margin:.6rem 0}
 .flows path{fill:none;stroke:var(--leaf);stroke-opacity:.5}.flows path.moves{stroke:var(--moved)}
 .flows text{fill:var(--ink);font-size:14px}.flows text.soft{fill:var(--soft);font-size:12px}
+#decisions td.wide{min-width:14ch;max-width:34ch}
 @media (max-width:600px){.flows{display:none}.bars{grid-template-columns:1fr}.bars>div{white-space:normal}}
 """
 
@@ -110,6 +113,8 @@ def _saved(other_g: float, own_g: float) -> tuple[str, str]:
     if other_g <= 0.0:
         return "not known", "there is no plan yet"
     part = 1.0 - own_g / other_g
+    if abs(part) < _SAME:
+        return "0 %", "the same now"
     words = "less than that now" if part >= 0.0 else "MORE than that now"
     return _percent(abs(part)), words
 
@@ -143,7 +148,7 @@ def _cards(status: ClusterStatus) -> str:
         card(
             "Nodes",
             f"{count['ready']} of {len(status.nodes)} ready",
-            [", ".join(others) or "none in another state", f"{devices} devices awake"],
+            [", ".join(others) or "none in another state", f"{devices} device{'s' * (devices != 1)} awake"],
         ),
     )
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -381,4 +386,4 @@ def _decisions(status: ClusterStatus) -> str:
         for item in newest
     ]
     heads = ("When", "Done", "Because", "CO2e", "Woken (+), released (-)", "Reason")
-    return table("The newest decisions", heads, rows, text=(0, 1, 2), wide=(4, 5))
+    return table("The newest decisions", heads, rows, text=(0, 1), wide=(2, 4, 5))
