@@ -238,6 +238,19 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
                 ),
             ),
             GrafanaPanel(
+                "Part of the capacity",
+                "Rows that arrive, by those that can be served (modelled): by the workers that run, and at most by the "
+                "devices at the accuracy floor. Near 1 rows wait; by the devices, another server is due.",
+                (
+                    GrafanaQuery(
+                        f"sum by (model) (clover_arrival_rows_per_second{{{_M}}}) / on (model) group_right sum by "
+                        f"(model, of) (clover_capacity_rows_per_second{{{_M}}} > 0)",
+                        "{{model}}: {{of}}",
+                    ),
+                ),
+                unit="percentunit",
+            ),
+            GrafanaPanel(
                 "Rows a batch",
                 "Mean rows of a batch.",
                 (
