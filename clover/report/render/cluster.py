@@ -120,7 +120,9 @@ def cluster_headline(report: ClusterReport) -> Iterator[tuple[str, str]]:
     text = f"{mass(total.grams_ng / 1e9)} of CO2e by {energy(total.joules_uj / 1e6)} for {number(total.rows)} rows"
     yield "Emitted", f"{text}; {_hardware(report)}"
     if total.market_ng is not None:
-        yield "Market-based", mass(total.market_ng / 1e9)
+        factors = sorted({item.market_g_per_kwh for item in report.reports if item.market_g_per_kwh is not None})
+        each = " and ".join(f"{factor:g}" for factor in factors)
+        yield "Market-based", f"{mass(total.market_ng / 1e9)} at the {each} g/kWh of the contract, for all nodes alike"
     for item in report.saved:
         yield "Saved", f"{saved_words(item)}, of {percent(item.part_of_emitted)} of the emissions"
     known = f"energy {parts_words(report.energy_known)}; intensity {parts_words(report.intensity_known)}"
