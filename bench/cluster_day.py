@@ -6,11 +6,11 @@
 Three Ray nodes with addresses of their own (127.0.0.2 to .4), each a Clover server with two emulated A100s of one box
 (or, with `--cores`, on core 0), HAProxy before them, the production controller.  The grids are traces of 24 hours, by
 default three formulas whose clean hours lie eight hours apart; `--traces` takes files, one a region.  Load is open
-loop: requests are due at fixed times whatever became of those before.  Requests of all regions come alike.
+loop: requests are due at fixed times whatever becomes of those before.  All regions send alike.
 
-What is killed, one after the other: a node's server, its actor, the controller, HAProxy, a whole node (server, actor and
-Ray node), the way between controller and a node (its actor is stopped for longer than the lease), Ray's head.  For each
-the requests that failed until the next one, and the seconds until the cluster was as before.
+What is killed, one after the other: a node's server, its actor, the controller, HAProxy, a whole node (server, actor
+and Ray node), the way between controller and a node (its actor is stopped for longer than the lease), Ray's head.  For
+each the requests that failed until the next one, and the seconds until the cluster was as before.
 
 Requests, failures and seconds are measured; grams are modelled by the plans (of profiles measured here; emulated GPUs
 have the speed and watts of their table); the traces are formulas unless files are given.
@@ -19,8 +19,10 @@ have the speed and watts of their table); the traces are formulas unless files a
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import http.client
+import itertools
 import math
 import os
 import signal
@@ -43,6 +45,7 @@ from bench.common import show, write_json
 from clover.cluster import cluster_file
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller_records import ClusterStatus
+from clover.cluster.node import NodeAgent, NodeSetup
 from clover.cluster.ray_support import LocalRay
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.cluster.server_process import ServerProcess
@@ -54,6 +57,7 @@ THREADS = 24
 SLO_MS = 500.0
 FLOOR = 80.0
 LEASE_S = 8.0
+_CLOSED = ("BrokenPipeError (rested)", "RemoteDisconnected (rested)", "ConnectionResetError (rested)")
 BODY = msgspec.json.encode(
     {"inputs": [{"name": "INPUT0", "shape": [1, 4], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4]}]}
 )
@@ -124,6 +128,8 @@ class Asked:
 
     answered: list[tuple[float, float]] = field(default_factory=list)
     failed: list[tuple[float, str]] = field(default_factory=list)
+    reconnected: int = 0
+    """Requests that were sent again at once, as the connection had been closed while it rested."""
 
 
 class Load:
@@ -146,6 +152,18 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    def _ask(self, connection: http.client.HTTPConnection) -> str:
+        """Ask once; return why it failed, empty if it did not.  A connection that failed is closed."""
+        rested = connection.sock is not None
+        try:
+            connection.request("POST", "/v2/models/toy/infer", BODY, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            return "" if response.status == 200 else str(response.status)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            return f"{type(error).__name__}{' (rested)' if rested else ''}"
+
     def _run(self) -> None:
         open_ones: dict[int, http.client.HTTPConnection] = {}
         while not self._ended.is_set():
@@ -156,17 +174,14 @@ class Load:
                 break
             port = self._ports[number % len(self._ports)]
             connection = open_ones.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=30.0))
-            try:
-                connection.request("POST", "/v2/models/toy/infer", BODY, {"Content-Type": "application/json"})
-                response = connection.getresponse()
-                response.read()
-                if response.status != 200:
-                    self.asked.failed.append((due_s, str(response.status)))
-                else:
-                    self.asked.answered.append((due_s, time.monotonic() - self.began_s - due_s))
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                self.asked.failed.append((due_s, type(error).__name__))
+            why = self._ask(connection)
+            if why in _CLOSED and connection.sock is None:  # it was closed while it rested: a client connects again
+                self.asked.reconnected += 1
+                why = self._ask(connection)
+            if why:
+                self.asked.failed.append((due_s, why))
+            else:
+                self.asked.answered.append((due_s, time.monotonic() - self.began_s - due_s))
         for connection in open_ones.values():
             connection.close()
 
@@ -198,78 +213,112 @@ class Day:
     def run(self) -> None:
         """Bring the cluster up, have it live through its day, and end it."""
         try:
+            asyncio.run(self._measure())
             self.handle = bring_up(self.file, "", say=_say)
-            _say("waiting for the nodes, which measure what they serve")
+            _say("waiting for the nodes")
             status = self.handle.wait_ready(300.0)
             _say(", ".join(f"{node.name} {node.phase}" for node in status.nodes))
             self.load = Load(self.ports, self.given.rate)
             seconds = 60.0 * self.given.minutes
             events = self._events() if self.given.kills else []
-            for at, (what, act, back) in enumerate(events):
+            for at, (what, act) in enumerate(events):
                 self._watch(seconds * (0.1 + 0.8 * at / len(events)))
                 _say(f"kill: {what}")
                 kill = Kill(what, self._now())
                 self.kills.append(kill)
-                act()
-                kill.back_s = self._until(back, kill.at_s)
+                kill.back_s = self._until(act(), kill.at_s)
             self._watch(seconds)
         finally:
             if self.load is not None:
                 self.load.stop()
             take_down(self.file, keep=False, say=_say)
 
-    def _events(self) -> list[tuple[str, Callable[[], None], Callable[[ClusterStatus], bool]]]:
-        def controlling(status: ClusterStatus) -> bool:
-            return status.controlling and not any(node.phase in ("waking", "lost") for node in status.nodes)
+    async def _measure(self) -> None:
+        """Start one server alone, which measures what it serves and keeps it for the others."""
+        _say("a server measures what it serves")
+        agent = NodeAgent(NodeSetup.of(self.file, self.file.node[0].name, self.folder))
+        await agent.start()
+        end_s = time.monotonic() + 300.0
+        while not (await agent.report()).healthy and time.monotonic() < end_s:
+            await asyncio.sleep(1.0)
+        await agent.release()
 
+    def _events(self) -> list[tuple[str, Callable[[], Callable[[ClusterStatus], bool]]]]:
+        """Return what is killed, and by what it is known to be back."""
         return [
-            ("a node's server", lambda: _kill(self._server()), controlling),
-            ("its actor", lambda: _kill(*_programs("ray::NodeActor")[:1]), controlling),
-            ("the controller", lambda: _kill(*_programs("ray::ControllerActor")), controlling),
-            ("HAProxy", lambda: _kill(*_programs(f"{self.folder}/ingress/")), controlling),
-            ("a whole node", self._kill_node, controlling),
-            ("the way to a node, for longer than the lease", self._part, controlling),
-            ("Ray's head", self._kill_head, controlling),
+            ("a node's server", self._kill_server),
+            ("its actor", self._kill_actor),
+            ("the controller", self._kill_controller),
+            ("HAProxy", self._kill_haproxy),
+            ("a whole node", self._kill_node),
+            ("the way to a node, for longer than the lease", self._part),
+            ("Ray's head", self._kill_head),
         ]
 
-    def _server(self) -> int:
-        """Return the process of a server that has rows."""
-        for node in self.seen[-1][1].nodes if self.seen else ():
-            record = ServerProcess(self.folder / node.name).find()
-            if node.phase == "ready" and record is not None:
-                return record.pid
-        raise ClusterError("no server runs")
+    def _awake(self) -> str:
+        """Return the node that has most rows."""
+        return max(self.seen[-1][1].nodes, key=lambda node: node.share).name
 
-    def _kill_node(self) -> None:
-        """Kill everything of a node that is awake, and have its machine come back after five seconds."""
-        awake = [node.name for node in self.seen[-1][1].nodes if node.phase == "ready"]
-        node = next(one for one in self.file.node if one.name == awake[-1])
-        actors = [pid for pid in _programs("ray::NodeActor") if _has(pid, node.address)]
+    def _kill_server(self) -> Callable[[ClusterStatus], bool]:
+        name = self._awake()
+        process = ServerProcess(self.folder / name)
+        old = process.find()
+        _kill(*([old.pid] if old else []))
+        port = next(node.port for node in self.file.node if node.name == name)
+        address = next(node.address for node in self.file.node if node.name == name)
+
+        def back(status: ClusterStatus) -> bool:
+            return process.find() not in (None, old) and _ready(address, port) and _settled(status)
+
+        return back
+
+    def _kill_actor(self) -> Callable[[ClusterStatus], bool]:
+        before = _programs("ray::NodeActor")
+        _kill(before[0])
+        return lambda status: len(set(_programs("ray::NodeActor")) - {before[0]}) >= len(before) and _settled(status)
+
+    def _kill_controller(self) -> Callable[[ClusterStatus], bool]:
+        _kill(*_programs("ray::ControllerActor"))
+        return lambda status: status.controlling and _settled(status)
+
+    def _kill_haproxy(self) -> Callable[[ClusterStatus], bool]:
+        old = _programs(f"{self.folder}/ingress/")
+        _kill(*old)
+        port = next(iter(self.ports.values()))
+        return lambda status: not set(_programs(f"{self.folder}/ingress/")) & set(old) and _ready("127.0.0.1", port)
+
+    def _kill_node(self) -> Callable[[ClusterStatus], bool]:
+        """Kill everything of the node that has most rows, and have its machine come back after five seconds."""
+        name = self._awake()
+        node = next(one for one in self.file.node if one.name == name)
         ray = ServerProcess(self.folder / "ray" / node.address).find()
-        record = ServerProcess(self.folder / node.name).find()
+        record = ServerProcess(self.folder / name).find()
         below = _below(ray.pid) if ray is not None else []
-        _kill(*([record.pid] if record else []), *actors, *below, *([ray.pid] if ray else []))
+        _kill(*([record.pid] if record else []), *below, *([ray.pid] if ray else []))
         self._watch(self._now() + 5.0)
         LocalRay(self.folder).start([one.address for one in self.file.node])
+        return lambda status: _settled(status) and ServerProcess(self.folder / name).find() not in (None, record)
 
-    def _part(self) -> None:
+    def _part(self) -> Callable[[ClusterStatus], bool]:
         """Stop the actor of a node for longer than its lease: nobody reaches the node but its clients."""
         pid = _programs("ray::NodeActor")[0]
         os.kill(pid, signal.SIGSTOP)
         self._watch(self._now() + LEASE_S + 4.0)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+        return _settled
 
-    def _kill_head(self) -> None:
-        """Kill Ray's head with all that is below it, and bring the cluster up again on a new Ray."""
+    def _kill_head(self) -> Callable[[ClusterStatus], bool]:
+        """Kill Ray's head with all of Ray that is below it, and bring the cluster up again on a new Ray."""
         import ray
 
         head = ServerProcess(self.folder / "ray" / "head").find()
         if head is not None:
-            _kill(*_below(head.pid), head.pid)
+            _kill(*(pid for pid in _below(head.pid) if not _has(pid, "haproxy")), head.pid)
         time.sleep(5.0)
         ray.shutdown()
         self.handle = bring_up(self.file, "", say=_say)
+        return _settled
 
     def _now(self) -> float:
         assert self.load is not None
@@ -299,6 +348,21 @@ class Day:
             return None
         self.seen.append((self._now(), status))
         return status
+
+
+def _settled(status: ClusterStatus) -> bool:
+    """Return whether a controller is in charge, and no node is lost or on its way."""
+    lost = ("waking", "lost", "partitioned")
+    return status.controlling and not any(node.phase in lost for node in status.nodes)
+
+
+def _ready(address: str, port: int) -> bool:
+    try:
+        connection = http.client.HTTPConnection(address, port, timeout=2.0)
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _kill(*pids: int) -> None:
@@ -347,13 +411,14 @@ def report(day: Day) -> dict[str, Any]:
     (family,) = last.families
     totals = last.totals
     phases = [{node.name: node.phase for node in status.nodes} for _, status in day.seen]
-    pairs = list(zip(phases, phases[1:], strict=False))
+    pairs = list(itertools.pairwise(phases))
     released = sum(now[name] == "released" != before[name] for before, now in pairs for name in now)
     woken = sum(before[name] == "released" != now[name] for before, now in pairs for name in now)
-    found = {
+    found: dict[str, Any] = {
         "requests": len(asked.answered) + len(asked.failed),
         "answered": len(asked.answered),
         "failed": dict(failures),
+        "reconnected": asked.reconnected,
         "p50_ms": _at(latencies, 0.5),
         "p95_ms": _at(latencies, 0.95),
         "accuracy": family.accuracy,
@@ -380,8 +445,8 @@ def report(day: Day) -> dict[str, Any]:
     ]  # fmt: skip
     if rows:
         show("what was killed", ("what", "at s", "as before after s", "failed until the next"), rows)
-    show("by hour of the grid", ("hour", *(f"{name} g/kWh" for name in REGIONS), *(f"{name} rows/s" for name in REGIONS)),
-         _hours(day))  # fmt: skip
+    heads = ("hour", *(f"{name} g/kWh" for name in REGIONS), *(f"{name} rows/s" for name in REGIONS))
+    show("by hour of the grid", heads, _hours(day))
     return found
 
 

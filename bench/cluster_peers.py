@@ -281,6 +281,21 @@ async def kills(
     ]
 
 
+def per_s(run: Result) -> float:
+    """Return the requests a second that were answered."""
+    return len(run.samples) / run.seconds
+
+
+def p50_ms(run: Result) -> float:
+    """Return the median of latency."""
+    return run.latency_ms(0.5)
+
+
+def p99_ms(run: Result) -> float:
+    """Return the 99th percentile of latency."""
+    return run.latency_ms(0.99)
+
+
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run everything and return what is written to the JSON file."""
     bodies = json_bodies(fashion_rows()[0], 64)
@@ -301,19 +316,19 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         urls[name], "fashion", bodies, connections=options.connections, seconds=options.seconds
                     )
                 )
-        rates = {name: [len(run.samples) / run.seconds for run in closed[name]] for name in names}
+        rates = {name: [*map(per_s, closed[name])] for name in names}
         rate = options.rate or min(map(statistics.median, rates.values())) / 3
         for _ in range(options.rounds):
             for name in names:
                 opened[name].append(await open_loop(urls[name], "fashion", bodies, rate=rate, seconds=options.seconds))
         struck = await kills(ours, theirs, bodies, rate, options.kill_seconds)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for title, runs, figure in (
-        ("closed, requests/s", closed, lambda run: len(run.samples) / run.seconds),
-        ("closed, p50 ms", closed, lambda run: run.latency_ms(0.5)),
-        ("closed, p99 ms", closed, lambda run: run.latency_ms(0.99)),
-        (f"open at {rate:.0f}/s, p50 ms", opened, lambda run: run.latency_ms(0.5)),
-        (f"open at {rate:.0f}/s, p99 ms", opened, lambda run: run.latency_ms(0.99)),
+        ("closed, requests/s", closed, per_s),
+        ("closed, p50 ms", closed, p50_ms),
+        ("closed, p99 ms", closed, p99_ms),
+        (f"open at {rate:.0f}/s, p50 ms", opened, p50_ms),
+        (f"open at {rate:.0f}/s, p99 ms", opened, p99_ms),
     ):
         pairs = [(figure(a), figure(b)) for a, b in zip(*(runs[name] for name in names), strict=True)]
         medians = [statistics.median(column) for column in zip(*pairs, strict=True)]

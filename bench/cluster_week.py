@@ -8,7 +8,8 @@ time, with 2 % of noise.  Without `--traces` each grid is the synthetic duck cur
 local time of its region, scaled by 0.7 to 1.3; with them, region n has the n-th file (any layout that Clover reads),
 from `--start`, or from its first midnight.
 
-It prints, all modelled:
+Devices are A100s with MIG: the operating points that a node's own planner finds for a family of the paper (analytical,
+`bench.cluster_solve.frontiers`).  It prints, all modelled:
 
  1. grams, rows lost, accuracy, late rows: the controller, "each region alone" (its own rows shared equally among its
     nodes, all awake) and "all awake" (all rows among all nodes), each node at the floor by its own best mix;
@@ -29,7 +30,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.cluster_frontier import frontier
+from bench.cluster_solve import SLO_MS, frontiers
 from bench.common import provenance, show, write_json
 from clover.carbon import build_source
 from clover.carbon.layouts import parse_time
@@ -103,7 +104,7 @@ def scenario(options: argparse.Namespace, devices: DeviceFrontier) -> ClusterSce
         for name in names
         for number in range(options.each)
     ]  # fmt: skip
-    mean = options.level * options.each * options.devices * most_rows(devices.points, best - options.points)
+    mean = options.level * options.each * options.devices * most_rows(devices.points, best)
     regions = []
     for number, name in enumerate(names):
         local_h = 24.0 * number / count
@@ -160,12 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bench.cluster_week", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
+    add("--family", choices=list(SLO_MS), default="efficientnet", help="one of the paper's families [efficientnet]")
     add("--days", type=float, default=7.0, help="days that are simulated [7]")
     add("--regions", type=int, default=3, help="regions [3]")
     add("--each", type=int, default=4, help="nodes in each region [4]")
     add("--devices", type=int, default=8, help="devices in each node [8]")
-    add("--level", type=float, default=0.35, help="mean demand over the capacity at the floor [0.35]")
-    add("--points", type=float, default=2.0, help="points that the accuracy floor is below the best [2]")
+    add("--level", type=float, default=0.5, help="mean demand over what all serve at the best accuracy [0.5]")
+    add("--points", type=float, default=1.0, help="points that the accuracy floor is below the best [1]")
     add("--traces", default="", help="files of intensities, one a region, with commas; synthetic if empty")
     add("--start", default="", help="time of the traces to start at [their first midnight]")
     add("--survive", choices=("none", "node", "region"), default="node", help="what may be lost [node]")
@@ -178,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--no-levers", action="store_true", help="do not tell the levers apart (seven more runs)")
     add("--json", metavar="FILE", default="", help="write figures there")
     options = parser.parse_args(argv)
-    devices = frontier()
+    devices = next(own for own in frontiers() if own.family == options.family)
     own = scenario(options, devices)
     family, nodes = devices.family, len(own.terms.nodes)
     began = time.perf_counter()

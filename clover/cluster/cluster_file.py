@@ -179,8 +179,8 @@ def _keys(place: Place) -> tuple[str, ...]:
         for kind in _structs(field.type):
             kinds[(field.name,)] = kind
     kinds[("region", "carbon")] = CarbonConfig
-    kind = kinds.get(tuple(step for step in place if isinstance(step, str)))
-    return kind.__struct_fields__ if kind is not None else ()
+    found = kinds.get(tuple(step for step in place if isinstance(step, str)))
+    return found.__struct_fields__ if found is not None else ()
 
 
 def _structs(kind: Any) -> Iterable[type[msgspec.Struct]]:
@@ -247,11 +247,14 @@ _NAME_RULE = "must be 1 to 63 of A-Z a-z 0-9 . _ - and begin with a letter or di
 def _check_region(region: RegionSection, at: int, regions: Sequence[str], file: ClusterFile, source: _Source) -> None:
     for key in ("listen", "listen_grpc"):
         address = getattr(region, key)
-        if (address and (found := _ADDRESS.fullmatch(address)) is None) or (address and not 0 < int(found[2]) < 65536):
+        found = _ADDRESS.fullmatch(address)
+        port = int(found[2]) if found is not None else 0
+        if address and not 0 < port < 65536:
             source.fail(("region", at, key), f"must read HOST:PORT, not {address!r}")
         others = [getattr(other, name) for other in file.region for name in ("listen", "listen_grpc")]
         found = _ADDRESS.fullmatch(address)
-        if address and (found is None or not 0 < int(found[2]) < 65536):
+        port = int(found[2]) if found is not None else 0
+        if address and not 0 < port < 65536:
             source.fail(("region", at, key), f"must read HOST:PORT, not {address!r}")
         others = [getattr(other, name) for other in file.region for name in ("listen", "listen_grpc")]
         if address and others.count(address) > 1:

@@ -26,9 +26,10 @@ from typing import TypeVar
 
 import msgspec
 
-from clover.cluster.controller_acting import FAILURES, ClusterActor
+from clover.cluster.controller_acting import ClusterActor
 from clover.cluster.controller_dry import DryIngress, DryNodes, DryStore
 from clover.cluster.controller_memory import ClusterMemory, StateHolder, words
+from clover.cluster.controller_orders import FAILURES
 from clover.cluster.controller_problem import (
     Plan,
     plain,
@@ -113,6 +114,10 @@ class ClusterController:
                 log.exception("a look at the cluster failed")
             await sleep(self.terms.look_s)
 
+    async def close(self) -> None:
+        """Give up orders to nodes that are under way; a controller that starts later gives them again."""
+        await self._actor.close()
+
     async def step(self, *, dry: bool = False) -> ClusterLook:
         """Look once.  `dry`: make a plan, say what would be done now, and do nothing."""
         async with self._lock:
@@ -163,7 +168,7 @@ class ClusterController:
                 at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=(), decision=memory.decisions[-1]
             )
         limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
-        memory.troubles += memory.members.pace(limits_ms, memory.targets)
+        memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
         trigger = force or why_plan(memory, now_s)
         decision = await self._plan(trigger, now_s) if trigger else None

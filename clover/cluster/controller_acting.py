@@ -13,10 +13,10 @@ from clover.cluster.controller_capacity import Capacity, Cover
 from clover.cluster.controller_changes import NodeView, admissions, departures, wakes
 from clover.cluster.controller_members import ClusterMember
 from clover.cluster.controller_memory import ClusterMemory, words
+from clover.cluster.controller_orders import FAILURES, NodeOrder, NodeOrders, OrderEnd, attempt
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, Ingress, Nodes
-from clover.errors import CloverError
 
 log = logging.getLogger("clover.cluster")
 
@@ -27,8 +27,6 @@ _AT_ONCE = 64
 _TIGHT = 0.9
 """Load above which nodes are woken without regard to `ClusterTerms.max_changes`."""
 
-FAILURES = (CloverError, OSError, TimeoutError)
-
 
 class ClusterActor:
     """Acts on nodes and ingress for a controller whose memory is `memory`."""
@@ -38,6 +36,7 @@ class ClusterActor:
         self._nodes = nodes
         self._ingress = ingress
         self._limit = asyncio.Semaphore(_AT_ONCE)
+        self._orders = NodeOrders(memory.terms.patience_s)
 
     # --- shares -------------------------------------------------------------------------------------------------------
 
@@ -102,6 +101,7 @@ class ClusterActor:
                     member.pace,
                     steady,
                     memory.rates_given.get(name, {}) if steady else {},
+                    {family: capacity.node_rate(member.node, family, degraded=True) for family in families},
                 )
             )
         there = {seat.name for seat in seats}
@@ -130,7 +130,8 @@ class ClusterActor:
     async def change(self, now_s: float) -> list[ChangeStep]:
         """Do what is safe at this look: wake, targets, admit, shares, drain, release, remove."""
         memory = self.memory
-        steps = await self._each("wake", wakes(self._views(now_s, {}), self._room(now_s, waking=True)), now_s)
+        self._take_up(now_s)
+        steps = await self._order(wakes(self._views(now_s, {}), self._room(now_s, waking=True)), now_s)
         steps += await self._follow(now_s)
         steps += await self._each("admit", admissions(self._views(now_s, {})), now_s)
         steps += await self.weigh(now_s)
@@ -138,12 +139,12 @@ class ClusterActor:
         views = self._views(now_s, open_now)
         cover = self._cover()
         planned = departures(views, self._room(now_s), lambda names: cover.load(names) <= 1.0 + 1e-9)
-        for kind in ("drain", "release", "remove"):
-            own = [step for step in planned if step.kind == kind]
-            if kind == "remove":  # a node whose release failed is not forgotten
-                own = [step for step in own if memory.members.members[step.node].phase == "released"]
-            steps += await self._each(kind, own, now_s)
-        return steps
+        steps += await self._each("drain", [step for step in planned if step.kind == "drain"], now_s)
+        steps += await self._order([step for step in planned if step.kind == "release"], now_s)
+        # A node is forgotten once it is released, at this look or at a later one.
+        gone = [step for step in planned if step.kind == "remove"]
+        gone = [step for step in gone if memory.members.members[step.node].phase == "released"]
+        return steps + await self._each("remove", gone, now_s)
 
     def _views(self, now_s: float, open_now: Mapping[str, int]) -> list[NodeView]:
         memory, terms = self.memory, self.memory.terms
@@ -159,12 +160,13 @@ class ClusterActor:
                     name=name,
                     phase=member.phase,
                     usable=member.usable and member.hold not in ("drained", "released"),
-                    admitted=member.admitted,
+                    admitted=member.admitted and (not member.usable or member.address == _address(member)),
                     wanted=wanted,
                     may_leave=self._may_leave(member, now_s),
                     weighted=name in memory.given,
                     empty=open_now.get(name, 1) == 0 or now_s - member.since_s >= terms.drain_s,
                     stays=member.hold == "drained",
+                    ending=self._orders.running("release", name),
                     may_wake=now_s >= member.retry_s and member.hold not in ("drained", "released"),
                 )
             )
@@ -217,7 +219,7 @@ class ClusterActor:
             forgot = report is not None and report.target_epoch < memory.epoch and member.heard_s > member.sent_s
             if not told or forgot:
                 due.append(ChangeStep(kind="follow", node=name, why=f"epoch {memory.epoch}"))
-        return await self._each("follow", due, now_s)
+        return await self._order(due, now_s)
 
     async def _open_connections(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -225,78 +227,101 @@ class ClusterActor:
             try:
                 found[name] = await self._ingress.open_connections(name)
             except FAILURES as error:
-                self._trouble(f"the ingress does not say what {name} has open: {_text(error)}")
+                self._trouble(f"the ingress does not say what {name} has open: {error or 'no answer in time'}")
         return found
 
     async def _each(self, kind: StepKind, steps: list[ChangeStep], now_s: float) -> list[ChangeStep]:
-        """Do one kind of step to several nodes at once; return what was done, with what failed."""
-        failures = await asyncio.gather(*(self._one(step, now_s) for step in steps))
+        """Ask one kind of step of the ingress for several nodes at once; return what was done, with what failed."""
+        failures = await asyncio.gather(*(self._ask(step) for step in steps))
         done = []
         for step, failed in zip(steps, failures, strict=True):
             done.append(ChangeStep(kind=kind, node=step.node, why=step.why, failed=failed))
-        failed_ones = [step for step in done if step.failed]
-        if failed_ones:
-            self._trouble(f"{kind} failed for {words(step.node for step in failed_ones)}: {failed_ones[0].failed}")
+            member = self.memory.members.members[step.node]
+            if failed:
+                continue
+            if kind == "admit":
+                member.admitted, member.address = True, _address(member)
+                if member.phase == "draining":
+                    member.enter("ready", now_s)
+            elif kind == "drain":
+                member.enter("draining", now_s)
+            elif kind == "remove":
+                member.admitted = False
+        self._say_failures(kind, {step.node: step.failed for step in done})
         return done
 
-    async def _one(self, step: ChangeStep, now_s: float) -> str:
-        memory, name = self.memory, step.node
-        member = memory.members.members[name]
-        if step.kind == "wake":
-            failed = await self._try(self._nodes.wake(name))
-            if failed:
-                member.failed(now_s, failed)
-            else:
+    async def _ask(self, step: ChangeStep) -> str:
+        if step.kind == "admit":
+            return await self._try(self._ingress.admit(step.node, *_address(self.memory.members.members[step.node])))
+        if step.kind == "drain":
+            return await self._try(self._ingress.drain(step.node))
+        return await self._try(self._ingress.remove(step.node))
+
+    async def _order(self, steps: list[ChangeStep], now_s: float) -> list[ChangeStep]:
+        """Give orders to nodes, and take up how those ended that did, older ones too."""
+        memory = self.memory
+        orders: list[tuple[NodeOrder, Awaitable[None]]] = []
+        given = []
+        for step in steps:
+            if self._orders.running(step.kind, step.node):
+                continue
+            given.append(step)
+            if step.kind == "wake":
+                member = memory.members.members[step.node]
                 attempts = member.attempts
                 member.enter("waking", now_s)
                 member.attempts, member.retry_s = attempts, now_s
-            return failed
-        if step.kind == "follow":
-            failed = await self._try(self._nodes.follow(memory.targets[name], memory.epoch))
-            if not failed:
-                member.epoch_sent, member.sent_s = memory.epoch, now_s
-            return failed
-        if step.kind == "admit":
-            report = member.report
-            address = (report.url, report.grpc_url) if report is not None else ("", "")
-            failed = await self._try(self._ingress.admit(name, *address))
-            if not failed:
-                member.admitted, member.address = True, address
-                if member.phase == "draining":
-                    member.enter("ready", now_s)
-            return failed
-        if step.kind == "drain":
-            failed = await self._try(self._ingress.drain(name))
-            if not failed:
-                member.enter("draining", now_s)
-            return failed
-        if step.kind == "release":
-            failed = await self._try(self._nodes.release(name))
-            if not failed:
+                orders.append((NodeOrder("wake", step.node), self._nodes.wake(step.node)))
+            elif step.kind == "follow":
+                order = NodeOrder("follow", step.node, memory.epoch)
+                orders.append((order, self._nodes.follow(memory.targets[step.node], memory.epoch)))
+            else:
+                orders.append((NodeOrder("release", step.node), self._nodes.release(step.node)))
+        await self._orders.give(orders)
+        failures = {(end.order.kind, end.order.node): end.failed for end in self._take_up(now_s)}
+        return [
+            ChangeStep(kind=step.kind, node=step.node, why=step.why, failed=failures.get((step.kind, step.node), ""))
+            for step in given
+        ]
+
+    def _take_up(self, now_s: float) -> list[OrderEnd]:
+        """Note how orders ended."""
+        ends = [end for end in self._orders.ended() if end.order.node in self.memory.members.members]
+        for end in ends:
+            member, order = self.memory.members.members[end.order.node], end.order
+            if order.kind == "wake" and end.failed and member.phase == "waking":
+                member.failed(now_s, end.failed)
+            elif order.kind == "follow" and not end.failed:
+                member.epoch_sent, member.sent_s = max(member.epoch_sent, order.epoch), now_s
+            elif order.kind == "release" and not end.failed and member.phase == "draining":
                 member.enter("released", now_s)
                 member.ended_s = now_s
-            return failed
-        failed = await self._try(self._ingress.remove(name))
-        if not failed:
-            member.admitted = False
-        return failed
+        for kind in ("wake", "follow", "release"):
+            own = [end for end in ends if end.order.kind == kind]
+            self._say_failures(kind, {end.order.node: end.failed for end in own})
+        return ends
+
+    def _say_failures(self, kind: str, failures: Mapping[str, str]) -> None:
+        failed = {name: why for name, why in failures.items() if why}
+        if failed:
+            self._trouble(f"{kind} failed for {words(failed)}: {next(iter(failed.values()))}")
 
     async def _try(self, call: Awaitable[None]) -> str:
-        """Wait for a call; return what failed, empty if nothing did."""
-        try:
-            async with self._limit, asyncio.timeout(self.memory.terms.patience_s):
-                await call
-        except FAILURES as error:
-            return _text(error)
-        return ""
+        """Wait for a call to the ingress; return what failed, empty if nothing did."""
+        return await attempt(call, self.memory.terms.patience_s, self._limit)
+
+    async def close(self) -> None:
+        """Give up orders that are under way."""
+        await self._orders.close()
 
     def _trouble(self, text: str) -> None:
         self.memory.troubles.append(text)
         log.warning("%s", text)
 
 
-def _text(error: BaseException) -> str:
-    return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+def _address(member: ClusterMember) -> tuple[str, str]:
+    report = member.report
+    return (report.url, report.grpc_url) if report is not None else ("", "")
 
 
 def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:

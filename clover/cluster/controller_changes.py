@@ -25,7 +25,8 @@ from clover.cluster.controller_records import ChangeStep, Phase
 class NodeView:
     """One node at one look.  `wanted`: the plan in force has it awake.  `may_leave`: plans have done without it for
     long enough.  `weighted`: it is given rows.  `empty`: drained, with nothing open or its time over.  `stays`: it
-    is not released after that, as an operator wants it.  `may_wake`: no back-off holds it."""
+    is not released after that, as an operator wants it.  `ending`: it was released and has not
+    ended yet.  `may_wake`: no back-off holds it."""
 
     name: str
     phase: Phase
@@ -36,6 +37,7 @@ class NodeView:
     weighted: bool = False
     empty: bool = False
     stays: bool = False
+    ending: bool = False
     may_wake: bool = True
 
 
@@ -61,7 +63,7 @@ def admissions(views: Iterable[NodeView]) -> list[ChangeStep]:
     return [
         ChangeStep(kind="admit", node=view.name, why="wanted again" if view.phase == "draining" else "it is ready")
         for view in views
-        if (view.usable and not view.admitted) or (view.phase == "draining" and view.wanted)
+        if (view.usable and not view.admitted) or (view.phase == "draining" and view.wanted and not view.ending)
     ]
 
 
@@ -70,7 +72,7 @@ def departures(views: Sequence[NodeView], room: int, covers: Covers) -> list[Cha
     found = []
     staying = {view.name for view in views if view.usable and view.admitted and view.phase != "draining"}
     for view in views:
-        if view.phase == "draining" and view.empty and not view.wanted and not view.stays:
+        if view.phase == "draining" and view.empty and not (view.wanted or view.stays or view.ending):
             found.append(ChangeStep(kind="release", node=view.name, why="it has drained"))
             found.append(ChangeStep(kind="remove", node=view.name, why="it is released"))
         elif view.phase == "released" and view.admitted:

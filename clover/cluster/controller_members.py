@@ -26,6 +26,8 @@ _WAKES_WITHIN = 4.0
 """Times its wake time that a node may take to become ready, and at least `_WAKES_LEAST_S`."""
 _WAKES_LEAST_S = 120.0
 LEAST_PACE = 0.25
+PACE_S = 10.0
+"""Seconds between two changes of a node's pace: what it reports is of some seconds, too."""
 _OVER = 1.05
 """Times its limit that a p95 is above before a node gets less: what is counted in seconds is not exact."""
 _SLOWER, _FASTER = 0.8, 1.05
@@ -58,6 +60,7 @@ class ClusterMember:
     address: tuple[str, str] = ("", "")
     hold: Hold | None = None
     pace: float = 1.0
+    paced_s: float = -math.inf
     epoch_sent: int = 0
     sent_s: float = -math.inf
     ended_s: float = -math.inf
@@ -115,6 +118,8 @@ class Membership:
             known = member.report
             if known is None or (report.at_s, report.started_s) != (known.at_s, known.started_s):
                 member.heard_s = now_s
+            if known is not None and report.started_s != known.started_s:
+                member.epoch_sent = 0  # a new server, which has no target
             member.report = report
         for name, member in self.members.items():
             before = member.phase
@@ -153,7 +158,7 @@ class Membership:
         """Note that a node that just fell silent is served by the ingress all the same."""
         self.members[name].enter("partitioned", now_s, "it does not report, and the ingress finds it healthy")
 
-    def pace(self, slo_p95_ms: Mapping[str, float], targets: Mapping[str, NodeTarget]) -> list[str]:
+    def pace(self, now_s: float, slo_p95_ms: Mapping[str, float], targets: Mapping[str, NodeTarget]) -> list[str]:
         """Give less to nodes whose p95 is above what their target leaves them, or the SLO of a family, and more again
         to others; return who is slow."""
         slow = []
@@ -167,13 +172,13 @@ class Membership:
                 for own in member.report.families
                 if own.p95_ms > _OVER * limits.get(own.family, math.inf) and sum(own.rates.values()) > 0.0
             ]
-            if late:
-                member.pace = max(LEAST_PACE, member.pace * _SLOWER)
+            if due := now_s - member.paced_s >= PACE_S:
+                member.pace = max(LEAST_PACE, member.pace * _SLOWER) if late else min(1.0, member.pace * _FASTER)
+                member.paced_s = now_s
+            if late and (due or member.pace < 1.0):
                 family, p95_ms = late[0].family, late[0].p95_ms
                 over = f"{p95_ms:.0f} ms of {limits[family]:.0f} ms (p95)"
                 slow.append(f"{name} answers {family} in {over} and gets {member.pace:.0%} of its share")
-            else:
-                member.pace = min(1.0, member.pace * _FASTER)
         return slow
 
     def for_plan(self) -> tuple[ClusterNode, ...]:

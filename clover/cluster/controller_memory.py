@@ -20,7 +20,7 @@ from clover.planning.cluster.records import ClusterPlan, DeviceFrontier, NodeTar
 from clover.types import Reading
 
 KEPT = 200
-_SAVED_DECISIONS = 50
+_SAVED_DECISIONS = 20
 
 
 class StateHolder(msgspec.Struct, frozen=True):
@@ -56,6 +56,8 @@ class ClusterMemory:
     plan: ClusterPlan | None = None
     targets: dict[str, NodeTarget] = field(default_factory=dict)
     epoch: int = 0
+    scouts: frozenset[str] = frozenset()
+    """Nodes to wake only to learn what their devices do: one of each kind of device that no node has told of."""
     planned: PlannedFor = field(default_factory=PlannedFor)
     weights: dict[tuple[str, str], Rates] = field(default_factory=dict)
     given: Rates = field(default_factory=dict)
@@ -98,6 +100,7 @@ class ClusterMemory:
         changed = self.members.note(now_s, reports)
         self.frontiers = self.members.frontiers(self.frontiers.values())
         self.budget.note(now_s, reports)
+        self.scouts = self._scouts()
         families = {own.family for own in self.terms.families}
         counted: dict[Key, float] = {}
         for member in self.members.members.values():
@@ -113,6 +116,17 @@ class ClusterMemory:
         if reports or counted:
             self.demand.note(now_s, counted)
         return changed
+
+    def _scouts(self) -> frozenset[str]:
+        members = self.members.members
+        known = {kind for kind, _ in self.frontiers}
+        known.update(kind for own in members.values() if own.report is not None for kind in own.node.devices)
+        found: dict[str, str] = {}
+        for name, own in members.items():
+            for kind in own.node.devices:
+                if kind not in known and own.hold is None:
+                    found.setdefault(kind, name)
+        return frozenset(found.values())
 
     def floors(self) -> dict[str, float]:
         """Return the corrected accuracy floor of each family, for plans."""
@@ -143,6 +157,8 @@ class ClusterMemory:
         """Return whether a node is to be awake: by an operator's word, else by the plan in force."""
         if member.hold is not None:
             return member.hold == "awake"
+        if name in self.scouts:
+            return True
         if self.plan is None:  # before the first plan everything stays as it is
             return member.phase in ("ready", "partitioned", "waking")
         target = self.targets.get(name)

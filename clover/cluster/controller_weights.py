@@ -15,6 +15,7 @@ So capacity is never lowered before what replaces it is ready: rows stay on the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,9 +28,11 @@ Rates = dict[str, float]
 
 @dataclass
 class Seat:
-    """A node as far as shares are concerned.  `planned`: rows/s by family that the plan gives it; `most`: what it can
-    serve of each.  `ready`: whether it may be given rows; `steady`: it may keep the rows that it has (`had`), and be
-    given no more, because it does not follow the newest target."""
+    """A node as far as shares are concerned.
+
+    `planned`: rows/s by family that the plan gives it; `most`: what it can serve of each at the floor, `peak` without
+    regard to accuracy.  `ready`: whether it may be given rows.  `steady`: it may keep the rows that it has (`had`), and
+    be given no more, because it does not follow the newest target."""
 
     name: str
     region: str
@@ -39,12 +42,13 @@ class Seat:
     pace: float = 1.0
     steady: bool = False
     had: Mapping[str, float] = field(default_factory=dict)
+    peak: Mapping[str, float] = field(default_factory=dict)
 
     def limit(self, family: str) -> float:
         """Return the rows/s of a family that it may be given."""
         if not self.ready:
             return 0.0
-        planned = self.planned.get(family, 0.0)
+        planned = min(self.planned.get(family, 0.0), self.peak.get(family, math.inf))
         # A slow node gives up a part of what it has, and takes nothing over from others.
         most = (planned if self.pace < 1.0 and planned else max(self.most.get(family, 0.0), planned)) * self.pace
         return min(most, self.had.get(family, 0.0)) if self.steady else most

@@ -9,7 +9,9 @@ import logging
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from time import monotonic
 
 import msgspec
@@ -34,7 +36,7 @@ from clover.cluster.haproxy_process import (
     write_private,
 )
 from clover.cluster.haproxy_runtime import IngressGone, IngressRefused, RuntimeApi, check_reply
-from clover.cluster.haproxy_state import Servers, WantedIngress, differences, leftovers, wanted_of, weights_key
+from clover.cluster.haproxy_state import Servers, WantedIngress, differences, leftovers, settled, wanted_of, weights_key
 from clover.cluster.ingress import CounterRates, whole_weights
 from clover.errors import ClusterError
 
@@ -80,25 +82,44 @@ class HAProxyIngress:
         One that runs with other settings is replaced without refusing a connection.  ClusterError if there is no
         haproxy, it does not take the configuration, or an address is taken."""
         async with self._lock:
-            self._program = find_program(self.settings.haproxy)
             try:
-                info = await self._api.info()
-            except IngressGone:
-                info = {}
-            adopted = False
-            if info:
-                said = info.get("Description") or info.get("description", "")
-                if not said.startswith("clover-ingress-"):
-                    raise ClusterError(f"another haproxy uses the socket {self._socket}")
-                self._servers = await self._api.server_states()
-                self._wanted = wanted_of(self.settings, self._servers)
-                self._process = HAProxyProcess(int(info["Pid"]))
-                adopted = said == description(render(self.settings, socket=self._socket))
-            if not adopted:
-                await self._launch()
-            await self._converge()
+                adopted = await self._begin()
+            except BaseException:
+                if self._process is not None:  # an old one keeps running
+                    self._process.forget()
+                    self._process = None
+                raise
         self._keeper = asyncio.create_task(self._keep())
         return adopted
+
+    async def _begin(self) -> bool:
+        self._program = find_program(self.settings.haproxy)
+        try:
+            info = await self._api.info()
+        except IngressGone:
+            info = {}
+        adopted = False
+        if info:
+            said = info.get("Description") or info.get("description", "")
+            if not said.startswith("clover-ingress-"):
+                raise ClusterError(f"another haproxy uses the socket {self._socket}")
+            self._servers = await self._own_servers()
+            self._wanted = wanted_of(self.settings, self._servers)
+            self._process = HAProxyProcess(int(info["Pid"]))
+            adopted = said == description(render(self.settings, socket=self._socket, read=self._files()))
+        if not adopted:
+            await self._launch()
+        await self._converge()
+        return adopted
+
+    async def reload(self) -> None:
+        """Have certificates and token read again: a new HAProxy replaces the one that runs, without refusing a
+        connection."""
+        async with self._lock:
+            if self._process is None:
+                raise ClusterError("the ingress was not started")
+            await self._launch()
+            await self._converge()
 
     async def close(self) -> None:
         """Let go of HAProxy, which keeps running as it is; the next `start` adopts it."""
@@ -137,7 +158,8 @@ class HAProxyIngress:
             await self._want(
                 msgspec.structs.replace(
                     wanted, upstreams={**wanted.upstreams, name: upstream}, draining=wanted.draining - {name}
-                )
+                ),
+                {name},
             )
 
     async def weigh(self, origin: str, weights: Mapping[str, float]) -> None:
@@ -168,11 +190,12 @@ class HAProxyIngress:
         """Give a node nothing new; what it has is answered.  `admit` ends the drain."""
         async with self._lock:
             self._known(name)
-            await self._want(msgspec.structs.replace(self._wanted, draining=self._wanted.draining | {name}))
+            await self._want(msgspec.structs.replace(self._wanted, draining=self._wanted.draining | {name}), {name})
 
     async def open_connections(self, name: str) -> int:
         """Return how many requests of clients a node still has from here; 0 if the node is not known."""
         async with self._lock:
+            self._servers = await self._own_servers()
             servers = [(backend, found[name].number) for backend, found in self._servers.items() if name in found]
             rows = await self._api.server_statistics(servers) if servers else []
         return sum(int(row.get("scur", 0)) + int(row.get("qcur", 0)) for row in rows if row.get("svname") == name)
@@ -190,7 +213,8 @@ class HAProxyIngress:
                         for which, shares in wanted.weights.items()
                     },
                 ),
-                wait_s=_DELETE_S,
+                {name},
+                _DELETE_S,
             )
 
     async def nodes(self) -> dict[str, bool]:
@@ -207,6 +231,10 @@ class HAProxyIngress:
     async def healthy(self, name: str) -> bool:
         """Return whether HAProxy's checks find a node ready now; False for one that it does not have."""
         return (await self.nodes()).get(name, False)
+
+    async def information(self) -> dict[str, str]:
+        """Return what HAProxy says of itself (`show info`): Pid, Version, Uptime, CurrConns and more."""
+        return await self._api.info()
 
     def weights(self) -> dict[str, dict[str, int]]:
         """Return the weights in force by node, for each origin and each ORIGIN:FAMILY that has its own."""
@@ -249,40 +277,45 @@ class HAProxyIngress:
         if name not in self._wanted.upstreams:
             raise ClusterError(f"the ingress has no node {name!r}")
 
-    async def _want(self, wanted: WantedIngress, wait_s: float = 0.0) -> None:
+    async def _want(self, wanted: WantedIngress, names: Collection[str] | None = None, wait_s: float = 0.0) -> None:
         """Have HAProxy be as wanted.  If it has died, it is started that way; if it refuses, what was wanted before
         stands."""
         if self._process is None:
             raise ClusterError("the ingress was not started")
         before, self._wanted = self._wanted, wanted
         try:
-            await self._converge(wait_s)
+            await self._converge(names, wait_s)
         except IngressGone:
             await self._revive()
         except ClusterError:
             self._wanted = before
             raise
 
-    async def _converge(self, wait_s: float = 0.0) -> None:
-        """Run the commands that lead to what is wanted, and delete what is not, if it has no connections any more or
-        loses them within `wait_s`."""
-        for _ in range(3):
-            commands = differences(self.settings, self._wanted, self._servers)
+    async def _converge(self, names: Collection[str] | None = None, wait_s: float = 0.0) -> None:
+        """Run the commands that lead to what is wanted, of some nodes or (if None) of all, and delete what is not, if
+        it has no connections any more or loses them within `wait_s`."""
+        for last in (False, False, True):
+            changed = (
+                {*self._wanted.upstreams, *chain.from_iterable(self._servers.values())} if names is None else names
+            )
+            commands = differences(self.settings, self._wanted, self._servers, changed)
             gone = leftovers(self.settings, self._wanted, self._servers)
             if not commands and not gone:
                 return
             try:
                 await self._api.change(commands)
             except IngressRefused:
-                # It may have been for something that somebody else changed: look again, once.
+                # It may have been for something that somebody else changed: look again.
                 self._servers, seen = await self._own_servers(), self._servers
-                if seen == self._servers:
+                if last or seen == self._servers:
                     raise
                 continue
-            left = await self._delete(gone, wait_s)
-            self._servers = await self._own_servers()
-            if left:
-                return
+            self._servers = settled(self.settings, self._wanted, self._servers, changed)
+            if gone:
+                left = await self._delete(gone, wait_s)
+                self._servers = await self._own_servers()
+                if left:
+                    return
 
     async def _delete(self, servers: Sequence[str], wait_s: float) -> bool:
         """Remove servers; return whether some still have connections after `wait_s`."""
@@ -313,7 +346,7 @@ class HAProxyIngress:
             backend.name: {name: own for name, own in self._wanted.shares(backend).items() if name not in draining}
             for backend in backends(self.settings)
         }
-        text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket)
+        text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket, self._files())
         file, log = self._folder / "haproxy.cfg", self._folder / "haproxy.log"
         environment = self._environment()
         await asyncio.to_thread(write_private, file, text)
@@ -346,14 +379,21 @@ class HAProxyIngress:
         except (IngressGone, ValueError):
             return 0
 
+    def _files(self) -> bytes:
+        """Return what is in the files that HAProxy reads at its start."""
+        found = []
+        for path in filter(None, (self.settings.tls_cert, self.settings.ca_file, self.settings.token_file)):
+            try:
+                found.append(Path(path).read_bytes())
+            except OSError as error:
+                raise ClusterError(f"the ingress cannot read {path}: {error.strerror}") from error
+        return b"".join(found)
+
     def _environment(self) -> dict[str, str]:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
         if self.settings.token_file:
-            try:
-                with open(self.settings.token_file, encoding="utf-8") as file:
-                    environment[TOKEN_VARIABLE] = file.readline().strip()
-            except OSError as error:
-                raise ClusterError(f"the token file of the ingress cannot be read: {error.strerror}") from error
+            lines = Path(self.settings.token_file).read_text(encoding="utf-8").splitlines()
+            environment[TOKEN_VARIABLE] = lines[0].strip() if lines else ""
         return environment
 
     async def _revive(self) -> None:

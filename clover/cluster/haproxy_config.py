@@ -8,7 +8,8 @@ Four things decide how it is written:
 
 - HAProxy sends a request again only as long as it has all of it, which is if head and body fit into its buffer.
   `tune.bufsize` is `body_bytes` and room for a head; a longer body is passed on as it comes, and is sent again only if
-  the connection to a node could not be made.
+  the connection to a node could not be made.  HAProxy copies the whole buffer of each request to keep it, however
+  little is in it, so a large one costs every request (`bench.cluster_ingress`).
 - Servers that are added at run time cannot follow the health checks of other ones (`track`), so each server of each
   backend is checked by itself, the more rarely the more nodes there are.
 - The family of a request stands in its path, over gRPC in its message and of embeddings in its JSON, which HAProxy can
@@ -82,7 +83,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     origins: tuple[IngressOrigin, ...]
     families: tuple[str, ...] = ()
     haproxy: str = ""
-    body_bytes: int = 256 << 10
+    body_bytes: int = 64 << 10
     retries: int = 3
     tls_cert: str = ""
     ca_file: str = ""
@@ -193,14 +194,16 @@ def render(
     upstreams: Iterable[Upstream] = (),
     weights: Mapping[str, Mapping[str, int]] | None = None,
     socket: str = "",
+    read: bytes = b"",
 ) -> str:
     """Return HAProxy's configuration as text; with nodes and their weights by backend if it is to begin with some.
 
-    `socket`: path of the stats socket.  The text without nodes has a digest, which the process shows as its
-    description, so that a controller knows whether one that runs was configured by the same settings."""
+    `socket`: path of the stats socket.  `read`: contents of the files that HAProxy reads once, such as certificates.
+    They and the text without nodes have a digest, which the process shows as its description, so that a controller
+    knows whether one that runs was configured in the same way."""
     check_settings(settings)
     bare = _sections(settings, (), {}, socket, "")
-    digest = hashlib.sha256("\n".join(bare).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join(bare).encode() + read).hexdigest()[:16]
     return "\n".join(_sections(settings, tuple(upstreams), weights or {}, socket, digest)) + "\n"
 
 
@@ -214,8 +217,9 @@ def server_words(settings: IngressSettings, upstream: Upstream, weight: int, *, 
     host, port = (upstream.grpc_host, upstream.grpc_port) if grpc else (upstream.host, upstream.port)
     words = [f"{_bracketed(host)}:{port}"]
     if upstream.secure:
-        words += ["ssl", "verify", "required", "ca-file", settings.ca_file]
-        words += ["alpn", "h2", "check-ssl", "check-alpn", "http/1.1"] if grpc else []
+        # Checks of a server that is added at run time are not over TLS because it is.
+        words += ["ssl", "verify", "required", "ca-file", settings.ca_file, "check-ssl"]
+        words += ["alpn", "h2", "check-alpn", "http/1.1"] if grpc else []
     elif grpc:
         words += ["proto", "h2"]
     words += ["check", "check-proto", "h1", "addr", upstream.host, "port", str(upstream.port)] if grpc else ["check"]

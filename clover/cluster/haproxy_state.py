@@ -6,7 +6,9 @@ somebody changed something by hand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+from msgspec import structs
 
 from clover.cluster.haproxy_config import IngressBackend, IngressSettings, Upstream, backends, server_words
 from clover.cluster.haproxy_runtime import IngressServer
@@ -36,15 +38,17 @@ def weights_key(origin: str, family: str = "") -> str:
     return f"{origin}:{family}" if family else origin
 
 
-def differences(settings: IngressSettings, wanted: WantedIngress, servers: Servers) -> list[str]:
-    """Return the commands after which HAProxy has what is wanted.
+def differences(
+    settings: IngressSettings, wanted: WantedIngress, servers: Servers, names: Collection[str] | None = None
+) -> list[str]:
+    """Return the commands after which HAProxy has what is wanted; of some nodes alone if `names` are given.
 
     A server that shall not be there is only put into maintenance: it can be deleted (`leftovers`) once it has no more
     connections.  So can one that is to change between TLS and none, which is added again afterwards."""
     commands: list[str] = []
     for backend in backends(settings):
         grpc, found, shares = backend.grpc, servers.get(backend.name, {}), wanted.shares(backend)
-        for name in sorted({*found, *wanted.upstreams}):
+        for name in sorted({*found, *wanted.upstreams} if names is None else names):
             upstream, server = wanted.upstreams.get(name), found.get(name)
             if upstream is None or not _belongs(upstream, server, grpc=grpc):
                 if server is not None and server.state != "maint":
@@ -72,6 +76,35 @@ def leftovers(settings: IngressSettings, wanted: WantedIngress, servers: Servers
         for name, server in servers.get(backend.name, {}).items()
         if name not in wanted.upstreams or not _belongs(wanted.upstreams[name], server, grpc=backend.grpc)
     ]
+
+
+def settled(settings: IngressSettings, wanted: WantedIngress, servers: Servers, names: Collection[str]) -> Servers:
+    """Return what HAProxy has of some nodes once the commands of `differences` have succeeded, beside what it had.
+
+    A new server has no number, and none is up that was not: HAProxy alone knows that."""
+    result = {backend: dict(found) for backend, found in servers.items()}
+    for backend in backends(settings):
+        found, shares = result.setdefault(backend.name, {}), wanted.shares(backend)
+        for name in names:
+            upstream, server = wanted.upstreams.get(name), found.get(name)
+            if upstream is None or not _belongs(upstream, server, grpc=backend.grpc):
+                if server is not None:
+                    found[name] = structs.replace(server, state="maint")
+                continue
+            host, port = (upstream.grpc_host, upstream.grpc_port) if backend.grpc else (upstream.host, upstream.port)
+            moved = server is None or server.state == "maint" or (server.host, server.port) != (host, port)
+            found[name] = IngressServer(
+                number=server.number if server is not None else 0,
+                host=host,
+                port=port,
+                weight=shares.get(name, 0),
+                state="drain" if name in wanted.draining else "ready",
+                up=server is not None and server.up and not moved,
+                secure=upstream.secure,
+                check_host=upstream.host if backend.grpc else server.check_host if server is not None else "",
+                check_port=upstream.port if backend.grpc else server.check_port if server is not None else 0,
+            )
+    return result
 
 
 def wanted_of(settings: IngressSettings, servers: Servers) -> WantedIngress:

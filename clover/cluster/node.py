@@ -46,7 +46,7 @@ Frontiers = Callable[[Mapping[str, Any]], tuple[DeviceFrontier, ...]]
 """From what a server says of its profiles and devices to the operating points of its devices."""
 
 
-class NodeOrder(Record):
+class NodeSetup(Record, frozen=True, kw_only=True):
     """All that the agent of a node has to know, as it goes to the machine: its section of the cluster file, the
     environment of its server, and where its files are."""
 
@@ -60,7 +60,7 @@ class NodeOrder(Record):
     drain_s: float = 30.0
 
     @classmethod
-    def of(cls, file: ClusterFile, name: str, folder: Path) -> NodeOrder:
+    def of(cls, file: ClusterFile, name: str, folder: Path) -> NodeSetup:
         """Return the order for a node of a cluster, whose files are below `folder`; KeyError if there is none."""
         node = {item.name: item for item in file.node}[name]
         return cls(
@@ -105,7 +105,7 @@ class NodeAgent:
 
     def __init__(
         self,
-        order: NodeOrder,
+        order: NodeSetup,
         *,
         frontiers: Frontiers | None = None,
         process: ServerProcess | None = None,
@@ -130,6 +130,7 @@ class NodeAgent:
         self._wall, self._monotonic = wall, monotonic
         self._state: NodeState = "released"
         self._grid_start = ""
+        self._learning: asyncio.Task[None] | None = None
         self._wait_s = FIRST_WAIT_S
         self._started_s = -float("inf")
         self._again_s = -float("inf")
@@ -255,9 +256,28 @@ class NodeAgent:
         told = await self._client.post("/v2/clover/cluster", {"action": "profiles"})
         shapes = [msgspec.convert(item, DeviceShape) for item in told["devices"]]
         self._devices = dict(self.order.node.devices) or dict(Counter(kind_of(shape) for shape in shapes))
-        if self._frontiers_of is not None:
-            self._frontiers = await asyncio.to_thread(self._frontiers_of, told)
         self._profiled_s = started_s
+        if self._frontiers_of is not None:
+            if self._learning is not None:
+                self._learning.cancel()
+            self._learning = asyncio.get_running_loop().create_task(self._work_out(self._frontiers_of, told))
+
+    async def _work_out(self, frontiers_of: Frontiers, told: Mapping[str, Any]) -> None:
+        """Find the operating points of a server's devices; reports go without them, or with those of before, until
+        they are there."""
+        began_s = self._monotonic()
+        try:
+            self._frontiers = await asyncio.to_thread(frontiers_of, told)
+        except Exception:
+            log.exception("node %s: the operating points of its devices cannot be worked out", self.order.node.name)
+        else:
+            seconds = self._monotonic() - began_s
+            log.info("node %s: operating points worked out in %.1f s", self.order.node.name, seconds)
+
+    async def learned(self) -> None:
+        """Wait until the operating points of the server's devices are worked out, if they are being."""
+        if self._learning is not None:
+            await self._learning
 
     def _node(self, models: Mapping[str, Any]) -> ClusterNode:
         section = self.order.node

@@ -1,9 +1,9 @@
 """The cluster's controller as a detached actor of Ray, with all that it sees of the world.
 
 The actor runs on the machine on which `clover cluster up` was called, beside the ingress, whose runtime API is a socket
-of that machine.  Ray starts it again if it dies.  It reads a copy of the cluster file in the cluster's folder (`cluster.json`,
-mode 0600), what it knows is in its store, and what is in force is asked of nodes and ingress: so a new controller, also
-on a Ray that was made anew, goes on where the last one was.
+of that machine.  Ray starts it again if it dies.  It reads a copy of the cluster file in the cluster's folder
+(`cluster.json`, mode 0600), what it knows is in its store, and what is in force is asked of nodes and ingress: so a new
+controller, also on a Ray that was made anew, goes on where the last one was.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 
 from clover.cache import replace_file, state_folder
+from clover.cluster.checked_ingress import CheckedIngress
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller import ClusterController, in_thread
 from clover.cluster.controller_records import ClusterTerms
-from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
 from clover.cluster.no_ingress import NoIngress
 from clover.cluster.origins import OriginShares
@@ -33,7 +33,7 @@ from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.state_store import FileStore
 from clover.errors import CloverError, ClusterError
 from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import FamilyTerms
+from clover.planning.cluster.records import ClusterPlan, ClusterProblem, FamilyTerms
 from clover.types import Record
 
 log = logging.getLogger("clover.cluster")
@@ -48,7 +48,7 @@ CONTROLLER = "controller"
 """The name of the actor within the cluster's namespace."""
 
 
-class RunningCluster(Record):
+class RunningCluster(Record, frozen=True, kw_only=True):
     """What `up` leaves for controllers: the cluster file, resolved, and when the cluster was brought up (Unix)."""
 
     file: ClusterFile
@@ -118,7 +118,7 @@ def terms_of(file: ClusterFile) -> ClusterTerms:
     )
 
 
-def ingress_of(file: ClusterFile, folder: Path) -> HAProxyIngress | None:
+def ingress_of(file: ClusterFile, folder: Path) -> CheckedIngress | None:
     """Return the ingress of a cluster, not started; None if it has none."""
     given = file.ingress
     if given is None:
@@ -128,7 +128,7 @@ def ingress_of(file: ClusterFile, folder: Path) -> HAProxyIngress | None:
         for region in file.region
         if region.listen or region.listen_grpc
     )
-    return HAProxyIngress(
+    return CheckedIngress(
         IngressSettings(
             folder=str(folder / "ingress"),
             origins=origins,
@@ -170,11 +170,21 @@ class ControllerActor:
             self._ingress(),
             self._store(),
             self._grids,
-            in_thread(plan_cluster),
+            in_thread(self._plan),
         )
         self._task: asyncio.Task[None] | None = None
         self._began_s = time.time()
         self._trouble = ""
+
+    def _plan(self, problem: ClusterProblem) -> ClusterPlan:
+        """Return a plan; keep a problem that none could be made for, so that it can be looked into."""
+        try:
+            return plan_cluster(problem)
+        except Exception:
+            path = self._folder / "unplanned.json"
+            replace_file(path, msgspec.json.encode(problem))
+            log.error("no plan could be made: the problem is kept in %s", path)
+            raise
 
     async def start(self) -> str:
         """Begin to control; return why it cannot, empty if it does."""
@@ -242,6 +252,23 @@ class ControllerActor:
         except CloverError as error:
             return str(error)
         return ""
+
+    async def retire(self, names: list[str]) -> str:
+        """Drain, end and forget nodes that the cluster file has no more; return what went wrong, empty if nothing."""
+        troubles = []
+        for name in names:
+            try:
+                if self._haproxy is not None and name in await self._haproxy.nodes():
+                    await self._haproxy.drain(name)
+                    end_s = time.monotonic() + self._file.cluster.drain_s
+                    while await self._haproxy.open_connections(name) and time.monotonic() < end_s:
+                        await asyncio.sleep(0.2)
+                await self._nodes.release(name)
+                if self._haproxy is not None and name in await self._haproxy.nodes():
+                    await self._haproxy.remove(name)
+            except CloverError as error:
+                troubles.append(f"node {name}: {error}")
+        return "; ".join(troubles)
 
     async def facts(self) -> dict[str, Any]:
         """Return the actor's process id and since when it runs."""

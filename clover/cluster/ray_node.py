@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from clover.cluster.cluster_records import ClusterFile, NodeSection
-from clover.cluster.node import NodeAgent, NodeOrder
-from clover.cluster.node_frontiers import frontiers
+from clover.cluster.node import NodeAgent, NodeSetup
+from clover.cluster.node_frontiers import kept_frontiers
 from clover.cluster.ports import NodeReport
 from clover.cluster.ray_support import require_ray
 from clover.errors import CloverError, ClusterError
@@ -40,7 +40,9 @@ class NodeActor:
 
     def __init__(self, order: bytes, grid_start: str = "") -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._agent = NodeAgent(msgspec.json.decode(order, type=NodeOrder), frontiers=frontiers)
+        given = msgspec.json.decode(order, type=NodeSetup)
+        kept = Path(given.folder).parent / "frontiers"
+        self._agent = NodeAgent(given, frontiers=lambda told: kept_frontiers(told, kept))
         self._grid_start = grid_start
         self._task: asyncio.Task[None] | None = None
         self._failed = ""
@@ -192,7 +194,7 @@ class RayNodes:
     def _make(self, name: str) -> Any:
         """Return a node's actor, made if there is none; Ray starts it once its machine is there."""
         node = self._nodes[name]
-        order = NodeOrder.of(self._file, name, self._folder)
+        order = NodeSetup.of(self._file, name, self._folder)
         return (
             self._ray.remote(NodeActor)
             .options(
@@ -201,7 +203,7 @@ class RayNodes:
                 lifetime="detached",
                 get_if_exists=True,
                 max_restarts=-1,
-                max_concurrency=16,
+                max_concurrency=64,
                 num_cpus=0,
                 resources=placed_by(node),
             )

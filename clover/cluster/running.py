@@ -19,7 +19,7 @@ import msgspec
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller_records import ClusterLook, ClusterStatus
 from clover.cluster.haproxy_process import find_program
-from clover.cluster.node import NodeAgent, NodeOrder
+from clover.cluster.node import NodeAgent, NodeSetup
 from clover.cluster.ray_controller import (
     CONTROLLER,
     ControllerActor,
@@ -80,6 +80,11 @@ class ClusterHandle:
         if why := self._call("hold", node, hold):
             raise ClusterError(why)
 
+    def retire(self, nodes: Sequence[str], within_s: float) -> None:
+        """End nodes that the cluster file has no more.  ClusterError if one cannot be ended."""
+        if why := self._call("retire", list(nodes), within_s=within_s):
+            raise ClusterError(why)
+
     def start(self) -> None:
         """Have the controller begin.  ClusterError if it cannot."""
         if why := self._call("start"):
@@ -134,6 +139,12 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     handle = ClusterHandle(ray, _make_controller(ray, file, folder))
     handle.start()
     say("the controller runs")
+    gone = (
+        [node.name for node in before.file.node if node.name not in {one.name for one in file.node}] if before else []
+    )
+    if gone:
+        handle.retire(gone, within_s=len(gone) * (file.cluster.drain_s + _ANSWER_S))
+        say(f"no longer in the file, and ended: {', '.join(gone)}")
     return handle
 
 
@@ -144,11 +155,12 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
     try:
         handle = ClusterHandle.attach(file)
         handle.stop(keep=keep, within_s=file.cluster.drain_s + 2 * _ANSWER_S)
-        say("nodes and ingress go on by themselves" if keep else "nodes and ingress have ended")
+        say("nodes and ingress go on by themselves" if keep else "nodes and ingress were asked to end")
     except ClusterError as error:
         say(str(error))
-        if not keep:
-            asyncio.run(_end_here(file, folder, say))
+    if not keep:  # also what its actor or Ray did not end
+        asyncio.run(_end_here(file, folder))
+        say("nothing of the cluster runs on this machine any more")
     if running is None or running.local:
         ray = require_ray()
         if ray.is_initialized():
@@ -160,17 +172,15 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
         (folder / "state.json").unlink(missing_ok=True)
 
 
-async def _end_here(file: ClusterFile, folder: Path, say: Say) -> None:
+async def _end_here(file: ClusterFile, folder: Path) -> None:
     """End the servers and the ingress that run on this machine, by their records."""
-    for node in file.node:
-        agent = NodeAgent(NodeOrder.of(file, node.name, folder))
-        await agent.release()
+    agents = [NodeAgent(NodeSetup.of(file, node.name, folder)) for node in file.node]
+    await asyncio.gather(*(agent.release() for agent in agents))
     ingress = ingress_of(file, folder)
     if ingress is not None and (folder / "ingress" / "haproxy.sock").exists():
         with contextlib.suppress(ClusterError):
             await ingress.start()
             await ingress.stop(file.cluster.drain_s)
-    say("what ran on this machine has ended")
 
 
 def _make_controller(ray: Any, file: ClusterFile, folder: Path) -> Any:

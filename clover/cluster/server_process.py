@@ -26,7 +26,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _LAUNCH_S = 60.0
 
 
-class ServerRecord(Record):
+class ServerRecord(Record, frozen=True, kw_only=True):
     """One process: its id, when it started (ticks since boot), of which boot, and a digest of what it was started
     with."""
 

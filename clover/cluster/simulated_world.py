@@ -119,7 +119,7 @@ class WorldRules:
     and `frontiers` as in the controller's terms."""
 
     families: Sequence[FamilyTerms]
-    frontiers: Sequence[DeviceFrontier]
+    frontiers: tuple[DeviceFrontier, ...]
     latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     wake_spread: float = 0.3
     seed: int = 0
@@ -316,7 +316,7 @@ class SimulatedNodes:
         return {
             name: self._report(node)
             for name, node in self._world.nodes.items()
-            if node.state in ("serving", "waking") and not node.cut_off and (node.state == "serving")
+            if node.state == "serving" and not node.cut_off
         }
 
     def _report(self, node: SimulatedNode) -> NodeReport:
@@ -340,7 +340,7 @@ class SimulatedNodes:
                 )
                 for family, own in node.counters.items()
             ),
-            frontiers=self._world.rules.frontiers,  # type: ignore[arg-type]
+            frontiers=self._world.rules.frontiers,
             target_epoch=node.epoch,
         )
 

@@ -34,14 +34,14 @@ log = logging.getLogger("clover.server")
 ACTIONS = ("follow", "leave", "status", "profiles")
 
 
-class FamilyOrder(Record):
+class FamilyOrder(Record, frozen=True, kw_only=True):
     """What an order says of one family: rows/s to be ready for, and the least mean accuracy (percent)."""
 
     rate: float
     accuracy: float
 
 
-class FollowCommand(Record):
+class FollowCommand(Record, frozen=True, kw_only=True):
     """The body of the command `cluster`.  `lease_s`: seconds that the order holds without another one."""
 
     action: str
@@ -56,7 +56,8 @@ class FollowCommand(Record):
 class ClusterFollower:
     """What a server knows of the cluster that it belongs to; nothing, if it never heard of one.
 
-    `counted` gives joules and grams by model, `idle_w` the watts of a device at rest.  `wall` and the context's monotonic clock are Unix and steady seconds."""
+    `counted` gives joules and grams by model, `idle_w` the watts of a device at rest.  `wall` and the context's
+    monotonic clock are Unix and steady seconds."""
 
     def __init__(
         self,

@@ -113,7 +113,7 @@ class Engine:
         self.rollouts = RollOuts(self, files)
         self.controller.further["roll-out"] = self.rollouts.command
         self.cluster = ClusterFollower(
-            self.controller.context, self.account.totals, lambda device: self.account.devices()[device]["idle_w"]
+            self.controller.context, self.account.totals, lambda device: float(self.account.devices()[device]["idle_w"])
         )
         self.controller.further["cluster"] = self.cluster.command
         self._metrics = Metrics(
@@ -249,7 +249,8 @@ class Engine:
             self.page.start(stack)
 
     async def drain(self) -> bool:
-        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was."""
+        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.
+        """
         if not self.draining:
             self._close()
             if self.frontend is not None:

@@ -21,6 +21,7 @@ from tests.support.cluster_clients import OpenLoop, ask, programs
 from tests.support.servers import ROOT, family
 
 pytestmark = [
+    pytest.mark.timeout(400),
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.skipif(
@@ -62,10 +63,18 @@ awake_w = 10
 arguments = {arguments}
 
 [[node]]
+name = "clean-2"
+region = "clean"
+address = "127.0.0.2"
+port = {second}
+awake_w = 10
+arguments = {arguments}
+
+[[node]]
 name = "dirty-1"
 region = "dirty"
 address = "127.0.0.3"
-port = {second}
+port = {third}
 awake_w = 10
 arguments = {arguments}
 
@@ -92,7 +101,7 @@ class Running:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "c"
-        self.clean, self.dirty, first, second = free_ports(4)
+        self.clean, self.dirty, first, second, third = free_ports(5)
         arguments = ["--cores", "0", "--backends", "eager", "--slo-ms", "400", "--cache-dir", str(folder / "cache")]
         self.file = folder / "cluster.toml"
         self.file.write_text(
@@ -102,6 +111,7 @@ class Running:
                 dirty=self.dirty,
                 first=first,
                 second=second,
+                third=third,
                 arguments=json.dumps([*arguments, "--energy-meter", "modelled"]),
                 toy=family("toy"),
             )
@@ -140,7 +150,7 @@ def phases(status: dict[str, Any]) -> dict[str, str]:
 
 
 EMPTY = '{"nodes": [], "controlling": false}'
-BOTH = {"clean-1": "ready", "dirty-1": "ready"}
+ALL = {"clean-1": "ready", "clean-2": "ready", "dirty-1": "ready"}
 
 
 @pytest.fixture(scope="module")
@@ -159,35 +169,35 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def test_rows_of_both_regions_are_answered_and_the_plan_is_shown(cluster: Running) -> None:
     assert (ask(cluster.clean), ask(cluster.dirty)) == (200, 200)
-    status = cluster.until(lambda status: phases(status) == BOTH)
+    status = cluster.until(lambda status: phases(status) == ALL)
     assert status["controlling"]
     assert {region["name"]: region["intensity"] for region in status["regions"]} == {"clean": 50.0, "dirty": 500.0}
     assert "clean-1" in cluster.call("plan")
 
 
 def test_what_is_killed_comes_back_and_rows_are_answered_meanwhile(cluster: Running) -> None:
-    cluster.until(lambda status: phases(status) == BOTH)
+    cluster.until(lambda status: phases(status) == ALL)
     epoch = cluster.status()["epoch"]
     with OpenLoop([cluster.clean, cluster.dirty], 20.0) as load:
         server = cluster.pid("dirty-1")
         os.kill(server, signal.SIGKILL)  # the server
-        cluster.until(lambda status: phases(status) == BOTH and cluster.pid("dirty-1") != server)
+        cluster.until(lambda status: phases(status) == ALL and cluster.pid("dirty-1") != server)
         actors = programs("ray::NodeActor")
-        servers = {node: cluster.pid(node) for node in BOTH}
+        servers = {node: cluster.pid(node) for node in ALL}
         for pid in actors:
             os.kill(pid, signal.SIGKILL)  # the actors: their servers live on, and are taken over
-        cluster.until(lambda status: phases(status) == BOTH and set(programs("ray::NodeActor")).isdisjoint(actors))
-        assert {node: cluster.pid(node) for node in BOTH} == servers
+        cluster.until(lambda status: phases(status) == ALL and set(programs("ray::NodeActor")).isdisjoint(actors))
+        assert {node: cluster.pid(node) for node in ALL} == servers
         (controller,) = programs("ray::ControllerActor")
         os.kill(controller, signal.SIGKILL)
-        cluster.until(lambda status: phases(status) == BOTH and status["controlling"] and status["epoch"] > epoch)
+        cluster.until(lambda status: phases(status) == ALL and status["controlling"] and status["epoch"] > epoch)
         assert programs("ray::ControllerActor") != [controller]
     assert sum(load.answered.values()) > 100
     assert len(load.failed) <= 3, load.failed  # those whose answer had begun when the server was killed
 
 
 def test_a_node_is_drained_and_released_and_comes_back_without_a_lost_request(cluster: Running) -> None:
-    cluster.until(lambda status: phases(status) == BOTH)
+    cluster.until(lambda status: phases(status) == ALL)
     server = cluster.pid("clean-1")
     began_s, done = time.monotonic(), [(0.0, "drain")]
     with OpenLoop([cluster.clean, cluster.dirty], 20.0) as load:
@@ -199,7 +209,7 @@ def test_a_node_is_drained_and_released_and_comes_back_without_a_lost_request(cl
         assert server not in programs(f"{cluster.folder}/clean-1/")
         done.append((time.monotonic() - began_s, "release --off"))
         cluster.call("release", "clean-1", "--off")
-        cluster.until(lambda status: phases(status) == BOTH)
+        cluster.until(lambda status: phases(status) == ALL)
     assert [(at_s - began_s, why) for at_s, why in load.failed] == [], done
     assert sum(load.answered.values()) > 50
-    cluster.call("drain", "clean-2", expects=(3,))
+    cluster.call("drain", "clean-3", expects=(3,))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ import pytest
 from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings, render
 from clover.cluster.haproxy_process import find_program
+from clover.cluster.haproxy_runtime import RuntimeApi
 from clover.errors import ClusterError
 from tests.support.ingress_fixture import upstream
 from tests.support.ingress_nodes import FakeNode, IngressClient, count, free_ports
@@ -61,7 +63,13 @@ def settings(folder: Path, **changes: Any) -> IngressSettings:
         IngressOrigin(name="north", listen=f"127.0.0.1:{north}", listen_grpc=f"127.0.0.1:{grpc}"),
         IngressOrigin(name="south", listen=f"127.0.0.1:{south}"),
     )
-    given = {"folder": str(folder / "ingress"), "origins": origins, "body_bytes": SHORT, "threads": 1, "check_s": 0.2}
+    given: dict[str, Any] = {
+        "folder": str(folder / "ingress"),
+        "origins": origins,
+        "body_bytes": SHORT,
+        "threads": 1,
+        "check_s": 0.2,
+    }
     return IngressSettings(**(given | changes))
 
 
@@ -290,13 +298,28 @@ def test_a_haproxy_that_is_killed_comes_back_with_the_last_weights(tmp_path: Pat
             await it.ingress.weigh("north", {"a": 3, "b": 1})
             await it.ingress.weigh("south", {"a": 1, "b": 1})
             await it.ingress.drain("b")
-            pid = int((await it.ingress._api.info())["Pid"])
+            pid = int((await it.ingress.information())["Pid"])
             os.kill(pid, signal.SIGKILL)
             await until(lambda: it.ingress.restarts == 1)
             await it.ready()
             assert await count(it.north, 20) == await count(it.south, 20) == {"a": 20}
             await it.ingress.admit("b", it.nodes["b"].url, "")
             assert (await count(it.north, 40)) == {"a": 30, "b": 10}
+
+    run(main())
+
+
+def test_what_haproxy_lost_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clover.cluster.haproxy._LOOK_S", 0.05)
+
+    async def main() -> None:
+        async with scene(tmp_path, "a", "b") as it:
+            by_hand = RuntimeApi(str(Path(it.ingress.settings.folder) / "haproxy.sock"))
+            await by_hand.change(["set server http:north/a weight 0", "set server http:north/b state maint"])
+            with contextlib.suppress(ClusterError):  # connections that are kept may hold it up
+                await by_hand.change(["del server http:north/b"])
+            while (await count(it.north, 20)) != {"a": 10, "b": 10}:
+                await asyncio.sleep(0.02)
 
     run(main())
 
@@ -374,6 +397,39 @@ def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(tmp_pat
         )
         assert checked.returncode == 0, checked.stderr
         assert not re.search(r"WARNING|ALERT", checked.stderr), checked.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_tls_for_clients_and_to_nodes_and_the_token_of_checks(tmp_path: Path) -> None:
+    chain, token = str(certificate(tmp_path)), tmp_path / "token"
+    token.write_text("the-token\n")
+
+    async def main() -> None:
+        own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        own.load_cert_chain(chain)
+        client_side = ssl.create_default_context(cafile=chain)
+        async with scene(tmp_path, tls_cert=chain, ca_file=chain, token_file=str(token)) as it:
+            it.nodes["a"] = await FakeNode("a").start(context=own)
+            await it.ingress.admit("a", it.nodes["a"].url.replace("http", "https"), "")
+            await it.ingress.weigh("north", {"a": 1})
+            await it.ready()
+            assert it.nodes["a"].token == "Bearer the-token"
+            assert "the-token" not in (Path(it.ingress.settings.folder) / "haproxy.cfg").read_text()
+            client = IngressClient(it.north, client_side)
+            assert (await client.infer()).json()["node"] == "a"
+            token.write_text("the-next-token\n")
+            await it.ingress.reload()
+            await until(lambda: it.nodes["a"].token == "Bearer the-next-token")
+            assert (await client.infer()).json()["node"] == "a"
+            await client.close()
+            await it.ingress.close()
+            token.unlink()
+            with pytest.raises(ClusterError, match=r"cannot read .*token: No such file"):
+                await it.ingress.start()
+            token.write_text("the-next-token\n")
+            assert await it.ingress.start()
+
+    run(main())
 
 
 @pytest.mark.slow

@@ -64,6 +64,8 @@ class FakeHAProxy:
     unchecked: list[str] = field(default_factory=list)
     refuse: str = ""
     """Commands that hold this text are refused."""
+    piece: int = 1 << 20
+    """Bytes that are sent at once."""
 
     def run(self, command: str) -> str:
         """Carry out one command and return its answer, without the empty line."""
@@ -102,8 +104,10 @@ class FakeHAProxy:
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             line = (await reader.readline()).decode().rstrip("\n")
-            writer.write("".join(self.run(command) + "\n" for command in line.split(";")).encode())
-            await writer.drain()
+            text = "".join(self.run(command) + "\n" for command in line.split(";")).encode()
+            for start in range(0, len(text), self.piece):
+                writer.write(text[start : start + self.piece])
+                await asyncio.sleep(0)
             writer.close()
 
         server = await asyncio.start_unix_server(answer, path)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class FakeNode:
         self.held: asyncio.Event | None = None
         self.answered = 0
         self.checks = 0
+        self.token = ""
         self.waiting = 0
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -60,9 +62,9 @@ class FakeNode:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, port: int = 0) -> FakeNode:
-        """Listen."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=1 << 20)
+    async def start(self, port: int = 0, context: ssl.SSLContext | None = None) -> FakeNode:
+        """Listen, with TLS if a context is given."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=1 << 20, ssl=context)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -81,6 +83,7 @@ class FakeNode:
                 line, headers, body = await read_message(reader)
                 if line.split()[1] == "/v2/health/ready":
                     self.checks += 1
+                    self.token = dict(headers).get("authorization", "")
                     writer.write(message(f"HTTP/1.1 {200 if self.ready else 503} x", {}, b""))
                     continue
                 if self.cut:
@@ -123,15 +126,16 @@ async def read_message(reader: asyncio.StreamReader) -> tuple[str, list[tuple[st
 class IngressClient:
     """One connection, kept alive, with one request at a time."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
         self.port = port
+        self._context = context
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, method: str, path: str, body: bytes = b"", headers: tuple[str, ...] = ()) -> Reply:
         """Send a request and return its answer."""
         try:
             if self._streams is None:
-                self._streams = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
+                self._streams = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20, ssl=self._context)
             reader, writer = self._streams
             head = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", *headers]
             head += [f"Content-Length: {len(body)}", "", ""]

@@ -1,10 +1,12 @@
 """The problem of a cluster as the solver sees it: groups of equal nodes, modes of a device, streams of rows.
 
 `group`   nodes of one region with the same devices, the same idle watts, the same cost of being woken and nearly the
-          same correction (steps of 4 %), which are planned as one and told apart only when targets are given out.
+          same correction (mean over families, in steps of 3 %, or more if that made too many groups), which are planned
+          as one and told apart only when targets are given out.
 `mode`    an operating point of a family on a kind of device.  A device in a mode serves up to `rate` rows/s; every row
           costs watts / rate joules, so that one that gets fewer rows uses as many times less beyond its idle watts.
-          A point that another one of the same family and kind beats in rate, joules a row, accuracy and p95 is left out.
+          A point that another one of the same family and kind beats in rate, joules a row, accuracy and for whom it is
+          fast enough, is left out.
 `stream`  rows of a family whose origins may use the same modes in the same regions.
 
 Rows are those of the busiest moment until a node that is woken at the end of the horizon would be there; intensities
@@ -13,10 +15,11 @@ are means over the horizon.  Grams are per hour: watts x g/kWh / 1000.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +30,9 @@ from clover.planning.cluster.records import ClusterNode, ClusterProblem, Operati
 
 J_PER_KWH = 3.6e6
 EPSILON = 1e-9
-_CORRECTION_STEP = math.log(1.04)
+_CORRECTION_STEPS = (math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
+_MOST_GROUPS = 64  # more are made fewer by coarser steps of the correction
+_DEVICES_TOLD_APART = 64  # with more, modes that a mixture of two others beats are left out
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -115,7 +120,9 @@ class Instance:
     def grams(self) -> Floats:
         """Grams an hour for one row/s, by group and mode."""
         scale = np.array([self.intensity[group.region] / 1000.0 for group in self.groups])
-        corrections = np.array([group.correction for group in self.groups]).reshape(len(self.groups), -1)
+        corrections = np.array([group.correction for group in self.groups]).reshape(
+            len(self.groups), len(self.families)
+        )
         return np.asarray(scale[:, None] * self.joules[None, :] * corrections[:, self.mode_family])
 
     def row_grams(self, node: ClusterNode, mode: Mode) -> float:
@@ -140,10 +147,12 @@ def read(problem: ClusterProblem) -> Instance:
     usable = [node for node in problem.nodes if node.state != "lost"]
     kinds = tuple(sorted({kind for node in usable for kind, count in node.devices.items() if count}))
     idle_w = _idle(problem, kinds)
-    modes = _modes(problem, families, kinds, idle_w)
+    modes = _modes(problem, families, kinds, idle_w, sum(sum(node.devices.values()) for node in usable))
     intensity = np.array([mean_intensity(problem, region) for region in range(len(regions))])
     asked = np.array([terms.accuracy_floor for terms in problem.terms])
-    reachable = [max((mode.accuracy for mode in modes if mode.family == f), default=np.inf) for f in range(len(families))]
+    reachable = [
+        max((mode.accuracy for mode in modes if mode.family == f), default=np.inf) for f in range(len(families))
+    ]
     shell = Instance(
         problem=problem,
         families=families,
@@ -159,11 +168,7 @@ def read(problem: ClusterProblem) -> Instance:
     )
     groups = _groups(shell, usable)
     streams = _streams(problem, families, regions, modes)
-    return Instance(**{**_shallow(shell), "groups": groups, "streams": streams})
-
-
-def _shallow(instance: Instance) -> dict[str, object]:
-    return {name: getattr(instance, name) for name in Instance.__dataclass_fields__}
+    return replace(shell, groups=groups, streams=streams)
 
 
 def mean_intensity(problem: ClusterProblem, region: int) -> float:
@@ -227,7 +232,7 @@ def _idle(problem: ClusterProblem, kinds: Sequence[str]) -> dict[str, float]:
 
 
 def _modes(
-    problem: ClusterProblem, families: Sequence[str], kinds: Sequence[str], idle_w: Mapping[str, float]
+    problem: ClusterProblem, families: Sequence[str], kinds: Sequence[str], idle_w: Mapping[str, float], devices: int
 ) -> tuple[Mode, ...]:
     """Return the modes of all kinds that no other one beats.  A family whose frontier says more idle watts than that
     of another on the same kind pays the difference with its rows."""
@@ -240,31 +245,94 @@ def _modes(
     modes = []
     for (kind, family), found in sorted(points.items()):
         slo = problem.terms[family].slo_p95_ms
+        limits = sorted(_limits_ms(problem, family))
         rows = [
             Mode(kind, family, point.rate, point.accuracy, (point.watts + extra) / point.rate, point.p95_ms)
             for point, extra in found
             if point.p95_ms <= slo
         ]
-        modes += [mode for at, mode in enumerate(rows) if not any(_beats(rows, other, at) for other in range(len(rows)))]
+        # Of p95 it only matters whose limits it keeps.
+        keys = [
+            (-mode.rate, -mode.accuracy, mode.joules, float(bisect.bisect_left(limits, mode.p95_ms - EPSILON)))
+            for mode in rows
+        ]
+        kept = [at for at in range(len(rows)) if not any(_beats(keys, other, at) for other in range(len(rows)))]
+        if devices > _DEVICES_TOLD_APART:
+            kept = _unmixed(rows, [key[3] for key in keys], kept)
+        modes += [rows[at] for at in kept]
     return tuple(modes)
 
 
-def _beats(modes: Sequence[Mode], one: int, other: int) -> bool:
+def _unmixed(rows: Sequence[Mode], tiers: Sequence[float], kept: Sequence[int]) -> list[int]:
+    """Return the modes of `kept` that no two others beat if devices are divided between them: as many rows, as
+    accurate, for no more joules, and as fast."""
+    left = list(kept)
+    for at in kept:
+        others = [other for other in left if other != at and tiers[other] <= tiers[at]]
+        if not others:
+            continue
+        rate = np.array([rows[other].rate for other in others])
+        mode = rows[at]
+        # Each must be at least 0 of the mixture: linear in the part t of the one device, 1 - t of the other.
+        needs = [
+            rate - mode.rate,
+            rate * (np.array([rows[other].accuracy for other in others]) - mode.accuracy),
+            rate * (mode.joules - np.array([rows[other].joules for other in others])),
+        ]
+        low, high = np.zeros((len(others), len(others))), np.ones((len(others), len(others)))
+        for need in needs:
+            one, two = need[:, None], need[None, :]
+            slope = one - two
+            with np.errstate(divide="ignore", invalid="ignore"):
+                edge = -two / slope
+            low = np.where(slope > 0.0, np.maximum(low, edge), low)
+            high = np.where(slope < 0.0, np.minimum(high, edge), high)
+            high = np.where((slope == 0.0) & (two < 0.0), -1.0, high)
+        if (low <= high).any():
+            left.remove(at)
+    return left
+
+
+def _limits_ms(problem: ClusterProblem, family: int) -> set[float]:
+    """Return the p95 that devices may have for rows of a family, of all origins in all regions."""
+    terms = problem.terms[family]
+    origins = {demand.origin for demand in problem.demands if demand.family == terms.family}
+    regions = [grid.name for grid in problem.regions]
+    return {
+        terms.slo_p95_ms - problem.latency_ms.get(origin, {}).get(region, 0.0)
+        for origin in origins
+        for region in terms.regions.get(origin, tuple(regions))
+    }
+
+
+def _beats(keys: Sequence[tuple[float, ...]], one: int, other: int) -> bool:
     """Say whether one mode is no worse than another in all; of two that are equal the first one beats."""
-    a, b = modes[one], modes[other]
-    first = (-a.rate, -a.accuracy, a.joules, a.p95_ms)
-    second = (-b.rate, -b.accuracy, b.joules, b.p95_ms)
+    first, second = keys[one], keys[other]
     return one != other and all(x <= y for x, y in zip(first, second, strict=True)) and (first != second or one < other)
 
 
 def _groups(shell: Instance, usable: Sequence[ClusterNode]) -> tuple[NodeGroup, ...]:
-    awake_before = {target.node for target in shell.problem.before if target.awake}
-    gathered: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)
+    for step in _CORRECTION_STEPS:
+        gathered = _gathered(shell, usable, step)
+        if len(gathered) <= _MOST_GROUPS:
+            break
+    return _in_order(shell, gathered)
+
+
+def _gathered(
+    shell: Instance, usable: Sequence[ClusterNode], step: float
+) -> dict[tuple[object, ...], list[ClusterNode]]:
+    found: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)
     for node in usable:
-        corrections = [node.correction.get(family, 1.0) for family in shell.families]
-        steps = tuple(round(math.log(value) / _CORRECTION_STEP) for value in corrections)
+        logs = [math.log(node.correction.get(family, 1.0)) for family in shell.families]
+        at = round(sum(logs) / len(logs) / step) if logs else 0
         devices = tuple(sorted((kind, count) for kind, count in node.devices.items() if count))
-        gathered[(node.region, devices, round(shell.idle_grams(node), 9), node.state == "released", steps)].append(node)
+        found[(node.region, devices, round(shell.idle_grams(node), 9), node.state == "released", at)].append(node)
+    return found
+
+
+def _in_order(shell: Instance, gathered: Mapping[tuple[object, ...], list[ClusterNode]]) -> tuple[NodeGroup, ...]:
+    awake_before = {target.node for target in shell.problem.before if target.awake}
     groups = []
     for (region, devices, *_), nodes in sorted(gathered.items(), key=lambda item: repr(item[0])):
         table = np.array([[node.correction.get(family, 1.0) for family in shell.families] for node in nodes])

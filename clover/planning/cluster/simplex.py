@@ -109,7 +109,7 @@ class LinearProgram:
         self._at_upper = np.zeros(self._n, dtype=bool)
         self._nonbasic = np.ones(self._n, dtype=bool)
         self._nonbasic[self._basic] = False
-        self._inverse = np.linalg.inv(self._matrix(self._basic))
+        self._inverse: Floats = np.linalg.inv(self._matrix(self._basic))
         self._tolerance = _OPTIMAL * max(1e-300, float(np.abs(self._cost).max(initial=0.0)))
         shake = np.random.default_rng(7).uniform(0.5, 1.0, self._m)
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
@@ -189,7 +189,7 @@ class LinearProgram:
     def _applied(self, x: Floats) -> Floats:
         """Return A x, scaled."""
         owner = np.repeat(x, np.diff(self._starts))
-        return np.bincount(self._rows, weights=self._values * owner, minlength=self._m)
+        return np.asarray(np.bincount(self._rows, weights=self._values * owner, minlength=self._m), dtype=np.float64)
 
     def _start(self) -> tuple[Floats, Floats, Floats]:
         """Return the basic variables (right-hand sides shaken), their lower and their upper bounds, all scaled."""
@@ -275,19 +275,25 @@ class LinearProgram:
                 raise PlanError("a linear program of the cluster's planner does not converge; please report this")
             short = below[row] >= above[row]
             across = np.add.reduceat(self._inverse[row][self._rows] * self._values, self._starts[:-1])
-            gain = np.where(self._at_upper, -1.0, 1.0) * self._reduced(y)
             # To raise the basic variable, one at its lower bound may grow if its entry is negative, and so on.
-            signed = np.where(self._at_upper, -1.0, 1.0) * across * (1.0 if short else -1.0)
-            usable = self._nonbasic & (signed < -_PIVOT) & (self.lower < self.upper)
-            if not usable.any():
+            sides = np.where(self._at_upper, -1.0, 1.0)
+            signed = sides * across if short else -sides * across
+            usable = np.flatnonzero(self._nonbasic & (signed < -_PIVOT) & (self.lower < self.upper))
+            if not len(usable):
                 raise PlanError("a linear program of the cluster's planner has no solution; please report this")
-            ratio = np.full(self._n, np.inf)
-            ratio[usable] = np.maximum(gain[usable], 0.0) / -signed[usable]
-            least = ratio.min()
-            ties = np.flatnonzero(ratio <= least * (1.0 + 1e-9) + 1e-14)
+            ratio = np.maximum(sides[usable] * gain[usable], 0.0) / -signed[usable]
+            ties = usable[ratio <= ratio.min() * (1.0 + 1e-9) + 1e-14]
             column = int(ties[np.abs(across[ties]).argmax()])
-            leaving = self._basic[row]
-            self._exchange(row, column, self._column(column))
+            leaving, step = self._basic[row], self._column(column)
+            rest = self.upper[column] if self._at_upper[column] else self.lower[column]
+            size = (basic[row] - (low[row] if short else high[row])) / step[row]
+            basic = basic - step * size
+            basic[row] = rest / self._column_scale[column] + size
+            gain = gain - (gain[column] / across[column]) * across
+            self._exchange(row, column, step)
             self._at_upper[leaving] = not short
-            basic, low, high = self._start()
-            y = self._cost[self._basic] @ self._inverse
+            scale = self._column_scale[column]
+            low[row], high[row] = self.lower[column] / scale, self.upper[column] / scale
+            if self.pivots % _REFACTOR == 0:
+                basic, low, high = self._start()
+                gain = self._reduced(self._cost[self._basic] @ self._inverse)

@@ -121,8 +121,9 @@ def settle(world: World, wanted: frozenset[str]) -> World:
 @pytest.mark.slow
 def test_every_state_of_three_nodes_keeps_the_rules_and_settles() -> None:
     wishes = [frozenset(names) for count in range(4) for names in itertools.combinations(NODES, count)]
-    start = (Machine("ready", True, True, True),) * 3
-    seen, ahead = {start}, [start]
+    start: World = (Machine("ready", True, True, True),) * 3
+    seen: set[World] = {start}
+    ahead = [start]
     while ahead:
         world = ahead.pop()
         for wanted in wishes:

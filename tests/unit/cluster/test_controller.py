@@ -23,7 +23,7 @@ from clover.cluster.simulated_world import (
 )
 from clover.errors import ClusterError
 from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterNode, ClusterPlan, ClusterProblem
+from clover.planning.cluster.records import ClusterNode, ClusterPlan, ClusterProblem, NodeTarget, RegionFlow
 from tests.support.cluster_fixture import FAMILY, frontier, node, region, terms
 
 NODES = [node("n1", "north"), node("n2", "north"), node("s1", "south"), node("s2", "south")]
@@ -188,6 +188,69 @@ def test_more_than_all_nodes_can_serve_wakes_them_all_and_is_said() -> None:
     play(story)
 
 
+def planned(problem: ClusterProblem, *names: str) -> ClusterPlan:
+    """Return a plan of these nodes, with all rows on the first of them."""
+    rates = {own.origin: own.rate for own in problem.demands}
+    targets = [
+        NodeTarget(
+            node=own.name, awake=own.name in names, rates={FAMILY: sum(rates.values())} if own.name == names[0] else {}
+        )
+        for own in problem.nodes
+    ]
+    region_of = {own.name: own.region for own in problem.nodes}
+    flows = [
+        RegionFlow(family=FAMILY, origin=origin, region=region_of[names[0]], rate=rate)
+        for origin, rate in rates.items()
+    ]
+    return ClusterPlan(
+        at_s=problem.at_s, targets=tuple(targets), flows=tuple(flows), grams_h=1.0, bound_g_h=1.0, alone_g_h=2.0,
+        awake_g_h=2.0, reason=f"{names} as they are wanted",
+    )  # fmt: skip
+
+
+def test_the_reserve_stays_awake_until_what_replaces_it_is_ready() -> None:
+    async def story() -> None:
+        scene = Scene([node("n1", "north"), node("n2", "north"), node("s1", "south", wake_s=900.0)], rate=50.0)
+        scene.plan = lambda problem: planned(problem, "n1", "n2")
+        controller = scene.controller()
+        await scene.steps(controller, 10)
+        assert scene.world.nodes["s1"].state == "off"
+        scene.plan = lambda problem: planned(problem, "n1", "s1")
+        for _ in range(30):
+            await scene.steps(controller, 1)
+            ready = [name for name, own in scene.world.nodes.items() if own.state == "serving"]
+            assert len(ready) >= 2, "the loss of any node has to be survived at any time"
+        assert sorted(ready) == ["n1", "s1"]
+
+    play(story)
+
+
+def test_a_plan_that_asks_too_much_of_a_node_does_not_get_it() -> None:
+    async def story() -> None:
+        scene = Scene(rate=600.0, survive="none")
+        scene.plan = lambda problem: planned(problem, "n1")
+        controller = scene.controller()
+        await scene.steps(controller, 12)
+        assert sum(scene.world.nodes["n1"].rates.values()) <= 800.0 + 1e-6, "two devices serve 800 rows/s at most"
+        assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
+def test_a_cluster_that_sleeps_and_of_which_nothing_is_known_wakes_one_node_to_learn() -> None:
+    async def story() -> None:
+        asleep = [msgspec.structs.replace(own, state="released") for own in NODES]
+        scene = Scene(asleep, frontiers=())
+        controller = scene.controller()
+        (look,) = await scene.steps(controller, 1)
+        assert [step.node for step in look.steps if step.kind == "wake"] == ["n1"]
+        await scene.steps(controller, 10)
+        assert controller.status().decisions, "plans are made once it is known what a device does"
+        assert scene.serving()
+
+    play(story)
+
+
 # --- restart and takeover ---------------------------------------------------------------------------------------------
 
 
@@ -221,7 +284,7 @@ def test_the_older_of_two_controllers_stops_and_says_so() -> None:
         await scene.steps(newer, 1)
         look = await older.step()
         assert look.steps == ()
-        assert "newer" in older.stopped
+        assert "another controller (newer) saved epoch" in older.stopped
         assert older.status().controlling is False
         assert older.status().reason.startswith("another controller is in charge")
         assert (await newer.step()).epoch > 0
@@ -353,7 +416,7 @@ def test_a_node_that_takes_no_target_is_not_given_more() -> None:
         async def refuse(target: object, epoch: int) -> None:
             raise ClusterError("it refuses")
 
-        scene.nodes.follow = refuse  # type: ignore[method-assign, assignment]
+        scene.nodes.follow = refuse  # type: ignore[method-assign]
         before = {name: sum(own.rates.values()) for name, own in scene.world.nodes.items()}
         scene.intensity = {"north": 500.0, "south": 90.0}
         await scene.steps(controller, 4)
@@ -365,6 +428,58 @@ def test_a_node_that_takes_no_target_is_not_given_more() -> None:
         for name in refused:
             assert after[name] <= before[name] * 1.01 + 1e-6
         assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
+def test_a_node_that_takes_long_to_end_keeps_no_look_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clover.cluster.controller_orders.PROMPT_S", 0.0)
+
+    async def story() -> None:
+        scene, ended = Scene(survive="none"), asyncio.Event()
+
+        async def slowly(name: str) -> None:
+            await ended.wait()
+            await SimulatedNodes(scene.world).release(name)
+
+        scene.nodes.release = slowly  # type: ignore[method-assign]
+        controller = scene.controller()
+        looks = await scene.steps(controller, 12)
+        released = [step.node for look in looks for step in look.steps if step.kind == "release"]
+        assert len(released) == len(set(released)) >= 1, "ordered once, while it is under way"
+        (name, *_) = released
+        controller.hold(name, "awake")  # wanted again: but it is ending
+        await scene.steps(controller, 2)
+        assert name in scene.world.drained
+        ended.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await scene.steps(controller, 4)
+        assert scene.world.nodes[name].state == "serving"
+        assert name in scene.world.admitted
+        await controller.close()
+
+    play(story)
+
+
+def test_a_node_that_comes_back_at_another_address_is_admitted_there() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 2)
+        asked: list[tuple[str, str]] = []
+        reports = scene.nodes.reports
+
+        async def elsewhere() -> Mapping[str, NodeReport]:
+            return {name: msgspec.structs.replace(own, url=own.url + ":81") for name, own in (await reports()).items()}
+
+        async def admit(name: str, url: str, grpc_url: str) -> None:
+            asked.append((name, url))
+
+        scene.nodes.reports = elsewhere  # type: ignore[method-assign]
+        scene.ingress.admit = admit  # type: ignore[method-assign]
+        await scene.steps(controller, 2)
+        assert sorted(asked) == [(name, f"http://{name}:81") for name in ("n1", "n2", "s1", "s2")]
 
     play(story)
 

@@ -279,14 +279,17 @@ def test_the_last_reports_of_a_released_node_do_not_bring_it_back() -> None:
 
 def test_a_slow_node_gets_less_and_recovers() -> None:
     members = membership("a")
-    for at in range(12):
-        members.note(float(at), {"a": report(at_s=at, p95_ms=150.0, rates={"north": 5.0})})
-        slow = members.pace({FAMILY: 100.0}, {})
+    for at_s in range(0, 120, 5):
+        members.note(float(at_s), {"a": report(at_s=at_s, p95_ms=150.0, rates={"north": 5.0})})
+        slow = members.pace(float(at_s), {FAMILY: 100.0}, {})
+        assert members.members["a"].pace == pytest.approx(max(LEAST_PACE, 0.8 ** (at_s // 10 + 1))), (
+            "one step in ten seconds"
+        )
     assert members.members["a"].pace == LEAST_PACE
     assert slow == ["a answers digits in 150 ms of 100 ms (p95) and gets 25% of its share"]
-    for at in range(12, 60):
-        members.note(float(at), {"a": report(at_s=at, rates={"north": 5.0})})
-        assert not members.pace({FAMILY: 100.0}, {})
+    for at_s in range(120, 480, 10):
+        members.note(float(at_s), {"a": report(at_s=at_s, rates={"north": 5.0})})
+        assert not members.pace(float(at_s), {FAMILY: 100.0}, {})
     assert members.members["a"].pace == 1.0
 
 
@@ -294,7 +297,7 @@ def test_a_target_may_leave_less_time_than_the_slo() -> None:
     members = membership("a")
     members.note(0.0, {"a": report(p95_ms=60.0, rates={"north": 5.0})})
     target = NodeTarget(node="a", awake=True, p95_ms={FAMILY: 50.0})
-    assert members.pace({FAMILY: 100.0}, {"a": target})
+    assert members.pace(0.0, {FAMILY: 100.0}, {"a": target})
 
 
 def test_an_unknown_node_that_reports_is_taken_in() -> None:

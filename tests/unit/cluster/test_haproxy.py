@@ -93,7 +93,8 @@ def test_a_node_whose_connections_do_not_end_gets_nothing_and_is_deleted_later(
 
 def test_a_known_node_has_its_address_changed_and_one_that_turns_to_tls_is_added_again(tmp_path: Path) -> None:
     async def main() -> None:
-        async with adopted(tmp_path, ca_file="/ca.pem") as (ingress, haproxy):
+        (tmp_path / "ca.pem").touch()
+        async with adopted(tmp_path, ca_file=str(tmp_path / "ca.pem")) as (ingress, haproxy):
             await ingress.admit("a", "http://127.0.0.1:80", "127.0.0.1:90")
             await ingress.weigh("north", {"a": 1.0})
             await ingress.admit("a", "http://127.0.0.2:81", "127.0.0.2:91")

@@ -90,9 +90,10 @@ def test_a_token_stays_out_of_the_file() -> None:
 
 def test_nodes_with_tls_are_verified() -> None:
     safe = settings(ca_file="/etc/ca.pem")
-    assert "ssl verify required ca-file /etc/ca.pem" in server_words(safe, upstream(secure=True), 1, grpc=False)
+    words = server_words(safe, upstream(secure=True), 1, grpc=False)
+    assert "ssl verify required ca-file /etc/ca.pem check-ssl" in words
     words = server_words(safe, upstream(secure=True), 1, grpc=True)
-    assert "alpn h2 check-ssl check-alpn http/1.1" in words
+    assert "alpn h2 check-alpn http/1.1" in words
     assert "  server none 127.0.0.1:1 ssl verify required ca-file /etc/ca.pem disabled" in render(safe).splitlines()
 
 

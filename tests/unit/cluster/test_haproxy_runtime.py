@@ -150,6 +150,19 @@ def test_many_commands_are_answered_over_a_socket(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("piece", [1, 7])
+def test_answers_that_come_in_pieces(tmp_path: Path, piece: int) -> None:
+    async def main() -> None:
+        haproxy = FakeHAProxy({"b": {"a": random_server(random.Random(0))}}, piece=piece)
+        api = RuntimeApi(str(tmp_path / "s"))
+        async with haproxy.listening(tmp_path / "s"):
+            expected = [haproxy.run("show info").rstrip("\n"), "", "No such server."]
+            assert await api.replies(["show info", "set server b/a weight 3", "del server b/x"]) == expected
+            assert (await api.server_states())["b"]["a"].weight == 3
+
+    run(main())
+
+
 def test_where_nobody_answers(tmp_path: Path) -> None:
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -162,7 +175,7 @@ def test_where_nobody_answers(tmp_path: Path) -> None:
             writer.close()
             left.set()
 
-        api = RuntimeApi(str(tmp_path / "s"), answer_s=0.01)
+        api = RuntimeApi(str(tmp_path / "s"))
         with pytest.raises(IngressGone, match="no haproxy answers"):
             await api.info()
         async with await asyncio.start_unix_server(silent, tmp_path / "s"):

@@ -6,10 +6,11 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from clover.cluster.haproxy_config import backends
-from clover.cluster.haproxy_runtime import check_reply, parse_server_states
-from clover.cluster.haproxy_state import WantedIngress, differences, leftovers, wanted_of, weights_key
+from clover.cluster.haproxy_runtime import IngressServer, check_reply, parse_server_states
+from clover.cluster.haproxy_state import WantedIngress, differences, leftovers, settled, wanted_of, weights_key
 from tests.support.fake_haproxy import FakeHAProxy, FakeServer, random_server
 from tests.support.ingress_fixture import settings, upstream
 
@@ -118,6 +119,29 @@ def test_a_controller_that_comes_anew_finds_what_was_wanted(seed: int) -> None:
         if not backend.grpc:  # whose weights are the same, but for nodes without gRPC
             assert found.shares(backend) == wish.shares(backend)
     assert differences(SETTINGS, found, servers) == []
+
+
+def plain(server: IngressServer) -> IngressServer:
+    """Return a server without what only HAProxy knows; one that is checked at its own address says so."""
+    return structs.replace(server, number=0, up=True, check_host=server.check_host or server.host)
+
+
+@given(st.integers())
+def test_what_is_noted_after_commands_is_what_haproxy_has(seed: int) -> None:
+    """But for numbers, and for what its checks found."""
+    rng = random.Random(seed)
+    wish, haproxy = some_wish(rng), FakeHAProxy(some_state(rng))
+    before = parse_server_states(haproxy.run("show servers state"))
+    names = rng.sample(NAMES, rng.randint(0, 3))
+    for command in differences(SETTINGS, wish, before, names):
+        check_reply(command, haproxy.run(command).strip())
+    noted = settled(SETTINGS, wish, before, names)
+    found = parse_server_states(haproxy.run("show servers state"))
+    for backend in backends(SETTINGS):
+        expected = found.get(backend.name, {})
+        assert noted[backend.name].keys() == expected.keys()
+        for name, server in noted[backend.name].items():
+            assert plain(server) == plain(expected[name])
 
 
 def test_a_family_follows_its_origin_until_it_has_weights_of_its_own() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from clover.cluster.cluster_file import parse
 from clover.cluster.control_client import ControlRefused
-from clover.cluster.node import LONGEST_WAIT_S, NodeAgent, NodeOrder
+from clover.cluster.node import LONGEST_WAIT_S, NodeAgent, NodeSetup
 from clover.cluster.server_process import ServerRecord
 from clover.errors import ClusterError
 from clover.planning.cluster.records import DeviceFrontier, NodeTarget
@@ -127,7 +127,7 @@ class Scene:
             return (DeviceFrontier(kind="k", family="toy", points=(), idle_w=1.0),)
 
         return NodeAgent(
-            NodeOrder.of(text_of, "a", self.folder),
+            NodeSetup.of(text_of, "a", self.folder),
             frontiers=frontiers,
             process=self.process,  # type: ignore[arg-type]  # what the agent asks of a process, and no more
             client=self.control,  # type: ignore[arg-type]
@@ -199,6 +199,8 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         before = await agent.report()
         assert (before.node.state, before.families, before.healthy) == ("released", (), False)
         await agent.start()
+        await agent.report()
+        await agent.learned()
         report = await agent.report()
         assert report.node.devices == {"2-cores-some-cpu": 2}
         assert (report.node.state, report.node.awake_w, report.node.correction) == ("ready", 40.0, {"toy": 1.25})
@@ -211,6 +213,7 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         assert len(scene.asked) == 1  # profiles are asked for once a server
         scene.control.status = scene.control.status | {"started_s": 60.0, "following": False}
         assert (await agent.report()).target_epoch == 0
+        await agent.learned()
         assert len(scene.asked) == 2
 
     tell(story)
@@ -242,13 +245,15 @@ def test_a_dead_server_is_started_again_with_growing_waits(tmp_path: Path) -> No
         await agent.look()
         assert len(scene.process.started) == 2  # it had run for long: at once
         assert agent.restarts == 1
-        starts, waits = 2, []
+        starts, waits = 2, list[float]()
         died_s = scene.now_s
         for _ in range(4000):
             scene.process.record = None
             await agent.look()
             if len(scene.process.started) > starts:
-                starts, died_s = len(scene.process.started), waits.append(scene.now_s - died_s) or scene.now_s
+                starts = len(scene.process.started)
+                waits.append(scene.now_s - died_s)
+                died_s = scene.now_s
             scene.now_s += 0.1
         assert waits == sorted(waits)
         assert waits[-1] == pytest.approx(LONGEST_WAIT_S, abs=0.5)

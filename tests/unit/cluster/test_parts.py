@@ -4,6 +4,7 @@ points, what `up` leaves for controllers."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from clover.cluster import node_frontiers, ray_support
 from clover.cluster.cluster_file import parse
 from clover.cluster.no_ingress import NoIngress
-from clover.cluster.node_frontiers import frontiers, undominated
+from clover.cluster.node_frontiers import frontiers, kept_frontiers
 from clover.cluster.origins import OriginShares
 from clover.cluster.ports import FamilyReport, Ingress, NodeReport, Store
 from clover.cluster.ray_controller import RunningCluster, folder_of, recall, remember, terms_of
@@ -25,7 +26,8 @@ from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.running import ClusterHandle, bring_up
 from clover.cluster.state_store import FileStore
 from clover.errors import ClusterError
-from clover.planning.cluster.records import ClusterNode, OperatingPoint
+from clover.planning.cluster.frontiers import device_frontier
+from clover.planning.cluster.records import ClusterNode
 from clover.types import ObjectiveConfig
 from tests.support.profiles_fixture import cpu, profile
 
@@ -159,33 +161,10 @@ def test_no_row_is_lost_or_invented(looks: list[dict[str, int]], rate: float) ->
 
 # --- operating points -------------------------------------------------------------------------------------------------
 
-POINTS = st.builds(
-    OperatingPoint,
-    rate=st.integers(1, 4).map(float),
-    accuracy=st.integers(1, 4).map(float),
-    watts=st.integers(1, 4).map(float),
-    p95_ms=st.integers(1, 2).map(float),
-)
-
-
-def beats(one: OperatingPoint, other: OperatingPoint) -> bool:
-    better = (one.rate >= other.rate, one.accuracy >= other.accuracy, one.watts <= other.watts)
-    return all(better) and one.p95_ms <= other.p95_ms
-
-
-@given(st.lists(POINTS, max_size=20))
-def test_exactly_the_points_that_are_beaten_are_left_out(points: list[OperatingPoint]) -> None:
-    kept = undominated(points)
-    assert set(kept) <= set(points)
-    assert not any(beats(one, other) for one in kept for other in kept if one is not other)
-    assert all(any(beats(one, point) for one in kept) for point in points)
-
 
 @pytest.mark.slow
-def test_a_servers_profiles_become_operating_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_frontiers, "RATES", (0.5, 1.0))
-    monkeypatch.setattr(node_frontiers, "ACCURACIES", (0.0, 1.0))
-    monkeypatch.setattr(node_frontiers, "_STEPS", 1)
+def test_a_servers_profiles_become_operating_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(node_frontiers, "device_frontier", functools.partial(device_frontier, rates=3))
     objective = ObjectiveConfig(form="paper", slo_ms=60.0, accuracy_floor=90.0, lam=None, reference_g_per_kwh=250.0)
     shapes = [msgspec.structs.replace(cpu(2), device=name) for name in ("cpu0", "cpu1")]
     told = {
@@ -195,7 +174,11 @@ def test_a_servers_profiles_become_operating_points(monkeypatch: pytest.MonkeyPa
             "toy": {"profile": msgspec.to_builtins(profile()), "objective": msgspec.to_builtins(objective)},
         },
     }
-    (found,) = frontiers(told)
+    (found,) = kept_frontiers(told, tmp_path / "kept")
+    other = told | {"devices": told["devices"][1:]}  # a node with another of these devices
+    monkeypatch.setattr(node_frontiers, "device_frontier", None)
+    assert kept_frontiers(other, tmp_path / "kept") == (found,)
+    monkeypatch.setattr(node_frontiers, "device_frontier", functools.partial(device_frontier, rates=3))
     assert (found.family, found.idle_w) == ("toy", 1.5)
     assert len(found.points) >= 3
     most = max(found.points, key=lambda point: point.rate)
@@ -248,9 +231,10 @@ def test_a_cluster_without_an_ingress_steers_no_rows() -> None:
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     file = parse(f'[cluster]\nfolder = "{tmp_path}"\n' + TEXT % trace(tmp_path), folder=tmp_path)
-    for call in (lambda: bring_up(file, "", say=print), lambda: ClusterHandle.attach(file)):
-        with pytest.raises(ClusterError, match=r'pip install "clover-inference\[ray\]"'):
-            call()
+    with pytest.raises(ClusterError, match=r'pip install "clover-inference\[ray\]"'):
+        bring_up(file, "", say=print)
+    with pytest.raises(ClusterError, match=r'pip install "clover-inference\[ray\]"'):
+        ClusterHandle.attach(file)
 
 
 def test_an_address_that_nothing_listens_at_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
