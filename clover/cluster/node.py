@@ -95,7 +95,9 @@ class NodeSetup(Record, frozen=True, kw_only=True):
         words = [sys.executable, "-m", "clover.serve", *([node.config] if node.config else self.sources)]
         words += ["--host", node.address, "--port", str(node.port), "--control", f"unix:{self.control}"]
         words += ["--grpc-port", str(node.grpc_port)] if node.grpc_port else []
-        return [*words, "--state-dir", os.path.join(self.folder, "state"), *node.arguments]
+        # Its ledger bears its name, which `clover report --cluster` shows.
+        words += ["--state-dir", os.path.join(self.folder, "state"), "--ledger-name", node.name]
+        return [*words, *node.arguments]
 
 
 class NodeAgent:

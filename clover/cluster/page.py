@@ -1,8 +1,7 @@
 """The cluster's page: its status as one HTML file that loads nothing and carries the status as JSON.
 
-It is a pure function of `ClusterStatus`, so that whoever has one (`clover cluster status --html`, a cron job, a test)
-gets the same page.  Grams are modelled by the plan in force unless it says "reported", which are the nodes' own
-accounts.
+It is a pure function of `ClusterStatus`; `clover cluster status --html FILE` writes it.  Grams are modelled by the plan
+in force unless it says "reported": those are of the nodes' own accounts.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ DATA_ID = "clover-cluster-status"
 _MOST_NODES = 60
 """Nodes up to which all are shown at once; of more, those with something wrong are, and the others on demand."""
 _MOST_DECISIONS = 12
+_SAME = 0.0005
+"""Part from which on two emissions are not the same, as figures are rounded."""
 _PHASES: tuple[Phase, ...] = ("ready", "waking", "draining", "partitioned", "lost", "released")
 _WRONG = ("lost", "partitioned")
 _AWAKE = ("ready", "waking", "draining", "partitioned")
@@ -42,6 +43,7 @@ font-size:.9rem}
 .flows{display:block;width:100%;max-width:760px;height:auto;margin:.6rem 0}
 .flows path{fill:none;stroke:var(--leaf);stroke-opacity:.5}.flows path.moves{stroke:var(--moved)}
 .flows text{fill:var(--ink);font-size:14px}.flows text.soft{fill:var(--soft);font-size:12px}
+#decisions td.wide{min-width:14ch;max-width:34ch}
 @media (max-width:600px){.flows{display:none}.bars{grid-template-columns:1fr}.bars>div{white-space:normal}}
 """
 
@@ -111,6 +113,8 @@ def _saved(other_g: float, own_g: float) -> tuple[str, str]:
     if other_g <= 0.0:
         return "not known", "there is no plan yet"
     part = 1.0 - own_g / other_g
+    if abs(part) < _SAME:
+        return "0 %", "the same now"
     words = "less than that now" if part >= 0.0 else "MORE than that now"
     return _percent(abs(part)), words
 
@@ -144,7 +148,7 @@ def _cards(status: ClusterStatus) -> str:
         card(
             "Nodes",
             f"{count['ready']} of {len(status.nodes)} ready",
-            [", ".join(others) or "none in another state", f"{devices} devices awake"],
+            [", ".join(others) or "none in another state", f"{devices} device{'s' * (devices != 1)} awake"],
         ),
     )
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -188,7 +192,13 @@ def _regions(status: ClusterStatus) -> str:
     ]
     foot = ("Sum", "", "", "", "", _rate(sums[0]), _rate(sums[1]), f"{sums[2]:,.0f} W", _hourly(sums[3]))
     heads = ("Region", "gCO2e/kWh", "Known by", "Awake", "Devices", "Rows/s sent", "Rows/s answered", "Power", "CO2e")
-    return table("Regions with their own grids", heads, rows, text=(0, 2), foot=foot if len(rows) > 1 else ())
+    return table(
+        "Each with its own grid; power and grams as its nodes reported of late",
+        heads,
+        rows,
+        text=(0, 2),
+        foot=foot if len(rows) > 1 else (),
+    )
 
 
 def _known(provider: str, method: str, age_s: float) -> str:
@@ -376,4 +386,4 @@ def _decisions(status: ClusterStatus) -> str:
         for item in newest
     ]
     heads = ("When", "Done", "Because", "CO2e", "Woken (+), released (-)", "Reason")
-    return table("The newest decisions", heads, rows, text=(0, 1, 2), wide=(4, 5))
+    return table("The newest decisions", heads, rows, text=(0, 1), wide=(2, 4, 5))

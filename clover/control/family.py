@@ -15,6 +15,7 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
+from clover.control.capacity import FloorCapacity
 from clover.control.change_cost import ChangeCost, step_seconds
 from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
@@ -148,6 +149,7 @@ class Family:
         self.dwell_until_s = 0.0
         self.sleep = SleepKeeper(controller.sleep_after_s)
         self.change_cost = ChangeCost()
+        self.floor_capacity = FloorCapacity()
         self.memory_troubles = MemoryTroubles(self.name)
         self._memory = SliceMemory(needs=MemoryNeeds(profile))
         self.looked_s = 0.0

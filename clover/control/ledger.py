@@ -44,9 +44,7 @@ class Ledger:
         """What the last forecast was made from, in words."""
         self._before = (0.0, 0.0)
 
-    def look(
-        self, grid_s: float, observed: dict[str, float], horizon_s: float, g_per_kwh: float = math.nan
-    ) -> None:
+    def look(self, grid_s: float, observed: dict[str, float], horizon_s: float, g_per_kwh: float = math.nan) -> None:
         """Book what was served since the last look, and how well the intensity and the load of now were foreseen.
         `observed` counts from the start of the family's router."""
         rows, total = self._counted(observed)

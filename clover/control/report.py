@@ -11,6 +11,7 @@ import msgspec
 from clover.carbon import describe
 from clover.control.baselines.saved import Devices, saved
 from clover.control.baselines.shadows import Shadows
+from clover.control.capacity import running_capacity
 from clover.control.context import Context
 from clover.control.core_need import CoreNeed
 from clover.control.family import Family
@@ -145,6 +146,24 @@ def budget_gauges(context: Context, family: Family) -> dict[str, float]:
     best = max(accuracies(family.profile).values(), default=0.0)
     spent = best - ledger.accuracy_rows / ledger.rows if ledger.rows else 0.0
     return {"allowed": family.config.accuracy_budget, "spent": spent}
+
+
+def capacity_gauges(context: Context, family: Family) -> dict[str, float]:
+    """Return for the metrics how many rows a second can be served within `max_utilisation`: by the workers that run
+    (`running`), and by the devices at the accuracy floor (`floor`); see `clover.control.capacity`."""
+    share, most, deployed = context.share_of(family), context.config.max_utilisation, family.deployed
+    running = 0.0
+    if deployed is not None:
+        reach = family.reach(deployed.routing)
+        running = running_capacity(deployed.deployment, family.capacity(share), deployed.routing, reach)
+    floor = family.floor_capacity.of(
+        family.corrected,
+        context.devices_of(family.name),
+        share=share,
+        accuracy_floor=family.targets.accuracy_floor,
+        cascades=family.cascades(context.config),
+    )
+    return {"running": most * running, "floor": most * floor}
 
 
 def _family(context: Context, shadows: Shadows, family: Family, devices: Devices) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def _entry(node: NodeLedger) -> ReportedNode:
         recorded_s=report.period.recorded_s,
         gap_s=sum(gap.seconds for gap in report.gaps if gap.what == "record"),
         grid="; ".join(dict.fromkeys(grid_words(grid) for grid in report.grids if grid.joules > 0.0)),
+        edges=report.period.edges,
         report_sha256=report.seal.report_sha256,
     )
 

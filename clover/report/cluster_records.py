@@ -42,7 +42,8 @@ class ReportedNode(Record, frozen=True, kw_only=True):
     """One server: its ledger's name, its region, how much of the period its ledger has, and what it used.
 
     `why` says why there is nothing of it, if so; then its line has zeros.  `grid`: the intensities that it was priced
-    at, in words.  `report_sha256`: the digest of its own report, which is among `ClusterReport.reports`.
+    at, in words.  `edges`: in words, if its period had to be moved to whole entries.  `report_sha256`: the digest of
+    its own report, which is among `ClusterReport.reports`.
     """
 
     line: ClusterLine
@@ -50,6 +51,7 @@ class ReportedNode(Record, frozen=True, kw_only=True):
     recorded_s: float
     gap_s: float
     grid: str
+    edges: str = ""
     report_sha256: str = ""
     why: str = ""
 

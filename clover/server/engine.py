@@ -23,10 +23,9 @@ from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.control.baselines.saved import compared, saved_by_all
-from clover.control.capacity import capacity_gauges
 from clover.control.controller import Controller
 from clover.control.ledger_files import LedgerFiles
-from clover.control.report import budget_gauges
+from clover.control.report import budget_gauges, capacity_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError

@@ -267,7 +267,8 @@ def _token_in(path: str, origin: str, what: str = "token") -> str:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{origin}: cannot read the {what} file {path}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ConfigError(f"{origin}: cannot read the {what} file {path}: {why}") from error
     if not lines or not lines[0].strip():
         raise ConfigError(f"{origin}: the {what} file {path} is empty")
     return lines[0].strip()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from datetime import UTC
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,10 @@ def test_the_page_is_drawn_and_loads_nothing(tmp_path: Path, monkeypatch: pytest
             browser.close()
 
 
+def _note(said: list[str], message: Any) -> None:
+    said.append(message.text)
+
+
 def test_pages_of_a_cluster_fit_any_width_and_can_be_read_by_all(tmp_path: Path) -> None:
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
@@ -81,7 +87,7 @@ def test_pages_of_a_cluster_fit_any_width_and_can_be_read_by_all(tmp_path: Path)
                     # axe is put into the page, which the page's own policy forbids.
                     page = browser.new_context(bypass_csp=True, color_scheme=scheme).new_page()
                     said: list[str] = []
-                    page.on("console", lambda message, said=said: said.append(message.text))
+                    page.on("console", partial(_note, said))
                     page.goto(path.as_uri())
                     for width in (320, 1200):
                         page.set_viewport_size({"width": width, "height": 800})

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import manifests, sandbox, units
+from tests.support import manifests, sandbox, systemd_box, units
 from tests.support.servers import ROOT, family
 
 TOKEN = "a-token-of-the-tests"
@@ -176,3 +176,48 @@ def test_the_unit_s_command_serves_within_the_calls_and_sockets_that_it_is_allow
     assert made - units.calls_of(group) == set()
     (allowed,) = units.directives("clover.service")["RestrictAddressFamilies"]
     assert set(re.findall(r"\bsocket(?:pair)?\((AF_\w+)", traced)) <= set(allowed.split())
+
+
+def test_systemd_runs_the_units_in_their_sandbox_restarts_and_stops_them(place: Path) -> None:
+    if why := systemd_box.missing():
+        pytest.skip(why)
+    simple = '[[families]]\nfamily = "/opt/src/tests/families/simple"\nvariant = "exact"\n'
+    ports = {"config": free_port(), "north": free_port()}
+    configs = {name: f'{simple}[listen]\nhost = "0.0.0.0"\nport = {port}\n' for name, port in ports.items()}
+    token = place / "token"
+    token.write_text(f"{TOKEN}\n")
+
+    def wait(port: int) -> None:
+        end = time.monotonic() + 90.0
+        while not probe("ready", port, token):
+            assert time.monotonic() < end, box.log()
+            time.sleep(0.2)
+
+    with systemd_box.booted(place, configs, TOKEN) as box:
+        for port in ports.values():
+            wait(port)
+            assert ask(port, "/v2/models/simple/infer", body=ASKED) == 200
+            assert ask(port, "/v2/models/simple/infer", token="another", body=ASKED) == 401
+        main = box.show("clover", "MainPID")["MainPID"]
+        status = dict(line.split(":", 1) for line in box.run("cat", f"/proc/{main}/status").splitlines())
+        assert (status["CapBnd"].strip(), status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == (
+            "0" * 16,
+            "1",
+            "2",
+        )
+        box.run("systemctl", "reload", "clover")
+        box.run("kill", "-9", main)
+        end = time.monotonic() + 60.0
+        while box.show("clover", "NRestarts")["NRestarts"] != "1":
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        wait(ports["config"])
+        # The end of one takes nothing from the other.
+        for unit, other in (("clover", ports["north"]), ("clover@north", None)):
+            box.run("systemctl", "stop", unit)
+            assert box.show(unit, "Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
+            if other is not None:
+                assert box.run("ls", "/run/clover-north").split() == ["control.sock"]
+                assert ask(other, "/v2/models/simple/infer", body=ASKED) == 200
+        for name in ("clover", "clover-north"):
+            assert "ledger" in box.run("ls", f"/var/lib/{name}")

@@ -8,11 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 import clover
 from clover.telemetry import dashboards
 from clover.telemetry.dashboards import grafana, rules
+from tests.support import manifests
 from tests.support.servers import run
 from tests.support.toy_family import TOY, settings
 
@@ -67,13 +70,13 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Run Prometheus with the rules that are exported, evaluated each second, and this target."""
+def prometheus(folder: Path, *targets: str) -> Iterator[Prometheus]:
+    """Run Prometheus with the rules that are exported, evaluated each second, and these targets."""
     rules_file = dashboards.export(folder)[1]
     (folder / "prometheus.yml").write_text(
         f"global: {{scrape_interval: 250ms, scrape_timeout: 250ms, evaluation_interval: 1s}}\n"
         f"rule_files: [{rules_file.name}]\n"
-        f"scrape_configs: [{{job_name: clover, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        f"scrape_configs: [{{job_name: clover, static_configs: [{{targets: {json.dumps(targets)}}}]}}]\n"
     )
     port = free_port()
     command = [
@@ -124,3 +127,49 @@ def test_every_query_is_answered_and_every_rule_evaluated(toy_cache: Path, tmp_p
                 assert evaluated == dict.fromkeys(every, "ok")
 
     run(main())
+
+
+@contextmanager
+def exposing(*texts: str) -> Iterator[list[str]]:
+    """Expose each text as the metrics of a target of its own."""
+    servers = []
+    for text in texts:
+
+        class Metrics(BaseHTTPRequestHandler):
+            body = text.encode()
+
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(self.body)
+
+            def log_message(self, *words: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+    try:
+        yield [f"127.0.0.1:{server.server_address[1]}" for server in servers]
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+def test_the_query_of_keda_says_how_many_pods_the_load_takes(tmp_path: Path) -> None:
+    pytest.importorskip("yaml", reason="reading the manifest needs PyYAML")
+    (scaled,) = manifests.documents(manifests.FOLDER / "keda.yaml")
+    rate, capacity = "clover_arrival_rows_per_second", "clover_capacity_rows_per_second"
+    busy = f'{rate}{{model="fashion"}} 900\n{capacity}{{model="fashion",of="floor"}} 1000\n'
+    other = f'{rate}{{model="another"}} 7000\n{capacity}{{model="fashion",of="running"}} 10\n'
+    second = f'{rate}{{model="fashion"}} 500\n{capacity}{{model="fashion",of="floor"}} 1000\n'
+    measures = f'{rate}{{model="fashion"}} 0\n{capacity}{{model="fashion",of="floor"}} 0\n'  # its family, at its start
+    with exposing(busy + other, second, measures) as targets, prometheus(tmp_path, *targets) as found:
+        end = time.monotonic() + WITHIN_S
+        while not found.up() or len(found.ask(f'{rate}{{model="fashion"}}')) < 3:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        (answer,) = found.ask(scaled["spec"]["triggers"][0]["metadata"]["query"])
+    assert float(answer["value"][1]) == pytest.approx(1.4)

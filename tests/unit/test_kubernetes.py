@@ -223,7 +223,9 @@ def test_keda_asks_for_metrics_that_clover_has() -> None:
     spec = scaled["spec"]
     target = [item for _, item in of(spec["scaleTargetRef"]["kind"]) if item["metadata"]["name"] == "clover"]
     assert len(target) == 1
-    (trigger,) = spec["triggers"]
+    trigger, cores = spec["triggers"]
+    assert cores["type"] == "cpu"
+    assert all(container["resources"]["requests"]["cpu"] for container in PODS["cpu.yaml:Deployment"]["containers"])
     named = set(re.findall(r"\bclover_\w+", trigger["metadata"]["query"]))
     known = {line.name: line for line in MODELS}
     assert named == {"clover_arrival_rows_per_second", "clover_capacity_rows_per_second"}

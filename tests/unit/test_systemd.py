@@ -63,7 +63,7 @@ def test_a_unit_s_command_line_is_one_that_clover_takes(name: str, tmp_path: Pat
     assert python == units.PYTHON
     assert words[:2] == ["-m", "clover.serve"]
     config = settings.load(words[2:], {}).config
-    own = "clover" if name == "clover.service" else "clover/north"
+    own = "clover" if name == "clover.service" else "clover-north"
     assert (config.cache_dir, config.state_dir) == (f"/var/cache/{own}", f"/var/lib/{own}")
     assert config.listen.control == f"unix:/run/{own}/control.sock"
     found = units.directives(name)

@@ -12,7 +12,7 @@ import msgspec
 
 from clover import terminal
 from clover.hints import printable
-from clover.report.calendar import time_words
+from clover.report.calendar import TIMES, time_words
 from clover.report.cluster_records import ClusterBy, ClusterLine, ClusterReport
 from clover.report.records import GramsRange
 from clover.report.render import markup
@@ -21,6 +21,7 @@ from clover.report.render.markup import card, pairs, paragraph, section, table
 from clover.report.wording import (
     duration,
     energy,
+    entries_words,
     mass,
     number,
     parts_words,
@@ -93,9 +94,9 @@ def cluster_text(report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int)
     parts = [
         _filled(head, width, ""),
         terminal.listing([(name, printable(text)) for name, text in cluster_headline(report)], width),
-        _lines_text("Electricity by region", report, "region", width),
-        _lines_text("Electricity by node", report, "node", width),
-        _lines_text(f"Electricity by {by}", report, by, width) if by not in ("region", "node") else "",
+        _lines_text("Electricity by region", report, "region", zone, width),
+        _lines_text("Electricity by node", report, "node", zone, width),
+        _lines_text(f"Electricity by {by}", report, by, zone, width) if by not in ("region", "node") else "",
         _quality_text(report, width),
         _titled("Nodes", terminal.listing(list(_node_words(report)), width)),
         _titled("What is counted", _filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
@@ -119,7 +120,9 @@ def cluster_headline(report: ClusterReport) -> Iterator[tuple[str, str]]:
     text = f"{mass(total.grams_ng / 1e9)} of CO2e by {energy(total.joules_uj / 1e6)} for {number(total.rows)} rows"
     yield "Emitted", f"{text}; {_hardware(report)}"
     if total.market_ng is not None:
-        yield "Market-based", mass(total.market_ng / 1e9)
+        factors = sorted({item.market_g_per_kwh for item in report.reports if item.market_g_per_kwh is not None})
+        each = " and ".join(f"{factor:g}" for factor in factors)
+        yield "Market-based", f"{mass(total.market_ng / 1e9)} at the {each} g/kWh of the contract, for all nodes alike"
     for item in report.saved:
         yield "Saved", f"{saved_words(item)}, of {percent(item.part_of_emitted)} of the emissions"
     known = f"energy {parts_words(report.energy_known)}; intensity {parts_words(report.intensity_known)}"
@@ -143,7 +146,7 @@ def _gap_words(report: ClusterReport) -> str:
     return "; ".join(missing) or "no node has a gap in its record"
 
 
-def _lines_text(title: str, report: ClusterReport, by: ClusterBy, width: int) -> str:
+def _lines_text(title: str, report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int) -> str:
     found = report.breakdown(by)
     columns = [
         Column(by, right=False),
@@ -167,7 +170,14 @@ def _lines_text(title: str, report: ClusterReport, by: ClusterBy, width: int) ->
     text += f"\n  left out for want of room: {', '.join(left)}" if left else ""
     if len(found.lines) > _MOST_LINES:
         text += f"\n  and {len(found.lines) - _MOST_LINES} more: --format csv has all"
-    return f"{title}\n{text}"
+    return "\n".join([title, text, *(_filled(note, width) for note in _notes(report, by, zone))])
+
+
+def _notes(report: ClusterReport, by: ClusterBy, zone: tzinfo) -> list[str]:
+    """Return what is to be known of hours, days or months if ledgers have put their entries together."""
+    known = next((time for time in TIMES if time == by), None)
+    found = [entries_words(item, known, zone) for item in report.reports] if known else []
+    return [text for text in dict.fromkeys(found) if text]
 
 
 def _cells(line: ClusterLine, total: ClusterLine) -> list[str]:
@@ -211,6 +221,7 @@ def _quality_text(report: ClusterReport, width: int) -> str:
 def _node_words(report: ClusterReport) -> Iterator[tuple[str, str]]:
     for item in report.nodes:
         found = item.why or f"{duration(item.recorded_s)} recorded; {item.grid or 'no intensity'}"
+        found += f"; {item.edges}" if item.edges else ""
         yield printable(item.line.name), printable(f"{item.region}: {found}")
 
 
@@ -246,7 +257,13 @@ def cluster_report_page(report: ClusterReport, zone: tzinfo) -> str:
     head = paragraph(period) + (paragraph(report.edges) if report.edges else "")
     head += paragraph("; ".join(word for word in who if word), "soft")
     nodes = [
-        (item.line.name, item.region, duration(item.recorded_s), duration(item.gap_s), item.why or item.grid)
+        (
+            item.line.name,
+            item.region,
+            duration(item.recorded_s),
+            duration(item.gap_s),
+            "; ".join(filter(None, (item.why or item.grid, item.edges))),
+        )
         for item in report.nodes
     ]
     heads = tuple(f"{head[:1].upper()}{head[1:]}" for head in _QUALITY_HEADS)
@@ -257,7 +274,8 @@ def cluster_report_page(report: ClusterReport, zone: tzinfo) -> str:
         section("regions", "By region", _lines_table(report, "region")),
         section("nodes", "By node", _lines_table(report, "node")),
         section("models", "By model", _lines_table(report, "model")),
-        section("days", "By day", _lines_table(report, "day")),
+        section("days", "By day", _lines_table(report, "day") + "".join(paragraph(note, "soft") for note in
+            _notes(report, "day", zone))),
         section("saved", "Saved, against what", _saved_part(report)),
         section("quality", "Accuracy and latency", table("What was given for it", heads, _quality_rows(report))),
         section("sources", "What each node has recorded", table("Ledgers of the period", ("Node", "Region", "Recorded",

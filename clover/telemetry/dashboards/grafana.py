@@ -238,6 +238,20 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
                 ),
             ),
             GrafanaPanel(
+                "Part of the capacity",
+                "Rows that arrive, by those that can be served (modelled): by the workers that run, and at most by the "
+                "devices at the accuracy floor. Near 1 rows wait; by the devices, another server is due.",
+                tuple(
+                    GrafanaQuery(
+                        f"sum by (model) (clover_arrival_rows_per_second{{{_M}}}) / sum by (model) "
+                        f'(clover_capacity_rows_per_second{{{_M}, of="{of}"}} > 0)',
+                        f"{{{{model}}}} {words}",
+                    )
+                    for of, words in (("running", "by workers that run"), ("floor", "by devices"))
+                ),
+                unit="percentunit",
+            ),
+            GrafanaPanel(
                 "Rows a batch",
                 "Mean rows of a batch.",
                 (

@@ -147,7 +147,7 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
     MetricSpec(
         "clover_capacity_rows_per_second",
         "Rows per second that can be served within max_utilisation (modelled): by the workers that run (of=running), "
-        "and at most on this server's devices above the accuracy floor (of=floor); for autoscalers",
+        "and at most by this server's devices at the accuracy floor (of=floor); for autoscalers",
         GAUGE,
         ("model", "of"),
         lambda model: by_label(model.served.capacity),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -118,3 +120,18 @@ def test_flows_of_any_names_and_sizes_are_drawn(flows: list[tuple[str, str, floa
     assert text.count("<path") == len(drawn)
     for width in re.findall(r'stroke-width="([\d.]+)"', text):
         assert 1.0 <= float(width) <= 34.0
+
+
+def test_the_command_writes_the_page_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clover.cli.cluster import command
+    from clover.cluster import cluster_file
+
+    handle = SimpleNamespace(status=cluster_status)
+    monkeypatch.setattr(command, "ClusterHandle", SimpleNamespace(attach=lambda file: handle))
+    monkeypatch.setattr(cluster_file, "read", lambda path: None)
+    monkeypatch.setattr(command, "show_status", lambda status, file, width: "shown")
+    out = tmp_path / "cluster.html"
+    assert command.main(["status", "cluster.toml", "--html", str(out)]) == 0
+    assert out.read_text(encoding="utf-8") == page(cluster_status())
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster.html"]
+    assert command.main(["status", "cluster.toml", "--html", str(tmp_path / "no" / "a.html")]) == 2

@@ -50,8 +50,8 @@ def node_report(name: str, zone: str, hours: Sequence[tuple[float, float, int]],
                     grams / 1.3, grams)
         )  # fmt: skip
     run = RunRow(1, started, 1e6, None, "0.1.0", name, 7, "c0ffee", '{"carbon": {"pue": 1.3}}', '{"pue": 1.3}')
-    rows = LedgerRows(usage=usage, lines=lines, grid=grid, grid_minutes=grid, runs=[run])
-    return report_of(rows, ReportOptions(start=OPTIONS.start, end=OPTIONS.end, made=OPTIONS.made, server=name))
+    found = LedgerRows(usage=usage, lines=lines, grid=grid, grid_minutes=grid, runs=[run])
+    return report_of(found, ReportOptions(start=OPTIONS.start, end=OPTIONS.end, made=OPTIONS.made, server=name))
 
 
 hours = st.lists(st.tuples(st.floats(0.0, 1e9), st.floats(1.0, 1200.0), st.integers(0, 10**7)), min_size=1, max_size=4)
@@ -240,3 +240,12 @@ def test_a_changed_sum_is_found_although_it_was_sealed_again(
     path.write_bytes(msgspec.json.encode(sealed(less)))
     assert main(["--verify", str(path)], environ={}) == 1
     assert "its sums do not follow from the reports of its nodes" in capsys.readouterr().out
+
+
+def test_what_ledgers_have_put_together_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ledger(tmp_path / "old.db", LedgerScene(days=0.25, minutes_days=0.0, host="old"))
+    words = [str(tmp_path), "--from", "2026-09-22T06:00", "--tz", "Asia/Kolkata", "--by", "hour"]
+    assert run(*words) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "which the ledger has only as parts of longer entries" in printed
+    assert "put entries together into hours of UTC" in printed
