@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from clover import settings
 from clover.config import ServerConfig
 from clover.errors import CloverError, ConfigError
-from clover import settings
 from clover.serve.concealment import conceal
 from clover.server import Server
 from clover.settings import SETTINGS, Setting, Settings

@@ -55,7 +55,7 @@ def missing() -> str:
 
 
 def confine(order: WorkerOrder) -> str:
-    """Confine this process, which has given up new privileges, for ever; return by what, in words for the state.
+    """Keep this process, which has given up new privileges, from all else for ever; return by what, for the state.
 
     Raises WorkerError if the sandbox is required and the kernel cannot do it, or does not do what it says it can.
     """
