@@ -39,6 +39,8 @@ _WIDTH = 80
 """Columns if standard output is no terminal."""
 _FORMATS = ("table", "json", "csv", "html", "parquet")
 _SUFFIXES = {".json": "json", ".csv": "csv", ".html": "html", ".htm": "html", ".parquet": "parquet", ".txt": "table"}
+_MOST_CALLS = 10_000
+"""Control calls that are listed at most."""
 _KEY, _KEY_FILE = "CLOVER_REPORT_KEY", "CLOVER_REPORT_KEY_FILE"
 _SHORT_S = 2 * 86_400.0
 """Length of a period up to which a terminal shows hours instead of days."""
@@ -63,7 +65,7 @@ def main(argv: Sequence[str], *, now: Callable[[], float] = time.time, environ: 
     try:
         if given.verify:
             return _verify(given, environment)
-        _report(given, environment, now())
+        (_audit if given.audit else _report)(given, environment, now())
     except ConfigError as error:
         return _fail(str(error), USAGE)
     except SciRefused as error:
@@ -103,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", metavar="FILE", default="", help="write there instead of standard output")
     add("--market-g", metavar="G", type=float, default=None, help="gCO2e/kWh of the contract [report.market_g_per_kwh]")
     add("--market-source", metavar="TEXT", default="", help="where that factor is from [report.market_source]")
+    add("--audit", action="store_true", help="list the calls that changed the server then instead: table or json")
     add("--sci-for-ai", action="store_true", help="issue the consumer report of SCI for AI: table, json or html")
     add("--key-file", metavar="FILE", default="", help=f"key that signs the report [{_KEY}, {_KEY_FILE}]")
     add("--verify", metavar="FILE", default="", help="check a report (json, html); with LEDGER, calculate it again")
@@ -150,6 +153,30 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     by: By = given.by or _usual(report, form)
     document = _sci(report, form, zone) if given.sci_for_ai else _document(report, form, by, zone)
     _write(document, given.out)
+
+
+def _audit(given: argparse.Namespace, environ: Mapping[str, str], now: float) -> None:
+    """List who changed the server, or was refused, in the period, oldest first."""
+    form = given.format or _SUFFIXES.get(Path(given.out).suffix.lower(), "table")
+    if form not in ("table", "json"):
+        raise ConfigError(f"--audit is written as table or json, not as {form}")
+    zone = zone_of(given.tz)
+    path = _ledger(given.ledger, _configured(given, environ).state_dir)
+    start = moment(given.start, zone, now) if given.start else 0.0
+    end = moment(given.end, zone, now) if given.end else now
+    try:
+        with LedgerReader(path) as ledger:
+            found = ledger.events(start, end, kinds=("control",), limit=_MOST_CALLS)
+    except LedgerError as error:
+        raise LedgerError(f"{path}: {error}") from error
+    if form == "json":
+        records = [msgspec.json.decode(event.detail) for event in found]
+        _write(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n", given.out)
+        return
+    lines = [f"{time_words(event.at, zone)}  {event.summary}" for event in found]
+    if len(found) == _MOST_CALLS:
+        lines.insert(0, f"the newest {_MOST_CALLS} calls; --from and --to choose others")
+    _write(("\n".join(lines or ["no call changed the server in that time"]) + "\n").encode(), given.out)
 
 
 def _market(given: argparse.Namespace, stated: ReportConfig) -> float | None:
