@@ -1,6 +1,6 @@
 """Builds the wheel twice and says whether both have the same bytes.
 
-    python packaging/reproducible.py [--out dist]
+    python packaging/reproducible.py [--out dist] [--kernels histogram,random]
 
 The files that git knows are copied to two folders of different names and depths, and a wheel is built in each, in
 another time zone, language and order of hashes.  What is the same for both: compiler, Python, Cython, NumPy, setuptools
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +34,9 @@ BUILDS: dict[str, dict[str, str]] = {
 def main(argv: list[str] | None = None) -> int:
     """Build, compare, and print what came of it; return the exit code."""
     parser = argparse.ArgumentParser(description="Build the wheel twice and compare the bytes.")
+    parser.add_argument(
+        "--kernels", help="compile these alone, as histogram,random: a quick try, of a wheel that lacks"
+    )
     parser.add_argument("--out", type=Path, help="folder to leave the wheel in if both builds gave the same")
     given = parser.parse_args(argv)
     environ = {**os.environ, "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH") or last_commit()}
@@ -41,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     wheels = []
     with tempfile.TemporaryDirectory(prefix="clover-reproducible-") as scratch:
         for place, others in BUILDS.items():
-            wheel = build(Path(scratch, place), {**environ, **others})
+            wheel = build(Path(scratch, place), {**environ, **others}, given.kernels)
             if wheel is None:
                 return 2
             print(f"{digest(wheel)}  {wheel.name} ({place})", flush=True)
@@ -63,11 +66,14 @@ def last_commit() -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def build(folder: Path, environ: Mapping[str, str]) -> Path | None:
-    """Copy the tree to `folder` and build a wheel there; return it, or None with the builder's words printed."""
+def build(folder: Path, environ: Mapping[str, str], kernels: str | None) -> Path | None:
+    """Copy the tree to `folder` and build a wheel there, with all extensions or these `kernels`; return it, or None
+    with the builder's words printed."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         source, target = ROOT / name, folder / name
+        if kernels is not None and not wanted(Path(name), kernels.split(",")):
+            continue
         if source.is_file():  # one that was removed and not committed is listed still
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
@@ -81,6 +87,13 @@ def build(folder: Path, environ: Mapping[str, str]) -> Path | None:
         return None
     (wheel,) = out.glob("*.whl")
     return wheel
+
+
+def wanted(name: Path, kernels: Sequence[str]) -> bool:
+    """Return whether a file is to be there if no extensions but `kernels` are built."""
+    if name.suffix == ".pyx":
+        return name.stem in kernels
+    return name.suffix != ".pxd" or name.parent.name == "_native"
 
 
 def differences(first: Path, second: Path) -> list[str]:
