@@ -43,8 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     os.umask(0o022)
     wheels = []
     with tempfile.TemporaryDirectory(prefix="clover-reproducible-") as scratch:
+        tree = Path(scratch, "tree")  # of one moment, though files may change while wheels are built
+        copy_tracked(tree, given.kernels)
         for place, others in BUILDS.items():
-            wheel = build(Path(scratch, place), {**environ, **others}, given.kernels)
+            shutil.copytree(tree, Path(scratch, place))
+            wheel = build(Path(scratch, place), {**environ, **others})
             if wheel is None:
                 return 2
             print(f"{digest(wheel)}  {wheel.name} ({place})", flush=True)
@@ -66,9 +69,8 @@ def last_commit() -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def build(folder: Path, environ: Mapping[str, str], kernels: str | None) -> Path | None:
-    """Copy the tree to `folder` and build a wheel there, with all extensions or these `kernels`; return it, or None
-    with the builder's words printed."""
+def copy_tracked(folder: Path, kernels: str | None) -> None:
+    """Copy the files that git knows to `folder`, those of all extensions or of these `kernels`."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         source, target = ROOT / name, folder / name
@@ -78,6 +80,10 @@ def build(folder: Path, environ: Mapping[str, str], kernels: str | None) -> Path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+
+
+def build(folder: Path, environ: Mapping[str, str]) -> Path | None:
+    """Build a wheel in `folder`; return it, or None with the builder's words printed."""
     out = folder / "dist"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
     command += ["--no-build-isolation", "--wheel-dir", str(out), "."]
