@@ -17,7 +17,8 @@ COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
-.PHONY: serve test test-quick test-gpu test-checked lint bench bench-peers bench-kernels build docs sbom train-fashion \
+.PHONY: serve test test-quick test-gpu test-checked lint bench bench-peers bench-kernels build docs sbom audit reproducible \
+	train-fashion \
 	soak clean
 
 serve: $(VENV)/.serve
@@ -62,8 +63,15 @@ bench-peers: $(VENV)/.test
 bench-kernels: $(VENV)/.test $(VENV)/.dev
 	$(PY) -m bench.kernels $(ARGS)
 
+# The time of the last commit is the time of every file in the wheel, so that the same tree gives the same bytes.
+build reproducible: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+
 build: $(VENV)/.dev
 	$(PY) -m build --outdir dist .
+
+# Builds the wheel twice, in two folders, and compares the bytes; takes as long as two builds.
+reproducible: $(VENV)/.dev
+	$(PY) packaging/reproducible.py $(ARGS)
 
 # The documents as a site in dist/site, made without network; a warning or a dead link is an error.
 docs: $(VENV)/.docs
@@ -72,6 +80,11 @@ docs: $(VENV)/.docs
 # dist/clover.cdx.json (CycloneDX) and THIRD-PARTY-NOTICES.md, from what is installed, and so with all that users may need.
 sbom: $(VENV)/.users
 	$(PY) packaging/sbom.py $(ARGS)
+
+# Known vulnerabilities of what is installed, by PyPI's advisories (ARGS="-s osv" asks osv.dev), beside the bill of
+# materials.  A package that could not be asked about is an error too.
+audit: sbom $(VENV)/.audit
+	$(PY) -m pip_audit --strict --skip-editable --progress-spinner off $(ARGS)
 
 train-fashion: $(VENV)/.serve
 	$(PY) -m clover.models.fashion.train $(ARGS)
@@ -83,7 +96,7 @@ soak: $(VENV)/.test
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
-	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users
+	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users $(VENV)/.audit
 
 # --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
 
@@ -110,6 +123,10 @@ $(VENV)/.gpu: $(VENV)/.built
 $(VENV)/.dev: $(VENV)/.built
 	@./setup.sh $(VENV) packages onnx,dashboard,test,dev
 	@touch $@ $(VENV)/.serve
+
+$(VENV)/.audit: $(VENV)/.built
+	@./setup.sh $(VENV) packages release
+	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages docs

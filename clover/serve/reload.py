@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from clover import settings
 from clover.config import ServerConfig
 from clover.errors import CloverError, ConfigError
+from clover.serve.concealment import conceal
 from clover.server import Server
 from clover.settings import SETTINGS, Setting, Settings
 from clover.telemetry import logs
@@ -156,6 +158,8 @@ class Reload:
         live = [change for change in changes if change[0] in (*LIVE, *_BEARERS)]
         applied = [await self._apply(key, index, value) for key, index, value in live]
         certificate = self._reload_certificate(self.server)
+        if settings.holds_secrets(new.config) and not settings.holds_secrets(self._current.config):
+            conceal(settings.secrets_of(new.config))
         if all(applied):
             self._current = _with_live(self._current, new)
         log.info("SIGHUP: %d of %d changed settings are live", sum(applied), len(changes))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from clover.config import ListenConfig, ServerConfig, WorkersConfig
+from clover.config import ListenConfig, ServerConfig, TenantConfig, TokenConfig, WorkersConfig
 from clover.errors import ConfigError
 from clover.grants import SCOPES
 from clover.hints import did_you_mean
@@ -130,7 +130,9 @@ def _check_bearers(config: ServerConfig) -> None:
     if len(config.tokens) > MOST_TOKENS:
         raise ConfigError(f"{len(config.tokens)} tokens are configured: a server has at most {MOST_TOKENS}")
     digests = {hashlib.sha256(config.listen.token.encode()).digest()} if config.listen.token else set()
-    for kind, bearers in (("tenant", config.tenants), ("token", config.tokens)):
+    every: tuple[tuple[str, tuple[TenantConfig | TokenConfig, ...]], ...]
+    every = ("tenant", config.tenants), ("token", config.tokens)
+    for kind, bearers in every:
         names = set()
         for index, one in enumerate(bearers):
             if not _NAME.fullmatch(one.name):

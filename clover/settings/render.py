@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from clover.config import ServerConfig, TenantConfig
+from clover.config import ServerConfig, TenantConfig, TokenConfig
 from clover.settings.command_line import CONFIG, Option
 from clover.settings.load import Settings
 from clover.settings.schema import (
@@ -103,7 +103,8 @@ def print_config(settings: Settings) -> str:
                 _toml_line(setting, getattr(record, setting.leaf), settings.origins[setting.key])
                 for setting in _of(section)
             ]
-    for bearer in (*settings.config.tenants, *settings.config.tokens):
+    bearers: tuple[TenantConfig | TokenConfig, ...] = (*settings.config.tenants, *settings.config.tokens)
+    for bearer in bearers:
         kind, known = (TENANT, TENANT_SETTINGS) if isinstance(bearer, TenantConfig) else (TOKEN, TOKEN_SETTINGS)
         lines += ["", f"[[{kind}]]"]
         for setting in known.values():

@@ -152,8 +152,8 @@ def _setting(section: str, field: msgspec.structs.FieldInfo, hint: Any) -> Setti
 def secrets_of(config: ServerConfig) -> tuple[str, ...]:
     """Return the values in a configuration that are never shown."""
     found = (getattr(getattr(config, setting.section), setting.leaf) for setting in SETTINGS if setting.secret)
-    bearers = (one.token for one in (*config.tenants, *config.tokens))
-    return tuple(value for value in (*found, *bearers) if value)
+    bearers: tuple[TenantConfig | TokenConfig, ...] = (*config.tenants, *config.tokens)
+    return tuple(value for value in (*found, *(one.token for one in bearers)) if value)
 
 
 def holds_secrets(config: ServerConfig) -> bool:

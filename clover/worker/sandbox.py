@@ -55,7 +55,7 @@ def missing() -> str:
 
 
 def confine(order: WorkerOrder) -> str:
-    """Confine this process, which has given up new privileges, for ever; return by what, in words for the state.
+    """Keep this process, which has given up new privileges, from all else for ever; return by what, for the state.
 
     Raises WorkerError if the sandbox is required and the kernel cannot do it, or does not do what it says it can.
     """
@@ -136,7 +136,7 @@ def installed() -> tuple[str, ...]:
         roots.update(getattr(module, "__path__", ()))
     clover = Path(__file__).resolve().parents[1]
     roots.update((str(clover), str(clover.parent / "models")))  # in a source checkout families lie beside the package
-    roots.update(filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
+    roots.update(filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     roots.update(entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages"))
     found = [root for root in sorted(roots) if root != "/" and os.path.isdir(root)]
     return tuple(root for root in found if not any(root != one and Path(root).is_relative_to(one) for one in found))

@@ -241,7 +241,7 @@ def program(own: int, *, machine: str = "", processes: bool = False, signals: bo
 
 
 def install(instructions: Sequence[Instruction]) -> None:
-    """Filter the calls of this process, all its threads, and what it starts by `instructions`, for ever.
+    """Have the kernel filter the calls of this process, its threads, and what it starts by `instructions`, for ever.
 
     The process must have given up new privileges.  Raises OSError.
     """

@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from clover.telemetry.ledger.store import LedgerReader
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = str(ROOT / "tests" / "families" / "toy")
@@ -68,6 +71,20 @@ def serving(tmp_path: Path, config: Path) -> Iterator[Process]:
         made.process.wait()
 
 
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _freeze(url: str, token: str) -> int:
+    """Return the status of the answer to a command that changes nothing much."""
+    asked = urllib.request.Request(f"{url}/v2/clover/freeze", b'{"on": false}', _bearer(token))
+    try:
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def test_first_start_banner_answer_reload_and_end(serving: Process, config: Path, tmp_path: Path) -> None:
     url = serving.wait_for(r"at (http://127\.0\.0\.1:\d+)", serving.out)[1]
     serving.wait_for("v2/clover/state", serving.out)
@@ -96,9 +113,36 @@ def test_first_start_banner_answer_reload_and_end(serving: Process, config: Path
     serving.wait_for("limits.headers changes at a restart only", serving.err, 10)
     serving.wait_for("SIGHUP: 1 of 2 changed settings are live", serving.err, 10)
 
+    # Tokens come and go while it serves, and who changed what is remembered.
+    secret = tmp_path / "ops.token"
+    secret.write_text("ops-1\n", encoding="utf-8")
+    token = f"[[token]]\nname = 'ops'\ntoken_file = '{secret}'\nscopes = ['read', 'control']\n"
+    assert _freeze(url, "") == 200, "from this machine, as there is no token yet"
+    config.write_text(good + token, encoding="utf-8")
+    serving.process.send_signal(signal.SIGHUP)
+    serving.wait_for("SIGHUP: tokens are now ops", serving.err, 10)
+    assert [_freeze(url, bearer) for bearer in ("", "ops-1", "ops-2")] == [401, 200, 401]
+    secret.write_text("ops-2\n", encoding="utf-8")
+    serving.process.send_signal(signal.SIGHUP)
+    serving.wait_for(r"(?s)tokens are now ops.*tokens are now ops", serving.err, 10)
+    assert [_freeze(url, bearer) for bearer in ("ops-1", "ops-2")] == [401, 200]
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v2/clover/audit", headers=_bearer("ops-2"))) as answer:
+        said = [(one["who"], one["call"], one["status"]) for one in json.load(answer)]
+    freezes = [one for one in reversed(said) if one[1] == "freeze"]
+    assert [one[0] for one in freezes] == ["local", "unknown", "token ops", "unknown", "unknown", "token ops"]
+    assert [one[2] for one in freezes] == [200, 401, 200, 401, 401, 200]
+    assert ("SIGHUP", "reload", 200) in said
+
     serving.process.send_signal(signal.SIGTERM)
     assert serving.process.wait(20) == 0
     assert "Traceback" not in serving.err.read_text(encoding="utf-8")
+
+    # The ledger has it too.
+    (ledger,) = tmp_path.rglob("*.db")
+    with LedgerReader(ledger) as reader:
+        kept = [event.summary for event in reader.events(0.0, 1e12, kinds=("control",))]
+    assert sum(summary.startswith("freeze by token ops (http): done") for summary in kept) == 2
+    assert "ops-1" not in str(kept)
 
     # The second start finds the profile.
     config.write_text(good, encoding="utf-8")

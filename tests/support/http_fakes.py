@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from clover.config import LimitsConfig, ListenConfig, LogConfig, ServerConfig
 from clover.errors import BadRequest, NotFound, RequestError
 from clover.http.access import Access
 from clover.http.api.routes import Routes
+from clover.http.audit import Operators
 from clover.http.connection import Connection, Incoming
 from clover.http.oip.tensors import DATATYPES
 from clover.http.server_state import ServerState
@@ -457,6 +460,7 @@ class Driver:
         peer: tuple[str, int] = ("127.0.0.1", 50000),
         tenants: Tenants | None = None,
         mounted: dict[str, Any] | None = None,
+        operators: Operators | None = None,
     ) -> None:
         self.config = ServerConfig(
             limits=limits or LimitsConfig(), listen=listen or ListenConfig(), log=LogConfig(access=access)
@@ -464,8 +468,9 @@ class Driver:
         self.view = view
         self.loop = FakeLoop()
         self.stats = HttpStats()
-        rules = Access(self.config.listen, control=control, tenants=tenants)
-        self.routes = Routes(view, self.config, self.loop, rules, mounted)  # type: ignore[arg-type]
+        self.operators = operators or Operators.of(self.config)
+        rules = Access(self.config.listen, control=control, tenants=tenants, grants=self.operators.grants)
+        self.routes = Routes(view, self.config, self.loop, rules, mounted, self.operators.audit)  # type: ignore[arg-type]
         self.state = ServerState(self.routes.judge, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]
         self.connections: set[Incoming] = set()
         self.control = control
@@ -529,3 +534,12 @@ def echo_family() -> FamilySpec:
 def echo_body(*values: float, **others: Any) -> dict[str, Any]:
     data = list(values) or [1.0, 2.0, 3.5, -4.0]
     return {"inputs": [{"name": "IN", "shape": [len(data) // 4, 4], "datatype": "FP32", "data": data}], **others}
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate for this machine and its key, by openssl; return their paths."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    return cert, key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +26,9 @@ def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -
     if isinstance(answer, dict) and answer.get("dry_run"):
         _say(console, "dry run: nothing changed")
         answer = {key: value for key, value in answer.items() if key != "dry_run"}
-    if verb == "decisions" and isinstance(answer, list):
+    if verb == "audit" and isinstance(answer, list):
+        _audit(answer, console)
+    elif verb == "decisions" and isinstance(answer, list):
         _decisions(answer, console)
     elif verb == "roll-out" and isinstance(answer, dict):
         rollouts.show(answer, console)
@@ -273,6 +276,22 @@ def _decisions(found: list[dict[str, Any]], console: Console) -> None:
         _say(console, "  ".join(filter(None, row[:-1])))
         if row[-1]:
             console.print(Padding(Text(row[-1]), (0, 0, 0, 4)))
+
+
+def _audit(found: list[dict[str, Any]], console: Console) -> None:
+    """Print the calls that changed the server, or were refused, and what was given with them."""
+    if not found:
+        _say(console, "no calls yet")
+        return
+    for item in found:
+        at = datetime.fromtimestamp(item["at"], UTC).isoformat()
+        outcome = "done" if item["status"] == 200 else f"{item['status']} {item['error']}"
+        what = f"{item['call']} {item['model']}".strip()
+        _say(console, f"{_moment(at)}  {what}: {outcome}  (by {item['who']}, {item['door']})")
+        if item["arguments"]:
+            console.print(Padding(Text(item["arguments"]), (0, 0, 0, 4)))
+        if item["unrecorded"]:
+            _say(console, f"    and {item['unrecorded']} refused calls before it")
 
 
 def _moment(at: str) -> str:

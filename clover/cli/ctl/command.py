@@ -33,7 +33,7 @@ _INPUTS: dict[str, type] = {"intensity_g_per_kwh": float, "arrival_rate": float}
 _ROLLOUT = tuple(name for name in RolloutConfig.__struct_fields__ if name not in ("needs_labels", "root"))
 _SETTABLE = _TARGETS | {"mode": str}
 _PLANNABLE = _TARGETS | _INPUTS
-_CHANGE_NOTHING = ("state", "tenants", "decisions", "plan", "set")
+_CHANGE_NOTHING = ("state", "tenants", "decisions", "audit", "plan", "set")
 """Verbs after which there is nothing to undo."""
 _GROUP = re.compile(r"(?P<variant>[A-Za-z0-9._/-]+)@(?P<profile>[A-Za-z0-9._-]+?)(?:x(?P<count>\d{1,4}))?")
 
@@ -132,6 +132,8 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     verb("tenants", "show what each tenant may send, what it sent and what that cost", changes=False)
     decisions = verb("decisions", "list the newest decisions with their reasons", changes=False)
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
+    audit = verb("audit", "list the newest calls that changed the server, refused ones included", changes=False)
+    audit.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
     pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
     pin.add_argument(
         "what",
@@ -185,6 +187,8 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
         return "GET", "/v2/clover/state", None
     if verb == "decisions":
         return "GET", f"/v2/clover/decisions?limit={given.limit}", None
+    if verb == "audit":
+        return "GET", f"/v2/clover/audit?limit={given.limit}", None
     body: dict[str, Any] = {}
     if given.model:
         body["model"] = given.model

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clover.cli.doctor.findings import Finding
-from clover.config import ServerConfig
+from clover.config import ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, ranges
 from clover.devices.memory import meminfo, memory_limit
 from clover.errors import CloverError
+from clover.runtime.workers import sandboxes
 from clover.settings import parse_cores
+from clover.settings.check import on_gpus
+from clover.worker import landlock
 
 _ROOT = Path("/")
 _GB = 1e9
@@ -28,6 +31,7 @@ _TIMEX_BYTES = 512
 def examine(config: ServerConfig, root: Path = _ROOT) -> Iterator[Finding]:
     """Yield what there is to say of the machine."""
     yield kernel()
+    yield confinement(config.workers)
     yield from cores(config, root)
     yield memory(root)
     yield descriptors(config.limits.connections)
@@ -51,6 +55,20 @@ def kernel() -> Finding:
             remedy="use Linux 5.3 or newer; in a container, a seccomp profile that allows these calls",
         )
     return Finding(topic="kernel", state="works", text=release)
+
+
+def confinement(workers: WorkersConfig) -> Finding:
+    """Return whether models will be kept from files, sockets and other processes."""
+    report = sandboxes.report(workers, gpu=on_gpus(workers.device))
+    if not report["reason"]:
+        text = f"models are kept from files, sockets and processes (Landlock ABI {landlock.abi()}, seccomp)"
+        return Finding(topic="sandbox", state="works", text=text)
+    return Finding(
+        topic="sandbox",
+        state="fault" if workers.sandbox == "on" else "note",
+        text=f"models are not kept from all that this user may reach: {report['reason']}",
+        remedy="serve models that you trust, or see SECURITY.md for what the sandbox needs",
+    )
 
 
 def _pidfd() -> int:

@@ -15,7 +15,7 @@ import msgspec
 from clover import terminal
 from clover.cache import state_folder
 from clover.cli import CommandParser
-from clover.cli.report import cluster
+from clover.cli.report import audit, cluster
 from clover.cli.report.options import (
     FORMATS,
     KEY,
@@ -71,6 +71,8 @@ def main(argv: Sequence[str], *, now: Callable[[], float] = time.time, environ: 
             return _verify(given, environment)
         if given.cluster:
             cluster.report(given, environment, now())
+        elif given.audit:
+            audit.report_calls(given, _ledger(_one(given.ledgers), configured(given, environment).state_dir), now())
         else:
             _report(given, environment, now())
     except ConfigError as error:
@@ -114,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", metavar="FILE", default="", help="write there instead of standard output")
     add("--market-g", metavar="G", type=float, default=None, help="gCO2e/kWh of the contract [report.market_g_per_kwh]")
     add("--market-source", metavar="TEXT", default="", help="where that factor is from [report.market_source]")
+    add("--audit", action="store_true", help="list the calls that changed the server then instead: table or json")
     add("--sci-for-ai", action="store_true", help="issue the consumer report of SCI for AI: table, json or html")
     add("--key-file", metavar="FILE", default="", help=f"key that signs the report [{KEY}, {KEY_FILE}]")
     add("--verify", metavar="FILE", default="", help="check a report (json, html); with LEDGER, calculate it again")

@@ -49,9 +49,14 @@ def market(given: argparse.Namespace, stated: ReportConfig) -> float | None:
     return float(given.market_g)
 
 
+def suffix_format(out: str) -> str:
+    """Return the format that the name of a file to write says; "" if it says none."""
+    return _SUFFIXES.get(Path(out).suffix.lower(), "")
+
+
 def format_of(given: argparse.Namespace) -> str:
     """Return the format, and refuse what cannot be written where it is to go."""
-    form: str = given.format or _SUFFIXES.get(Path(given.out).suffix.lower(), "table")
+    form: str = given.format or suffix_format(given.out) or "table"
     if given.sci_for_ai and form not in ("table", "json", "html"):
         raise ConfigError(f"--sci-for-ai has the formats table, json and html, not {form}")
     if not given.out and (form == "parquet" or (form == "html" and sys.stdout.isatty())):

@@ -81,6 +81,8 @@ OPERATIONS = (
     Operation("get", "/v2/clover/state", "clover", "Deployment, routing, carbon, savings", "State", "the state"),
     Operation("get", "/v2/clover/decisions", "clover", "The controller's decisions",
               {"type": "array", "items": _OBJECT}, "newest first", query=(_LIMIT,)),
+    Operation("get", "/v2/clover/audit", "clover", "Calls that changed the server, or were refused",
+              {"type": "array", "items": _OBJECT}, "newest first", query=(_LIMIT,)),
     *(
         Operation("post", f"/v2/clover/{verb}", "clover", command.text, _OBJECT, "what was done",
                   body=f"Command_{verb}", changes=True)

@@ -23,6 +23,7 @@ from clover.devices import emulated
 from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
 from clover.energy.calibrate import Calibration, CalibrationStep
 from clover.types import Reading
+from clover.worker import landlock, seccomp
 from tests.support.calibrated_host import CalibratedHost
 from tests.support.fake_nvml import Board, FakeNvml
 
@@ -403,3 +404,17 @@ def test_a_port_that_is_taken_is_noted() -> None:
         assert service.port("127.0.0.1", number).state == "note"
     assert service.port("127.0.0.1", 0).state == "works"
     assert service.port("192.0.2.1", 8080).state == "fault"
+
+
+def test_a_kernel_that_cannot_confine_models_is_noted_or_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = machine.confinement(WorkersConfig(sandbox="off"))
+    assert (found.topic, found.state) == ("sandbox", "note")
+    assert "workers.sandbox is off" in found.text
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    assert machine.confinement(WorkersConfig()).state == "note"
+    assert machine.confinement(WorkersConfig(sandbox="on")).state == "fault"
+    monkeypatch.setattr(landlock, "abi", lambda: 7)
+    monkeypatch.setattr(seccomp, "available", lambda: True)
+    assert machine.confinement(WorkersConfig(sandbox="on")).state == "works"

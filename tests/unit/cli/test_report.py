@@ -266,3 +266,23 @@ def test_what_is_no_report_is_not_verified(tmp_path: Path, capsys: pytest.Captur
 def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     assert "exit codes: 0 done" in capsys.readouterr().out
+
+
+def test_the_audit_lists_who_changed_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "shop.db"
+    write_ledger(path, SCENE)
+    assert run(str(path), "--audit") == 0
+    assert capsys.readouterr().out == "no call changed the server in that time\n"
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        for at, who in ((SCENE.start_s + 5, "token ops"), (SCENE.end_s + 5, "local")):
+            detail = json.dumps({"who": who, "call": "pin"})
+            row = (at, "control", "m", f"pin m by {who} (http): done", detail, 1)
+            file.execute("INSERT INTO events (at, kind, model, summary, detail, run) VALUES (?, ?, ?, ?, ?, ?)", row)
+    assert run(str(path), "--audit") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("  pin m by token ops (http): done")
+    assert "local" in second
+    assert run(str(path), "--audit", "--to", "2026-09-24", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == [{"who": "token ops", "call": "pin"}]
+    assert run(str(path), "--audit", "--format", "csv") == 2
+    assert "table or json" in capsys.readouterr().err

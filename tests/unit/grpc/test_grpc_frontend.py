@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -19,14 +20,16 @@ import grpc.aio
 import uvloop
 from grpc_reflection.v1alpha import reflection_pb2
 
-from clover.config import LimitsConfig, ListenConfig, ServerConfig, TenantConfig
+from clover.config import LimitsConfig, ListenConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.errors import ConfigError, StartError
+from clover.grants import Grants
 from clover.grpc.frontend import GrpcFrontend
-from clover.grpc.messages import ModelInferRequest, ModelInferResponse
+from clover.grpc.messages import ModelInferRequest, ModelInferResponse, message_class
+from clover.http.audit import Operators
 from clover.http.ids import RequestIds
 from clover.server import front_ends
 from clover.tenants import Tenants
-from tests.support.http_fakes import FakeModel, FakeView, family, tensor
+from tests.support.http_fakes import FakeModel, FakeView, family, make_certificate, tensor
 from tests.support.servers import descriptors
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -244,3 +247,77 @@ def test_connections_are_bounded_and_idle_ones_are_closed() -> None:
         await live(b"")  # it connects anew
 
     served(FakeView(model()), scene, LimitsConfig(connections=2, head_s=0.1, idle_s=0.1))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_new_certificate_is_for_new_handshakes(tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
+
+    async def main() -> None:
+        listen = ListenConfig(grpc_port=0, tls_cert=str(cert), tls_key=str(key))
+        front = GrpcFrontend(FakeView(model()), ServerConfig(listen=listen), RequestIds())
+        await front.start()
+
+        async def live(trusted: bytes, channel: Any = None) -> bool:
+            trust = grpc.ssl_channel_credentials(trusted)
+            made = channel or grpc.aio.secure_channel(front.target, trust)
+            try:
+                call = made.unary_unary("/inference.GRPCInferenceService/ServerLive")
+                return bool(await call(b"", timeout=5))
+            except grpc.aio.AioRpcError:
+                return False
+            finally:
+                if channel is None:
+                    await made.close()
+
+        old = cert.read_bytes()
+        async with grpc.aio.secure_channel(front.target, grpc.ssl_channel_credentials(old)) as opened:
+            assert await live(old, opened)
+            make_certificate(tmp_path)
+            assert await live(old), "nothing was said yet"
+            front.reload_certificate()
+            assert await live(cert.read_bytes())
+            assert not await live(old)
+            assert await live(old, opened), "a connection that is open stays"
+        await front.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def test_control_calls_are_noted_with_their_token() -> None:
+    tokens = (
+        TokenConfig(name="app", token="app-1", scopes=("infer",)),
+        TokenConfig(name="ops", token="ops-1", scopes=("control",)),
+    )
+    operators = Operators(Grants("", tokens))
+    view = FakeView(model())
+
+    async def main() -> None:
+        config = ServerConfig(listen=ListenConfig(grpc_port=0))
+        front = GrpcFrontend(view, config, RequestIds(), None, operators)
+        await front.start()
+        name = message_class("RepositoryModelUnloadRequest")(model_name="m").SerializeToString()
+        codes = []
+        async with grpc.aio.insecure_channel(front.target) as channel:
+            unload = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")
+            for token in ("ops-1", "app-1", "nobody-1", ""):
+                metadata = (("authorization", f"Bearer {token}"),) if token else ()
+                try:
+                    await unload(name, metadata=metadata, timeout=5)
+                    codes.append("OK")
+                except grpc.aio.AioRpcError as error:
+                    codes.append(error.code().name)
+        await front.close()
+        assert codes == ["OK", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAUTHENTICATED"]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+    found = [(one.who, one.door, one.call, one.status) for one in operators.audit.records]
+    assert found == [
+        ("token ops", "grpc", "unload", 200),
+        ("token app", "grpc", "unload", 403),
+        ("unknown", "grpc", "unload", 401),
+        ("unknown", "grpc", "unload", 401),
+    ]
+    assert operators.audit.records[0].model == "m"

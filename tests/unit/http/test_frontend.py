@@ -19,7 +19,17 @@ import pytest
 
 from clover.errors import ConfigError, StartError
 from clover.http import Frontend
-from tests.support.http_fakes import FakeModel, FakeView, echo_body, echo_family, family, parse_answers, request, tensor
+from tests.support.http_fakes import (
+    FakeModel,
+    FakeView,
+    echo_body,
+    echo_family,
+    family,
+    make_certificate,
+    parse_answers,
+    request,
+    tensor,
+)
 from tests.support.http_sockets import closing, config, exchange, run
 
 INFER = "/v2/models/echo/infer"
@@ -255,24 +265,13 @@ def test_a_taken_port_is_a_start_error() -> None:
     run(main())
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+
+
+@needs_openssl
 @pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
 def test_tls(tmp_path: Path, fast: bool) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    cert, key = make_certificate(tmp_path)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -328,3 +327,41 @@ def test_a_model_that_became_another_version_is_known_by_it() -> None:
         await frontend.close()
 
     run(main(), fast=False)
+
+
+@needs_openssl
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_a_new_certificate_is_for_new_handshakes_and_open_connections_stay(tmp_path: Path, fast: bool) -> None:
+    cert, key = make_certificate(tmp_path)
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(cert.read_bytes())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        frontend = Frontend(FakeView(FakeModel(echo_family())), config(tls_cert=str(cert), tls_key=str(key)), loop)
+        _, port = await frontend.start()
+        old = ssl.create_default_context(cafile=str(trusted))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=old)
+        old_pair = cert.read_bytes(), key.read_bytes()
+
+        make_certificate(tmp_path)
+        new_key = key.read_bytes()
+        key.write_bytes(old_pair[1])  # half of a new pair does not load, and changes nothing
+        with pytest.raises(ConfigError):
+            frontend.reload_certificate()
+        assert parse_answers(await exchange(port, closing("GET", "/v2"), ssl_context=old))[0].status == 200
+        key.write_bytes(new_key)
+        assert frontend.reload_certificate()
+
+        new = ssl.create_default_context(cafile=str(cert))
+        assert parse_answers(await exchange(port, closing("GET", "/v2"), ssl_context=new))[0].status == 200
+        with pytest.raises(ssl.SSLError):
+            await exchange(port, closing("GET", "/v2"), ssl_context=old)
+        writer.write(closing("GET", "/v2"))
+        assert parse_answers(await reader.read(-1))[0].status == 200, "it was opened before"
+        writer.close()
+        await frontend.close()
+        plain = Frontend(FakeView(), config(), loop)
+        assert not plain.reload_certificate()
+
+    run(main(), fast=fast)

@@ -108,7 +108,7 @@ GETS = [
     "/", "/v2", "/v2/", "/v2/health/live", "/v2/health/ready", "/v2/models/echo", "/v2/models/echo/ready", "/metrics",
     "/v2/models/echo/config", "/v2/models/echo/stats", "/v2/models/stats", "/v2/models/echo/versions/1",
     "/openapi.json",
-    "/v2/clover/state", "/v2/clover/decisions",
+    "/v2/clover/state", "/v2/clover/decisions", "/v2/clover/audit",
 ]  # fmt: skip
 POSTS = [
     "/v2/models/echo/infer", "/v2/models/echo/versions/1/infer", "/v2/repository/index",

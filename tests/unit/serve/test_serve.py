@@ -31,6 +31,8 @@ from clover.carbon.synthetic import SyntheticSource
 from clover.config import CarbonConfig, LedgerConfig, LogConfig, ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
+from clover.grants import Grants
+from clover.http.audit import Operators
 from clover.profiles import ProfileStore
 from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
@@ -432,6 +434,8 @@ class Running:
     def __init__(self, refuse: bool = False) -> None:
         self.engine = self
         self.served = {"a": None, "b": None}
+        self.frontend = None
+        self.operators = Operators(Grants())
         self.calls: list[tuple[str, dict[str, Any], str]] = []
         self._refuse = refuse
 
@@ -510,9 +514,7 @@ def test_reload_changes_tenants(tmp_path: Path, caplog: pytest.LogCaptureFixture
     server.use_tenants = lambda configs: used.append(tuple(tenant.name for tenant in configs))  # type: ignore[attr-defined]
     file.write_text('[[tenant]]\nname = "acme"\ntoken = "very-secret"\n')
     words = [str(file)]
-    reloading = Reload(
-        lambda: settings.load(words, {}, options=OPTIONS), lambda config: None, settings.load(words, {})
-    )
+    reloading = Reload(lambda: settings.load(words, {}, options=OPTIONS), lambda config: None, settings.load(words, {}))
     reloading.server = server  # type: ignore[assignment]
     file.write_text(file.read_text() + '[[tenant]]\nname = "b"\ntoken = "another-secret"\n')
     for _ in range(2):

@@ -15,6 +15,7 @@ import httpx
 
 from clover.config import LimitsConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.errors import StartError
+from clover.http.audit import Operators
 from clover.server.asgi import AsgiApp
 from clover.tenants import Tenants
 from tests.support.http_fakes import FakeModel, FakeView, echo_body, echo_family
@@ -29,7 +30,7 @@ class FakeEngine(FakeView):
         super().__init__(model)
         self.config = config
         self.loop = asyncio.get_running_loop()
-        self.tenants = Tenants(config.tenants)
+        self.tenants, self.operators = Tenants(config.tenants), Operators.of(config)
         self.otel = None
         self.frontend: Any = None
         self.draining = False

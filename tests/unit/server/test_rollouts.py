@@ -49,7 +49,9 @@ class Scene:
             SimpleNamespace(
                 served={"toy": self.stable, "toy@2": self.new},
                 controller=self.rig.controller,
-                config=SimpleNamespace(limits=SimpleNamespace(drain_s=1.0), rollout=RolloutConfig()),
+                config=SimpleNamespace(
+                    limits=SimpleNamespace(drain_s=1.0), rollout=RolloutConfig(), require_manifest=False
+                ),
                 loading=SimpleNamespace(
                     changing=asyncio.Lock(), settled=self.settled, replace=self.replace, retire=self.retire
                 ),
