@@ -25,7 +25,7 @@ from clover.families.digest import digest
 from clover.families.loaders import ended
 from clover.families.published import with_untrained
 from clover.families.validate import check, check_precisions, check_sent
-from clover.hints import did_you_mean
+from clover.hints import did_you_mean, printable
 from clover.steps import with_steps
 from clover.types import (
     ConfidenceSpec,
@@ -178,7 +178,7 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
     try:
         spec = with_untrained(with_steps(spec, folder))
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {printable(str(error))}") from error
     check_sent(spec, where)
     completed = msgspec.structs.replace(spec, folder=str(folder) if folder else "", digest="")
     return msgspec.structs.replace(completed, digest=digest(completed, completed.variants))
