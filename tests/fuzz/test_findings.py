@@ -185,6 +185,17 @@ def test_sums_that_cannot_be_read_set_a_ledger_aside(tmp_path: Path) -> None:
         assert [run.started for run in reader.runs()] == [2e9]
 
 
+def test_what_a_damaged_schema_holds_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    def token(data: bytearray) -> None:
+        at = data.index(b"CREATE TABLE")
+        data[at + 13 : at + 14] = b"\x04"
+
+    path = damaged(tmp_path / "ledger.sqlite", token)
+    with pytest.raises(LedgerError) as caught:
+        LedgerReader(path)
+    assert str(caught.value).isprintable()
+
+
 # --- HTTP -------------------------------------------------------------------------------------------------------------
 
 

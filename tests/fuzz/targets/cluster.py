@@ -7,6 +7,7 @@ The records are those that the modules below have: `clover.cluster` grows, and t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import math
