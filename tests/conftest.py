@@ -60,7 +60,7 @@ class OtherBuild(importlib.abc.MetaPathFinder):
 
 if os.environ.get("CLOVER_SOURCE") == "1":
     sys.meta_path.insert(0, Sources())
-if other_build := os.environ.get("CLOVER_COMPILED"):
+elif other_build := os.environ.get("CLOVER_COMPILED"):
     sys.meta_path.insert(0, OtherBuild(Path(other_build)))
 
 # As in workers and the planner's process: threads of torch and BLAS spin while they wait for each other, and each of
