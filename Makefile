@@ -17,15 +17,15 @@ COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
-.PHONY: serve test test-quick test-gpu test-checked lint bench bench-peers bench-kernels build docs sbom audit reproducible \
-	train-fashion \
+.PHONY: serve test test-quick test-gpu test-checked sanitize fuzz lint bench bench-peers bench-kernels build docs sbom \
+	audit reproducible train-fashion \
 	soak clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
 
 # Compiled once, not in each of the hundreds of processes that tests start, whatever this says outside.
-test test-quick test-gpu test-checked: export PYTHONDONTWRITEBYTECODE :=
+test test-quick test-gpu test-checked sanitize: export PYTHONDONTWRITEBYTECODE :=
 
 # All tests; with ARGS, pytest gets these alone: make test ARGS="tests/native -x"
 test: $(VENV)/.test
@@ -47,6 +47,24 @@ test-checked: $(VENV)/.dev
 	CLOVER_BUILD=checked $(PY) setup.py --quiet build_ext --build-lib build/checked
 	CLOVER_NATIVE=build/checked/clover/_native $(PY) -m pytest tests/native $(ARGS)
 	CLOVER_SOURCE=1 $(PY) -m pytest tests/unit $(ARGS)
+
+# Kernels, compiled modules and the emulated NVML with the address and undefined-behaviour sanitizers, in a build aside
+# (ten minutes on two cores), and the ring under ThreadSanitizer.  Python's own allocator would hide what is read behind
+# an object's end.
+SANITIZED := build/sanitized
+sanitize: $(VENV)/.dev
+	CLOVER_BUILD=checked CLOVER_SANITIZE=1 $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		CLOVER_COMPILED=$(SANITIZED) CLOVER_NATIVE=$(SANITIZED)/clover/_native \
+		$(PY) -m pytest -p no:faulthandler --hypothesis-profile quick -m "not alone" $(or $(ARGS),$(SANITIZE_TESTS))
+	CLOVER_TSAN_BATCHES=200000 $(PY) -m pytest -s tests/tsan
+SANITIZE_TESTS := tests/native $(wildcard tests/unit/devices/test_nvml_emulator*.py) tests/unit/http tests/unit/runtime \
+	tests/unit/worker tests/unit/accounting tests/conformance tests/fuzz/test_targets.py
+
+# Each target for so long, guided by branches: make fuzz ARGS="front_end oip --seconds 1800"
+fuzz: $(VENV)/.fuzz
+	$(PY) -m tests.fuzz $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -96,7 +114,8 @@ soak: $(VENV)/.test
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
-	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users $(VENV)/.audit
+	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users $(VENV)/.audit \
+		$(VENV)/.fuzz
 
 # --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
 
@@ -127,6 +146,10 @@ $(VENV)/.dev: $(VENV)/.built
 $(VENV)/.audit: $(VENV)/.built
 	@./setup.sh $(VENV) packages release
 	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.built
+	@./setup.sh $(VENV) packages onnx,dashboard,test,fuzz
+	@touch $@ $(VENV)/.serve
 
 $(VENV)/.docs: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages docs

@@ -7,8 +7,8 @@ CLOVER_BUILD chooses the build:
     release    (default) -O3, no checks: what is shipped
     checked    bounds and initialisation checks in Cython, -O1 -g
     coverage   Cython line tracing, for line coverage of the kernels
-CLOVER_SANITIZE=1 adds the address and undefined-behaviour sanitizers to any of them; run such a build with the
-sanitizer runtimes preloaded (see CONTRIBUTING.md).
+CLOVER_SANITIZE=1 adds the address and undefined-behaviour sanitizers to any of them, and has the modules of `clover`
+compiled as well; `make sanitize` builds and runs that.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ DIRECTIVES = {
 COMPILE = ["-O1", "-g", "-UNDEBUG", "-ffp-contract=off"] if CHECKED else ["-O3", "-g0", "-ffp-contract=off"]
 LINK: list[str] = []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("CYTHON_TRACE_NOGIL", "1" if MODE == "coverage" else "0")]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
 if SANITIZE:
-    COMPILE += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    COMPILE += SANITIZERS
     LINK += ["-fsanitize=address,undefined"]
 
 EXTENSIONS = [
@@ -77,15 +78,17 @@ AS_PYTHON = {
     "embedsignature": True,
     "show_performance_hints": False,
 }
+AS_COMPILED = ["-O1", "-g1", *SANITIZERS] if SANITIZE else ["-O2", "-g0"]
 COMPILED = [
     Extension(
         ".".join(source.with_suffix("").parts),
         [source.with_suffix(".py").as_posix()],
         # Cython takes a typed object's method for a value of another type than it is; no such thing shall pass.
-        extra_compile_args=["-O2", "-g0", "-ffp-contract=off", "-Werror=incompatible-pointer-types"],
+        extra_compile_args=[*AS_COMPILED, "-ffp-contract=off", "-Werror=incompatible-pointer-types"],
+        extra_link_args=LINK,
     )
     for source in sorted(Path("clover").rglob("*.pxd"))
-    if source.parent.name != "_native" and MODE == "release" and not SANITIZE
+    if source.parent.name != "_native" and (MODE == "release" or SANITIZE)
 ]
 
 # The emulated NVML is plain C and no module of Python: it takes NVML's soname and is found by its path.

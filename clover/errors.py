@@ -10,7 +10,7 @@ import sys
 
 import msgspec
 
-MALFORMED: tuple[type[Exception], ...] = (ValueError, RecursionError, msgspec.MsgspecError)
+MALFORMED = (ValueError, RecursionError, msgspec.MsgspecError)
 """What readers of JSON and TOML raise of what is none: beside their own errors those of text that is no UTF-8, of a
 number with too many digits, and of nesting beyond their limit."""
 

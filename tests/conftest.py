@@ -41,8 +41,27 @@ class Sources(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, source) if source is not None else None
 
 
+class OtherBuild(importlib.abc.MetaPathFinder):
+    """Finds kernels and compiled modules in the build that the folder CLOVER_COMPILED holds (`make sanitize`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        place = Path(*fullname.split(".")).with_suffix(EXTENSION_SUFFIXES[0])
+        if fullname not in COMPILED and not (ROOT / "csrc" / f"{place.name.partition('.')[0]}.pyx").exists():
+            return None
+        if fullname not in COMPILED and not fullname.startswith("clover._native."):
+            return None
+        return importlib.util.spec_from_file_location(fullname, self._folder / place)
+
+
 if os.environ.get("CLOVER_SOURCE") == "1":
     sys.meta_path.insert(0, Sources())
+elif other_build := os.environ.get("CLOVER_COMPILED"):
+    sys.meta_path.insert(0, OtherBuild(Path(other_build)))
 
 # As in workers and the planner's process: threads of torch and BLAS spin while they wait for each other, and each of
 # pytest-xdist's processes would start as many as there are cores.  Said before numpy is imported.

@@ -27,7 +27,7 @@ from clover.families.manifest import check as check_files
 from clover.families.manifest import check_source
 from clover.families.published import with_untrained
 from clover.families.validate import check, check_precisions, check_sent
-from clover.hints import did_you_mean
+from clover.hints import did_you_mean, printable
 from clover.steps import with_steps
 from clover.types import (
     ConfidenceSpec,
@@ -184,7 +184,7 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
     try:
         spec = with_untrained(with_steps(spec, folder))
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {printable(str(error))}") from error
     check_sent(spec, where)
     manifest = checked.manifest if checked is not None else ""
     completed = msgspec.structs.replace(spec, folder=str(folder) if folder else "", digest="", manifest=manifest)

@@ -9,7 +9,7 @@ and health checking protocol; protobuf the encoding of messages (protobuf.dev, E
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from clover.grpc.infer import CONTENTS
@@ -18,7 +18,8 @@ from tests.conformance.oip_cases import BYTES_EACH
 
 HEALTH = "grpc.health.v1.Health/Check"
 OK, INVALID, NOT_FOUND, UNIMPLEMENTED = "OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"
-Change = Callable[[Any], object]
+Change = Any
+"""What changes a request: a function of it, whose result is not looked at."""
 
 
 class GrpcCase(NamedTuple):
@@ -326,8 +327,8 @@ def _asking() -> Iterator[GrpcCase]:
             ("a field of no kind", b"\x0e"),
         ):
             # A message without fields has nothing that could be wrong about an unknown one, but its form.
-            codes = (INVALID,) if name != "no UTF-8" else (INVALID, OK, NOT_FOUND)
-            yield GrpcCase(f"{call}: {name}", call, message, codes, "protobuf: encoding")
+            wrong = (INVALID,) if name != "no UTF-8" else (INVALID, OK, NOT_FOUND)
+            yield GrpcCase(f"{call}: {name}", call, message, wrong, "protobuf: encoding")
     for service, codes in (
         ("none", (NOT_FOUND,)),
         ("inference", (NOT_FOUND,)),

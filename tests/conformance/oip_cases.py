@@ -105,7 +105,8 @@ def _texts() -> Iterator[OipCase]:
 
 
 def _members() -> Iterator[OipCase]:
-    odd = (True, 1, -1.5, "a", {}, {"a": 1})
+    odd: tuple[Any, ...] = (True, 1, -1.5, "a", {}, {"a": 1})
+    value: Any
     for value in (None, *odd, [1], ["a"], [None], [[]], [[{}]]):
         yield fp32({"inputs": value}, f"inputs {value!r}")
     for value in (True, 1, -1.5, {}, [], ["a"]):
@@ -120,6 +121,7 @@ def _members() -> Iterator[OipCase]:
 
 
 def _tensors() -> Iterator[OipCase]:
+    value: Any
     for member in ("name", "shape", "datatype", "data"):
         yield with_input(f"an input without {member}", **{member: None})
     for value in ("", "INPUT1", "input0", "INPUT0 ", "INPUT0\0", "../INPUT0", 0, True, [], {}, ["INPUT0"]):
@@ -136,7 +138,7 @@ def _tensors() -> Iterator[OipCase]:
 
 
 def _shapes() -> Iterator[OipCase]:
-    odd = (
+    odd: tuple[Any, ...] = (
         Raw("null"), 2, "1,2", True, {}, [], [2], [1, 2, 1], [0, 2], [1, -2], [-1, 2], [1, 2.0], [1.0, 2], [True, 2],
         ["1", 2], [None, 2],
         [[1], 2], [1, Raw("1e0")], [1, Raw("2E0")], [2, 2], [1, 3], [2**31, 2], [2**32, 2], [2**63, 2], [2**64, 2],
@@ -205,6 +207,7 @@ def _binary() -> Iterator[OipCase]:
         item = tensor(data=None, parameters={"binary_data_size": size})
         return OipCase(name, *binary("identity_fp32", {"inputs": [item]}, data), statuses, TRITON)
 
+    size: Any
     for size in (-1, 8.0, 7.5, "8", True, [8], {}, 2**63, 2**64, Raw("1e400"), Raw("null"), Raw("8e0")):
         yield case(f"binary_data_size {size!r}", size, bytes(8))
     for size, length in ((0, 0), (7, 7), (9, 9), (4, 4), (16, 16), (8, 7), (8, 0), (8, 9), (8, 16), (7, 8), (2**31, 8)):
@@ -274,6 +277,7 @@ def _strings() -> Iterator[OipCase]:
     yield case("65 elements of 64", element(b"") * 65, [1, 65], (400, 413))
     yield case("a row beyond max_bytes", element(b"x" * 5000), [1, 1], (400, 413))
     yield case("elements of nothing", b"", [1, 0], (200, 400))
+    value: Any
     for value in (1, True, None, [], {}, 1.5):
         item = {"name": "INPUT0", "shape": [1, 1], "datatype": "BYTES", "data": [value]}
         yield OipCase(f"BYTES {value!r}", "identity_bytes/infer", written({"inputs": [item]}).encode(), (), (400,), OIP)
@@ -287,6 +291,8 @@ def _outputs() -> Iterator[OipCase]:
             {"inputs": [tensor()], "outputs": outputs}, name, statuses, "OIP: request output; Triton: classification"
         )
 
+    name: Any
+    value: Any
     for name in ("", "OUTPUT1", "output0", 0, None, [], {}):
         yield case(f"an output named {name!r}", [{"name": name}])
     yield case("an output without a name", [{}])
@@ -315,14 +321,15 @@ def _outputs() -> Iterator[OipCase]:
 
 
 def _parameters() -> Iterator[OipCase]:
-    for key, values in {
+    wrong: dict[str, tuple[Any, ...]] = {
         "timeout": (-1, 0.5, "1", True, None, [], {}, Raw("-1e300")),
         "binary_data_output": (0, 1, "true", None, [], {}),
         "clover_max_latency_ms": (-1, "1", True, None, []),
         "clover_min_accuracy": (-0.5, "90", True, None, {}),
         "clover_receipt": (0, 1, "true", None),
         "clover_cascade": (True, "ON", 1, None, ""),
-    }.items():
+    }
+    for key, values in wrong.items():
         for value in values:
             source = "Triton: parameters" if not key.startswith("clover") else "docs/protocol.md: Clover's parameters"
             yield fp32({"inputs": [tensor()], "parameters": {key: value}}, f"{key} {value!r}", source=source)

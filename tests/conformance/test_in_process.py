@@ -8,13 +8,12 @@ import pytest
 
 from clover import families
 from tests.conformance import http_cases, oip_cases
+from tests.conformance.answers import GOOD, fits
 from tests.conformance.http_cases import HttpCase
-from tests.conformance.oip_cases import FAMILIES, GOOD_TEXT, OipCase
-from tests.fuzz.targets.front_end import parse
+from tests.conformance.oip_cases import FAMILIES, OipCase
 from tests.support.family_folder import FIXTURES
 from tests.support.http_fakes import Driver, FakeModel, FakeView, request
-
-GOOD = request("POST", "/v2/models/identity_fp32/infer", GOOD_TEXT.encode())
+from tests.support.http_streams import parse
 
 
 def models() -> list[FakeModel]:
@@ -30,12 +29,6 @@ def models() -> list[FakeModel]:
 def statuses(d: Driver) -> list[int]:
     """Return the statuses of all answers of the last connection but interim ones."""
     return [answer.status for answer in parse(d.transport.sent) if answer.status != 100]
-
-
-def fits(found: list[int], right: tuple[tuple[int, ...], ...]) -> bool:
-    """Return whether answers are those that a case allows."""
-    padded = [*found, *([0] * (len(right) - len(found)))]
-    return len(found) <= len(right) and all(one in some for one, some in zip(padded, right, strict=True))
 
 
 class InProcess:

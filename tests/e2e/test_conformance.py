@@ -16,10 +16,10 @@ import pytest
 import clover
 from clover.config import FamilyConfig, ServerConfig
 from tests.conformance import http_cases, oip_cases
+from tests.conformance.answers import GOOD, fits
 from tests.conformance.oip_cases import FAMILIES
-from tests.conformance.test_in_process import GOOD, fits
-from tests.fuzz.targets.front_end import parse
 from tests.support.http_fakes import request
+from tests.support.http_streams import parse
 from tests.support.servers import descriptors, family, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

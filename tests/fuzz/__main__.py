@@ -87,7 +87,8 @@ def with_atheris(name: str, seconds: float) -> tuple[int, str]:
 
 def by_mutation(name: str, seconds: float) -> tuple[int, str]:
     """Run a target on neighbours of its corpus; return the number of executions, and what was found."""
-    folder, target, seen = _folder(name), load(name), set()
+    folder, target = _folder(name), load(name)
+    seen: set[str] = set()
     cases = [*corpus(name), *target.seeds()]
     mutator = Mutator(cases, target.DICTIONARY, time.time_ns())
     end, count = time.monotonic() + seconds, 0

@@ -46,7 +46,7 @@ from collections.abc import Iterable, Iterator
 from clover.control.apply import matters, possible
 from clover.planning.transition.stages import served
 from clover.planning.transition.steps import plan_transition
-from clover.types import Assignment, Step
+from clover.types import Assignment, DeviceShape, Step, Transition
 from tests.reference.change_box import (
     CREATE,
     DESTROY,
@@ -98,11 +98,17 @@ class Model(Names):
         self._backs: dict[tuple[int, int, int], int] = {}
         for item in (*before, *target):
             self.worker(item)
-        self.transition = plan_transition(before, target, box.shapes(), floor=floor)
+        self.transition = self.plan(before, target, box.shapes(), floor=floor)
         self.kept = self.mask(self.transition.kept)
         self._forward = self._program("forward", mutated(self.transition.steps, mutation), target)
         after_a_crash = [(0, target), (self.spots(target), target), (self.spots(before), before)]
         self._choices = [(keep, deployment) for keep, deployment in after_a_crash if deployment]
+
+    def plan(
+        self, running: Deployment, target: Deployment, shapes: tuple[DeviceShape, ...], floor: float = 0.0
+    ) -> Transition:
+        """Return the planner's steps."""
+        return plan_transition(running, target, shapes, floor=floor)
 
     # --- the protocol
 
@@ -253,7 +259,8 @@ class Model(Names):
             if program.purpose == "back":
                 return self._tidy(state, number)
             # With every slot stuck there is nothing to start: the server says so and ends.
-            return self._end(state, program.purpose if program.deployment else "not started")
+            started = program.deployment or program.purpose == "forward"  # a target may be nothing: all is parked
+            return self._end(state, program.purpose if started else "not started")
         return self._way_back(state)
 
     def _failed(self, state: State, number: int) -> State:
@@ -301,7 +308,7 @@ class Model(Names):
         """Return the program of the way back, as `Applier` plans it."""
         shapes = self.box.shapes(self.where(stuck))
         goal = possible(before, shapes, self.who(ready))
-        back = plan_transition(self.who(ready), goal, shapes, floor=math.inf)
+        back = self.plan(self.who(ready), goal, shapes, floor=math.inf)
         now = served(self.who(routed), lambda item: float(item.placement.slices))
         go = len(goal) == len(before) or back.lowest_capacity >= now
         return self._program("back", back.steps if go else (), before)
@@ -317,7 +324,7 @@ class Model(Names):
                     for shape in shapes
                     for place in (shape.layouts[0] if shape.layouts else ())
                 )
-            steps = plan_transition((), wanted, shapes).steps
+            steps = self.plan((), wanted, shapes).steps
             self._starts[choice, stuck] = self._program("start", steps, wanted)
         return self._starts[choice, stuck]
 

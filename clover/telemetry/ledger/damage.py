@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from clover.errors import LedgerError
+from clover.hints import printable
 
 T = TypeVar("T")
 
@@ -37,12 +38,13 @@ def reading() -> Iterator[None]:
         words = str(error)
         if isinstance(error, OSError):
             words = error.strerror or type(error).__name__
-        raise LedgerError(f"the ledger cannot be read: {words}") from error
+        raise LedgerError(f"the ledger cannot be read: {printable(words, 300)}") from error
 
 
 def checked(kind: type[T], found: Iterable[Sequence[Any]]) -> list[T]:
     """Return the rows `found` as records; sqlite3.DatabaseError if a value is of another type than the field's."""
-    wanted = _types_of(kind)
+    record: Any = kind
+    wanted = _types_of(record)
     rows = []
     for row in found:
         for value, types in zip(row, wanted, strict=True):
@@ -53,7 +55,7 @@ def checked(kind: type[T], found: Iterable[Sequence[Any]]) -> list[T]:
 
 
 @cache
-def _types_of(kind: type) -> tuple[tuple[type, ...], ...]:
+def _types_of(kind: Any) -> tuple[tuple[type, ...], ...]:
     """Return the types that each field of a record takes; a float also takes a whole number."""
     return tuple(_plain(hint) for hint in get_type_hints(kind).values())
 

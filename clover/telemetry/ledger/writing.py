@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clover.errors import LedgerError
+from clover.hints import printable
 from clover.telemetry.ledger import files
 from clover.telemetry.ledger.rows import EventRow
 from clover.telemetry.ledger.schema import DAY_S, HOUR_S, TABLES
@@ -266,7 +267,8 @@ class LedgerThread:
         status, reason = self.status, files.reason_of(error)
         status.state, status.reason = "failing", reason
         status.failures[reason] += 1
-        status.trouble = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        words = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        status.trouble = printable(words, 300)  # SQLite quotes what stands in a damaged file
         if reason not in ("full", "locked"):
             self._leave()
         if self._said != reason:
