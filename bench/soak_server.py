@@ -146,11 +146,11 @@ class Server:
         self.number += 1
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if self._preload is not None:
-            environment |= {"LD_PRELOAD": str(self._preload), "CLOVER_SOAK_CLOCK": str(self._clock)}
+            environment |= {"LD_PRELOAD": str(self._preload), "SOAK_CLOCK_FILE": str(self._clock)}
         joining = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.group)] if self.group else []
         command = [
             *(*joining, sys.executable, "-m", "clover.serve", "bench.echo:SOAK", "--port", str(self.port)),
-            *("--carbon", "carbon-aware-sdk:here", "--carbon-aware-sdk-url", self.provider.url),
+            *("--carbon", "carbon-aware-sdk:here?signal=average", "--carbon-aware-sdk-url", self.provider.url),
             *("--cache-dir", str(self.cache), "--state-dir", str(self.state), "--ledger", "on"),
             *("--ledger-flush-s", "1", "--slo-ms", str(SLO_MS), "--accuracy-floor", "80", "--silent-s", "2"),
             *("--energy-meter", "modelled", *more),

@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
         config = with_ledger(given.config)
         succession = asyncio.run(Succession.ask(config)) if "take-over" in given.options else None
+        if succession is not None:
+            succession.lower_priority()
         before = gc.get_threshold()
         try:
             return Server(config=config).run(

@@ -23,6 +23,7 @@ from clover.runtime.memory.free import free_bytes
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError, expect
 from clover.server.takeover.messages import VERSION, HandedState, SocketOffer, TakeOverFinished, TakeOverRequest
+from clover.server.takeover.priority import LowPriority
 from clover.settings.check import on_gpus
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Succession:
         self.inherited = inherited
         self._engine: Engine | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._priority = LowPriority()
+
+    def lower_priority(self) -> None:
+        """Get ready at a low priority, as far as that is possible; call it before there are threads or children."""
+        self._priority.lower()
 
     @classmethod
     async def ask(cls, config: ServerConfig) -> Succession:
@@ -93,6 +99,7 @@ class Succession:
         """Take over, now that `engine` can serve; `stack` is what its stop does.  Raises TakeOverError if the running
         server serves on."""
         self._engine = engine
+        self._priority.restore()
         files, engine.controller.ledger_files = engine.controller.ledger_files, LedgerFiles()
         self._files = files
         if await protocol.take_over(self._channel, self):
