@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 from bench.soak_server import Server
@@ -106,11 +107,25 @@ async def full_disk(server: Server, rng: random.Random) -> str:
 
 
 async def memory_pressure(server: Server, rng: random.Random) -> str:
-    """Leave the server's control group hardly more memory than it has."""
-    server.limit_memory(4 << 20)
-    await asyncio.sleep(3.0)
-    server.limit_memory(None)
-    return "4 MiB more than it has, for 3 s"
+    """Have another program take more memory than the server's control group has left: the kernel has to end one."""
+    assert server.group is not None
+    taking = "x = bytearray(48 << 20); import time; time.sleep(3)"
+    server.limit_memory(16 << 20)
+    try:
+        command = [
+            "sh",
+            "-c",
+            'echo $$ > "$0/cgroup.procs" && exec "$@"',
+            str(server.group),
+            sys.executable,
+            "-c",
+            taking,
+        ]
+        process = await asyncio.create_subprocess_exec(*command)
+        await process.wait()
+    finally:
+        server.limit_memory(None)
+    return f"48 MiB wanted where 16 MiB were left; the one who wanted ended with {process.returncode}"
 
 
 async def rotate(server: Server, rng: random.Random) -> str:

@@ -91,7 +91,7 @@ Message = (
     | TakeOverCommitted
     | TakeOverFinished
 )
-_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)  # type: ignore[arg-type]
+_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:

@@ -17,8 +17,8 @@ from clover.ancestry import descends_from
 
 log = logging.getLogger("clover.server")
 
-NICE = 10
-"""A tenth of the weight of others (sched(7))."""
+NICE = 5
+"""A third of the weight of others (sched(7)): less would hold up the start on a busy machine."""
 _CAP_SYS_NICE = 23
 _PASSES = 5
 

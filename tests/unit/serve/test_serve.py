@@ -510,9 +510,7 @@ def test_reload_changes_tenants(tmp_path: Path, caplog: pytest.LogCaptureFixture
     server.use_tenants = lambda configs: used.append(tuple(tenant.name for tenant in configs))  # type: ignore[attr-defined]
     file.write_text('[[tenant]]\nname = "acme"\ntoken = "very-secret"\n')
     words = [str(file)]
-    reloading = Reload(
-        lambda: settings.load(words, {}, options=OPTIONS), lambda config: None, settings.load(words, {})
-    )
+    reloading = Reload(lambda: settings.load(words, {}, options=OPTIONS), lambda config: None, settings.load(words, {}))
     reloading.server = server  # type: ignore[assignment]
     file.write_text(file.read_text() + '[[tenant]]\nname = "b"\ntoken = "another-secret"\n')
     for _ in range(2):
