@@ -247,13 +247,14 @@ class Soak:
         allowed = {**base, "rss_bytes": int(base["rss_bytes"] * 1.2) + (64 << 20), "fds": base["fds"] + 8}
         left = [name for name in ("rss_bytes", "fds", "shm", "zombies", "processes") if last[name] > allowed[name]]
         forbidden = {code: n for code, n in answers.codes.items() if code not in ALLOWED}
+        endless = len(answers.waiting) - lost
         good = [row["p99_ms"] for row in self.rows if not row["fault"] and row["requests"] > row["refused"]]
         return {
             "seconds": round(time.monotonic() - self.begun_s, 1),
             "requests": answers.sent,
             "statuses": {str(code): n for code, n in sorted(answers.codes.items())},
             "lost": lost,
-            "without any end": len(answers.waiting) - lost,
+            "without any end": endless,
             "duplicated": answers.duplicated,
             "mismatched": answers.mismatched,
             "forbidden statuses": {str(code): n for code, n in forbidden.items()},
@@ -268,7 +269,7 @@ class Soak:
             "after": last,
             "above the base line": left,
             "examples": answers.examples[:5],
-            "failed": bool(lost or answers.duplicated or answers.mismatched or forbidden or slow or left),
+            "failed": bool(lost or endless or answers.duplicated or answers.mismatched or forbidden or slow or left),
         }
 
     def write(self) -> None:

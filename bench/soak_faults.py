@@ -11,10 +11,9 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
-from bench.soak_server import Server
+from bench.soak_server import WORKER, Server
 
 Fault = Callable[[Server, random.Random], Awaitable[str]]
-_WORKER = "clover:"
 
 
 async def swap(server: Server, rng: random.Random) -> str:
@@ -28,7 +27,7 @@ async def swap(server: Server, rng: random.Random) -> str:
 
 async def kill_worker(server: Server, rng: random.Random) -> str:
     """Kill one worker."""
-    pids = server.named(_WORKER)
+    pids = server.named(WORKER)
     pid = rng.choice(pids)
     os.kill(pid, signal.SIGKILL)
     return f"SIGKILL to one of {len(pids)}"
@@ -36,7 +35,7 @@ async def kill_worker(server: Server, rng: random.Random) -> str:
 
 async def kill_workers(server: Server, rng: random.Random) -> str:
     """Kill all workers at once."""
-    pids = server.named(_WORKER)
+    pids = server.named(WORKER)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -45,7 +44,7 @@ async def kill_workers(server: Server, rng: random.Random) -> str:
 
 async def stop_worker(server: Server, rng: random.Random) -> str:
     """Have a worker stand still until the server ends it."""
-    pid = rng.choice(server.named(_WORKER))
+    pid = rng.choice(server.named(WORKER))
     os.kill(pid, signal.SIGSTOP)
     for _ in range(100):
         await asyncio.sleep(0.1)
@@ -58,14 +57,14 @@ async def stop_worker(server: Server, rng: random.Random) -> str:
 
 async def end_worker(server: Server, rng: random.Random) -> str:
     """Ask a worker to end, as an operator would."""
-    os.kill(rng.choice(server.named(_WORKER)), signal.SIGTERM)
+    os.kill(rng.choice(server.named(WORKER)), signal.SIGTERM)
     return "SIGTERM to a worker"
 
 
 async def kill_helper(server: Server, rng: random.Random) -> str:
     """Kill the zygote, or the solver."""
     what = rng.choice(("clover.worker.zygote", "clover.control.solver.process"))
-    pids = server.named(what) or server.named("clover-zygote")
+    pids = server.named(what)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -29,6 +29,8 @@ GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
 """Where a control group with memory may be made: version 2, else version 1."""
 DISK_BYTES = 6 << 20
 SLO_MS = 500.0
+WORKER = "clover:"
+"""How the names of workers begin."""
 
 
 class Provider:
@@ -229,13 +231,14 @@ class Server:
         return self.process.pid
 
     def named(self, start: str) -> list[int]:
-        """Return the processes of the server's tree whose name, or command line, has `start`."""
+        """Return the processes of the server's tree whose name begins with `start`, or whose command line has it, but
+        for workers: they have that of the zygote."""
         found = []
         for pid in tree(self.pid):
             with contextlib.suppress(OSError):
                 name = Path(f"/proc/{pid}/comm").read_text().strip()
                 line = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-                if pid != self.pid and (name.startswith(start) or start in line):
+                if pid != self.pid and (name.startswith(start) or (start in line and not name.startswith(WORKER))):
                     found.append(pid)
         return found
 
