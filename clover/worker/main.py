@@ -38,7 +38,7 @@ from types import FrameType
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, hot_spare, orphans, pacing, pinned
+from clover.worker import cuda_driver, frames, hot_spare, oom_score, orphans, pacing, pinned
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
@@ -49,8 +49,6 @@ _log = logging.getLogger("clover.worker")
 _ENDING_NICE = 10
 
 _PR_SET_NO_NEW_PRIVS = 38
-_OOM_SCORE = 500
-"""What is added to the score by which the kernel chooses whom to end: half of all memory."""
 _SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
 
 
@@ -219,20 +217,10 @@ def _harden(order: frames.WorkerOrder) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
-    _volunteer()
+    oom_score.volunteer()
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write(f"clover:{order.family.name if order.also else order.variant or 'spare'}"[:15])
     faulthandler.enable()
-
-
-def _volunteer(path: str = "/proc/self/oom_score_adj") -> None:
-    """Have the kernel end this process, not the server, if memory runs out: a worker is started again, and its rows
-    are computed by another one.  The server often holds more memory, by which the kernel chooses."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(path) as file:
-            score = int(file.read())
-        with open(path, "w") as file:
-            file.write(str(min(score + _OOM_SCORE, 1000)))
 
 
 @contextlib.contextmanager

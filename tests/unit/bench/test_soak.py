@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from bench import echo, soak, soak_server, upgrade
-from bench.load import Result, Sample
+from bench.load import Body, Result, Sample
 from bench.soak import Answers, FaultRecord, Soak
 
 BASE = {"rss_bytes": 100 << 20, "fds": 60, "shm": 1, "zombies": 0, "processes": 5}
@@ -38,7 +38,7 @@ def answered(answers: Answers, spoil: str = "") -> Sample:
     return sample
 
 
-def judged(answers: Answers, *, faults: tuple[FaultRecord, ...] = (), lost: int = 0, **after: int) -> dict[str, Any]:
+def judged(answers: Answers, faults: tuple[FaultRecord, ...] = (), lost: int = 0, **after: int) -> dict[str, Any]:
     run = Soak(SimpleNamespace(missing={}), argparse.Namespace(seed=0), Path())  # type: ignore[arg-type]
     run.answers, run.faults = answers, list(faults)
     return run._figures(lost, BASE, {**BASE, **after})
@@ -86,7 +86,7 @@ def test_statuses_losses_weak_servers_and_leaks_fail() -> None:
         assert found["failed"]
         assert len(found["longer than 5 s"]) == 1
     for name, value in (("rss_bytes", 200 << 20), ("fds", 70), ("shm", 2), ("zombies", 1), ("processes", 6)):
-        assert judged(answers, **{name: value})["above the base line"] == [name]
+        assert judged(answers, (), 0, **{name: value})["above the base line"] == [name]
 
 
 def test_faults_and_charts_are_written(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_take_over_that_fails_requests_is_seen() -> None:
 
 def test_an_answer_of_another_variant_or_with_other_numbers_is_a_mismatch() -> None:
     answers = upgrade.Answers()
-    body = soak.Body(b"", "row-1", 1)
+    body = Body(b"", "row-1", 1)
 
     def check(data: list[float], variant: str = upgrade.VARIANT) -> bool:
         sample = Sample(0, 1, 200, 1, variant)
