@@ -12,8 +12,8 @@ small tmpfs), the ledger's file gone, no memory (a control group), no free descr
 `lost` requests got no answer, `duplicated` numbers more than one, `mismatched` an answer that is not theirs; statuses
 other than 200, 429, 503 and 504 count as `forbidden`.  `strong again` is the time from the end of a fault until the
 server is ready with every worker that it shall have.  The base line, before the first fault and after the last, is
-taken at rest: resident memory (of workers without what they share), descriptors, /dev/shm, processes and zombies of
-the server's process tree.
+taken at rest: resident memory (of workers without what they share), descriptors, processes and zombies of the
+server's process tree, and what is new in /dev/shm and nobody else's.
 
 The folder `--out` gets `seconds.csv` (a line a second), `faults.csv` and `soak.html` (by time, with plotly).  Faults
 for which a right is missing are left out, and named.  Exit code 1 if anything was lost, duplicated, mismatched or
@@ -216,6 +216,7 @@ class Soak:
     async def run(self) -> dict[str, Any]:
         """Run, and return the figures."""
         server, options, answers = self.server, self.options, self.answers
+        server.note_shared_memory()
         await server.start()
         url = f"http://127.0.0.1:{server.port}"
         warm = OpenLoop(url, "echo", answers.body, options.rate, connections=16, check=answers.check)

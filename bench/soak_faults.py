@@ -108,7 +108,7 @@ async def full_disk(server: Server, rng: random.Random) -> str:
 async def memory_pressure(server: Server, rng: random.Random) -> str:
     """Have another program take more memory than the server's control group has left: the kernel has to end one."""
     assert server.group is not None
-    taking = "x = bytearray(48 << 20); import time; time.sleep(3)"
+    taking = "x = bytearray(32 << 20); import time; time.sleep(3)"
     server.limit_memory(16 << 20)
     try:
         command = [
@@ -124,7 +124,7 @@ async def memory_pressure(server: Server, rng: random.Random) -> str:
         await process.wait()
     finally:
         server.limit_memory(None)
-    return f"48 MiB wanted where 16 MiB were left; the one who wanted ended with {process.returncode}"
+    return f"32 MiB wanted where 16 MiB were left; the one who wanted ended with {process.returncode}"
 
 
 async def rotate(server: Server, rng: random.Random) -> str:

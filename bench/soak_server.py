@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from bench.common import ROOT, free_port, shm_entries, tree
+from bench.common import ROOT, free_port, tree
 
 GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
 """Where a control group with memory may be made: version 2, else version 1."""
@@ -84,6 +84,7 @@ class Server:
         self.missing: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.number = 0
+        self._shared: set[str] = set()
         self.state = folder / "state"
         self.state.mkdir()
         self.disk = self._mount()
@@ -242,6 +243,24 @@ class Server:
                     found.append(pid)
         return found
 
+    def note_shared_memory(self) -> None:
+        """Leave out of `usage` what is in /dev/shm now."""
+        self._shared = set(os.listdir("/dev/shm"))
+
+    def _new_shared(self) -> int:
+        """Return the entries of /dev/shm that are new and that no process beside the server's has open or mapped."""
+        new = set(os.listdir("/dev/shm")) - self._shared
+        if not new:
+            return 0
+        own = set(tree(self.pid))
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and int(name) not in own:
+                with contextlib.suppress(OSError):
+                    mapped = Path(f"/proc/{name}/maps").read_text()
+                    opened = " ".join(os.readlink(f"/proc/{name}/fd/{n}") for n in os.listdir(f"/proc/{name}/fd"))
+                    new = {one for one in new if f"/dev/shm/{one}" not in mapped and f"/dev/shm/{one}" not in opened}
+        return len(new)
+
     def usage(self) -> dict[str, int]:
         """Return what the server's processes hold now."""
         pids, pages, fds, zombies = tree(self.pid), 0, 0, 0
@@ -256,7 +275,7 @@ class Server:
         return {
             "rss_bytes": pages * size,
             "fds": fds,
-            "shm": shm_entries(),
+            "shm": self._new_shared(),
             "zombies": zombies,
             "processes": len(pids) - zombies,
         }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from clover._version import __version__
 from clover.config import ServerConfig
-from clover.control.ledger_files import LedgerFiles, restore
+from clover.control.ledger_files import LedgerFiles, budgets_folder, restore
 from clover.http import Inherited
 from clover.runtime.memory.free import free_bytes
 from clover.server.takeover import protocol, socket_file
@@ -100,8 +100,6 @@ class Succession:
         server serves on."""
         self._engine = engine
         self._priority.restore()
-        files, engine.controller.ledger_files = engine.controller.ledger_files, LedgerFiles()
-        self._files = files
         if await protocol.take_over(self._channel, self):
             self._ending = engine.loop.create_task(self._finish(), name="clover-take-over")
             stack.push_async_callback(self._settle)
@@ -128,7 +126,7 @@ class Succession:
                 why = str(error)
             if why:
                 log.warning("%s: what the budget spent before is not taken over: %s", name, why)
-        engine.controller.ledger_files = self._files
+        engine.controller.ledger_files = LedgerFiles(budgets_folder(engine.config))
 
     async def open(self) -> None:
         """Accept connections, as the running server does."""
