@@ -54,6 +54,8 @@ class Handover:
             return f"Clover {__version__} and {request.clover} do not take over from each other: restart the server"
         if engine.draining:
             return "the running server is shutting down"
+        if os.getpid() == 1:
+            return "the running server is process 1 of its container, which ends with it: replace the container"
         if engine.frontend is None:
             return "the running server has no front end"
         here = listening(engine.config)

@@ -139,6 +139,9 @@ async def test_when_it_is_refused(tmp_path: Path) -> None:
     assert "port '9001', and the running server with port '9000'" in handover.refusal(request(listen=theirs))
     engine.rollouts = SimpleNamespace(trials=lambda: {"fashion@2"})
     assert "a roll-out is under way (fashion@2)" in handover.refusal(request())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        assert "process 1 of its container" in handover.refusal(request())
     engine.frontend = None
     assert "no front end" in handover.refusal(request())
     engine.draining = True
