@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         )
 
         def ready(server: Server) -> None:
-            gc.collect()
+            if succession is None:  # else it was done before requests came
+                gc.collect()
             gc.set_threshold(_COLLECTED_AFTER)
             reloading.server = server
             banner.show(server)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -100,6 +101,7 @@ class Succession:
         server serves on."""
         self._engine = engine
         self._priority.restore()
+        gc.collect()  # what takes long, before requests come
         if await protocol.take_over(self._channel, self):
             self._ending = engine.loop.create_task(self._finish(), name="clover-take-over")
             stack.push_async_callback(self._settle)
