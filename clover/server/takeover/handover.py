@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from clover._version import __version__
 from clover.config import ServerConfig
 from clover.control.ledger_files import LedgerFiles, saved
+from clover.control.standing import StandingCommand, standing_commands
 from clover.errors import ConfigError
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError
@@ -46,6 +47,7 @@ class Handover:
         self._box = box
         self._handed: HandedState | None = None
         self._files = engine.controller.ledger_files
+        self._commands: tuple[StandingCommand, ...] = ()
 
     def refusal(self, request: TakeOverRequest) -> str:
         """Return why this successor cannot take over now; empty if it can."""
@@ -73,6 +75,7 @@ class Handover:
         assert engine.frontend is not None
         # The successor reads it at its start.
         await engine.controller.learner.finish(engine.controller.context.families.values())
+        self._commands = standing_commands(engine.controller.context)
         sockets = engine.frontend.http.sockets()
         offer = SocketOffer(
             pid=os.getpid(),
@@ -82,6 +85,7 @@ class Handover:
             grpc_port=engine.frontend.grpc_port,
             memory_bytes=await asyncio.to_thread(held_bytes, _workers_of(engine)),
             box=self._box,
+            commands=self._commands,
         )
         control = [sockets.control.fileno()] if sockets.control is not None else []
         return offer, [*(sock.fileno() for sock in sockets.tcp), *control]
@@ -90,6 +94,8 @@ class Handover:
         """Count the energy until now, stand still, and return the state."""
         engine, controller = self._engine, self._engine.controller
         await engine.count()
+        if standing_commands(controller.context) != self._commands:
+            raise TakeOverError("an operator changed something meanwhile: start the take-over again")
         engine.machine.paused = True
         self._files, controller.ledger_files = controller.ledger_files, LedgerFiles()
         grid_s = engine.grid.now()

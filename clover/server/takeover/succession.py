@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from clover._version import __version__
 from clover.config import ServerConfig
 from clover.control.ledger_files import LedgerFiles, budgets_folder, restore
+from clover.errors import CloverError
 from clover.http import Inherited
 from clover.runtime.memory.free import free_bytes
 from clover.server.takeover import protocol, socket_file
@@ -100,6 +101,7 @@ class Succession:
         """Take over, now that `engine` can serve; `stack` is what its stop does.  Raises TakeOverError if the running
         server serves on."""
         self._engine = engine
+        await self._repeat_commands(engine)
         self._priority.restore()
         gc.collect()  # what takes long, before requests come
         if await protocol.take_over(self._channel, self):
@@ -107,6 +109,17 @@ class Succession:
             stack.push_async_callback(self._settle)
         elif engine.ledger is not None:
             engine.ledger.start()
+
+    async def _repeat_commands(self, engine: Engine) -> None:
+        """Put in force what operators have changed of the running server; TakeOverError if that cannot be here."""
+        for command in self._offer.commands:
+            try:
+                await engine.controller.command(command.verb, dict(command.arguments), "take-over")
+            except CloverError as error:
+                raise TakeOverError(
+                    f"what an operator changed of the running server cannot be in force here ({command.verb} "
+                    f"{command.arguments}: {error}); undo it there first"
+                ) from error
 
     async def adopt(self, handed: HandedState) -> None:
         """Go on from the state: meters, embodied carbon, the ledger's time, budgets."""

@@ -7,10 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.config import ListenConfig, ServerConfig
 from clover.control.ledger_files import LedgerFiles
+from clover.control.standing import StandingCommand, standing_commands
+from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import Handover, held_bytes
 from clover.server.takeover.messages import VERSION, SocketOffer, TakeOverFinished, TakeOverRequest, decode, encode
 from clover.server.takeover.succession import BESIDE, Succession, listening
@@ -124,6 +127,49 @@ async def test_one_that_is_reverted_goes_on_as_it_was(tmp_path: Path) -> None:
     assert len(list((tmp_path / "budgets").iterdir())) == 1
 
 
+@on_a_loop
+async def test_what_operators_changed_holds_in_the_successor(tmp_path: Path) -> None:
+    old_engine, old = engine_of(tmp_path / "budgets", 1000.0)
+    new_engine, new = engine_of(tmp_path / "budgets", 1000.0)
+    await old.deploy()
+    await new.deploy()
+    assert standing_commands(old.controller.context) == ()
+    name = old.family.name
+    variant = old.family.profile.accuracy[0].variant
+    for verb, arguments in (
+        ("set", {"model": name, "slo_ms": 77.0, "accuracy_floor": 1.0, "lambda": 0.25, "force": True}),
+        ("pin", {"model": name, "variant": variant, "force": True}),
+        ("freeze", {"model": name, "on": True}),
+        ("freeze", {"on": True}),
+    ):
+        await old.controller.command(verb, arguments, "somebody")
+    commands = standing_commands(old.controller.context)
+    assert [command.verb for command in commands] == ["set", "pin", "freeze", "freeze"]
+    offer = decode(encode(msgspec.structs.replace(OFFER, commands=commands)))
+    assert isinstance(offer, SocketOffer)
+    succession = Succession(None, offer, None)  # type: ignore[arg-type]
+    await succession._repeat_commands(new_engine)
+    assert standing_commands(new.controller.context) == commands
+    assert new.family.pin is not None
+    assert (new.family.targets.slo_ms, new.family.pin.policy) == (77.0, f"static:{variant}")
+    for name_of_it in ("base", "lifted"):
+        change: dict[str, Any] = {"model": name} if name_of_it == "base" else {"model": name, "variant": None}
+        for on in (False, True):
+            await old.controller.command("freeze", {"on": on, "model": name}, "")
+            if not on:
+                await old.controller.command("freeze", {"on": False}, "")
+                await old.controller.command("base" if name_of_it == "base" else "pin", change, "")
+        verbs = [command.verb for command in standing_commands(old.controller.context)]
+        assert verbs == (["set", "base", "freeze"] if name_of_it == "base" else ["set", "freeze"])
+    unknown = StandingCommand(verb="pin", arguments={"model": name, "variant": "gone"})
+    bad = msgspec.structs.replace(OFFER, commands=(unknown,))
+    with pytest.raises(TakeOverError, match=r"pin .*unknown variant 'gone'.*undo it there first"):
+        await Succession(None, bad, None)._repeat_commands(new_engine)  # type: ignore[arg-type]
+    handover = Handover(old_engine, lambda: None, "")
+    with pytest.raises(TakeOverError, match="changed something meanwhile"):
+        await handover.checkpoint()
+
+
 def request(**changed: Any) -> TakeOverRequest:
     listen = listening(ServerConfig(listen=ListenConfig(port=9000)))
     return TakeOverRequest(**{"version": VERSION, "pid": 5, "clover": "9.9", "listen": listen, **changed})
@@ -149,7 +195,7 @@ async def test_when_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_other_server_has_the_other_box(tmp_path: Path) -> None:
-    offers = [OFFER, SocketOffer(**{name: getattr(OFFER, name) for name in OFFER.__struct_fields__} | {"box": BESIDE})]
+    offers = [OFFER, msgspec.structs.replace(OFFER, box=BESIDE)]
     found = [Succession(None, offer, None).boxes(tmp_path) for offer in offers]  # type: ignore[arg-type]
     assert found == [tmp_path / BESIDE, tmp_path]
 
