@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clover._version import __version__
+from clover.ancestry import descends_from
 from clover.config import ServerConfig
 from clover.control.ledger_files import LedgerFiles, saved
 from clover.control.standing import StandingCommand, standing_commands
@@ -180,6 +181,10 @@ class TakeOvers:
             channel = None
             try:
                 channel = SocketChannel(sock)
+                if _is_own(channel.pid):
+                    # A model in a worker is the same user, and must not see what clients send to the server.
+                    log.error("process %d, which this server has started, asked for its sockets: refused", channel.pid)
+                    continue
                 handover = Handover(engine, self._left(end), box)
                 if await protocol.hand_over(channel, handover, self._config.limits.take_over_s):
                     self._handover, self._channel, channel = handover, channel, None
@@ -219,6 +224,12 @@ class TakeOvers:
         with contextlib.suppress(TakeOverError):
             await self._channel.send(self._handover.finished(answered))
         self._channel.close()
+
+
+def _is_own(pid: int) -> bool:
+    """Return whether a process is one that this one has started, or one of these has, or has ended meanwhile."""
+    here = os.getpid()
+    return pid != here and (not os.path.exists(f"/proc/{pid}") or descends_from(pid, here))
 
 
 def _workers_of(engine: Engine) -> list[int]:

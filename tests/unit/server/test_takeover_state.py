@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,9 @@ import pytest
 from clover.config import ListenConfig, ServerConfig
 from clover.control.ledger_files import LedgerFiles
 from clover.control.standing import StandingCommand, standing_commands
+from clover.server.takeover import socket_file
 from clover.server.takeover.channel import TakeOverError
-from clover.server.takeover.handover import Handover, held_bytes
+from clover.server.takeover.handover import Handover, TakeOvers, held_bytes
 from clover.server.takeover.messages import VERSION, SocketOffer, TakeOverFinished, TakeOverRequest, decode, encode
 from clover.server.takeover.succession import BESIDE, Succession, listening
 from tests.support.budget_fixture import HOUR, on_a_loop, served
@@ -192,6 +195,34 @@ async def test_when_it_is_refused(tmp_path: Path) -> None:
     assert "no front end" in handover.refusal(request())
     engine.draining = True
     assert "shutting down" in handover.refusal(request())
+
+
+@on_a_loop
+async def test_a_process_that_the_server_started_gets_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a hostile model in a worker would ask: it is the same user."""
+    engine, _ = engine_of(tmp_path / "budgets", 1000.0)
+    engine.loop = asyncio.get_running_loop()
+    config = ServerConfig(state_dir=str(tmp_path), listen=ListenConfig(port=9000))
+    take_overs = TakeOvers(config)
+    take_overs.start(engine, lambda: None)
+    path = socket_file.place(config)
+    assert path is not None
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-S", "-c", CHILD, path.name), cwd=path.parent, stdout=asyncio.subprocess.PIPE
+    )  # fmt: skip
+    out, _ = await child.communicate()
+    assert out == b"b''"
+    assert "which this server has started, asked for its sockets: refused" in caplog.text
+    await take_overs.close()
+    assert not path.exists()
+
+
+CHILD = """
+import socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    sock.connect(sys.argv[1])
+    print(sock.recv(100), end="")
+"""
 
 
 def test_every_other_server_has_the_other_box(tmp_path: Path) -> None:
