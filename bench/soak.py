@@ -7,7 +7,8 @@ A server of three echo variants (`bench.echo`) is asked at the times of a Poisso
 of its own, while dashboards are open.  Every `--every-s` seconds one fault is made, in turn and in an order of its own
 each time around (`bench.soak_faults`): swaps, workers killed, stopped and ended, the zygote or the solver killed, the
 provider of carbon intensity failing, the wall clock stepped (a preloaded library), the disk under the ledger full (a
-small tmpfs), the ledger's file gone, no memory (a control group), no free descriptor, a reload, a take-over.
+small tmpfs), the ledger's file gone, no memory (a control group), no free descriptor, a reload, a take-over, and one
+that breaks off.
 
 `lost` requests got no answer, `duplicated` numbers more than one, `mismatched` an answer that is not theirs; statuses
 other than 200, 429, 503 and 504 count as `forbidden`.  `strong again` is the time from the end of a fault until the

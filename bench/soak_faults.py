@@ -160,6 +160,23 @@ async def take_over(server: Server, rng: random.Random) -> str:
     return f"server {server.number}"
 
 
+async def broken_take_over(server: Server, rng: random.Random) -> str:
+    """Have a successor killed, or asked to end, in the first second after it was given the sockets: it is not ready
+    by then, and later it would be the one who serves."""
+    seconds, number = rng.uniform(0.0, 1.0), rng.choice((signal.SIGKILL, signal.SIGTERM))
+    process, log = await server.launch("--take-over")
+    while b"taking over from" not in log.read_bytes() and process.poll() is None:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(seconds)
+    process.send_signal(number)
+    while process.poll() is None:
+        await asyncio.sleep(0.05)
+    assert server.process is not None
+    if server.process.poll() is not None:
+        raise RuntimeError("the running server has ended")
+    return f"a successor got {number.name} {seconds:.1f} s after the sockets"
+
+
 FAULTS: dict[str, Fault] = {
     "swap": swap,
     "worker killed": kill_worker,
@@ -175,4 +192,5 @@ FAULTS: dict[str, Fault] = {
     "descriptors": descriptors,
     "reload": reload,
     "take-over": take_over,
+    "take-over broken": broken_take_over,
 }

@@ -146,6 +146,22 @@ class Server:
 
     async def start(self, *more: str) -> None:
         """Start a server, or with `--take-over` the successor of the one that runs; return once it is ready."""
+        process, log = await self.launch(*more)
+        end_s = time.monotonic() + 300.0
+        ready = b"Clover     "
+        while ready not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > end_s:
+                raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
+            await asyncio.sleep(0.1)
+        old, self.process = self.process, process
+        if old is not None:
+            while old.poll() is None:
+                await asyncio.sleep(0.05)
+            if old.returncode:
+                raise RuntimeError(f"the server that was taken over ended with {old.returncode}")
+
+    async def launch(self, *more: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """Launch a server, and return its process and its log at once."""
         self.number += 1
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if self._preload is not None:
@@ -163,18 +179,7 @@ class Server:
             process = await asyncio.to_thread(
                 subprocess.Popen, command, stdout=sink, stderr=sink, cwd=ROOT, env=environment
             )
-        end_s = time.monotonic() + 300.0
-        ready = b"Clover     "
-        while ready not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > end_s:
-                raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
-            await asyncio.sleep(0.1)
-        old, self.process = self.process, process
-        if old is not None:
-            while old.poll() is None:
-                await asyncio.sleep(0.05)
-            if old.returncode:
-                raise RuntimeError(f"the server that was taken over ended with {old.returncode}")
+        return process, log
 
     async def stop(self) -> int | None:
         """End the server in order and clean up; its exit code."""
