@@ -107,7 +107,7 @@ audit: sbom $(VENV)/.audit
 train-fashion: $(VENV)/.serve
 	$(PY) -m clover.models.fashion.train $(ARGS)
 
-# Long runs of load, swaps and killed workers; too long for `test`.
+# Load with every fault there is, a quarter of an hour or as long as ARGS="--minutes 240" says; build/soak gets the figures.
 soak: $(VENV)/.test
 	$(PY) -m bench.soak $(ARGS)
 

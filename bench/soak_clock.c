@@ -1,5 +1,5 @@
 /* A wall clock that a soak can step: preloaded into a server, it adds the nanoseconds in a file to the time of day.
-   Monotonic clocks stay as they are.  CLOVER_SOAK_CLOCK names the file: eight bytes, little-endian, signed. */
+   Monotonic clocks stay as they are.  SOAK_CLOCK_FILE names the file: eight bytes, little-endian, signed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -15,7 +15,7 @@ static volatile int64_t *offset;
 
 __attribute__((constructor)) static void begin(void)
 {
-    const char *path = getenv("CLOVER_SOAK_CLOCK");
+    const char *path = getenv("SOAK_CLOCK_FILE");
     int fd = path == NULL ? -1 : open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return;

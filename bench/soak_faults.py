@@ -8,12 +8,12 @@ import os
 import random
 import resource
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
-from bench.soak_server import Server
+from bench.soak_server import WORKER, Server
 
 Fault = Callable[[Server, random.Random], Awaitable[str]]
-_WORKER = "clover:"
 
 
 async def swap(server: Server, rng: random.Random) -> str:
@@ -27,7 +27,7 @@ async def swap(server: Server, rng: random.Random) -> str:
 
 async def kill_worker(server: Server, rng: random.Random) -> str:
     """Kill one worker."""
-    pids = server.named(_WORKER)
+    pids = server.named(WORKER)
     pid = rng.choice(pids)
     os.kill(pid, signal.SIGKILL)
     return f"SIGKILL to one of {len(pids)}"
@@ -35,7 +35,7 @@ async def kill_worker(server: Server, rng: random.Random) -> str:
 
 async def kill_workers(server: Server, rng: random.Random) -> str:
     """Kill all workers at once."""
-    pids = server.named(_WORKER)
+    pids = server.named(WORKER)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -44,7 +44,7 @@ async def kill_workers(server: Server, rng: random.Random) -> str:
 
 async def stop_worker(server: Server, rng: random.Random) -> str:
     """Have a worker stand still until the server ends it."""
-    pid = rng.choice(server.named(_WORKER))
+    pid = rng.choice(server.named(WORKER))
     os.kill(pid, signal.SIGSTOP)
     for _ in range(100):
         await asyncio.sleep(0.1)
@@ -57,14 +57,14 @@ async def stop_worker(server: Server, rng: random.Random) -> str:
 
 async def end_worker(server: Server, rng: random.Random) -> str:
     """Ask a worker to end, as an operator would."""
-    os.kill(rng.choice(server.named(_WORKER)), signal.SIGTERM)
+    os.kill(rng.choice(server.named(WORKER)), signal.SIGTERM)
     return "SIGTERM to a worker"
 
 
 async def kill_helper(server: Server, rng: random.Random) -> str:
     """Kill the zygote, or the solver."""
     what = rng.choice(("clover.worker.zygote", "clover.control.solver.process"))
-    pids = server.named(what) or server.named("clover-zygote")
+    pids = server.named(what)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -106,11 +106,25 @@ async def full_disk(server: Server, rng: random.Random) -> str:
 
 
 async def memory_pressure(server: Server, rng: random.Random) -> str:
-    """Leave the server's control group hardly more memory than it has."""
-    server.limit_memory(4 << 20)
-    await asyncio.sleep(3.0)
-    server.limit_memory(None)
-    return "4 MiB more than it has, for 3 s"
+    """Have another program take more memory than the server's control group has left: the kernel has to end one."""
+    assert server.group is not None
+    taking = "x = bytearray(32 << 20); import time; time.sleep(3)"
+    server.limit_memory(16 << 20)
+    try:
+        command = [
+            "sh",
+            "-c",
+            'echo $$ > "$0/cgroup.procs" && exec "$@"',
+            str(server.group),
+            sys.executable,
+            "-c",
+            taking,
+        ]
+        process = await asyncio.create_subprocess_exec(*command)
+        await process.wait()
+    finally:
+        server.limit_memory(None)
+    return f"32 MiB wanted where 16 MiB were left; the one who wanted ended with {process.returncode}"
 
 
 async def rotate(server: Server, rng: random.Random) -> str:
@@ -146,6 +160,23 @@ async def take_over(server: Server, rng: random.Random) -> str:
     return f"server {server.number}"
 
 
+async def broken_take_over(server: Server, rng: random.Random) -> str:
+    """Have a successor killed, or asked to end, in the first second after it was given the sockets: it is not ready
+    by then, and later it would be the one who serves."""
+    seconds, number = rng.uniform(0.0, 1.0), rng.choice((signal.SIGKILL, signal.SIGTERM))
+    process, log = await server.launch("--take-over")
+    while b"taking over from" not in log.read_bytes() and process.poll() is None:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(seconds)
+    process.send_signal(number)
+    while process.poll() is None:
+        await asyncio.sleep(0.05)
+    assert server.process is not None
+    if server.process.poll() is not None:
+        raise RuntimeError("the running server has ended")
+    return f"a successor got {number.name} {seconds:.1f} s after the sockets"
+
+
 FAULTS: dict[str, Fault] = {
     "swap": swap,
     "worker killed": kill_worker,
@@ -161,4 +192,5 @@ FAULTS: dict[str, Fault] = {
     "descriptors": descriptors,
     "reload": reload,
     "take-over": take_over,
+    "take-over broken": broken_take_over,
 }

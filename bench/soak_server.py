@@ -23,12 +23,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from bench.common import ROOT, free_port, shm_entries, tree
+from bench.common import ROOT, free_port, tree
 
 GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
 """Where a control group with memory may be made: version 2, else version 1."""
 DISK_BYTES = 6 << 20
 SLO_MS = 500.0
+WORKER = "clover:"
+"""How the names of workers begin."""
 
 
 class Provider:
@@ -82,6 +84,7 @@ class Server:
         self.missing: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.number = 0
+        self._shared: set[str] = set()
         self.state = folder / "state"
         self.state.mkdir()
         self.disk = self._mount()
@@ -143,23 +146,7 @@ class Server:
 
     async def start(self, *more: str) -> None:
         """Start a server, or with `--take-over` the successor of the one that runs; return once it is ready."""
-        self.number += 1
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        if self._preload is not None:
-            environment |= {"LD_PRELOAD": str(self._preload), "CLOVER_SOAK_CLOCK": str(self._clock)}
-        joining = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.group)] if self.group else []
-        command = [
-            *(*joining, sys.executable, "-m", "clover.serve", "bench.echo:SOAK", "--port", str(self.port)),
-            *("--carbon", "carbon-aware-sdk:here", "--carbon-aware-sdk-url", self.provider.url),
-            *("--cache-dir", str(self.cache), "--state-dir", str(self.state), "--ledger", "on"),
-            *("--ledger-flush-s", "1", "--slo-ms", str(SLO_MS), "--accuracy-floor", "80", "--silent-s", "2"),
-            *("--energy-meter", "modelled", *more),
-        ]
-        log = self.folder / f"server-{self.number}.log"
-        with log.open("wb") as sink:
-            process = await asyncio.to_thread(
-                subprocess.Popen, command, stdout=sink, stderr=sink, cwd=ROOT, env=environment
-            )
+        process, log = await self.launch(*more)
         end_s = time.monotonic() + 300.0
         ready = b"Clover     "
         while ready not in log.read_bytes():
@@ -172,6 +159,27 @@ class Server:
                 await asyncio.sleep(0.05)
             if old.returncode:
                 raise RuntimeError(f"the server that was taken over ended with {old.returncode}")
+
+    async def launch(self, *more: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """Launch a server, and return its process and its log at once."""
+        self.number += 1
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if self._preload is not None:
+            environment |= {"LD_PRELOAD": str(self._preload), "SOAK_CLOCK_FILE": str(self._clock)}
+        joining = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.group)] if self.group else []
+        command = [
+            *(*joining, sys.executable, "-m", "clover.serve", "bench.echo:SOAK", "--port", str(self.port)),
+            *("--carbon", "carbon-aware-sdk:here?signal=average", "--carbon-aware-sdk-url", self.provider.url),
+            *("--cache-dir", str(self.cache), "--state-dir", str(self.state), "--ledger", "on"),
+            *("--ledger-flush-s", "1", "--slo-ms", str(SLO_MS), "--accuracy-floor", "80", "--silent-s", "2"),
+            *("--energy-meter", "modelled", *more),
+        ]
+        log = self.folder / f"server-{self.number}.log"
+        with log.open("wb") as sink:
+            process = await asyncio.to_thread(
+                subprocess.Popen, command, stdout=sink, stderr=sink, cwd=ROOT, env=environment
+            )
+        return process, log
 
     async def stop(self) -> int | None:
         """End the server in order and clean up; its exit code."""
@@ -229,15 +237,34 @@ class Server:
         return self.process.pid
 
     def named(self, start: str) -> list[int]:
-        """Return the processes of the server's tree whose name, or command line, has `start`."""
+        """Return the processes of the server's tree whose name begins with `start`, or whose command line has it, but
+        for workers: they have that of the zygote."""
         found = []
         for pid in tree(self.pid):
             with contextlib.suppress(OSError):
                 name = Path(f"/proc/{pid}/comm").read_text().strip()
                 line = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-                if pid != self.pid and (name.startswith(start) or start in line):
+                if pid != self.pid and (name.startswith(start) or (start in line and not name.startswith(WORKER))):
                     found.append(pid)
         return found
+
+    def note_shared_memory(self) -> None:
+        """Leave out of `usage` what is in /dev/shm now."""
+        self._shared = set(os.listdir("/dev/shm"))
+
+    def _new_shared(self) -> int:
+        """Return the entries of /dev/shm that are new and that no process beside the server's has open or mapped."""
+        new = set(os.listdir("/dev/shm")) - self._shared
+        if not new:
+            return 0
+        own = set(tree(self.pid))
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and int(name) not in own:
+                with contextlib.suppress(OSError):
+                    mapped = Path(f"/proc/{name}/maps").read_text()
+                    opened = " ".join(os.readlink(f"/proc/{name}/fd/{n}") for n in os.listdir(f"/proc/{name}/fd"))
+                    new = {one for one in new if f"/dev/shm/{one}" not in mapped and f"/dev/shm/{one}" not in opened}
+        return len(new)
 
     def usage(self) -> dict[str, int]:
         """Return what the server's processes hold now."""
@@ -253,7 +280,7 @@ class Server:
         return {
             "rss_bytes": pages * size,
             "fds": fds,
-            "shm": shm_entries(),
+            "shm": self._new_shared(),
             "zombies": zombies,
             "processes": len(pids) - zombies,
         }

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from clover.cache import replace_file
+from clover.cache import cache_folder, replace_file
+from clover.config import ServerConfig
 from clover.control.family import Family
 from clover.control.ledger import SavedLedger
 from clover.errors import MALFORMED
@@ -31,6 +32,11 @@ _LARGEST = 4 << 20
 _SAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 log = logging.getLogger("clover.control")
+
+
+def budgets_folder(config: ServerConfig) -> Path:
+    """Return the folder of a server's files; raises ConfigError."""
+    return cache_folder(config.cache_dir) / "budgets"
 
 
 class SavedBudget(Record, frozen=True, kw_only=True):

@@ -120,6 +120,10 @@ class GrpcFrontend:
         port = beside or listen.grpc_port
         assert port is not None
         credentials = self._credentials()
+        host = listen.host.strip("[]")
+        shown = f"[{host}]" if ":" in host else host
+        if beside is None:
+            _check_free(host, port, shown)
         options = [
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", limits.body_bytes),
@@ -134,10 +138,6 @@ class GrpcFrontend:
         server = self._server = aio.server(options=options, interceptors=(Gate(self._calls),))
         server.add_generic_rpc_handlers((self._service.handler(), self._health.handler()))
         _reflect(server)
-        host = listen.host.strip("[]")
-        shown = f"[{host}]" if ":" in host else host
-        if beside is None:
-            _check_free(host, port, shown)
         try:
             if credentials is None:
                 bound = server.add_insecure_port(f"{shown}:{port}")

@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         )
 
         def ready(server: Server) -> None:
-            gc.collect()
+            if succession is None:  # else it was done before requests came
+                gc.collect()
             gc.set_threshold(_COLLECTED_AFTER)
             reloading.server = server
             banner.show(server)
@@ -101,6 +102,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
         config = with_ledger(given.config)
         succession = asyncio.run(Succession.ask(config)) if "take-over" in given.options else None
+        if succession is not None:
+            succession.lower_priority()
         before = gc.get_threshold()
         try:
             return Server(config=config).run(

@@ -24,7 +24,7 @@ from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.control.baselines.saved import compared, saved_by_all
 from clover.control.controller import Controller
-from clover.control.ledger_files import LedgerFiles
+from clover.control.ledger_files import LedgerFiles, budgets_folder
 from clover.control.report import budget_gauges, capacity_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
@@ -122,7 +122,7 @@ class Engine:
             fewest_cores=solver.fewest_cores,
         )
         self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
-        self.controller.ledger_files = LedgerFiles(cache_folder(config.cache_dir) / "budgets")
+        self.controller.ledger_files = LedgerFiles(budgets_folder(config) if succession is None else None)
         self.loading = Loading(
             self.controller, self._unplanned, drain_s=config.limits.drain_s, changed=self._follow_targets
         )

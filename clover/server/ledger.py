@@ -179,6 +179,8 @@ class ServerLedger:
             collector.event(event)
         self.status.dropped_rows += collector.left_out_events
         collector.left_out_events = 0
+        if not self._started:
+            return  # all of it waits in the collector, as long as another server has the file
         batch = collector.flush(at_s)
         if batch is not None:
             self._thread.put(batch)

@@ -38,7 +38,7 @@ from types import FrameType
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, hot_spare, orphans, pacing, pinned, sandbox
+from clover.worker import cuda_driver, frames, hot_spare, oom_score, orphans, pacing, pinned, sandbox
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
@@ -222,6 +222,7 @@ def _harden(order: frames.WorkerOrder) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
+    oom_score.volunteer()
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write(f"clover:{order.family.name if order.also else order.variant or 'spare'}"[:15])
     faulthandler.enable()

@@ -42,7 +42,7 @@ import msgspec
 
 from clover import backends
 from clover.errors import WorkerError
-from clover.worker import frames, orphans, sandbox
+from clover.worker import frames, oom_score, orphans, sandbox
 
 _IMPORT_MS = 10_000
 """How long a trial import may take; workers wait for it."""
@@ -303,6 +303,7 @@ def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spa
     line.close()
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write("clover-spare")
+    oom_score.volunteer()
     with far:
         frame = frames.receive(far, frames.SPAWN_FDS)
     if frame is None:

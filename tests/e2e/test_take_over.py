@@ -187,9 +187,9 @@ def test_a_successor_that_gives_up_leaves_the_running_server_alone(tmp_path: Pat
             await until(lambda: client.answered > seen + 50 and not engine.machine.paused)
             assert not engine.draining
             assert client.faults == []
-            joules = engine.account.devices()["cpu0"]["measured_j"]
+            joules = float(engine.account.devices()["cpu0"]["measured_j"])
             await engine.count()
-            assert engine.account.devices()["cpu0"]["measured_j"] > joules
+            assert float(engine.account.devices()["cpu0"]["measured_j"]) > joules
             client.ended = True
 
     async def fails() -> None:
@@ -216,6 +216,6 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
             async with again:  # another server of that name is nobody's successor
                 assert again.take_overs._file is None
             assert time.monotonic() - begun_s < 60.0
-            assert (await Succession.ask(here)).close() is None
+            (await Succession.ask(here)).close()
 
     run(main())

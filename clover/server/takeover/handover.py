@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clover._version import __version__
+from clover.ancestry import descends_from
 from clover.config import ServerConfig
 from clover.control.ledger_files import LedgerFiles, saved
+from clover.control.standing import StandingCommand, standing_commands
 from clover.errors import ConfigError
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError
@@ -46,6 +48,7 @@ class Handover:
         self._box = box
         self._handed: HandedState | None = None
         self._files = engine.controller.ledger_files
+        self._commands: tuple[StandingCommand, ...] = ()
 
     def refusal(self, request: TakeOverRequest) -> str:
         """Return why this successor cannot take over now; empty if it can."""
@@ -54,6 +57,8 @@ class Handover:
             return f"Clover {__version__} and {request.clover} do not take over from each other: restart the server"
         if engine.draining:
             return "the running server is shutting down"
+        if os.getpid() == 1:
+            return "the running server is process 1 of its container, which ends with it: replace the container"
         if engine.frontend is None:
             return "the running server has no front end"
         here = listening(engine.config)
@@ -71,6 +76,7 @@ class Handover:
         assert engine.frontend is not None
         # The successor reads it at its start.
         await engine.controller.learner.finish(engine.controller.context.families.values())
+        self._commands = standing_commands(engine.controller.context)
         sockets = engine.frontend.http.sockets()
         offer = SocketOffer(
             pid=os.getpid(),
@@ -80,6 +86,7 @@ class Handover:
             grpc_port=engine.frontend.grpc_port,
             memory_bytes=await asyncio.to_thread(held_bytes, _workers_of(engine)),
             box=self._box,
+            commands=self._commands,
         )
         control = [sockets.control.fileno()] if sockets.control is not None else []
         return offer, [*(sock.fileno() for sock in sockets.tcp), *control]
@@ -88,6 +95,8 @@ class Handover:
         """Count the energy until now, stand still, and return the state."""
         engine, controller = self._engine, self._engine.controller
         await engine.count()
+        if standing_commands(controller.context) != self._commands:
+            raise TakeOverError("an operator changed something meanwhile: start the take-over again")
         engine.machine.paused = True
         self._files, controller.ledger_files = controller.ledger_files, LedgerFiles()
         grid_s = engine.grid.now()
@@ -172,6 +181,10 @@ class TakeOvers:
             channel = None
             try:
                 channel = SocketChannel(sock)
+                if _is_own(channel.pid):
+                    # A model in a worker is the same user, and must not see what clients send to the server.
+                    log.error("process %d, which this server has started, asked for its sockets: refused", channel.pid)
+                    continue
                 handover = Handover(engine, self._left(end), box)
                 if await protocol.hand_over(channel, handover, self._config.limits.take_over_s):
                     self._handover, self._channel, channel = handover, channel, None
@@ -211,6 +224,12 @@ class TakeOvers:
         with contextlib.suppress(TakeOverError):
             await self._channel.send(self._handover.finished(answered))
         self._channel.close()
+
+
+def _is_own(pid: int) -> bool:
+    """Return whether a process is one that this one has started, or one of these has, or has ended meanwhile."""
+    here = os.getpid()
+    return pid != here and (not os.path.exists(f"/proc/{pid}") or descends_from(pid, here))
 
 
 def _workers_of(engine: Engine) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from clover.control.ledger_files import SavedBudget
+from clover.control.standing import StandingCommand
 from clover.energy.marks import MeterMark
 from clover.types import Record
 
@@ -34,7 +35,8 @@ class TakeOverRefused(Record, frozen=True, kw_only=True, tag=True):
 class SocketOffer(Record, frozen=True, kw_only=True, tag=True):
     """The running server's listening sockets, which come beside: `tcp` of them for HTTP, then the control socket if
     `control`.  `grpc_port` is bound a second time by the successor.  `memory_bytes`: what its processes hold;
-    `box`: the folder of its emulated GPUs below the cache folder."""
+    `box`: the folder of its emulated GPUs below the cache folder; `commands`: what operators changed and still holds.
+    """
 
     pid: int
     clover: _Text
@@ -43,6 +45,7 @@ class SocketOffer(Record, frozen=True, kw_only=True, tag=True):
     grpc_port: int | None
     memory_bytes: int
     box: _Text = ""
+    commands: tuple[StandingCommand, ...] = ()
 
 
 class SuccessorReady(Record, frozen=True, kw_only=True, tag=True):
@@ -91,7 +94,7 @@ Message = (
     | TakeOverCommitted
     | TakeOverFinished
 )
-_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)  # type: ignore[arg-type]
+_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:

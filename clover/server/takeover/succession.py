@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from clover._version import __version__
 from clover.config import ServerConfig
-from clover.control.ledger_files import LedgerFiles, restore
+from clover.control.ledger_files import LedgerFiles, budgets_folder, restore
+from clover.errors import CloverError
 from clover.http import Inherited
 from clover.runtime.memory.free import free_bytes
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError, expect
 from clover.server.takeover.messages import VERSION, HandedState, SocketOffer, TakeOverFinished, TakeOverRequest
+from clover.server.takeover.priority import LowPriority
 from clover.settings.check import on_gpus
 
 if TYPE_CHECKING:
@@ -45,6 +48,11 @@ class Succession:
         self.inherited = inherited
         self._engine: Engine | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._priority = LowPriority()
+
+    def lower_priority(self) -> None:
+        """Get ready at a low priority, as far as that is possible; call it before there are threads or children."""
+        self._priority.lower()
 
     @classmethod
     async def ask(cls, config: ServerConfig) -> Succession:
@@ -93,13 +101,25 @@ class Succession:
         """Take over, now that `engine` can serve; `stack` is what its stop does.  Raises TakeOverError if the running
         server serves on."""
         self._engine = engine
-        files, engine.controller.ledger_files = engine.controller.ledger_files, LedgerFiles()
-        self._files = files
+        await self._repeat_commands(engine)
+        self._priority.restore()
+        gc.collect()  # what takes long, before requests come
         if await protocol.take_over(self._channel, self):
             self._ending = engine.loop.create_task(self._finish(), name="clover-take-over")
             stack.push_async_callback(self._settle)
         elif engine.ledger is not None:
             engine.ledger.start()
+
+    async def _repeat_commands(self, engine: Engine) -> None:
+        """Put in force what operators have changed of the running server; TakeOverError if that cannot be here."""
+        for command in self._offer.commands:
+            try:
+                await engine.controller.command(command.verb, dict(command.arguments), "take-over")
+            except CloverError as error:
+                raise TakeOverError(
+                    f"what an operator changed of the running server cannot be in force here ({command.verb} "
+                    f"{command.arguments}: {error}); undo it there first"
+                ) from error
 
     async def adopt(self, handed: HandedState) -> None:
         """Go on from the state: meters, embodied carbon, the ledger's time, budgets."""
@@ -121,7 +141,7 @@ class Succession:
                 why = str(error)
             if why:
                 log.warning("%s: what the budget spent before is not taken over: %s", name, why)
-        engine.controller.ledger_files = self._files
+        engine.controller.ledger_files = LedgerFiles(budgets_folder(engine.config))
 
     async def open(self) -> None:
         """Accept connections, as the running server does."""

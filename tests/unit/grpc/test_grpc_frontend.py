@@ -199,6 +199,26 @@ def test_a_port_that_is_taken_is_an_error() -> None:
     asyncio.run(main())
 
 
+def test_a_successor_binds_the_port_beside_and_a_stranger_does_not() -> None:
+    async def main() -> None:
+        first = GrpcFrontend(FakeView(model()), ServerConfig(listen=ListenConfig(grpc_port=0)), RequestIds())
+        await first.start()
+        port = int(first.target.rpartition(":")[2])
+        config = ServerConfig(listen=ListenConfig(grpc_port=port))
+        with pytest.raises(StartError, match="--grpc-port chooses another"):
+            await GrpcFrontend(FakeView(model()), config, RequestIds()).start()
+        second = GrpcFrontend(FakeView(model()), config, RequestIds())
+        await second.start(port)
+        assert second.target == first.target
+        assert await first.drain(5.0)
+        async with grpc.aio.insecure_channel(second.target) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 10.0)
+        await second.close()
+        await first.close()
+
+    asyncio.run(main())
+
+
 def test_a_certificate_that_cannot_be_read(tmp_path: Path) -> None:
     async def main() -> None:
         listen = ListenConfig(grpc_port=0, tls_cert=str(tmp_path / "none"), tls_key=str(tmp_path / "none"))

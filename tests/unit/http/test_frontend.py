@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ import orjson
 import pytest
 
 from clover.errors import ConfigError, StartError
-from clover.http import Frontend
+from clover.http import Frontend, Inherited
 from tests.support.http_fakes import (
     FakeModel,
     FakeView,
@@ -99,6 +100,73 @@ def test_drain_answers_what_was_received(fast: bool) -> None:
         await frontend.close()
 
     run(main(), fast=fast)
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_another_front_end_takes_the_sockets_and_no_connection_is_refused(fast: bool, tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        path = tmp_path / "control.sock"
+        settings = config(control=f"unix:{path}")
+        first = Frontend(FakeView(FakeModel(echo_family(), loop=loop)), settings, loop)
+        _, port = await first.start()
+        kept = await asyncio.open_connection("127.0.0.1", port)
+        silent = await asyncio.open_connection("127.0.0.1", port)
+        while first.open_connections < 2:
+            await asyncio.sleep(0.01)
+        shared = first.sockets()
+        assert shared.control is not None
+        inherited = Inherited(tuple(sock.dup() for sock in shared.tcp), shared.control.dup())
+        second = Frontend(FakeView(FakeModel(echo_family(), loop=loop)), settings, loop)
+        assert (await second.start(inherited))[1] == port
+        assert (await asyncio.wait_for(_ask(port), 5.0)).status == 200
+        assert second.stats.accepted_connections == 0, "it accepts nothing before it is opened"
+        await second.open()
+        hurry = asyncio.Event()
+        lingering = asyncio.create_task(first.linger(20.0, hurry))
+        await asyncio.sleep(0)
+        before = second.stats.accepted_connections
+        assert (await _ask(port)).status == 200
+        assert second.stats.accepted_connections == before + 1
+        kept[1].write(request("POST", INFER, orjson.dumps(echo_body())))
+        (answer,) = parse_answers(await kept[0].read())
+        assert (answer.status, answer.fields["connection"]) == (200, "close")
+        assert not lingering.done(), "one that says nothing is waited for"
+        hurry.set()
+        await lingering
+        assert await first.drain(1.0)
+        assert await silent[0].read() == b""
+        await first.close()
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(closing("GET", "/v2"))
+        assert parse_answers(await reader.read())[0].status == 200
+        for one in (kept[1], silent[1], writer):
+            one.close()
+        assert await second.drain(1.0)
+        await second.close()
+        assert not path.exists()
+
+    async def _ask(port: int) -> Any:
+        return parse_answers(await exchange(port, closing("POST", INFER, orjson.dumps(echo_body()))))[0]
+
+    run(main(), fast=fast)
+
+
+def test_sockets_that_are_never_opened_are_given_back() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        view = FakeView(FakeModel(echo_family(), loop=loop))
+        first = Frontend(view, config(), loop)
+        _, port = await first.start()
+        inherited = Inherited(tuple(sock.dup() for sock in first.sockets().tcp))
+        second = Frontend(view, config(), loop)
+        await second.start(inherited)
+        await second.close()
+        assert all(sock.fileno() < 0 for sock in inherited.tcp)
+        assert parse_answers(await exchange(port, closing("GET", "/v2")))[0].status == 200
+        await first.close()
+
+    run(main())
 
 
 def test_drain_gives_up_in_time() -> None:

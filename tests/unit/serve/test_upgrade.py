@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_a_successor_gets_the_same_words_and_the_flag_once() -> None:
 def test_it_is_started_in_the_background_with_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Any] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **how: ran.append((command, how["env"])))
-    monkeypatch.setattr(upgrade.sys, "orig_argv", ["python", "-m", "clover.serve", "a b"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "clover.serve", "a b"])
     upgrade.start_successor({"CLOVER_TOKEN": "t"})
     ((command, environ),) = ran
     assert command[:3] == ["/bin/sh", "-c", '"$@" &']

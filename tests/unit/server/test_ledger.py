@@ -104,10 +104,13 @@ class Scene:
         self.ledger.tick(reading)
 
 
-def test_the_ledger_has_what_the_account_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", [0, 390], ids=["at once", "once another server has left the file"])
+def test_the_ledger_has_what_the_account_has(tmp_path: Path, opened: int) -> None:
     scene, chance = Scene(tmp_path), random.Random(3)
-    scene.ledger.start()
     for second in range(400):
+        if second == opened:
+            assert not scene.path.exists()
+            scene.ledger.start()
         if second == 200:
             scene.wall -= 100.0  # the clock is set back
         scene.second(chance)
@@ -149,6 +152,13 @@ def test_the_ledger_has_what_the_account_has(tmp_path: Path) -> None:
         assert (facts["pue"], facts["devices"]["gpu0"]["method"]) == (1.5, "measured")
         assert "hush" not in run.configuration
         assert json.loads(run.configuration)["listen"]["token"] == "***"
+
+
+def test_one_that_was_never_opened_writes_nothing(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.second(random.Random(3))
+    asyncio.run(scene.ledger.close())
+    assert not scene.path.exists()
 
 
 def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_silent_end_is_waited_for_no_longer_than_allowed_and_lives() -> None:
 
 def test_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    monkeypatch.setattr(channels.os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
     with pytest.raises(TakeOverError, match="another user's"):
         SocketChannel(one)
     assert one.fileno() == -1

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from clover.server.takeover import protocol
-from clover.server.takeover.channel import TakeOverError
+from clover.server.takeover.channel import TakeOverError, expect
 from clover.server.takeover.messages import (
     VERSION,
     HandedState,
@@ -175,7 +175,7 @@ async def play(
     async def second() -> bool | None:
         try:
             await new.send(REQUEST)
-            offer, _ = await protocol.expect(new, SocketOffer, 1.0)
+            offer, _ = await expect(new, SocketOffer, 1.0)
             assert offer == OFFER
             found = await protocol.take_over(new, successor)
             if found:
@@ -288,8 +288,8 @@ def test_what_is_not_expected_is_refused() -> None:
         back.queue.put_nowait((TakeOverRefused(reason="busy"), []))
         back.queue.put_nowait((OFFER, []))
         with pytest.raises(TakeOverError, match="busy"):
-            await protocol.expect(channel, SocketOffer, 1.0)
+            await expect(channel, SocketOffer, 1.0)
         with pytest.raises(TakeOverError, match="said SocketOffer instead of TakeOverFinished"):
-            await protocol.expect(channel, TakeOverFinished, 1.0)
+            await expect(channel, TakeOverFinished, 1.0)
 
     asyncio.run(main())

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.config import ListenConfig, ServerConfig
 from clover.control.ledger_files import LedgerFiles
-from clover.server.takeover.handover import Handover, held_bytes
+from clover.control.standing import StandingCommand, standing_commands
+from clover.server.takeover import socket_file
+from clover.server.takeover.channel import TakeOverError
+from clover.server.takeover.handover import Handover, TakeOvers, held_bytes
 from clover.server.takeover.messages import VERSION, SocketOffer, TakeOverFinished, TakeOverRequest, decode, encode
 from clover.server.takeover.succession import BESIDE, Succession, listening
 from tests.support.budget_fixture import HOUR, on_a_loop, served
@@ -57,7 +63,7 @@ def engine_of(folder: Path, at_h: float) -> tuple[Any, Rig]:
         return None
 
     engine = SimpleNamespace(
-        config=ServerConfig(listen=ListenConfig(port=9000)),
+        config=ServerConfig(listen=ListenConfig(port=9000), cache_dir=str(folder.parent)),
         controller=rig.controller,
         count=nothing,
         draining=False,
@@ -74,23 +80,23 @@ def engine_of(folder: Path, at_h: float) -> tuple[Any, Rig]:
 
 @on_a_loop
 async def test_a_budget_goes_over_once_with_what_is_answered_meanwhile(tmp_path: Path) -> None:
-    old_engine, old = engine_of(tmp_path, 1000.0)
+    old_engine, old = engine_of(tmp_path / "budgets", 1000.0)
     await old.deploy()
     await served(old, 3.0, 5000.0, 91.0)
     ended: list[bool] = []
     handover = Handover(old_engine, lambda: ended.append(True), "")
     handed = decode(encode(await handover.checkpoint()))
     assert old_engine.machine.paused
-    new_engine, new = engine_of(tmp_path, 1003.0)
+    new_engine, new = engine_of(tmp_path / "budgets", 1003.0)
     await new.deploy()
     succession = Succession(None, OFFER, None)  # type: ignore[arg-type]
     succession._engine = new_engine
-    succession._files, new.controller.ledger_files = new.controller.ledger_files, LedgerFiles()
+    new.controller.ledger_files = LedgerFiles()
     await succession.adopt(handed)  # type: ignore[arg-type]
     handover.commit()
     assert (ended, old_engine.machine.handed, new_engine.footprint.began_ns) == ([True], True, 7)
     assert new.family.ledger.rows == 5000.0
-    assert new.controller.ledger_files.folder == tmp_path
+    assert new.controller.ledger_files.folder == tmp_path / "budgets"
     await served(old, 0.5, 300.0, 91.0)  # over connections that were open
     await served(new, 0.5, 100.0, 92.0)
     last = decode(encode(handover.finished(True)))
@@ -99,15 +105,16 @@ async def test_a_budget_goes_over_once_with_what_is_answered_meanwhile(tmp_path:
     assert new.family.ledger.rows == 5400.0
     assert new.family.ledger.accuracy_rows == pytest.approx(5300 * 91.0 + 100 * 92.0)
     assert new.family.ledger.since_s == old.family.ledger.since_s
-    await old.controller.stop()
-    assert list(tmp_path.iterdir()) == [], "the running server writes what is not its own any more"
     await new.controller.stop()
-    assert len(list(tmp_path.iterdir())) == 1
+    (file,) = (tmp_path / "budgets").iterdir()
+    kept = file.read_bytes()
+    await old.controller.stop()
+    assert file.read_bytes() == kept, "the running server does not write what is not its own any more"
 
 
 @on_a_loop
 async def test_one_that_is_reverted_goes_on_as_it_was(tmp_path: Path) -> None:
-    engine, rig = engine_of(tmp_path, 1000.0)
+    engine, rig = engine_of(tmp_path / "budgets", 1000.0)
     await rig.deploy()
     await served(rig, 3.0, 5000.0, 91.0)
     handover = Handover(engine, lambda: None, "")
@@ -120,7 +127,50 @@ async def test_one_that_is_reverted_goes_on_as_it_was(tmp_path: Path) -> None:
     await served(rig, 1.0, 10.0, 91.0)
     assert rig.family.ledger.rows == 5010.0
     await rig.controller.stop()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list((tmp_path / "budgets").iterdir())) == 1
+
+
+@on_a_loop
+async def test_what_operators_changed_holds_in_the_successor(tmp_path: Path) -> None:
+    old_engine, old = engine_of(tmp_path / "budgets", 1000.0)
+    new_engine, new = engine_of(tmp_path / "budgets", 1000.0)
+    await old.deploy()
+    await new.deploy()
+    assert standing_commands(old.controller.context) == ()
+    name = old.family.name
+    variant = old.family.profile.accuracy[0].variant
+    for verb, arguments in (
+        ("set", {"model": name, "slo_ms": 77.0, "accuracy_floor": 1.0, "lambda": 0.25, "force": True}),
+        ("pin", {"model": name, "variant": variant, "force": True}),
+        ("freeze", {"model": name, "on": True}),
+        ("freeze", {"on": True}),
+    ):
+        await old.controller.command(verb, arguments, "somebody")
+    commands = standing_commands(old.controller.context)
+    assert [command.verb for command in commands] == ["set", "pin", "freeze", "freeze"]
+    offer = decode(encode(msgspec.structs.replace(OFFER, commands=commands)))
+    assert isinstance(offer, SocketOffer)
+    succession = Succession(None, offer, None)  # type: ignore[arg-type]
+    await succession._repeat_commands(new_engine)
+    assert standing_commands(new.controller.context) == commands
+    assert new.family.pin is not None
+    assert (new.family.targets.slo_ms, new.family.pin.policy) == (77.0, f"static:{variant}")
+    for name_of_it in ("base", "lifted"):
+        change: dict[str, Any] = {"model": name} if name_of_it == "base" else {"model": name, "variant": None}
+        for on in (False, True):
+            await old.controller.command("freeze", {"on": on, "model": name}, "")
+            if not on:
+                await old.controller.command("freeze", {"on": False}, "")
+                await old.controller.command("base" if name_of_it == "base" else "pin", change, "")
+        verbs = [command.verb for command in standing_commands(old.controller.context)]
+        assert verbs == (["set", "base", "freeze"] if name_of_it == "base" else ["set", "freeze"])
+    unknown = StandingCommand(verb="pin", arguments={"model": name, "variant": "gone"})
+    bad = msgspec.structs.replace(OFFER, commands=(unknown,))
+    with pytest.raises(TakeOverError, match=r"pin .*unknown variant 'gone'.*undo it there first"):
+        await Succession(None, bad, None)._repeat_commands(new_engine)  # type: ignore[arg-type]
+    handover = Handover(old_engine, lambda: None, "")
+    with pytest.raises(TakeOverError, match="changed something meanwhile"):
+        await handover.checkpoint()
 
 
 def request(**changed: Any) -> TakeOverRequest:
@@ -130,7 +180,7 @@ def request(**changed: Any) -> TakeOverRequest:
 
 @on_a_loop
 async def test_when_it_is_refused(tmp_path: Path) -> None:
-    engine, _ = engine_of(tmp_path, 1000.0)
+    engine, _ = engine_of(tmp_path / "budgets", 1000.0)
     handover = Handover(engine, lambda: None, "")
     assert handover.refusal(request()) == ""
     assert "9.9 do not take over from each other" in handover.refusal(request(version=VERSION + 1))
@@ -138,14 +188,45 @@ async def test_when_it_is_refused(tmp_path: Path) -> None:
     assert "port '9001', and the running server with port '9000'" in handover.refusal(request(listen=theirs))
     engine.rollouts = SimpleNamespace(trials=lambda: {"fashion@2"})
     assert "a roll-out is under way (fashion@2)" in handover.refusal(request())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        assert "process 1 of its container" in handover.refusal(request())
     engine.frontend = None
     assert "no front end" in handover.refusal(request())
     engine.draining = True
     assert "shutting down" in handover.refusal(request())
 
 
+@on_a_loop
+async def test_a_process_that_the_server_started_gets_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a hostile model in a worker would ask: it is the same user."""
+    engine, _ = engine_of(tmp_path / "budgets", 1000.0)
+    engine.loop = asyncio.get_running_loop()
+    config = ServerConfig(state_dir=str(tmp_path), listen=ListenConfig(port=9000))
+    take_overs = TakeOvers(config)
+    take_overs.start(engine, lambda: None)
+    path = socket_file.place(config)
+    assert path is not None
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-S", "-c", CHILD, path.name), cwd=path.parent, stdout=asyncio.subprocess.PIPE
+    )  # fmt: skip
+    out, _ = await child.communicate()
+    assert out == b"b''"
+    assert "which this server has started, asked for its sockets: refused" in caplog.text
+    await take_overs.close()
+    assert not path.exists()
+
+
+CHILD = """
+import socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    sock.connect(sys.argv[1])
+    print(sock.recv(100), end="")
+"""
+
+
 def test_every_other_server_has_the_other_box(tmp_path: Path) -> None:
-    offers = [OFFER, SocketOffer(**{name: getattr(OFFER, name) for name in OFFER.__struct_fields__} | {"box": BESIDE})]
+    offers = [OFFER, msgspec.structs.replace(OFFER, box=BESIDE)]
     found = [Succession(None, offer, None).boxes(tmp_path) for offer in offers]  # type: ignore[arg-type]
     assert found == [tmp_path / BESIDE, tmp_path]
 

@@ -190,6 +190,19 @@ def test_a_clock_that_is_set_loses_nothing_and_counts_nothing_twice(moved: float
     assert f"{moved:+.1f} s" in batch.events[0].summary
 
 
+def test_one_that_begins_later_counts_from_there_and_keeps_its_events() -> None:
+    """As a server that takes over: another one counted until 1060 s."""
+    collector = Collector(1000.0, 0.0, 1.0)
+    collector.event(EventRow(1000.0, "configuration", "", "started"))
+    collector.begin(1060.0, 60.0)
+    collector.grid(GridMoment(1070.0, 70.0, GB, 200.0, 0.0, 5, 7))
+    batch = collector.flush(1070.0)
+    assert batch is not None
+    assert [event.summary for event in batch.events] == ["started"]
+    (row,) = batch.rows["grid"].values()
+    assert (row[0], row[4], row[6]) == (10_000, 5, 7)
+
+
 def test_events_are_bounded() -> None:
     collector = Collector(0.0, 0.0, 1.5)
     for _ in range(MOST_EVENTS + 5):

@@ -1,0 +1,83 @@
+"""A successor gets ready at a low priority, as the running server's requests have the same cores.
+
+A process may lower its priority at will, and raise it again only with the capability CAP_SYS_NICE or within
+RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either it is not lowered: it would serve like that for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from clover.ancestry import descends_from
+
+log = logging.getLogger("clover.server")
+
+NICE = 5
+"""A third of the weight of others (sched(7)): less would hold up the start on a busy machine."""
+_CAP_SYS_NICE = 23
+_PASSES = 5
+
+
+def may_raise(proc: Path = Path("/proc")) -> bool:
+    """Return whether this process may raise its priority again to what it is now."""
+    limit = resource.getrlimit(resource.RLIMIT_NICE)[0]
+    if limit == resource.RLIM_INFINITY or limit >= 20 - os.getpriority(os.PRIO_PROCESS, 0):
+        return True
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (proc / "self/status").read_text(encoding="ascii").splitlines()
+        held = next(line for line in lines if line.startswith("CapEff:"))
+        return bool(int(held.split()[1], 16) >> _CAP_SYS_NICE & 1)
+    return False
+
+
+class LowPriority:
+    """The priority of this process and of all that it starts, low from `lower` until `restore`."""
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+
+    def lower(self) -> bool:
+        """Lower it, if it can be raised again; return whether it was.  Call it before there are threads or children."""
+        if not may_raise():
+            log.info("this server starts at full priority beside the running one: it could not raise it again")
+            return False
+        self._before = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, min(self._before + NICE, 19))
+        return True
+
+    def restore(self) -> None:
+        """Raise it to what it was, for every thread of this process and of those that descend from it."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        for _ in range(_PASSES):  # what was forked meanwhile has it from its parent
+            raised = [_raise(thread, before) for thread in _threads(os.getpid())]
+            if not any(raised):
+                return
+
+
+def _raise(thread: int, priority: int) -> bool:
+    """Raise the priority of a thread; return whether it was lower."""
+    try:
+        if os.getpriority(os.PRIO_PROCESS, thread) <= priority:
+            return False
+        os.setpriority(os.PRIO_PROCESS, thread, priority)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        log.warning("a thread stays at a low priority: %s", error.strerror)
+        return False
+    return True
+
+
+def _threads(ancestor: int, proc: Path = Path("/proc")) -> Iterator[int]:
+    """Yield the threads of a process and of those that descend from it."""
+    for name in os.listdir(proc):
+        if name.isdecimal() and descends_from(int(name), ancestor, proc):
+            with contextlib.suppress(OSError):
+                yield from map(int, os.listdir(proc / name / "task"))
