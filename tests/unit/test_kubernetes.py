@@ -152,8 +152,8 @@ def test_probes_run_the_probe_of_the_image_and_ask_for_paths_that_are_there(name
     container, d = SERVERS[name]["containers"][0], Driver(FakeView(FakeModel(echo_family())))
     for probe, what in (("startupProbe", "live"), ("livenessProbe", "live"), ("readinessProbe", "ready")):
         command = container[probe]["exec"]["command"]
-        assert command == ["python", "/opt/probe.py", what]
-        assert f"COPY packaging/probe.py {command[1]}" in image
+        assert command == ["python", "-IS", "/opt/probe.py", what]
+        assert f"COPY packaging/probe.py {command[2]}" in image
         assert d.get(f"/v2/health/{what}").status == 200
     # A start that measures its family is alive for as long as that takes.
     assert container["livenessProbe"]["periodSeconds"] * container["livenessProbe"]["failureThreshold"] >= 30
