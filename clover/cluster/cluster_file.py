@@ -300,7 +300,9 @@ def _resolved(file: ClusterFile, folder: Path) -> ClusterFile:
     ingress = file.ingress
     if ingress is not None:
         paths = {
-            key: str(folder / getattr(ingress, key)) for key in ("tls_cert", "token_file") if getattr(ingress, key)
+            key: str(folder / getattr(ingress, key))
+            for key in ("tls_cert", "token_file", "ca_file")
+            if getattr(ingress, key)
         }
         ingress = msgspec.structs.replace(ingress, **paths)
     families = tuple(

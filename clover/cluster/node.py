@@ -77,7 +77,7 @@ class NodeSetup(Record, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Where its server takes HTTP."""
-        return f"http://{_bracketed(self.node.address)}:{self.node.port}"
+        return f"{'https' if self.node.tls else 'http'}://{_bracketed(self.node.address)}:{self.node.port}"
 
     @property
     def grpc_url(self) -> str:
