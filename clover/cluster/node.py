@@ -215,7 +215,9 @@ class NodeAgent:
         ready = False
         if self._state in ("starting", "ready", "draining"):
             try:
-                told = await self._client.post("/v2/clover/cluster", {"action": "status"})
+                # The controller asks: the order that the server follows holds for another lease.
+                asking = {"action": "status", "cluster": self.order.cluster, "lease_s": self.order.lease_s}
+                told = await self._client.post("/v2/clover/cluster", asking)
                 ready = await self._ready()
                 if ready and told["started_s"] != self._profiled_s:
                     await self._learn(told["started_s"])
