@@ -1,8 +1,17 @@
 import os
+import socket
 import sys
-import urllib.request as http
-from pathlib import Path
 
-token = os.environ.get("CLOVER_TOKEN") or Path(os.environ["CLOVER_TOKEN_FILE"]).read_text().partition("\n")[0].strip()
-url = f"http://127.0.0.1:{sys.argv[2] if len(sys.argv) > 2 else 8080}/v2/health/{sys.argv[1]}"
-http.urlopen(http.Request(url, headers={"Authorization": f"Bearer {token}"}), timeout=4)
+token, port = os.environ.get("CLOVER_TOKEN", ""), int(sys.argv[2]) if len(sys.argv) > 2 else 8080
+if not token:
+    with open(os.environ["CLOVER_TOKEN_FILE"]) as file:
+        token = file.readline().strip()
+lines = (
+    f"GET /v2/health/{sys.argv[1]} HTTP/1.1",
+    "Host: 127.0.0.1",
+    f"Authorization: Bearer {token}",
+    "Connection: close",
+)
+with socket.create_connection(("127.0.0.1", port), timeout=4) as server:
+    server.sendall("\r\n".join((*lines, "", "")).encode())
+    sys.exit(not server.recv(64).startswith(b"HTTP/1.1 200 "))

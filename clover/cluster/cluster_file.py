@@ -252,11 +252,6 @@ def _check_region(region: RegionSection, at: int, regions: Sequence[str], file: 
         if address and not 0 < port < 65536:
             source.fail(("region", at, key), f"must read HOST:PORT, not {address!r}")
         others = [getattr(other, name) for other in file.region for name in ("listen", "listen_grpc")]
-        found = _ADDRESS.fullmatch(address)
-        port = int(found[2]) if found is not None else 0
-        if address and not 0 < port < 65536:
-            source.fail(("region", at, key), f"must read HOST:PORT, not {address!r}")
-        others = [getattr(other, name) for other in file.region for name in ("listen", "listen_grpc")]
         if address and others.count(address) > 1:
             source.fail(("region", at, key), f"{address!r} is listened on twice")
     for name, value in region.latency_ms.items():
@@ -300,7 +295,9 @@ def _resolved(file: ClusterFile, folder: Path) -> ClusterFile:
     ingress = file.ingress
     if ingress is not None:
         paths = {
-            key: str(folder / getattr(ingress, key)) for key in ("tls_cert", "token_file") if getattr(ingress, key)
+            key: str(folder / getattr(ingress, key))
+            for key in ("tls_cert", "token_file", "ca_file")
+            if getattr(ingress, key)
         }
         ingress = msgspec.structs.replace(ingress, **paths)
     families = tuple(

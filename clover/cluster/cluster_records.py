@@ -51,6 +51,7 @@ class IngressSection(Section, frozen=True, kw_only=True):
     ] = 1 << 20
     retries: Annotated[int, _help("other attempts at a request whose answer has not begun", ge=0, le=10)] = 3
     tls_cert: Annotated[str, _help("PEM file with certificate and key for clients")] = ""
+    ca_file: Annotated[str, _help("PEM file of those who certify the nodes' servers, if they have TLS")] = ""
     token_file: Annotated[
         str, _help("file whose first line is the token of the nodes, for health checks of those beyond loopback")
     ] = ""
@@ -75,6 +76,9 @@ class NodeSection(Section, frozen=True, kw_only=True):
     )
     port: Annotated[int, _help("TCP port of its server", ge=1, le=65535)] = 8080
     grpc_port: Annotated[int, _help("TCP port for gRPC; 0: none", ge=0, le=65535)] = 0
+    tls: Annotated[bool, _help("its server has TLS, by its own settings; the ingress then checks it by ca_file")] = (
+        False
+    )
     resource: Annotated[str, _help("custom resource of the Ray node that it is placed on, instead of the address")] = ""
     config: Annotated[str, _help("Clover's configuration file for its server, on the node's machine")] = ""
     arguments: Annotated[tuple[str, ...], _help("further words of the command line of its server")] = ()

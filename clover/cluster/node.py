@@ -77,7 +77,7 @@ class NodeSetup(Record, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Where its server takes HTTP."""
-        return f"http://{_bracketed(self.node.address)}:{self.node.port}"
+        return f"{'https' if self.node.tls else 'http'}://{_bracketed(self.node.address)}:{self.node.port}"
 
     @property
     def grpc_url(self) -> str:
@@ -217,7 +217,9 @@ class NodeAgent:
         ready = False
         if self._state in ("starting", "ready", "draining"):
             try:
-                told = await self._client.post("/v2/clover/cluster", {"action": "status"})
+                # The controller asks: the order that the server follows holds for another lease.
+                asking = {"action": "status", "cluster": self.order.cluster, "lease_s": self.order.lease_s}
+                told = await self._client.post("/v2/clover/cluster", asking)
                 ready = await self._ready()
                 if ready and told["started_s"] != self._profiled_s:
                     await self._learn(told["started_s"])

@@ -137,11 +137,29 @@ def ingress_of(file: ClusterFile, folder: Path) -> CheckedIngress | None:
             body_bytes=given.body_bytes,
             retries=given.retries,
             tls_cert=given.tls_cert,
+            ca_file=given.ca_file,
             token_file=given.token_file,
             allowed_hosts=given.allowed_hosts,
             nodes=2 * len(file.node),
-        )
+        ),
+        may_answer(file),
     )
+
+
+def may_answer(file: ClusterFile) -> dict[tuple[str, str], frozenset[str]]:
+    """Return the nodes that may answer the rows of an origin, by origin and family, and ("") of all families: as data
+    residency and the way there allow it."""
+    found: dict[tuple[str, str], frozenset[str]] = {}
+    for origin in file.region:
+        every = frozenset(node.name for node in file.node)
+        for family in file.family:
+            regions = family.regions.get(origin.name, tuple(region.name for region in file.region))
+            near = {name for name in regions if origin.latency_ms.get(name, 0.0) < family.slo_ms}
+            allowed = frozenset(node.name for node in file.node if node.region in near)
+            found[origin.name, family.family] = allowed
+            every &= allowed
+        found[origin.name, ""] = every
+    return found
 
 
 class ControllerActor:

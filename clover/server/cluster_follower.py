@@ -1,7 +1,8 @@
 """A server as a node of a cluster: it follows what the cluster's controller asks for as long as it hears of it.
 
 The controller's order comes as a command (`POST /v2/clover/cluster`) and is a lease: which mean accuracy each family
-is to keep and which rate it is to be ready for, for `lease_s` seconds.  While it holds, the family is planned by the
+is to keep and which rate it is to be ready for, for `lease_s` seconds; each time that the controller asks how the
+server does, it begins again.  While it holds, the family is planned by the
 policy `objective` in the form `floor` (the least carbon at that accuracy), whatever the server's own policy is: how
 much accuracy may be given up at which hour is the cluster's decision then.  A lease that ends without another one
 returns every family to the targets and the policy of its own configuration, and the server says so: in the state, as a
@@ -106,6 +107,8 @@ class ClusterFollower:
             self._check(given)
             if not given.dry_run:
                 self._follow(given, operator)
+        elif given.action == "status":
+            self._renew(given)
         elif given.action == "leave" and not given.dry_run and self.following:
             self._return(f"left the cluster {self._cluster} by {operator or 'operator'}", logging.INFO)
         return self.report()
@@ -126,6 +129,12 @@ class ClusterFollower:
             )
         if given.cluster == self._cluster and given.epoch < self.epoch:
             raise Conflict(f"an order of epoch {given.epoch} is older than that of epoch {self.epoch}, and is ignored")
+
+    def _renew(self, given: FollowCommand) -> None:
+        """Let the order that holds do so for another lease: the controller of its cluster asked how the server does."""
+        if self.following and given.cluster == self._cluster and 0.0 < given.lease_s <= 86_400.0:
+            self._until_s = self._context.monotonic() + given.lease_s
+            self._lease_s, self._heard_s = given.lease_s, self._wall()
 
     def _follow(self, given: FollowCommand, operator: str) -> None:
         now_s = self._context.monotonic()

@@ -50,7 +50,7 @@ def place() -> Iterator[Path]:
 
 def probe(what: str, port: int, token: Path) -> bool:
     """Ask as the image's probe does."""
-    words = [sys.executable, str(ROOT / "packaging" / "probe.py"), what, str(port)]
+    words = [sys.executable, "-IS", str(ROOT / "packaging" / "probe.py"), what, str(port)]
     environment = {**os.environ, "CLOVER_TOKEN_FILE": str(token)}
     environment.pop("CLOVER_TOKEN", None)
     done = subprocess.run(words, env=environment, capture_output=True, check=False, timeout=20)

@@ -25,7 +25,9 @@ def _nodes() -> list[ClusterNodeStatus]:
         for index in range(count):
             name = f"{region}-{index + 1}"
             awake = region == "eu-north" or index == 0
-            target = NodeTarget(name, awake, {"fashion": 180.0}, {"a100-40gb": 2}, {"fashion": 91.2})
+            target = NodeTarget(
+                node=name, awake=awake, rates={"fashion": 180.0}, devices={"a100-40gb": 2}, accuracy={"fashion": 91.2}
+            )
             found.append(
                 ClusterNodeStatus(
                     name=name,
@@ -57,11 +59,11 @@ def cluster_status(*, nodes: int = 0, name: str = "fashion") -> ClusterStatus:
         for index in range(nodes)
     ]
     flows = (
-        RegionFlow(name, "eu-north", "eu-north", 220.0),
-        RegionFlow(name, "eu-west", "eu-north", 310.0),
-        RegionFlow(name, "eu-west", "eu-west", 90.0),
-        RegionFlow(name, "us-east", "us-east", 170.0),
-        RegionFlow(name, "us-east", "eu-north", 42.5),
+        RegionFlow(family=name, origin="eu-north", region="eu-north", rate=220.0),
+        RegionFlow(family=name, origin="eu-west", region="eu-north", rate=310.0),
+        RegionFlow(family=name, origin="eu-west", region="eu-west", rate=90.0),
+        RegionFlow(family=name, origin="us-east", region="us-east", rate=170.0),
+        RegionFlow(family=name, origin="us-east", region="eu-north", rate=42.5),
     )
     regions = tuple(
         ClusterRegionStatus(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from clover import settings
+from clover.cluster import cluster_file
 from tests.support import manifests
 from tests.support.family_folder import write
 
@@ -151,8 +152,8 @@ def test_probes_run_the_probe_of_the_image_and_ask_for_paths_that_are_there(name
     container, d = SERVERS[name]["containers"][0], Driver(FakeView(FakeModel(echo_family())))
     for probe, what in (("startupProbe", "live"), ("livenessProbe", "live"), ("readinessProbe", "ready")):
         command = container[probe]["exec"]["command"]
-        assert command == ["python", "/opt/probe.py", what]
-        assert f"COPY packaging/probe.py {command[1]}" in image
+        assert command == ["python", "-IS", "/opt/probe.py", what]
+        assert f"COPY packaging/probe.py {command[2]}" in image
         assert d.get(f"/v2/health/{what}").status == 200
     # A start that measures its family is alive for as long as that takes.
     assert container["livenessProbe"]["periodSeconds"] * container["livenessProbe"]["failureThreshold"] >= 30
@@ -236,9 +237,8 @@ def test_keda_asks_for_metrics_that_clover_has() -> None:
 
 
 def test_the_cluster_of_kuberay_can_be_read_and_has_a_worker_for_each_node() -> None:
-    reader = pytest.importorskip("clover.cluster.cluster_file", reason="clover cluster is not there yet")
     ((_, config),) = of("ConfigMap")
-    found = reader.parse(config["data"]["cluster.toml"])
+    found = cluster_file.parse(config["data"]["cluster.toml"])
     ((_, ray),) = of("RayCluster")
     groups = {group["groupName"]: group["rayStartParams"]["resources"] for group in ray["spec"]["workerGroupSpecs"]}
     assert {node.resource for node in found.node} == set(groups)

@@ -84,7 +84,7 @@ def test_the_image_copies_and_starts_what_is_there() -> None:
     assert clover.load_family(json.loads(words["CMD"])[0]).name == "fashion"
     assert words["USER"] not in ("root", "0")
     copied = {rest.split()[-1] for word, rest in final if word == "COPY"}
-    assert json.loads(words["HEALTHCHECK"].partition("CMD ")[2])[1] in copied
+    assert json.loads(words["HEALTHCHECK"].partition("CMD ")[2])[2] in copied
 
 
 def test_the_image_sets_variables_and_extras_that_exist() -> None:

@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog=f"{program()} report", description=_ABOUT, epilog=_END)
     add = parser.add_argument
     add("ledgers", metavar="LEDGER", nargs="*", help="ledger file; by default the one in the state folder")
-    add("--cluster", action="store_true", help="one report of several ledgers: files or folders, as REGION=PATH too")
+    add(
+        "--cluster",
+        action="store_true",
+        help="one report of several ledgers: files, folders, REGION=PATH, cluster.toml",
+    )
     add("--state-dir", metavar="DIR", default="", help="state folder of the server [$XDG_STATE_HOME/clover]")
     add("--config", metavar="FILE", default="", help="read [report] and state_dir from this TOML file [CLOVER_CONFIG]")
     add(

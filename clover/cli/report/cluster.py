@@ -73,13 +73,16 @@ def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) ->
 
 
 def named_ledgers(named: Sequence[str], state_dir: str) -> list[NamedLedger]:
-    """Return the ledgers that the words of a command line name: files, folders, each also as REGION=PATH; without any,
-    those of the state folder.  Nodes are called by the name of their file, with that of the folder if two have the
-    same.  Raises ConfigError if one is named twice, LedgerError if there is none."""
+    """Return the ledgers that the words of a command line name: files, folders, each also as REGION=PATH, and files of
+    `clover cluster` (.toml), whose nodes they are; without any, those of the state folder.  Nodes are called by the
+    name of their file, with that of the folder if two have the same.  Raises ConfigError if one is named twice,
+    LedgerError if there is none."""
     files: list[tuple[Path, str]] = []
     for word in named:
         path, region = _region_of(word)
-        if path.is_dir():
+        if path.suffix == ".toml":
+            files += _of_nodes(path)
+        elif path.is_dir():
             inside = sorted(path.rglob(f"*{SUFFIX}"))
             if not inside:
                 raise LedgerError(f"there is no ledger (*{SUFFIX}) in {path}")
@@ -100,6 +103,26 @@ def named_ledgers(named: Sequence[str], state_dir: str) -> list[NamedLedger]:
     if len(set(names)) < len(names):
         names = [str(path) for path, _ in files]
     return [NamedLedger(path, name, region) for (path, region), name in zip(files, names, strict=True)]
+
+
+def _of_nodes(path: Path) -> list[tuple[Path, str]]:
+    """Return the ledgers of the nodes of a cluster's file, with their regions.  Raises ConfigError if that cannot be
+    read, LedgerError if a node's are not on this machine: the sum would be too small."""
+    from clover.cluster import cluster_file
+    from clover.cluster.ray_controller import folder_of
+
+    file = cluster_file.read(path)
+    folder, found, missing = folder_of(file), [], []
+    for node in file.node:
+        own = sorted(ledgers_in(str(folder / node.name / "state")))
+        found += [(ledger, node.region) for ledger in own]
+        missing += [] if own else [node.name]
+    if missing:
+        raise LedgerError(
+            f"the ledgers of {', '.join(missing)} are not on this machine: copy NODE/state of each into {folder}, or "
+            "name the ledgers that are to be added up"
+        )
+    return found
 
 
 def _region_of(word: str) -> tuple[Path, str]:

@@ -1,15 +1,19 @@
-"""A node is admitted once HAProxy finds it ready."""
+"""Nodes are admitted once HAProxy finds them ready, and spare ones stand in for those that fail."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from clover.cluster.checked_ingress import CheckedIngress
+from clover.cluster.cluster_file import parse
 from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
+from clover.cluster.ingress import whole_weights
+from clover.cluster.ray_controller import may_answer
 from clover.errors import ClusterError
 
 
@@ -43,3 +47,88 @@ def test_admit_waits_for_the_check(
         with pytest.raises(ClusterError, match="does not find the node a ready"):
             asyncio.run(ingress.admit("a", "http://127.0.0.1:2", ""))
     assert added == ["a"]
+
+
+def test_spare_nodes_get_the_least_weight_of_the_origins_that_they_may_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {"a": True, "b": True}
+    given: list[tuple[str, str, dict[str, int]]] = []
+
+    async def admit(self: HAProxyIngress, name: str, url: str, grpc_url: str) -> None:
+        here[name] = True
+
+    async def nodes(self: HAProxyIngress) -> dict[str, bool]:
+        return here
+
+    async def weigh(self: HAProxyIngress, origin: str, weights: Mapping[str, float]) -> None:
+        given.append((origin, "", whole_weights(weights)))
+
+    async def weigh_family(self: HAProxyIngress, origin: str, family: str, weights: Mapping[str, float]) -> None:
+        given.append((origin, family, whole_weights(weights)))
+
+    for method in (admit, nodes, weigh, weigh_family):
+        monkeypatch.setattr(HAProxyIngress, method.__name__, method)
+    settings = IngressSettings(
+        folder=str(tmp_path / "ingress"), origins=(IngressOrigin(name="north", listen="127.0.0.1:1"),)
+    )
+    allowed = {("north", ""): frozenset("abc"), ("north", "toy"): frozenset("a"), ("south", ""): frozenset("ac")}
+    ingress = CheckedIngress(settings, allowed)
+
+    async def story() -> None:
+        await ingress.weigh("north", {"a": 3.0})
+        assert given[-1] == ("north", "", {"a": 256, "b": 1})  # c is not there yet
+        await ingress.weigh_family("north", "toy", {"a": 3.0})
+        assert given[-1] == ("north", "toy", {"a": 256})
+        await ingress.weigh("south", {"a": 1.0, "c": 0.0})
+        assert given[-1] == ("south", "", {"a": 256, "c": 0})
+        await ingress.admit("c", "http://127.0.0.1:2", "")
+        assert given[-2:] == [("north", "", {"a": 256, "b": 1, "c": 1}), ("south", "", {"a": 256, "c": 1})]
+        await ingress.weigh("north", {})
+        assert given[-1] == ("north", "", {})
+
+    asyncio.run(story())
+
+
+def test_rows_stay_where_they_may_be_answered_also_if_a_node_fails() -> None:
+    file = parse("""
+[[region]]
+name = "north"
+latency_ms = { far = 60 }
+[[region]]
+name = "south"
+[[region]]
+name = "far"
+[[node]]
+name = "n"
+region = "north"
+[[node]]
+name = "s"
+region = "south"
+port = 1
+[[node]]
+name = "f"
+region = "far"
+port = 2
+[[family]]
+family = "toy"
+accuracy_floor = 90
+slo_ms = 50
+[family.regions]
+south = ["south"]
+[[family]]
+family = "slow"
+accuracy_floor = 90
+slo_ms = 500
+""")
+    assert may_answer(file) == {
+        ("north", "toy"): frozenset("ns"),  # the way to `far` takes longer than its SLO
+        ("north", "slow"): frozenset("nsf"),
+        ("north", ""): frozenset("ns"),
+        ("south", "toy"): frozenset("s"),
+        ("south", "slow"): frozenset("nsf"),
+        ("south", ""): frozenset("s"),
+        ("far", "toy"): frozenset("nsf"),
+        ("far", "slow"): frozenset("nsf"),
+        ("far", ""): frozenset("nsf"),
+    }

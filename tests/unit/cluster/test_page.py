@@ -114,7 +114,9 @@ names = st.text(min_size=1, max_size=6)
 
 @given(st.lists(st.tuples(names, names, st.floats(0.0, 1e9)), max_size=8))
 def test_flows_of_any_names_and_sizes_are_drawn(flows: list[tuple[str, str, float]]) -> None:
-    found = tuple(RegionFlow("fashion", origin, region, rate) for origin, region, rate in flows)
+    found = tuple(
+        RegionFlow(family="fashion", origin=origin, region=region, rate=rate) for origin, region, rate in flows
+    )
     text = page(msgspec.structs.replace(cluster_status(), flows=found, nodes=(), regions=(), families=()))
     drawn = {(origin, region) for origin, region, rate in flows if rate > 0.0}
     assert text.count("<path") == len(drawn)

@@ -249,3 +249,45 @@ def test_what_ledgers_have_put_together_is_said(tmp_path: Path, capsys: pytest.C
     printed = " ".join(capsys.readouterr().out.split())
     assert "which the ledger has only as parts of longer entries" in printed
     assert "put entries together into hours of UTC" in printed
+
+
+CLUSTER = """
+[cluster]
+folder = "{folder}"
+
+[[region]]
+name = "north"
+
+[[region]]
+name = "south"
+
+[[node]]
+name = "eu-1"
+region = "north"
+
+[[node]]
+name = "us-1"
+region = "south"
+port = 8081
+
+[[family]]
+family = "fashion"
+accuracy_floor = 90.0
+slo_ms = 30.0
+"""
+
+
+def test_the_file_of_a_cluster_names_its_nodes_and_regions(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(CLUSTER.format(folder=tmp_path / "cluster"))
+    for node in ("eu-1", "us-1"):
+        assert run(str(file)) == 3
+        assert "us-1 are not on this machine" in capsys.readouterr().err
+        own = tmp_path / "cluster" / node / "state" / "ledger"
+        own.mkdir(parents=True)
+        (own / f"{node}.db").write_bytes((folder / f"{node}.db").read_bytes())
+    assert run(str(file), "--format", "csv", "--by", "node") == 0
+    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["node"], row["region"]) for row in found] == [("eu-1", "north"), ("us-1", "south")]

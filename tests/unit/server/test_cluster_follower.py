@@ -82,6 +82,25 @@ def test_an_order_holds_until_nothing_is_heard_for_the_lease(caplog: pytest.LogC
     story(tell)
 
 
+def test_the_lease_begins_again_whenever_the_controller_asks_how_the_server_does() -> None:
+    async def tell() -> None:
+        scene = Scene()
+        await scene.say(action="status", cluster="demo", lease_s=30.0)
+        assert not scene.follower.following  # there is no order to renew
+        await scene.follow(91.5, epoch=3)
+        for _ in range(5):
+            scene.look(20.0)
+            await scene.say(action="status", cluster="demo", lease_s=30.0)
+        assert (scene.follower.following, scene.follower.epoch, scene.follower.lost) == (True, 3, 0)
+        for asked in ({}, {"cluster": "other", "lease_s": 30.0}, {"cluster": "demo", "lease_s": float("nan")}):
+            scene.look(9.0)
+            await scene.say(action="status", **asked)  # somebody else asks
+        scene.look(9.0)
+        assert not scene.follower.following
+
+    story(tell)
+
+
 def test_plans_follow_the_order() -> None:
     async def tell() -> None:
         scene = Scene(policy="objective", objective="floor", family={"accuracy_floor": 88.0})
