@@ -71,7 +71,8 @@ def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
         "listen.tls_key": listen.tls_key,
         "carbon.electricity_maps_key_file": carbon.electricity_maps_key_file,
         "carbon.watttime_password_file": carbon.watttime_password_file,
-        **{f"the token file of {one.name}": one.token_file for one in (*config.tenants, *config.tokens)},
+        **{f"the token file of {one.name}": one.token_file for one in config.tenants},
+        **{f"the token file of {one.name}": one.token_file for one in config.tokens},
     }
     readable = (*folders, *map(_whole, config.workers.sandbox_read), *map(_whole, config.workers.sandbox_write))
     roots = [Path(folder).resolve() for folder in readable if folder]
