@@ -51,7 +51,7 @@ from clover.server.tasks import cancelled
 from clover.server.totals import model_totals, saved_words
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics, cluster, rollouts
-from clover.telemetry.metrics.server import sandbox
+from clover.telemetry.metrics.server import control_calls, sandbox
 from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
@@ -144,6 +144,7 @@ class Engine:
         )
         self._metrics.parked = self.controller.context.parked.known
         self._metrics.further.append(lambda: sandbox(self.machine.sandbox()))
+        self._metrics.further.append(lambda: control_calls(self.operators.audit))
         self._metrics.further.append(lambda: rollouts.rollouts(self.rollouts.report(), self.rollouts.counts))
         self._metrics.further.append(lambda: cluster.cluster(self.cluster.report()))
         self.ledger: ServerLedger | None = None

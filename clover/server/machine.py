@@ -38,6 +38,7 @@ from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.runtime.served import Served
 from clover.runtime.workers import sandboxes
+from clover.settings.check import on_gpus
 from clover.types import DeviceShape, EnergySample, Method, Reading
 
 log = logging.getLogger("clover.server")
@@ -103,7 +104,7 @@ class Machine:
         return sandboxes.report(self._config.workers, gpu=self._real_gpus())
 
     def _real_gpus(self) -> bool:
-        return any(not gpu.shape().emulated for gpu in self.gpus)
+        return on_gpus(self._config.workers.device)
 
     def _add_host(self, name: str, slices: int, front_end: int, cores: int = 0) -> None:
         """Add the machine as device `name`, with its meter; its idle power is split over `slices` and the cores of
@@ -124,6 +125,8 @@ class Machine:
     async def start(self) -> None:
         """Start the meters of the GPUs.  Call it before there are workers: it measures idle watts of all devices."""
         sandboxes.check(self._config.workers, gpu=self._real_gpus())
+        for line in sandboxes.exposed(self._config, [served.spec.folder for served in self.served.values()]):
+            log.warning("%s", line)
         for meter in self.meters.values():
             if isinstance(meter, energy.RaplMeter):
                 await meter.rest()

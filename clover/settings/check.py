@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -130,27 +131,8 @@ def _check_bearers(config: ServerConfig) -> None:
     if len(config.tokens) > MOST_TOKENS:
         raise ConfigError(f"{len(config.tokens)} tokens are configured: a server has at most {MOST_TOKENS}")
     digests = {hashlib.sha256(config.listen.token.encode()).digest()} if config.listen.token else set()
-    every: tuple[tuple[str, tuple[TenantConfig | TokenConfig, ...]], ...]
-    every = ("tenant", config.tenants), ("token", config.tokens)
-    for kind, bearers in every:
-        names = set()
-        for index, one in enumerate(bearers):
-            if not _NAME.fullmatch(one.name):
-                raise ConfigError(f"{kind}.{index}.name {one.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
-            if one.name in names:
-                raise ConfigError(f"two {kind}s are called {one.name!r}: give one of them another name")
-            names.add(one.name)
-            where = f"{kind} {one.name}"
-            if bool(one.token) == bool(one.token_sha256):
-                raise ConfigError(f"{where}: give one of token, token_file and token_sha256, and only one")
-            if one.token and not _TOKEN.fullmatch(one.token):
-                raise ConfigError(f"{where}: its token must be printable ASCII without spaces")
-            if one.token_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", one.token_sha256):
-                raise ConfigError(f"{where}: token_sha256 must be 64 hexadecimal digits, as of sha256sum")
-            digest = token_digest(one)
-            if digest in digests:
-                raise ConfigError(f"{where}: its token is another {kind}'s, or listen.token: use another")
-            digests.add(digest)
+    _check_tokens("tenant", config.tenants, digests)
+    _check_tokens("token", config.tokens, digests)
     for tenant in config.tenants:
         if tenant.burst and not tenant.rate:
             raise ConfigError(f"tenant {tenant.name}: burst {tenant.burst} without a rate limits nothing: give rate")
@@ -161,6 +143,28 @@ def _check_bearers(config: ServerConfig) -> None:
                 raise ConfigError(f"token {token.name}: there is no scope {scope!r}{hint}: use {', '.join(SCOPES)}")
         if not token.scopes:
             raise ConfigError(f"token {token.name}: without scopes it permits nothing: name some, or leave it out")
+
+
+def _check_tokens(kind: str, bearers: Sequence[TenantConfig | TokenConfig], digests: set[bytes]) -> None:
+    """Check names and tokens of bearers of a kind, and add the digests of these to those that are taken."""
+    names = set()
+    for index, one in enumerate(bearers):
+        if not _NAME.fullmatch(one.name):
+            raise ConfigError(f"{kind}.{index}.name {one.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
+        if one.name in names:
+            raise ConfigError(f"two {kind}s are called {one.name!r}: give one of them another name")
+        names.add(one.name)
+        where = f"{kind} {one.name}"
+        if bool(one.token) == bool(one.token_sha256):
+            raise ConfigError(f"{where}: give one of token, token_file and token_sha256, and only one")
+        if one.token and not _TOKEN.fullmatch(one.token):
+            raise ConfigError(f"{where}: its token must be printable ASCII without spaces")
+        if one.token_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", one.token_sha256):
+            raise ConfigError(f"{where}: token_sha256 must be 64 hexadecimal digits, as of sha256sum")
+        digest = token_digest(one)
+        if digest in digests:
+            raise ConfigError(f"{where}: its token is another {kind}'s, or listen.token: use another")
+        digests.add(digest)
 
 
 def _check_listen(listen: ListenConfig, tenants: bool) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
 import shlex
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,28 @@ def test_versions_and_changelog_have_their_form() -> None:
     assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", head) for head in heads[1:])
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", log, re.MULTILINE)) <= kinds
+
+
+def test_two_wheels_are_compared_member_by_member(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("reproducible", ROOT / "packaging" / "reproducible.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reproducible = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reproducible)
+    wheels = []
+    for name, members in (
+        ("a", {"x": "1", "y": "2"}),
+        ("b", {"x": "1", "y": "3", "z": ""}),
+        ("c", {"x": "1", "y": "2"}),
+    ):
+        wheels.append(tmp_path / name)
+        with zipfile.ZipFile(wheels[-1], "w") as file:
+            for member, text in members.items():
+                file.writestr(zipfile.ZipInfo(member), text)
+    assert reproducible.differences(wheels[0], wheels[1]) == ["only in one of them: z", "differs: y"]
+    assert reproducible.differences(wheels[0], wheels[2]) == []
+    assert reproducible.digest(wheels[0]) == reproducible.digest(wheels[2]) != reproducible.digest(wheels[1])
+    kept = [
+        reproducible.wanted(Path(name), ["ring"]) for name in ("csrc/ring.pyx", "csrc/wire.pyx", "a/b.pxd", "a/b.py")
+    ]
+    assert kept == [True, False, False, True]

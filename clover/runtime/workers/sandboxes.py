@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from clover.config import WorkersConfig
+from clover.config import ServerConfig, WorkersConfig
 from clover.errors import StartError
 from clover.worker import landlock, sandbox, seccomp
 from clover.worker.frames import SandboxOrder
@@ -59,6 +60,28 @@ def check(workers: WorkersConfig, *, gpu: bool) -> None:
         if workers.sandbox == "on":
             raise StartError(f'{reason}, and workers.sandbox is on: "auto" starts with what there is')
         log.warning("models are not kept from files, sockets and processes of this user: %s", reason)
+
+
+def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
+    """Return what the sandbox does not keep from models, though it is a secret: files of tokens and keys that lie in
+    one of the families' `folders`, or in what the settings let models read."""
+    listen, carbon = config.listen, config.carbon
+    secrets = {
+        "listen.token_file": listen.token_file,
+        "listen.tls_key": listen.tls_key,
+        "carbon.electricity_maps_key_file": carbon.electricity_maps_key_file,
+        "carbon.watttime_password_file": carbon.watttime_password_file,
+        **{f"the token file of {one.name}": one.token_file for one in config.tenants},
+        **{f"the token file of {one.name}": one.token_file for one in config.tokens},
+    }
+    readable = (*folders, *map(_whole, config.workers.sandbox_read), *map(_whole, config.workers.sandbox_write))
+    roots = [Path(folder).resolve() for folder in readable if folder]
+    found = []
+    for name, path in secrets.items():
+        home = next((root for root in roots if path and Path(_whole(path)).resolve().is_relative_to(root)), None)
+        if home is not None:
+            found.append(f"{name} lies in {home}, which models may read: move it elsewhere")
+    return found
 
 
 def _whole(path: str) -> str:

@@ -11,6 +11,7 @@ from clover._version import __version__
 from clover.carbon.chain import STATES, SourceChain
 from clover.control.parked import ParkedTime
 from clover.grpc.stats import GrpcStats
+from clover.http.audit import AuditLog
 from clover.http.stats import HttpStats
 from clover.http.streams import EventStreams
 from clover.telemetry import logs
@@ -124,6 +125,16 @@ SANDBOX: tuple[MetricSpec[Mapping[str, object]], ...] = (
         GAUGE,
         ("part",),
         lambda report: (((part,), float(bool(report[part]))) for part in ("landlock", "seccomp")),
+    ),
+)
+
+CONTROL: tuple[MetricSpec[AuditLog], ...] = (
+    MetricSpec(
+        "clover_control_calls",
+        "Calls that would change the server, by outcome: refused (who made them had no right to), or taken",
+        COUNTER,
+        ("outcome",),
+        lambda audit: by_label({"taken": audit.calls - audit.refused, "refused": audit.refused}),
     ),
 )
 
@@ -292,6 +303,11 @@ def otel(spans: Mapping[str, int]) -> Iterator[Metric]:
 def sandbox(report: Mapping[str, object]) -> Iterator[Metric]:
     """Yield the metric of how workers are confined."""
     return collect(SANDBOX, [((), report)])
+
+
+def control_calls(audit: AuditLog) -> Iterator[Metric]:
+    """Yield the metric of calls that would change the server."""
+    return collect(CONTROL, [((), audit)])
 
 
 def http(stats: HttpStats) -> Iterator[Metric]:

@@ -87,7 +87,7 @@ def test_a_gpu_whose_driver_hangs_holds_up_no_other_meter(monkeypatch: pytest.Mo
     ]
     machine.meters, machine._config, machine._work = {}, ServerConfig(), lambda gpu: None
     machine._gpu_guard, machine._idles = SimpleNamespace(start=lambda: None), SimpleNamespace(restore=lambda *_: None)
-    machine._spare = lambda gpu: None
+    machine._spare, machine.served = lambda gpu: None, {}
 
     async def main() -> None:
         await machine.start()

@@ -611,3 +611,56 @@ def test_tenants_are_bounded_and_their_tokens_open_a_bind(tmp_path: Path) -> Non
     assert len(tenants_of(tmp_path, text + "[listen]\nhost = '0.0.0.0'\n").config.tenants) == MOST_TENANTS
     with pytest.raises(ConfigError, match="257 tenants are configured: a server has at most 256"):
         tenants_of(tmp_path, text + "[[tenant]]\nname = 'one-more'\ntoken = 'x'\n")
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def with_tokens(tmp_path: Path, text: str) -> ServerConfig:
+    path = tmp_path / "tokens.toml"
+    path.write_text(text, encoding="utf-8")
+    return load([str(path)], {}).config
+
+
+def test_tokens_are_read_with_their_files_and_are_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "ops").write_text("ops-1\nnot this\n", encoding="utf-8")
+    text = f"[[token]]\nname = 'ops'\ntoken_file = '{tmp_path}/ops'\nscopes = ['control']\n"
+    text += "[[token]]\nname = 'app'\ntoken = 'app-1'\n"
+    found = with_tokens(tmp_path, text)
+    assert [(one.name, one.token, one.scopes) for one in found.tokens] == [
+        ("ops", "ops-1", ("control",)),
+        ("app", "app-1", ("infer", "read")),
+    ]
+    shown = print_config(load([str(tmp_path / "tokens.toml")], {}))
+    assert "[[token]]" in shown
+    assert "ops-1" not in shown + repr(found)
+    assert "app-1" not in shown + repr(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name = 'a'", "give one of token, token_file and token_sha256"),
+        ("name = 'a'\ntoken = 'x y'", "printable ASCII"),
+        ("name = 'a'\ntoken = 'x'\nscopes = ['inferr']", "there is no scope 'inferr' (did you mean infer?)"),
+        ("name = 'a'\ntoken = 'x'\nscopes = []", "permits nothing"),
+        ("name = 'a'\ntoken = 'x'\nrate = 3", "unknown key token.rate"),
+        ("token = 'x'", "token.0 has no name"),
+        ("name = 'a b'\ntoken = 'x'", "must be 1 to 128 of"),
+        ("name = 'a'\ntoken = 'x'\n[[token]]\nname = 'a'\ntoken = 'y'", "two tokens are called 'a'"),
+        ("name = 'a'\ntoken = 'x'\n[[token]]\nname = 'b'\ntoken = 'x'", "its token is another token's"),
+        ("name = 'a'\ntoken = 'x'\n[listen]\ntoken = 'x'", "or listen.token"),
+        ("name = 'a'\ntoken = 'x'\n[[tenant]]\nname = 't'\ntoken = 'x'", "its token is another token's, or"),
+    ],
+)
+def test_tokens_that_cannot_be_used_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_tokens(tmp_path, f"[[token]]\n{text}\n")
+    assert said in str(caught.value)
+
+
+def test_a_token_is_enough_for_an_open_bind(tmp_path: Path) -> None:
+    open_bind = "[listen]\nhost = '0.0.0.0'\n"
+    assert with_tokens(tmp_path, open_bind + "[[token]]\nname = 'a'\ntoken = 'x'\n").listen.host == "0.0.0.0"
+    with pytest.raises(ConfigError, match="set a token"):
+        with_tokens(tmp_path, open_bind)

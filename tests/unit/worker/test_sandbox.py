@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clover import families
-from clover.config import WorkersConfig
+from clover.config import ListenConfig, ServerConfig, TokenConfig, WorkersConfig
 from clover.errors import StartError, WorkerError
 from clover.runtime.workers import sandboxes
 from clover.worker import landlock, sandbox, seccomp
@@ -98,6 +98,21 @@ def test_a_kernel_without_it_is_refused_or_said(
 def test_a_path_that_is_not_there_is_no_setting() -> None:
     with pytest.raises(StartError, match=r"workers\.sandbox_write: there is no file or folder /nowhere"):
         sandboxes.check(WorkersConfig(sandbox_write=("/nowhere",)), gpu=False)
+
+
+def test_a_secret_among_what_models_read_is_said(tmp_path: Path) -> None:
+    family = tmp_path / "family"
+    family.mkdir()
+    outside, inside = tmp_path / "token", family / "token"
+    config = ServerConfig(
+        listen=ListenConfig(token_file=str(outside), tls_key=str(inside)),
+        tokens=(TokenConfig(name="ops", token="x", token_file=str(tmp_path / "data" / ".." / "family" / "ops")),),
+    )
+    found = sandboxes.exposed(config, [str(family), ""])
+    assert [line.partition(" lies in ")[0] for line in found] == ["listen.tls_key", "the token file of ops"]
+    assert sandboxes.exposed(config, []) == []
+    wider = ServerConfig(listen=config.listen, workers=WorkersConfig(sandbox_read=(str(tmp_path),)))
+    assert len(sandboxes.exposed(wider, [])) == 2
 
 
 def test_workers_on_gpus_are_confined_only_if_that_is_asked(caplog: pytest.LogCaptureFixture) -> None:
