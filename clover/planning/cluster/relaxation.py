@@ -204,7 +204,8 @@ class Relaxation:
         solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
-        rows = np.maximum(duals[:streams], 0.0)
+        # Below 0 if more rows would help: answered at high accuracy, they would let others be answered at a lower one.
+        rows = duals[:streams]
         points = np.maximum(duals[streams : streams + len(instance.families)], 0.0)
         total = float(rows @ self._rates)
         spared = np.zeros((len(instance.regions), len(instance.kinds)))
