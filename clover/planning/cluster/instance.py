@@ -1,7 +1,7 @@
 """The problem of a cluster as the solver sees it: groups of equal nodes, modes of a device, streams of rows.
 
 `group`   nodes of one region with the same devices, the same idle watts, the same cost of being woken and nearly the
-          same correction (mean over families, in steps of 3 %, or more if that made too many groups), which are planned
+          same correction (mean over families, in steps of 1.5 %, or more if that made too many groups), which are planned
           as one and told apart only when targets are given out.
 `mode`    an operating point of a family on a kind of device.  A device in a mode serves up to `rate` rows/s; every row
           costs watts / rate joules, so that one that gets fewer rows uses as many times less beyond its idle watts.
@@ -30,8 +30,8 @@ from clover.planning.cluster.records import ClusterNode, ClusterProblem, Operati
 
 J_PER_KWH = 3.6e6
 EPSILON = 1e-9
-_CORRECTION_STEPS = (math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
-_MOST_GROUPS = 64  # more are made fewer by coarser steps of the correction
+_CORRECTION_STEPS = (math.log(1.015), math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
+_MOST_GROUPS = 80  # more are made fewer by coarser steps of the correction
 _DEVICES_TOLD_APART = 64  # with more, modes that a mixture of two others beats are left out
 
 Floats = NDArray[np.float64]
