@@ -60,15 +60,11 @@ class Relaxation:
         self._spare_rows: list[dict[tuple[int, int], int]] = []
         self._keep_rows: list[dict[int, int]] = []
         self._lost_rows: list[int | None] = []
-        self._not_lost: list[int] = []
         for loss in losses:
             rows = self._write_loss(columns, right, basis, loss, rows, _UNSPARED * dear)
         self.awake = [self._write_nodes(columns, g) for g in range(len(groups))]
         self.program = LinearProgram(columns, right, basis)
         self.program.solve()
-        # A program begins with nothing awake, so that nothing can be lost; from here on something is.
-        self.program.upper[self._not_lost] = 0.0
-        self.program.resolve()
 
     def _dear(self) -> float:
         """Return about the most grams/h that one more row/s can cost."""
@@ -124,8 +120,8 @@ class Relaxation:
             lost_row = rows
             rows += 1
             right.append(1.0)
-            self._not_lost.append(columns.add(price, [(lost_row, 1.0)]))
-            basis.append(self._not_lost[-1])
+            # A program begins with nothing awake, so that nothing can be lost: dearer than all rows that could be kept.
+            basis.append(columns.add(price * max(1.0, float(loss.rates.sum())), [(lost_row, 1.0)]))
             shapes = {
                 (group.region, tuple(sorted(group.devices.items())))
                 for group in instance.groups
