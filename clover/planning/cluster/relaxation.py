@@ -30,17 +30,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.cluster.instance import Flags, Floats, Instance
+from clover.planning.cluster.arrays import Flags, Floats, ProblemArrays
 from clover.planning.cluster.reserve import Loss
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
 
 
-class Relaxation:
+class ClusterRelaxation:
     """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
-    def __init__(self, instance: Instance, spare: Floats, losses: Sequence[Loss], rates: Floats) -> None:
+    def __init__(self, instance: ProblemArrays, spare: Floats, losses: Sequence[Loss], rates: Floats) -> None:
         self._instance, self._spare, self._losses, self._rates = instance, spare, losses, rates
         streams, families, groups = len(instance.streams), len(instance.families), instance.groups
         self._device_rows = {

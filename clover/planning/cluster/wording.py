@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from clover.planning.cluster.arrays import ProblemArrays
 from clover.planning.cluster.baselines import Baseline
-from clover.planning.cluster.instance import Instance
-from clover.planning.cluster.solving import Solution
+from clover.planning.cluster.solving import SolvedCluster
 
 
-def reason_of(solution: Solution, apart: Baseline) -> str:
+def reason_of(solution: SolvedCluster, apart: Baseline) -> str:
     """Return why a plan is as it is, missing promises first."""
     instance = solution.instance
     parts = [*_missing(solution), _awake(solution)]
@@ -23,7 +23,7 @@ def reason_of(solution: Solution, apart: Baseline) -> str:
     return "; ".join(parts)
 
 
-def _awake(solution: Solution) -> str:
+def _awake(solution: SolvedCluster) -> str:
     instance, rounded = solution.instance, solution.rounded
     by_region: dict[int, int] = defaultdict(int)
     for group, count in zip(instance.groups, rounded.nodes, strict=True):
@@ -41,7 +41,7 @@ def _awake(solution: Solution) -> str:
     return f"{sum(by_region.values())} of {total} nodes awake ({where or 'none'}) for {rows:.0f} rows/s{gap}"
 
 
-def _missing(solution: Solution) -> list[str]:
+def _missing(solution: SolvedCluster) -> list[str]:
     instance = solution.instance
     found = []
     for at, family in enumerate(instance.families):
@@ -71,7 +71,7 @@ def _missing(solution: Solution) -> list[str]:
     return found
 
 
-def _why(instance: Instance, family: int) -> str:
+def _why(instance: ProblemArrays, family: int) -> str:
     """Return what rows of a family lack: an operating point, a region that may answer, or devices."""
     name = instance.families[family]
     terms = instance.problem.terms[family]
