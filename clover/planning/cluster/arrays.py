@@ -1,8 +1,8 @@
 """The problem of a cluster as the solver sees it: groups of equal nodes, modes of a device, streams of rows.
 
 `group`   nodes of one region with the same devices, the same idle watts, the same cost of being woken and nearly the
-          same correction (mean over families, in steps of 1.5 %, or more if that made too many groups), which are planned
-          as one and told apart only when targets are given out.
+          same correction (mean over families, in steps of 1.5 %, or more if that made too many groups), which are
+          planned as one and told apart only when targets are given out.
 `mode`    an operating point of a family on a kind of device.  A device in a mode serves up to `rate` rows/s; every row
           costs watts / rate joules, so that one that gets fewer rows uses as many times less beyond its idle watts.
           A point that another one of the same family and kind beats in rate, joules a row, accuracy and for whom it is

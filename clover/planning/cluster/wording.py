@@ -47,8 +47,8 @@ def _missing(solution: SolvedCluster) -> list[str]:
     for at, family in enumerate(instance.families):
         if instance.asked[at] > instance.floors[at] + 1e-9:
             found.append(
-                f"the accuracy floor {instance.asked[at]:.2f} of {family} cannot be kept: the best operating point within "
-                f"its SLO has {instance.floors[at]:.2f}; lower the floor or add a better variant"
+                f"the accuracy floor {instance.asked[at]:.2f} of {family} cannot be kept: the best operating point "
+                f"within its SLO has {instance.floors[at]:.2f}; lower the floor or add a better variant"
             )
     left: dict[int, float] = defaultdict(float)
     for stream, rate in zip(instance.streams, solution.unserved, strict=True):
@@ -78,8 +78,8 @@ def _why(instance: ProblemArrays, family: int) -> str:
     if not any(mode.family == family for mode in instance.modes):
         kinds = ", ".join(instance.kinds) or "no node that answers"
         return (
-            f"no device ({kinds}) has an operating point of {name} within its SLO of {terms.slo_p95_ms:g} ms; profile the "
-            "family on these devices or raise the SLO"
+            f"no device ({kinds}) has an operating point of {name} within its SLO of {terms.slo_p95_ms:g} ms; profile "
+            "the family on these devices or raise the SLO"
         )
     stranded = sorted(
         origin
@@ -94,10 +94,10 @@ def _why(instance: ProblemArrays, family: int) -> str:
     )
     if stranded:
         return (
-            f"clients of {', '.join(stranded)} may use no region that answers within {terms.slo_p95_ms:g} ms; allow them "
-            "another region or raise the SLO"
+            f"clients of {', '.join(stranded)} may use no region that answers within {terms.slo_p95_ms:g} ms; allow "
+            "them another region or raise the SLO"
         )
     return (
-        f"all devices that may answer them are busy at the accuracy floor {instance.floors[family]:.2f}; add nodes or lower "
-        "the floor"
+        f"all devices that may answer them are busy at the accuracy floor {instance.floors[family]:.2f}; add nodes or "
+        "lower the floor"
     )

@@ -67,7 +67,8 @@ def test_programs_have_the_optimum_that_highs_finds(seed: int, rows: int, count:
     program = LinearProgram(columns, right, short)
 
     def best() -> float:
-        bounds = [(low, None if np.isinf(high) else high) for low, high in zip(program.lower, program.upper, strict=True)]
+        limits = zip(program.lower, program.upper, strict=True)
+        bounds = [(low, None if np.isinf(high) else high) for low, high in limits]
         found = optimize.linprog(np.concatenate([np.full(rows, 50.0), cost]), A_eq=whole, b_eq=right, bounds=bounds)
         return float(found.fun)
 
