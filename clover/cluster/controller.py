@@ -107,12 +107,15 @@ class ClusterController:
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Look every `ClusterTerms.look_s`; return if another controller took over.  A look that fails is logged, and
         the next one is taken all the same."""
-        while not self.stopped:
-            try:
-                await self.step()
-            except Exception:
-                log.exception("a look at the cluster failed")
-            await sleep(self.terms.look_s)
+        try:
+            while not self.stopped:
+                try:
+                    await self.step()
+                except Exception:
+                    log.exception("a look at the cluster failed")
+                await sleep(self.terms.look_s)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Give up orders to nodes that are under way; a controller that starts later gives them again."""

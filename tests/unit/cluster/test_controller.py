@@ -509,6 +509,34 @@ def test_a_node_that_comes_back_at_another_address_is_admitted_there() -> None:
     play(story)
 
 
+def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        scene, looks = Scene(), 0
+        controller = scene.controller()
+        reports = scene.nodes.reports
+
+        async def sometimes() -> Mapping[str, NodeReport]:
+            if looks == 2:
+                raise RuntimeError("a bug")
+            return await reports()
+
+        async def sleep(seconds: float) -> None:
+            nonlocal looks
+            assert seconds == scene.terms.look_s
+            looks += 1
+            scene.world.advance(seconds)
+            if looks == 6:
+                controller.stopped = "that is enough"
+
+        scene.nodes.reports = sometimes  # type: ignore[method-assign]
+        await controller.run(sleep)
+        assert looks == 6
+        assert scene.serving()
+
+    play(story)
+    assert "a look at the cluster failed" in caplog.text
+
+
 # --- operators --------------------------------------------------------------------------------------------------------
 
 

@@ -122,6 +122,19 @@ def test_a_day_that_is_known_is_expected_again() -> None:
     assert [at for at, _ in own.forecast] == sorted(at for at, _ in own.forecast)
 
 
+def test_a_rise_that_comes_every_day_is_expected_until_it_is_there() -> None:
+    demand, key = ClusterDemand(), (FAMILY, "north")
+    for at in range(3 * 144):  # every ten minutes
+        at_s, hour = at * 600.0, at / 6.0 % 24.0
+        demand.note(at_s, {key: 700.0 if 12.0 <= hour < 15.0 else 60.0})
+        if at >= 2 * 144 and 11.0 <= hour < 15.0:
+            (own,) = demand.expected(at_s, 4800.0)
+            assert max(own.rate, *(rate for _, rate in own.forecast)) > 600.0, f"at {hour:.2f} h"
+        if at >= 2 * 144 and (hour < 9.0 or hour > 17.0):
+            (own,) = demand.expected(at_s, 4800.0)
+            assert max(own.rate, *(rate for _, rate in own.forecast)) < 100.0, f"at {hour:.2f} h"
+
+
 def test_what_is_not_counted_any_more_went_away_and_nonsense_is_ignored() -> None:
     demand = ClusterDemand()
     demand.note(0.0, {(FAMILY, "north"): 100.0})
