@@ -3,12 +3,12 @@
     python -m bench.cluster_solve                                     # 10, 30, 100, 300, 1,000 nodes, 10 problems each
     python -m bench.cluster_solve --nodes 1000 --problems 30 --json growth.json
 
-Families are the three of the paper with their table of an A100 (analytical, in the package), whose frontiers are made by
-the planner of one machine.  Problems are drawn at random: three to eight regions with intensities of 20 to 700 g/kWh,
-latencies of 5 to 150 ms between them, a fifth of the clients confined to some regions, accuracy floors one point below
-the best variant or up to four, a fifth to three fifths of the GPUs busy, corrections of 3 % (one a node, the same for
-its families), a third of the nodes released, and the loss of any node to survive (`--survive`).  Seconds are CPU seconds of one process with one thread, of the
-whole call: reading the problem, plan, bound and both baselines.
+Families are the three of the paper with their table of an A100 (analytical, in the package), whose frontiers are made
+by the planner of one machine.  Problems are drawn at random: three to eight regions with intensities of 20 to 700
+g/kWh, latencies of 5 to 150 ms between them, a fifth of the clients confined to some regions, accuracy floors one
+point below the best variant or up to four, a fifth to three fifths of the GPUs busy, corrections of 3 % (one a node,
+the same for its families), a third of the nodes released, and the loss of any node to survive (`--survive`).  Seconds
+are CPU seconds of one process with one thread, of the whole call: reading the problem, plan, bound and both baselines.
 """
 
 from __future__ import annotations
@@ -72,7 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for nodes in asked.nodes:
         found[nodes] = [solved(nodes, asked.seed + at, asked.survive) for at in range(asked.problems)]
     rows = [_row(nodes, runs) for nodes, runs in found.items()]
-    columns = ("nodes", "GPUs", "s median", "s worst", "gap median", "gap worst", "saves: alone", "all awake", "unserved")
+    columns = (
+        "nodes",
+        "GPUs",
+        "s median",
+        "s worst",
+        "gap median",
+        "gap worst",
+        "saves: alone",
+        "all awake",
+        "unserved",
+    )
     title = f"plans of clusters, {asked.problems} random problems each, survive {asked.survive}"
     show(title, columns, rows)
     if asked.json:

@@ -1,4 +1,5 @@
-"""Problems of clusters made by chance, the best plan of a small one, and a check of a plan: none of it the planner's code.
+"""Problems of clusters made by chance, the best plan of a small one, and a check of a plan: none of it the planner's
+code.
 
 Both the check and the best plan are written as mixed integer programs for SciPy's HiGHS, a node at a time, without
 groups, streams, or a list of modes from which the beaten ones are gone.
@@ -42,8 +43,8 @@ def random_problem(
     confined: float = 0.0,
     far: float = 0.3,
 ) -> ClusterProblem:
-    """Return a problem; `load`: of what all devices serve at about the floor, `spread`: of corrections, `confined`: part
-    of origins that may only use some regions, `far`: latency between regions as a part of the SLO, at most."""
+    """Return a problem; `load`: of what all devices serve at about the floor, `spread`: of corrections, `confined`:
+    part of origins that may only use some regions, `far`: latency between regions as a part of the SLO, at most."""
     draw = np.random.default_rng(seed)
     names = [f"region{at}" for at in range(regions)]
     frontiers = [
@@ -78,7 +79,8 @@ def random_problem(
             )
         )
         serves = min(
-            max((point.rate for point in frontier.points if point.accuracy >= floor), default=math.inf) for frontier in own
+            max((point.rate for point in frontier.points if point.accuracy >= floor), default=math.inf)
+            for frontier in own
         )
         rows = load * nodes * devices / families * (serves if math.isfinite(serves) else 50.0)
         for name, part in zip(names, draw.dirichlet(np.full(regions, 2.0)), strict=True):
@@ -106,7 +108,11 @@ def _frontier(draw: np.random.Generator, kind: str, family: str) -> DeviceFronti
         points.append(OperatingPoint(rate=base, accuracy=accuracy, watts=base * joules, p95_ms=140.0))
         points.append(OperatingPoint(rate=base / 2, accuracy=accuracy, watts=base / 2 * joules * 1.1, p95_ms=70.0))
         slower = draw.uniform(0.35, 0.8)
-        base, joules, accuracy = base * slower, joules / slower * draw.uniform(0.9, 1.1), accuracy + draw.uniform(0.5, 4.0)
+        base, joules, accuracy = (
+            base * slower,
+            joules / slower * draw.uniform(0.9, 1.1),
+            accuracy + draw.uniform(0.5, 4.0),
+        )
     return DeviceFrontier(kind=kind, family=family, points=tuple(points), idle_w=55.0)
 
 
@@ -137,7 +143,7 @@ class _Program:
 
     def solve(self) -> Any:
         """Return SciPy's result, whose `fun` is None if there is no solution."""
-        from scipy import optimize, sparse  # noqa: PLC0415 - an optional package
+        from scipy import optimize, sparse
 
         if not self.cost:
             return None
@@ -145,9 +151,7 @@ class _Program:
         for at, (row, _, _) in enumerate(self.rows):
             for column, value in row.items():
                 matrix[at, column] = value
-        limits = optimize.LinearConstraint(
-            matrix.tocsr(), [row[1] for row in self.rows], [row[2] for row in self.rows]
-        )
+        limits = optimize.LinearConstraint(matrix.tocsr(), [row[1] for row in self.rows], [row[2] for row in self.rows])
         return optimize.milp(
             np.array(self.cost),
             integrality=np.array(self.whole),
@@ -159,9 +163,7 @@ class _Program:
 
 def points_of(problem: ClusterProblem, kind: str, family: str) -> list[OperatingPoint]:
     """Return all points of a family on a kind of device."""
-    return [
-        point for item in problem.frontiers if (item.kind, item.family) == (kind, family) for point in item.points
-    ]
+    return [point for item in problem.frontiers if (item.kind, item.family) == (kind, family) for point in item.points]
 
 
 def idle_w(problem: ClusterProblem, node: ClusterNode) -> float:
@@ -210,7 +212,9 @@ def best_plan(problem: ClusterProblem) -> float | None:
     most = sum(demand.rate for demand in problem.demands)
     for node in problem.nodes:
         here = intensity[node.region]
-        awake[node.name] = program.variable(("awake", node.name), cost=here * idle_w(problem, node), upper=1, whole=True)
+        awake[node.name] = program.variable(
+            ("awake", node.name), cost=here * idle_w(problem, node), upper=1, whole=True
+        )
         for kind, count in node.devices.items():
             counts = []
             for family, at in _all_points(problem, kind):
@@ -273,7 +277,9 @@ def _survive(
                     if demand.family == item.family:
                         rate = spare_rate(problem, kind, item, left_ms(problem, item, demand.origin, node.region))
                         if rate > 0.0:
-                            time = program.variable(("time", *sorted(lost), node.name, kind, item.family, demand.origin))
+                            time = program.variable(
+                                ("time", *sorted(lost), node.name, kind, item.family, demand.origin)
+                            )
                             used.append((time, 1.0))
                             shares[item.family, demand.origin].append((time, rate))
             program.keep([*used, (awake[node.name], -float(count))], most=0.0)
@@ -310,7 +316,7 @@ def check_plan(problem: ClusterProblem, plan: ClusterPlan) -> list[str]:
         over = [d.origin for d in problem.demands if d.family == family and leaving[family, d.origin] > d.rate + 1e-3]
         faults += [f"more of {family} leaves {origin} than there is" for origin in over]
     given: dict[tuple[str, str], float] = defaultdict(float)
-    weighted: dict[str, tuple[float, float]] = {family: (0.0, 0.0) for family in terms}
+    weighted: dict[str, tuple[float, float]] = dict.fromkeys(terms, (0.0, 0.0))
     grams = 0.0
     known: dict[object, float | None] = {}
     for target in plan.targets:
@@ -345,9 +351,9 @@ def check_plan(problem: ClusterProblem, plan: ClusterPlan) -> list[str]:
             continue
         grid = next(grid for grid in problem.regions if grid.name == node.region)
         grams += grid.intensity / 1000.0 * (watts + idle_w(problem, node))
-    for key, rate in arriving.items():
-        if abs(rate - given[key]) > TOLERANCE * total:
-            faults.append(f"{rate} rows/s of {key[0]} go to {key[1]}, whose nodes expect {given[key]}")
+    for (family, region), rate in arriving.items():
+        if abs(rate - given[family, region]) > TOLERANCE * total:
+            faults.append(f"{rate} rows/s of {family} go to {region}, whose nodes expect {given[family, region]}")
     for family, (rows, points) in weighted.items():
         if points < (terms[family].accuracy_floor - TOLERANCE) * rows and "cannot be kept" not in plan.reason:
             faults.append(f"{family} has {points / rows} of {terms[family].accuracy_floor}")
@@ -434,7 +440,7 @@ def _exempt(problem: ClusterProblem, gone: set[str]) -> set[tuple[str, str]]:
 
 
 def _without(problem: ClusterProblem, rows: set[tuple[str, str]]) -> ClusterProblem:
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
     kept = tuple(demand for demand in problem.demands if (demand.family, demand.origin) not in rows)
     return msgspec.structs.replace(problem, demands=kept)

@@ -2,15 +2,15 @@
 
 `alone`  Each region serves its own clients: rows stay in their origin's region, or, if that has no nodes or may not be
          used, go to the nearest one that may.  A region's nodes share its rows in proportion to what each can serve;
-         each keeps the accuracy floors for its own rows and chooses the modes that emit least.  Nobody releases nodes, so
-         all that are not lost are awake, and draw their idle watts.
+         each keeps the accuracy floors for its own rows and chooses the modes that emit least.  Nobody releases nodes,
+         so all that are not lost are awake, and draw their idle watts.
 `awake`  The same with the regions left out: all nodes share all rows in proportion to what each can serve, as a load
          balancer without knowledge of grids would have it (an origin's rows only go where they may).
 `best`   As `alone`, but no accuracy is spent: the floor is the most accurate that the nodes have room for.
 
-Devices are taken as divisible here, so that all three are rather too low than too high.  Rows that a region's nodes have
-no room for are not served and emit nothing: `Baseline.unserved` says how many, and the comparison is not fair if it is
-not 0.
+Devices are taken as divisible here, so that all three are rather too low than too high.  Rows that a region's nodes
+have no room for are not served and emit nothing: `Baseline.unserved` says how many, and the comparison is not fair if
+it is not 0.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class _OwnPlan:
 
 
 def alone(instance: Instance, *, best: bool = False) -> Baseline:
-    """Return what each region emits that serves its own clients; `best`: at the most accuracy that there is room for."""
+    """Return what each region emits that serves its own clients; `best`: at the most accuracy that there is room
+    for."""
     spare = spare_rates(instance)
     regions: dict[int, Shares] = defaultdict(dict)
     stranded: dict[str, float] = defaultdict(float)
@@ -96,7 +97,8 @@ def _home(instance: Instance, spare: Floats, stream: int, origin: str) -> int | 
     able = {group.region for group in instance.groups if _capacity(instance, spare, group, stream) > 0.0}
     latency = instance.problem.latency_ms.get(origin, {})
     ways = sorted(
-        (instance.regions[at] != origin, latency.get(instance.regions[at], 0.0), instance.regions[at], at) for at in able
+        (instance.regions[at] != origin, latency.get(instance.regions[at], 0.0), instance.regions[at], at)
+        for at in able
     )
     return ways[0][-1] if ways else None
 
@@ -117,14 +119,16 @@ def _shared(
     best: bool,
 ) -> Floats:
     """Add to `total` what `groups` emit for rows that they share by capacity; return rows and points by family."""
-    capacity = np.array([[_capacity(instance, spare, group, s) for s in range(len(instance.streams))] for group in groups])
+    capacity = np.array(
+        [[_capacity(instance, spare, group, s) for s in range(len(instance.streams))] for group in groups]
+    )
     room = (capacity * np.array([[group.size] for group in groups])).sum(axis=0) if len(groups) else np.zeros(0)
     rates = np.zeros(len(instance.streams))
     for (_, stream), rate in shares.items():
         rates[stream] += rate
     sums = np.zeros((2, len(instance.families)))
     known: dict[tuple[object, ...], _OwnPlan] = {}
-    for stream in np.flatnonzero(rates):
+    for stream in map(int, np.flatnonzero(rates)):
         if not len(groups) or room[stream] <= 0.0:
             family = instance.families[instance.streams[stream].family]
             total.unserved[family] = total.unserved.get(family, 0.0) + float(rates[stream])
@@ -133,7 +137,13 @@ def _shared(
         share = np.divide(rates * capacity[at], room, out=np.zeros_like(rates), where=room > 0.0)
         # Intensity scales all of a node's rows alike, so nodes of two regions with the same share do the same.
         allowed = tuple(stream.allowed[group.region].tobytes() for stream in instance.streams)
-        key = (tuple(sorted(group.devices.items())), share.round(9).tobytes(), group.correction.tobytes(), allowed, best)
+        key = (
+            tuple(sorted(group.devices.items())),
+            share.round(9).tobytes(),
+            group.correction.tobytes(),
+            allowed,
+            best,
+        )
         if key not in known:
             known[key] = _best_own(instance, group, share) if best else _own(instance, group, share, instance.floors)
         own = known[key]
@@ -152,7 +162,9 @@ def _best_own(instance: Instance, group: NodeGroup, share: Floats) -> _OwnPlan:
     found, low, high = lowest, 0.0, 1.0
     for step in range(_STEPS):
         part = 1.0 if step == 0 else (low + high) / 2.0
-        trial = _own(instance, group, share, np.maximum(instance.floors, instance.floors + part * (highest - instance.floors)))
+        trial = _own(
+            instance, group, share, np.maximum(instance.floors, instance.floors + part * (highest - instance.floors))
+        )
         if trial.left.sum() <= lowest.left.sum() + 1e-7 * max(1.0, float(share.sum())):
             found, low = trial, part
         else:
@@ -197,7 +209,9 @@ def _own(instance: Instance, group: NodeGroup, share: Floats, floors: Floats) ->
             if mode.kind in kinds:
                 points = mode.accuracy - float(floors[mode.family])
                 device = first + kinds.index(mode.kind)
-                columns.add(float(watts[m]), [(at, 1.0), (len(streams) + mode.family, points), (device, 1.0 / mode.rate)])
+                columns.add(
+                    float(watts[m]), [(at, 1.0), (len(streams) + mode.family, points), (device, 1.0 / mode.rate)]
+                )
                 used.append((mode, float(watts[m])))
     right = [*(float(share[s]) for s in streams), *[0.0] * families, *(float(group.devices[kind]) for kind in kinds)]
     program = LinearProgram(columns, right, [*short, *surplus, *free])

@@ -1,13 +1,13 @@
 """Branch and bound above the relaxation: one set of modes for each family and region, then whole nodes.
 
-**One set of modes.**  A region's nodes answer all streams that come to it, so a mode that is too slow for one of them may
-not be used there while that stream comes.  The relaxation does not know that: it may keep a slow mode for clients nearby
-and a fast one for those far away.  Sets of modes that streams allow are nested (each is all modes up to a p95), so at a
-family and region at which streams disagree there are as few choices as there are different sets: use one of them, and
-keep streams away that allow less.
+**One set of modes.**  A region's nodes answer all streams that come to it, so a mode that is too slow for one of them
+may not be used there while that stream comes.  The relaxation does not know that: it may keep a slow mode for clients
+nearby and a fast one for those far away.  Sets of modes that streams allow are nested (each is all modes up to a p95),
+so at a family and region at which streams disagree there are as few choices as there are different sets: use one of
+them, and keep streams away that allow less.
 
-**Whole nodes.**  Where nobody disagrees, a plan is made of the solution (`rounding`), and the group whose count of awake
-nodes is least whole is split: no more than the whole count below, or no fewer than the one above.
+**Whole nodes.**  Where nobody disagrees, a plan is made of the solution (`rounding`), and the group whose count of
+awake nodes is least whole is split: no more than the whole count below, or no fewer than the one above.
 
 Branches are taken up by their bounds, lowest first, until none promises less than the best plan, or the allowance of
 programs and plans is used up.  The bound is the least over all branches that were left.
@@ -102,14 +102,14 @@ def search(
             push(_Branch(branch.sets, {**branch.nodes, g: limits}, bound))
             programs += 1
     assert best is not None
-    return best, min([least, best.merit, *(item[0] for item in heap)])
+    return best, float(min([least, best.merit, *(item[0] for item in heap)]))
 
 
-def _split(
-    instance: Instance, relaxed: Relaxation, branch: _Branch
-) -> list[tuple[int, tuple[float, float]]] | None:
+def _split(instance: Instance, relaxed: Relaxation, branch: _Branch) -> list[tuple[int, tuple[float, float]]] | None:
     """Return the two halves of the group whose nodes are least whole; None if all are whole."""
     nodes = relaxed.nodes()
+    if not len(nodes):
+        return None
     rest = np.abs(nodes - np.round(nodes))
     g = int(rest.argmax())
     if rest[g] <= _WHOLE:
@@ -178,7 +178,9 @@ def _disagreement(
             comers = [at for at in streams if rows[region, :, at].sum() > some]
             if len(comers) > 1:
                 common = np.logical_and.reduce([opened[at][region] for at in comers])
-                amiss = float(rows[region][~common].sum(initial=0.0, where=(instance.mode_family == family)[~common, None]))
+                amiss = float(
+                    rows[region][~common].sum(initial=0.0, where=(instance.mode_family == family)[~common, None])
+                )
                 if amiss > some and (worst is None or amiss > worst[0]):
                     worst = amiss, (family, region)
     return None if worst is None else worst[1]
@@ -191,12 +193,10 @@ def _rows(instance: Instance, relaxed: Relaxation) -> np.ndarray[tuple[int, ...]
     for g, group in enumerate(instance.groups):
         rows[group.region] += devices[g]
     rates = np.array([mode.rate for mode in instance.modes])
-    return rows * rates[:, None]
+    return np.asarray(rows * rates[:, None])
 
 
-def _settle(
-    instance: Instance, relaxed: Relaxation, opened: list[Flags], decided: Mapping[Place, bytes]
-) -> None:
+def _settle(instance: Instance, relaxed: Relaxation, opened: list[Flags], decided: Mapping[Place, bytes]) -> None:
     """Narrow `opened` at places that were not decided to what the solution uses there, and solve with that."""
     rows = _rows(instance, relaxed)
     for family in range(len(instance.families)):

@@ -1,13 +1,13 @@
 """What a device can do for a family, as the planner of one machine plans it: the frontier that a cluster plans with.
 
-At some rates, from the most that a device of the kind serves within the SLO down to a twentieth of that, the frontier of
-accuracy and joules a row is searched (`planning.budget.frontiers`): the searches that a server's own controller makes,
-with MIG layouts, core-sets, mixes and cascades.  Each plan found is an operating point, with its p95.  Of all points
-those stay that no other one beats in rate, accuracy, joules a row and p95.
+At some rates, from the most that a device of the kind serves within the SLO down to a twentieth of that, the frontier
+of accuracy and joules a row is searched (`planning.budget.frontiers`): the searches that a server's own controller
+makes, with MIG layouts, core-sets, mixes and cascades.  Each plan found is an operating point, with its p95.  Of all
+points those stay that no other one beats in rate, accuracy, joules a row and p95.
 
 A cluster adds the watts of points to those of idle devices, so joules are active ones; what a plan may spare by putting
-slices to sleep is the node's own matter.  Frontiers are kept for as long as the process lives: they depend on the profile,
-the kind of device and the objective, and not on the grid.
+slices to sleep is the node's own matter.  Frontiers are kept for as long as the process lives: they depend on the
+profile, the kind of device and the objective, and not on the grid.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def device_frontier(
     nodes together.  No points if no rate is served within the SLO; PlanError if the profile does not cover the
     device."""
     key = _Key(profile=profile, device=device, objective=objective, rates=rates, resident=resident)
-    return DeviceFrontier(
-        kind=kind, family=profile.family, points=_points(msgspec.json.encode(key)), idle_w=idle_w
-    )
+    return DeviceFrontier(kind=kind, family=profile.family, points=_points(msgspec.json.encode(key)), idle_w=idle_w)
 
 
 class _Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +107,10 @@ def _highest_rate(key: _Key) -> float:
     capacity = max(
         (
             sum(
-                max((service.capacity() for (_, name), service in services.items() if name == place.profile), default=0.0)
+                max(
+                    (service.capacity() for (_, name), service in services.items() if name == place.profile),
+                    default=0.0,
+                )
                 for place in layout
             )
             for layout in key.device.layouts

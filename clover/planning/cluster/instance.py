@@ -1,7 +1,7 @@
 """The problem of a cluster as the solver sees it: groups of equal nodes, modes of a device, streams of rows.
 
 `group`   nodes of one region with the same devices, the same idle watts, the same cost of being woken and nearly the
-          same correction (mean over families, in steps of 3 %, or more if that made too many groups), which are planned
+          same correction (mean over families, in steps of 1.5 %, or more if that made too many groups), which are planned
           as one and told apart only when targets are given out.
 `mode`    an operating point of a family on a kind of device.  A device in a mode serves up to `rate` rows/s; every row
           costs watts / rate joules, so that one that gets fewer rows uses as many times less beyond its idle watts.
@@ -19,7 +19,7 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,8 +30,8 @@ from clover.planning.cluster.records import ClusterNode, ClusterProblem, Operati
 
 J_PER_KWH = 3.6e6
 EPSILON = 1e-9
-_CORRECTION_STEPS = (math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
-_MOST_GROUPS = 64  # more are made fewer by coarser steps of the correction
+_CORRECTION_STEPS = (math.log(1.015), math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
+_MOST_GROUPS = 80  # more are made fewer by coarser steps of the correction
 _DEVICES_TOLD_APART = 64  # with more, modes that a mixture of two others beats are left out
 
 Floats = NDArray[np.float64]
@@ -120,7 +120,9 @@ class Instance:
     def grams(self) -> Floats:
         """Grams an hour for one row/s, by group and mode."""
         scale = np.array([self.intensity[group.region] / 1000.0 for group in self.groups])
-        corrections = np.array([group.correction for group in self.groups]).reshape(len(self.groups), -1)
+        corrections = np.array([group.correction for group in self.groups]).reshape(
+            len(self.groups), len(self.families)
+        )
         return np.asarray(scale[:, None] * self.joules[None, :] * corrections[:, self.mode_family])
 
     def row_grams(self, node: ClusterNode, mode: Mode) -> float:
@@ -148,7 +150,9 @@ def read(problem: ClusterProblem) -> Instance:
     modes = _modes(problem, families, kinds, idle_w, sum(sum(node.devices.values()) for node in usable))
     intensity = np.array([mean_intensity(problem, region) for region in range(len(regions))])
     asked = np.array([terms.accuracy_floor for terms in problem.terms])
-    reachable = [max((mode.accuracy for mode in modes if mode.family == f), default=np.inf) for f in range(len(families))]
+    reachable = [
+        max((mode.accuracy for mode in modes if mode.family == f), default=np.inf) for f in range(len(families))
+    ]
     shell = Instance(
         problem=problem,
         families=families,
@@ -164,11 +168,7 @@ def read(problem: ClusterProblem) -> Instance:
     )
     groups = _groups(shell, usable)
     streams = _streams(problem, families, regions, modes)
-    return Instance(**{**_shallow(shell), "groups": groups, "streams": streams})
-
-
-def _shallow(instance: Instance) -> dict[str, object]:
-    return {name: getattr(instance, name) for name in Instance.__dataclass_fields__}
+    return replace(shell, groups=groups, streams=streams)
 
 
 def mean_intensity(problem: ClusterProblem, region: int) -> float:

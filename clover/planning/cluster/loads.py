@@ -22,8 +22,8 @@ class FamilyLoads:
     """Rows/s by group, mode and stream (of one family), rows/s of each that found no room, and the prices.
 
     `short`: points by which the floor is missed, times rows/s, which the search for better modes allows at a price.
-    `cost`: grams/h and the prices.  `grams`: grams/h of the rows alone.  `prices`: grams/h for one more row/s of each stream; `point`: for a point of
-    accuracy on one row/s."""
+    `cost`: grams/h and the prices.  `grams`: grams/h of the rows alone.  `prices`: grams/h for one more row/s of each
+    stream; `point`: for a point of accuracy on one row/s."""
 
     rows: dict[tuple[int, int, int], float]
     unserved: dict[int, float]

@@ -41,9 +41,9 @@ def plan_cluster(problem: ClusterProblem) -> ClusterPlan:
         targets=_targets(instance, solution.rounded, flows),
         flows=flows,
         grams_h=_grams(instance, solution.rounded),
-        bound_g_h=solution.bound_g_h,
-        alone_g_h=apart.grams_h,
-        awake_g_h=equal.grams_h,
+        bound_g_h=float(solution.bound_g_h),
+        alone_g_h=float(apart.grams_h),
+        awake_g_h=float(equal.grams_h),
         reason=reason_of(solution, apart),
         unserved=dict(by_stream),
     )
@@ -54,8 +54,8 @@ def _awake_nodes(instance: Instance, rounded: Rounded) -> list[list[ClusterNode]
 
 
 def _dealt(instance: Instance, rounded: Rounded) -> list[list[list[int]]]:
-    """Return the modes of the devices of each awake node, by group: modes are dealt like cards, so that nodes of a group
-    do about the same and the loss of one takes little of any family."""
+    """Return the modes of the devices of each awake node, by group: modes are dealt like cards, so that nodes of a
+    group do about the same and the loss of one takes little of any family."""
     dealt = []
     for g, nodes in enumerate(_awake_nodes(instance, rounded)):
         hands: list[list[int]] = [[] for _ in nodes]
@@ -82,7 +82,7 @@ def _targets(instance: Instance, rounded: Rounded, flows: tuple[RegionFlow, ...]
             devices: dict[str, int] = defaultdict(int)
             for m in hand:
                 family = instance.families[instance.modes[m].family]
-                rate = rates[g, m] / rounded.counts[g, m]
+                rate = float(rates[g, m] / rounded.counts[g, m])
                 devices[family] += 1
                 served[family] += rate
                 points[family] += rate * instance.modes[m].accuracy
@@ -142,7 +142,7 @@ def _flows(instance: Instance, rounded: Rounded) -> tuple[RegionFlow, ...]:
                 leave[origin] -= rate
                 arrive[region] -= rate
     return tuple(
-        RegionFlow(family=family, origin=origin, region=region, rate=rate)
+        RegionFlow(family=family, origin=origin, region=region, rate=float(rate))
         for (family, origin, region), rate in sorted(flows.items())
     )
 
@@ -154,8 +154,5 @@ def _grams(instance: Instance, rounded: Rounded) -> float:
     for g, (nodes, hands) in enumerate(zip(_awake_nodes(instance, rounded), _dealt(instance, rounded), strict=True)):
         for node, hand in zip(nodes, hands, strict=True):
             total += instance.idle_grams(node)
-            total += sum(
-                instance.row_grams(node, instance.modes[m]) * rates[g, m] / rounded.counts[g, m] for m in hand
-            )
+            total += sum(instance.row_grams(node, instance.modes[m]) * rates[g, m] / rounded.counts[g, m] for m in hand)
     return float(total)
-

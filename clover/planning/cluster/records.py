@@ -15,7 +15,7 @@ NodeState = Literal["starting", "ready", "draining", "released", "lost"]
 uses nothing.  `lost`: reported before, and does not answer."""
 
 
-class OperatingPoint(Record):
+class OperatingPoint(Record, frozen=True, kw_only=True):
     """What one device of a kind can do for one family within its SLO: serve `rate` rows/s at `accuracy` for `watts`.
 
     `watts`: what the rows add to a device that is awake without any; `idle_w` of the `DeviceFrontier` is the rest."""
@@ -26,7 +26,7 @@ class OperatingPoint(Record):
     p95_ms: float
 
 
-class DeviceFrontier(Record):
+class DeviceFrontier(Record, frozen=True, kw_only=True):
     """The operating points of one family on one device of a kind that no other point dominates."""
 
     kind: str
@@ -35,7 +35,7 @@ class DeviceFrontier(Record):
     idle_w: float
 
 
-class ClusterNode(Record):
+class ClusterNode(Record, frozen=True, kw_only=True):
     """One machine: its region, how many devices of which kinds, what it uses only by being awake, what waking costs.
 
     `correction`: by family, what the node's server learned that its joules a row are off by (1: as profiled)."""
@@ -50,7 +50,7 @@ class ClusterNode(Record):
     correction: dict[str, float] = {}
 
 
-class RegionGrid(Record):
+class RegionGrid(Record, frozen=True, kw_only=True):
     """A region's grid: the intensity now, and what is forecast as (Unix seconds, gCO2/kWh), ascending."""
 
     name: str
@@ -58,7 +58,7 @@ class RegionGrid(Record):
     forecast: tuple[tuple[float, float], ...] = ()
 
 
-class RegionDemand(Record):
+class RegionDemand(Record, frozen=True, kw_only=True):
     """Rows of a family that clients of a region send now; `forecast`: (Unix seconds, rows/s), ascending."""
 
     family: str
@@ -67,7 +67,7 @@ class RegionDemand(Record):
     forecast: tuple[tuple[float, float], ...] = ()
 
 
-class FamilyTerms(Record):
+class FamilyTerms(Record, frozen=True, kw_only=True):
     """What was promised for a family: the least mean accuracy of all its rows, p95 at the client, where rows may go.
 
     `regions`: by origin, the regions that its rows may be answered in; an origin that is not named may use all."""
@@ -78,7 +78,7 @@ class FamilyTerms(Record):
     regions: dict[str, tuple[str, ...]] = {}
 
 
-class ClusterProblem(Record):
+class ClusterProblem(Record, frozen=True, kw_only=True):
     """All that one plan of a cluster is made from.
 
     `latency_ms`: by origin, then region, what the way there and back adds to an answer.  `survive`: what may be lost
@@ -96,11 +96,11 @@ class ClusterProblem(Record):
     before: tuple[NodeTarget, ...] = ()
 
 
-class NodeTarget(Record):
+class NodeTarget(Record, frozen=True, kw_only=True):
     """What a node is asked to do: whether to be awake, rows/s by family, the devices for it, and the accuracy of each.
 
-    `accuracy`: the least mean accuracy of the node's own rows of a family, which its own controller keeps.  `p95_ms`: by
-    family, the p95 that the node itself must keep, so that its furthest client has the SLO."""
+    `accuracy`: the least mean accuracy of the node's own rows of a family, which its own controller keeps.  `p95_ms`:
+    by family, the p95 that the node itself must keep, so that its furthest client has the SLO."""
 
     node: str
     awake: bool
@@ -110,7 +110,7 @@ class NodeTarget(Record):
     p95_ms: dict[str, float] = {}
 
 
-class RegionFlow(Record):
+class RegionFlow(Record, frozen=True, kw_only=True):
     """Rows/s of a family that go from clients of a region to a region."""
 
     family: str
@@ -119,7 +119,7 @@ class RegionFlow(Record):
     rate: float
 
 
-class ClusterPlan(Record):
+class ClusterPlan(Record, frozen=True, kw_only=True):
     """Targets of all nodes and the flows between regions, with what they emit beside what else was possible.
 
     Grams are per hour, modelled.  `bound_g_h`: no plan emits less (of the problem as stated).  `alone_g_h`: each region

@@ -38,7 +38,7 @@ _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiple
 
 
 class Relaxation:
-    """The linear program of an instance, to be solved, and solved again with nodes fixed or modes closed."""
+    """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
     def __init__(self, instance: Instance, spare: Floats, losses: Sequence[Loss], rates: Floats) -> None:
         self._instance, self._spare, self._losses, self._rates = instance, spare, losses, rates
@@ -60,10 +60,15 @@ class Relaxation:
         self._spare_rows: list[dict[tuple[int, int], int]] = []
         self._keep_rows: list[dict[int, int]] = []
         self._lost_rows: list[int | None] = []
+        self._not_lost: list[int] = []
         for loss in losses:
             rows = self._write_loss(columns, right, basis, loss, rows, _UNSPARED * dear)
         self.awake = [self._write_nodes(columns, g) for g in range(len(groups))]
         self.program = LinearProgram(columns, right, basis)
+        self.program.solve()
+        # A program begins with nothing awake, so that nothing can be lost; from here on something is.
+        self.program.upper[self._not_lost] = 0.0
+        self.program.resolve()
 
     def _dear(self) -> float:
         """Return about the most grams/h that one more row/s can cost."""
@@ -119,7 +124,8 @@ class Relaxation:
             lost_row = rows
             rows += 1
             right.append(1.0)
-            basis.append(columns.add(price, [(lost_row, 1.0)]))
+            self._not_lost.append(columns.add(price, [(lost_row, 1.0)]))
+            basis.append(self._not_lost[-1])
             shapes = {
                 (group.region, tuple(sorted(group.devices.items())))
                 for group in instance.groups
@@ -150,7 +156,7 @@ class Relaxation:
             if number == stream and self._instance.groups[g].region == region:
                 self.program.upper[np.arange(span.start, span.stop)[closed[modes]]] = 0.0
 
-    def fix(self, nodes: Sequence[float]) -> float:
+    def fix(self, nodes: Floats) -> float:
         """Return the least grams/h (and prices of what is missing) with as many nodes of each group awake."""
         for column, count in zip(self.awake, nodes, strict=True):
             self.program.lower[column] = self.program.upper[column] = count
@@ -198,7 +204,8 @@ class Relaxation:
         solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
-        rows = np.maximum(duals[:streams], 0.0)
+        # Below 0 if more rows would help: answered at high accuracy, they would let others be answered at a lower one.
+        rows = duals[:streams]
         points = np.maximum(duals[streams : streams + len(instance.families)], 0.0)
         total = float(rows @ self._rates)
         spared = np.zeros((len(instance.regions), len(instance.kinds)))
@@ -209,11 +216,15 @@ class Relaxation:
         best = np.full((len(instance.regions), len(instance.modes)), -np.inf)
         for allowed, price in zip(opened, rows, strict=True):
             best = np.where(allowed, np.maximum(best, price), best)
-        gain = np.array([points[mode.family] * (mode.accuracy - instance.floors[mode.family]) for mode in instance.modes])
+        gain = np.array(
+            [points[mode.family] * (mode.accuracy - instance.floors[mode.family]) for mode in instance.modes]
+        )
         rates = np.array([mode.rate for mode in instance.modes])
         for g, group in enumerate(instance.groups):
             at = group.region
-            corrections = np.array([[node.correction.get(name, 1.0) for name in instance.families] for node in group.nodes])
+            corrections = np.array(
+                [[node.correction.get(name, 1.0) for name in instance.families] for node in group.nodes]
+            )
             grams = instance.intensity[at] / 1000.0 * instance.joules * corrections[:, instance.mode_family]
             values = rates * (best[at] + gain - grams)
             worth_g_h = np.zeros(group.size)

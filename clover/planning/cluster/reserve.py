@@ -16,7 +16,6 @@ import numpy as np
 from clover.planning.cluster.instance import EPSILON, Floats, Instance
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
-
 _CONFINED = 8  # sets of regions that have a loss of their own in the relaxation, at most
 
 
@@ -87,7 +86,7 @@ def losses(instance: Instance, spare: Floats) -> tuple[Loss, ...]:
             if any(group.region == region for group in instance.groups):
                 left = np.where(nodes.sum(axis=0) - nodes[region] > 0, rates, 0.0)
                 found.append(Loss(region, left, everywhere, all_streams))
-    return tuple(loss for loss in found if loss.rates.any())
+    return tuple(found)
 
 
 def confined(instance: Instance, spare: Floats, wanted: Sequence[Loss]) -> tuple[Loss, ...]:
@@ -96,7 +95,7 @@ def confined(instance: Instance, spare: Floats, wanted: Sequence[Loss]) -> tuple
     If streams have to be answered within some regions, a node is awake there, and of the average over the losses of one
     of these, a node less is left there.  The loss of any node of the cluster says less: the average may take it
     elsewhere."""
-    anywhere = next((loss for loss in wanted if loss.region is None), None)
+    anywhere = next((loss for loss in wanted if loss.region is None and loss.rates.any()), None)
     if anywhere is None:
         return ()
     reach = [

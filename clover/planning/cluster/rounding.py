@@ -200,7 +200,9 @@ class Rounding:
         """Return the most promising change of one node, or exchange of two, that was not tried yet."""
         fewer = [(-value, g, -1) for g, value in enumerate(reduced) if nodes[g] > 0.5]
         more = [(value, g, +1) for g, value in enumerate(reduced) if nodes[g] < self._sizes[g] - 0.5]
-        moves = [(gain, ((g, step),)) for gain, g, step in (*fewer, *more)]
+        moves: list[tuple[float, tuple[tuple[int, int], ...]]] = [
+            (gain, ((g, step),)) for gain, g, step in (*fewer, *more)
+        ]
         for gain, g, down in sorted(fewer)[:6]:
             for other, h, up in sorted(more)[:6]:
                 if g != h:
@@ -270,9 +272,11 @@ class Rounding:
         for item in found.loads:
             for stream, value in item.prices.items():
                 price = np.where(self._opened[stream], np.maximum(price, value), price)
-        points = np.array([found.loads[m.family].point * (m.accuracy - instance.floors[m.family]) for m in instance.modes])
+        points = np.array(
+            [found.loads[m.family].point * (m.accuracy - instance.floors[m.family]) for m in instance.modes]
+        )
         rates = np.array([mode.rate for mode in instance.modes])
-        regions = np.array([group.region for group in instance.groups])
+        regions = np.array([group.region for group in instance.groups], dtype=np.int64)
         return np.asarray(np.maximum(0.0, rates * (price[regions] + points - instance.grams)))
 
     def _improved(self, found: Rounded) -> Rounded:

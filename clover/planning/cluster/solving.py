@@ -1,4 +1,5 @@
-"""Solve a cluster's problem: the relaxation of what can be had, whole nodes and devices of it, and the plan in force."""
+"""Solve a cluster's problem: the relaxation of what can be had, whole nodes and devices of it, and the plan in
+force."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Solution:
 def solve(instance: Instance) -> Solution:
     """Return the whole nodes, devices and rows of an instance, and the bound."""
     spare = spare_rates(instance)
-    wanted = losses(instance, spare)
+    every = losses(instance, spare)
+    wanted = tuple(loss for loss in every if loss.rates.any())
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
     reserve = Reserve(instance, spare)
@@ -53,11 +55,15 @@ def solve(instance: Instance) -> Solution:
         # Whole devices serve less than divisible ones: bound what is served.
         lowered = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0]
         bound = lowered.bound([stream.allowed for stream in instance.streams], {})
-    return Solution(instance, best, wanted, tuple(unkept), lacking, bound, kept)
+    short = iter(unkept)
+    return Solution(
+        instance, best, every, tuple(next(short) if loss.rates.any() else 0.0 for loss in every), lacking, bound, kept
+    )
 
 
 def _allowance(instance: Instance) -> Allowance:
-    """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is solved."""
+    """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is
+    solved."""
     total = sum(group.size for group in instance.groups)
     return Allowance(80, 6) if total <= 150 else Allowance(30, 1)
 
@@ -70,7 +76,6 @@ def _relaxed(
     kept = tuple(loss.lowered(rates) for loss in tight)
     lacking = [0.0] * len(wanted)
     relaxed = Relaxation(instance, spare, kept, rates)
-    relaxed.program.solve()
     some = _SOME * max(1.0, float(rates.sum()))
     missing = relaxed.missing()
     short = relaxed.unkept()
@@ -89,7 +94,6 @@ def _relaxed(
         lacking = [item if item > some else 0.0 for item in lacking]
         kept = tuple(lowered)
         relaxed = Relaxation(instance, spare, kept, rates)
-        relaxed.program.solve()
     return relaxed, rates, kept[: len(wanted)], lacking
 
 

@@ -47,8 +47,8 @@ def _missing(solution: Solution) -> list[str]:
     for at, family in enumerate(instance.families):
         if instance.asked[at] > instance.floors[at] + 1e-9:
             found.append(
-                f"the accuracy floor {instance.asked[at]:.2f} of {family} cannot be kept: the best operating point within its "
-                f"SLO has {instance.floors[at]:.2f}; lower the floor or add a better variant"
+                f"the accuracy floor {instance.asked[at]:.2f} of {family} cannot be kept: the best operating point within "
+                f"its SLO has {instance.floors[at]:.2f}; lower the floor or add a better variant"
             )
     left: dict[int, float] = defaultdict(float)
     for stream, rate in zip(instance.streams, solution.unserved, strict=True):
@@ -60,12 +60,14 @@ def _missing(solution: Solution) -> list[str]:
         what = "a node" if loss.region is None else f"region {instance.regions[loss.region]}"
         if lacking > 0.0:
             found.append(
-                f"after the loss of {what}, {lacking:.0f} rows/s would have no room even with all nodes awake; add nodes, "
-                "lower a floor, or set survive to less"
+                f"after the loss of {what}, {lacking:.0f} rows/s would have no room even with all nodes awake; add "
+                "nodes, lower a floor, or set survive to less"
             )
         gone = sum(stream.rate for stream, rate in zip(instance.streams, loss.rates, strict=True) if rate == 0.0)
         if gone > 0.0:
-            found.append(f"{gone:.0f} rows/s can only be answered by what is lost with {what}, so no reserve keeps them")
+            found.append(
+                f"{gone:.0f} rows/s can only be answered by what is lost with {what}, so no reserve keeps them"
+            )
     return found
 
 
