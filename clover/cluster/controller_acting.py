@@ -5,7 +5,6 @@ A call that fails is noted and tried again at the next look; what depends on it 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Awaitable, Mapping
 
@@ -17,8 +16,6 @@ from clover.cluster.controller_orders import FAILURES, NodeOrder, NodeOrders, Or
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, Ingress, Nodes
-
-log = logging.getLogger("clover.cluster")
 
 RESEND_S = 60.0
 """Seconds after which shares are given to the ingress again, should it have lost them."""
@@ -318,7 +315,6 @@ class ClusterActor:
 
     def _trouble(self, text: str) -> None:
         self.memory.troubles.append(text)
-        log.warning("%s", text)
 
 
 def _address(member: ClusterMember) -> tuple[str, str]:

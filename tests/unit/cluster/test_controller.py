@@ -390,8 +390,26 @@ def test_a_planner_that_fails_leaves_the_plan_in_force() -> None:
         assert controller.status().epoch == epoch
         assert "no such luck" in " ".join(controller.status().troubles)
         assert scene.world.sums.refused == 0.0
+        scene.world.advance(1.0)
+        assert (await controller.step()).decision is not None
+        scene.world.advance(1.0)
+        assert (await controller.step()).decision is None, "not again at once"
 
     play(story)
+
+
+def test_a_trouble_is_logged_once_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 3)
+        scene.fault("grids", seconds=150.0)
+        await scene.steps(controller, 5)
+        scene.fault("grids", seconds=50.0)
+        await scene.steps(controller, 2)
+
+    play(story)
+    assert sum("the grids cannot be read" in text for text in caplog.messages) == 2
 
 
 def test_grids_that_cannot_be_read_leave_the_last_intensities() -> None:
