@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.cluster.controller_budget import MOST, AccuracyBudget
-from clover.cluster.controller_capacity import Capacity, Cover, Reach, fastest_ms, most_rows
+from clover.cluster.controller_capacity import Capacity, Cover, Reach, fastest_ms, keeps, most_rows
 from clover.cluster.controller_demand import ClusterDemand
 from clover.cluster.controller_members import LEAST_PACE, Membership
 from clover.cluster.ports import FamilyReport, NodeReport
@@ -216,6 +216,17 @@ def test_load_does_not_depend_on_what_was_asked_before(asked: list[frozenset[str
     one = cover()
     for names in asked:
         assert one.load(names) == pytest.approx(cover().load(names))
+
+
+def test_rows_that_no_node_may_answer_keep_no_other_node_awake() -> None:
+    own = cover(regions={"south": ()})
+    every = frozenset({"n1", "n2", "s1"})
+    assert own.load(every) == math.inf
+    covers = keeps(own, every)
+    assert covers(every - {"s1"})
+    assert covers(frozenset({"n1"})), "400 rows/s of the north are what one serves"
+    assert not covers(frozenset())
+    assert not keeps(cover(), every)(frozenset({"n1", "n2"})), "the south has only that one"
 
 
 def test_the_fastest_point_of_a_family() -> None:
