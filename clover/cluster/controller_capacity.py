@@ -145,7 +145,7 @@ def _groups(reach: Reach, demands: Demands) -> list[tuple[frozenset[str], dict[s
     for regions in dict.fromkeys(sets.values()):
         rates: dict[str, float] = {}
         for key, own in sets.items():
-            if own <= regions:
+            if own <= regions and bool(own) == bool(regions):  # what no region may answer is no load of any other
                 rates[key[0]] = rates.get(key[0], 0.0) + demands[key]
         found.append((regions, rates))
     return found
