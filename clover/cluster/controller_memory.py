@@ -71,6 +71,7 @@ class ClusterMemory:
     decisions: deque[ClusterDecision] = field(default_factory=lambda: deque(maxlen=KEPT))
     troubles: list[str] = field(default_factory=list)
     looked_s: float | None = None
+    plan_again_s: float = -math.inf
 
     @classmethod
     def new(cls, terms: ClusterTerms, now_s: float) -> ClusterMemory:

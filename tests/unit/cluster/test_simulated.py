@@ -190,9 +190,9 @@ class Watched:
         )  # fmt: skip
 
     def able(self, world: SimulatedWorld) -> float:
-        """Rows/s that the nodes that serve could answer, whatever the accuracy."""
+        """Rows/s that the nodes that serve could answer, whatever the accuracy, as far as their reports say."""
         serving = [node for node in world.nodes.values() if node.state == "serving"]
-        return sum(400.0 * sum(node.machine.devices.values()) / node.slow for node in serving)
+        return sum(400.0 * sum(node.machine.devices.values()) for node in serving)
 
     async def play(self, restart_at: int = -1) -> ClusterController:
         controller, down_until_s = self.controller(), -math.inf
