@@ -255,6 +255,12 @@ class Day:
             ("Ray's head", self._kill_head),
         ]
 
+    def _actors(self, kind: str) -> list[int]:
+        """Return the processes of actors of a kind, of the bench's own Ray."""
+        found = (ServerProcess(path).find() for path in (self.folder / "ray").iterdir() if path.is_dir())
+        own = {pid for record in found if record is not None for pid in _below(record.pid)}
+        return [pid for pid in _programs(kind) if pid in own]
+
     def _awake(self) -> str:
         """Return the node that has most rows."""
         return max(self.seen[-1][1].nodes, key=lambda node: node.share).name
@@ -273,12 +279,12 @@ class Day:
         return back
 
     def _kill_actor(self) -> Callable[[ClusterStatus], bool]:
-        before = _programs("ray::NodeActor")
+        before = self._actors("ray::NodeActor")
         _kill(before[0])
-        return lambda status: len(set(_programs("ray::NodeActor")) - {before[0]}) >= len(before) and _settled(status)
+        return lambda status: len(set(self._actors("ray::NodeActor")) - {before[0]}) >= len(before) and _settled(status)
 
     def _kill_controller(self) -> Callable[[ClusterStatus], bool]:
-        _kill(*_programs("ray::ControllerActor"))
+        _kill(*self._actors("ray::ControllerActor"))
         return lambda status: status.controlling and _settled(status)
 
     def _kill_haproxy(self) -> Callable[[ClusterStatus], bool]:
@@ -301,7 +307,7 @@ class Day:
 
     def _part(self) -> Callable[[ClusterStatus], bool]:
         """Stop the actor of a node for longer than its lease: nobody reaches the node but its clients."""
-        pid = _programs("ray::NodeActor")[0]
+        pid = self._actors("ray::NodeActor")[0]
         os.kill(pid, signal.SIGSTOP)
         self._watch(self._now() + LEASE_S + 4.0)
         with contextlib.suppress(ProcessLookupError):

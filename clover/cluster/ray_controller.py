@@ -230,8 +230,8 @@ class ControllerActor:
             settling.cancel()
 
     async def _wake_all(self) -> None:
-        """Start every node: nothing is known of this cluster, and no plan can be made before nodes have reported what
-        their devices do.  Each is held awake until it has."""
+        """Start every node whose devices the cluster file does not say: nothing is known of this cluster, and no plan
+        can be made with a node that has not reported what it has.  Each is held awake until it has."""
 
         async def wake(name: str) -> None:
             self._controller.hold(name, "awake")
@@ -240,7 +240,7 @@ class ControllerActor:
             except CloverError as error:
                 log.warning("node %s: %s", name, error)
 
-        await asyncio.gather(*(wake(node.name) for node in self._file.node))
+        await asyncio.gather(*(wake(node.name) for node in self._file.node if not node.devices))
 
     async def _let_go(self) -> None:
         """Leave nodes to plans that are held awake, once they are ready or have had long enough."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -66,6 +67,21 @@ def ask(port: int, model: str = "toy") -> int:
         return response.status
     finally:
         connection.close()
+
+
+def below(pid: int) -> set[int]:
+    """Return the processes that descend from one."""
+    parents: dict[int, int] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+    found, waiting = set[int](), [pid]
+    while waiting:
+        above = waiting.pop()
+        children = [child for child, parent in parents.items() if parent == above]
+        found.update(children)
+        waiting.extend(children)
+    return found
 
 
 def programs(word: str) -> list[int]:
