@@ -48,7 +48,7 @@ test-checked: $(VENV)/.dev
 	CLOVER_SOURCE=1 $(PY) -m pytest tests/unit $(ARGS)
 
 # Kernels, compiled modules and the emulated NVML with the address and undefined-behaviour sanitizers, in a build aside
-# (ten minutes on two cores), and the ring under ThreadSanitizer.  Python's own allocator would hide what is read behind
+# (which takes long), and the ring under ThreadSanitizer.  Python's own allocator would hide what is read behind
 # an object's end.
 SANITIZED := build/sanitized
 sanitize: $(VENV)/.dev
