@@ -49,7 +49,7 @@ test-checked: $(VENV)/.dev
 	CLOVER_SOURCE=1 $(PY) -m pytest tests/unit $(ARGS)
 
 # Kernels, compiled modules and the emulated NVML with the address and undefined-behaviour sanitizers, in a build aside
-# (ten minutes on two cores), and the ring under ThreadSanitizer.  Python's own allocator would hide what is read behind
+# (which takes long), and the ring under ThreadSanitizer.  Python's own allocator would hide what is read behind
 # an object's end.
 SANITIZED := build/sanitized
 sanitize: $(VENV)/.dev
@@ -58,7 +58,7 @@ sanitize: $(VENV)/.dev
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		CLOVER_COMPILED=$(SANITIZED) CLOVER_NATIVE=$(SANITIZED)/clover/_native \
 		$(PY) -m pytest -p no:faulthandler --hypothesis-profile quick -m "not alone" $(or $(ARGS),$(SANITIZE_TESTS))
-	CLOVER_TSAN_BATCHES=200000 $(PY) -m pytest -s tests/tsan
+	CLOVER_TSAN_BATCHES=50000 $(PY) -m pytest -s tests/tsan
 SANITIZE_TESTS := tests/native $(wildcard tests/unit/devices/test_nvml_emulator*.py) tests/unit/http tests/unit/runtime \
 	tests/unit/worker tests/unit/accounting tests/conformance tests/fuzz/test_targets.py
 

@@ -124,15 +124,13 @@ def disagreement(name: str) -> str:
 
 
 def keep(name: str) -> None:
-    """Add short inputs that were found to the corpus in the repository, evenly over what there is."""
-    found = sorted(
-        (path.read_bytes() for path in (BUILD / name).iterdir() if not path.name.startswith("seed")), key=len
+    """Add short inputs that were found to the corpus in the repository, evenly over their lengths."""
+    found = {path.read_bytes() for path in (BUILD / name).iterdir() if not path.name.startswith("seed")}
+    short = sorted(
+        (case for case in {*found, *corpus(name)} if len(case) <= _MOST_KEPT_BYTES), key=lambda c: (len(c), c)
     )
-    short = [case for case in found if len(case) <= _MOST_KEPT_BYTES]
-    known = corpus(name)
-    room = max(0, _MOST_KEPT - len(known))
-    step = max(1, len(short) // room) if room else 0
-    write_corpus(name, [*known, *(short[::step][:room] if step else ())])
+    step = max(1.0, len(short) / _MOST_KEPT)
+    write_corpus(name, (short[int(at * step)] for at in range(min(len(short), _MOST_KEPT))))
 
 
 def _folder(name: str) -> Path:
