@@ -261,7 +261,7 @@ class Server:
 
     def _new_shared(self) -> int:
         """Return the entries of /dev/shm that are new and that no process beside the server's has open or mapped."""
-        new = set(os.listdir("/dev/shm")) - self._shared
+        new = {one for one in set(os.listdir("/dev/shm")) - self._shared if os.path.isfile(f"/dev/shm/{one}")}
         if not new:
             return 0
         own = set(tree(self.pid))
