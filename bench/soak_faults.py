@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
-from bench.soak_server import WORKER, Server
+from bench.soak_server import Server
 
 Fault = Callable[[Server, random.Random], Awaitable[str]]
 
@@ -27,7 +27,7 @@ async def swap(server: Server, rng: random.Random) -> str:
 
 async def kill_worker(server: Server, rng: random.Random) -> str:
     """Kill one worker."""
-    pids = server.named(WORKER)
+    pids = await server.worker_pids()
     pid = rng.choice(pids)
     os.kill(pid, signal.SIGKILL)
     return f"SIGKILL to one of {len(pids)}"
@@ -35,7 +35,7 @@ async def kill_worker(server: Server, rng: random.Random) -> str:
 
 async def kill_workers(server: Server, rng: random.Random) -> str:
     """Kill all workers at once."""
-    pids = server.named(WORKER)
+    pids = await server.worker_pids()
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -44,7 +44,7 @@ async def kill_workers(server: Server, rng: random.Random) -> str:
 
 async def stop_worker(server: Server, rng: random.Random) -> str:
     """Have a worker stand still until the server ends it."""
-    pid = rng.choice(server.named(WORKER))
+    pid = rng.choice(await server.worker_pids())
     os.kill(pid, signal.SIGSTOP)
     for _ in range(100):
         await asyncio.sleep(0.1)
@@ -57,7 +57,7 @@ async def stop_worker(server: Server, rng: random.Random) -> str:
 
 async def end_worker(server: Server, rng: random.Random) -> str:
     """Ask a worker to end, as an operator would."""
-    os.kill(rng.choice(server.named(WORKER)), signal.SIGTERM)
+    os.kill(rng.choice(await server.worker_pids()), signal.SIGTERM)
     return "SIGTERM to a worker"
 
 

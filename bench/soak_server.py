@@ -85,6 +85,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.number = 0
         self._shared: set[str] = set()
+        self._workers: set[int] = set()
         self.state = folder / "state"
         self.state.mkdir()
         self.disk = self._mount()
@@ -218,7 +219,13 @@ class Server:
     async def workers(self) -> list[dict[str, Any]]:
         """Return the workers as the server's state describes them."""
         found: list[dict[str, Any]] = (await self.ask("/v2/clover/state"))["totals"]["models"]["echo"]["workers"]
+        self._workers = {item["pid"] for item in found if item["pid"] is not None}
         return found
+
+    async def worker_pids(self) -> list[int]:
+        """Return the processes of workers, those included whose zygote has died: they are nobody's children."""
+        await self.workers()
+        return sorted(pid for pid in self._workers if os.path.exists(f"/proc/{pid}"))
 
     async def strong(self) -> bool:
         """Return whether the server is ready and every worker that it shall have is."""
@@ -254,7 +261,7 @@ class Server:
 
     def _new_shared(self) -> int:
         """Return the entries of /dev/shm that are new and that no process beside the server's has open or mapped."""
-        new = set(os.listdir("/dev/shm")) - self._shared
+        new = {one for one in set(os.listdir("/dev/shm")) - self._shared if os.path.isfile(f"/dev/shm/{one}")}
         if not new:
             return 0
         own = set(tree(self.pid))
@@ -268,7 +275,8 @@ class Server:
 
     def usage(self) -> dict[str, int]:
         """Return what the server's processes hold now."""
-        pids, pages, fds, zombies = tree(self.pid), 0, 0, 0
+        known = {pid for pid in self._workers if os.path.exists(f"/proc/{pid}")}
+        pids, pages, fds, zombies = sorted({*tree(self.pid), *known}), 0, 0, 0
         for pid in pids:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

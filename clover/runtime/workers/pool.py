@@ -18,12 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
 
 from clover._native.ring import RING_BYTES, Ring
-from clover.errors import StartError, WorkerError
+from clover.errors import CloverError, StartError, WorkerError
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
 from clover.runtime.workers.board_faults import BoardFaults
 from clover.runtime.workers.completions import Completions
@@ -39,6 +40,8 @@ _log = logging.getLogger("clover.pool")
 
 _STOP_S = 2.0
 _ZYGOTE_END_S = 5.0
+_RENEW_S = 5.0
+"""Between two zygotes that are started though no worker waits for one."""
 
 
 class Pool:
@@ -67,6 +70,8 @@ class Pool:
         self._asking = 0
         self._early: dict[int, int] = {}  # pid -> exit status that came before its WorkerProcess was made
         self._stopped = False
+        self._renewing: asyncio.Task[None] | None = None
+        self._renewed_s = -math.inf
 
     @classmethod
     def launch(cls, *, start_s: float = 60.0, silent_s: float = 30.0, starts: int = 0) -> Pool:
@@ -102,8 +107,23 @@ class Pool:
                 link = self._zygote = ZygoteLink.launch()
             if not link.bound:
                 link.bind(asyncio.get_running_loop(), self._exited)
+                link.on_end = self._renew_zygote
             await link.ready(self.start_s)
             return link
+
+    def _renew_zygote(self) -> None:
+        """Start another zygote, though no worker waits for one: the next to die would wait for its imports, too."""
+        loop = asyncio.get_running_loop()
+        if self._stopped or loop.time() < self._renewed_s + _RENEW_S:
+            return  # one that dies again and again costs its imports only if a worker needs it
+        self._renewed_s = loop.time()
+        self._renewing = loop.create_task(self._renewed(), name="clover-zygote")
+
+    async def _renewed(self) -> None:
+        try:
+            await self._ready_zygote()
+        except (CloverError, OSError) as error:
+            _log.warning("no other zygote is ready; the next worker asks for one: %s", error)
 
     async def spawn(
         self,
@@ -233,6 +253,9 @@ class Pool:
         if self._stopped:
             return
         self._stopped = True
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
         for worker in list(self.workers):
             worker.on_death = None
             worker.request_exit()

@@ -31,6 +31,8 @@ class ZygoteLink:
         self._pidfd = os.pidfd_open(process.pid)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_exit: Callable[[int, int], None] = lambda pid, code: None
+        self.on_end: Callable[[], None] = lambda: None
+        """Called once it has ended, if it was ready before and nobody stopped it."""
         self._hello: asyncio.Future[frames.Hello] | None = None
         self._gone: asyncio.Event = asyncio.Event()
         self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
@@ -179,9 +181,12 @@ class ZygoteLink:
             if not future.done():
                 future.set_exception(error)
         self._asked.clear()
+        served = self._hello.exception() is None and not self._stopping
         if self._hello.exception() is not None and not self._stopping:  # retrieved, so that asyncio does not warn
             _log.error("%s", error)
         self._gone.set()
+        if served:
+            self.on_end()
 
     def kill(self) -> None:
         """Send SIGKILL; its end is handled as usual."""
