@@ -22,7 +22,7 @@ from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
-from clover.control.baselines.saved import compared, saved_by_all
+from clover.control.baselines.saved import saved_by_all
 from clover.control.controller import Controller
 from clover.control.ledger_files import LedgerFiles, budgets_folder
 from clover.control.report import budget_gauges, capacity_gauges
@@ -42,6 +42,7 @@ from clover.server.ledger import ServerLedger
 from clover.server.ledger_source import LedgerSource
 from clover.server.loading import Loading
 from clover.server.machine import Machine
+from clover.server.metrics import metrics_of
 from clover.server.otel import build_otel
 from clover.server.page import DashboardPage
 from clover.server.rollout_files import RolloutFiles
@@ -50,8 +51,6 @@ from clover.server.takeover.succession import Succession
 from clover.server.tasks import cancelled
 from clover.server.totals import model_totals, saved_words
 from clover.server.unplanned import Unplanned
-from clover.telemetry.metrics import Metrics, cluster, rollouts
-from clover.telemetry.metrics.server import control_calls, sandbox
 from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
@@ -132,26 +131,11 @@ class Engine:
             self.controller.context, self.account.totals, lambda device: float(self.account.devices()[device]["idle_w"])
         )
         self.controller.further["cluster"] = self.cluster.command
-        self._metrics = Metrics(
-            families=lambda: self.served,
-            account=self.account,
-            chain=self.chain,
-            http=lambda: self.frontend.stats if self.frontend is not None else None,
-            decisions=lambda: self.controller.context.decisions.counts,
-            compared=lambda: compared(self.controller.shadows.of, self.account.devices()),
-            sci=self.footprint.report,
-            turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
-        )
-        self._metrics.parked = self.controller.context.parked.known
-        self._metrics.further.append(lambda: sandbox(self.machine.sandbox()))
-        self._metrics.further.append(lambda: control_calls(self.operators.audit))
-        self._metrics.further.append(lambda: rollouts.rollouts(self.rollouts.report(), self.rollouts.counts))
-        self._metrics.further.append(lambda: cluster.cluster(self.cluster.report()))
+        self._metrics = metrics_of(self)
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
             source = LedgerSource(self.account, self.machine, self.served, self.controller, self.operators.audit)
             self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
-        self._metrics.ledger = lambda: self.ledger.status if self.ledger is not None else None
         self.otel = build_otel(config, loop, self.account, self.machine)
         if self.otel is not None:
             self._metrics.spans = self.otel.counts
