@@ -27,7 +27,7 @@ from clover.serve.concealment import conceal
 from clover.serve.reload import Reload
 from clover.serve.upgrade import start_successor
 from clover.server import Server
-from clover.server.accuracy_floor import check_floor
+from clover.server.family_checks import check_floor
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
 from clover.settings import Option

@@ -34,8 +34,8 @@ from clover.interfaces import Control, Model, SplitModel
 from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
-from clover.server.accuracy_floor import check_floor
 from clover.server.cluster_follower import ClusterFollower
+from clover.server.family_checks import check_floor, check_variants
 from clover.server.footprint import Footprint
 from clover.server.front_ends import FrontEnds
 from clover.server.ledger import ServerLedger
@@ -148,10 +148,7 @@ class Engine:
 
     def _add(self, item: FamilyConfig, spec: FamilySpec) -> None:
         families.check_manifest(spec, required=self.config.require_manifest)
-        variants = [variant.name for variant in spec.variants]
-        for named in (item.variant, "" if item.relief == "auto" else item.relief):
-            if named and named not in variants:
-                raise ConfigError(f"family {spec.name!r} has no variant {named!r}; it has {', '.join(variants)}")
+        check_variants(item, spec)
         if (item.name or spec.name) in self.served:
             raise ConfigError(f"two families are called {item.name or spec.name!r}: give one of them another name")
         served = self.add_served(item, spec)
