@@ -8,12 +8,6 @@ from __future__ import annotations
 
 import sys
 
-import msgspec
-
-MALFORMED = (ValueError, RecursionError, msgspec.MsgspecError)
-"""What readers of JSON and TOML raise of what is none: beside their own errors those of text that is no UTF-8, of a
-number with too many digits, and of nesting beyond their limit."""
-
 
 def not_installed(error: ImportError) -> str:
     """Return one line for an `error` met while a command was imported: a package that is missing, or kernels that were

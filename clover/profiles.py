@@ -23,8 +23,9 @@ from pathlib import Path
 import msgspec
 
 from clover.cache import replace_file
-from clover.errors import MALFORMED, ProfileError
+from clover.errors import ProfileError
 from clover.hints import program
+from clover.malformed import MALFORMED
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
 MEASURING_VERSION = 7

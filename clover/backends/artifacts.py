@@ -33,7 +33,8 @@ from clover import families
 from clover.backends.environment import child_environment
 from clover.backends.targets import CPU, Target
 from clover.cache import check_private, make_private
-from clover.errors import MALFORMED, ConfigError, DeviceError, ProfileError
+from clover.errors import ConfigError, DeviceError, ProfileError
+from clover.malformed import MALFORMED
 from clover.types import FamilySpec, Record, VariantSpec
 
 _log = logging.getLogger("clover.backends")

@@ -44,7 +44,8 @@ from clover.backends.artifacts import MANIFEST, manifest_of, package_version, re
 from clover.backends.targets import CPU, Target, driver_version
 from clover.backends.tensors import export, load_module, torch_dtype, with_casts
 from clover.backends.trt_engine import TensorRtEngine, runtime_library
-from clover.errors import MALFORMED, CloverError, ProfileError, WorkerError
+from clover.errors import CloverError, ProfileError, WorkerError
+from clover.malformed import MALFORMED
 from clover.types import FamilySpec, Precision, Record, TensorSpec, VariantSpec
 
 _log = logging.getLogger("clover.backends")

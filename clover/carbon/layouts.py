@@ -21,8 +21,9 @@ from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from clover.errors import MALFORMED, ConfigError
+from clover.errors import ConfigError
 from clover.hints import printable
+from clover.malformed import MALFORMED
 
 MAX_G_PER_KWH = 5000.0
 """Above this no grid lies: a larger number is in another unit (lbs/MWh, g/MWh) or is no intensity."""

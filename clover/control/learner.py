@@ -20,7 +20,8 @@ from clover.cache import replace_file
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.learning import SavedCorrection
-from clover.errors import MALFORMED, ProfileError
+from clover.errors import ProfileError
+from clover.malformed import MALFORMED
 from clover.profiles import ProfileStore
 
 log = logging.getLogger("clover.control")

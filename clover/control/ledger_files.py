@@ -22,7 +22,7 @@ from clover.cache import cache_folder, replace_file
 from clover.config import ServerConfig
 from clover.control.family import Family
 from clover.control.ledger import SavedLedger
-from clover.errors import MALFORMED
+from clover.malformed import MALFORMED
 from clover.planning.model.problem import accuracies
 from clover.types import Record
 

@@ -25,8 +25,9 @@ from pathlib import Path
 import msgspec
 
 from clover.cache import make_private
-from clover.errors import MALFORMED, DeviceError
+from clover.errors import DeviceError
 from clover.hints import program
+from clover.malformed import MALFORMED
 from clover.types import Record
 
 _FORMAT = 1

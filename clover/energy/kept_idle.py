@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from clover.energy.nvml import NvmlMeter
-from clover.errors import MALFORMED
+from clover.malformed import MALFORMED
 from clover.types import Record
 
 log = logging.getLogger("clover.energy")

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from clover.cache import expanded
-from clover.errors import MALFORMED, ConfigError
+from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
 from clover.families.loaders import ended
@@ -28,6 +28,7 @@ from clover.families.manifest import check_source
 from clover.families.published import with_untrained
 from clover.families.validate import check, check_precisions, check_sent
 from clover.hints import did_you_mean, printable
+from clover.malformed import MALFORMED
 from clover.steps import with_steps
 from clover.types import (
     ConfidenceSpec,

@@ -26,7 +26,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.errors import MALFORMED, ConfigError
+from clover.errors import ConfigError
+from clover.malformed import MALFORMED
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

@@ -21,7 +21,8 @@ from pathlib import Path
 import msgspec
 
 from clover.cache import expanded
-from clover.errors import MALFORMED, ConfigError
+from clover.errors import ConfigError
+from clover.malformed import MALFORMED
 from clover.types import FamilySpec, Method, Record
 from clover.worker.pacing import Pace
 

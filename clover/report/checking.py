@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from clover._version import __version__
-from clover.errors import MALFORMED, CloverError
+from clover.errors import CloverError
+from clover.malformed import MALFORMED
 from clover.report.build import ReportOptions, report_of
 from clover.report.calendar import zone_of
 from clover.report.recalculation import (

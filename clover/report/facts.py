@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from clover.accounting.labels import METER_ERROR, MODELLED_ERROR
-from clover.errors import MALFORMED
+from clover.malformed import MALFORMED
 from clover.report.records import EmbodiedFigures, GramsRange
 from clover.telemetry.ledger.rows import GridRow, LineRow, RunRow
 

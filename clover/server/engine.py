@@ -131,14 +131,12 @@ class Engine:
             self.controller.context, self.account.totals, lambda device: float(self.account.devices()[device]["idle_w"])
         )
         self.controller.further["cluster"] = self.cluster.command
-        self._metrics = metrics_of(self)
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
             source = LedgerSource(self.account, self.machine, self.served, self.controller, self.operators.audit)
             self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
         self.otel = build_otel(config, loop, self.account, self.machine)
-        if self.otel is not None:
-            self._metrics.spans = self.otel.counts
+        self._metrics = metrics_of(self)
         self.page = DashboardPage(self, self._metrics) if http and config.listen.dashboard else None
         if http:
             mounted = self.page.mounted if self.page is not None else None
@@ -149,8 +147,8 @@ class Engine:
     def _add(self, item: FamilyConfig, spec: FamilySpec) -> None:
         families.check_manifest(spec, required=self.config.require_manifest)
         check_variants(item, spec)
-        if (item.name or spec.name) in self.served:
-            raise ConfigError(f"two families are called {item.name or spec.name!r}: give one of them another name")
+        if (name := item.name or spec.name) in self.served:
+            raise ConfigError(f"two families are called {name!r}: give one of them another name")
         served = self.add_served(item, spec)
         # A front end gives a router only tickets of that router, which the types of `Model` cannot express.
         self._models[served.name] = cast("Model", served.router)

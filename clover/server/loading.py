@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from clover.control.controller import Controller
-from clover.errors import MALFORMED, BadRequest, CloverError, Unavailable
+from clover.errors import BadRequest, CloverError, Unavailable
+from clover.malformed import MALFORMED
 from clover.runtime.router.router import Router
 from clover.runtime.served import Served
 from clover.server.unplanned import Unplanned

@@ -27,6 +27,8 @@ def metrics_of(engine: Engine) -> Metrics:
     )
     found.parked = controller.context.parked.known
     found.ledger = lambda: engine.ledger.status if engine.ledger is not None else None
+    if engine.otel is not None:
+        found.spans = engine.otel.counts
     found.further += [
         lambda: sandbox(engine.machine.sandbox()),
         lambda: control_calls(engine.operators.audit),

@@ -14,7 +14,8 @@ import msgspec
 from clover import families
 from clover.cache import check_files, replace_file, state_folder
 from clover.config import FamilyConfig, ServerConfig
-from clover.errors import MALFORMED, ConfigError
+from clover.errors import ConfigError
+from clover.malformed import MALFORMED
 from clover.telemetry.ledger.files import server_name
 from clover.types import FamilySpec
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
-from clover.errors import MALFORMED, ConfigError
+from clover.errors import ConfigError
 from clover.hints import did_you_mean
+from clover.malformed import MALFORMED
 from clover.settings.check import check
 from clover.settings.command_line import CommandLine, Option, parse
 from clover.settings.schema import (

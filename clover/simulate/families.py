@@ -17,8 +17,9 @@ import msgspec
 
 from clover.cache import cache_folder
 from clover.devices.tables import slice_profiles, table
-from clover.errors import MALFORMED, ConfigError, ProfileError
+from clover.errors import ConfigError, ProfileError
 from clover.hints import did_you_mean, program
+from clover.malformed import MALFORMED
 from clover.planning.packing.geometry import layouts
 from clover.profiles import ProfileStore
 from clover.profiling import analytical, pace

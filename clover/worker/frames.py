@@ -23,7 +23,8 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from clover.errors import MALFORMED, WorkerError
+from clover.errors import WorkerError
+from clover.malformed import MALFORMED
 from clover.types import FamilySpec, Record, TensorSpec
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"_version", "ancestry", "types", "errors", "digests", "hints", "quantities", "terminal", "charts"}
+        {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
         | {"config_section", "datatypes"}
     ),
     frozenset({"config_families", "config_records"}),

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 
 from clover._version import __version__
-from clover.errors import MALFORMED, CarbonError, ConfigError
+from clover.errors import CarbonError, ConfigError
 from clover.hints import printable
+from clover.malformed import MALFORMED
 
 if TYPE_CHECKING:
     import aiohttp

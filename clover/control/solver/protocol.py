@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from clover.errors import MALFORMED
+from clover.malformed import MALFORMED
 from clover.planning.budget.alternatives import Alternatives
 from clover.types import Configuration, Plan, Record, Routing, State
 

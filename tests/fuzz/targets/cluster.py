@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from clover import errors
-from clover.errors import MALFORMED
+from clover.malformed import MALFORMED
 from clover.types import Record
 
 INSTRUMENTED = ("clover.cluster", "clover.planning.cluster.records")

@@ -19,7 +19,7 @@ from clover.errors import ClusterError
 
 @pytest.mark.parametrize(("ready_after_s", "admitted"), [(0.0, True), (1.0, True), (4.9, True), (60.0, False)])
 def test_admit_waits_for_the_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready_after_s: float, admitted: bool
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, ready_after_s: float, admitted: bool
 ) -> None:
     now_s = 0.0
     added: list[str] = []
@@ -37,7 +37,7 @@ def test_admit_waits_for_the_check(
     monkeypatch.setattr(HAProxyIngress, "admit", admit)
     monkeypatch.setattr(HAProxyIngress, "healthy", healthy)
     settings = IngressSettings(
-        folder=str(tmp_path / "ingress"), origins=(IngressOrigin(name="north", listen="127.0.0.1:1"),)
+        folder=str(short_path / "ingress"), origins=(IngressOrigin(name="north", listen="127.0.0.1:1"),)
     )
     ingress = CheckedIngress(settings, monotonic=lambda: now_s, sleep=sleep)
     if admitted:
@@ -50,7 +50,7 @@ def test_admit_waits_for_the_check(
 
 
 def test_spare_nodes_get_the_least_weight_of_the_origins_that_they_may_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = {"a": True, "b": True}
     given: list[tuple[str, str, dict[str, int]]] = []
@@ -70,7 +70,7 @@ def test_spare_nodes_get_the_least_weight_of_the_origins_that_they_may_answer(
     for method in (admit, nodes, weigh, weigh_family):
         monkeypatch.setattr(HAProxyIngress, method.__name__, method)
     settings = IngressSettings(
-        folder=str(tmp_path / "ingress"), origins=(IngressOrigin(name="north", listen="127.0.0.1:1"),)
+        folder=str(short_path / "ingress"), origins=(IngressOrigin(name="north", listen="127.0.0.1:1"),)
     )
     allowed = {("north", ""): frozenset("abc"), ("north", "toy"): frozenset("a"), ("south", ""): frozenset("ac")}
     ingress = CheckedIngress(settings, allowed)

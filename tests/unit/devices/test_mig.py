@@ -1217,7 +1217,7 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(
         ("emulated:v100", "no table of a GPU 'v100'; known: a100-40gb, "),
         ("emulated::2", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:two", "emulated:NAME:COUNT"),
-        ("emulated:a100-40gb:2:3", "emulated:NAME:COUNT"),
+        ("emulated:a100-40gb:2:3", "there is no GPU 3: the box has 0 to 1"),
         ("emulated:a100-40gb:-1", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:0", "1 to 32 GPUs, not 0"),
         ("emulated:a100-40gb:65", "1 to 32 GPUs, not 65"),

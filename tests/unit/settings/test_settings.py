@@ -389,8 +389,10 @@ def test_check_is_pure_and_passes_the_default() -> None:
 
 @pytest.mark.parametrize(
     "device",
-    ["cpu", "nvidia", "nvidia:0", "nvidia:0,2", "nvidia:0-3", "nvidia:mig:0-3,6", "nvidia:4-7/mps"]
-    + ["emulated:l4", "emulated:a100-40gb:10", "emulated:a100-40gb:8:0-3", "emulated:rtx-4090:2:1/mps"],
+    [
+        *("cpu", "nvidia", "nvidia:0", "nvidia:0,2", "nvidia:0-3", "nvidia:mig:0-3,6", "nvidia:4-7/mps"),
+        *("emulated:l4", "emulated:a100-40gb:10", "emulated:a100-40gb:8:0-3", "emulated:rtx-4090:2:1/mps"),
+    ],
 )
 def test_devices_that_there_may_be(device: str) -> None:
     assert load(["--device", device], {}).config.workers.device == device
