@@ -51,5 +51,5 @@ def of_transformers(variant: VariantSpec, kind: Any, configuration: Any) -> torc
     model, report = kind.from_pretrained(None, config=configuration, state_dict=state, output_loading_info=True)
     lacking = [str(one) for key in ("missing_keys", "mismatched_keys") for one in report[key]]
     if lacking:
-        raise ConfigError(f"{variant.name}: the published weights lack {len(lacking)} tensors, first {lacking[0]}")
+        raise ConfigError(f"{variant.name}: the published weights lack {len(lacking)} tensors, first {min(lacking)}")
     return model.eval()

@@ -146,7 +146,8 @@ class ChangeHooks:
             except OSError as error:
                 raise DeviceError(f"{name} cannot be run: {command[0]}: {error.strerror}") from error
             try:
-                await asyncio.wait_for(process.wait(), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    await process.wait()
             except TimeoutError:
                 raise DeviceError(f"{name} took longer than {self._timeout_s:g} s (mig.hook_timeout_s)") from None
             finally:
@@ -162,7 +163,8 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), _DIES_S)
+        async with asyncio.timeout(_DIES_S):
+            await process.wait()
 
 
 def _end_of(output: BinaryIO) -> str:

@@ -100,6 +100,8 @@ class Nursery:
             try:
                 socket.send_fds(self._line, [b"?"], [theirs.fileno(), 2])
                 (pid,) = array.array("i", self._line.recv(4))
+            except (BrokenPipeError, ValueError) as error:
+                raise RuntimeError(f"the nursery ended with status {self._process.wait(5)}") from error
             finally:
                 _inherit_orphans(False)
         return linked(pid, ours)

@@ -47,10 +47,14 @@ class Forks:
         self._line.send(f"{pid}".encode())
         return int(self._line.recv(16))
 
-    def run(self, code: str, argv: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run `code` to its end, without input."""
-        with open(os.devnull) as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-            status = self.wait(self.start(code, argv, environ, (nothing.fileno(), out.fileno(), errors.fileno())))
+    def run(
+        self, code: str, argv: Sequence[str], environ: Mapping[str, str], given: bytes = b""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `code` to its end, with `given` as its input."""
+        with tempfile.TemporaryFile() as into, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            into.write(given)
+            into.seek(0)
+            status = self.wait(self.start(code, argv, environ, (into.fileno(), out.fileno(), errors.fileno())))
             texts = []
             for stream in (out, errors):
                 stream.seek(0)

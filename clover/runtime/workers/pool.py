@@ -39,6 +39,7 @@ __all__ = ["Pool", "WorkerProcess"]
 _log = logging.getLogger("clover.pool")
 
 _STOP_S = 2.0
+_ZYGOTE_END_S = 5.0
 _RENEW_S = 5.0
 """Between two zygotes that are started though no worker waits for one."""
 
@@ -98,6 +99,8 @@ class Pool:
             self._starting = asyncio.Lock()
         async with self._starting:
             link = self._zygote
+            if link is not None and link.killed:  # else an order would go to one that is about to end
+                await link.ended(_ZYGOTE_END_S)
             if link is None or link.dead:
                 if link is not None:
                     _log.warning("the zygote died; starting another")

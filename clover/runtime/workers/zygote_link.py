@@ -39,6 +39,7 @@ class ZygoteLink:
         self._stopping = False
         self.pid = process.pid
         self.dead = False
+        self.killed = False
 
     @classmethod
     def launch(cls) -> ZygoteLink:
@@ -80,7 +81,8 @@ class ZygoteLink:
         """Wait for its hello.  Raises WorkerError if it dies first, takes longer, or has threads."""
         assert self._hello is not None
         try:
-            hello = await asyncio.wait_for(asyncio.shield(self._hello), within_s)
+            async with asyncio.timeout(within_s):  # Python 3.11's `wait_for` loses a cancellation if it is here already
+                hello = await asyncio.shield(self._hello)
         except TimeoutError as error:
             self.kill()
             raise WorkerError(f"the zygote did not import torch within {within_s:g} s") from error
@@ -189,7 +191,16 @@ class ZygoteLink:
     def kill(self) -> None:
         """Send SIGKILL; its end is handled as usual."""
         if not self.dead:
+            self.killed = True
             self._process.kill()
+
+    async def ended(self, within_s: float) -> None:
+        """Wait until it is reaped after `kill`; raises WorkerError if that takes longer."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._gone.wait()
+        except TimeoutError as error:
+            raise WorkerError(f"the zygote was killed and has not ended within {within_s:g} s") from error
 
     async def stop(self, within_s: float) -> None:
         """End it by a STOP frame, or by SIGKILL after `within_s`; return once it is reaped and all is closed."""
@@ -198,7 +209,8 @@ class ZygoteLink:
         self._stopping = True
         try:
             frames.send(self._socket, frames.Stop())
-            await asyncio.wait_for(self._gone.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._gone.wait()
         except (OSError, TimeoutError):
             self.kill()
             await self._gone.wait()

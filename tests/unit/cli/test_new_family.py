@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +15,13 @@ import pytest
 
 from clover import families
 from clover.__main__ import main
+from clover.backends import child_environment
 from clover.cli.new_family import tensor_of
+from clover.scaffold import torch_source
 from clover.scaffold.draft import DraftError
 from clover.types import FamilySpec, TensorSpec
 from tests.support.family_folder import model_of
+from tests.support.forks import Forks
 from tests.support.triton_models import affine, write_repository
 
 NETS = """\
@@ -57,6 +65,43 @@ class Reduces(nn.Linear):
 """
 
 
+PROBE = """\
+import os, sys
+os.chdir({folder!r})
+sys.path[0] = {folder!r}
+from clover.scaffold.probe import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def probes() -> Iterator[Forks]:
+    found = Forks("torch", "clover.scaffold.probe", environ={**os.environ, **child_environment()})
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def forked_probes(probes: Forks, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Fork the process that builds modules from one that has torch, unless a test uses `own_probe`."""
+
+    def run(command: list[str], *, input: bytes, env: dict[str, str], **_: Any) -> SimpleNamespace:
+        assert command == [sys.executable, "-m", "clover.scaffold.probe"]
+        done = probes.run(PROBE.format(folder=os.getcwd()), command, env, input)
+        sys.stderr.write(done.stderr)
+        return SimpleNamespace(stdout=done.stdout.encode(), returncode=done.returncode)
+
+    if "own_probe" not in request.fixturenames:
+        monkeypatch.setattr(
+            torch_source, "subprocess", SimpleNamespace(run=run, PIPE=-1, TimeoutExpired=subprocess.TimeoutExpired)
+        )
+
+
+@pytest.fixture
+def own_probe() -> None:
+    """The process that builds modules is started as for users."""
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -69,6 +114,7 @@ def made(*argv: str) -> FamilySpec:
     return families.load_family(argv[0])
 
 
+@pytest.mark.usefixtures("own_probe")
 def test_two_modules_of_a_file_are_a_family_that_answers_as_they_do(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from clover.devices.mps_emulated import MpsConnection, MpsRefused
 from clover.devices.nvml import NvmlError
 from clover.errors import DeviceError
 from tests.support.mps_program import control, install
+from tests.support.worker_pools import until
 
 GPU = "GPU-74d43ed3-cdf7-e667-3644-bf5b4f46ed65"
 
@@ -57,7 +59,14 @@ def test_a_partition_that_a_client_uses_stays(static: MpsControl) -> None:
         static.remove(GPU, name)
     assert refused.value.code == nvml.IN_USE
     used._socket.close()
-    static.remove(GPU, name)
+
+    def removed() -> bool:
+        with contextlib.suppress(NvmlError):  # until the daemon has seen that its client is gone
+            static.remove(GPU, name)
+            return True
+        return False
+
+    assert until(removed, 10.0)
     with pytest.raises(MpsRefused, match="no such SM partition"):
         client(static, name)
 
