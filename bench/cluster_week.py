@@ -13,8 +13,8 @@ Devices are A100s with MIG: the operating points that a node's own planner finds
 
  1. grams, rows lost, accuracy, late rows: the controller, "each region alone" (its own rows shared equally among its
     nodes, all awake) and "all awake" (all rows among all nodes), each node at the floor by its own best mix;
- 2. what shifting by grid, releasing nodes, and accuracy save, told apart (`clover.cluster.simulated_levers`);
- 3. how long looks and plans took: measured on this machine.
+ 2. what shifting by grid, releasing nodes, and accuracy save, each by itself (`clover.cluster.simulated_levers`);
+ 3. how long looks and plans took, in CPU time: measured on this machine.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--plan-s", type=float, default=900.0, help="seconds between plans if nothing happens [900]")
     add("--faults", type=int, default=0, help="faults that are injected [0]")
     add("--seed", type=int, default=0, help="of noise, wake times and faults [0]")
-    add("--no-levers", action="store_true", help="do not tell the levers apart (seven more runs)")
+    add("--no-levers", action="store_true", help="leave out what each lever saves (eight more runs)")
     add("--json", metavar="FILE", default="", help="write figures there")
     options = parser.parse_args(argv)
     devices = next(own for own in frontiers() if own.family == options.family)
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     applied = sum(decision.action == "applied" for decision in run.decisions)
     show(
         f"Speed ({provenance()['cores']} cores, {provenance()['processor']}): {seconds:.0f} s in all (measured)",
-        ("looks", "mean ms", "longest ms", "plans", "mean ms", "longest ms", "applied", "controllers", "planned g"),
+        ("looks", "mean ms CPU", "longest", "plans", "mean ms CPU", "longest", "applied", "controllers", "planned g"),
         [
             [
                 len(run.look_s), 1e3 * statistics.fmean(run.look_s), 1e3 * max(run.look_s), len(run.plan_s),

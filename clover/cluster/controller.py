@@ -56,6 +56,8 @@ log = logging.getLogger("clover.cluster")
 SAVE_S = 60.0
 """Seconds after which the state is saved although nothing was decided: what was served counts."""
 _FORECAST_S = 3600.0
+_PLAN_AGAIN_S = 30.0
+"""Seconds from a plan that failed to the next one."""
 
 Solve = Callable[[ClusterProblem], Awaitable[ClusterPlan]]
 T = TypeVar("T")
@@ -107,12 +109,15 @@ class ClusterController:
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Look every `ClusterTerms.look_s`; return if another controller took over.  A look that fails is logged, and
         the next one is taken all the same."""
-        while not self.stopped:
-            try:
-                await self.step()
-            except Exception:
-                log.exception("a look at the cluster failed")
-            await sleep(self.terms.look_s)
+        try:
+            while not self.stopped:
+                try:
+                    await self.step()
+                except Exception:
+                    log.exception("a look at the cluster failed")
+                await sleep(self.terms.look_s)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Give up orders to nodes that are under way; a controller that starts later gives them again."""
@@ -123,7 +128,12 @@ class ClusterController:
         async with self._lock:
             if dry:
                 return await self._rehearse()
-            return await self._look(force="")
+            known = set(self._memory.troubles)
+            look = await self._look(force="")
+            for text in dict.fromkeys(self._memory.troubles):
+                if text not in known:  # once, and not at each look that finds it again
+                    log.warning("%s", text)
+            return look
 
     async def _rehearse(self) -> ClusterLook:
         """Look with a copy of the memory, through ports that change nothing."""
@@ -170,7 +180,7 @@ class ClusterController:
         limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
         memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
-        trigger = force or why_plan(memory, now_s)
+        trigger = force or (why_plan(memory, now_s) if now_s >= memory.plan_again_s else "")
         decision = await self._plan(trigger, now_s) if trigger else None
         steps += await self._actor.change(now_s)
         self._note_troubles()
@@ -235,10 +245,6 @@ class ClusterController:
         for name, own in members.members.items():
             if own.phase in ("lost", "partitioned") or (own.phase == "ready" and own.why):
                 memory.troubles.append(f"{name} is {own.phase}: {own.why}")
-            follows = own.report.target_epoch if own.usable and own.report is not None else memory.epoch
-            asked = memory.wanted(name, own) and own.epoch_sent == memory.epoch
-            if asked and follows < memory.epoch and own.heard_s > own.sent_s:
-                memory.troubles.append(f"{name} took epoch {memory.epoch}, and follows epoch {follows}")
         for family, rate in memory.missing.items():
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"
@@ -263,6 +269,7 @@ class ClusterController:
             plan = with_all_that_may_help(plain(await self._solve(problem)), problem, memory.reach())
         except Exception as error:  # a planner that fails must not end the loop; the plan in force stays
             log.exception("no plan could be made")
+            memory.plan_again_s = now_s + _PLAN_AGAIN_S
             memory.troubles.append(f"no plan could be made, so what is in force stays: {error}")
             return memory.record(self._decision("failed", trigger, str(error), None, now_s, began))
         memory.planned = made_for
@@ -320,7 +327,6 @@ class ClusterController:
         try:
             memory.restore(state, now_s)
         except (ValueError, msgspec.MsgspecError) as error:
-            log.warning("the saved state is damaged, and the cluster is taken as it stands: %s", error)
             self._memory = self._actor.memory = ClusterMemory.new(self.terms, now_s)
             self._memory.troubles.append(f"the saved state was damaged and is not used: {error}")
 
@@ -356,7 +362,6 @@ class ClusterController:
             self._saved_s = now_s
         except FAILURES as error:
             self._memory.troubles.append(f"the state cannot be saved: {error}")
-            log.warning("the state cannot be saved: %s", error)
 
     async def _within(self, call: Awaitable[T]) -> T:
         async with asyncio.timeout(self.terms.patience_s):

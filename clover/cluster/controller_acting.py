@@ -5,20 +5,17 @@ A call that fails is noted and tried again at the next look; what depends on it 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 
-from clover.cluster.controller_capacity import Capacity, Cover
-from clover.cluster.controller_changes import NodeView, admissions, departures, wakes
+from clover.cluster.controller_capacity import Capacity, Cover, keeps
+from clover.cluster.controller_changes import Covers, NodeView, admissions, departures, wakes
 from clover.cluster.controller_members import ClusterMember
 from clover.cluster.controller_memory import ClusterMemory, words
 from clover.cluster.controller_orders import FAILURES, NodeOrder, NodeOrders, OrderEnd, attempt
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, Ingress, Nodes
-
-log = logging.getLogger("clover.cluster")
 
 RESEND_S = 60.0
 """Seconds after which shares are given to the ingress again, should it have lost them."""
@@ -137,8 +134,7 @@ class ClusterActor:
         steps += await self.weigh(now_s)
         open_now = await self._open_connections()
         views = self._views(now_s, open_now)
-        cover = self._cover()
-        planned = departures(views, self._room(now_s), lambda names: cover.load(names) <= 1.0 + 1e-9)
+        planned = departures(views, self._room(now_s), self._covers(views))
         steps += await self._each("drain", [step for step in planned if step.kind == "drain"], now_s)
         steps += await self._order([step for step in planned if step.kind == "release"], now_s)
         # A node is forgotten once it is released, at this look or at a later one.
@@ -186,19 +182,26 @@ class ClusterActor:
         members = self.memory.members
         if waking:
             usable = frozenset(name for name, own in members.members.items() if own.usable)
-            if self._cover(survive="none").load(usable) > _TIGHT:
+            if self._cover("none").load(usable) > _TIGHT:
                 return len(members.members)
         most = max(1, math.ceil(self.memory.terms.max_changes * len(members.members)))
         return max(0, most - len(members.in_phase("waking" if waking else "draining")))
 
-    def _cover(self, survive: str | None = None) -> Cover:
+    def _covers(self, views: Sequence[NodeView]) -> Covers:
         """Return what tells whether nodes can serve all that comes and all that is planned for.  If the plan is in
-        place, it has the reserve that was asked for; if not, those that stay have to have it."""
+        place, it has the reserve that was asked for; if not, those that stay have to have it, too."""
         memory = self.memory
-        if survive is None:
-            wanted = [own for name, own in memory.members.members.items() if memory.wanted(name, own)]
-            in_place = all(own.usable and own.admitted for own in wanted)
-            survive = "none" if in_place and memory.plan is not None else memory.terms.survive
+        before = frozenset(view.name for view in views if view.usable and view.phase != "draining")
+        wanted = [own for name, own in memory.members.members.items() if memory.wanted(name, own)]
+        in_place = memory.plan is not None and all(own.usable and own.admitted for own in wanted)
+        serve = keeps(self._cover("none"), before)
+        if in_place or memory.terms.survive == "none":
+            return serve
+        survive = keeps(self._cover(memory.terms.survive), before)
+        return lambda names: serve(names) and survive(names)
+
+    def _cover(self, survive: str) -> Cover:
+        memory = self.memory
         now = memory.demand.rates()
         demands = {key: max(now.get(key, 0.0), memory.planned.rates.get(key, 0.0))
                    for key in now.keys() | memory.planned.rates.keys()}  # fmt: skip
@@ -215,9 +218,11 @@ class ClusterActor:
             if member is None or not target.awake or not member.usable or member.phase == "partitioned":
                 continue
             report = member.report
-            told = member.epoch_sent >= memory.epoch
+            taken = member.epoch_sent >= memory.epoch
             forgot = report is not None and report.target_epoch < memory.epoch and member.heard_s > member.sent_s
-            if not told or forgot:
+            if taken and forgot and report is not None:
+                self._trouble(f"{name} took epoch {memory.epoch}, and follows epoch {report.target_epoch}: asked again")
+            if not taken or forgot:
                 due.append(ChangeStep(kind="follow", node=name, why=f"epoch {memory.epoch}"))
         return await self._order(due, now_s)
 
@@ -316,7 +321,6 @@ class ClusterActor:
 
     def _trouble(self, text: str) -> None:
         self.memory.troubles.append(text)
-        log.warning("%s", text)
 
 
 def _address(member: ClusterMember) -> tuple[str, str]:

@@ -14,7 +14,7 @@ about regions it is the highest load of any group of origins that may use the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from clover.planning.cluster.records import ClusterNode, DeviceFrontier, FamilyTerms, OperatingPoint
 
@@ -86,6 +86,13 @@ class Capacity:
         return self._most[key]
 
 
+def keeps(cover: Cover, before: frozenset[str]) -> Callable[[frozenset[str]], bool]:
+    """Return what tells whether a part of the nodes `before` keeps every group of origins served: its load is at most
+    1, or no higher than it is with all of them."""
+    limits = [max(1.0, load) + 1e-9 for load in cover.loads(before)]
+    return lambda names: all(load <= limit for load, limit in zip(cover.loads(names), limits, strict=True))
+
+
 class Cover:
     """The load of changing sets of nodes under `demands`, `survive`: after the loss of the node or region that would be
     missed most.  A set that differs little from the last one costs little."""
@@ -103,13 +110,16 @@ class Cover:
 
     def load(self, names: frozenset[str]) -> float:
         """Return the highest load of these nodes (module docstring); infinite if rows have no node at all."""
+        return max(self.loads(names), default=0.0)
+
+    def loads(self, names: frozenset[str]) -> list[float]:
+        """Return the load of each group of origins that may use the same regions."""
         for name in self._names - names:
             self._count(self._nodes[name], -1.0)
         for name in names - self._names:
             self._count(self._nodes[name], 1.0)
         self._names = names
-        return max((self._load(rates, sizes) for (_, rates), sizes in zip(self._groups, self._sizes, strict=True)),
-                   default=0.0)  # fmt: skip
+        return [self._load(rates, sizes) for (_, rates), sizes in zip(self._groups, self._sizes, strict=True)]
 
     def _count(self, node: ClusterNode, sign: float) -> None:
         part = node.region if self._survive == "region" else node.name
@@ -135,7 +145,7 @@ def _groups(reach: Reach, demands: Demands) -> list[tuple[frozenset[str], dict[s
     for regions in dict.fromkeys(sets.values()):
         rates: dict[str, float] = {}
         for key, own in sets.items():
-            if own <= regions:
+            if own <= regions and bool(own) == bool(regions):  # what no region may answer is no load of any other
                 rates[key[0]] = rates.get(key[0], 0.0) + demands[key]
         found.append((regions, rates))
     return found

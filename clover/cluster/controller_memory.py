@@ -57,7 +57,7 @@ class ClusterMemory:
     targets: dict[str, NodeTarget] = field(default_factory=dict)
     epoch: int = 0
     scouts: frozenset[str] = frozenset()
-    """Nodes to wake only to learn what their devices do: one of each kind of device that no node has told of."""
+    """Nodes to wake only to learn what their devices do: one of each kind of device that no node has reported on."""
     planned: PlannedFor = field(default_factory=PlannedFor)
     weights: dict[tuple[str, str], Rates] = field(default_factory=dict)
     given: Rates = field(default_factory=dict)
@@ -71,6 +71,7 @@ class ClusterMemory:
     decisions: deque[ClusterDecision] = field(default_factory=lambda: deque(maxlen=KEPT))
     troubles: list[str] = field(default_factory=list)
     looked_s: float | None = None
+    plan_again_s: float = -math.inf
 
     @classmethod
     def new(cls, terms: ClusterTerms, now_s: float) -> ClusterMemory:

@@ -9,7 +9,7 @@ from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeTar
 from clover.types import Reading, Record
 
 
-class FamilyReport(Record):
+class FamilyReport(Record, frozen=True, kw_only=True):
     """What a node's server says of one family: rows/s that came, by the client's region, and how it does.
 
     Counters (`rows`, `accuracy_rows`, `joules`, `grams`) only grow while `NodeReport.started_s` stays the same;
@@ -24,7 +24,7 @@ class FamilyReport(Record):
     grams: float
 
 
-class NodeReport(Record):
+class NodeReport(Record, frozen=True, kw_only=True):
     """What a node said when it was last asked.  `node` has its devices, its state and what it learned.
 
     `target_epoch`: the epoch of the target that it follows; 0 if it follows its own policy alone."""

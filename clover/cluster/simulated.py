@@ -32,6 +32,7 @@ from clover.cluster.simulated_world import (
     SimulatedWorld,
     WorldRules,
 )
+from clover.errors import ConfigError
 from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget
 
 START_S = 1_640_995_200.0
@@ -53,16 +54,35 @@ class ClusterScenario:
     seed: int = 0
 
     def world(self) -> SimulatedWorld:
-        """Return the world at the start."""
+        """Return the world at the start; ConfigError if the scenario cannot be played."""
+        self._check()
         rules = WorldRules(
             self.terms.families, self.terms.frontiers, self.terms.latency_ms, self.wake_spread, self.seed
         )
         return SimulatedWorld(self.regions, self.terms.nodes, rules, self.start_s)
 
+    def _check(self) -> None:
+        if not (self.step_s > 0.0 and self.seconds > 0.0):
+            raise ConfigError(
+                f"a simulation takes more than 0 s, in steps of more, not {self.seconds} and {self.step_s}"
+            )
+        regions = {own.name for own in self.regions}
+        nodes = {own.name for own in self.terms.nodes}
+        for node in self.terms.nodes:
+            if node.region not in regions:
+                raise ConfigError(f"node {node.name} is in region {node.region}, which is none of {', '.join(regions)}")
+        for fault in self.faults:
+            names = {"region": regions, "kill": nodes, "partition": nodes, "slow": nodes}.get(fault.kind)
+            if names is not None and fault.name not in names:
+                kind = "region" if fault.kind == "region" else "node"
+                raise ConfigError(f"a fault ({fault.kind}) names the {kind} {fault.name!r}, which there is not")
+            if not (fault.at_s >= 0.0 and fault.seconds > 0.0 and fault.factor > 0.0):
+                raise ConfigError(f"a fault ({fault.kind}) needs a time from 0 s on, a length and a factor above 0")
+
 
 @dataclass
 class ClusterRun:
-    """What came of a scenario.  `planned_g`: what the plans in force said it would emit; `look_s`: seconds of computing
+    """What came of a scenario.  `planned_g`: what the plans in force said it would emit; `look_s`: CPU seconds that
     each look took, the plan included; `plan_s` those of plans alone; `hours`: grams, rows/s answered and nodes awake of
     each hour."""
 
@@ -114,9 +134,9 @@ class _Player:
         )
 
     async def _solve(self, problem: ClusterProblem) -> ClusterPlan:
-        began = time.perf_counter()
+        began = time.process_time()
         found = self._plan(problem)
-        self.run.plan_s.append(time.perf_counter() - began)
+        self.run.plan_s.append(time.process_time() - began)
         return found
 
     async def play(self) -> ClusterRun:
@@ -126,9 +146,9 @@ class _Player:
         hour: tuple[float, float, float] = (0.0, 0.0, 0.0)
         for _ in range(math.ceil(scenario.seconds / scenario.step_s)):
             if world.now_s >= self._down_until_s:
-                began = time.perf_counter()
+                began = time.process_time()
                 look = await controller.step()
-                run.look_s.append(time.perf_counter() - began)
+                run.look_s.append(time.process_time() - began)
                 if look.decision is not None:
                     run.decisions.append(look.decision)
                 status = controller.status()

@@ -8,8 +8,8 @@ through the production controller:
     accuracy   off: the floor is that of the most accurate operating point
 
 A lever's share is its mean gain over all orders in which the three can be switched on (the Shapley value), so that the
-shares add up to the whole saving whatever the levers do to each other.  Rows that a combination refuses are told too:
-one that serves less emits less.
+shares add up to the whole saving whatever the levers do to each other.  Rows that a combination refuses are counted,
+too: one that serves less emits less.
 """
 
 from __future__ import annotations

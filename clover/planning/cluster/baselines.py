@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from clover.planning.cluster.instance import EPSILON, Floats, Instance, NodeGroup
+from clover.planning.cluster.arrays import EPSILON, Floats, NodeGroup, ProblemArrays
 from clover.planning.cluster.reserve import spare_rates
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
@@ -51,7 +51,7 @@ class _OwnPlan:
     points: Floats
 
 
-def alone(instance: Instance, *, best: bool = False) -> Baseline:
+def alone(instance: ProblemArrays, *, best: bool = False) -> Baseline:
     """Return what each region emits that serves its own clients; `best`: at the most accuracy that there is room
     for."""
     spare = spare_rates(instance)
@@ -72,7 +72,7 @@ def alone(instance: Instance, *, best: bool = False) -> Baseline:
     return _averaged(instance, total, sums)
 
 
-def awake(instance: Instance) -> Baseline:
+def awake(instance: ProblemArrays) -> Baseline:
     """Return what all nodes emit that share all rows in proportion to what each can serve."""
     spare = spare_rates(instance)
     total = Baseline(_idle(instance))
@@ -81,18 +81,18 @@ def awake(instance: Instance) -> Baseline:
     return _averaged(instance, total, sums)
 
 
-def _idle(instance: Instance) -> float:
+def _idle(instance: ProblemArrays) -> float:
     return sum(instance.idle_grams(node, waking=False) for group in instance.groups for node in group.nodes)
 
 
-def _averaged(instance: Instance, total: Baseline, sums: Floats) -> Baseline:
+def _averaged(instance: ProblemArrays, total: Baseline, sums: Floats) -> Baseline:
     for at, family in enumerate(instance.families):
         if sums[0, at] > EPSILON:
             total.accuracy[family] = float(sums[1, at] / sums[0, at])
     return total
 
 
-def _home(instance: Instance, spare: Floats, stream: int, origin: str) -> int | None:
+def _home(instance: ProblemArrays, spare: Floats, stream: int, origin: str) -> int | None:
     """Return the region that serves an origin if each is alone: its own, else the nearest that may."""
     able = {group.region for group in instance.groups if _capacity(instance, spare, group, stream) > 0.0}
     latency = instance.problem.latency_ms.get(origin, {})
@@ -103,14 +103,14 @@ def _home(instance: Instance, spare: Floats, stream: int, origin: str) -> int | 
     return ways[0][-1] if ways else None
 
 
-def _capacity(instance: Instance, spare: Floats, group: NodeGroup, stream: int) -> float:
+def _capacity(instance: ProblemArrays, spare: Floats, group: NodeGroup, stream: int) -> float:
     return sum(
         count * float(spare[group.region, instance.kinds.index(kind), stream]) for kind, count in group.devices.items()
     )
 
 
 def _shared(
-    instance: Instance,
+    instance: ProblemArrays,
     spare: Floats,
     groups: tuple[NodeGroup, ...] | list[NodeGroup],
     shares: Mapping[tuple[str, int], float],
@@ -155,7 +155,7 @@ def _shared(
     return sums
 
 
-def _best_own(instance: Instance, group: NodeGroup, share: Floats) -> _OwnPlan:
+def _best_own(instance: ProblemArrays, group: NodeGroup, share: Floats) -> _OwnPlan:
     """Return a node's plan at the highest accuracy that leaves no more rows than the floors do."""
     lowest = _own(instance, group, share, instance.floors)
     highest = np.array([_most_accurate(instance, group, f) for f in range(len(instance.families))])
@@ -174,7 +174,7 @@ def _best_own(instance: Instance, group: NodeGroup, share: Floats) -> _OwnPlan:
     return found
 
 
-def _most_accurate(instance: Instance, group: NodeGroup, family: int) -> float:
+def _most_accurate(instance: ProblemArrays, group: NodeGroup, family: int) -> float:
     """Return the accuracy that all streams of a family can have on a node."""
     highest = []
     for stream in instance.streams:
@@ -188,7 +188,7 @@ def _most_accurate(instance: Instance, group: NodeGroup, family: int) -> float:
     return min(highest, default=0.0)
 
 
-def _own(instance: Instance, group: NodeGroup, share: Floats, floors: Floats) -> _OwnPlan:
+def _own(instance: ProblemArrays, group: NodeGroup, share: Floats, floors: Floats) -> _OwnPlan:
     """Return the plan of one node for its share (rows/s by stream) that uses least energy at its own floors."""
     families, streams = len(instance.families), [int(s) for s in np.flatnonzero(share > 0.0)]
     if not streams:

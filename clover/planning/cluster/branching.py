@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from clover.planning.cluster.instance import Flags, Instance
-from clover.planning.cluster.relaxation import Relaxation
+from clover.planning.cluster.arrays import Flags, ProblemArrays
+from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.rounding import Rounded
 from clover.planning.cluster.simplex import Basis
 
@@ -56,7 +56,7 @@ class _Branch:
 
 
 def search(
-    instance: Instance, relaxed: Relaxation, allowance: Allowance, make: Callable[[list[Flags]], Rounded]
+    instance: ProblemArrays, relaxed: ClusterRelaxation, allowance: Allowance, make: Callable[[list[Flags]], Rounded]
 ) -> tuple[Rounded, float]:
     """Return the best plan found, and grams/h that no plan is below.
 
@@ -105,7 +105,9 @@ def search(
     return best, float(min([least, best.merit, *(item[0] for item in heap)]))
 
 
-def _split(instance: Instance, relaxed: Relaxation, branch: _Branch) -> list[tuple[int, tuple[float, float]]] | None:
+def _split(
+    instance: ProblemArrays, relaxed: ClusterRelaxation, branch: _Branch
+) -> list[tuple[int, tuple[float, float]]] | None:
     """Return the two halves of the group whose nodes are least whole; None if all are whole."""
     nodes = relaxed.nodes()
     if not len(nodes):
@@ -119,7 +121,7 @@ def _split(instance: Instance, relaxed: Relaxation, branch: _Branch) -> list[tup
     return [(g, (low, below)), (g, (below + 1.0, high))]
 
 
-def _choices(opened: Sequence[Flags], instance: Instance, place: Place) -> list[bytes]:
+def _choices(opened: Sequence[Flags], instance: ProblemArrays, place: Place) -> list[bytes]:
     """Return the different sets of modes that streams of a family allow in a region, as bytes."""
     family, region = place
     sets = {
@@ -130,7 +132,7 @@ def _choices(opened: Sequence[Flags], instance: Instance, place: Place) -> list[
     return list(sets)
 
 
-def _solve(instance: Instance, relaxed: Relaxation, root: Basis, branch: _Branch) -> list[Flags]:
+def _solve(instance: ProblemArrays, relaxed: ClusterRelaxation, root: Basis, branch: _Branch) -> list[Flags]:
     """Solve the program of a branch; return what each stream may use in it."""
     program = relaxed.program
     program.restore(root)
@@ -145,7 +147,7 @@ def _solve(instance: Instance, relaxed: Relaxation, root: Basis, branch: _Branch
     return opened
 
 
-def _shut(instance: Instance, relaxed: Relaxation, opened: Sequence[Flags]) -> None:
+def _shut(instance: ProblemArrays, relaxed: ClusterRelaxation, opened: Sequence[Flags]) -> None:
     """Close the columns of what is not open any more."""
     for number, (stream, masks) in enumerate(zip(instance.streams, opened, strict=True)):
         for region in range(len(instance.regions)):
@@ -154,7 +156,7 @@ def _shut(instance: Instance, relaxed: Relaxation, opened: Sequence[Flags]) -> N
                 relaxed.close(region, shut, number)
 
 
-def _narrow(instance: Instance, opened: Sequence[Flags], place: Place, choice: Flags) -> None:
+def _narrow(instance: ProblemArrays, opened: Sequence[Flags], place: Place, choice: Flags) -> None:
     """Leave only the modes of `choice` open, and only to streams that allow all of them."""
     family, region = place
     for stream, masks in zip(instance.streams, opened, strict=True):
@@ -164,7 +166,7 @@ def _narrow(instance: Instance, opened: Sequence[Flags], place: Place, choice: F
 
 
 def _disagreement(
-    instance: Instance, relaxed: Relaxation, opened: Sequence[Flags], decided: Mapping[Place, bytes]
+    instance: ProblemArrays, relaxed: ClusterRelaxation, opened: Sequence[Flags], decided: Mapping[Place, bytes]
 ) -> Place | None:
     """Return the family and region at which most rows use modes that others who come there do not allow."""
     rows = _rows(instance, relaxed)
@@ -186,7 +188,7 @@ def _disagreement(
     return None if worst is None else worst[1]
 
 
-def _rows(instance: Instance, relaxed: Relaxation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _rows(instance: ProblemArrays, relaxed: ClusterRelaxation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Return rows/s by region, mode and stream."""
     devices = relaxed.devices()
     rows = np.zeros((len(instance.regions), *devices.shape[1:]))
@@ -196,8 +198,10 @@ def _rows(instance: Instance, relaxed: Relaxation) -> np.ndarray[tuple[int, ...]
     return np.asarray(rows * rates[:, None])
 
 
-def _settle(instance: Instance, relaxed: Relaxation, opened: list[Flags], decided: Mapping[Place, bytes]) -> None:
-    """Narrow `opened` at places that were not decided to what the solution uses there, and solve with that."""
+def _settle(
+    instance: ProblemArrays, relaxed: ClusterRelaxation, opened: list[Flags], decided: Mapping[Place, bytes]
+) -> None:
+    """Limit `opened`, at places that were not decided to what the solution uses there, and solve with that."""
     rows = _rows(instance, relaxed)
     for family in range(len(instance.families)):
         streams = [at for at, stream in enumerate(instance.streams) if stream.family == family]

@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 from msgspec.structs import replace
 
+from clover.planning.cluster.arrays import ProblemArrays, read
 from clover.planning.cluster.baselines import alone
-from clover.planning.cluster.instance import Instance, read
 from clover.planning.cluster.records import ClusterProblem, DeviceFrontier
 from clover.planning.cluster.solving import solve
 from clover.types import Record
@@ -74,7 +74,7 @@ def levers(problem: ClusterProblem) -> Levers:
     )
 
 
-def _idle(instance: Instance) -> float:
+def _idle(instance: ProblemArrays) -> float:
     return float(np.sum([instance.idle_grams(node, waking=False) for group in instance.groups for node in group.nodes]))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clover.planning.cluster.instance import Flags, Floats, Instance
+from clover.planning.cluster.arrays import Flags, Floats, ProblemArrays
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED = 1000.0
@@ -35,7 +35,13 @@ class FamilyLoads:
 
 
 def load_family(
-    instance: Instance, family: int, counts: Floats, rates: Floats, opened: Sequence[Flags], *, strict: bool = False
+    instance: ProblemArrays,
+    family: int,
+    counts: Floats,
+    rates: Floats,
+    opened: Sequence[Flags],
+    *,
+    strict: bool = False,
 ) -> FamilyLoads:
     """Return the cheapest loads of a family on `counts` devices by group and mode; `opened[stream][region, mode]`.
 
@@ -79,7 +85,7 @@ def load_family(
     )
 
 
-def price_scale(instance: Instance) -> float:
+def price_scale(instance: ProblemArrays) -> float:
     """Return about the most grams/h that one row/s can cost, idle watts included."""
     idle = max((group.idle_g_h for group in instance.groups), default=0.0)
     slowest = min((mode.rate for mode in instance.modes), default=1.0)

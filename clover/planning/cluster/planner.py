@@ -5,7 +5,7 @@ the machine, of its devices without rows, and of its rows.  What must hold: all 
 served; the rows of a family have, all together, its accuracy floor; each row is answered in a region that its origin
 allows, by devices whose p95 plus the way there and back is within the SLO; and what `survive` names may be lost.
 
-The way to it: read the problem into groups, modes and streams (`instance`), solve it with nodes and devices divisible
+The way to it: read the problem into groups, modes and streams (`arrays`), solve it with nodes and devices divisible
 (`relaxation`), which also gives the bound, then make whole nodes and devices of that (`rounding`).  A plan in force is
 kept unless another one saves more than waking nodes again will cost.
 """
@@ -16,8 +16,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from clover.planning.cluster.arrays import Floats, ProblemArrays, read
 from clover.planning.cluster.baselines import alone, awake
-from clover.planning.cluster.instance import Floats, Instance, read
 from clover.planning.cluster.records import ClusterNode, ClusterPlan, ClusterProblem, NodeTarget, RegionFlow
 from clover.planning.cluster.rounding import Rounded
 from clover.planning.cluster.solving import solve
@@ -49,11 +49,11 @@ def plan_cluster(problem: ClusterProblem) -> ClusterPlan:
     )
 
 
-def _awake_nodes(instance: Instance, rounded: Rounded) -> list[list[ClusterNode]]:
+def _awake_nodes(instance: ProblemArrays, rounded: Rounded) -> list[list[ClusterNode]]:
     return [list(group.nodes[: round(count)]) for group, count in zip(instance.groups, rounded.nodes, strict=True)]
 
 
-def _dealt(instance: Instance, rounded: Rounded) -> list[list[list[int]]]:
+def _dealt(instance: ProblemArrays, rounded: Rounded) -> list[list[list[int]]]:
     """Return the modes of the devices of each awake node, by group: modes are dealt like cards, so that nodes of a
     group do about the same and the loss of one takes little of any family."""
     dealt = []
@@ -71,7 +71,7 @@ def _dealt(instance: Instance, rounded: Rounded) -> list[list[list[int]]]:
     return dealt
 
 
-def _targets(instance: Instance, rounded: Rounded, flows: tuple[RegionFlow, ...]) -> tuple[NodeTarget, ...]:
+def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow, ...]) -> tuple[NodeTarget, ...]:
     rates = _mode_rates(instance, rounded)
     limits = _limits(instance, flows)
     found: dict[str, NodeTarget] = {}
@@ -98,7 +98,7 @@ def _targets(instance: Instance, rounded: Rounded, flows: tuple[RegionFlow, ...]
     return tuple(found.get(node.name, NodeTarget(node=node.name, awake=False)) for node in instance.problem.nodes)
 
 
-def _mode_rates(instance: Instance, rounded: Rounded) -> Floats:
+def _mode_rates(instance: ProblemArrays, rounded: Rounded) -> Floats:
     """Return rows/s by group and mode."""
     rates = np.zeros((len(instance.groups), len(instance.modes)))
     for family in rounded.loads:
@@ -107,7 +107,7 @@ def _mode_rates(instance: Instance, rounded: Rounded) -> Floats:
     return rates
 
 
-def _limits(instance: Instance, flows: tuple[RegionFlow, ...]) -> dict[tuple[str, str], float]:
+def _limits(instance: ProblemArrays, flows: tuple[RegionFlow, ...]) -> dict[tuple[str, str], float]:
     """Return the p95 in ms that nodes of a region must keep for a family, so that the furthest client has its SLO."""
     slo = {terms.family: terms.slo_p95_ms for terms in instance.problem.terms}
     limits: dict[tuple[str, str], float] = {}
@@ -118,7 +118,7 @@ def _limits(instance: Instance, flows: tuple[RegionFlow, ...]) -> dict[tuple[str
     return limits
 
 
-def _flows(instance: Instance, rounded: Rounded) -> tuple[RegionFlow, ...]:
+def _flows(instance: ProblemArrays, rounded: Rounded) -> tuple[RegionFlow, ...]:
     """Return who sends where: within a stream, rows stay at home first, then go the shortest ways."""
     flows: dict[tuple[str, str, str], float] = defaultdict(float)
     for number, stream in enumerate(instance.streams):
@@ -147,7 +147,7 @@ def _flows(instance: Instance, rounded: Rounded) -> tuple[RegionFlow, ...]:
     )
 
 
-def _grams(instance: Instance, rounded: Rounded) -> float:
+def _grams(instance: ProblemArrays, rounded: Rounded) -> float:
     """Return grams/h of a plan, each node with its own correction."""
     rates = _mode_rates(instance, rounded)
     total = 0.0

@@ -30,17 +30,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.cluster.instance import Flags, Floats, Instance
+from clover.planning.cluster.arrays import Flags, Floats, ProblemArrays
 from clover.planning.cluster.reserve import Loss
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
 
 
-class Relaxation:
+class ClusterRelaxation:
     """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
-    def __init__(self, instance: Instance, spare: Floats, losses: Sequence[Loss], rates: Floats) -> None:
+    def __init__(self, instance: ProblemArrays, spare: Floats, losses: Sequence[Loss], rates: Floats) -> None:
         self._instance, self._spare, self._losses, self._rates = instance, spare, losses, rates
         streams, families, groups = len(instance.streams), len(instance.families), instance.groups
         self._device_rows = {
@@ -60,15 +60,11 @@ class Relaxation:
         self._spare_rows: list[dict[tuple[int, int], int]] = []
         self._keep_rows: list[dict[int, int]] = []
         self._lost_rows: list[int | None] = []
-        self._not_lost: list[int] = []
         for loss in losses:
             rows = self._write_loss(columns, right, basis, loss, rows, _UNSPARED * dear)
         self.awake = [self._write_nodes(columns, g) for g in range(len(groups))]
         self.program = LinearProgram(columns, right, basis)
         self.program.solve()
-        # A program begins with nothing awake, so that nothing can be lost; from here on something is.
-        self.program.upper[self._not_lost] = 0.0
-        self.program.resolve()
 
     def _dear(self) -> float:
         """Return about the most grams/h that one more row/s can cost."""
@@ -124,8 +120,8 @@ class Relaxation:
             lost_row = rows
             rows += 1
             right.append(1.0)
-            self._not_lost.append(columns.add(price, [(lost_row, 1.0)]))
-            basis.append(self._not_lost[-1])
+            # A program begins with nothing awake, so that nothing can be lost: dearer than all rows that could be kept.
+            basis.append(columns.add(price * max(1.0, float(loss.rates.sum())), [(lost_row, 1.0)]))
             shapes = {
                 (group.region, tuple(sorted(group.devices.items())))
                 for group in instance.groups
@@ -204,7 +200,8 @@ class Relaxation:
         solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
-        rows = np.maximum(duals[:streams], 0.0)
+        # Below 0 if more rows would help: answered at high accuracy, they would let others be answered at a lower one.
+        rows = duals[:streams]
         points = np.maximum(duals[streams : streams + len(instance.families)], 0.0)
         total = float(rows @ self._rates)
         spared = np.zeros((len(instance.regions), len(instance.kinds)))

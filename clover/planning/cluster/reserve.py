@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clover.planning.cluster.instance import EPSILON, Floats, Instance
+from clover.planning.cluster.arrays import EPSILON, Floats, ProblemArrays
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _CONFINED = 8  # sets of regions that have a loss of their own in the relaxation, at most
@@ -36,7 +36,7 @@ class Loss:
         return replace(self, rates=np.maximum(0.0, np.minimum(self.rates, most)))
 
 
-def spare_rates(instance: Instance) -> Floats:
+def spare_rates(instance: ProblemArrays) -> Floats:
     """Return the most rows/s of each stream that a device gives at the accuracy floor: by region, kind and stream."""
     found = np.zeros((len(instance.regions), len(instance.kinds), len(instance.streams)))
     for number, stream in enumerate(instance.streams):
@@ -64,7 +64,7 @@ def _fastest(usable: Sequence[tuple[float, float]]) -> float:
     return best
 
 
-def losses(instance: Instance, spare: Floats) -> tuple[Loss, ...]:
+def losses(instance: ProblemArrays, spare: Floats) -> tuple[Loss, ...]:
     """Return what the problem wants to survive, each with the rows that can be kept at all."""
     survive = instance.problem.survive
     if survive == "none" or not instance.streams:
@@ -89,7 +89,7 @@ def losses(instance: Instance, spare: Floats) -> tuple[Loss, ...]:
     return tuple(found)
 
 
-def confined(instance: Instance, spare: Floats, wanted: Sequence[Loss]) -> tuple[Loss, ...]:
+def confined(instance: ProblemArrays, spare: Floats, wanted: Sequence[Loss]) -> tuple[Loss, ...]:
     """Return what the loss of any one node means for rows that cannot go everywhere.
 
     If streams have to be answered within some regions, a node is awake there, and of the average over the losses of one
@@ -117,7 +117,7 @@ def confined(instance: Instance, spare: Floats, wanted: Sequence[Loss]) -> tuple
 class Reserve:
     """Whether the devices that are left after a loss are enough: a linear program whose right-hand sides change."""
 
-    def __init__(self, instance: Instance, spare: Floats) -> None:
+    def __init__(self, instance: ProblemArrays, spare: Floats) -> None:
         self._spare = spare
         self._streams = range(len(instance.streams))
         count = len(instance.streams)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clover.planning.cluster.instance import EPSILON, Flags, Floats, Instance
+from clover.planning.cluster.arrays import EPSILON, Flags, Floats, ProblemArrays
 from clover.planning.cluster.loads import FamilyLoads, load_family
-from clover.planning.cluster.relaxation import Relaxation
+from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.reserve import Loss, Reserve
 
 _WHOLE = 1e-6
@@ -58,8 +58,8 @@ class Rounding:
 
     def __init__(
         self,
-        instance: Instance,
-        relaxation: Relaxation,
+        instance: ProblemArrays,
+        relaxation: ClusterRelaxation,
         opened: Sequence[Flags],
         reserve: Reserve,
         losses: Sequence[Loss],

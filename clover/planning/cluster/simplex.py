@@ -24,7 +24,7 @@ from clover.errors import PlanError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_OPTIMAL = 1e-9  # a reduced cost, of the largest cost, that counts as none
+_OPTIMAL = 1e-11  # a reduced cost, of the largest dual, that counts as none
 _FEASIBLE = 1e-9  # how far outside its bounds a variable may lie, in scaled units
 _PIVOT = 1e-8  # least entry that a pivot may have
 _REFACTOR = 120  # pivots after which the inverse is made anew
@@ -110,7 +110,6 @@ class LinearProgram:
         self._nonbasic = np.ones(self._n, dtype=bool)
         self._nonbasic[self._basic] = False
         self._inverse: Floats = np.linalg.inv(self._matrix(self._basic))
-        self._tolerance = _OPTIMAL * max(1e-300, float(np.abs(self._cost).max(initial=0.0)))
         shake = np.random.default_rng(7).uniform(0.5, 1.0, self._m)
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
         self.pivots = 0
@@ -224,7 +223,8 @@ class LinearProgram:
             gain = np.where(self._at_upper, -1.0, 1.0) * self._reduced(y)
             gain[~self._nonbasic | fixed] = 0.0
             column = int(gain.argmin())
-            if gain[column] >= -self._tolerance:
+            # The duals of what cannot be had are a thousand times those of the optimum: no fixed tolerance fits both.
+            if gain[column] >= -_OPTIMAL * max(1e-3, float(np.abs(y).max(initial=0.0))):
                 return
             if self.pivots - begun > _LIMIT:
                 raise PlanError("a linear program of the cluster's planner does not converge; please report this")

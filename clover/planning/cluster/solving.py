@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clover.planning.cluster.arrays import EPSILON, Floats, ProblemArrays
 from clover.planning.cluster.branching import Allowance, search
-from clover.planning.cluster.instance import EPSILON, Floats, Instance
-from clover.planning.cluster.relaxation import Relaxation
+from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.reserve import Loss, Reserve, confined, losses, spare_rates
 from clover.planning.cluster.rounding import Rounded, Rounding
 
@@ -18,13 +18,13 @@ _MOVING = 0.005  # part of all grams that another choice of nodes must save, as 
 
 
 @dataclass(frozen=True)
-class Solution:
+class SolvedCluster:
     """A solved instance: whole nodes, devices and rows; what is not served and not kept; the bound.
 
     `unkept`: for each loss that is wanted to be survived, the rows/s that its reserve lacks.  `kept`: the nodes that
     were awake stay so because others would save too little."""
 
-    instance: Instance
+    instance: ProblemArrays
     rounded: Rounded
     losses: tuple[Loss, ...]
     unkept: tuple[float, ...]
@@ -33,7 +33,7 @@ class Solution:
     kept: bool
 
 
-def solve(instance: Instance) -> Solution:
+def solve(instance: ProblemArrays) -> SolvedCluster:
     """Return the whole nodes, devices and rows of an instance, and the bound."""
     spare = spare_rates(instance)
     every = losses(instance, spare)
@@ -56,12 +56,12 @@ def solve(instance: Instance) -> Solution:
         lowered = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0]
         bound = lowered.bound([stream.allowed for stream in instance.streams], {})
     short = iter(unkept)
-    return Solution(
+    return SolvedCluster(
         instance, best, every, tuple(next(short) if loss.rates.any() else 0.0 for loss in every), lacking, bound, kept
     )
 
 
-def _allowance(instance: Instance) -> Allowance:
+def _allowance(instance: ProblemArrays) -> Allowance:
     """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is
     solved."""
     total = sum(group.size for group in instance.groups)
@@ -69,13 +69,13 @@ def _allowance(instance: Instance) -> Allowance:
 
 
 def _relaxed(
-    instance: Instance, spare: Floats, wanted: tuple[Loss, ...], rates: Floats
-) -> tuple[Relaxation, Floats, tuple[Loss, ...], list[float]]:
+    instance: ProblemArrays, spare: Floats, wanted: tuple[Loss, ...], rates: Floats
+) -> tuple[ClusterRelaxation, Floats, tuple[Loss, ...], list[float]]:
     """Return the solved relaxation of what can be had: its rows/s by stream, its losses, and what each lacks."""
     tight = (*wanted, *confined(instance, spare, wanted))
     kept = tuple(loss.lowered(rates) for loss in tight)
     lacking = [0.0] * len(wanted)
-    relaxed = Relaxation(instance, spare, kept, rates)
+    relaxed = ClusterRelaxation(instance, spare, kept, rates)
     some = _SOME * max(1.0, float(rates.sum()))
     missing = relaxed.missing()
     short = relaxed.unkept()
@@ -93,11 +93,11 @@ def _relaxed(
         ]
         lacking = [item if item > some else 0.0 for item in lacking]
         kept = tuple(lowered)
-        relaxed = Relaxation(instance, spare, kept, rates)
+        relaxed = ClusterRelaxation(instance, spare, kept, rates)
     return relaxed, rates, kept[: len(wanted)], lacking
 
 
-def _with_before(instance: Instance, rounding: Rounding, best: Rounded) -> tuple[Rounded, bool]:
+def _with_before(instance: ProblemArrays, rounding: Rounding, best: Rounded) -> tuple[Rounded, bool]:
     """Return the best plan on the nodes of the plan in force, if another one saves too little; say whether it is kept.
 
     Nodes that another plan releases have to be woken again some day: what that emits, spread over the horizon, and a

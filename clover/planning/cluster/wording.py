@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from clover.planning.cluster.arrays import ProblemArrays
 from clover.planning.cluster.baselines import Baseline
-from clover.planning.cluster.instance import Instance
-from clover.planning.cluster.solving import Solution
+from clover.planning.cluster.solving import SolvedCluster
 
 
-def reason_of(solution: Solution, apart: Baseline) -> str:
+def reason_of(solution: SolvedCluster, apart: Baseline) -> str:
     """Return why a plan is as it is, missing promises first."""
     instance = solution.instance
     parts = [*_missing(solution), _awake(solution)]
@@ -23,7 +23,7 @@ def reason_of(solution: Solution, apart: Baseline) -> str:
     return "; ".join(parts)
 
 
-def _awake(solution: Solution) -> str:
+def _awake(solution: SolvedCluster) -> str:
     instance, rounded = solution.instance, solution.rounded
     by_region: dict[int, int] = defaultdict(int)
     for group, count in zip(instance.groups, rounded.nodes, strict=True):
@@ -41,14 +41,14 @@ def _awake(solution: Solution) -> str:
     return f"{sum(by_region.values())} of {total} nodes awake ({where or 'none'}) for {rows:.0f} rows/s{gap}"
 
 
-def _missing(solution: Solution) -> list[str]:
+def _missing(solution: SolvedCluster) -> list[str]:
     instance = solution.instance
     found = []
     for at, family in enumerate(instance.families):
         if instance.asked[at] > instance.floors[at] + 1e-9:
             found.append(
-                f"the accuracy floor {instance.asked[at]:.2f} of {family} cannot be kept: the best operating point within "
-                f"its SLO has {instance.floors[at]:.2f}; lower the floor or add a better variant"
+                f"the accuracy floor {instance.asked[at]:.2f} of {family} cannot be kept: the best operating point "
+                f"within its SLO has {instance.floors[at]:.2f}; lower the floor or add a better variant"
             )
     left: dict[int, float] = defaultdict(float)
     for stream, rate in zip(instance.streams, solution.unserved, strict=True):
@@ -71,15 +71,15 @@ def _missing(solution: Solution) -> list[str]:
     return found
 
 
-def _why(instance: Instance, family: int) -> str:
+def _why(instance: ProblemArrays, family: int) -> str:
     """Return what rows of a family lack: an operating point, a region that may answer, or devices."""
     name = instance.families[family]
     terms = instance.problem.terms[family]
     if not any(mode.family == family for mode in instance.modes):
         kinds = ", ".join(instance.kinds) or "no node that answers"
         return (
-            f"no device ({kinds}) has an operating point of {name} within its SLO of {terms.slo_p95_ms:g} ms; profile the "
-            "family on these devices or raise the SLO"
+            f"no device ({kinds}) has an operating point of {name} within its SLO of {terms.slo_p95_ms:g} ms; profile "
+            "the family on these devices or raise the SLO"
         )
     stranded = sorted(
         origin
@@ -94,10 +94,10 @@ def _why(instance: Instance, family: int) -> str:
     )
     if stranded:
         return (
-            f"clients of {', '.join(stranded)} may use no region that answers within {terms.slo_p95_ms:g} ms; allow them "
-            "another region or raise the SLO"
+            f"clients of {', '.join(stranded)} may use no region that answers within {terms.slo_p95_ms:g} ms; allow "
+            "them another region or raise the SLO"
         )
     return (
-        f"all devices that may answer them are busy at the accuracy floor {instance.floors[family]:.2f}; add nodes or lower "
-        "the floor"
+        f"all devices that may answer them are busy at the accuracy floor {instance.floors[family]:.2f}; add nodes or "
+        "lower the floor"
     )

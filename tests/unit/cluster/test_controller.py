@@ -390,8 +390,26 @@ def test_a_planner_that_fails_leaves_the_plan_in_force() -> None:
         assert controller.status().epoch == epoch
         assert "no such luck" in " ".join(controller.status().troubles)
         assert scene.world.sums.refused == 0.0
+        scene.world.advance(1.0)
+        assert (await controller.step()).decision is not None
+        scene.world.advance(1.0)
+        assert (await controller.step()).decision is None, "not again at once"
 
     play(story)
+
+
+def test_a_trouble_is_logged_once_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 3)
+        scene.fault("grids", seconds=150.0)
+        await scene.steps(controller, 5)
+        scene.fault("grids", seconds=50.0)
+        await scene.steps(controller, 2)
+
+    play(story)
+    assert sum("the grids cannot be read" in text for text in caplog.messages) == 2
 
 
 def test_grids_that_cannot_be_read_leave_the_last_intensities() -> None:
@@ -428,6 +446,31 @@ def test_a_node_that_takes_no_target_is_not_given_more() -> None:
         for name in refused:
             assert after[name] <= before[name] * 1.01 + 1e-6
         assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
+def test_a_node_that_follows_an_older_epoch_is_asked_again_and_named() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 4)
+        (name, *_) = sorted(scene.serving())
+        scene.world.nodes[name].epoch, follow = 1, scene.nodes.follow
+
+        async def ignore(target: NodeTarget, epoch: int) -> None:
+            """Take a target, and forget it."""
+
+        scene.nodes.follow = ignore  # type: ignore[method-assign]
+        (look,) = await scene.steps(controller, 1)
+        assert ("follow", name) in [(step.kind, step.node) for step in look.steps]
+        await scene.steps(controller, 1)
+        await controller.step()
+        epoch = controller.status().epoch
+        assert f"{name} took epoch {epoch}, and follows epoch 1: asked again" in controller.status().troubles
+        scene.nodes.follow = follow  # type: ignore[method-assign]
+        await scene.steps(controller, 2)
+        assert scene.world.nodes[name].epoch == controller.status().epoch
 
     play(story)
 
@@ -482,6 +525,34 @@ def test_a_node_that_comes_back_at_another_address_is_admitted_there() -> None:
         assert sorted(asked) == [(name, f"http://{name}:81") for name in ("n1", "n2", "s1", "s2")]
 
     play(story)
+
+
+def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        scene, looks = Scene(), 0
+        controller = scene.controller()
+        reports = scene.nodes.reports
+
+        async def sometimes() -> Mapping[str, NodeReport]:
+            if looks == 2:
+                raise RuntimeError("a bug")
+            return await reports()
+
+        async def sleep(seconds: float) -> None:
+            nonlocal looks
+            assert seconds == scene.terms.look_s
+            looks += 1
+            scene.world.advance(seconds)
+            if looks == 6:
+                controller.stopped = "that is enough"
+
+        scene.nodes.reports = sometimes  # type: ignore[method-assign]
+        await controller.run(sleep)
+        assert looks == 6
+        assert scene.serving()
+
+    play(story)
+    assert "a look at the cluster failed" in caplog.text
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

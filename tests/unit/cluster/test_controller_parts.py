@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.cluster.controller_budget import MOST, AccuracyBudget
-from clover.cluster.controller_capacity import Capacity, Cover, Reach, fastest_ms, most_rows
+from clover.cluster.controller_capacity import Capacity, Cover, Reach, fastest_ms, keeps, most_rows
 from clover.cluster.controller_demand import ClusterDemand
 from clover.cluster.controller_members import LEAST_PACE, Membership
 from clover.cluster.ports import FamilyReport, NodeReport
@@ -122,6 +122,19 @@ def test_a_day_that_is_known_is_expected_again() -> None:
     assert [at for at, _ in own.forecast] == sorted(at for at, _ in own.forecast)
 
 
+def test_a_rise_that_comes_every_day_is_expected_until_it_is_there() -> None:
+    demand, key = ClusterDemand(), (FAMILY, "north")
+    for at in range(3 * 144):  # every ten minutes
+        at_s, hour = at * 600.0, at / 6.0 % 24.0
+        demand.note(at_s, {key: 700.0 if 12.0 <= hour < 15.0 else 60.0})
+        if at >= 2 * 144 and 11.0 <= hour < 15.0:
+            (own,) = demand.expected(at_s, 4800.0)
+            assert max(own.rate, *(rate for _, rate in own.forecast)) > 600.0, f"at {hour:.2f} h"
+        if at >= 2 * 144 and (hour < 9.0 or hour > 17.0):
+            (own,) = demand.expected(at_s, 4800.0)
+            assert max(own.rate, *(rate for _, rate in own.forecast)) < 100.0, f"at {hour:.2f} h"
+
+
 def test_what_is_not_counted_any_more_went_away_and_nonsense_is_ignored() -> None:
     demand = ClusterDemand()
     demand.note(0.0, {(FAMILY, "north"): 100.0})
@@ -203,6 +216,17 @@ def test_load_does_not_depend_on_what_was_asked_before(asked: list[frozenset[str
     one = cover()
     for names in asked:
         assert one.load(names) == pytest.approx(cover().load(names))
+
+
+def test_rows_that_no_node_may_answer_keep_no_other_node_awake() -> None:
+    own = cover(regions={"south": ()})
+    every = frozenset({"n1", "n2", "s1"})
+    assert own.load(every) == math.inf
+    covers = keeps(own, every)
+    assert covers(every - {"s1"})
+    assert covers(frozenset({"n1"})), "400 rows/s of the north are what one serves"
+    assert not covers(frozenset())
+    assert not keeps(cover(), every)(frozenset({"n1", "n2"})), "the south has only that one"
 
 
 def test_the_fastest_point_of_a_family() -> None:

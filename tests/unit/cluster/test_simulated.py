@@ -24,6 +24,7 @@ from clover.cluster.simulated_world import (
     SimulatedStore,
     SimulatedWorld,
 )
+from clover.errors import ConfigError
 from clover.planning.cluster.planner import plan_cluster
 from clover.planning.cluster.records import ClusterPlan, ClusterProblem, DeviceFrontier, OperatingPoint
 from tests.support.cluster_fixture import FAMILY, REGIONS, frontier, node, region, scenario, terms, wave
@@ -103,6 +104,22 @@ def test_a_straggler_gets_less() -> None:
     assert run.sums.late < 0.5 * run.sums.answered
 
 
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (ClusterFault(at_s=0.0, kind="kill", name="east0"), "names the node 'east0'"),
+        (ClusterFault(at_s=0.0, kind="region", name="north0"), "names the region 'north0'"),
+        (ClusterFault(at_s=-1.0, kind="controller"), "a time from 0 s on"),
+        (ClusterFault(at_s=0.0, kind="slow", name="north0", factor=0.0), "a factor above 0"),
+    ],
+)
+def test_a_scenario_that_cannot_be_played_says_why(fault: ClusterFault, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        scenario(faults=[fault]).world()
+    with pytest.raises(ConfigError, match="more than 0 s"):
+        scenario(hours=0.0).world()
+
+
 def test_levers_are_switched_off_by_other_problems() -> None:
     own = scenario(hours=1.0, each=1)
     bound = with_levers(own, frozenset({"release", "accuracy"}))
@@ -173,9 +190,9 @@ class Watched:
         )  # fmt: skip
 
     def able(self, world: SimulatedWorld) -> float:
-        """Rows/s that the nodes that serve could answer, whatever the accuracy."""
+        """Rows/s that the nodes that serve could answer, whatever the accuracy, as far as their reports say."""
         serving = [node for node in world.nodes.values() if node.state == "serving"]
-        return sum(400.0 * sum(node.machine.devices.values()) / node.slow for node in serving)
+        return sum(400.0 * sum(node.machine.devices.values()) for node in serving)
 
     async def play(self, restart_at: int = -1) -> ClusterController:
         controller, down_until_s = self.controller(), -math.inf

@@ -1,8 +1,8 @@
 """The problem of a cluster as the solver sees it: groups of equal nodes, modes of a device, streams of rows.
 
 `group`   nodes of one region with the same devices, the same idle watts, the same cost of being woken and nearly the
-          same correction (mean over families, in steps of 3 %, or more if that made too many groups), which are planned
-          as one and told apart only when targets are given out.
+          same correction (mean over families, in steps of 1.5 %, or more if that made too many groups), which are
+          planned as one and told apart only when targets are given out.
 `mode`    an operating point of a family on a kind of device.  A device in a mode serves up to `rate` rows/s; every row
           costs watts / rate joules, so that one that gets fewer rows uses as many times less beyond its idle watts.
           A point that another one of the same family and kind beats in rate, joules a row, accuracy and for whom it is
@@ -30,8 +30,8 @@ from clover.planning.cluster.records import ClusterNode, ClusterProblem, Operati
 
 J_PER_KWH = 3.6e6
 EPSILON = 1e-9
-_CORRECTION_STEPS = (math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
-_MOST_GROUPS = 64  # more are made fewer by coarser steps of the correction
+_CORRECTION_STEPS = (math.log(1.015), math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
+_MOST_GROUPS = 80  # more are made fewer by coarser steps of the correction
 _DEVICES_TOLD_APART = 64  # with more, modes that a mixture of two others beats are left out
 
 Floats = NDArray[np.float64]
@@ -86,7 +86,7 @@ class NodeGroup:
 
 
 @dataclass(frozen=True)
-class Instance:
+class ProblemArrays:
     """A cluster's problem in arrays; `floors` are the accuracies asked for, `asked` what the terms say."""
 
     problem: ClusterProblem
@@ -139,7 +139,7 @@ class Instance:
         return float(self.intensity[self.regions.index(node.region)] / 1000.0 * watts)
 
 
-def read(problem: ClusterProblem) -> Instance:
+def read(problem: ClusterProblem) -> ProblemArrays:
     """Return the arrays of a problem; PlanError says what in it contradicts itself."""
     _check(problem)
     regions = tuple(grid.name for grid in problem.regions)
@@ -153,7 +153,7 @@ def read(problem: ClusterProblem) -> Instance:
     reachable = [
         max((mode.accuracy for mode in modes if mode.family == f), default=np.inf) for f in range(len(families))
     ]
-    shell = Instance(
+    shell = ProblemArrays(
         problem=problem,
         families=families,
         regions=regions,
@@ -311,7 +311,7 @@ def _beats(keys: Sequence[tuple[float, ...]], one: int, other: int) -> bool:
     return one != other and all(x <= y for x, y in zip(first, second, strict=True)) and (first != second or one < other)
 
 
-def _groups(shell: Instance, usable: Sequence[ClusterNode]) -> tuple[NodeGroup, ...]:
+def _groups(shell: ProblemArrays, usable: Sequence[ClusterNode]) -> tuple[NodeGroup, ...]:
     for step in _CORRECTION_STEPS:
         gathered = _gathered(shell, usable, step)
         if len(gathered) <= _MOST_GROUPS:
@@ -320,7 +320,7 @@ def _groups(shell: Instance, usable: Sequence[ClusterNode]) -> tuple[NodeGroup, 
 
 
 def _gathered(
-    shell: Instance, usable: Sequence[ClusterNode], step: float
+    shell: ProblemArrays, usable: Sequence[ClusterNode], step: float
 ) -> dict[tuple[object, ...], list[ClusterNode]]:
     found: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)
     for node in usable:
@@ -331,7 +331,7 @@ def _gathered(
     return found
 
 
-def _in_order(shell: Instance, gathered: Mapping[tuple[object, ...], list[ClusterNode]]) -> tuple[NodeGroup, ...]:
+def _in_order(shell: ProblemArrays, gathered: Mapping[tuple[object, ...], list[ClusterNode]]) -> tuple[NodeGroup, ...]:
     awake_before = {target.node for target in shell.problem.before if target.awake}
     groups = []
     for (region, devices, *_), nodes in sorted(gathered.items(), key=lambda item: repr(item[0])):
