@@ -109,7 +109,7 @@ class LinearProgram:
         self._at_upper = np.zeros(self._n, dtype=bool)
         self._nonbasic = np.ones(self._n, dtype=bool)
         self._nonbasic[self._basic] = False
-        self._inverse: Floats = np.linalg.inv(self._matrix(self._basic))
+        self._inverse: Floats = np.asarray(np.linalg.inv(self._matrix(self._basic)), dtype=np.float64)
         shake = np.random.default_rng(7).uniform(0.5, 1.0, self._m)
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
         self.pivots = 0
@@ -197,7 +197,7 @@ class LinearProgram:
         return self._inverse @ right, self.lower[self._basic] / scale, self.upper[self._basic] / scale
 
     def _refactor(self) -> None:
-        self._inverse = np.linalg.inv(self._matrix(self._basic))
+        self._inverse = np.asarray(np.linalg.inv(self._matrix(self._basic)), dtype=np.float64)
 
     def _exchange(self, row: int, column: int, step: Floats) -> None:
         """Put `column` into the basis in the place of the one in `row`; `step` is the column in terms of the basis."""
