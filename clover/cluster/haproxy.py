@@ -33,6 +33,7 @@ from clover.cluster.haproxy_process import (
     check_configuration,
     find_program,
     private_folder,
+    shorten_log,
     write_private,
 )
 from clover.cluster.haproxy_runtime import IngressGone, IngressRefused, RuntimeApi, check_reply
@@ -65,6 +66,7 @@ class HAProxyIngress:
         self._wanted = WantedIngress()
         self._servers: Servers = {}
         self._process: HAProxyProcess | None = None
+        self._replaced: list[HAProxyProcess] = []  # these still answer what they have
         self._program = ""
         self._folder = private_folder(settings.folder)
         self._socket = str(self._folder / "haproxy.sock")
@@ -85,9 +87,7 @@ class HAProxyIngress:
             try:
                 adopted = await self._begin()
             except BaseException:
-                if self._process is not None:  # an old one keeps running
-                    self._process.forget()
-                    self._process = None
+                self._forget()  # an old one keeps running
                 raise
         self._keeper = asyncio.create_task(self._keep())
         return adopted
@@ -123,21 +123,13 @@ class HAProxyIngress:
 
     async def close(self) -> None:
         """Let go of HAProxy, which keeps running as it is; the next `start` adopts it."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
-        if self._process is not None:
-            self._process.forget()
-            self._process = None
+        await self._end_keeper()
+        self._forget()
 
     async def stop(self, drain_s: float = 30.0) -> None:
         """End HAProxy: it takes no new connections, and ends when the open ones have, after `drain_s` at the latest."""
+        await self._end_keeper()
         process = self._process
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
         if process is None:
             return
         for number, seconds in ((signal.SIGUSR1, drain_s), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
@@ -145,8 +137,7 @@ class HAProxyIngress:
                 process.send(number)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.ended.wait(), seconds)
-        process.forget()
-        self._process = None
+        self._forget()
 
     async def admit(self, name: str, url: str, grpc_url: str) -> None:
         """Add a node, which gets rows once it is healthy and has a weight; a known one has its address changed."""
@@ -273,6 +264,19 @@ class HAProxyIngress:
                 sums[origin][name] = sums[origin].get(name, 0) + int(row["stot"])
         return sums
 
+    async def _end_keeper(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+
+    def _forget(self) -> None:
+        """Watch no process any more."""
+        for process in (*self._replaced, self._process):
+            if process is not None:
+                process.forget()
+        self._replaced, self._process = [], None
+
     def _known(self, name: str) -> None:
         if name not in self._wanted.upstreams:
             raise ClusterError(f"the ingress has no node {name!r}")
@@ -356,6 +360,7 @@ class HAProxyIngress:
         if old is not None and not old.ended.is_set():
             arguments += ["-x", self._socket] if os.path.exists(self._socket) else []
             arguments += ["-sf", str(old.pid)]
+        shorten_log(log)
         said_before = log.stat().st_size if log.exists() else 0
         process = HAProxyProcess.launch(arguments, log, environment)
         try:
@@ -368,8 +373,11 @@ class HAProxyIngress:
         except TimeoutError:
             process.send(signal.SIGKILL)
             raise ClusterError(f"haproxy was not ready within {_START_S:g} s") from None
+        except BaseException:
+            process.send(signal.SIGKILL)
+            raise
         if old is not None:
-            old.forget()
+            self._replaced = [one for one in (*self._replaced, old) if not one.ended.is_set()]
         self._process = process
         self._servers = await self._own_servers()
 
@@ -428,7 +436,7 @@ class HAProxyIngress:
                         self._servers = await self._own_servers()
                         await self._converge()
                 pause = 0.1
-            except ClusterError as error:
+            except (ClusterError, OSError) as error:  # OSError: no space for its configuration, or no memory
                 log.warning("the ingress: %s; tried again in %g s", error, pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -74,6 +74,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     `tls_cert`: PEM file with certificate chain and key for clients.  `ca_file`: of nodes that are reached by https.
     `token_file`: its first line is the token for health checks, which nodes on addresses other than loopback want.
     `allowed_hosts`: names by which clients may call (all if there are none, unless it listens on loopback alone).
+    `listen_metrics`: HOST:PORT of HAProxy's own metrics for Prometheus; empty for none.
     `families`: those whose rows are to be shared by themselves; others go by the weights of their origin.
     `nodes`: about how many there will be.  `threads`: 0 for as many as HAProxy chooses.  Times are those of
     docs/ingress.md.
@@ -89,6 +90,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     ca_file: str = ""
     token_file: str = ""
     allowed_hosts: tuple[str, ...] = ()
+    listen_metrics: str = ""
     connections: int = 8192
     nodes: int = 64
     threads: int = 0
@@ -173,6 +175,7 @@ def check_settings(settings: IngressSettings) -> None:
     places = [place for origin in settings.origins for place in (origin.listen, origin.listen_grpc) if place]
     if not places:
         raise ClusterError("the ingress has nothing to listen on: give an origin listen = HOST:PORT")
+    places += [settings.listen_metrics] if settings.listen_metrics else []
     for place in places:
         match = _LISTEN.fullmatch(place)
         if not match or not 0 < int(match[2]) <= 65535:
@@ -266,6 +269,13 @@ def _sections(
                 words = server_words(settings, upstream, own.get(upstream.name, 0), grpc=backend.grpc)
                 lines.append(f"  server {upstream.name} {words}")
     lines += _LABEL_TABLE
+    if settings.listen_metrics:
+        lines += [
+            "frontend metrics",
+            f"  bind {settings.listen_metrics}",
+            "  http-request use-service prometheus-exporter if { path /metrics }",
+            f"  http-request return status 404 {_json('there are only /metrics here')}",
+        ]
     if settings.ca_file:  # a server that is added at run time may only use files that are loaded already
         lines += [
             "backend loaded_files",

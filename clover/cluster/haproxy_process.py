@@ -86,6 +86,13 @@ def alerts(text: str) -> str:
     return "; ".join(lines[:4]) or text.strip()[-500:] or "it does not say why"
 
 
+def shorten_log(path: Path) -> None:
+    """Put a log away under another name if it has become large; one that was put away before is removed."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _LOG_BYTES:
+            path.replace(path.with_name(f"{path.name}.1"))
+
+
 class HAProxyProcess:
     """One process of HAProxy, started here or found running.
 
@@ -105,10 +112,7 @@ class HAProxyProcess:
 
     @classmethod
     def launch(cls, arguments: list[str], log: Path, environment: dict[str, str]) -> HAProxyProcess:
-        """Start HAProxy; what it writes is added to `log`, which starts anew once it is large."""
-        with contextlib.suppress(OSError):
-            if log.stat().st_size > _LOG_BYTES:
-                log.replace(log.with_name(f"{log.name}.1"))
+        """Start HAProxy; what it writes is added to `log`."""
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             popen = subprocess.Popen(

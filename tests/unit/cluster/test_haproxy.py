@@ -13,7 +13,7 @@ import pytest
 from clover.cluster import haproxy as module
 from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import backends, description, render
-from clover.cluster.haproxy_process import HAProxyProcess, alerts, find_program, private_folder
+from clover.cluster.haproxy_process import HAProxyProcess, alerts, find_program, private_folder, shorten_log
 from clover.cluster.ports import FamilyIngress, HealthIngress, Ingress
 from clover.errors import ClusterError
 from tests.support.fake_haproxy import FakeHAProxy
@@ -265,6 +265,18 @@ def test_what_haproxy_says_is_wrong_in_one_line() -> None:
     said = "[NOTICE]   (1) : haproxy version is 3\n[ALERT]    (1) : Binding [a:1] for frontend x: cannot bind [h:1]\n"
     assert alerts(said) == "Binding [a:1] for frontend x: cannot bind [h:1]"
     assert alerts("") == "it does not say why"
+
+
+def test_a_large_log_is_put_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clover.cluster.haproxy_process._LOG_BYTES", 3)
+    file = tmp_path / "haproxy.log"
+    shorten_log(file)  # there is none
+    file.write_text("abc")
+    shorten_log(file)
+    assert file.read_text() == "abc"
+    file.write_text("abcd")
+    shorten_log(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["haproxy.log.1"]
 
 
 def test_the_end_of_a_process_is_seen() -> None:

@@ -108,6 +108,8 @@ def test_nodes_with_tls_are_verified() -> None:
         ({"origins": (IngressOrigin(name="a", listen="h:1 ssl crt x"),)}, "cannot listen on"),
         ({"origins": (IngressOrigin(name="a", listen="h:1", listen_grpc="h:1"),)}, "are the same"),
         ({"origins": (IngressOrigin(name="a", listen="h:1"), IngressOrigin(name="a", listen="h:2"))}, "the same name"),
+        ({"listen_metrics": "127.0.0.1:8080"}, "are the same"),
+        ({"listen_metrics": "here"}, "cannot listen on 'here'"),
         ({"families": ("a", "a")}, "named twice"),
         ({"families": ("a }",)}, "the family 'a }'"),
         ({"tls_cert": "a\nglobal"}, "paths of the ingress"),
