@@ -31,6 +31,8 @@ T = TypeVar("T")
 _LOOK_S = 1.0
 _ANSWER_S = 8.0
 _SILENT_S = 1.0
+_LATE_S = 30.0
+"""After which a node that was asked for a report is asked anew."""
 _END_S = 30.0
 """Beyond the drain, for a node to be released."""
 
@@ -122,8 +124,9 @@ class RayNodes:
         self._folder = folder
         self._grid_start = grid_start
         self._shared = shared
-        self._silent: set[str] = set()
-        """Nodes that gave no report when they were last asked: they are not waited for as long."""
+        self._asked: dict[str, asyncio.Future[bytes]] = {}
+        """Reports that nodes were asked for at an earlier look and have not given yet; those are not waited for as
+        long."""
         self._nodes = {node.name: node for node in file.node}
 
     async def reports(self) -> Mapping[str, NodeReport]:
@@ -133,13 +136,19 @@ class RayNodes:
         async def ask(name: str) -> None:
             actor = await asyncio.to_thread(self._find, name)
             if actor is None:
+                self._asked.pop(name, None)
+                return
+            # A slow node's answer is taken at a later look: to ask anew each time would only make it slower.
+            slow = name in self._asked
+            asked = self._asked.pop(name, None) or asyncio.ensure_future(self._answer(actor.report.remote(), _LATE_S))
+            await asyncio.wait({asked}, timeout=_SILENT_S if slow else _ANSWER_S)
+            if not asked.done():
+                self._asked[name] = asked
+                log.warning("node %s gives no report yet", name)
                 return
             try:
-                answer = await self._answer(actor.report.remote(), _SILENT_S if name in self._silent else _ANSWER_S)
-                self._silent.discard(name)
-                found[name] = msgspec.json.decode(answer, type=NodeReport)
+                found[name] = msgspec.json.decode(asked.result(), type=NodeReport)
             except (ClusterError, msgspec.MsgspecError) as error:
-                self._silent.add(name)
                 log.warning("node %s gives no report: %s", name, error)
 
         await asyncio.gather(*map(ask, self._nodes))

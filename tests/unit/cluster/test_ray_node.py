@@ -53,6 +53,7 @@ class FakeActor:
         self.gone = False
         self.hangs = False
         self.refuses = ""
+        self.late = asyncio.Event()
 
     def __getattr__(self, method: str) -> Any:
         async def answer(*given: Any) -> Any:
@@ -60,7 +61,7 @@ class FakeActor:
             if self.gone:
                 raise RayError("The actor died unexpectedly before finishing this task.\nmore")
             if self.hangs:
-                await asyncio.Event().wait()
+                await self.late.wait()
             if method == "report":
                 node = ClusterNode(name=self.name, region="north", devices={"k": 1})
                 return msgspec.json.encode(NodeReport(node=node, at_s=1.0, started_s=1.0, url="http://x"))
@@ -106,6 +107,7 @@ class Scene:
         monkeypatch.setattr(ray_node, "require_ray", lambda: self.ray)
         monkeypatch.setattr(ray_node, "_ANSWER_S", 0.05)
         monkeypatch.setattr(ray_node, "_SILENT_S", 0.02)
+        monkeypatch.setattr(ray_node, "_LATE_S", 0.3)
         self.file = parse(TEXT.format(hook=hook))
         self.nodes = RayNodes(self.file, "ns", folder, grid_start=lambda region: f"now in {region}", **more)
 
@@ -155,8 +157,14 @@ def test_nodes_that_are_gone_or_silent_are_left_out(monkeypatch: pytest.MonkeyPa
         assert list(await scene.nodes.reports()) == ["b"]
         scene.ray.actors["node:a"].gone, scene.ray.actors["node:b"].hangs = False, True
         assert list(await scene.nodes.reports()) == ["a"]
-        scene.ray.actors["node:b"].hangs = False
+        assert list(await scene.nodes.reports()) == ["a"]
+        slow = scene.ray.actors["node:b"]
+        assert [method for method, _ in slow.calls].count("report") == 2  # it was not asked again
+        slow.hangs = False
+        slow.late.set()
+        await asyncio.sleep(0)
         assert sorted(await scene.nodes.reports()) == ["a", "b"]
+        assert [method for method, _ in slow.calls].count("report") == 2
 
     tell(story)
 
