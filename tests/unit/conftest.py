@@ -1,4 +1,4 @@
-"""What tests of devices share."""
+"""What unit tests share."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ import pytest
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A folder whose path leaves room for the sockets of a daemon."""
-    with tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp") as found:
+    with tempfile.TemporaryDirectory(prefix="clover-", dir="/tmp") as found:
         yield Path(found)
