@@ -163,7 +163,7 @@ def _entry(node: NodeLedger) -> ReportedNode:
         high_ng=round(operation.high_g * NG),
         market_ng=None if report.market_g is None else round(report.market_g * NG),
         embodied_ng=None if embodied is None else round(embodied.grams * NG),
-        g_per_kwh=operation.grams / (report.facility_joules / JOULES_PER_KWH) if report.facility_joules > 0.0 else None,
+        g_per_kwh=operation.grams / kwh if (kwh := report.facility_joules / JOULES_PER_KWH) > 0.0 else None,
     )
     return ReportedNode(
         line=line,

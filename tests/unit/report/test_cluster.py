@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clover.cli.report import main
@@ -90,6 +90,7 @@ def test_lines_of_nodes_regions_and_breakdowns_sum_exactly(found: Any) -> None:
 
 
 @given(nodes_of)
+@example([("DE", [(5e-324, 1.0, 0)])])
 def test_each_region_has_the_intensity_of_its_own_grid(found: Any) -> None:
     made = cluster(found)
     seen: dict[str, list[float]] = defaultdict(list)
