@@ -19,6 +19,7 @@ from clover.cluster.cluster_records import ClusterFile, NodeSection, RegionSecti
 from clover.config import CarbonConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
+from clover.malformed import MALFORMED
 from clover.settings.schema import SETTINGS
 
 Place = tuple[str | int, ...]
@@ -52,7 +53,7 @@ def parse(text: str, path: str = "cluster.toml", folder: Path | None = None) -> 
     as they are, and the files are not looked at).  ConfigError."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except MALFORMED as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     source = _Source(text, path, with_files=folder is not None)
     for name, item in (("region", "north"), ("node", "north-1"), ("family", "fashion")):

@@ -49,6 +49,7 @@ from clover.cluster.controller_records import (
 from clover.cluster.controller_status import status_of
 from clover.cluster.ports import HealthIngress, Ingress, NodeReport, Nodes, RegionGrids, Store
 from clover.errors import ClusterError
+from clover.malformed import MALFORMED
 from clover.planning.cluster.records import ClusterPlan, ClusterProblem
 
 log = logging.getLogger("clover.cluster")
@@ -326,7 +327,7 @@ class ClusterController:
             return
         try:
             memory.restore(state, now_s)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except MALFORMED as error:
             self._memory = self._actor.memory = ClusterMemory.new(self.terms, now_s)
             self._memory.troubles.append(f"the saved state was damaged and is not used: {error}")
 
@@ -345,7 +346,7 @@ class ClusterController:
         except FAILURES as error:
             self._memory.troubles.append(f"the saved state cannot be read: {error}")
             return
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             self._memory.troubles.append(f"the saved state is damaged and will be written again: {error}")
             return
         if found is not None and found.holder != self.holder and found.epoch >= self._memory.epoch:

@@ -19,6 +19,7 @@ from clover._version import __version__
 from clover.cache import replace_file
 from clover.cluster.node import kind_of
 from clover.errors import CloverError
+from clover.malformed import MALFORMED
 from clover.planning.cluster.frontiers import device_frontier
 from clover.planning.cluster.records import DeviceFrontier
 from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig
@@ -45,7 +46,7 @@ def kept_frontiers(told: Mapping[str, Any], folder: Path) -> tuple[DeviceFrontie
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             return msgspec.json.decode(path.read_bytes(), type=tuple[DeviceFrontier, ...])
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *MALFORMED):
             found = frontiers(told)
             replace_file(path, msgspec.json.encode(found))
             return found

@@ -32,6 +32,7 @@ from clover.cluster.ray_node import RayNodes, declared
 from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.state_store import FileStore
 from clover.errors import CloverError, ClusterError
+from clover.malformed import MALFORMED
 from clover.planning.cluster.planner import plan_cluster
 from clover.planning.cluster.records import ClusterPlan, ClusterProblem, FamilyTerms
 from clover.types import Record
@@ -83,7 +84,7 @@ def recall(folder: Path) -> RunningCluster | None:
         return msgspec.json.decode((folder / "cluster.json").read_bytes(), type=RunningCluster)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ClusterError(
             f"{folder / 'cluster.json'} cannot be read ({error}): run `clover cluster up` again"
         ) from error

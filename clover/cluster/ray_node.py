@@ -22,6 +22,7 @@ from clover.cluster.node_frontiers import kept_frontiers
 from clover.cluster.ports import NodeReport
 from clover.cluster.ray_support import require_ray
 from clover.errors import CloverError, ClusterError
+from clover.malformed import MALFORMED
 from clover.planning.cluster.records import ClusterNode, NodeTarget
 
 log = logging.getLogger("clover.cluster")
@@ -148,7 +149,7 @@ class RayNodes:
                 return
             try:
                 found[name] = msgspec.json.decode(asked.result(), type=NodeReport)
-            except (ClusterError, msgspec.MsgspecError) as error:
+            except (ClusterError, *MALFORMED) as error:
                 log.warning("node %s gives no report: %s", name, error)
 
         await asyncio.gather(*map(ask, self._nodes))

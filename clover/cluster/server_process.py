@@ -20,6 +20,7 @@ import msgspec
 
 from clover.cache import replace_file
 from clover.errors import ClusterError
+from clover.malformed import MALFORMED
 from clover.types import Record
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -49,7 +50,7 @@ class ServerProcess:
         """Return the record of the server if it runs, also one that another agent started; None if none does."""
         try:
             record = msgspec.json.decode(self._record.read_bytes(), type=ServerRecord)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *MALFORMED):
             return None
         return record if self._runs(record) else None
 
