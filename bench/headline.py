@@ -83,7 +83,7 @@ class Contestant:
 
     def median(self, figure: str) -> float:
         """Return the median over rounds of a field or property of `Round`."""
-        return statistics.median(getattr(one, figure) for one in self.rounds)
+        return float(statistics.median(getattr(one, figure) for one in self.rounds))
 
 
 def bodies_of(work: VariantWork, rate: float) -> tuple[list[Body], list[int]]:

@@ -529,10 +529,10 @@ def test_tokens_are_looked_up_anew_when_the_tenants_change() -> None:
     ],
 )
 def test_peers(peer: str, client: str, loopback: bool) -> None:
-    caller = GrpcCaller(peer, False, None, "")
+    caller = GrpcCaller(peer, None, None, "")
     assert (caller.client, caller.loopback) == (client, loopback)
     assert caller.flow >= 1 << 39
-    assert caller.flow != GrpcCaller(peer + "1", False, None, "").flow
+    assert caller.flow != GrpcCaller(peer + "1", None, None, "").flow
 
 
 # --- two versions of a model ------------------------------------------------------------------------------------------
