@@ -124,7 +124,7 @@ class TimeEvidence:
         if pending.seconds <= 0.0 or pending.expected_s <= 0.0:
             return False
         windows = self._windows.setdefault(key, deque(maxlen=WINDOWS))
-        windows.append((now_s, math.log(pending.seconds / pending.expected_s)))
+        windows.append((now_s, math.log(pending.seconds) - math.log(pending.expected_s)))
         return True
 
     def interrupt(self) -> None:

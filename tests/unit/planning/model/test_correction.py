@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clover.planning.model.correction import HALF_LIFE_S, MOST, EnergyEvidence, TimeEvidence, corrected
@@ -122,6 +122,7 @@ def test_windows_in_which_workers_changed_are_dropped() -> None:
         max_size=200,
     )
 )
+@example([(KEYS[0], 100, 5e-324, 2.0, 60.0)])  # whose ratio is 0, and has no logarithm
 @settings(max_examples=50, deadline=None)
 def test_factors_of_time_are_bounded_whatever_is_reported(
     reports: list[tuple[tuple[str, str, int], int, float, float, float]],
