@@ -15,7 +15,7 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -203,3 +203,10 @@ def pytest_sessionstart() -> None:
             what = "has changed since it was compiled" if built.exists() else "is not compiled here"
             build = "CLOVER_BUILD=release python setup.py build_ext --inplace"
             pytest.exit(f"{source.name} {what}: {build}, or CLOVER_SOURCE=1 to test the source", 4)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for the name of a socket, which a test's own folder may not."""
+    with tempfile.TemporaryDirectory(prefix="clover-", dir="/tmp") as found:
+        yield Path(found)

@@ -105,9 +105,9 @@ def near(found: Counter[str], expected: dict[str, int]) -> bool:
     return found.keys() == expected.keys() and all(abs(found[name] - number) <= 3 for name, number in expected.items())
 
 
-def test_rows_follow_the_weights_of_their_origin(tmp_path: Path) -> None:
+def test_rows_follow_the_weights_of_their_origin(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a", "b", "c") as it:
+        async with scene(short_path, "a", "b", "c") as it:
             await it.ingress.weigh("north", {"a": 0.6, "b": 0.2, "c": 0.2})
             await it.ingress.weigh("south", {"c": 1.0})
             assert await it.ingress.origin_rates() == {"north": 0.0, "south": 0.0}
@@ -132,9 +132,9 @@ def test_rows_follow_the_weights_of_their_origin(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed_under_load_costs_no_request(tmp_path: Path) -> None:
+def test_a_node_that_is_killed_under_load_costs_no_request(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a") as it:
+        async with scene(short_path, "a") as it:
             (port,) = free_ports(1)
             arguments = ("-m", "tests.support.ingress_nodes", "b", str(port))
             process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT)
@@ -166,9 +166,9 @@ def test_a_node_that_is_killed_under_load_costs_no_request(tmp_path: Path) -> No
     run(main())
 
 
-def test_what_fails_before_its_answer_begins_is_sent_to_another_node(tmp_path: Path) -> None:
+def test_what_fails_before_its_answer_begins_is_sent_to_another_node(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a", "b") as it:
+        async with scene(short_path, "a", "b") as it:
             broken = it.nodes["b"]
             broken.status = 503  # a server that drains, before the checks have seen it
             assert await count(it.north, 40) == {"a": 40}
@@ -194,9 +194,9 @@ def test_what_fails_before_its_answer_begins_is_sent_to_another_node(tmp_path: P
     run(main())
 
 
-def test_a_node_that_is_not_ready_gets_nothing(tmp_path: Path) -> None:
+def test_a_node_that_is_not_ready_gets_nothing(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a", "b") as it:
+        async with scene(short_path, "a", "b") as it:
             it.nodes["b"].ready = False
             while await count(it.north, 20) != {"a": 20}:  # each backend finds it out by itself
                 await asyncio.sleep(0.02)
@@ -207,9 +207,9 @@ def test_a_node_that_is_not_ready_gets_nothing(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_drained_node_answers_what_it_has(tmp_path: Path) -> None:
+def test_a_drained_node_answers_what_it_has(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a", "b") as it:
+        async with scene(short_path, "a", "b") as it:
             it.nodes["b"].held = asyncio.Event()
             await it.ingress.weigh("north", {"b": 1})
             client = IngressClient(it.north)
@@ -228,9 +228,9 @@ def test_a_drained_node_answers_what_it_has(tmp_path: Path) -> None:
     run(main())
 
 
-def test_what_passes_and_what_a_node_sees(tmp_path: Path) -> None:
+def test_what_passes_and_what_a_node_sees(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a") as it:
+        async with scene(short_path, "a") as it:
             client = IngressClient(it.north)
             forged = (
                 "X-Clover-Origin: south",
@@ -268,9 +268,9 @@ def test_what_passes_and_what_a_node_sees(tmp_path: Path) -> None:
     run(main())
 
 
-def test_labels_reach_the_node_that_gave_the_answer(tmp_path: Path) -> None:
+def test_labels_reach_the_node_that_gave_the_answer(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a", "b", "c") as it:
+        async with scene(short_path, "a", "b", "c") as it:
             client = IngressClient(it.north)
             unnamed = [(await client.infer()) for _ in range(3)]
             ids = {str(reply.json()["node"]): reply.headers["x-request-id"] for reply in unnamed}
@@ -289,11 +289,11 @@ def test_labels_reach_the_node_that_gave_the_answer(tmp_path: Path) -> None:
     run(main())
 
 
-def test_metrics_of_haproxy_for_prometheus(tmp_path: Path) -> None:
+def test_metrics_of_haproxy_for_prometheus(short_path: Path) -> None:
     (port,) = free_ports(1)
 
     async def main() -> None:
-        async with scene(tmp_path, "a", listen_metrics=f"127.0.0.1:{port}") as it:
+        async with scene(short_path, "a", listen_metrics=f"127.0.0.1:{port}") as it:
             await count(it.north, 3)
             text = await raw(port, b"GET /metrics HTTP/1.0\r\n\r\n")
             assert b'haproxy_backend_http_requests_total{proxy="http:north"} 3\n' in text
@@ -311,9 +311,9 @@ async def raw(port: int, data: bytes) -> bytes:
     return answer
 
 
-def test_a_haproxy_that_is_killed_comes_back_with_the_last_weights(tmp_path: Path) -> None:
+def test_a_haproxy_that_is_killed_comes_back_with_the_last_weights(short_path: Path) -> None:
     async def main() -> None:
-        async with scene(tmp_path, "a", "b") as it:
+        async with scene(short_path, "a", "b") as it:
             await it.ingress.weigh("north", {"a": 3, "b": 1})
             await it.ingress.weigh("south", {"a": 1, "b": 1})
             await it.ingress.drain("b")
@@ -328,11 +328,11 @@ def test_a_haproxy_that_is_killed_comes_back_with_the_last_weights(tmp_path: Pat
     run(main())
 
 
-def test_what_haproxy_lost_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_haproxy_lost_is_given_back(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clover.cluster.haproxy._LOOK_S", 0.05)
 
     async def main() -> None:
-        async with scene(tmp_path, "a", "b") as it:
+        async with scene(short_path, "a", "b") as it:
             by_hand = RuntimeApi(str(Path(it.ingress.settings.folder) / "haproxy.sock"))
             await by_hand.change(["set server http:north/a weight 0", "set server http:north/b state maint"])
             with contextlib.suppress(ClusterError):  # connections that are kept may hold it up
@@ -343,11 +343,11 @@ def test_what_haproxy_lost_is_given_back(tmp_path: Path, monkeypatch: pytest.Mon
     run(main())
 
 
-def test_a_controller_that_comes_anew_finds_the_nodes_and_weights(tmp_path: Path) -> None:
+def test_a_controller_that_comes_anew_finds_the_nodes_and_weights(short_path: Path) -> None:
     """One with the same settings takes HAProxy over as it is; one with others replaces it and refuses no request."""
 
     async def main() -> None:
-        async with scene(tmp_path, "a", "b") as it:
+        async with scene(short_path, "a", "b") as it:
             await it.ingress.weigh("north", {"a": 3, "b": 1})
             await it.ingress.close()
             second = HAProxyIngress(it.ingress.settings)
@@ -372,10 +372,10 @@ def settings_with(own: IngressSettings, **changes: Any) -> IngressSettings:
     return IngressSettings(**({name: getattr(own, name) for name in own.__struct_fields__} | changes))
 
 
-def test_an_address_that_is_taken_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_an_address_that_is_taken_is_an_error_that_says_so(short_path: Path) -> None:
     async def main() -> None:
         node = await FakeNode("a").start()
-        own = settings(tmp_path, origins=(IngressOrigin(name="north", listen=f"127.0.0.1:{node.port}"),))
+        own = settings(short_path, origins=(IngressOrigin(name="north", listen=f"127.0.0.1:{node.port}"),))
         with pytest.raises(ClusterError, match=r"haproxy does not start: .*cannot bind"):
             await HAProxyIngress(own).start()
         with pytest.raises(ClusterError, match="was not started"):
@@ -396,8 +396,8 @@ def certificate(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(tmp_path: Path) -> None:
-    chain = str(certificate(tmp_path))
+def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(short_path: Path) -> None:
+    chain = str(certificate(short_path))
     full = {
         "tls_cert": chain,
         "ca_file": chain,
@@ -410,8 +410,8 @@ def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(tmp_pat
     nodes = [upstream("a"), upstream("b", host="::1", grpc_port=0, grpc_host="")]
     secure = [upstream("a", secure=True)]
     for changes, members in (({}, []), ({}, nodes), (full, nodes), (full, secure)):
-        file = tmp_path / "haproxy.cfg"
-        file.write_text(render(settings(tmp_path, **changes), members, {"http:north": {"a": 3}}, str(tmp_path / "s")))
+        file = short_path / "haproxy.cfg"
+        file.write_text(render(settings(short_path, **changes), members, {"http:north": {"a": 3}}, str(short_path / "s")))
         checked = subprocess.run(
             [find_program(), "-c", "-f", file], capture_output=True, text=True, env={"CLOVER_INGRESS_TOKEN": "t"}
         )
@@ -420,15 +420,15 @@ def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(tmp_pat
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_tls_for_clients_and_to_nodes_and_the_token_of_checks(tmp_path: Path) -> None:
-    chain, token = str(certificate(tmp_path)), tmp_path / "token"
+def test_tls_for_clients_and_to_nodes_and_the_token_of_checks(short_path: Path) -> None:
+    chain, token = str(certificate(short_path)), short_path / "token"
     token.write_text("the-token\n")
 
     async def main() -> None:
         own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         own.load_cert_chain(chain)
         client_side = ssl.create_default_context(cafile=chain)
-        async with scene(tmp_path, tls_cert=chain, ca_file=chain, token_file=str(token)) as it:
+        async with scene(short_path, tls_cert=chain, ca_file=chain, token_file=str(token)) as it:
             it.nodes["a"] = await FakeNode("a").start(context=own)
             await it.ingress.admit("a", it.nodes["a"].url.replace("http", "https"), "")
             await it.ingress.weigh("north", {"a": 1})
@@ -454,7 +454,7 @@ def test_tls_for_clients_and_to_nodes_and_the_token_of_checks(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_zygotes")
-def test_a_real_server_over_grpc_and_http(tmp_path: Path) -> None:
+def test_a_real_server_over_grpc_and_http(short_path: Path) -> None:
     """Two origins, and a family that is shared by itself: over gRPC its name is read from the message."""
     grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
     from clover.grpc.messages import ModelInferRequest, ModelInferResponse
@@ -467,8 +467,8 @@ def test_a_real_server_over_grpc_and_http(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with (
-            scene(tmp_path, families=("simple",)) as it,
-            serve("simple", tmp_path, variant="exact", http=True, grpc_port=0) as server,
+            scene(short_path, families=("simple",)) as it,
+            serve("simple", short_path, variant="exact", http=True, grpc_port=0) as server,
             grpc.aio.insecure_channel(f"127.0.0.1:{it.grpc}") as channel,
         ):
             await it.ingress.admit("a", server.url, server.grpc_target)
