@@ -104,7 +104,10 @@ class Succession:
         await self._repeat_commands(engine)
         self._priority.restore()
         gc.collect()  # what takes long, before requests come
-        if await protocol.take_over(self._channel, self):
+        other_says_more = await protocol.take_over(self._channel, self)
+        if engine.frontend is not None:
+            engine.frontend.own()
+        if other_says_more:
             self._ending = engine.loop.create_task(self._finish(), name="clover-take-over")
             stack.push_async_callback(self._settle)
         elif engine.ledger is not None:
