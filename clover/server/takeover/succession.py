@@ -123,6 +123,8 @@ class Succession:
                     f"what an operator changed of the running server cannot be in force here ({command.verb} "
                     f"{command.arguments}: {error}); undo it there first"
                 ) from error
+        for name in engine.served.keys() & set(self._offer.unloaded):
+            await engine.unload(name)
 
     async def adopt(self, handed: HandedState) -> None:
         """Go on from the state: meters, embodied carbon, the ledger's time, budgets."""
