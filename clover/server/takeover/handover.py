@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clover.server")
 
+DOOR, CALL = "take-over socket", "take-over"
+"""How a take-over is named in the audit log."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -100,8 +103,8 @@ class Handover:
             return f"a roll-out is under way ({', '.join(sorted(trials))}): promote it or roll it back first"
         if cluster := engine.cluster.name:
             return (
-                f"the running server is a node of the cluster {cluster}, whose agent would start it again: restart it "
-                "there"
+                f"the running server is a node of the cluster {cluster}, whose agent would start it again: "
+                "`clover cluster release FILE NODE`, and then with --off, has the agent start a new one"
             )
         return ""
 
@@ -223,7 +226,7 @@ class TakeOvers:
     async def _listen(self, engine: Engine, end: Callable[[], None], box: str) -> None:
         """Serve one successor after another, until one has taken over; one that comes meanwhile waits."""
         assert self._file is not None
-        loop = asyncio.get_running_loop()
+        loop, audit = asyncio.get_running_loop(), engine.operators.audit
         while True:
             sock, _ = await loop.sock_accept(self._file.socket)
             channel = None
@@ -232,9 +235,11 @@ class TakeOvers:
                 if _is_own(channel.pid):
                     # A model in a worker is the same user, and must not see what clients send to the server.
                     log.error("process %d, which this server has started, asked for its sockets: refused", channel.pid)
+                    audit.note(f"process {channel.pid}", DOOR, CALL, status=403, error="this server has started it")
                     continue
                 handover = Handover(engine, self._left(end), box)
                 if await protocol.hand_over(channel, handover, self._config.limits.take_over_s):
+                    audit.note(f"process {channel.pid}", DOOR, CALL)
                     self._handover, self._channel, channel = handover, channel, None
                     return
             except TakeOverError as error:

@@ -15,6 +15,7 @@ import pytest
 from clover.config import ListenConfig, ServerConfig
 from clover.control.ledger_files import LedgerFiles
 from clover.control.standing import StandingCommand, standing_commands
+from clover.http.audit import AuditLog
 from clover.server.takeover import socket_file
 from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import Handover, TakeOvers, held_bytes
@@ -77,6 +78,7 @@ def engine_of(folder: Path, at_h: float) -> tuple[Any, Rig]:
         cluster=SimpleNamespace(name=""),
         served={},
         reloads=0,
+        operators=SimpleNamespace(audit=AuditLog()),
     )
     return engine, rig
 
@@ -259,6 +261,8 @@ async def test_a_process_that_the_server_started_gets_nothing(tmp_path: Path, ca
     out, _ = await child.communicate()
     assert out == b"b''"
     assert "which this server has started, asked for its sockets: refused" in caplog.text
+    (record,) = engine.operators.audit.records
+    assert (record.who, record.door, record.status) == (f"process {child.pid}", "take-over socket", 403)
     await take_overs.close()
     assert not path.exists()
 
