@@ -56,7 +56,7 @@ class Known:
 def known_changes(before: Known, now: Known) -> str:
     """Return in words what changed; empty for nothing."""
     if now.reloads != before.reloads:
-        return "the running server has read its configuration again (SIGHUP)"
+        return "its configuration was read again (SIGHUP)"
     if now.commands != before.commands:
         return "an operator has changed something"
     if now != before:

@@ -196,7 +196,7 @@ async def test_what_a_successor_cannot_know_of_ends_the_take_over(tmp_path: Path
         await handover.checkpoint()
         handover.revert()
 
-    await changed("read its configuration again .SIGHUP.*: start it again", engine, "reloads", 1)
+    await changed("its configuration was read again .SIGHUP.*: start it again", engine, "reloads", 1)
     await changed("loaded, unloaded or replaced by another version", model, "state", "UNAVAILABLE")
     await changed("loaded, unloaded or replaced by another version", model.spec, "digest", "new")
     await changed("a roll-out is under way", engine, "rollouts", SimpleNamespace(trials=lambda: {"toy@2"}))
