@@ -127,6 +127,7 @@ class Frontend:
         self._sockets: list[socket.socket] = []
         self._control_socket: socket.socket | None = None
         self._control: _ControlPath | None = None
+        self._control_of_other: _ControlPath | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._swept_s = 0.0
 
@@ -208,6 +209,11 @@ class Frontend:
         hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
         return StartError(f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}")
 
+    def own(self) -> None:
+        """Hold the control socket's path from now on: the server that it was inherited from has given it up."""
+        if self._control_of_other is not None:
+            self._control, self._control_of_other = self._control_of_other, None
+
     def sockets(self) -> Inherited:
         """Return the listening sockets, which stay this front end's."""
         tcp = self._acceptor.sockets if self._acceptor is not None else ()
@@ -245,7 +251,8 @@ class Frontend:
         if self._control_socket is None:
             self._control_socket, self._control = self._bind_control(where)
         else:
-            self._control = _ControlPath.of(Path(where.partition(":")[2]))
+            with contextlib.suppress(OSError):  # it is gone, as it was for the other server
+                self._control_of_other = _ControlPath.of(Path(where.partition(":")[2]))
         listener, sock = self._listeners[1], self._control_socket.dup()  # the loop's own, which it may close
         server = await self._loop.create_unix_server(lambda: listener.accept(control=True), sock=sock)
         self._servers.append(server)

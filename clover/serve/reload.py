@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import msgspec
@@ -152,6 +152,7 @@ class Reload:
             log.warning("SIGHUP: nothing was changed: the server is still starting")
             return
         self._new = new
+        self.server.engine.reloads += 1
         changes = differences(self._current, new)
         for key in sorted({key for key, _, _ in changes if key not in (*LIVE, *_BEARERS)}):
             log.warning("SIGHUP: %s changes at a restart only", key)
@@ -160,8 +161,9 @@ class Reload:
         certificate = self._reload_certificate(self.server)
         if settings.holds_secrets(new.config) and not settings.holds_secrets(self._current.config):
             conceal(settings.secrets_of(new.config))
-        if all(applied):
-            self._current = _with_live(self._current, new)
+        in_force = {key for (key, _, _), done in zip(live, applied, strict=True) if done}
+        in_force -= {key for (key, _, _), done in zip(live, applied, strict=True) if not done}  # of another family
+        self._current = _with_live(self._current, new, in_force)
         log.info("SIGHUP: %d of %d changed settings are live", sum(applied), len(changes))
         changed = sorted({key for key, _, _ in changes})
         self.server.engine.operators.audit.note(
@@ -222,10 +224,11 @@ class Reload:
         return True
 
 
-def _with_live(old: Settings, new: Settings) -> Settings:
-    """Return `old` with the live settings of `new`, which is what is in force now."""
+def _with_live(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
+    """Return `old` with the settings `keys` of `new`, which are in force now, so that the next reload is compared with
+    what is."""
     config = old.config
-    for key in LIVE:
+    for key in LIVE.keys() & set(keys):
         section, leaf = key.split(".")
         if section == "families":
             pairs = list(zip(config.families, new.config.families, strict=False))

@@ -86,6 +86,11 @@ class ClusterFollower:
         """By family, its own targets, and those that stand in for them."""
 
     @property
+    def name(self) -> str:
+        """The cluster of the last order that was taken, also if its lease has ended; empty before the first."""
+        return self._cluster
+
+    @property
     def following(self) -> bool:
         """Whether an order holds now."""
         return self._until_s > -math.inf

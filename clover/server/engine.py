@@ -76,7 +76,7 @@ class Engine:
         succession: Succession | None = None,
     ) -> None:
         loop = self.loop = asyncio.get_running_loop()
-        self.config, self.draining = config, False
+        self.config, self.draining, self.reloads = config, False, 0
         self.handing: asyncio.Event | None = None  # once another server accepts; set: open connections do not count
         self._succession = succession
         self.served: dict[str, Served] = {}

@@ -74,6 +74,10 @@ class FrontEnds:
             await self.grpc.start(grpc_port)
         await self.http.open()  # last, as it cannot fail for what another server holds
 
+    def own(self) -> None:
+        """Hold what was the other server's: it has ended, or is about to."""
+        self.http.own()
+
     @property
     def grpc_port(self) -> int | None:
         """The port that gRPC is served on; None without one."""

@@ -129,6 +129,12 @@ def in_ledger(folder: Path) -> tuple[int, float, float]:
     return requests, idle_uj / 1e6, ms / 1e3
 
 
+def audited_calls(folder: Path) -> list[str]:
+    (path,) = (folder / "state" / "ledger").glob("*.db")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return [summary for (summary,) in db.execute("SELECT summary FROM events WHERE kind = 'control'")]
+
+
 def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
     async def main() -> None:
         control = tmp_path / "control"
@@ -147,6 +153,8 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
                 async with second:
                     await asyncio.wait_for(first.ended.wait(), 10)
                     seen = client.answered
+                    (audited,) = engine.operators.audit.records
+                    assert (audited.call, audited.door, audited.status) == ("take-over", "take-over socket", 200)
                     assert await first.end()
                     assert second.server.url == url
                     await until(lambda: client.answered > seen + 50)
@@ -160,6 +168,7 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
             assert client.faults == []
             assert client.reconnected >= 4, "kept connections were told to close"
         requests, idle_j, grid_s = in_ledger(tmp_path)
+        assert len(audited_calls(tmp_path)) == 1
         assert requests == client.answered
         # One server counts after the other, without a gap: idle power times the time between two readings.
         seconds = (until_ns - began_ns) / 1e9

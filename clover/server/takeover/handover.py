@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clover.server")
 
+DOOR, CALL = "take-over socket", "take-over"
+"""How a take-over is named in the audit log."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a successor knows from its start on: what operators changed, the models that are not loaded, the versions
+    that are served (digests), and how often the configuration was read again, with its tokens and certificates."""
+
+    commands: tuple[StandingCommand, ...] = ()
+    unloaded: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+    reloads: int = 0
+
+
+def known_changes(before: Known, now: Known) -> str:
+    """Return in words what changed; empty for nothing."""
+    if now.reloads != before.reloads:
+        return "its configuration was read again (SIGHUP)"
+    if now.commands != before.commands:
+        return "an operator has changed something"
+    if now != before:
+        return "a model was loaded, unloaded or replaced by another version"
+    return ""
+
 
 class Handover:
     """The running server as the protocol sees it.  `end` begins its end once another server accepts; `box` is the
@@ -48,17 +74,17 @@ class Handover:
         self._box = box
         self._handed: HandedState | None = None
         self._files = engine.controller.ledger_files
-        self._commands: tuple[StandingCommand, ...] = ()
+        self._offered = Known()
 
     def refusal(self, request: TakeOverRequest) -> str:
         """Return why this successor cannot take over now; empty if it can."""
         engine = self._engine
         if request.version != VERSION:
             return f"Clover {__version__} and {request.clover} do not take over from each other: restart the server"
-        if engine.draining:
-            return "the running server is shutting down"
         if os.getpid() == 1:
             return "the running server is process 1 of its container, which ends with it: replace the container"
+        if reason := self._hindrance():
+            return reason
         if engine.frontend is None:
             return "the running server has no front end"
         here = listening(engine.config)
@@ -66,9 +92,31 @@ class Handover:
         if others:
             theirs, own = (", ".join(f"{key} {of.get(key, '')!r}" for key in others) for of in (request.listen, here))
             return f"it is configured with {theirs}, and the running server with {own}: addresses change at a restart"
+        return ""
+
+    def _hindrance(self) -> str:
+        """Return what the server does now that no other can go on with; empty for nothing."""
+        engine = self._engine
+        if engine.draining:
+            return "the running server is shutting down"
         if trials := engine.rollouts.trials():
             return f"a roll-out is under way ({', '.join(sorted(trials))}): promote it or roll it back first"
+        if cluster := engine.cluster.name:
+            return (
+                f"the running server is a node of the cluster {cluster}, whose agent would start it again: "
+                "`clover cluster release FILE NODE`, and then with --off, has the agent start a new one"
+            )
         return ""
+
+    def _known(self) -> Known:
+        """Return what a successor has read or is told at its start, as it is now."""
+        engine = self._engine
+        return Known(
+            commands=standing_commands(engine.controller.context),
+            unloaded=tuple(name for name, one in engine.served.items() if one.state == "UNAVAILABLE"),
+            versions=tuple(one.spec.digest for one in engine.served.values()),
+            reloads=engine.reloads,
+        )
 
     async def offer(self) -> tuple[SocketOffer, Sequence[int]]:
         """Return what is offered, with the descriptors of the listening sockets."""
@@ -76,7 +124,7 @@ class Handover:
         assert engine.frontend is not None
         # The successor reads it at its start.
         await engine.controller.learner.finish(engine.controller.context.families.values())
-        self._commands = standing_commands(engine.controller.context)
+        known = self._offered = self._known()
         sockets = engine.frontend.http.sockets()
         offer = SocketOffer(
             pid=os.getpid(),
@@ -86,7 +134,8 @@ class Handover:
             grpc_port=engine.frontend.grpc_port,
             memory_bytes=await asyncio.to_thread(held_bytes, _workers_of(engine)),
             box=self._box,
-            commands=self._commands,
+            commands=known.commands,
+            unloaded=known.unloaded,
         )
         control = [sockets.control.fileno()] if sockets.control is not None else []
         return offer, [*(sock.fileno() for sock in sockets.tcp), *control]
@@ -95,8 +144,10 @@ class Handover:
         """Count the energy until now, stand still, and return the state."""
         engine, controller = self._engine, self._engine.controller
         await engine.count()
-        if standing_commands(controller.context) != self._commands:
-            raise TakeOverError("an operator changed something meanwhile: start the take-over again")
+        if reason := self._hindrance():
+            raise TakeOverError(reason)
+        if what := known_changes(self._offered, self._known()):
+            raise TakeOverError(f"{what} since the take-over began: start it again")
         engine.machine.paused = True
         self._files, controller.ledger_files = controller.ledger_files, LedgerFiles()
         grid_s = engine.grid.now()
@@ -175,7 +226,7 @@ class TakeOvers:
     async def _listen(self, engine: Engine, end: Callable[[], None], box: str) -> None:
         """Serve one successor after another, until one has taken over; one that comes meanwhile waits."""
         assert self._file is not None
-        loop = asyncio.get_running_loop()
+        loop, audit = asyncio.get_running_loop(), engine.operators.audit
         while True:
             sock, _ = await loop.sock_accept(self._file.socket)
             channel = None
@@ -184,9 +235,11 @@ class TakeOvers:
                 if _is_own(channel.pid):
                     # A model in a worker is the same user, and must not see what clients send to the server.
                     log.error("process %d, which this server has started, asked for its sockets: refused", channel.pid)
+                    audit.note(f"process {channel.pid}", DOOR, CALL, status=403, error="this server has started it")
                     continue
                 handover = Handover(engine, self._left(end), box)
                 if await protocol.hand_over(channel, handover, self._config.limits.take_over_s):
+                    audit.note(f"process {channel.pid}", DOOR, CALL)
                     self._handover, self._channel, channel = handover, channel, None
                     return
             except TakeOverError as error:

@@ -35,7 +35,8 @@ class TakeOverRefused(Record, frozen=True, kw_only=True, tag=True):
 class SocketOffer(Record, frozen=True, kw_only=True, tag=True):
     """The running server's listening sockets, which come beside: `tcp` of them for HTTP, then the control socket if
     `control`.  `grpc_port` is bound a second time by the successor.  `memory_bytes`: what its processes hold;
-    `box`: the folder of its emulated GPUs below the cache folder; `commands`: what operators changed and still holds.
+    `box`: the folder of its emulated GPUs below the cache folder; `commands`: what operators changed and still holds;
+    `unloaded`: the models that are not loaded.
     """
 
     pid: int
@@ -46,6 +47,7 @@ class SocketOffer(Record, frozen=True, kw_only=True, tag=True):
     memory_bytes: int
     box: _Text = ""
     commands: tuple[StandingCommand, ...] = ()
+    unloaded: tuple[str, ...] = ()
 
 
 class SuccessorReady(Record, frozen=True, kw_only=True, tag=True):

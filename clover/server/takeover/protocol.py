@@ -140,8 +140,13 @@ async def take_over(channel: TakeOverChannel, successor: Successor) -> bool:
     """
     await channel.send(SuccessorReady())
     handed, _ = await expect(channel, HandedState, STEP_S)
-    await successor.adopt(handed)
-    await successor.open()
+    try:
+        await successor.adopt(handed)
+        await successor.open()
+    except BaseException:
+        channel.close()  # so that the running server goes on at once
+        await successor.withdraw()
+        raise
     try:
         await channel.send(SuccessorAccepting())
         await expect(channel, TakeOverCommitted, None)

@@ -104,7 +104,10 @@ class Succession:
         await self._repeat_commands(engine)
         self._priority.restore()
         gc.collect()  # what takes long, before requests come
-        if await protocol.take_over(self._channel, self):
+        other_says_more = await protocol.take_over(self._channel, self)
+        if engine.frontend is not None:
+            engine.frontend.own()
+        if other_says_more:
             self._ending = engine.loop.create_task(self._finish(), name="clover-take-over")
             stack.push_async_callback(self._settle)
         elif engine.ledger is not None:
@@ -120,6 +123,8 @@ class Succession:
                     f"what an operator changed of the running server cannot be in force here ({command.verb} "
                     f"{command.arguments}: {error}); undo it there first"
                 ) from error
+        for name in engine.served.keys() & set(self._offer.unloaded):
+            await engine.unload(name)
 
     async def adopt(self, handed: HandedState) -> None:
         """Go on from the state: meters, embodied carbon, the ledger's time, budgets."""

@@ -122,6 +122,7 @@ def test_another_front_end_takes_the_sockets_and_no_connection_is_refused(fast: 
         assert (await asyncio.wait_for(_ask(port), 5.0)).status == 200
         assert second.stats.accepted_connections == 0, "it accepts nothing before it is opened"
         await second.open()
+        second.own()
         hurry = asyncio.Event()
         lingering = asyncio.create_task(first.linger(20.0, hurry))
         await asyncio.sleep(0)
@@ -150,6 +151,28 @@ def test_another_front_end_takes_the_sockets_and_no_connection_is_refused(fast: 
         return parse_answers(await exchange(port, closing("POST", INFER, orjson.dumps(echo_body()))))[0]
 
     run(main(), fast=fast)
+
+
+def test_one_that_opens_and_gives_up_leaves_the_control_socket(tmp_path: Path) -> None:
+    """As a successor whose take-over is not committed."""
+    path = tmp_path / "control.sock"
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        view = FakeView(FakeModel(echo_family(), loop=loop))
+        first, second = (Frontend(view, config(control=f"unix:{path}"), loop) for _ in range(2))
+        await first.start()
+        shared = first.sockets()
+        assert shared.control is not None
+        await second.start(Inherited(tuple(sock.dup() for sock in shared.tcp), shared.control.dup()))
+        await second.open()
+        assert await second.drain(1.0)
+        await second.close()
+        assert parse_answers(await exchange(0, closing("GET", "/v2"), path=str(path)))[0].status == 200
+        await first.close()
+        assert not path.exists()
+
+    run(main())
 
 
 def test_sockets_that_are_never_opened_are_given_back() -> None:

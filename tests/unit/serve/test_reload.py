@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from clover import families, settings
-from clover.errors import ConfigError
+from clover.config import TokenConfig
+from clover.errors import ConfigError, Conflict
 from clover.families.evaluation import load_evaluation
 from clover.families.loaders import resolve
+from clover.http.audit import AuditLog
 from clover.serve.checking import check_apart
 from clover.serve.command import OPTIONS
 from clover.serve.reload import Reload
@@ -73,6 +75,43 @@ def test_a_failure_while_it_is_applied_is_reported(caplog: pytest.LogCaptureFixt
     asyncio.run(reloading(lambda config: None, ("a", "--mode", "off")).run())  # there is no engine to ask
     assert "SIGHUP: not everything was changed" in caplog.text
     assert "AttributeError" in caplog.text
+
+
+def test_a_token_that_was_taken_back_is_not_left_valid_by_another_setting_that_failed(tmp_path: Path) -> None:
+    words = [str(tmp_path / "c.toml")]
+    valid: list[tuple[str, ...]] = []
+
+    async def refuses(*_: object) -> None:
+        raise Conflict("no plan keeps that")
+
+    def use_tokens(token: str, configs: Iterable[TokenConfig]) -> None:
+        valid.append((token, *(one.name for one in configs)))
+
+    def read() -> settings.Settings:
+        return settings.load(list(words), {}, options=OPTIONS)
+
+    def write(*names: str, slo: str = "") -> None:
+        rows = (f'[[token]]\nname = "{name}"\ntoken = "{name * 16}"\nscopes = ["read"]\n' for name in names)
+        (tmp_path / "c.toml").write_text(f'families = [{{family = "a"{slo}}}]\n' + "".join(rows))
+
+    write("a")
+    made = Reload(read, lambda config: None, read())
+    engine = SimpleNamespace(
+        served={"a": None},
+        reloads=0,
+        frontend=None,
+        use_tokens=use_tokens,
+        control=lambda: SimpleNamespace(command=refuses),
+        operators=SimpleNamespace(audit=AuditLog()),
+    )
+    made.server = SimpleNamespace(engine=engine)  # type: ignore[assignment]
+    write("a", "b", slo=", slo_ms = 1")
+    asyncio.run(made.run())
+    write("a")
+    asyncio.run(made.run())
+    assert valid == [("", "a", "b"), ("", "a")]
+    assert engine.reloads == 2
+    assert [record.status for record in engine.operators.audit.records] == [409, 200]
 
 
 def test_the_end_of_a_server_does_not_wait_for_a_check() -> None:

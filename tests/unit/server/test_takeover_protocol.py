@@ -128,14 +128,14 @@ class Next:
         self.accepts = self.counts = False
 
     async def adopt(self, handed: HandedState) -> None:
+        self.counts = True
         if self.breaks == "adopt":
             raise TakeOverError("the budgets do not fit")
-        self.counts = True
 
     async def open(self) -> None:
+        self.accepts = True
         if self.breaks == "open":
             raise TakeOverError("the port for gRPC is taken")
-        self.accepts = True
 
     async def withdraw(self) -> None:
         self.accepts = self.counts = False
@@ -186,7 +186,6 @@ async def play(
         except TakeOverError as error:
             said.append(str(error))
             found = False
-            successor.counts = False  # its process ends, and nothing that it counted is kept
         new.close()
         return found
 

@@ -15,6 +15,7 @@ import pytest
 from clover.config import ListenConfig, ServerConfig
 from clover.control.ledger_files import LedgerFiles
 from clover.control.standing import StandingCommand, standing_commands
+from clover.http.audit import AuditLog
 from clover.server.takeover import socket_file
 from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import Handover, TakeOvers, held_bytes
@@ -74,6 +75,10 @@ def engine_of(folder: Path, at_h: float) -> tuple[Any, Rig]:
         ledger=None,
         machine=FakeMachine(),
         rollouts=SimpleNamespace(trials=set),
+        cluster=SimpleNamespace(name=""),
+        served={},
+        reloads=0,
+        operators=SimpleNamespace(audit=AuditLog()),
     )
     return engine, rig
 
@@ -169,8 +174,49 @@ async def test_what_operators_changed_holds_in_the_successor(tmp_path: Path) -> 
     with pytest.raises(TakeOverError, match=r"pin .*unknown variant 'gone'.*undo it there first"):
         await Succession(None, bad, None)._repeat_commands(new_engine)  # type: ignore[arg-type]
     handover = Handover(old_engine, lambda: None, "")
-    with pytest.raises(TakeOverError, match="changed something meanwhile"):
+    with pytest.raises(TakeOverError, match="an operator has changed something since the take-over began"):
         await handover.checkpoint()
+
+
+@on_a_loop
+async def test_what_a_successor_cannot_know_of_ends_the_take_over(tmp_path: Path) -> None:
+    engine, _ = engine_of(tmp_path / "budgets", 1000.0)
+    model = SimpleNamespace(state="READY", spec=SimpleNamespace(digest="old"))
+    engine.served = {"toy": model}
+
+    async def changed(why: str, target: Any, name: str, value: Any) -> None:
+        handover = Handover(engine, lambda: None, "")
+        handover._offered = handover._known()
+        before = getattr(target, name)
+        setattr(target, name, value)
+        with pytest.raises(TakeOverError, match=why):
+            await handover.checkpoint()
+        assert not engine.machine.paused
+        setattr(target, name, before)
+        await handover.checkpoint()
+        handover.revert()
+
+    await changed("its configuration was read again .SIGHUP.*: start it again", engine, "reloads", 1)
+    await changed("loaded, unloaded or replaced by another version", model, "state", "UNAVAILABLE")
+    await changed("loaded, unloaded or replaced by another version", model.spec, "digest", "new")
+    await changed("a roll-out is under way", engine, "rollouts", SimpleNamespace(trials=lambda: {"toy@2"}))
+    await changed("a node of the cluster demo", engine.cluster, "name", "demo")
+    await changed("shutting down", engine, "draining", True)
+
+
+@on_a_loop
+async def test_a_model_that_is_not_loaded_is_unloaded_in_the_successor(tmp_path: Path) -> None:
+    engine, _ = engine_of(tmp_path / "budgets", 1000.0)
+    engine.served = {"toy": None, "other": None}
+    ended: list[str] = []
+
+    async def unload(name: str) -> None:
+        ended.append(name)
+
+    engine.unload = unload
+    offer = msgspec.structs.replace(OFFER, unloaded=("toy", "gone"))  # the new one need not have it at all
+    await Succession(None, offer, None)._repeat_commands(engine)  # type: ignore[arg-type]
+    assert ended == ["toy"]
 
 
 def request(**changed: Any) -> TakeOverRequest:
@@ -191,7 +237,9 @@ async def test_when_it_is_refused(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getpid", lambda: 1)
         assert "process 1 of its container" in handover.refusal(request())
-    engine.frontend = None
+    engine.rollouts, engine.cluster.name = SimpleNamespace(trials=set), "demo"
+    assert "a node of the cluster demo" in handover.refusal(request())
+    engine.cluster.name, engine.frontend = "", None
     assert "no front end" in handover.refusal(request())
     engine.draining = True
     assert "shutting down" in handover.refusal(request())
@@ -213,6 +261,8 @@ async def test_a_process_that_the_server_started_gets_nothing(tmp_path: Path, ca
     out, _ = await child.communicate()
     assert out == b"b''"
     assert "which this server has started, asked for its sockets: refused" in caplog.text
+    (record,) = engine.operators.audit.records
+    assert (record.who, record.door, record.status) == (f"process {child.pid}", "take-over socket", 403)
     await take_overs.close()
     assert not path.exists()
 
