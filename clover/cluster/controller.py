@@ -281,7 +281,7 @@ class ClusterController:
         decision = self._decision("applied", trigger, plan.reason, plan, now_s, began)
         memory.plan = plan
         memory.targets = {own.node: own for own in plan.targets}
-        memory.epoch += 1
+        memory.epoch = max(memory.epoch, memory.members.seen_epoch()) + 1
         decision = memory.record(msgspec.structs.replace(decision, epoch=memory.epoch))
         log.info("epoch %d: %s: %s", memory.epoch, trigger, plan.reason)
         await self._save(now_s)  # before any node hears of the epoch
@@ -335,7 +335,8 @@ class ClusterController:
         """Begin an epoch of this controller's own, above any that is seen."""
         if not self._taken_over:
             self._taken_over = True
-            self._memory.epoch = max(self._memory.epoch, self._memory.members.newest_epoch()) + 1
+            members = self._memory.members
+            self._memory.epoch = max(self._memory.epoch, members.newest_epoch(), members.seen_epoch()) + 1
 
     async def _fence_by_store(self) -> None:
         if not self._taken_over:
