@@ -167,7 +167,7 @@ def test_tables_fit_and_say_what_matters(width: int) -> None:
     ):
         assert words in shown
     shown = " ".join(show_plan(LOOK, file, width).split())
-    for words in ("plan of demo: because", "at most 5 % above the least", "! toy: 3 rows/s cannot be served",
+    for words in ("plan of demo: because", "at most 5.3 % above the least", "! toy: 3 rows/s cannot be served",
                   "drain south-1: plans do without it", "91.50"):  # fmt: skip
         assert words in shown
     empty = ClusterLook(at_s=0.0, epoch=0, trigger="", plan=None, steps=())
