@@ -261,8 +261,8 @@ class ClusterController:
         memory = self._memory
         problem = problem_of(memory, now_s)
         if not problem.regions or not problem.frontiers:
-            what = "no region's intensity" if not problem.regions else "no node's operating points"
-            memory.troubles.append(f"no plan can be made, since {what} is known")
+            what = "the intensity of a region" if not problem.regions else "what nodes can serve"
+            memory.troubles.append(f"no plan can be made: {what} is not known yet")
             return None
         made_for = planned_for(memory, now_s)
         began = time.perf_counter()
