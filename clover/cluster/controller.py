@@ -261,8 +261,8 @@ class ClusterController:
         memory = self._memory
         problem = problem_of(memory, now_s)
         if not problem.regions or not problem.frontiers:
-            what = "no region's intensity" if not problem.regions else "no node's operating points"
-            memory.troubles.append(f"no plan can be made, since {what} is known")
+            what = "the intensity of a region" if not problem.regions else "what nodes can serve"
+            memory.troubles.append(f"no plan can be made: {what} is not known yet")
             return None
         made_for = planned_for(memory, now_s)
         began = time.perf_counter()
@@ -281,7 +281,7 @@ class ClusterController:
         decision = self._decision("applied", trigger, plan.reason, plan, now_s, began)
         memory.plan = plan
         memory.targets = {own.node: own for own in plan.targets}
-        memory.epoch += 1
+        memory.epoch = max(memory.epoch, memory.members.seen_epoch()) + 1
         decision = memory.record(msgspec.structs.replace(decision, epoch=memory.epoch))
         log.info("epoch %d: %s: %s", memory.epoch, trigger, plan.reason)
         await self._save(now_s)  # before any node hears of the epoch
@@ -335,7 +335,8 @@ class ClusterController:
         """Begin an epoch of this controller's own, above any that is seen."""
         if not self._taken_over:
             self._taken_over = True
-            self._memory.epoch = max(self._memory.epoch, self._memory.members.newest_epoch()) + 1
+            members = self._memory.members
+            self._memory.epoch = max(self._memory.epoch, members.newest_epoch(), members.seen_epoch()) + 1
 
     async def _fence_by_store(self) -> None:
         if not self._taken_over:

@@ -205,6 +205,10 @@ class Membership:
         """Return the highest epoch that any node said it follows."""
         return max((own.report.target_epoch for own in self.members.values() if own.report is not None), default=0)
 
+    def seen_epoch(self) -> int:
+        """Return the highest epoch that any node follows or has followed: a target has to be of a higher one."""
+        return max((own.report.newest_epoch for own in self.members.values() if own.report is not None), default=0)
+
     def in_phase(self, *phases: Phase) -> Collection[str]:
         """Return the names of the nodes in these phases."""
         return [name for name, own in self.members.items() if own.phase in phases]

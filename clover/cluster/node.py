@@ -240,6 +240,7 @@ class NodeAgent:
             families=tuple(self._family(name, model) for name, model in models.items() if name in self.order.models),
             frontiers=self._frontiers,
             target_epoch=told["epoch"] if told.get("following") else 0,
+            newest_epoch=told["epoch"] if told.get("cluster") == self.order.cluster else 0,
             healthy=ready,
             why=self._why,
         )

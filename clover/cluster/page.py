@@ -120,7 +120,8 @@ def _saved(other_g: float, own_g: float) -> tuple[str, str]:
 
 
 def _cards(status: ClusterStatus) -> str:
-    gap = f"at most {_percent(1.0 - status.bound_g_h / status.grams_h)} above the bound" if status.grams_h > 0.0 else ""
+    bound = status.bound_g_h
+    gap = f"at most {_percent(status.grams_h / bound - 1.0)} above the least" if bound > 0.0 else ""
     count = Counter(node.phase for node in status.nodes)
     devices = sum(sum(node.devices.values()) for node in status.nodes if node.phase in _AWAKE)
     others = [f"{count[phase]} {phase}" for phase in _PHASES if phase != "ready" and count[phase]]

@@ -27,7 +27,8 @@ class FamilyReport(Record, frozen=True, kw_only=True):
 class NodeReport(Record, frozen=True, kw_only=True):
     """What a node said when it was last asked.  `node` has its devices, its state and what it learned.
 
-    `target_epoch`: the epoch of the target that it follows; 0 if it follows its own policy alone."""
+    `target_epoch`: the epoch of the target that it follows; 0 if it follows its own policy alone.  `newest_epoch`: the
+    newest of which it ever took a target, below which it takes none, also while it follows its own policy."""
 
     node: ClusterNode
     at_s: float
@@ -37,6 +38,7 @@ class NodeReport(Record, frozen=True, kw_only=True):
     families: tuple[FamilyReport, ...] = ()
     frontiers: tuple[DeviceFrontier, ...] = ()
     target_epoch: int = 0
+    newest_epoch: int = 0
     healthy: bool = True
     why: str = ""
 

@@ -52,13 +52,15 @@ class NodeActor:
 
     async def start(self) -> str:
         """Have the server run and be looked after from now on; return why it cannot be started, if so."""
-        if self._task is None:
+        if self._task is None or self._task.done():  # done: it was to be released, and is wanted again
+            self._failed = ""
             self._task = asyncio.get_running_loop().create_task(self._keep())
         return self._failed
 
     async def report(self) -> bytes:
         """Return the node's report."""
-        await self.start()  # Ray may have made this actor anew, without being asked
+        if self._task is None:  # Ray has made this actor anew, without being asked
+            await self.start()
         return msgspec.json.encode(await self._agent.report())
 
     async def follow(self, target: bytes, epoch: int) -> str:

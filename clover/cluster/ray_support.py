@@ -33,7 +33,6 @@ _QUIET = {
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_kill_child_processes_on_worker_exit": "0",  # else HAProxy ends with the controller that started it
 }
 
 

@@ -97,7 +97,7 @@ class ClusterHandle:
             status = self.status()
             ready = any(node.phase == "ready" for node in status.nodes)
             waits = any(node.phase in ("waking", "lost") or node.hold == "awake" for node in status.nodes)
-            if (ready and not waits) or time.monotonic() >= end_s:
+            if (ready and not waits and status.controlling) or time.monotonic() >= end_s:
                 return status
             time.sleep(_POLL_S)
 
@@ -154,7 +154,9 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
     running = recall(folder)
     try:
         handle = ClusterHandle.attach(file)
-        handle.stop(keep=keep, within_s=file.cluster.drain_s + 2 * _ANSWER_S)
+        hook_s = file.cluster.hook_s if file.cluster.hook else 0.0
+        # Nodes, then the ingress, may drain.
+        handle.stop(keep=keep, within_s=2 * file.cluster.drain_s + hook_s + 2 * _ANSWER_S)
         say("nodes and ingress go on by themselves" if keep else "nodes and ingress were asked to end")
     except ClusterError as error:
         say(str(error))
@@ -162,9 +164,10 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
         asyncio.run(_end_here(file, folder))
         say("nothing of the cluster runs on this machine any more")
     if running is None or running.local:
-        ray = require_ray()
-        if ray.is_initialized():
-            ray.shutdown()
+        with contextlib.suppress(ClusterError):  # what runs is ended by its records, also without Ray
+            ray = require_ray()
+            if ray.is_initialized():
+                ray.shutdown()
         if ended := LocalRay(folder).stop():
             say(f"{ended} Ray nodes of this machine have ended")
     if not keep:

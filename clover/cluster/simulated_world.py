@@ -65,13 +65,15 @@ class _Counter:
 
 @dataclass
 class SimulatedNode:
-    """One machine.  `state`: off, waking, serving or dead (its server ended, its machine runs)."""
+    """One machine.  `state`: off, waking, serving or dead (its server ended, its machine runs).  `seen_epoch`: that of
+    an order whose lease ended before, below which it takes none."""
 
     machine: ClusterNode
     state: Literal["off", "waking", "serving", "dead"] = "serving"
     ready_s: float = 0.0
     started_s: float = 0.0
     epoch: int = 0
+    seen_epoch: int = 0
     target: NodeTarget | None = None
     slow: float = 1.0
     cut_off: bool = False
@@ -342,12 +344,13 @@ class SimulatedNodes:
             ),
             frontiers=self._world.rules.frontiers,
             target_epoch=node.epoch,
+            newest_epoch=max(node.epoch, node.seen_epoch),
         )
 
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """Give a node its target."""
         node = self._reached(target.node)
-        if epoch >= node.epoch:
+        if epoch >= max(node.epoch, node.seen_epoch):
             node.target, node.epoch = target, epoch
 
     async def wake(self, name: str) -> None:

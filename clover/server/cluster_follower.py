@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
@@ -159,22 +159,29 @@ class ClusterFollower:
         before = family.order
         if before == order and family.targets == self._own[family.name][2]:
             return
-        entry = self._own.get(family.name)
-        kept = entry is not None and entry[0] is family and family.targets == entry[2]
-        # What an operator has set meanwhile is what returns when the lease ends.
-        own = entry[1] if entry is not None and kept else family.targets
+        own = self._own_targets(family)
         targets = replace(own, accuracy_floor=order.accuracy, form="floor")
         self._own[family.name] = (family, own, targets)
         family.order, family.targets = order, targets
         if before is None or before.accuracy != order.accuracy:
             family.triggers.again(self._context.monotonic())
 
+    def _own_targets(self, family: Family) -> Targets:
+        """Return what a family is planned for without an order: its own targets, with what an operator has set since
+        the order came."""
+        entry = self._own.get(family.name)
+        if entry is None or entry[0] is not family:
+            return family.targets
+        _, own, ordered = entry
+        now = {field.name: getattr(family.targets, field.name) for field in fields(ordered)}
+        return replace(own, **{name: value for name, value in now.items() if value != getattr(ordered, name)})
+
     def _free(self, name: str) -> None:
         """Return a family to its own targets and policy."""
-        family, own, targets = self._own.pop(name)
+        own = self._own_targets(self._own[name][0])
+        family, *_ = self._own.pop(name)
         family.order = None
-        if family.targets == targets:
-            family.targets = own
+        family.targets = own
         family.triggers.again(self._context.monotonic())
 
     def _return(self, why: str, level: int) -> None:

@@ -48,11 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(given, error, USAGE)
     except ClusterError as error:
         return _fail(given, error, UNREACHABLE)
+    except OSError as error:  # the cluster's folder cannot be written, say
+        why = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        return _fail(given, why, UNREACHABLE)
     except KeyboardInterrupt:
         return 130
 
 
-def _fail(given: argparse.Namespace, error: Exception, code: int) -> int:
+def _fail(given: argparse.Namespace, error: object, code: int) -> int:
     sys.stdout.flush()
     print(f"clover cluster {given.verb}: {error}", file=sys.stderr)
     return code

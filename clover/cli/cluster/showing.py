@@ -18,8 +18,8 @@ _REGIONS = (
     Column("awake", "nodes that are awake, of all"),
     Column("devices", "of the awake nodes", spare=2),
     Column("sent/s", "rows a second that the region's clients send"),
-    Column("answered/s", "rows a second that its nodes answer"),
-    Column("g/h", "grams an hour of its awake nodes by the plan (modelled)"),
+    Column("answered/s", "rows a second that its nodes answer by the plan"),
+    Column("g/h reported", "grams an hour by its nodes' own accounts, without awake_w"),
 )
 _NODES = (
     Column("node", right=False),
@@ -101,7 +101,7 @@ def _emissions(status: ClusterStatus) -> str:
 
 
 def _of_plan(plan: ClusterPlan) -> str:
-    gap = f", at most {100 * (1 - plan.bound_g_h / plan.grams_h):.2g} % above the least" if plan.grams_h > 0.0 else ""
+    gap = f", at most {100 * (plan.grams_h / plan.bound_g_h - 1):.2g} % above the least" if plan.bound_g_h > 0.0 else ""
     return _saved(plan.grams_h, plan.alone_g_h, plan.awake_g_h, "g/h (modelled)") + gap
 
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
 from clover.http.access import Access
-from clover.http.api.schemas import COMMANDS
+from clover.http.api.schemas import ASKING, COMMANDS
 from clover.http.audit import AuditLog
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
@@ -158,6 +158,8 @@ class ControlCalls:
             call, model = parts[3], str((asked or {}).get("model", ""))
         elif len(parts) == 6 and parts[5] in ("load", "unload"):
             call, model = parts[5], parts[4]
+        if status == 200 and (asked or {}).get("action") in ASKING.get(call, ()):
+            return
         self._audit.note(
             who,
             self._access.door,

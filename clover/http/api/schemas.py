@@ -333,3 +333,6 @@ COMMANDS = {
         one_model=False,
     ),
 }
+
+ASKING = {"cluster": ("status", "profiles")}
+"""Actions of commands that change nothing: a cluster's controller asks them every few seconds."""

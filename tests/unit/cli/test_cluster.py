@@ -167,7 +167,7 @@ def test_tables_fit_and_say_what_matters(width: int) -> None:
     ):
         assert words in shown
     shown = " ".join(show_plan(LOOK, file, width).split())
-    for words in ("plan of demo: because", "at most 5 % above the least", "! toy: 3 rows/s cannot be served",
+    for words in ("plan of demo: because", "at most 5.3 % above the least", "! toy: 3 rows/s cannot be served",
                   "drain south-1: plans do without it", "91.50"):  # fmt: skip
         assert words in shown
     empty = ClusterLook(at_s=0.0, epoch=0, trigger="", plan=None, steps=())
@@ -220,6 +220,18 @@ def test_without_ray_every_verb_says_what_to_install(
     for words in (["up", file], ["status", file], ["plan", file], ["drain", file, "north-1"]):
         assert main(words) == 3
         assert 'pip install "clover-inference[ray]"' in capsys.readouterr().err
+    assert main(["down", file]) == 0  # which ends what runs here by its records
+    assert "nothing of the cluster runs on this machine" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "f").write_text("")
+    path = tmp_path / "cluster.toml"
+    path.write_text(TEXT.format(folder=tmp_path / "f" / "c"))
+    assert main(["status", str(path)]) == 3
+    assert f"{tmp_path}/f" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["up", "--help"], ["drain", "--help"]])

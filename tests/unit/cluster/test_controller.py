@@ -309,6 +309,25 @@ def test_a_newer_epoch_in_a_report_stops_a_controller_whose_store_does_not_answe
     play(story)
 
 
+def test_a_controller_without_the_state_begins_above_what_nodes_took_before_their_leases_ended() -> None:
+    async def story() -> None:
+        scene = Scene()
+        for own in scene.world.nodes.values():
+            own.seen_epoch = 40
+        controller = scene.controller()
+        await scene.steps(controller, 3)
+        assert controller.status().epoch > 41
+        first, *_ = scene.world.nodes.values()
+        first.seen_epoch, first.epoch = 90, 0  # it answers late, with what a controller before had it follow
+        scene.intensity["north"] = 900.0
+        await scene.steps(controller, 10)
+        assert controller.stopped == ""
+        assert controller.status().epoch > 90
+        assert {own.epoch for own in scene.world.nodes.values() if own.rates} == {controller.status().epoch}
+
+    play(story)
+
+
 def test_nothing_is_controlled_before_the_state_was_read() -> None:
     async def story() -> None:
         scene = Scene()

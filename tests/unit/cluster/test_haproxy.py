@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -293,3 +294,22 @@ def test_the_end_of_a_process_is_seen() -> None:
         gone.forget()
 
     run(main())
+
+
+def test_a_process_is_no_child_of_the_controller_which_ray_would_end_with_it(tmp_path: Path) -> None:
+    async def launch() -> None:
+        log = tmp_path / "log"
+        process = HAProxyProcess.launch(["/bin/sh", "-c", "echo up; exec sleep 60"], log, {"PATH": os.environ["PATH"]})
+        try:
+            while not log.read_text().endswith("\n"):
+                await asyncio.sleep(0.01)
+            assert Path(f"/proc/{process.pid}").is_dir()
+            parent = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1]
+            assert int(parent) != os.getpid()
+        finally:
+            process.send(signal.SIGKILL)
+        await process.ended.wait()
+        with pytest.raises(ChildProcessError):  # it was no child
+            os.waitpid(process.pid, os.WNOHANG)  # noqa: ASYNC222
+
+    run(launch())

@@ -208,11 +208,14 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         (family,) = report.families
         assert (family.rates, family.rows, family.accuracy_rows, family.p95_ms) == ({"north": 12.5}, 40, 3700.0, 0.0)
         assert (report.target_epoch, report.started_s, report.at_s) == (4, 50.0, 1000.0)
+        assert report.newest_epoch == 0  # those were orders of another cluster
         assert report.frontiers[0].kind == "k"
         await agent.report()
         assert len(scene.asked) == 1  # profiles are asked for once a server
         scene.control.status = scene.control.status | {"started_s": 60.0, "following": False}
-        assert (await agent.report()).target_epoch == 0
+        scene.control.status |= {"cluster": "demo"}
+        report = await agent.report()
+        assert (report.target_epoch, report.newest_epoch) == (0, 4)  # its lease ended; it takes none below 4
         await agent.learned()
         assert len(scene.asked) == 2
 

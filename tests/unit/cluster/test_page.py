@@ -66,7 +66,7 @@ def test_it_shows_regions_nodes_flows_and_what_was_saved() -> None:
     assert row(text, "us-east-2")[2] == "lost, held awake"
     assert row(text, "fashion", "eu-west", "eu-north")[3:] == ["310", "37.2 %", "moves"]
     assert "<strong>37.5 %</strong><p>less than that now</p>" in text
-    assert "at most 0.8 % above the bound" in text
+    assert "at most 25 % above the least" in text
     assert "us-east-2 does not answer since 12:28 UTC" in text
     assert "42.3 % of the rows are answered in another region." in text
 

@@ -15,7 +15,7 @@ from clover.cluster import ray_node
 from clover.cluster.cluster_file import parse
 from clover.cluster.node import NodeSetup
 from clover.cluster.ports import NodeReport, Nodes
-from clover.cluster.ray_node import RayNodes
+from clover.cluster.ray_node import NodeActor, RayNodes
 from clover.errors import ClusterError
 from clover.planning.cluster.records import ClusterNode, NodeTarget
 
@@ -105,9 +105,8 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, hook: str = "[]", **more: Any) -> None:
         self.ray = FakeRay()
         monkeypatch.setattr(ray_node, "require_ray", lambda: self.ray)
-        monkeypatch.setattr(ray_node, "_ANSWER_S", 0.05)
-        monkeypatch.setattr(ray_node, "_SILENT_S", 0.02)
-        monkeypatch.setattr(ray_node, "_LATE_S", 0.3)
+        monkeypatch.setattr(ray_node, "_ANSWER_S", 1.0)
+        monkeypatch.setattr(ray_node, "_SILENT_S", 0.5)
         self.file = parse(TEXT.format(hook=hook))
         self.nodes = RayNodes(self.file, "ns", folder, grid_start=lambda region: f"now in {region}", **more)
 
@@ -214,5 +213,43 @@ def test_all_nodes_go_on_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path
         await scene.nodes.leave()
         assert scene.ray.actors == {}
         assert all(actor.calls[-1][0] == "leave" for actor in actors.values())
+
+    tell(story)
+
+
+def test_a_node_whose_release_was_cut_off_can_be_woken_again_and_a_report_alone_does_not(tmp_path: Path) -> None:
+    class Agent:
+        def __init__(self) -> None:
+            self.did: list[str] = []
+
+        async def start(self, grid_start: str) -> bool:
+            self.did.append("start")
+            return False
+
+        async def look(self) -> None:
+            pass
+
+        async def release(self) -> None:
+            self.did.append("release")
+
+        async def report(self) -> NodeReport:
+            node = ClusterNode(name="a", region="north", devices={})
+            return NodeReport(node=node, at_s=1.0, started_s=1.0, url="http://x")
+
+    async def story() -> None:
+        order = NodeSetup.of(parse(TEXT.format(hook="[]")), "a", tmp_path)
+        actor = NodeActor(msgspec.json.encode(order))
+        agent = Agent()
+        actor._agent = agent  # type: ignore[assignment]
+        await actor.report()  # made anew by Ray
+        await asyncio.sleep(0)
+        await actor.release()
+        await actor.report()  # a look that was under way
+        await asyncio.sleep(0)
+        assert agent.did == ["start", "release"]
+        await actor.start()  # Ray did not end it
+        await asyncio.sleep(0)
+        assert agent.did == ["start", "release", "start"]
+        await actor.release()
 
     tell(story)

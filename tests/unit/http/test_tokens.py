@@ -23,7 +23,7 @@ TOKENS = (
     TokenConfig(name="ops", token="ops-1", scopes=SCOPES),
     TokenConfig(name="deploy", token="deploy-1", scopes=("control",)),
 )
-INFER = "/v2/models/echo/infer"
+CLUSTER, INFER = "/v2/clover/cluster", "/v2/models/echo/infer"
 STATE, METRICS, PIN, UNLOAD = "/v2/clover/state", "/metrics", "/v2/clover/pin", "/v2/repository/models/echo/unload"
 
 
@@ -164,7 +164,13 @@ def test_reading_and_asking_are_not_noted() -> None:
     for path in (STATE, METRICS, INFER, "/v2"):
         status(d, path, "ops-1")
         status(d, path, "nobody-1")
+    # A cluster's controller asks every few seconds, which would leave room for nothing else.
+    for action in ("status", "profiles"):
+        d.send(request("POST", CLUSTER, b'{"action": "%s"}' % action.encode(), bearer("ops-1")))
     assert not d.operators.audit.records
+    d.send(request("POST", CLUSTER, b'{"action": "leave"}', bearer("ops-1")))
+    status(d, CLUSTER, "nobody-1")
+    assert [one.status for one in d.operators.audit.records] == [200, 401]
 
 
 def test_a_flood_of_refused_calls_leaves_room_for_the_others() -> None:

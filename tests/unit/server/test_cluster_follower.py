@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,12 +147,18 @@ def test_what_an_operator_sets_meanwhile_is_there_afterwards() -> None:
     async def tell() -> None:
         scene = Scene()
         await scene.rig.settled()
+        own = scene.rig.family.targets
         await scene.follow(92.0)
         await scene.rig.controller.command("set", {"slo_ms": 55.0}, "alice")
         await scene.follow(93.0)
         assert scene.rig.family.targets.slo_ms == 55.0
         scene.look(31.0)
-        assert scene.rig.family.targets.slo_ms == 55.0
+        # What the operator did not set is the server's own again, not what the cluster had ordered.
+        assert scene.rig.family.targets == replace(own, slo_ms=55.0)
+        await scene.follow(93.0)
+        await scene.rig.controller.command("set", {"slo_ms": 60.0}, "alice")
+        scene.look(31.0)  # without another order in between
+        assert scene.rig.family.targets == replace(own, slo_ms=60.0)
         await scene.follow(93.0)
         await scene.rig.controller.command("pin", {"variant": "large"}, "alice")
         assert scene.policy == "static:large"
