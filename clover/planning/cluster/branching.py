@@ -83,14 +83,14 @@ def search(
         assert branch.solved is not None
         relaxed.program.restore(branch.solved)
         opened = [masks.copy() for masks in branch.opened]
-        place = _disagreement(instance, relaxed, opened, branch.sets)
+        place = disagreement(instance, relaxed, opened, branch.sets)
         if place is not None and programs < allowance.programs:
-            for choice in _choices(opened, instance, place):
+            for choice in choices(opened, instance, place):
                 push(_Branch({**branch.sets, place: choice}, branch.nodes, bound))
                 programs += 1
             continue
         split = _split(instance, relaxed, branch) if place is None else None
-        _settle(instance, relaxed, opened, branch.sets)
+        settle(instance, relaxed, opened, branch.sets)
         made = make(opened)
         plans += 1
         if best is None or made.merit < best.merit:
@@ -121,7 +121,7 @@ def _split(
     return [(g, (low, below)), (g, (below + 1.0, high))]
 
 
-def _choices(opened: Sequence[Flags], instance: ProblemArrays, place: Place) -> list[bytes]:
+def choices(opened: Sequence[Flags], instance: ProblemArrays, place: Place) -> list[bytes]:
     """Return the different sets of modes that streams of a family allow in a region, as bytes."""
     family, region = place
     sets = {
@@ -138,8 +138,8 @@ def _solve(instance: ProblemArrays, relaxed: ClusterRelaxation, root: Basis, bra
     program.restore(root)
     opened = [stream.allowed.copy() for stream in instance.streams]
     for place, choice in branch.sets.items():
-        _narrow(instance, opened, place, np.frombuffer(choice, dtype=bool))
-    _shut(instance, relaxed, opened)
+        narrow(instance, opened, place, np.frombuffer(choice, dtype=bool))
+    shut(instance, relaxed, opened)
     for g, (low, high) in branch.nodes.items():
         program.lower[relaxed.awake[g]], program.upper[relaxed.awake[g]] = low, high
     if branch.sets or branch.nodes:
@@ -147,7 +147,7 @@ def _solve(instance: ProblemArrays, relaxed: ClusterRelaxation, root: Basis, bra
     return opened
 
 
-def _shut(instance: ProblemArrays, relaxed: ClusterRelaxation, opened: Sequence[Flags]) -> None:
+def shut(instance: ProblemArrays, relaxed: ClusterRelaxation, opened: Sequence[Flags]) -> None:
     """Close the columns of what is not open any more."""
     for number, (stream, masks) in enumerate(zip(instance.streams, opened, strict=True)):
         for region in range(len(instance.regions)):
@@ -156,7 +156,7 @@ def _shut(instance: ProblemArrays, relaxed: ClusterRelaxation, opened: Sequence[
                 relaxed.close(region, shut, number)
 
 
-def _narrow(instance: ProblemArrays, opened: Sequence[Flags], place: Place, choice: Flags) -> None:
+def narrow(instance: ProblemArrays, opened: Sequence[Flags], place: Place, choice: Flags) -> None:
     """Leave only the modes of `choice` open, and only to streams that allow all of them."""
     family, region = place
     for stream, masks in zip(instance.streams, opened, strict=True):
@@ -165,7 +165,7 @@ def _narrow(instance: ProblemArrays, opened: Sequence[Flags], place: Place, choi
             masks[region] = choice & stream.allowed[region] if fits else False
 
 
-def _disagreement(
+def disagreement(
     instance: ProblemArrays, relaxed: ClusterRelaxation, opened: Sequence[Flags], decided: Mapping[Place, bytes]
 ) -> Place | None:
     """Return the family and region at which most rows use modes that others who come there do not allow."""
@@ -198,7 +198,7 @@ def _rows(instance: ProblemArrays, relaxed: ClusterRelaxation) -> np.ndarray[tup
     return np.asarray(rows * rates[:, None])
 
 
-def _settle(
+def settle(
     instance: ProblemArrays, relaxed: ClusterRelaxation, opened: list[Flags], decided: Mapping[Place, bytes]
 ) -> None:
     """Limit `opened`, at places that were not decided to what the solution uses there, and solve with that."""
@@ -215,6 +215,6 @@ def _settle(
                 choice = np.logical_and.reduce([opened[at][region] for at in comers])
             else:
                 choice = max((opened[at][region] for at in able), key=lambda mask: int(mask.sum()))
-            _narrow(instance, opened, (family, region), choice)
-    _shut(instance, relaxed, opened)
+            narrow(instance, opened, (family, region), choice)
+    shut(instance, relaxed, opened)
     relaxed.program.resolve()

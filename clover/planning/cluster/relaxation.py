@@ -40,20 +40,34 @@ _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiple
 class ClusterRelaxation:
     """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
-    def __init__(self, instance: ProblemArrays, spare: Floats, losses: Sequence[Loss], rates: Floats) -> None:
+    def __init__(
+        self, instance: ProblemArrays, spare: Floats, losses: Sequence[Loss], rates: Floats, *, counted: bool = False
+    ) -> None:
+        """Write the program and solve it; `counted`: with a variable for how many devices of a group are in a mode,
+        whatever streams they answer, so that whole ones can be asked for (`exact`)."""
         self._instance, self._spare, self._losses, self._rates = instance, spare, losses, rates
         streams, families, groups = len(instance.streams), len(instance.families), instance.groups
         self._device_rows = {
             (g, kind): streams + families + at
             for at, (g, kind) in enumerate((g, kind) for g, group in enumerate(groups) for kind in group.devices)
         }
-        rows = streams + families + len(self._device_rows)
+        first = streams + families + len(self._device_rows)
+        places = [
+            (g, m) for g, group in enumerate(groups) for m, mode in enumerate(instance.modes) if mode.kind in group.devices
+        ]
+        self._count_rows = {place: first + at for at, place in enumerate(places if counted else ())}
+        self.counts: dict[tuple[int, int], int] = {}
+        rows = first + len(self._count_rows)
         dear = self._dear()
         columns, right, basis = Columns(), [*map(float, rates), *[0.0] * (rows - streams)], []
         self.unserved = [columns.add(_UNSERVED * dear, [(stream, 1.0)]) for stream in range(streams)]
         basis += self.unserved
         basis += [columns.add(0.0, [(streams + family, -1.0)]) for family in range(families)]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._device_rows.values()]
+        basis += [columns.add(0.0, [(row, 1.0)]) for row in self._count_rows.values()]
+        for (g, m), row in self._count_rows.items():
+            entries = [(row, -1.0), (self._device_rows[g, instance.modes[m].kind], 1.0)]
+            self.counts[g, m] = columns.add(0.0, entries)
         self._used: list[tuple[int, int, NDArray[np.int64], range]] = []  # stream, group, modes, columns
         self._write_modes(columns, streams)
         self.unspared: list[dict[int, int]] = []
@@ -83,7 +97,9 @@ class ClusterRelaxation:
                 modes = np.flatnonzero(stream.allowed[group.region] & here)
                 if not len(modes):
                     continue
-                devices = [self._device_rows[g, instance.modes[mode].kind] for mode in modes]
+                devices = [
+                    self._count_rows.get((g, int(mode)), self._device_rows[g, instance.modes[mode].kind]) for mode in modes
+                ]
                 family = np.full(len(modes), streams + stream.family)
                 entries = np.column_stack([np.full(len(modes), number), family, np.array(devices)])
                 values = np.column_stack([rates[modes], rates[modes] * points[modes], np.ones(len(modes))])

@@ -265,6 +265,11 @@ class Rounding:
         grams, cost = (idle + sum(item.grams for item in loads), idle + sum(item.cost for item in loads))
         return Rounded(nodes, counts, loads, grams, cost, self._opened)
 
+    def weighed(self, nodes: Floats, counts: Floats, opened: Sequence[Flags]) -> Rounded:
+        """Return what whole nodes and devices are worth if streams use what is `opened` to them."""
+        self._opened = opened
+        return self._weighed(nodes, counts, strict=True)
+
     def _values(self, found: Rounded) -> Floats:
         """Return what a device of each group is worth in each mode, in grams/h, by the prices of its rows."""
         instance = self._instance

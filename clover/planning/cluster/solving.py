@@ -9,6 +9,7 @@ import numpy as np
 
 from clover.planning.cluster.arrays import EPSILON, Floats, ProblemArrays
 from clover.planning.cluster.branching import Allowance, search
+from clover.planning.cluster.exact import MOST_NODES, ExactSearch
 from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.reserve import Loss, Reserve, confined, losses, spare_rates
 from clover.planning.cluster.rounding import Rounded, Rounding
@@ -47,6 +48,13 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
         _allowance(instance),
         lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(),
     )
+    exact: ExactSearch | None = None
+    if sum(group.size for group in instance.groups) <= MOST_NODES:
+        tight = (*kept_losses, *confined(instance, spare, kept_losses))
+        counted = ClusterRelaxation(instance, spare, tight, served, counted=True)
+        rounding = Rounding(instance, counted, best.opened, reserve, kept_losses, served)
+        exact = ExactSearch(instance, counted, rounding)
+        best = exact.better(best) or best
     best, kept = _with_before(instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best)
     lacking = rates - served
     for stream, rate in best.unserved.items():
