@@ -17,7 +17,7 @@ COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
-.PHONY: serve test test-quick test-gpu test-checked sanitize fuzz lint bench bench-peers bench-kernels build docs sbom \
+.PHONY: serve test test-quick test-deep test-gpu test-checked sanitize fuzz lint bench bench-peers bench-kernels build docs sbom \
 	audit reproducible train-fashion \
 	soak clean
 
@@ -25,7 +25,7 @@ serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
 
 # Compiled once, not in each of the hundreds of processes that tests start, whatever this says outside.
-test test-quick test-gpu test-checked sanitize: export PYTHONDONTWRITEBYTECODE :=
+test test-quick test-deep test-gpu test-checked sanitize: export PYTHONDONTWRITEBYTECODE :=
 
 # All tests; with ARGS, pytest gets these alone: make test ARGS="tests/native -x"
 test: $(VENV)/.test
@@ -35,6 +35,11 @@ test: $(VENV)/.test
 # loop.  They compute more than they wait: a process a core, each of which collects all tests first.
 test-quick: $(VENV)/.test
 	$(PY) -m pytest $(PARALLEL) --numprocesses auto --maxprocesses $(JOBS) -m "not slow" --hypothesis-profile quick $(or $(ARGS),tests/unit tests/native)
+
+# Generated examples by the hundreds or thousands, not the same ones each time, of tests that plan, simulate and read
+# clusters: a quarter of an hour or more.  With ARGS, of others: make test-deep ARGS=tests/unit/http
+test-deep: $(VENV)/.test
+	$(PY) -m pytest --hypothesis-profile deep --timeout 3600 $(or $(ARGS),$(PARALLEL) tests/unit/planning/cluster tests/unit/cluster)
 
 # What only a machine with an NVIDIA GPU can show; each test says what it needs if that is missing.  With TensorRT, whose
 # libraries come from NVIDIA's own package index: make test-gpu GPU_EXTRAS=onnx,dashboard,test,tensorrt

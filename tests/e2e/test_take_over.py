@@ -177,7 +177,7 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
 
     before = descriptors()
     run(main())
-    assert descriptors() == before
+    assert descriptors() <= before  # less if a test before left some to the garbage collector
 
 
 def test_a_successor_that_gives_up_leaves_the_running_server_alone(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,7 +58,15 @@ def missing() -> str:
         probe.rmdir()
     except OSError as error:
         return f"control groups cannot be made here: {error.strerror}"
-    return ""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        for name in ("upper", "work", "root"):
+            (Path(folder) / name).mkdir()
+        options = f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work"
+        tried = subprocess.run(
+            ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, f"{folder}/root"],
+            capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+    return "no overlay may lie on /var/tmp, as in containers" if tried.returncode else ""
 
 
 class SystemdBox:

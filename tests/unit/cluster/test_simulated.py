@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import math
 import re
@@ -239,7 +240,7 @@ def quiet(own: list[ClusterFault]) -> ClusterScenario:
 
 
 @pytest.mark.slow
-@settings(max_examples=8)
+@settings(max_examples=settings.default.max_examples // 12)
 @given(faults)
 def test_whatever_goes_wrong_no_rule_is_broken_and_all_ends_as_planned(own: list[ClusterFault]) -> None:
     watched = Watched(quiet(own))
@@ -254,14 +255,21 @@ def test_whatever_goes_wrong_no_rule_is_broken_and_all_ends_as_planned(own: list
             assert one.epoch == status.epoch
 
 
+@functools.cache
+def undisturbed() -> SimulatedWorld:
+    """Return the world after a run in which nothing happens."""
+    watched = Watched(quiet([]))
+    asyncio.run(watched.play())
+    return watched.world
+
+
 @pytest.mark.slow
-@settings(max_examples=4)
+@settings(max_examples=settings.default.max_examples // 15)
 @given(st.integers(0, 25))
 def test_a_restart_at_any_step_leads_to_the_same_end(at: int) -> None:
-    plain, restarted = Watched(quiet([])), Watched(quiet([]))
-    asyncio.run(plain.play())
+    plain, restarted = undisturbed(), Watched(quiet([]))
     asyncio.run(restarted.play(restart_at=at))
-    for name, one in plain.world.nodes.items():
+    for name, one in plain.nodes.items():
         assert restarted.world.nodes[name].state == one.state
         assert sum(restarted.world.nodes[name].rates.values()) == pytest.approx(sum(one.rates.values()), rel=0.05)
     assert restarted.world.sums.refused == 0.0
