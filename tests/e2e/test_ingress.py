@@ -484,7 +484,8 @@ def test_a_real_server_over_grpc_and_http(short_path: Path) -> None:
             stream = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter([message]))
             with pytest.raises(grpc.aio.AioRpcError) as nobody:  # no family's: goes by the origin's weights
                 await stream.read()
-            assert nobody.value.code() is grpc.StatusCode.UNAVAILABLE
+            # HAProxy refuses it while the client may still be sending; the client then knows only that it was cut off.
+            assert nobody.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
             await it.ingress.weigh("north", {"a": 1.0})
             stream = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter([message, message]))
             assert len([answer async for answer in stream]) == 2
