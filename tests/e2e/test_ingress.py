@@ -411,7 +411,8 @@ def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(short_p
     secure = [upstream("a", secure=True)]
     for changes, members in (({}, []), ({}, nodes), (full, nodes), (full, secure)):
         file = short_path / "haproxy.cfg"
-        file.write_text(render(settings(short_path, **changes), members, {"http:north": {"a": 3}}, str(short_path / "s")))
+        own = settings(short_path, **changes)
+        file.write_text(render(own, members, {"http:north": {"a": 3}}, str(short_path / "s")))
         checked = subprocess.run(
             [find_program(), "-c", "-f", file], capture_output=True, text=True, env={"CLOVER_INGRESS_TOKEN": "t"}
         )
