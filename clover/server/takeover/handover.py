@@ -40,6 +40,10 @@ log = logging.getLogger("clover.server")
 
 DOOR, CALL = "take-over socket", "take-over"
 """How a take-over is named in the audit log."""
+_INITS = ("docker-init", "tini", "dumb-init", "catatonit")
+"""What containers have as process 1 with `--init` (Docker, Podman), or in their image."""
+_PAUSE = "pause"
+"""Process 1 of a pod of Kubernetes whose containers share their processes."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ class Handover:
         engine = self._engine
         if request.version != VERSION:
             return f"Clover {__version__} and {request.clover} do not take over from each other: restart the server"
-        if os.getpid() == 1:
-            return "the running server is process 1 of its container, which ends with it: replace the container"
+        if container_ends():
+            return "the container of the running server ends with it: replace the container"
         if reason := self._hindrance():
             return reason
         if engine.frontend is None:
@@ -283,6 +287,17 @@ def _is_own(pid: int) -> bool:
     """Return whether a process is one that this one has started, or one of these has, or has ended meanwhile."""
     here = os.getpid()
     return pid != here and (not os.path.exists(f"/proc/{pid}") or descends_from(pid, here))
+
+
+def container_ends(proc: Path = Path("/proc")) -> bool:
+    """Return whether a container ends with this process: it is the first one, or the only child of an init, or in a
+    pod that shares its processes."""
+    if os.getpid() == 1:
+        return True
+    with contextlib.suppress(OSError):
+        first = (proc / "1/comm").read_text(encoding="utf-8").strip()
+        return os.getppid() == (0 if first == _PAUSE else 1) and first in (_PAUSE, *_INITS)
+    return False
 
 
 def _workers_of(engine: Engine) -> list[int]:
