@@ -186,7 +186,7 @@ async def test_what_a_successor_cannot_know_of_ends_the_take_over(tmp_path: Path
 
     async def changed(why: str, target: Any, name: str, value: Any) -> None:
         handover = Handover(engine, lambda: None, "")
-        handover._offered = handover._known()
+        handover._offered = handover._offerable()
         before = getattr(target, name)
         setattr(target, name, value)
         with pytest.raises(TakeOverError, match=why):
