@@ -67,6 +67,14 @@ class Unimplemented(RequestError):
     status = 501
 
 
+class CallRefused(RequestError):
+    """A refusal that follows from the metadata alone."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class GrpcCaller:
     """Who makes a call: by which token (`grant`, or `tenant`), and from where.  `flow` is the number of its connection,
     `client` what it is counted by, `request_id` the id that it gave the call; `request` is the number of that id, 0
@@ -100,10 +108,13 @@ class Callers:
         self.access = access
         self.audit = audit if audit is not None else AuditLog()
         self._known: OrderedDict[bytes, tuple[Grant | None, Tenant | None]] = OrderedDict()
+        self.changes = 0
+        """How often tokens have changed: who was recognised before may be somebody else now, or nobody."""
 
     def forget(self) -> None:
-        """Look up every token anew, because the tenants have changed."""
+        """Look up every token anew, because tokens or tenants have changed."""
         self._known.clear()
+        self.changes += 1
 
     def of(self, context: Any) -> GrpcCaller:
         """Return who makes the call of `context`, which `refusal` let pass."""

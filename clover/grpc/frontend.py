@@ -22,11 +22,11 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from clover.config import ListenConfig, ServerConfig
-from clover.errors import ConfigError, RequestError, StartError
+from clover.errors import ConfigError, StartError
 from clover.grpc import health
-from clover.grpc.calls import Callers, CallHandlers
+from clover.grpc.calls import Callers, CallHandlers, CallRefused
 from clover.grpc.messages import POOL, SERVICE
-from clover.grpc.service import OipService
+from clover.grpc.service import INFER_PATH, OipService
 from clover.grpc.stats import GrpcStats
 from clover.http.access import Access
 from clover.http.audit import Operators
@@ -44,22 +44,14 @@ _METADATA_BYTES = 16 << 10
 _PATHS = {
     f"/{SERVICE}/{call}": path
     for call, path in {
-        "ModelInfer": "/v2/models/any/infer",
-        "ModelStreamInfer": "/v2/models/any/infer",
+        "ModelInfer": INFER_PATH,
+        "ModelStreamInfer": INFER_PATH,
         "ModelStatistics": "/v2/models/stats",
         "RepositoryModelLoad": "/v2/repository/models/any/load",
         "RepositoryModelUnload": "/v2/repository/models/any/unload",
     }.items()
 }
 """The path of the same call over HTTP, by which it is decided who may make it; that of the others is /v2."""
-
-
-class _Refusal(RequestError):
-    """A refusal that follows from the metadata alone."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class Gate(aio.ServerInterceptor):  # type: ignore[misc]
@@ -77,7 +69,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[misc]
         refusal = self._calls.callers.refusal(details.invocation_metadata or (), path, details.method)
         if refusal is None:
             return await continuation(details)
-        error = _Refusal(*refusal[:2])
+        error = CallRefused(*refusal[:2])
 
         async def refuse(requests: Any, context: Any) -> None:
             await self._calls.end(context, error)
@@ -177,7 +169,7 @@ class GrpcFrontend:
         return grpc.dynamic_ssl_server_credentials(first, newest)
 
     def forget_callers(self) -> None:
-        """Look up every token anew, because the tenants have changed."""
+        """Look up every token anew, those of open streams too, because tokens or tenants have changed."""
         self._callers.forget()
 
     def forget_endpoints(self) -> None:

@@ -26,7 +26,18 @@ from clover.errors import (
 )
 from clover.grpc import infer, wire
 from clover.grpc.asking import GrpcInference
-from clover.grpc.calls import FAILED, CallHandlers, GrpcCaller, Metadata, Unimplemented, Work, code_of, shown, who
+from clover.grpc.calls import (
+    FAILED,
+    CallHandlers,
+    CallRefused,
+    GrpcCaller,
+    Metadata,
+    Unimplemented,
+    Work,
+    code_of,
+    shown,
+    who,
+)
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
 from clover.http.api import metadata, named
 from clover.http.ids import RequestIds
@@ -34,6 +45,9 @@ from clover.http.inference import InferEndpoint
 from clover.interfaces import Model, ServerView, SplitModel
 
 log = logging.getLogger("clover.grpc")
+
+INFER_PATH = "/v2/models/any/infer"
+"""The path of an inference over HTTP, by which it is decided who may ask."""
 
 _StreamAnswer = message_class("ModelStreamInferResponse")
 _STREAMED = _StreamAnswer.DESCRIPTOR.fields_by_name["infer_response"].number
@@ -148,14 +162,21 @@ class OipService:
 
     async def _stream(self, context: Any) -> None:
         """Answer the requests of a stream in their order; as many at once as a connection may pipeline."""
-        caller = self._callers.of(context)
+        caller, changes = self._callers.of(context), self._callers.changes
+        refused: CallRefused | None = None
         room = asyncio.Semaphore(self._limits.pipelined)
         due: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         tasks: set[asyncio.Task[bytes]] = set()
 
         async def read() -> None:
+            nonlocal caller, changes, refused
             await room.acquire()
             while (message := await context.read()) is not grpc.aio.EOF:
+                if changes != self._callers.changes:
+                    if (found := self._callers.refusal(context.invocation_metadata() or (), INFER_PATH)) is not None:
+                        refused = CallRefused(*found[:2])
+                        return
+                    caller, changes = self._callers.of(context), self._callers.changes
                 task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
                 tasks.add(task)
                 due.put_nowait(task)
@@ -176,6 +197,8 @@ class OipService:
             for one in (reading, *tasks):
                 one.cancel()
             await asyncio.gather(reading, *tasks, return_exceptions=True)
+        if refused is not None:
+            raise refused
         if self._closing:
             raise Unavailable("the server is shutting down")
 

@@ -161,8 +161,7 @@ class Reload:
         certificate = self._reload_certificate(self.server)
         if settings.holds_secrets(new.config) and not settings.holds_secrets(self._current.config):
             conceal(settings.secrets_of(new.config))
-        in_force = {key for (key, _, _), done in zip(live, applied, strict=True) if done}
-        in_force -= {key for (key, _, _), done in zip(live, applied, strict=True) if not done}  # of another family
+        in_force = {(key, index) for (key, index, _), done in zip(live, applied, strict=True) if done}
         self._current = _with_live(self._current, new, in_force)
         log.info("SIGHUP: %d of %d changed settings are live", sum(applied), len(changes))
         changed = sorted({key for key, _, _ in changes})
@@ -224,16 +223,19 @@ class Reload:
         return True
 
 
-def _with_live(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
-    """Return `old` with the settings `keys` of `new`, which are in force now, so that the next reload is compared with
-    what is."""
+def _with_live(old: Settings, new: Settings, in_force: Collection[tuple[str, int | None]]) -> Settings:
+    """Return `old` with what is in force now of `new` (keys, and the index of a family), so that the next reload is
+    compared with that."""
     config = old.config
-    for key in LIVE.keys() & set(keys):
+    for key in LIVE.keys() & {key for key, _ in in_force}:
         section, leaf = key.split(".")
         if section == "families":
             pairs = list(zip(config.families, new.config.families, strict=False))
             rest = config.families[len(pairs) :]
-            changed = (msgspec.structs.replace(a, **{leaf: getattr(b, leaf)}) for a, b in pairs)
+            changed = (
+                msgspec.structs.replace(a, **{leaf: getattr(b, leaf)}) if (key, index) in in_force else a
+                for index, (a, b) in enumerate(pairs)
+            )
             config = msgspec.structs.replace(config, families=(*changed, *rest))
         else:
             value = getattr(getattr(new.config, section), leaf)

@@ -177,7 +177,7 @@ class ServerLedger:
         collector.take(self._source.snapshot(at_s, mono_s))
         for event in self._source.events(at_s, mono_s):
             collector.event(event)
-        self.status.dropped_rows += collector.left_out_events
+        self.status.dropped_rows += collector.left_out_events + self._source.take_left_out()
         collector.left_out_events = 0
         if not self._started:
             return  # all of it waits in the collector, as long as another server has the file

@@ -185,6 +185,11 @@ class LedgerSource:
                     what = f"worker of {event['variant']} on {event['at']} {event['what']}: {event['reason']}"
                     yield EventRow(moment_s, "fault", name, what, _json(event))
 
+    def take_left_out(self) -> int:
+        """Return how many control calls were left out since the last call, because too many waited."""
+        found, self._audit.left_out = self._audit.left_out, 0
+        return found
+
     def provider_event(self, reading: Reading, at_s: float) -> EventRow | None:
         """Return what to note if another source, or another state of it, is in force than at the last call."""
         now = (reading.provider, reading.zone, reading.state, reading.method)

@@ -10,7 +10,8 @@ What is denied, and why:
 
 - sockets, but pairs that are connected already: neither the network, nor the control socket, nor a daemon of the
   machine.  io_uring with them, because it makes calls that no filter sees;
-- other processes: reading their memory, their descriptors, tracing, signals, priorities, limits, cores;
+- other processes: reading their memory, their descriptors, tracing, signals, priorities, limits, cores; memory, queues
+  and semaphores that are shared by number or name (System V, POSIX queues);
 - new processes and programs, unless the configuration allows them; a namespace of users in any case;
 - what changes files without opening them (owner, mode, attributes, times), which Landlock does not handle, and opening
   files by handle, which goes around it;
@@ -107,6 +108,7 @@ _ALWAYS: dict[str, tuple[int | None, int | None]] = {
     "pivot_root": (155, 41),
     "chroot": (161, 51),
     "open_tree": (428, 428),
+    "open_tree_attr": (467, 467),
     "move_mount": (429, 429),
     "fsopen": (430, 430),
     "fsconfig": (431, 431),
@@ -144,9 +146,19 @@ _ALWAYS: dict[str, tuple[int | None, int | None]] = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    # Those of System V are reached by a number that can be guessed, also without the call that looks it up.
     "msgget": (68, 186),
+    "msgctl": (71, 187),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
     "semget": (64, 190),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "semop": (65, 193),
     "shmget": (29, 194),
+    "shmctl": (31, 195),
+    "shmat": (30, 196),
     "vhangup": (153, 58),
 }
 _STARTING: dict[str, tuple[int | None, int | None]] = {

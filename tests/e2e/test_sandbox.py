@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,18 @@ ANYBODY = {"use io_uring", "type for the user", "trace the zygote"}
 """What the kernel, a container or the lack of a terminal may refuse to a worker that is not confined as well."""
 
 
+@contextlib.contextmanager
+def segment() -> Iterator[int]:
+    """A segment of shared memory (System V) that this user has, as a database has one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = libc.shmget(0, ctypes.c_size_t(4096), 0o600)
+    assert number >= 0
+    try:
+        yield number
+    finally:
+        libc.shmctl(number, 0, None)  # IPC_RMID
+
+
 @pytest.mark.usefixtures("forked_zygotes")
 @pytest.mark.parametrize("confined", [True, False])
 def test_it_reaches_nothing_of_the_server(tmp_path: Path, confined: bool) -> None:
@@ -35,10 +50,10 @@ def test_it_reaches_nothing_of_the_server(tmp_path: Path, confined: bool) -> Non
         path.write_text("secret")
     control = tmp_path / "control"
     targets = {**{name: str(path) for name, path in places.items()}, "control": str(control), "server": os.getpid()}
-    spec = families.load_family(breakout_family.write(tmp_path / "breakout", **targets))
     found: dict[str, int] = {}
 
-    async def main() -> None:
+    async def main(shared: int) -> None:
+        spec = families.load_family(breakout_family.write(tmp_path / "breakout", **targets, segment=shared))
         slab = Slab.create(Layout(spec, 8))
         async with started() as pool, client_of(pool) as client:
             wanted = SandboxOrder(required=True) if confined else None
@@ -51,10 +66,10 @@ def test_it_reaches_nothing_of_the_server(tmp_path: Path, confined: bool) -> Non
             await worker.drain_and_exit()
         slab.close()
 
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, segment() as shared:
         listener.bind(str(control))
         listener.listen(8)
-        run(main())
+        run(main(shared))
     assert {name: found[name] for name in ALLOWED} == dict.fromkeys(ALLOWED, 0)
     if confined:
         assert {name for name in REFUSED if found[name] not in REFUSALS} == set()
@@ -68,7 +83,7 @@ def test_what_the_configuration_allows_it_may(tmp_path: Path) -> None:
     token, scratch = tmp_path / "token", tmp_path / "scratch"
     token.write_text("secret")
     scratch.mkdir()
-    targets = dict.fromkeys(("ledger", "home", "cache", "control"), "/nowhere")
+    targets = dict.fromkeys(("ledger", "home", "cache", "control", "segment"), "/nowhere")
     targets |= {"token": str(token), "tmp": str(scratch)}
     spec = families.load_family(breakout_family.write(tmp_path / "breakout", **targets, server=os.getpid()))
     found: dict[str, int] = {}

@@ -92,6 +92,15 @@ def trace(pid):
     call(101 if os.uname().machine == "x86_64" else 117, 17, pid, 0, 0)
 
 
+def attach(segment):
+    libc.shmat.restype = ctypes.c_void_p
+    at = libc.shmat(segment, None, 0)
+    if at == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    libc.shmdt(ctypes.c_void_p(at))
+
+
 def own_signals():
     own, other = os.pipe()
     fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
@@ -104,6 +113,7 @@ def inject():
 def load(variant, folder):
     at = json.loads((folder / "targets.json").read_text())
     server, zygote = at["server"], os.getppid()
+    x86 = os.uname().machine == "x86_64"
     attempts = {
         "read the token": lambda: read(at["token"]),
         "read the token by another way": lambda: read("/proc/self/root" + at["token"]),
@@ -132,6 +142,8 @@ def load(variant, folder):
         "change the server's priority": lambda: os.setpriority(os.PRIO_PROCESS, server, os.getpriority(0, server)),
         "have others signalled": own_signals,
         "type for the user": inject,
+        "reach shared memory of another program": lambda: attach(at["segment"]),
+        "remove shared memory of another program": lambda: call(31 if x86 else 195, at["segment"], 0, 0),
         "fork": fork,
         "enter another namespace": lambda: call(272 if os.uname().machine == "x86_64" else 97, 0),
     }

@@ -40,10 +40,14 @@ log = logging.getLogger("clover.server")
 
 DOOR, CALL = "take-over socket", "take-over"
 """How a take-over is named in the audit log."""
+_INITS = ("docker-init", "tini", "dumb-init", "catatonit")
+"""What containers have as process 1 with `--init` (Docker, Podman), or in their image."""
+_PAUSE = "pause"
+"""Process 1 of a pod of Kubernetes whose containers share their processes."""
 
 
 @dataclass(frozen=True)
-class Known:
+class OfferedState:
     """What a successor knows from its start on: what operators changed, the models that are not loaded, the versions
     that are served (digests), and how often the configuration was read again, with its tokens and certificates."""
 
@@ -53,7 +57,7 @@ class Known:
     reloads: int = 0
 
 
-def known_changes(before: Known, now: Known) -> str:
+def changes_since(before: OfferedState, now: OfferedState) -> str:
     """Return in words what changed; empty for nothing."""
     if now.reloads != before.reloads:
         return "its configuration was read again (SIGHUP)"
@@ -74,15 +78,15 @@ class Handover:
         self._box = box
         self._handed: HandedState | None = None
         self._files = engine.controller.ledger_files
-        self._offered = Known()
+        self._offered = OfferedState()
 
     def refusal(self, request: TakeOverRequest) -> str:
         """Return why this successor cannot take over now; empty if it can."""
         engine = self._engine
         if request.version != VERSION:
             return f"Clover {__version__} and {request.clover} do not take over from each other: restart the server"
-        if os.getpid() == 1:
-            return "the running server is process 1 of its container, which ends with it: replace the container"
+        if container_ends():
+            return "the container of the running server ends with it: replace the container"
         if reason := self._hindrance():
             return reason
         if engine.frontend is None:
@@ -108,10 +112,10 @@ class Handover:
             )
         return ""
 
-    def _known(self) -> Known:
+    def _offerable(self) -> OfferedState:
         """Return what a successor has read or is told at its start, as it is now."""
         engine = self._engine
-        return Known(
+        return OfferedState(
             commands=standing_commands(engine.controller.context),
             unloaded=tuple(name for name, one in engine.served.items() if one.state == "UNAVAILABLE"),
             versions=tuple(one.spec.digest for one in engine.served.values()),
@@ -124,7 +128,7 @@ class Handover:
         assert engine.frontend is not None
         # The successor reads it at its start.
         await engine.controller.learner.finish(engine.controller.context.families.values())
-        known = self._offered = self._known()
+        offered = self._offered = self._offerable()
         sockets = engine.frontend.http.sockets()
         offer = SocketOffer(
             pid=os.getpid(),
@@ -134,8 +138,8 @@ class Handover:
             grpc_port=engine.frontend.grpc_port,
             memory_bytes=await asyncio.to_thread(held_bytes, _workers_of(engine)),
             box=self._box,
-            commands=known.commands,
-            unloaded=known.unloaded,
+            commands=offered.commands,
+            unloaded=offered.unloaded,
         )
         control = [sockets.control.fileno()] if sockets.control is not None else []
         return offer, [*(sock.fileno() for sock in sockets.tcp), *control]
@@ -146,7 +150,7 @@ class Handover:
         await engine.count()
         if reason := self._hindrance():
             raise TakeOverError(reason)
-        if what := known_changes(self._offered, self._known()):
+        if what := changes_since(self._offered, self._offerable()):
             raise TakeOverError(f"{what} since the take-over began: start it again")
         engine.machine.paused = True
         self._files, controller.ledger_files = controller.ledger_files, LedgerFiles()
@@ -283,6 +287,17 @@ def _is_own(pid: int) -> bool:
     """Return whether a process is one that this one has started, or one of these has, or has ended meanwhile."""
     here = os.getpid()
     return pid != here and (not os.path.exists(f"/proc/{pid}") or descends_from(pid, here))
+
+
+def container_ends(proc: Path = Path("/proc")) -> bool:
+    """Return whether a container ends with this process: it is the first one, or the only child of an init, or in a
+    pod that shares its processes."""
+    if os.getpid() == 1:
+        return True
+    with contextlib.suppress(OSError):
+        first = (proc / "1/comm").read_text(encoding="utf-8").strip()
+        return os.getppid() == (0 if first == _PAUSE else 1) and first in (_PAUSE, *_INITS)
+    return False
 
 
 def _workers_of(engine: Engine) -> list[int]:

@@ -288,7 +288,7 @@ def streamed(driver: GrpcDriver, context: FakeContext, scene: Callable[[], Corou
     """Run a stream and, beside it, a scene; return the answers."""
 
     async def main() -> None:
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.timeout(20.0), asyncio.TaskGroup() as group:  # a stream that should end and does not
             group.create_task(driver.run("ModelStreamInfer", context))
             group.create_task(scene())
 
@@ -516,6 +516,40 @@ def test_tokens_are_looked_up_anew_when_the_tenants_change() -> None:
     tenants.use((TenantConfig(name="other", token="t-other"),))
     driver.callers.forget()
     assert driver.ask("ServerLive", metadata=bearer("t-acme")).status is StatusCode.UNAUTHENTICATED
+
+
+def test_a_token_that_is_taken_back_ends_the_streams_that_it_opened() -> None:
+    model = echo(held=True)
+    tenants = Tenants((TenantConfig(name="acme", token="t-acme"), TenantConfig(name="other", token="t-other")))
+    driver = GrpcDriver(FakeView(model), tenants=tenants)
+    context = FakeContext(request().SerializeToString(), metadata=bearer("t-acme"), ended=False)
+    stays = FakeContext(request().SerializeToString(), metadata=bearer("t-other"))
+    read, more = context.read, asyncio.Event()
+
+    async def reads() -> Any:
+        if context.reads:
+            await more.wait()
+            context.messages.append(request().SerializeToString())
+        return await read()
+
+    context.read = reads  # type: ignore[method-assign]
+
+    async def scene() -> None:
+        await until(lambda: bool(model.waiting))
+        tenants.use((TenantConfig(name="other", token="t-other"),))
+        driver.callers.forget()
+        more.set()
+        await until(lambda: context.reads == 2)
+        model.run()  # what was received before is answered
+        await asyncio.sleep(0)
+        other = asyncio.create_task(driver.run("ModelStreamInfer", stays))
+        await until(lambda: bool(model.waiting))
+        model.run()
+        await other
+
+    assert len(streamed(driver, context, scene)) == 1
+    assert context.status is StatusCode.UNAUTHENTICATED
+    assert stays.status is StatusCode.OK
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,37 @@ def test_a_token_that_was_taken_back_is_not_left_valid_by_another_setting_that_f
     assert [record.status for record in engine.operators.audit.records] == [409, 200]
 
 
+def test_what_one_family_refuses_does_not_hide_what_another_has_taken(tmp_path: Path) -> None:
+    taken: list[dict[str, Any]] = []
+
+    async def command(verb: str, arguments: dict[str, Any], who: str) -> None:
+        if arguments["model"] == "b":
+            raise Conflict("no plan keeps that")
+        taken.append(arguments)
+
+    def read() -> settings.Settings:
+        return settings.load([str(tmp_path / "c.toml")], {}, options=OPTIONS)
+
+    def write(slo_ms: int) -> None:
+        rows = ", ".join(f'{{family = "{name}", slo_ms = {slo_ms}}}' for name in ("a", "b"))
+        (tmp_path / "c.toml").write_text(f"families = [{rows}]\n")
+
+    write(10)
+    made = Reload(read, lambda config: None, read())
+    engine = SimpleNamespace(
+        served={"a": None, "b": None},
+        reloads=0,
+        frontend=None,
+        control=lambda: SimpleNamespace(command=command),
+        operators=SimpleNamespace(audit=AuditLog()),
+    )
+    made.server = SimpleNamespace(engine=engine)  # type: ignore[assignment]
+    for slo_ms in (20, 10):
+        write(slo_ms)
+        asyncio.run(made.run())
+    assert [one["slo_ms"] for one in taken] == [20, 10]
+
+
 def test_the_end_of_a_server_does_not_wait_for_a_check() -> None:
     never = threading.Event()
 

@@ -18,6 +18,7 @@ from clover.accounting import Account, WorkerMeter
 from clover.config import LedgerConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
 from clover.control.decisions import DecisionEntry, Decisions
+from clover.http.audit import AuditLog
 from clover.runtime.router.traffic import Traffic
 from clover.server.ledger import ServerLedger, public
 from clover.server.ledger_source import LedgerSource, known_as
@@ -66,11 +67,11 @@ class Scene:
         self.config = ServerConfig(
             ledger=LedgerConfig(keep="on", name="scene"), listen=ListenConfig(token="hush"), state_dir=str(folder)
         )
-        self.served = {"m": served}
+        self.served, self.audit = {"m": served}, AuditLog()
         self.shadows = controller.shadows.of
         self.ledger = ServerLedger(
             self.config,
-            LedgerSource(self.account, machine, self.served, controller),
+            LedgerSource(self.account, machine, self.served, controller, self.audit),
             self.account,
             (),
             wall=lambda: self.wall,
@@ -230,6 +231,20 @@ def test_what_happens_becomes_events(tmp_path: Path) -> None:
     ]
     assert all(len(item.detail) < 20_000 for item in events)
     assert next(item for item in events if "stale" in item.summary).summary.endswith("(it is silent)")
+
+
+def test_control_calls_that_were_too_many_are_counted(tmp_path: Path) -> None:
+    """Those that the audit log left out, as well as those that one write of the ledger has no room for."""
+
+    def dropped(calls: int) -> int:
+        scene, chance = Scene(tmp_path / str(calls)), random.Random(1)
+        for _ in range(calls):
+            scene.audit.note("token ci", "http", "freeze")
+        for _ in range(60):
+            scene.second(chance)
+        return scene.ledger.status.dropped_rows
+
+    assert (dropped(900), dropped(4096 + 7) - dropped(4096)) == (0, 7)
 
 
 def test_trouble_with_the_ledger_does_not_reach_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

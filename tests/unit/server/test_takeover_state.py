@@ -18,7 +18,7 @@ from clover.control.standing import StandingCommand, standing_commands
 from clover.http.audit import AuditLog
 from clover.server.takeover import socket_file
 from clover.server.takeover.channel import TakeOverError
-from clover.server.takeover.handover import Handover, TakeOvers, held_bytes
+from clover.server.takeover.handover import Handover, TakeOvers, container_ends, held_bytes
 from clover.server.takeover.messages import VERSION, SocketOffer, TakeOverFinished, TakeOverRequest, decode, encode
 from clover.server.takeover.succession import BESIDE, Succession, listening
 from tests.support.budget_fixture import HOUR, on_a_loop, served
@@ -186,7 +186,7 @@ async def test_what_a_successor_cannot_know_of_ends_the_take_over(tmp_path: Path
 
     async def changed(why: str, target: Any, name: str, value: Any) -> None:
         handover = Handover(engine, lambda: None, "")
-        handover._offered = handover._known()
+        handover._offered = handover._offerable()
         before = getattr(target, name)
         setattr(target, name, value)
         with pytest.raises(TakeOverError, match=why):
@@ -236,13 +236,35 @@ async def test_when_it_is_refused(tmp_path: Path) -> None:
     assert "a roll-out is under way (fashion@2)" in handover.refusal(request())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getpid", lambda: 1)
-        assert "process 1 of its container" in handover.refusal(request())
+        assert "container of the running server ends with it" in handover.refusal(request())
     engine.rollouts, engine.cluster.name = SimpleNamespace(trials=set), "demo"
     assert "a node of the cluster demo" in handover.refusal(request())
     engine.cluster.name, engine.frontend = "", None
     assert "no front end" in handover.refusal(request())
     engine.draining = True
     assert "shutting down" in handover.refusal(request())
+
+
+@pytest.mark.parametrize(
+    ("pid", "parent", "first", "ends"),
+    [
+        (1, 0, "python", True),
+        (7, 1, "tini", True),
+        (7, 1, "docker-init", True),
+        (30, 0, "pause", True),
+        (7, 1, "systemd", False),
+        (9, 8, "tini", False),
+        (40, 0, "sh", False),  # docker exec
+    ],
+)
+def test_what_ends_with_a_container(
+    pid: int, parent: int, first: str, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/comm").write_text(f"{first}\n")
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    assert container_ends(tmp_path) is ends
 
 
 @on_a_loop
