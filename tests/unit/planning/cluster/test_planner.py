@@ -252,7 +252,7 @@ SHAPES: tuple[dict[str, object], ...] = (
 
 
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings().max_examples // 4)
 @given(seed=st.integers(0, 10_000), shape=st.sampled_from(SHAPES))
 def test_no_plan_of_a_small_cluster_emits_less_than_the_bound(seed: int, shape: dict[str, object]) -> None:
     """HiGHS finds the best plan of all, from a program that has nothing of the planner's."""
@@ -270,7 +270,7 @@ def test_no_plan_of_a_small_cluster_emits_less_than_the_bound(seed: int, shape: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(max(1, settings.default.max_examples // 100)))
+@pytest.mark.parametrize("seed", range(max(1, settings().max_examples // 100)))
 @pytest.mark.parametrize("survive", ["none", "node", "region"])
 def test_plans_of_larger_clusters_keep_every_promise(seed: int, survive: str) -> None:
     """No generated examples: to make a failing one smaller takes hundreds of plans of seconds each."""
