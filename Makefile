@@ -17,15 +17,14 @@ COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
-.PHONY: serve test test-quick test-deep test-gpu test-checked sanitize fuzz lint bench bench-peers bench-kernels build docs sbom \
-	audit reproducible train-fashion \
-	soak clean
+.PHONY: serve test test-quick test-deep test-cluster test-gpu test-checked sanitize fuzz lint bench bench-peers \
+	bench-kernels build docs sbom audit reproducible train-fashion soak clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
 
 # Compiled once, not in each of the hundreds of processes that tests start, whatever this says outside.
-test test-quick test-deep test-gpu test-checked sanitize: export PYTHONDONTWRITEBYTECODE :=
+test test-quick test-deep test-cluster test-gpu test-checked sanitize: export PYTHONDONTWRITEBYTECODE :=
 
 # All tests; with ARGS, pytest gets these alone: make test ARGS="tests/native -x"
 test: $(VENV)/.test
@@ -40,6 +39,10 @@ test-quick: $(VENV)/.test
 # clusters: a quarter of an hour or more.  With ARGS, of others: make test-deep ARGS=tests/unit/http
 test-deep: $(VENV)/.test
 	$(PY) -m pytest --hypothesis-profile deep --timeout 3600 $(or $(ARGS),$(PARALLEL) tests/unit/planning/cluster tests/unit/cluster)
+
+# A whole cluster on this machine: Ray's processes, HAProxy (Debian: haproxy) and three servers, which takes minutes.
+test-cluster: $(VENV)/.cluster
+	CLOVER_TEST_CLUSTER=1 $(PY) -m pytest tests/e2e/test_cluster.py $(ARGS)
 
 # What only a machine with an NVIDIA GPU can show; each test says what it needs if that is missing.  With TensorRT, whose
 # libraries come from NVIDIA's own package index: make test-gpu GPU_EXTRAS=onnx,dashboard,test,tensorrt
@@ -120,7 +123,7 @@ clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users $(VENV)/.audit \
-		$(VENV)/.fuzz
+		$(VENV)/.fuzz $(VENV)/.cluster
 
 # --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
 
@@ -142,6 +145,10 @@ $(VENV)/.test: $(VENV)/.built
 
 $(VENV)/.gpu: $(VENV)/.built
 	@./setup.sh $(VENV) packages $(GPU_EXTRAS)
+	@touch $@ $(VENV)/.serve
+
+$(VENV)/.cluster: $(VENV)/.built
+	@./setup.sh $(VENV) packages onnx,dashboard,test,ray
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.dev: $(VENV)/.built

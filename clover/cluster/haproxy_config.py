@@ -51,6 +51,16 @@ _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):([0-9]{1,5})")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\"'\\#$]")
 _REFUSED = "operators call a server directly, not through the ingress"
+_ERRORS = {
+    400: ("the request is malformed", 3),
+    408: ("the request was too slow", 4),
+    413: ("the body is too large", 8),
+    500: ("the ingress failed", 13),
+    502: ("the answer of the node is malformed, or was cut off", 14),
+    503: ("no node is ready", 14),
+    504: ("no answer came in time", 14),
+}
+"""What the ingress itself answers by its HTTP statuses, with gRPC's status codes (grpc.io, "Status codes")."""
 _GRPC = "/inference.GRPCInferenceService"
 TOKEN_VARIABLE = "CLOVER_INGRESS_TOKEN"
 
@@ -286,15 +296,6 @@ def _sections(
 
 def _general(settings: IngressSettings, socket: str, digest: str) -> list[str]:
     bufsize = settings.body_bytes + _HEAD_BYTES + _REWRITE_BYTES
-    errors = {
-        400: "the request is malformed",
-        408: "the request was too slow",
-        413: "the body is too large",
-        500: "the ingress failed",
-        502: "the answer of the node is malformed, or was cut off",
-        503: "no node is ready",
-        504: "no answer came in time",
-    }
     return [
         "global",
         f"  stats socket {socket} mode 600 level admin expose-fd listeners",
@@ -326,8 +327,18 @@ def _general(settings: IngressSettings, socket: str, digest: str) -> list[str]:
         "  retry-on conn-failure empty-response 503",
         "  balance roundrobin",
         "  http-reuse always",
-        *(_error(status, text) for status, text in errors.items()),
+        *(_error(status, text) for status, (text, _) in _ERRORS.items()),
     ]
+
+
+def _grpc_errors() -> list[str]:
+    """Return the ingress's own errors for clients of gRPC: a status and no body, without which a client that is still
+    sending finds INTERNAL, and does not try again."""
+    return [f"  http-error status {status} {_grpc(code, text)}" for status, (text, code) in _ERRORS.items()]
+
+
+def _grpc(code: int, text: str) -> str:
+    return f"hdr grpc-status {code} hdr grpc-message '{text}'"
 
 
 def _error(status: int, text: str) -> str:
@@ -368,7 +379,8 @@ def _grpc_frontend(settings: IngressSettings, origin: IngressOrigin) -> list[str
         "  timeout client 1h",  # a stream may be silent for as long as its client is there
         f"  acl operator path {_GRPC}/RepositoryModelLoad {_GRPC}/RepositoryModelUnload",
         f"  acl unary path {_GRPC}/ModelInfer",
-        f"  http-request return status 403 {_json(_REFUSED)} if operator",  # a gRPC client sees PERMISSION_DENIED
+        f"  http-request return status 403 {_grpc(7, _REFUSED)} if operator",  # PERMISSION_DENIED
+        *_grpc_errors(),
         f"  http-request wait-for-body time {_ms(settings.body_s)} if unary",
         f"  http-request set-header {ORIGIN_HEADER} {origin.name}",
         *_families(settings, origin.name, grpc=True),
@@ -401,7 +413,7 @@ def _backend(settings: IngressSettings, backend: IngressBackend) -> list[str]:
         "  option httpchk",
         f"  http-check send meth GET uri /v2/health/ready ver HTTP/1.1 hdr Host localhost{token}",
         "  http-check expect status 200",
-        *([] if backend.grpc else _LABELS),
+        *(_grpc_errors() if backend.grpc else _LABELS),
     ]
 
 

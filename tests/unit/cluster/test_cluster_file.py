@@ -194,7 +194,7 @@ def written(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@settings(max_examples=settings.default.max_examples // 3)
+@settings(max_examples=settings().max_examples // 3)
 @given(clusters())
 def test_what_is_written_is_what_is_read(data: dict[str, Any]) -> None:
     text = written(data)
@@ -202,7 +202,7 @@ def test_what_is_written_is_what_is_read(data: dict[str, Any]) -> None:
     assert parse(text) == msgspec.convert(data, ClusterFile)
 
 
-@settings(max_examples=settings.default.max_examples // 3)
+@settings(max_examples=settings().max_examples // 3)
 @given(clusters(), st.data())
 def test_an_unknown_key_is_found_at_its_line(data: dict[str, Any], draws: st.DataObject) -> None:
     lines = written(data).splitlines()
@@ -214,7 +214,7 @@ def test_an_unknown_key_is_found_at_its_line(data: dict[str, Any], draws: st.Dat
     assert f"line {at + 2}: " in str(caught.value)
 
 
-@settings(max_examples=settings.default.max_examples * 3)
+@settings(max_examples=settings().max_examples * 3)
 @given(st.text(max_size=200) | st.text(alphabet='[]{}="\n.ab1# ', max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigError):

@@ -240,7 +240,7 @@ def quiet(own: list[ClusterFault]) -> ClusterScenario:
 
 
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples // 12)
+@settings(max_examples=settings().max_examples // 12)
 @given(faults)
 def test_whatever_goes_wrong_no_rule_is_broken_and_all_ends_as_planned(own: list[ClusterFault]) -> None:
     watched = Watched(quiet(own))
@@ -264,7 +264,7 @@ def undisturbed() -> SimulatedWorld:
 
 
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples // 15)
+@settings(max_examples=settings().max_examples // 15)
 @given(st.integers(0, 25))
 def test_a_restart_at_any_step_leads_to_the_same_end(at: int) -> None:
     plain, restarted = undisturbed(), Watched(quiet([]))
