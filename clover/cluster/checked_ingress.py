@@ -29,9 +29,9 @@ _LEAST_SHARE = 1e-6
 class CheckedIngress(HAProxyIngress):
     """Implements `clover.cluster.ports.Ingress` by HAProxy, with nodes that its check has passed.
 
-    `may_answer`: by origin, and by origin and family, the nodes that its rows may be answered by.  `resident`: by origin,
-    the nodes at which all data of its clients may be; requests whose family HAProxy cannot see (streams over gRPC, a
-    name with escapes) go to no others.  All, if an origin is not named."""
+    `may_answer`: by origin, and by origin and family, the nodes that its rows may be answered by.  `resident`: by
+    origin, the nodes at which all data of its clients may be (all, if it is not named); requests whose family HAProxy
+    cannot see (streams over gRPC, a name with escapes) go to no others."""
 
     def __init__(
         self,

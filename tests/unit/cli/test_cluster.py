@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.cli.cluster import command
@@ -172,6 +173,19 @@ def test_tables_fit_and_say_what_matters(width: int) -> None:
         assert words in shown
     empty = ClusterLook(at_s=0.0, epoch=0, trigger="", plan=None, steps=())
     assert "no plan can be made yet" in show_plan(empty, file, width)
+
+
+def test_large_figures_are_written_out_and_what_is_not_saved_is_said() -> None:
+    file = parse(TEXT.format(folder="/c"))
+    regions = tuple(msgspec.structs.replace(own, sent=23456.7) for own in STATUS.regions)
+    large = msgspec.structs.replace(STATUS, regions=regions, grams_h=43210.0, alone_g_h=40000.0, awake_g_h=43211.0)
+    shown = " ".join(show_status(large, file, 120).split())
+    for words in (
+        "43210 g/h by the plan (modelled), 8 % more than 40000 of each region",
+        "0 % less than 43211",
+        "23457",
+    ):
+        assert words in shown
 
 
 def test_status_and_plan(answering: None, file: str, capsys: pytest.CaptureFixture[str]) -> None:

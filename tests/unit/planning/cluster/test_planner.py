@@ -55,7 +55,10 @@ def awake(plan: ClusterPlan) -> list[str]:
 @pytest.mark.parametrize("rate", [1e-3, 0.3, 2.0])
 @pytest.mark.parametrize("survive", ["none", "node"])
 def test_a_few_rows_are_worth_a_node_that_is_awake_for_them_alone(rate: float, survive: str) -> None:
-    few = (RegionDemand(family="photos", origin="dirty", rate=rate), RegionDemand(family="photos", origin="clean", rate=0.0))
+    few = (
+        RegionDemand(family="photos", origin="dirty", rate=rate),
+        RegionDemand(family="photos", origin="clean", rate=0.0),
+    )
     plan = plan_cluster(problem(demands=few, survive=survive))
     assert plan.unserved == {}
     assert plan.grams_h >= plan.bound_g_h > 0.0
