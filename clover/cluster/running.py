@@ -123,6 +123,8 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     if file.ingress is not None:
         find_program(file.ingress.haproxy)
     folder = folder_of(file)
+    for node in file.node:
+        NodeAgent(NodeSetup.of(file, node.name, folder))  # the paths of its sockets, before anything is started
     before = recall(folder)
     local = not address
     if local:

@@ -248,6 +248,17 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(
     assert f"{tmp_path}/f" in capsys.readouterr().err
 
 
+def test_a_folder_too_long_for_sockets_is_refused_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("clover.cluster.running.require_ray", lambda: None)
+    path = tmp_path / "cluster.toml"
+    path.write_text(TEXT.format(folder=tmp_path / ("x" * 100)))
+    assert main(["up", str(path)]) == 3
+    assert "set cluster.folder to a shorter one" in capsys.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["cluster.toml"]
+
+
 @pytest.mark.parametrize("words", [["--help"], ["up", "--help"], ["drain", "--help"]])
 def test_help_fits_80_columns(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
