@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from clover.cluster.controller_records import (
     ClusterStatus,
     ClusterTotals,
 )
+from clover.cluster.ray_support import use_token
 from clover.errors import ClusterError
 from clover.planning.cluster.records import ClusterPlan, NodeTarget, RegionFlow
 
@@ -231,6 +233,7 @@ def test_without_ray_every_verb_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # so that nothing is set here
     for words in (["up", file], ["status", file], ["plan", file], ["drain", file, "north-1"]):
         assert main(words) == 3
         assert 'pip install "clover-inference[ray]"' in capsys.readouterr().err
@@ -266,3 +269,15 @@ def test_help_fits_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(words) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_own_ray_has_a_token_that_only_its_user_can_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    use_token(tmp_path)
+    assert "RAY_AUTH_MODE" not in os.environ  # there is none
+    use_token(tmp_path, make=True)
+    path = tmp_path / "ray" / "token"
+    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]) == ("token", str(path))
+    assert (path.stat().st_mode & 0o777, len(path.read_text())) == (0o600, 64)
