@@ -29,18 +29,22 @@ _LEAST_SHARE = 1e-6
 class CheckedIngress(HAProxyIngress):
     """Implements `clover.cluster.ports.Ingress` by HAProxy, with nodes that its check has passed.
 
-    `may_answer`: by origin, and by origin and family, the nodes that its rows may be answered by."""
+    `may_answer`: by origin, and by origin and family, the nodes that its rows may be answered by.  `resident`: by
+    origin, the nodes at which all data of its clients may be (all, if it is not named); requests whose family HAProxy
+    cannot see (streams over gRPC, a name with escapes) go to no others."""
 
     def __init__(
         self,
         settings: IngressSettings,
         may_answer: Mapping[tuple[str, str], frozenset[str]] | None = None,
+        resident: Mapping[str, frozenset[str]] | None = None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         super().__init__(settings)
         self._may_answer = may_answer or {}
+        self._resident = resident or {}
         self._shares: dict[tuple[str, str], Mapping[str, float]] = {}
         """By origin and family ("": all that are not shared by themselves), what the controller last gave."""
         self._monotonic, self._sleep = monotonic, sleep
@@ -61,6 +65,10 @@ class CheckedIngress(HAProxyIngress):
     async def weigh(self, origin: str, weights: Mapping[str, float]) -> None:
         """Set how the rows of an origin are shared; spare nodes get the least weight."""
         self._shares[origin, ""] = dict(weights)
+        if (resident := self._resident.get(origin)) is not None:
+            weights = {name: own for name, own in weights.items() if name in resident}
+            if not sum(weights.values()):
+                weights = {name: 1.0 for name in sorted(resident) if name in await self.nodes()}
         await super().weigh(origin, await self._with_spares(origin, "", weights))
 
     async def weigh_family(self, origin: str, family: str, weights: Mapping[str, float]) -> None:

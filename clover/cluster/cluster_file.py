@@ -221,6 +221,12 @@ def _check(file: ClusterFile, source: _Source) -> None:
                 source.fail(
                     ("family", at, "regions", origin), f"lets rows of {origin} go to regions without a node only"
                 )
+    if file.cluster.lease_s < 2.0 * file.cluster.step_s:
+        source.fail(
+            ("cluster", "lease_s"),
+            f"is {file.cluster.lease_s:g}, and must be at least twice step_s ({file.cluster.step_s:g}): nodes would "
+            "follow their own policy between two looks of the controller",
+        )
     if file.cluster.store and not file.cluster.store.startswith("file:"):
         source.fail(("cluster", "store"), f"must read file:PATH, not {file.cluster.store!r}")
     if file.ingress is not None and not any(region.listen or region.listen_grpc for region in file.region):

@@ -166,20 +166,34 @@ class ClusterMemory:
         return target is not None and target.awake
 
     def advance_totals(self, now_s: float) -> None:
-        """Add the time since the last look to the sums, at the plan in force."""
+        """Add the time since the last look to the sums, at the plan in force and with what nodes use at rest that are
+        still awake although it does without them."""
         since_s = 0.0 if self.looked_s is None else max(0.0, min(now_s - self.looked_s, 10.0 * self.terms.look_s))
         self.looked_s = now_s
         hours = since_s / 3600.0
         own, plan = self.totals, self.plan
         self.totals = msgspec.structs.replace(
             own,
-            planned_g=own.planned_g + (plan.grams_h * hours if plan else 0.0),
+            planned_g=own.planned_g + ((plan.grams_h + self._lingering_g_h()) * hours if plan else 0.0),
             alone_g=own.alone_g + (plan.alone_g_h * hours if plan else 0.0),
             awake_g=own.awake_g + (plan.awake_g_h * hours if plan else 0.0),
             reported_g=self.budget.grams,
             reported_j=self.budget.joules,
             rows=self.budget.rows,
         )
+
+    def _lingering_g_h(self) -> float:
+        idle_w = {own.kind: own.idle_w for own in self.frontiers.values()}
+        total = 0.0
+        for name, member in self.members.members.items():
+            target, reading = self.targets.get(name), self.readings.get(member.node.region)
+            if member.phase not in ("ready", "partitioned", "draining") or reading is None:
+                continue
+            if target is None or not target.awake:
+                devices = member.node.devices.items()
+                watts = member.node.awake_w + sum(count * idle_w.get(kind, 0.0) for kind, count in devices)
+                total += watts * reading.g_per_kwh / 1000.0
+        return total
 
     def record(self, decision: ClusterDecision) -> ClusterDecision:
         """Keep a decision; one that keeps what is in force again is counted with the one before."""

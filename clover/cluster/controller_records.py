@@ -157,8 +157,9 @@ class ClusterFamilyStatus(Record, frozen=True, kw_only=True):
 
 
 class ClusterTotals(Record, frozen=True, kw_only=True):
-    """Sums since `since_s` (Unix seconds).  The three modelled ones are of the same hours: of the plans in force, of
-    each region serving its own clients alone, and of all nodes awake with equal shares."""
+    """Sums since `since_s` (Unix seconds).  The three modelled ones are of the same hours: of the plans in force (with
+    nodes that are still awake although these do without them), of each region serving its own clients alone, and of all
+    nodes awake with equal shares."""
 
     since_s: float
     planned_g: float = 0.0

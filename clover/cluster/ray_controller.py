@@ -144,7 +144,20 @@ def ingress_of(file: ClusterFile, folder: Path) -> CheckedIngress | None:
             nodes=2 * len(file.node),
         ),
         may_answer(file),
+        resident(file) if len(file.family) > 1 else None,
     )
+
+
+def resident(file: ClusterFile) -> dict[str, frozenset[str]]:
+    """Return the nodes at which the rows of all families of an origin may be, for origins of which not all nodes are
+    such."""
+    regions = frozenset(region.name for region in file.region)
+    found = {}
+    for origin in file.region:
+        own = regions.intersection(*(family.regions.get(origin.name, regions) for family in file.family))
+        if own != regions:
+            found[origin.name] = frozenset(node.name for node in file.node if node.region in own)
+    return found
 
 
 def may_answer(file: ClusterFile) -> dict[tuple[str, str], frozenset[str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clover.cache import replace_file
 from clover.cluster.server_process import ServerProcess
 from clover.errors import ClusterError
 
@@ -61,6 +63,21 @@ def connect(address: str, namespace: str) -> Any:
         first = str(error).strip().partition("\n")[0]
         raise ClusterError(f"no Ray cluster answers at {address}: {first}") from error
     return ray
+
+
+def use_token(folder: Path, *, make: bool = False) -> None:
+    """Have this process, and the Ray programs that it starts, use the token of the local Ray whose records are in
+    `folder`, if it has one (`make`: make one).  Ray listens at the machine's address and takes code from whoever
+    connects.  An environment that has Ray's own settings for it (RAY_AUTH_MODE) stays as it is.  To be called before
+    `ray` is imported."""
+    path = folder / "ray" / "token"
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if make and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(path, secrets.token_hex(32).encode())
+    if path.exists():
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)})
 
 
 class LocalRay:

@@ -31,7 +31,7 @@ from clover.cluster.ray_controller import (
     remember,
 )
 from clover.cluster.ray_node import placed_by
-from clover.cluster.ray_support import LocalRay, connect, require_ray
+from clover.cluster.ray_support import LocalRay, connect, require_ray, use_token
 from clover.errors import ClusterError
 from clover.hints import program
 
@@ -51,6 +51,7 @@ class ClusterHandle:
     @classmethod
     def attach(cls, file: ClusterFile) -> ClusterHandle:
         """Return the controller of the cluster of `file`.  ClusterError if it is not up, or does not answer."""
+        use_token(folder_of(file))
         require_ray()
         up = f"`{program()} cluster up`"
         running = recall(folder_of(file))
@@ -119,10 +120,14 @@ class ClusterHandle:
 def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     """Start a cluster on the Ray at `address`, or on one of its own (empty), or have a running one follow `file`.
     ClusterError if Ray or HAProxy is missing, or something does not start."""
+    folder = folder_of(file)
+    for node in file.node:
+        NodeAgent(NodeSetup.of(file, node.name, folder))  # the paths of its sockets, before anything is started
+    if not address:
+        use_token(folder, make=not LocalRay(folder).address)
     require_ray()
     if file.ingress is not None:
         find_program(file.ingress.haproxy)
-    folder = folder_of(file)
     before = recall(folder)
     local = not address
     if local:
@@ -172,7 +177,9 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
             say(f"{ended} Ray nodes of this machine have ended")
     if not keep:
         (folder / "cluster.json").unlink(missing_ok=True)
-        (folder / "state.json").unlink(missing_ok=True)
+        # Also one that is kept elsewhere: the next `up` would find a plan for nodes that have ended.
+        given = file.cluster.store.removeprefix("file:")
+        Path(given or folder / "state.json").unlink(missing_ok=True)
 
 
 async def _end_here(file: ClusterFile, folder: Path) -> None:

@@ -50,8 +50,8 @@ def show_status(status: ClusterStatus, file: ClusterFile, width: int) -> str:
     parts += _table(_REGIONS, [_region(region) for region in status.regions], width)
     parts += _table(_NODES, [_node(node) for node in status.nodes], width)
     parts += _table(_FAMILIES, [
-        (own.family, f"{own.rate:.4g}", _number(own.accuracy), f"{own.accuracy_floor:g}", f"{own.p95_ms:.1f}",
-         f"{own.slo_p95_ms:g}", f"{own.rows:.0f}", f"{own.reported_g:.3g}")
+        (own.family, _short(own.rate), _number(own.accuracy), f"{own.accuracy_floor:g}", f"{own.p95_ms:.1f}",
+         f"{own.slo_p95_ms:g}", f"{own.rows:.0f}", _short(own.reported_g, 3))
         for own in status.families
     ], width)  # fmt: skip
     parts += _flows(status.flows)
@@ -68,7 +68,7 @@ def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     parts = [f"plan of {file.cluster.name}: {reason}", _of_plan(plan)]
     rows = [
         (target.node, file.region_of(target.node).name if target.node in {n.name for n in file.node} else "",
-         "awake" if target.awake else "released", f"{sum(target.rates.values()):.4g}",
+         "awake" if target.awake else "released", _short(sum(target.rates.values())),
          " ".join(f"{target.accuracy[name]:.2f}" for name in target.rates if name in target.accuracy))
         for target in plan.targets
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     )  # fmt: skip
     parts += _table(columns, rows, width)
     parts += _flows(plan.flows)
-    parts += [f"! {name}: {rate:.4g} rows/s cannot be served" for name, rate in plan.unserved.items() if rate > 0.0]
+    parts += [f"! {name}: {_short(rate)} rows/s cannot be served" for name, rate in plan.unserved.items() if rate > 0.0]
     steps = [f"{step.kind} {step.node or f'{step.origin} {step.family}'.strip()}: {step.why}" for step in look.steps]
     parts += ["", "steps now:" if steps else "steps now: none", *(f"  {step}" for step in steps)]
     return _wrapped(parts, width)
@@ -106,9 +106,9 @@ def _of_plan(plan: ClusterPlan) -> str:
 
 
 def _saved(grams: float, alone: float, awake: float, unit: str) -> str:
-    words = [f"{grams:.3g} {unit}"]
-    words += [f"{100 * (1 - grams / alone):.0f} % less than {alone:.3g} of each region alone"] if alone > 0.0 else []
-    words += [f"{100 * (1 - grams / awake):.0f} % less than {awake:.3g} with all nodes awake"] if awake > 0.0 else []
+    words = [f"{_short(grams, 3)} {unit}"]
+    words += [f"{_less(grams, alone)} than {_short(alone, 3)} of each region alone"] if alone > 0.0 else []
+    words += [f"{_less(grams, awake)} than {_short(awake, 3)} with all nodes awake"] if awake > 0.0 else []
     return ", ".join(words)
 
 
@@ -119,9 +119,9 @@ def _region(region: ClusterRegionStatus) -> tuple[str, ...]:
         region.method,
         f"{region.awake}/{region.nodes}",
         str(region.devices),
-        f"{region.sent:.4g}",
-        f"{region.answered:.4g}",
-        f"{region.grams_h:.3g}",
+        _short(region.sent),
+        _short(region.answered),
+        _short(region.grams_h, 3),
     )
 
 
@@ -134,7 +134,7 @@ def _node(node: ClusterNodeStatus) -> tuple[str, ...]:
         node.region,
         node.phase,
         f"{100 * node.share:.0f} %" if node.share else "",
-        f"{sum(node.rates.values()):.4g}" if node.rates else "",
+        _short(sum(node.rates.values())) if node.rates else "",
         accuracy,
         " ".join(f"{value:.1f}" for value in node.p95_ms.values()),
         " ".join(f"{count} x {kind}" for kind, count in node.devices.items()),
@@ -148,7 +148,7 @@ def _flows(flows: Sequence[RegionFlow]) -> list[str]:
     if not any(flow.origin != flow.region for flow in away):
         return []
     return ["", "rows/s from where to where:"] + [
-        f"  {flow.family}: {flow.origin} -> {flow.region} {flow.rate:.4g}" for flow in away[:20]
+        f"  {flow.family}: {flow.origin} -> {flow.region} {_short(flow.rate)}" for flow in away[:20]
     ]
 
 
@@ -157,6 +157,16 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int)
         return []
     lines, left = terminal.plain(columns, rows, width)
     return ["", *lines, *([f"(not shown: {', '.join(left)}; --json has all)"] if left else [])]
+
+
+def _less(grams: float, other: float) -> str:
+    part = 100.0 * (1.0 - grams / other)
+    return f"{part:.0f} % less" if part > -0.5 else f"{-part:.0f} % more"
+
+
+def _short(value: float, digits: int = 4) -> str:
+    """Return a figure with so many digits, all of its whole part included."""
+    return f"{value:.{digits}g}" if abs(value) < 10.0**digits - 0.5 else f"{value:.0f}"
 
 
 def _number(value: float | None) -> str:

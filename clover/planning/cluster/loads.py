@@ -15,6 +15,8 @@ from clover.planning.cluster.arrays import Flags, Floats, ProblemArrays
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED = 1000.0
+_FEWEST = 0.01
+"""Rows/s below which rows are no dearer: prices that are further apart would make programs inexact."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def load_family(
 
 
 def price_scale(instance: ProblemArrays) -> float:
-    """Return about the most grams/h that one row/s can cost, idle watts included."""
+    """Return about the most grams/h that one row/s can cost, idle watts included: all of a node's, if it is awake for
+    a few rows alone."""
     idle = max((group.idle_g_h for group in instance.groups), default=0.0)
+    fewest = min((stream.rate for stream in instance.streams if stream.rate > 0.0), default=1.0)
     slowest = min((mode.rate for mode in instance.modes), default=1.0)
+    slowest = min(slowest, max(fewest, _FEWEST))
     return max(1e-6, float(instance.grams.max(initial=0.0)) + idle / slowest)

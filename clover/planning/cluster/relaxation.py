@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.planning.cluster.arrays import Flags, Floats, ProblemArrays
+from clover.planning.cluster.loads import price_scale
 from clover.planning.cluster.reserve import Loss
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
@@ -82,10 +83,7 @@ class ClusterRelaxation:
 
     def _dear(self) -> float:
         """Return about the most grams/h that one more row/s can cost."""
-        instance = self._instance
-        idle = max((group.idle_g_h for group in instance.groups), default=0.0)
-        slowest = min((mode.rate for mode in instance.modes), default=1.0)
-        return max(1e-6, float(instance.grams.max(initial=0.0)) + idle / slowest)
+        return price_scale(self._instance)
 
     def _write_modes(self, columns: Columns, streams: int) -> None:
         instance = self._instance

@@ -98,7 +98,8 @@ class LinearProgram:
             np.maximum.at(largest, self._rows, size)
             self._row_scale /= np.sqrt(np.where(largest > 0.0, largest, 1.0))
             size = np.abs(raw) * self._row_scale[self._rows] * self._column_scale[owner]
-            self._column_scale /= np.sqrt(np.maximum.reduceat(size, self._starts[:-1]))
+            largest = np.maximum.reduceat(size, self._starts[:-1])
+            self._column_scale /= np.sqrt(np.where(largest > 0.0, largest, 1.0))
         self._values = raw * self._row_scale[self._rows] * self._column_scale[owner]
         self._cost = costs * self._column_scale
         self.lower = np.zeros(self._n)

@@ -17,7 +17,7 @@ def reason_of(solution: SolvedCluster, apart: Baseline) -> str:
     if solution.kept:
         parts.append("the nodes of the plan in force are kept: others would save less than changing costs")
     if apart.unserved:
-        rows = ", ".join(f"{rate:.0f} rows/s of {family}" for family, rate in sorted(apart.unserved.items()))
+        rows = ", ".join(f"{_rate(rate)} rows/s of {family}" for family, rate in sorted(apart.unserved.items()))
         parts.append(f"with each region alone, {rows} would not be served")
     del instance
     return "; ".join(parts)
@@ -38,7 +38,7 @@ def _awake(solution: SolvedCluster) -> str:
     gap = ""
     if rounded.grams_h > 0.0 and solution.bound_g_h > 0.0:
         gap = f", at most {max(0.0, rounded.grams_h / solution.bound_g_h - 1.0):.1%} more than any plan"
-    return f"{sum(by_region.values())} of {total} nodes awake ({where or 'none'}) for {rows:.0f} rows/s{gap}"
+    return f"{sum(by_region.values())} of {total} nodes awake ({where or 'none'}) for {_rate(rows)} rows/s{gap}"
 
 
 def _missing(solution: SolvedCluster) -> list[str]:
@@ -55,18 +55,20 @@ def _missing(solution: SolvedCluster) -> list[str]:
         if rate > 0.0:
             left[stream.family] += float(rate)
     for family_at, rate in sorted(left.items()):
-        found.append(f"{rate:.0f} rows/s of {instance.families[family_at]} are not served: {_why(instance, family_at)}")
+        found.append(
+            f"{_rate(rate)} rows/s of {instance.families[family_at]} are not served: {_why(instance, family_at)}"
+        )
     for loss, lacking in zip(solution.losses, solution.unkept, strict=True):
         what = "a node" if loss.region is None else f"region {instance.regions[loss.region]}"
         if lacking > 0.0:
             found.append(
-                f"after the loss of {what}, {lacking:.0f} rows/s would have no room even with all nodes awake; add "
+                f"after the loss of {what}, {_rate(lacking)} rows/s would have no room even with all nodes awake; add "
                 "nodes, lower a floor, or set survive to less"
             )
         gone = sum(stream.rate for stream, rate in zip(instance.streams, loss.rates, strict=True) if rate == 0.0)
         if gone > 0.0:
             found.append(
-                f"{gone:.0f} rows/s can only be answered by what is lost with {what}, so no reserve keeps them"
+                f"{_rate(gone)} rows/s can only be answered by what is lost with {what}, so no reserve keeps them"
             )
     return found
 
@@ -101,3 +103,8 @@ def _why(instance: ProblemArrays, family: int) -> str:
         f"all devices that may answer them are busy at the accuracy floor {instance.floors[family]:.2f}; add nodes or "
         "lower the floor"
     )
+
+
+def _rate(rate: float) -> str:
+    """Return rows/s in whole numbers, and such that a few do not read as none."""
+    return f"{rate:.2g}" if rate < 10.0 else f"{rate:.0f}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.cli.cluster import command
@@ -22,6 +24,7 @@ from clover.cluster.controller_records import (
     ClusterStatus,
     ClusterTotals,
 )
+from clover.cluster.ray_support import use_token
 from clover.errors import ClusterError
 from clover.planning.cluster.records import ClusterPlan, NodeTarget, RegionFlow
 
@@ -174,6 +177,19 @@ def test_tables_fit_and_say_what_matters(width: int) -> None:
     assert "no plan can be made yet" in show_plan(empty, file, width)
 
 
+def test_large_figures_are_written_out_and_what_is_not_saved_is_said() -> None:
+    file = parse(TEXT.format(folder="/c"))
+    regions = tuple(msgspec.structs.replace(own, sent=23456.7) for own in STATUS.regions)
+    large = msgspec.structs.replace(STATUS, regions=regions, grams_h=43210.0, alone_g_h=40000.0, awake_g_h=43211.0)
+    shown = " ".join(show_status(large, file, 120).split())
+    for words in (
+        "43210 g/h by the plan (modelled), 8 % more than 40000 of each region",
+        "0 % less than 43211",
+        "23457",
+    ):
+        assert words in shown
+
+
 def test_status_and_plan(answering: None, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", file]) == 0
     assert "north-1" in capsys.readouterr().out
@@ -217,6 +233,7 @@ def test_without_ray_every_verb_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # so that nothing is set here
     for words in (["up", file], ["status", file], ["plan", file], ["drain", file, "north-1"]):
         assert main(words) == 3
         assert 'pip install "clover-inference[ray]"' in capsys.readouterr().err
@@ -234,6 +251,17 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(
     assert f"{tmp_path}/f" in capsys.readouterr().err
 
 
+def test_a_folder_too_long_for_sockets_is_refused_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("clover.cluster.running.require_ray", lambda: None)
+    path = tmp_path / "cluster.toml"
+    path.write_text(TEXT.format(folder=tmp_path / ("x" * 100)))
+    assert main(["up", str(path)]) == 3
+    assert "set cluster.folder to a shorter one" in capsys.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["cluster.toml"]
+
+
 @pytest.mark.parametrize("words", [["--help"], ["up", "--help"], ["drain", "--help"]])
 def test_help_fits_80_columns(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -241,3 +269,15 @@ def test_help_fits_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(words) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_own_ray_has_a_token_that_only_its_user_can_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    use_token(tmp_path)
+    assert "RAY_AUTH_MODE" not in os.environ  # there is none
+    use_token(tmp_path, make=True)
+    path = tmp_path / "ray" / "token"
+    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]) == ("token", str(path))
+    assert (path.stat().st_mode & 0o777, len(path.read_text())) == (0o600, 64)

@@ -13,7 +13,7 @@ from clover.cluster.cluster_file import parse
 from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
 from clover.cluster.ingress import whole_weights
-from clover.cluster.ray_controller import may_answer
+from clover.cluster.ray_controller import may_answer, resident
 from clover.errors import ClusterError
 
 
@@ -73,7 +73,7 @@ def test_spare_nodes_get_the_least_weight_of_the_origins_that_they_may_answer(
         folder=str(short_path / "ingress"), origins=(IngressOrigin(name="north", listen="127.0.0.1:1"),)
     )
     allowed = {("north", ""): frozenset("abc"), ("north", "toy"): frozenset("a"), ("south", ""): frozenset("ac")}
-    ingress = CheckedIngress(settings, allowed)
+    ingress = CheckedIngress(settings, allowed, {"south": frozenset("ac")})
 
     async def story() -> None:
         await ingress.weigh("north", {"a": 3.0})
@@ -86,6 +86,11 @@ def test_spare_nodes_get_the_least_weight_of_the_origins_that_they_may_answer(
         assert given[-2:] == [("north", "", {"a": 256, "b": 1, "c": 1}), ("south", "", {"a": 256, "c": 1})]
         await ingress.weigh("north", {})
         assert given[-1] == ("north", "", {})
+        # A request whose family HAProxy cannot see goes to no node at which the data of one of them may not be.
+        await ingress.weigh("south", {"a": 1.0, "b": 3.0})
+        assert given[-1] == ("south", "", {"a": 256, "c": 1})
+        await ingress.weigh("south", {"b": 3.0})
+        assert given[-1] == ("south", "", {"a": 256, "c": 256})
 
     asyncio.run(story())
 
@@ -121,6 +126,7 @@ family = "slow"
 accuracy_floor = 90
 slo_ms = 500
 """)
+    assert resident(file) == {"south": frozenset("s")}
     assert may_answer(file) == {
         ("north", "toy"): frozenset("ns"),  # the way to `far` takes longer than its SLO
         ("north", "slow"): frozenset("nsf"),

@@ -97,6 +97,7 @@ def test_relative_paths_count_from_the_folder_of_the_file(tmp_path: Path) -> Non
         ("trace_speed = 60", "trace_sped = 60", "did you mean trace_speed"),
         ('survive = "node"', 'survive = "all"', r"cluster.survive .*'all'"),
         ('survive = "node"', 'store = "redis://x"', "must read file:PATH"),
+        ('survive = "node"', "lease_s = 9.9", "must be at least twice step_s"),
         ('name = "demo"', 'nmae = "demo"', "did you mean name"),
         ("port = 8082", 'arguments = ["--port=1"]', "may not give --port"),
         ("port = 8082", "devices = { a100 = 0 }", "has 0 of a100"),

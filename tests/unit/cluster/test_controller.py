@@ -251,6 +251,27 @@ def test_a_cluster_that_sleeps_and_of_which_nothing_is_known_wakes_one_node_to_l
     play(story)
 
 
+def test_a_node_that_plans_do_without_counts_for_as_long_as_it_is_awake() -> None:
+    async def story() -> None:
+        sums = []
+        for held in (False, True):
+            scene = Scene()
+            controller = scene.controller()
+            await scene.steps(controller, 10)
+            idle = next(name for name, own in scene.world.nodes.items() if own.state == "off" and name.startswith("s"))
+            if held:
+                controller.hold(idle, "awake")
+            before = controller.status().totals
+            await scene.steps(controller, 30)
+            after = controller.status()
+            assert held == any(own.name == idle and own.phase == "ready" for own in after.nodes)
+            sums.append(after.totals.planned_g - before.planned_g)
+        # 100 W and two devices of 50 W at 400 g/kWh, from when it has woken on.
+        assert sums[1] - sums[0] == pytest.approx(80.0 * 29.0 / 60.0, rel=0.1)
+
+    play(story)
+
+
 # --- restart and takeover ---------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,24 @@ def awake(plan: ClusterPlan) -> list[str]:
     return [target.node for target in plan.targets if target.awake]
 
 
+@pytest.mark.parametrize("rate", [1e-3, 0.3, 2.0])
+@pytest.mark.parametrize("survive", ["none", "node"])
+def test_a_few_rows_are_worth_a_node_that_is_awake_for_them_alone(rate: float, survive: str) -> None:
+    few = (
+        RegionDemand(family="photos", origin="dirty", rate=rate),
+        RegionDemand(family="photos", origin="clean", rate=0.0),
+    )
+    plan = plan_cluster(problem(demands=few, survive=survive))
+    assert plan.unserved == {}
+    assert plan.grams_h >= plan.bound_g_h > 0.0
+    assert len(awake(plan)) == (1 if survive == "none" else 2)
+
+
+def test_a_node_whose_devices_are_not_known_yet_is_planned_without() -> None:
+    nodes = (node("dirty-0", "dirty"), ClusterNode(name="dirty-1", region="dirty", devices={}, awake_w=200.0))
+    assert awake(plan_cluster(problem(nodes=nodes))) == ["dirty-0"]
+
+
 def test_rows_go_to_the_clean_region_and_other_nodes_are_released() -> None:
     plan = plan_cluster(problem())
     # 600 rows/s at 90 %: half of them at 88 %, half at 92 %, so one device of SMALL and two of LARGE.
