@@ -53,7 +53,10 @@ class ClusterRelaxation:
         }
         first = streams + families + len(self._device_rows)
         places = [
-            (g, m) for g, group in enumerate(groups) for m, mode in enumerate(instance.modes) if mode.kind in group.devices
+            (g, m)
+            for g, group in enumerate(groups)
+            for m, mode in enumerate(instance.modes)
+            if mode.kind in group.devices
         ]
         self._count_rows = {place: first + at for at, place in enumerate(places if counted else ())}
         self.counts: dict[tuple[int, int], int] = {}
@@ -98,7 +101,8 @@ class ClusterRelaxation:
                 if not len(modes):
                     continue
                 devices = [
-                    self._count_rows.get((g, int(mode)), self._device_rows[g, instance.modes[mode].kind]) for mode in modes
+                    self._count_rows.get((g, int(mode)), self._device_rows[g, instance.modes[mode].kind])
+                    for mode in modes
                 ]
                 family = np.full(len(modes), streams + stream.family)
                 entries = np.column_stack([np.full(len(modes), number), family, np.array(devices)])

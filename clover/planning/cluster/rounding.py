@@ -132,8 +132,8 @@ class Rounding:
                 shapes[group.region, tuple(sorted(group.devices.items()))] = None
         worst, worth = 0.0, np.zeros_like(devices)
         for loss in self._losses:
-            for left in self._left(devices, shapes, loss):
-                found, added = self._reserve.shortage(loss.rates, left)
+            for rates, left in self._left(devices, shapes, loss):
+                found, added = self._reserve.shortage(np.minimum(rates, self._rates), left)
                 if found > worst:
                     worst, worth = found, added
                     if loss.region is not None:
@@ -148,17 +148,18 @@ class Rounding:
 
     def _left(
         self, devices: Floats, shapes: dict[tuple[int, tuple[tuple[str, int], ...]], None], loss: Loss
-    ) -> list[Floats]:
+    ) -> list[tuple[Floats, Floats]]:
+        """Return what a loss may come to: the rows/s that must still be served, and the devices that are left."""
         if loss.region is not None:
             left = devices.copy()
             left[loss.region] = 0.0
-            return [left]
+            return [(loss.rates, left)]
         found = []
         for region, taken in shapes or {(0, ()): None}:
             left = devices.copy()
             for kind, many in taken:
                 left[region, self._instance.kinds.index(kind)] -= many
-            found.append(left)
+            found.append((loss.rates_without(self._reserve.able(region, taken)), left))
         return found
 
     def spared(self, nodes: Floats) -> Floats:

@@ -3,7 +3,7 @@ force."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,7 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
     reserve = Reserve(instance, spare)
+    kept_losses, unkept = _with_single(instance, relaxed, reserve, kept_losses, served, unkept)
     best, bound = search(
         instance,
         relaxed,
@@ -69,10 +70,36 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     )
 
 
+def _with_single(
+    instance: ProblemArrays,
+    relaxed: ClusterRelaxation,
+    reserve: Reserve,
+    kept: tuple[Loss, ...],
+    served: Floats,
+    unkept: list[float],
+) -> tuple[tuple[Loss, ...], list[float]]:
+    """Return the losses without rows that only one node can answer, if all nodes awake have no room for these after
+    the loss of another one, and what each loss lacks for that."""
+    single = [number for number, loss in enumerate(kept) if loss.single is not None]
+    if not single:
+        return kept, unkept
+    every = np.array([float(group.size) for group in instance.groups])
+    opened = [stream.allowed for stream in instance.streams]
+    lacking = Rounding(instance, relaxed, opened, reserve, kept, served).lacking(every)[0]
+    bare = tuple(replace(loss, single=None) for loss in kept)
+    before = Rounding(instance, relaxed, opened, reserve, bare, served).lacking(every)[0]
+    if lacking <= before * (1.0 + 1e-9):
+        return kept, unkept
+    more = [item + (lacking - before if at in single else 0.0) for at, item in enumerate(unkept)]
+    return bare, more
+
+
 def _allowance(instance: ProblemArrays) -> Allowance:
     """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is
     solved."""
     total = sum(group.size for group in instance.groups)
+    if total <= MOST_NODES:
+        return Allowance(80, 2)  # the exact search makes better plans; what is wanted is the bound and a good start
     return Allowance(80, 6) if total <= 150 else Allowance(30, 1)
 
 
