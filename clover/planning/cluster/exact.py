@@ -24,14 +24,20 @@ from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.rounding import Rounded, Rounding
 from clover.planning.cluster.simplex import Basis, NoSolutionError
 
-MOST_NODES = 12
-_WORK = 400_000  # columns of all programs together
-_MOST, _LEAST = 400, 30  # programs
+_MOST_NODES = 12
+_MOST_COUNTS = 120  # counts of devices, by group and mode: a program's time grows with their square
+_PROGRAMS = 1000
 _WHOLE = 1e-6
 _CLOSE = 1e-4  # part of the grams that is not searched for
 
 Limits = Mapping[int, tuple[float, float]]
 """The least and the most of a variable, by its column."""
+
+
+def searchable(instance: ProblemArrays) -> bool:
+    """Say whether an instance is small enough for whole counts to be searched for."""
+    counts = sum(mode.kind in group.devices for group in instance.groups for mode in instance.modes)
+    return sum(group.size for group in instance.groups) <= _MOST_NODES and counts <= _MOST_COUNTS
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,6 @@ class ExactSearch:
     def __init__(self, instance: ProblemArrays, relaxed: ClusterRelaxation, rounding: Rounding) -> None:
         self._instance, self._relaxed, self._rounding = instance, relaxed, rounding
         self._root = relaxed.program.save()
-        self._programs = int(np.clip(_WORK / max(1, relaxed.program.columns), _LEAST, _MOST))
 
     def better(self, best: Rounded | None, nodes: Floats | None = None) -> Rounded | None:
         """Return a plan that emits less than `best`, or `best` if none is found; `nodes`: on just these."""
@@ -60,7 +65,7 @@ class ExactSearch:
         order = itertools.count()
         heap: list[tuple[float, int, _Branch]] = []
         followed = self._solved(self._root, {}, fixed)
-        left = self._programs - 1
+        left = _PROGRAMS - 1
         while followed is not None and left > 0:
             halves, found = self._halves(followed)
             if found is not None and (best is None or found.merit < best.merit):

@@ -178,13 +178,14 @@ class ClusterRelaxation:
             self.program.lower[column] = self.program.upper[column] = count
         return self.program.resolve()
 
-    def ask(self, rates: Floats) -> None:
-        """Solve again for other rows/s of the streams, with nodes divisible again."""
+    def ask(self, rates: Floats, *, solve: bool = True) -> None:
+        """Solve again for other rows/s of the streams, with nodes divisible again; or leave it to who solves next."""
         for stream, rate in enumerate(rates):
             self.program.set_right(stream, float(rate))
         for column, group in zip(self.awake, self._instance.groups, strict=True):
             self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
-        self.program.resolve()
+        if solve:
+            self.program.resolve()
 
     def nodes(self) -> Floats:
         """Return how many nodes of each group are awake."""

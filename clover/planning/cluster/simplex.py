@@ -118,11 +118,6 @@ class LinearProgram:
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
         self.pivots = 0
 
-    @property
-    def columns(self) -> int:
-        """The number of variables."""
-        return self._n
-
     def set_right(self, row: int, value: float) -> None:
         """Change the right-hand side of a row; call `resolve` afterwards."""
         self._right[row] = value
