@@ -1,30 +1,32 @@
 """Clusters of a few nodes: whole nodes and whole devices by branch and bound, from the best plan that is known.
 
-Where a cluster has a few devices, one in another mode or one node more is a large part of all grams, and changes of one
+If a cluster has a few devices, one in another mode or one node more is a large part of all grams, and changes of one
 device at a time end at plans that only two at once would better.  Here whole counts are searched for: the program of
-`relaxation` with a variable for the devices of each group and mode is solved, whatever is least whole is split in two,
-sets of modes first (`branching`), then nodes, then devices, and the half that promises less is followed to its end
-before the other one is taken up.  Branches that promise nothing below the best plan are left.
+`relaxation`, with a variable for the devices of each group and mode, is solved, and whatever is least whole is split in
+two; sets of modes first (`branching`), then nodes, then devices.  The part that promises most is followed to its end,
+then the most promising of those that were left is taken up, until none promises less than the best plan.
 
 The number of programs is limited, not the time: the same problem gets the same plan on every machine.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clover.planning.cluster.arrays import Floats, ProblemArrays
+from clover.planning.cluster.arrays import Flags, Floats, ProblemArrays
 from clover.planning.cluster.branching import Place, choices, disagreement, narrow, settle, shut
 from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.rounding import Rounded, Rounding
-from clover.planning.cluster.simplex import Basis
+from clover.planning.cluster.simplex import Basis, NoSolutionError
 
-MOST_NODES = 12
-_WORK = 400_000  # columns of all programs together
-_MOST, _LEAST = 400, 30  # programs
+_MOST_NODES = 12
+_MOST_COUNTS = 120  # counts of devices, by group and mode: a program's time grows with their square
+_PROGRAMS = 1000
 _WHOLE = 1e-6
 _CLOSE = 1e-4  # part of the grams that is not searched for
 
@@ -32,14 +34,20 @@ Limits = Mapping[int, tuple[float, float]]
 """The least and the most of a variable, by its column."""
 
 
+def searchable(instance: ProblemArrays) -> bool:
+    """Say whether an instance is small enough for whole counts to be searched for."""
+    counts = sum(mode.kind in group.devices for group in instance.groups for mode in instance.modes)
+    return sum(group.size for group in instance.groups) <= _MOST_NODES and counts <= _MOST_COUNTS
+
+
 @dataclass(frozen=True)
 class _Branch:
-    """What is decided: sets of modes (as bytes) by place, limits of variables; the solution it starts from."""
+    """What is decided: sets of modes (as bytes) by place, limits of variables; its solution and what that emits."""
 
-    start: Basis
-    objective: float = 0.0
-    sets: Mapping[Place, bytes] = field(default_factory=dict)
-    limits: Limits = field(default_factory=dict)
+    sets: Mapping[Place, bytes]
+    limits: Limits
+    solved: Basis
+    objective: float
 
 
 class ExactSearch:
@@ -48,63 +56,80 @@ class ExactSearch:
     def __init__(self, instance: ProblemArrays, relaxed: ClusterRelaxation, rounding: Rounding) -> None:
         self._instance, self._relaxed, self._rounding = instance, relaxed, rounding
         self._root = relaxed.program.save()
-        self._programs = int(np.clip(_WORK / max(1, relaxed.program.columns), _LEAST, _MOST))
 
     def better(self, best: Rounded | None, nodes: Floats | None = None) -> Rounded | None:
         """Return a plan that emits less than `best`, or `best` if none is found; `nodes`: on just these."""
         fixed: Limits = {}
         if nodes is not None:
             fixed = {column: (float(n), float(n)) for column, n in zip(self._relaxed.awake, nodes, strict=True)}
-        left = self._programs
-        stack = [_Branch(self._root, limits=fixed)]
-        while stack and left > 0:
-            branch = stack.pop()
-            if best is not None and branch.objective >= best.merit * (1.0 - _CLOSE):
-                continue
-            left -= 1
-            halves, found = self._followed(branch, np.inf if best is None else best.merit)
+        order = itertools.count()
+        heap: list[tuple[float, int, _Branch]] = []
+        followed = self._solved(self._root, {}, fixed)
+        left = _PROGRAMS - 1
+        while followed is not None and left > 0:
+            halves, found = self._halves(followed)
             if found is not None and (best is None or found.merit < best.merit):
                 best = found
-            stack += halves
+            most = np.inf if best is None else best.merit * (1.0 - _CLOSE)
+            tried = [self._solved(followed.solved, sets, limits) for sets, limits in halves]
+            left -= len(tried)
+            solved = sorted((item for item in tried if item and item.objective < most), key=lambda item: item.objective)
+            for other in solved[1:]:
+                heapq.heappush(heap, (other.objective, next(order), other))
+            if solved:
+                followed = solved[0]
+                continue
+            followed = heapq.heappop(heap)[2] if heap and heap[0][0] < most else None
         return best
 
-    def _followed(self, branch: _Branch, most: float) -> tuple[list[_Branch], Rounded | None]:
-        """Solve a branch; return its halves, the one to be followed last, and the plan if all in it is whole."""
-        instance, relaxed = self._instance, self._relaxed
-        program = relaxed.program
-        program.restore(branch.start)
-        program.lower, program.upper = self._root.lower.copy(), self._root.upper.copy()
-        opened = [stream.allowed.copy() for stream in instance.streams]
-        for place, choice in branch.sets.items():
-            narrow(instance, opened, place, np.frombuffer(choice, dtype=bool))
-        shut(instance, relaxed, opened)
-        for column, (low, high) in branch.limits.items():
+    def _solved(self, start: Basis, sets: Mapping[Place, bytes], limits: Limits) -> _Branch | None:
+        """Return a branch, solved from the solution of another one; None if its limits contradict each other."""
+        program = self._relaxed.program
+        self._decide(start, sets)
+        for column, (low, high) in limits.items():
             program.lower[column], program.upper[column] = low, high
-        objective = program.resolve()
-        if objective >= most * (1.0 - _CLOSE):
-            return [], None
-        solved = program.save()
+        try:
+            objective = program.resolve()
+        except NoSolutionError:
+            return None
+        return _Branch(sets, limits, program.save(), objective)
+
+    def _decide(self, start: Basis, sets: Mapping[Place, bytes]) -> list[Flags]:
+        """Put the program where `start` is, with only those modes open that `sets` leave; return them by stream."""
+        self._relaxed.program.restore(replace(start, lower=self._root.lower, upper=self._root.upper))
+        opened = self._opened(sets)
+        shut(self._instance, self._relaxed, opened)
+        return opened
+
+    def _opened(self, sets: Mapping[Place, bytes]) -> list[Flags]:
+        opened = [stream.allowed.copy() for stream in self._instance.streams]
+        for place, choice in sets.items():
+            narrow(self._instance, opened, place, np.frombuffer(choice, dtype=bool))
+        return opened
+
+    def _halves(self, branch: _Branch) -> tuple[list[tuple[Mapping[Place, bytes], Limits]], Rounded | None]:
+        """Return what a branch is split into, and the plan if all in it is whole."""
+        instance, relaxed = self._instance, self._relaxed
+        relaxed.program.restore(branch.solved)
+        opened = self._opened(branch.sets)
         place = disagreement(instance, relaxed, opened, branch.sets)
         if place is not None:
             sets = [{**branch.sets, place: choice} for choice in choices(opened, instance, place)]
-            # The set of most modes last, which is taken up first.
-            sets.sort(key=lambda item: int(np.frombuffer(item[place], dtype=bool).sum()))
-            return [_Branch(solved, objective, item, branch.limits) for item in sets], None
-        x = program.x
+            return [(item, branch.limits) for item in sets], None
+        x = relaxed.program.x
         split = self._least_whole(x, relaxed.awake) or self._lacking(x, branch)
         split = split or self._least_whole(x, list(relaxed.counts.values()))
         if split is not None:
             column, below = split
             low, high = branch.limits.get(column, (0.0, float(self._root.upper[column])))
-            lower = _Branch(solved, objective, branch.sets, {**branch.limits, column: (low, below)})
-            upper = _Branch(solved, objective, branch.sets, {**branch.limits, column: (below + 1.0, high)})
-            return ([lower, upper] if x[column] - below >= 0.5 else [upper, lower]), None
+            ranges = (low, below), (below + 1.0, high)
+            return [(branch.sets, {**branch.limits, column: limits}) for limits in ranges], None
         nodes = np.round(x[relaxed.awake])
+        if self._rounding.lacking(nodes)[0]:
+            return [], None
         counts = np.zeros((len(instance.groups), len(instance.modes)))
         for (g, m), column in relaxed.counts.items():
             counts[g, m] = round(float(x[column]))
-        if self._rounding.lacking(nodes)[0]:
-            return [], None
         settle(instance, relaxed, opened, branch.sets)
         return [], self._rounding.weighed(nodes, counts, opened)
 

@@ -54,7 +54,10 @@ class ClusterRelaxation:
         }
         first = streams + families + len(self._device_rows)
         places = [
-            (g, m) for g, group in enumerate(groups) for m, mode in enumerate(instance.modes) if mode.kind in group.devices
+            (g, m)
+            for g, group in enumerate(groups)
+            for m, mode in enumerate(instance.modes)
+            if mode.kind in group.devices
         ]
         self._count_rows = {place: first + at for at, place in enumerate(places if counted else ())}
         self.counts: dict[tuple[int, int], int] = {}
@@ -96,7 +99,8 @@ class ClusterRelaxation:
                 if not len(modes):
                     continue
                 devices = [
-                    self._count_rows.get((g, int(mode)), self._device_rows[g, instance.modes[mode].kind]) for mode in modes
+                    self._count_rows.get((g, int(mode)), self._device_rows[g, instance.modes[mode].kind])
+                    for mode in modes
                 ]
                 family = np.full(len(modes), streams + stream.family)
                 entries = np.column_stack([np.full(len(modes), number), family, np.array(devices)])
@@ -172,13 +176,14 @@ class ClusterRelaxation:
             self.program.lower[column] = self.program.upper[column] = count
         return self.program.resolve()
 
-    def ask(self, rates: Floats) -> None:
-        """Solve again for other rows/s of the streams, with nodes divisible again."""
+    def ask(self, rates: Floats, *, solve: bool = True) -> None:
+        """Solve again for other rows/s of the streams, with nodes divisible again; or leave it to who solves next."""
         for stream, rate in enumerate(rates):
             self.program.set_right(stream, float(rate))
         for column, group in zip(self.awake, self._instance.groups, strict=True):
             self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
-        self.program.resolve()
+        if solve:
+            self.program.resolve()
 
     def nodes(self) -> Floats:
         """Return how many nodes of each group are awake."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clover.planning.cluster.arrays import EPSILON, Floats, ProblemArrays
+from clover.planning.cluster.arrays import EPSILON, Flags, Floats, ProblemArrays
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _CONFINED = 8  # sets of regions that have a loss of their own in the relaxation, at most
@@ -24,12 +24,18 @@ class Loss:
     """Something that may be lost: a region (its index), or, if that is None, any one node of the regions `within`.
 
     `rates`: rows/s of each stream that must still be served, 0 of those that nothing is left for.  `counted`: the
-    streams that the loss is about."""
+    streams that the loss is about.  `single`: rows/s of the streams that only one node can answer, which have to be
+    served after the loss of any other one."""
 
     region: int | None
     rates: Floats
     within: tuple[int, ...] = ()
     counted: tuple[int, ...] = ()
+    single: Floats | None = None
+
+    def rates_without(self, able: Flags) -> Floats:
+        """Return the rows/s to be served once a node is lost that is `able` to answer some streams."""
+        return self.rates if self.single is None else self.rates + np.where(able, 0.0, self.single)
 
     def lowered(self, most: Floats) -> Loss:
         """Return the loss with no more rows/s of each stream than `most`."""
@@ -80,7 +86,17 @@ def losses(instance: ProblemArrays, spare: Floats) -> tuple[Loss, ...]:
             able |= spare[group.region, at] > 0.0
         nodes[group.region] += group.size * able
     everywhere, all_streams = tuple(range(len(instance.regions))), tuple(range(len(instance.streams)))
-    found = [Loss(None, np.where(nodes.sum(axis=0) > 1, rates, 0.0), everywhere, all_streams)]
+    able_nodes = nodes.sum(axis=0)
+    single = np.where(np.round(able_nodes) == 1, rates, 0.0)
+    found = [
+        Loss(
+            None,
+            np.where(able_nodes > 1, rates, 0.0),
+            everywhere,
+            all_streams,
+            single if single.any() else None,
+        )
+    ]
     if survive == "region":
         for region in everywhere:
             if any(group.region == region for group in instance.groups):
@@ -118,7 +134,7 @@ class Reserve:
     """Whether the devices that are left after a loss are enough: a linear program whose right-hand sides change."""
 
     def __init__(self, instance: ProblemArrays, spare: Floats) -> None:
-        self._spare = spare
+        self._spare, self._kinds = spare, instance.kinds
         self._streams = range(len(instance.streams))
         count = len(instance.streams)
         regions, kinds = spare.shape[:2]
@@ -133,6 +149,11 @@ class Reserve:
         self._program = LinearProgram(columns, [0.0] * (count + regions * kinds), [*short, *free])
         # One pool: every stream may use every device of one kind alike, and a sum says what the program would.
         self._pooled = kinds == 1 and bool((spare > 0.0).all()) and bool((spare == spare[:1]).all())
+
+    def able(self, region: int, devices: Sequence[tuple[str, int]]) -> Flags:
+        """Return which streams a node of a region with these devices can answer."""
+        kinds = [self._kinds.index(kind) for kind, count in devices if count]
+        return np.asarray((self._spare[region, kinds] > 0.0).any(axis=0))
 
     def shortage(self, rates: Floats, devices: Floats) -> tuple[float, Floats]:
         """Return the rows/s that `devices` (by region and kind) cannot keep, and the rows/s that one more device of

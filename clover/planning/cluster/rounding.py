@@ -21,6 +21,7 @@ from clover.planning.cluster.reserve import Loss, Reserve
 
 _WHOLE = 1e-6
 _NODE_TRIALS = 24  # changes of single nodes that are tried
+_FAILED_NODES = 5  # such changes in a row that may fail if there are many nodes
 _SWAPS = 80  # devices that are given another mode, at most, for one choice of nodes
 _FAILED = 12  # swaps in a row that may fail
 _ASKED_AGAIN = 4  # times that the relaxation is asked for more rows than there are
@@ -90,7 +91,7 @@ class Rounding:
             everything = self.round_devices(self._sizes.copy())
             best = everything if everything.merit < best.merit else best
         best = self._polished(best)
-        self._relaxation.ask(self._rates)
+        self._relaxation.ask(self._rates, solve=False)
         return best
 
     def _polished(self, best: Rounded) -> Rounded:
@@ -132,8 +133,8 @@ class Rounding:
                 shapes[group.region, tuple(sorted(group.devices.items()))] = None
         worst, worth = 0.0, np.zeros_like(devices)
         for loss in self._losses:
-            for left in self._left(devices, shapes, loss):
-                found, added = self._reserve.shortage(loss.rates, left)
+            for rates, left in self._left(devices, shapes, loss):
+                found, added = self._reserve.shortage(np.minimum(rates, self._rates), left)
                 if found > worst:
                     worst, worth = found, added
                     if loss.region is not None:
@@ -148,17 +149,18 @@ class Rounding:
 
     def _left(
         self, devices: Floats, shapes: dict[tuple[int, tuple[tuple[str, int], ...]], None], loss: Loss
-    ) -> list[Floats]:
+    ) -> list[tuple[Floats, Floats]]:
+        """Return what a loss may come to: the rows/s that must still be served, and the devices that are left."""
         if loss.region is not None:
             left = devices.copy()
             left[loss.region] = 0.0
-            return [left]
+            return [(loss.rates, left)]
         found = []
         for region, taken in shapes or {(0, ()): None}:
             left = devices.copy()
             for kind, many in taken:
                 left[region, self._instance.kinds.index(kind)] -= many
-            found.append(left)
+            found.append((loss.rates_without(self._reserve.able(region, taken)), left))
         return found
 
     def spared(self, nodes: Floats) -> Floats:
@@ -180,7 +182,10 @@ class Rounding:
         best = self._relaxation.fix(nodes)
         program = self._relaxation.program
         tried: set[bytes] = {nodes.tobytes()}
+        missed, most = 0, _FAILED_NODES if nodes.sum() > _NODES_THAT_MATTER else _NODE_TRIALS
         for _ in range(_NODE_TRIALS):
+            if missed >= most:
+                break
             reduced = program.reduced[self._relaxation.awake]
             trial = self._next_nodes(nodes, reduced, tried)
             if trial is None:
@@ -191,8 +196,9 @@ class Rounding:
             kept = program.save()
             found = self._relaxation.fix(trial)
             if found < best * (1.0 - 1e-9):
-                best, nodes = found, trial
+                best, nodes, missed = found, trial, 0
             else:
+                missed += 1
                 program.restore(kept)
         return nodes
 

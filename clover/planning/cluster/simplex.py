@@ -32,6 +32,10 @@ _SHAKE = 1e-10  # by how much right-hand sides are moved apart, so that no ratio
 _LIMIT = 30_000  # pivots; a program that needs more is broken
 
 
+class NoSolutionError(PlanError):
+    """A program whose bounds contradict its constraints."""
+
+
 @dataclass
 class Columns:
     """Columns of a program that is being written down: entries, costs and upper bounds; lower bounds are 0."""
@@ -114,11 +118,6 @@ class LinearProgram:
         shake = np.random.default_rng(7).uniform(0.5, 1.0, self._m)
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
         self.pivots = 0
-
-    @property
-    def columns(self) -> int:
-        """The number of variables."""
-        return self._n
 
     def set_right(self, row: int, value: float) -> None:
         """Change the right-hand side of a row; call `resolve` afterwards."""
@@ -286,7 +285,7 @@ class LinearProgram:
             signed = sides * across if short else -sides * across
             usable = np.flatnonzero(self._nonbasic & (signed < -_PIVOT) & (self.lower < self.upper))
             if not len(usable):
-                raise PlanError("a linear program of the cluster's planner has no solution; please report this")
+                raise NoSolutionError("a linear program of the cluster's planner has no solution; please report this")
             ratio = np.maximum(sides[usable] * gain[usable], 0.0) / -signed[usable]
             ties = usable[ratio <= ratio.min() * (1.0 + 1e-9) + 1e-14]
             column = int(ties[np.abs(across[ties]).argmax()])

@@ -3,13 +3,13 @@ force."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from clover.planning.cluster.arrays import EPSILON, Floats, ProblemArrays
 from clover.planning.cluster.branching import Allowance, search
-from clover.planning.cluster.exact import MOST_NODES, ExactSearch
+from clover.planning.cluster.exact import ExactSearch, searchable
 from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.reserve import Loss, Reserve, confined, losses, spare_rates
 from clover.planning.cluster.rounding import Rounded, Rounding
@@ -42,6 +42,7 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
     reserve = Reserve(instance, spare)
+    kept_losses, unkept = _with_single(instance, relaxed, reserve, kept_losses, served, unkept)
     best, bound = search(
         instance,
         relaxed,
@@ -49,13 +50,15 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
         lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(),
     )
     exact: ExactSearch | None = None
-    if sum(group.size for group in instance.groups) <= MOST_NODES:
+    if searchable(instance):
         tight = (*kept_losses, *confined(instance, spare, kept_losses))
         counted = ClusterRelaxation(instance, spare, tight, served, counted=True)
         rounding = Rounding(instance, counted, best.opened, reserve, kept_losses, served)
         exact = ExactSearch(instance, counted, rounding)
         best = exact.better(best) or best
-    best, kept = _with_before(instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best)
+    best, kept = _with_before(
+        instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best, exact
+    )
     lacking = rates - served
     for stream, rate in best.unserved.items():
         lacking[stream] += rate
@@ -69,10 +72,36 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     )
 
 
+def _with_single(
+    instance: ProblemArrays,
+    relaxed: ClusterRelaxation,
+    reserve: Reserve,
+    kept: tuple[Loss, ...],
+    served: Floats,
+    unkept: list[float],
+) -> tuple[tuple[Loss, ...], list[float]]:
+    """Return the losses without rows that only one node can answer, if all nodes awake have no room for these after
+    the loss of another one, and what each loss lacks for that."""
+    single = [number for number, loss in enumerate(kept) if loss.single is not None]
+    if not single:
+        return kept, unkept
+    every = np.array([float(group.size) for group in instance.groups])
+    opened = [stream.allowed for stream in instance.streams]
+    lacking = Rounding(instance, relaxed, opened, reserve, kept, served).lacking(every)[0]
+    bare = tuple(replace(loss, single=None) for loss in kept)
+    before = Rounding(instance, relaxed, opened, reserve, bare, served).lacking(every)[0]
+    if lacking <= before * (1.0 + 1e-9):
+        return kept, unkept
+    more = [item + (lacking - before if at in single else 0.0) for at, item in enumerate(unkept)]
+    return bare, more
+
+
 def _allowance(instance: ProblemArrays) -> Allowance:
     """Return how long to search: the fewer nodes, the more each of them matters, and the quicker a program is
     solved."""
     total = sum(group.size for group in instance.groups)
+    if searchable(instance):
+        return Allowance(80, 2)  # the exact search makes better plans; what is wanted is the bound and a good start
     return Allowance(80, 6) if total <= 150 else Allowance(30, 1)
 
 
@@ -105,7 +134,9 @@ def _relaxed(
     return relaxed, rates, kept[: len(wanted)], lacking
 
 
-def _with_before(instance: ProblemArrays, rounding: Rounding, best: Rounded) -> tuple[Rounded, bool]:
+def _with_before(
+    instance: ProblemArrays, rounding: Rounding, best: Rounded, exact: ExactSearch | None
+) -> tuple[Rounded, bool]:
     """Return the best plan on the nodes of the plan in force, if another one saves too little; say whether it is kept.
 
     Nodes that another plan releases have to be woken again some day: what that emits, spread over the horizon, and a
@@ -117,6 +148,8 @@ def _with_before(instance: ProblemArrays, rounding: Rounding, best: Rounded) -> 
     if not nodes.any() or (nodes == best.nodes).all() or rounding.lacking(nodes)[0] > 0.0:
         return best, False
     same = rounding.round_devices(nodes, grow=False)
+    if exact is not None:
+        same = exact.better(same, nodes) or same
     if sum(same.unserved.values()) > sum(best.unserved.values()) + EPSILON:
         return best, False
     again = 0.0
