@@ -109,6 +109,7 @@ class LinearProgram:
         self.lower = np.zeros(self._n)
         self.upper = uppers
         self._basic = np.asarray(list(basis), dtype=np.int64)
+        self._first = self._basic.copy()
         if len(self._basic) != self._m:
             raise PlanError("a linear program needs a basic column for each row")
         self._at_upper = np.zeros(self._n, dtype=bool)
@@ -144,9 +145,22 @@ class LinearProgram:
 
     def resolve(self) -> float:
         """Return the least cost after bounds or right-hand sides changed since the last optimum."""
-        self._dual()
+        try:
+            self._dual()
+        except NoSolutionError:
+            self._restart()
         self._primal()
         return self.objective
+
+    def _restart(self) -> None:
+        """Return to the caller's basis, as rounding errors left no pivot; NoSolutionError if it breaks a bound now."""
+        self._basic, self._at_upper = self._first.copy(), np.zeros(self._n, dtype=bool)
+        self._nonbasic[:] = True
+        self._nonbasic[self._basic] = False
+        self._refactor()
+        basic, low, high = self._start()
+        if (np.maximum(low - basic, basic - high) > _FEASIBLE * max(1.0, float(np.abs(basic).max(initial=0.0)))).any():
+            raise NoSolutionError("a linear program of the cluster's planner has no solution; please report this")
 
     @property
     def x(self) -> Floats:
