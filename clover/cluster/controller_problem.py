@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from clover.cluster.controller_capacity import Reach
 from clover.cluster.controller_demand import STEP_S
 from clover.cluster.controller_memory import ClusterMemory, PlannedFor, words
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget, RegionGrid
+from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget, RegionDemand, RegionGrid
 
 Plan = Callable[[ClusterProblem], ClusterPlan]
 
 _FLOOR_MOVED = 0.03
 """Points that a corrected floor moves until a plan is made for it."""
+_FIRST_ROWS_S = 0.1
+"""Rows/s of a family that are planned for though fewer come, so that a node is awake for the first row after a rest:
+with no node awake there is none to count it, and nothing would wake one."""
 _SAME_RATE = 0.03
 _SAME_ACCURACY = 0.01
 
@@ -72,7 +75,9 @@ def problem_of(memory: ClusterMemory, now_s: float) -> ClusterProblem:
         regions=tuple(grids),
         nodes=tuple(node for node in nodes if node.region in known),
         frontiers=tuple(memory.frontiers.values()),
-        demands=tuple(own for own in memory.demand.expected(now_s, ahead_s) if own.family in families),
+        demands=_with_first_rows(
+            [own for own in memory.demand.expected(now_s, ahead_s) if own.family in families], families, memory.regions()
+        ),
         terms=tuple(
             msgspec.structs.replace(own, accuracy_floor=round(floors[own.family], 4)) for own in terms.families
         ),
@@ -81,6 +86,16 @@ def problem_of(memory: ClusterMemory, now_s: float) -> ClusterProblem:
         horizon_s=terms.horizon_s,
         before=tuple(own for name, own in memory.targets.items() if name in memory.members.members),
     )
+
+
+def _with_first_rows(
+    expected: Sequence[RegionDemand], families: Iterable[str], regions: Iterable[str]
+) -> tuple[RegionDemand, ...]:
+    """Return the demand with at least `_FIRST_ROWS_S` of each family: from where it came before, else from anywhere."""
+    found = [msgspec.structs.replace(own, rate=max(own.rate, _FIRST_ROWS_S)) for own in expected]
+    for family in sorted(set(families) - {own.family for own in expected}):
+        found += [RegionDemand(family=family, origin=origin, rate=_FIRST_ROWS_S) for origin in regions]
+    return tuple(found)
 
 
 def planned_for(memory: ClusterMemory, now_s: float) -> PlannedFor:

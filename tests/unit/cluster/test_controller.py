@@ -251,6 +251,25 @@ def test_a_cluster_that_sleeps_and_of_which_nothing_is_known_wakes_one_node_to_l
     play(story)
 
 
+def test_a_cluster_that_nobody_asks_keeps_a_node_awake_for_the_first_row() -> None:
+    """Rows are counted by nodes: with none awake, none would come to be known, and nothing would wake one."""
+
+    async def story() -> None:
+        scene = Scene(rate=0.0)
+        controller = scene.controller()
+        await scene.steps(controller, 60)
+        awake = {name for name, report in (await scene.nodes.reports()).items() if report.node.state == "ready"}
+        assert 1 <= len(awake) < len(NODES)
+        plan = controller._memory.plan
+        assert plan is not None
+        assert {own.node for own in plan.targets if own.awake} == awake, "so that one that is lost is started again"
+        scene.rate = 50.0
+        await scene.steps(controller, 5)
+        assert scene.serving(), "who is awake counts the first rows, and the others are woken for them"
+
+    play(story)
+
+
 def test_a_node_that_plans_do_without_counts_for_as_long_as_it_is_awake() -> None:
     async def story() -> None:
         sums = []
