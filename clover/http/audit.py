@@ -34,8 +34,8 @@ _NO_RIGHT = (401, 403)
 
 class AuditRecord(msgspec.Struct, frozen=True):
     """One call: `at` in Unix seconds; `who` made it (a token's name, a tenant, `local`, the control socket, SIGHUP, a
-    process that takes over, or `unknown`) and by which `door`; its arguments as JSON; the `status` of its answer and the
-    error's text; and how many refused calls before it have no record of their own."""
+    process that takes over, or `unknown`) and by which `door`; its arguments as JSON; the `status` of its answer and
+    the error's text; and how many refused calls before it have no record of their own."""
 
     id: int
     at: float
