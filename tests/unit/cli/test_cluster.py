@@ -244,6 +244,7 @@ def test_without_ray_every_verb_says_what_to_install(
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("clover.cluster.running.require_ray", lambda: None)
     (tmp_path / "f").write_text("")
     path = tmp_path / "cluster.toml"
     path.write_text(TEXT.format(folder=tmp_path / "f" / "c"))

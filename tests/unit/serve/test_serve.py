@@ -433,6 +433,7 @@ class Running:
 
     def __init__(self, refuse: bool = False) -> None:
         self.engine = self
+        self.reloads = 0
         self.served = {"a": None, "b": None}
         self.frontend = None
         self.operators = Operators(Grants())
