@@ -42,7 +42,7 @@ test-deep: $(VENV)/.test
 
 # A whole cluster on this machine: Ray's processes, HAProxy (Debian: haproxy) and three servers, which takes minutes.
 test-cluster: $(VENV)/.cluster
-	CLOVER_TEST_CLUSTER=1 $(PY) -m pytest tests/e2e/test_cluster.py $(ARGS)
+	TEST_CLUSTER=1 $(PY) -m pytest tests/e2e/test_cluster.py $(ARGS)
 
 # What only a machine with an NVIDIA GPU can show; each test says what it needs if that is missing.  With TensorRT, whose
 # libraries come from NVIDIA's own package index: make test-gpu GPU_EXTRAS=onnx,dashboard,test,tensorrt

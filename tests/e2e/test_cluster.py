@@ -23,7 +23,7 @@ from tests.support.servers import ROOT, family
 pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("CLOVER_TEST_CLUSTER") != "1", reason="`make test-cluster` runs it"),
+    pytest.mark.skipif(os.environ.get("TEST_CLUSTER") != "1", reason="`make test-cluster` runs it"),
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.skipif(
         shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None
