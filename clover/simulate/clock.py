@@ -14,6 +14,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_RESOLUTION_S = 2.0**-20
+"""A microsecond.  asyncio calls timers that are due within the clock's resolution, and the machine's, a nanosecond, is
+less than the distance of two floats from 2**24 s on: 194 days into a run its timer would be due and never called."""
+
 
 class _Leap(selectors.SelectSelector):
     """A selector that never blocks: the time that it would have waited passes at once."""
@@ -33,6 +37,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._leap = _Leap()
         super().__init__(self._leap)
+        self._clock_resolution = _RESOLUTION_S
 
     def time(self) -> float:
         """Return virtual seconds since the loop was made."""
