@@ -140,11 +140,7 @@ class ClusterRelaxation:
             right.append(1.0)
             # A program begins with nothing awake, so that nothing can be lost: dearer than all rows that could be kept.
             basis.append(columns.add(price * max(1.0, float(loss.rates.sum())), [(lost_row, 1.0)]))
-            shapes = {
-                (group.region, tuple(sorted(group.devices.items())))
-                for group in instance.groups
-                if group.region in loss.within
-            }
+            shapes = {group.shape for group in instance.groups if group.region in loss.within}
             for region, devices in sorted(shapes):
                 taken = [(spare_rows[region, instance.kinds.index(kind)], float(count)) for kind, count in devices]
                 columns.add(0.0, [(lost_row, 1.0), *taken])
