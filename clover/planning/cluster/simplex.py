@@ -184,6 +184,15 @@ class LinearProgram:
         """The cost of `x`."""
         return float((self._cost / self._column_scale) @ self.x)
 
+    def least(self, most: Floats) -> float:
+        """Return a cost that no solution is below, by the duals at hand, whatever they are; `most`: what variables
+        without an upper bound are at most."""
+        y = self._cost[self._basic] @ self._inverse
+        gain = self._reduced(y) / self._column_scale
+        upper = np.where(np.isfinite(self.upper), self.upper, most)
+        rest = np.where(gain > 0.0, gain * self.lower, gain * upper)
+        return float(y @ (self._right * self._row_scale) + rest.sum())
+
     def _matrix(self, columns: Ints) -> Floats:
         dense = np.zeros((self._m, len(columns)))
         for place, column in enumerate(columns):

@@ -54,7 +54,8 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
         counted = ClusterRelaxation(instance, spare, tight, served, counted=True)
         rounding = Rounding(instance, counted, best.opened, reserve, kept_losses, served)
         exact = ExactSearch(instance, counted, rounding)
-        best = exact.better(best) or best
+        best, proven = exact.better(best)
+        bound = max(bound, proven * _least_correction(instance))
     best, kept = _with_before(
         instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best, exact
     )
@@ -68,6 +69,19 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     short = iter(unkept)
     return SolvedCluster(
         instance, best, every, tuple(next(short) if loss.rates.any() else 0.0 for loss in every), lacking, bound, kept
+    )
+
+
+def _least_correction(instance: ProblemArrays) -> float:
+    """Return the least that a node's own correction is of its group's, which a group is planned with."""
+    return min(
+        (
+            node.correction.get(family, 1.0) / float(group.correction[at])
+            for group in instance.groups
+            for node in group.nodes
+            for at, family in enumerate(instance.families)
+        ),
+        default=1.0,
     )
 
 
@@ -109,7 +123,7 @@ def _with_before(
         return best, False
     same = rounding.round_devices(nodes, grow=False)
     if exact is not None:
-        same = exact.better(same, nodes) or same
+        same = exact.better(same, nodes)[0]
     if sum(same.unserved.values()) > sum(best.unserved.values()) + EPSILON:
         return best, False
     again = 0.0
