@@ -36,6 +36,8 @@ _DEVICES_TOLD_APART = 64  # with more, modes that a mixture of two others beats 
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Shape = tuple[int, tuple[tuple[str, int], ...]]
+"""A region and how many devices of which kinds a node has there."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class NodeGroup:
     def size(self) -> int:
         """The number of nodes."""
         return len(self.nodes)
+
+    @property
+    def shape(self) -> Shape:
+        """What the loss of one of its nodes takes away."""
+        return self.region, tuple(sorted(self.devices.items()))
 
 
 @dataclass(frozen=True)

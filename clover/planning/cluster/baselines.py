@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -135,19 +135,23 @@ def _shared(
             rates[stream] = 0.0
     for at, group in enumerate(groups):
         share = np.divide(rates * capacity[at], room, out=np.zeros_like(rates), where=room > 0.0)
-        # Intensity scales all of a node's rows alike, so nodes of two regions with the same share do the same.
+        # Intensity, and a correction of all families alike, scale all of a node's rows: with the same share it does the
+        # same.
+        scale = float(group.correction.max(initial=0.0))
+        relative = group.correction / scale if scale > 0.0 else group.correction
         allowed = tuple(stream.allowed[group.region].tobytes() for stream in instance.streams)
         key = (
             tuple(sorted(group.devices.items())),
             share.round(9).tobytes(),
-            group.correction.tobytes(),
+            relative.round(12).tobytes(),
             allowed,
             best,
         )
         if key not in known:
-            known[key] = _best_own(instance, group, share) if best else _own(instance, group, share, instance.floors)
+            alike = replace(group, correction=relative)
+            known[key] = _best_own(instance, alike, share) if best else _own(instance, alike, share, instance.floors)
         own = known[key]
-        total.grams_h += group.size * own.watts * float(instance.intensity[group.region]) / 1000.0
+        total.grams_h += group.size * scale * own.watts * float(instance.intensity[group.region]) / 1000.0
         sums += group.size * np.array([own.served, own.points])
         for number in np.flatnonzero(own.left > 1e-7 * max(1.0, float(share.sum()))):
             family = instance.families[number]

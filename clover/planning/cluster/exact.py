@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -42,12 +43,13 @@ def searchable(instance: ProblemArrays) -> bool:
 
 @dataclass(frozen=True)
 class _Branch:
-    """What is decided: sets of modes (as bytes) by place, limits of variables; its solution and what that emits."""
+    """What is decided: sets of modes (as bytes) by place, limits of variables; its solution and grams/h that no plan
+    in it is below."""
 
     sets: Mapping[Place, bytes]
     limits: Limits
     solved: Basis
-    objective: float
+    bound: float
 
 
 class ExactSearch:
@@ -57,30 +59,60 @@ class ExactSearch:
         self._instance, self._relaxed, self._rounding = instance, relaxed, rounding
         self._root = relaxed.program.save()
 
-    def better(self, best: Rounded | None, nodes: Floats | None = None) -> Rounded | None:
-        """Return a plan that emits less than `best`, or `best` if none is found; `nodes`: on just these."""
+    def better(self, best: Rounded, nodes: Floats | None = None) -> tuple[Rounded, float]:
+        """Return a plan that emits less than `best`, or `best` if none is found, and grams/h that no plan is below;
+        `nodes`: on just these."""
         fixed: Limits = {}
         if nodes is not None:
             fixed = {column: (float(n), float(n)) for column, n in zip(self._relaxed.awake, nodes, strict=True)}
         order = itertools.count()
         heap: list[tuple[float, int, _Branch]] = []
+        least = np.inf  # of the branches that are done with, but for those that promised too little
         followed = self._solved(self._root, {}, fixed)
         left = _PROGRAMS - 1
         while followed is not None and left > 0:
             halves, found = self._halves(followed)
-            if found is not None and (best is None or found.merit < best.merit):
-                best = found
-            most = np.inf if best is None else best.merit * (1.0 - _CLOSE)
-            tried = [self._solved(followed.solved, sets, limits) for sets, limits in halves]
-            left -= len(tried)
-            solved = sorted((item for item in tried if item and item.objective < most), key=lambda item: item.objective)
+            if found is not None:
+                least = min(least, followed.bound)
+                best = found if found.merit < best.merit else best
+            most = best.merit * (1.0 - _CLOSE)
+            tried = []
+            for sets, limits in halves:
+                if self._possible(limits):
+                    left -= 1
+                    half = self._solved(followed.solved, sets, limits)
+                    if half is None:
+                        least = min(least, followed.bound)  # rounding errors left no solution, which proves nothing
+                    else:
+                        tried.append(half)
+            solved = sorted((item for item in tried if item.bound < most), key=lambda item: item.bound)
             for other in solved[1:]:
-                heapq.heappush(heap, (other.objective, next(order), other))
+                heapq.heappush(heap, (other.bound, next(order), other))
             if solved:
                 followed = solved[0]
                 continue
             followed = heapq.heappop(heap)[2] if heap and heap[0][0] < most else None
-        return best
+        open_bounds = [item[0] for item in heap] + ([] if followed is None else [followed.bound])
+        return best, max(0.0, min([least, best.merit * (1.0 - _CLOSE), *open_bounds]))
+
+    def _possible(self, limits: Limits) -> bool:
+        """Say whether there are devices for the least counts of a branch; all else has a price, so that there is a
+        solution."""
+        relaxed, needed = self._relaxed, dict.fromkeys(self._relaxed.parts, 0.0)
+        for (g, m), column in relaxed.counts.items():
+            mode = self._instance.modes[m]
+            needed[g, mode.kind, mode.family] += limits.get(column, (0.0, np.inf))[0]
+        devices: dict[tuple[int, str], float] = defaultdict(float)
+        for (g, kind, family), column in relaxed.parts.items():
+            low, high = limits.get(column, (0.0, np.inf))
+            if needed[g, kind, family] > high:
+                return False
+            devices[g, kind] += max(low, needed[g, kind, family])
+        for (g, kind), most in devices.items():
+            group = self._instance.groups[g]
+            if most > group.devices[kind] * limits.get(relaxed.awake[g], (0.0, float(group.size)))[1]:
+                return False
+        return True
 
     def _solved(self, start: Basis, sets: Mapping[Place, bytes], limits: Limits) -> _Branch | None:
         """Return a branch, solved from the solution of another one; None if its limits contradict each other."""
@@ -89,10 +121,10 @@ class ExactSearch:
         for column, (low, high) in limits.items():
             program.lower[column], program.upper[column] = low, high
         try:
-            objective = program.resolve()
+            program.resolve()
         except NoSolutionError:
             return None
-        return _Branch(sets, limits, program.save(), objective)
+        return _Branch(sets, limits, program.save(), program.least(self._relaxed.most))
 
     def _decide(self, start: Basis, sets: Mapping[Place, bytes]) -> list[Flags]:
         """Put the program where `start` is, with only those modes open that `sets` leave; return them by stream."""
@@ -117,7 +149,12 @@ class ExactSearch:
             sets = [{**branch.sets, place: choice} for choice in choices(opened, instance, place)]
             return [(item, branch.limits) for item in sets], None
         x = relaxed.program.x
-        split = self._least_whole(x, relaxed.awake) or self._lacking(x, branch)
+        lacking, split = False, self._least_whole(x, relaxed.awake)
+        if split is None:
+            lacking, split = self._lacking(x, branch)
+            if lacking and split is None:
+                return [], None
+        split = split or self._least_whole(x, list(relaxed.parts.values()))
         split = split or self._least_whole(x, list(relaxed.counts.values()))
         if split is not None:
             column, below = split
@@ -125,8 +162,6 @@ class ExactSearch:
             ranges = (low, below), (below + 1.0, high)
             return [(branch.sets, {**branch.limits, column: limits}) for limits in ranges], None
         nodes = np.round(x[relaxed.awake])
-        if self._rounding.lacking(nodes)[0]:
-            return [], None
         counts = np.zeros((len(instance.groups), len(instance.modes)))
         for (g, m), column in relaxed.counts.items():
             counts[g, m] = round(float(x[column]))
@@ -142,18 +177,19 @@ class ExactSearch:
         column = columns[int(rest.argmax())]
         return column, float(np.floor(x[column]))
 
-    def _lacking(self, x: Floats, branch: _Branch) -> tuple[int, float] | None:
-        """Return the group of which more nodes may be needed for a loss, and its nodes; None if none."""
+    def _lacking(self, x: Floats, branch: _Branch) -> tuple[bool, tuple[int, float] | None]:
+        """Say whether the reserve of whole nodes lacks something, and what to split: a group of which more may help,
+        or one of which less may be lost; None if all nodes are decided."""
         nodes = np.round(x[self._relaxed.awake])
         lacking, gain = self._rounding.lacking(nodes)
         if not lacking:
-            return None
-        free = [
-            (float(gain[g]), column)
-            for g, column in enumerate(self._relaxed.awake)
-            if nodes[g] < branch.limits.get(column, (0.0, float(self._root.upper[column])))[1] - 0.5
-        ]
-        if not free:
-            return None
-        column = max(free)[1]
-        return column, float(np.round(x[column]))
+            return False, None
+        more, fewer = [], []
+        for g, column in enumerate(self._relaxed.awake):
+            low, high = branch.limits.get(column, (0.0, float(self._root.upper[column])))
+            if nodes[g] < high - 0.5:
+                more.append((float(gain[g]), column, float(nodes[g])))
+            if nodes[g] > low + 0.5:
+                fewer.append((-float(gain[g]), column, float(nodes[g]) - 1.0))
+        options = more or fewer
+        return True, max(options)[1:] if options else None

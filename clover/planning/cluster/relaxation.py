@@ -44,8 +44,9 @@ class ClusterRelaxation:
     def __init__(
         self, instance: ProblemArrays, spare: Floats, losses: Sequence[Loss], rates: Floats, *, counted: bool = False
     ) -> None:
-        """Write the program and solve it; `counted`: with a variable for how many devices of a group are in a mode,
-        whatever streams they answer, so that whole ones can be asked for (`exact`)."""
+        """Write the program and solve it; `counted`: with variables for how many devices of a group are in a mode,
+        whatever streams they answer, and how many of a kind serve a family, so that whole ones can be asked for
+        (`exact`)."""
         self._instance, self._spare, self._losses, self._rates = instance, spare, losses, rates
         streams, families, groups = len(instance.streams), len(instance.families), instance.groups
         self._device_rows = {
@@ -60,8 +61,12 @@ class ClusterRelaxation:
             if mode.kind in group.devices
         ]
         self._count_rows = {place: first + at for at, place in enumerate(places if counted else ())}
-        self.counts: dict[tuple[int, int], int] = {}
         rows = first + len(self._count_rows)
+        parts = dict.fromkeys((g, instance.modes[m].kind, instance.modes[m].family) for g, m in self._count_rows)
+        part_rows = {part: rows + at for at, part in enumerate(parts)}
+        rows += len(part_rows)
+        self.counts: dict[tuple[int, int], int] = {}
+        self.parts: dict[tuple[int, str, int], int] = {}
         dear = self._dear()
         columns, right, basis = Columns(), [*map(float, rates), *[0.0] * (rows - streams)], []
         self.unserved = [columns.add(_UNSERVED * dear, [(stream, 1.0)]) for stream in range(streams)]
@@ -69,9 +74,12 @@ class ClusterRelaxation:
         basis += [columns.add(0.0, [(streams + family, -1.0)]) for family in range(families)]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._device_rows.values()]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._count_rows.values()]
+        basis += [columns.add(0.0, [(row, 1.0)]) for row in part_rows.values()]
         for (g, m), row in self._count_rows.items():
-            entries = [(row, -1.0), (self._device_rows[g, instance.modes[m].kind], 1.0)]
-            self.counts[g, m] = columns.add(0.0, entries)
+            part = g, instance.modes[m].kind, instance.modes[m].family
+            self.counts[g, m] = columns.add(0.0, [(row, -1.0), (part_rows[part], 1.0)])
+        for (g, kind, family), row in part_rows.items():
+            self.parts[g, kind, family] = columns.add(0.0, [(row, -1.0), (self._device_rows[g, kind], 1.0)])
         self._used: list[tuple[int, int, NDArray[np.int64], range]] = []  # stream, group, modes, columns
         self._write_modes(columns, streams)
         self.unspared: list[dict[int, int]] = []
@@ -83,6 +91,10 @@ class ClusterRelaxation:
         self.awake = [self._write_nodes(columns, g) for g in range(len(groups))]
         self.program = LinearProgram(columns, right, basis)
         self.program.solve()
+        points = max((abs(mode.accuracy - instance.floors[mode.family]) for mode in instance.modes), default=1.0)
+        devices = sum(group.size * sum(group.devices.values()) for group in groups)
+        # What no variable is above in any plan: rows/s, points on rows, devices.
+        self.most = np.full(columns.count, max(1.0, float(rates.sum()) * max(1.0, points), devices))
 
     def _dear(self) -> float:
         """Return about the most grams/h that one more row/s can cost."""
@@ -140,11 +152,7 @@ class ClusterRelaxation:
             right.append(1.0)
             # A program begins with nothing awake, so that nothing can be lost: dearer than all rows that could be kept.
             basis.append(columns.add(price * max(1.0, float(loss.rates.sum())), [(lost_row, 1.0)]))
-            shapes = {
-                (group.region, tuple(sorted(group.devices.items())))
-                for group in instance.groups
-                if group.region in loss.within
-            }
+            shapes = {group.shape for group in instance.groups if group.region in loss.within}
             for region, devices in sorted(shapes):
                 taken = [(spare_rows[region, instance.kinds.index(kind)], float(count)) for kind, count in devices]
                 columns.add(0.0, [(lost_row, 1.0), *taken])

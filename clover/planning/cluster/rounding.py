@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clover.planning.cluster.arrays import EPSILON, Flags, Floats, ProblemArrays
+from clover.planning.cluster.arrays import EPSILON, Flags, Floats, ProblemArrays, Shape
 from clover.planning.cluster.loads import FamilyLoads, load_family
 from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.reserve import Loss, Reserve
@@ -125,15 +125,15 @@ class Rounding:
         """Return the rows/s that awake nodes cannot keep after the worst loss, and what a node of each group adds."""
         instance = self._instance
         devices = np.zeros((len(instance.regions), len(instance.kinds)))
-        shapes: dict[tuple[int, tuple[tuple[str, int], ...]], None] = {}
+        shapes: dict[Shape, None] = {}
         for group, count in zip(instance.groups, nodes, strict=True):
             for kind, many in group.devices.items():
                 devices[group.region, instance.kinds.index(kind)] += count * many
             if count > 0.5:
-                shapes[group.region, tuple(sorted(group.devices.items()))] = None
+                shapes[group.shape] = None
         worst, worth = 0.0, np.zeros_like(devices)
         for loss in self._losses:
-            for rates, left in self._left(devices, shapes, loss):
+            for _, rates, left in loss.cases(devices, shapes, instance.kinds):
                 found, added = self._reserve.shortage(np.minimum(rates, self._rates), left)
                 if found > worst:
                     worst, worth = found, added
@@ -146,22 +146,6 @@ class Rounding:
             ]
         )
         return worst, gain
-
-    def _left(
-        self, devices: Floats, shapes: dict[tuple[int, tuple[tuple[str, int], ...]], None], loss: Loss
-    ) -> list[tuple[Floats, Floats]]:
-        """Return what a loss may come to: the rows/s that must still be served, and the devices that are left."""
-        if loss.region is not None:
-            left = devices.copy()
-            left[loss.region] = 0.0
-            return [(loss.rates, left)]
-        found = []
-        for region, taken in shapes or {(0, ()): None}:
-            left = devices.copy()
-            for kind, many in taken:
-                left[region, self._instance.kinds.index(kind)] -= many
-            found.append((loss.rates_without(self._reserve.able(region, taken)), left))
-        return found
 
     def spared(self, nodes: Floats) -> Floats:
         """Return `nodes` with as many more as the reserve of each loss needs, as far as there are any."""

@@ -46,12 +46,17 @@ class Columns:
     _values: list[Floats] = field(default_factory=list)
     _costs: list[Floats] = field(default_factory=list)
     _uppers: list[Floats] = field(default_factory=list)
+    _single: list[tuple[int, float, float]] = field(default_factory=list)  # width, cost, upper of columns not joined yet
+    _entries: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, cost: float, entries: Iterable[tuple[int, float]], upper: float = np.inf) -> int:
         """Append a column of (row, value) entries and return its number."""
-        listed = list(entries)
-        rows = np.array([[row for row, _ in listed]], dtype=np.int64)
-        self.extend(np.array([cost]), rows, np.array([[value for _, value in listed]]), upper)
+        before = len(self._entries)
+        self._entries += entries
+        if len(self._entries) == before:
+            raise PlanError("a column of a linear program has no entries")
+        self._single.append((len(self._entries) - before, cost, upper))
+        self.count += 1
         return self.count - 1
 
     def extend(self, costs: Floats, rows: Ints, values: Floats, upper: float = np.inf) -> range:
@@ -59,6 +64,7 @@ class Columns:
         many, width = rows.shape
         if not width:
             raise PlanError("a column of a linear program has no entries")
+        self._gather()
         self._widths.append(np.full(many, width, dtype=np.int64))
         self._rows.append(rows.ravel())
         self._values.append(values.ravel())
@@ -67,8 +73,22 @@ class Columns:
         self.count += many
         return range(self.count - many, self.count)
 
+    def _gather(self) -> None:
+        """Make arrays of the columns that were appended one by one: an array for each takes longer than its program."""
+        if self._single:
+            widths, costs, uppers = zip(*self._single, strict=True)
+            rows, values = zip(*self._entries, strict=True)
+            self._widths.append(np.array(widths, dtype=np.int64))
+            self._rows.append(np.array(rows, dtype=np.int64))
+            self._values.append(np.array(values, dtype=np.float64))
+            self._costs.append(np.array(costs, dtype=np.float64))
+            self._uppers.append(np.array(uppers, dtype=np.float64))
+            self._single.clear()
+            self._entries.clear()
+
     def joined(self) -> tuple[Ints, Ints, Floats, Floats, Floats]:
         """Return the starts of all columns, rows and values of their entries, costs and upper bounds."""
+        self._gather()
         starts = np.concatenate(([0], np.cumsum(np.concatenate(self._widths))))
         rows, values = np.concatenate(self._rows), np.concatenate(self._values)
         return starts, rows, values, np.concatenate(self._costs), np.concatenate(self._uppers)
@@ -183,6 +203,15 @@ class LinearProgram:
     def objective(self) -> float:
         """The cost of `x`."""
         return float((self._cost / self._column_scale) @ self.x)
+
+    def least(self, most: Floats) -> float:
+        """Return a cost that no solution is below, by the duals at hand, whatever they are; `most`: what variables
+        without an upper bound are at most."""
+        y = self._cost[self._basic] @ self._inverse
+        gain = self._reduced(y) / self._column_scale
+        upper = np.where(np.isfinite(self.upper), self.upper, most)
+        rest = np.where(gain > 0.0, gain * self.lower, gain * upper)
+        return float(y @ (self._right * self._row_scale) + rest.sum())
 
     def _matrix(self, columns: Ints) -> Floats:
         dense = np.zeros((self._m, len(columns)))

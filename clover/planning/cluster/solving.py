@@ -3,7 +3,7 @@ force."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from clover.planning.cluster.arrays import EPSILON, Floats, ProblemArrays
 from clover.planning.cluster.branching import Allowance, search
 from clover.planning.cluster.exact import ExactSearch, searchable
 from clover.planning.cluster.relaxation import ClusterRelaxation
-from clover.planning.cluster.reserve import Loss, Reserve, confined, losses, spare_rates
+from clover.planning.cluster.reserve import Loss, Reserve, confined, kept_with_all, losses, spare_rates
 from clover.planning.cluster.rounding import Rounded, Rounding
 
 _SOME = 1e-7  # of all rows: what counts as not served
@@ -37,12 +37,11 @@ class SolvedCluster:
 def solve(instance: ProblemArrays) -> SolvedCluster:
     """Return the whole nodes, devices and rows of an instance, and the bound."""
     spare = spare_rates(instance)
+    reserve = Reserve(instance, spare)
     every = losses(instance, spare)
     wanted = tuple(loss for loss in every if loss.rates.any())
     rates = np.array([stream.rate for stream in instance.streams])
-    relaxed, served, kept_losses, unkept = _relaxed(instance, spare, wanted, rates)
-    reserve = Reserve(instance, spare)
-    kept_losses, unkept = _with_single(instance, relaxed, reserve, kept_losses, served, unkept)
+    relaxed, served, kept_losses, unkept = _relaxed(instance, spare, reserve, wanted, rates)
     best, bound = search(
         instance,
         relaxed,
@@ -55,7 +54,8 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
         counted = ClusterRelaxation(instance, spare, tight, served, counted=True)
         rounding = Rounding(instance, counted, best.opened, reserve, kept_losses, served)
         exact = ExactSearch(instance, counted, rounding)
-        best = exact.better(best) or best
+        best, proven = exact.better(best)
+        bound = max(bound, proven * _least_correction(instance))
     best, kept = _with_before(
         instance, Rounding(instance, relaxed, best.opened, reserve, kept_losses, served), best, exact
     )
@@ -64,7 +64,7 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
         lacking[stream] += rate
     if best.unserved:
         # Whole devices serve less than divisible ones: bound what is served.
-        lowered = _relaxed(instance, spare, wanted, np.maximum(0.0, rates - lacking))[0]
+        lowered = _relaxed(instance, spare, reserve, wanted, np.maximum(0.0, rates - lacking))[0]
         bound = lowered.bound([stream.allowed for stream in instance.streams], {})
     short = iter(unkept)
     return SolvedCluster(
@@ -72,28 +72,17 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     )
 
 
-def _with_single(
-    instance: ProblemArrays,
-    relaxed: ClusterRelaxation,
-    reserve: Reserve,
-    kept: tuple[Loss, ...],
-    served: Floats,
-    unkept: list[float],
-) -> tuple[tuple[Loss, ...], list[float]]:
-    """Return the losses without rows that only one node can answer, if all nodes awake have no room for these after
-    the loss of another one, and what each loss lacks for that."""
-    single = [number for number, loss in enumerate(kept) if loss.single is not None]
-    if not single:
-        return kept, unkept
-    every = np.array([float(group.size) for group in instance.groups])
-    opened = [stream.allowed for stream in instance.streams]
-    lacking = Rounding(instance, relaxed, opened, reserve, kept, served).lacking(every)[0]
-    bare = tuple(replace(loss, single=None) for loss in kept)
-    before = Rounding(instance, relaxed, opened, reserve, bare, served).lacking(every)[0]
-    if lacking <= before * (1.0 + 1e-9):
-        return kept, unkept
-    more = [item + (lacking - before if at in single else 0.0) for at, item in enumerate(unkept)]
-    return bare, more
+def _least_correction(instance: ProblemArrays) -> float:
+    """Return the least that a node's own correction is of its group's, which a group is planned with."""
+    return min(
+        (
+            node.correction.get(family, 1.0) / float(group.correction[at])
+            for group in instance.groups
+            for node in group.nodes
+            for at, family in enumerate(instance.families)
+        ),
+        default=1.0,
+    )
 
 
 def _allowance(instance: ProblemArrays) -> Allowance:
@@ -106,32 +95,17 @@ def _allowance(instance: ProblemArrays) -> Allowance:
 
 
 def _relaxed(
-    instance: ProblemArrays, spare: Floats, wanted: tuple[Loss, ...], rates: Floats
+    instance: ProblemArrays, spare: Floats, reserve: Reserve, wanted: tuple[Loss, ...], rates: Floats
 ) -> tuple[ClusterRelaxation, Floats, tuple[Loss, ...], list[float]]:
     """Return the solved relaxation of what can be had: its rows/s by stream, its losses, and what each lacks."""
-    tight = (*wanted, *confined(instance, spare, wanted))
-    kept = tuple(loss.lowered(rates) for loss in tight)
-    lacking = [0.0] * len(wanted)
-    relaxed = ClusterRelaxation(instance, spare, kept, rates)
     some = _SOME * max(1.0, float(rates.sum()))
-    missing = relaxed.missing()
-    short = relaxed.unkept()
-    if missing.sum() > some or any(item.sum() > some for item in short):
-        rates = np.maximum(0.0, rates - np.where(missing > some / max(1, len(rates)), missing * (1.0 + 1e-9), 0.0))
-        lowered = [loss.lowered(rates).lowered(loss.rates - item) for loss, item in zip(kept, short, strict=True)]
-        # What cannot be kept where rows are confined cannot be kept after the loss of any node either.
-        for loss in lowered[len(wanted) :]:
-            most = np.full(len(rates), np.inf)
-            most[list(loss.counted)] = loss.rates[list(loss.counted)]
-            lowered = [other.lowered(most) if other.region is None else other for other in lowered]
-        lacking = [
-            float(np.minimum(loss.rates, rates).sum() - other.rates.sum())
-            for loss, other in zip(wanted, lowered, strict=False)
-        ]
-        lacking = [item if item > some else 0.0 for item in lacking]
-        kept = tuple(lowered)
-        relaxed = ClusterRelaxation(instance, spare, kept, rates)
-    return relaxed, rates, kept[: len(wanted)], lacking
+    while True:
+        kept, lacking = kept_with_all(instance, reserve, wanted, rates)
+        relaxed = ClusterRelaxation(instance, spare, (*kept, *confined(instance, spare, kept)), rates)
+        missing = np.where(relaxed.missing() > some / max(1, len(rates)), relaxed.missing(), 0.0)
+        if not missing.any():
+            return relaxed, rates, kept, [item if item > some else 0.0 for item in lacking]
+        rates = np.maximum(0.0, rates - missing * (1.0 + 1e-9))
 
 
 def _with_before(
@@ -149,7 +123,7 @@ def _with_before(
         return best, False
     same = rounding.round_devices(nodes, grow=False)
     if exact is not None:
-        same = exact.better(same, nodes) or same
+        same = exact.better(same, nodes)[0]
     if sum(same.unserved.values()) > sum(best.unserved.values()) + EPSILON:
         return best, False
     again = 0.0

@@ -134,6 +134,15 @@ def test_rows_that_one_node_alone_may_answer_are_kept_after_the_loss_of_another(
     assert "after the loss of a node, 300 rows/s would have no room" in few.reason
 
 
+@pytest.mark.parametrize("seed", [536])
+def test_what_the_loss_of_one_of_unlike_nodes_leaves_without_room_is_said(seed: int) -> None:
+    """Each node of a region keeps less of what it alone may answer than the other one; their average keeps all."""
+    asked = random_problem(seed, survive="node", nodes=8, regions=3, confined=0.5, families=2, kinds=2)
+    plan = plan_cluster(asked)
+    assert "after the loss of a node, 32 rows/s would have no room even with all nodes awake" in plan.reason
+    assert not faults(asked, plan)
+
+
 def test_both_regions_are_awake_for_the_loss_of_one() -> None:
     asked = problem(survive="region")
     plan = plan_cluster(asked)
