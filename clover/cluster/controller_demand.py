@@ -31,6 +31,11 @@ class ClusterDemand:
     def __init__(self) -> None:
         self._rates: dict[Key, ArrivalRate] = {}
         self._histories: dict[Key, History] = {}
+        self._set_back_s = 0.0
+
+    def set_back(self, seconds: float) -> None:
+        """Go by a clock that was set back by `seconds`: rates are of time that passes, hours are those of the day."""
+        self._set_back_s += seconds
 
     def note(self, now_s: float, counted: Mapping[Key, float]) -> None:
         """Note what all nodes together counted in the last seconds; what is not named came to 0."""
@@ -38,7 +43,7 @@ class ClusterDemand:
             rate = counted.get(key, 0.0)
             if not (math.isfinite(rate) and rate >= 0.0):
                 continue
-            self._rates.setdefault(key, ArrivalRate()).note(now_s, rate)
+            self._rates.setdefault(key, ArrivalRate()).note(now_s + self._set_back_s, rate)
             self._histories.setdefault(key, History()).note(now_s, rate)
 
     def rates(self) -> dict[Key, float]:

@@ -128,7 +128,7 @@ def _plan(given: argparse.Namespace) -> int:
     file = cluster_file.read(given.file)
     look = ClusterHandle.attach(file).plan()
     _print(given, look, lambda: show_plan(look, file, _columns()))
-    return DONE
+    return REFUSED if look.stopped or look.plan is None else DONE
 
 
 def _hold(hold: str) -> Callable[[argparse.Namespace], int]:

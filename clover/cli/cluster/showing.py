@@ -62,8 +62,12 @@ def show_status(status: ClusterStatus, file: ClusterFile, width: int) -> str:
 def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     """Return what the controller would do now, in lines of `width` columns."""
     plan = look.plan
+    troubles = [f"! {trouble}" for trouble in look.troubles]
+    if look.stopped:
+        return _wrapped([f"nothing would be done: {look.stopped}"], width)
     if plan is None:
-        return _wrapped(["no plan can be made yet: no node has reported what it can do"], width)
+        why = "" if troubles else ": no node has reported what it can do"
+        return _wrapped([f"no plan can be made yet{why}", *troubles], width)
     reason = look.decision.reason if look.decision is not None else plan.reason
     parts = [f"plan of {file.cluster.name}: {reason}", _of_plan(plan)]
     rows = [
@@ -81,7 +85,7 @@ def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     parts += [f"! {name}: {_short(rate)} rows/s cannot be served" for name, rate in plan.unserved.items() if rate > 0.0]
     steps = [f"{step.kind} {step.node or f'{step.origin} {step.family}'.strip()}: {step.why}" for step in look.steps]
     parts += ["", "steps now:" if steps else "steps now: none", *(f"  {step}" for step in steps)]
-    return _wrapped(parts, width)
+    return _wrapped([*parts, *troubles], width)
 
 
 def _head(status: ClusterStatus, file: ClusterFile) -> str:
