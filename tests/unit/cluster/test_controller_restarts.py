@@ -105,7 +105,7 @@ def unharmed() -> tuple[SimulatedWorld, float, int]:
     return world, controller.status().totals.rows, axe.calls
 
 
-@settings(max_examples=max(4, settings().max_examples // 5), deadline=None)
+@settings(max_examples=max(3, settings().max_examples // 30), deadline=None)
 @given(st.data())
 def test_a_death_after_any_call_of_a_port_leads_to_the_same_end(data: st.DataObject) -> None:
     plain, rows, calls = unharmed()
