@@ -56,7 +56,7 @@ def show_status(status: ClusterStatus, file: ClusterFile, width: int) -> str:
     ], width)  # fmt: skip
     parts += _flows(status.flows)
     parts += [f"! {trouble}" for trouble in status.troubles]
-    return _wrapped(parts, width)
+    return wrapped(parts, width)
 
 
 def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
@@ -64,10 +64,10 @@ def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     plan = look.plan
     troubles = [f"! {trouble}" for trouble in look.troubles]
     if look.stopped:
-        return _wrapped([f"nothing would be done: {look.stopped}"], width)
+        return wrapped([f"nothing would be done: {look.stopped}"], width)
     if plan is None:
         why = "" if troubles else ": no node has reported what it can do"
-        return _wrapped([f"no plan can be made yet{why}", *troubles], width)
+        return wrapped([f"no plan can be made yet{why}", *troubles], width)
     reason = look.decision.reason if look.decision is not None else plan.reason
     parts = [f"plan of {file.cluster.name}: {reason}", _of_plan(plan)]
     rows = [
@@ -85,7 +85,7 @@ def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     parts += [f"! {name}: {_short(rate)} rows/s cannot be served" for name, rate in plan.unserved.items() if rate > 0.0]
     steps = [f"{step.kind} {step.node or f'{step.origin} {step.family}'.strip()}: {step.why}" for step in look.steps]
     parts += ["", "steps now:" if steps else "steps now: none", *(f"  {step}" for step in steps)]
-    return _wrapped([*parts, *troubles], width)
+    return wrapped([*parts, *troubles], width)
 
 
 def _head(status: ClusterStatus, file: ClusterFile) -> str:
@@ -177,7 +177,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _wrapped(parts: Iterable[str], width: int) -> str:
+def wrapped(parts: Iterable[str], width: int) -> str:
     """Return the parts as lines; those that are too long are wrapped."""
     lines = [line for part in parts for line in part.split("\n")]
     out = []
