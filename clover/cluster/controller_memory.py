@@ -111,9 +111,12 @@ class ClusterMemory:
         self.scouts = self._scouts()
         families = {own.family for own in self.terms.families}
         counted: dict[Key, float] = {}
-        for member in self.members.members.values():
-            # A node that fell silent goes on counting until it is lost for a while: its rows have not gone away.
-            if now_s - member.rates_s > 2.0 * self.terms.lost_s:
+        for name, member in self.members.members.items():
+            # A node that fell silent goes on counting until it is lost for a while: its rows have not gone away.  Those
+            # of one that only the controller does not reach never do, as long as the ingress gives it any.
+            apart = member.phase == "partitioned" and (not self.weights or self.given.get(name, 0.0) > 0.0)
+            just_lost = member.phase == "lost" and member.since_s == now_s and not member.attempts
+            if now_s - member.rates_s > 2.0 * self.terms.lost_s and not (apart or just_lost):
                 continue
             for family in families & member.rates.keys():
                 for origin, rate in member.rates[family].items():
@@ -181,6 +184,7 @@ class ClusterMemory:
             planned_g=own.planned_g + ((plan.grams_h + self._lingering_g_h()) * hours if plan else 0.0),
             alone_g=own.alone_g + (plan.alone_g_h * hours if plan else 0.0),
             awake_g=own.awake_g + (plan.awake_g_h * hours if plan else 0.0),
+            planned_s=own.planned_s + (since_s if plan else 0.0),
             reported_g=self.budget.grams,
             reported_j=self.budget.joules,
             rows=self.budget.rows,

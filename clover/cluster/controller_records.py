@@ -157,14 +157,15 @@ class ClusterFamilyStatus(Record, frozen=True, kw_only=True):
 
 
 class ClusterTotals(Record, frozen=True, kw_only=True):
-    """Sums since `since_s` (Unix seconds).  The three modelled ones are of the same hours: of the plans in force (with
-    nodes that are still awake although these do without them), of each region serving its own clients alone, and of all
-    nodes awake with equal shares."""
+    """Sums since `since_s` (Unix seconds).  The three modelled ones are of the same hours, in which a controller looked
+    and a plan was in force (`planned_s` seconds): of the plans (with nodes that are still awake although these do
+    without them), of each region serving its own clients alone, and of all nodes awake with equal shares."""
 
     since_s: float
     planned_g: float = 0.0
     alone_g: float = 0.0
     awake_g: float = 0.0
+    planned_s: float = 0.0
     reported_g: float = 0.0
     reported_j: float = 0.0
     rows: float = 0.0

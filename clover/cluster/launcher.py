@@ -60,7 +60,7 @@ def _become(command: Sequence[str], log: Path, waits: int, failed: int) -> None:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and its children would, too
             signal.signal(number, signal.SIG_DFL)
         if os.read(waits, 1) == _GO:
-            os.execvp(command[0], command)
+            os.execvp(command[0], list(command))
     except OSError as error:
         os.write(failed, f"{command[0]}: {error.strerror}".encode())
     finally:

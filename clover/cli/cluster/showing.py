@@ -97,7 +97,7 @@ def _head(status: ClusterStatus, file: ClusterFile) -> str:
 def _emissions(status: ClusterStatus) -> str:
     now = _saved(status.grams_h, status.alone_g_h, status.awake_g_h, "g/h by the plan (modelled)")
     totals = status.totals
-    hours = max(0.0, status.at_s - totals.since_s) / 3600.0
+    hours = totals.planned_s / 3600.0
     if totals.alone_g <= 0.0:
         return now
     since = _saved(totals.planned_g, totals.alone_g, totals.awake_g, f"g in {hours:.3g} h")

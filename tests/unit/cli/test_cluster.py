@@ -98,7 +98,7 @@ STATUS = ClusterStatus(
     ),
     flows=FLOWS,
     weights={"north": {"north-1": 1.0}},
-    totals=ClusterTotals(since_s=0.0, planned_g=5.0, alone_g=10.0, awake_g=20.0),
+    totals=ClusterTotals(since_s=0.0, planned_g=5.0, alone_g=10.0, awake_g=20.0, planned_s=7200.0),
     grams_h=2.0,
     alone_g_h=8.0,
     awake_g_h=10.0,

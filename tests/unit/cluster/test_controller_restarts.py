@@ -177,6 +177,38 @@ def test_a_node_out_of_reach_of_two_controllers_keeps_its_rows() -> None:
     play(story)
 
 
+def test_rows_of_a_node_that_only_the_controller_does_not_reach_count_on() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 6)
+        far, *_ = sorted(scene.serving())
+        scene.fault("partition", far)
+        await scene.steps(controller, 12)
+        assert far in scene.serving()
+        assert controller.status().families[0].rate == pytest.approx(300.0, rel=0.1)
+        scene.fault("kill", far)
+        scene.world.nodes[far].cut_off = True
+        await scene.steps(controller, 6)
+        assert controller.status().families[0].rate == pytest.approx(300.0, rel=0.1), "and not twice"
+
+    play(story)
+
+
+def test_grams_are_said_of_the_hours_in_which_a_plan_was_in_force() -> None:
+    async def story() -> None:
+        scene = Scene()
+        await scene.steps(scene.controller(), 6)
+        scene.world.advance(7200.0)  # without a controller
+        other = scene.controller("two")
+        await scene.steps(other, 2)
+        totals = other.status().totals
+        assert totals.planned_s == pytest.approx(5 * 60.0)
+        assert totals.planned_g <= totals.awake_g
+
+    play(story)
+
+
 def test_an_ingress_that_began_anew_with_the_controller_is_given_all_nodes_again() -> None:
     async def story() -> None:
         scene = Scene()
