@@ -35,6 +35,7 @@ from clover.cluster.controller_problem import (
     plain,
     planned_for,
     problem_of,
+    regions_unread,
     says_anew,
     why_plan,
     with_all_that_may_help,
@@ -103,6 +104,10 @@ class ClusterController:
         self._restored = False
         self._taken_over = False
         self._saved_s: float | None = None
+        self._early: dict[str, Hold | None] = {}
+        """What operators asked of nodes before the saved state was read."""
+        self._failing = ""
+        """Why the last look failed; empty if it did not."""
         self._lock = asyncio.Lock()
 
     # --- looks --------------------------------------------------------------------------------------------------------
@@ -114,7 +119,9 @@ class ClusterController:
             while not self.stopped:
                 try:
                     await self.step()
-                except Exception:
+                    self._failing = ""
+                except Exception as error:
+                    self._failing = f"the last look failed, so what is shown may be older: {error!r}"
                     log.exception("a look at the cluster failed")
                 await sleep(self.terms.look_s)
         finally:
@@ -154,30 +161,31 @@ class ClusterController:
     async def _look(self, force: str) -> ClusterLook:
         memory, now_s = self._memory, self._clock()
         memory.troubles.clear()
+        if memory.looked_s is not None and now_s < memory.looked_s:
+            memory.set_back(memory.looked_s - now_s)
+            memory.troubles.append("the clock was set back: what was due after a time is due after the same time")
+            self._saved_s = None
         if not self._restored:
             await self._restore(now_s)
             memory = self._memory
         if self._restored and not self.stopped:
             await self._fence_by_store()
         if self.stopped or not self._restored:
-            return ClusterLook(at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=())
+            return self._idle(now_s)
         reports = await self._reports(now_s)
         memory.advance_totals(now_s)
         if reports is None:
-            return ClusterLook(at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=())
+            return self._idle(now_s)
         await self._read_grids(now_s)
         changed = memory.note(now_s, reports)
         for text in changed:
             log.info("%s", text)
         await self._tell_partitions(now_s)
-        self._take_over()
-        if memory.members.newest_epoch() > memory.epoch:
-            self._stop(
-                f"a node follows epoch {memory.members.newest_epoch()}, which is newer than {memory.epoch}", now_s
-            )
-            return ClusterLook(
-                at_s=now_s, epoch=memory.epoch, trigger="", plan=memory.plan, steps=(), decision=memory.decisions[-1]
-            )
+        newest = memory.members.newest_epoch(met=True)
+        if self._taken_over and newest > memory.epoch:
+            self._stop(f"a node follows epoch {newest}, which is newer than {memory.epoch}", now_s)
+            return msgspec.structs.replace(self._idle(now_s), decision=memory.decisions[-1])
+        await self._take_over(now_s)
         limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
         memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
@@ -193,8 +201,19 @@ class ClusterController:
             or now_s - self._saved_s >= SAVE_S
         ):
             await self._save(now_s)
+        return msgspec.structs.replace(self._idle(now_s), trigger=trigger, steps=tuple(steps), decision=decision)
+
+    def _idle(self, now_s: float) -> ClusterLook:
+        """Return a look that did nothing."""
+        memory = self._memory
         return ClusterLook(
-            at_s=now_s, epoch=memory.epoch, trigger=trigger, plan=memory.plan, steps=tuple(steps), decision=decision
+            at_s=now_s,
+            epoch=memory.epoch,
+            trigger="",
+            plan=memory.plan,
+            steps=(),
+            stopped=self.stopped,
+            troubles=tuple(dict.fromkeys(memory.troubles)),
         )
 
     # --- what it sees -------------------------------------------------------------------------------------------------
@@ -218,8 +237,9 @@ class ClusterController:
             horizon_s = max(_FORECAST_S, self.terms.horizon_s)
             for name, ahead in (await self._within(self._grids.forecasts(now_s, horizon_s))).items():
                 memory.forecasts[name] = tuple((own.at_s, own.g_per_kwh) for own in ahead)
-        except FAILURES as error:
-            memory.troubles.append(f"the grids cannot be read, so the last intensities hold: {error}")
+        except Exception as error:  # whatever is wrong with a grid, nodes have to be looked at
+            why = str(error) or "no answer in time"
+            memory.troubles.append(f"the grids cannot be read, so the last intensities hold: {why}")
 
     async def _tell_partitions(self, now_s: float) -> None:
         """Ask the ingress about nodes that just fell silent: dead, or only out of the controller's reach."""
@@ -231,9 +251,9 @@ class ClusterController:
         for name in silent:
             member = members.members[name]
             try:
-                healthy = member.admitted and await self._within(self._ingress.healthy(name))
-            except FAILURES as error:
-                self._memory.troubles.append(f"the ingress does not say whether {name} is healthy: {error}")
+                healthy = member.in_ingress and await self._within(self._ingress.healthy(name))
+            except Exception as error:  # whatever it is, other nodes have to be looked at, too
+                self._memory.troubles.append(f"the ingress does not say whether {name} is healthy: {error!r}")
                 continue
             if healthy and member.phase == "lost" and not member.attempts:
                 members.partitioned(name, now_s)
@@ -243,9 +263,15 @@ class ClusterController:
     def _note_troubles(self) -> None:
         memory = self._memory
         members = memory.members
+        if unread := regions_unread(memory):
+            memory.troubles.append(
+                f"the intensity of {words(unread)} is not known: planned with as if it were the highest of the others"
+            )
         for name, own in members.members.items():
             if own.phase in ("lost", "partitioned") or (own.phase == "ready" and own.why):
                 memory.troubles.append(f"{name} is {own.phase}: {own.why}")
+            if own.phase == "ready" and own.hold in ("drained", "released") and memory.given.get(name, 0.0) > 0.0:
+                memory.troubles.append(f"{name} is to be {own.hold} and serves on, until others can take all its rows")
         for family, rate in memory.missing.items():
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"
@@ -328,15 +354,21 @@ class ClusterController:
         try:
             memory.restore(state, now_s)
         except MALFORMED as error:
-            self._memory = self._actor.memory = ClusterMemory.new(self.terms, now_s)
-            self._memory.troubles.append(f"the saved state was damaged and is not used: {error}")
+            self._memory = self._actor.memory = memory = ClusterMemory.new(self.terms, now_s)
+            memory.troubles.append(f"the saved state was damaged and is not used: {error}")
+        for name, hold in self._early.items():
+            memory.members.members[name].hold = hold
 
-    def _take_over(self) -> None:
-        """Begin an epoch of this controller's own, above any that is seen."""
-        if not self._taken_over:
+    async def _take_over(self, now_s: float) -> None:
+        """Begin an epoch of this controller's own, above any that is seen.  A node that answers later than the others,
+        or had followed a controller whose state was lost, may have a higher one: then above that, too."""
+        members = self._memory.members
+        seen = max(members.newest_epoch(met=False), members.seen_epoch())
+        members.meet()
+        if not self._taken_over or seen > self._memory.epoch:
             self._taken_over = True
-            members = self._memory.members
-            self._memory.epoch = max(self._memory.epoch, members.newest_epoch(), members.seen_epoch()) + 1
+            self._memory.epoch = max(self._memory.epoch, seen) + 1
+            await self._save(now_s)  # before any node hears of the epoch
 
     async def _fence_by_store(self) -> None:
         if not self._taken_over:
@@ -379,10 +411,15 @@ class ClusterController:
             known = words(self._memory.members.members, most=20)
             raise ClusterError(f"there is no node {name!r}; there are {known}")
         member.hold = hold
+        if not self._restored:
+            self._early[name] = hold
+        self._saved_s = None  # an operator's word is kept from the next look on
 
     def status(self) -> ClusterStatus:
         """Return how the cluster does, as of the last look."""
-        return status_of(self._memory, self._clock(), self.stopped)
+        status = status_of(self._memory, self._clock(), self.stopped)
+        troubles = (self._failing, *status.troubles) if self._failing else status.troubles
+        return msgspec.structs.replace(status, troubles=troubles)
 
 
 _FIGURES = ("grams_h", "bound_g_h", "alone_g_h", "awake_g_h", "unserved")

@@ -12,7 +12,7 @@ from clover.cluster.controller_capacity import Capacity, Cover, keeps
 from clover.cluster.controller_changes import Covers, NodeView, admissions, departures, wakes
 from clover.cluster.controller_members import ClusterMember
 from clover.cluster.controller_memory import ClusterMemory, words
-from clover.cluster.controller_orders import FAILURES, NodeOrder, NodeOrders, OrderEnd, attempt
+from clover.cluster.controller_orders import NodeOrder, NodeOrders, OrderEnd, attempt
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, Ingress, Nodes
@@ -185,7 +185,12 @@ class ClusterActor:
             if self._cover("none").load(usable) > _TIGHT:
                 return len(members.members)
         most = max(1, math.ceil(self.memory.terms.max_changes * len(members.members)))
-        return max(0, most - len(members.in_phase("waking" if waking else "draining")))
+        if waking:
+            return max(0, most - len(members.in_phase("waking")))
+        # One that died as it drained may never say that it has ended: others are not to wait for it.
+        silent_s = now_s - self.memory.terms.lost_s
+        draining = [name for name in members.in_phase("draining") if members.members[name].heard_s >= silent_s]
+        return max(0, most - len(draining))
 
     def _covers(self, views: Sequence[NodeView]) -> Covers:
         """Return what tells whether nodes can serve all that comes and all that is planned for.  If the plan is in
@@ -218,9 +223,11 @@ class ClusterActor:
             if member is None or not target.awake or not member.usable or member.phase == "partitioned":
                 continue
             report = member.report
+            if report is None:
+                continue  # it has yet to answer this controller
             taken = member.epoch_sent >= memory.epoch
-            forgot = report is not None and report.target_epoch < memory.epoch and member.heard_s > member.sent_s
-            if taken and forgot and report is not None:
+            forgot = report.target_epoch < memory.epoch and member.heard_s > member.sent_s
+            if taken and forgot:
                 self._trouble(f"{name} took epoch {memory.epoch}, and follows epoch {report.target_epoch}: asked again")
             if not taken or forgot:
                 due.append(ChangeStep(kind="follow", node=name, why=f"epoch {memory.epoch}"))
@@ -230,9 +237,11 @@ class ClusterActor:
         found: dict[str, int] = {}
         for name in self.memory.members.in_phase("draining"):
             try:
-                found[name] = await self._ingress.open_connections(name)
-            except FAILURES as error:
-                self._trouble(f"the ingress does not say what {name} has open: {error or 'no answer in time'}")
+                async with asyncio.timeout(self.memory.terms.patience_s):
+                    found[name] = await self._ingress.open_connections(name)
+            except Exception as error:  # whatever it is, other nodes have to be looked at, too
+                why = str(error) or "no answer in time"
+                self._trouble(f"the ingress does not say what {name} has open: {why}")
         return found
 
     async def _each(self, kind: StepKind, steps: list[ChangeStep], now_s: float) -> list[ChangeStep]:
@@ -325,7 +334,7 @@ class ClusterActor:
 
 def _address(member: ClusterMember) -> tuple[str, str]:
     report = member.report
-    return (report.url, report.grpc_url) if report is not None else ("", "")
+    return (report.url, report.grpc_url) if report is not None else member.address
 
 
 def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clover.cluster.controller_records import SavedDemand
 from clover.control.arrivals import ArrivalRate
-from clover.planning.budget.forecast import DAY, HOUR_S, History, forecast
+from clover.planning.budget.forecast import HOUR_S, History, load_forecast
 from clover.planning.cluster.records import RegionDemand
 
 STEP_S = 900.0
@@ -31,6 +31,11 @@ class ClusterDemand:
     def __init__(self) -> None:
         self._rates: dict[Key, ArrivalRate] = {}
         self._histories: dict[Key, History] = {}
+        self._set_back_s = 0.0
+
+    def set_back(self, seconds: float) -> None:
+        """Go by a clock that was set back by `seconds`: rates are of time that passes, hours are those of the day."""
+        self._set_back_s += seconds
 
     def note(self, now_s: float, counted: Mapping[Key, float]) -> None:
         """Note what all nodes together counted in the last seconds; what is not named came to 0."""
@@ -38,7 +43,7 @@ class ClusterDemand:
             rate = counted.get(key, 0.0)
             if not (math.isfinite(rate) and rate >= 0.0):
                 continue
-            self._rates.setdefault(key, ArrivalRate()).note(now_s, rate)
+            self._rates.setdefault(key, ArrivalRate()).note(now_s + self._set_back_s, rate)
             self._histories.setdefault(key, History()).note(now_s, rate)
 
     def rates(self) -> dict[Key, float]:
@@ -61,11 +66,7 @@ class ClusterDemand:
     def _forecast(self, key: Key, now_s: float, ahead_s: float, rate: float) -> tuple[tuple[float, float], ...]:
         hour = math.floor(now_s / HOUR_S)
         count = math.ceil((now_s + ahead_s) / HOUR_S) - hour + 1
-        # The last whole hour says how far this day is off the ones before.  The running one cannot: as it begins, what
-        # was counted is of the hour before, and a rise that comes every day at this time would look like its absence.
-        past = self._histories[key].hourly(hour - 1)
-        known = len(past) > DAY
-        hours = forecast(past, float(past[-1]), count + 1) if known else np.full(count + 1, rate)
+        hours = load_forecast(self._histories[key], hour, rate, count)
         middles = (hour - 0.5 + np.arange(count + 1)) * HOUR_S
         times = now_s + STEP_S * np.arange(1, math.ceil(ahead_s / STEP_S) + 1)
         found = np.interp(times, middles, hours)

@@ -45,13 +45,16 @@ _STATES: dict[Phase, NodeState] = {
 @dataclass
 class ClusterMember:
     """One node.  `pace`: the part of its share that it gets, below 1 while its p95 is above the SLO.  `epoch_sent`: of
-    the newest target that it took; `ended_s`: when it was released, after which its last reports may still come in."""
+    the newest target that it took; `ended_s`: when it was released, after which its last reports may still come in;
+    `rates`: rows/s by family and origin as its server last said, at `rates_s`."""
 
     declared: ClusterNode
     phase: Phase = "released"
     since_s: float = 0.0
     report: NodeReport | None = None
     heard_s: float = -math.inf
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    rates_s: float = -math.inf
     ready_s: float | None = None
     unwanted_s: float | None = None
     attempts: int = 0
@@ -64,6 +67,8 @@ class ClusterMember:
     epoch_sent: int = 0
     sent_s: float = -math.inf
     ended_s: float = -math.inf
+    met: bool = False
+    """Whether the controller has looked at a report of it before."""
     why: str = ""
 
     @property
@@ -73,11 +78,19 @@ class ClusterMember:
 
     @property
     def usable(self) -> bool:
-        """Whether it may be given rows now."""
+        """Whether it may be given rows now.  One that the controller before gave rows to may have them until it has
+        answered this one, or is lost."""
         if self.phase == "partitioned":
             return True
         report = self.report
-        return self.phase == "ready" and report is not None and report.healthy and report.node.state == "ready"
+        if self.phase != "ready" or report is None:
+            return self.phase == "ready" and self.in_ingress
+        return report.healthy and report.node.state == "ready"
+
+    @property
+    def in_ingress(self) -> bool:
+        """Whether this controller or one before had the ingress take it in."""
+        return self.admitted or self.address != ("", "")
 
     def enter(self, phase: Phase, now_s: float, why: str = "") -> None:
         """Go to another phase."""
@@ -121,6 +134,9 @@ class Membership:
             if known is not None and report.started_s != known.started_s:
                 member.epoch_sent = 0  # a new server, which has no target
             member.report = report
+            if report.families or member.phase == "released":  # a server that does not answer says nothing of its rows
+                member.rates = {own.family: own.rates for own in report.families}
+                member.rates_s = member.heard_s
         for name, member in self.members.items():
             before = member.phase
             self._advance(member, now_s)
@@ -142,8 +158,12 @@ class Membership:
             member.phase == "partitioned" and heard
         ):  # the former was started by somebody else
             member.enter("ready", now_s)
+        elif member.phase == "released" and heard and _starts(report) and now_s - member.ended_s > self.lost_s:
+            member.enter("waking", now_s)  # as a controller before asked, and could not note any more
         elif member.phase == "ready" and not heard:
             member.enter("lost", now_s, f"no report for {self.lost_s:.0f} s")
+        elif member.phase == "ready" and report is not None and report.node.state == "released":
+            member.enter("released", now_s)  # by a release that nobody waited for any more
         elif member.phase == "ready" and report is not None and not report.healthy:
             member.why = report.why or "its server is not healthy"
         elif member.phase == "ready":
@@ -201,9 +221,16 @@ class Membership:
                 found.update({(own.kind, own.family): own for own in member.report.frontiers})
         return found
 
-    def newest_epoch(self) -> int:
-        """Return the highest epoch that any node said it follows."""
-        return max((own.report.target_epoch for own in self.members.values() if own.report is not None), default=0)
+    def newest_epoch(self, *, met: bool) -> int:
+        """Return the highest epoch that any node said it follows, of those that reported before (`met`) or now for the
+        first time."""
+        known = [own.report for own in self.members.values() if own.report is not None and own.met is met]
+        return max((report.target_epoch for report in known), default=0)
+
+    def meet(self) -> None:
+        """Note that what was reported was looked at."""
+        for member in self.members.values():
+            member.met = member.met or member.report is not None
 
     def seen_epoch(self) -> int:
         """Return the highest epoch that any node follows or has followed: a target has to be of a higher one."""
@@ -223,23 +250,49 @@ class Membership:
                 unwanted_s=own.unwanted_s,
                 attempts=own.attempts,
                 hold=own.hold,
-                reported=own.report.node if own.report is not None else None,
+                reported=own.node if own.report is not None or own.in_ingress else None,
+                rates=own.rates,
+                admitted=own.admitted,
+                address=own.address,
             )
             for name, own in self.members.items()
         }
 
     def restore(self, saved: Mapping[str, SavedMember], now_s: float) -> None:
         """Take up what was kept.  A node that was heard of has `lost_s` from now to answer again; one that is not
-        declared any more is left out."""
+        declared any more is left out.  A clock that was set back meanwhile makes nothing wait for it."""
         for name, own in saved.items():
             member = self.members.get(name)
-            if member is None and own.reported is not None and own.phase != "released":
-                member = self.members[name] = ClusterMember(own.reported)
             if member is None:
                 continue
-            member.phase, member.since_s, member.ready_s = own.phase, own.since_s, own.ready_s
-            member.unwanted_s, member.attempts, member.hold = own.unwanted_s, own.attempts, own.hold
+            member.phase, member.since_s = own.phase, min(own.since_s, now_s)
+            member.ready_s, member.unwanted_s = _no_later(own.ready_s, now_s), _no_later(own.unwanted_s, now_s)
+            member.attempts, member.hold, member.address = own.attempts, own.hold, own.address
+            # Nodes that serve are admitted again, should the ingress have begun anew; others are only to be removed.
+            member.admitted = own.admitted and own.phase in ("draining", "released")
             if own.reported is not None:
                 member.declared = own.reported
             if own.phase in ("ready", "draining", "partitioned"):
-                member.heard_s = now_s
+                member.heard_s = member.rates_s = now_s
+                member.rates = own.rates
+
+    def set_back(self, seconds: float) -> None:
+        """Go by a clock that was set back by `seconds`: what was due after a time is due after the same time."""
+        for own in self.members.values():
+            own.since_s -= seconds
+            own.heard_s -= seconds
+            own.rates_s -= seconds
+            own.retry_s -= seconds
+            own.paced_s -= seconds
+            own.sent_s -= seconds
+            own.ended_s -= seconds
+            own.ready_s = own.ready_s - seconds if own.ready_s is not None else None
+            own.unwanted_s = own.unwanted_s - seconds if own.unwanted_s is not None else None
+
+
+def _starts(report: NodeReport | None) -> bool:
+    return report is not None and report.node.state == "starting"
+
+
+def _no_later(at_s: float | None, now_s: float) -> float | None:
+    return None if at_s is None else min(at_s, now_s)

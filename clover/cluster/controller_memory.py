@@ -13,7 +13,14 @@ from clover.cluster.controller_budget import AccuracyBudget
 from clover.cluster.controller_capacity import Capacity, Reach, fastest_ms
 from clover.cluster.controller_demand import ClusterDemand, Key
 from clover.cluster.controller_members import ClusterMember, Membership
-from clover.cluster.controller_records import FORMAT, ClusterDecision, ClusterTerms, ClusterTotals, SavedCluster
+from clover.cluster.controller_records import (
+    FORMAT,
+    ClusterDecision,
+    ClusterTerms,
+    ClusterTotals,
+    SavedCluster,
+    SavedPlanned,
+)
 from clover.cluster.controller_weights import Rates
 from clover.cluster.ports import NodeReport
 from clover.planning.cluster.records import ClusterPlan, DeviceFrontier, NodeTarget
@@ -104,16 +111,16 @@ class ClusterMemory:
         self.scouts = self._scouts()
         families = {own.family for own in self.terms.families}
         counted: dict[Key, float] = {}
-        for member in self.members.members.values():
-            report = member.report
-            # A node that fell silent goes on counting until it is lost for a while: its rows have not gone away.
-            if report is None or now_s - member.heard_s > 2.0 * self.terms.lost_s:
+        for name, member in self.members.members.items():
+            # A node that fell silent goes on counting until it is lost for a while: its rows have not gone away.  Those
+            # of one that only the controller does not reach never do, as long as the ingress gives it any.
+            apart = member.phase == "partitioned" and (not self.weights or self.given.get(name, 0.0) > 0.0)
+            just_lost = member.phase == "lost" and member.since_s == now_s and not member.attempts
+            if now_s - member.rates_s > 2.0 * self.terms.lost_s and not (apart or just_lost):
                 continue
-            for own in report.families:
-                if own.family in families:
-                    for origin, rate in own.rates.items():
-                        key = (own.family, origin)
-                        counted[key] = counted.get(key, 0.0) + rate
+            for family in families & member.rates.keys():
+                for origin, rate in member.rates[family].items():
+                    counted[family, origin] = counted.get((family, origin), 0.0) + rate
         if reports or counted:
             self.demand.note(now_s, counted)
         return changed
@@ -177,6 +184,7 @@ class ClusterMemory:
             planned_g=own.planned_g + ((plan.grams_h + self._lingering_g_h()) * hours if plan else 0.0),
             alone_g=own.alone_g + (plan.alone_g_h * hours if plan else 0.0),
             awake_g=own.awake_g + (plan.awake_g_h * hours if plan else 0.0),
+            planned_s=own.planned_s + (since_s if plan else 0.0),
             reported_g=self.budget.grams,
             reported_j=self.budget.joules,
             rows=self.budget.rows,
@@ -228,8 +236,17 @@ class ClusterMemory:
                 totals=self.totals,
                 frontiers=tuple(self.frontiers.values()),
                 decisions=tuple(self.decisions)[-_SAVED_DECISIONS:],
+                planned=self._saved_planned(),
+                readings=self.readings,
             )
         )
+
+    def _saved_planned(self) -> SavedPlanned | None:
+        own = self.planned
+        if not math.isfinite(own.at_s):
+            return None
+        nodes = tuple(sorted(own.nodes))
+        return SavedPlanned(at_s=own.at_s, intensities=own.intensities, floors=own.floors, nodes=nodes)
 
     def restore(self, state: bytes, now_s: float) -> None:
         """Take up a saved state; ValueError if it is damaged or of another format."""
@@ -238,16 +255,31 @@ class ClusterMemory:
             raise ValueError(f"it is of format {found.format}, and {FORMAT} is read")
         known = {own.name for own in self.terms.nodes}
         self.epoch = found.epoch
-        self.targets = {own.node: own for own in found.targets if own.node in known or own.node in found.members}
+        self.targets = {own.node: own for own in found.targets if own.node in known}
         self.plan = msgspec.structs.replace(found.plan, targets=found.targets) if found.plan is not None else None
         self.members.restore(found.members, now_s)
         self.budget.restore(found.counters, found.sums, found.at_s)
+        self.budget.forget(known)
         self.demand.restore(found.demand, now_s)
         self.totals = found.totals
         self.frontiers.update({(own.kind, own.family): own for own in found.frontiers})
         self.decisions.extend(found.decisions)
-        self.planned = PlannedFor(now_s, nodes=self.plannable())
-        self.planned.rates = self.demand.rates()
+        self.planned = PlannedFor(now_s, self.demand.rates(), nodes=self.plannable())
+        if (planned := found.planned) is not None:
+            self.planned.at_s = min(planned.at_s, now_s)
+            self.planned.intensities, self.planned.floors = planned.intensities, planned.floors
+            self.planned.nodes = frozenset(planned.nodes)
+        self.readings = dict(found.readings)
+
+    def set_back(self, seconds: float) -> None:
+        """Go by a clock that was set back by `seconds`: what was due after a time is due after the same time."""
+        self.members.set_back(seconds)
+        self.demand.set_back(seconds)
+        self.planned.at_s -= seconds
+        self.plan_again_s -= seconds
+        self.weighed_s -= seconds
+        if self.looked_s is not None:
+            self.looked_s -= seconds
 
     def plannable(self) -> frozenset[str]:
         """Return the names of the nodes that a plan made now could use."""

@@ -7,11 +7,14 @@ up how it ended.  So a node that does not answer keeps the controller from nothi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from clover.cluster.controller_records import StepKind
 from clover.errors import CloverError
+
+log = logging.getLogger("clover.cluster")
 
 PROMPT_S = 1.0
 """Seconds that a look waits for orders that it gave."""
@@ -88,4 +91,7 @@ async def attempt(call: Awaitable[None], patience_s: float, limit: asyncio.Semap
             await call
     except FAILURES as error:
         return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    except Exception as error:  # whatever is wrong with one node, the others are to be looked at
+        log.exception("a call to a node or the ingress failed")
+        return f"{type(error).__name__}: {error}"
     return ""

@@ -63,11 +63,10 @@ def problem_of(memory: ClusterMemory, now_s: float) -> ClusterProblem:
     nodes = memory.members.for_plan()
     floors = memory.floors()
     ahead_s = max(STEP_S, terms.horizon_s + max((node.wake_s for node in nodes), default=0.0))
-    grids = []
-    for name in memory.regions():
-        reading = memory.readings.get(name)
-        if reading is not None:
-            grids.append(RegionGrid(name=name, intensity=reading.g_per_kwh, forecast=memory.forecasts.get(name, ())))
+    grids = [
+        RegionGrid(name=name, intensity=g_per_kwh, forecast=memory.forecasts.get(name, ()))
+        for name, g_per_kwh in _intensities(memory).items()
+    ]
     known = {own.name for own in grids}
     families = {own.family for own in terms.families}
     return ClusterProblem(
@@ -88,6 +87,19 @@ def problem_of(memory: ClusterMemory, now_s: float) -> ClusterProblem:
         horizon_s=terms.horizon_s,
         before=tuple(own for name, own in memory.targets.items() if name in memory.members.members),
     )
+
+
+def _intensities(memory: ClusterMemory) -> dict[str, float]:
+    """Return the newest intensity of each region.  One of which none was ever read counts as the dirtiest of the
+    others: its nodes are not taken for clean ones, and not released for want of a figure.  Empty if none is known."""
+    known = {name: own.g_per_kwh for name, own in memory.readings.items()}
+    return {name: known.get(name, max(known.values())) for name in memory.regions()} if known else {}
+
+
+def regions_unread(memory: ClusterMemory) -> list[str]:
+    """Return the regions with nodes of which no intensity was ever read, although one of others was."""
+    regions = {own.node.region for own in memory.members.members.values()}
+    return sorted(regions - memory.readings.keys()) if memory.readings else []
 
 
 def _with_first_rows(

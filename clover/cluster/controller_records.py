@@ -17,7 +17,7 @@ from clover.planning.cluster.records import (
     NodeTarget,
     RegionFlow,
 )
-from clover.types import Record
+from clover.types import Reading, Record
 
 FORMAT = 1
 
@@ -157,14 +157,15 @@ class ClusterFamilyStatus(Record, frozen=True, kw_only=True):
 
 
 class ClusterTotals(Record, frozen=True, kw_only=True):
-    """Sums since `since_s` (Unix seconds).  The three modelled ones are of the same hours: of the plans in force (with
-    nodes that are still awake although these do without them), of each region serving its own clients alone, and of all
-    nodes awake with equal shares."""
+    """Sums since `since_s` (Unix seconds).  The three modelled ones are of the same hours, in which a controller looked
+    and a plan was in force (`planned_s` seconds): of the plans (with nodes that are still awake although these do
+    without them), of each region serving its own clients alone, and of all nodes awake with equal shares."""
 
     since_s: float
     planned_g: float = 0.0
     alone_g: float = 0.0
     awake_g: float = 0.0
+    planned_s: float = 0.0
     reported_g: float = 0.0
     reported_j: float = 0.0
     rows: float = 0.0
@@ -203,8 +204,8 @@ class ClusterStatus(Record, frozen=True, kw_only=True):
 
 
 class ClusterLook(Record, frozen=True, kw_only=True):
-    """What one look did, or with `dry` would do: the plan in force (None before the first), the steps, and what kept
-    the controller from others."""
+    """What one look did, or with `dry` would do: the plan in force (None before the first), the steps, why the
+    controller controls nothing (`stopped`, else empty), and what is wrong, in sentences."""
 
     at_s: float
     epoch: int
@@ -213,13 +214,26 @@ class ClusterLook(Record, frozen=True, kw_only=True):
     steps: tuple[ChangeStep, ...]
     decision: ClusterDecision | None = None
     dry: bool = False
+    stopped: str = ""
+    troubles: tuple[str, ...] = ()
 
 
 # --- kept over a restart ----------------------------------------------------------------------------------------------
 
 
+class SavedPlanned(Record, frozen=True, kw_only=True):
+    """What the newest plan was made for, and when: gCO2/kWh of each region, corrected floors, the nodes that could be
+    used."""
+
+    at_s: float
+    intensities: dict[str, float]
+    floors: dict[str, float]
+    nodes: tuple[str, ...]
+
+
 class SavedMember(Record, frozen=True, kw_only=True):
-    """What a controller remembers of a node: since when it is in its phase, and what it last reported."""
+    """What a controller remembers of a node: since when it is in its phase, what it last reported, rows/s by family and
+    origin included, and whether the ingress knows it, at which address (HTTP and gRPC)."""
 
     phase: Phase
     since_s: float
@@ -228,6 +242,9 @@ class SavedMember(Record, frozen=True, kw_only=True):
     attempts: int = 0
     hold: Hold | None = None
     reported: ClusterNode | None = None
+    rates: dict[str, dict[str, float]] = {}
+    admitted: bool = False
+    address: tuple[str, str] = ("", "")
 
 
 class SavedCounter(Record, frozen=True, kw_only=True):
@@ -276,3 +293,5 @@ class SavedCluster(Record, frozen=True, kw_only=True):
     totals: ClusterTotals
     frontiers: tuple[DeviceFrontier, ...]
     decisions: tuple[ClusterDecision, ...] = ()
+    planned: SavedPlanned | None = None
+    readings: dict[str, Reading] = {}

@@ -29,6 +29,7 @@ from clover.cluster.no_ingress import NoIngress
 from clover.cluster.origins import OriginShares
 from clover.cluster.ports import Ingress, NodeReport
 from clover.cluster.ray_node import RayNodes, declared
+from clover.cluster.ray_support import was_restarted
 from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.state_store import FileStore
 from clover.errors import CloverError, ClusterError
@@ -115,7 +116,7 @@ def terms_of(file: ClusterFile) -> ClusterTerms:
         release_after_s=cluster.release_after_s,
         budget_s=cluster.budget_s,
         max_changes=cluster.max_changes,
-        patience_s=_PATIENCE_S + max(cluster.drain_s, cluster.hook_s if cluster.hook else 0.0),
+        patience_s=_PATIENCE_S + cluster.drain_s + (cluster.hook_s if cluster.hook else 0.0),
     )
 
 
@@ -205,8 +206,12 @@ class ControllerActor:
             in_thread(self._plan),
         )
         self._task: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
         self._began_s = time.time()
         self._trouble = ""
+        self._coming_back: asyncio.Task[None] | None = None
+        if was_restarted():  # nobody may ask for long, and HAProxy may have died with the one before
+            self._coming_back = asyncio.get_running_loop().create_task(self._come_back())
 
     def _plan(self, problem: ClusterProblem) -> ClusterPlan:
         """Return a plan; keep a problem that none could be made for, so that it can be looked into."""
@@ -220,16 +225,31 @@ class ControllerActor:
 
     async def start(self) -> str:
         """Begin to control; return why it cannot, empty if it does."""
-        if self._task is None:
-            try:
-                await self._grids.open()
-                if self._haproxy is not None:
-                    await self._haproxy.start()
-            except CloverError as error:
-                self._trouble = str(error)
-                return self._trouble
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        async with self._starting:
+            if self._task is None:
+                try:
+                    await self._grids.open()
+                    if self._haproxy is not None:
+                        await self._haproxy.start()
+                except CloverError as error:
+                    self._trouble = str(error)
+                    return self._trouble
+                self._trouble = ""
+                self._task = asyncio.get_running_loop().create_task(self._run())
         return ""
+
+    async def _come_back(self) -> None:
+        """Begin to control again, however often that takes."""
+        while True:
+            try:
+                why = await self.start()
+            except Exception as error:  # nobody looks at this task
+                log.exception("the controller cannot begin again")
+                why = self._trouble = repr(error)
+            if not why:
+                return
+            log.warning("the controller cannot begin again, and tries once more: %s", why)
+            await asyncio.sleep(self._file.cluster.step_s)
 
     async def _run(self) -> None:
         first = False
@@ -269,7 +289,11 @@ class ControllerActor:
     async def status(self) -> bytes:
         """Return the `ClusterStatus`."""
         await self.start()
-        return msgspec.json.encode(self._controller.status())
+        status = self._controller.status()
+        if self._trouble:
+            troubles = (f"the controller cannot begin: {self._trouble}", *status.troubles)
+            status = msgspec.structs.replace(status, troubles=troubles)
+        return msgspec.json.encode(status)
 
     async def plan(self) -> bytes:
         """Return the `ClusterLook` of a dry run."""
@@ -308,9 +332,10 @@ class ControllerActor:
 
     async def stop(self, keep: bool) -> None:
         """End the nodes and the ingress; with `keep`, let both go on by themselves."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._coming_back, self._task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if keep:
             await self._nodes.leave()
         else:

@@ -133,11 +133,16 @@ class RayNodes:
         self._nodes = {node.name: node for node in file.node}
 
     async def reports(self) -> Mapping[str, NodeReport]:
-        """See `clover.cluster.ports.Nodes.reports`."""
+        """See `clover.cluster.ports.Nodes.reports`.  ClusterError if Ray knows nothing of any of them."""
         found = dict[str, NodeReport]()
+        unknown: list[ClusterError] = []
 
         async def ask(name: str) -> None:
-            actor = await asyncio.to_thread(self._find, name)
+            try:
+                actor = await asyncio.to_thread(self._find, name)
+            except ClusterError as error:
+                unknown.append(error)
+                return
             if actor is None:
                 self._asked.pop(name, None)
                 return
@@ -155,6 +160,10 @@ class RayNodes:
                 log.warning("node %s gives no report: %s", name, error)
 
         await asyncio.gather(*map(ask, self._nodes))
+        if unknown and len(unknown) == len(self._nodes):
+            raise unknown[0]
+        for error in unknown:
+            log.warning("%s", error)
         return await self._shared(found) if self._shared is not None else found
 
     async def follow(self, target: NodeTarget, epoch: int) -> None:
@@ -192,10 +201,13 @@ class RayNodes:
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _find(self, name: str) -> Any:
+        """Return a node's actor, None if there is none.  ClusterError if Ray does not say."""
         try:
             return self._ray.get_actor(actor_name(name), namespace=self._namespace)
         except ValueError:
             return None
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
+            raise ClusterError(f"Ray does not say where node {name} is: {error}") from error
 
     async def _known(self, name: str) -> Any:
         actor = await asyncio.to_thread(self._find, name)
@@ -245,9 +257,11 @@ class RayNodes:
             async with asyncio.timeout(self._file.cluster.hook_s):
                 code = await process.wait()
         except TimeoutError:
-            process.kill()
-            await process.wait()
             raise ClusterError(f"the hook {hook[0]} {verb} {name} took too long, and was ended") from None
+        finally:  # also of an order that was given up: it is given again, and two hooks at once are nobody's wish
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if code:
             raise ClusterError(f"the hook {hook[0]} {verb} {name} failed with {code}")
 

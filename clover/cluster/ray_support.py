@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ def connect(address: str, namespace: str) -> Any:
         first = str(error).strip().partition("\n")[0]
         raise ClusterError(f"no Ray cluster answers at {address}: {first}") from error
     return ray
+
+
+def was_restarted() -> bool:
+    """Return whether the actor that this process is was there before, so that Ray, and nobody who waits for it, has
+    started it."""
+    context = require_ray().get_runtime_context()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks an API of Ray's own that Ray deprecates
+        return bool(context.was_current_actor_reconstructed)
 
 
 def use_token(folder: Path, *, make: bool = False) -> None:

@@ -8,12 +8,13 @@ another program is never taken for the server, and never gets a signal.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -48,27 +49,43 @@ class ServerProcess:
 
     def find(self) -> ServerRecord | None:
         """Return the record of the server if it runs, also one that another agent started; None if none does."""
+        record = self._read()
+        return record if record is not None and self._runs(record) else None
+
+    def _read(self) -> ServerRecord | None:
         try:
-            record = msgspec.json.decode(self._record.read_bytes(), type=ServerRecord)
+            return msgspec.json.decode(self._record.read_bytes(), type=ServerRecord)
         except (OSError, *MALFORMED):
             return None
-        return record if self._runs(record) else None
+
+    def keep(self, pid: int, digest: str) -> None:
+        """Write the record of a process that runs.  OSError or ValueError if it does not, or if that fails."""
+        record = ServerRecord(pid=pid, started_ticks=self._ticks(pid), boot=_boot(), digest=digest)
+        replace_file(self._record, msgspec.json.encode(record))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process that asks for the same be at work in the folder meanwhile."""
+        with (self.folder / "server.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], digest: str = "") -> ServerRecord:
-        """Start the server and return its record; blocks for as long as a small program takes.  ClusterError if it
-        cannot be started."""
+        """Start the server and return its record; blocks for as long as a small program takes.  If one of the same
+        digest runs already, which another agent may have started at this moment, its record is returned.  ClusterError
+        if it cannot be started."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        launcher = [sys.executable, "-m", "clover.cluster.launcher", str(self.log), *command]
+        launcher = [sys.executable, "-m", "clover.cluster.launcher", str(self.folder), digest, *command]
         try:
             done = subprocess.run(  # the words are this module's and the configuration's
                 launcher, env=dict(environment), capture_output=True, text=True, timeout=_LAUNCH_S, check=True
             )
-            pid = int(done.stdout)
-            record = ServerRecord(pid=pid, started_ticks=self._ticks(pid), boot=_boot(), digest=digest)
+            record = self._read()
+            if record is None or (record.pid, record.digest) != (int(done.stdout), digest):
+                raise ValueError("a server of other settings was started meanwhile")
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             said = (getattr(error, "stderr", "") or str(error)).strip().rpartition("\n")[2]
             raise ClusterError(f"the server could not be started ({said}): see {self.log}") from error
-        replace_file(self._record, msgspec.json.encode(record))
         return record
 
     def end(self, *, kill: bool = False) -> bool:

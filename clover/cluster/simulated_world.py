@@ -367,10 +367,12 @@ class SimulatedNodes:
         world.sums.joules += node.machine.wake_j
 
     async def release(self, name: str) -> None:
-        """End a node; of one whose server died, the machine."""
+        """End a node; of one whose server died, the machine.  One that is off stays so."""
         node = self._world.nodes[name]
         if node.cut_off:
             raise ClusterError(f"{name} does not answer")
+        if node.state == "off":
+            return
         if name not in self._world.drained:
             self._world.misdeeds.append(f"{name} was released without being drained")
         if node.rates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import msgspec
 
 from clover import terminal
 from clover.cli import CommandParser
+from clover.cli.cluster import simulating
 from clover.cli.cluster.showing import show_plan, show_status
 from clover.cluster import cluster_file
 from clover.cluster.controller_records import ClusterLook, ClusterStatus
@@ -23,6 +25,7 @@ from clover.errors import ClusterError, ConfigError
 from clover.hints import program
 
 DONE, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
+_LOG = logging.getLogger("clover")
 _WIDTH = 80
 """Columns if standard output is no terminal."""
 
@@ -89,6 +92,8 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     for one in (drain, release):
         one.add_argument("node", metavar="NODE", help="the node's name")
         one.add_argument("--off", action="store_true", help="leave the node to plans again")
+    simulated = verb("simulate", "play a day of the cluster, beside what others would do", _simulate, shows=True)
+    simulating.add_arguments(simulated)
     down = verb("down", "end ingress, nodes and controller, once nodes have answered what they have", _down)
     down.add_argument("--keep", action="store_true", help="let nodes and ingress go on by themselves")
     return parser, verbs.choices
@@ -128,7 +133,7 @@ def _plan(given: argparse.Namespace) -> int:
     file = cluster_file.read(given.file)
     look = ClusterHandle.attach(file).plan()
     _print(given, look, lambda: show_plan(look, file, _columns()))
-    return DONE
+    return REFUSED if look.stopped or look.plan is None else DONE
 
 
 def _hold(hold: str) -> Callable[[argparse.Namespace], int]:
@@ -140,6 +145,15 @@ def _hold(hold: str) -> Callable[[argparse.Namespace], int]:
         return DONE
 
     return run
+
+
+def _simulate(given: argparse.Namespace) -> int:
+    level = _LOG.level
+    _LOG.setLevel(logging.ERROR)  # what the controller warns of is in what it prints
+    try:
+        return simulating.run(given, _columns())
+    finally:
+        _LOG.setLevel(level)  # main() may have been called from a program that logs
 
 
 def _down(given: argparse.Namespace) -> int:

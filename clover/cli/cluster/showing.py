@@ -56,14 +56,18 @@ def show_status(status: ClusterStatus, file: ClusterFile, width: int) -> str:
     ], width)  # fmt: skip
     parts += _flows(status.flows)
     parts += [f"! {trouble}" for trouble in status.troubles]
-    return _wrapped(parts, width)
+    return wrapped(parts, width)
 
 
 def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     """Return what the controller would do now, in lines of `width` columns."""
     plan = look.plan
+    troubles = [f"! {trouble}" for trouble in look.troubles]
+    if look.stopped:
+        return wrapped([f"nothing would be done: {look.stopped}"], width)
     if plan is None:
-        return _wrapped(["no plan can be made yet: no node has reported what it can do"], width)
+        why = "" if troubles else ": no node has reported what it can do"
+        return wrapped([f"no plan can be made yet{why}", *troubles], width)
     reason = look.decision.reason if look.decision is not None else plan.reason
     parts = [f"plan of {file.cluster.name}: {reason}", _of_plan(plan)]
     rows = [
@@ -81,7 +85,7 @@ def show_plan(look: ClusterLook, file: ClusterFile, width: int) -> str:
     parts += [f"! {name}: {_short(rate)} rows/s cannot be served" for name, rate in plan.unserved.items() if rate > 0.0]
     steps = [f"{step.kind} {step.node or f'{step.origin} {step.family}'.strip()}: {step.why}" for step in look.steps]
     parts += ["", "steps now:" if steps else "steps now: none", *(f"  {step}" for step in steps)]
-    return _wrapped(parts, width)
+    return wrapped([*parts, *troubles], width)
 
 
 def _head(status: ClusterStatus, file: ClusterFile) -> str:
@@ -93,7 +97,7 @@ def _head(status: ClusterStatus, file: ClusterFile) -> str:
 def _emissions(status: ClusterStatus) -> str:
     now = _saved(status.grams_h, status.alone_g_h, status.awake_g_h, "g/h by the plan (modelled)")
     totals = status.totals
-    hours = max(0.0, status.at_s - totals.since_s) / 3600.0
+    hours = totals.planned_s / 3600.0
     if totals.alone_g <= 0.0:
         return now
     since = _saved(totals.planned_g, totals.alone_g, totals.awake_g, f"g in {hours:.3g} h")
@@ -173,7 +177,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _wrapped(parts: Iterable[str], width: int) -> str:
+def wrapped(parts: Iterable[str], width: int) -> str:
     """Return the parts as lines; those that are too long are wrapped."""
     lines = [line for part in parts for line in part.split("\n")]
     out = []

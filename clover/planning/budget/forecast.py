@@ -157,7 +157,7 @@ def outlook(
     seconds[-1] -= (hour + count) * HOUR_S - until_s
     past = known.intensities.hourly(hour) if seasons else np.empty(0)
     expected = forecast(past, g_per_kwh, count)
-    load = forecast(known.rates.hourly(hour), rate, count) if seasons else np.full(count, rate)
+    load = load_forecast(known.rates, hour, rate, count)[1:] if seasons else np.full(count, rate)
     label = f"seasonal, {len(past) / DAY:.0f} days known" if len(past) > DAY else "persistence"
     if provider is not None and np.isfinite(provider[1:count]).any():
         given = np.full(count, np.nan)
@@ -190,6 +190,16 @@ def forecast(past: Floats, now: float, count: int) -> Floats:
     error = now - found[0]
     faded: Floats = found + error * np.exp(-lead / _ERROR_FADES_H)
     return np.clip(faded, min(float(past.min()), now), max(float(past.max()), now))
+
+
+def load_forecast(rates: History, hour: int, now: float, count: int) -> Floats:
+    """Return the rows/s of `count` + 1 hours: of the one before the running one (`hour`), and from that on; all `now`
+    if no more than a day is known.
+
+    The last whole hour says how far this day is off the ones before.  The running one cannot: as it begins, what was
+    counted is of the hour before, and a rise that comes every day at this time would look like its absence."""
+    past = rates.hourly(hour - 1)
+    return forecast(past, float(past[-1]), count + 1) if len(past) > DAY else np.full(count + 1, now)
 
 
 def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:

@@ -98,7 +98,7 @@ STATUS = ClusterStatus(
     ),
     flows=FLOWS,
     weights={"north": {"north-1": 1.0}},
-    totals=ClusterTotals(since_s=0.0, planned_g=5.0, alone_g=10.0, awake_g=20.0),
+    totals=ClusterTotals(since_s=0.0, planned_g=5.0, alone_g=10.0, awake_g=20.0, planned_s=7200.0),
     grams_h=2.0,
     alone_g_h=8.0,
     awake_g_h=10.0,
@@ -174,7 +174,13 @@ def test_tables_fit_and_say_what_matters(width: int) -> None:
                   "drain south-1: plans do without it", "91.50"):  # fmt: skip
         assert words in shown
     empty = ClusterLook(at_s=0.0, epoch=0, trigger="", plan=None, steps=())
-    assert "no plan can be made yet" in show_plan(empty, file, width)
+    assert "no plan can be made yet: no node has reported" in show_plan(empty, file, width)
+    why = "no plan can be made: the intensity of a region is not known yet"
+    blind = msgspec.structs.replace(empty, troubles=(why,))
+    assert "no node has reported" not in show_plan(blind, file, width)
+    assert f"! {why}" in show_plan(blind, file, width)
+    stopped = msgspec.structs.replace(LOOK, stopped="another controller is in charge")
+    assert show_plan(stopped, file, width) == "nothing would be done: another controller is in charge"
 
 
 def test_large_figures_are_written_out_and_what_is_not_saved_is_said() -> None:
@@ -199,6 +205,14 @@ def test_status_and_plan(answering: None, file: str, capsys: pytest.CaptureFixtu
     assert "steps now:" in capsys.readouterr().out
     assert main(["plan", file, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"]["grams_h"] == 2.0
+
+
+@pytest.mark.parametrize("change", [{"stopped": "another controller is in charge"}, {"plan": None}])
+def test_a_controller_that_would_do_nothing_is_no_success(
+    answering: None, file: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeHandle, "plan", lambda self: msgspec.structs.replace(LOOK, **change))
+    assert main(["plan", file]) == 1
 
 
 def test_nodes_are_held_and_left_to_plans_again(answering: None, file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +277,7 @@ def test_a_folder_too_long_for_sockets_is_refused_before_anything_is_started(
     assert [item.name for item in tmp_path.iterdir()] == ["cluster.toml"]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["up", "--help"], ["drain", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["up", "--help"], ["drain", "--help"], ["simulate", "--help"]])
 def test_help_fits_80_columns(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

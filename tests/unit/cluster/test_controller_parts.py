@@ -13,9 +13,10 @@ from clover.cluster.controller_budget import MOST, AccuracyBudget
 from clover.cluster.controller_capacity import Capacity, Cover, Reach, fastest_ms, keeps, most_rows
 from clover.cluster.controller_demand import ClusterDemand
 from clover.cluster.controller_members import LEAST_PACE, Membership
+from clover.cluster.controller_memory import ClusterMemory
 from clover.cluster.ports import FamilyReport, NodeReport
 from clover.planning.cluster.records import ClusterNode, FamilyTerms, NodeTarget, OperatingPoint
-from tests.support.cluster_fixture import FAMILY, frontier, node
+from tests.support.cluster_fixture import FAMILY, frontier, node, terms
 
 
 def report(
@@ -322,6 +323,15 @@ def test_a_target_may_leave_less_time_than_the_slo() -> None:
     members.note(0.0, {"a": report(p95_ms=60.0, rates={"north": 5.0})})
     target = NodeTarget(node="a", awake=True, p95_ms={FAMILY: 50.0})
     assert members.pace(0.0, {FAMILY: 100.0}, {"a": target})
+
+
+def test_rows_of_a_server_that_does_not_answer_its_agent_have_not_gone_away() -> None:
+    memory = ClusterMemory.new(terms([node("a", "north")]), 0.0)
+    memory.note(0.0, {"a": report(rates={"north": 100.0})})
+    memory.note(5.0, {"a": report(at_s=5.0, families=(), healthy=False)})
+    assert sum(memory.demand.rates().values()) > 100.0
+    memory.note(45.0, {"a": report(at_s=45.0, families=(), healthy=False)})
+    assert sum(memory.demand.rates().values()) < 100.0, "by then they are counted where they went"
 
 
 def test_an_unknown_node_that_reports_is_taken_in() -> None:

@@ -77,10 +77,14 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.actors: dict[str, FakeActor] = {}
+        self.lost = set[str]()
+        """Actors that it does not say where they are."""
         self.options: dict[str, dict[str, Any]] = {}
 
     def get_actor(self, name: str, namespace: str) -> FakeActor:
         assert namespace == "ns"
+        if name in self.lost:
+            raise RayError("the GCS does not answer")
         if name not in self.actors:
             raise ValueError(name)
         return self.actors[name]
@@ -164,6 +168,55 @@ def test_nodes_that_are_gone_or_silent_are_left_out(monkeypatch: pytest.MonkeyPa
         await asyncio.sleep(0)
         assert sorted(await scene.nodes.reports()) == ["a", "b"]
         assert [method for method, _ in slow.calls].count("report") == 2
+
+    tell(story)
+
+
+def test_a_ray_that_does_not_say_where_one_node_is_says_it_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        scene = Scene(monkeypatch, tmp_path)
+        for name in ("a", "b"):
+            await scene.nodes.wake(name)
+        scene.ray.lost = {"node:a"}
+        assert list(await scene.nodes.reports()) == ["b"]
+        scene.ray.lost = {"node:a", "node:b"}
+        with pytest.raises(ClusterError, match=r"Ray does not say where node . is: the GCS does not answer"):
+            await scene.nodes.reports()  # and not {}: no node is silent by that
+
+    tell(story)
+
+
+def test_a_hook_that_was_given_up_does_not_run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Process:
+        returncode: int | None = None
+        killed = False
+
+        async def wait(self) -> int:
+            if not self.killed:
+                await asyncio.Event().wait()
+            self.returncode = -9
+            return -9
+
+        def kill(self) -> None:
+            self.killed = True
+
+    async def story() -> None:
+        scene = Scene(monkeypatch, tmp_path, hook='["/hook"]')
+        process = Process()
+
+        async def execute(*words: str, stdin: int) -> Process:
+            assert words == ("/hook", "wake", "a")
+            return process
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", execute)
+        waking = asyncio.ensure_future(scene.nodes.wake("a"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        waking.cancel()
+        await asyncio.gather(waking, return_exceptions=True)
+        assert process.killed
 
     tell(story)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -43,6 +45,43 @@ def test_a_server_lives_on_and_is_found_by_another(tmp_path: Path) -> None:
         assert not first.end()
     finally:
         first.end(kill=True)
+
+
+@pytest.mark.parametrize("dies", ["before its record", "after its record"])
+def test_a_launcher_that_dies_leaves_no_server_that_nobody_knows(tmp_path: Path, dies: str) -> None:
+    made = tmp_path / "made"
+    before = "os._exit(9)" if dies == "before its record" else "real(*given), os._exit(9)"
+    code = (
+        "import os, sys; from clover.cluster import launcher; own = launcher.ServerProcess; real = own.keep; "
+        f"own.keep = lambda *given: ({before}); launcher.main(sys.argv[1:])"
+    )
+    folder, command = tmp_path / "node", ["/bin/sh", "-c", f"touch {made}"]
+    folder.mkdir()
+    reads, writes = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), "digest", *command], pass_fds=(writes,), check=False, timeout=60
+    )
+    assert done.returncode == 9
+    os.close(writes)
+    with os.fdopen(reads, "rb") as all_ended:
+        assert all_ended.read() == b""
+    assert not made.exists()
+    assert ServerProcess(folder).find() is None
+
+
+@pytest.mark.slow
+def test_two_agents_at_once_start_one_server(tmp_path: Path) -> None:
+    process = ServerProcess(tmp_path / "node")
+    try:
+        with ThreadPoolExecutor() as agents:
+            asked = [agents.submit(process.start, SLEEPER, dict(os.environ), "digest") for _ in range(2)]
+            first, second = (one.result() for one in asked)
+        assert first == second == process.find()
+        with pytest.raises(ClusterError, match="a server of other settings was started meanwhile"):
+            process.start(SLEEPER, dict(os.environ), "another digest")
+    finally:
+        process.end(kill=True)
+    assert gone(process)
 
 
 def test_a_process_of_the_same_id_is_not_taken_for_the_server(tmp_path: Path) -> None:

@@ -71,6 +71,20 @@ def test_two_days_are_a_season_and_what_is_unusual_now_fades() -> None:
     assert abs(above[-1]) < 10.0
 
 
+def test_a_rise_of_every_day_is_expected_also_as_it_begins() -> None:
+    loads = History()
+    for at in range(2 * 144 + 15 * 6):  # every ten minutes
+        hour = at / 6.0 % DAY
+        rate = 700.0 if 12.0 < hour < 15.0 else 60.0  # at 12:00 what was counted is of the minutes before
+        loads.note(at * 600.0, rate)
+        if at >= 2 * 144:
+            seen = outlook(ForecastInput(History(), loads, 100.0, rate), now_s=at * 600.0, until_s=at * 600.0 + 3e4)
+            begins = np.cumsum([0.0] + [step.seconds for step in seen.steps[:-1]]) / 3600.0 + hour
+            risen = [step.rate for begin, step in zip(begins, seen.steps, strict=True) if 12.5 < begin < 14.5]
+            assert all(rate > 550.0 for rate in risen), f"at {hour:.2f} h: {risen}"
+            assert seen.steps[0].rate == pytest.approx(rate)
+
+
 def test_weeks_far_ahead_are_not_averages() -> None:
     truth = np.concatenate([np.full(WEEK, value) for value in (100.0, 300.0, 500.0)] + [np.array([500.0])])
     told = forecast(truth, 500.0, 7 * WEEK)
