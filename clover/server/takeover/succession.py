@@ -52,7 +52,7 @@ class Succession:
 
     def lower_priority(self) -> None:
         """Get ready at a low priority, as far as that is possible; call it before there are threads or children."""
-        self._priority.lower()
+        self._priority.lower(self._offer.pid)
 
     @classmethod
     async def ask(cls, config: ServerConfig) -> Succession:
@@ -192,7 +192,8 @@ class Succession:
             await asyncio.gather(self._ending, return_exceptions=True)
 
     def close(self) -> None:
-        """Give the sockets back, if nothing has begun to use them."""
+        """Give the sockets back, if nothing has begun to use them, and the session its priority."""
+        self._priority.restore()
         self._channel.close()
         self.inherited.close()
 
