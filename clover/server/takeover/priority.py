@@ -21,6 +21,8 @@ log = logging.getLogger("clover.server")
 
 NICE = 5
 """A third of the weight of others (sched(7)): less would hold up the start on a busy machine."""
+SLOWDOWN = 3.0
+"""How much longer a start may take at that weight."""
 _CAP_SYS_NICE = 23
 _PASSES = 5
 
@@ -41,6 +43,8 @@ class LowPriority:
     """The priority of this process and of all that it starts, low from `lower` until `restore`."""
 
     def __init__(self, group: Autogroup | None = None) -> None:
+        self.slowdown = 1.0
+        """How much longer things may take now."""
         self._before: int | None = None
         self._group = Autogroup() if group is None else group
 
@@ -52,13 +56,16 @@ class LowPriority:
             self._before = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, 0, min(self._before + NICE, 19))
             lowered = True
-        if not lowered:
+        if lowered:
+            self.slowdown = SLOWDOWN
+        else:
             log.info("this server starts at full priority beside the running one: it could not raise it again")
         return lowered
 
     def restore(self) -> None:
         """Raise it to what it was, for every thread of this process and of those that descend from it."""
         self._group.restore()
+        self.slowdown = 1.0
         before, self._before = self._before, None
         if before is None:
             return

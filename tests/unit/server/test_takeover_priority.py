@@ -12,7 +12,7 @@ import pytest
 
 from clover.server.takeover import priority
 from clover.server.takeover.autogroup import Autogroup
-from clover.server.takeover.priority import NICE, LowPriority, may_raise
+from clover.server.takeover.priority import NICE, SLOWDOWN, LowPriority, may_raise
 
 SCRIPT = """
 import os, subprocess, sys, threading
@@ -66,6 +66,7 @@ def test_one_that_could_not_be_raised_is_not_lowered(
     before = os.getpriority(os.PRIO_PROCESS, 0)
     low = LowPriority(Autogroup(tmp_path))
     assert not low.lower(1)
+    assert low.slowdown == 1.0
     low.restore()
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
     assert "at full priority" in caplog.text
@@ -84,8 +85,11 @@ def test_its_session_is_lowered_even_so(monkeypatch: pytest.MonkeyPatch, caplog:
     caplog.set_level("INFO")
     monkeypatch.setattr(priority, "may_raise", lambda: False)
     low = LowPriority(Group())
+    assert low.slowdown == 1.0
     assert low.lower(77)
+    assert low.slowdown == SLOWDOWN
     low.restore()
+    assert low.slowdown == 1.0
     assert done == [(NICE, 77), "restored"]
     assert caplog.text == ""
 
