@@ -14,9 +14,10 @@ against where its scores send it.  `lost` rows got neither an answer nor an erro
 did not end where their scores send them: a stage had no worker left.  Requests with another status than 200, 429, 503
 and 504 are `forbidden`.  Exit code 1 if anything was lost, duplicated, mismatched or forbidden, or if no row killed.
 
-A worker that dies again and again is started after ever longer pauses, so kill too often (`--kill-every-s 1`) and whole stages stay away.  The controller is frozen, unless
-`--controller`: it leaves a configuration alone whose workers are missing, and goes to BASE, which has no cascade.
-Everything is measured, but the pace of the workers, which is a table's.
+A worker that dies again and again is started after ever longer pauses, so kill too often (`--kill-every-s 1`) and
+whole stages stay away. The controller is frozen, unless `--controller`: it leaves a configuration alone whose workers
+are missing, and goes to BASE, which has no cascade. Everything is measured, but the pace of the workers, which is a
+table's.
 """
 
 from __future__ import annotations

@@ -12,11 +12,10 @@ others: the new process imports, loads and warms on the same cores.  The ratio o
 `accepting` is the time from the start of the new
 process to its banner, `ending` from there to the end of the old process.
 
-Where the kernel schedules by session (`/proc/sys/kernel/sched_autogroup_enabled`), each server and the load generator have
-a session of their own, as those of an operator would, so that other work on the machine takes as much from each.  On a
-machine that is busy with other work, latencies are that work's: such a run says `loaded`.  `--weight N` has the kernel
-prefer bench and servers to all else, N to 1, which needs the right to make a control group; no group of a session counts
-within it, but nice values do.
+Each server and the load generator have a session of their own, so that a kernel that schedules by session (sched(7),
+"The autogroup feature") takes as much from each for other work.  On a machine that is busy with other work, latencies
+are that work's, and the run says `loaded`.  `--weight N` has the kernel prefer bench and servers to all else, N to 1,
+which needs the right to make a control group; within it sessions do not count, but nice values do.
 
 The ledger of all servers together is held against the clock: the joules of idle power that they counted, divided by the
 watts, must be the time from the first meter's start to the last reading.  Each server stops its account where the next
