@@ -11,10 +11,13 @@ costs a row nothing, two end it with 503, in whichever stages they were.
 Every row has a number of its own, every answer is held against what its variant says of that number, and its path
 against where its scores send it.  `lost` rows got neither an answer nor an error, `duplicated` ones more than one,
 `mismatched` ones an answer that is not theirs or not of the variant that the receipt names.  `elsewhere` are rows that
-did not end where their scores send them: a stage had no worker left.  One that dies again and again is started after
-ever longer pauses, so kill too often (`--kill-every-s 1`) and whole stages stay away.  The controller is frozen, unless
-`--controller`: it leaves a configuration alone whose workers are missing, and goes to BASE, which has no cascade.
-Everything is measured, but the pace of the workers, which is a table's.
+did not end where their scores send them: a stage had no worker left.  Requests with another status than 200, 429, 503
+and 504 are `forbidden`.  Exit code 1 if anything was lost, duplicated, mismatched or forbidden, or if no row killed.
+
+A worker that dies again and again is started after ever longer pauses, so kill too often (`--kill-every-s 1`) and
+whole stages stay away. The controller is frozen, unless `--controller`: it leaves a configuration alone whose workers
+are missing, and goes to BASE, which has no cascade. Everything is measured, but the pace of the workers, which is a
+table's.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ FATES = {
     "in stage 1 and in stage 3": (echo.doomed(1, 0, 1), 503),
 }
 """Rows that kill: what they are called, their fate, and what they are to be answered."""
+ALLOWED = (200, 429, 503, 504)
 
 
 class ThreeStages:
@@ -207,6 +211,7 @@ async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         http=False,
         device="emulated:a100-40gb:4",
         pace=pace(folder / "pace.json"),
+        sandbox_write=(str(folder / "graves"),),
         cache_dir=str(folder),
         backends=("eager",),
         policy=f"bench.chaos:{ThreeStages.__name__}",
@@ -257,11 +262,19 @@ async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "decisions": dict(Counter(item["action"] for item in server.engine.controller.decisions(1000))),
             "slots free at the end": f"{slots:.0f} of {served.slab.layout.slots}",
             "requests by status": {str(code): count for code, count in sorted(traffic.codes.items())},
+            "forbidden": sum(count for code, count in traffic.codes.items() if code not in ALLOWED),
+            "deaths by rows that kill": traffic.lost_workers - sum(chaos.killed.values()),
         }
 
 
-def main() -> None:
-    """Run the bench."""
+def wrong(figures: dict[str, Any]) -> list[str]:
+    """Return the names of the figures that are not as they should be."""
+    found = [name for name in ("lost", "duplicated", "mismatched", "forbidden") if figures[name]]
+    return found if figures["deaths by rows that kill"] else [*found, "deaths by rows that kill"]
+
+
+def main() -> int:
+    """Run the bench; return 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows, at least [1000000]")
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, at least [100]")
@@ -277,6 +290,7 @@ def main() -> None:
     title = "SIGKILLs with rows of a cascade on their way (measured; emulated paces)"
     show(title, ["figure", "value"], [[name, _said(value)] for name, value in figures.items()])
     write_json(options.json, figures)
+    return 1 if wrong(figures) else 0
 
 
 def _said(value: Any) -> Any:
@@ -284,4 +298,4 @@ def _said(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

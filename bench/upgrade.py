@@ -1,6 +1,6 @@
 """A server is replaced under load, again and again: does a request fail, and what do the others wait?
 
-    python -m bench.upgrade [--rounds 20] [--rate 200] [--json FILE]
+    python -m bench.upgrade [--rounds 20] [--rate 200] [--weight 20] [--json FILE]
 
 A server of `fashion` (one variant, pinned) serves requests over kept connections, at times of a Poisson process, and
 a fifth as many over connections of their own, one each.  In each round a new server is started with `--take-over`; the
@@ -8,8 +8,14 @@ old one answers what it received and ends.  Every answer is held against what th
 first round (`mismatched`), and one that is no 200, or does not come, is `failed`.
 
 `during` are requests that were due between the start of the new process and the end of the old one, `outside` all
-others: the new process imports, loads and warms on the same cores.  `accepting` is the time from the start of the new
+others: the new process imports, loads and warms on the same cores.  The ratio of their p99 is what a take-over costs.
+`accepting` is the time from the start of the new
 process to its banner, `ending` from there to the end of the old process.
+
+Each server and the load generator have a session of their own, so that a kernel that schedules by session (sched(7),
+"The autogroup feature") takes as much from each for other work.  On a machine that is busy with other work, latencies
+are that work's, and the run says `loaded`.  `--weight N` has the kernel prefer bench and servers to all else, N to 1,
+which needs the right to make a control group; within it sessions do not count, but nice values do.
 
 The ledger of all servers together is held against the clock: the joules of idle power that they counted, divided by the
 watts, must be the time from the first meter's start to the last reading.  Each server stops its account where the next
@@ -37,6 +43,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from bench import apart
 from bench.common import ROOT, binary_bodies, fashion_rows, free_port, show, write_json
 from bench.load import Body, OpenLoop, Result, Sample, quantile
 
@@ -257,6 +264,7 @@ def figures(
         for wanted in (True, False)
     )
     codes = [one.code for one in upgrades.rounds] + [code]
+    p99 = quantile(outside, 0.99), quantile(during, 0.99)
     return {
         "take-overs": len(upgrades.rounds),
         "seconds": round(seconds, 1),
@@ -268,8 +276,9 @@ def figures(
         "exit codes other than 0": sum(found != 0 for found in codes),
         "p50 outside, ms": quantile(outside, 0.5),
         "p50 during, ms": quantile(during, 0.5),
-        "p99 outside, ms": quantile(outside, 0.99),
-        "p99 during, ms": quantile(during, 0.99),
+        "p99 outside, ms": p99[0],
+        "p99 during, ms": p99[1],
+        "p99 during / outside": round(p99[1] / p99[0], 2) if p99[0] > 0.0 else None,
         "largest during, ms": max(during, default=float("nan")),
         "accepting after, s (median)": quantile([(o.ready_ns - o.begun_ns) / 1e9 for o in upgrades.rounds], 0.5),
         "ending after, s (median)": quantile([(o.ended_ns - o.ready_ns) / 1e9 for o in upgrades.rounds], 0.5),
@@ -282,10 +291,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="take-overs [20]")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second over kept connections [200]")
     parser.add_argument("--cores", default="", help="cores of the servers, as 0-3 [all]")
+    parser.add_argument("--weight", type=float, default=0.0, help="prefer all this to other work, so many to 1 [no]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    apart.own_session()
+    others = apart.OtherWork()
+    with tempfile.TemporaryDirectory() as folder, apart.preferred(options.weight):
         found = uvloop.run(play(options.rounds, options.rate, Path(folder), options.cores))
+    found |= others.report(options.weight)
     show("take-overs under load (measured)", ["figure", "value"], [[name, value] for name, value in found.items()])
     write_json(options.json, found)
 

@@ -6,6 +6,7 @@ another request's data, because the HTTP layer passes the text of a `RequestErro
 
 from __future__ import annotations
 
+import errno
 import sys
 
 
@@ -167,6 +168,17 @@ class Unavailable(RequestError):
     """Not ready, draining, no capacity, or the request was in flight in two worker deaths (no Retry-After)."""
 
     status = 503
+
+
+_SHORT = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS})
+
+
+def shortage(error: Exception) -> Unavailable | None:
+    """Return what a client is answered if `error` says that this machine was short of memory or descriptors, which may
+    be over when the request comes again; None for any other error."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORT):
+        return Unavailable("the server is short of memory or descriptors", retry_after_s=1.0)
+    return None
 
 
 class DeadlineMissed(RequestError):

@@ -62,9 +62,9 @@ def _send(file: PageFile, exchange: Exchange, body: Body, name: str) -> None:
 async def _send_plotly(plotly: PlotlyFile, exchange: Exchange) -> None:
     try:
         file = await plotly.get()
-    except OSError:
+    except OSError as error:
         log.exception("plotly's script cannot be read")
-        exchange.fail(500, "the server failed on this request")
+        exchange.fault(error)
     else:
         _send(file, exchange, b"", "")
 
@@ -86,8 +86,8 @@ async def _make_report(report: ReportMaker, exchange: Exchange) -> None:
         page = await report.get()
     except CloverError as error:
         exchange.finish(503, [f"There is no report: {error}".encode()], headers(REPORT_POLICY, False), _TEXT)
-    except Exception:
+    except Exception as error:
         log.exception("the report could not be made")
-        exchange.fail(500, "the server failed on this request")
+        exchange.fault(error)
     else:
         exchange.finish(200, [page], headers(REPORT_POLICY, False), _HTML)

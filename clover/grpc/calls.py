@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 
 from clover.config import LimitsConfig
-from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError
+from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, shortage
 from clover.grants import Grant
 from clover.grpc.stats import GrpcStats
 from clover.http.access import Access, changes
@@ -246,9 +246,9 @@ class CallHandlers:
             raise
         except RequestError as error:
             failed = error
-        except Exception:
+        except Exception as error:
             log.exception("a call failed")
-            failed = RequestError(FAILED)
+            failed = shortage(error) or RequestError(FAILED)
         else:
             stats.answered("OK")
             return answer

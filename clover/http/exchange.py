@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from clover._native.wire import joined
-from clover.errors import RequestError
+from clover.errors import RequestError, shortage
 from clover.http.heads import Head
 from clover.http.server_state import ConnectionBase
 from clover.interfaces import Model, Ticket
@@ -172,6 +172,14 @@ class Exchange:
         text = "the model failed on this request" if status == 500 else error.message
         fields = b"WWW-Authenticate: Bearer\r\n" if status == 401 else b""
         self.fail(status, text, fields, retry_after_s=error.retry_after_s if status in (429, 503) else None)
+
+    def fault(self, error: Exception) -> None:
+        """Answer an error that nobody foresaw: 503 if this machine was short of something, else 500."""
+        short = shortage(error)
+        if short is not None:
+            self.refuse(short)
+        else:
+            self.fail(500, "the server failed on this request")
 
     def abandon(self) -> None:
         """Give the slots back and drop the answer, because the client is gone."""

@@ -80,8 +80,8 @@ class InferEndpoint:
                 self.start(exchange, body)
         except RequestError as error:
             exchange.refuse(error)
-        except Exception:
-            _failed(exchange)
+        except Exception as error:
+            _failed(exchange, error)
 
     def start(self, exchange: Exchange, body: Body) -> None:
         """Start the request; raises RequestError, and then holds nothing."""
@@ -191,18 +191,18 @@ class DirectReceive:
         except RequestError as error:
             exchange.withdraw()
             exchange.refuse(error)
-        except Exception:
+        except Exception as error:
             exchange.withdraw()
-            _failed(exchange)
+            _failed(exchange, error)
 
     def cancel(self) -> None:
         """Give the slots back."""
         self._exchange.withdraw()
 
 
-def _failed(exchange: Exchange) -> None:
+def _failed(exchange: Exchange, error: Exception) -> None:
     given = exchange.request_id.decode("latin-1")
-    exchange.fail(500, "the server failed on this request")  # first, as it makes the span that the log names
+    exchange.fault(error)  # first, as it makes the span that the log names
     log.exception("a request failed (%s)", given or "no id yet", extra=trace_ids(exchange))
 
 
@@ -228,9 +228,9 @@ def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, tic
             exchange.fail(ticket.status, ticket.error, b"", ticket.retry_after_s)
     except RequestError as error:
         exchange.refuse(error)
-    except Exception:
+    except Exception as error:
         given = exchange.request_id.decode("latin-1")
-        exchange.fail(500, "the server failed on this request")
+        exchange.fault(error)
         log.exception("an answer could not be encoded (request %s)", given, extra=trace_ids(exchange))
     finally:
         exchange.traced = None

@@ -195,6 +195,8 @@ class Server:
         self._use()
         self._succession = take_overs.succession if take_overs is not None else None
         self._pool = self._launch()
+        if self._succession is not None:
+            self._succession.give_time(self._pool)
 
         async def main() -> int:
             loop = asyncio.get_running_loop()

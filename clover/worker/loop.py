@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from clover._native.ring import Ring
 from clover.confidence import Scorer, scorer
-from clover.errors import DeviceError, WorkerError
-from clover.runtime.memory.slab import Slab
+from clover.errors import DeviceError, WorkerError, says_out_of_memory
+from clover.runtime.memory.slab import NO_MEMORY, Slab
 from clover.worker import frames, pacing
 from clover.worker.batches import Batches
 from clover.worker.steps import LaneSteps
@@ -49,6 +49,12 @@ class ResidentLane:
     enter: Callable[[], None] | None = None
     steps: LaneSteps | None = None
     overlap: Any = None
+
+
+def status_of(error: Exception) -> int:
+    """Return the status of a batch that `error` ended: the model's failure, unless it is this machine's, for want of
+    memory."""
+    return NO_MEMORY if isinstance(error, MemoryError) or says_out_of_memory(str(error)) else MODEL_FAILED
 
 
 def _no_run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -199,8 +205,8 @@ class WorkerLoop:
                 self._batches.scatter(slots, answers, partial(self._scores.write, slots, answers))
         except (WorkerError, DeviceError):
             raise  # this process can compute nothing any more
-        except Exception:
-            status = MODEL_FAILED
+        except Exception as error:
+            status = status_of(error)
             self._log_failure()
         # An emulated slice is busy until its batch is due; the CPU time is the real one all the same.
         end_ns = time.monotonic_ns() if self._held is None else self._held.end(start_ns, count)

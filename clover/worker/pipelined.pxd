@@ -10,6 +10,7 @@ cdef class BegunBatch:
     cdef object batches
     cdef object slots
     cdef object flight
+    cdef int failed
     cdef bint watched
     cdef int64_t start_ns
     cdef int64_t cpu_ns

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from clover.errors import DeviceError, WorkerError
 from clover.worker.batches import Batches
-from clover.worker.loop import MODEL_FAILED, ResidentLane, Scores, ServerChannel, WorkerLoop
+from clover.worker.loop import MODEL_FAILED, ResidentLane, Scores, ServerChannel, WorkerLoop, status_of
 
 _RINGS = 4096  # bytes of the doorbell, one a ring, that are read at once
 
@@ -74,7 +74,7 @@ class BatchWaiter:
 
 
 class BegunBatch:
-    """A batch that was begun, or failed to: then `flight` is None."""
+    """A batch that was begun, or failed to: then `flight` is None, and `failed` is its status."""
 
     def __init__(self, batch: int, count: int, lane: Any, batches: Batches, slots: NDArray[np.uint32]) -> None:
         self.batch = batch
@@ -83,6 +83,7 @@ class BegunBatch:
         self.batches = batches
         self.slots = slots
         self.flight: Any = None
+        self.failed = MODEL_FAILED
         self.watched = False
         self.start_ns = time.monotonic_ns()
         self.cpu_ns = time.process_time_ns()
@@ -182,7 +183,8 @@ class PipelinedLoop(WorkerLoop):
             begun.flight = overlap.begin(begun.batches.gather(slots))
         except (WorkerError, DeviceError):
             raise  # this process can compute nothing any more
-        except Exception:
+        except Exception as error:
+            begun.failed = status_of(error)
             self._log_failure()
         if self._older is None:
             self._older = begun
@@ -193,7 +195,7 @@ class PipelinedLoop(WorkerLoop):
         """Wait for the older batch, scatter its answers and complete it."""
         done = self._older
         assert done is not None
-        status = MODEL_FAILED
+        status = done.failed
         if done.flight is not None:
             try:
                 answers = done.overlap.finish(done.flight)
@@ -204,7 +206,8 @@ class PipelinedLoop(WorkerLoop):
                 status = 0
             except (WorkerError, DeviceError):
                 raise
-            except Exception:
+            except Exception as error:
+                status = status_of(error)
                 self._log_failure()
         self._older, self._newer = self._newer, None
         start_ns, cpu_ns = max(done.start_ns, self._last_ns), max(done.cpu_ns, self._last_cpu_ns)

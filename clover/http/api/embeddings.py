@@ -150,8 +150,8 @@ def _done(exchange: Exchange, model: Model, ask: EmbeddingAsk, ticket: Ticket) -
             exchange.fail(ticket.status, ticket.error, b"", ticket.retry_after_s)
     except RequestError as error:
         exchange.refuse(error)
-    except Exception:
-        exchange.fail(500, "the server failed on this request")
+    except Exception as error:
+        exchange.fault(error)
         log.exception("embeddings could not be encoded", extra=trace_ids(exchange))
     finally:
         exchange.traced = None

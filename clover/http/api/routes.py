@@ -381,4 +381,4 @@ def _failed(exchange: Exchange, error: Exception) -> None:
         exchange.refuse(error)
         return
     log.error("a request failed (%s)", exchange.request_id.decode("latin-1") or "no id yet", exc_info=error)
-    exchange.fail(500, "the server failed on this request")
+    exchange.fault(error)

@@ -41,6 +41,9 @@ DTYPES: dict[str, np.dtype[Any]] = {**DATATYPES, "BYTES": np.dtype(np.uint8)}
 ROWS_REFUSED = 2
 """Status of a completion some of whose rows were refused: their slots say why, the other rows are answered."""
 
+NO_MEMORY = 3
+"""Status of a completion for which the worker had no memory: its rows may well be answered another time."""
+
 REFUSAL_BYTES = 240
 """Room for the reason why a row was refused."""
 

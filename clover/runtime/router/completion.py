@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from clover.accounting.account import Account
-from clover.runtime.memory.slab import ROWS_REFUSED
+from clover.runtime.memory.slab import NO_MEMORY, ROWS_REFUSED
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
@@ -115,7 +115,7 @@ class Completion:
         if batch.tenants is not None:
             link.meter.charge(batch.tenants)
         process.ended_ns = end_ns
-        if status and self._retry.after_failure(batch, now_ns):
+        if status and self._retry.after_failure(batch, now_ns, by_chance=status == NO_MEMORY):
             link.meter.waste(count)
         else:
             passed_on, audited, wasted = 0, 0, count
@@ -197,7 +197,10 @@ class Completion:
                 ticket.batch_rows = len(batch.slots)
             if status:
                 if not self._escalation.keep(ticket, ticket.row_of(slot), "failed"):
-                    self.finish(ticket, 500, "the model failed on this request", now_ns)
+                    if status == NO_MEMORY:
+                        self.finish(ticket, 503, "its worker had no memory for this request", now_ns, 1.0)
+                    else:
+                        self.finish(ticket, 500, "the model failed on this request", now_ns)
                     continue
             elif ticket.chain is None:
                 self._traffic.accuracy_rows += self._accuracy[lane]

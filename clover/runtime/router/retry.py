@@ -62,12 +62,14 @@ class Retry:
                 self._traffic.retried_rows += 1
                 self.again(owner, slot, now_ns)
 
-    def after_failure(self, batch: Batch, now_ns: int) -> bool:
+    def after_failure(self, batch: Batch, now_ns: int, *, by_chance: bool = False) -> bool:
         """Queue the rows of a batch on which the model failed again, each ticket in batches of its own; its slots have
-        not landed yet.  Return False, and do nothing, if all rows are of one ticket: it is known what failed."""
+        not landed yet.  Return False, and do nothing, if all rows are of one ticket: it is known what failed.  If it
+        failed `by_chance`, such a ticket is tried a second time, too."""
         table = self._table
         tickets = {table.owner[slot] for slot in batch.slots}
-        if len(tickets) < 2:
+        again = by_chance and any(ticket is not None and ticket.key >= 0 for ticket in tickets)
+        if len(tickets) < 2 and not again:
             return False
         for ticket in tickets:
             if ticket is not None and ticket.phase == PENDING:

@@ -1,7 +1,8 @@
 """A successor gets ready at a low priority, as the running server's requests have the same cores.
 
 A process may lower its priority at will, and raise it again only with the capability CAP_SYS_NICE or within
-RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either it is not lowered: it would serve like that for good.
+RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either it is not lowered: it would serve like that for good.  Where the
+kernel shares the cores out by session first, its session's group is lowered as well (`takeover.autogroup`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clover.ancestry import descends_from
+from clover.server.takeover.autogroup import Autogroup
 
 log = logging.getLogger("clover.server")
 
 NICE = 5
 """A third of the weight of others (sched(7)): less would hold up the start on a busy machine."""
+SLOWDOWN = 3.0
+"""How much longer a start may take at that weight."""
 _CAP_SYS_NICE = 23
 _PASSES = 5
 
@@ -38,20 +42,30 @@ def may_raise(proc: Path = Path("/proc")) -> bool:
 class LowPriority:
     """The priority of this process and of all that it starts, low from `lower` until `restore`."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: Autogroup | None = None) -> None:
+        self.slowdown = 1.0
+        """How much longer things may take now."""
         self._before: int | None = None
+        self._group = Autogroup() if group is None else group
 
-    def lower(self) -> bool:
-        """Lower it, if it can be raised again; return whether it was.  Call it before there are threads or children."""
-        if not may_raise():
+    def lower(self, running: int) -> bool:
+        """Lower it below that of the process `running`, as far as it can be raised again; return whether it was.  Call
+        it before there are threads or children."""
+        lowered = self._group.lower(NICE, running)
+        if may_raise():
+            self._before = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, 0, min(self._before + NICE, 19))
+            lowered = True
+        if lowered:
+            self.slowdown = SLOWDOWN
+        else:
             log.info("this server starts at full priority beside the running one: it could not raise it again")
-            return False
-        self._before = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, min(self._before + NICE, 19))
-        return True
+        return lowered
 
     def restore(self) -> None:
         """Raise it to what it was, for every thread of this process and of those that descend from it."""
+        self._group.restore()
+        self.slowdown = 1.0
         before, self._before = self._before, None
         if before is None:
             return

@@ -29,6 +29,7 @@ from clover.server.takeover.priority import LowPriority
 from clover.settings.check import on_gpus
 
 if TYPE_CHECKING:
+    from clover.runtime.workers.pool import Pool
     from clover.server.engine import Engine  # circle: types only; the engine is given its succession
 
 log = logging.getLogger("clover.server")
@@ -52,7 +53,11 @@ class Succession:
 
     def lower_priority(self) -> None:
         """Get ready at a low priority, as far as that is possible; call it before there are threads or children."""
-        self._priority.lower()
+        self._priority.lower(self._offer.pid)
+
+    def give_time(self, pool: Pool) -> None:
+        """Let the workers of `pool` take longer to start, until this server takes over."""
+        pool.start_s *= self._priority.slowdown
 
     @classmethod
     async def ask(cls, config: ServerConfig) -> Succession:
@@ -103,6 +108,7 @@ class Succession:
         self._engine = engine
         await self._repeat_commands(engine)
         self._priority.restore()
+        engine.pool.start_s = engine.config.workers.start_s
         gc.collect()  # what takes long, before requests come
         other_says_more = await protocol.take_over(self._channel, self)
         if engine.frontend is not None:
@@ -192,7 +198,8 @@ class Succession:
             await asyncio.gather(self._ending, return_exceptions=True)
 
     def close(self) -> None:
-        """Give the sockets back, if nothing has begun to use them."""
+        """Give the sockets back, if nothing has begun to use them, and the session its priority."""
+        self._priority.restore()
         self._channel.close()
         self.inherited.close()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench import echo
-from bench.chaos import Chaos
+from bench.chaos import Chaos, wrong
 from clover.errors import Unavailable
 from clover.families import load_family
 
@@ -110,3 +110,10 @@ def test_a_row_kills_as_often_as_its_fate_says(tmp_path: Path, monkeypatch: pyte
             assert answers[:, 1].tolist() == echo.answer(rows[:, 0], at).tolist()
             assert sure[0, 0] == 0.0, "a row with a fate goes on"
         assert died == [signal.SIGKILL] * (2, 2, 3)[at]
+
+
+@pytest.mark.parametrize("name", ["lost", "duplicated", "mismatched", "forbidden", "deaths by rows that kill"])
+def test_a_run_that_went_wrong_says_in_what(name: str) -> None:
+    well = {"lost": 0, "duplicated": 0, "mismatched": 0, "forbidden": 0, "deaths by rows that kill": 3}
+    assert wrong(well) == []
+    assert wrong({**well, name: 0 if well[name] else 1}) == [name]

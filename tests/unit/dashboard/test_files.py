@@ -144,8 +144,8 @@ def test_the_report_is_shown_as_a_page_of_no_origin(get: Any, status: int, text:
         def finish(self, status: int, parts: list[bytes], fields: bytes = b"", kind: bytes = b"") -> None:
             answered.append((status, b"".join(parts), fields))
 
-        def fail(self, status: int, text: str) -> None:
-            answered.append((status, text.encode(), b"sandbox"))
+        def fault(self, error: Exception) -> None:
+            answered.append((500, b"the server failed", b"sandbox"))
 
     report = SimpleNamespace(get=get)
     asyncio.run(paths._make_report(report, FakeExchange()))  # type: ignore[arg-type]

@@ -212,6 +212,17 @@ def test_a_fault_of_ours_says_nothing_of_itself(caplog: pytest.LogCaptureFixture
     assert "secret" in caplog.text
 
 
+def test_a_shortage_of_the_machine_is_to_be_tried_again() -> None:
+    def short(inputs: list[Any]) -> list[Any]:
+        raise MemoryError
+
+    context = GrpcDriver(FakeView(echo(function=short))).ask("ModelInfer", request())
+    assert (context.status, context.details) == (
+        StatusCode.UNAVAILABLE,
+        "the server is short of memory or descriptors",
+    )
+
+
 def test_a_cancelled_call_frees_its_rows() -> None:
     model = echo(held=True)
     driver = GrpcDriver(FakeView(model))

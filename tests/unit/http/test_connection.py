@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+from typing import NoReturn
 
 import orjson
 import pytest
@@ -431,6 +433,28 @@ def test_an_unexpected_fault_is_a_500_without_its_text(caplog: pytest.LogCapture
     assert (answer.status, answer.json()) == (500, {"error": "the server failed on this request"})
     assert "/secret/path" in caplog.text
     assert d.post(INFER, echo_body()).status == 500
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_a_shortage_of_the_machine_is_a_503_to_try_again(error: Exception) -> None:
+    def short(*_: object) -> NoReturn:
+        raise error
+
+    d = Driver(FakeView(FakeModel(echo_family(), short)))
+    found = [d.post(INFER, echo_body())]
+    d, model = held()
+    d.view.state_of = short  # type: ignore[method-assign]
+    found.append(d.post("/v2/repository/index", b"{}"))
+    d.feed(infer("a"))
+    model.read = short  # type: ignore[method-assign]
+    model.run(0)
+    d.loop.settle()
+    found += d.take()
+    for answer in found:
+        assert (answer.status, answer.fields["retry-after"]) == (503, "1")
+        assert answer.json() == {"error": "the server is short of memory or descriptors"}
+    assert len(found) == 3
+    assert model.open_tickets == 0
 
 
 def test_request_ids() -> None:

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from clover.server.takeover import priority
-from clover.server.takeover.priority import NICE, LowPriority, may_raise
+from clover.server.takeover.autogroup import Autogroup
+from clover.server.takeover.priority import NICE, SLOWDOWN, LowPriority, may_raise
 
 SCRIPT = """
 import os, subprocess, sys, threading
+from pathlib import Path
+from clover.server.takeover.autogroup import Autogroup
 from clover.server.takeover.priority import LowPriority
 
-low = LowPriority()
+low = LowPriority(Autogroup(Path("/nowhere")))
 done = threading.Event()
-assert low.lower()
+assert low.lower(1)
 nice = os.getpriority(os.PRIO_PROCESS, 0)
 thread = threading.Thread(target=done.wait)
 thread.start()
@@ -56,16 +59,39 @@ def test_it_can_be_raised_with_the_capability_or_within_the_limit(
 
 
 def test_one_that_could_not_be_raised_is_not_lowered(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(priority, "may_raise", lambda: False)
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    low = LowPriority()
-    assert not low.lower()
+    low = LowPriority(Autogroup(tmp_path))
+    assert not low.lower(1)
+    assert low.slowdown == 1.0
     low.restore()
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
     assert "at full priority" in caplog.text
+
+
+def test_its_session_is_lowered_even_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Group(Autogroup):
+        def lower(self, by: int, running: int) -> bool:
+            done.append((by, running))
+            return True
+
+        def restore(self) -> None:
+            done.append("restored")
+
+    done: list[object] = []
+    caplog.set_level("INFO")
+    monkeypatch.setattr(priority, "may_raise", lambda: False)
+    low = LowPriority(Group())
+    assert low.slowdown == 1.0
+    assert low.lower(77)
+    assert low.slowdown == SLOWDOWN
+    low.restore()
+    assert low.slowdown == 1.0
+    assert done == [(NICE, 77), "restored"]
+    assert caplog.text == ""
 
 
 @pytest.mark.slow

@@ -55,6 +55,16 @@ class FakeFootprint:
         self.began_ns = at_ns
 
 
+def test_workers_have_longer_to_start_at_a_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    succession = Succession(None, OFFER, None)  # type: ignore[arg-type]
+    pool = SimpleNamespace(start_s=60.0)
+    succession.give_time(pool)  # type: ignore[arg-type]
+    assert pool.start_s == 60.0
+    monkeypatch.setattr(succession._priority, "slowdown", 3.0)
+    succession.give_time(pool)  # type: ignore[arg-type]
+    assert pool.start_s == 180.0
+
+
 def engine_of(folder: Path, at_h: float) -> tuple[Any, Rig]:
     rig = Rig(policy="budget", family=SETTINGS)
     rig.clock.now_s = at_h * HOUR

@@ -16,6 +16,7 @@ import pytest
 
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceLost, WorkerError
+from clover.runtime.memory.slab import NO_MEMORY
 from clover.worker import frames, pipelined
 from clover.worker.loop import MODEL_FAILED, ParentGone, ResidentLane, ServerChannel
 from clover.worker.pipelined import PipelinedLoop
@@ -163,6 +164,22 @@ def test_a_batch_that_fails_to_begin_completes_in_its_turn(scene):
     with pytest.raises(WorkerError):
         scene.loop._step()
     assert len(scene.ring.completed) == 3, "the server sees a death, not a model that failed"
+
+
+def test_a_batch_without_memory_is_no_failure_of_the_model(scene):
+    finish = scene.device.finish
+
+    def short(flight):
+        if int(flight.inputs[0][0]) == 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return finish(flight)
+
+    scene.device.fails, scene.device.finish = {2: MemoryError()}, short
+    scene.ring.waiting = [(n, [n], 0) for n in (1, 2, 3)]
+    for _ in range(20):
+        scene.loop._step()
+        scene.clock.now_ns += 100
+    assert [done[:2] for done in scene.ring.completed] == [(1, 0), (2, NO_MEMORY), (3, NO_MEMORY)]
 
 
 @pytest.mark.parametrize("error", [WorkerError("gone"), DeviceLost("gone")])

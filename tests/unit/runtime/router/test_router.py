@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec import structs
 
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unavailable
+from clover.runtime.memory.slab import NO_MEMORY
 from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.tickets import RouterTicket
 from clover.types import TensorSpec
@@ -520,6 +521,32 @@ def test_a_model_error_fails_the_request_only(house: House) -> None:
     house.check_slots()
     with pytest.raises(ValueError, match="answered"):
         house.router.read(bad, 0)
+
+
+def test_a_worker_without_memory_is_asked_again_and_the_client_too(house: House) -> None:
+    (worker,) = house.route(0)
+    passing = house.ask(2)
+    house.complete(worker, status=NO_MEMORY)
+    assert passing.status == 0, "tried again at once, alone"
+    house.complete(worker)
+    assert passing.status == 200
+    lasting = house.ask()
+    house.complete(worker, status=NO_MEMORY)
+    house.complete(worker, status=NO_MEMORY)
+    assert (lasting.status, lasting.retry_after_s) == (503, 1.0)
+    assert "no memory" in lasting.error
+    assert worker.ring.batches == []
+    mixed = [house.ask(turn=False) for _ in range(2)]
+    house.loop.turn()
+    house.complete(worker, status=NO_MEMORY)
+    house.complete(worker, status=NO_MEMORY)
+    house.complete(worker)
+    assert [ticket.status for ticket in mixed] == [503, 200]
+    failing = house.ask()
+    house.complete(worker, status=NO_MEMORY)
+    house.complete(worker, status=1)
+    assert failing.status == 500, "with memory, the model failed"
+    house.check_slots()
 
 
 def test_closing_while_rows_wait_and_fly(house: House) -> None:
