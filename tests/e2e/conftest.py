@@ -12,16 +12,27 @@ from pathlib import Path
 import pytest
 
 import clover
+from clover.backends import child_environment
 from clover.profiling.effort import Effort
 from clover.runtime.workers.zygote_link import ZygoteLink
-from tests.e2e.forked_zygote import Nursery
+from tests.e2e.forked_zygote import Nursery, imported
+from tests.support.forks import Forks
 from tests.support.toy_family import TOY, settings
 
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """One process that has imported torch, for all servers of the run that take their zygotes from it."""
-    found = Nursery()
+    found = Nursery(imported())
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def scenes(nursery: Nursery) -> Iterator[Forks]:
+    """A process that has imported torch and the server, for programs that are servers of their own: since NVML is one
+    library a process, or since they are killed.  (`mig_runs` runs them.)"""
+    found = Forks("clover.server", environ={**os.environ, **child_environment()}, within=nursery.forks)
     yield found
     found.close()
 

@@ -183,7 +183,11 @@ async def laptop(cache: Path) -> None:
         say(event="laptop", asked=load.asked, failed=load.failed, line=line, meter=about["meter"])
 
 
-if __name__ == "__main__":
+def main(cache: str, story: str) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         stories = {"mig": mig, "exclusive": exclusive, "laptop": laptop, "spare": spare}
-        asyncio.run(stories[sys.argv[2]](Path(sys.argv[1])))
+        asyncio.run(stories[story](Path(cache)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

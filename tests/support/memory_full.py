@@ -14,7 +14,6 @@ import asyncio
 import json
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,9 +24,9 @@ import msgspec
 import numpy as np
 
 import clover.server
-from clover.backends import child_environment
 from clover.errors import CloverError, RequestError
 from clover.policies.plans import plan_fixed
+from clover.profiling import stored
 from clover.profiling.effort import Effort
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import GroupCount, Plan, State
@@ -74,10 +73,9 @@ def family(folder: Path, light_mib: int, bulk_mib: int) -> str:
 
 
 def mapped_mib() -> int:
-    """Return the MiB of addresses that a process has once it has imported torch."""
-    code = "import torch; print(open('/proc/self/statm').read().split()[0])"
-    told = subprocess.run([sys.executable, "-c", code], env=child_environment(), capture_output=True, check=True)
-    return int(told.stdout) * resource.getpagesize() >> 20
+    """Return the MiB of addresses that a process has once it has imported torch, as this one has, whose zygotes are
+    forks of it."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 20
 
 
 class Light:
@@ -166,7 +164,7 @@ async def pin(server: clover.Server, variant: str, scene: dict[str, Any]) -> dic
     return {"error": error, "action": decision["action"], "took_s": time.monotonic() - began_s, **inputs}
 
 
-async def main(folder: Path, what: str) -> dict[str, Any]:
+async def exchange(folder: Path, what: str) -> dict[str, Any]:
     """Swap and swap back while clients ask."""
     scene = SCENES[what]
     lives: list[dict[str, Any]] = []
@@ -213,8 +211,10 @@ async def main(folder: Path, what: str) -> dict[str, Any]:
         return {**found, "ends": dict(clients.ends), "refused": state["refused"]}
 
 
-if __name__ == "__main__":
-    from clover.profiling import stored
-
+def main(folder: str, what: str) -> None:
     setattr(stored, "QUICK", SHORT)  # noqa: B010  (it is not exported)
-    print(json.dumps(asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))))
+    print(json.dumps(asyncio.run(exchange(Path(folder), what))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

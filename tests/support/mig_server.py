@@ -208,12 +208,11 @@ def of_session(session: int) -> list[int]:
     return found
 
 
-def main() -> None:
-    cache, what = Path(sys.argv[1]), sys.argv[2]
+def main(cache: str, what: str) -> None:
     if what == "faults":
-        asyncio.run(faults(cache))
+        asyncio.run(faults(Path(cache)))
     else:
-        kills(cache)
+        kills(Path(cache))
 
 
 FAULTS: dict[str, tuple[emulated.Fault, ...]] = {
@@ -310,4 +309,4 @@ async def until(what: Any, within_s: float = 20.0) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

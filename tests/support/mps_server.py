@@ -155,10 +155,10 @@ async def found(cache: Path) -> None:
         theirs.quit()
 
 
-def main() -> None:
+def main(cache: str, story: str) -> None:
     stories: dict[str, Any] = {"live": live, "found": found}
-    asyncio.run(stories[sys.argv[2]](Path(sys.argv[1])))
+    asyncio.run(stories[story](Path(cache)))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -69,5 +69,9 @@ async def serve(cache: Path) -> None:
         )
 
 
+def main(cache: str) -> None:
+    asyncio.run(serve(Path(cache)))
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    main(*sys.argv[1:])
