@@ -85,7 +85,7 @@ ZYGOTE = f"from {__name__} import fork_orphan\nfork_orphan()"
 
 
 def fork_orphan() -> None:
-    """Fork a zygote that obeys the socket on standard input, and print its pid.  Then this process, its parent, ends."""
+    """Fork a zygote that obeys the socket on standard input, print its pid, and end: this process is its parent."""
     print(fork(socket.socket(fileno=os.dup(0))))
 
 

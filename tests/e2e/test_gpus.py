@@ -38,7 +38,9 @@ def test_gpus_without_load_are_parked_and_one_wakes_when_another_is_lost(scenes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_two_families_share_one_gpu_and_a_change_of_one_does_not_touch_the_other(scenes: Forks, toy_cache: Path) -> None:
+def test_two_families_share_one_gpu_and_a_change_of_one_does_not_touch_the_other(
+    scenes: Forks, toy_cache: Path
+) -> None:
     found = played(scenes, toy_cache, "shared")
     (device,) = found["state"].values()
     assert device["family"] == "one, two"

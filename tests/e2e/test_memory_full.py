@@ -37,7 +37,9 @@ def exchanged(found: dict[str, Any], slices: int) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_a_core_whose_memory_holds_one_of_them_is_without_a_worker_for_as_long_as_was_said(scenes: Forks, tmp_path: Path) -> None:
+def test_a_core_whose_memory_holds_one_of_them_is_without_a_worker_for_as_long_as_was_said(
+    scenes: Forks, tmp_path: Path
+) -> None:
     found = scene(scenes, tmp_path, "cpu")
     exchanged(found, 1)
     there, back = found["swaps"]

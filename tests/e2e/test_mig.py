@@ -38,8 +38,10 @@ def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(scenes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quarantine(scenes: Forks, toy_cache: Path) -> None:
-    code, said, errors = run(scenes, toy_cache, "faults")
+def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quarantine(
+    scenes: Forks, toy_cache: Path
+) -> None:
+    code, said, errors = run(scenes, toy_cache, "faults", within_s=190)
     assert code == 0, errors
     base, mixed = ["full@7g.40gb"] * 2, ["full@2g.10gb"] * 2 + ["half@3g.20gb"] * 3
     during = {line["fault"]: line for line in said if "fault" in line}

@@ -22,6 +22,8 @@ import pytest
 import clover
 from clover.backends import child_environment
 from clover.types import Assignment, Routing
+from tests.support.forks import Forks
+from tests.support.mig_runs import BEGIN, environment
 from tests.support.servers import ROOT, children, descriptors, family, run, serve, until
 
 quick_start = pytest.mark.usefixtures("forked_zygotes")
@@ -520,28 +522,26 @@ def test_run_ends_on_sigterm_with_all_answered(tmp_path: Path) -> None:
             process.stdout.close()
 
 
+FORKED = """
+import clover
+server = clover.Server(sys.argv[1], variant="fast", port=0, carbon="static:300", cache_dir=sys.argv[2])
+sys.exit(server.run(on_ready=lambda server: print(server.url, flush=True)))
+"""
+
+
 @pytest.mark.alone  # within two seconds
-def test_sigkill_of_the_server_leaves_no_process(tmp_path: Path) -> None:
+def test_sigkill_of_the_server_leaves_no_process(scenes: Forks, tmp_path: Path) -> None:
     before = children()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, family("slow"), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("http://")
+    with scenes.talk(BEGIN + FORKED, [family("slow"), str(tmp_path)], environment()) as (process, _, prints):
+        assert prints.readline().startswith("http://")
         below = children() - before - {process.pid}
-        assert below
+        assert len(below) >= 3, "what forks zygotes, a zygote and a worker"
         process.kill()
-        process.wait()
+        process.wait(20)
         end_s = time.monotonic() + 2.0
         while any(Path(f"/proc/{pid}").exists() and not _is_zombie(pid) for pid in below):
             assert time.monotonic() < end_s, "a child outlived the server"
             time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _is_zombie(pid: int) -> bool:

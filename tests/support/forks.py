@@ -40,9 +40,7 @@ class Forks:
     `within`: it is itself a fork of that one, and has what that imported, too.
     """
 
-    def __init__(
-        self, *modules: str, environ: Mapping[str, str] | None = None, within: Forks | None = None
-    ) -> None:
+    def __init__(self, *modules: str, environ: Mapping[str, str] | None = None, within: Forks | None = None) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process: Waited
         with theirs:
