@@ -13,10 +13,10 @@ import pytest
 
 import clover
 from clover.backends import child_environment
-from clover.profiling.effort import Effort
 from clover.runtime.workers.zygote_link import ZygoteLink
 from tests.e2e.forked_zygote import Nursery, imported
 from tests.support.forks import Forks
+from tests.support.servers import SHORT
 from tests.support.toy_family import TOY, settings
 
 
@@ -41,10 +41,6 @@ def scenes(nursery: Nursery) -> Iterator[Forks]:
 def forked_zygotes(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers of this process get forked zygotes; for tests that are not about how one starts or what it leaves."""
     monkeypatch.setattr(ZygoteLink, "launch", nursery.launch)
-
-
-SHORT = Effort(quick=True, samples=10, least_s=0.03, most_s=0.3, score_s=4.0, base_s=0.4, compile_s=0.0, rounds=2)
-"""What a first start measures in a third of its time: for tests that are not about what it finds."""
 
 
 @pytest.fixture

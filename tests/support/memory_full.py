@@ -27,9 +27,9 @@ import clover.server
 from clover.errors import CloverError, RequestError
 from clover.policies.plans import plan_fixed
 from clover.profiling import stored
-from clover.profiling.effort import Effort
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import GroupCount, Plan, State
+from tests.support.servers import SHORT
 
 TOY = Path(__file__).parents[1] / "families" / "toy"
 BALLAST = """\
@@ -55,7 +55,6 @@ SCENES: dict[str, dict[str, Any]] = {
 SLICE_MIB = 2400
 """What each variant holds on an emulated slice: more than half.  Nothing touches it, so a small machine will do."""
 SPARE_MIB = 190
-SHORT = Effort(quick=True, samples=10, least_s=0.03, most_s=0.3, score_s=4.0, base_s=0.4, compile_s=0.0, rounds=2)
 
 
 def family(folder: Path, light_mib: int, bulk_mib: int) -> str:
