@@ -9,6 +9,7 @@ A program that is run within such a process may itself be one that forks (`Forks
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -206,8 +207,11 @@ class _Child:
 
 def main(fd: int, modules: Sequence[str]) -> None:
     """Import `modules`, and obey orders that come by a socket until their sender is gone."""
+    gc.disable()
     for name in modules:
         importlib.import_module(name)
+    gc.freeze()  # or the first collection of each fork would look through all of it, and copy it
+    gc.enable()
     serve(socket.socket(fileno=fd))
 
 
