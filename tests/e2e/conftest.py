@@ -65,6 +65,7 @@ def toy_profiles(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> 
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "measured").exists():
             patch.setattr(ZygoteLink, "launch", nursery.launch)
+            patch.setattr("clover.profiling.stored.QUICK", SHORT)
             asyncio.run(start())
             (folder / "measured").touch()
     return folder / "profiles"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ import pytest
 
 import clover
 from clover.backends import child_environment
+from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import Assignment, Routing
+from tests.e2e.forked_zygote import Nursery
 from tests.support.forks import Forks
 from tests.support.mig_runs import BEGIN, environment
 from tests.support.servers import ROOT, children, descriptors, family, run, serve, until
@@ -198,6 +202,7 @@ async def _pin_and_reload(server: clover.Server) -> list[str]:
 
 
 @quick_start
+@pytest.mark.usefixtures("short_profiling")
 def test_two_families_share_a_server(tmp_path: Path) -> None:
     spec = clover.load_family(family("simple"))
 
@@ -436,13 +441,22 @@ def test_what_was_received_is_answered_before_the_workers_go(tmp_path: Path, end
     run(main())
 
 
-def test_a_stopped_server_leaves_nothing(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def quickly(nursery: Nursery) -> Iterator[None]:
+    """Fork zygotes for what comes first, and is not what is looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ZygoteLink, "launch", nursery.launch)
+        yield
+
+
+def test_a_stopped_server_leaves_nothing(nursery: Nursery, tmp_path: Path) -> None:
     async def once() -> None:
         async with serve("slow", tmp_path, http=True) as server:
             await server.ainfer({"INPUT0": [1.0]})
 
     before = children()
-    run(once())
+    with quickly(nursery):
+        run(once())
     open_before = descriptors()
     run(once())
     assert children() == before
@@ -461,13 +475,14 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path, name: str) -> None:
     assert children() == before
 
 
-def test_a_second_family_that_cannot_be_used_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+def test_a_second_family_that_cannot_be_used_leaves_nothing_of_the_first(nursery: Nursery, tmp_path: Path) -> None:
     async def once() -> None:
         server = clover.Server(family("slow"), str(tmp_path / "nowhere"), http=False, cache_dir=str(tmp_path))
         with pytest.raises(clover.ConfigError, match="no family"):
             await server.start()
 
-    run(once())
+    with quickly(nursery):
+        run(once())
     before = descriptors()
     run(once())
     assert descriptors() == before
