@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 from clover import backends
@@ -94,9 +95,14 @@ class Nursery:
 
     def __init__(self, forks: Forks) -> None:
         self.forks = forks
+        self._lock = threading.Lock()
 
     def launch(self) -> ZygoteLink:
-        """In the place of `ZygoteLink.launch`."""
+        """In the place of `ZygoteLink.launch`; from any thread, as servers have loops of their own."""
+        with self._lock:
+            return self._launched()
+
+    def _launched(self) -> ZygoteLink:
         try:
             return self._launch()
         except (BrokenPipeError, ValueError):

@@ -64,11 +64,15 @@ class Forks:
         made._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if not pid:
+            code = 1
             try:
                 made._line.close()
                 serve(theirs)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(code)
         theirs.close()
         made._process = _Child(pid)
         return made
