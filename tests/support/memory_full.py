@@ -25,10 +25,9 @@ import numpy as np
 
 import clover.server
 from clover.errors import CloverError, RequestError
-from clover.policies.plans import plan_fixed
 from clover.profiling import stored
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.types import GroupCount, Plan, State
+from tests.support.scene_policies import LightEverywhere, policy_name
 from tests.support.servers import SHORT
 
 TOY = Path(__file__).parents[1] / "families" / "toy"
@@ -75,17 +74,6 @@ def mapped_mib() -> int:
     """Return the MiB of addresses that a process has once it has imported torch, as this one has, whose zygotes are
     forks of it."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 20
-
-
-class Light:
-    """The policy: `light` everywhere, until an operator says otherwise."""
-
-    name = "light"
-
-    def propose(self, state: State) -> Plan:
-        scene = SCENES["cpu" if state.devices[0].kind == "cpu" else "emulated"]
-        everywhere = (GroupCount(variant="light", profile=scene["profile"], count=scene["count"]),)
-        return plan_fixed(state, everywhere, policy=self.name)
 
 
 class Clients:
@@ -174,7 +162,7 @@ async def exchange(folder: Path, what: str) -> dict[str, Any]:
         http=False,
         cache_dir=str(folder / "cache"),
         backends=("eager",),
-        policy=f"tests.support.memory_full:{Light.__name__}",
+        policy=policy_name(LightEverywhere),
         slo_ms=10_000.0,
         waits=False,
         accuracy_floor=1.0,
