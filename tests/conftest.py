@@ -118,10 +118,10 @@ class SpreadOrder:
     from the end of each other's rows.
 
     What takes long stands at the beginning of a row, so that none of it is left running at the end, and what waits more
-    than it computes (tests of whole servers) beside what computes.  Tests marked `alone` come first of all: later, all
-    processes would wait until the longest test that runs has ended; and where other servers follow, which share with
-    them the process that has torch.  Files that share a measured profile of `toy`, and
-    those that import torch, stand in one row each: few processes have to measure and import.
+    than it computes (tests of whole servers) beside what computes.  Tests marked `alone` come first of all, since later
+    all processes would wait until the longest test that runs has ended.  Files that share a measured profile of `toy`
+    (with what is `alone`, and has servers, too), and those that import torch, stand in one row each: few processes have
+    to measure and import.
     """
 
     @pytest.hookimpl(trylast=True)

@@ -71,8 +71,9 @@ def family(folder: Path, light_mib: int, bulk_mib: int) -> str:
 
 
 def mapped_mib() -> int:
-    """Return the MiB of addresses that a process has once it has imported torch, as this one has, whose zygotes are
-    forks of it."""
+    """Return the MiB of addresses of a process that has imported torch: of this one, whose forks zygotes are."""
+    import torch  # noqa: F401
+
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 20
 
 
