@@ -118,9 +118,10 @@ class SpreadOrder:
     from the end of each other's rows.
 
     What takes long stands at the beginning of a row, so that none of it is left running at the end, and what waits more
-    than it computes (tests of whole servers) beside what computes.  Tests marked `alone` come first of all: later, all
-    processes would wait until the longest test that runs has ended.  Files that share a measured profile of `toy`, and
-    those that import torch, stand in one row each: few processes have to measure and import.
+    than it computes (tests of whole servers) beside what computes.  Tests marked `alone` come first of all, since later
+    all processes would wait until the longest test that runs has ended.  Files that share a measured profile of `toy`
+    (with what is `alone`, and has servers, too), and those that import torch, stand in one row each: few processes have
+    to measure and import.
     """
 
     @pytest.hookimpl(trylast=True)
@@ -133,15 +134,15 @@ class SpreadOrder:
         heads: list[list[pytest.Item]] = [[] for _ in range(6)]
         others = []
         for item in items:
-            if item.path in of_toy and not item.get_closest_marker("alone"):
+            if item.path in of_toy or item.get_closest_marker("alone"):
                 heads[1].append(item)
-            elif item.path in servers and not item.get_closest_marker("alone"):
+            elif item.path in servers:
                 heads[2 + servers.index(item.path) % 2].append(item)
             elif item.path in with_torch:
                 heads[4].append(item)
             elif item.path.parent == ROOT / "tests" / "browser":
                 heads[5].append(item)
-            elif item.get_closest_marker("alone") or item.get_closest_marker("timeout"):
+            elif item.get_closest_marker("timeout"):
                 heads[0].append(item)
             else:
                 others.append(item)

@@ -12,16 +12,27 @@ from pathlib import Path
 import pytest
 
 import clover
-from clover.profiling.effort import Effort
+from clover.backends import child_environment
 from clover.runtime.workers.zygote_link import ZygoteLink
-from tests.e2e.forked_zygote import Nursery
+from tests.e2e.forked_zygote import Nursery, imported
+from tests.support.forks import Forks
+from tests.support.servers import SHORT
 from tests.support.toy_family import TOY, settings
 
 
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """One process that has imported torch, for all servers of the run that take their zygotes from it."""
-    found = Nursery()
+    found = Nursery(imported())
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def scenes(nursery: Nursery) -> Iterator[Forks]:
+    """A process that has imported torch and the server, for programs that are servers of their own: since NVML is one
+    library a process, or since they are killed.  (`mig_runs` runs them.)"""
+    found = Forks("clover.server", environ={**os.environ, **child_environment()}, within=nursery.forks)
     yield found
     found.close()
 
@@ -30,10 +41,6 @@ def nursery() -> Iterator[Nursery]:
 def forked_zygotes(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers of this process get forked zygotes; for tests that are not about how one starts or what it leaves."""
     monkeypatch.setattr(ZygoteLink, "launch", nursery.launch)
-
-
-SHORT = Effort(quick=True, samples=10, least_s=0.03, most_s=0.3, score_s=4.0, base_s=0.4, compile_s=0.0, rounds=2)
-"""What a first start measures in a third of its time: for tests that are not about what it finds."""
 
 
 @pytest.fixture
@@ -58,6 +65,7 @@ def toy_profiles(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> 
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "measured").exists():
             patch.setattr(ZygoteLink, "launch", nursery.launch)
+            patch.setattr("clover.profiling.stored.QUICK", SHORT)
             asyncio.run(start())
             (folder / "measured").touch()
     return folder / "profiles"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -57,9 +58,16 @@ def probe(what: str, port: int, token: Path) -> bool:
     return done.returncode == 0
 
 
+def ready(port: int, token: Path) -> bool:
+    """Probe a server once there is one: a probe is an interpreter."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5.0):
+        return probe("ready", port, token)
+    return False
+
+
 def wait_ready(process: subprocess.Popen[str], port: int, token: Path) -> None:
     end = time.monotonic() + 120.0
-    while not probe("ready", port, token):
+    while not ready(port, token):
         if process.poll() is not None:
             pytest.fail(f"it ended: {process.stdout.read() if process.stdout else ''}")
         assert time.monotonic() < end
@@ -189,7 +197,7 @@ def test_systemd_runs_the_units_in_their_sandbox_restarts_and_stops_them(place: 
 
     def wait(port: int) -> None:
         end = time.monotonic() + 90.0
-        while not probe("ready", port, token):
+        while not ready(port, token):
             assert time.monotonic() < end, box.log()
             time.sleep(0.2)
 

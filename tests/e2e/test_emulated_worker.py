@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clover.backends import child_environment
 from clover.devices import emulated
 from clover.errors import DeviceError
 from tests.support.emulated_worker import PACE_MS
 from tests.support.forks import Forks
+from tests.support.mig_runs import BEGIN, environment
 
-ENVIRON = {**os.environ, **child_environment()}
-
-
-# Run in forks of a process that has torch, as do their zygotes; as strict as pytest about warnings.
-BEGIN = """
-import sys, warnings
-from tests.e2e import forked_zygote
+# As strict as pytest about warnings.
+STRICT = (
+    BEGIN
+    + """
+import warnings
 warnings.simplefilter("error")
-forked_zygote.adopt()
 """
-SCENARIO = BEGIN + "from tests.support.emulated_worker import main\nmain(*sys.argv[1:])"
-COMMAND = BEGIN + "from clover.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+)
+SCENARIO = STRICT + "from tests.support.emulated_worker import main\nmain(*sys.argv[1:])"
+COMMAND = (
+    STRICT
+    + """
+from clover.__main__ import main
+from clover.cli import profile
+from tests.support.servers import SHORT
+profile.QUICK = SHORT
+sys.exit(main(sys.argv[1:]))
+"""
+)
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    modules = ("torch", "clover.worker.main", "clover.cli.profile", "clover.__main__", "tests.support.emulated_worker")
-    found = Forks(*modules, environ=ENVIRON)
-    yield found
-    found.close()
-
-
-def scenario(forks: Forks, folder: Path, name: str) -> dict[str, Any]:
-    done = forks.run(SCENARIO, [str(folder), name], ENVIRON)
+def scenario(scenes: Forks, folder: Path, name: str) -> dict[str, Any]:
+    done = scenes.run(SCENARIO, [str(folder), name], environment())
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -52,8 +49,8 @@ def test_the_library_is_built() -> None:
         pytest.fail(str(error))
 
 
-def test_a_worker_holds_its_slice_until_it_is_gone(forks: Forks, tmp_path: Path) -> None:
-    found = scenario(forks, tmp_path, "holds")
+def test_a_worker_holds_its_slice_until_it_is_gone(scenes: Forks, tmp_path: Path) -> None:
+    found = scenario(scenes, tmp_path, "holds")
     assert "in use" in found["held"]
     assert found["quarantined"] == ["gpu0:1g.5gb@6"]
     assert "in use" in found["held by one"], "the other worker of the swap still holds it"
@@ -63,8 +60,8 @@ def test_a_worker_holds_its_slice_until_it_is_gone(forks: Forks, tmp_path: Path)
 
 
 @pytest.mark.alone
-def test_answers_are_the_cpus_and_times_and_watts_the_slices(forks: Forks, tmp_path: Path) -> None:
-    found = scenario(forks, tmp_path, "answers")
+def test_answers_are_the_cpus_and_times_and_watts_the_slices(scenes: Forks, tmp_path: Path) -> None:
+    found = scenario(scenes, tmp_path, "answers")
     assert found["same"]
     assert found["visible"] == "", "no GPU of this machine is touched"
     assert found["paced"] == pytest.approx(PACE_MS)
@@ -83,8 +80,8 @@ def test_answers_are_the_cpus_and_times_and_watts_the_slices(forks: Forks, tmp_p
     assert found["joules of lanes"] == pytest.approx((slow + again) / 1e3 * 200.0 + fast / 1e3 * 100.0, rel=0.2)
 
 
-def test_memory_pace_and_a_lost_gpu_bound_a_worker(forks: Forks, tmp_path: Path) -> None:
-    found = scenario(forks, tmp_path, "bounds")
+def test_memory_pace_and_a_lost_gpu_bound_a_worker(scenes: Forks, tmp_path: Path) -> None:
+    found = scenario(scenes, tmp_path, "bounds")
     assert 4 << 30 < found["memory"] < 5 << 30
     assert "heavy does not fit into gpu0:1g.5gb@0, which has 128 MiB of memory" in found["misfit"]
     resident, reason = found["left out"]
@@ -100,24 +97,24 @@ def test_memory_pace_and_a_lost_gpu_bound_a_worker(forks: Forks, tmp_path: Path)
     assert completion is None, "what was computed for a lost GPU is not handed over"
 
 
-def profiled(forks: Forks, folder: Path, *flags: str) -> tuple[str, list[dict[str, Any]]]:
+def profiled(scenes: Forks, folder: Path, *flags: str) -> tuple[str, list[dict[str, Any]]]:
     saved = folder / "profile.json"
     where = ["--device", "emulated:a100-40gb:2", "--cache-dir", str(folder / "cache"), "--backends", "eager"]
     words = ["profile", "tests/families/toy", "--quick", *where, "--json", str(saved), *flags]
-    done = forks.run(COMMAND, words, ENVIRON)
+    done = scenes.run(COMMAND, words, environment())
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(saved.read_text())
 
 
-def test_the_command_shows_the_calculated_table_and_says_so(forks: Forks, tmp_path: Path) -> None:
-    text, (profile,) = profiled(forks, tmp_path)
+def test_the_command_shows_the_calculated_table_and_says_so(scenes: Forks, tmp_path: Path) -> None:
+    text, (profile,) = profiled(scenes, tmp_path)
     assert "2 x NVIDIA A100-SXM4-40GB, emulated" in text
     assert "times and energy of slices are analytical: nothing of them was measured on a GPU" in text
     assert "BASE: full with eager on 2 x 7g.40gb at 60 % load" in text
     assert {m["profile"] for m in profile["latency"]} == {"1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"}
     assert {m["energy_method"] for m in profile["latency"]} == {"analytical"}
     assert all(item["method"] == "measured" and item["samples"] for item in profile["accuracy"])
-    _, (same,) = profiled(forks, tmp_path)
+    _, (same,) = profiled(scenes, tmp_path)
     assert same == profile, "neither measured nor calculated to anything else a second time"
     rows = [
         {"family": "toy", "variant": name, "profile": "7g.40gb", "batch": 8, "ms": ms, "watts": 60.0}
@@ -125,7 +122,7 @@ def test_the_command_shows_the_calculated_table_and_says_so(forks: Forks, tmp_pa
     ]
     path = tmp_path / "pace.json"
     path.write_text(json.dumps({"method": "published", "source": "a data sheet", "rows": rows}))
-    text, (paced,) = profiled(forks, tmp_path, "--pace", str(path))
+    text, (paced,) = profiled(scenes, tmp_path, "--pace", str(path))
     assert "a data sheet" in text
     assert [(m["variant"], m["profile"], m["mean_ms"], m["energy_method"]) for m in paced["latency"]] == [
         ("half", "7g.40gb", 5.0, "published"),

@@ -4,9 +4,7 @@ context, a counter that moves every tenth of a second, and a stranger on the boa
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,41 +13,40 @@ import pytest
 
 from clover import devices
 from clover.accounting.devices import LINES
-from clover.backends import child_environment
+from tests.support.forks import Forks
 from tests.support.gpu_energy_server import DEVICE
+from tests.support.mig_runs import environment, program
 from tests.support.nvml_child import Child
 
-ROOT = Path(__file__).parents[2]
 BARE_W, CONTEXT_W, MOST_W, GRAIN_S = 52.0, 35.0, 400.0, 0.1
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 @pytest.fixture(scope="module")
-def found(toy_profiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def found(scenes: Forks, toy_profiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """What one server found, and the process that was on its board."""
     cache = tmp_path_factory.mktemp("cache")
     (cache / "profiles").symlink_to(toy_profiles)
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.gpu_energy_server", str(cache)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **child_environment()},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        if not first:
-            pytest.fail(process.communicate()[1])
-        with Child(devices.box_path(devices.parse(DEVICE), cache)) as stranger:
-            stranger.run(f"a = attach({json.loads(first)['slice']!r}); a.draw(60)")
-            out, errors = process.communicate("go\n", timeout=100)
-            assert process.returncode == 0, errors
+    with tempfile.TemporaryFile("w+") as errors:
+        code = program("tests.support.gpu_energy_server")
+        with scenes.talk(code, [str(cache)], environment(), errors.fileno()) as (process, orders, said):
+
+            def line() -> dict[str, Any]:
+                """Return what it says next; AssertionError with what it complained of if that is nothing."""
+                text = said.readline()
+                errors.seek(0)
+                assert text, errors.read()
+                return dict(json.loads(text))
+
+            first = line()
+            with Child(devices.box_path(devices.parse(DEVICE), cache)) as stranger:
+                stranger.run(f"a = attach({first['slice']!r}); a.draw(60)")
+                print("go", file=orders, flush=True)
+                last = line()
+                assert process.wait(20) == 0
             yield {
-                **json.loads(out),
+                **last,
                 "stranger": stranger.pid,
                 "kept": [json.loads(path.read_text()) for path in (cache / "energy").glob("GPU-*.json")],
             }

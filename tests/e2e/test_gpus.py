@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clover.backends import child_environment
+from tests.support.forks import Forks
+from tests.support.mig_runs import run
 
-ROOT = Path(__file__).parents[2]
 
-
-def played(cache: Path, story: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.gpu_server", str(cache), story],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **child_environment()},
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def played(scenes: Forks, cache: Path, story: str) -> dict[str, Any]:
+    code, said, errors = run(scenes, cache, story, within_s=180, module="tests.support.gpu_server")
+    assert code == 0, errors
+    return said[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_gpus_without_load_are_parked_and_one_wakes_when_another_is_lost(toy_cache: Path) -> None:
-    found = played(toy_cache, "parked")
+def test_gpus_without_load_are_parked_and_one_wakes_when_another_is_lost(scenes: Forks, toy_cache: Path) -> None:
+    found = played(scenes, toy_cache, "parked")
     assert found["awake_at_first"] == 3
     assert found["gone"] > 0, "no process of a parked GPU is left"
     asleep = {name for name, item in found["state"].items() if item["parked"]}
@@ -52,8 +38,10 @@ def test_gpus_without_load_are_parked_and_one_wakes_when_another_is_lost(toy_cac
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_two_families_share_one_gpu_and_a_change_of_one_does_not_touch_the_other(toy_cache: Path) -> None:
-    found = played(toy_cache, "shared")
+def test_two_families_share_one_gpu_and_a_change_of_one_does_not_touch_the_other(
+    scenes: Forks, toy_cache: Path
+) -> None:
+    found = played(scenes, toy_cache, "shared")
     (device,) = found["state"].values()
     assert device["family"] == "one, two"
     owners: dict[str, set[int]] = {}

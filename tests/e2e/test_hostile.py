@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +10,12 @@ import pytest
 
 from clover import families
 from clover.accounting import HostProcess, WorkerMeter
-from clover.backends import child_environment
 from clover.errors import WorkerError
 from clover.runtime.memory.slab import Layout, Slab
 from tests.support import hostile_family
+from tests.support.forks import Forks
 from tests.support.hostile_family import BLOCK, ECHO, FILL, FORK, LIE, left_behind
+from tests.support.mig_runs import BEGIN, environment
 from tests.support.worker_pools import client_of, gone, order, run, slab_of, started, until
 
 
@@ -88,7 +86,7 @@ def test_no_child_of_a_worker_outlives_it(tmp_path: Path, ending: str) -> None:
 
 
 SERVER = """
-import asyncio, os, sys
+import asyncio
 from clover.runtime.memory.slab import Layout, Slab
 from clover import families
 from tests.support.worker_pools import client_of, order, started
@@ -107,15 +105,13 @@ asyncio.run(main())
 """
 
 
-def test_no_child_of_a_worker_outlives_a_killed_server(tmp_path: Path) -> None:
+def test_no_child_of_a_worker_outlives_a_killed_server(scenes: Forks, tmp_path: Path) -> None:
     name = hostile_family.write(tmp_path / "hostile")
-    arguments = [sys.executable, "-c", SERVER, name]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=child_environment(), text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with scenes.talk(BEGIN + SERVER, [name], environment()) as (process, _, prints):
+        assert prints.readline() == "ready\n"
         (pid,) = left_behind(tmp_path / "hostile")
         assert not gone(pid)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     assert until(lambda: gone(pid), 5)
 
 

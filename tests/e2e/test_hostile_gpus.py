@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.forks import Forks
 from tests.support.hostile_gpus import CONTEXT_S
 from tests.support.mig_runs import run
 
@@ -18,8 +19,8 @@ def events(said: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_monitors_and_lost_gpus_cost_no_client_an_answer(toy_cache: Path) -> None:
-    code, said, errors = run(toy_cache, "mig", module="tests.support.hostile_gpus")
+def test_monitors_and_lost_gpus_cost_no_client_an_answer(scenes: Forks, toy_cache: Path) -> None:
+    code, said, errors = run(scenes, toy_cache, "mig", module="tests.support.hostile_gpus")
     assert code == 0, errors
     (held,) = events(said, "monitor")
     assert "rolled back: destroy" in held["outcome"]
@@ -42,8 +43,8 @@ def test_monitors_and_lost_gpus_cost_no_client_an_answer(toy_cache: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_an_exclusive_gpu_is_handed_over_and_a_prohibited_one_refused(toy_cache: Path) -> None:
-    code, said, errors = run(toy_cache, "exclusive", module="tests.support.hostile_gpus")
+def test_an_exclusive_gpu_is_handed_over_and_a_prohibited_one_refused(scenes: Forks, toy_cache: Path) -> None:
+    code, said, errors = run(scenes, toy_cache, "exclusive", module="tests.support.hostile_gpus")
     assert code == 0, errors
     (line,) = events(said, "exclusive")
     assert line == {
@@ -63,8 +64,8 @@ def test_an_exclusive_gpu_is_handed_over_and_a_prohibited_one_refused(toy_cache:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_laptop_s_gpu_is_woken_and_its_energy_modelled(toy_cache: Path) -> None:
-    code, said, errors = run(toy_cache, "laptop", module="tests.support.hostile_gpus")
+def test_a_laptop_s_gpu_is_woken_and_its_energy_modelled(scenes: Forks, toy_cache: Path) -> None:
+    code, said, errors = run(scenes, toy_cache, "laptop", module="tests.support.hostile_gpus")
     assert code == 0, errors
     (line,) = events(said, "laptop")
     assert line["asked"] > 30
@@ -77,8 +78,8 @@ def test_a_laptop_s_gpu_is_woken_and_its_energy_modelled(toy_cache: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_hot_spare_takes_the_next_order_over_and_pays_for_no_context(toy_cache: Path) -> None:
-    code, said, errors = run(toy_cache, "spare", module="tests.support.hostile_gpus")
+def test_a_hot_spare_takes_the_next_order_over_and_pays_for_no_context(scenes: Forks, toy_cache: Path) -> None:
+    code, said, errors = run(scenes, toy_cache, "spare", module="tests.support.hostile_gpus")
     assert code == 0, errors
     for line in events(said, "spare"):
         assert line["outcome"] == ""

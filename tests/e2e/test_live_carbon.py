@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,11 +17,12 @@ from clover import carbon
 from clover.carbon.clock import boot_seconds
 from clover.telemetry.ledger import LedgerReader
 from tests.support.carbon_server import KEY, Answer, CarbonServer
+from tests.support.forks import Forks
 from tests.support.servers import descriptors, until
 from tests.support.toy_family import TOY, settings
 
 HOUR, DAY = 3600.0, 86_400.0
-ROOT = Path(__file__).resolve().parents[2]
+SERVE = "import sys\nfrom clover.serve import main\nsys.exit(main(sys.argv[1:]))"
 DOWN = Answer(b'{"error":"closed for maintenance"}', 503)
 BODY = {"inputs": [{"name": "INPUT0", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]}
 
@@ -124,23 +123,12 @@ def test_a_provider_that_goes_away_under_load_costs_no_request(
     assert descriptors() <= before + 2
 
 
-def test_a_key_that_is_refused_stops_the_start_in_the_providers_words(tmp_path: Path) -> None:
+def test_a_key_that_is_refused_stops_the_start_in_the_providers_words(scenes: Forks, tmp_path: Path) -> None:
     with CarbonServer(time.time) as replay:
         own = {"CLOVER_ELECTRICITY_MAPS_URL": replay.url, "CLOVER_ELECTRICITY_MAPS_KEY": f"not-{KEY}"}
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CLOVER_")} | own
-        command = [
-            sys.executable,
-            "-m",
-            "clover.serve",
-            TOY,
-            "--port",
-            "0",
-            "--carbon",
-            "electricity-maps:DE,static:300",
-        ]
-        done = subprocess.run(
-            [*command, "--cache-dir", str(tmp_path)], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
-        )
+        words = [TOY, "--port", "0", "--carbon", "electricity-maps:DE,static:300", "--cache-dir", str(tmp_path)]
+        done = scenes.run(SERVE, words, environ, within_s=60)
     assert done.returncode == 2
     assert "clover: carbon source electricity-maps:DE: " in done.stderr
     assert "answers 401 Status: Unauthorized: Invalid auth-token" in done.stderr

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clover.backends import child_environment
+from tests.support.forks import Forks
+from tests.support.mig_runs import run
 
-ROOT = Path(__file__).parents[2]
 
-
-def scene(folder: Path, what: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.memory_full", str(folder), what],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env={**os.environ, **child_environment()},
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+def scene(scenes: Forks, folder: Path, what: str) -> dict[str, Any]:
+    code, (found,), errors = run(scenes, folder, what, within_s=150, module="tests.support.memory_full")
+    assert code == 0, errors
     return found
 
 
@@ -50,8 +37,10 @@ def exchanged(found: dict[str, Any], slices: int) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_a_core_whose_memory_holds_one_of_them_is_without_a_worker_for_as_long_as_was_said(tmp_path: Path) -> None:
-    found = scene(tmp_path, "cpu")
+def test_a_core_whose_memory_holds_one_of_them_is_without_a_worker_for_as_long_as_was_said(
+    scenes: Forks, tmp_path: Path
+) -> None:
+    found = scene(scenes, tmp_path, "cpu")
     exchanged(found, 1)
     there, back = found["swaps"]
     for swap in (there, back):
@@ -76,8 +65,8 @@ def test_a_core_whose_memory_holds_one_of_them_is_without_a_worker_for_as_long_a
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_emulated_slices_are_exchanged_while_others_serve(tmp_path: Path) -> None:
-    found = scene(tmp_path, "emulated")
+def test_emulated_slices_are_exchanged_while_others_serve(scenes: Forks, tmp_path: Path) -> None:
+    found = scene(scenes, tmp_path, "emulated")
     exchanged(found, 7)
     for swap in found["swaps"]:
         assert swap["lowest_capacity"] > 0.0

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forks import Forks
 from tests.support.mig_runs import run
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(toy_cache: Path) -> None:
-    code, said, errors = run(toy_cache, "kills", 390)
+def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(scenes: Forks, toy_cache: Path) -> None:
+    code, said, errors = run(scenes, toy_cache, "kills", within_s=390)
     assert code == 0, errors
     first, said, last = said[:3], said[3:-3], said[-3:]
     for whole in (first, last):
@@ -37,8 +38,10 @@ def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(toy_cac
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quarantine(toy_cache: Path) -> None:
-    code, said, errors = run(toy_cache, "faults")
+def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quarantine(
+    scenes: Forks, toy_cache: Path
+) -> None:
+    code, said, errors = run(scenes, toy_cache, "faults", within_s=190)
     assert code == 0, errors
     base, mixed = ["full@7g.40gb"] * 2, ["full@2g.10gb"] * 2 + ["half@3g.20gb"] * 3
     during = {line["fault"]: line for line in said if "fault" in line}

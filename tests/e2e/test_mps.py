@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.forks import Forks
 from tests.support.mig_runs import run
 
 MODULE = "tests.support.mps_server"
@@ -33,8 +34,8 @@ def by_event(said: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-def test_parts_are_changed_lost_and_back_and_no_client_notices(short_cache: Path) -> None:
-    code, said, errors = run(short_cache, "live", module=MODULE)
+def test_parts_are_changed_lost_and_back_and_no_client_notices(scenes: Forks, short_cache: Path) -> None:
+    code, said, errors = run(scenes, short_cache, "live", module=MODULE)
     assert code == 0, errors
     events = by_event(said)
     (start,) = events["start"]
@@ -62,8 +63,8 @@ def test_parts_are_changed_lost_and_back_and_no_client_notices(short_cache: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(100)
-def test_a_daemon_that_runs_already_is_used_and_left(short_cache: Path) -> None:
-    code, said, errors = run(short_cache, "found", module=MODULE)
+def test_a_daemon_that_runs_already_is_used_and_left(scenes: Forks, short_cache: Path) -> None:
+    code, said, errors = run(scenes, short_cache, "found", module=MODULE)
     assert code == 0, errors
     found, end = said
     assert found["report"]["daemon"] == "found"

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from clover.backends import child_environment
+from tests.support.forks import Forks
+from tests.support.mig_runs import environment, run
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **child_environment()},
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+COMMAND = "import sys\nfrom clover.__main__ import main\nsys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_a_pod_serves_and_swaps_on_the_instances_that_it_was_given(toy_cache: Path) -> None:
-    said = [json.loads(line) for line in run("tests.support.pod_server", str(toy_cache)).splitlines()]
+def test_a_pod_serves_and_swaps_on_the_instances_that_it_was_given(scenes: Forks, toy_cache: Path) -> None:
+    code, said, errors = run(scenes, toy_cache, module="tests.support.pod_server")
+    assert code == 0, errors
     ready, *swaps, done = said
     both = ["gpu0:1g.10gb@0", "gpu0:1g.10gb@1"]
     assert ready["answered"]
@@ -55,6 +39,7 @@ def test_a_pod_serves_and_swaps_on_the_instances_that_it_was_given(toy_cache: Pa
     # They outlive the server, and whoever lists them is told how they stand.
     box = toy_cache / "emulated" / "pod-1g.10gb-2.nvml"
     words = ["--box", str(box), "--cache-dir", str(toy_cache)]
-    text = run("clover", "mig", "list", *words)
-    assert "fixed: not permitted to change instances; these are served on as they are" in text
-    assert all(uuid in text for uuid in ready["uuids"])
+    listed = scenes.run(COMMAND, ["mig", "list", *words], environment())
+    assert listed.returncode == 0, listed.stderr
+    assert "fixed: not permitted to change instances; these are served on as they are" in listed.stdout
+    assert all(uuid in listed.stdout for uuid in ready["uuids"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,13 +10,13 @@ from pathlib import Path
 import orjson
 import pytest
 
-from clover.backends import child_environment
 from clover.runtime.workers.output import BURST_BYTES, BYTES_PER_S
-from tests.support.servers import ROOT, family
+from tests.support.forks import Forks
+from tests.support.mig_runs import BEGIN, environment
+from tests.support.servers import family
 
 SCRIPT = """
 import logging
-import sys
 import clover
 logging.basicConfig(level="INFO")
 server = clover.Server(sys.argv[1], variant="always", port=0, carbon="static:300", cache_dir=sys.argv[2], cores="0")
@@ -28,18 +25,10 @@ sys.exit(server.run(on_ready=lambda server: print(server.url, flush=True)))
 
 
 @pytest.mark.alone
-def test_a_worker_that_prints_without_end_neither_fills_the_log_nor_holds_anybody_up(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, family("chatty"), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **child_environment()},
-        )
-    assert process.stdout is not None
+def test_a_worker_that_prints_without_end_neither_fills_the_log_nor_holds_anybody_up(
+    scenes: Forks, tmp_path: Path
+) -> None:
+    log, words = tmp_path / "log", [family("chatty"), str(tmp_path)]
 
     def ask(number: int) -> int:
         row = {"name": "INPUT0", "shape": [1, 1], "datatype": "INT32", "data": [number]}
@@ -57,8 +46,11 @@ def test_a_worker_that_prints_without_end_neither_fills_the_log_nor_holds_anybod
         (line,) = [line for line in lines if line.startswith(f"clover_worker_log_dropped_{what}_total{{")]
         return float(line.rsplit(" ", 1)[1])
 
-    try:
-        url = process.stdout.readline().strip()
+    with (
+        log.open("wb") as errors,
+        scenes.talk(BEGIN + SCRIPT, words, environment(), errors.fileno()) as (process, _, prints),
+    ):
+        url = prints.readline().strip()
         begun_s = time.monotonic()
         took_s = []
         while (passed_s := time.monotonic() - begun_s) < 3.0:
@@ -80,7 +72,3 @@ def test_a_worker_that_prints_without_end_neither_fills_the_log_nor_holds_anybod
         assert any(b"prints more than the log takes: " in line for line in lines)
         process.terminate()
         assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -20,8 +20,10 @@ from clover.profiling.driver import Cell
 from clover.profiling.effort import QUICK, Effort
 from clover.profiling.options import MeasureOptions, Progress
 from clover.runtime.workers.pool import Pool
+from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import FamilyProfile, FamilySpec
 from clover.worker.frames import WorkerOrder
+from tests.e2e.forked_zygote import Nursery
 
 pytestmark = pytest.mark.usefixtures("forked_zygotes")
 FAMILIES = Path(__file__).resolve().parents[1] / "families"
@@ -46,10 +48,44 @@ def measure(spec: FamilySpec, folder: Path, progress: Progress | None = None) ->
     return asyncio.run(main())
 
 
-def test_toy_is_measured_whole(tmp_path: Path) -> None:
-    spec = load_family(str(FAMILIES / "toy"))
+class Measured(NamedTuple):
+    """A measurement of `toy` that nothing disturbed: what was measured, and how it went."""
+
+    profile: FamilyProfile
+    folder: Path
+    progress: list[tuple[str, int, int]]
+    rounds: list[list[Cell]]
+    """The cells that were pooled, of one batch size of a variant each."""
+    orders: list[tuple[str, str, str]]
+    """Variant, backend and place of every worker, in turn."""
+
+
+@pytest.fixture(scope="module")
+def measured(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    folder = tmp_path_factory.mktemp("measured")
     told: list[tuple[str, int, int]] = []
-    profile = measure(spec, tmp_path, progress=lambda *what: told.append(what))
+    rounds: list[list[Cell]] = []
+    orders: list[tuple[str, str, str]] = []
+    spawn = Pool.spawn
+
+    def pooled(cells: list[Cell]) -> Cell:
+        rounds.append(cells)
+        return records.pooled(cells)
+
+    async def spawned(self: Pool, order: WorkerOrder, *of: Any, **how: Any) -> Any:
+        orders.append((order.variant, order.backend, order.place))
+        return await spawn(self, order, *of, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ZygoteLink, "launch", nursery.launch)
+        patch.setattr(grid, "pooled", pooled)
+        patch.setattr(Pool, "spawn", spawned)
+        profile = measure(load_family(str(FAMILIES / "toy")), folder, progress=lambda *what: told.append(what))
+    return Measured(profile, folder, told, rounds, orders)
+
+
+def test_toy_is_measured_whole(measured: Measured) -> None:
+    profile, told = measured.profile, measured.progress
     assert profile.backend == {"half": "eager", "full": "eager"}
     half, full = (profiles.accuracy(profile, name) for name in ("half", "full"))
     assert half.value < full.value
@@ -76,39 +112,22 @@ def test_toy_is_measured_whole(tmp_path: Path) -> None:
     assert profile.base.p95_ms > 0
     assert 0.0 <= profile.front_ms < profile.base.http_p95_ms
     assert any("onnxruntime is not" in note for note in profile.notes)
-    assert profiles.ProfileStore(tmp_path).get("toy", profile.key) == profile
+    assert profiles.ProfileStore(measured.folder).get("toy", profile.key) == profile
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert all(done < total for _, done, total in told)
 
 
-def test_everything_is_measured_again_in_rounds_and_medians_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rounds: list[list[Cell]] = []
-
-    def noted(cells: list[Cell]) -> Cell:
-        rounds.append(cells)
-        return records.pooled(cells)
-
-    monkeypatch.setattr(grid, "pooled", noted)
-    profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
-    assert len(rounds) == len(profile.latency)
-    for m, cells in zip(profile.latency, rounds, strict=True):
+def test_everything_is_measured_again_in_rounds_and_medians_are_kept(measured: Measured) -> None:
+    profile = measured.profile
+    assert len(measured.rounds) == len(profile.latency)
+    for m, cells in zip(profile.latency, measured.rounds, strict=True):
         assert [cell.batch for cell in cells] == [m.batch] * SHORT.rounds
         assert m.mean_ms == pytest.approx(statistics.median(statistics.fmean(cell.ms) for cell in cells))
         assert m.samples == sum(len(cell.ms) for cell in cells)
 
 
-def test_a_round_takes_every_cell_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    orders: list[tuple[str, str, str]] = []
-    spawn = Pool.spawn
-
-    async def noted(self: Pool, order: WorkerOrder, *of: Any, **how: Any) -> Any:
-        orders.append((order.variant, order.backend, order.place))
-        return await spawn(self, order, *of, **how)
-
-    monkeypatch.setattr(Pool, "spawn", noted)
-    profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
+def test_a_round_takes_every_cell_before_the_next(measured: Measured) -> None:
+    profile, orders = measured.profile, measured.orders
     kinds = len({(m.variant, m.backend, m.profile) for m in profile.latency})
     of_base = 2 * profile.base.count  # in its workers, and over HTTP
     again = orders[-of_base - SHORT.rounds * kinds : -of_base]

@@ -16,6 +16,8 @@ from clover.types import FamilySpec
 from clover.worker.frames import Resident
 from tests.support.worker_pools import Client, client_of, order, run, started
 
+pytestmark = pytest.mark.usefixtures("forked_zygotes")
+
 TOML = """\
 name = "rungs"
 max_batch = 4

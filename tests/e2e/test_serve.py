@@ -18,20 +18,37 @@ from pathlib import Path
 import pytest
 
 from clover.telemetry.ledger.store import LedgerReader
+from tests.support.forks import Forks, Program
+from tests.support.mig_runs import BEGIN
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = str(ROOT / "tests" / "families" / "toy")
 
 
-class Process:
-    """`python -m clover.serve` with its output in files."""
+FORKED = (
+    BEGIN
+    + """
+from clover.hints import until_closed
+from clover.serve import main
+sys.exit(until_closed(main))
+"""
+)
 
-    def __init__(self, folder: Path, config: Path, *flags: str) -> None:
+
+class Process:
+    """`python -m clover.serve` with its output in files; with `scenes`, in a fork of that process."""
+
+    def __init__(self, folder: Path, config: Path, *flags: str, scenes: Forks | None = None) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")} | {"HOME": str(folder)}
         for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
             environ.pop(name, None)
         self.out, self.err = folder / "out", folder / "err"
-        with self.out.open("wb") as out, self.err.open("wb") as err:
+        self.process: subprocess.Popen[bytes] | Program
+        with open(os.devnull) as nothing, self.out.open("wb") as out, self.err.open("wb") as err:
+            if scenes is not None:
+                standard = nothing.fileno(), out.fileno(), err.fileno()
+                self.process = scenes.begin(FORKED, [str(config), *flags], environ, standard)
+                return
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "clover.serve", str(config), *flags],
                 cwd=ROOT,
@@ -85,7 +102,9 @@ def _freeze(url: str, token: str) -> int:
         return error.code
 
 
-def test_first_start_banner_answer_reload_and_end(serving: Process, config: Path, tmp_path: Path) -> None:
+def test_first_start_banner_answer_reload_and_end(
+    serving: Process, config: Path, scenes: Forks, tmp_path: Path
+) -> None:
     url = serving.wait_for(r"at (http://127\.0\.0\.1:\d+)", serving.out)[1]
     serving.wait_for("v2/clover/state", serving.out)
     banner = serving.out.read_text(encoding="utf-8")
@@ -146,7 +165,7 @@ def test_first_start_banner_answer_reload_and_end(serving: Process, config: Path
 
     # The second start finds the profile.
     config.write_text(good, encoding="utf-8")
-    again = Process(tmp_path, config, "--log-json", "--profile", "require")
+    again = Process(tmp_path, config, "--log-json", "--profile", "require", scenes=scenes)
     try:
         line = json.loads(again.wait_for(r'^.*"message": "ready".*$', again.err)[0])
         assert (line["logger"], line["families"]) == ("clover.serve", ["toy"])

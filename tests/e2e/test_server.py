@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,11 @@ import pytest
 
 import clover
 from clover.backends import child_environment
+from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import Assignment, Routing
+from tests.e2e.forked_zygote import Nursery
+from tests.support.forks import Forks
+from tests.support.mig_runs import BEGIN, environment
 from tests.support.servers import ROOT, children, descriptors, family, run, serve, until
 
 quick_start = pytest.mark.usefixtures("forked_zygotes")
@@ -196,6 +202,7 @@ async def _pin_and_reload(server: clover.Server) -> list[str]:
 
 
 @quick_start
+@pytest.mark.usefixtures("short_profiling")
 def test_two_families_share_a_server(tmp_path: Path) -> None:
     spec = clover.load_family(family("simple"))
 
@@ -434,13 +441,22 @@ def test_what_was_received_is_answered_before_the_workers_go(tmp_path: Path, end
     run(main())
 
 
-def test_a_stopped_server_leaves_nothing(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def quickly(nursery: Nursery) -> Iterator[None]:
+    """Fork zygotes for what comes first, and is not what is looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ZygoteLink, "launch", nursery.launch)
+        yield
+
+
+def test_a_stopped_server_leaves_nothing(nursery: Nursery, tmp_path: Path) -> None:
     async def once() -> None:
         async with serve("slow", tmp_path, http=True) as server:
             await server.ainfer({"INPUT0": [1.0]})
 
     before = children()
-    run(once())
+    with quickly(nursery):
+        run(once())
     open_before = descriptors()
     run(once())
     assert children() == before
@@ -459,13 +475,14 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path, name: str) -> None:
     assert children() == before
 
 
-def test_a_second_family_that_cannot_be_used_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+def test_a_second_family_that_cannot_be_used_leaves_nothing_of_the_first(nursery: Nursery, tmp_path: Path) -> None:
     async def once() -> None:
         server = clover.Server(family("slow"), str(tmp_path / "nowhere"), http=False, cache_dir=str(tmp_path))
         with pytest.raises(clover.ConfigError, match="no family"):
             await server.start()
 
-    run(once())
+    with quickly(nursery):
+        run(once())
     before = descriptors()
     run(once())
     assert descriptors() == before
@@ -520,28 +537,26 @@ def test_run_ends_on_sigterm_with_all_answered(tmp_path: Path) -> None:
             process.stdout.close()
 
 
+FORKED = """
+import clover
+server = clover.Server(sys.argv[1], variant="fast", port=0, carbon="static:300", cache_dir=sys.argv[2])
+sys.exit(server.run(on_ready=lambda server: print(server.url, flush=True)))
+"""
+
+
 @pytest.mark.alone  # within two seconds
-def test_sigkill_of_the_server_leaves_no_process(tmp_path: Path) -> None:
+def test_sigkill_of_the_server_leaves_no_process(scenes: Forks, tmp_path: Path) -> None:
     before = children()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, family("slow"), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("http://")
+    with scenes.talk(BEGIN + FORKED, [family("slow"), str(tmp_path)], environment()) as (process, _, prints):
+        assert prints.readline().startswith("http://")
         below = children() - before - {process.pid}
-        assert below
+        assert len(below) >= 3, "what forks zygotes, a zygote and a worker"
         process.kill()
-        process.wait()
+        process.wait(20)
         end_s = time.monotonic() + 2.0
         while any(Path(f"/proc/{pid}").exists() and not _is_zombie(pid) for pid in below):
             assert time.monotonic() < end_s, "a child outlived the server"
             time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _is_zombie(pid: int) -> bool:

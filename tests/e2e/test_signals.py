@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,9 @@ import pytest
 
 from clover.backends import child_environment
 from tests.support import worker_pools as workers
-from tests.support.servers import ROOT, family, run, serve, until
+from tests.support.forks import Forks
+from tests.support.mig_runs import BEGIN, environment
+from tests.support.servers import family, run, serve, until
 
 
 @pytest.mark.usefixtures("forked_zygotes")
@@ -134,26 +137,15 @@ def test_each_worker_under_load_is_replaced_and_nothing_fails(tmp_path: Path, ca
 
 
 SCRIPT = """
-import sys
 import clover
 server = clover.Server(sys.argv[1], variant="slow", port=0, carbon="static:300", cache_dir=sys.argv[2], cores="0")
 sys.exit(server.run(on_ready=lambda server: print(server.url, flush=True)))
 """
 
 
-def test_to_the_whole_group_everything_received_is_answered(tmp_path: Path) -> None:
+def test_to_the_whole_group_everything_received_is_answered(scenes: Forks, tmp_path: Path) -> None:
     """As a service manager stops a unit: server, zygote, spare and workers get it at once."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, family("slow"), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **child_environment()},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    address = process.stdout.readline().strip().removeprefix("http://")
+    words = [family("slow"), str(tmp_path)]
 
     def ask(number: int) -> tuple[int, list[float]]:
         connection = http.client.HTTPConnection(address, timeout=20)
@@ -171,7 +163,11 @@ def test_to_the_whole_group_everything_received_is_answered(tmp_path: Path) -> N
         names = ("clover_queue_rows{", "clover_in_flight_rows{", "clover_rows_total{")
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
-    try:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        scenes.talk(BEGIN + SCRIPT, words, environment(), errors.fileno()) as (process, _, prints),
+    ):
+        address = prints.readline().strip().removeprefix("http://")
         with ThreadPoolExecutor(192) as threads:
             asked = [threads.submit(ask, number) for number in range(192)]
             end_s = time.monotonic() + 20.0
@@ -180,10 +176,9 @@ def test_to_the_whole_group_everything_received_is_answered(tmp_path: Path) -> N
             os.killpg(process.pid, signal.SIGTERM)
             assert sum(not item.done() for item in asked) > 8, "they were answered before"
             answers = [item.result() for item in asked]
-        _, errors = process.communicate(timeout=20)
+        code = process.wait(20)
+        errors.seek(0)
+        said = errors.read()
         assert answers == [(200, [float(number)]) for number in range(192)]
-        assert process.returncode == 0, errors
-        assert "died" not in errors
-    finally:
-        process.kill()
-        process.wait()
+        assert code == 0, said
+        assert "died" not in said

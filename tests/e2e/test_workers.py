@@ -22,6 +22,7 @@ from clover.backends import child_environment
 from clover.errors import StartError, WorkerError
 from clover.runtime.memory.bytes_codec import pack_row, split_row
 from clover.runtime.workers.pool import Pool
+from tests.support.mig_runs import BEGIN, environment
 from tests.support.worker_pools import CORE, FAMILIES, client_of, gone, order, run, slab_of, started, until
 
 
@@ -529,7 +530,7 @@ async def main():
     slab = Slab.create(Layout(spec, 8))
     pool = Pool()
     await pool.start()
-    assert "torch" not in sys.modules
+    assert "torch" not in sys.modules or "orphan" in sys.argv
     order = WorkerOrder(
         family=spec, variant="always", backend="eager", cores=(min(os.sched_getaffinity(0)),), max_batch=4
     )
@@ -553,17 +554,25 @@ asyncio.run(main())
 """
 
 
+@contextlib.contextmanager
+def begun(*arguments):
+    """`SERVER` as a process of an interpreter of its own, whose zygote is one, too."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVER, *arguments],
+        stdout=subprocess.PIPE,
+        env=child_environment() | {"PYTHONWARNINGS": "default"},
+        text=True,
+    ) as process:
+        yield process, None, process.stdout
+
+
 @pytest.mark.parametrize("ending", ["killed", "killed without a zygote"])
-def test_no_worker_outlives_a_killed_server(ending):
-    arguments = [sys.executable, "-P", "-c", SERVER, str(FAMILIES / "crashy")]
-    if ending != "killed":
-        arguments.append("orphan")
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, env=child_environment() | {"PYTHONWARNINGS": "default"}, text=True
-    )
-    with process:
-        server, *children = map(int, process.stdout.readline().split())
-        assert len(children) == (5 if ending == "killed" else 3)
+def test_no_worker_outlives_a_killed_server(ending, scenes):
+    name = str(FAMILIES / "crashy")
+    whole = ending == "killed"
+    with begun(name) if whole else scenes.talk(BEGIN + SERVER, [name, "orphan"], environment()) as (_, _, prints):
+        server, *children = map(int, prints.readline().split())
+        assert len(children) == (5 if whole else 3)
         assert all(alive(pid) for pid in children)
         for pid in children:  # what a terminal or a service manager sends to everybody
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -66,5 +66,9 @@ async def scene(cache: Path) -> None:
         )
 
 
+def main(cache: str) -> None:
+    asyncio.run(scene(Path(cache)))
+
+
 if __name__ == "__main__":
-    asyncio.run(scene(Path(sys.argv[1])))
+    main(*sys.argv[1:])

@@ -109,15 +109,15 @@ async def shared(cache: Path) -> dict[str, Any]:
         return found
 
 
-def main() -> None:
+def main(cache: str, story: str) -> None:
     stories: dict[str, Callable[[Path], Any]] = {"parked": parked, "shared": shared}
     began_s = time.monotonic()
     try:
-        found = asyncio.run(stories[sys.argv[2]](Path(sys.argv[1])))
+        found = asyncio.run(stories[story](Path(cache)))
     except CloverError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(json.dumps({**found, "seconds": time.monotonic() - began_s}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -25,10 +25,9 @@ from clover import devices
 from clover.devices import disturb, emulated
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError
-from clover.policies.plans import plan_fixed
-from clover.types import Plan, State
 from tests.support import mig_server
-from tests.support.mig_server import BASE, BOX, MIXED, Load, configuration, gpu, say, settled, standing, until
+from tests.support.mig_server import BASE, BOX, MIXED, Load, gpu, say, settled, standing, until
+from tests.support.scene_policies import BestOnAGpu, policy_name
 
 PLAIN = "rtx-4090"
 CONTEXT_S = 2.0
@@ -100,22 +99,13 @@ async def lost(running: clover.Server, load: Load, how: str) -> None:
     say(event="lost", how=how, failed=load.failed, reasons=load.reasons[:3], **standing(running))
 
 
-class Whole:
-    """The policy: the most accurate variant on the whole GPU, until an operator says otherwise."""
-
-    name = "one variant"
-
-    def propose(self, state: State) -> Plan:
-        return plan_fixed(state, configuration({"full@gpu": 1}), policy=self.name)
-
-
 async def exclusive(cache: Path) -> None:
     state = devices.box_path(devices.parse(f"emulated:{PLAIN}:1"), cache)
     emulated.create_box(state, PLAIN, 1)
     disturb.set_compute_mode(state, 0, "exclusive")
     settings: dict[str, Any] = {
         "device": f"emulated:{PLAIN}:1",
-        "policy": f"tests.support.hostile_gpus:{Whole.__name__}",
+        "policy": policy_name(BestOnAGpu),
         "relief": "half",
         "allow_capacity_loss": True,  # nothing serves between the old worker's end and the new one's start
     }
@@ -144,7 +134,7 @@ async def spare(cache: Path) -> None:
     emulated.create_box(state, PLAIN, 1)
     settings: dict[str, Any] = {
         "device": f"emulated:{PLAIN}:1",
-        "policy": f"tests.support.hostile_gpus:{Whole.__name__}",
+        "policy": policy_name(BestOnAGpu),
         "resident": "off",  # so that another variant takes another process
         "spare": "on",
     }
@@ -172,7 +162,7 @@ async def laptop(cache: Path) -> None:
     state = devices.box_path(devices.parse("emulated:laptop:1"), cache)
     emulated.create_box(state, "laptop", 1)
     emulated.advance(state, 60.0)  # it sleeps
-    policy = f"tests.support.hostile_gpus:{Whole.__name__}"
+    policy = policy_name(BestOnAGpu)
     async with mig_server.server(cache, device="emulated:laptop:1", policy=policy) as running:
         load = Load(running)
         await until(lambda: load.asked > 30)
@@ -183,7 +173,11 @@ async def laptop(cache: Path) -> None:
         say(event="laptop", asked=load.asked, failed=load.failed, line=line, meter=about["meter"])
 
 
-if __name__ == "__main__":
+def main(cache: str, story: str) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         stories = {"mig": mig, "exclusive": exclusive, "laptop": laptop, "spare": spare}
-        asyncio.run(stories[sys.argv[2]](Path(sys.argv[1])))
+        asyncio.run(stories[story](Path(cache)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

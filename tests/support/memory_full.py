@@ -14,7 +14,6 @@ import asyncio
 import json
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,12 +24,11 @@ import msgspec
 import numpy as np
 
 import clover.server
-from clover.backends import child_environment
 from clover.errors import CloverError, RequestError
-from clover.policies.plans import plan_fixed
-from clover.profiling.effort import Effort
+from clover.profiling import stored
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.types import GroupCount, Plan, State
+from tests.support.scene_policies import LightEverywhere, policy_name
+from tests.support.servers import SHORT
 
 TOY = Path(__file__).parents[1] / "families" / "toy"
 BALLAST = """\
@@ -56,7 +54,6 @@ SCENES: dict[str, dict[str, Any]] = {
 SLICE_MIB = 2400
 """What each variant holds on an emulated slice: more than half.  Nothing touches it, so a small machine will do."""
 SPARE_MIB = 190
-SHORT = Effort(quick=True, samples=10, least_s=0.03, most_s=0.3, score_s=4.0, base_s=0.4, compile_s=0.0, rounds=2)
 
 
 def family(folder: Path, light_mib: int, bulk_mib: int) -> str:
@@ -74,21 +71,10 @@ def family(folder: Path, light_mib: int, bulk_mib: int) -> str:
 
 
 def mapped_mib() -> int:
-    """Return the MiB of addresses that a process has once it has imported torch."""
-    code = "import torch; print(open('/proc/self/statm').read().split()[0])"
-    told = subprocess.run([sys.executable, "-c", code], env=child_environment(), capture_output=True, check=True)
-    return int(told.stdout) * resource.getpagesize() >> 20
+    """Return the MiB of addresses of a process that has imported torch: of this one, whose forks zygotes are."""
+    import torch  # noqa: F401
 
-
-class Light:
-    """The policy: `light` everywhere, until an operator says otherwise."""
-
-    name = "light"
-
-    def propose(self, state: State) -> Plan:
-        scene = SCENES["cpu" if state.devices[0].kind == "cpu" else "emulated"]
-        everywhere = (GroupCount(variant="light", profile=scene["profile"], count=scene["count"]),)
-        return plan_fixed(state, everywhere, policy=self.name)
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 20
 
 
 class Clients:
@@ -166,7 +152,7 @@ async def pin(server: clover.Server, variant: str, scene: dict[str, Any]) -> dic
     return {"error": error, "action": decision["action"], "took_s": time.monotonic() - began_s, **inputs}
 
 
-async def main(folder: Path, what: str) -> dict[str, Any]:
+async def exchange(folder: Path, what: str) -> dict[str, Any]:
     """Swap and swap back while clients ask."""
     scene = SCENES[what]
     lives: list[dict[str, Any]] = []
@@ -177,7 +163,7 @@ async def main(folder: Path, what: str) -> dict[str, Any]:
         http=False,
         cache_dir=str(folder / "cache"),
         backends=("eager",),
-        policy=f"tests.support.memory_full:{Light.__name__}",
+        policy=policy_name(LightEverywhere),
         slo_ms=10_000.0,
         waits=False,
         accuracy_floor=1.0,
@@ -213,8 +199,10 @@ async def main(folder: Path, what: str) -> dict[str, Any]:
         return {**found, "ends": dict(clients.ends), "refused": state["refused"]}
 
 
-if __name__ == "__main__":
-    from clover.profiling import stored
-
+def main(folder: str, what: str) -> None:
     setattr(stored, "QUICK", SHORT)  # noqa: B010  (it is not exported)
-    print(json.dumps(asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))))
+    print(json.dumps(asyncio.run(exchange(Path(folder), what))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

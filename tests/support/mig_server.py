@@ -30,30 +30,14 @@ from clover.devices import emulated
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.planning.packing import geometry
-from clover.policies.plans import plan_fixed
-from clover.types import GroupCount, Placement, Plan, Routing, State, Step
+from clover.types import Placement, Routing, Step
 from tests.e2e import forked_zygote
+from tests.support.scene_policies import TWO_GPUS, BaseOnTwoGpus, policy_name
 
 TOY = str(Path(__file__).parents[1] / "families" / "toy")
 BOX = "a100-40gb"
-BASE = {"full@7g.40gb": 2}
+BASE = TWO_GPUS
 MIXED = {"half@3g.20gb": 3, "full@2g.10gb": 2}
-
-
-def configuration(groups: dict[str, int]) -> tuple[GroupCount, ...]:
-    """`{"full@7g.40gb": 2}` as a configuration."""
-    return tuple(
-        GroupCount(variant=key.split("@")[0], profile=key.split("@")[1], count=n) for key, n in sorted(groups.items())
-    )
-
-
-class Base:
-    """The policy: BASE, until an operator says otherwise."""
-
-    name = "base two GPUs"
-
-    def propose(self, state: State) -> Plan:
-        return plan_fixed(state, configuration(BASE), policy=self.name)
 
 
 def say(**figures: Any) -> None:
@@ -72,7 +56,7 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         carbon="static:300",
         **{
             "device": f"emulated:{BOX}:2",
-            "policy": f"tests.support.mig_server:{Base.__name__}",
+            "policy": policy_name(BaseOnTwoGpus),
             "interval_s": 0.1,
             "min_dwell_s": 0.1,
             "verify_s": 0.2,
@@ -208,12 +192,11 @@ def of_session(session: int) -> list[int]:
     return found
 
 
-def main() -> None:
-    cache, what = Path(sys.argv[1]), sys.argv[2]
+def main(cache: str, what: str) -> None:
     if what == "faults":
-        asyncio.run(faults(cache))
+        asyncio.run(faults(Path(cache)))
     else:
-        kills(cache)
+        kills(Path(cache))
 
 
 FAULTS: dict[str, tuple[emulated.Fault, ...]] = {
@@ -310,4 +293,4 @@ async def until(what: Any, within_s: float = 20.0) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -20,28 +20,17 @@ from clover import devices
 from clover.devices import boxes
 from clover.devices.mps import MpsDevice
 from clover.devices.mps_control import MpsControl
-from clover.policies.plans import plan_fixed
-from clover.types import Plan, State
 from tests.support import mig_server
-from tests.support.mig_server import Load, answers, configuration, say, until
+from tests.support.mig_server import Load, answers, say, until
+from tests.support.scene_policies import BestOnAllParts, policy_name
 
 DEVICE = "emulated:rtx-4090:1/mps"
-WHOLE = {"full@4of4": 1}
 HALVES = {"full@2of4": 1, "half@2of4": 1}
 MIXED = {"full@2of4": 1, "half@1of4": 2}
 
 
-class Whole:
-    """The policy: the most accurate variant on the whole GPU, until an operator says otherwise."""
-
-    name = "one variant on four of four parts"
-
-    def propose(self, state: State) -> Plan:
-        return plan_fixed(state, configuration(WHOLE), policy=self.name)
-
-
 def server(cache: Path) -> clover.Server:
-    policy = f"tests.support.mps_server:{Whole.__name__}"
+    policy = policy_name(BestOnAllParts)
     # Plans only when an operator asks: what is reached is to stay.
     return mig_server.server(cache, device=DEVICE, policy=policy, allow_capacity_loss=True, interval_s=600.0)
 
@@ -155,10 +144,10 @@ async def found(cache: Path) -> None:
         theirs.quit()
 
 
-def main() -> None:
+def main(cache: str, story: str) -> None:
     stories: dict[str, Any] = {"live": live, "found": found}
-    asyncio.run(stories[sys.argv[2]](Path(sys.argv[1])))
+    asyncio.run(stories[story](Path(cache)))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -12,22 +12,11 @@ import sys
 from pathlib import Path
 
 import clover.server
-from clover.policies.plans import plan_fixed
-from clover.types import Plan, State
-from tests.support.mig_server import TOY, Load, answers, configuration, gpu, say, standing
+from tests.support.mig_server import TOY, Load, answers, gpu, say, standing
+from tests.support.scene_policies import TWO_INSTANCES, BestOnTwoInstances, policy_name
 
 DEVICE = "emulated:pod-1g.10gb:2"
-BASE = {"full@1g.10gb": 2}
-CONFIGURATIONS = ({"half@1g.10gb": 2}, {"full@1g.10gb": 1, "half@1g.10gb": 1}, BASE)
-
-
-class Base:
-    """The policy: the best variant on both instances, until an operator says otherwise."""
-
-    name = "base two instances"
-
-    def propose(self, state: State) -> Plan:
-        return plan_fixed(state, configuration(BASE), policy=self.name)
+CONFIGURATIONS = ({"half@1g.10gb": 2}, {"full@1g.10gb": 1, "half@1g.10gb": 1}, TWO_INSTANCES)
 
 
 async def serve(cache: Path) -> None:
@@ -37,7 +26,7 @@ async def serve(cache: Path) -> None:
         cache_dir=str(cache),
         device=DEVICE,
         backends=("eager",),
-        policy=f"tests.support.pod_server:{Base.__name__}",
+        policy=policy_name(BestOnTwoInstances),
         slo_ms=10_000.0,
         waits=False,
         accuracy_floor=1.0,
@@ -69,5 +58,9 @@ async def serve(cache: Path) -> None:
         )
 
 
+def main(cache: str) -> None:
+    asyncio.run(serve(Path(cache)))
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    main(*sys.argv[1:])
