@@ -72,9 +72,10 @@ def playwright_sync() -> Any:
     return sync
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chromium(playwright_sync: Any) -> Iterator[Any]:
-    """Start a browser for one test: while playwright runs, no other test of this process could run an event loop."""
+    """Start a browser for the tests of one file, which have contexts of their own in it; not for longer: while
+    playwright runs, no other test of this process could run an event loop."""
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with playwright_sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
