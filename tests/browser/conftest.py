@@ -115,5 +115,3 @@ def open_page(chromium: Any, served: Served) -> Iterator[Callable[..., Any]]:
 
 
 LOUD = ("error", "warning")
-
-

@@ -206,6 +206,7 @@ def unchanged(found: Any) -> Any:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "published", "change", "oldest_s", "poll_s"),
     [

@@ -21,6 +21,7 @@ from clover.planning.transition.stages import (
 )
 from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, DeviceShape, Placement, Transition
+from tests.support.examples import examples
 from tests.support.profiles_fixture import cpu, worker
 
 RATES = {"tiny": 100.0, "small": 50.0, "large": 10.0}
@@ -162,7 +163,7 @@ def deployments(draw: st.DrawFn) -> tuple[Assignment, ...]:
     return tuple(found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     running=deployments(),
     target=deployments(),
