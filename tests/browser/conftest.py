@@ -1,4 +1,4 @@
-"""A server and a real browser, shared by all tests here; they are skipped if there is no Chromium or no playwright."""
+"""A server and a real browser, shared by the tests of a file; they are skipped if there is no Chromium or no playwright."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def chromium(playwright_sync: Any) -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(playwright_sync: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve for the tests of one file; after them, its rows would be asked for through whatever other tests replace."""
     made = Served(tmp_path_factory.mktemp("dashboard"))
     made.start()
     yield made
