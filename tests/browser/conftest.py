@@ -1,4 +1,4 @@
-"""A server and a real browser, shared by the tests of a file; they are skipped if there is no Chromium or no playwright."""
+"""A server and a real browser, shared by the tests of a file; skipped if there is no Chromium or no playwright."""
 
 from __future__ import annotations
 
