@@ -231,7 +231,7 @@ def test_what_devices_allow_of_a_deployment() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=examples(300), deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_every_fault_ends_in_the_target_in_the_deployment_before_or_named(data: st.DataObject) -> None:
     devices = (a30("gpu0"), a30("gpu1"))
