@@ -1,4 +1,4 @@
-"""A server and a real browser, shared by all tests here; they are skipped if there is no Chromium or no playwright."""
+"""A server and a real browser, shared by the tests of a file; skipped if there is no Chromium or no playwright."""
 
 from __future__ import annotations
 
@@ -72,9 +72,10 @@ def playwright_sync() -> Any:
     return sync
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chromium(playwright_sync: Any) -> Iterator[Any]:
-    """Start a browser for one test: while playwright runs, no other test of this process could run an event loop."""
+    """Start a browser for the tests of one file, which have contexts of their own in it; not for longer: while
+    playwright runs, no other test of this process could run an event loop."""
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with playwright_sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
@@ -82,8 +83,9 @@ def chromium(playwright_sync: Any) -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(playwright_sync: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve for the tests of one file; after them, its rows would be asked for through whatever other tests replace."""
     made = Served(tmp_path_factory.mktemp("dashboard"))
     made.start()
     yield made
@@ -114,5 +116,3 @@ def open_page(chromium: Any, served: Served) -> Iterator[Callable[..., Any]]:
 
 
 LOUD = ("error", "warning")
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from datetime import UTC
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,10 @@ from clover.report.render.page import report_page
 from tests.support.cluster_statuses import cluster_status
 from tests.support.reports import made_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PACKAGES = ("playwright", "axe_playwright_python")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in PACKAGES), reason=f"not installed: {', '.join(PACKAGES)}"
     ),
@@ -32,68 +29,56 @@ pytestmark = [
 
 
 @pytest.mark.skipif(sheet.plotly_script() is None, reason="the extra dashboard (plotly) is not installed")
-def test_the_page_is_drawn_and_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_drawn_and_loads_nothing(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
 
     path, plain = tmp_path / "report.html", tmp_path / "plain.html"
     path.write_text(report_page(made_report(), UTC), encoding="utf-8")
     monkeypatch.setattr(sheet, "plotly_script", lambda: None)
     plain.write_text(report_page(made_report(), UTC), encoding="utf-8")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            said: list[str] = []
-            asked: list[str] = []
-            page = browser.new_page(viewport={"width": 390, "height": 800})
-            page.on("console", lambda message: said.append(message.text))
-            page.on("pageerror", lambda error: said.append(str(error)))
-            page.on("request", lambda request: asked.append(request.url))
-            page.goto(path.as_uri())
-            page.wait_for_function("document.querySelectorAll('.chart svg.main-svg').length >= 5", timeout=60_000)
-            assert said == []
-            assert asked == [path.as_uri()]
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390  # tables scroll by themselves
-            page.evaluate("dispatchEvent(new Event('beforeprint'))")
-            assert page.evaluate("[...document.querySelectorAll('details')].every(item => item.open)")
-            # axe is put into the page, which the page's own policy forbids.
-            page = browser.new_context(bypass_csp=True).new_page()
-            page.goto(plain.as_uri())
-            found = Axe().run(page).response["violations"]
-            assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == []
-        finally:
-            browser.close()
+    said: list[str] = []
+    asked: list[str] = []
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelectorAll('.chart svg.main-svg').length >= 5", timeout=60_000)
+    assert said == []
+    assert asked == [path.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # tables scroll by themselves
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("[...document.querySelectorAll('details')].every(item => item.open)")
+    # axe is put into the page, which the page's own policy forbids.
+    page = chromium.new_context(bypass_csp=True).new_page()
+    page.goto(plain.as_uri())
+    found = Axe().run(page).response["violations"]
+    assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == []
 
 
 def _note(said: list[str], message: Any) -> None:
     said.append(message.text)
 
 
-def test_pages_of_a_cluster_fit_any_width_and_can_be_read_by_all(tmp_path: Path) -> None:
+def test_pages_of_a_cluster_fit_any_width_and_can_be_read_by_all(chromium: Any, tmp_path: Path) -> None:
     from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
 
     made = made_report()
     options = ClusterOptions(start=made.period.start, end=made.period.end, made=made.made)
     report = cluster_report_of([NodeLedger("shop", "GB", made), NodeLedger("late", "FR", None, "it is empty")], options)
     pages = {"status": cluster_page(cluster_status()), "report": cluster_report_page(report, UTC)}
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            for name, text in pages.items():
-                path = tmp_path / f"{name}.html"
-                path.write_text(text, encoding="utf-8")
-                for scheme in ("light", "dark"):
-                    # axe is put into the page, which the page's own policy forbids.
-                    page = browser.new_context(bypass_csp=True, color_scheme=scheme).new_page()
-                    said: list[str] = []
-                    page.on("console", partial(_note, said))
-                    page.goto(path.as_uri())
-                    for width in (320, 1200):
-                        page.set_viewport_size({"width": width, "height": 800})
-                        assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
-                    assert said == []
-                    found = Axe().run(page).response["violations"]
-                    assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == [], name
-        finally:
-            browser.close()
+    for name, text in pages.items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(text, encoding="utf-8")
+        for scheme in ("light", "dark"):
+            # axe is put into the page, which the page's own policy forbids.
+            page = chromium.new_context(bypass_csp=True, color_scheme=scheme).new_page()
+            said: list[str] = []
+            page.on("console", partial(_note, said))
+            page.goto(path.as_uri())
+            for width in (320, 1200):
+                page.set_viewport_size({"width": width, "height": 800})
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
+            assert said == []
+            found = Axe().run(page).response["violations"]
+            assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == [], name

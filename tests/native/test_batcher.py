@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 )
 
 from tests.reference import batcher as twin
+from tests.support.examples import examples
 
 OUT = np.zeros(64, np.uint32)
 
@@ -837,4 +838,4 @@ class Life(RuleBasedStateMachine):
 @pytest.mark.slow
 def test_any_life_of_a_batcher(kernels: SimpleNamespace) -> None:
     machine = type("Machine", (Life,), {"subject": staticmethod(kernels.batcher.Batcher)})
-    run_state_machine_as_test(machine, settings=settings(max_examples=80, stateful_step_count=60))
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples(80), stateful_step_count=60))

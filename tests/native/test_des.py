@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.reference import batcher as batcher_twin
 from tests.reference import des as twin
 from tests.reference import route as route_twin
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,7 @@ def streams(draw: st.DrawFn) -> tuple[str, tuple[Any, ...]]:
     return kind, (np.cumsum(gaps).tolist(),)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(systems(), streams(), st.integers(0, 60))
 def test_both_tell_the_same(
     compiled: SimpleNamespace, system: dict[str, Any], stream: tuple[str, tuple[Any, ...]], warm_up: int
@@ -80,7 +81,7 @@ def test_both_tell_the_same(
     assert (one.wait_s >= 0.0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     gaps=st.lists(st.integers(0, 30), min_size=1, max_size=80),
     workers=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4), st.integers(5, 60)), min_size=3, max_size=6),

@@ -17,6 +17,7 @@ from clover.errors import BadRequest
 from clover.http.oip.request import Signature, decode
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from tests.reference import infer as twin
+from tests.support.examples import examples
 
 SPEC = FamilySpec(
     name="f",
@@ -130,7 +131,7 @@ NUMBERS = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(rows=st.integers(1, ROWS), data=st.data())
 def test_what_is_taken_is_what_the_general_way_makes_of_it(
     kernels: SimpleNamespace, rows: int, data: st.DataObject
@@ -148,7 +149,7 @@ BASE = json.dumps(document(2)).encode()
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(st.integers(0, len(BASE) - 1), st.integers(0, len(BASE)), st.binary(max_size=4))
 @example(0, 0, b"\xef\xbb\xbf")
 def test_whatever_is_done_to_a_body(kernels: SimpleNamespace, at: int, until: int, put: bytes) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from clover.planning.model.shares import best_mix
 from tests.reference import lanes as twin
+from tests.support.examples import examples
 
 A100 = [
     [0, 0, 0, 0, 1], [0, 0, 1, 1, 0], [0, 0, 2, 0, 0], [0, 2, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 1, 0, 0],
@@ -201,16 +202,18 @@ def expected(asked: dict[str, Any], counts: list[int], used: list[int], shares: 
             totals["accuracy"] += shares[v] * asked["accuracy"][v]
             value += shares[v] * (asked["quality"][v] - asked["price"][family] * means[0])
         for name, found in (
-            ("late", late), ("accuracy", accuracy), ("energy_j", energy_j), ("capacity", capacity), ("room", room)
+            ("late", late),
+            ("accuracy", accuracy),
+            ("energy_j", energy_j),
+            ("capacity", capacity),
+            ("room", room),
         ):
             found.append(totals[name])
     value -= asked["watt"] * sum(n * w for n, w in zip(used, asked["idle_w"], strict=True))
     if "running" in asked:
         more = np.maximum(np.array(counts) - asked["running"], 0)
         value -= float(more @ np.array(asked["switching"]))
-    need = sum(
-        max(0.0, asked["peak"][f] - capacity[f]) / asked["wake"][f] for f in range(len(asked["rate"]))
-    )
+    need = sum(max(0.0, asked["peak"][f] - capacity[f]) / asked["wake"][f] for f in range(len(asked["rate"])))
     have = sum(n * x for n, x in zip(used, asked["spare"], strict=True))
     feasible = (
         min(room) >= 1.0 - 1e-9
@@ -379,7 +382,7 @@ numbers = st.floats(0.0, 1.0, width=32)
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.tuples(numbers, st.one_of(numbers, st.sampled_from([0.2, 0.5])), st.floats(0.02, 1.3), st.integers(1, 4)),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clover._native import des, timeshare
 from tests.reference import timeshare as twin
+from tests.support.examples import examples
 
 FIELDS = ("latency_s", "rows", "batches", "energy_j")
 ONE = {
@@ -48,7 +49,7 @@ def systems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(systems())
 def test_both_twins_play_alike(system: dict[str, Any]) -> None:
     compiled, reference = timeshare.play(**system), twin.play(**system)
@@ -56,7 +57,7 @@ def test_both_twins_play_alike(system: dict[str, Any]) -> None:
         np.testing.assert_allclose(getattr(compiled, name), getattr(reference, name), rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.integers(1, 4), st.floats(0.1, 0.9), st.integers(0, 2**32))
 def test_one_lane_is_what_des_plays(servers: int, load: float, seed: int) -> None:
     times = np.cumsum(np.random.default_rng(seed).exponential(0.7 / (load * servers), 400))

@@ -149,11 +149,10 @@ class _Program:
 
         if not self.cost:
             return None
-        matrix = sparse.lil_matrix((len(self.rows), len(self.cost)))
-        for at, (row, _, _) in enumerate(self.rows):
-            for column, value in row.items():
-                matrix[at, column] = value
-        limits = optimize.LinearConstraint(matrix.tocsr(), [row[1] for row in self.rows], [row[2] for row in self.rows])
+        entries = [(at, column, value) for at, (row, _, _) in enumerate(self.rows) for column, value in row.items()]
+        at, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
+        matrix = sparse.csr_matrix((values, (at, columns)), shape=(len(self.rows), len(self.cost)))
+        limits = optimize.LinearConstraint(matrix, [row[1] for row in self.rows], [row[2] for row in self.rows])
         return optimize.milp(
             np.array(self.cost),
             integrality=np.array(self.whole),

@@ -232,6 +232,7 @@ def test_a_provider_that_answers_rightly_again_is_believed_again() -> None:
     assert (found.state, found.g_per_kwh) == ("fresh", daily(10 * HOUR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("g_per_kwh", "why"),
     [

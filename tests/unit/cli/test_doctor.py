@@ -292,6 +292,7 @@ def test_an_emulated_device_is_one_or_a_fault(tmp_path: Path, device: str, text:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_emulated_box_that_exists_is_opened(tmp_path: Path) -> None:
     def look() -> list[str]:
         command = [sys.executable, "-c", LOOK, str(tmp_path)]

@@ -22,6 +22,7 @@ from clover.cli.mig.words import Ask
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts, legal
 from clover.types import Placement
+from tests.support.examples import examples
 from tests.support.geometry_fixture import A30, A100, BY_NAME, place
 
 A30_BY_NAME = {profile.name: profile for profile in A30}
@@ -103,7 +104,7 @@ def test_all_ways_to_place_a_list_and_no_others() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.sampled_from(["1g.5gb", "1g.5gb+me", "1g.10gb", "2g.10gb", "3g.20gb", "4g.20gb"]), max_size=5))
 def test_ways_agree_with_brute_force(names: list[str]) -> None:
     options = [[place(name, start) for start in BY_NAME[name].starts] for name in names]
@@ -277,7 +278,7 @@ ASKS = st.builds(
 GROUPS = st.lists(st.tuples(st.booleans(), st.lists(ASKS, max_size=7)), min_size=1, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     groups=GROUPS,
     name=st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=12),
@@ -308,7 +309,7 @@ def test_a_drawing_has_every_slice_in_its_column() -> None:
     assert [at for at, sign in enumerate(row) if sign == "│"] == [at for at, sign in enumerate(top) if sign in "┌┬┐"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_names_always_fit(data: st.DataObject) -> None:
     axis = data.draw(st.sampled_from([4, 8, 12]))
@@ -366,7 +367,7 @@ def test_what_matches_stays_and_the_rest_goes() -> None:
 EVERY = layouts(A100, device="gpu0", compute=7, maximal=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_no_way_changes_less(data: st.DataObject) -> None:
     before, after = data.draw(st.sampled_from(EVERY)), data.draw(st.sampled_from(EVERY))

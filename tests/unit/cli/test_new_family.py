@@ -114,6 +114,7 @@ def made(*argv: str) -> FamilySpec:
     return families.load_family(argv[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_probe")
 def test_two_modules_of_a_file_are_a_family_that_answers_as_they_do(
     here: Path, capsys: pytest.CaptureFixture[str]

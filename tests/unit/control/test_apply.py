@@ -15,6 +15,7 @@ from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, Routing
 from tests.support.apply_fixture import Deployment, Rig, always, standing
+from tests.support.examples import examples
 from tests.support.geometry_fixture import A30, a30, a100, filled, runs
 
 BOTH = ("gpu0", "gpu1")
@@ -230,7 +231,7 @@ def test_what_devices_allow_of_a_deployment() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_every_fault_ends_in_the_target_in_the_deployment_before_or_named(data: st.DataObject) -> None:
     devices = (a30("gpu0"), a30("gpu1"))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.control.arrivals import LONGEST, SURE, WINDOW_S, ArrivalRate
+from tests.support.examples import examples
 
 
 def watched(counts: list[float], every_s: float = WINDOW_S) -> ArrivalRate:
@@ -67,7 +68,7 @@ def test_looks_within_a_window_say_nothing_new() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.floats(0.0, 1e6), max_size=40), st.floats(0.1, 30.0))
 def test_it_is_a_rate_whatever_is_seen(rates: list[float], every_s: float) -> None:
     found = watched(rates, every_s).rows_per_s()

@@ -17,6 +17,7 @@ from clover.control.family import Family
 from clover.errors import BadRequest, PlanError, StartError
 from clover.types import Assignment, DeviceShape, Placement, Routing, configuration_of
 from tests.support.control_fixture import FakeDevice, FakeGpu, Rig
+from tests.support.examples import examples
 from tests.support.mig_fixture import a100, mig_profile, slice_worker
 from tests.support.profiles_fixture import cpu
 
@@ -57,7 +58,7 @@ async def apply(of: Rig, **configuration: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     count=st.integers(0, 8),
     shares=st.lists(st.floats(0.1, 9.0), min_size=1, max_size=4),

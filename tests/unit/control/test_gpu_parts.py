@@ -18,6 +18,7 @@ from clover.devices import tables
 from clover.planning.packing import geometry
 from clover.types import DeviceShape, Placement
 from tests.support.control_fixture import FakeDevice, FakeFleet, FakeGpu, Rig
+from tests.support.examples import examples
 from tests.support.mig_fixture import SLICES, a100, mig_profile, slice_worker
 
 
@@ -66,7 +67,7 @@ def test_whatever_families_run_in_their_parts_is_legal_together(board: str, fami
     tried((), parts)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(shares=st.lists(st.floats(0.1, 9.0), min_size=1, max_size=12), gpus=st.integers(1, 3), data=st.data())
 def test_families_are_gathered_on_gpus_evenly_and_stay(shares: list[float], gpus: int, data: st.DataObject) -> None:
     room = {f"gpu{i}": data.draw(st.integers(1, 7)) for i in range(gpus)}

@@ -116,6 +116,7 @@ def test_a_plan_that_is_better_than_what_missed_the_slo_is_not_rolled_back() -> 
 # --- noise ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("noise", [0.1, 0.3])
 @pytest.mark.parametrize("times", [1.0, 1.5])

@@ -60,6 +60,7 @@ print(json.dumps({"used_s": sum(used), "tree_s": (after.tree_ns - before.tree_ns
 '''
 
 
+@pytest.mark.slow
 def test_the_living_and_the_dead_of_the_tree_are_counted() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", STORY], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -92,6 +92,7 @@ def test_other_programs_at_the_start_are_waited_out_and_then_corrected(
     assert serve(host, meter, *LOAD) == pytest.approx(true_saving(host, *LOAD), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
 def test_the_idle_power_of_a_host_that_never_rests_is_found_by_regression(tmp_path: Path, idle_w: float) -> None:
     host = SyntheticHost(tmp_path, idle_w)
@@ -224,6 +225,7 @@ def profiled_by(meter: RaplMeter, host: SyntheticHost) -> FamilyProfile:
     return replace(true, latency=tuple(latency))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
 @pytest.mark.parametrize("others", [0.0, 3.0])
 def test_what_a_server_says_it_saved_is_what_physics_say(tmp_path: Path, idle_w: float, others: float) -> None:

@@ -177,6 +177,7 @@ def test_a_drain_that_takes_too_long_is_cut() -> None:
     served(FakeView(one), scene)
 
 
+@pytest.mark.slow
 def test_starts_and_stops_leave_nothing_behind_that_grows() -> None:
     async def nothing(front: GrpcFrontend, channel: Any) -> None:
         await channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"")

@@ -17,6 +17,7 @@ from clover.errors import DeadlineMissed, ModelFailed, Overloaded, RequestError,
 from clover.grpc.calls import CODES
 from clover.grpc.messages import ModelInferRequest
 from clover.runtime.memory.bytes_codec import pack_row
+from tests.support.examples import examples
 from tests.support.grpc_fakes import GrpcDriver
 from tests.support.http_fakes import Driver, FakeModel, FakeView, family, tensor
 
@@ -238,7 +239,7 @@ def requests(draw: st.DrawFn) -> Request:
     return Request(tuple(inputs), parameters=parameters, outputs=tuple(outputs), id=draw(st.text(max_size=3)))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(requests())
 def test_any_request(request: Request) -> None:
     same(request)

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from clover.grpc import wire
 from clover.grpc.messages import ModelInferRequest, ModelInferResponse
+from tests.support.examples import examples
 
 RAW = 7
 
@@ -45,7 +46,7 @@ def test_arrays_are_fields_as_they_lie() -> None:
     assert answer.raw_output_contents[0] == array.tobytes()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(st.binary(max_size=40))
 def test_protobuf_and_we_agree_on_what_is_malformed(data: bytes) -> None:
     try:

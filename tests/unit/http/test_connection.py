@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, DeadlineMissed, ModelFailed, Overloaded, Unavailable
 from clover.http.server_state import SCRATCH_BYTES
+from tests.support.examples import examples
 from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, parse_answers, request
 
 INFER = "/v2/models/echo/infer"
@@ -488,7 +489,7 @@ def test_stats() -> None:
     assert d.stats.accepted_connections == d.stats.open_connections == 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.lists(st.tuples(st.sampled_from(["infer", "get", "finish", "flush"]), st.integers(0, 5)), max_size=60))
 def test_order_holds_whatever_finishes_first(steps: list[tuple[str, int]]) -> None:
     d, model = held(pipelined=3)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clover.config import LimitsConfig, ListenConfig
 from clover.http.heads import Heads
+from tests.support.examples import examples
 from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, request
 
 HOST = b"Host: localhost\r\n"
@@ -310,7 +311,7 @@ def test_the_conversation_is_what_it_seems() -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.lists(st.integers(1, len(CONVERSATION) - 1), max_size=40), st.booleans())
 def test_any_cut_gives_the_same_answers(cuts: list[int], settle: bool) -> None:
     d = driver()
@@ -338,7 +339,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=12)), max_size=30))
 def test_random_bytes_end_in_an_answer_or_a_close(pieces: list[bytes]) -> None:
     d = driver()

@@ -16,6 +16,7 @@ from clover.errors import BadRequest
 from clover.http.oip import tensors
 from clover.http.oip.tensors import DATATYPES
 from clover.runtime.memory.bytes_codec import count_elements
+from tests.support.examples import examples
 from tests.support.http_fakes import Driver, FakeModel, FakeView, family, tensor
 
 NUMBERS = [name for name in DATATYPES if name not in ("BYTES", "BOOL", "FP16", "BF16")]
@@ -148,7 +149,7 @@ def requests(draw: st.DrawFn) -> Any:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(requests(), st.binary(max_size=24), st.one_of(st.none(), st.integers(-30, 30)))
 def test_random_bodies_never_give_500(body: Any, tail: bytes, slip: int | None) -> None:
     text = json.dumps(body).encode()
@@ -160,7 +161,7 @@ def test_random_bodies_never_give_500(body: Any, tail: bytes, slip: int | None) 
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(JSON | st.binary(max_size=60))
 def test_anything_at_all_never_gives_500(body: Any) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -25,6 +25,7 @@ from clover.report.source import read_rows
 from clover.report.wording import headline, saved_words
 from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.rows import GridRow, LineRow, RunRow, SavedRow, UsageRow
+from tests.support.examples import examples
 from tests.support.ledgers import PUE
 from tests.support.reports import SCENE, ledger_file, made_report, rows_of
 
@@ -135,7 +136,7 @@ LINE = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(USAGE, max_size=12), st.lists(LINE, max_size=12))
 def test_breakdowns_of_any_rows_sum_to_the_whole(used: list[UsageRow], lines: list[LineRow]) -> None:
     rules = BreakdownRules(WITHIN["server"], lambda start: 1.5, 50.0, ZoneInfo("Europe/Berlin"), {})
@@ -148,7 +149,7 @@ def test_breakdowns_of_any_rows_sum_to_the_whole(used: list[UsageRow], lines: li
             assert sum(item.rows for item in found.buckets) == sum(row.rows for row in used)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.lists(USAGE, max_size=6), st.lists(LINE, max_size=6), st.booleans())
 def test_any_report_survives_json(used: list[UsageRow], lines: list[LineRow], gridded: bool) -> None:
     found = report(LedgerRows(usage=used, lines=lines, grid=[grid()] if gridded else []), market_g_per_kwh=10.0)

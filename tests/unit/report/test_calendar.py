@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from clover.errors import ConfigError
 from clover.report.calendar import TIMES, begin_of, end_of, moment, name_of, time_words, zone_of
+from tests.support.examples import examples
 
 BERLIN, KOLKATA = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kolkata")
 
@@ -39,7 +40,7 @@ def test_months_begin_at_local_midnight() -> None:
     assert end_of(start, "month", UTC) == at("2028-03-01T00:00+00:00")
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.integers(0, 4_000_000_000), st.sampled_from(TIMES), st.sampled_from([UTC, BERLIN, KOLKATA]))
 def test_a_time_lies_in_its_own_hour_day_and_month(now: int, by: str, zone: ZoneInfo) -> None:
     start = begin_of(now, by, zone)  # type: ignore[arg-type]

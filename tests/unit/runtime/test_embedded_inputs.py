@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from clover.errors import BadRequest
 from clover.runtime.embedded_inputs import prepare
 from clover.types import FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
+from tests.support.examples import examples
 
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(1, 2, 2))
 
@@ -123,7 +124,7 @@ def test_as_many_rows_in_each_input() -> None:
 INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.sampled_from(INTEGERS), st.sampled_from(INTEGERS), st.data())
 def test_integers_are_taken_if_and_only_if_they_fit(declared: str, came: str, data: st.DataObject) -> None:
     limits = np.iinfo(came.lower())

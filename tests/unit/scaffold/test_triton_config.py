@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clover.scaffold.draft import DraftError
 from clover.scaffold.triton_config import TextEnum, message_of, number_of, numbers_of, parse, text_of
+from tests.support.examples import examples
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
 SCALARS = (
@@ -56,13 +57,13 @@ def written(message: dict[str, list[Any]], choose: Any) -> str:
     return choose(st.sampled_from([" ", "\n", ", ", "; ", ' # a comment { [ "\n'])).join(parts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data(), MESSAGES)
 def test_what_is_written_is_read(data: st.DataObject, message: dict[str, list[Any]]) -> None:
     assert parse(written(message, data.draw)) == message
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.text(st.sampled_from("ab{}<>[]:,;\"'\\ \n#01.-e") | st.characters(), max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     said = ""

@@ -33,6 +33,7 @@ from clover.settings import (
 )
 from clover.settings.check import MOST_TENANTS
 from clover.settings.service_links import is_service_link
+from tests.support.examples import examples
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 
@@ -499,7 +500,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.slow
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=examples(60), deadline=None)
 @given(st.fixed_dictionaries({}, optional={setting.name: values_of(setting) for setting in _FREE}))
 def test_printed_configuration_reads_back_as_itself(tmp_path_factory: Any, values: dict[str, Any]) -> None:
     config = override(None, ["fashion"], **values)
@@ -517,7 +518,7 @@ def test_no_hint_is_sought_for_a_long_word(monkeypatch: pytest.MonkeyPatch) -> N
     assert did_you_mean("port" * 1000, ["port"]) == ""
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=examples(60), deadline=None)
 @given(st.sampled_from([s for s in _FREE if s.base in (int, float, bool) or s.choices]), st.data())
 def test_flag_and_variable_mean_the_same(setting: Setting, data: st.DataObject) -> None:
     value = data.draw(values_of(setting))

@@ -25,6 +25,7 @@ from clover.planning.budget.forecast import (
     outlook,
     values,
 )
+from tests.support.examples import examples
 
 
 def curve(hours: int) -> Floats:
@@ -100,7 +101,7 @@ def readings(draw: st.DrawFn) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     noted=readings(),
     provided=readings(),

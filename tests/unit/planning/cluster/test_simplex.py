@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from clover.errors import PlanError
 from clover.planning.cluster.simplex import Columns, LinearProgram
+from tests.support.examples import examples
 
 
 def test_a_program_is_solved_and_solved_again_with_other_bounds() -> None:
@@ -48,7 +49,7 @@ def test_a_column_needs_entries_and_a_row_a_basic_column() -> None:
         LinearProgram(columns, [1.0], [])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(seed=st.integers(0, 100_000), rows=st.integers(1, 8), count=st.integers(1, 25))
 def test_programs_have_the_optimum_that_highs_finds(seed: int, rows: int, count: int) -> None:
     optimize = pytest.importorskip("scipy.optimize")

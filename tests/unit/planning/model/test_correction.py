@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clover.planning.model.correction import HALF_LIFE_S, MOST, EnergyEvidence, TimeEvidence, corrected
+from tests.support.examples import examples
 from tests.support.profiles_fixture import BATCHES, profile
 
 KEYS = [(variant, "1c", batch) for variant in ("small", "large") for batch in BATCHES]
@@ -123,7 +124,7 @@ def test_windows_in_which_workers_changed_are_dropped() -> None:
     )
 )
 @example([(KEYS[0], 100, 5e-324, 2.0, 60.0)])  # whose ratio is 0, and has no logarithm
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_factors_of_time_are_bounded_whatever_is_reported(
     reports: list[tuple[tuple[str, str, int], int, float, float, float]],
 ) -> None:
@@ -235,7 +236,7 @@ def test_factors_of_joules_fade_and_are_bounded() -> None:
         st.tuples(st.floats(-1e6, 1e6), st.floats(0.0, 1e6), st.floats(0.0, 1e6), st.floats(0.0, 60.0)), max_size=100
     )
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_factors_of_joules_are_bounded_whatever_is_reported(
     windows: list[tuple[float, float, float, float]],
 ) -> None:

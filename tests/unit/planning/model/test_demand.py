@@ -17,6 +17,7 @@ from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.annealed import every
 from clover.policies.demanded import heeds, proposed, with_met
 from clover.types import ChainPoint, Demand, DeviceShape, ObjectiveConfig, Plan, State
+from tests.support.examples import examples
 from tests.support.profiles_fixture import VARIANTS, cpu, objective, profile, state
 
 
@@ -78,7 +79,7 @@ def test_policies_that_serve_what_their_name_says_do_not_heed_it() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     demand=st.lists(st.tuples(st.sampled_from(["medium", "large"]), st.floats(0.1, 300.0)), min_size=1, max_size=2),
     rate=st.floats(1.0, 400.0),

@@ -22,6 +22,7 @@ from clover.planning.model.queueing import (
     play,
 )
 from tests.reference.des_reference import Lane, SimulatedWorker, quantile, simulate
+from tests.support.examples import examples
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -138,7 +139,7 @@ def test_mixtures() -> None:
     assert math.isinf(mixture_p95_ms([]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     gaps=st.lists(st.floats(0.0, 0.01), min_size=1, max_size=200),
     workers=st.integers(1, 4),
@@ -155,14 +156,14 @@ def test_play_serves_every_row_once_and_after_it_came(gaps: list[float], workers
     assert (latencies_s >= one.seconds(1) - 1e-12).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(rate=st.floats(0.0, 2000.0), workers=st.integers(1, 4))
 def test_energy_never_falls_below_its_bound(rate: float, workers: int) -> None:
     lane = (service(0.2, 1.0),) * workers
     assert energy_j_per_row(lane, rate) >= lane_of(((lane[0], workers),)).least_energy_j() - 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     few=st.integers(1, 3),
     many=st.integers(0, 4),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from clover.planning.packing.geometry import SliceProfile, layouts, legal
 from clover.types import Placement
+from tests.support.examples import examples
 from tests.support.geometry_fixture import A100, A100_DOUBLE, A100_MEDIA, BY_NAME, a100_layouts, place
 
 
@@ -57,7 +58,7 @@ def test_a_pair_share_no_instance_in_124_of_342_ordered_cases() -> None:
     assert sum(not set(a) & set(b) for a, b in pairs) == 124
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_any_small_gpu_agrees_with_brute_force(data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 5))

@@ -24,6 +24,7 @@ from clover.planning.transition.layout import lay_out
 from clover.policies import build
 from clover.types import Configuration, DeviceShape, FamilyProfile, GroupCount, configuration_of
 from tests.support.enumeration import configurations, profile_sets
+from tests.support.examples import examples
 from tests.support.mig_fixture import SLICES, a100, a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state, worker
 
@@ -248,7 +249,7 @@ def test_a_configuration_that_no_layout_holds_is_refused() -> None:
         lay_out(config(("small", "1c", 3)), family="toy", backend=BACKEND, devices=(cpu(2),))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data())
 def test_every_configuration_can_be_laid_out_over_several_devices(data: st.DataObject) -> None:
     devices = (cpu(2, "a"), cpu(4, "b"))
@@ -267,7 +268,7 @@ def test_every_configuration_can_be_laid_out_over_several_devices(data: st.DataO
 # --- shares -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     lanes=st.lists(st.tuples(st.integers(-20, 20), st.integers(80, 99), st.integers(1, 10)), min_size=1, max_size=4),
     floor=st.integers(80, 99),
@@ -303,7 +304,7 @@ def test_the_balanced_mix_loads_lanes_alike_unless_the_floor_forbids() -> None:
     assert balanced_mix([100.0], [88.0], 90.0) is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     lanes=st.lists(st.tuples(st.integers(80, 99), st.integers(1, 9)), min_size=1, max_size=4),
     floor=st.integers(80, 99),
@@ -465,7 +466,7 @@ def test_no_worker_of_a_searched_plan_is_a_standby() -> None:
         assert min(best.routing.shares.values()) >= 0.1 - 1e-6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     lanes=st.lists(st.tuples(st.integers(-20, 20), st.integers(80, 99), st.integers(0, 3)), min_size=2, max_size=3),
     floor=st.integers(80, 99),

@@ -20,6 +20,7 @@ from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.waits import LEAST_GAIN, tuned
 from clover.profiling.pace import by_place, shipped
 from clover.types import Candidate, Configuration, GroupCount, ObjectiveConfig
+from tests.support.examples import examples
 
 ACCURACY = {"cheap": 80.0, "middle": 82.0, "dear": 84.0}
 BATCHES = (1, 2, 4, 8, 16)
@@ -264,7 +265,7 @@ SERVICES = st.builds(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     own=st.dictionaries(st.sampled_from(sorted(ACCURACY)), SERVICES, min_size=1, max_size=3),
     workers=st.integers(1, 3),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, DeviceShape, Placement, Transition
+from tests.support.examples import examples
 from tests.support.profiles_fixture import cpu, worker
 
 
@@ -109,7 +110,7 @@ DEVICES = (mig("gpu0"), mig("gpu1"), cpu(4, "cpu0"))
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(running=deployments(DEVICES), target=deployments(DEVICES))
 def test_executing_the_steps_gives_the_target(running: tuple[Assignment, ...], target: tuple[Assignment, ...]) -> None:
     transition = plan_transition(running, target, DEVICES)
@@ -126,7 +127,7 @@ def test_executing_the_steps_gives_the_target(running: tuple[Assignment, ...], t
         assert transition.lost_capacity == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(running=deployments((cpu(4),)), target=deployments((cpu(4),)))
 def test_core_sets_lose_no_capacity(running: tuple[Assignment, ...], target: tuple[Assignment, ...]) -> None:
     assert plan_transition(running, target, (cpu(4),)).lost_capacity == 0.0

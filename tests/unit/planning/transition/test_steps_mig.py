@@ -19,6 +19,7 @@ from clover.planning.transition.jobs import Job, jobs_of, order
 from clover.planning.transition.layout import lay_out
 from clover.planning.transition.steps import StepSeconds, plan_transition, stages, work
 from clover.types import Assignment, DeviceShape, Placement, Transition, configuration_of
+from tests.support.examples import examples
 from tests.support.geometry_fixture import BY_NAME, a30, a100, a100_layouts, filled, runs
 from tests.support.profiles_fixture import cpu, worker
 
@@ -202,7 +203,7 @@ BOXES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("box", sorted(BOXES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data(), share=st.sampled_from((0.0, 0.3, 0.5, 0.8, 1.0, math.inf)))
 def test_random_pairs_of_deployments(box: str, data: st.DataObject, share: float) -> None:
     devices = BOXES[box]
@@ -213,7 +214,7 @@ def test_random_pairs_of_deployments(box: str, data: st.DataObject, share: float
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data(), share=st.sampled_from((0.2, 0.5, 0.7, 0.9, math.inf)))
 def test_no_order_keeps_more_capacity(data: st.DataObject, share: float) -> None:
     devices = data.draw(st.sampled_from(((a100("gpu0"), a100("gpu1")), (a30("gpu0"), a30("gpu1"), a30("gpu2")))))
@@ -230,7 +231,7 @@ def test_no_order_keeps_more_capacity(data: st.DataObject, share: float) -> None
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_laid_out_first_nothing_more_is_touched_than_must_be(data: st.DataObject) -> None:
     devices = BOXES["2xa100"]

@@ -21,6 +21,7 @@ from clover.planning.transition.stages import (
 )
 from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, DeviceShape, Placement, Transition
+from tests.support.examples import examples
 from tests.support.profiles_fixture import cpu, worker
 
 RATES = {"tiny": 100.0, "small": 50.0, "large": 10.0}
@@ -162,10 +163,13 @@ def deployments(draw: st.DrawFn) -> tuple[Assignment, ...]:
     return tuple(found)
 
 
-@pytest.mark.parametrize("held", [frozenset(), frozenset({"tiny", "small"}), frozenset(RATES)], ids=len)
-@pytest.mark.parametrize("fits", [True, False])
-@settings(max_examples=80, deadline=None)
-@given(running=deployments(), target=deployments())
+@settings(max_examples=examples(200), deadline=None)
+@given(
+    running=deployments(),
+    target=deployments(),
+    held=st.sampled_from([frozenset(), frozenset({"tiny", "small"}), frozenset(RATES)]),
+    fits=st.booleans(),
+)
 def test_executing_the_steps_gives_the_target(
     running: tuple[Assignment, ...], target: tuple[Assignment, ...], held: frozenset[str], fits: bool
 ) -> None:

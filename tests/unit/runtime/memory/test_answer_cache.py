@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clover.runtime.memory.answer_cache import AnswerCache, KeptAnswer
 from clover.runtime.memory.slab import Layout, Slab
 from clover.types import FamilySpec, TensorSpec, VariantSpec
+from tests.support.examples import examples
 
 SPEC = FamilySpec(
     name="mixed",
@@ -111,7 +112,7 @@ def test_shapes_that_a_worker_damaged_are_not_read(slab: Slab) -> None:
     assert kept.outputs(0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["keep", "find"]), st.integers(0, 9), st.integers(0, 60), st.integers(0, 5)),

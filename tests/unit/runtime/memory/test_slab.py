@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from clover.errors import ConfigError, WorkerError
 from clover.runtime.memory.slab import DTYPES, Layout, Slab, map_shared
 from clover.types import FamilySpec, TensorSpec, VariantSpec
+from tests.support.examples import examples
 
 
 def family(*inputs: TensorSpec, outputs: tuple[TensorSpec, ...] = ()) -> FamilySpec:
@@ -153,7 +154,7 @@ def test_slot_counts_are_bounded() -> None:
             Layout(family(IMAGE), slots)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(sorted(set(DTYPES) - {"BYTES"})), st.lists(st.integers(1, 5), max_size=3)),

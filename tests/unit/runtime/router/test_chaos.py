@@ -16,6 +16,7 @@ from clover.config import TenantConfig
 from clover.errors import Overloaded, RequestError
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
 from clover.tenants import Tenant, Tenants
+from tests.support.examples import examples
 from tests.support.router_fixture import MS, FakeWorker, House, dealt
 
 LANES = SMALL, MEDIUM, LARGE = range(3)
@@ -347,7 +348,7 @@ STEPS = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1 << 16)), min_size=20, max_size=120),
     st.sampled_from([(None,), TENANTS, (None, *TENANTS)]),
@@ -362,7 +363,7 @@ def test_whatever_dies_rows_are_answered_once_and_right(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([*STEPS, *["swap"] * 6, "audited"]), st.integers(0, 1 << 16)), max_size=120))
 def test_whatever_variants_workers_share_rows_are_answered_once_and_right(steps: list[tuple[str, int]]) -> None:
     chaos = Chaos(shared=True)

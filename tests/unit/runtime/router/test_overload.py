@@ -20,6 +20,7 @@ def loaded(lanes: tuple[int, ...] = (0,), slots: int = 8192, service_ms: float =
 # --- goodput ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1.1, 1.5, 3.0])
 @pytest.mark.parametrize("timeout_s", [1, 30])
 def test_goodput_stays_at_capacity_for_two_minutes(times: float, timeout_s: int) -> None:

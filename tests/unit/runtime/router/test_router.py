@@ -16,6 +16,7 @@ from clover.runtime.memory.slab import NO_MEMORY
 from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.tickets import RouterTicket
 from clover.types import TensorSpec
+from tests.support.examples import examples
 from tests.support.profiles_fixture import profile
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt, family
 
@@ -763,4 +764,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestNoSlotIsEverLost = Machine.TestCase
-TestNoSlotIsEverLost.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestNoSlotIsEverLost.settings = settings(max_examples=examples(80), stateful_step_count=50, deadline=None)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from clover.errors import RequestError
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
 from clover.types import Declined
+from tests.support.examples import examples
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt
 
 SMALL, MEDIUM, LARGE = range(3)
@@ -337,7 +338,7 @@ class Operators:
         assert self.router.observe()["free_slots"] == 64
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 20)), max_size=60))
 def test_whatever_is_pinned_every_row_is_answered_or_refused(steps: list[tuple[str, int]]) -> None:
     operators = Operators()

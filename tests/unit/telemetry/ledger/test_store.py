@@ -19,6 +19,7 @@ from clover.telemetry.ledger.latency import BOUNDS_MS, add, counts_of, decode, e
 from clover.telemetry.ledger.rows import EventRow, KeptProfile
 from clover.telemetry.ledger.schema import DAY_S, HOUR_S, MINUTE_S
 from clover.telemetry.ledger.store import LedgerBatch, RunStart, TableRows
+from tests.support.examples import examples
 from tests.support.ledgers import MIDNIGHT, LedgerScene, LedgerTruth, write_ledger
 
 START = RunStart(100.0, "1.2.3", "box", 7, "abc", '{"port": 1}', '{"pue": 1.5}')
@@ -254,7 +255,7 @@ def test_folding_keeps_every_figure(scene: tuple[Path, LedgerTruth], tmp_path: P
     st.integers(0, 2000),
     st.integers(0, 2000),
 )
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_random_spans_fold_exactly(
     tmp_path_factory: pytest.TempPathFactory,
     spans: list[tuple[int, int, int, str]],

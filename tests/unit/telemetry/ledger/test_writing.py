@@ -29,6 +29,7 @@ from clover.telemetry.ledger.rows import EventRow
 from clover.telemetry.ledger.schema import DAY_S, HOUR_S, MINUTE_S
 from clover.telemetry.ledger.store import LedgerBatch, RunStart
 from clover.telemetry.ledger.writing import QUEUE, LedgerThread, Retention
+from tests.support.examples import examples
 
 START = RunStart(1000.0, "1", "box", 1, "d", "{}")
 
@@ -385,7 +386,7 @@ def test_a_commit_that_fails_in_an_unknown_way_counts_once(path: Path, after: in
     ledger.end()
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["FULL", "BUSY", "IOERR_FSYNC", "READONLY"])), max_size=12)
 )
