@@ -13,6 +13,7 @@ from clover._version import __version__
 from clover.carbon import caveat, describe
 from clover.control.slo_watch import held_words
 from clover.errors import ProfileError
+from clover.families import published
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
@@ -51,6 +52,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         rows.append(("gRPC", f"at {server.grpc_target}{', with TLS' if config.listen.tls_cert else ''}"))
     for name, served in engine.served.items():
         rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
+        if untrained := published.caution(served.spec):
+            rows.append(("warning", untrained))
         if served.targets:
             targets = served.targets
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
@@ -138,13 +141,15 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
     shown = []
     for variant in spec.variants:
         figure = ""
-        if profile is not None:
+        if variant.untrained:
+            figure = " UNTRAINED"
+        elif profile is not None:
             try:
                 score = profiles.accuracy(profile, variant.name)
                 figure = f" {score.value:.1f} %" + ("" if score.method == "measured" else f" ({score.method})")
             except ProfileError:
                 figure = " (accuracy unknown)"
-        shown.append(variant.name + (" UNTRAINED (random weights)" if variant.untrained else figure))
+        shown.append(variant.name + figure)
     return ", ".join(shown)
 
 
