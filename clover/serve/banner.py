@@ -67,9 +67,9 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
                 rows.append(("", cost))
             if family is not None and family.learned.advice:
                 rows.append(("warning", family.learned.advice))
-            rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
+        rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
     shapes = engine.machine.shapes().values()
     labels = Counter(shape.label for shape in shapes)
     rows.append(("device", ", ".join(f"{n} x {label}" if n > 1 else label for label, n in labels.items())))
