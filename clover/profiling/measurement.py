@@ -142,8 +142,8 @@ async def measure(
 
 def too_slow(spec: FamilySpec, step: str, silent_s: float, known: Iterable[LatencyMeasurement]) -> str:
     """Return what to say and do if a batch of `step` was not answered within `silent_s`; `known`: what others take."""
-    fit = [one.variant for one in known if one.variant not in step.replace(":", "").split()]
-    without = f", or serve one variant without a profile: --variant {fit[-1]}" if fit else ""
+    fit = dict.fromkeys(one.variant for one in known if one.variant not in step.replace(":", "").split())
+    without = f", or leave slow variants out: --only {','.join(fit)}" if fit else ""
     return (
         f"{spec.name} ({step}): a batch of up to {spec.max_batch} rows took more than {silent_s:g} s: raise --silent-s"
         f"{without}"

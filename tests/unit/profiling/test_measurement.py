@@ -702,7 +702,7 @@ def test_of_a_variant_that_is_too_slow_it_is_said_which_and_what_to_do() -> None
         f"toy (tiny with eager on 1c): a batch of up to {spec.max_batch} rows took more than 30 s: raise --silent-s"
     )
     later = too_slow(spec, "BASE: small on 2 x 1c at 60% load", 30.0, known)
-    assert later.endswith("raise --silent-s, or serve one variant without a profile: --variant tiny")
+    assert later.endswith("raise --silent-s, or leave slow variants out: --only tiny")
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
