@@ -125,8 +125,8 @@ def caution(spec: FamilySpec) -> str:
     if not names:
         return ""
     return (
-        f"{', '.join(names)} of {spec.name}: UNTRAINED, built with random weights. Their answers mean nothing and their "
-        f"accuracy counts as 0; {Path(spec.folder) / 'README.md'} says how to fetch the published weights"
+        f"{', '.join(names)} of {spec.name}: UNTRAINED, built with random weights. Their answers mean nothing and "
+        f"their accuracy counts as 0; {Path(spec.folder) / 'README.md'} says how to fetch the published weights"
     )
 
 

@@ -121,7 +121,8 @@ class RolloutFiles:
             self._note(model, f"version {found.version}, which was promoted, cannot be served: {error}")
             return None
         if spec.digest != found.digest:
-            self._note(model, f"the files of version {found.version}, or the setting only, changed since it was promoted: not served")
+            changed = f"the files of version {found.version}, or the setting only, have changed since it was promoted"
+            self._note(model, f"{changed}: not served")
             return None
         self._note(model, f"version {found.version} serves, which was promoted")
         return spec

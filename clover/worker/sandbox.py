@@ -129,7 +129,7 @@ def everywhere() -> tuple[Rule, ...]:
 
 @cache
 def installed() -> tuple[str, ...]:
-    """Return the paths of Python and of what is installed for it, links followed, and Clover's; none lies in another."""
+    """Return the paths of Python, of what is installed for it (links followed), and Clover's; none lies in another."""
     paths = sysconfig.get_paths()
     roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(paths[name] for name in ("stdlib", "purelib", "platlib"))}
     for name in ("clover", "clover.models"):

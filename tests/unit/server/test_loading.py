@@ -75,5 +75,5 @@ def test_what_is_untrained_is_said_where_its_workers_start(caplog: pytest.LogCap
     served.spec = msgspec.structs.replace(toy, variants=variants)
     asyncio.run(loading.deploy(served))
     (line,) = caplog.messages
-    assert line.startswith(f"{variants[0].name} of toy: UNTRAINED, built with random weights. Their answers mean nothing")
+    assert line.startswith(f"{variants[0].name} of toy: UNTRAINED, built with random weights. Their answers mean not")
     assert str(FAMILIES / "toy" / "README.md") in line

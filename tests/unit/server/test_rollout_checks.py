@@ -101,7 +101,8 @@ def test_files_that_change_are_noticed(tmp_path: Path) -> None:
 def test_a_version_of_some_variants_only_has_them_alone(tmp_path: Path) -> None:
     more = (
         BASE
-        + '\n[[variants]]\nname = "more"\nloader = "model:load"\naccuracy = { value = 1, metric = "top1", source = "x" }\n'
+        + '\n[[variants]]\nname = "more"\nloader = "model:load"\n'
+        + 'accuracy = { value = 1, metric = "top1", source = "x" }\n'
     )
     write(tmp_path / "1", more)
     folder = write(tmp_path / "2", f'version = "2"\n{more}')
