@@ -53,15 +53,8 @@ OPTIONS = (
 )
 USED = frozenset(
     {
-        *(
-            "families.only",
-            "workers.device",
-            "workers.pace",
-            "workers.cores",
-            "workers.backends",
-            "workers.start_s",
-            "workers.silent_s",
-        ),
+        "families.only",
+        *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
         *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
         *("energy.gpu_resident_w", "energy.gpu_meter"),
         *("log.level", "log.json", "cache_dir"),
