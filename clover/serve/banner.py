@@ -52,8 +52,6 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         rows.append(("gRPC", f"at {server.grpc_target}{', with TLS' if config.listen.tls_cert else ''}"))
     for name, served in engine.served.items():
         rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
-        if untrained := published.caution(served.spec):
-            rows.append(("warning", untrained))
         if served.targets:
             targets = served.targets
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
@@ -70,6 +68,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         else:
             rows.append(("", "served without a plan: it was not profiled"))
         rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
+        if untrained := published.caution(served.spec):
+            rows.append(("warning", untrained))
     shapes = engine.machine.shapes().values()
     labels = Counter(shape.label for shape in shapes)
     rows.append(("device", ", ".join(f"{n} x {label}" if n > 1 else label for label, n in labels.items())))

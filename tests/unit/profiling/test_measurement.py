@@ -739,6 +739,10 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
     assert "note: the front end shares" in text
     assert "slices: 1c is 1 core" in text
+    untrained = tuple(msgspec.structs.replace(item, value=0.0, method="none") for item in profile.accuracy)
+    random = report.table(msgspec.structs.replace(profile, accuracy=untrained), 120)
+    assert "0.00 (UNTRAINED)" in random
+    assert "0.00 (published)" not in random
     narrow = report.table(profile, 75)
     assert max(map(len, narrow.partition("\n\n")[0].splitlines())) <= 75
     assert "p95 ms  mJ/row  accuracy %" in narrow
