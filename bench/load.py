@@ -136,6 +136,11 @@ def quantile(values: Sequence[float], q: float) -> float:
     return float(np.quantile(values, q)) if len(values) else float("nan")
 
 
+def bears(answer: bytes, identity: str) -> bool:
+    """Return whether a JSON answer bears the id of its request; some servers write a space after the colon."""
+    return f'"id":"{identity}"'.encode() in answer or f'"id": "{identity}"'.encode() in answer
+
+
 def parse_receipt(text: str) -> dict[str, str]:
     """Return the members of a `Clover-Receipt` header (an RFC 9651 dictionary of strings, numbers and tokens)."""
     members = (item.strip().partition("=") for item in text.split(","))
@@ -230,7 +235,7 @@ class _Run:
     def finished(self, connection: _Connection, body: Body, sample: Sample, answer: bytes) -> None:
         self.in_flight -= 1
         if sample.status == 200:
-            sample.mismatch = f'"id":"{body.id}"'.encode() not in answer
+            sample.mismatch = not bears(answer, body.id)
             if self.check is not None:
                 self.check(body, sample, answer)
         self.result.samples.append(sample)

@@ -19,9 +19,9 @@ _log = logging.getLogger("clover.models.networks")
 
 
 def weights_of(variant: VariantSpec) -> dict[str, Any] | None:
-    """Return the published weights of a variant, by name; None, which the log says, if it is untrained."""
+    """Return the published weights of a variant, by name; None if it is untrained."""
     if variant.untrained or variant.published is None:
-        _log.warning("%s is UNTRAINED: it answers with random weights", variant.name)
+        _log.info("%s is UNTRAINED: it answers with random weights", variant.name)  # the server warns, once for all
         return None
     path = published.file_of(variant.published)
     if path.suffix == ".safetensors":

@@ -53,6 +53,7 @@ OPTIONS = (
 )
 USED = frozenset(
     {
+        "families.only",
         *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
         *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
         *("energy.gpu_resident_w", "energy.gpu_meter"),
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) -> FamilyProfile:
     """Measure one family if it is needed, print its table and return the profile."""
-    spec = families.load_family(item.family)
+    spec = families.chosen(families.load_family(item.family), item.only)
     cache = cache_folder(config.cache_dir)
     # Emulated GPUs are only looked at: a server may be using them.
     found = devices.build(config.workers, cache, exclusive=on_gpus(config.workers.device))

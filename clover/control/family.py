@@ -459,7 +459,7 @@ class Family:
 
 def default_floor(profile: FamilyProfile) -> float:
     """Return the accuracy floor (percent) that holds if none is configured: a point below the best variant."""
-    return max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
+    return max(0.0, max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST)
 
 
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:

@@ -29,7 +29,7 @@ from clover.families.declaration import (
 )
 from clover.families.digest import digest_of_variant, structure_of_variant
 from clover.families.evaluation import load_evaluation
-from clover.families.find import load_family, reference, shipped
+from clover.families.find import chosen, load_family, reference, shipped
 from clover.families.loaders import check_loaders, resolve
 from clover.families.manifest import check_manifest
 
@@ -45,6 +45,7 @@ __all__ = [
     "by_agreement",
     "check_loaders",
     "check_manifest",
+    "chosen",
     "digest_of_variant",
     "load_evaluation",
     "load_family",

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import shlex
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,22 @@ def load_family(ref: str | FamilySpec) -> FamilySpec:
     if LOADER.fullmatch(ref):
         return _imported(ref)
     raise ConfigError(_not_found(ref))
+
+
+def chosen(spec: FamilySpec, names: Sequence[str]) -> FamilySpec:
+    """Return a family as if it had no variants but those of `names`, in its own order; itself if there are no names.
+
+    Raises ConfigError for a variant that it does not have.
+    """
+    there = [variant.name for variant in spec.variants]
+    for name in names:
+        if name not in there:
+            raise ConfigError(f"family {spec.name!r} has no variant {name!r}; it has {', '.join(there)}")
+    kept = tuple(variant for variant in spec.variants if variant.name in names)
+    if not names or kept == spec.variants:
+        return spec
+    alone = msgspec.structs.replace(spec, variants=kept, digest="")
+    return msgspec.structs.replace(alone, digest=digest(alone, kept))
 
 
 def reference(spec: FamilySpec) -> str:

@@ -119,6 +119,17 @@ def with_untrained(spec: FamilySpec) -> FamilySpec:
     return replace(spec, variants=tuple(_marked(variant) for variant in spec.variants))
 
 
+def caution(spec: FamilySpec) -> str:
+    """Return what whoever serves or measures a family has to know of its untrained variants; "" if it has none."""
+    names = [variant.name for variant in spec.variants if variant.untrained]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names)} of {spec.name}: UNTRAINED, built with random weights. Their answers mean nothing and "
+        f"their accuracy counts as 0; {Path(spec.folder) / 'README.md'} says how to fetch the published weights"
+    )
+
+
 def _marked(variant: VariantSpec) -> VariantSpec:
     if variant.published is None or variant.untrained:
         return variant

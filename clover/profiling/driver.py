@@ -55,6 +55,10 @@ class DrivenWorker(Protocol):
     def bell(self) -> None: ...
 
 
+class SilentWorker(ProfileError):
+    """A batch was not answered within `silent_s`, after which a server would restart its worker."""
+
+
 @dataclass
 class Cell:
     """Timing of batches of one size: milliseconds of each, CPU seconds and wall seconds of all; and the seconds of the
@@ -296,7 +300,7 @@ class Driver:
         if any(worker.state == "dead" for worker in workers):
             raise ProfileError("a worker died while it was measured: see its last output in the log")
         if time.monotonic() > until:
-            raise ProfileError(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
+            raise SilentWorker(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
 
     def _check(self, status: int, slots: list[int]) -> None:
         """Raise ProfileError if a batch failed, or a row of it was refused."""

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,13 +25,14 @@ from msgspec import structs
 
 from clover import energy, families, profiles
 from clover.errors import CloverError, ProfileError
+from clover.families import published
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
 from clover.profiling.candidates import Candidates, on_cpu
 from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
 from clover.profiling.client_steps import client_note
-from clover.profiling.driver import Driver
+from clover.profiling.driver import Driver, SilentWorker
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
@@ -48,7 +49,16 @@ from clover.profiling.row_store import write as write_rows
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.workers.pool import Pool
-from clover.types import BasePoint, CascadeProfile, DeviceShape, FamilyProfile, FamilySpec, Placement, VariantSpec
+from clover.types import (
+    BasePoint,
+    CascadeProfile,
+    DeviceShape,
+    FamilyProfile,
+    FamilySpec,
+    LatencyMeasurement,
+    Placement,
+    VariantSpec,
+)
 
 log = logging.getLogger("clover.profiling")
 
@@ -98,6 +108,9 @@ async def measure(
             busy = await busy_share(cores)
             announce = None if instances.on_cores else log.info
             steps, findings = ProgressSteps(options.progress, announce=announce), Findings()
+            if untrained := published.caution(spec):
+                findings.notes.append(untrained)
+                log.warning("%s", untrained)
             if note := await asyncio.to_thread(client_note, spec, options.energy):
                 findings.notes.append(note)
             rig = Rig(
@@ -113,7 +126,10 @@ async def measure(
                 steps=steps,
                 sandbox=options.sandbox,
             )
-            profile, behind = await _Measurement(rig, findings, options).run(cores, places, busy)
+            try:
+                profile, behind = await _Measurement(rig, findings, options).run(cores, places, busy)
+            except SilentWorker as error:
+                raise ProfileError(too_slow(spec, steps.what, options.silent_s, findings.latency)) from error
             meters.keep(options.cache_dir, gpus)
         finally:
             await instances.only(())
@@ -122,6 +138,16 @@ async def measure(
     if behind is not None:
         await asyncio.to_thread(_keep_rows, options.cache_dir, profile, behind)
     return profile
+
+
+def too_slow(spec: FamilySpec, step: str, silent_s: float, known: Iterable[LatencyMeasurement]) -> str:
+    """Return what to say and do if a batch of `step` was not answered within `silent_s`; `known`: what others take."""
+    fit = dict.fromkeys(one.variant for one in known if one.variant not in step.replace(":", "").split())
+    without = f", or leave slow variants out: --only {','.join(fit)}" if fit else ""
+    return (
+        f"{spec.name} ({step}): a batch of up to {spec.max_batch} rows took more than {silent_s:g} s: raise --silent-s"
+        f"{without}"
+    )
 
 
 async def _compiled(

@@ -68,7 +68,8 @@ def accuracy_of(
 ) -> AccuracyMeasurement:
     """Return the accuracy of answers `found`, from how `right` each is, and how often they are those of `reference`.
 
-    If `right` is empty it is the accuracy that was published: `require_published` must have been called.
+    If `right` is empty it is the accuracy that was published: `require_published` must have been called.  For an
+    untrained variant that is 0, by no method.
     """
     seen = min(len(found), len(reference))
     same = agreement(found[:seen], reference[:seen])
@@ -86,7 +87,8 @@ def accuracy_of(
         published = variant.accuracy
         assert published is not None
         low = high = value = published.value
-        seen, method, source, metric = 0, "published", published.source, published.metric
+        seen, method = 0, "none" if variant.untrained else "published"  # of random weights nobody published any
+        source, metric = published.source, published.metric
     return AccuracyMeasurement(
         variant=variant.name,
         backend=backend,

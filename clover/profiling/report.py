@@ -5,7 +5,7 @@ from __future__ import annotations
 from clover.profiling.pareto import cascades
 from clover.quantities import slice_words
 from clover.terminal import Column, plain
-from clover.types import FamilyProfile
+from clover.types import AccuracyMeasurement, FamilyProfile
 
 _COLUMNS = (
     Column("variant", right=False),
@@ -30,7 +30,7 @@ def table(profile: FamilyProfile, width: int) -> str:
     rows = []
     for m in profile.latency:
         score = scores[m.variant, m.backend]
-        spread = f" ± {(score.high - score.low) / 2:.2f}" if score.samples else f" ({score.method})"
+        spread = f" ± {(score.high - score.low) / 2:.2f}" if score.samples else f" ({_known(score)})"
         if score.method == "proxy":
             spread += " (proxy)"
         cells = (
@@ -63,7 +63,7 @@ def table(profile: FamilyProfile, width: int) -> str:
     figures = (
         f"p95 {base.p95_ms:.2f} ms{seen} ({base.method})",
         f"{base.energy_j_per_row * 1e3:.3f} mJ/row ({' and '.join(energy) or base.method})",
-        f"{base.accuracy:.2f} % ({scores[base.variant, base.backend].method})",
+        f"{base.accuracy:.2f} % ({_known(scores[base.variant, base.backend])})",
     )
     wider = f"left out at {width} columns: {', '.join(left)}; a wider terminal or --json FILE shows all"
     slices = {name: slice_words(name) for name in dict.fromkeys(m.profile for m in profile.latency)}
@@ -80,3 +80,8 @@ def table(profile: FamilyProfile, width: int) -> str:
     if profile.cascade is not None:
         text += ["", *cascades(profile.cascade, width)]
     return "\n".join(text)
+
+
+def _known(score: AccuracyMeasurement) -> str:
+    """Return how an accuracy is known, in a word."""
+    return "UNTRAINED" if score.method == "none" else score.method

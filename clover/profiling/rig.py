@@ -96,7 +96,7 @@ class MemoryFindings:
 
 
 class ProgressSteps:
-    """Counts steps for whoever shows progress.  A step is one worker that is started and measured.
+    """Counts steps for whoever shows progress.  A step is one worker that is started and measured, `what` the last.
 
     `announce` is called once, with how long all will take by what the first step did.
     """
@@ -109,6 +109,7 @@ class ProgressSteps:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total = 1
+        self.what = ""
         self._progress = progress
         self._announce = announce
         self._clock = clock
@@ -125,6 +126,7 @@ class ProgressSteps:
                 f"the first of {self.total} steps took {first_s:.1f} s: measuring takes about "
                 f"{duration(first_s * self.total, rough=True)}, once"
             )
+        self.what = what
         self.say(what, self._done, self.total)
         self._done += 1
 

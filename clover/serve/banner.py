@@ -13,6 +13,7 @@ from clover._version import __version__
 from clover.carbon import caveat, describe
 from clover.control.slo_watch import held_words
 from clover.errors import ProfileError
+from clover.families import published
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
@@ -64,9 +65,11 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
                 rows.append(("", cost))
             if family is not None and family.learned.advice:
                 rows.append(("warning", family.learned.advice))
-            rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
+        rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
+        if untrained := published.caution(served.spec):
+            rows.append(("warning", untrained))
     shapes = engine.machine.shapes().values()
     labels = Counter(shape.label for shape in shapes)
     rows.append(("device", ", ".join(f"{n} x {label}" if n > 1 else label for label, n in labels.items())))
@@ -138,13 +141,15 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
     shown = []
     for variant in spec.variants:
         figure = ""
-        if profile is not None:
+        if variant.untrained:
+            figure = " UNTRAINED"
+        elif profile is not None:
             try:
                 score = profiles.accuracy(profile, variant.name)
                 figure = f" {score.value:.1f} %" + ("" if score.method == "measured" else f" ({score.method})")
             except ProfileError:
                 figure = " (accuracy unknown)"
-        shown.append(variant.name + (" UNTRAINED (random weights)" if variant.untrained else figure))
+        shown.append(variant.name + figure)
     return ", ".join(shown)
 
 

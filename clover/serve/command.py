@@ -164,7 +164,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
     except DeviceError as error:
         raise ConfigError(f"workers.cores: {error}") from error
     for item in config.families:
-        spec = families.load_family(item.family)
+        spec = families.chosen(families.load_family(item.family), item.only)
         families.check_manifest(spec, required=config.require_manifest)
         names.append(item.name or spec.name)
         if item.variant and item.variant not in {variant.name for variant in spec.variants}:

@@ -105,7 +105,7 @@ class Engine:
             self.grid = Grid(self.chain, grid_clock.now)
             self._stack.push_async_callback(self.chain.close)
             for item in config.families:
-                self._add(item, given.get(item.family) or files.serve(item))
+                self._add(item, families.chosen(given.get(item.family) or files.serve(item), item.only))
         except BaseException:
             self._free()  # there is no engine to stop
             self.machine.close()

@@ -11,6 +11,7 @@ import msgspec
 
 from clover.control.controller import Controller
 from clover.errors import BadRequest, CloverError, Unavailable
+from clover.families import published
 from clover.malformed import MALFORMED
 from clover.runtime.router.router import Router
 from clover.runtime.served import Served
@@ -113,6 +114,8 @@ class Loading:
 
     async def deploy(self, served: Served) -> None:
         """Start the workers of a family that has none."""
+        if untrained := published.caution(served.spec):
+            log.warning("%s", untrained)
         if served.profile is None:
             await self._unplanned[served.name].deploy()
         else:

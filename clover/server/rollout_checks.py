@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,11 @@ def settings_of(configured: RolloutConfig, given: Mapping[str, Any]) -> RolloutC
     return found
 
 
-def find_version(stable: FamilySpec, folder: str, version: str, root: str, listed: bool = False) -> FamilySpec:
-    """Return the family in `folder` as a new version of `stable`; raises BadRequest if it is none.
+def find_version(
+    stable: FamilySpec, folder: str, version: str, root: str, listed: bool = False, only: Sequence[str] = ()
+) -> FamilySpec:
+    """Return the family in `folder` as a new version of `stable`, with the variants `only`, by default all; raises
+    BadRequest if it is none.
 
     Its code is run, so it must lie in `root` (by default, in the folder that the stable one lies in), where nobody else
     can write, and if its files have to be `listed`, have a manifest."""
@@ -64,7 +67,7 @@ def find_version(stable: FamilySpec, folder: str, version: str, root: str, liste
         raise BadRequest(f"{folder} is no folder on the server's machine")
     try:
         check_files(path)
-        found = families.load_family(str(path))
+        found = families.chosen(families.load_family(str(path)), only)
         families.check_manifest(found, required=listed)
     except ConfigError as error:
         raise BadRequest(f"no version can be served from there: {error}") from error
@@ -87,7 +90,8 @@ def has_changed(spec: FamilySpec) -> bool:
     if not spec.folder:
         return False
     try:
-        return families.load_family(spec.folder).digest != spec.digest
+        there = families.load_family(spec.folder)
+        return families.chosen(there, [variant.name for variant in spec.variants]).digest != spec.digest
     except ConfigError:
         return True
 

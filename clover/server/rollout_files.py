@@ -7,6 +7,7 @@ again, as long as its files are those that were promoted and the configuration n
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -91,7 +92,7 @@ class RolloutFiles:
     def serve(self, item: FamilyConfig) -> FamilySpec:
         """Return the family to serve for `item`: the configured one, or the version that was promoted in its place.
         Raises ConfigError if the configured one cannot be read."""
-        configured = families.load_family(item.family)
+        configured = families.chosen(families.load_family(item.family), item.only)
         model = item.name or configured.name
         found = self._read(model)
         if found is None:
@@ -100,25 +101,28 @@ class RolloutFiles:
             self._write(model, RolloutRecord(configured=item.family))
             self._note(model, "the configuration names another family than before, which serves")
             return configured
-        spec = self._promoted(model, found.promoted) or configured
+        spec = self._promoted(model, found.promoted, item.only) or configured
         if found.trial is not None:
             self.ended(model)
             text = f"the server ended while version {found.trial.version} was tried: version {spec.version} serves"
             self._note(model, text)
         return spec
 
-    def _promoted(self, model: str, found: VersionRecord | None) -> FamilySpec | None:
-        """Return the version that was promoted; None if there is none, or it cannot be served any more."""
+    def _promoted(self, model: str, found: VersionRecord | None, only: Sequence[str]) -> FamilySpec | None:
+        """Return the version that was promoted, with the variants `only`; None if there is none, or it cannot be served
+        any more."""
         if found is None:
             return None
         try:
             check_files(Path(found.folder))
-            spec = msgspec.structs.replace(families.load_family(found.folder), version=found.version)
+            there = families.chosen(families.load_family(found.folder), only)
+            spec = msgspec.structs.replace(there, version=found.version)
         except ConfigError as error:
             self._note(model, f"version {found.version}, which was promoted, cannot be served: {error}")
             return None
         if spec.digest != found.digest:
-            self._note(model, f"the files of version {found.version} have changed since it was promoted: not served")
+            changed = f"the files of version {found.version}, or the setting only, have changed since it was promoted"
+            self._note(model, f"{changed}: not served")
             return None
         self._note(model, f"version {found.version} serves, which was promoted")
         return spec

@@ -180,8 +180,8 @@ class RollOuts:
         if served.state != "READY" or not served.ready:
             raise Conflict(f"{served.name} is not ready: there is nothing to compare a new version with")
         settings = settings_of(engine.config.rollout, given)
-        listed = engine.config.require_manifest
-        spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root, listed)
+        listed, only = engine.config.require_manifest, served.config.only
+        spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root, listed, only)
         self.check_free(served.name)
         if why := why_no_room(served, engine.devices, self._deployment(served)[0]):
             raise Conflict(f"version {spec.version} cannot run beside version {served.spec.version}: {why}")

@@ -11,6 +11,7 @@ required it is all or nothing.  Code that was loaded before is Clover's and the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
@@ -128,7 +129,7 @@ def everywhere() -> tuple[Rule, ...]:
 
 @cache
 def installed() -> tuple[str, ...]:
-    """Return the folders of Python and of what is installed for it, and those of Clover; none lies in another."""
+    """Return the paths of Python, of what is installed for it (links followed), and Clover's; none lies in another."""
     paths = sysconfig.get_paths()
     roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(paths[name] for name in ("stdlib", "purelib", "platlib"))}
     for name in ("clover", "clover.models"):
@@ -138,8 +139,20 @@ def installed() -> tuple[str, ...]:
     roots.update((str(clover), str(clover.parent / "models")))  # in a source checkout families lie beside the package
     roots.update(filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     roots.update(entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages"))
-    found = [root for root in sorted(roots) if root != "/" and os.path.isdir(root)]
+    roots.update(tuple(linked(roots)))
+    found = [root for root in sorted(roots) if root != "/" and os.path.exists(root)]
     return tuple(root for root in found if not any(root != one and Path(root).is_relative_to(one) for one in found))
+
+
+def linked(roots: Iterable[str]) -> Iterator[str]:
+    """Yield where the links lead that stand in folders of `roots` named "site-packages" or "dist-packages".
+
+    Landlock judges a file by where it lies, not by the link that led to it.
+    """
+    for root in roots:
+        if Path(root).name in ("site-packages", "dist-packages"):
+            with contextlib.suppress(OSError), os.scandir(root) as items:
+                yield from (os.path.realpath(item.path) for item in items if item.is_symlink())
 
 
 def import_roots(path: Iterable[str]) -> Iterator[Rule]:
@@ -171,9 +184,11 @@ def hint(order: WorkerOrder, error: BaseException) -> str:
     current: BaseException | None = error
     while order.sandbox is not None and current is not None:
         if isinstance(current, PermissionError):
+            named = str(current.filename or "")
+            leads = f" (a link to {real})" if named and (real := os.path.realpath(named)) != named else ""
             return (
-                "; the sandbox of workers keeps models from files, sockets and processes: workers.sandbox_read, "
-                "sandbox_write and sandbox_processes allow some"
+                f"{leads}; the sandbox of workers keeps models from files, sockets and processes: "
+                "workers.sandbox_read, sandbox_write and sandbox_processes allow some"
             )
         current = current.__cause__ or current.__context__
     return ""

@@ -39,7 +39,7 @@ def examine(config: ServerConfig) -> Iterator[Finding]:
 def _families(config: ServerConfig) -> Iterator[Finding]:
     for item in config.families:
         try:
-            spec = families.load_family(item.family)
+            spec = families.chosen(families.load_family(item.family), item.only)
             families.check_loaders(spec)
         except CloverError as error:
             yield Finding(topic="family", state="fault", text=str(error))

@@ -152,7 +152,7 @@ class WorkerProcess:
                 await self._ready
         except TimeoutError as error:
             what = f"{self.order.variant} ({self.order.backend})"
-            text = f"{what} was not ready within {within_s:g} s: still {self.state}"
+            text = f"{what} was not ready within {within_s:g} s: still {self.state} (--start-s allows more)"
             raise (WorkerLostInStart(text, hung=True) if self.order.also else WorkerError(text)) from error
 
     # --- using it ---

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from clover.control.accuracy_sample import AccuracySample
+from clover.control.family import default_floor
 from clover.control.request import PlanRequest
 from clover.planning.budget.target import target_of
 from clover.planning.model.margin import margin
@@ -49,6 +50,14 @@ def test_the_default_floor_is_relative_and_its_margin_follows_from_the_sample() 
     given = state(rig(accuracy_floor=seen.objective.accuracy_floor))
     assert given.objective.accuracy_margin == margin(known, seen.objective.accuracy_floor, relative=False)
     assert given.objective.accuracy_margin != expected
+
+
+def test_the_default_floor_of_a_family_that_is_never_right_is_nothing() -> None:
+    known = profile()
+    best = max(item.value for item in known.accuracy)
+    assert default_floor(known) == best - 1.0
+    untrained = replace(known, accuracy=tuple(replace(item, value=0.0, method="none") for item in known.accuracy))
+    assert default_floor(untrained) == 0.0
 
 
 def test_cascades_are_planned_with_only_if_their_bound_keeps_the_floor() -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from clover import families
+from clover.errors import ConfigError
 from clover.types import VariantSpec
 from tests.support.family_folder import BASE, fixture, with_precision, write
 
@@ -50,6 +51,20 @@ def test_the_digest_of_a_variant_ignores_its_siblings(tmp_path: Path) -> None:
     assert families.digest_of_variant(both, "only") != only
     with pytest.raises(KeyError):
         families.digest_of_variant(both, "none")
+
+
+def test_a_family_may_be_served_with_some_of_its_variants_only() -> None:
+    whole = fixture("toy")
+    names = [variant.name for variant in whole.variants]
+    assert families.chosen(whole, ()) is whole
+    assert families.chosen(whole, names[::-1]) is whole
+    some = families.chosen(whole, names[-1:])
+    assert [variant.name for variant in some.variants] == names[-1:]
+    assert some.digest not in ("", whole.digest)
+    assert families.chosen(some, names[-1:]) is some
+    assert families.load_family(some).digest == some.digest, "a worker finds the same"
+    with pytest.raises(ConfigError, match=f"family 'toy' has no variant 'huge'; it has {', '.join(names)}"):
+        families.chosen(whole, ["huge"])
 
 
 def test_precision_is_part_of_a_variant(tmp_path: Path) -> None:

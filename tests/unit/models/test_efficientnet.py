@@ -38,6 +38,13 @@ def traffic_light() -> bytes:
     return made.getvalue()
 
 
+def mandelbrot() -> bytes:
+    """Return the PNG of another picture."""
+    made = io.BytesIO()
+    Image.effect_mandelbrot((400, 300), (-2, -1, 1, 1), 60).convert("RGB").save(made, "PNG")
+    return made.getvalue()
+
+
 def answered(spec: FamilySpec, name: str, data: bytes) -> dict[str, Any]:
     """Return what a client gets of a variant for a picture."""
     variant, folder = spec.variant(name), Path(spec.folder)
@@ -166,5 +173,21 @@ def test_efficientnet_is_built_as_torchvision_feeds_it(bare_home: Path) -> None:
         theirs = weights.transforms()(Image.open(io.BytesIO(data)))
         np.testing.assert_allclose(mine[0], theirs.numpy(), atol=1e-6)
         assert variant.published == PublishedWeights(url=weights.url, sha256=weights.url.rpartition("-")[2][:8])
+    variant, folder = spec.variant("b0"), Path(spec.folder)
+    network, theirs = families.resolve(variant.loader, folder)(variant, folder), models.efficientnet_b0().eval()
+    theirs.load_state_dict(network.state_dict())
+    rows = np.empty((2, 1), object)
+    rows[:, 0] = [data, mandelbrot()]
+    (mine,) = steps.as_modelled(spec, variant, [rows])
+    transform = models.EfficientNet_B0_Weights.IMAGENET1K_V1.transforms()
+    pixels = torch.stack([transform(Image.open(io.BytesIO(one))) for one in rows[:, 0]])
+    with torch.inference_mode():
+        logits, expected = network(torch.from_numpy(np.stack(list(mine)))), theirs(pixels)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert logits.std() > 0.1, "the untrained network hears what it is given"
+    assert (logits[0] - logits[1]).abs().max() > 0.1
     found = answered(spec, "b0", data)
-    assert found["probabilities"].shape == (5,)
+    values, places = expected[0].softmax(0).topk(5)
+    np.testing.assert_allclose(found["probabilities"], values.numpy(), rtol=1e-3)
+    names = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert [label.decode() for label in found["labels"]] == [names[place] for place in places]

@@ -110,6 +110,32 @@ def test_pictures_are_read_and_what_is_no_picture_is_refused_alone(spec: FamilyS
     assert [bytes(answer[0][0, 0]).decode() for answer in read] == ["Invoice 48213", "Harbour Street 7"]
     assert min(float(answer[1][0, 0]) for answer in read) > 0.9
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="needs rapidocr with what it imports")
+def test_lines_are_read_as_rapidocr_reads_them(spec: FamilySpec) -> None:
+    rapidocr = pytest.importorskip("rapidocr", reason='needs rapidocr: pip install "clover-inference[ocr]"')
+    from PIL import Image, ImageDraw, ImageFont
+
+    model = module(spec, "model:load")
+    chosen = spec.variant("v6-wide")
+    read = families.resolve(chosen.loader, spec.folder)(chosen, Path(spec.folder))
+    theirs = rapidocr.RapidOCR(
+        params={"Global.log_level": "warning", "Rec.model_path": str(model.file_of(*model.FILES["v6"][:2]))}
+    )
+    for text in ("Invoice total 1,234.56 NO-00042", "Harbour Street 7 and the pier beyond"):
+        # 48 pixels high and at least 320 wide: nothing is scaled, and neither side fills anything up
+        image = Image.new("RGB", (560, 48), "white")
+        ImageDraw.Draw(image).text((12, 8), text, font=ImageFont.load_default(28), fill=(20, 30, 90))
+        written = io.BytesIO()
+        image.save(written, "PNG")
+        rows = np.empty((1, 1), dtype=object)
+        rows[0, 0] = written.getvalue()
+        (line,) = steps.as_modelled(spec, chosen, [rows])
+        found, sure = read([np.stack(list(line))])
+        expected = theirs(np.asarray(image)[..., ::-1].copy(), use_det=False, use_cls=False, use_rec=True)
+        assert bytes(found[0, 0]).decode() == expected.txts[0] == text
+        assert float(sure[0, 0]) == pytest.approx(expected.scores[0], abs=2e-5)
+
 
 def test_a_missing_package_is_named_with_what_installs_it(spec: FamilySpec, monkeypatch: pytest.MonkeyPatch) -> None:
     model = module(spec, "model:load")

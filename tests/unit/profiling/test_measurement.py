@@ -31,10 +31,11 @@ from clover.profiling.busy import busy_share, jiffies
 from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
 from clover.profiling.choose import choose_backend, faster
-from clover.profiling.driver import Cell, Driver
+from clover.profiling.driver import Cell, Driver, SilentWorker
 from clover.profiling.effort import FULL, QUICK
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
+from clover.profiling.measurement import too_slow
 from clover.profiling.records import middle_j, paired, pooled, typical_p95
 from clover.profiling.rig import MemoryFindings
 from clover.profiling.rows import load, pack
@@ -685,12 +686,23 @@ def test_failures_end_the_measurement(bench: Any) -> None:
     driver, make = bench
     with pytest.raises(ProfileError, match="the model failed"):
         driver.cell(make(0.0, status=1), 1, samples=1, least_s=0.0, most_s=1.0)
-    with pytest.raises(ProfileError, match=r"no answer for 0\.3 s"):
+    with pytest.raises(SilentWorker, match=r"no answer for 0\.3 s"):
         driver.cell(make(1500.0), 1, samples=1, least_s=0.0, most_s=1.0)
     dead = make(1500.0)
     dead.state = "dead"
     with pytest.raises(ProfileError, match="died"):
         driver.cell(dead, 1, samples=1, least_s=0.0, most_s=1.0)
+
+
+def test_of_a_variant_that_is_too_slow_it_is_said_which_and_what_to_do() -> None:
+    spec = load_family(str(FAMILIES / "toy"))
+    known = [msgspec.structs.replace(latency("eager", 1, 0.1), variant=name) for name in ("tiny", "small")]
+    first = too_slow(spec, "tiny with eager on 1c", 30.0, known[:1])
+    assert first == (
+        f"toy (tiny with eager on 1c): a batch of up to {spec.max_batch} rows took more than 30 s: raise --silent-s"
+    )
+    later = too_slow(spec, "BASE: small on 2 x 1c at 60% load", 30.0, known)
+    assert later.endswith("raise --silent-s, or leave slow variants out: --only tiny")
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
@@ -727,6 +739,10 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
     assert "note: the front end shares" in text
     assert "slices: 1c is 1 core" in text
+    untrained = tuple(msgspec.structs.replace(item, value=0.0, method="none") for item in profile.accuracy)
+    random = report.table(msgspec.structs.replace(profile, accuracy=untrained), 120)
+    assert "0.00 (UNTRAINED)" in random
+    assert "0.00 (published)" not in random
     narrow = report.table(profile, 75)
     assert max(map(len, narrow.partition("\n\n")[0].splitlines())) <= 75
     assert "p95 ms  mJ/row  accuracy %" in narrow

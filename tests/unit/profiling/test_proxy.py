@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from clover.errors import ConfigError
 from clover.families import by_agreement, load_family
@@ -15,7 +16,7 @@ from clover.profiling.records import accuracy_of, paired
 from clover.profiling.rig import Findings
 from clover.profiling.rows import load
 from clover.profiling.score import interval
-from clover.types import FamilySpec
+from clover.types import FamilySpec, PublishedAccuracy
 from tests.support.family_folder import BASE, write
 
 PROXY = BASE.replace('loader = "data:load"\n', 'loader = "data:load"\nmetric = "agreement"\n')
@@ -35,6 +36,14 @@ def test_labels_are_not_looked_at(spec: FamilySpec) -> None:
     assert by_agreement(spec)
     rows = load(spec)
     assert (rows.count, rows.labelled) == (5, False)
+
+
+def test_nobody_published_the_accuracy_of_random_weights(spec: FamilySpec) -> None:
+    alone = replace(spec, evaluation=None)
+    given = replace(spec.variants[0], accuracy=PublishedAccuracy(value=80.0, metric="top1", source="its authors"))
+    random = replace(given, untrained=True, accuracy=PublishedAccuracy(value=0.0, metric="top1", source="UNTRAINED"))
+    found = [accuracy_of(alone, one, "eager", np.ones(2), np.ones(2), np.empty(0)) for one in (given, random)]
+    assert [(one.value, one.method) for one in found] == [(80.0, "published"), (0.0, "none")]
 
 
 def test_the_last_variant_is_right_on_every_row(spec: FamilySpec) -> None:

@@ -254,6 +254,13 @@ def test_the_command_for_a_file_prints_something_on_a_terminal() -> None:
     assert sent.endswith("'Inference-Header-Content-Length: 0' | cat -v")  # curl alone writes no NULs there
 
 
+def test_the_banner_gives_untrained_variants_no_accuracy() -> None:
+    spec = fixture("toy")
+    untrained = msgspec.structs.replace(spec.variants[0], untrained=True)
+    shown = banner._variants(msgspec.structs.replace(spec, variants=(untrained, *spec.variants[1:])), None)
+    assert shown == ", ".join([f"{untrained.name} UNTRAINED", *(variant.name for variant in spec.variants[1:])])
+
+
 def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> None:
     note = f"others used 60% of the cores meanwhile: {INFLATED}; measure again on a quiet machine"
     quiet = profile()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,8 +11,11 @@ import msgspec
 import pytest
 
 from clover.errors import NotFound
+from clover.families import load_family
 from clover.server.loading import Loading
 from tests.support.router_fixture import House
+
+FAMILIES = Path(__file__).parents[2] / "families"
 
 
 def test_answers_of_the_version_before_take_no_labels_and_are_in_no_cache() -> None:
@@ -55,3 +59,21 @@ def test_answers_of_the_version_before_take_no_labels_and_are_in_no_cache() -> N
     router.close(again)
     router.stop()
     house.slab.close()
+
+
+def test_what_is_untrained_is_said_where_its_workers_start(caplog: pytest.LogCaptureFixture) -> None:
+    async def adopt(*_: Any) -> None:
+        return
+
+    toy = load_family(str(FAMILIES / "toy"))
+    variants = (msgspec.structs.replace(toy.variants[0], untrained=True), *toy.variants[1:])
+    router = SimpleNamespace(closed_reason="", decline_stranded=lambda reason: None)
+    served: Any = SimpleNamespace(spec=toy, profile="a profile", fleet=None, config=None, router=router)
+    loading = Loading(cast(Any, SimpleNamespace(adopt=adopt)), {}, drain_s=1.0, changed=lambda: None)
+    asyncio.run(loading.deploy(served))
+    assert caplog.messages == []
+    served.spec = msgspec.structs.replace(toy, variants=variants)
+    asyncio.run(loading.deploy(served))
+    (line,) = caplog.messages
+    assert line.startswith(f"{variants[0].name} of toy: UNTRAINED, built with random weights. Their answers mean not")
+    assert str(FAMILIES / "toy" / "README.md") in line

@@ -11,7 +11,7 @@ import pytest
 
 from clover.config import RolloutConfig
 from clover.errors import BadRequest
-from clover.families import load_family
+from clover.families import chosen, load_family
 from clover.runtime.served import Served
 from clover.server.rollout_checks import differences, find_version, has_changed, settings_of, why_no_room
 from clover.types import Assignment, Placement, StepsSpec
@@ -95,6 +95,24 @@ def test_files_that_change_are_noticed(tmp_path: Path) -> None:
     (folder / "model.py").write_text("changed = 1\n")
     assert has_changed(new)
     (folder / "family.toml").write_text("[")
+    assert has_changed(new)
+
+
+def test_a_version_of_some_variants_only_has_them_alone(tmp_path: Path) -> None:
+    more = (
+        BASE
+        + '\n[[variants]]\nname = "more"\nloader = "model:load"\n'
+        + 'accuracy = { value = 1, metric = "top1", source = "x" }\n'
+    )
+    write(tmp_path / "1", more)
+    folder = write(tmp_path / "2", f'version = "2"\n{more}')
+    stable = chosen(load_family(str(tmp_path / "1")), ["more"])
+    new = find_version(stable, str(folder), "", "", only=("more",))
+    assert [variant.name for variant in new.variants] == ["more"]
+    assert not has_changed(new)
+    with pytest.raises(BadRequest, match="other variants"):
+        find_version(stable, str(folder), "", "")
+    (folder / "model.py").write_text("changed = 1\n")
     assert has_changed(new)
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from clover.config import FamilyConfig, LedgerConfig, ServerConfig
-from clover.families import load_family
+from clover.families import chosen, load_family
 from clover.server.rollout_files import RolloutFiles
 from clover.types import FamilySpec
 from tests.support.family_folder import BASE, write
@@ -36,6 +36,25 @@ def test_a_promoted_version_serves_on(tmp_path: Path, item: FamilyConfig) -> Non
     spec = after.serve(item)
     assert (spec.version, spec.folder) == ("2b", str(tmp_path / "2"))
     assert after.notes == {"echo": "version 2b serves, which was promoted"}
+
+
+def test_with_some_variants_only_a_promoted_version_has_them_alone(tmp_path: Path) -> None:
+    more = (
+        BASE
+        + '\n[[variants]]\nname = "more"\nloader = "model:load"\n'
+        + 'accuracy = { value = 1, metric = "top1", source = "x" }\n'
+    )
+    write(tmp_path / "1", more)
+    write(tmp_path / "2", f'version = "2"\n{more}')
+    item = FamilyConfig(family=str(tmp_path / "1"), only=("more",))
+    assert [variant.name for variant in files(tmp_path).serve(item).variants] == ["more"]
+    promoted = chosen(load_family(str(tmp_path / "2")), item.only)
+    files(tmp_path).promoted("echo", item.family, promoted)
+    spec = files(tmp_path).serve(item)
+    assert (spec.version, [variant.name for variant in spec.variants]) == ("2", ["more"])
+    after = files(tmp_path)
+    assert after.serve(msgspec.structs.replace(item, only=())).version == "1"
+    assert "or the setting only, have changed" in after.notes["echo"]
 
 
 def test_a_trial_is_over_and_the_stable_version_serves(tmp_path: Path, item: FamilyConfig) -> None:

@@ -95,6 +95,32 @@ def test_a_kernel_without_it_is_refused_or_said(
     assert not caplog.text
 
 
+def test_packages_that_are_links_are_read_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    installed, store = tmp_path / "venv" / "site-packages", tmp_path / "store"
+    (installed / "own").mkdir(parents=True)
+    (store / "linked").mkdir(parents=True)
+    (store / "module.py").write_text("")
+    (installed / "linked").symlink_to(store / "linked")
+    (installed / "module.py").symlink_to(store / "module.py")
+    (installed / "gone").symlink_to(store / "gone")
+    request.addfinalizer(sandbox.installed.cache_clear)
+    sandbox.installed.cache_clear()
+    monkeypatch.setattr("sys.path", [str(installed), str(store)])
+    found = {path for path in sandbox.installed() if Path(path).is_relative_to(tmp_path)}
+    assert found == {str(installed), str(store / "linked"), str(store / "module.py")}
+
+
+def test_a_refused_link_is_said_with_where_it_leads(tmp_path: Path) -> None:
+    link = tmp_path / "weights"
+    link.symlink_to("/data/weights")
+    assert sandbox.hint(order(), PermissionError(13, "Permission denied", str(link))).startswith(
+        " (a link to /data/weights); the sandbox of workers keeps models from files"
+    )
+    assert sandbox.hint(order(), PermissionError(13, "Permission denied", "/etc")).startswith("; the sandbox")
+
+
 def test_a_path_that_is_not_there_is_no_setting() -> None:
     with pytest.raises(StartError, match=r"workers\.sandbox_write: there is no file or folder /nowhere"):
         sandboxes.check(WorkersConfig(sandbox_write=("/nowhere",)), gpu=False)
