@@ -47,6 +47,7 @@ from clover.cluster import cluster_file
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller_records import ClusterStatus
 from clover.cluster.node import NodeAgent, NodeSetup
+from clover.cluster.node_frontiers import kept_frontiers
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.errors import ClusterError
 
@@ -191,13 +192,24 @@ class Day:
         self.handle = bring_up(self.file, "", say=say)
 
     async def _measure(self) -> None:
-        """Start one server alone, which measures what it serves and keeps it for the others."""
+        """Start one server alone, which measures what it serves and keeps it for the others, as the operating points of
+        its devices are kept for all nodes."""
+        kept = self.folder / "frontiers"
+        if self.given.cache:
+            self.folder.mkdir(parents=True)
+            kept.symlink_to(Path(self.given.cache).resolve() / "frontiers")
+            kept.readlink().mkdir(parents=True, exist_ok=True)
+        agent = NodeAgent(
+            NodeSetup.of(self.file, self.file.node[0].name, self.folder),
+            frontiers=lambda told: kept_frontiers(told, kept),
+        )
         say("a server measures what it serves")
-        agent = NodeAgent(NodeSetup.of(self.file, self.file.node[0].name, self.folder))
         await agent.start()
-        end_s = time.monotonic() + 600.0
+        end_s = time.monotonic() + 900.0
         while not (await agent.report()).healthy and time.monotonic() < end_s:
             await asyncio.sleep(1.0)
+        say("what its devices can do is worked out")
+        await agent.learned()
         await agent.release()
 
     @contextlib.contextmanager

@@ -20,9 +20,9 @@ def page(found: Mapping[str, Any], where: Mapping[str, Any]) -> str:
         "# A replayed day on a cluster, and then everything killed once",
         "",
         (
-            f"Three regions ({traces}), three Ray nodes with addresses of their own on one machine, each a Clover server "
-            f"of `fashion` on {devices}, HAProxy before them. {found['rate']:g} requests a second in open loop (Poisson), "
-            f"as many from each region. {where['processor']}, {where['cores']} cores, {where['date']}."
+            f"Three regions ({traces}), three Ray nodes with addresses of their own on one machine, each a Clover "
+            f"server of `fashion` on {devices}, HAProxy before them. {found['rate']:g} requests a second in open loop "
+            f"(Poisson), as many from each region. {where['processor']}, {where['cores']} cores, {where['date']}."
         ),
         "",
         f"    {where['command']}",
@@ -145,8 +145,9 @@ def _kills(found: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
         "",
         (
             "Killed is SIGKILL, of the node with most rows where it is a node; its view is every entry of the node in "
-            'HAProxy. "As before": a controller is in charge, what was killed runs and serves, no node is lost or on its '
-            "way; the seconds include those that a machine stays away. A client tries again after 0.2, 0.4, 0.8 and 1.6 s."
+            'HAProxy. "As before": a controller is in charge, what was killed runs and serves, no node is lost or on '
+            "its way; the seconds include those that a machine stays away. A client tries again after 0.2, 0.4, 0.8 "
+            "and 1.6 s."
         ),
         "",
     ]
