@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import math
 import os
 import socket
@@ -41,8 +42,9 @@ from pathlib import Path
 from bench.cluster_day_page import page
 from bench.cluster_day_report import Seen, document
 from bench.cluster_kills import Kill, kills, process_word, settled
-from bench.cluster_load import Load, questions
-from bench.common import busy_seconds, fashion_rows, provenance, write_json
+from bench.cluster_load import Load, Question, questions
+from bench.common import ROOT, busy_seconds, provenance, write_json
+from clover import families
 from clover.cluster import cluster_file
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller_records import ClusterStatus
@@ -53,7 +55,6 @@ from clover.errors import ClusterError
 
 REGIONS = ("west", "middle", "east")
 WAYS_MS = {("west", "middle"): 20.0, ("middle", "east"): 20.0, ("west", "east"): 40.0}
-FAMILY = "fashion"
 SLO_MS = 500.0
 LEASE_S = 8.0
 BACK_S = 180.0
@@ -61,6 +62,25 @@ BACK_S = 180.0
 CALM_S = 10.0
 """Seconds between two kills."""
 QUESTIONS = 600
+SPEEDS = {"1g.5gb": 1.0, "2g.10gb": 1.9, "3g.20gb": 2.57, "4g.20gb": 2.86, "7g.40gb": 3.06}
+"""Of an A100's slices, as docs/emulated.md has them."""
+TOY_MS = {"half": 6.0, "full": 80.0}
+"""What a row of `toy` takes on one slice: configured, so that its accuracy is worth something."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A family that the cluster serves: where it is, the accuracy floor of the cluster, and how it is named."""
+
+    name: str
+    source: str
+    floor: float
+
+
+FAMILIES = {
+    "fashion": Served("fashion", "fashion", 91.5),
+    "toy": Served("toy", str(ROOT / "tests" / "families" / "toy"), 88.0),
+}
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------------
@@ -95,6 +115,8 @@ def write_cluster(folder: Path, given: argparse.Namespace) -> tuple[ClusterFile,
         f"horizon_s = {hour_s}", "[ingress]",
     ]  # fmt: skip
     traces = write_traces(folder, given.traces)
+    family = FAMILIES[given.family]
+    pace = ["--pace", write_pace(folder)] if given.family == "toy" and not given.cores else []
     for at, name in enumerate(REGIONS):
         ways = ((*pair, ms) for pair, ms in WAYS_MS.items() if name in pair)
         others = ", ".join(f"{b if a == name else a} = {ms}" for a, b, ms in ways)
@@ -105,13 +127,42 @@ def write_cluster(folder: Path, given: argparse.Namespace) -> tuple[ClusterFile,
     for at, name in enumerate(REGIONS):
         device = ["--cores", "0"] if given.cores else ["--device", f"emulated:a100-40gb:6:{2 * at}-{2 * at + 1}"]
         words = [*device, "--cache-dir", given.cache or f"{folder}/cache", "--backends", "eager"]
-        words += ["--slo-ms", str(given.slo)]
+        words += ["--slo-ms", str(given.slo), *pace]
         lines += ["[[node]]", f'name = "{name}-1"', f'region = "{name}"', f'address = "127.0.0.{at + 2}"']
         lines += [f"port = {ports[3 + at]}", "awake_w = 100", "wake_s = 15", f"arguments = {words!r}"]
-    lines += ["[[family]]", f'family = "{FAMILY}"', f"accuracy_floor = {given.floor}", f"slo_ms = {SLO_MS}"]
+    lines += ["[[family]]", f'family = "{family.name}"', f'source = "{family.source}"', f"slo_ms = {SLO_MS}"]
+    lines += [f"accuracy_floor = {given.floor or family.floor}"]
     path = folder / "cluster.toml"
     path.write_text("\n".join(lines) + "\n")
     return cluster_file.read(path), dict(zip(REGIONS, ports, strict=False))
+
+
+def write_pace(folder: Path) -> str:
+    """Return a file of how long `toy` takes on the slices of an emulated A100, and what that draws."""
+    rows = [
+        {
+            "family": "toy",
+            "variant": variant,
+            "profile": profile,
+            "batch": batch,
+            "ms": ms * (1.0 + 0.6 * (batch - 1)) / speed,
+            "watts": 17.0 * int(profile[0]),
+        }
+        for variant, ms in TOY_MS.items()
+        for profile, speed in SPEEDS.items()
+        for batch in (1, 8)
+    ]
+    path = folder / "pace.json"
+    document = {"method": "configured", "source": "bench.cluster_day", "rows": rows}
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def evaluation(family: Served) -> list[Question]:
+    """Return requests of one row each, from the rows that the family was not tuned on."""
+    spec = families.load_family(family.source)
+    inputs, labels = families.load_evaluation(spec, "held_out")
+    return questions(spec.inputs[0].name, inputs[0], labels, QUESTIONS)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -147,8 +198,8 @@ class Day:
         self.parts: dict[str, Part] = {}
         self.servers: dict[str, str] = {}
         """The node of each server, by the word with which its ids begin."""
-        images, labels = fashion_rows()
-        self.load = Load(self.ports, given.rate, questions(images, labels, QUESTIONS), FAMILY)
+        family = FAMILIES[given.family]
+        self.load = Load(self.ports, given.rate, evaluation(family), family.name)
         self.handle: ClusterHandle | None = None
         self._looking = threading.Event()
 
@@ -294,7 +345,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="real minutes that the day takes [10]")
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second, of all regions together [20]")
-    parser.add_argument("--floor", type=float, default=91.5, help="accuracy floor of the cluster, percent [91.5]")
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="fashion", help="toy is ready sooner [fashion]")
+    parser.add_argument(
+        "--floor", type=float, default=0.0, help="accuracy floor of the cluster, percent [the family's]"
+    )
     parser.add_argument("--slo", type=float, default=300.0, help="SLO of the nodes' own servers, ms [300]")
     parser.add_argument("--traces", nargs=3, default=(), metavar="CSV", help="a trace for each region")
     parser.add_argument("--cores", action="store_true", help="nodes on core 0 instead of emulated A100s")

@@ -249,6 +249,7 @@ def document(day: Ran) -> dict[str, Any]:
         "traces": [path.rpartition("/")[2] for path in day.given.traces],
         "floor": family.accuracy_floor,
         "slo_ms": family.slo_ms,
+        "family": family.family,
         "on_cores": day.given.cores,
     }
     for name, part in day.parts.items():

@@ -70,12 +70,12 @@ class Question:
     label: int
 
 
-def questions(images: NDArray[Any], labels: NDArray[Any], count: int) -> list[Question]:
-    """Return requests of one image each, as JSON that asks for the receipt."""
+def questions(name: str, rows: NDArray[Any], labels: NDArray[Any], count: int) -> list[Question]:
+    """Return requests of one row of the input `name` each, as JSON that asks for the receipt."""
     found = []
-    for image, label in zip(images[:count], labels[:count], strict=True):
-        data = [round(float(value), 4) for value in image.reshape(-1)]
-        tensor = {"name": "image", "shape": [1, *image.shape], "datatype": "FP32", "data": data}
+    for row, label in zip(rows[:count], labels[:count], strict=True):
+        data = [round(float(value), 4) for value in row.reshape(-1)]
+        tensor = {"name": name, "shape": [1, *row.shape], "datatype": "FP32", "data": data}
         document = {"inputs": [tensor], "parameters": {"clover_receipt": True}}
         found.append(Question(json.dumps(document, separators=(",", ":")).encode(), int(label)))
     return found
