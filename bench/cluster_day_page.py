@@ -22,7 +22,8 @@ def page(found: Mapping[str, Any], where: Mapping[str, Any]) -> str:
         (
             f"Three regions ({traces}), three Ray nodes with addresses of their own on one machine, each a Clover "
             f"server of `{found['family']}` on {devices}, HAProxy before them. {found['rate']:g} requests a second in "
-            f"open loop (Poisson), as many from each region. {where['processor']}, {where['cores']} cores, {where['date']}."
+            f"open loop (Poisson), as many from each region. {where['processor']}, {where['cores']} cores, "
+            f"{where['date']}."
         ),
         "",
         f"    {where['command']}",

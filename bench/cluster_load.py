@@ -160,8 +160,13 @@ class Load:
     async def _run(self) -> None:
         await asyncio.gather(*(self._send(at, origin) for at, origin in enumerate(self._ports)))
         await asyncio.gather(*self._open)
-        for connection in (one for own in self._idle.values() for one in own):
-            connection.close()
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the connections on which nothing is asked; on the loop of the load."""
+        for own in self._idle.values():
+            while own:
+                own.pop().close()
 
     async def _send(self, at: int, origin: str) -> None:
         drawn, due_s = random.Random(at), 0.0
