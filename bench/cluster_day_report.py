@@ -28,20 +28,6 @@ class Seen:
     load_average: float = 0.0
 
 
-class Stretch(Protocol):
-    """A part of a run (`bench.cluster_day.Part`)."""
-
-    began_s: float
-    ended_s: float
-    busy: float
-
-
-class Asker(Protocol):
-    """The clients (`bench.cluster_load.Load`)."""
-
-    asked: list[Asked]
-
-
 class Ran(Protocol):
     """A run that has ended (`bench.cluster_day.Day`)."""
 
@@ -49,9 +35,12 @@ class Ran(Protocol):
     file: ClusterFile
     kills: list[Kill]
     seen: list[Seen]
-    parts: Mapping[str, Any]
     servers: dict[str, str]
     load: Any
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """Return the parts of the run (`bench.cluster_day.Part`), by name."""
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
