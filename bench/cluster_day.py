@@ -64,22 +64,29 @@ CALM_S = 10.0
 QUESTIONS = 600
 SPEEDS = {"1g.5gb": 1.0, "2g.10gb": 1.9, "3g.20gb": 2.57, "4g.20gb": 2.86, "7g.40gb": 3.06}
 """Of an A100's slices, as docs/emulated.md has them."""
-TOY_MS = {"half": 6.0, "full": 80.0}
-"""What a row of `toy` takes on one slice: configured, so that its accuracy is worth something."""
+BATCH_ROW = 0.6
+"""What each further row of a batch takes, of the time of the first."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A family that the cluster serves: where it is, the accuracy floor of the cluster, and how it is named."""
+    """A family that the cluster serves: its name, where it is, the accuracy floor of the cluster, and what a row takes
+    on one slice by variant, in ms.
+
+    The times are configured: as those of a model of which a few rows a second fill an A100, so that on two cores, too,
+    rows cost watts beside what the machines do at rest, and accuracy and grids are worth something."""
 
     name: str
     source: str
     floor: float
+    ms: dict[str, float]
 
 
 FAMILIES = {
-    "fashion": Served("fashion", "fashion", 91.5),
-    "toy": Served("toy", str(ROOT / "tests" / "families" / "toy"), 88.0),
+    "fashion": Served(
+        "fashion", "fashion", 91.5, {"tiny": 12.0, "small": 25.0, "medium": 50.0, "large": 110.0, "xlarge": 240.0}
+    ),
+    "toy": Served("toy", str(ROOT / "tests" / "families" / "toy"), 88.0, {"half": 12.0, "full": 240.0}),
 }
 
 
@@ -116,7 +123,7 @@ def write_cluster(folder: Path, given: argparse.Namespace) -> tuple[ClusterFile,
     ]  # fmt: skip
     traces = write_traces(folder, given.traces)
     family = FAMILIES[given.family]
-    pace = ["--pace", write_pace(folder)] if given.family == "toy" and not given.cores else []
+    pace = ["--pace", write_pace(folder, family)] if not given.cores else []
     for at, name in enumerate(REGIONS):
         ways = ((*pair, ms) for pair, ms in WAYS_MS.items() if name in pair)
         others = ", ".join(f"{b if a == name else a} = {ms}" for a, b, ms in ways)
@@ -138,18 +145,18 @@ def write_cluster(folder: Path, given: argparse.Namespace) -> tuple[ClusterFile,
     return cluster_file.read(path), dict(zip(REGIONS, ports, strict=False))
 
 
-def write_pace(folder: Path) -> str:
-    """Return a file of how long `toy` takes on the slices of an emulated A100, and what that draws."""
+def write_pace(folder: Path, family: Served) -> str:
+    """Return a file of how long a family takes on the slices of an emulated A100, and what that draws."""
     rows = [
         {
-            "family": "toy",
+            "family": family.name,
             "variant": variant,
             "profile": profile,
             "batch": batch,
-            "ms": ms * (1.0 + 0.6 * (batch - 1)) / speed,
+            "ms": ms * (1.0 + BATCH_ROW * (batch - 1)) / speed,
             "watts": 17.0 * int(profile[0]),
         }
-        for variant, ms in TOY_MS.items()
+        for variant, ms in family.ms.items()
         for profile, speed in SPEEDS.items()
         for batch in (1, 8)
     ]
