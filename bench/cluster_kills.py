@@ -46,6 +46,9 @@ class Killed(Protocol):
     def busiest(self) -> str:
         """Return the node that has most rows."""
 
+    def awake(self) -> list[str]:
+        """Return the nodes that are ready."""
+
     def wait(self, seconds: float) -> None:
         """Watch for so long."""
 
@@ -71,7 +74,9 @@ def kill_server(cluster: Killed) -> Back:
     process = ServerProcess(cluster.folder / node.name)
     old = process.find()
     _kill(*([old.pid] if old else []))
-    return lambda status: process.find() not in (None, old) and _ready(node.address, node.port) and settled(status)
+    return lambda status: (
+        process.find() not in (None, old) and _ready(node.address, node.port) and settled(status, node.name)
+    )
 
 
 def kill_actor(cluster: Killed) -> Back:
@@ -128,12 +133,15 @@ def kill_node(cluster: Killed) -> Back:
     _kill(*([record.pid] if record else []), *(_below(ray.pid) if ray else ()), *([ray.pid] if ray else []))
     cluster.wait(5.0)
     LocalRay(cluster.folder).start([one.address for one in cluster.file.node])
-    return lambda status: settled(status) and _ready(node.address, node.port) and process.find() not in (None, record)
+    return lambda status: (
+        settled(status, node.name) and _ready(node.address, node.port) and process.find() not in (None, record)
+    )
 
 
 def part(cluster: Killed) -> Back:
     """Stop the actor of the node that has most rows for longer than its lease: nobody but its clients reaches it."""
-    actors = _on(cluster, _actors(cluster, "ray::NodeActor"), _node(cluster, cluster.busiest()))
+    name = cluster.busiest()
+    actors = _on(cluster, _actors(cluster, "ray::NodeActor"), _node(cluster, name))
     for pid in actors:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -142,26 +150,29 @@ def part(cluster: Killed) -> Back:
         for pid in actors:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-    return settled
+    return lambda status: settled(status, name)
 
 
 def kill_head(cluster: Killed) -> Back:
     """Kill Ray's head with all of Ray that is below it, and bring the cluster up again on a new Ray."""
     import ray
 
+    awake = cluster.awake()
     head = ServerProcess(cluster.folder / "ray" / "head").find()
     if head is not None:
         _kill(*_below(head.pid), head.pid)
     cluster.wait(5.0)
     ray.shutdown()
     cluster.again()
-    return settled
+    return lambda status: settled(status, *awake)
 
 
-def settled(status: ClusterStatus) -> bool:
-    """Return whether a controller is in charge, and no node is lost or on its way."""
-    lost = ("waking", "lost", "partitioned")
-    return status.controlling and not any(node.phase in lost for node in status.nodes)
+def settled(status: ClusterStatus, *names: str) -> bool:
+    """Return whether a controller is in charge, no node is lost, and none of `names` is on its way; others may be, as
+    the grids go on."""
+    lost = any(node.phase in ("lost", "partitioned") for node in status.nodes)
+    waking = any(node.phase == "waking" and node.name in names for node in status.nodes)
+    return status.controlling and not lost and not waking
 
 
 def process_word(node: NodeSection) -> str:
