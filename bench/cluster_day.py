@@ -3,7 +3,7 @@
     python -m bench.cluster_day --page bench/results/cluster_day.md      # ten minutes undisturbed, then the kills
     python -m bench.cluster_day --minutes 3 --parts day --traces a.csv b.csv c.csv
 
-Three Ray nodes with addresses of their own (127.0.0.2 to .4), each a Clover server of `fashion` with two emulated A100s
+Three Ray nodes with addresses of their own (127.0.0.2 to .4), each a Clover server with two emulated A100s
 of one box (or, with `--cores`, on core 0), HAProxy before them, the production controller.  The grids are traces, one a
 region, by default three formulas whose clean hours lie eight hours apart.  All regions send alike, in open loop
 (`bench.cluster_load`).
@@ -358,7 +358,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="real minutes that the day takes [10]")
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second, of all regions together [20]")
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="fashion", help="toy is ready sooner [fashion]")
+    parser.add_argument(
+        "--family",
+        choices=tuple(FAMILIES),
+        default="toy",
+        help="what is served; fashion takes longer to be ready [toy]",
+    )
     parser.add_argument(
         "--floor", type=float, default=0.0, help="accuracy floor of the cluster, percent [the family's]"
     )
@@ -373,13 +378,15 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="clover-day-") as folder:
         day = Day(given, Path(folder))
-        day.run()
-        found = document(day)
-        write_json(given.json, found)
-        text = page(found, provenance())
-        print(text)
-        if given.page:
-            Path(given.page).write_text(text)
+        try:
+            day.run()
+        finally:  # what was seen until something failed is shown, too
+            found = document(day)
+            write_json(given.json, found)
+            text = page(found, provenance())
+            print(text)
+            if given.page:
+                Path(given.page).write_text(text)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,11 @@ def _day(found: Mapping[str, Any], day: Mapping[str, Any]) -> list[str]:
     lines = [f"## The day, undisturbed: {day['seconds'] / 60.0:.1f} minutes", "", _machine(day), ""]
     lines += [*_table(("what", ""), rows), ""]
     names = list(day["hours"][0]["intensity"]) if day["hours"] else []
-    heads = ("hour", *(f"{name}: g/kWh, rows/s by plan, answered, nodes awake" for name in names))
+    heads = (
+        "hour",
+        *(f"{name}: g/kWh, rows/s by plan, answered, nodes awake" for name in names),
+        "accuracy expected; corrected floor",
+    )
     by_hour = [
         (
             str(hour["number"]),
@@ -87,6 +91,7 @@ def _day(found: Mapping[str, Any], day: Mapping[str, Any]) -> list[str]:
                 f"{hour['awake'][name]:.1f}"
                 for name in names
             ),
+            f"{hour['accuracy']:.2f}; {hour['floor']:.2f}",
         )
         for hour in day["hours"]
     ]

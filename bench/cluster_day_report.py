@@ -49,13 +49,16 @@ class Ran(Protocol):
 @dataclass(frozen=True)
 class Hour:
     """One part of the day: of each region the mean intensity, the rows/s that plans sent to it and that it answered,
-    and the mean number of its nodes that were awake."""
+    and the mean number of its nodes that were awake; the accuracy that was expected of all its answers (points), and
+    the corrected floor that plans were made for."""
 
     number: int
     intensity: dict[str, float]
     planned: dict[str, float]
     answered: dict[str, float]
     awake: dict[str, float]
+    accuracy: float
+    floor: float
 
 
 def tally(asked: Iterable[Asked]) -> dict[str, Any]:
@@ -101,9 +104,12 @@ def hours(
     names = sorted(set(regions.values()) | {region.name for one in seen for region in one.status.regions})
     span_s = (ended_s - began_s) / HOURS
     counted: list[Counter[str]] = [Counter() for _ in range(HOURS)]
+    points: list[list[float]] = [[] for _ in range(HOURS)]
     for one in asked:
         if one.done_s is not None and one.server in regions and began_s <= one.done_s < ended_s:
-            counted[int((one.done_s - began_s) / span_s)][regions[one.server]] += 1
+            at = int((one.done_s - began_s) / span_s)
+            counted[at][regions[one.server]] += 1
+            points[at].append(one.accuracy)
     found = []
     for at in range(HOURS):
         looks = [one.status for one in seen if at <= (one.at_s - began_s) / span_s < at + 1]
@@ -119,6 +125,8 @@ def hours(
                 {name: statistics.fmean(own[name].answered for own in known) for name in names},
                 {name: counted[at][name] / span_s for name in names},
                 {name: statistics.fmean(own[name] for own in awake) for name in names},
+                statistics.fmean(points[at]) if points[at] else math.nan,
+                statistics.fmean([own.corrected for status in looks for own in status.families] or [math.nan]),
             )
         )
     return found
