@@ -129,6 +129,11 @@ class Membership:
             if member is None:
                 member = self.members[name] = ClusterMember(report.node, since_s=now_s)
             known = member.report
+            if not report.node.devices:
+                # Its server has not said yet what it has, as while it starts.  The machine is what it was: a plan that
+                # woke it must not find it without devices, and turn to another one, until it is ready.
+                node = msgspec.structs.replace(report.node, devices=member.node.devices)
+                report = msgspec.structs.replace(report, node=node)
             if known is None or (report.at_s, report.started_s) != (known.at_s, known.started_s):
                 member.heard_s = now_s
             if known is not None and report.started_s != known.started_s:

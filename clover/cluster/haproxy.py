@@ -37,6 +37,7 @@ from clover.cluster.haproxy_process import (
     write_private,
 )
 from clover.cluster.haproxy_runtime import IngressGone, IngressRefused, RuntimeApi, check_reply
+from clover.cluster.haproxy_sockets import HeldSockets
 from clover.cluster.haproxy_state import Servers, WantedIngress, differences, leftovers, settled, wanted_of, weights_key
 from clover.cluster.ingress import CounterRates, whole_weights
 from clover.errors import ClusterError
@@ -67,6 +68,7 @@ class HAProxyIngress:
         self._servers: Servers = {}
         self._process: HAProxyProcess | None = None
         self._replaced: list[HAProxyProcess] = []  # these still answer what they have
+        self._listening = HeldSockets()
         self._program = ""
         self._folder = private_folder(settings.folder)
         self._socket = str(self._folder / "haproxy.sock")
@@ -107,10 +109,16 @@ class HAProxyIngress:
             self._wanted = wanted_of(self.settings, self._servers)
             self._process = HAProxyProcess(int(info["Pid"]))
             adopted = said == description(render(self.settings, socket=self._socket, read=self._files()))
-        if not adopted:
+        if adopted:
+            await self._hold()
+        else:
             await self._launch()
         await self._converge()
         return adopted
+
+    async def _hold(self) -> None:
+        """Hold the listening sockets of the HAProxy that runs, so that no connection is refused if it is killed."""
+        await asyncio.to_thread(self._listening.hold, self._socket)
 
     async def reload(self) -> None:
         """Have certificates and token read again: a new HAProxy replaces the one that runs, without refusing a
@@ -132,6 +140,7 @@ class HAProxyIngress:
         process = self._process
         if process is None:
             return
+        self._listening.close()  # connections that come from now on are refused
         for number, seconds in ((signal.SIGUSR1, drain_s), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
             if seconds > 0:
                 process.send(number)
@@ -276,6 +285,7 @@ class HAProxyIngress:
             if process is not None:
                 process.forget()
         self._replaced, self._process = [], None
+        self._listening.close()
 
     def _known(self, name: str) -> None:
         if name not in self._wanted.upstreams:
@@ -360,6 +370,15 @@ class HAProxyIngress:
         if old is not None and not old.ended.is_set():
             arguments += ["-x", self._socket] if os.path.exists(self._socket) else []
             arguments += ["-sf", str(old.pid)]
+        elif self._listening:  # connections wait in the sockets of the one that was killed
+            async with self._listening.offered(self._folder / "held.sock"):
+                await self._run([*arguments, "-x", str(self._folder / "held.sock")], log, environment)
+            return
+        await self._run(arguments, log, environment)
+
+    async def _run(self, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+        """Start HAProxy by its command line, and return once it answers."""
+        old = self._process
         shorten_log(log)
         said_before = log.stat().st_size if log.exists() else 0
         process = HAProxyProcess.launch(arguments, log, environment)
@@ -380,6 +399,7 @@ class HAProxyIngress:
             self._replaced = [one for one in (*self._replaced, old) if not one.ended.is_set()]
         self._process = process
         self._servers = await self._own_servers()
+        await self._hold()
 
     async def _pid(self) -> int:
         try:
@@ -413,6 +433,7 @@ class HAProxyIngress:
                 self._process.forget()
             self._process = HAProxyProcess(pid)
             self._servers = await self._own_servers()
+            await self._hold()
         else:
             log.warning("haproxy has ended: it is started again with %d nodes", len(self._wanted.upstreams))
             await self._launch()
@@ -438,6 +459,7 @@ class HAProxyIngress:
                 pause = 0.1
             except (ClusterError, OSError) as error:  # OSError: no space for its configuration, or no memory
                 log.warning("the ingress: %s; tried again in %g s", error, pause)
+                self._listening.close()  # clients learn that nobody is there, and HAProxy binds its addresses itself
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 

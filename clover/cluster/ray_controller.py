@@ -46,6 +46,12 @@ _FIRST_S = 900.0
 _PATIENCE_S = 15.0
 """Beyond the drain or the hook, for a node to be released or woken."""
 
+_CORRECT_S = 3600.0
+"""At most, to make a debt of accuracy good."""
+_CORRECTIONS = 10.0
+"""Times within the horizon of the accuracy budget that a debt could be made good: with a slower correction, a short
+budget would be over before its floor has moved."""
+
 CONTROLLER = "controller"
 """The name of the actor within the cluster's namespace."""
 
@@ -115,6 +121,7 @@ def terms_of(file: ClusterFile) -> ClusterTerms:
         dwell_s=cluster.dwell_s,
         release_after_s=cluster.release_after_s,
         budget_s=cluster.budget_s,
+        correct_s=min(_CORRECT_S, cluster.budget_s / _CORRECTIONS),
         max_changes=cluster.max_changes,
         patience_s=_PATIENCE_S + cluster.drain_s + (cluster.hook_s if cluster.hook else 0.0),
     )

@@ -2,8 +2,9 @@
 
 At some rates, from the most that a device of the kind serves within the SLO down to a twentieth of that, the frontier
 of accuracy and joules a row is searched (`planning.budget.frontiers`): the searches that a server's own controller
-makes, with MIG layouts, core-sets, mixes and cascades.  Each plan found is an operating point, with its p95.  Of all
-points those stay that no other one beats in rate, accuracy, joules a row and p95.
+makes, with MIG layouts, core-sets, mixes and cascades; and at lower ones, as long as a device could be more accurate
+still with fewer rows.  Each plan found is an operating point, with its p95.  Of all points those stay that no other one
+beats in rate, accuracy, joules a row and p95.
 
 A cluster adds the watts of points to those of idle devices, so joules are active ones; what a plan may spare by putting
 slices to sleep is the node's own matter.  Frontiers are kept for as long as the process lives: they depend on the
@@ -21,12 +22,14 @@ import msgspec
 from clover.planning.budget.frontiers import FrontierPlan, frontier
 from clover.planning.cluster.records import DeviceFrontier, OperatingPoint
 from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import problem_of, services_of
+from clover.planning.model.problem import accuracies, problem_of, services_of
 from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig, Reading, State
 
 RATES = 12
 """Rates at which a frontier is searched."""
 _LOWEST = 1.0 / 20.0  # of the highest rate
+_LOWER = 8  # times that the lowest rate is halved, at most, until the best variant answers everything
+_NEAR = 0.01  # points
 _HALVINGS = 7  # steps by which the highest rate is found
 _SAME = 1e-6
 
@@ -69,8 +72,15 @@ def _points(encoded: bytes) -> tuple[OperatingPoint, ...]:
         return ()
     step = _LOWEST ** (1.0 / max(1, key.rates - 1))
     found: list[OperatingPoint] = []
+    rate = highest
     for at in range(key.rates):
         rate = highest * step**at
+        found += (_point(rate, plan) for plan in _plans(key, rate))
+    best = max(accuracies(key.profile).values(), default=0.0)
+    for _ in range(_LOWER):
+        if max((point.accuracy for point in found), default=0.0) >= best - _NEAR:
+            break
+        rate *= 0.5
         found += (_point(rate, plan) for plan in _plans(key, rate))
     return undominated(found)
 

@@ -361,3 +361,14 @@ def test_a_node_that_reports_other_devices_is_planned_with_those() -> None:
     (found,) = members.for_plan()
     assert isinstance(found, ClusterNode)
     assert found.devices == {"gpu": 7}
+
+
+def test_a_node_that_is_waking_keeps_its_devices_in_plans_before_its_server_has_said_them() -> None:
+    members = membership("a")
+    members.note(0.0, {"a": report()})
+    members.members["a"].enter("waking", 100.0)
+    bare = msgspec.structs.replace(node("a", "north"), devices={}, state="starting")
+    members.note(105.0, {"a": report(at_s=105.0, started_s=100.0, healthy=False, node=bare)})
+    (planned,) = members.for_plan()
+    assert (planned.devices, planned.state) == ({"gpu": 2}, "starting")
+    assert members.saved()["a"].reported == msgspec.structs.replace(bare, devices={"gpu": 2})

@@ -213,6 +213,14 @@ def test_what_up_leaves_is_what_a_controller_finds(tmp_path: Path) -> None:
     assert [placed_by(node) for node in file.node] == [{"node:127.0.0.1": 0.001}, {"node-b": 0.001}]
 
 
+def test_a_short_accuracy_budget_is_corrected_within_its_own_time(tmp_path: Path) -> None:
+    found = {}
+    for budget_s in (600.0, 86_400.0, 1e6):
+        text = f'[cluster]\nfolder = "{tmp_path}"\nbudget_s = {budget_s}\n' + TEXT % trace(tmp_path)
+        found[budget_s] = terms_of(parse(text, folder=tmp_path)).correct_s
+    assert found == {600.0: 60.0, 86_400.0: 3600.0, 1e6: 3600.0}
+
+
 def test_a_cluster_without_an_ingress_steers_no_rows() -> None:
     async def story() -> None:
         ingress: Ingress = NoIngress()

@@ -53,6 +53,16 @@ def test_a_family_of_one_machine_has_a_frontier() -> None:
     assert made(profiles_fixture.profile(), 40.0, 5).points is frontier.points, "it is searched once"
 
 
+def test_a_best_variant_that_only_few_rows_leave_time_for_has_its_place() -> None:
+    """If the best variant is two hundred times as slow as the cheapest, the rates that matter to the cheapest are too
+    high for it; a cluster with few rows would be told that its accuracy cannot be had."""
+    variants = {"small": (88.0, 0.1), "large": (92.0, 20.0)}
+    frontier = made(profiles_fixture.profile(variants=variants), 40.0, 3)
+    check(frontier, 40.0, 0.2)
+    assert max(point.accuracy for point in frontier.points) == pytest.approx(92.0)
+    assert max(point.rate for point in frontier.points) > 40.0 * min(point.rate for point in frontier.points)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLO_MS)
 def test_families_of_the_paper_have_frontiers_on_an_a100(name: str) -> None:
