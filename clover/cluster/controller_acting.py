@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from clover.cluster.controller_capacity import Capacity, Cover, keeps
@@ -27,10 +27,14 @@ _TIGHT = 0.9
 
 
 class ClusterActor:
-    """Acts on nodes and ingress for a controller whose memory is `memory`."""
+    """Acts on nodes and ingress for a controller whose memory is `memory`.  `in_charge` says whether it still is one:
+    asked before nodes leave."""
 
-    def __init__(self, memory: ClusterMemory, nodes: Nodes, ingress: Ingress) -> None:
+    def __init__(
+        self, memory: ClusterMemory, nodes: Nodes, ingress: Ingress, in_charge: Callable[[], Awaitable[bool]]
+    ) -> None:
         self.memory = memory
+        self._in_charge = in_charge
         self._nodes = nodes
         self._ingress = ingress
         self._limit = asyncio.Semaphore(_AT_ONCE)
@@ -143,7 +147,7 @@ class ClusterActor:
         room, covers = self._room(now_s), self._covers(views)
         planned = departures(views, room, covers)
         if planned:
-            planned = departures(await self._vouched(views), room, covers)
+            planned = departures(await self._vouched(views), room, covers) if await self._in_charge() else []
         steps += await self._each("drain", [step for step in planned if step.kind == "drain"], now_s)
         steps += await self._order([step for step in planned if step.kind == "release"], now_s)
         # A node is forgotten once it is released, at this look or at a later one.
@@ -275,7 +279,7 @@ class ClusterActor:
             done.append(ChangeStep(kind=kind, node=step.node, why=step.why, failed=failed))
             member = self.memory.members.members[step.node]
             if failed:
-                if kind != "remove":  # it may have been done all the same: the node is admitted anew before anything else
+                if kind != "remove":  # it may have been done all the same: the node is admitted anew
                     member.admitted = False
                     if member.phase == "draining":
                         member.enter("ready", now_s)

@@ -1,6 +1,6 @@
 """A model of a cluster that is changed, for a checker that looks at every state it can be in.
 
-A step is a whole look of a production controller (`cluster_ports`), in which one thing may happen at any of its calls,
+A step is a whole look of a production controller (`cluster_look`), in which one thing may happen at any of its calls,
 or something that the world does between two looks: a server comes up or has ended, open rows are answered, time passes,
 what is best changes, a node or a controller dies, a second controller is started beside the first.  Faults happen
 `faults` times in all, at any place; everything else as often as it can.
@@ -12,7 +12,10 @@ What must be true of every call that a controller makes, and after it:
     are needed (with `survive`: after the loss of any of them), or as many as before;
  3. a node is released only if it was drained, and answers no row or had its time;
  4. a node is removed from the ingress only if its server has ended;
- 5. once another controller has taken over, a call of the one before changes nothing;
+ 5. a controller changes nothing any more after the store showed it another one of an epoch no lower, and it asks the
+    store before nodes leave and before it saves.  (One that stands still between this question and the calls after it
+    makes them when it goes on: neither HAProxy nor a file can tell.  What it does to HAProxy is undone by the newer
+    one's `HAProxyIngress` within seconds, which is modelled as not done at all.)
  6. after a look in which nothing failed, rows go to a node that answers them, if there is one that the ingress knows.
 
 From every state, if no more goes wrong: the nodes that are best are awake, follow the newest epoch and have all rows,
@@ -27,16 +30,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.reference.cluster_ports import ORDERS, Happening, Looker, chosen
+from tests.reference.cluster_look import Looker
+from tests.reference.cluster_ports import Happening, chosen
 from tests.reference.cluster_world import BrainState, IngressState, NodeState, Paused, SavedState, State, World, smaller
 
 READS = frozenset({"reports", "load", "open", "nodes"})
+STOPS = frozenset({"load", "reports", "weigh", "admit", "follow", "wake"})
+"""Calls before which a controller may stand still and go on when another one is in charge (5)."""
 _ROUNDS = 40
 
 
 class ClusterModel:
-    """Model nodes of `names`, `need` of which are to be awake: at first all are.  `faults`, `flips`: how often something
-    goes wrong, and what is best changes.  `kinds`: the faults that may happen."""
+    """Model the nodes of a `Looker`, all of which are awake at first.  `faults`, `flips`: how often something goes wrong,
+    and what is best changes.  `kinds`: the faults that may happen."""
 
     accidents = frozenset[str]()
 
@@ -51,13 +57,14 @@ class ClusterModel:
         self.looker, self.names, self.need = looker, looker.names, looker.need
         self.faults, self.flips, self.kinds = faults, flips, kinds
         self._fair: dict[State, State] = {}
+        self._looked: dict[tuple[State, int], tuple[State, list[str]]] = {}
 
-    # --- for the explorer -------------------------------------------------------------------------------------------------
+    # --- for the explorer ---------------------------------------------------------------------------------------------
 
     def initial(self) -> State:
         """Return a cluster in place, of which a new controller has just taken charge."""
         aim = self.names[0]
-        state = State(
+        return State(
             self._order(aim),
             tuple(NodeState(rows=True) for _ in self.names),
             IngressState(frozenset(self.names), frozenset(), tuple((name, 256) for name in self.names)),
@@ -66,7 +73,6 @@ class ClusterModel:
             left=self.faults,
             flips=self.flips,
         )
-        return state
 
     def violation(self, state: State) -> str:
         return state.wrong
@@ -93,13 +99,22 @@ class ClusterModel:
     def _order(self, first: str) -> str:
         return first + "".join(name for name in self.names if name != first)
 
-    # --- looks ------------------------------------------------------------------------------------------------------------
+    # --- looks --------------------------------------------------------------------------------------------------------
 
     def look(self, state: State, at: int, happening: Happening | None = None) -> tuple[State, list[str]]:
         """Return the state after a controller's look, and the calls that it made."""
+        if happening is not None:
+            return self._look(state, at, happening)
+        key = state._replace(left=0, flips=0), at
+        if key not in self._looked:
+            self._looked[key] = self._look(*key, None)
+        after, calls = self._looked[key]
+        return after._replace(left=state.left, flips=state.flips), calls
+
+    def _look(self, state: State, at: int, happening: Happening | None) -> tuple[State, list[str]]:
         brain = state.brains[at]
         world = World.of(state, self.names)
-        looked = self.looker.look(brain, world, happening, older=at + 1 < len(state.brains))
+        looked = self.looker.look(brain, world, happening, older=brain.stage == 2)
         if happening is None and not looked.stopped and world.fit() and not world.homes():
             world.blame("after a look rows go to no node, though there is one")
         world.give_rows()
@@ -108,14 +123,12 @@ class ClusterModel:
         if looked.brain is not None:
             brains[at] = looked.brain
         elif happening is not None and happening.what == "stops":
-            paused = Paused(brain, tuple(looked.answers))
+            paused = Paused(brain, tuple(looked.answers), state.aim)
             brains[at] = BrainState("two")
         elif looked.stopped or len(brains) > 1:
             del brains[at]
         else:
             brains[at] = BrainState("two" if brain.holder == "one" else "one")
-        if len(brains) == 1 and paused is None:
-            world.newest = ""
         return world.into(state._replace(brains=tuple(brains), paused=paused)), looked.calls
 
     def _looks(self, state: State, at: int) -> Iterator[tuple[str, State]]:
@@ -126,7 +139,7 @@ class ClusterModel:
             return
         for number, call in enumerate(calls):
             for what in self._faults(call):
-                if what == "stops" and state.paused is not None:
+                if what == "stops" and (state.paused is not None or state.brains[at].stage < 2):
                     continue
                 faulty, _ = self.look(state, at, Happening(number, what))
                 yield f"{name} looks: {what} at {number} ({call})", faulty._replace(left=state.left - 1)
@@ -134,9 +147,11 @@ class ClusterModel:
     def _faults(self, call: str) -> Iterator[str]:
         if "fails" in self.kinds:
             yield "fails"
+        if "stops" in self.kinds and call in STOPS:
+            yield "stops"
         if call in READS:
             return
-        for what in ("late", "dies", "stops"):
+        for what in ("late", "dies"):
             if what in self.kinds:
                 yield what
         if call in ("release", "follow") and "hangs" in self.kinds:
@@ -149,12 +164,14 @@ class ClusterModel:
         paused = state.paused
         assert paused is not None
         world = World.of(state, self.names)
-        self.looker.look(paused.brain, world, None, paused.answers, older=True)
+        world.aim = paused.aim  # its plan was for that, or it would be another look
+        stale = bool(paused.answers) and any(brain.stage == 2 for brain in state.brains)
+        looked = self.looker.look(paused.brain, world, None, paused.answers, older=True, stale=stale)
+        brains = (looked.brain, *state.brains) if looked.brain is not None else state.brains
         world.give_rows()
-        world.newest = ""
-        return world.into(state._replace(paused=None))
+        return world.into(state._replace(brains=brains, paused=None))
 
-    # --- what the world does ----------------------------------------------------------------------------------------------
+    # --- what the world does ------------------------------------------------------------------------------------------
 
     def _happens(self, state: State) -> Iterator[tuple[str, State]]:
         yield from self._benign(state)
@@ -210,7 +227,7 @@ class ClusterModel:
                     ended = _done(state.brains, "follow", order.node, brain.holder)
                     yield f"{order.node} has taken its target", world.into(state._replace(brains=ended))
 
-    # --- where it ends ----------------------------------------------------------------------------------------------------
+    # --- where it ends ------------------------------------------------------------------------------------------------
 
     def settles(self, state: State) -> str:
         """Return why a cluster does not come to rest from here on if nothing more goes wrong, empty if it does."""
@@ -305,6 +322,3 @@ def _done(brains: tuple[BrainState, ...], kind: str, node: str, holder: str = ""
         )
         for brain in brains
     )
-
-
-__all__ = ["ORDERS", "ClusterModel"]

@@ -114,6 +114,7 @@ class Paused(NamedTuple):
 
     brain: BrainState
     answers: tuple[object, ...]
+    aim: str
 
 
 class State(NamedTuple):
@@ -125,8 +126,6 @@ class State(NamedTuple):
     store: SavedState | None
     brains: tuple[BrainState, ...]
     paused: Paused | None = None
-    newest: str = ""
-    """The controller that took over last."""
     left: int = 0
     flips: int = 0
     wrong: str = ""
@@ -143,7 +142,6 @@ class World:
     draining: set[str]
     weights: dict[str, int]
     store: SavedState | None
-    newest: str
     wrong: str = ""
     gone: set[str] = field(default_factory=set)
     """Nodes whose server ended: what it was is not what comes up next."""
@@ -159,7 +157,6 @@ class World:
             set(state.ingress.draining),
             dict(state.ingress.weights),
             state.store,
-            state.newest,
             state.wrong,
         )
 
@@ -174,7 +171,6 @@ class World:
                 tuple(sorted((name, own) for name, own in self.weights.items() if own)),
             ),
             store=self.store,
-            newest=self.newest,
             wrong=self.wrong,
         )
 
@@ -188,11 +184,15 @@ class World:
             )
         )
 
-    # --- what holds -----------------------------------------------------------------------------------------------------
+    # --- what holds ---------------------------------------------------------------------------------------------------
 
     def fit(self) -> set[str]:
         """Return the nodes that answer rows of the ingress, if they are given any."""
         return {name for name in self.known - self.draining if self.nodes[name].server == "up"}
+
+    def healthy(self) -> frozenset[str]:
+        """Return the nodes that pass the check of the ingress."""
+        return frozenset(name for name in self.known if self.nodes[name].server == "up")
 
     def homes(self) -> set[str]:
         """Return the nodes that rows go to now."""
@@ -202,7 +202,7 @@ class World:
         """Note the first thing that went wrong."""
         self.wrong = self.wrong or why
 
-    # --- what happens ---------------------------------------------------------------------------------------------------
+    # --- what happens -------------------------------------------------------------------------------------------------
 
     def change(self, name: str, **changes: object) -> None:
         """Change a node."""
