@@ -29,6 +29,7 @@ from clover.planning.cluster.records import (
 from tests.reference.cluster_ports import (
     KEY,
     LONG_S,
+    NODE_STATES,
     NOW_S,
     RECENT_S,
     Calls,

@@ -41,8 +41,8 @@ _ROUNDS = 40
 
 
 class ClusterModel:
-    """Model the nodes of a `Looker`, all of which are awake at first.  `faults`, `flips`: how often something goes wrong,
-    and what is best changes.  `kinds`: the faults that may happen."""
+    """Model the nodes of a `Looker`, all of which are awake at first.  `faults`, `flips`: how often something goes
+    wrong, and what is best changes.  `kinds`: the faults that may happen."""
 
     accidents = frozenset[str]()
 

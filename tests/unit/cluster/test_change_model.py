@@ -76,16 +76,11 @@ def _light(view: NodeView) -> NodeView:
 
 
 BROKEN: dict[str, tuple[object, str, Callable[..., object], str, str]] = {
-    "the ingress is not asked who is healthy": (
-        ClusterActor,
-        "_vouched",
-        _unasked,
-        "kill",
-        "leaves rows without a node",
-    ),
-    "nobody asks who is in charge": (ClusterController, "_in_charge", _sure, "stops", "an old controller's"),
-    "drained with a weight": (controller_acting, "departures", _drained_at_once, "late", "with a weight of"),
+    "not who is healthy": (ClusterActor, "_vouched", _unasked, "kill", "leaves rows without a node"),
+    "not who is in charge": (ClusterController, "_in_charge", _sure, "stops", "an old controller's"),
+    "not what is weighted": (controller_acting, "departures", _drained_at_once, "fails", "with a weight of"),
 }
+"""What a controller does not ask, and what comes of it."""
 
 
 @pytest.mark.parametrize("case", BROKEN)
