@@ -31,10 +31,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.reference.cluster_look import Looker
-from tests.reference.cluster_ports import Happening, chosen
+from tests.reference.cluster_ports import READS, Happening, chosen
 from tests.reference.cluster_world import BrainState, IngressState, NodeState, Paused, SavedState, State, World, smaller
 
-READS = frozenset({"reports", "load", "open", "nodes"})
 STOPS = frozenset({"load", "reports", "weigh", "admit", "follow", "wake"})
 """Calls before which a controller may stand still and go on when another one is in charge (5)."""
 _ROUNDS = 40

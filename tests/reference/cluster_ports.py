@@ -44,7 +44,9 @@ from tests.reference.cluster_world import (
 NOW_S, RECENT_S, LONG_S = 1_000_000.0, 1.0, 1000.0
 KEY = (FAMILY, REGION)
 NODE_STATES: dict[str, NodeState] = {"up": "ready", "starting": "starting", "ending": "draining"}
-_READS = frozenset({"reports", "load", "nodes", "open"})
+READS = frozenset({"reports", "load", "nodes", "open"})
+GUARDED = frozenset({"drain", "release", "remove", "save"})
+"""Before these a controller asks the store whether it still is the one."""
 INGRESS = frozenset({"admit", "weigh", "drain", "remove"})
 
 
@@ -114,15 +116,14 @@ class Calls:
             if kind == "release":
                 self.world.change(name, server="ending")
             return "hangs"
-        if self.stale and kind in INGRESS and not self.fenced:
+        if (self.fenced and kind not in READS) or (kind in GUARDED and self.replaced()):
+            self.world.blame(f"an old controller's {kind} {name} is carried out")
+        if self.stale and kind in INGRESS:
             return None  # the newer one's HAProxyIngress undoes it within seconds
         homes = self.world.homes()
         answer = self._effect(kind, name, given)
-        if kind not in _READS and answer != "fails":
-            if homes and not self.homes():
-                self.world.blame(f"{kind} {name} leaves rows without a node")
-            if self.fenced and kind != "follow":
-                self.world.blame(f"an old controller's {kind} {name} is carried out")
+        if kind not in READS and answer != "fails" and homes and not self.homes():
+            self.world.blame(f"{kind} {name} leaves rows without a node")
         return "fails" if what == "late" else answer
 
     def _effect(self, kind: str, name: str, given: Any) -> object:
@@ -132,10 +133,8 @@ class Calls:
             case "reports":
                 return tuple(None if own.cut or own.server == "off" else own for own in world.nodes.values())
             case "load":
-                saved = world.store
-                newer = saved is not None and saved.holder != self.holder and saved.epoch >= self.epoch()
-                self.fenced = self.older and newer
-                return saved
+                self.fenced = self.replaced()
+                return world.store
             case "save":
                 world.store = given
             case "nodes":
@@ -168,6 +167,11 @@ class Calls:
                     return "fails"
                 return self._order(kind, name, given)
         return None
+
+    def replaced(self) -> bool:
+        """Return whether the store has another controller of an epoch no lower."""
+        saved = self.world.store
+        return self.older and saved is not None and saved.holder != self.holder and saved.epoch >= self.epoch()
 
     def homes(self) -> set[str]:
         """Return the nodes that rows go to, with those that died since the ingress was asked: this cannot be known."""

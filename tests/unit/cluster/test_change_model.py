@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,9 +24,11 @@ pytestmark = pytest.mark.slow
 @contextmanager
 def modelled(names: str, need: int, survive: str, faults: int, flips: int, kinds: str) -> Iterator[ClusterModel]:
     looker = Looker(tuple(names), need, survive)
+    logging.disable()  # what thousands of controllers say
     try:
         yield ClusterModel(looker, faults=faults, flips=flips, kinds=frozenset(kinds.split()))
     finally:
+        logging.disable(logging.NOTSET)
         looker.close()
 
 
@@ -47,6 +50,7 @@ CASES = {
     "two controllers": ("ab", 1, "none", 1, 0, "another"),
     "a controller stands still": ("ab", 1, "none", 1, 0, "stops"),
     "a reserve": ("abc", 2, "node", 0, 1, ""),
+    "a reserve, and a node dies": ("abc", 2, "node", 1, 0, "kill"),
 }
 
 
