@@ -26,7 +26,7 @@ def modelled(names: str, need: int, survive: str, faults: int, flips: int, kinds
     looker = Looker(tuple(names), need, survive)
     logging.disable()  # what thousands of controllers say
     try:
-        yield ClusterModel(looker, faults=faults, flips=flips, kinds=frozenset(kinds.split()))
+        yield ClusterModel(looker, faults=faults, flips=flips, kinds=frozenset(kinds.split(", ")))
     finally:
         logging.disable(logging.NOTSET)
         looker.close()
@@ -42,10 +42,10 @@ def explored(model: ClusterModel) -> Found:
 
 
 CASES = {
-    "a call fails, or its answer is lost": ("ab", 1, "none", 1, 1, "fails late"),
+    "a call fails, or its answer is lost": ("ab", 1, "none", 1, 1, "fails, late"),
     "an order takes long": ("ab", 1, "none", 1, 1, "hangs"),
     "a controller dies": ("ab", 1, "none", 1, 1, "dies"),
-    "a node dies, or its server": ("ab", 1, "none", 1, 1, "kill crash"),
+    "a node dies, or its server": ("ab", 1, "none", 1, 1, "kill, crash"),
     "a node is cut off": ("ab", 1, "none", 1, 1, "cut"),
     "two controllers": ("ab", 1, "none", 1, 0, "another"),
     "a controller stands still": ("ab", 1, "none", 1, 0, "stops"),
