@@ -351,8 +351,9 @@ def test_shares_whose_answer_was_lost_are_given_again_at_the_next_look() -> None
             await weigh(origin, weights)
 
         scene.ingress.weigh = lost  # type: ignore[method-assign]
-        await scene.steps(controller, 1)
+        await controller.step()
         assert set(given) == {"north", "south"}, "all are given again after a minute"
+        scene.world.advance(1.0)
         given.clear()
         scene.ingress.weigh = noted  # type: ignore[method-assign]
         await controller.step()
@@ -372,7 +373,8 @@ def test_a_state_that_an_older_controller_saved_late_is_replaced_at_once() -> No
         await scene.steps(older, 3)
         late = await scene.store.load()
         newer = scene.controller("newer")
-        await scene.steps(newer, 1)
+        await scene.steps(newer, 3)
+        await newer.step()
         assert late is not None
         await scene.store.save(late)
         scene.world.advance(1.0)
