@@ -100,7 +100,7 @@ class ClusterController:
         self._solve = solve
         self._clock = clock
         self._memory = ClusterMemory.new(terms, clock())
-        self._actor = ClusterActor(self._memory, nodes, ingress)
+        self._actor = ClusterActor(self._memory, nodes, ingress, self._in_charge)
         self._restored = False
         self._taken_over = False
         self._saved_s: float | None = None
@@ -150,7 +150,7 @@ class ClusterController:
             self.terms, nodes, ingress, DryStore(self._store), self._grids, self._solve, self._clock, self.holder
         )
         twin._memory = copy.deepcopy(self._memory)
-        twin._actor = ClusterActor(twin._memory, nodes, ingress)
+        twin._actor = ClusterActor(twin._memory, nodes, ingress, twin._in_charge)
         twin._restored, twin._taken_over, twin.stopped = self._restored, self._taken_over, self.stopped
         look = await twin._look(force="dry run")
         decision = look.decision
@@ -168,9 +168,7 @@ class ClusterController:
         if not self._restored:
             await self._restore(now_s)
             memory = self._memory
-        if self._restored and not self.stopped:
-            await self._fence_by_store()
-        if self.stopped or not self._restored:
+        if not self._restored or not await self._in_charge():
             return self._idle(now_s)
         reports = await self._reports(now_s)
         memory.advance_totals(now_s)
@@ -191,7 +189,8 @@ class ClusterController:
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
         trigger = force or (why_plan(memory, now_s) if now_s >= memory.plan_again_s else "")
         decision = await self._plan(trigger, now_s) if trigger else None
-        steps += await self._actor.change(now_s)
+        if not self.stopped:
+            steps += await self._actor.change(now_s)
         self._note_troubles()
         if (
             (decision is not None and decision.action == "applied")
@@ -299,6 +298,8 @@ class ClusterController:
             memory.plan_again_s = now_s + _PLAN_AGAIN_S
             memory.troubles.append(f"no plan could be made, so what is in force stays: {error}")
             return memory.record(self._decision("failed", trigger, str(error), None, now_s, began))
+        if not await self._in_charge():  # a plan may take long enough for another controller to take over
+            return memory.decisions[-1]
         memory.planned = made_for
         if not says_anew(plan, memory.plan, memory.targets):
             assert memory.plan is not None
@@ -370,9 +371,14 @@ class ClusterController:
             self._memory.epoch = max(self._memory.epoch, seen) + 1
             await self._save(now_s)  # before any node hears of the epoch
 
+    async def _in_charge(self) -> bool:
+        """Return whether this controller still is the one of its cluster, by what the store says now.  It is asked
+        before everything that another controller could not undo at once: nodes that leave, and the saved state."""
+        if self._taken_over and not self.stopped:
+            await self._fence_by_store()
+        return not self.stopped
+
     async def _fence_by_store(self) -> None:
-        if not self._taken_over:
-            return
         try:
             state = await self._within(self._store.load())
             found = msgspec.json.decode(state, type=StateHolder) if state is not None else None
@@ -384,6 +390,8 @@ class ClusterController:
             return
         if found is not None and found.holder != self.holder and found.epoch >= self._memory.epoch:
             self._stop(f"another controller ({found.holder}) saved epoch {found.epoch}", self._clock())
+        elif found is not None and found.holder != self.holder:
+            self._saved_s = None  # an older one saved after this one did: who starts next shall find this one's
 
     def _stop(self, why: str, now_s: float) -> None:
         self.stopped = f"another controller is in charge: {why}"
@@ -391,6 +399,8 @@ class ClusterController:
         self._memory.record(self._decision("stopped", "takeover", self.stopped, None, now_s, time.perf_counter()))
 
     async def _save(self, now_s: float) -> None:
+        if not await self._in_charge():
+            return
         try:
             await self._within(self._store.save(self._memory.saved(self.holder, now_s)))
             self._saved_s = now_s

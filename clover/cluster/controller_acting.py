@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from clover.cluster.controller_capacity import Capacity, Cover, keeps
 from clover.cluster.controller_changes import Covers, NodeView, admissions, departures, wakes
@@ -15,7 +16,7 @@ from clover.cluster.controller_memory import ClusterMemory, words
 from clover.cluster.controller_orders import NodeOrder, NodeOrders, OrderEnd, attempt
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
-from clover.cluster.ports import FamilyIngress, Ingress, Nodes
+from clover.cluster.ports import FamilyIngress, HealthIngress, Ingress, Nodes
 
 RESEND_S = 60.0
 """Seconds after which shares are given to the ingress again, should it have lost them."""
@@ -26,10 +27,14 @@ _TIGHT = 0.9
 
 
 class ClusterActor:
-    """Acts on nodes and ingress for a controller whose memory is `memory`."""
+    """Acts on nodes and ingress for a controller whose memory is `memory`.  `in_charge` says whether it still is one:
+    asked before nodes leave."""
 
-    def __init__(self, memory: ClusterMemory, nodes: Nodes, ingress: Ingress) -> None:
+    def __init__(
+        self, memory: ClusterMemory, nodes: Nodes, ingress: Ingress, in_charge: Callable[[], Awaitable[bool]]
+    ) -> None:
         self.memory = memory
+        self._in_charge = in_charge
         self._nodes = nodes
         self._ingress = ingress
         self._limit = asyncio.Semaphore(_AT_ONCE)
@@ -49,8 +54,10 @@ class ClusterActor:
         weights = {key: own for key, own in shares.weights().items() if own}
         resend = now_s - memory.weighed_s >= RESEND_S
         steps = []
+        own_shares: Mapping[tuple[str, str], Rates] = {}
         if len(memory.terms.families) > 1 and isinstance(self._ingress, FamilyIngress):
-            for (family, origin), own in weights.items():
+            own_shares = weights
+            for (family, origin), own in own_shares.items():
                 before = memory.weights.get((family, origin), {})
                 if resend or _moved(before, own):
                     done = self._ingress.weigh_family(origin, family, own)
@@ -66,6 +73,7 @@ class ClusterActor:
                 steps.append(await self._weighed(self._ingress.weigh(origin, own), ("", origin), before, own))
         if steps and resend:
             memory.weighed_s = now_s
+        memory.in_force = all(key in memory.weights for key in (*own_shares, *(("", origin) for origin in combined)))
         self._note_given(shares)
         return [step for step in steps if step.why or step.failed]
 
@@ -73,7 +81,9 @@ class ClusterActor:
         family, origin = key
         why = _words(before, own) if _moved(before, own) else ""
         failed = await self._try(call)
-        if not failed:
+        if failed:  # what the ingress has now is not known: it may have taken them all the same
+            self.memory.weights.pop(key, None)
+        else:
             self.memory.weights[key] = own
         return ChangeStep(kind="weigh", node="", why=why, origin=origin, family=family, failed=failed)
 
@@ -134,7 +144,10 @@ class ClusterActor:
         steps += await self.weigh(now_s)
         open_now = await self._open_connections()
         views = self._views(now_s, open_now)
-        planned = departures(views, self._room(now_s), self._covers(views))
+        room, covers = self._room(now_s), self._covers(views)
+        planned = departures(views, room, covers)
+        if planned:
+            planned = departures(await self._vouched(views), room, covers) if await self._in_charge() else []
         steps += await self._each("drain", [step for step in planned if step.kind == "drain"], now_s)
         steps += await self._order([step for step in planned if step.kind == "release"], now_s)
         # A node is forgotten once it is released, at this look or at a later one.
@@ -159,7 +172,7 @@ class ClusterActor:
                     admitted=member.admitted and (not member.usable or member.address == _address(member)),
                     wanted=wanted,
                     may_leave=self._may_leave(member, now_s),
-                    weighted=name in memory.given,
+                    weighted=name in memory.given or not memory.in_force,
                     empty=open_now.get(name, 1) == 0 or now_s - member.since_s >= terms.drain_s,
                     stays=member.hold == "drained",
                     ending=self._orders.running("release", name),
@@ -167,6 +180,29 @@ class ClusterActor:
                 )
             )
         return found
+
+    async def _vouched(self, views: Sequence[NodeView]) -> list[NodeView]:
+        """Return the views with those nodes usable alone that the ingress finds healthy, if it can tell: it notices in
+        a second what reports show only after `ClusterTerms.lost_s`, and the last node that answers may not leave."""
+        ingress = self._ingress
+        if not isinstance(ingress, HealthIngress):
+            return list(views)
+        troubles: list[str] = []
+
+        async def healthy(view: NodeView) -> bool:
+            try:
+                async with self._limit, asyncio.timeout(self.memory.terms.patience_s):
+                    return await ingress.healthy(view.name)
+            except FAILURES as error:
+                troubles.append(str(error) or "no answer in time")
+                return False
+
+        staying = [view for view in views if view.stays_in_place]
+        answers = await asyncio.gather(*(healthy(view) for view in staying))
+        found = {view.name: answer for view, answer in zip(staying, answers, strict=True)}
+        if troubles:
+            self._trouble(f"the ingress does not say which nodes are healthy, so none leaves: {troubles[0]}")
+        return [replace(view, usable=view.usable and found.get(view.name, True)) for view in views]
 
     def _may_leave(self, member: ClusterMember, now_s: float) -> bool:
         terms = self.memory.terms
@@ -252,6 +288,10 @@ class ClusterActor:
             done.append(ChangeStep(kind=kind, node=step.node, why=step.why, failed=failed))
             member = self.memory.members.members[step.node]
             if failed:
+                if kind != "remove":  # it may have been done all the same: the node is admitted anew
+                    member.admitted = False
+                    if member.phase == "draining":
+                        member.enter("ready", now_s)
                 continue
             if kind == "admit":
                 member.admitted, member.address = True, _address(member)

@@ -9,7 +9,7 @@ Rules, which `tests/unit/cluster/test_changes.py` checks over every state that t
 
  - rows go to nodes that are usable and admitted, and to no others;
  - a node is drained only if it has no weight, and if those that stay can serve everything without it;
- - it is released only if it is drained, and is empty or had its time;
+ - it is released only if it is drained, is empty or had its time, and those that stay still serve everything;
  - a node that is wanted again while it drains is taken back.
 """
 
@@ -39,6 +39,11 @@ class NodeView:
     stays: bool = False
     ending: bool = False
     may_wake: bool = True
+
+    @property
+    def stays_in_place(self) -> bool:
+        """Whether it answers rows now, and is not about to stop."""
+        return self.usable and self.admitted and self.phase != "draining"
 
 
 Covers = Callable[[frozenset[str]], bool]
@@ -70,9 +75,11 @@ def admissions(views: Iterable[NodeView]) -> list[ChangeStep]:
 def departures(views: Sequence[NodeView], room: int, covers: Covers) -> list[ChangeStep]:
     """Return the nodes to drain (at most `room`), to release, and to remove from the ingress."""
     found = []
-    staying = {view.name for view in views if view.usable and view.admitted and view.phase != "draining"}
+    staying = {view.name for view in views if view.stays_in_place}
     for view in views:
         if view.phase == "draining" and view.empty and not (view.wanted or view.stays or view.ending):
+            if not staying or not covers(frozenset(staying)):
+                continue  # it can still be taken back, and started again only in minutes
             found.append(ChangeStep(kind="release", node=view.name, why="it has drained"))
             found.append(ChangeStep(kind="remove", node=view.name, why="it is released"))
         elif view.phase == "released" and view.admitted:

@@ -98,6 +98,8 @@ class ClusterMember:
             self.ready_s, self.attempts, self.pace = now_s, 0, 1.0
         if phase in ("lost", "released"):
             self.epoch_sent = 0
+        if self.phase == "released":
+            self.admitted = False  # if it could not be removed, the ingress still has it as drained
         self.phase, self.since_s, self.why = phase, now_s, why
         if phase not in ("ready", "partitioned"):
             self.unwanted_s = None

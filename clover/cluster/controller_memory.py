@@ -69,6 +69,9 @@ class ClusterMemory:
     weights: dict[tuple[str, str], Rates] = field(default_factory=dict)
     given: Rates = field(default_factory=dict)
     """Part of all rows by node, by the weights in force."""
+    in_force: bool = False
+    """Whether the ingress took every share that was worked out: until then it may have those of a controller before,
+    of which nothing is known here."""
     rates_given: dict[str, Rates] = field(default_factory=dict)
     """Rows/s by node and family, as the weights in force were worked out."""
     weighed_s: float = -math.inf

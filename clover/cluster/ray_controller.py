@@ -267,6 +267,8 @@ class ControllerActor:
         settling = asyncio.create_task(self._let_go())
         try:
             await self._controller.run()
+            if self._haproxy is not None:  # another controller is in charge: what this one wanted is not kept up
+                await self._haproxy.close()
         finally:
             settling.cancel()
 

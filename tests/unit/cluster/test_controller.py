@@ -287,6 +287,86 @@ def test_the_older_of_two_controllers_stops_and_says_so() -> None:
     play(story)
 
 
+def test_shares_whose_answer_was_lost_are_given_again_at_the_next_look() -> None:
+    async def story() -> None:
+        scene = Scene()
+        controller = scene.controller()
+        await scene.steps(controller, 6)
+        weigh, given = scene.ingress.weigh, []
+
+        async def lost(origin: str, weights: Mapping[str, float]) -> None:
+            given.append(origin)
+            await weigh(origin, weights)
+            raise ClusterError("no answer in time")
+
+        async def noted(origin: str, weights: Mapping[str, float]) -> None:
+            given.append(origin)
+            await weigh(origin, weights)
+
+        scene.ingress.weigh = lost  # type: ignore[method-assign]
+        await controller.step()
+        assert set(given) == {"north", "south"}, "all are given again after a minute"
+        scene.world.advance(1.0)
+        given.clear()
+        scene.ingress.weigh = noted  # type: ignore[method-assign]
+        await controller.step()
+        assert set(given) == {"north", "south"}, "what the ingress has is not known"
+        given.clear()
+        scene.world.advance(1.0)
+        await controller.step()
+        assert given == []
+
+    play(story)
+
+
+def test_a_state_that_an_older_controller_saved_late_is_replaced_at_once() -> None:
+    async def story() -> None:
+        scene = Scene()
+        older = scene.controller("older")
+        await scene.steps(older, 3)
+        late = await scene.store.load()
+        newer = scene.controller("newer")
+        await scene.steps(newer, 3)
+        await newer.step()
+        assert late is not None
+        await scene.store.save(late)
+        scene.world.advance(1.0)
+        await newer.step()
+        state = await scene.store.load()
+        assert state is not None
+        assert msgspec.json.decode(state)["holder"] == "newer"
+        assert newer.stopped == ""
+
+    play(story)
+
+
+def test_a_controller_that_was_replaced_while_it_planned_does_nothing_of_it() -> None:
+    async def story() -> None:
+        scene = Scene()
+        older = scene.controller("older")
+        await scene.steps(older, 3)
+        newer = scene.controller("newer")
+        made = []
+
+        async def solve(problem: ClusterProblem) -> ClusterPlan:
+            made.append(await newer.step())
+            return planned(problem, "s1")
+
+        older._solve = solve
+        scene.intensity = {"north": 400.0, "south": 100.0}
+        epoch = older.status().epoch
+        look = await older.step()
+        assert made
+        assert {step.kind for step in look.steps} <= {"weigh"}
+        assert "another controller (newer) saved epoch" in older.stopped
+        assert older.status().epoch == epoch
+        state = await scene.store.load()
+        assert state is not None
+        assert msgspec.json.decode(state)["holder"] == "newer"
+
+    play(story)
+
+
 def test_a_newer_epoch_in_a_report_stops_a_controller_whose_store_does_not_answer() -> None:
     async def story() -> None:
         scene = Scene()

@@ -20,7 +20,7 @@ from clover.cluster.no_ingress import NoIngress
 from clover.cluster.node_frontiers import frontiers, kept_frontiers
 from clover.cluster.origins import OriginShares
 from clover.cluster.ports import FamilyReport, Ingress, NodeReport, Store
-from clover.cluster.ray_controller import RunningCluster, folder_of, recall, remember, terms_of
+from clover.cluster.ray_controller import ControllerActor, RunningCluster, folder_of, recall, remember, terms_of
 from clover.cluster.ray_node import declared, placed_by
 from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.running import ClusterHandle, bring_up
@@ -262,3 +262,25 @@ def test_nodes_of_other_machines_need_an_address(monkeypatch: pytest.MonkeyPatch
     file = parse(f'[cluster]\nfolder = "{tmp_path}"\n' + TEXT % trace(tmp_path), folder=tmp_path)
     with pytest.raises(ClusterError, match=r"node b is not on this machine .*--address"):
         bring_up(file, "", say=print)
+
+
+def test_a_controller_that_was_replaced_lets_go_of_its_ingress(tmp_path: Path) -> None:
+    """It would give HAProxy back what it wanted itself, again and again, beside the one that is in charge."""
+    done: list[str] = []
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def run(self) -> None:
+            done.append(f"{self.name} returns")
+
+        async def close(self) -> None:
+            done.append(f"{self.name} is let go of")
+
+    (tmp_path / "state.json").write_bytes(b"{}")
+    actor = object.__new__(ControllerActor)
+    actor._file, actor._folder = parse(TEXT % "somewhere"), tmp_path
+    actor._controller, actor._haproxy = Part("controller"), Part("ingress")  # type: ignore[assignment]
+    asyncio.run(actor._run())
+    assert done == ["controller returns", "ingress is let go of"]
