@@ -22,7 +22,7 @@ def test_only_what_others_used_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     busy, own, now = iter((100.0, 113.0)), iter((5.0, 8.0)), iter((0.0, 10.0))
     monkeypatch.setattr(apart, "busy_seconds", lambda: next(busy))
     monkeypatch.setattr(apart, "_own_seconds", lambda: next(own))
-    monkeypatch.setattr(apart.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr("bench.apart.time.monotonic", lambda: next(now))
     report = apart.OtherWork().report()
     assert (report["cores used by other work"], report["run"]) == (1.0, "loaded")
 
