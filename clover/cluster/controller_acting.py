@@ -13,7 +13,7 @@ from clover.cluster.controller_capacity import Capacity, Cover, keeps
 from clover.cluster.controller_changes import Covers, NodeView, admissions, departures, wakes
 from clover.cluster.controller_members import ClusterMember
 from clover.cluster.controller_memory import ClusterMemory, words
-from clover.cluster.controller_orders import NodeOrder, NodeOrders, OrderEnd, attempt
+from clover.cluster.controller_orders import FAILURES, NodeOrder, NodeOrders, OrderEnd, attempt
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, HealthIngress, Ingress, Nodes
