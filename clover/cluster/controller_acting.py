@@ -9,6 +9,8 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from clover.cluster.controller_capacity import Capacity, Cover, keeps
 from clover.cluster.controller_changes import Covers, NodeView, admissions, departures, wakes
 from clover.cluster.controller_members import ClusterMember
@@ -17,6 +19,7 @@ from clover.cluster.controller_orders import FAILURES, NodeOrder, NodeOrders, Or
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
 from clover.cluster.ports import FamilyIngress, HealthIngress, Ingress, Nodes
+from clover.planning.cluster.records import NodeTarget
 
 RESEND_S = 60.0
 """Seconds after which shares are given to the ingress again, should it have lost them."""
@@ -328,7 +331,7 @@ class ClusterActor:
                 orders.append((NodeOrder("wake", step.node), self._nodes.wake(step.node)))
             elif step.kind == "follow":
                 order = NodeOrder("follow", step.node, memory.epoch)
-                orders.append((order, self._nodes.follow(memory.targets[step.node], memory.epoch)))
+                orders.append((order, self._nodes.follow(self._asked_of(step.node), memory.epoch)))
             else:
                 orders.append((NodeOrder("release", step.node), self._nodes.release(step.node)))
         await self._orders.give(orders)
@@ -337,6 +340,15 @@ class ClusterActor:
             ChangeStep(kind=step.kind, node=step.node, why=step.why, failed=failures.get((step.kind, step.node), ""))
             for step in given
         ]
+
+    def _asked_of(self, name: str) -> NodeTarget:
+        """Return the target that a node is given.  Families that the plan has no rows of for it are asked for the
+        floor: by its own policy, the rows that come all the same would cost what that likes.  One without any rows is
+        there for the loss of another one, and is asked to be ready for those of the node that has most."""
+        target = self.memory.targets[name]
+        accuracy = {**self.memory.floors(), **target.accuracy}
+        rates = target.rates or max((own.rates for own in self.memory.targets.values()), key=_total)
+        return msgspec.structs.replace(target, accuracy=accuracy, rates=rates)
 
     def _take_up(self, now_s: float) -> list[OrderEnd]:
         """Note how orders ended."""
@@ -370,6 +382,10 @@ class ClusterActor:
 
     def _trouble(self, text: str) -> None:
         self.memory.troubles.append(text)
+
+
+def _total(rates: Rates) -> float:
+    return sum(rates.values())
 
 
 def _address(member: ClusterMember) -> tuple[str, str]:

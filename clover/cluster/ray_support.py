@@ -150,21 +150,23 @@ class LocalRay:
         return ended
 
     def _start_head(self) -> str:
+        """Start a head, and wait until it is whole: its address answers before, and it may still end."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        host, port = _own_address(), _free_port()
-        # Ray binds sockets below this folder, whose paths may have 107 bytes: a short one in the folder for such.
-        folder = tempfile.mkdtemp(prefix="clover-ray-")
-        command = self._command("--head", f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={folder}")
-        command += [f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]
         head = ServerProcess(self._folder / "head")
-        head.start(command, self._environment())
-        end_s = time.monotonic() + 60.0
-        while not _answers(host, port):
-            if head.find() is None or time.monotonic() > end_s:
-                raise ClusterError(f"Ray's head does not start ({head.last_words()}): see {head.log}")
-            time.sleep(0.1)
-        (self._folder / "address").write_text(f"{host}:{port}", encoding="ascii")
-        return f"{host}:{port}"
+        for _ in range(_ATTEMPTS):
+            host, port = _own_address(), _free_port()
+            # Ray binds sockets below this folder, whose paths may have 107 bytes: a short one in the folder for such.
+            folder = tempfile.mkdtemp(prefix="clover-ray-")
+            command = self._command("--head", f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={folder}")
+            command += [f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]
+            head.log.unlink(missing_ok=True)
+            head.start(command, self._environment())
+            while head.find() is not None:
+                if head.says(_JOINED):
+                    (self._folder / "address").write_text(f"{host}:{port}", encoding="ascii")
+                    return f"{host}:{port}"
+                time.sleep(0.1)
+        raise ClusterError(f"Ray's head does not start ({head.last_words()}): see {head.log}")
 
     def _command(self, *words: str) -> list[str]:
         return [

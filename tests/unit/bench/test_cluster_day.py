@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from bench import cluster_load
+from bench.cluster_day import write_cluster
 from bench.cluster_day_page import page
 from bench.cluster_day_report import HOURS, Seen, accuracy, follows, grams, hours, killed, moves, tally, ways
-from bench.cluster_kills import Kill
+from bench.cluster_kills import Kill, settled
 from bench.cluster_load import Asked, Failure, Load, questions
 from clover.cluster.controller_records import ClusterNodeStatus, ClusterRegionStatus, ClusterStatus, ClusterTotals
 
@@ -162,6 +166,25 @@ def test_the_page_says_what_was_found() -> None:
     assert "(+0.00 of the floor: within 0.1)" in text
     assert "| HAProxy | 1.0 | 1 | 0; 0 | 0 | 3 → 4 | 100 |" in text
     assert "a processor, 2 cores, 2026-11-28" in text
+
+
+def test_a_cluster_is_as_before_if_what_was_killed_is_back_whatever_the_grids_wake() -> None:
+    assert settled(status(("ready", "waking")), "north-1")
+    assert not settled(status(("ready", "waking")), "south-1")
+    assert not settled(status(("ready", "partitioned")))
+    assert not settled(msgspec.structs.replace(status(), controlling=False))
+
+
+def test_the_cluster_of_the_bench_has_nodes_at_addresses_of_their_own(tmp_path: Path) -> None:
+    given = {"minutes": 10.0, "floor": 0.0, "slo": 300.0, "family": "toy", "traces": (), "cores": False, "cache": ""}
+    file, ports = write_cluster(tmp_path, argparse.Namespace(**given))
+    assert [node.address for node in file.node] == ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    assert len({*ports.values(), *(node.port for node in file.node)}) == 6
+    assert file.cluster.budget_s == 600.0
+    assert file.region[0].latency_ms == {"middle": 20.0, "east": 40.0}
+    paces = json.loads((tmp_path / "pace.json").read_text())
+    assert paces["method"] == "configured"
+    assert {row["variant"] for row in paces["rows"]} == {"half", "full"}
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------

@@ -542,6 +542,28 @@ def test_a_node_that_takes_no_target_is_not_given_more() -> None:
     play(story)
 
 
+def test_a_node_without_rows_is_asked_for_the_floor_and_to_be_ready_for_the_rows_of_another() -> None:
+    async def story() -> None:
+        scene = Scene(rate=50.0)
+        controller = scene.controller()
+        told: dict[str, NodeTarget] = {}
+        follow = scene.nodes.follow
+
+        async def note(target: NodeTarget, epoch: int) -> None:
+            told[target.node] = target
+            await follow(target, epoch)
+
+        scene.nodes.follow = note  # type: ignore[method-assign]
+        await scene.steps(controller, 8)
+        targets = {own.name: own.target for own in controller.status().nodes if own.target and own.target.awake}
+        (spare,) = [name for name, own in targets.items() if not own.rates]
+        (busy,) = [name for name, own in targets.items() if own.rates]
+        assert told[spare].accuracy == {FAMILY: pytest.approx(90.0, abs=0.5)}
+        assert told[spare].rates == told[busy].rates == targets[busy].rates
+
+    play(story)
+
+
 def test_a_node_that_follows_an_older_epoch_is_asked_again_and_named() -> None:
     async def story() -> None:
         scene = Scene()

@@ -22,6 +22,7 @@ from clover.cluster.origins import OriginShares
 from clover.cluster.ports import FamilyReport, Ingress, NodeReport, Store
 from clover.cluster.ray_controller import ControllerActor, RunningCluster, folder_of, recall, remember, terms_of
 from clover.cluster.ray_node import declared, placed_by
+from clover.cluster.ray_support import LocalRay
 from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.running import ClusterHandle, bring_up
 from clover.cluster.state_store import FileStore
@@ -255,6 +256,51 @@ def test_an_address_that_nothing_listens_at_is_said_at_once(monkeypatch: pytest.
     for address, why in (("127.0.0.1:1", "nothing listens"), ("elsewhere", "must read HOST:PORT"), (":x", "must read")):
         with pytest.raises(ClusterError, match=why):
             ray_support.connect(address, "n")
+
+
+class Heads(LocalRay):
+    """Starts programs for a head that run `script` once they are on record, with the number of the try as `tried`."""
+
+    def __init__(self, folder: Path, script: str) -> None:
+        super().__init__(folder)
+        record = folder / "ray" / "head" / "server.json"
+        self.tries = 0
+        self._script = (
+            f"import json, os, pathlib, time\nrecord = pathlib.Path({str(record)!r})\n"
+            "while not record.exists() or json.loads(record.read_bytes())['pid'] != os.getpid(): time.sleep(0.01)\n"
+            f"{script}"
+        )
+
+    def _command(self, *words: str) -> list[str]:
+        self.tries += 1
+        return [sys.executable, "-c", f"tried = {self.tries}\n{self._script}"]
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_support, "require_ray", lambda: None)
+    monkeypatch.setattr(ray_support, "_own_address", lambda: "127.0.0.1")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_head_that_ends_while_it_starts_is_started_once_more(tmp_path: Path) -> None:
+    """A head answers before it is whole: on a machine with other work it may still end, and nodes would wait for it."""
+    local = Heads(tmp_path, "if tried > 1: print('it will now block forever', flush=True); time.sleep(60)")
+    try:
+        address = local.start([])
+        assert address.startswith("127.0.0.1:")
+        assert (local.address, local.tries) == (address, 2)
+    finally:
+        local.stop()
+    assert local.address == ""
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_head_that_never_starts_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    local = Heads(tmp_path, "print('no room')")
+    with pytest.raises(ClusterError, match=r"head does not start \(no room\)"):
+        local.start([])
+    assert local.tries == 2
 
 
 def test_nodes_of_other_machines_need_an_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
