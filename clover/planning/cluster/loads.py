@@ -1,12 +1,13 @@
 """Rows for devices whose modes are chosen: how many of each stream go to which group and mode, at the least grams.
 
 With modes fixed, families no longer compete, so this is one small linear program a family: what each mode's devices can
-take, all rows of each stream, and the family's mean accuracy.
+take, all rows of each stream, and the family's mean accuracy.  The search for better modes asks for hundreds of these
+that differ by one device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,55 +37,78 @@ class FamilyLoads:
     point: float
 
 
-def load_family(
-    instance: ProblemArrays,
-    family: int,
-    counts: Floats,
-    rates: Floats,
-    opened: Sequence[Flags],
-    *,
-    strict: bool = False,
-) -> FamilyLoads:
-    """Return the cheapest loads of a family on `counts` devices by group and mode; `opened[stream][region, mode]`.
+class FamilyProgram:
+    """The loads of a family on devices of some groups and modes (`bins`): only how many of each there are changes, so
+    that the next loads are a few pivots from the last ones."""
 
-    What cannot be served costs a price, and so does accuracy that is missing, so that prices say which devices would
-    help; `strict`: no accuracy may be missing."""
-    streams = [number for number, stream in enumerate(instance.streams) if stream.family == family]
-    bins = [(g, m) for g, m in np.argwhere(counts > 0.0).tolist() if instance.modes[m].family == family]
-    dear = _UNSERVED * price_scale(instance)
-    columns = Columns()
-    short = [columns.add(dear, [(at, 1.0)]) for at in range(len(streams))]
-    surplus = columns.add(0.0, [(len(streams), -1.0)])
-    first = len(streams) + 1
-    worst = max((abs(mode.accuracy - float(instance.floors[family])) for mode in instance.modes), default=1.0)
-    missed = columns.add(dear / max(worst, 1e-3), [(len(streams), 1.0)], 0.0 if strict else np.inf)
-    free = [columns.add(0.0, [(first + at, 1.0)]) for at in range(len(bins))]
-    names: list[tuple[int, int, int]] = []
-    start = columns.count
-    right = [float(rates[stream]) for stream in streams] + [0.0]
-    for at, (g, m) in enumerate(bins):
-        mode = instance.modes[m]
-        right.append(float(counts[g, m]) * mode.rate)
-        points = mode.accuracy - float(instance.floors[family])
-        for place, stream in enumerate(streams):
-            if opened[stream][instance.groups[g].region, m]:
-                grams = float(instance.grams[g, m])
-                columns.add(grams, [(place, 1.0), (len(streams), points), (first + at, 1.0)])
-                names.append((g, m, stream))
-    program = LinearProgram(columns, right, [*short, surplus, *free])
-    program.solve()
-    x, duals = program.x, program.duals
-    rows = {name: float(x[start + at]) for at, name in enumerate(names) if x[start + at] > 1e-9 * max(right)}
-    least = 1e-7 * max(1.0, sum(right[: len(streams)]))
-    return FamilyLoads(
-        rows=rows,
-        unserved={stream: float(x[at]) for at, stream in enumerate(streams) if x[at] > least},
-        short=float(x[missed]) if x[missed] > least else 0.0,
-        cost=program.objective,
-        grams=sum(rate * float(instance.grams[g, m]) for (g, m, _), rate in rows.items()),
-        prices={stream: float(duals[at]) for at, stream in enumerate(streams)},
-        point=max(0.0, float(duals[len(streams)])),
-    )
+    def __init__(
+        self,
+        instance: ProblemArrays,
+        family: int,
+        bins: Iterable[tuple[int, int]],
+        rates: Floats,
+        opened: Sequence[Flags],
+        *,
+        strict: bool = False,
+    ) -> None:
+        """Write the program; `rates`: rows/s by stream; `opened[stream][region, mode]`: what each may use.
+
+        What cannot be served costs a price, and so does accuracy that is missing, so that prices say which devices
+        would help; `strict`: no accuracy may be missing."""
+        self.bins, self.opened = list(bins), opened
+        self._instance, self._rates = instance, rates
+        streams = self._streams = [at for at, stream in enumerate(instance.streams) if stream.family == family]
+        points_row = len(streams)
+        dear = _UNSERVED * price_scale(instance)
+        worst = max((abs(mode.accuracy - float(instance.floors[family])) for mode in instance.modes), default=1.0)
+        columns = Columns()
+        short = [columns.add(dear, [(at, 1.0)]) for at in range(len(streams))]
+        surplus = columns.add(0.0, [(points_row, -1.0)])
+        self._missed = columns.add(dear / max(worst, 1e-3), [(points_row, 1.0)], 0.0 if strict else np.inf)
+        free = [columns.add(0.0, [(points_row + 1 + at, 1.0)]) for at in range(len(self.bins))]
+        self._first = columns.count
+        self._names: list[tuple[int, int, int]] = []
+        for at, (g, m) in enumerate(self.bins):
+            mode, region, grams = instance.modes[m], instance.groups[g].region, float(instance.grams[g, m])
+            points = mode.accuracy - float(instance.floors[family])
+            for place, stream in enumerate(streams):
+                if opened[stream][region, m]:
+                    columns.add(grams, [(place, 1.0), (points_row, points), (points_row + 1 + at, 1.0)])
+                    self._names.append((g, m, stream))
+        self._grams = np.array([float(instance.grams[g, m]) for g, m, _ in self._names])
+        right = [*(float(rates[stream]) for stream in streams), 0.0, *[0.0] * len(self.bins)]
+        self._program = LinearProgram(columns, right, [*short, surplus, *free])
+        self._solved = False
+
+    def covers(self, bins: Iterable[tuple[int, int]], opened: Sequence[Flags]) -> bool:
+        """Say whether devices in `bins`, with what is `opened`, can be loaded by this program."""
+        return opened is self.opened and set(bins) <= set(self.bins)
+
+    def load(self, counts: Floats) -> FamilyLoads:
+        """Return the cheapest loads on `counts` devices by group and mode."""
+        program, streams = self._program, self._streams
+        for at, (g, m) in enumerate(self.bins):
+            program.set_right(len(streams) + 1 + at, float(counts[g, m]) * self._instance.modes[m].rate)
+        if self._solved:
+            program.resolve()
+        else:
+            program.solve()
+        self._solved = True
+        x, duals = program.x, program.duals
+        rates = x[self._first :]
+        total = float(self._rates[streams].sum())
+        some = np.flatnonzero(rates > 1e-9 * max(1.0, total))
+        rows = {self._names[at]: float(rates[at]) for at in some if counts[self._names[at][:2]] > 0.5}
+        least = 1e-7 * max(1.0, total)
+        return FamilyLoads(
+            rows=rows,
+            unserved={stream: float(x[at]) for at, stream in enumerate(streams) if x[at] > least},
+            short=float(x[self._missed]) if x[self._missed] > least else 0.0,
+            cost=program.objective,
+            grams=float(self._grams @ rates),
+            prices={stream: float(duals[at]) for at, stream in enumerate(streams)},
+            point=max(0.0, float(duals[len(streams)])),
+        )
 
 
 def price_scale(instance: ProblemArrays) -> float:

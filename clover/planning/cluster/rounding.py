@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clover.planning.cluster.arrays import EPSILON, Flags, Floats, ProblemArrays, Shape
-from clover.planning.cluster.loads import FamilyLoads, load_family
+from clover.planning.cluster.loads import FamilyLoads, FamilyProgram
 from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.reserve import Loss, Reserve
 
@@ -70,6 +70,7 @@ class Rounding:
         self._reserve, self._losses, self._rates = reserve, losses, rates
         self._sizes = np.array([group.size for group in instance.groups], dtype=np.float64)
         self._idle = np.array([group.idle_g_h for group in instance.groups])
+        self._programs: dict[tuple[int, bool], FamilyProgram] = {}  # by family, and whether it is strict
 
     def rounded(self) -> Rounded:
         """Return whole nodes and devices of the relaxation as it is solved now.
@@ -248,12 +249,24 @@ class Rounding:
         loads = tuple(
             before.loads[family]
             if before is not None and family not in changed
-            else load_family(self._instance, family, counts, self._rates, self._opened, strict=strict)
+            else self._load(family, counts, strict=strict)
             for family in range(len(self._instance.families))
         )
         idle = float(self._idle @ nodes)
         grams, cost = (idle + sum(item.grams for item in loads), idle + sum(item.cost for item in loads))
         return Rounded(nodes, counts, loads, grams, cost, self._opened)
+
+    def _load(self, family: int, counts: Floats, *, strict: bool) -> FamilyLoads:
+        """Return the cheapest loads of a family on `counts` devices, from the last ones if they had the same modes."""
+        own = self._instance.mode_family == family
+        bins = [(g, m) for g, m in np.argwhere((counts > 0.5) & own).tolist()]
+        known = self._programs.get((family, strict))
+        if known is None or not known.covers(bins, self._opened):
+            if known is not None and known.opened is self._opened and len(known.bins) <= 2 * len(bins):
+                bins = list(dict.fromkeys([*known.bins, *bins]))
+            known = FamilyProgram(self._instance, family, bins, self._rates, self._opened, strict=strict)
+            self._programs[family, strict] = known
+        return known.load(counts)
 
     def weighed(self, nodes: Floats, counts: Floats, opened: Sequence[Flags]) -> Rounded:
         """Return what whole nodes and devices are worth if streams use what is `opened` to them."""

@@ -135,7 +135,7 @@ class LinearProgram:
         self._at_upper = np.zeros(self._n, dtype=bool)
         self._nonbasic = np.ones(self._n, dtype=bool)
         self._nonbasic[self._basic] = False
-        self._inverse: Floats = np.asarray(np.linalg.inv(self._matrix(self._basic)), dtype=np.float64)
+        self._inverse = self._inverted()
         shake = np.random.default_rng(7).uniform(0.5, 1.0, self._m)
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
         self.pivots = 0
@@ -245,7 +245,28 @@ class LinearProgram:
         return self._inverse @ right, self.lower[self._basic] / scale, self.upper[self._basic] / scale
 
     def _refactor(self) -> None:
-        self._inverse = np.asarray(np.linalg.inv(self._matrix(self._basic)), dtype=np.float64)
+        self._inverse = self._inverted()
+
+    def _inverted(self) -> Floats:
+        """Return the inverse of the basis.  Its columns with one entry are eliminated by hand, which leaves little or
+        nothing to invert:
+
+            rows of those     [D X]-1   [D-1  -D-1 X S-1]
+            all other rows    [0 S]   = [0           S-1]
+        """
+        single = np.diff(self._starts)[self._basic] == 1
+        ones, others = np.flatnonzero(single), np.flatnonzero(~single)
+        starts = self._starts[self._basic[ones]]
+        own, values = self._rows[starts], self._values[starts]
+        found = np.zeros((self._m, self._m))
+        found[ones, own] = 1.0 / values
+        if len(others):
+            matrix = self._matrix(self._basic[others])
+            rest = np.setdiff1d(np.arange(self._m), own)
+            inner = np.linalg.inv(matrix[rest])
+            found[np.ix_(others, rest)] = inner
+            found[np.ix_(ones, rest)] = -(matrix[own] @ inner) / values[:, None]
+        return found
 
     def _exchange(self, row: int, column: int, step: Floats) -> None:
         """Put `column` into the basis in the place of the one in `row`; `step` is the column in terms of the basis."""
