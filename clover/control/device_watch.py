@@ -35,12 +35,14 @@ class DeviceWatch:
             if gone := family.devices & lost:
                 await self._executor.give_up(family, gone)
         self._losses = losses
+        if not (changes or pool.shared):
+            return
         had = {name: {**dict.fromkeys(family.devices), **pool.assigned(name)} for name, family in families.items()}
         shapes = pool.shapes()
         if changes:
             log.warning("devices changed: %s", "; ".join(changes.values()))
             pool.assign(context.occupied())
-        elif not pool.shared or not pool.divide(context.needs(), context.monotonic()):
+        elif not pool.divide(context.needs(), context.monotonic()):
             return
         for name, family in families.items():
             before, now = had[name], pool.assigned(name) if pool.exclusive else dict.fromkeys(shapes)

@@ -23,7 +23,8 @@ def documents(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file."""
     import yaml
 
-    return [item for item in yaml.safe_load_all(path.read_text(encoding="utf-8")) if item]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+    return [item for item in yaml.load_all(path.read_text(encoding="utf-8"), loader) if item]
 
 
 def definitions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:

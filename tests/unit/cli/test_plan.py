@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def test_the_same_seed_gives_the_same_answer() -> None:
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_samples_are_solved(path: Path) -> None:
     problem, known = parse(path.read_bytes()), json.loads(path.read_text())["best_known"]
-    answer = solve(problem, time_limit_s=4.0)
+    answer = solve(problem, time_limit_s=2.0, clock=time.process_time)  # as much computing, whatever runs beside it
     assert exact.evaluate(problem, problem.counts(answer.config)).feasible
     assert (known["f"] - answer.f) / problem.scale(known["f"]) <= 0.005
     assert answer.bound is not None
@@ -171,7 +172,7 @@ def test_samples_are_solved(path: Path) -> None:
 
 def test_without_highs_the_answer_says_so() -> None:
     problem = random_problem(FEASIBLE, 12)
-    answer = solve(problem, time_limit_s=1.5, highs=False)
+    answer = solve(problem, time_limit_s=0.5, highs=False, clock=time.process_time)
     assert answer.bound is not None
     assert answer.bound >= answer.f
     assert "optimize" in answer.proof

@@ -281,6 +281,7 @@ def test_a_region_follows_its_wave() -> None:
     assert own(18 * 3600.0) == pytest.approx(100.0)
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "cluster-simulation.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

@@ -72,6 +72,7 @@ def made(rig: Rig) -> int:
 # --- a profile that is wrong ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1.2, 1.35, 1.5])
 @pytest.mark.parametrize(("rate", "slo_ms"), [(150.0, 10.0), (300.0, 10.0), (300.0, 14.0), (500.0, 14.0)])
 def test_an_slo_that_the_profile_promised_in_vain_is_met_within_a_minute(
@@ -162,6 +163,7 @@ def test_a_burst_is_answered_by_its_rate_and_not_by_pressure() -> None:
 # --- an SLO that cannot be met --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_slo_that_cannot_be_met_is_one_alarm_and_at_most_ten_plans_an_hour(caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         caplog.set_level(logging.INFO, "clover.control")

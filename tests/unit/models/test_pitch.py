@@ -60,6 +60,7 @@ def clean(*hertz: float) -> Any:
     return (0.1 * np.asarray(sound)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_tones_are_what_they_are_said_to_be(spec: FamilySpec) -> None:
     calibration, labels = evaluation(spec, "calibration")
     held_out, others = evaluation(spec, "held_out")

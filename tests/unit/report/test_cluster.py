@@ -167,6 +167,7 @@ def test_a_folder_of_ledgers_is_one_report(folder: Path, capsys: pytest.CaptureF
     assert "What sharing rows between machines" in " ".join(printed.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", CLUSTER_BY)
 def test_every_csv_sums_to_the_last_digit(folder: Path, by: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(folder), "--format", "csv", "--by", by) == 0

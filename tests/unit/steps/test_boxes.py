@@ -53,6 +53,7 @@ def test_of_boxes_that_cover_each_other_the_best_stays() -> None:
     np.testing.assert_allclose(found["scores"], [0.9, 0.7, 0.6, 0.0])
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_as_torchvision_keeps_it() -> None:
     ops = pytest.importorskip("torchvision.ops", reason="torchvision is not installed")
     import torch

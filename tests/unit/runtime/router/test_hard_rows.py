@@ -86,6 +86,7 @@ class Siege(Audited):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [addresses, connections])
 @pytest.mark.parametrize(("count", "share"), [(1, 0.1), (1, 0.3), (1, 0.5), (5, 0.3), (5, 0.4)])
 def test_hard_rows_of_some_change_nothing_for_others(made: Any, count: int, share: float) -> None:
