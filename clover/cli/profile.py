@@ -53,7 +53,6 @@ OPTIONS = (
 )
 USED = frozenset(
     {
-        "families.only",
         *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
         *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
         *("energy.gpu_resident_w", "energy.gpu_meter"),
@@ -67,8 +66,8 @@ _WIDTH = 120
 
 _USAGE = "profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
-    "Measure accuracy, latency and energy of every variant on this machine, choose a backend and a thread count for "
-    "each, and keep the result where the server finds it."
+    "Measure accuracy, latency and energy of every variant (--only A,B: of these) on this machine, choose a backend "
+    "and a thread count for each, and keep the result where the server finds it."
 )
 
 
