@@ -165,10 +165,13 @@ class ClusterMemory:
         return Capacity(self.frontiers.values(), self.reach(), self.floors())
 
     def wanted(self, name: str, member: ClusterMember) -> bool:
-        """Return whether a node is to be awake: by an operator's word, else by the plan in force."""
+        """Return whether a node is to be awake: by an operator's word, else by the plan in force.  The last one that
+        could answer is not ended, should the others have died and no new plan be made."""
         if member.hold is not None:
             return member.hold == "awake"
         if name in self.scouts:
+            return True
+        if member.phase == "draining" and not any(own.usable for own in self.members.members.values()):
             return True
         if self.plan is None:  # before the first plan everything stays as it is
             return member.phase in ("ready", "partitioned", "waking")

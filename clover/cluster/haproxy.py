@@ -457,8 +457,9 @@ class HAProxyIngress:
                         self._servers = await self._own_servers()
                         await self._converge()
                 pause = 0.1
-            except (ClusterError, OSError) as error:  # OSError: no space for its configuration, or no memory
-                log.warning("the ingress: %s; tried again in %g s", error, pause)
+            except Exception as error:  # whatever it is: without this watch nothing starts HAProxy again
+                known = isinstance(error, (ClusterError, OSError))  # OSError: no space for its configuration, no memory
+                log.warning("the ingress: %s; tried again in %g s", error, pause, exc_info=None if known else error)
                 self._listening.close()  # clients learn that nobody is there, and HAProxy binds its addresses itself
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -373,7 +373,7 @@ class SimulatedNodes:
             raise ClusterError(f"{name} does not answer")
         if node.state == "off":
             return
-        if name not in self._world.drained:
+        if name in self._world.admitted - self._world.drained:
             self._world.misdeeds.append(f"{name} was released without being drained")
         if node.rates:
             self._world.misdeeds.append(f"{name} was released while it served rows")

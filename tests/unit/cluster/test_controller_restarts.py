@@ -412,6 +412,23 @@ def test_a_node_that_died_as_it_drained_keeps_no_other_awake() -> None:
     play(story)
 
 
+def test_the_last_node_that_could_answer_is_taken_back_though_no_plan_can_be_made() -> None:
+    async def story() -> None:
+        scene = Scene(nodes=[node("n1", "north"), node("s1", "south")], rate=100.0, survive="none")
+        controller = scene.controller()
+        while not scene.world.drained:
+            await scene.steps(controller, 1)
+        (drained,), (busy,) = scene.world.drained, set(scene.world.nodes) - scene.world.drained
+        scene.plan = lambda problem: 1 / 0  # type: ignore[assignment, return-value]
+        scene.fault("region", scene.world.nodes[busy].machine.region, seconds=1e6)
+        await scene.steps(controller, 6)
+        assert scene.world.nodes[drained].state == "serving"
+        assert scene.serving() == {drained}
+        assert scene.world.sums.refused == 0.0
+
+    play(story)
+
+
 def test_an_ingress_that_fails_for_one_node_in_an_unknown_way_serves_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

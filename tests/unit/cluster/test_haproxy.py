@@ -183,6 +183,30 @@ def test_what_somebody_changed_by_hand_is_put_right(tmp_path: Path, monkeypatch:
     run(main())
 
 
+def test_an_error_that_nobody_thought_of_does_not_end_the_watch_over_haproxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.01)
+
+    async def main() -> None:
+        async with adopted(tmp_path) as (ingress, _):
+            looks, real = asyncio.Queue[None](), ingress._own_servers
+
+            async def odd() -> object:
+                looks.put_nowait(None)
+                if looks.qsize() == 1:
+                    raise KeyError("nobody thought of this")
+                return await real()
+
+            monkeypatch.setattr(ingress, "_own_servers", odd)
+            async with asyncio.timeout(10.0):
+                while looks.qsize() < 3:
+                    await asyncio.sleep(0.01)
+
+    run(main())
+
+
 def test_another_controller_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     async def main() -> None:
         async with adopted(tmp_path) as (ingress, haproxy):
