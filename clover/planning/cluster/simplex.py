@@ -46,7 +46,8 @@ class Columns:
     _values: list[Floats] = field(default_factory=list)
     _costs: list[Floats] = field(default_factory=list)
     _uppers: list[Floats] = field(default_factory=list)
-    _single: list[tuple[int, float, float]] = field(default_factory=list)  # width, cost, upper of columns not joined yet
+    # Of columns that were appended one by one since: width, cost and upper bound of each, and all their entries.
+    _single: list[tuple[int, float, float]] = field(default_factory=list)
     _entries: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, cost: float, entries: Iterable[tuple[int, float]], upper: float = np.inf) -> int:

@@ -134,10 +134,9 @@ def test_rows_that_one_node_alone_may_answer_are_kept_after_the_loss_of_another(
     assert "after the loss of a node, 300 rows/s would have no room" in few.reason
 
 
-@pytest.mark.parametrize("seed", [536])
-def test_what_the_loss_of_one_of_unlike_nodes_leaves_without_room_is_said(seed: int) -> None:
+def test_what_the_loss_of_one_of_unlike_nodes_leaves_without_room_is_said() -> None:
     """Each node of a region keeps less of what it alone may answer than the other one; their average keeps all."""
-    asked = random_problem(seed, survive="node", nodes=8, regions=3, confined=0.5, families=2, kinds=2)
+    asked = random_problem(536, survive="node", nodes=8, regions=3, confined=0.5, families=2, kinds=2)
     plan = plan_cluster(asked)
     assert "after the loss of a node, 32 rows/s would have no room even with all nodes awake" in plan.reason
     assert not faults(asked, plan)
@@ -318,12 +317,14 @@ def test_plans_of_small_clusters_are_near_the_best() -> None:
     """A device or a node is a large part of what a small cluster emits: changing one at a time is not enough."""
     pytest.importorskip("scipy", reason="HiGHS, which finds the best plan, comes with SciPy")
     ratios = []
-    for seed, shape in ((4, 1), (34, 1), (10, 0), (27, 3), (1, 4), (38, 4), (37, 5), (31, 6), (37, 6)):
+    for seed, shape in ((4, 1), (34, 1), (10, 0), (27, 3), (1, 4), (38, 4), (37, 5), (31, 6), (37, 6), (505, 6)):
         asked = random_problem(seed, **SHAPES[shape])  # type: ignore[arg-type]
         plan, least = plan_cluster(asked), best_plan(asked)
         assert least is not None
         assert not plan.unserved, "there is a plan that serves all rows"
         ratios.append(plan.grams_h / least)
+        if shape != 4:  # whose nodes have corrections of their own, and are planned with their group's
+            assert plan.bound_g_h >= least * 0.999, "the search proves how near it is"
     assert max(ratios) <= 1.02
     assert sum(ratios) / len(ratios) <= 1.005
 
