@@ -179,7 +179,8 @@ def _start(asked: SimulationRequest, sources: Iterable[CarbonSource]) -> float:
 
 def _intensity(region: str, source: CarbonSource, start_s: float, seconds: float) -> Callable[[float], float]:
     """Return the intensity at a grid time; an hour without one has that of the hour before."""
-    times, values = [], []
+    times: list[float] = []
+    values: list[float] = []
 
     async def read() -> None:
         # One forecast beyond the end: the controller looks ahead.

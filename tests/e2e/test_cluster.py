@@ -145,6 +145,13 @@ class Running:
         own = set[int]().union(*(below(int(json.loads(path.read_text())["pid"])) for path in records))
         return own & set(programs(f"ray::{kind}"))
 
+    def comes_back(self, epoch: int, within_s: float = 60.0) -> None:
+        """Wait until a controller has begun a higher epoch, without a word to it: it has to do so by itself."""
+        end_s = time.monotonic() + within_s
+        while json.loads((self.folder / "state.json").read_text())["epoch"] <= epoch:
+            assert time.monotonic() < end_s
+            time.sleep(0.1)
+
     def until(self, holds: Callable[[dict[str, Any]], bool], within_s: float = 60.0) -> dict[str, Any]:
         end_s = time.monotonic() + within_s
         while not holds(status := self.status()):
@@ -198,6 +205,7 @@ def test_what_is_killed_comes_back_and_rows_are_answered_meanwhile(cluster: Runn
         assert {node: cluster.pid(node) for node in ALL} == servers
         (controller,) = cluster.actors("ControllerActor")
         os.kill(controller, signal.SIGKILL)
+        cluster.comes_back(epoch)
         cluster.until(lambda status: phases(status) == ALL and status["controlling"] and status["epoch"] > epoch)
         assert controller not in programs("ray::ControllerActor")
     assert sum(load.answered.values()) > 100
