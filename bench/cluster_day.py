@@ -57,7 +57,7 @@ REGIONS = ("west", "middle", "east")
 WAYS_MS = {("west", "middle"): 20.0, ("middle", "east"): 20.0, ("west", "east"): 40.0}
 SLO_MS = 500.0
 LEASE_S = 8.0
-BACK_S = 180.0
+BACK_S = 300.0
 """Most seconds that a kill may take until the cluster is as before."""
 CALM_S = 8.0
 """Seconds without a lost node before something is killed."""

@@ -95,7 +95,7 @@ def kill_controller(cluster: Killed) -> Back:
 
 
 def kill_view(cluster: Killed) -> Back:
-    """Delete the node that has most rows from every backend of HAProxy, behind the controller's back."""
+    """Remove the node that has most rows from every backend of HAProxy, behind the controller's back."""
     name = cluster.busiest()
     path = cluster.folder / "ingress" / "haproxy.sock"
     own = [row["# pxname"] for row in _statistics(path) if row["svname"] == name]
