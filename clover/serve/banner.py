@@ -31,9 +31,11 @@ def show(server: Server) -> None:
         page = f"{server.url}/dashboard" if server.engine.page is not None else ""
         where = {"url": server.url, "grpc": server.grpc_target, "dashboard": page}
         log.info("ready", extra={**where, "families": list(server.engine.served)})
-        for name in server.engine.served:
+        for name, served in server.engine.served.items():
             if cost := server.engine.controller.terms(name):
                 log.info("%s: %s", name, cost)
+            if untrained := published.caution(served.spec):
+                log.warning("%s", untrained)
         if warning := caveat(server.engine.grid.reading):
             log.warning("%s", warning)
     else:

@@ -275,16 +275,21 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
 
 def test_json_logs_say_what_the_policy_may_cost_as_the_banner_does(caplog: pytest.LogCaptureFixture) -> None:
     cost = "may give up 0.5 points of accuracy on average over a day (--accuracy-budget 0 ends that)"
+    toy = fixture("toy")
+    untrained = tuple(msgspec.structs.replace(variant, untrained=True) for variant in toy.variants)
+    random = msgspec.structs.replace(toy, name="exact", variants=untrained)
     engine = SimpleNamespace(
         config=settings.load([TOY, "--log-json"], {}).config,
-        served={"toy": None, "exact": None},
+        served={"toy": SimpleNamespace(spec=toy), "exact": SimpleNamespace(spec=random)},
         controller=SimpleNamespace(terms={"toy": cost, "exact": ""}.get),
         grid=SimpleNamespace(reading=None),
         page=None,
     )
     with caplog.at_level("INFO", logger="clover.serve"):
         banner.show(cast(Server, SimpleNamespace(engine=engine, url="http://127.0.0.1:8080", grpc_target="")))
-    assert [record.getMessage() for record in caplog.records] == ["ready", f"toy: {cost}"]
+    ready, terms, warning = (record.getMessage() for record in caplog.records)
+    assert (ready, terms) == ("ready", f"toy: {cost}")
+    assert " of exact: UNTRAINED" in warning
 
 
 def test_the_banner_says_that_a_synthetic_grid_is_invented_and_what_ends_that() -> None:
