@@ -80,8 +80,8 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
                 if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip
                     image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
                 return image.convert(self.mode)
-        except BadRow:
-            raise
+        except (BadRow, MemoryError):
+            raise  # without memory, the picture may be a good one
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise BadRow(f"the image has more than the {self.max_pixels} pixels allowed") from None
         except Exception:  # a decoder meets arbitrary bytes, and raises whatever it stumbles over

@@ -71,6 +71,8 @@ class Tokenise(DataStep, frozen=True, kw_only=True):
                 raise BadRow(f"{name!r} is not UTF-8") from None
         try:
             found = tokenizer.encode(*texts)
+        except MemoryError:
+            raise
         except Exception as error:  # as when the first text alone is too long, and may not be cut
             raise BadRow(f"the text cannot be made tokens: {error}") from None
         sequence = np.array([-1 if one is None else one for one in found.sequence_ids], np.int32)

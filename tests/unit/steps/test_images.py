@@ -84,6 +84,16 @@ def test_what_is_no_picture_is_refused_with_a_reason() -> None:
         decoded(whole, max_pixels=2000)
 
 
+def test_a_picture_that_there_is_no_memory_for_is_not_called_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **how: object) -> None:
+        raise MemoryError
+
+    data = file_of(photo())
+    monkeypatch.setattr(Image, "open", short)
+    with pytest.raises(MemoryError):
+        row(DecodeImage(), data)
+
+
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     small = file_of(Image.new("L", (1, 1)))
     wide = small[12:16] + struct.pack(">II", 20_000, 20_000) + small[24:29]  # the header says another size
