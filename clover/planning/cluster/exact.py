@@ -34,7 +34,7 @@ from clover.planning.cluster.simplex import Basis, NoSolutionError
 
 _MOST_NODES = 12
 _MOST_COUNTS = 120  # counts of devices, by group and mode: a program's time grows with their square
-_PROGRAMS = 1000
+_PROGRAMS = 3000
 _WHOLE = 1e-6
 _CLOSE = 1e-4  # part of the grams that is not searched for
 
