@@ -220,6 +220,7 @@ class Day:
             say("waiting for the nodes")
             status = self.handle.wait_ready(300.0)
             say(", ".join(f"{node.name} {node.phase}" for node in status.nodes))
+            self._await_plan()
             servers.start()
             self.load.start()
             started = True
@@ -286,6 +287,21 @@ class Day:
             part.ended_s = self.load.now_s()
             cores = len(os.sched_getaffinity(0))
             part.busy = (busy_seconds() - busy_s) / (time.monotonic() - since_s) / cores
+
+    def _await_plan(self) -> None:
+        """Wait until there is a plan and the nodes that are ready follow it: rows before that would be answered by the
+        nodes' own policies, and count for the accuracy of the cluster all the same."""
+        assert self.handle is not None
+        end_s = time.monotonic() + BACK_S
+        while time.monotonic() < end_s:
+            with contextlib.suppress(ClusterError):
+                status = self.handle.status()
+                ready = [node for node in status.nodes if node.phase == "ready"]
+                planned = any(decision.action == "applied" for decision in status.decisions)
+                if planned and ready and all(node.epoch > 0 for node in ready):
+                    return
+            time.sleep(1.0)
+        say(f"the nodes follow no plan after {BACK_S:g} s")
 
     def _settle(self) -> None:
         """Wait until there is a plan for the load, no node is lost, and another one is ready to take over."""
