@@ -112,7 +112,9 @@ def play(
             if not ready:
                 return
             lane = min(ready, key=lambda lane: since[queues[lane][0]])
-            at = min(able(lane), key=lambda at: (len(processes[at].held), (at - cursors[lane]) % len(processes)))
+            at = min(
+                able(lane), key=lambda at: (len(processes[at].held), (at - cursors[lane]) % len(processes))
+            )
             cursors[lane] = (at + 1) % len(processes)
             most = largest[processes[at].services[lane]]
             batch, queues[lane] = queues[lane][:most], queues[lane][most:]
