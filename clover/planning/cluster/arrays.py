@@ -30,8 +30,8 @@ from clover.planning.cluster.records import ClusterNode, ClusterProblem, Operati
 
 J_PER_KWH = 3.6e6
 EPSILON = 1e-9
-_CORRECTION_STEPS = (*(math.log(step) for step in (1.015, 1.03, 1.05, 1.08, 1.2)), math.inf)
-_MOST_GROUPS = 60  # more are made fewer by coarser steps of the correction
+_CORRECTION_STEPS = (math.log(1.015), math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
+_MOST_GROUPS = 80  # more are made fewer by coarser steps of the correction
 _DEVICES_TOLD_APART = 64  # with more, modes that a mixture of two others beats are left out
 
 Floats = NDArray[np.float64]
