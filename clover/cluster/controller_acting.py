@@ -76,7 +76,8 @@ class ClusterActor:
                 steps.append(await self._weighed(self._ingress.weigh(origin, own), ("", origin), before, own))
         if steps and resend:
             memory.weighed_s = now_s
-        memory.in_force = all(key in memory.weights for key in (*own_shares, *(("", origin) for origin in combined)))
+        wanted = [*own_shares, *(("", origin) for origin in combined)]
+        memory.in_force = bool(wanted) and all(key in memory.weights for key in wanted)
         self._note_given(shares)
         return [step for step in steps if step.why or step.failed]
 

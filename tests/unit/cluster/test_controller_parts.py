@@ -334,6 +334,21 @@ def test_rows_of_a_server_that_does_not_answer_its_agent_have_not_gone_away() ->
     assert sum(memory.demand.rates().values()) < 100.0, "by then they are counted where they went"
 
 
+def test_rows_of_a_partitioned_node_count_on_while_it_is_not_known_what_the_ingress_gives_it() -> None:
+    memory = ClusterMemory.new(terms([node("a", "north"), node("b", "north")]), 0.0)
+    both = {name: report(name, rates={"north": 100.0}) for name in ("a", "b")}
+    memory.note(0.0, both)
+    memory.members.members["a"].enter("partitioned", 0.0)
+    memory.weights, memory.given = {("", "south"): {"b": 1.0}}, {"b": 1.0}  # the answer for the north was lost
+    for at_s in range(20, 200, 10):
+        memory.note(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+    assert sum(memory.demand.rates().values()) == pytest.approx(200.0, rel=0.05)
+    memory.in_force = True  # nothing is given to it any more
+    for at_s in range(200, 400, 10):
+        memory.note(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+    assert sum(memory.demand.rates().values()) == pytest.approx(100.0, rel=0.05)
+
+
 def test_an_unknown_node_that_reports_is_taken_in() -> None:
     members = membership()
     members.note(0.0, {"b": report("b")})

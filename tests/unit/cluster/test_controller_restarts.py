@@ -300,6 +300,23 @@ def test_a_node_that_took_a_newer_epoch_before_its_lease_ended_follows_again_tho
     play(story)
 
 
+
+def test_what_the_ingress_gives_is_not_known_before_it_took_any_shares() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        await scene.steps(scene.controller(), 10)
+
+        async def fail(name: str, url: str, grpc_url: str) -> None:
+            raise ClusterError("it does not answer")
+
+        scene.ingress.admit = fail  # type: ignore[method-assign]
+        other = scene.controller("two")
+        await scene.steps(other, 1)
+        assert not other._memory.in_force, "it still has the shares of the controller before"
+
+    play(story)
+
+
 # --- operators, clocks, grids -----------------------------------------------------------------------------------------
 
 
