@@ -184,6 +184,8 @@ class ClusterController:
             self._stop(f"a node follows epoch {newest}, which is newer than {memory.epoch}", now_s)
             return msgspec.structs.replace(self._idle(now_s), decision=memory.decisions[-1])
         await self._take_over(now_s)
+        if self.stopped:
+            return msgspec.structs.replace(self._idle(now_s), decision=memory.decisions[-1])
         limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
         memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
