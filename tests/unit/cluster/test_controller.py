@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from clover.cluster.controller import ClusterController, in_thread
+from clover.cluster.no_ingress import NoIngress
 from clover.cluster.ports import NodeReport
 from clover.cluster.simulated_world import (
     SimulatedGrids,
@@ -690,6 +691,22 @@ def test_a_dry_look_says_what_it_would_do_and_does_nothing() -> None:
         assert (scene.world.state, scene.world.weights) == (state, weights)
         assert {name: own.epoch for name, own in scene.world.nodes.items()} == epochs
         assert controller.status().epoch == epoch
+
+    play(story)
+
+
+def test_a_dry_look_says_who_would_be_drained_also_before_an_ingress_that_knows_no_health() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        controller = scene.controller(ingress=NoIngress())
+        drained: list[str] = []
+        for _ in range(8):
+            dry = await controller.step(dry=True)
+            (look,) = await scene.steps(controller, 1)
+            own = [step.node for step in look.steps if step.kind == "drain"]
+            assert own == [step.node for step in dry.steps if step.kind == "drain"]
+            drained += own
+        assert drained
 
     play(story)
 
