@@ -191,21 +191,24 @@ class ClusterActor:
         ingress = self._ingress
         if not isinstance(ingress, HealthIngress):
             return list(views)
-        troubles: list[str] = []
+        troubles: dict[str, str] = {}
 
         async def healthy(view: NodeView) -> bool:
             try:
                 async with self._limit, asyncio.timeout(self.memory.terms.patience_s):
                     return await ingress.healthy(view.name)
             except FAILURES as error:
-                troubles.append(str(error) or "no answer in time")
+                troubles[view.name] = str(error) or "no answer in time"
                 return False
 
         staying = [view for view in views if view.stays_in_place]
         answers = await asyncio.gather(*(healthy(view) for view in staying))
         found = {view.name: answer for view, answer in zip(staying, answers, strict=True)}
         if troubles:
-            self._trouble(f"the ingress does not say which nodes are healthy, so none leaves: {troubles[0]}")
+            names, why = words(troubles), next(iter(troubles.values()))
+            self._trouble(
+                f"the ingress does not say whether {names} can answer, so no node leaves its rows to them: {why}"
+            )
         return [replace(view, usable=view.usable and found.get(view.name, True)) for view in views]
 
     def _may_leave(self, member: ClusterMember, now_s: float) -> bool:

@@ -670,6 +670,25 @@ def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(caplog: pytest.Lo
     assert "a look at the cluster failed" in caplog.text
 
 
+def test_an_ingress_that_does_not_say_who_can_answer_lets_no_node_leave() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+
+        async def silent(name: str) -> bool:
+            raise ClusterError("it does not answer")
+
+        scene.ingress.healthy = silent  # type: ignore[method-assign]
+        controller = scene.controller()
+        looks = await scene.steps(controller, 10)
+        assert not [step for look in looks for step in look.steps if step.kind in ("drain", "release")]
+        assert any(
+            text.startswith("the ingress does not say whether n1, n2, s1, s2 can answer, so no node leaves")
+            for text in controller.status().troubles
+        )
+
+    play(story)
+
+
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
