@@ -325,6 +325,22 @@ def test_a_target_may_leave_less_time_than_the_slo() -> None:
     assert members.pace(0.0, {FAMILY: 100.0}, {"a": target})
 
 
+def test_a_node_is_ready_for_the_rows_of_the_target_it_took_as_long_as_that_holds() -> None:
+    members = membership("a")
+    members.note(0.0, {"a": report()})
+    own = members.members["a"]
+    assert own.ready_for(FAMILY, 0.0) == 0.0, "it has taken none"
+    own.taken = NodeTarget(node="a", awake=True, rates={FAMILY: 40.0}, accuracy={FAMILY: 90.0})
+    assert own.ready_for(FAMILY, 90.0) == 40.0
+    assert own.ready_for(FAMILY, 90.1) == 0.0
+    assert own.ready_for("letters", 0.0) == 0.0
+    own.enter("partitioned", 5.0)
+    assert own.ready_for(FAMILY, 90.0) == 0.0, "the lease of its target ends while nobody reaches it"
+    own.enter("ready", 10.0)
+    members.note(15.0, {"a": report(at_s=15.0, started_s=12.0)})
+    assert own.ready_for(FAMILY, 90.0) == 0.0, "a new server has taken none"
+
+
 def test_rows_of_a_server_that_does_not_answer_its_agent_have_not_gone_away() -> None:
     memory = ClusterMemory.new(terms([node("a", "north")]), 0.0)
     memory.note(0.0, {"a": report(rates={"north": 100.0})})
