@@ -27,7 +27,7 @@ from typing import TypeVar
 import msgspec
 
 from clover.cluster.controller_acting import ClusterActor
-from clover.cluster.controller_dry import DryIngress, DryNodes, DryStore
+from clover.cluster.controller_dry import DryNodes, DryStore, dry_ingress
 from clover.cluster.controller_memory import ClusterMemory, StateHolder, words
 from clover.cluster.controller_orders import FAILURES
 from clover.cluster.controller_problem import (
@@ -145,7 +145,7 @@ class ClusterController:
 
     async def _rehearse(self) -> ClusterLook:
         """Look with a copy of the memory, through ports that change nothing."""
-        nodes, ingress = DryNodes(self._nodes), DryIngress(self._ingress)
+        nodes, ingress = DryNodes(self._nodes), dry_ingress(self._ingress)
         twin = ClusterController(
             self.terms, nodes, ingress, DryStore(self._store), self._grids, self._solve, self._clock, self.holder
         )
@@ -184,6 +184,8 @@ class ClusterController:
             self._stop(f"a node follows epoch {newest}, which is newer than {memory.epoch}", now_s)
             return msgspec.structs.replace(self._idle(now_s), decision=memory.decisions[-1])
         await self._take_over(now_s)
+        if self.stopped:
+            return msgspec.structs.replace(self._idle(now_s), decision=memory.decisions[-1])
         limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
         memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided

@@ -76,7 +76,8 @@ class ClusterActor:
                 steps.append(await self._weighed(self._ingress.weigh(origin, own), ("", origin), before, own))
         if steps and resend:
             memory.weighed_s = now_s
-        memory.in_force = all(key in memory.weights for key in (*own_shares, *(("", origin) for origin in combined)))
+        wanted = [*own_shares, *(("", origin) for origin in combined)]
+        memory.in_force = bool(wanted) and all(key in memory.weights for key in wanted)
         self._note_given(shares)
         return [step for step in steps if step.why or step.failed]
 
@@ -110,7 +111,7 @@ class ClusterActor:
                     True,
                     member.pace,
                     steady,
-                    memory.rates_given.get(name, {}) if steady else {},
+                    self._kept(name, member, capacity.floors) if steady else {},
                     {family: capacity.node_rate(member.node, family, degraded=True) for family in families},
                 )
             )
@@ -120,6 +121,17 @@ class ClusterActor:
             if target.awake and name not in there and owner is not None:
                 seats.append(Seat(name, owner.node.region, target.rates, {}, False))
         return seats
+
+    def _kept(self, name: str, member: ClusterMember, floors: Mapping[str, float]) -> Rates:
+        """Return the rows/s by family that a node may have before it has taken the newest target: those that it has, or
+        those that the target it took last made it ready for, if it answers these as accurately as it is asked to now,
+        or as all rows together have to be.  Plans may come faster than a slow node takes them: with what it has alone,
+        it would never get what they want it to have."""
+        target, had = self.memory.targets[name], self.memory.rates_given.get(name, {})
+        return {
+            family: max(had.get(family, 0.0), member.ready_for(family, min(floor, target.accuracy.get(family, floor))))
+            for family, floor in floors.items()
+        }
 
     def _note_given(self, shares: ClusterShares) -> None:
         """Keep what each node is given by the weights that the ingress has."""
@@ -190,21 +202,24 @@ class ClusterActor:
         ingress = self._ingress
         if not isinstance(ingress, HealthIngress):
             return list(views)
-        troubles: list[str] = []
+        troubles: dict[str, str] = {}
 
         async def healthy(view: NodeView) -> bool:
             try:
                 async with self._limit, asyncio.timeout(self.memory.terms.patience_s):
                     return await ingress.healthy(view.name)
             except FAILURES as error:
-                troubles.append(str(error) or "no answer in time")
+                troubles[view.name] = str(error) or "no answer in time"
                 return False
 
         staying = [view for view in views if view.stays_in_place]
         answers = await asyncio.gather(*(healthy(view) for view in staying))
         found = {view.name: answer for view, answer in zip(staying, answers, strict=True)}
         if troubles:
-            self._trouble(f"the ingress does not say which nodes are healthy, so none leaves: {troubles[0]}")
+            names, why = words(troubles), next(iter(troubles.values()))
+            self._trouble(
+                f"the ingress does not say whether {names} can answer, so no node leaves its rows to them: {why}"
+            )
         return [replace(view, usable=view.usable and found.get(view.name, True)) for view in views]
 
     def _may_leave(self, member: ClusterMember, now_s: float) -> bool:
@@ -330,8 +345,9 @@ class ClusterActor:
                 member.attempts, member.retry_s = attempts, now_s
                 orders.append((NodeOrder("wake", step.node), self._nodes.wake(step.node)))
             elif step.kind == "follow":
-                order = NodeOrder("follow", step.node, memory.epoch)
-                orders.append((order, self._nodes.follow(self._asked_of(step.node), memory.epoch)))
+                target = self._asked_of(step.node)
+                order = NodeOrder("follow", step.node, memory.epoch, target)
+                orders.append((order, self._nodes.follow(target, memory.epoch)))
             else:
                 orders.append((NodeOrder("release", step.node), self._nodes.release(step.node)))
         await self._orders.give(orders)
@@ -358,7 +374,7 @@ class ClusterActor:
             if order.kind == "wake" and end.failed and member.phase == "waking":
                 member.failed(now_s, end.failed)
             elif order.kind == "follow" and not end.failed:
-                member.epoch_sent, member.sent_s = max(member.epoch_sent, order.epoch), now_s
+                member.epoch_sent, member.taken, member.sent_s = order.epoch, order.target, now_s
             elif order.kind == "release" and not end.failed and member.phase == "draining":
                 member.enter("released", now_s)
                 member.ended_s = now_s

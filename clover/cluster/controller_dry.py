@@ -50,12 +50,25 @@ class DryIngress:
         """Return what the ingress says."""
         return await self._ingress.open_connections(name)
 
-    async def healthy(self, name: str) -> bool:
-        """Return what the ingress says; False if it does not know."""
-        return isinstance(self._ingress, HealthIngress) and await self._ingress.healthy(name)
-
     async def remove(self, name: str) -> None:
         """Do nothing."""
+
+
+class DryHealthIngress(DryIngress):
+    """The same of an ingress that knows who is healthy."""
+
+    def __init__(self, ingress: Ingress, checks: HealthIngress) -> None:
+        super().__init__(ingress)
+        self._checks = checks
+
+    async def healthy(self, name: str) -> bool:
+        """Return what the ingress says."""
+        return await self._checks.healthy(name)
+
+
+def dry_ingress(ingress: Ingress) -> DryIngress:
+    """Return an ingress that changes nothing and knows what `ingress` knows."""
+    return DryHealthIngress(ingress, ingress) if isinstance(ingress, HealthIngress) else DryIngress(ingress)
 
 
 class DryStore:

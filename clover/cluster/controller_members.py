@@ -31,6 +31,8 @@ PACE_S = 10.0
 _OVER = 1.05
 """Times its limit that a p95 is above before a node gets less: what is counted in seconds is not exact."""
 _SLOWER, _FASTER = 0.8, 1.05
+_EXACT = 1e-6
+"""Points of accuracy that are no difference."""
 
 _STATES: dict[Phase, NodeState] = {
     "released": "released",
@@ -45,8 +47,8 @@ _STATES: dict[Phase, NodeState] = {
 @dataclass
 class ClusterMember:
     """One node.  `pace`: the part of its share that it gets, below 1 while its p95 is above the SLO.  `epoch_sent`: of
-    the newest target that it took; `ended_s`: when it was released, after which its last reports may still come in;
-    `rates`: rows/s by family and origin as its server last said, at `rates_s`."""
+    the newest target that it took, which is `taken`; `ended_s`: when it was released, after which its last reports may
+    still come in; `rates`: rows/s by family and origin as its server last said, at `rates_s`."""
 
     declared: ClusterNode
     phase: Phase = "released"
@@ -65,6 +67,7 @@ class ClusterMember:
     pace: float = 1.0
     paced_s: float = -math.inf
     epoch_sent: int = 0
+    taken: NodeTarget | None = None
     sent_s: float = -math.inf
     ended_s: float = -math.inf
     met: bool = False
@@ -97,12 +100,24 @@ class ClusterMember:
         if phase == "ready" and self.phase not in ("ready", "partitioned", "draining"):
             self.ready_s, self.attempts, self.pace = now_s, 0, 1.0
         if phase in ("lost", "released"):
-            self.epoch_sent = 0
+            self.forget_target()
         if self.phase == "released":
             self.admitted = False  # if it could not be removed, the ingress still has it as drained
         self.phase, self.since_s, self.why = phase, now_s, why
         if phase not in ("ready", "partitioned"):
             self.unwanted_s = None
+
+    def forget_target(self) -> None:
+        """Note that its server follows no target."""
+        self.epoch_sent, self.taken = 0, None
+
+    def ready_for(self, family: str, accuracy: float) -> float:
+        """Return the rows/s of a family that it is ready for by the target that it took last; 0 if it need not answer
+        them with a mean accuracy of `accuracy` points, or if nothing renews that target."""
+        taken = self.taken
+        if taken is None or self.phase == "partitioned" or taken.accuracy.get(family, 0.0) < accuracy - _EXACT:
+            return 0.0
+        return taken.rates.get(family, 0.0)
 
     def failed(self, now_s: float, why: str) -> None:
         """Note that a start failed, and when the next is due."""
@@ -139,7 +154,7 @@ class Membership:
             if known is None or (report.at_s, report.started_s) != (known.at_s, known.started_s):
                 member.heard_s = now_s
             if known is not None and report.started_s != known.started_s:
-                member.epoch_sent = 0  # a new server, which has no target
+                member.forget_target()  # a new server has none
             member.report = report
             if report.families or member.phase == "released":  # a server that does not answer says nothing of its rows
                 member.rates = {own.family: own.rates for own in report.families}

@@ -71,7 +71,7 @@ class ClusterMemory:
     """Part of all rows by node, by the weights in force."""
     in_force: bool = False
     """Whether the ingress took every share that was worked out: until then it may have those of a controller before,
-    of which nothing is known here."""
+    or others that are not known here."""
     rates_given: dict[str, Rates] = field(default_factory=dict)
     """Rows/s by node and family, as the weights in force were worked out."""
     weighed_s: float = -math.inf
@@ -116,8 +116,8 @@ class ClusterMemory:
         counted: dict[Key, float] = {}
         for name, member in self.members.members.items():
             # A node that fell silent goes on counting until it is lost for a while: its rows have not gone away.  Those
-            # of one that only the controller does not reach never do, as long as the ingress gives it any.
-            apart = member.phase == "partitioned" and (not self.weights or self.given.get(name, 0.0) > 0.0)
+            # of one that only the controller does not reach never do, as long as the ingress may give it any.
+            apart = member.phase == "partitioned" and (not self.in_force or self.given.get(name, 0.0) > 0.0)
             just_lost = member.phase == "lost" and member.since_s == now_s and not member.attempts
             if now_s - member.rates_s > 2.0 * self.terms.lost_s and not (apart or just_lost):
                 continue

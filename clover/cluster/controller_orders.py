@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from clover.cluster.controller_records import StepKind
 from clover.errors import CloverError
+from clover.planning.cluster.records import NodeTarget
 
 log = logging.getLogger("clover.cluster")
 
@@ -25,11 +26,12 @@ FAILURES = (CloverError, OSError, TimeoutError)
 
 @dataclass(frozen=True)
 class NodeOrder:
-    """One order to a node; `epoch`: of the target that it gives, if it gives one."""
+    """One order to a node; `epoch`, `target`: what it gives the node to follow, if it does."""
 
     kind: StepKind
     node: str
     epoch: int = 0
+    target: NodeTarget | None = None
 
 
 @dataclass(frozen=True)

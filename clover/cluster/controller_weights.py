@@ -31,8 +31,8 @@ class Seat:
     """A node as far as shares are concerned.
 
     `planned`: rows/s by family that the plan gives it; `most`: what it can serve of each at the floor, `peak` without
-    regard to accuracy.  `ready`: whether it may be given rows.  `steady`: it may keep the rows that it has (`had`), and
-    be given no more, because it does not follow the newest target."""
+    regard to accuracy.  `ready`: whether it may be given rows.  `steady`: it may have no more than `kept`, because it
+    does not follow the newest target."""
 
     name: str
     region: str
@@ -41,7 +41,7 @@ class Seat:
     ready: bool
     pace: float = 1.0
     steady: bool = False
-    had: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, float] = field(default_factory=dict)
     peak: Mapping[str, float] = field(default_factory=dict)
 
     def limit(self, family: str) -> float:
@@ -51,7 +51,7 @@ class Seat:
         planned = min(self.planned.get(family, 0.0), self.peak.get(family, math.inf))
         # A slow node gives up a part of what it has, and takes nothing over from others.
         most = (planned if self.pace < 1.0 and planned else max(self.most.get(family, 0.0), planned)) * self.pace
-        return min(most, self.had.get(family, 0.0)) if self.steady else most
+        return min(most, self.kept.get(family, 0.0)) if self.steady else most
 
 
 @dataclass

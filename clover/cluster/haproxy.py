@@ -460,7 +460,8 @@ class HAProxyIngress:
             except Exception as error:  # whatever it is: without this watch nothing starts HAProxy again
                 known = isinstance(error, (ClusterError, OSError))  # OSError: no space for its configuration, no memory
                 log.warning("the ingress: %s; tried again in %g s", error, pause, exc_info=None if known else error)
-                self._listening.close()  # clients learn that nobody is there, and HAProxy binds its addresses itself
+                if self._process is not None and self._process.ended.is_set():
+                    self._listening.close()  # clients learn that nobody is there; HAProxy binds its addresses itself
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 

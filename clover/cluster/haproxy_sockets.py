@@ -88,7 +88,7 @@ class HeldSockets:
 
 def _asked(path: str) -> Held:
     """Return the sockets that a HAProxy gives, but for those of files, as its stats socket is: without a HAProxy,
-    nobody shall be found there.  None if it does not answer, or otherwise than this."""
+    nobody shall be found there; none if it does not answer, or otherwise than this."""
     words, numbers, count = b"", list[int](), -1
     with contextlib.suppress(OSError, struct.error), socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(_ANSWER_S)
@@ -98,6 +98,8 @@ def _asked(path: str) -> Held:
         while len(numbers) < count <= _MOST:
             more, some, flags, _ = socket.recv_fds(asking, 1 << 20, _AT_ONCE)
             words += more
+            for number in some:
+                os.set_inheritable(number, False)  # no program that is started meanwhile shall have them
             numbers += some
             if not some or flags & socket.MSG_CTRUNC:
                 break

@@ -24,6 +24,7 @@ from clover.planning.cluster.records import (
     ClusterProblem,
     DeviceFrontier,
     FamilyTerms,
+    NodeTarget,
     OperatingPoint,
 )
 from tests.reference.cluster_ports import (
@@ -50,6 +51,8 @@ from tests.reference.cluster_ports import (
     url_of,
 )
 from tests.reference.cluster_world import DEMAND, FAMILY, REGION, BrainState, Heard, MemberState, OrderState, World
+
+FLOOR = 90.0
 
 
 @dataclass
@@ -98,7 +101,7 @@ class Looker:
         point = OperatingPoint(rate=100.0, accuracy=92.0, watts=100.0, p95_ms=10.0)
         self._terms = ClusterTerms(
             nodes=tuple(declared(name) for name in names),
-            families=(FamilyTerms(family=FAMILY, accuracy_floor=90.0, slo_p95_ms=100.0),),
+            families=(FamilyTerms(family=FAMILY, accuracy_floor=FLOOR, slo_p95_ms=100.0),),
             frontiers=(DeviceFrontier(kind="gpu", family=FAMILY, points=(point,), idle_w=10.0),),
             survive=survive,  # type: ignore[arg-type]
             lost_s=10.0,
@@ -182,7 +185,7 @@ class Looker:
                 future.set_result("")
             kept = controller._actor._orders._running
             kept[order.kind, order.node] = (  # type: ignore[index]
-                NodeOrder(order.kind, order.node, order.epoch),  # type: ignore[arg-type]
+                NodeOrder(order.kind, order.node, order.epoch, _target(order.node, order.rate)),  # type: ignore[arg-type]
                 cast("asyncio.Task[str]", future),
             )
 
@@ -212,7 +215,7 @@ class Looker:
             in_force=memory.in_force,
             shares=_rounded(shares),
             orders=tuple(
-                OrderState(order.kind, order.node, order.epoch, task.done())
+                OrderState(order.kind, order.node, order.epoch, task.done(), _rate(order.target))
                 for order, task in controller._actor._orders._running.values()
             ),
             again=frozenset(what for what, at_s in again.items() if is_old(at_s)),
@@ -221,6 +224,14 @@ class Looker:
 
 def _rounded(shares: Mapping[str, float] | None) -> tuple[tuple[str, float], ...] | None:
     return None if shares is None else tuple(sorted((name, round(own, 6)) for name, own in shares.items()))
+
+
+def _target(name: str, rate: float) -> NodeTarget | None:
+    return NodeTarget(node=name, awake=True, rates={FAMILY: rate}, accuracy={FAMILY: FLOOR}) if rate else None
+
+
+def _rate(target: NodeTarget | None) -> float:
+    return round(target.rates[FAMILY], 6) if target is not None else 0.0
 
 
 def _member(member: ClusterMember, name: str, own: MemberState) -> None:
@@ -235,6 +246,7 @@ def _member(member: ClusterMember, name: str, own: MemberState) -> None:
     member.retry_s = NOW_S + 50.0 if own.waits else -math.inf
     member.admitted, member.address = own.admitted, (url_of(name), "") if own.address else ("", "")
     member.epoch_sent = own.sent
+    member.taken = _target(name, own.taken)
     member.ended_s = since(False) if own.ended else -math.inf
 
 
@@ -256,5 +268,6 @@ def _known(member: ClusterMember) -> MemberState:
         admitted=member.admitted,
         address=member.address != ("", ""),
         sent=member.epoch_sent,
+        taken=_rate(member.taken),
         ended=not is_old(member.ended_s),
     )

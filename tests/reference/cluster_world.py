@@ -53,7 +53,7 @@ class Heard(NamedTuple):
 class MemberState(NamedTuple):
     """What a controller knows of one node.  `old`: it entered its phase long ago; `silent`: it was heard long ago;
     `anew`: it was heard since it entered its phase; `after`: since it took its newest target; `waits`: a back-off holds
-    it; `ended`: it was released a moment ago."""
+    it; `ended`: it was released a moment ago; `taken`: rows/s of the target that it took last."""
 
     phase: Phase = "released"
     old: bool = True
@@ -66,16 +66,19 @@ class MemberState(NamedTuple):
     admitted: bool = False
     address: bool = False
     sent: int = 0
+    taken: float = 0.0
     ended: bool = False
 
 
 class OrderState(NamedTuple):
-    """An order that takes longer than a look; `done`: it has ended, which the next look takes up."""
+    """An order that takes longer than a look; `done`: it has ended, which the next look takes up; `rate`: rows/s of
+    the target that it gives."""
 
     kind: str
     node: str
     epoch: int
     done: bool = False
+    rate: float = 0.0
 
 
 class BrainState(NamedTuple):

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from clover.cluster.controller import ClusterController, in_thread
+from clover.cluster.no_ingress import NoIngress
 from clover.cluster.ports import NodeReport
 from clover.cluster.simulated_world import (
     SimulatedGrids,
@@ -669,6 +670,95 @@ def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(caplog: pytest.Lo
     assert "a look at the cluster failed" in caplog.text
 
 
+def test_an_ingress_that_does_not_say_who_can_answer_lets_no_node_leave() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+
+        async def silent(name: str) -> bool:
+            raise ClusterError("it does not answer")
+
+        scene.ingress.healthy = silent  # type: ignore[method-assign]
+        controller = scene.controller()
+        looks = await scene.steps(controller, 10)
+        assert not [step for look in looks for step in look.steps if step.kind in ("drain", "release")]
+        assert any(
+            text.startswith("the ingress does not say whether n1, n2, s1, s2 can answer, so no node leaves")
+            for text in controller.status().troubles
+        )
+
+    play(story)
+
+
+# --- targets that are taken late --------------------------------------------------------------------------------------
+
+
+def shared(problem: ClusterProblem, part: float, accuracy: float) -> ClusterPlan:
+    """Return a plan in which n1 has a part of all rows, of an accuracy of its own, and s1 the rest."""
+    parts = {"n1": (part, accuracy), "s1": (1.0 - part, 90.5)}
+    total = sum(own.rate for own in problem.demands)
+    targets = tuple(
+        NodeTarget(node=name, awake=True, rates={FAMILY: own * total}, accuracy={FAMILY: points})
+        for name, (own, points) in parts.items()
+    )
+    flows = tuple(
+        RegionFlow(family=FAMILY, origin=own.origin, region=where, rate=own.rate * rest)
+        for own in problem.demands
+        for where, rest in (("north", part), ("south", 1.0 - part))
+    )
+    return ClusterPlan(
+        at_s=problem.at_s, targets=targets, flows=flows, grams_h=1.0, bound_g_h=1.0, alone_g_h=2.0, awake_g_h=2.0,
+        reason=f"n1 has {part:.0%}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("taken", "asked", "part"),
+    [
+        (90.5, 91.0, 0.75),  # as accurate as all rows together have to be
+        (88.0, 88.0, 0.75),  # as accurate as it is asked to now
+        (88.0, 91.0, 0.2),  # those rows would be answered less accurately than any plan in force wants
+    ],
+)
+def test_a_node_that_takes_plans_more_slowly_than_they_come_has_the_rows_that_it_took_a_target_for(
+    monkeypatch: pytest.MonkeyPatch, taken: float, asked: float, part: float
+) -> None:
+    monkeypatch.setattr("clover.cluster.controller_orders.PROMPT_S", 0.0)
+
+    async def story() -> None:
+        scene = Scene([node("n1", "north"), node("s1", "south")], survive="none")
+        now, follow, may = (0.2, 90.5), scene.nodes.follow, asyncio.Event()
+
+        async def slowly(target: NodeTarget, epoch: int) -> None:
+            await may.wait()
+            await follow(target, epoch)
+
+        async def look(g_per_kwh: float) -> dict[str, float]:
+            scene.intensity["north"] = g_per_kwh
+            await scene.steps(controller, 1)
+            return scene.world.weights["", "north"]
+
+        async def take() -> None:
+            may.set()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            may.clear()
+
+        scene.nodes.follow = slowly  # type: ignore[method-assign]
+        scene.plan = lambda problem: shared(problem, *now)
+        controller = scene.controller()
+        for _ in range(3):
+            await look(100.0)
+            await take()
+        now = (0.8, taken)
+        assert (await look(150.0))["n1"] == pytest.approx(0.2, abs=0.01), "it has taken no target for more"
+        await take()
+        now = (0.75, asked)
+        assert (await look(200.0))["n1"] == pytest.approx(part, abs=0.01)
+        await controller.close()
+
+    play(story)
+
+
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
@@ -690,6 +780,22 @@ def test_a_dry_look_says_what_it_would_do_and_does_nothing() -> None:
         assert (scene.world.state, scene.world.weights) == (state, weights)
         assert {name: own.epoch for name, own in scene.world.nodes.items()} == epochs
         assert controller.status().epoch == epoch
+
+    play(story)
+
+
+def test_a_dry_look_says_who_would_be_drained_also_before_an_ingress_that_knows_no_health() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        controller = scene.controller(ingress=NoIngress())
+        drained: list[str] = []
+        for _ in range(8):
+            dry = await controller.step(dry=True)
+            (look,) = await scene.steps(controller, 1)
+            own = [step.node for step in look.steps if step.kind == "drain"]
+            assert own == [step.node for step in dry.steps if step.kind == "drain"]
+            drained += own
+        assert drained
 
     play(story)
 

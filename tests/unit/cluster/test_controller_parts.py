@@ -325,6 +325,22 @@ def test_a_target_may_leave_less_time_than_the_slo() -> None:
     assert members.pace(0.0, {FAMILY: 100.0}, {"a": target})
 
 
+def test_a_node_is_ready_for_the_rows_of_the_target_it_took_as_long_as_that_holds() -> None:
+    members = membership("a")
+    members.note(0.0, {"a": report()})
+    own = members.members["a"]
+    assert own.ready_for(FAMILY, 0.0) == 0.0, "it has taken none"
+    own.taken = NodeTarget(node="a", awake=True, rates={FAMILY: 40.0}, accuracy={FAMILY: 90.0})
+    assert own.ready_for(FAMILY, 90.0) == 40.0
+    assert own.ready_for(FAMILY, 90.1) == 0.0
+    assert own.ready_for("letters", 0.0) == 0.0
+    own.enter("partitioned", 5.0)
+    assert own.ready_for(FAMILY, 90.0) == 0.0, "the lease of its target ends while nobody reaches it"
+    own.enter("ready", 10.0)
+    members.note(15.0, {"a": report(at_s=15.0, started_s=12.0)})
+    assert own.ready_for(FAMILY, 90.0) == 0.0, "a new server has taken none"
+
+
 def test_rows_of_a_server_that_does_not_answer_its_agent_have_not_gone_away() -> None:
     memory = ClusterMemory.new(terms([node("a", "north")]), 0.0)
     memory.note(0.0, {"a": report(rates={"north": 100.0})})
@@ -332,6 +348,21 @@ def test_rows_of_a_server_that_does_not_answer_its_agent_have_not_gone_away() ->
     assert sum(memory.demand.rates().values()) > 100.0
     memory.note(45.0, {"a": report(at_s=45.0, families=(), healthy=False)})
     assert sum(memory.demand.rates().values()) < 100.0, "by then they are counted where they went"
+
+
+def test_rows_of_a_partitioned_node_count_on_while_it_is_not_known_what_the_ingress_gives_it() -> None:
+    memory = ClusterMemory.new(terms([node("a", "north"), node("b", "north")]), 0.0)
+    both = {name: report(name, rates={"north": 100.0}) for name in ("a", "b")}
+    memory.note(0.0, both)
+    memory.members.members["a"].enter("partitioned", 0.0)
+    memory.weights, memory.given = {("", "south"): {"b": 1.0}}, {"b": 1.0}  # the answer for the north was lost
+    for at_s in range(20, 200, 10):
+        memory.note(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+    assert sum(memory.demand.rates().values()) == pytest.approx(200.0, rel=0.05)
+    memory.in_force = True  # nothing is given to it any more
+    for at_s in range(200, 400, 10):
+        memory.note(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+    assert sum(memory.demand.rates().values()) == pytest.approx(100.0, rel=0.05)
 
 
 def test_an_unknown_node_that_reports_is_taken_in() -> None:

@@ -300,6 +300,53 @@ def test_a_node_that_took_a_newer_epoch_before_its_lease_ended_follows_again_tho
     play(story)
 
 
+def test_a_controller_that_was_replaced_while_it_took_a_higher_epoch_gives_no_shares() -> None:
+    async def story() -> None:
+        scene = Scene()
+        older = scene.controller("older")
+        await scene.steps(older, 3)
+        first, *_ = scene.world.nodes.values()
+        first.seen_epoch, first.epoch = 90, 0  # of a controller that was in charge meanwhile
+        state = msgspec.json.decode(scene.world.state or b"")
+        late = msgspec.json.encode({**state, "holder": "newer", "epoch": 95})
+        scene.world.advance(60.0)
+        load, asked = scene.store.load, 0
+
+        async def replaced() -> bytes | None:
+            nonlocal asked
+            asked += 1
+            return late if asked > 1 else await load()
+
+        given: list[str] = []
+
+        async def weigh(origin: str, weights: Mapping[str, float]) -> None:
+            given.append(origin)
+
+        scene.store.load = replaced  # type: ignore[method-assign]
+        scene.ingress.weigh = weigh  # type: ignore[method-assign]
+        look = await older.step()
+        assert "another controller (newer) saved epoch 95" in older.stopped
+        assert (look.steps, given, look.trigger) == ((), [], "")
+
+    play(story)
+
+
+def test_what_the_ingress_gives_is_not_known_before_it_took_any_shares() -> None:
+    async def story() -> None:
+        scene = Scene(survive="none")
+        await scene.steps(scene.controller(), 10)
+
+        async def fail(name: str, url: str, grpc_url: str) -> None:
+            raise ClusterError("it does not answer")
+
+        scene.ingress.admit = fail  # type: ignore[method-assign]
+        other = scene.controller("two")
+        await scene.steps(other, 1)
+        assert not other._memory.in_force, "it still has the shares of the controller before"
+
+    play(story)
+
+
 # --- operators, clocks, grids -----------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from clover.cluster import haproxy as module
 from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import backends, description, render
 from clover.cluster.haproxy_process import HAProxyProcess, alerts, find_program, private_folder, shorten_log
+from clover.cluster.haproxy_runtime import IngressGone
 from clover.cluster.ports import FamilyIngress, HealthIngress, Ingress
 from clover.errors import ClusterError
 from tests.support.fake_haproxy import FakeHAProxy
@@ -203,6 +204,32 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_watch_over_haproxy(
             async with asyncio.timeout(10.0):
                 while looks.qsize() < 3:
                     await asyncio.sleep(0.01)
+
+    run(main())
+
+
+def test_an_error_while_haproxy_runs_does_not_give_up_its_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.01)
+
+    async def main() -> None:
+        async with adopted(tmp_path) as (ingress, _):
+            looks, real = asyncio.Queue[None](), ingress._own_servers
+            ingress._listening._held = [(b"", os.open(os.devnull, os.O_RDONLY))]
+
+            async def silent() -> object:
+                looks.put_nowait(None)
+                if looks.qsize() == 1:
+                    raise IngressGone("it does not answer in time")
+                return await real()
+
+            monkeypatch.setattr(ingress, "_own_servers", silent)
+            async with asyncio.timeout(10.0):
+                while looks.qsize() < 3:
+                    await asyncio.sleep(0.01)
+            assert ingress._listening, "connections wait in them, should HAProxy be killed later"
 
     run(main())
 

@@ -74,6 +74,7 @@ def test_sockets_outlive_the_one_that_gave_them_and_are_given_to_the_next(short_
     tcp.close()
     file.close()
     assert held
+    assert not any(os.get_inheritable(number) for _, number in held._held), "no program that is started has them"
     before = descriptors()
     waiting = socket.create_connection(("127.0.0.1", port), timeout=5.0)
 

@@ -79,8 +79,8 @@ def test_a_slow_node_gets_its_part_of_its_share() -> None:
     assert found.rates[FAMILY, "north"] == pytest.approx({"n1": 25.0, "n2": 75.0})
 
 
-def test_a_node_that_does_not_follow_keeps_what_it_has_and_gets_no_more() -> None:
-    seats = [seat("n1", 80.0, steady=True, had={FAMILY: 30.0}), seat("n2", 20.0)]
+def test_a_node_that_does_not_follow_gets_no_more_than_it_may_keep() -> None:
+    seats = [seat("n1", 80.0, steady=True, kept={FAMILY: 30.0}), seat("n2", 20.0)]
     found = shares(seats, [flow("north", "north", 100.0)], {"north": 100.0})
     assert found.rates[FAMILY, "north"] == pytest.approx({"n1": 30.0, "n2": 70.0})
 
@@ -104,7 +104,12 @@ def test_one_node_stays_for_what_may_come_if_nothing_does() -> None:
 
 drawn_seats = st.lists(
     st.tuples(
-        st.sampled_from(["n", "s"]), st.floats(0.0, 100.0), st.floats(1.0, 150.0), st.booleans(), st.floats(0.25, 1.0)
+        st.sampled_from(["n", "s"]),
+        st.floats(0.0, 100.0),
+        st.floats(1.0, 150.0),
+        st.booleans(),
+        st.floats(0.25, 1.0),
+        st.none() | st.floats(0.0, 150.0),
     ),
     max_size=6,
 )
@@ -112,11 +117,11 @@ drawn_seats = st.lists(
 
 @given(drawn_seats, st.floats(0.0, 400.0), st.floats(0.0, 400.0), st.booleans())
 def test_no_row_goes_astray(
-    drawn: list[tuple[str, float, float, bool, float]], north: float, south: float, bound: bool
+    drawn: list[tuple[str, float, float, bool, float, float | None]], north: float, south: float, bound: bool
 ) -> None:
     seats = [
-        seat(f"{side}{at}", planned, most, ready, pace=pace)
-        for at, (side, planned, most, ready, pace) in enumerate(drawn)
+        seat(f"{side}{at}", planned, most, ready, pace=pace, steady=kept is not None, kept={FAMILY: kept or 0.0})
+        for at, (side, planned, most, ready, pace, kept) in enumerate(drawn)
     ]
     own = reach(north=("north",), south=("south",)) if bound else reach()
     flows = [
