@@ -67,7 +67,9 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 2.0
-    only: Annotated[tuple[str, ...], _help("variants to measure and serve, as if the family had no others; all")] = ()
+    only: Annotated[
+        tuple[str, ...], _help("variants to measure and serve, as if the family had no others; empty: all")
+    ] = ()
     variant: Annotated[str, _help("serve this variant only; the controller leaves the family alone")] = ""
     relief: Annotated[
         str,

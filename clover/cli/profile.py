@@ -66,7 +66,7 @@ _WIDTH = 120
 
 _USAGE = "profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
-    "Measure accuracy, latency and energy of every variant (--only A,B: of these) on this machine, choose a backend "
+    "Measure accuracy, latency and energy of every variant, or of some (--only A,B), on this machine, choose a backend "
     "and a thread count for each, and keep the result where the server finds it."
 )
 

@@ -124,9 +124,10 @@ def caution(spec: FamilySpec) -> str:
     names = [variant.name for variant in spec.variants if variant.untrained]
     if not names:
         return ""
+    page = Path(spec.folder) / "README.md"
     return (
         f"{', '.join(names)} of {spec.name}: UNTRAINED, built with random weights. Their answers mean nothing and "
-        f"their accuracy counts as 0; {Path(spec.folder) / 'README.md'} says how to fetch the published weights"
+        "their accuracy counts as 0" + (f"; {page} says how to fetch the published weights" if page.is_file() else "")
     )
 
 

@@ -23,6 +23,7 @@ from clover.errors import (
     PlanError,
     RequestError,
     Unavailable,
+    shortage,
 )
 from clover.grpc import infer, wire
 from clover.grpc.asking import GrpcInference
@@ -211,9 +212,9 @@ class OipService:
             answer, _ = await self._ask(call, caller, remaining_s, streamed=True)
         except RequestError as error:
             failed = error
-        except Exception:
+        except Exception as error:
             log.exception("a request of a stream failed")
-            failed = RequestError(FAILED)
+            failed = shortage(error) or RequestError(FAILED)
         else:
             self._stats.answered("OK")
             return wire.with_fields(b"", _STREAMED, (answer,))

@@ -27,6 +27,7 @@ from typing import Any, Self, TypeVar
 from clover import settings
 from clover.config import ServerConfig
 from clover.errors import StartError, Unavailable
+from clover.families import published
 from clover.runtime import embedded
 from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
@@ -88,7 +89,8 @@ class Server:
             raise StartError("a server starts once; make another one")
         self._used = True
 
-    async def _start(self) -> Self:
+    async def _start(self, *, shown: bool = False) -> Self:
+        """Start as `start` does.  Unless it is `shown` to somebody, log which answers mean nothing."""
         pool = self._pool or self._launch()
         try:
             engine = Engine(self.config, self._given, pool, http=self._http, succession=self._succession)
@@ -103,6 +105,9 @@ class Server:
             self._engine = None
             await asyncio.shield(engine.stop())
             raise
+        for served in () if shown else engine.served.values():
+            if untrained := published.caution(served.spec):
+                log.warning("%s", untrained)
         return self
 
     async def drain(self) -> bool:
@@ -218,7 +223,7 @@ class Server:
                 loop.add_signal_handler(signal.SIGHUP, on_hangup)
             if on_upgrade is not None:
                 loop.add_signal_handler(signal.SIGUSR2, on_upgrade)
-            starting = loop.create_task(self._start())
+            starting = loop.create_task(self._start(shown=on_ready is not None))
             waiting = loop.create_task(ended.wait())
             await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():

@@ -140,8 +140,8 @@ def installed() -> tuple[str, ...]:
     roots.update(filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     roots.update(entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages"))
     roots.update(tuple(linked(roots)))
-    found = [root for root in sorted(roots) if root != "/" and os.path.exists(root)]
-    return tuple(root for root in found if not any(root != one and Path(root).is_relative_to(one) for one in found))
+    found = {str(Path(root)) for root in roots if os.path.exists(root)} - {"/"}
+    return tuple(root for root in sorted(found) if found.isdisjoint(map(str, Path(root).parents)))
 
 
 def linked(roots: Iterable[str]) -> Iterator[str]:
@@ -184,7 +184,7 @@ def hint(order: WorkerOrder, error: BaseException) -> str:
     current: BaseException | None = error
     while order.sandbox is not None and current is not None:
         if isinstance(current, PermissionError):
-            named = str(current.filename or "")
+            named = os.path.abspath(current.filename) if isinstance(current.filename, str) else ""
             leads = f" (a link to {real})" if named and (real := os.path.realpath(named)) != named else ""
             return (
                 f"{leads}; the sandbox of workers keeps models from files, sockets and processes: "

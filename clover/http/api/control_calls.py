@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from clover.config import LimitsConfig
-from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
+from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError, shortage
 from clover.http.access import Access
 from clover.http.api.schemas import ASKING, COMMANDS
 from clover.http.audit import AuditLog
@@ -134,9 +134,11 @@ class ControlCalls:
         except CloverError as error:
             log.warning("a change failed: %s", error)
             status, text = 503, f"{failed}the workers could not be changed; see the log"
-        except Exception:
+        except Exception as error:
             log.exception("a change failed")
             status, text = 500, f"{failed}the server failed on this request"
+            if (short := shortage(error)) is not None:
+                status, text, retry_after_s = short.status, failed + short.message, short.retry_after_s
         else:
             exchange.finish_json({} if result is None else result)
             return 200, ""

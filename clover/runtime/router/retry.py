@@ -27,6 +27,9 @@ class Retry:
         self._traffic = state.traffic
         self._state = state
         self._alone = 0
+        self._retried: dict[int, int] = {}
+        """By slot, its ticket's key when it was last queued again after a failed batch: keys that keep tickets apart
+        are never used twice, so another ticket in that slot has another one."""
 
     def after_death(
         self,
@@ -65,11 +68,10 @@ class Retry:
     def after_failure(self, batch: Batch, now_ns: int, *, by_chance: bool = False) -> bool:
         """Queue the rows of a batch on which the model failed again, each ticket in batches of its own; its slots have
         not landed yet.  Return False, and do nothing, if all rows are of one ticket: it is known what failed.  If it
-        failed `by_chance`, such a ticket is tried a second time, too."""
+        failed `by_chance`, such rows are tried a second time, too, whatever befell other batches of their ticket."""
         table = self._table
         tickets = {table.owner[slot] for slot in batch.slots}
-        again = by_chance and any(ticket is not None and ticket.key >= 0 for ticket in tickets)
-        if len(tickets) < 2 and not again:
+        if len(tickets) < 2 and not (by_chance and self._tried_once(batch.slots)):
             return False
         for ticket in tickets:
             if ticket is not None and ticket.phase == PENDING:
@@ -78,8 +80,14 @@ class Retry:
             ticket = table.landed(slot)
             if ticket is not None:
                 self._traffic.retried_rows += 1
+                self._retried[slot] = ticket.key
                 self.again(ticket, slot, now_ns)
         return True
+
+    def _tried_once(self, slots: list[int]) -> bool:
+        """Return whether no row in `slots` was queued again after a failed batch before."""
+        owners = [(slot, self._table.owner[slot]) for slot in slots]
+        return all(owner is None or self._retried.get(slot) != owner.key for slot, owner in owners)
 
     def stranded(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to a live lane that is accurate enough, if there is one."""

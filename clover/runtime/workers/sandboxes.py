@@ -63,8 +63,8 @@ def check(workers: WorkersConfig, *, gpu: bool) -> None:
 
 
 def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
-    """Return what the sandbox does not keep from models, though it is a secret: files of tokens and keys that lie in
-    one of the families' `folders`, or in what the settings let models read."""
+    """Return what the sandbox does not keep from models and should: secrets, as files of tokens and keys that lie in
+    one of the families' `folders` or in what the settings let models read, and code that the server runs."""
     listen, carbon = config.listen, config.carbon
     secrets = {
         "listen.token_file": listen.token_file,
@@ -81,6 +81,13 @@ def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
         home = next((root for root in roots if path and Path(_whole(path)).resolve().is_relative_to(root)), None)
         if home is not None:
             found.append(f"{name} lies in {home}, which models may read: move it elsewhere")
+    for path in map(_whole, config.workers.sandbox_write):
+        own = Path(path).resolve()
+        installed = map(Path, sandbox.installed())
+        code = next((one for one in installed if one.is_relative_to(own) or own.is_relative_to(one)), None)
+        if code is not None:
+            text = f"workers.sandbox_write lets models change {path}, and the server runs code of {code}"
+            found.append(f"{text}: name a folder of their own")
     return found
 
 

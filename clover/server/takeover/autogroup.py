@@ -43,6 +43,8 @@ class Autogroup:
         if own is None or self._read("sys/kernel/sched_autogroup_enabled") != "1":
             return False
         name, before = own
+        if before < 0:
+            return False  # an administrator raised it, and what is below 0 takes a capability to write again
         if name in (group[0] for group in (self._group(running),) if group) or any(self._others(name)):
             return False
         if not self._write(min(before + by, 19)):

@@ -343,6 +343,16 @@ def test_an_error_in_a_stream_is_an_answer() -> None:
     assert dict(driver.stats.calls) == {"OK": 2, "NOT_FOUND": 1, "INVALID_ARGUMENT": 1}
 
 
+def test_a_shortage_in_a_stream_is_to_be_tried_again() -> None:
+    def short(inputs: list[Any]) -> list[Any]:
+        raise MemoryError
+
+    driver = GrpcDriver(FakeView(echo(function=short)))
+    (answer,) = streamed(driver, FakeContext(request(id="a").SerializeToString()), nothing)
+    assert "the server is short of memory or descriptors" in answer.error_message
+    assert dict(driver.stats.calls) == {"OK": 1, "UNAVAILABLE": 1}
+
+
 def test_a_stream_is_read_no_further_than_a_connection_may_pipeline() -> None:
     model = echo(held=True)
     driver = GrpcDriver(FakeView(model), limits=LimitsConfig(pipelined=2))

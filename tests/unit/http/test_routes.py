@@ -242,6 +242,7 @@ def test_load_and_unload() -> None:
         (Unavailable("no capacity", retry_after_s=3), 503, "failed to load: no capacity"),
         (WorkerError("/secret"), 503, "failed to load: the workers could not be changed; see the log"),
         (RuntimeError("/secret"), 500, "failed to load: the server failed on this request"),
+        (MemoryError(), 503, "failed to load: the server is short of memory or descriptors"),
     ],
 )
 def test_failed_loads(error: Exception, status: int, text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from clover.errors import NotFound
 from clover.families import load_family
+from clover.families.published import caution
 from clover.server.loading import Loading
 from tests.support.router_fixture import House
 
@@ -61,7 +62,7 @@ def test_answers_of_the_version_before_take_no_labels_and_are_in_no_cache() -> N
     house.slab.close()
 
 
-def test_what_is_untrained_is_said_where_its_workers_start(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_untrained_is_said_where_its_workers_start(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     async def adopt(*_: Any) -> None:
         return
 
@@ -76,4 +77,8 @@ def test_what_is_untrained_is_said_where_its_workers_start(caplog: pytest.LogCap
     asyncio.run(loading.deploy(served))
     (line,) = caplog.messages
     assert line.startswith(f"{variants[0].name} of toy: UNTRAINED, built with random weights. Their answers mean not")
-    assert str(FAMILIES / "toy" / "README.md") in line
+    assert line.endswith("accuracy counts as 0"), "there is no page of this family that says how to fetch them"
+    page = tmp_path / "README.md"
+    page.touch()
+    told = caution(msgspec.structs.replace(served.spec, folder=str(tmp_path)))
+    assert told.endswith(f"accuracy counts as 0; {page} says how to fetch the published weights")

@@ -73,6 +73,14 @@ def test_others_in_the_session_do_not_suffer(machine: Machine, parent: int) -> N
     assert machine.written == before
 
 
+@pytest.mark.parametrize("nice", [-1, -20])
+def test_one_that_an_administrator_raised_is_left(machine: Machine, nice: int) -> None:
+    own = f"/autogroup-7 nice {nice}\n"
+    (machine.folder / f"{OWN}/autogroup").write_text(own)
+    assert not machine.group().lower(5, RUNNING)
+    assert machine.written == own
+
+
 def test_the_running_server_is_not_lowered_even_if_it_started_this_one(machine: Machine) -> None:
     before = machine.written
     assert not machine.group().lower(5, SHELL)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from clover.runtime.memory.bytes_codec import pack_row
-from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.memory.slab import NO_MEMORY, Layout, Slab
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from clover.worker.batches import Batches, OutputError
-from clover.worker.loop import MODEL_FAILED, ResidentLane, Scores, ServerChannel, WorkerLoop
+from clover.worker.loop import MODEL_FAILED, ResidentLane, Scores, ServerChannel, WorkerLoop, status_of
 
 SPEC = FamilySpec(
     name="f",
@@ -162,6 +163,14 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab: Slab) -> None:
         os.close(completions)
     assert Ring.completed == [(3, MODEL_FAILED)]
     assert (slab.output(0) == 5.0).all()
+
+
+def test_memory_that_ran_out_is_known_by_the_cause_of_an_error() -> None:
+    wrapped = RuntimeError("the step failed")
+    wrapped.__cause__ = MemoryError()
+    assert status_of(wrapped) == status_of(OSError(errno.ENOMEM, "mmap")) == NO_MEMORY
+    assert status_of(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")) == NO_MEMORY
+    assert status_of(RuntimeError("shapes do not match")) == MODEL_FAILED
 
 
 def test_a_batch_is_computed_by_the_variant_of_its_lane(slab: Slab) -> None:

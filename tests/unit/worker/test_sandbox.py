@@ -112,13 +112,28 @@ def test_packages_that_are_links_are_read_where_they_lie(
     assert found == {str(installed), str(store / "linked"), str(store / "module.py")}
 
 
-def test_a_refused_link_is_said_with_where_it_leads(tmp_path: Path) -> None:
+def test_a_folder_that_is_named_twice_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "lib" / "more").mkdir(parents=True)
+    request.addfinalizer(sandbox.installed.cache_clear)
+    sandbox.installed.cache_clear()
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}/lib:{tmp_path}/lib/:{tmp_path}/lib/more/:/")
+    found = [path for path in sandbox.installed() if Path(path).is_relative_to(tmp_path)]
+    assert found == [f"{tmp_path}/lib"]
+    assert "/" not in sandbox.installed()
+
+
+def test_a_refused_link_is_said_with_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = tmp_path / "weights"
     link.symlink_to("/data/weights")
     assert sandbox.hint(order(), PermissionError(13, "Permission denied", str(link))).startswith(
         " (a link to /data/weights); the sandbox of workers keeps models from files"
     )
     assert sandbox.hint(order(), PermissionError(13, "Permission denied", "/etc")).startswith("; the sandbox")
+    monkeypatch.chdir(tmp_path)
+    for named in ("table", b"table", 7):
+        assert sandbox.hint(order(), PermissionError(13, "Permission denied", named)).startswith("; the sandbox"), named
 
 
 def test_a_path_that_is_not_there_is_no_setting() -> None:
@@ -139,6 +154,20 @@ def test_a_secret_among_what_models_read_is_said(tmp_path: Path) -> None:
     assert sandboxes.exposed(config, []) == []
     wider = ServerConfig(listen=config.listen, workers=WorkersConfig(sandbox_read=(str(tmp_path),)))
     assert len(sandboxes.exposed(wider, [])) == 2
+
+
+def test_code_of_the_server_that_models_may_change_is_said(tmp_path: Path) -> None:
+    """A link in such a folder would let them read where it leads, once the server starts again."""
+    code = Path(sandbox.__file__).resolve().parents[1]
+
+    def found(path: Path) -> list[str]:
+        return sandboxes.exposed(ServerConfig(workers=WorkersConfig(sandbox_write=(str(path),))), [])
+
+    (tmp_path / "link").symlink_to(code)
+    for path in (code.parent, code, code / "worker", tmp_path / "link"):
+        (line,) = found(path)
+        assert line.startswith(f"workers.sandbox_write lets models change {path}, and the server runs code of ")
+    assert found(tmp_path) == []
 
 
 def test_workers_on_gpus_are_confined_only_if_that_is_asked(caplog: pytest.LogCaptureFixture) -> None:

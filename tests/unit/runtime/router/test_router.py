@@ -550,6 +550,29 @@ def test_a_worker_without_memory_is_asked_again_and_the_client_too(house: House)
     house.check_slots()
 
 
+def test_each_batch_of_a_request_is_asked_again_once(house: House) -> None:
+    (worker,) = house.route(0)
+    passing, failed = house.ask(12), set()  # two batches of four that a worker has, and one that waits
+    while worker.ring.batches:
+        slots = set(worker.ring.batches[0][1])
+        house.complete(worker, status=0 if slots & failed else NO_MEMORY)
+        failed |= slots
+    assert (passing.status, len(failed)) == (200, 12)
+    house.router.close(passing)
+    lasting = house.ask(8)
+    for _ in range(3):
+        house.complete(worker, status=NO_MEMORY)
+    assert lasting.status == 503, "one of its batches has failed twice"
+    house.complete(worker)
+    assert worker.ring.batches == []
+    house.router.close(lasting)
+    other = house.ask(8)  # in slots of requests that were asked again
+    for status in (NO_MEMORY, NO_MEMORY, 0, 0):
+        house.complete(worker, status=status)
+    assert other.status == 200
+    house.check_slots()
+
+
 def test_closing_while_rows_wait_and_fly(house: House) -> None:
     (worker,) = house.route(0)
     house.ask(4)
