@@ -76,18 +76,24 @@ class Rounding:
         """Return whole nodes and devices of the relaxation as it is solved now.
 
         If whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
-        best = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+        program = self._relaxation.program
+        solved = program.save()
+        best = self.round_devices(self.choose_nodes(self._relaxation.nodes()), grow=False)
         asked = self._rates.copy()
         for _ in range(_ASKED_AGAIN):
             if not best.unserved:
                 break
             for stream, rate in best.unserved.items():
                 asked[stream] += 1.5 * rate
+            # From where nodes were divisible last: from whole ones it would be hundreds of pivots.
+            program.restore(solved)
             self._relaxation.ask(asked)
+            solved = program.save()
             if self._relaxation.missing().sum() > 1e-7 * max(1.0, float(asked.sum())):
                 break
-            trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+            trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()), grow=False)
             best = trial if trial.merit < best.merit else best
+        best = self._strict(self._grown(best))
         if best.unserved and (best.nodes < self._sizes - 0.5).any():
             everything = self.round_devices(self._sizes.copy())
             best = everything if everything.merit < best.merit else best
@@ -213,11 +219,19 @@ class Rounding:
         self._relaxation.fix(nodes)
         counts = self._rounded(nodes, self._relaxation.devices().sum(axis=2))
         best = self._improved(self._weighed(nodes, counts))
-        while grow and best.lacks and (best.nodes < self._sizes - 0.5).any():
+        return self._strict(self._grown(best) if grow else best)
+
+    def _grown(self, best: Rounded) -> Rounded:
+        """Return `best` on more nodes if rows would be left on its own."""
+        while best.lacks and (best.nodes < self._sizes - 0.5).any():
             added = self._improved(self._with_node(best))
             if added.merit >= best.merit * (1.0 - 1e-12):
                 break
             best = added
+        return best
+
+    def _strict(self, best: Rounded) -> Rounded:
+        """Return `best` with rows unserved where they would be short of accuracy."""
         if any(item.short for item in best.loads):
             best = self._weighed(best.nodes, best.counts, strict=True)
         return best
