@@ -6,8 +6,9 @@ nearby and a fast one for those far away.  Sets of modes that streams allow are 
 so at a family and region at which streams disagree there are as few choices as there are different sets: use one of
 them, and keep streams away that allow less.
 
-**Whole nodes.**  Where nobody disagrees, a plan is made of the solution (`rounding`), and the group whose count of
-awake nodes is least whole is split: no more than the whole count below, or no fewer than the one above.
+**Whole nodes.**  Where nobody disagrees, a plan is made of the solution (`rounding`), and the count of all awake nodes,
+if that is whole the least whole one of a group, is split: no more than the whole count below, or no fewer than the one
+above.
 
 Branches are taken up by their bounds, lowest first, until none promises less than the best plan, or the allowance of
 programs and plans is used up.  The bound is the least over all branches that were left.
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from clover.planning.cluster.arrays import Flags, ProblemArrays
-from clover.planning.cluster.relaxation import ClusterRelaxation
+from clover.planning.cluster.relaxation import ALL, ClusterRelaxation
 from clover.planning.cluster.rounding import Rounded
 from clover.planning.cluster.simplex import Basis
 
@@ -45,8 +46,8 @@ class Allowance:
 
 @dataclass(frozen=True)
 class _Branch:
-    """What is decided: sets of modes (as bytes) by place, the least and most nodes by group; its bound, what
-    each stream may use, and the program's solution."""
+    """What is decided: sets of modes (as bytes) by place, the least and most nodes by group (`ALL`: together); its
+    bound, what each stream may use, and the program's solution."""
 
     sets: Mapping[Place, bytes] = field(default_factory=dict)
     nodes: Mapping[int, tuple[float, float]] = field(default_factory=dict)
@@ -108,16 +109,21 @@ def search(
 def _split(
     instance: ProblemArrays, relaxed: ClusterRelaxation, branch: _Branch
 ) -> list[tuple[int, tuple[float, float]]] | None:
-    """Return the two halves of the group whose nodes are least whole; None if all are whole."""
+    """Return the two halves of all nodes if their sum is not whole, else of the group whose nodes are least whole; None
+    if all are whole."""
     nodes = relaxed.nodes()
     if not len(nodes):
         return None
-    rest = np.abs(nodes - np.round(nodes))
-    g = int(rest.argmax())
-    if rest[g] <= _WHOLE:
-        return None
-    low, high = branch.nodes.get(g, (0.0, float(instance.groups[g].size)))
-    below = float(np.floor(nodes[g]))
+    # Of many groups that can stand in for each other, none has to be whole for the bound to stay.
+    sizes = [float(group.size) for group in instance.groups]
+    g, count, size = ALL, float(nodes.sum()), sum(sizes)
+    if abs(count - round(count)) <= _WHOLE * max(1.0, count):
+        g = int(np.abs(nodes - np.round(nodes)).argmax())
+        count, size = float(nodes[g]), sizes[g]
+        if abs(count - round(count)) <= _WHOLE:
+            return None
+    low, high = branch.nodes.get(g, (0.0, size))
+    below = float(np.floor(count))
     return [(g, (low, below)), (g, (below + 1.0, high))]
 
 
@@ -141,7 +147,8 @@ def _solve(instance: ProblemArrays, relaxed: ClusterRelaxation, root: Basis, bra
         narrow(instance, opened, place, np.frombuffer(choice, dtype=bool))
     shut(instance, relaxed, opened)
     for g, (low, high) in branch.nodes.items():
-        program.lower[relaxed.awake[g]], program.upper[relaxed.awake[g]] = low, high
+        column = relaxed.total if g == ALL else relaxed.awake[g]
+        program.lower[column], program.upper[column] = low, high
     if branch.sets or branch.nodes:
         program.resolve()
     return opened

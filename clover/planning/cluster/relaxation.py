@@ -11,7 +11,8 @@ on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
 
     sum of lambda x rows  +  what the reserve is worth  -  sum over nodes of max(0, value of its devices - idle grams)
 
-is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and these into devices, whose
+(and, where at least or at most so many nodes are to be awake, the price of a node times that many, which is then a part
+of each node's value) is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and these into devices, whose
 value is that of their best mode.  `bound` computes it from the duals, for each node with its own correction; rounding
 errors of the program can only make it lower.
 
@@ -36,6 +37,8 @@ from clover.planning.cluster.reserve import Loss
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
+ALL = -1
+"""The number that stands for all groups together where limits of nodes are given by group."""
 
 
 class ClusterRelaxation:
@@ -53,7 +56,8 @@ class ClusterRelaxation:
             (g, kind): streams + families + at
             for at, (g, kind) in enumerate((g, kind) for g, group in enumerate(groups) for kind in group.devices)
         }
-        first = streams + families + len(self._device_rows)
+        self._total_row = streams + families + len(self._device_rows)
+        first = self._total_row + 1
         places = [
             (g, m)
             for g, group in enumerate(groups)
@@ -73,6 +77,9 @@ class ClusterRelaxation:
         basis += self.unserved
         basis += [columns.add(0.0, [(streams + family, -1.0)]) for family in range(families)]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._device_rows.values()]
+        self._all = float(sum(group.size for group in groups))
+        self.total = columns.add(0.0, [(self._total_row, -1.0)], self._all)
+        basis.append(self.total)
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._count_rows.values()]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in part_rows.values()]
         for (g, m), row in self._count_rows.items():
@@ -165,12 +172,13 @@ class ClusterRelaxation:
     def _write_nodes(self, columns: Columns, g: int) -> int:
         instance, group = self._instance, self._instance.groups[g]
         entries = [(self._device_rows[g, kind], -float(count)) for kind, count in group.devices.items()]
+        entries.append((self._total_row, 1.0))
         for spare_rows in self._spare_rows:
             for kind, count in group.devices.items():
                 row = spare_rows.get((group.region, instance.kinds.index(kind)))
                 if row is not None:
                     entries.append((row, -float(count)))
-        return columns.add(group.idle_g_h, entries or [(0, 0.0)], float(group.size))
+        return columns.add(group.idle_g_h, entries, float(group.size))
 
     def close(self, region: int, closed: Flags, stream: int) -> None:
         """Let a stream no longer use the modes `closed` in a region; call `program.resolve` afterwards."""
@@ -182,6 +190,7 @@ class ClusterRelaxation:
         """Return the least grams/h (and prices of what is missing) with as many nodes of each group awake."""
         for column, count in zip(self.awake, nodes, strict=True):
             self.program.lower[column] = self.program.upper[column] = count
+        self.program.lower[self.total], self.program.upper[self.total] = 0.0, self._all
         return self.program.resolve()
 
     def ask(self, rates: Floats, *, solve: bool = True) -> None:
@@ -190,6 +199,7 @@ class ClusterRelaxation:
             self.program.set_right(stream, float(rate))
         for column, group in zip(self.awake, self._instance.groups, strict=True):
             self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
+        self.program.lower[self.total], self.program.upper[self.total] = 0.0, self._all
         if solve:
             self.program.resolve()
 
@@ -223,8 +233,8 @@ class ClusterRelaxation:
 
     def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
         """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's
-        `[region, mode]`) and groups have from and up to as many nodes awake as `limits` say, from the duals of the last
-        solution."""
+        `[region, mode]`) and groups, all of them together as `ALL`, have from and up to as many nodes awake as `limits`
+        say, from the duals of the last solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
         # Below 0 if more rows would help: answered at high accuracy, they would let others be answered at a lower one.
@@ -236,6 +246,9 @@ class ClusterRelaxation:
             worth, gained = self._worth(number, loss, duals)
             spared += worth
             total += gained
+        # Above 0 if fewer nodes would do than there must be, below 0 if more are wanted than there may be.
+        apiece = float(duals[self._total_row])
+        total += apiece * limits.get(ALL, (0.0, self._all))[0 if apiece > 0.0 else 1]
         best = np.full((len(instance.regions), len(instance.modes)), -np.inf)
         for allowed, price in zip(opened, rows, strict=True):
             best = np.where(allowed, np.maximum(best, price), best)
@@ -256,7 +269,7 @@ class ClusterRelaxation:
                 here = instance.mode_kind == number
                 device = np.maximum(values[:, here].max(axis=1, initial=0.0), 0.0)
                 worth_g_h += count * (device + spared[at, number])
-            gains = np.sort(worth_g_h - group.idle_g_h)[::-1]
+            gains = np.sort(worth_g_h + apiece - group.idle_g_h)[::-1]
             low, high = (round(limit) for limit in limits.get(g, (0.0, group.size)))
             total -= float(gains[:low].sum() + np.maximum(gains[low:high], 0.0).sum())
         return max(0.0, total * (1.0 - 1e-9))

@@ -80,11 +80,12 @@ class Rounding:
         solved = program.save()
         best = self.round_devices(self.choose_nodes(self._relaxation.nodes()), grow=False)
         asked = self._rates.copy()
-        for _ in range(_ASKED_AGAIN):
+        for again in range(_ASKED_AGAIN):
             if not best.unserved:
                 break
+            # What is left may be a small part of what one device serves, and then only more rows move a whole one.
             for stream, rate in best.unserved.items():
-                asked[stream] += 1.5 * rate
+                asked[stream] += 1.5 * 2.0**again * rate
             # From where nodes were divisible last: from whole ones it would be hundreds of pivots.
             program.restore(solved)
             self._relaxation.ask(asked)
