@@ -6,12 +6,12 @@ nearby and a fast one for those far away.  Sets of modes that streams allow are 
 so at a family and region at which streams disagree there are as few choices as there are different sets: use one of
 them, and keep streams away that allow less.
 
-**Whole nodes.**  Where nobody disagrees, a plan is made of the solution (`rounding`), and the count of all awake nodes,
-if that is whole the least whole one of a group, is split: no more than the whole count below, or no fewer than the one
-above.
+**Whole nodes.**  Where nobody disagrees, a count of awake nodes is split: no more than the whole number below, or no
+fewer than the one above.  Those of regions and of all nodes come first, then those of groups.  A plan is made
+(`rounding`) of the first solution, and of those in which the nodes of each region are whole.
 
 Branches are taken up by their bounds, lowest first, until none promises less than the best plan, or the allowance of
-programs and plans is used up.  The bound is the least over all branches that were left.
+programs is used up.  The bound is the least over all branches that were left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from clover.planning.cluster.arrays import Flags, ProblemArrays
-from clover.planning.cluster.relaxation import ALL, ClusterRelaxation
+from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.rounding import Rounded
 from clover.planning.cluster.simplex import Basis
 
@@ -38,16 +38,18 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many programs may be solved, and plans made of their solutions."""
+    """How many programs may be solved, plans made of their solutions, and programs solved for the bound alone after
+    the last plan."""
 
     programs: int
     plans: int
+    proofs: int = 0
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """What is decided: sets of modes (as bytes) by place, the least and most nodes by group (`ALL`: together); its
-    bound, what each stream may use, and the program's solution."""
+    """What is decided: sets of modes (as bytes) by place, the least and most nodes by group, then by what counts
+    `together`; its bound, what each stream may use, and the program's solution."""
 
     sets: Mapping[Place, bytes] = field(default_factory=dict)
     nodes: Mapping[int, tuple[float, float]] = field(default_factory=dict)
@@ -75,28 +77,32 @@ def search(
 
     push(_Branch())
     best: Rounded | None = None
-    least, programs, plans = np.inf, 1, 0
+    least, programs, plans, most = np.inf, 1, 0, allowance.programs
     while heap:
         bound, number, branch = heapq.heappop(heap)
-        if best is not None and (bound >= best.merit * (1.0 - _CLOSE) or plans >= allowance.plans):
+        if best is not None and (bound >= best.merit * (1.0 - _CLOSE) or programs >= most):
             heapq.heappush(heap, (bound, number, branch))
             break
         assert branch.solved is not None
         relaxed.program.restore(branch.solved)
         opened = [masks.copy() for masks in branch.opened]
         place = disagreement(instance, relaxed, opened, branch.sets)
-        if place is not None and programs < allowance.programs:
+        if place is not None and programs < most:
             for choice in choices(opened, instance, place):
                 push(_Branch({**branch.sets, place: choice}, branch.nodes, bound))
                 programs += 1
             continue
         split = _split(instance, relaxed, branch) if place is None else None
-        settle(instance, relaxed, opened, branch.sets)
-        made = make(opened)
-        plans += 1
-        if best is None or made.merit < best.merit:
-            best = made
-        if split is None or programs >= allowance.programs:
+        whole = split is None or split[0][0] < len(instance.groups)
+        if best is None or (whole and plans < allowance.plans):
+            settle(instance, relaxed, opened, branch.sets)
+            made = make(opened)
+            plans += 1
+            if best is None or made.merit < best.merit:
+                best = made
+            if plans == allowance.plans:
+                most = min(most, programs + allowance.proofs)
+        if split is None or programs >= most:
             least = min(least, bound)
             continue
         for g, limits in split:
@@ -109,18 +115,24 @@ def search(
 def _split(
     instance: ProblemArrays, relaxed: ClusterRelaxation, branch: _Branch
 ) -> list[tuple[int, tuple[float, float]]] | None:
-    """Return the two halves of all nodes if their sum is not whole, else of the group whose nodes are least whole; None
-    if all are whole."""
+    """Return the two halves of the nodes of a region, or of all, whose count is furthest from whole by what a node
+    emits; if those are whole, of the group that is least whole; None if all are."""
     nodes = relaxed.nodes()
     if not len(nodes):
         return None
-    # Of many groups that can stand in for each other, none has to be whole for the bound to stay.
-    sizes = [float(group.size) for group in instance.groups]
-    g, count, size = ALL, float(nodes.sum()), sum(sizes)
-    if abs(count - round(count)) <= _WHOLE * max(1.0, count):
-        g = int(np.abs(nodes - np.round(nodes)).argmax())
-        count, size = float(nodes[g]), sizes[g]
-        if abs(count - round(count)) <= _WHOLE:
+    # Groups of a region can stand in for each other: with one of them whole, the bound stays where it was.
+    idle = np.array([group.idle_g_h for group in instance.groups])
+    counts = np.array([nodes[members].sum() for members in relaxed.together])
+    emits = np.array([idle[members].mean() if len(members) else 0.0 for members in relaxed.together])
+    rest = np.abs(counts - np.round(counts))
+    if rest.max() > _WHOLE:
+        at = int(np.where(rest > _WHOLE, rest * (1.0 - rest) * emits, -1.0).argmax())
+        g, count, size = len(nodes) + at, float(counts[at]), relaxed.sizes[at]
+    else:
+        rest = np.abs(nodes - np.round(nodes))
+        g = int(rest.argmax())
+        count, size = float(nodes[g]), float(instance.groups[g].size)
+        if rest[g] <= _WHOLE:
             return None
     low, high = branch.nodes.get(g, (0.0, size))
     below = float(np.floor(count))
@@ -147,7 +159,7 @@ def _solve(instance: ProblemArrays, relaxed: ClusterRelaxation, root: Basis, bra
         narrow(instance, opened, place, np.frombuffer(choice, dtype=bool))
     shut(instance, relaxed, opened)
     for g, (low, high) in branch.nodes.items():
-        column = relaxed.total if g == ALL else relaxed.awake[g]
+        column = (*relaxed.awake, *relaxed.sums)[g]
         program.lower[column], program.upper[column] = low, high
     if branch.sets or branch.nodes:
         program.resolve()

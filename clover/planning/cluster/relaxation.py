@@ -37,10 +37,6 @@ from clover.planning.cluster.reserve import Loss
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
-ALL = -1
-"""The number that stands for all groups together where limits of nodes are given by group."""
-
-
 class ClusterRelaxation:
     """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
@@ -56,8 +52,11 @@ class ClusterRelaxation:
             (g, kind): streams + families + at
             for at, (g, kind) in enumerate((g, kind) for g, group in enumerate(groups) for kind in group.devices)
         }
-        self._total_row = streams + families + len(self._device_rows)
-        first = self._total_row + 1
+        # Nodes that are alike to the bound are counted together too: those of a region, and all.
+        where = np.array([group.region for group in groups], dtype=np.int64)
+        self.together = [np.flatnonzero(where == at) for at in range(len(instance.regions))] + [np.arange(len(groups))]
+        self._together_rows = [streams + families + len(self._device_rows) + at for at in range(len(self.together))]
+        first = self._together_rows[-1] + 1
         places = [
             (g, m)
             for g, group in enumerate(groups)
@@ -77,9 +76,11 @@ class ClusterRelaxation:
         basis += self.unserved
         basis += [columns.add(0.0, [(streams + family, -1.0)]) for family in range(families)]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._device_rows.values()]
-        self._all = float(sum(group.size for group in groups))
-        self.total = columns.add(0.0, [(self._total_row, -1.0)], self._all)
-        basis.append(self.total)
+        self.sizes = [float(sum(groups[g].size for g in members)) for members in self.together]
+        self.sums = [
+            columns.add(0.0, [(row, -1.0)], size) for row, size in zip(self._together_rows, self.sizes, strict=True)
+        ]
+        basis += self.sums
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._count_rows.values()]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in part_rows.values()]
         for (g, m), row in self._count_rows.items():
@@ -172,7 +173,9 @@ class ClusterRelaxation:
     def _write_nodes(self, columns: Columns, g: int) -> int:
         instance, group = self._instance, self._instance.groups[g]
         entries = [(self._device_rows[g, kind], -float(count)) for kind, count in group.devices.items()]
-        entries.append((self._total_row, 1.0))
+        entries += [
+            (row, 1.0) for row, members in zip(self._together_rows, self.together, strict=True) if g in members
+        ]
         for spare_rows in self._spare_rows:
             for kind, count in group.devices.items():
                 row = spare_rows.get((group.region, instance.kinds.index(kind)))
@@ -190,7 +193,7 @@ class ClusterRelaxation:
         """Return the least grams/h (and prices of what is missing) with as many nodes of each group awake."""
         for column, count in zip(self.awake, nodes, strict=True):
             self.program.lower[column] = self.program.upper[column] = count
-        self.program.lower[self.total], self.program.upper[self.total] = 0.0, self._all
+        self.program.lower[self.sums], self.program.upper[self.sums] = 0.0, self.sizes
         return self.program.resolve()
 
     def ask(self, rates: Floats, *, solve: bool = True) -> None:
@@ -199,7 +202,7 @@ class ClusterRelaxation:
             self.program.set_right(stream, float(rate))
         for column, group in zip(self.awake, self._instance.groups, strict=True):
             self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
-        self.program.lower[self.total], self.program.upper[self.total] = 0.0, self._all
+        self.program.lower[self.sums], self.program.upper[self.sums] = 0.0, self.sizes
         if solve:
             self.program.resolve()
 
@@ -233,8 +236,8 @@ class ClusterRelaxation:
 
     def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
         """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's
-        `[region, mode]`) and groups, all of them together as `ALL`, have from and up to as many nodes awake as `limits`
-        say, from the duals of the last solution."""
+        `[region, mode]`) and groups, and after the last of them those `together`, have from and up to as many nodes
+        awake as `limits` say, from the duals of the last solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
         # Below 0 if more rows would help: answered at high accuracy, they would let others be answered at a lower one.
@@ -247,8 +250,11 @@ class ClusterRelaxation:
             spared += worth
             total += gained
         # Above 0 if fewer nodes would do than there must be, below 0 if more are wanted than there may be.
-        apiece = float(duals[self._total_row])
-        total += apiece * limits.get(ALL, (0.0, self._all))[0 if apiece > 0.0 else 1]
+        apiece = np.zeros(len(instance.groups))
+        for at, (row, members) in enumerate(zip(self._together_rows, self.together, strict=True)):
+            low, high = limits.get(len(instance.groups) + at, (0.0, self.sizes[at]))
+            total += float(duals[row]) * (low if duals[row] > 0.0 else high)
+            apiece[members] += duals[row]
         best = np.full((len(instance.regions), len(instance.modes)), -np.inf)
         for allowed, price in zip(opened, rows, strict=True):
             best = np.where(allowed, np.maximum(best, price), best)
@@ -269,7 +275,7 @@ class ClusterRelaxation:
                 here = instance.mode_kind == number
                 device = np.maximum(values[:, here].max(axis=1, initial=0.0), 0.0)
                 worth_g_h += count * (device + spared[at, number])
-            gains = np.sort(worth_g_h + apiece - group.idle_g_h)[::-1]
+            gains = np.sort(worth_g_h + apiece[g] - group.idle_g_h)[::-1]
             low, high = (round(limit) for limit in limits.get(g, (0.0, group.size)))
             total -= float(gains[:low].sum() + np.maximum(gains[low:high], 0.0).sum())
         return max(0.0, total * (1.0 - 1e-9))

@@ -90,8 +90,8 @@ def _allowance(instance: ProblemArrays) -> Allowance:
     solved."""
     total = sum(group.size for group in instance.groups)
     if searchable(instance):
-        return Allowance(80, 2)  # the exact search makes better plans; what is wanted is the bound and a good start
-    return Allowance(80, 6) if total <= 150 else Allowance(30, 1)
+        return Allowance(80, 2, 20)  # the exact search makes better plans; what is wanted is the bound and a good start
+    return Allowance(80, 4, 40) if total <= 150 else Allowance(30, 1)
 
 
 def _relaxed(
