@@ -98,6 +98,7 @@ class ClusterRelaxation:
             rows = self._write_loss(columns, right, basis, loss, rows, _UNSPARED * dear)
         self.awake = [self._write_nodes(columns, g) for g in range(len(groups))]
         self.program = LinearProgram(columns, right, basis)
+        self._free_sums()
         self.program.solve()
         points = max((abs(mode.accuracy - instance.floors[mode.family]) for mode in instance.modes), default=1.0)
         devices = sum(group.size * sum(group.devices.values()) for group in groups)
@@ -193,8 +194,13 @@ class ClusterRelaxation:
         """Return the least grams/h (and prices of what is missing) with as many nodes of each group awake."""
         for column, count in zip(self.awake, nodes, strict=True):
             self.program.lower[column] = self.program.upper[column] = count
-        self.program.lower[self.sums], self.program.upper[self.sums] = 0.0, self.sizes
+        self._free_sums()
         return self.program.resolve()
+
+    def _free_sums(self) -> None:
+        """Limit what is counted together by nothing: at a bound, it would take a part of what a node is worth."""
+        self.program.lower[self.sums] = -1.0
+        self.program.upper[self.sums] = np.array(self.sizes) + 1.0
 
     def ask(self, rates: Floats, *, solve: bool = True) -> None:
         """Solve again for other rows/s of the streams, with nodes divisible again; or leave it to who solves next."""
@@ -202,7 +208,7 @@ class ClusterRelaxation:
             self.program.set_right(stream, float(rate))
         for column, group in zip(self.awake, self._instance.groups, strict=True):
             self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
-        self.program.lower[self.sums], self.program.upper[self.sums] = 0.0, self.sizes
+        self._free_sums()
         if solve:
             self.program.resolve()
 
