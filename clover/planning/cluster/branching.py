@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -49,7 +49,8 @@ class Allowance:
 @dataclass(frozen=True)
 class _Branch:
     """What is decided: sets of modes (as bytes) by place, the least and most nodes by group, then by what counts
-    `together`; its bound, what each stream may use, and the program's solution."""
+    `together`; its bound, what each stream may use, and the program's solution: until it is solved, that of the branch
+    that it was split from."""
 
     sets: Mapping[Place, bytes] = field(default_factory=dict)
     nodes: Mapping[int, tuple[float, float]] = field(default_factory=dict)
@@ -89,7 +90,7 @@ def search(
         place = disagreement(instance, relaxed, opened, branch.sets)
         if place is not None and programs < most:
             for choice in choices(opened, instance, place):
-                push(_Branch({**branch.sets, place: choice}, branch.nodes, bound))
+                push(replace(branch, sets={**branch.sets, place: choice}, bound=bound))
                 programs += 1
             continue
         split = _split(instance, relaxed, branch) if place is None else None
@@ -106,7 +107,7 @@ def search(
             least = min(least, bound)
             continue
         for g, limits in split:
-            push(_Branch(branch.sets, {**branch.nodes, g: limits}, bound))
+            push(replace(branch, nodes={**branch.nodes, g: limits}, bound=bound))
             programs += 1
     assert best is not None
     return best, float(min([least, best.merit, *(item[0] for item in heap)]))
@@ -153,7 +154,8 @@ def choices(opened: Sequence[Flags], instance: ProblemArrays, place: Place) -> l
 def _solve(instance: ProblemArrays, relaxed: ClusterRelaxation, root: Basis, branch: _Branch) -> list[Flags]:
     """Solve the program of a branch; return what each stream may use in it."""
     program = relaxed.program
-    program.restore(root)
+    # From the solution that this branch was split from, it is a few pivots.
+    program.restore(root if branch.solved is None else replace(branch.solved, lower=root.lower, upper=root.upper))
     opened = [stream.allowed.copy() for stream in instance.streams]
     for place, choice in branch.sets.items():
         narrow(instance, opened, place, np.frombuffer(choice, dtype=bool))
