@@ -72,13 +72,18 @@ class Rounding:
         self._idle = np.array([group.idle_g_h for group in instance.groups])
         self._programs: dict[tuple[int, bool], FamilyProgram] = {}  # by family, and whether it is strict
 
-    def rounded(self) -> Rounded:
+    def rounded(self, known: dict[bytes, Rounded]) -> Rounded:
         """Return whole nodes and devices of the relaxation as it is solved now.
 
-        If whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
+        `known`: what was made of other solutions so far, by the nodes chosen and what is open; this one is added.  If
+        whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
         program = self._relaxation.program
         solved = program.save()
-        best = self.round_devices(self.choose_nodes(self._relaxation.nodes()), grow=False)
+        nodes = self.choose_nodes(self._relaxation.nodes())
+        key = b"".join((nodes.tobytes(), *(masks.tobytes() for masks in self._opened)))
+        if key in known:
+            return known[key]
+        best = self.round_devices(nodes, grow=False)
         asked = self._rates.copy()
         for again in range(_ASKED_AGAIN):
             if not best.unserved:
@@ -98,7 +103,7 @@ class Rounding:
         if best.unserved and (best.nodes < self._sizes - 0.5).any():
             everything = self.round_devices(self._sizes.copy())
             best = everything if everything.merit < best.merit else best
-        best = self._polished(best)
+        best = known[key] = self._polished(best)
         self._relaxation.ask(self._rates, solve=False)
         return best
 

@@ -42,11 +42,12 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     wanted = tuple(loss for loss in every if loss.rates.any())
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, reserve, wanted, rates)
+    made: dict[bytes, Rounded] = {}
     best, bound = search(
         instance,
         relaxed,
         _allowance(instance),
-        lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(),
+        lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(made),
     )
     exact: ExactSearch | None = None
     if searchable(instance):
