@@ -31,6 +31,7 @@ from clover.planning.cluster.simplex import Basis
 _SOME = 1e-6  # part of all rows of a family that is no flow
 _WHOLE = 1e-6
 _CLOSE = 1e-4  # how near to its bound a plan is good enough
+_NEAR = 0.005  # how near to a branch's bound no other plan is made of it: whole devices emit about that much more
 
 Place = tuple[int, int]
 """A family and a region, both as indices."""
@@ -95,7 +96,8 @@ def search(
             continue
         split = _split(instance, relaxed, branch) if place is None else None
         whole = split is None or split[0][0] < len(instance.groups)
-        if best is None or (whole and plans < allowance.plans):
+        promising = best is None or (whole and bound < best.merit * (1.0 - _NEAR))
+        if promising and plans < allowance.plans:
             settle(instance, relaxed, opened, branch.sets)
             made = make(opened)
             plans += 1

@@ -83,7 +83,7 @@ class Rounding:
         key = b"".join((nodes.tobytes(), *(masks.tobytes() for masks in self._opened)))
         if key in known:
             return known[key]
-        best = self.round_devices(nodes, grow=False)
+        first = best = self.round_devices(nodes, grow=False)
         asked = self._rates.copy()
         for again in range(_ASKED_AGAIN):
             if not best.unserved:
@@ -99,7 +99,10 @@ class Rounding:
                 break
             trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()), grow=False)
             best = trial if trial.merit < best.merit else best
-        best = self._strict(self._grown(best))
+        if best.lacks or best.nodes.sum() > nodes.sum():
+            # Nodes were added for rows that there are not: fewer may do, added for those that are.
+            grown = self._strict(self._grown(first))
+            best = grown if grown.merit < best.merit else self._strict(self._grown(best))
         if best.unserved and (best.nodes < self._sizes - 0.5).any():
             everything = self.round_devices(self._sizes.copy())
             best = everything if everything.merit < best.merit else best
