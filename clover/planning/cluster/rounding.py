@@ -25,6 +25,7 @@ _FAILED_NODES = 5  # such changes in a row that may fail if there are many nodes
 _SWAPS = 80  # devices that are given another mode, at most, for one choice of nodes
 _FAILED = 12  # swaps in a row that may fail
 _ASKED_AGAIN = 4  # times that the relaxation is asked for more rows than there are
+_DEAR = 0.004  # part by which a plan on nodes added for more rows emits more before fewer of them are tried
 _NODES_THAT_MATTER = 100
 _POLISHES = 12  # changes of nodes that are tried with whole devices
 
@@ -78,7 +79,7 @@ class Rounding:
         `known`: what was made of other solutions so far, by the nodes chosen and what is open; this one is added.  If
         whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
         program = self._relaxation.program
-        solved = program.save()
+        solved, least = program.save(), program.objective
         nodes = self.choose_nodes(self._relaxation.nodes())
         key = b"".join((nodes.tobytes(), *(masks.tobytes() for masks in self._opened)))
         if key in known:
@@ -99,7 +100,7 @@ class Rounding:
                 break
             trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()), grow=False)
             best = trial if trial.merit < best.merit else best
-        if best.lacks or best.nodes.sum() > nodes.sum():
+        if best.lacks or (best.nodes.sum() > nodes.sum() and best.merit > least * (1.0 + _DEAR)):
             # Nodes were added for rows that there are not: fewer may do, added for those that are.
             grown = self._strict(self._grown(first))
             best = grown if grown.merit < best.merit else self._strict(self._grown(best))
