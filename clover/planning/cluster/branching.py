@@ -26,7 +26,7 @@ import numpy as np
 from clover.planning.cluster.arrays import Flags, ProblemArrays
 from clover.planning.cluster.relaxation import ClusterRelaxation
 from clover.planning.cluster.rounding import Rounded
-from clover.planning.cluster.simplex import Basis
+from clover.planning.cluster.simplex import Basis, NoSolutionError
 
 _SOME = 1e-6  # part of all rows of a family that is no flow
 _WHOLE = 1e-6
@@ -71,11 +71,18 @@ def search(
     order = itertools.count()
     heap: list[tuple[float, int, _Branch]] = []
 
-    def push(branch: _Branch) -> None:
-        opened = _solve(instance, relaxed, root, branch)
+    def push(branch: _Branch) -> float:
+        """Solve a branch and put it on the heap; return a bound of it if it cannot be solved, else infinity."""
+        if not _possible(relaxed, [group.size for group in instance.groups], branch):
+            return np.inf
+        try:
+            opened = _solve(instance, relaxed, root, branch)
+        except NoSolutionError:
+            return branch.bound  # rounding errors left no solution, which proves nothing
         bound = max(branch.bound, relaxed.bound(opened, branch.nodes))
         solved = _Branch(branch.sets, branch.nodes, bound, opened, relaxed.program.save())
         heapq.heappush(heap, (bound, next(order), solved))
+        return np.inf
 
     push(_Branch())
     best: Rounded | None = None
@@ -91,7 +98,7 @@ def search(
         place = disagreement(instance, relaxed, opened, branch.sets)
         if place is not None and programs < most:
             for choice in choices(opened, instance, place):
-                push(replace(branch, sets={**branch.sets, place: choice}, bound=bound))
+                least = min(least, push(replace(branch, sets={**branch.sets, place: choice}, bound=bound)))
                 programs += 1
             continue
         split = _split(instance, relaxed, branch) if place is None else None
@@ -109,10 +116,28 @@ def search(
             least = min(least, bound)
             continue
         for g, limits in split:
-            push(replace(branch, nodes={**branch.nodes, g: limits}, bound=bound))
+            least = min(least, push(replace(branch, nodes={**branch.nodes, g: limits}, bound=bound)))
             programs += 1
     assert best is not None
     return best, float(min([least, best.merit, *(item[0] for item in heap)]))
+
+
+def _possible(relaxed: ClusterRelaxation, sizes: Sequence[float], branch: _Branch) -> bool:
+    """Say whether limits of groups, regions and all nodes leave a count: all else has a price, so that there is a
+    solution."""
+    low = np.array([branch.nodes.get(g, (0.0, 0.0))[0] for g in range(len(sizes))])
+    high = np.array([branch.nodes.get(g, (0.0, size))[1] for g, size in enumerate(sizes)])
+    least = most = 0.0
+    for at, members in enumerate(relaxed.together):
+        own = branch.nodes.get(len(sizes) + at, (0.0, relaxed.sizes[at]))
+        if at < len(relaxed.together) - 1:
+            own = max(own[0], float(low[members].sum())), min(own[1], float(high[members].sum()))
+            least, most = least + own[0], most + own[1]
+        elif max(own[0], least) > min(own[1], most):
+            return False
+        if own[0] > own[1]:
+            return False
+    return True
 
 
 def _split(

@@ -12,9 +12,9 @@ on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
     sum of lambda x rows  +  what the reserve is worth  -  sum over nodes of max(0, value of its devices - idle grams)
 
 (and, where at least or at most so many nodes are to be awake, the price of a node times that many, which is then a part
-of each node's value) is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and these into devices, whose
-value is that of their best mode.  `bound` computes it from the duals, for each node with its own correction; rounding
-errors of the program can only make it lower.
+of each node's value) is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and
+these into devices, whose value is that of their best mode.  `bound` computes it from the duals, for each node with its
+own correction; rounding errors of the program can only make it lower.
 
 **The loss of any one node** is in the program as the average over all losses: of a plan that survives each, the average
 of what is left serves all rows with one node less in sum, lost where that costs least.  The same

@@ -211,16 +211,16 @@ def test_a_plan_in_force_is_kept_unless_another_one_pays() -> None:
 
 
 def test_the_bound_knows_that_a_dirty_region_has_whole_nodes() -> None:
-    # The clean region is too small by a tenth of a node; corrections make groups that can stand in for each other.
+    # The clean region lacks a fifth of a node.  Nodes of many corrections can stand in for each other: with the count
+    # of one correction whole at a time, little is proven.
     nodes = tuple(
-        node(f"{region}-{at}", region, correction={"photos": 1.0 + 0.02 * (at % 4)})
+        node(f"{region}-{at}", region, correction={"photos": 1.0 + 0.02 * (at % 10)})
         for region in ("clean", "dirty")
-        for at in range(12)
+        for at in range(20)
     )
-    asked = problem(nodes=nodes, demands=(RegionDemand(family="photos", origin="dirty", rate=9680.0),))
-    plan = plan_cluster(asked)
+    plan = plan_cluster(problem(nodes=nodes, demands=(RegionDemand(family="photos", origin="dirty", rate=16150.0),)))
     assert sum(name.startswith("dirty") for name in awake(plan)) == 1
-    assert plan.bound_g_h <= plan.grams_h <= 1.01 * plan.bound_g_h
+    assert plan.bound_g_h <= plan.grams_h <= 1.05 * plan.bound_g_h
 
 
 def test_a_node_that_uses_less_than_its_profile_says_is_awake_first() -> None:
