@@ -11,9 +11,10 @@ on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
 
     sum of lambda x rows  +  what the reserve is worth  -  sum over nodes of max(0, value of its devices - idle grams)
 
-is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and these into devices, whose
-value is that of their best mode.  `bound` computes it from the duals, for each node with its own correction; rounding
-errors of the program can only make it lower.
+(and, where at least or at most so many nodes are to be awake, the price of a node times that many, which is then a part
+of each node's value) is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and
+these into devices, whose value is that of their best mode.  `bound` computes it from the duals, for each node with its
+own correction; rounding errors of the program can only make it lower.
 
 **The loss of any one node** is in the program as the average over all losses: of a plan that survives each, the average
 of what is left serves all rows with one node less in sum, lost where that costs least.  The same
@@ -36,8 +37,6 @@ from clover.planning.cluster.reserve import Loss
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
-
-
 class ClusterRelaxation:
     """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
@@ -53,7 +52,11 @@ class ClusterRelaxation:
             (g, kind): streams + families + at
             for at, (g, kind) in enumerate((g, kind) for g, group in enumerate(groups) for kind in group.devices)
         }
-        first = streams + families + len(self._device_rows)
+        # Nodes that are alike to the bound are counted together too: those of a region, and all.
+        where = np.array([group.region for group in groups], dtype=np.int64)
+        self.together = [np.flatnonzero(where == at) for at in range(len(instance.regions))] + [np.arange(len(groups))]
+        self._together_rows = [streams + families + len(self._device_rows) + at for at in range(len(self.together))]
+        first = self._together_rows[-1] + 1
         places = [
             (g, m)
             for g, group in enumerate(groups)
@@ -73,6 +76,11 @@ class ClusterRelaxation:
         basis += self.unserved
         basis += [columns.add(0.0, [(streams + family, -1.0)]) for family in range(families)]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._device_rows.values()]
+        self.sizes = [float(sum(groups[g].size for g in members)) for members in self.together]
+        self.sums = [
+            columns.add(0.0, [(row, -1.0)], size) for row, size in zip(self._together_rows, self.sizes, strict=True)
+        ]
+        basis += self.sums
         basis += [columns.add(0.0, [(row, 1.0)]) for row in self._count_rows.values()]
         basis += [columns.add(0.0, [(row, 1.0)]) for row in part_rows.values()]
         for (g, m), row in self._count_rows.items():
@@ -90,6 +98,7 @@ class ClusterRelaxation:
             rows = self._write_loss(columns, right, basis, loss, rows, _UNSPARED * dear)
         self.awake = [self._write_nodes(columns, g) for g in range(len(groups))]
         self.program = LinearProgram(columns, right, basis)
+        self._free_sums()
         self.program.solve()
         points = max((abs(mode.accuracy - instance.floors[mode.family]) for mode in instance.modes), default=1.0)
         devices = sum(group.size * sum(group.devices.values()) for group in groups)
@@ -165,12 +174,15 @@ class ClusterRelaxation:
     def _write_nodes(self, columns: Columns, g: int) -> int:
         instance, group = self._instance, self._instance.groups[g]
         entries = [(self._device_rows[g, kind], -float(count)) for kind, count in group.devices.items()]
+        entries += [
+            (row, 1.0) for row, members in zip(self._together_rows, self.together, strict=True) if g in members
+        ]
         for spare_rows in self._spare_rows:
             for kind, count in group.devices.items():
                 row = spare_rows.get((group.region, instance.kinds.index(kind)))
                 if row is not None:
                     entries.append((row, -float(count)))
-        return columns.add(group.idle_g_h, entries or [(0, 0.0)], float(group.size))
+        return columns.add(group.idle_g_h, entries, float(group.size))
 
     def close(self, region: int, closed: Flags, stream: int) -> None:
         """Let a stream no longer use the modes `closed` in a region; call `program.resolve` afterwards."""
@@ -182,7 +194,13 @@ class ClusterRelaxation:
         """Return the least grams/h (and prices of what is missing) with as many nodes of each group awake."""
         for column, count in zip(self.awake, nodes, strict=True):
             self.program.lower[column] = self.program.upper[column] = count
+        self._free_sums()
         return self.program.resolve()
+
+    def _free_sums(self) -> None:
+        """Limit what is counted together by nothing: at a bound, it would take a part of what a node is worth."""
+        self.program.lower[self.sums] = -1.0
+        self.program.upper[self.sums] = np.array(self.sizes) + 1.0
 
     def ask(self, rates: Floats, *, solve: bool = True) -> None:
         """Solve again for other rows/s of the streams, with nodes divisible again; or leave it to who solves next."""
@@ -190,6 +208,7 @@ class ClusterRelaxation:
             self.program.set_right(stream, float(rate))
         for column, group in zip(self.awake, self._instance.groups, strict=True):
             self.program.lower[column], self.program.upper[column] = 0.0, float(group.size)
+        self._free_sums()
         if solve:
             self.program.resolve()
 
@@ -223,8 +242,8 @@ class ClusterRelaxation:
 
     def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
         """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's
-        `[region, mode]`) and groups have from and up to as many nodes awake as `limits` say, from the duals of the last
-        solution."""
+        `[region, mode]`) and groups, and after the last of them those `together`, have from and up to as many nodes
+        awake as `limits` say, from the duals of the last solution."""
         instance, duals = self._instance, self.program.duals
         streams = len(instance.streams)
         # Below 0 if more rows would help: answered at high accuracy, they would let others be answered at a lower one.
@@ -236,6 +255,12 @@ class ClusterRelaxation:
             worth, gained = self._worth(number, loss, duals)
             spared += worth
             total += gained
+        # Above 0 if fewer nodes would do than there must be, below 0 if more are wanted than there may be.
+        apiece = np.zeros(len(instance.groups))
+        for at, (row, members) in enumerate(zip(self._together_rows, self.together, strict=True)):
+            low, high = limits.get(len(instance.groups) + at, (0.0, self.sizes[at]))
+            total += float(duals[row]) * (low if duals[row] > 0.0 else high)
+            apiece[members] += duals[row]
         best = np.full((len(instance.regions), len(instance.modes)), -np.inf)
         for allowed, price in zip(opened, rows, strict=True):
             best = np.where(allowed, np.maximum(best, price), best)
@@ -256,7 +281,7 @@ class ClusterRelaxation:
                 here = instance.mode_kind == number
                 device = np.maximum(values[:, here].max(axis=1, initial=0.0), 0.0)
                 worth_g_h += count * (device + spared[at, number])
-            gains = np.sort(worth_g_h - group.idle_g_h)[::-1]
+            gains = np.sort(worth_g_h + apiece[g] - group.idle_g_h)[::-1]
             low, high = (round(limit) for limit in limits.get(g, (0.0, group.size)))
             total -= float(gains[:low].sum() + np.maximum(gains[low:high], 0.0).sum())
         return max(0.0, total * (1.0 - 1e-9))

@@ -25,6 +25,7 @@ _FAILED_NODES = 5  # such changes in a row that may fail if there are many nodes
 _SWAPS = 80  # devices that are given another mode, at most, for one choice of nodes
 _FAILED = 12  # swaps in a row that may fail
 _ASKED_AGAIN = 4  # times that the relaxation is asked for more rows than there are
+_DEAR = 0.004  # part by which a plan on nodes added for more rows emits more before fewer of them are tried
 _NODES_THAT_MATTER = 100
 _POLISHES = 12  # changes of nodes that are tried with whole devices
 
@@ -72,26 +73,41 @@ class Rounding:
         self._idle = np.array([group.idle_g_h for group in instance.groups])
         self._programs: dict[tuple[int, bool], FamilyProgram] = {}  # by family, and whether it is strict
 
-    def rounded(self) -> Rounded:
+    def rounded(self, known: dict[bytes, Rounded]) -> Rounded:
         """Return whole nodes and devices of the relaxation as it is solved now.
 
-        If whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
-        best = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+        `known`: what was made of other solutions so far, by the nodes chosen and what is open; this one is added.  If
+        whole devices leave rows that divisible ones serve, the relaxation is asked for that much more of them."""
+        program = self._relaxation.program
+        solved, least = program.save(), program.objective
+        nodes = self.choose_nodes(self._relaxation.nodes())
+        key = b"".join((nodes.tobytes(), *(masks.tobytes() for masks in self._opened)))
+        if key in known:
+            return known[key]
+        first = best = self.round_devices(nodes, grow=False)
         asked = self._rates.copy()
-        for _ in range(_ASKED_AGAIN):
+        for again in range(_ASKED_AGAIN):
             if not best.unserved:
                 break
+            # What is left may be a small part of what one device serves, and then only more rows move a whole one.
             for stream, rate in best.unserved.items():
-                asked[stream] += 1.5 * rate
+                asked[stream] += 1.5 * 2.0**again * rate
+            # From where nodes were divisible last: from whole ones it would be hundreds of pivots.
+            program.restore(solved)
             self._relaxation.ask(asked)
+            solved = program.save()
             if self._relaxation.missing().sum() > 1e-7 * max(1.0, float(asked.sum())):
                 break
-            trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()))
+            trial = self.round_devices(self.choose_nodes(self._relaxation.nodes()), grow=False)
             best = trial if trial.merit < best.merit else best
+        if best.lacks or (best.nodes.sum() > nodes.sum() and best.merit > least * (1.0 + _DEAR)):
+            # Nodes were added for rows that there are not: fewer may do, added for those that are.
+            grown = self._strict(self._grown(first))
+            best = grown if grown.merit < best.merit else self._strict(self._grown(best))
         if best.unserved and (best.nodes < self._sizes - 0.5).any():
             everything = self.round_devices(self._sizes.copy())
             best = everything if everything.merit < best.merit else best
-        best = self._polished(best)
+        best = known[key] = self._polished(best)
         self._relaxation.ask(self._rates, solve=False)
         return best
 
@@ -213,11 +229,19 @@ class Rounding:
         self._relaxation.fix(nodes)
         counts = self._rounded(nodes, self._relaxation.devices().sum(axis=2))
         best = self._improved(self._weighed(nodes, counts))
-        while grow and best.lacks and (best.nodes < self._sizes - 0.5).any():
+        return self._strict(self._grown(best) if grow else best)
+
+    def _grown(self, best: Rounded) -> Rounded:
+        """Return `best` on more nodes if rows would be left on its own."""
+        while best.lacks and (best.nodes < self._sizes - 0.5).any():
             added = self._improved(self._with_node(best))
             if added.merit >= best.merit * (1.0 - 1e-12):
                 break
             best = added
+        return best
+
+    def _strict(self, best: Rounded) -> Rounded:
+        """Return `best` with rows unserved where they would be short of accuracy."""
         if any(item.short for item in best.loads):
             best = self._weighed(best.nodes, best.counts, strict=True)
         return best

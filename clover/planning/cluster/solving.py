@@ -42,11 +42,12 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     wanted = tuple(loss for loss in every if loss.rates.any())
     rates = np.array([stream.rate for stream in instance.streams])
     relaxed, served, kept_losses, unkept = _relaxed(instance, spare, reserve, wanted, rates)
+    made: dict[bytes, Rounded] = {}
     best, bound = search(
         instance,
         relaxed,
         _allowance(instance),
-        lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(),
+        lambda opened: Rounding(instance, relaxed, opened, reserve, kept_losses, served).rounded(made),
     )
     exact: ExactSearch | None = None
     if searchable(instance):
@@ -90,8 +91,8 @@ def _allowance(instance: ProblemArrays) -> Allowance:
     solved."""
     total = sum(group.size for group in instance.groups)
     if searchable(instance):
-        return Allowance(80, 2)  # the exact search makes better plans; what is wanted is the bound and a good start
-    return Allowance(80, 6) if total <= 150 else Allowance(30, 1)
+        return Allowance(80, 2, 20)  # the exact search makes better plans; what is wanted is the bound and a good start
+    return Allowance(80, 4, 40) if total <= 150 else Allowance(30, 1)
 
 
 def _relaxed(

@@ -210,6 +210,19 @@ def test_a_plan_in_force_is_kept_unless_another_one_pays() -> None:
     assert {name.split("-")[0] for name in awake(again(5.0))} == {"dirty"}
 
 
+def test_the_bound_knows_that_a_dirty_region_has_whole_nodes() -> None:
+    # The clean region lacks a fifth of a node.  Nodes of many corrections can stand in for each other: with the count
+    # of one correction whole at a time, little is proven.
+    nodes = tuple(
+        node(f"{region}-{at}", region, correction={"photos": 1.0 + 0.02 * (at % 10)})
+        for region in ("clean", "dirty")
+        for at in range(20)
+    )
+    plan = plan_cluster(problem(nodes=nodes, demands=(RegionDemand(family="photos", origin="dirty", rate=16150.0),)))
+    assert sum(name.startswith("dirty") for name in awake(plan)) == 1
+    assert plan.bound_g_h <= plan.grams_h <= 1.05 * plan.bound_g_h
+
+
 def test_a_node_that_uses_less_than_its_profile_says_is_awake_first() -> None:
     nodes = (*problem().nodes[:2], node("clean-2", "clean", correction={"photos": 0.5}))
     assert "clean-2" in awake(plan_cluster(problem(nodes=nodes)))
