@@ -29,6 +29,7 @@ _STORE_BYTES = 80_000_000
 """The least that Ray takes without a warning: 75 MiB."""
 _STOP_S = 30.0
 _ATTEMPTS = 2
+_START_S = 300.0  # seconds of one; on a machine with other work it takes a minute
 _JOINED = "will now block forever"
 """What `ray start --block` prints once its node has joined."""
 _QUIET = {
@@ -125,10 +126,8 @@ class LocalRay:
             if process.find() is None:
                 process.log.unlink(missing_ok=True)
                 process.start(command, self._environment())
-            while process.find() is not None:
-                if process.says(_JOINED):
-                    return
-                time.sleep(0.1)
+            if _joins(process):
+                return
         raise ClusterError(f"the Ray node at {one} does not start ({process.last_words()}): see {process.log}")
 
     def stop(self) -> int:
@@ -161,11 +160,9 @@ class LocalRay:
             command += [f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]
             head.log.unlink(missing_ok=True)
             head.start(command, self._environment())
-            while head.find() is not None:
-                if head.says(_JOINED):
-                    (self._folder / "address").write_text(f"{host}:{port}", encoding="ascii")
-                    return f"{host}:{port}"
-                time.sleep(0.1)
+            if _joins(head):
+                (self._folder / "address").write_text(f"{host}:{port}", encoding="ascii")
+                return f"{host}:{port}"
         raise ClusterError(f"Ray's head does not start ({head.last_words()}): see {head.log}")
 
     def _command(self, *words: str) -> list[str]:
@@ -176,6 +173,18 @@ class LocalRay:
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, **_QUIET}
+
+
+def _joins(process: ServerProcess) -> bool:
+    """Wait until a Ray program has joined; return False if it ended before, or was ended as it took too long."""
+    end_s = time.monotonic() + _START_S
+    while process.find() is not None:
+        if process.says(_JOINED):
+            return True
+        if time.monotonic() > end_s:
+            process.end(kill=True)
+        time.sleep(0.1)
+    return False
 
 
 def _own_address() -> str:

@@ -303,6 +303,15 @@ def test_a_head_that_never_starts_is_an_error_with_its_last_words(tmp_path: Path
     assert local.tries == 2
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_a_head_that_neither_starts_nor_ends_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ray_support, "_START_S", 0.2)
+    local = Heads(tmp_path, "print('still looking', flush=True); time.sleep(600)")
+    with pytest.raises(ClusterError, match="head does not start"):
+        local.start([])
+    assert (local.tries, local.address) == (2, "")
+
+
 def test_nodes_of_other_machines_need_an_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("clover.cluster.running.require_ray", lambda: Any)
     file = parse(f'[cluster]\nfolder = "{tmp_path}"\n' + TEXT % trace(tmp_path), folder=tmp_path)
