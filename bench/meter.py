@@ -1,7 +1,7 @@
 """The server's account of its own energy, held against CPU time that it did not count itself.
 
     python -m bench.meter [--rates 200 1000] [--seconds 600] [--swap-s 5] [--json FILE]
-    python -m bench.meter --claims [--rates 200] [--seconds 14400] [--stretch-s 300] [--json FILE]
+    python -m bench.meter --claims [--rates 200] [--seconds 14400] [--stretch-s 300] [--lanes 2] [--json FILE]
 
 The first form serves the default family on modelled energy and drives Poisson arrivals.  Its lines (active, front end,
 control) are modelled watts x CPU seconds; these seconds are compared with those of a control group in which the server
@@ -13,6 +13,9 @@ The second form lets one server serve BASE and what its controller chooses in tu
 the other stretches: joules saved against BASE, for the boundary `server`.  The first ten seconds of a stretch are left
 out, since the change falls into them.  The first `+-` is twice the standard error over pairs of stretches, the second
 what the server says of its own claim, without the error of watts, which are the same on both sides here.
+
+With `--lanes N` so many servers do that at a time, each on a core of its own: every other one begins with its own
+choice while the rest begin with BASE, so that both are served at every moment, and half the time is enough.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import math
 import os
 import statistics
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from bench import apart
 from bench.common import ServerProcess, binary_bodies, cpu_seconds, fashion_rows, served, show, tree, write_json
 from bench.load import OpenLoop, Result
 
@@ -58,10 +64,10 @@ class Group:
 
 
 @contextlib.contextmanager
-def grouped() -> Iterator[Group | None]:
-    """Run the block, and what it starts, in a new control group; None if this user may not make one."""
+def grouped(name: str) -> Iterator[Group | None]:
+    """Make a control group for the block, which what is started may join; None if this user may not make one."""
     for root in _ROOTS:
-        folder = root / f"clover-bench-{os.getpid()}"
+        folder = root / f"clover-bench-{os.getpid()}-{name}"
         try:
             folder.mkdir()
         except OSError:
@@ -79,6 +85,17 @@ def grouped() -> Iterator[Group | None]:
         for pid in (folder / "cgroup.procs").read_text().split():
             home.write_text(pid)
         folder.rmdir()
+
+
+@contextlib.contextmanager
+def confined(core: int | None) -> Iterator[None]:
+    """Have what the block starts run on this core alone; None: wherever this process may."""
+    whole = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, whole if core is None else {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, whole)
 
 
 def metered(server: ServerProcess) -> dict[str, float]:
@@ -135,22 +152,42 @@ async def drive(
     return await running, found
 
 
-async def stretches(
-    options: argparse.Namespace, watched: Watched, rate: float
-) -> tuple[Result, list[dict[str, float]]]:
-    """Serve BASE and the controller's choice in turn; return what each stretch used, BASE's first."""
+@dataclass(slots=True)
+class Lane:
+    """What one server did: its requests, and what each stretch of BASE and of the controller's choice used."""
+
+    result: Result
+    base: list[dict[str, float]]
+    own: list[dict[str, float]]
+
+
+async def stretches(options: argparse.Namespace, watched: Watched, rate: float, lane: int) -> Lane:
+    """Serve BASE and the controller's choice in turn; return what each stretch of the two used.  Odd lanes begin with
+    the choice."""
     load = OpenLoop(watched.server.url, "fashion", binary_bodies(fashion_rows()[0], 512), rate, 32, 1, None)
     count = max(2, round(options.seconds / options.stretch_s / 2) * 2)
     running = asyncio.create_task(load.run(count * options.stretch_s + 5.0))
-    found = []
+    base: list[dict[str, float]] = []
+    own: list[dict[str, float]] = []
     for number in range(count):
-        order = ("base", {}) if number % 2 == 0 else ("pin", {"variant": None})
-        await asyncio.to_thread(watched.server.post, f"/v2/clover/{order[0]}", order[1])
+        path, body, found = ("base", {}, base) if (number + lane) % 2 == 0 else ("pin", {"variant": None}, own)
+        await asyncio.to_thread(watched.server.post, f"/v2/clover/{path}", body)
         await asyncio.sleep(SETTLE_S)
         await asyncio.to_thread(watched.since)
         await asyncio.sleep(options.stretch_s - SETTLE_S)
-        found.append(await asyncio.to_thread(watched.since))
-    return await running, found
+        used = await asyncio.to_thread(watched.since)
+        found.append(used)
+        gc.freeze()  # samples of hours: to walk them again and again would hold requests up
+        joules = f"{options.core_w * used['seen']:.1f} J used, {used['claimed']:.1f} J said to be saved"
+        print(
+            f"lane {lane}, stretch {number + 1} of {count}, {'BASE' if found is base else 'own'}: {joules}", flush=True
+        )
+    return Lane(await running, base, own)
+
+
+async def in_lanes(options: argparse.Namespace, lanes: list[Watched], rate: float) -> list[Lane]:
+    """Run the stretches of all lanes at the same time."""
+    return await asyncio.gather(*(stretches(options, watched, rate, lane) for lane, watched in enumerate(lanes)))
 
 
 def lines(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
@@ -175,21 +212,35 @@ def lines(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
-def claims(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
-    """Print and return what the server claims to have saved against BASE beside what BASE really used."""
-    columns = ("requests/s", "pairs", "BASE J", "own J", "saved J seen", "+-", "claimed", "+- model", "failed")
-    rows = []
+def claims(options: argparse.Namespace, lanes: list[Watched]) -> dict[str, Any]:
+    """Print and return what servers claim to have saved against BASE beside what BASE really used, by lane and of all
+    pairs of stretches."""
+    columns = ("requests/s", "lane", "pairs", "BASE J", "own J", "saved J seen", "+-", "claimed", "+- model", "failed")
+    rows, kept = [], []
     for rate in options.rates:
-        result, found = uvloop.run(stretches(options, watched, rate))
-        base, own = ([options.core_w * item["seen"] for item in side] for side in (found[::2], found[1::2]))
-        seen = [a - b for a, b in zip(base, own, strict=True)]
-        error = 2.0 * statistics.stdev(seen) / len(seen) ** 0.5 if len(seen) > 1 else float("nan")
-        claimed = statistics.fmean(item["claimed"] for item in found[1::2])
-        model = sum(item["model error"] for item in found) / len(seen)
-        figures = (statistics.fmean(base), statistics.fmean(own), statistics.fmean(seen), error, claimed, model)
-        rows.append((f"{rate:g}", len(seen), *(round(figure, 1) for figure in figures), result.failures()))
+        found = uvloop.run(in_lanes(options, lanes, rate))
+        kept += [{"rate": rate, "lane": lane, "base": one.base, "own": one.own} for lane, one in enumerate(found)]
+        every = Lane(
+            Result([item for one in found for item in one.result.samples], sum(one.result.lost for one in found)),
+            [item for one in found for item in one.base],
+            [item for one in found for item in one.own],
+        )
+        named = [(str(lane), one) for lane, one in enumerate(found)] if len(found) > 1 else []
+        for name, one in (*named, ("all", every)):
+            rows.append((f"{rate:g}", name, len(one.base), *compared(options.core_w, one), one.result.failures()))
     show(f"Joules a stretch of {options.stretch_s - SETTLE_S:g} s, boundary server", columns, rows)
-    return {"columns": columns, "rows": rows}
+    return {"columns": columns, "rows": rows, "stretches": kept}
+
+
+def compared(core_w: float, lane: Lane) -> tuple[float, ...]:
+    """Return joules of BASE and of the choice, saved as seen with its error, and as claimed with its error."""
+    base_j, own_j = ([core_w * item["seen"] for item in side] for side in (lane.base, lane.own))
+    seen = [a - b for a, b in zip(base_j, own_j, strict=True)]
+    error = 2.0 * statistics.stdev(seen) / len(seen) ** 0.5 if len(seen) > 1 else float("nan")
+    claimed = statistics.fmean(item["claimed"] for item in lane.own)
+    model = sum(item["model error"] for item in (*lane.base, *lane.own)) / len(seen)
+    figures = (statistics.fmean(base_j), statistics.fmean(own_j), statistics.fmean(seen), error, claimed, model)
+    return tuple(round(figure, 1) for figure in figures)
 
 
 def main() -> None:
@@ -202,21 +253,31 @@ def main() -> None:
     parser.add_argument("--swap-s", type=float, default=0.0, help="seconds between two swaps; 0: none are forced")
     parser.add_argument("--claims", action="store_true", help="hold what is said to be saved against what BASE uses")
     parser.add_argument("--stretch-s", type=float, default=300.0, help="claims: seconds of a stretch")
+    parser.add_argument("--lanes", type=int, default=0, help="claims: servers at a time, a core each [one, all cores]")
     parser.add_argument("--core-w", type=float, default=8.0, help="modelled watts of a busy core")
+    parser.add_argument("--weight", type=float, default=0.0, help="prefer all this to other work, so many to 1 [no]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, grouped() as group:
+    cores = sorted(os.sched_getaffinity(0))
+    if not 0 <= options.lanes <= len(cores) or (options.lanes and not options.claims):
+        parser.error(f"--lanes goes with --claims and takes at most the {len(cores)} cores of this machine")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         config = Path(folder) / "clover.toml"
         config.write_text(
             f'[energy]\nmeter = "modelled"\ncore_w = {options.core_w}\n'
             f'[carbon]\npue = {PUE}\nsource = "static:{G_PER_KWH}"\n'
         )
-        with served(
-            ["fashion", "--config", str(config)], log=Path(folder) / "serve.log", group=group.folder if group else None
-        ) as server:
-            watched = Watched(server, group, options.core_w)
-            print("CPU seconds are counted by " + ("a control group" if group else "process"), flush=True)
-            document = claims(options, watched) if options.claims else lines(options, watched)
+        stack.enter_context(apart.preferred(options.weight))
+        lanes = []
+        for lane, core in enumerate(cores[: options.lanes] or [None]):
+            group = stack.enter_context(grouped(str(lane)))
+            arguments = ["fashion", "--config", str(config)]
+            with confined(core):
+                joined = group.folder if group else None
+                server = stack.enter_context(served(arguments, log=Path(folder) / f"serve-{lane}.log", group=joined))
+            lanes.append(Watched(server, group, options.core_w))
+        print("CPU seconds are counted by " + ("a control group" if group else "process"), flush=True)
+        document = claims(options, lanes) if options.claims else lines(options, lanes[0])
     write_json(options.json, document)
 
 
