@@ -90,7 +90,5 @@ def printable(text: str, most: int = 0) -> str:
     """
     shown = text[:most] if most else text
     if not shown.isprintable():
-        shown = "".join(
-            char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode() for char in shown
-        )
+        shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
     return f"{shown[:most]}..." if most and max(len(shown), len(text)) > most else shown

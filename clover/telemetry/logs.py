@@ -111,7 +111,7 @@ class TextFormatter(BoundedFormatter):
     ) -> str:
         """Return the traceback, each line indented, so that none looks like a line of the log."""
         lines = super().formatException(ei).split("\n")
-        return "\n".join(f"    {printable(line)}" for line in lines)
+        return "\n".join(f"    {printable(line.expandtabs())}" for line in lines)
 
 
 class JsonFormatter(BoundedFormatter):

@@ -10,6 +10,7 @@
 4. A trace with control characters in the name of a zone, and a family with such in a step's tensor, put them into the
    error text, and so on the terminal.
 5. `Host: localhost:` (RFC 9110 4.2.3: a port may be empty) was refused.
+6. A tab in the schema of a damaged ledger stood in the error text as it was.
 """
 
 from __future__ import annotations
@@ -185,12 +186,21 @@ def test_sums_that_cannot_be_read_set_a_ledger_aside(tmp_path: Path) -> None:
         assert [run.started for run in reader.runs()] == [2e9]
 
 
-def test_what_a_damaged_schema_holds_does_not_reach_the_terminal(tmp_path: Path) -> None:
-    def token(data: bytearray) -> None:
-        at = data.index(b"CREATE TABLE")
-        data[at + 13 : at + 14] = b"\x04"
+def a_control_character(data: bytearray) -> None:
+    at = data.index(b"CREATE TABLE")
+    data[at + 13 : at + 14] = b"\x04"
 
-    path = damaged(tmp_path / "ledger.sqlite", token)
+
+def a_tab(data: bytearray) -> None:
+    at = data.index(b"INTEGER NOT NULL")
+    data[at : at + 16] = b"INTEGER \tOT NULL"
+
+
+@pytest.mark.parametrize("change", [a_control_character, a_tab])
+def test_what_a_damaged_schema_holds_does_not_reach_the_terminal(
+    change: Callable[[bytearray], None], tmp_path: Path
+) -> None:
+    path = damaged(tmp_path / "ledger.sqlite", change)
     with pytest.raises(LedgerError) as caught:
         LedgerReader(path)
     assert str(caught.value).isprintable()
