@@ -37,7 +37,10 @@ from clover.types import Configuration, Decision, Plan, Routing, State, Transiti
 
 _RATE_FELL = 0.95
 """How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
-_WITHOUT_MARGINS = "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits"
+_WITHOUT_MARGINS = (
+    "without the margin for what chance does to accuracy, with which no plan keeps the limits",
+    "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits",
+)
 
 
 class Solver(Protocol):
@@ -69,7 +72,7 @@ class Planner:
         self._solver = solver
         self._executor = executor
         self._infeasible: dict[str, State] = {}
-        """By family, the last state without margins in which no plan was feasible."""
+        """By family, the last state without any margins in which no plan was feasible."""
 
     async def propose(self, family: Family, request: PlanRequest) -> tuple[State, Plan]:
         """Return the state of a family and the plan for it by the policy in force (or by the request's pin).  PlanError
@@ -104,15 +107,28 @@ class Planner:
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         policy = pin.policy or "objective"
         plan = await self._solver.propose(state, policy, pin.configuration)
-        bare = family.without_margins(state, context.config)
-        if not plan.feasible and request.rate is None and bare != state and not self._in_vain(bare):
-            bold = await self._solver.propose(bare, policy, pin.configuration)
-            if bold.feasible:
-                state, plan = bare, structs.replace(bold, reason=f"{bold.reason}; {_WITHOUT_MARGINS}")
-            else:
-                self._infeasible[family.name] = bare
+        if not plan.feasible and request.rate is None:
+            state, plan = await self._bold(family, state, plan, policy, pin.configuration)
         gate.checked(plan, family, state.objective.slo_ms)
         return with_met(state, plan), plan
+
+    async def _bold(
+        self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None
+    ) -> tuple[State, Plan]:
+        """Return the first feasible plan with fewer of the margins of `state`, and the state without them; these if
+        there is none."""
+        bare = family.without_margins(state, self._context.config)
+        if bare[-1] == state or self._in_vain(bare[-1]):
+            return state, plan
+        tried = [state]
+        for fewer, why in zip(bare, _WITHOUT_MARGINS, strict=True):
+            if fewer not in tried:
+                tried.append(fewer)
+                bold = await self._solver.propose(fewer, policy, configuration)
+                if bold.feasible:
+                    return fewer, structs.replace(bold, reason=f"{bold.reason}; {why}")
+        self._infeasible[family.name] = bare[-1]
+        return state, plan
 
     def _in_vain(self, state: State) -> bool:
         """Return whether no plan was feasible in a state that asked for no more than `state` does."""
@@ -155,7 +171,8 @@ class Planner:
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
         detail, may_lose, way = "", False, None
-        finder = WayFinder(self._solver, family, state, partial(self._executor.ways, family))
+        bare, _ = family.without_margins(state, context.config)
+        finder = WayFinder(self._solver, partial(self._executor.ways, family), family.corrected, state, bare)
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:
             moves = may_lose = context.must_move(family)

@@ -18,14 +18,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from msgspec import structs
-
-from clover.control.family import Family
 from clover.errors import PlanError
 from clover.planning.model.problem import accuracies
 from clover.planning.transition.stages import StageView, stages
 from clover.planning.transition.ways import Ways
-from clover.types import Assignment, Configuration, DeviceShape, Routing, State, Transition, configuration_of
+from clover.types import (
+    Assignment,
+    Configuration,
+    DeviceShape,
+    FamilyProfile,
+    Routing,
+    State,
+    Transition,
+    configuration_of,
+)
 
 _HELPERS = 3
 """Variants, the most accurate first, that are asked whether they can help out."""
@@ -63,17 +69,22 @@ class Way:
 
 
 class WayFinder:
-    """Finds the way to deployments of `family` in `state` among the `ways` that there are to each.  For one request: it
-    remembers what it asked the solver."""
+    """Finds the way to deployments in `state` among the `ways` that there are to each.  `bare`: the state without the
+    margin above the accuracy floor; `profile`: the family's, as corrected.  For one request: it remembers what it asked
+    the solver."""
 
     def __init__(
-        self, solver: RoutingSolver, family: Family, state: State, ways: Callable[[tuple[Assignment, ...]], Ways]
+        self,
+        solver: RoutingSolver,
+        ways: Callable[[tuple[Assignment, ...]], Ways],
+        profile: FamilyProfile,
+        state: State,
+        bare: State,
     ) -> None:
         self._solver = solver
-        self._family = family
+        self._profile = profile
         self._rate = state.arrival_rate
-        bare = structs.replace(state.objective, accuracy_margin=0.0, cascade_margin=0.0)
-        self._states = (state, structs.replace(state, objective=bare))
+        self._states = (state, bare) if bare != state else (state,)
         self._ways = ways
         self._known: dict[Configuration, Routing | None] = {}
 
@@ -117,7 +128,7 @@ class WayFinder:
 
     def _helpers(self, ways: Ways) -> list[tuple[str, str]]:
         """Return the variants that could help out, with their backends."""
-        profile = self._family.corrected
+        profile = self._profile
         accuracy = accuracies(profile)
         ranked = sorted(profile.backend, key=lambda variant: -accuracy.get(variant, 0.0))
         return [
