@@ -186,6 +186,8 @@ class Planner:
             if way is None and family.deployed is not None and not gate.same(plan, family.deployed):
                 way = await finder.best(plan.deployment)
             done = await self._executor.apply(family, plan, way, may_lose=may_lose)
+            if way is not None and way.helper:
+                detail = _joined(detail, f"{way.helper} helps out on the way")
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
