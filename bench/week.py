@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--look-s", type=float, default=60.0, help="grid seconds between looks of the controller [60]")
     add("--seeds", type=int, default=1, help="other draws of profile, forecast and noise [1]")
     only = "play only these combinations, as load+device; none is what is wrong about nothing [all]"
-    add("--only", nargs="+", metavar="A+B", type=_parsed, help=only)
+    add("--only", nargs="+", metavar="A+B", type=parsed, help=only)
     add("--show", type=int, default=3, help="findings that are printed of each run [3]")
     add("--json", metavar="FILE", default="", help="write figures there")
     given = parser.parse_args(argv)
@@ -263,7 +263,7 @@ def _combinations() -> list[tuple[str, ...]]:
     return [names for count in range(len(SITUATIONS) + 1) for names in itertools.combinations(SITUATIONS, count)]
 
 
-def _parsed(text: str) -> tuple[str, ...]:
+def parsed(text: str) -> tuple[str, ...]:
     """Return the situations that `text` names; ArgumentTypeError if it names another."""
     names = [] if text == "none" else text.split("+")
     unknown = sorted(set(names) - set(SITUATIONS))

@@ -127,8 +127,8 @@ def test_nothing_helps_that_serves_no_more_than_what_runs_and_comes() -> None:
 
 
 def test_cores_need_no_helper() -> None:
-    cores = (worker("large", "2c", 0),)
-    found = ways(cores, (worker("large", "1c", 0),), devices=(cpu(2),))
+    cores = (worker("large", 0, 2),)
+    found = ways(cores, (worker("large", 0, 1),), devices=(cpu(2),))
     assert found.places("small", "eager") == 0
 
 
