@@ -1,6 +1,7 @@
 """A week of the production controller that is wrong about its world, judged by what is true of it.
 
     python -m bench.week [--family efficientnet] [--gpus 2] [--days 7] [--look-s 60] [--seeds 1] [--trace FILE]
+                         [--only load+device ...]
 
 The controller, its planner and its gate run in virtual time (`clover.simulate.replay`) on simulated GPUs, under every
 combination of
@@ -215,11 +216,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--trace", default="synthetic", help="a file of intensities, or synthetic: a duck curve by formula [synthetic]")
     add("--look-s", type=float, default=60.0, help="grid seconds between looks of the controller [60]")
     add("--seeds", type=int, default=1, help="other draws of profile, forecast and noise [1]")
+    only = "play only these combinations, as load+device; none is what is wrong about nothing [all]"
+    add("--only", nargs="+", metavar="A+B", type=parsed, help=only)
     add("--show", type=int, default=3, help="findings that are printed of each run [3]")
     add("--json", metavar="FILE", default="", help="write figures there")
     given = parser.parse_args(argv)
     rows, documents, failed = [], [], False
-    for situations in _combinations():
+    for situations in given.only or _combinations():
         for seed in range(given.seeds):
             began = time.perf_counter()
             options = Options(given.family, given.gpus, given.days, given.look_s, given.policy, seed, trace=given.trace)
@@ -230,14 +233,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed = failed or bool(learnt)
             name = " + ".join(situations) or "none"
             count = {kind: sum(item.kind == kind for item in judge.found) for kind in KINDS}
-            rows.append(
-                (name, seed, judge.changes, run.rollbacks, *count.values(), len(learnt), run.sums.late, _hourly(run))
+            sums = run.sums
+            served = (100.0 * sums.late, _hourly(run), sums.active_j / 1e6, sums.active_grams, sums.accuracy)
+            rows.append((name, seed, judge.changes, run.rollbacks, *count.values(), len(learnt), *served))
+            documents.append(
+                {
+                    "situations": situations,
+                    "seed": seed,
+                    "found": [vars(item) for item in judge.found],
+                    "active_j": sums.active_j,
+                    "active_grams": sums.active_grams,
+                    "accuracy": sums.accuracy,
+                    "rows": sums.rows,
+                }
             )
-            documents.append({"situations": situations, "seed": seed, "found": [vars(item) for item in judge.found]})
             print(f"{name}, seed {seed}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
             for item in learnt[: given.show]:
                 print(f"    {item.at_s / 3600.0:.2f} h, {item.kind}: {item.words}", file=sys.stderr)
-    columns = ("wrong about", "seed", "changes", "rolled back", *KINDS, "once learnt", "late rows", "conf./h")
+    columns = (
+        *("wrong about", "seed", "changes", "rolled back", *KINDS, "once learnt"),
+        *("late rows, %", "conf./h", "active MJ", "active g", "accuracy, %"),
+    )
     show(f"{given.days:g} days of {given.family} on {given.gpus} x A100, simulated", columns, rows)
     write_json(given.json, {"runs": documents})
     return int(failed)
@@ -245,6 +261,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _combinations() -> list[tuple[str, ...]]:
     return [names for count in range(len(SITUATIONS) + 1) for names in itertools.combinations(SITUATIONS, count)]
+
+
+def parsed(text: str) -> tuple[str, ...]:
+    """Return the situations that `text` names; ArgumentTypeError if it names another."""
+    names = [] if text == "none" else text.split("+")
+    unknown = sorted(set(names) - set(SITUATIONS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(SITUATIONS)}")
+    return tuple(name for name in SITUATIONS if name in names)
 
 
 def _hourly(run: Run) -> float:

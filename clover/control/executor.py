@@ -22,8 +22,10 @@ from clover.control.parked import parking_words
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
+from clover.control.ways import Way
 from clover.planning.transition.memory import Swap
 from clover.planning.transition.steps import plan_transition
+from clover.planning.transition.ways import Ways
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, Transition
 
 log = logging.getLogger("clover.control")
@@ -36,12 +38,29 @@ class Executor:
         self._context = context
 
     def transition(self, family: Family, target: tuple[Assignment, ...]) -> Transition:
-        """Return the steps from the workers that shall run now to `target`."""
+        """Return the steps from the workers that shall run now to `target`, the fewest that keep the capacity floor."""
+        return self.ways(family, target).quick()
+
+    def ways(self, family: Family, target: tuple[Assignment, ...]) -> Ways:
+        """Return the ways from the workers that shall run now to `target`."""
         context = self._context
         context.look_at_memory(family)
-        own, share = context.devices_of(family.name), context.share_of(family)
-        floor = family.capacity_floor(context.config, own, share) if family.desired else 0.0
-        return self._steps(family, family.desired, target, tuple(context.device_pool.shapes().values()), floor)
+        shapes, share = self.shapes(), context.share_of(family)
+        own = context.devices_of(family.name)
+        return Ways(
+            running=family.desired,
+            target=target,
+            devices=shapes,
+            leg=lambda before, after, floor, replaced: self._steps(family, before, after, shapes, floor, replaced),
+            capacity=family.capacity(share),
+            floor=family.capacity_floor(context.config, own, share) if family.desired else 0.0,
+            durations=family.step_seconds(shapes, target),
+            resident=family.slice_memory().resident,
+        )
+
+    def shapes(self) -> tuple[DeviceShape, ...]:
+        """Return what the devices allow now."""
+        return tuple(self._context.device_pool.shapes().values())
 
     def _steps(
         self,
@@ -50,9 +69,11 @@ class Executor:
         target: Sequence[Assignment],
         shapes: Sequence[DeviceShape],
         floor: float = math.inf,
+        replaced: Collection[str] = (),
     ) -> Transition:
-        """Return the steps from `running` to `target`, by the memory that workers have and the time that they take."""
-        swap = Swap(family.slice_memory(), running, target)
+        """Return the steps from `running` to `target`, by the memory that workers have and the time that they take.
+        `replaced`: placements whose process will be another one by then."""
+        swap = Swap(family.slice_memory().without(replaced), running, target)
         found = plan_transition(
             running,
             target,
@@ -69,25 +90,28 @@ class Executor:
         self,
         family: Family,
         plan: Plan,
-        on_the_way: Mapping[Configuration, Routing] | None = None,
+        way: Way | None = None,
         *,
         may_lose: bool = False,
     ) -> PlanResult:
         """Put `plan` in force: by routing alone if its workers run already, else by a transition, after which the new
         deployment is watched.  Refuses a transition below the capacity floor, unless it `may_lose` capacity.
-        `on_the_way`: how rows go best to the workers that there are meanwhile."""
+        `way`: the transition that was chosen, with how rows go on it, unless the devices changed since."""
         context, deployed = self._context, family.deployed
         if deployed is not None and same(plan, deployed):
             return PlanResult(action=self._reroute(family, deployed, plan), plan=plan)
         if deployed is None:
             await self._adopt_instances(plan.deployment)
-        transition = family.transition = self.transition(family, plan.deployment)
+        if way is not None and way.shapes != self.shapes():
+            way = None
+        transition = way.transition if way is not None else self.transition(family, plan.deployment)
+        family.transition = transition
         stay = below_floor(plan, transition, may_lose or context.config.allow_capacity_loss)
         if deployed is not None and stay is not None:
             return PlanResult(action="refused", detail=stay.reason, plan=plan)
         before = deployed.configuration if deployed is not None else None
         target = DeployedPlan(plan.deployment, plan.routing, plan)
-        action, detail = await self._change(family, target, transition, on_the_way or {})
+        action, detail = await self._change(family, target, transition, way.routing if way is not None else {})
         if action == "applied":
             seen = family.fleet.observe()
             family.watch = Watch(

@@ -9,6 +9,7 @@ Every question is a pure function of what is known: None says that the plan may 
     dwelling        the configuration changed less than `min_dwell_s` ago
     below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
                     worse)
+    late_on_the_way it cannot be reached without missing the targets meanwhile, and the workers that run meet them
     breaks_limits   it does not meet the targets, and the workers that run do
 
 `unless_worse` comes last: is the plan predicted to be better than keeping workers and routing as they are?
@@ -130,6 +131,17 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
         f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost; {transition.loses_how}), "
         f"below the capacity floor of {transition.capacity_floor:.1f} rows/s{memory}; controller.allow_capacity_loss "
         "allows it"
+    )
+
+
+def late_on_the_way(plan: Plan, late_s: float, here: Plan | None, allowed: bool) -> Stay | None:
+    """Judge whether the targets would be missed for `late_s` seconds on the best way to `plan`, although `here`, the
+    plan of the workers that run, meets them; `allowed` by the configuration it may."""
+    if late_s <= 0.0 or allowed or here is None or not here.feasible:
+        return None
+    return Stay(
+        f"{words(plan.configuration)} could only be reached with the targets missed for about {late_s:.1f} s on the "
+        "way, which what runs meets; controller.allow_capacity_loss allows it"
     )
 
 

@@ -7,10 +7,10 @@ force; what does not is replaced by another candidate that does, or by the plan 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from msgspec import structs
@@ -22,6 +22,7 @@ from clover.control.family import Family
 from clover.control.recording import PlanResult, record, words
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
+from clover.control.ways import Way, WayFinder
 from clover.errors import CloverError, PlanError
 from clover.planning.budget.forecast import Outlook
 from clover.planning.budget.keeping import momentary
@@ -31,11 +32,15 @@ from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.types import Configuration, Decision, Plan, Routing, State, Transition, configuration_of
+from clover.policies.keeping import literal
+from clover.types import Configuration, Decision, Plan, Routing, State, Transition
 
 _RATE_FELL = 0.95
 """How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
-_WITHOUT_MARGINS = "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits"
+_WITHOUT_MARGINS = (
+    "without the margin for what chance does to accuracy, with which no plan keeps the limits",
+    "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits",
+)
 
 
 class Solver(Protocol):
@@ -51,11 +56,12 @@ class Solver(Protocol):
 @dataclass(frozen=True)
 class _Admitted:
     """The plan that may be taken.  `held`: why it is another than the policy's; `may_lose`: whether capacity may be
-    lost on the way to it."""
+    lost on the way to it; `way`: the way, if it was looked for."""
 
     plan: Plan
     held: str = ""
     may_lose: bool = False
+    way: Way | None = None
 
 
 class Planner:
@@ -66,7 +72,7 @@ class Planner:
         self._solver = solver
         self._executor = executor
         self._infeasible: dict[str, State] = {}
-        """By family, the last state without margins in which no plan was feasible."""
+        """By family, the last state without any margins in which no plan was feasible."""
 
     async def propose(self, family: Family, request: PlanRequest) -> tuple[State, Plan]:
         """Return the state of a family and the plan for it by the policy in force (or by the request's pin).  PlanError
@@ -101,15 +107,28 @@ class Planner:
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         policy = pin.policy or "objective"
         plan = await self._solver.propose(state, policy, pin.configuration)
-        bare = family.without_margins(state, context.config)
-        if not plan.feasible and request.rate is None and bare != state and not self._in_vain(bare):
-            bold = await self._solver.propose(bare, policy, pin.configuration)
-            if bold.feasible:
-                state, plan = bare, structs.replace(bold, reason=f"{bold.reason}; {_WITHOUT_MARGINS}")
-            else:
-                self._infeasible[family.name] = bare
+        if not plan.feasible and request.rate is None:
+            state, plan = await self._bold(family, state, plan, policy, pin.configuration)
         gate.checked(plan, family, state.objective.slo_ms)
         return with_met(state, plan), plan
+
+    async def _bold(
+        self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None
+    ) -> tuple[State, Plan]:
+        """Return the first feasible plan with fewer of the margins of `state`, and the state without them; these if
+        there is none."""
+        bare = family.without_margins(state, self._context.config)
+        if bare[-1] == state or self._in_vain(bare[-1]):
+            return state, plan
+        tried = [state]
+        for fewer, why in zip(bare, _WITHOUT_MARGINS, strict=True):
+            if fewer not in tried:
+                tried.append(fewer)
+                bold = await self._solver.propose(fewer, policy, configuration)
+                if bold.feasible:
+                    return fewer, structs.replace(bold, reason=f"{bold.reason}; {why}")
+        self._infeasible[family.name] = bare[-1]
+        return state, plan
 
     def _in_vain(self, state: State) -> bool:
         """Return whether no plan was feasible in a state that asked for no more than `state` does."""
@@ -151,19 +170,24 @@ class Planner:
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
-        detail, may_lose = "", False
+        detail, may_lose, way = "", False, None
+        bare, _ = family.without_margins(state, context.config)
+        finder = WayFinder(self._solver, partial(self._executor.ways, family), family.corrected, state, bare)
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:
             moves = may_lose = context.must_move(family)
             if moves:
                 detail = "where workers are is another model's place now"
             elif not request.force and (avoided or not gate.same(plan, family.deployed)):
-                admitted = await self._admitted(family, plan, state)
-                plan, detail, may_lose = admitted.plan, admitted.held, admitted.may_lose
+                admitted = await self._admitted(family, plan, state, finder)
+                plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
             if not moves and not (request.force and request.directed(family.targets)):
                 plan = gate.unless_worse(plan, family)
-            on_the_way = await self._on_the_way(family, plan, state)
-            done = await self._executor.apply(family, plan, on_the_way, may_lose=may_lose)
+            if way is None and family.deployed is not None and not gate.same(plan, family.deployed):
+                way = await finder.best(plan.deployment)
+            done = await self._executor.apply(family, plan, way, may_lose=may_lose)
+            if way is not None and way.helper:
+                detail = _joined(detail, f"{way.helper} helps out on the way")
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
@@ -187,23 +211,9 @@ class Planner:
         action = "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))
 
-    async def _on_the_way(self, family: Family, plan: Plan, state: State) -> dict[Configuration, Routing]:
-        """Return how rows go best to the workers that there are while `plan` is brought about; nothing for those that
-        cannot keep the targets."""
-        if family.deployed is None or gate.same(plan, family.deployed):
-            return {}
-        steps = self._executor.transition(family, plan.deployment).steps
-        found = {}
-        for configuration in {configuration_of(step.routed) for step in steps if step.kind == "route"}:
-            with contextlib.suppress(PlanError):
-                routing = await self._solver.routing(state, configuration)
-                if routing is not None:
-                    found[configuration] = routing
-        return found
-
     # --- which plan is taken ------------------------------------------------------------------------------------------
 
-    async def _admitted(self, family: Family, plan: Plan, state: State) -> _Admitted:
+    async def _admitted(self, family: Family, plan: Plan, state: State, ways: WayFinder) -> _Admitted:
         """Return `plan`, or if it may not be taken now the plan that may, and why."""
         context, deployed = self._context, family.deployed
         if deployed is None:
@@ -229,20 +239,27 @@ class Planner:
                 return _Admitted(here, _joined(held, stay.reason))
         if (stay := gate.dwelling(family, plan, now_s)) is not None:
             return _Admitted(await self._fixed(family, state, deployed.configuration), self._stays(family, stay))
-        transition = family.transition = self._executor.transition(family, plan.deployment)
-        if (stay := gate.below_floor(plan, transition, context.config.allow_capacity_loss)) is not None:
-            admitted = await self._within_reach(family, plan, state, stay.reason)
-            if not self._pays_for_loss(family, plan, transition, admitted.plan):
+        way = await ways.best(plan.deployment)
+        family.transition = way.transition
+        stay = gate.below_floor(plan, way.transition, context.config.allow_capacity_loss)
+        if stay is None and not way.good and not literal(plan.policy):
+            here = await self._here(family, state)
+            stay = gate.late_on_the_way(plan, way.late_s, here, context.config.allow_capacity_loss)
+        if stay is not None:
+            admitted = await self._within_reach(family, plan, state, ways, stay.reason)
+            if not self._pays_for_loss(family, plan, way.transition, admitted.plan):
                 return admitted
-            family.transition = transition
-            return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True)
+            family.transition = way.transition
+            return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True, way=way)
         if not plan.feasible:
             here = await self._here(family, state)
             if here is not None and (stay := gate.breaks_limits(plan, here)) is not None:
                 return _Admitted(here, _joined(held, stay.reason))
-        return _Admitted(plan, held)
+        return _Admitted(plan, held, way=way)
 
-    async def _within_reach(self, family: Family, plan: Plan, state: State, reason: str) -> _Admitted:
+    async def _within_reach(
+        self, family: Family, plan: Plan, state: State, ways: WayFinder, reason: str
+    ) -> _Admitted:
         """Return a plan in place of `plan`, which cannot be reached for `reason`: the first of its candidates that can
         be and that is clearly better than the workers that run, else the plan of these."""
         assert family.deployed is not None
@@ -263,10 +280,10 @@ class Planner:
                 continue
             if not gate.clearly_better(found, here, margin):
                 continue
-            transition = self._executor.transition(family, found.deployment)
-            if transition.holds:
-                family.transition = transition
-                return _Admitted(found, f"{reason}; {words(found.configuration)} is within reach")
+            way = await ways.best(found.deployment)
+            if way.good or (way.transition.holds and not here.feasible):
+                family.transition = way.transition
+                return _Admitted(found, f"{reason}; {words(found.configuration)} is within reach", way=way)
         return _Admitted(here, reason)  # and the transition on record is the one that was refused
 
     def _pays_for_loss(self, family: Family, plan: Plan, transition: Transition, here: Plan) -> bool:

@@ -19,23 +19,28 @@ _BY_SCORE = ("objective", "fixed", "static", "static:mix")
 def beside_keeping(state: State, plan: Plan) -> Plan:
     """Return `plan` with what keeping would do in the same state, and whether that is predicted to be better.
 
-    A policy that serves what its name says, whatever the prediction (BASE, one variant, the paper's schemes), is never
-    marked as worse: it is there to be compared with."""
+    The plan of a policy that serves what its name says (`literal`) is never marked as worse."""
     if not state.running or state.routing is None:
         return plan
     given = PlanningInput.of(state)
     kept = keeping(given)
     if kept is None:
         return plan
-    literal = plan.policy in SCHEMES or plan.policy.startswith("base") or _one_variant(plan.policy)
     # Scores leave out what devices draw when idle, unless they may sleep: those of other devices are not comparable.
     comparable = state.objective.spared_w is not None or _devices(plan.deployment) == _devices(state.running)
     # In a searched plan every worker must get rows (`LEAST_PART`), which a worker on standby does not.
     comparable = comparable and (plan.configuration == kept.configuration or not _has_standby(kept))
     spread = state.ahead and state.objective.accuracy_budget is not None
     by_score = plan.policy in _BY_SCORE and comparable and not spread
-    worse = not literal and not worth_taking(plan, kept, momentary(state, given.objective), by_score=by_score)
+    better = worth_taking(plan, kept, momentary(state, given.objective), by_score=by_score)
+    worse = not better and not literal(plan.policy)
     return msgspec.structs.replace(plan, keeping=kept, worse_than_keeping=worse)
+
+
+def literal(policy: str) -> bool:
+    """Return whether a policy serves what its name says, whatever the prediction, as it is there to be compared with:
+    BASE, one variant, the paper's schemes."""
+    return policy in SCHEMES or policy.startswith("base") or _one_variant(policy)
 
 
 def _devices(deployment: tuple[Assignment, ...]) -> set[str]:

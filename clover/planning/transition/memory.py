@@ -11,8 +11,8 @@ workers load beside each other, and the transition says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from clover.planning.transition.stages import Resident
@@ -85,6 +85,16 @@ class SliceMemory:
     failed: Callable[[Assignment, Assignment], bool] = lambda one, other: False
     alone: Callable[[str, str], str] = lambda variant, profile: ""
     limit_bytes: int = 0
+
+    def without(self, replaced: Collection[str]) -> SliceMemory:
+        """Return what is known if the processes at the placements of the ids `replaced` are not those of now."""
+        if not replaced:
+            return self
+        return replace(
+            self,
+            held=lambda placement: 0 if placement.id in replaced else self.held(placement),
+            resident=lambda item: item.placement.id not in replaced and self.resident(item),
+        )
 
     def left_bytes(self, placement: Placement, part: float = 1.0) -> int | None:
         """Return what a further worker at a placement may hold beside those that are there; None if there is none, or

@@ -105,12 +105,13 @@ def stages(
 
 def at_once(steps: Sequence[Step], running: Sequence[Assignment], resident: Resident) -> frozenset[int]:
     """Return which of `steps`, by number, take no time, as the process that they concern is there before and after:
-    spawns of variants that it holds (`resident`, while the workers of `running` are there; after that, all but the
-    first that come to a placement), and drains that leave it others."""
+    spawns of variants that it holds (`resident`, while the process of `running` is there; of a process that was
+    started, all that come to its placement before the next route step), and drains that leave it others."""
     members: dict[int, set[Assignment]] = {}
     process: dict[Assignment, int] = {}
     newest: dict[str, int] = {}
     started: set[int] = set()
+    filling: set[int] = set()
 
     def join(item: Assignment, number: int) -> None:
         members.setdefault(number, set()).add(item)
@@ -121,15 +122,19 @@ def at_once(steps: Sequence[Step], running: Sequence[Assignment], resident: Resi
     free: set[int] = set()
     for index, step in enumerate(steps):
         item = step.assignment
+        if step.kind == "route":
+            filling.clear()
         if item is None:
             continue
         if step.kind == "spawn":
             number = newest.get(item.placement.id)
-            if number is not None and members[number] and (number in started or resident(item)):
+            held = number is not None and (number in filling or (number not in started and resident(item)))
+            if number is not None and members[number] and held:
                 free.add(index)
                 join(item, number)
             else:
                 started.add(len(members))
+                filling.add(len(members))
                 join(item, len(members))
         elif step.kind == "drain":
             number = process.pop(item, None)

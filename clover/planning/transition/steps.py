@@ -98,18 +98,39 @@ def plan_transition(
         lambda one, other: held(other) or (other.placement.device not in alone and allowed(one, other)),
     )
     before, after = (placed(items, counted) for items in (running, target))
-    start, end = sum(before.values()), sum(after.values())
-    limit = min(start, end) if math.isinf(floor) else min(start, end, round(floor * UNITS))
+    limit = _limit(floor, sum(before.values()), sum(after.values()))
     rounds = _Rounds(jobs, before, after, limit).planned()
     gentle = {device.device for device in devices if device.overlap} if running else set()
     steps = _Steps(running, gentle).written(rounds)
+    return transition_of(
+        steps, running, target, devices, capacity=given, floor=floor, durations=durations, resident=held
+    )
+
+
+def transition_of(
+    steps: Sequence[Step],
+    running: Sequence[Assignment],
+    target: Sequence[Assignment],
+    devices: Sequence[DeviceShape],
+    *,
+    capacity: Capacity,
+    floor: float,
+    durations: StepSeconds | None = None,
+    resident: Resident | None = None,
+) -> Transition:
+    """Return the transition that `steps` from `running` to `target` are, with what it does to capacity; the other
+    arguments are those of `plan_transition`."""
+    present = {device.device for device in devices if device.layouts}
+
+    def counted(item: Assignment) -> float:
+        return capacity(item) if item.placement.device in present else 0.0
+
+    limit = _limit(floor, *(sum(placed(items, counted).values()) for items in (running, target)))
     seconds = durations or StepSeconds()
-    free = at_once(steps, running, held)
+    free = at_once(steps, running, resident or (lambda item: False))
     seen = views(steps, running, capacity=counted, durations=seconds, free=free)
     capacities = [round(view.capacity * UNITS) for view in seen]
-    again: Counter[Assignment] = Counter()
-    for job in jobs:
-        again += Counter(job.leaving) & Counter(job.coming)
+    again = _workers(steps, "drain") & _workers(steps, "spawn")
     spawns = [(index, step.assignment) for index, step in enumerate(steps) if step.kind == "spawn" and step.assignment]
     return Transition(
         steps=tuple(steps),
@@ -121,6 +142,15 @@ def plan_transition(
         loses_how="measured" if measured(steps, free, seconds) else "estimated",
         resident=tuple(item for index, item in spawns if index in free),
     )
+
+
+def _workers(steps: Iterable[Step], kind: StepKind) -> Counter[Assignment]:
+    return Counter(step.assignment for step in steps if step.kind == kind and step.assignment is not None)
+
+
+def _limit(floor: float, start: int, end: int) -> int:
+    """Return the capacity (`UNITS`) that `floor` asks to be kept between `start` and `end`."""
+    return min(start, end) if math.isinf(floor) else min(start, end, round(floor * UNITS))
 
 
 def work(steps: Iterable[Step]) -> int:

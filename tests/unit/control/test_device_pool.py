@@ -505,14 +505,32 @@ def test_what_arrives_now_is_a_floor_too() -> None:
     async def story() -> None:
         of = rig(2)
         await of.deploy()
-        await apply(of, large__7g_40gb=2)
+        await apply(of, small__7g_40gb=2)
         before = configuration_of(of.family.desired)
         of.fleet.figures["arrival_rate"] = 0.9 * capacity_of(of)
         with pytest.raises(PlanError, match="below the capacity floor of"):
-            await apply(of, large__1g_5gb=14)
+            await apply(of, small__1g_5gb=14)
         assert configuration_of(of.family.desired) == before
         of.fleet.figures["arrival_rate"] = 0.3 * capacity_of(of)
+        await apply(of, small__1g_5gb=14)
+        of.consistent()
+
+    drive(story)
+
+
+def test_a_faster_variant_helps_out_where_an_exchange_would_leave_too_few_workers() -> None:
+    async def story() -> None:
+        of = rig(2)
+        await of.deploy()
+        await apply(of, large__7g_40gb=2)
+        of.fleet.calls.clear()
+        of.fleet.figures["arrival_rate"] = rate = 0.9 * capacity_of(of)
         await apply(of, large__1g_5gb=14)
+        assert of.last["inputs"]["lowest_capacity"] >= rate
+        calls = of.fleet.calls
+        assert calls.index("spawn medium") < calls.index("drain large"), "it loads beside what runs"
+        assert calls.count("drain medium") == calls.count("spawn medium")
+        assert {item.variant for item in of.family.desired} == {"large"}
         of.consistent()
 
     drive(story)

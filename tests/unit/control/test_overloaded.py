@@ -55,9 +55,19 @@ def test_an_operator_can_forbid_that() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "margin", "feasible"), [(500.0, 0.51, True), (900.0, 0.0, True), (1300.0, 0.51, False)]
+    ("rate", "margin", "without", "feasible"),
+    [
+        (500.0, 0.51, "", True),
+        (900.0, 0.0, "without the margin for what chance does to accuracy,", True),
+        (1100.0, 0.0, "without the margins for what chance does to accuracy and rate,", True),
+        (1300.0, 0.51, "", False),
+    ],
 )
-def test_a_margin_gives_way_to_the_slo_and_only_to_that(rate: float, margin: float, feasible: bool) -> None:
+def test_a_margin_gives_way_to_the_slo_and_only_to_that(
+    rate: float, margin: float, without: str, feasible: bool
+) -> None:
+    """That of the accuracy goes first: what it costs evens out over hours."""
+
     async def story() -> None:
         rig = Rig(family={"accuracy_floor": 90.5, "accuracy_margin": None}, max_utilisation=0.95)
         await rig.settled()
@@ -66,9 +76,9 @@ def test_a_margin_gives_way_to_the_slo_and_only_to_that(rate: float, margin: flo
         plan = rig.last["plan"]
         assert plan["feasible"] is feasible
         assert plan["prediction"]["accuracy"] >= 90.5 + margin - 0.005
-        assert ("without the margins" in plan["reason"]) is (margin == 0.0)
-        if margin == 0.0:
-            assert rig.last["inputs"]["arrival_rate"] == rate, "as it was counted"
+        assert without in plan["reason"]
+        assert ("without the margin" in plan["reason"]) is bool(without)
+        assert (rig.last["inputs"]["arrival_rate"] == rate) is ("and rate" in without), "as it was counted"
 
     asyncio.run(story())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.week import Judge, Options, case_of
+from bench.week import SITUATIONS, Judge, Options, case_of, parsed
 from clover.cli.simulate import main
 from clover.control import gate
 from clover.errors import ConfigError
@@ -83,6 +85,21 @@ def test_a_way_out_is_found_on_the_instances_that_stand(monkeypatch: pytest.Monk
     assert not judge.found
 
 
+def test_a_change_keeps_the_slo_on_the_way(tmp_path: Path) -> None:
+    """All workers but one GPU's would be missing for ten seconds if all that changes were exchanged at once."""
+    trace = tmp_path / "falls.csv"
+    trace.write_text(
+        "datetime_utc,carbon_intensity_gco2_per_kwh\n2024-06-05T00:00Z,400\n2024-06-05T01:00Z,100\n2024-06-05T02:00Z,100\n"
+    )
+    rules = Rules(noise=False, look_s=60.0, load_s=10.0, reference_g_per_kwh=250.0)
+    played = case(rules, load="constant:0.5")
+    falls = replace(played, trace=world.traces((str(trace),), "", 1.25)[0])
+    run, judge = judged(falls)
+    assert run.sums.changes == 1
+    assert not judge.found
+    assert any("helps out on the way" in step.reason for step in run.steps)
+
+
 def test_swaps_keep_the_instances() -> None:
     items = tuple(
         Assignment(
@@ -123,6 +140,14 @@ def test_every_combination_is_a_case() -> None:
     assert both.world.rules.surprises.misprofiled == 0.5
     assert len(both.world.rules.surprises.lost) == 1
     assert not case_of(Options("efficientnet", 2, 1.0, 300.0, "objective", 0), ()).world.rules.surprises.any
+
+
+def test_a_combination_is_named_in_any_order() -> None:
+    assert parsed("device+load") == ("load", "device")
+    assert parsed("none") == ()
+    assert parsed("+".join(SITUATIONS)) == SITUATIONS
+    with pytest.raises(argparse.ArgumentTypeError, match="moon is none of"):
+        parsed("load+moon")
 
 
 @pytest.mark.slow

@@ -14,76 +14,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clover.errors import PlanError
-from clover.planning.packing.geometry import legal
 from clover.planning.transition.jobs import Job, jobs_of, order
 from clover.planning.transition.layout import lay_out
 from clover.planning.transition.steps import StepSeconds, plan_transition, stages, work
 from clover.types import Assignment, DeviceShape, Placement, Transition, configuration_of
 from tests.support.examples import examples
-from tests.support.geometry_fixture import BY_NAME, a30, a100, a100_layouts, filled, runs
+from tests.support.geometry_fixture import a30, a100, a100_layouts, filled, runs
 from tests.support.profiles_fixture import cpu, worker
+from tests.support.transition_machine import TransitionMachine, rows_per_s
 
 VARIANTS = ("small", "medium", "large")
-RATES = {"small": 0.4, "medium": 0.2, "large": 0.1}
 BACKEND = dict.fromkeys(VARIANTS, "eager")
 Deployment = tuple[Assignment, ...]
-
-
-def rows_per_s(item: Assignment) -> float:
-    return float(RATES[item.variant] * item.placement.slices**0.9)
-
-
-class Machine:
-    """Instances, workers and routing; every step is checked against the rules before it is believed."""
-
-    def __init__(self, running: Deployment, devices: tuple[DeviceShape, ...]) -> None:
-        self.shapes = {device.device: device for device in devices}
-        self.instances = {item.placement.id: item.placement for item in running}
-        self.workers = Counter(running)
-        self.routed = Counter(running)
-        self.loading: set[str] = set()
-
-    def run(self, transition: Transition) -> None:
-        stage = -1
-        for step in transition.steps:
-            assert step.stage in (stage, stage + 1)
-            if step.stage != stage:
-                kinds = {other.kind for other in transition.steps if other.stage == step.stage}
-                assert len(kinds) == 1
-            stage = step.stage
-            if step.kind == "create":
-                assert step.placement is not None
-                assert step.placement.id not in self.instances
-                self.instances[step.placement.id] = step.placement
-                self.check(step.placement.device)
-            elif step.kind == "destroy":
-                assert step.placement is not None
-                assert all(item.placement.id != step.placement.id for item in self.workers)
-                del self.instances[step.placement.id]
-            elif step.kind == "spawn":
-                assert step.assignment is not None
-                assert step.assignment.placement.id in self.instances
-                self.workers[step.assignment] += 1
-            elif step.kind == "drain":
-                assert step.assignment is not None
-                assert step.assignment not in transition.kept
-                assert self.workers[step.assignment] == 1
-                del self.workers[step.assignment]
-                self.routed &= self.workers
-            else:
-                self.routed = Counter(step.routed)
-                assert self.routed
-                assert self.routed <= self.workers
-                assert Counter(transition.kept) <= self.routed
-
-    def check(self, name: str) -> None:
-        standing = [place for place in self.instances.values() if place.device == name]
-        if self.shapes[name].overlap:
-            return
-        ids = {place.id for place in standing}
-        assert any(ids <= {place.id for place in layout} for layout in self.shapes[name].layouts)
-        if all(place.profile in BY_NAME for place in standing):
-            assert legal(standing, BY_NAME, compute=7) == ""
 
 
 def destroy_all(running: Deployment, target: Deployment) -> int:
@@ -103,7 +45,7 @@ def checked(
     """Plan and carry out; all that must be true of any transition."""
     capacity = rows_per_s if by_rows else None
     transition = plan_transition(running, target, devices, capacity=capacity, floor=floor)
-    machine = Machine(running, devices)
+    machine = TransitionMachine(running, devices)
     machine.run(transition)
     assert machine.workers == Counter(target)
     assert machine.routed == Counter(target)
@@ -359,7 +301,7 @@ def test_what_was_on_a_lost_gpu_counts_for_nothing_and_is_cleared_first() -> Non
     running = (*base("gpu0"), *base("gpu1"))
     target = finest("gpu0")
     transition = plan_transition(running, target, (a100("gpu0"),), capacity=rows_per_s, floor=0.1)
-    Machine(running, BOXES["2xa100"]).run(transition)
+    TransitionMachine(running, BOXES["2xa100"]).run(transition)
     drained = [step for step in transition.steps if step.kind == "drain" and step.stage == transition.steps[0].stage]
     assert base("gpu1")[0] in [step.assignment for step in drained]
     assert transition.lowest_capacity == 0.0
