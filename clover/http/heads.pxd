@@ -1,3 +1,7 @@
+cimport cython
+
+cdef class Skeleton
+
 cdef class Head:
     cdef public str method
     cdef public str path
@@ -28,9 +32,28 @@ cdef class Head:
     cdef public object route
     cdef public object endpoint
 
+    @cython.locals(head=Head)
+    cpdef Head filled(self, Skeleton skeleton)
     cpdef str too_large(self)
+
+cdef class Skeleton:
+    cdef readonly bytes raw
+    cdef readonly object length
+    cdef readonly object json_length
+    cdef readonly bytes request_id
+
+    cpdef bint is_of(self, Head head) except -1
+    @cython.locals(digits=bytes)
+    cdef object _number(self, tuple names, object missing)
+    @cython.locals(raw=bytes, name=bytes, at=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
+    cdef bytes _cut(self, tuple names)
 
 cdef class Heads:
     cdef object _judge
     cdef object _limits
     cdef public dict memo
+
+    @cython.locals(skeleton=Skeleton, known=Head, head=Head)
+    cpdef Head parse(self, bytes raw)
+    cdef _keep(self, object key, Head head)
+    cdef Head _parsed(self, bytes raw)
