@@ -1,7 +1,5 @@
 cimport cython
 
-cdef class Skeleton
-
 cdef class Head:
     cdef public str method
     cdef public str path
@@ -32,8 +30,6 @@ cdef class Head:
     cdef public object route
     cdef public object endpoint
 
-    @cython.locals(head=Head)
-    cpdef Head filled(self, Skeleton skeleton)
     cpdef str too_large(self)
 
 cdef class Skeleton:
@@ -48,12 +44,10 @@ cdef class Skeleton:
     @cython.locals(raw=bytes, name=bytes, at=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
     cdef bytes _cut(self, tuple names)
 
+@cython.locals(head=Head)
+cdef Head filled(Head known, Skeleton skeleton)
+
 cdef class Heads:
     cdef object _judge
     cdef object _limits
     cdef public dict memo
-
-    @cython.locals(skeleton=Skeleton, known=Head, head=Head)
-    cpdef Head parse(self, bytes raw)
-    cdef _keep(self, object key, Head head)
-    cdef Head _parsed(self, bytes raw)

@@ -131,39 +131,6 @@ class Head:
         self.route: Any = None
         self.endpoint: Any = None
 
-    def filled(self, skeleton: Skeleton) -> Head:
-        """Return a head that differs from this one in the values of `skeleton` alone."""
-        head = Head()
-        head.method = self.method
-        head.path = self.path
-        head.query = self.query
-        head.minor = self.minor
-        head.host = self.host
-        head.authority = self.authority
-        head.absolute = self.absolute
-        head.most_bytes = self.most_bytes
-        head.bound = self.bound
-        head.chunked = self.chunked
-        head.keep_alive = self.keep_alive
-        head.expect = self.expect
-        head.coding = self.coding
-        head.accept = self.accept
-        head.traceparent = self.traceparent
-        head.tracestate = self.tracestate
-        head.uncached = self.uncached
-        head.origin = self.origin
-        head.cross_site = self.cross_site
-        head.authorised = self.authorised
-        head.tenant = self.tenant
-        head.bearer = self.bearer
-        head.refusal = self.refusal
-        head.route = self.route
-        head.endpoint = self.endpoint
-        head.length = skeleton.length
-        head.json_length = skeleton.json_length
-        head.request_id = skeleton.request_id
-        return head
-
     def too_large(self) -> str:
         """Return the error of a body of more than `most_bytes`."""
         what, remedy = self.bound
@@ -421,6 +388,40 @@ class Skeleton:
         return b""
 
 
+def filled(known: Head, skeleton: Skeleton) -> Head:
+    """Return a head that differs from `known` in the values of `skeleton` alone."""
+    head = Head()
+    head.method = known.method
+    head.path = known.path
+    head.query = known.query
+    head.minor = known.minor
+    head.host = known.host
+    head.authority = known.authority
+    head.absolute = known.absolute
+    head.most_bytes = known.most_bytes
+    head.bound = known.bound
+    head.chunked = known.chunked
+    head.keep_alive = known.keep_alive
+    head.expect = known.expect
+    head.coding = known.coding
+    head.accept = known.accept
+    head.traceparent = known.traceparent
+    head.tracestate = known.tracestate
+    head.uncached = known.uncached
+    head.origin = known.origin
+    head.cross_site = known.cross_site
+    head.authorised = known.authorised
+    head.tenant = known.tenant
+    head.bearer = known.bearer
+    head.refusal = known.refusal
+    head.route = known.route
+    head.endpoint = known.endpoint
+    head.length = skeleton.length
+    head.json_length = skeleton.json_length
+    head.request_id = skeleton.request_id
+    return head
+
+
 class Heads:
     """Parses heads and caches the small ones in `memo`: by their bytes, and as a tuple of one by their `Skeleton`'s,
     which no bytes of a client are equal to.  `judge(head)` adds what depends on the socket."""
@@ -441,7 +442,7 @@ class Heads:
         if skeleton.raw is not None:
             known = self.memo.get((skeleton.raw,))
         if known is not None and skeleton.length <= known.most_bytes and len(raw) <= self._limits.head_bytes:
-            head = known.filled(skeleton)
+            head = filled(known, skeleton)
         else:
             head = self._parsed(raw)
             # A trace context is another one with each request: such a head will not come again.

@@ -26,7 +26,8 @@ class Runtime(MLModel):  # type: ignore[misc]
         spec = self.work.family.outputs[0]
         codec = StringCodec if spec.datatype == "BYTES" else NumpyCodec
         answers = self.run(rows)
-        output = codec.encode_output(spec.name, answers[:, 0].tolist() if codec is StringCodec else answers)
+        values = answers if codec is NumpyCodec else [text.decode() for text in answers[:, 0]]
+        output = codec.encode_output(spec.name, values)
         return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
 
 
