@@ -144,11 +144,13 @@ class Dispatch:
 
     def _set_timer(self, now_ns: int) -> None:
         """Keep one timer, for the nearest deadline or, if batches wait to fill, the end of the nearest wait."""
-        next_ns = self._deadlines.next_ns()
+        next_ns, rounding_ns = self._deadlines.next_ns(), 0
         if self._lanes.delayed:
             delay_ns = self._batcher.next_event_ns(now_ns)
             if delay_ns and (not next_ns or delay_ns < next_ns):
-                next_ns = delay_ns
+                # To the end of the tick in which it is due: woken before, the loop would only wait for the rest.
+                # Nearly half a tick more, because the loop rounds to the nearest one.  (Deadlines are late already.)
+                next_ns, rounding_ns = (delay_ns + _TICK_NS - 1) // _TICK_NS * _TICK_NS, _HALF_TICK_NS
         timer = self._timer
         if timer is not None:
             # A timer that fires early costs one idle turn, so it is moved only if something nearer came.
@@ -158,10 +160,7 @@ class Dispatch:
             self._timer = None
         if next_ns:
             self._timer_ns = next_ns
-            # To the end of the tick in which it is due: woken before, the loop would only wait for the rest.  Nearly
-            # half a tick more, because the loop rounds to the nearest one.
-            due_ns = (next_ns + _TICK_NS - 1) // _TICK_NS * _TICK_NS
-            self._timer = self._loop.call_later((max(due_ns - now_ns, _TICK_NS) + _HALF_TICK_NS) / 1e9, self._timed)
+            self._timer = self._loop.call_later((max(next_ns - now_ns, _TICK_NS) + rounding_ns) / 1e9, self._timed)
 
     def _timed(self) -> None:
         """Run the turn that the timer asked for."""
