@@ -1,16 +1,17 @@
-"""A page, a plot and the README's table of what `bench.headline` measured.
+"""A page, a plot and the README's section of what `bench.headline` measured.
 
     python -m bench.headline_page FILE.json... [--page bench/results/headline.md] [--plot docs/headline.svg]
         [--readme README.md]
 
-The files hold one family or more each; of a family that is in several the last counts.  The README's table goes between
-its two marks.  Nothing is measured here, and nothing is written by hand but what the page says of how to read it.
+The files hold one family or more each; of a family that is in several the last counts.  The README's section goes
+between its two marks.  Nothing is measured here, and nothing is written by hand but what the page says of how to read it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from bench.apart import LOADED_CORES
 from bench.common import ROOT
 from bench.headline import Round
 from bench.headline_profile import PARTS
@@ -35,6 +37,7 @@ NAMES = {
 """What servers are called, in the order in which they are shown."""
 AGAINST, MUST, CLOSE = "pytriton", 0.25, 0.5
 """Clover is to need at most this part of that server's CPU, with at most so many points less accuracy."""
+_ROW = "`bench.headline_page FILES` | "
 _WIDE, _LEFT, _BAR, _GAP = 860, 230, 16, 34
 
 _READING = """\
@@ -90,6 +93,12 @@ class Table:
     def best(self, server: str) -> Served | None:
         """Return a server with the best variant (others are measured with two, the best first)."""
         return next((one for one in self.servers if one.server == server), None)
+
+    @property
+    def loaded(self) -> str:
+        """What to say of other work on the machine; empty if there was next to none."""
+        most = max(each.foreign_cores for one in self.servers for each in one.rounds)
+        return f"**loaded**: others used up to {most:.1f} cores" if most > LOADED_CORES else ""
 
     def ratio(self, one: Served, other: Served) -> float:
         """Return the CPU a right answer takes in `one` as a part of that in `other`."""
@@ -157,7 +166,8 @@ def page(tables: Sequence[Table]) -> str:
         rounds = len(table.servers[0].rounds)
         lines += [f"## {table.family}: {table.rate:g} requests/s, SLO {table.slo_ms:g} ms", "", verdict(table), ""]
         command = where["command"].replace("python -m ", "")
-        lines += [f"`{command}` on {where['processor']}, {where['date']}; {rounds} rounds, medians."]
+        loaded = f"; {table.loaded}" if table.loaded else ""
+        lines += [f"`{command}` on {where['processor']}, {where['date']}; {rounds} rounds, medians{loaded}."]
         lines += ["", "| server | CPU s/1,000 right | range | x Clover | right % | p95 ms | failed | foreign cores |"]
         lines += ["|---|---|---|---|---|---|---|---|", *(_row(table, one) for one in table.servers), ""]
         lines += _split(table)
@@ -195,30 +205,46 @@ def _split(table: Table) -> list[str]:
     return [*lines, ""]
 
 
-def readme_table(tables: Sequence[Table]) -> str:
-    """Return the README's table: CPU seconds a thousand right answers, and accuracy, of every server with the best
-    variant."""
+def readme_section(tables: Sequence[Table], plot: str, results: str) -> str:
+    """Return the README's section: CPU seconds a thousand right answers, and accuracy, of every server with the best
+    variant.  `plot` and `results` are where the README finds these."""
     servers = [name for name in NAMES if any(table.best(name) for table in tables)]
-    lines = [f"| | {' | '.join(NAMES[name] for name in servers)} |", "|---" * (len(servers) + 1) + "|"]
+    where = tables[0].provenance
+    loaded = " Other work ran beside it, which makes servers that wake often look cheaper." if _loaded(tables) else ""
+    words = (
+        "**Measured**: CPU seconds of the whole server for 1,000 right answers (and how many were right), one core of "
+        f"two, {where['processor']}, {where['date']}.{loaded} The others serve the best variant; [all of it, and where "
+        f"the CPU goes]({results})."
+    )
+    lines = ["## Beside other servers", "", words, "", f"| | {' | '.join(NAMES[name] for name in servers)} |"]
+    lines.append("|---" * (len(servers) + 1) + "|")
     for table in tables:
         cells = []
         for name in servers:
             one = table.best(name)
             late = " late" if one is not None and one.median("p95_ms") > table.slo_ms else ""
-            cells.append(
-                "" if one is None else f"{one.median('cpu_per_1000'):.2f} ({one.median('accuracy'):.1f} %{late})"
-            )
+            right = "" if one is None else f"{one.median('accuracy'):.1f} %{late}"
+            cells.append("" if one is None else f"{one.median('cpu_per_1000'):.2f} ({right})")
         lines.append(f"| `{table.family}`, {table.rate:g}/s | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"![CPU a right answer by server]({plot})", ""])
 
 
-def in_readme(text: str, table: str) -> str:
-    """Return the README with `table` between its marks.  Raises ValueError if they are not there."""
+def _loaded(tables: Sequence[Table]) -> bool:
+    return any(table.loaded for table in tables)
+
+
+def in_readme(text: str, section: str) -> str:
+    """Return the README with `section` between its marks.  Raises ValueError if they are not there."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the README has no lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+
+
+def in_index(text: str, page: Path) -> str:
+    """Return the table of benches with a link to the page."""
+    return text.replace(_ROW + "none kept |", f"{_ROW}[{page.stem}](results/{page.name}) |")
 
 
 def plot(tables: Sequence[Table]) -> str:
@@ -257,7 +283,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = tables_of(given.files)
     given.page.write_text(page(tables))
     given.plot.write_text(plot(tables))
-    given.readme.write_text(in_readme(given.readme.read_text(), readme_table(tables)))
+    plotted, results = (os.path.relpath(path, given.readme.parent) for path in (given.plot, given.page))
+    given.readme.write_text(in_readme(given.readme.read_text(), readme_section(tables, plotted, results)))
+    index = given.page.parent.parent / "README.md"
+    if index.exists():
+        index.write_text(in_index(index.read_text(), given.page))
     for table in tables:
         print(f"{table.family}: {verdict(table)}")
     return 0
