@@ -4,7 +4,8 @@
         [--readme README.md]
 
 The files hold one family or more each; of a family that is in several the last counts.  The README's section goes
-between its two marks.  Nothing is measured here, and nothing is written by hand but what the page says of how to read it.
+between its two marks.  Nothing is measured here, and nothing is written by hand but what the page says of how to read
+it.
 """
 
 from __future__ import annotations
