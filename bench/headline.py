@@ -1,15 +1,18 @@
 """The headline: one family, load and SLO, served by Clover and by others, and what a right answer costs each.
 
-    python -m bench.headline [fashion language] [--servers clover base mlserver ...] [--rate 100] [--slo-ms 50]
-        [--rounds 5] [--seconds 20] [--warm-s 40] [--json FILE] [--plot FILE]
+    python -m bench.headline [fashion language ocr efficientnet_lite] [--servers clover base pytriton ...]
+        [--rate R] [--slo-ms MS] [--rounds 5] [--seconds 20] [--warm-s 40] [--profile] [--cache-dir DIR] [--weight 0]
+        [--json FILE]
 
 Clover serves the family by its default (`clover`) and as BASE (`base`: always the best variant); each of the others
 serves the best variant, and once more the second-best, with its own batching, in an environment of its own
-(`bench.wire.peers`).  All get the same JSON requests of held-out rows with labels, in an open loop at the same rate.
-A server's whole tree has core 0 and the load generator core 1.  Servers stay up together and idle ones are stopped
-(SIGSTOP), rounds go through them in turn.  CPU is the tree's, from the scheduler's nanosecond counters, with all that
-Clover's controller does meanwhile; an answer is right if its largest output is the label's.  Requires two cores and
-taskset.
+(`bench.wire.peers`).  All get the same requests of held-out rows (`bench.headline_requests`), in an open loop at the
+same rate.  A server's whole tree has core 0 and the load generator core 1.  Servers stay up together and idle ones are
+stopped (SIGSTOP), rounds go through them in turn, and each round goes on with the rows after those of the last.  CPU is
+the tree's, from the scheduler's nanosecond counters, with all that Clover's controller does meanwhile.
+
+With `--profile` each server answers one round more, in which `bench.headline_profile` looks where its CPU goes.
+`bench.headline_page` makes a page, a plot and the README's table of the JSON files.  Requires two cores and taskset.
 """
 
 from __future__ import annotations
@@ -27,21 +30,30 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import orjson
-
+from bench import apart
 from bench.common import ROOT, busy_seconds, cpu_seconds, free_port, provenance, show, tree, write_json
-from bench.headline_work import BACKEND, FOLDER, VariantWork, variant_work
+from bench.headline_profile import PARTS, Sampler, Share, counts, shares, with_parts
+from bench.headline_requests import TAKE_BYTES, Judge, bodies_of, judge_of, rows_of
+from bench.headline_work import BACKEND, FOLDER, variant_work
 from bench.load import Body, Result, Sample, open_loop
 from bench.wire import peers
 from clover import backends, families
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 CLOVERS = {"clover": (), "base": ("--policy", "base")}
-_ROWS = 512
-_START_S = 600.0
+LOADS = {
+    # requests a second, SLO in ms
+    "fashion": (100.0, 50.0),
+    "language": (100.0, 50.0),
+    "ocr": (8.0, 250.0),
+    "efficientnet_lite": (12.0, 250.0),
+}
+"""What a family is served at, unless the command says otherwise: one core answers it with room to spare."""
+BEST = {"ocr": ("v6-wide", "v6-most")}
+"""The best variant and the second-best, of families whose last ones they are not."""
+_START_S = 900.0
+_OTHERS_WARM_S = 5.0
 _WAKING_S = 1.0
 """How long a server that was stopped has before its round, to catch up with its timers."""
 
@@ -52,7 +64,7 @@ class Round:
 
     sent: int
     failed: int
-    right: int
+    right: float
     cpu_s: float
     p95_ms: float
     foreign_cores: float
@@ -77,52 +89,56 @@ class Contestant:
     command: list[str]
     environment: dict[str, str]
     model: str
+    warm_s: float
+    bodies: list[Body]
+    judge: Judge
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
     rounds: list[Round] = field(default_factory=list)
+    profile: list[Share] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        """The server's first process."""
+        assert self.process is not None
+        return self.process.pid
 
     def median(self, figure: str) -> float:
         """Return the median over rounds of a field or property of `Round`."""
         return float(statistics.median(getattr(one, figure) for one in self.rounds))
 
 
-def bodies_of(work: VariantWork, rate: float) -> tuple[list[Body], list[int]]:
-    """Return requests of one held-out row each, and the labels of those rows."""
-    inputs, labels = families.load_evaluation(work.family, "held_out")
-    spec = work.family.inputs[0]
-    found = []
-    for row, values in enumerate(inputs[0][:_ROWS]):
-        data: list[Any]
-        if spec.datatype == "BYTES":
-            data = [bytes(value).decode() for value in np.asarray(values).reshape(-1)]
-        else:
-            data = np.round(np.asarray(values, float).reshape(-1), 6).tolist()
-        tensor = {"name": spec.name, "shape": [1, *spec.shape], "datatype": spec.datatype, "data": data}
-        payload = orjson.dumps({"id": f"row-{row}", "inputs": [tensor]})
-        found.append(Body(payload, f"row-{row}", row, b"Content-Type: application/json\r\n"))
-    return found, [int(label) for label in labels[: len(found)]]
-
-
-def contestants(family: str, servers: Sequence[str], slo_ms: float, folder: Path) -> list[Contestant]:
+def contestants(family: str, given: argparse.Namespace, slo_ms: float, folder: Path) -> list[Contestant]:
     """Return the servers of a family in the order of the table; those that cannot be installed are said and left out.
 
-    What runs the variants of the others is the fastest backend that Clover found for the best one, if it is installed
-    behind them."""
+    What runs the variants of the others is ONNX Runtime, if it can and is installed, else PyTorch as it is."""
     spec = families.load_family(family)
+    rows, labels = rows_of(family)
+    served = BEST.get(family) or [variant.name for variant in reversed(spec.variants[-2:])]
+    work = variant_work(f"{family}:{served[0]}")
+    in_json = bodies_of(work, rows, binary=False)
+    in_bytes = bodies_of(work, rows, binary=True) if work.pictures else in_json
     found = []
-    for server in servers:
+    for server in given.servers:
+        bodies = in_bytes if server in TAKE_BYTES else in_json
         if server in CLOVERS:
             words = [sys.executable, "-m", "clover.serve", family, "--slo-ms", f"{slo_ms:g}", "--ledger", "off"]
-            found.append(Contestant(server, [*words, *CLOVERS[server]], {}, spec.name))
+            words += ["--cache-dir", given.cache_dir] if given.cache_dir else []
+            # BASE's answers are those of the best variant, which the receipt says, too.
+            judge = judge_of(family, rows, labels, "")
+            words += CLOVERS[server]
+            found.append(Contestant(server, words, {}, spec.name, given.warm_s, bodies, judge))
             continue
         if why := peers.install(server):
             print(f"{server} is not there: {why}")
             continue
-        for variant in reversed(spec.variants[-2:]):
-            work = f"{family}:{variant.name}"
-            command = [str(peers.python_of(server)), "-m", f"bench.wire.peers.with_{server}", work]
-            own = {FOLDER: str(folder), BACKEND: compiled(work, folder)}
-            found.append(Contestant(f"{server} {variant.name}", command, own, spec.name))
+        for variant in served:
+            name = f"{family}:{variant}"
+            command = [str(peers.python_of(server)), "-m", f"bench.wire.peers.with_{server}", name]
+            own = {FOLDER: str(folder), BACKEND: compiled(name, folder)}
+            judge = judge_of(family, rows, labels, variant)
+            warm_s = min(given.warm_s, _OTHERS_WARM_S)
+            found.append(Contestant(f"{server} {variant}", command, own, spec.name, warm_s, bodies, judge))
     return found
 
 
@@ -139,7 +155,7 @@ def compiled(work: str, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def up(one: Contestant, first: Body, folder: Path) -> Iterator[None]:
+def up(one: Contestant, folder: Path) -> Iterator[None]:
     """Run a server on core 0 until the block ends; entered once it answers."""
     one.port = free_port()
     port = ["--port", str(one.port)] if one.name in CLOVERS else [str(one.port)]
@@ -155,7 +171,7 @@ def up(one: Contestant, first: Body, folder: Path) -> Iterator[None]:
         )
     try:
         end = time.monotonic() + _START_S
-        while not answers(one, first):
+        while not answers(one):
             if one.process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{one.name} does not serve:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
@@ -170,10 +186,10 @@ def up(one: Contestant, first: Body, folder: Path) -> Iterator[None]:
         one.process.wait()
 
 
-def answers(one: Contestant, body: Body) -> bool:
+def answers(one: Contestant) -> bool:
     """Return whether a server answers a request with 200."""
     try:
-        found = asyncio.run(open_loop(url(one), one.model, [body], rate=20.0, seconds=0.2, connections=1))
+        found = asyncio.run(open_loop(url(one), one.model, one.bodies[:1], rate=20.0, seconds=0.2, connections=1))
     except OSError:
         return False
     return bool(found.samples) and not found.failed()
@@ -186,53 +202,71 @@ def url(one: Contestant) -> str:
 
 def signal_all(one: Contestant, number: signal.Signals) -> None:
     """Send a signal to a server's whole tree."""
-    assert one.process is not None
-    for pid in tree(one.process.pid):
+    for pid in tree(one.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def play(one: Contestant, bodies: list[Body], labels: list[int], rate: float, seconds: float) -> Round:
-    """Send the load to one server, and judge its answers."""
-    right = 0
+def play(one: Contestant, rate: float, seconds: float, first: int = 0) -> Round:
+    """Send the load to one server, from row `first` on, and judge its answers."""
+    right = 0.0
 
     def check(body: Body, sample: Sample, answer: bytes) -> None:
         nonlocal right
-        values = orjson.loads(answer)["outputs"][0]["data"]
-        right += not sample.mismatch and int(np.argmax(values)) == labels[body.row]
+        right += 0.0 if sample.mismatch else one.judge(body, sample, answer)
 
-    assert one.process is not None
-    pids = tree(one.process.pid)
-    before, whole, own = cpu_seconds(pids), busy_seconds(), time.process_time()
+    first %= len(one.bodies)
+    bodies = one.bodies[first:] + one.bodies[:first]
+    before, whole, own = cpu_seconds(tree(one.pid)), busy_seconds(), time.process_time()
     result: Result = asyncio.run(open_loop(url(one), one.model, bodies, rate=rate, seconds=seconds, check=check))
-    used = cpu_seconds(tree(one.process.pid)) - before
+    used = cpu_seconds(tree(one.pid)) - before
     others = busy_seconds() - whole - used - (time.process_time() - own)
     failed = result.failed() + result.mismatched()
     return Round(result.sent, failed, right, used, result.latency_ms(0.95), others / seconds)
 
 
-def measure(family: str, given: argparse.Namespace, folder: Path) -> list[Contestant]:
-    """Return the servers of one family with their rounds."""
-    best = families.load_family(family).variants[-1].name
-    bodies, labels = bodies_of(variant_work(f"{family}:{best}"), given.rate)
-    found = contestants(family, given.servers, given.slo_ms, folder)
+def profiled(one: Contestant, rate: float, seconds: float) -> list[Share]:
+    """Return where a server's CPU goes under the load."""
+    sampler, pids = Sampler(), tree(one.pid)
+    before = counts(pids)
+    sampler.start(pids)
+    sent = play(one, rate, seconds).sent
+    sampled, after = sampler.stop(), counts(tree(one.pid))
+    return with_parts(shares(before, after, sent), before, after, sampled)
+
+
+def measure(family: str, given: argparse.Namespace, folder: Path) -> tuple[float, float, list[Contestant]]:
+    """Return the rate and the SLO of a family, and its servers with their rounds."""
+    rate, slo_ms = LOADS.get(family, LOADS["fashion"])
+    rate, slo_ms = given.rate or rate, given.slo_ms or slo_ms
+    found = contestants(family, given, slo_ms, folder)
     with contextlib.ExitStack() as stack:
         for one in found:
             print(f"{family}: starting {one.name} ...", flush=True)
-            stack.enter_context(up(one, bodies[0], folder))
-            play(one, bodies, labels, given.rate, given.warm_s)
+            stack.enter_context(up(one, folder))
+            play(one, rate, one.warm_s)
             signal_all(one, signal.SIGSTOP)
         for at in range(given.rounds):
             for one in found:
-                signal_all(one, signal.SIGCONT)
-                time.sleep(_WAKING_S)
-                one.rounds.append(play(one, bodies, labels, given.rate, given.seconds))
-                signal_all(one, signal.SIGSTOP)
+                with awake(one):
+                    one.rounds.append(play(one, rate, given.seconds, round(at * rate * given.seconds)))
             print(f"{family}: round {at + 1} of {given.rounds}", flush=True)
-    return found
+        for one in found if given.profile else ():
+            with awake(one):
+                one.profile = profiled(one, rate, given.seconds)
+    return rate, slo_ms, found
 
 
-def report(family: str, found: list[Contestant], slo_ms: float) -> None:
+@contextlib.contextmanager
+def awake(one: Contestant) -> Iterator[None]:
+    """Let a server that is stopped run until the block ends."""
+    signal_all(one, signal.SIGCONT)
+    time.sleep(_WAKING_S)
+    yield
+    signal_all(one, signal.SIGSTOP)
+
+
+def report(family: str, rate: float, slo_ms: float, found: list[Contestant]) -> None:
     """Print a family's table: medians over rounds, and ratios to the first server taken within rounds."""
     where = provenance()
     first, rows = found[0], []
@@ -251,52 +285,55 @@ def report(family: str, found: list[Contestant], slo_ms: float) -> None:
         )
     columns = ["server", "CPU s/1,000 right", "range", f"x {first.name}", "right %", "p95 ms", "failed"]
     columns += ["foreign cores"]
-    show(f"{family}, one core, {where['processor']}, {where['date']}: measured", columns, rows)
+    title = f"{family} at {rate:g} requests/s, SLO {slo_ms:g} ms, one core"
+    show(f"{title}, {where['processor']}, {where['date']}: measured", columns, rows)
+    shown = []
+    for one in found:
+        for share in (each for each in one.profile if each.cpu_us >= 1.0):
+            parts = [f"{share.parts[part]:.0f}" if share.parts else "" for part in PARTS]
+            shown.append([one.name, share.role, f"{share.cpu_us:.0f}", *parts, f"{share.switches:.2f}"])
+    if shown:
+        columns = ["server", "process", "CPU us a request", *(f"of it {part}" for part in PARTS), "switches a request"]
+        show(f"{family}: where the CPU goes", columns, shown)
 
 
-def plot(tables: dict[str, list[Contestant]], path: str) -> None:
-    """Write an image of CPU seconds a thousand right answers, a group of bars a family."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(tables), figsize=(5 * len(tables), 4), squeeze=False)
-    for axis, (family, found) in zip(axes[0], tables.items(), strict=True):
-        names = [one.name for one in found]
-        values = [one.median("cpu_per_1000") for one in found]
-        colours = ["#2a7f4f" if name == "clover" else "#9aa5a0" for name in names]
-        axis.barh(names[::-1], values[::-1], color=colours[::-1])
-        axis.set_title(f"{family}: CPU seconds per 1,000 right answers")
-    figure.tight_layout()
-    figure.savefig(path)
+def record_of(rate: float, slo_ms: float, found: list[Contestant]) -> dict[str, object]:
+    """Return a family's part of the JSON file."""
+    servers = {
+        one.name: {
+            "rounds": [asdict(each) for each in one.rounds],
+            "profile": [asdict(share) for share in one.profile],
+        }
+        for one in found
+    }
+    return {"rate": rate, "slo_ms": slo_ms, "servers": servers}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; print a table a family."""
     parser = argparse.ArgumentParser(prog="python -m bench.headline", description=__doc__.split("\n")[0])
-    parser.add_argument("families", nargs="*", default=["fashion", "language"])
+    parser.add_argument("families", nargs="*", default=list(LOADS))
     known = [*CLOVERS, *sorted(set(peers.PACKAGES) - {"fastapi"})]
     parser.add_argument("--servers", nargs="+", choices=known, default=known)
-    parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
-    parser.add_argument("--slo-ms", type=float, default=50.0)
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second; by default the family's own")
+    parser.add_argument("--slo-ms", type=float, default=0.0, help="p95 target; by default the family's own")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--warm-s", type=float, default=40.0, help="load before the first round, for each server")
+    parser.add_argument("--warm-s", type=float, default=40.0, help="load on Clover before the first round; others: 5")
+    parser.add_argument("--profile", action="store_true", help="one round more, to see where the CPU goes")
+    parser.add_argument("--cache-dir", default="", help="Clover's profiles and artifacts; a new folder measures anew")
     parser.add_argument("--json", default="", help="write the figures there")
-    parser.add_argument("--plot", default="", help="write an image there (needs matplotlib)")
+    parser.add_argument("--weight", type=float, default=0.0, help="have the kernel prefer this to other work, N to 1")
     given = parser.parse_args(argv)
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two cores are needed: one for the server, one for the load")
     os.sched_setaffinity(0, {CLIENT_CORE})
-    tables = {}
-    with tempfile.TemporaryDirectory() as name:
+    tables: dict[str, tuple[float, float, list[Contestant]]] = {}
+    with apart.preferred(given.weight), tempfile.TemporaryDirectory() as name:
         for family in given.families:
             tables[family] = measure(family, given, Path(name))
-            report(family, tables[family], given.slo_ms)
-    found = {
-        family: {one.name: [asdict(each) for each in one.rounds] for one in table} for family, table in tables.items()
-    }
-    write_json(given.json, {"families": found})
-    if given.plot:
-        plot(tables, given.plot)
+            report(family, *tables[family])
+            write_json(given.json, {"families": {name: record_of(*table) for name, table in tables.items()}})
     return 0
 
 

@@ -1,3 +1,5 @@
+cimport cython
+
 cdef class Head:
     cdef public str method
     cdef public str path
@@ -29,6 +31,21 @@ cdef class Head:
     cdef public object endpoint
 
     cpdef str too_large(self)
+
+cdef class Skeleton:
+    cdef readonly bytes raw
+    cdef readonly object length
+    cdef readonly object json_length
+    cdef readonly bytes request_id
+
+    cpdef bint is_of(self, Head head) except -1
+    @cython.locals(digits=bytes)
+    cdef object _number(self, tuple names, object missing)
+    @cython.locals(raw=bytes, name=bytes, at=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
+    cdef bytes _cut(self, tuple names)
+
+@cython.locals(head=Head)
+cdef Head filled(Head known, Skeleton skeleton)
 
 cdef class Heads:
     cdef object _judge

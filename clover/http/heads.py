@@ -6,7 +6,9 @@ stream first (it ends at CRLF CRLF and nowhere else), its size and line endings 
 line is parsed here, and only the fields go through llhttp.
 
 A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` caches the
-results for small heads, by all their bytes.
+results for small heads, by all their bytes.  Mostly it is the same but for the length of the body, of the JSON in it,
+or an id: so heads are cached by their bytes without these values too, and one that differs in nothing else is filled in
+from the one before.
 """
 
 from __future__ import annotations
@@ -29,6 +31,12 @@ _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 _ANY_BODY = ("a request body", " (limits.body_bytes)")
 _MEMO_HEADS = 1024
 _MEMO_BYTES = 2048
+_LENGTH = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_JSON_LENGTH = (b"\r\nInference-Header-Content-Length: ", b"\r\ninference-header-content-length: ")
+_REQUEST_ID = (b"\r\nX-Request-Id: ", b"\r\nx-request-id: ")
+"""Fields whose values are left out, as clients spell them; with others a head is only parsed each time."""
+_MOST_DIGITS = 18
+_MOST_ID = 128
 
 
 class MalformedError(Exception):
@@ -268,7 +276,7 @@ def _interpret(head: Head, pairs: list[tuple[bytes, bytes]], authority: bytes | 
     elif length is not None:
         if not length or length.translate(None, _DIGITS):
             raise MalformedError(400, "the Content-Length field is not valid")
-        head.length = int(length) if len(length) <= 18 else 1 << 62
+        head.length = int(length) if len(length) <= _MOST_DIGITS else 1 << 62
         if head.length > limits.body_bytes:
             head.refusal = (413, head.too_large(), b"")
     if b"connection" in seen:
@@ -294,12 +302,12 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
         head.accept = _wanted_coding(seen[b"accept-encoding"])
     size = seen.get(b"inference-header-content-length")
     if size is not None:
-        if not size or len(size) > 18 or size.translate(None, _DIGITS):
+        if not size or len(size) > _MOST_DIGITS or size.translate(None, _DIGITS):
             head.refusal = head.refusal or (400, "Inference-Header-Content-Length is not a number", b"")
         else:
             head.json_length = int(size)
     request_id = seen.get(b"x-request-id", b"")
-    if 0 < len(request_id) <= 128 and not request_id.translate(None, _VISIBLE):
+    if 0 < len(request_id) <= _MOST_ID and not request_id.translate(None, _VISIBLE):
         head.request_id = request_id
     head.traceparent = seen.get(b"traceparent", b"")
     head.tracestate = seen.get(b"tracestate", b"")
@@ -331,23 +339,127 @@ def freshness(cache_control: bytes) -> int:
     return 2 if b"no-store" in wishes else 1 if wishes & {b"no-cache", b"max-age=0"} else 0
 
 
+class Skeleton:
+    """A head without the values that differ from request to request, and these values.
+
+    `raw` is what is left: the values that were cut out, each the first of its name, and nothing else can be put back
+    into it, so two heads with the same one differ in them alone.  None if a value is not as it is accepted."""
+
+    __slots__ = ("json_length", "length", "raw", "request_id")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw: bytes | None = raw
+        self.length = self._number(_LENGTH, 0)
+        self.json_length = self._number(_JSON_LENGTH, -1)
+        self.request_id = self._cut(_REQUEST_ID)
+        if len(self.request_id) > _MOST_ID or self.request_id.translate(None, _VISIBLE):
+            self.raw = None
+
+    def is_of(self, head: Head) -> bool:
+        """Return whether `head`, parsed of the same bytes, has these values and no others hide in the rest: a field
+        may be there twice, or spelled otherwise.  A body that the client does not send yet depends on its length."""
+        values = (head.length, head.json_length, head.request_id)
+        return self.raw is not None and not head.expect and values == (self.length, self.json_length, self.request_id)
+
+    def _number(self, names: tuple[bytes, bytes], missing: int) -> int:
+        digits = self._cut(names)
+        if not digits:
+            return missing
+        if len(digits) > _MOST_DIGITS or digits.translate(None, _DIGITS):
+            self.raw = None
+            return missing
+        return int(digits)
+
+    def _cut(self, names: tuple[bytes, bytes]) -> bytes:
+        """Take the value of a field out; return it, or nothing if there is no such field."""
+        raw = self.raw
+        if raw is None:
+            return b""
+        for name in names:
+            at = raw.find(name)
+            if at >= 0:
+                start = at + len(name)
+                end = raw.find(b"\r\n", start)
+                if end <= start:  # an empty value is not the same as none
+                    self.raw = None
+                    return b""
+                self.raw = raw[:start] + raw[end:]
+                return raw[start:end]
+        return b""
+
+
+def filled(known: Head, skeleton: Skeleton) -> Head:
+    """Return a head that differs from `known` in the values of `skeleton` alone."""
+    head = Head()
+    head.method = known.method
+    head.path = known.path
+    head.query = known.query
+    head.minor = known.minor
+    head.host = known.host
+    head.authority = known.authority
+    head.absolute = known.absolute
+    head.most_bytes = known.most_bytes
+    head.bound = known.bound
+    head.chunked = known.chunked
+    head.keep_alive = known.keep_alive
+    head.expect = known.expect
+    head.coding = known.coding
+    head.accept = known.accept
+    head.traceparent = known.traceparent
+    head.tracestate = known.tracestate
+    head.uncached = known.uncached
+    head.origin = known.origin
+    head.cross_site = known.cross_site
+    head.authorised = known.authorised
+    head.tenant = known.tenant
+    head.bearer = known.bearer
+    head.refusal = known.refusal
+    head.route = known.route
+    head.endpoint = known.endpoint
+    head.length = skeleton.length
+    head.json_length = skeleton.json_length
+    head.request_id = skeleton.request_id
+    return head
+
+
 class Heads:
-    """Parses heads and caches the small ones in `memo`.  `judge(head)` adds what depends on the socket."""
+    """Parses heads and caches the small ones in `memo`: by their bytes, and as a tuple of one by their `Skeleton`'s,
+    which no bytes of a client are equal to.  `judge(head)` adds what depends on the socket."""
 
     __slots__ = ("_judge", "_limits", "memo")
 
     def __init__(self, limits: LimitsConfig, judge: Callable[[Head], None]) -> None:
         self._limits = limits
         self._judge = judge
-        self.memo: dict[bytes, Head] = {}
+        self.memo: dict[object, Head] = {}
 
     def parse(self, raw: bytes) -> Head:
         """Return the head of `raw`, parsed and judged; raises MalformedError."""
+        if len(raw) > _MEMO_BYTES:
+            return self._parsed(raw)
+        skeleton = Skeleton(raw)
+        known: Head | None = None
+        if skeleton.raw is not None:
+            known = self.memo.get((skeleton.raw,))
+        if known is not None and skeleton.length <= known.most_bytes and len(raw) <= self._limits.head_bytes:
+            head = filled(known, skeleton)
+        else:
+            head = self._parsed(raw)
+            # A trace context is another one with each request: such a head will not come again.
+            if head.refusal is not None or head.traceparent:
+                return head
+            if skeleton.raw != raw and skeleton.is_of(head):
+                self._keep((skeleton.raw,), head)
+        if not skeleton.request_id:  # another one comes with the next request
+            self._keep(raw, head)
+        return head
+
+    def _keep(self, key: object, head: Head) -> None:
+        if len(self.memo) >= _MEMO_HEADS:
+            self.memo.clear()
+        self.memo[key] = head
+
+    def _parsed(self, raw: bytes) -> Head:
         head = parse_head(raw, self._limits)
         self._judge(head)
-        # A trace context is another one with each request: such a head will not come again.
-        if len(raw) <= _MEMO_BYTES and head.refusal is None and not head.traceparent:
-            if len(self.memo) >= _MEMO_HEADS:
-                self.memo.clear()
-            self.memo[raw] = head
         return head

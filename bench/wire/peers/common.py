@@ -43,5 +43,8 @@ def model_of(work: Work) -> Callable[[Any], Any]:
 def answer(work: Work, identity: Any, row: Floats) -> dict[str, Any]:
     """Return an answer of one row."""
     spec = work.family.outputs[0]
-    output = {"name": spec.name, "datatype": spec.datatype, "shape": [1, *row.shape], "data": row.reshape(-1).tolist()}
+    data = row.reshape(-1).tolist()
+    if spec.datatype == "BYTES":
+        data = [text.decode() for text in data]
+    output = {"name": spec.name, "datatype": spec.datatype, "shape": [1, *row.shape], "data": data}
     return {"model_name": work.family.name, "model_version": "1", "id": identity, "outputs": [output]}

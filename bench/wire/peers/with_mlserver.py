@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from mlserver import MLModel, MLServer
-from mlserver.codecs import NumpyCodec
+from mlserver.codecs import NumpyCodec, StringCodec
 from mlserver.settings import ModelParameters, ModelSettings, Settings
 from mlserver.types import InferenceRequest, InferenceResponse
 
@@ -23,7 +23,11 @@ class Runtime(MLModel):  # type: ignore[misc]
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         rows = self.work.array(list(payload.inputs[0].data))
-        output = NumpyCodec.encode_output(self.work.family.outputs[0].name, self.run(rows))
+        spec = self.work.family.outputs[0]
+        codec = StringCodec if spec.datatype == "BYTES" else NumpyCodec
+        answers = self.run(rows)
+        values = answers if codec is NumpyCodec else [text.decode() for text in answers[:, 0]]
+        output = codec.encode_output(spec.name, values)
         return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
 
 

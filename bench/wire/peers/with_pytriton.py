@@ -15,6 +15,7 @@ from pytriton.triton import Triton, TritonConfig
 
 from bench.common import free_port
 from bench.wire.peers.common import given, model_of
+from clover.types import TensorSpec
 
 WORK, PORT = given()
 RUN = model_of(WORK)
@@ -22,10 +23,15 @@ INPUT, OUTPUT = WORK.family.inputs[0], WORK.family.outputs[0]
 
 
 @batch  # type: ignore[untyped-decorator]
-def infer(**inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+def infer(**inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Answer a batch that Triton made."""
     rows = inputs[INPUT.name]
     return {OUTPUT.name: RUN(WORK.array(rows.reshape(-1).tolist()) if INPUT.datatype == "BYTES" else rows)}
+
+
+def tensor(spec: TensorSpec) -> Tensor:
+    """Return a tensor as PyTriton declares it."""
+    return Tensor(name=spec.name, dtype=np.bytes_ if spec.datatype == "BYTES" else np.float32, shape=spec.shape)
 
 
 if __name__ == "__main__":
@@ -44,10 +50,8 @@ if __name__ == "__main__":
         triton.bind(
             model_name=family.name,
             infer_func=infer,
-            inputs=[
-                Tensor(name=INPUT.name, dtype=np.bytes_ if INPUT.datatype == "BYTES" else np.float32, shape=INPUT.shape)
-            ],
-            outputs=[Tensor(name=OUTPUT.name, dtype=np.float32, shape=OUTPUT.shape)],
+            inputs=[tensor(INPUT)],
+            outputs=[tensor(OUTPUT)],
             config=ModelConfig(max_batch_size=family.max_batch, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),
         )
         triton.serve()

@@ -40,6 +40,6 @@ cdef class Dispatch:
         saturated=bint, batch=Batch,
     )
     cdef _form_batches(self, int64_t now_ns)
-    @cython.locals(next_ns=int64_t, delay_ns=int64_t)
+    @cython.locals(next_ns=int64_t, delay_ns=int64_t, rounding_ns=int64_t)
     cdef _set_timer(self, int64_t now_ns)
     cpdef _timed(self)

@@ -19,7 +19,9 @@ from clover.runtime.router.standby_routing import StandbyRouting
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import FLYING
 
-MIN_TIMER_S = 0.001
+_TICK_NS = 1_000_000
+"""Event loops wait in whole milliseconds of their clock: uvloop's counts those that have begun, and rounds delays."""
+_HALF_TICK_NS = 499_000
 _ROOM_NS = 100_000
 """While requests are refused, `make_room` does its work at most this often."""
 
@@ -142,11 +144,13 @@ class Dispatch:
 
     def _set_timer(self, now_ns: int) -> None:
         """Keep one timer, for the nearest deadline or, if batches wait to fill, the end of the nearest wait."""
-        next_ns = self._deadlines.next_ns()
+        next_ns, rounding_ns = self._deadlines.next_ns(), 0
         if self._lanes.delayed:
             delay_ns = self._batcher.next_event_ns(now_ns)
             if delay_ns and (not next_ns or delay_ns < next_ns):
-                next_ns = delay_ns
+                # To the end of the tick in which it is due: woken before, the loop would only wait for the rest.
+                # Nearly half a tick more, because the loop rounds to the nearest one.  (Deadlines are late already.)
+                next_ns, rounding_ns = (delay_ns + _TICK_NS - 1) // _TICK_NS * _TICK_NS, _HALF_TICK_NS
         timer = self._timer
         if timer is not None:
             # A timer that fires early costs one idle turn, so it is moved only if something nearer came.
@@ -156,7 +160,7 @@ class Dispatch:
             self._timer = None
         if next_ns:
             self._timer_ns = next_ns
-            self._timer = self._loop.call_later(max((next_ns - now_ns) / 1e9, MIN_TIMER_S), self._timed)
+            self._timer = self._loop.call_later((max(next_ns - now_ns, _TICK_NS) + rounding_ns) / 1e9, self._timed)
 
     def _timed(self) -> None:
         """Run the turn that the timer asked for."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.config import LimitsConfig, ListenConfig
-from clover.http.heads import Heads
+from clover.http.heads import Head, Heads, MalformedError
 from tests.support.examples import examples
 from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, request
 
@@ -367,3 +367,60 @@ def test_heads_that_will_not_come_again_are_not_kept() -> None:
     head = heads.parse(traced)
     assert (head.traceparent, head.tracestate) == (b"00-a-b-01", b"x=1, y=2")
     assert list(heads.memo) == [plain]
+
+
+def shown(head: Head) -> dict[str, object]:
+    return {name: getattr(head, name) for name in Head.__slots__}
+
+
+NAMED = st.sampled_from(
+    [
+        *("Content-Length", "content-length", "CONTENT-LENGTH", "Inference-Header-Content-Length"),
+        *("X-Request-Id", "x-request-id", "X-REQUEST-ID", "Expect", "Traceparent", "Connection"),
+    ]
+)
+VALUES = st.sampled_from(
+    ["0", "7", "12", "00012", "1" * 18, "1" * 19, "", " 3", "3 ", "+3", "a-b", "100-continue", "i" * 128, "i" * 129]
+)
+
+
+@settings(deadline=None, max_examples=examples(200))
+@given(st.lists(st.lists(st.tuples(NAMED, VALUES), max_size=3), min_size=2, max_size=8), st.booleans())
+def test_a_head_like_one_before_reads_as_if_it_were_the_first(
+    heads_of: list[list[tuple[str, str]]], small: bool
+) -> None:
+    limits = LimitsConfig(head_bytes=128 if small else 32768)
+    cached = Heads(limits, lambda head: None)
+    for fields in heads_of:
+        raw = b"POST /v2 HTTP/1.1\r\n" + HOST + "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
+        found: list[object] = []
+        for heads in (cached, cached, Heads(limits, lambda head: None)):
+            try:
+                found.append(shown(heads.parse(raw + b"\r\n")))
+            except MalformedError as error:
+                found.append((error.status, error.text))
+        assert found[0] == found[1] == found[2]
+
+
+def test_heads_that_differ_in_lengths_and_ids_are_parsed_and_judged_once() -> None:
+    judged: list[Head] = []
+    heads = Heads(LimitsConfig(), judged.append)
+    for number in range(1, 3000):
+        fields = f"Content-Length: {number}\r\nX-Request-Id: id-{number}\r\nInference-Header-Content-Length: 1\r\n\r\n"
+        head = heads.parse(b"POST / HTTP/1.1\r\n" + HOST + fields.encode())
+        assert (head.length, head.request_id, head.json_length) == (number, b"id-%d" % number, 1)
+    assert len(judged) == 1
+    assert len(heads.memo) == 1  # what all have in common; none of them will come again
+
+
+def test_a_body_that_is_too_large_is_refused_also_after_one_that_is_not() -> None:
+    d = driver(json_bytes=1000)
+    assert d.post("/v2/models/echo/infer", b"x" * 900).status == 400
+    assert d.post("/v2/models/echo/infer", b"x" * 1001).status == 413
+
+
+def test_bytes_of_a_client_are_not_taken_for_what_heads_have_in_common() -> None:
+    heads = Heads(LimitsConfig(), lambda head: None)
+    assert heads.parse(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\n").length == 3
+    with pytest.raises(MalformedError, match="not valid HTTP"):
+        heads.parse(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: \r\n\r\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec import structs
@@ -18,7 +19,7 @@ from clover.runtime.router.tickets import RouterTicket
 from clover.types import TensorSpec
 from tests.support.examples import examples
 from tests.support.profiles_fixture import profile
-from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt, family
+from tests.support.router_fixture import MS, SECOND, FakeWorker, House, Timer, dealt, family
 
 
 @pytest.fixture
@@ -271,6 +272,34 @@ def test_max_queue_delay_fills_batches() -> None:
     house.ask()
     house.loop.advance(4 * MS)
     assert [len(slots) for _, slots in worker.ring.batches] == [2]
+
+
+@settings(deadline=None, max_examples=examples(25))
+@given(st.integers(0, 5 * MS), st.floats(0.1, 9.0))
+def test_the_end_of_a_wait_takes_one_timer_of_a_loop_that_counts_milliseconds(since_ns: int, wait_ms: float) -> None:
+    house = House(max_queue_delay_ms=wait_ms)
+    (worker,) = house.route(0)
+    rung: list[int] = []
+    exact = house.loop.call_later
+
+    def rounded(delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Start a timer as uvloop does: of rounded milliseconds, from the beginning of the one that runs."""
+        due_ns = house.loop.now_ns // MS * MS + round(delay_s * 1000) * MS
+
+        def ring() -> None:
+            rung.append(house.loop.now_ns)
+            callback()
+
+        return exact((due_ns - house.loop.now_ns) / SECOND, ring)
+
+    house.loop.call_later = rounded  # type: ignore[method-assign, assignment]
+    house.loop.advance(since_ns)
+    asked_ns = house.loop.now_ns
+    house.ask()
+    house.loop.advance(12 * MS)
+    assert len(worker.ring.batches) == 1
+    (at_ns,) = rung
+    assert asked_ns + int(wait_ms * MS) <= at_ns <= asked_ns + int(wait_ms * MS) + 2 * MS
 
 
 def test_a_wait_of_the_routing_fills_batches_and_none_does_not(house: House) -> None:
