@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from clover.backends.aoti import AotiBackend
-from clover.backends.artifacts import artifact_dir, compile_in_background, compile_in_subprocess, is_compiled
+from clover.backends.artifacts import CpuBudget, artifact_dir, compile_in_background, compile_in_subprocess, is_compiled
 from clover.backends.cuda import device_for
 from clover.backends.eager import EagerBackend
 from clover.backends.environment import child_environment
@@ -30,6 +30,7 @@ from clover.types import FamilySpec, VariantSpec
 __all__ = [
     "BACKENDS",
     "CPU",
+    "CpuBudget",
     "Target",
     "artifact_dir",
     "child_environment",

@@ -35,6 +35,7 @@ from clover.backends.targets import CPU, Target
 from clover.cache import check_private, make_private
 from clover.errors import ConfigError, DeviceError, ProfileError
 from clover.malformed import MALFORMED
+from clover.process_clock import process_ns
 from clover.types import FamilySpec, Record, VariantSpec
 
 _log = logging.getLogger("clover.backends")
@@ -97,6 +98,23 @@ class Compiler(Protocol):
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
     ) -> None:
         """Write the artifact into `folder`."""
+
+
+class CpuBudget:
+    """CPU seconds that several compilations have used (`used_s`) of `limit_s`, which none may exceed by itself.
+
+    Compiling is computing: where others keep the cores busy it takes several times as long by the clock, and the same
+    CPU time.  Its processes' children are not counted.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.used_s = 0.0
+
+    @property
+    def spent(self) -> bool:
+        """Whether none is left for another compilation."""
+        return self.used_s >= self.limit_s
 
 
 class CompileOrder(Record, frozen=True, kw_only=True):
@@ -260,7 +278,7 @@ def compile_in_subprocess(
     Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
     """
     if not is_compiled(folder):
-        with _Compilation(family, variant, backend, folder, threads, target, timeout_s) as compilation:
+        with _Compilation(_order(family, variant, backend, folder, threads, target), timeout_s) as compilation:
             while not compilation.done():
                 time.sleep(_POLL_S)
 
@@ -274,32 +292,35 @@ async def compile_in_background(
     *,
     target: Target = CPU,
     timeout_s: float = COMPILE_S,
+    budget: CpuBudget | None = None,
 ) -> None:
-    """Compile as `compile_in_subprocess` does, on an event loop; cancelling it ends the compilation at once."""
+    """Compile as `compile_in_subprocess` does, on an event loop, at the expense of `budget`; cancelling it ends the
+    compilation at once."""
     if not is_compiled(folder):
-        with _Compilation(family, variant, backend, folder, threads, target, timeout_s) as compilation:
+        order = _order(family, variant, backend, folder, threads, target)
+        with _Compilation(order, timeout_s, budget) as compilation:
             while not compilation.done():
                 await asyncio.sleep(_POLL_S)
+
+
+def _order(
+    family: FamilySpec, variant: VariantSpec, backend: str, folder: str | Path, threads: int, target: Target
+) -> CompileOrder:
+    return CompileOrder(
+        family=family, variant=variant.name, backend=backend, folder=str(folder), threads=threads, target=target
+    )
 
 
 class _Compilation:
     """A compiling process; leaving the context ends its whole group."""
 
-    def __init__(
-        self,
-        family: FamilySpec,
-        variant: VariantSpec,
-        backend: str,
-        folder: str | Path,
-        threads: int,
-        target: Target,
-        timeout_s: float,
-    ) -> None:
-        self._what = f"compiling {variant.name} with {backend}" + (f" for {target.profile}" if target.cuda else "")
-        self._order = CompileOrder(
-            family=family, variant=variant.name, backend=backend, folder=str(folder), threads=threads, target=target
-        )
+    def __init__(self, order: CompileOrder, timeout_s: float, budget: CpuBudget | None = None) -> None:
+        where = f" for {order.target.profile}" if order.target.cuda else ""
+        self._what = f"compiling {order.variant} with {order.backend}{where}"
+        self._order = order
         self._timeout_s = timeout_s
+        self._budget = budget
+        self._used_s = 0.0
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -345,10 +366,13 @@ class _Compilation:
 
     def done(self) -> bool:
         """Return whether the artifact is there; raises ProfileError if it will not come."""
+        self._charge()  # before the process is waited for, which ends its clock
         status = self._process.poll()
         if status is None:
             if time.monotonic() > self._until_s:
                 raise ProfileError(f"{self._what} took more than {self._timeout_s:.0f} s")
+            if self._budget is not None and self._used_s > self._budget.limit_s:
+                raise ProfileError(f"{self._what} took more than {self._budget.limit_s:.0f} s of CPU time")
             return False
         if status or not is_compiled(self._order.folder):
             said = _tail(self._said)
@@ -356,6 +380,12 @@ class _Compilation:
             text = _tail(self._reason) or said.rpartition("\n")[2] or f"exit status {status}"
             raise ProfileError(f"{self._what} failed: {text}")
         return True
+
+    def _charge(self) -> None:
+        used_ns = process_ns(self._process.pid)
+        if self._budget is not None and used_ns is not None:
+            self._budget.used_s += used_ns / 1e9 - self._used_s
+            self._used_s = used_ns / 1e9
 
 
 def _tail(file: IO[bytes]) -> str:

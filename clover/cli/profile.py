@@ -7,7 +7,6 @@ table is calculated (or the pace file's) and says so.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
 from clover.hints import program
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
-from clover.profiling.effort import FULL, QUICK
+from clover.profiling.effort import FULL, NO_LIMITS, QUICK
 from clover.profiling.measurement import measure
 from clover.profiling.options import MeasureOptions
 from clover.profiling.pareto import draw
@@ -132,7 +131,7 @@ def _on(
         measuring = MeasureOptions(
             backends=config.workers.backends,
             cache_dir=cache,
-            effort=replace(effort, compile_s=math.inf) if "compile" in options else effort,
+            effort=replace(effort, compiling=NO_LIMITS) if "compile" in options else effort,
             energy=config.energy,
             compile_with=config.workers.backends if "compile" in options else COMPILED_AT_FIRST_START,
             silent_s=config.workers.silent_s,

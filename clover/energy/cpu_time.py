@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clover.energy.host import host_use
+from clover.process_clock import process_ns
 from clover.types import CpuTimes
 
 log = logging.getLogger("clover.energy")
 
 PROC = Path("/proc")
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-_CPU_CLOCK = 2  # CPUCLOCK_SCHED: the scheduler's count, in nanoseconds
 
 
 class ProcessTree:
@@ -127,11 +127,3 @@ class ProcessTree:
                 return file.read()
         except (FileNotFoundError, ProcessLookupError):
             return b""
-
-
-def process_ns(pid: int) -> int | None:
-    """Return the CPU nanoseconds that process `pid` has used; None if there is no such process."""
-    try:
-        return time.clock_gettime_ns(~pid << 3 | _CPU_CLOCK)
-    except OSError:
-        return None

@@ -18,6 +18,7 @@ from clover import backends as registry
 from clover import families
 from clover.backends import Target
 from clover.errors import ProfileError
+from clover.profiling.effort import CompileLimits
 from clover.types import FamilySpec, VariantSpec
 
 log = logging.getLogger("clover.profiling")
@@ -103,18 +104,19 @@ class Candidates:
         self,
         names: Iterable[str],
         makes: Iterable[Make],
-        within_s: float,
+        limits: CompileLimits,
         say: Callable[[str, int, int], None],
         inside: Inside = on_cpu,
     ) -> None:
-        """Compile what is missing of backends `names` for each of `makes`, starting nothing after `within_s` seconds.
+        """Compile what is missing of backends `names` for each of `makes`, within `limits`.
 
         What is still missing then (for one thread, or for any profile) is removed from the candidates.  `say` is called
         with what is being compiled, how many are done, and how many there are.
         """
         chosen, all_makes = set(names), tuple(makes)
         loop = asyncio.get_running_loop()
-        until = loop.time() + within_s
+        until = loop.time() + limits.clock_s
+        budget = registry.CpuBudget(limits.cpu_s)
         missing = [
             item
             for profile in dict.fromkeys(profile for _, profile in all_makes)
@@ -127,15 +129,15 @@ class Candidates:
             nonlocal finished
             async with gate:
                 left_s = until - loop.time()
-                if left_s <= 0:
+                if left_s <= 0 or budget.spent:
                     return
                 where = f" for {make[1]}" if make[1] else ""
                 say(f"compiling {variant.name} with {name}{where}", finished, len(missing))
-                limit = {"timeout_s": left_s} if left_s < math.inf else {}
+                most = {"timeout_s": left_s} if left_s < math.inf else {}
                 folder = self.artifact(variant, name, *make)
                 try:
                     await registry.compile_in_background(
-                        self._spec, variant, name, folder, make[0], target=target, **limit
+                        self._spec, variant, name, folder, make[0], target=target, budget=budget, **most
                     )
                 except ProfileError as error:
                     self._notes.append(f"{name} is not used for {variant.name}: {error}")
@@ -143,7 +145,7 @@ class Candidates:
                 finished += 1
 
         for profile in dict.fromkeys(make[1] for _, _, make in missing):
-            if until - loop.time() <= 0:
+            if until - loop.time() <= 0 or budget.spent:
                 break
             async with inside(profile) as target, asyncio.TaskGroup() as group:
                 for variant, name, make in missing:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -33,6 +32,7 @@ from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
 from clover.profiling.client_steps import client_note
 from clover.profiling.driver import Driver, SilentWorker
+from clover.profiling.effort import NO_LIMITS
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
@@ -166,13 +166,13 @@ async def _compiled(
     makes: list[tuple[int, str]] = [(1, "")]
     if not instances.on_cores:
         makes = [(1, place.profile) for place in places]
-    elif options.effort.compile_s == math.inf:
+    elif options.effort.compiling == NO_LIMITS:
         makes = [(count, "") for count in sorted({1, *(place.size for place in places)})]
     targets = {} if instances.on_cores else instances.targets(places)
     at = {place.profile: place for place in places}
     candidates = Candidates(spec, tuple(dict.fromkeys(options.backends)), options.cache_dir, notes, targets)
     inside = on_cpu if instances.on_cores else lambda profile: instances.inside(at[profile])
-    await candidates.compile(options.compile_with, makes, options.effort.compile_s, steps.say, inside)
+    await candidates.compile(options.compile_with, makes, options.effort.compiling, steps.say, inside)
     return candidates
 
 

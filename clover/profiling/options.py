@@ -20,7 +20,7 @@ class MeasureOptions:
     """How to measure a family.
 
     `backends`: those to try, beside eager.  Artifacts of `compile_with` that are missing are compiled first, within
-    `effort.compile_s`.  `key` is what the profile is kept under (on cores it is known).  A worker that gives no answer
+    `effort.compiling`.  `key` is what the profile is kept under (on cores it is known).  A worker that gives no answer
     for `silent_s` seconds ends the measurement.  `sandbox` is how workers are confined (None: not at all).
     """
 

@@ -30,12 +30,13 @@ from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.devices.mps import MpsDevice
 from clover.devices.polls import GpuPolls
-from clover.energy.cpu_time import ProcessTree, process_ns
+from clover.energy.cpu_time import ProcessTree
 from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
 from clover.energy.marks import MeterMark
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
+from clover.process_clock import process_ns
 from clover.runtime.served import Served
 from clover.runtime.workers import sandboxes
 from clover.settings.check import on_gpus

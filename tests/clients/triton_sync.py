@@ -70,7 +70,7 @@ def simple(client: triton.InferenceServerClient) -> None:
     after = client.get_inference_statistics("simple")["model_stats"][0]["inference_count"]
     assert after - before >= count + 17, (before, after)
     refused(lambda: client.infer("nope", inputs), "unknown model")
-    refused(lambda: client.infer("simple", inputs[:1]), "missing")
+    refused(lambda: client.infer("simple", inputs[:1]), "lacks 'INPUT1'")
 
 
 def every_type(client: triton.InferenceServerClient) -> None:

@@ -30,7 +30,7 @@ class FakeClocks:
         self.processes[pid] = -1
 
     def of(self, pid: int) -> int | None:
-        """Return what `clover.energy.cpu_time.process_ns` would."""
+        """Return what `clover.process_clock.process_ns` would."""
         used_ns = self.processes.get(pid, -1)
         return used_ns if used_ns >= 0 else None
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,32 +19,12 @@ from clover import families
 from clover.policies import build
 from clover.settings import SETTINGS
 from clover.types import Plan
+from tests.support.examples import ROOT, files_of, found
 from tests.support.profiles_fixture import state
+from tests.support.triton_models import loaded
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("models/*/README.md"))]
-_FENCE = re.compile(r"^```(\w+)(?: ([\w.]+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FLAG = re.compile(r"(?<=\s)--[a-z][a-z0-9-]+")
-
-
-class Example(NamedTuple):
-    """A fenced block: its page, line, language, the file's name beside the language, and its text."""
-
-    page: Path
-    line: int
-    language: str
-    file: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-
-def found(*pages: Path) -> Iterator[Example]:
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        for match in _FENCE.finditer(text):
-            yield Example(page, text.count("\n", 0, match.start()) + 1, match[1], match[2] or "", match[3])
 
 
 EXAMPLES = list(found(*PAGES))
@@ -103,7 +83,7 @@ def test_flags_of_commands_exist() -> None:
 
 
 def write_family(folder: Path, texts: dict[str, str]) -> Any:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return families.load_family(str(folder))
@@ -129,7 +109,7 @@ def test_the_family_of_the_readme_loads(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # imports torch
 def test_the_family_in_twenty_lines_is_as_right_as_it_says(tmp_path: Path) -> None:
-    texts = {example.file: example.text for example in found(ROOT / "docs" / "families.md") if example.file}
+    texts = files_of(ROOT / "docs" / "families.md")
     assert set(texts) == {"family.toml", "model.py", "data.py"}
     spec = write_family(tmp_path / "compass", texts)
     (points,), labels = families.load_evaluation(spec, "held_out")
@@ -142,6 +122,46 @@ def test_the_family_in_twenty_lines_is_as_right_as_it_says(tmp_path: Path) -> No
         right[variant.name] = float((answers.argmax(axis=1) == labels).mean())
     assert right["exact"] == 1.0
     assert 0.6 < right["rough"] < 0.95
+
+
+@pytest.mark.slow  # imports torch
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_classifier_of_the_page_on_moving_answers_from_its_family_and_from_triton(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other frameworks' examples answer, `python -m tests.moving` finds out."""
+    import torch
+    from safetensors.torch import save_model
+
+    from clover.__main__ import main
+
+    page = "docs/moving.md"
+    files = files_of(ROOT / page)
+    assert set(files) == {"net.py", "config.pbtxt", "lit.py", "service.py", "handler.py"}
+    torch.manual_seed(1)
+    (tmp_path / "net.py").write_text(files["net.py"], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    net = importlib.import_module("net").Net().eval()
+    picture = torch.rand(2, 1, 28, 28)
+    truth = net(picture).detach().numpy()
+
+    (toml,) = of(page, "toml")
+    (model,) = (text for text in of(page, "python") if "def load(" in text)
+    folder = tmp_path / "net"
+    (folder / "weights").mkdir(parents=True)
+    save_model(net, str(folder / "weights" / "net.safetensors"))
+    spec = write_family(folder, {"family.toml": toml, "model.py": model, "net.py": files["net.py"]})
+    module = families.resolve(spec.variants[0].loader, folder)(spec.variants[0], folder)
+    np.testing.assert_array_equal(module(picture).detach().numpy(), truth)
+
+    version = tmp_path / "repository" / "net" / "1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(files["config.pbtxt"], encoding="utf-8")
+    torch.jit.script(net).save(str(version / "model.pt"))
+    into = tmp_path / "families"
+    assert main(["import-triton", str(tmp_path / "repository"), "--into", str(into)]) == 0
+    np.testing.assert_array_equal(loaded(into / "net")([picture.numpy()])[0], truth)
 
 
 def test_the_family_of_the_tutorial_is_one(tmp_path: Path) -> None:

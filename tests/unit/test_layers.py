@@ -22,7 +22,7 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section", "datatypes"}
+        | {"config_section", "datatypes", "process_clock"}
     ),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),

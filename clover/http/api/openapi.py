@@ -127,8 +127,12 @@ def _command_schema(verb: str, specs: dict[str, FamilySpec]) -> dict[str, Any]:
     """Return the body of `POST /v2/clover/VERB`."""
     command = COMMANDS[verb]
     names = list(specs)
-    must_name = ["model"] if command.one_model and len(names) > 1 else []
+    must_name = ["model"] if command.models == "one" and len(names) > 1 else []
+    model = {} if command.models == "none" else {"model": {"enum": names}}
+    properties = model | {"dry_run": {"type": "boolean"}} | command.properties
     any_of = list(command.any_of)
+    if verb == "cluster":
+        properties["models"] = properties["models"] | {"propertyNames": {"enum": names}}
     if verb == "pin":
         any_of = [
             {"properties": {"model": {"const": name}, "variant": {"enum": [*(v.name for v in spec.variants), None]}}}
@@ -138,10 +142,10 @@ def _command_schema(verb: str, specs: dict[str, FamilySpec]) -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "description": command.text,
-        "properties": {"model": {"enum": names}, "dry_run": {"type": "boolean"}} | command.properties,
+        "properties": properties,
         "required": [*must_name, *command.required],
     }
-    return schema | ({"anyOf": any_of} if verb in ("pin", "set") else {})
+    return schema | ({"anyOf": any_of} if any_of else {})
 
 
 def _infer_schema(spec: FamilySpec) -> dict[str, Any]:

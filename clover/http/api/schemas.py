@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
+
+from clover.config_records import RolloutConfig
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _COUNTER = {
@@ -50,6 +54,34 @@ _SAVING = _object(
         "rows_beyond_shadow": _described(_COUNT, "rows at loads that the shadow could not have served"),
         "words": _TEXT,
     }
+)
+_NONE = {"type": "null"}
+_SINGLE = _object(
+    {
+        "variant": _TEXT,
+        "accuracy": _described(_NUMBER, "percent, expected of it alone"),
+        "grams": _described(_NUMBER, "gCO2e of it less those emitted"),
+        "part": _described(_PART, "of its gCO2e, idle power included"),
+        "joules": _NUMBER,
+        "emitted_g": _NUMBER,
+        "shadow_g": _NUMBER,
+        "words": _TEXT,
+    }
+)
+_IDLE = _object(
+    {
+        "part": _described({"type": "number", "minimum": 0, "maximum": 1}, "of all joules"),
+        "idle_j": _NUMBER,
+        "method": _described(_TEXT, "how the joules are known: measured, modelled or emulated"),
+        "words": _TEXT,
+    },
+    {
+        "cores": _described(_COUNT, "those that workers may have"),
+        "cores_with_workers": _COUNT,
+        "cores_would_do": _described({"type": ["integer", "null"]}, "as few as that; null if it is not known"),
+        "core_sleep_w": _described({"type": ["number", "null"]}, "watts of a core without a worker; null if not known"),
+        "decides_in_s": _described(_NUMBER, "seconds for which the load is watched before cores lose their workers"),
+    },
 )
 _SAVED = {"anyOf": [{"$ref": "#/components/schemas/Saved"}, {"type": "null"}]}
 _MAYBE = {"anyOf": [_SAVING, {"type": "null"}]}
@@ -155,7 +187,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "static": _described(_MAYBE, "against the best fixed mix at the target"),
             "matched": _described(_MAYBE, "against the best fixed mix at the accuracy served"),
             "right_sized": _described(_MAYBE, "against BASE on as little as keeps the SLO, the rest asleep or off"),
-            "single": _described(_MAYBE, "the single variant that would have done as well; null if there is none"),
+            "single": _described(
+                {"anyOf": [_SINGLE, _NONE]}, "the single variant that would have done as well; null if there is none"
+            ),
             "boundary": _described(_TEXT, "what is counted: server (others are in `boundaries`)"),
             "grid": _described(_TEXT, "how the carbon intensities were known"),
             "known": _described(_TEXT, "label, boundary and grid in words"),
@@ -168,7 +202,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         {
             "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED, "slo": _SLO})},
             "totals": _object({}, {"saved": _SAVED, "devices": _DEVICES}),
-            "idle": _described(_MAYBE, "idle part of the energy used so far, and how few cores would do at this load"),
+            "idle": _described(
+                {"anyOf": [_IDLE, _NONE]},
+                "idle part of the energy used so far, and how few cores would do at this load",
+            ),
         },
     ),
     "Feedback": _object(
@@ -250,23 +287,27 @@ _FORCE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CommandSchema:
-    """The body of `POST /v2/clover/VERB`, besides `model` and `dry_run`, which all commands take.
+    """The body of `POST /v2/clover/VERB`, besides `dry_run`, which all commands take, and `model`.
 
-    `one_model` marks commands for one model, which must be named if several are served; `any_of` are alternatives of
-    which a body must meet one.
+    `models` says what becomes of `model`: it is "one" that must be named if several are served, "any" that may be
+    named, or there is "none".  `any_of` are alternatives of which a body must meet one.
     """
 
     text: str
     properties: dict[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     any_of: tuple[dict[str, Any], ...] = ()
-    one_model: bool = True
+    models: Literal["one", "any", "none"] = "one"
 
 
-_ROLLOUT_NUMBERS = (
-    *("percent", "paired", "errors", "slower", "slower_ms", "differs", "accuracy", "risk", "warmup_s", "block_s"),
-    *("min_s", "max_s"),
-)
+def _rollout_settings() -> dict[str, Any]:
+    """Return the settings of a roll-out that its command may give, as the configuration has them."""
+    _, schemas = msgspec.json.schema_components([RolloutConfig])
+    settings: dict[str, Any] = schemas[RolloutConfig.__name__]["properties"]
+    return {name: settings[name] for name in settings if name != "root"}
+
+
+_ROLLOUT = {"folder": {"type": "string", "minLength": 1}, "version": {"type": "string"}} | _rollout_settings()
 
 COMMANDS = {
     "pin": CommandSchema(
@@ -278,7 +319,7 @@ COMMANDS = {
         "Keep every deployment as it is, or let go again.",
         {"on": {"type": "boolean"}},
         required=("on",),
-        one_model=False,
+        models="any",
     ),
     "plan": CommandSchema("What the controller would do; changes nothing. " + _CONFIGURATION, _TARGETS | _INPUTS),
     "apply": CommandSchema("Plan and apply now. " + _CONFIGURATION, {"force": _FORCE} | _TARGETS | _INPUTS),
@@ -287,7 +328,7 @@ COMMANDS = {
         "Watch answers anew after a drift: the plan's own thresholds, and its cascade, are back.",
         {"reset": {"const": True}},
         required=("reset",),
-        one_model=False,
+        models="any",
     ),
     "set": CommandSchema(
         "Change targets or mode while serving.",
@@ -296,18 +337,18 @@ COMMANDS = {
             *({"required": [key]} for key in _TARGETS),
             {"required": ["mode"], "properties": {"mode": {"enum": _MODES}}},
         ),
-        one_model=False,
+        models="any",
     ),
     "roll-out": CommandSchema(
         "Try a new version of a model beside the stable one (folder), or say what becomes of it (action).",
         {
-            "folder": {"type": "string"},
-            "version": {"type": "string"},
             "action": {"enum": ["status", "promote", "roll-back"]},
-            "needs_labels": {"type": "boolean"},
-            **{name: {"type": "number"} for name in _ROLLOUT_NUMBERS},
+            **_ROLLOUT,
         },
-        any_of=({"required": ["folder"]}, {"required": ["action"]}),
+        any_of=(
+            {"required": ["folder"], "properties": {"action": False}},
+            {"required": ["action"], "properties": dict.fromkeys(_ROLLOUT, False)},
+        ),
     ),
     "cluster": CommandSchema(
         "Follow the order of a cluster's controller for lease_s seconds, leave the cluster, or say how it stands.",
@@ -315,14 +356,14 @@ COMMANDS = {
             "action": {"enum": ["follow", "leave", "status", "profiles"]},
             "cluster": {"type": "string"},
             "node": {"type": "string"},
-            "epoch": {"type": "integer", "minimum": 1},
+            "epoch": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
             "lease_s": {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
             "models": {
                 "type": "object",
                 "additionalProperties": {
                     "type": "object",
                     "properties": {
-                        "rate": {"type": "number", "minimum": 0},
+                        "rate": {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9},
                         "accuracy": {"type": "number", "minimum": 0, "maximum": 100},
                     },
                     "required": ["rate", "accuracy"],
@@ -330,7 +371,11 @@ COMMANDS = {
             },
         },
         required=("action",),
-        one_model=False,
+        models="none",
+        any_of=(
+            {"required": ["epoch", "lease_s"], "properties": {"action": {"const": "follow"}}},
+            {"properties": {"action": {"enum": ["leave", "status", "profiles"]}}},
+        ),
     ),
 }
 

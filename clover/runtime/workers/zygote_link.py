@@ -85,7 +85,8 @@ class ZygoteLink:
                 hello = await asyncio.shield(self._hello)
         except TimeoutError as error:
             self.kill()
-            raise WorkerError(f"the zygote did not import torch within {within_s:g} s") from error
+            text = f"the zygote did not import torch within {within_s:g} s (--start-s allows more)"
+            raise WorkerError(text) from error
         if hello.threads != 1:
             self.kill()
             raise WorkerError(f"the zygote has {hello.threads} threads after its imports; it must have one")

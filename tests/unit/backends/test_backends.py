@@ -257,6 +257,31 @@ def test_cancelling_ends_the_compilation(toy, tmp_path):
         backends.compile_in_subprocess(toy, toy.variant("full"), "aoti", tmp_path / "x", timeout_s=0.0)
 
 
+def test_a_compilation_is_charged_for_its_cpu_time_and_ended_if_it_exceeds_its_budget(toy, tmp_path, monkeypatch):
+    def compile_within(budget):
+        asked = backends.compile_in_background(toy, toy.variant("full"), "aoti", tmp_path / "x", budget=budget)
+        asyncio.run(asked)
+
+    seen = []
+
+    def process_ns(pid):  # a second at every look
+        seen.append(pid)
+        return len(seen) * 1_000_000_000
+
+    monkeypatch.setattr(artifacts, "process_ns", process_ns)
+    budget = backends.CpuBudget(3.0)
+    with pytest.raises(ProfileError, match="compiling full with aoti took more than 3 s of CPU time"):
+        compile_within(budget)
+    assert budget.used_s == 4.0
+    assert budget.spent
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0], 0)
+    seen[:] = [0] * 10
+    with pytest.raises(ProfileError):
+        compile_within(budget)
+    assert budget.used_s == 4.0 + 11.0, "of both together"
+
+
 BYTE_NET = """
 import torch
 

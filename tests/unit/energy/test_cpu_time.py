@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clover.energy.cpu_time import ProcessTree, process_ns
+from clover.energy.cpu_time import ProcessTree
+from clover.process_clock import process_ns
 
 # A child ends in the middle, one is alive and has a dead child of its own, and threads start children too.
 STORY = '''
@@ -90,7 +91,8 @@ def test_a_proc_that_shows_little(tmp_path: Path) -> None:
 # A child starts a worker and is killed: the worker is an orphan, goes on, and ends.
 ORPHANS = '''
 import json, os, signal, subprocess, sys, time
-from clover.energy.cpu_time import ProcessTree, process_ns
+from clover.energy.cpu_time import ProcessTree
+from clover.process_clock import process_ns
 
 BURN = """
 import sys, time

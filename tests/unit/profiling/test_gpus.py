@@ -20,7 +20,7 @@ from clover.errors import DeviceError, ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling import joules, measurement
 from clover.profiling.duty import Pauses
-from clover.profiling.effort import Effort
+from clover.profiling.effort import CompileLimits, Effort
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import HttpFigures, HttpMeasurement
 from clover.runtime.workers.completions import Completions
@@ -28,7 +28,16 @@ from clover.types import DeviceShape, EnergySample, Placement
 from clover.worker.frames import HeldMemory, WorkerOrder
 
 TOY = load_family(str(Path(__file__).resolve().parents[2] / "families" / "toy"))
-SHORT = Effort(quick=True, samples=2, least_s=0.0, most_s=0.01, score_s=0.05, base_s=0.02, compile_s=0.0, rounds=2)
+SHORT = Effort(
+    quick=True,
+    samples=2,
+    least_s=0.0,
+    most_s=0.01,
+    score_s=0.05,
+    base_s=0.02,
+    rounds=2,
+    compiling=CompileLimits(cpu_s=0.0),
+)
 OTHERS = "python (4711) compute on gpu0"
 SIZES = {"1g.5gb": 1, "3g.20gb": 4, "7g.40gb": 8}
 
@@ -162,9 +171,7 @@ class Meter:
 
     def sample(self, now_ns: int) -> EnergySample:
         at_ns = self.looks * 1_000_000_000
-        return EnergySample(
-            device=self.device, at_ns=at_ns, total_j=self.looks * 86.0, idle_w=50.0, method="measured"
-        )
+        return EnergySample(device=self.device, at_ns=at_ns, total_j=self.looks * 86.0, idle_w=50.0, method="measured")
 
 
 async def seen(self: Any, spec: Any, profile: Any, places: Sequence[Placement], *_: float) -> HttpFigures:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from clover import backends
-from clover.backends import Target
+from clover.backends import CpuBudget, Target
 from clover.config import EnergyConfig, ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import DeviceError, ProfileError
@@ -32,7 +32,7 @@ from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
 from clover.profiling.choose import choose_backend, faster
 from clover.profiling.driver import Cell, Driver, SilentWorker
-from clover.profiling.effort import FULL, QUICK
+from clover.profiling.effort import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.measurement import too_slow
@@ -347,9 +347,18 @@ def candidates_with(
     made: list[tuple[str, str, int, str]] = []
 
     async def compile_in_background(
-        family: Any, variant: Any, backend: str, folder: Path, threads: int, *, target: Target, timeout_s: float = 0.0
+        family: Any,
+        variant: Any,
+        backend: str,
+        folder: Path,
+        threads: int,
+        *,
+        target: Target,
+        budget: CpuBudget,
+        **_: Any,
     ) -> None:
         made.append((variant.name, target.profile, threads, target.visible))
+        budget.used_s += 10.0
         if target.profile == failing and failing:
             raise ProfileError("no room")
         folder.mkdir(parents=True)
@@ -364,12 +373,36 @@ def candidates_with(
 
 def test_each_thread_count_is_compiled_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found, made, notes = candidates_with(monkeypatch, tmp_path, {})
-    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], 60.0, lambda *_: None))
+    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], NO_LIMITS, lambda *_: None))
     assert sorted(made) == [(name, "", count, "") for name in ("full", "half") for count in (1, 2)]
     assert found.of == {"half": ["eager", "fake"], "full": ["eager", "fake"]}
     assert not notes
-    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], 60.0, lambda *_: None))
+    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], NO_LIMITS, lambda *_: None))
     assert len(made) == 4, "what is there is not made again"
+
+
+def test_no_compilation_begins_when_the_cpu_time_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, made, notes = candidates_with(monkeypatch, tmp_path, {})
+    asyncio.run(found.compile(("fake",), [(1, "")], CompileLimits(cpu_s=10.0), lambda *_: None))
+    assert made == [("half", "", 1, "")]
+    assert found.of == {"half": ["eager", "fake"], "full": ["eager"]}
+    assert [note.startswith("fake is not compiled for full: `python -m clover profile") for note in notes] == [True]
+
+
+def test_a_first_start_gives_compilations_the_time_that_they_need_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the clock, half a minute was not enough for one where four others wanted each core."""
+    within: list[float] = []
+
+    async def compile_in_background(*_: Any, timeout_s: float, **__: Any) -> None:
+        within.append(timeout_s)
+
+    found, _, _ = candidates_with(monkeypatch, tmp_path, {})
+    monkeypatch.setattr(backends, "compile_in_background", compile_in_background)
+    asyncio.run(found.compile(("fake",), [(1, "")], QUICK.compiling, lambda *_: None))
+    assert len(within) == 2
+    assert min(within) > 4 * QUICK.compiling.cpu_s
 
 
 def test_a_missing_extra_is_said_once_with_what_is_lost(
@@ -434,7 +467,7 @@ def test_each_profile_is_compiled_in_a_slice_of_its_own(monkeypatch: pytest.Monk
 
     found, made, notes = candidates_with(monkeypatch, tmp_path, targets)
     makes = [(1, name) for name in targets]
-    asyncio.run(found.compile(("fake",), makes, 60.0, lambda *_: None, slices))
+    asyncio.run(found.compile(("fake",), makes, NO_LIMITS, lambda *_: None, slices))
     assert inside == ["1g.5gb", "7g.40gb"], "one after the other"
     assert sorted(made) == sorted(
         (name, profile, 1, f"MIG-{profile}") for name in ("half", "full") for profile in targets
@@ -442,11 +475,11 @@ def test_each_profile_is_compiled_in_a_slice_of_its_own(monkeypatch: pytest.Monk
     assert found.artifact(found._spec.variants[0], "fake", 1, "1g.5gb").parent.name == "1g.5gb"
     assert not notes
     found, made, notes = candidates_with(monkeypatch, tmp_path / "other", targets, failing="7g.40gb")
-    asyncio.run(found.compile(("fake",), makes, 60.0, lambda *_: None, slices))
+    asyncio.run(found.compile(("fake",), makes, NO_LIMITS, lambda *_: None, slices))
     assert found.of == {"half": ["eager"], "full": ["eager"]}, "no candidate where a profile lacks it"
     assert any("no room" in note for note in notes)
     found, made, notes = candidates_with(monkeypatch, tmp_path / "late", targets)
-    asyncio.run(found.compile(("fake",), makes, 0.0, lambda *_: None, slices))
+    asyncio.run(found.compile(("fake",), makes, CompileLimits(clock_s=0.0), lambda *_: None, slices))
     assert not made
     assert any("--compile" in note for note in notes)
 

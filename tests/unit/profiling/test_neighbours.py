@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clover.errors import ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling.driver import Driver
-from clover.profiling.effort import Effort
+from clover.profiling.effort import CompileLimits, Effort
 from clover.profiling.neighbours import BesideNeighbours, rest_of
 from clover.profiling.rig import Findings, WorkerSetup
 from clover.profiling.rows import load
@@ -26,7 +26,16 @@ from clover.runtime.workers.completions import Completions
 from clover.types import DeviceShape, LatencyMeasurement, Placement
 
 SPEC = load_family(str(Path(__file__).resolve().parents[2] / "families" / "toy"))
-SHORT = Effort(quick=True, samples=4, least_s=0.0, most_s=5.0, score_s=0.05, base_s=0.02, compile_s=0.0, rounds=2)
+SHORT = Effort(
+    quick=True,
+    samples=4,
+    least_s=0.0,
+    most_s=5.0,
+    score_s=0.05,
+    base_s=0.02,
+    rounds=2,
+    compiling=CompileLimits(cpu_s=0.0),
+)
 
 
 def at(parts: int, start: int) -> Placement:

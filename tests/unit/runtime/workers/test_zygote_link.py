@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
@@ -42,3 +43,20 @@ def test_a_zygote_that_is_stopped_before_it_was_ready_is_no_error(
 
     asyncio.run(main())
     assert ("the zygote" in caplog.text) is not stopped
+
+
+def test_a_zygote_that_imports_too_slowly_is_ended_and_the_setting_that_allows_more_is_named() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    process = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"])
+
+    async def main() -> None:
+        link = ZygoteLink(process, ours)
+        link.bind(asyncio.get_running_loop(), lambda pid, code: None)
+        with pytest.raises(WorkerError, match=r"did not import torch within 0 s \(--start-s allows more\)"):
+            await link.ready(0.0)
+        await link.stop(10.0)
+
+    asyncio.run(main())
+    theirs.close()
+    assert process.wait(10) == -signal.SIGKILL
