@@ -17,6 +17,14 @@ batch's worth counts.  In a cascade all variants of the chain have to have room;
 goes to another variant that runs, has room and keeps the accuracy floor by itself, the most accurate such.
 
 Who is refused gets a place in the `RetryBook`.  While some have a place, others find half of the room.
+
+Refused for good.  To come back is of use only to who may find room then.  Not told to do so is a request
+
+- whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
+  serve at most (`limit`): 413;
+- whose timeout is shorter than the fastest of the lane's latest batches: 504, which it would be in the queue, too;
+- of more rows than a part of the queue, that was refused `_TRIES` times although it came when it was asked to: it needs
+  a queue that is nearly empty, and while others come that may never be: 413.
 """
 
 from __future__ import annotations
@@ -55,6 +63,8 @@ _LATE, _SLOW = 1, 2
 """Why rows are refused: their deadline, or the longest wait."""
 _QUEUED = 1 / 3
 """Part of the longest wait that rows may always spend in the queue."""
+_TRIES = 3
+"""So often a long request is asked to come back."""
 _OTHERS = 0.5
 """Part of the room in the queue that others find while some have a place in the retry book."""
 
@@ -101,6 +111,7 @@ class Admission:
         self._slo_ms = 0.0
         self._floor = 101.0  # percent: no variant reaches that, so rows go to another one only once there is a floor
         self._longest_ns = 0.0  # until the answer; 0: no limit
+        self._most_rows_per_s = 0.0  # of the devices, whatever is planned; 0: not known
         self._max_batch = state.spec.max_batch
         self._sent_at_once = _CREDITS * self._max_batch
         self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
@@ -115,6 +126,11 @@ class Admission:
         self._slo_ms, self._floor = slo_ms, floor
         self._longest_ns = self._max_wait_slo * slo_ms * 1e6
         self._book.together = max(1, int((self._longest_ns or self._timeout_ns) * _QUEUED / BIN_NS))
+
+    def limit(self, rows_per_s: float) -> None:
+        """Take note of the rows a second that the devices serve at most at the accuracy floor, whatever is planned; 0:
+        that is not known."""
+        self._most_rows_per_s = rows_per_s
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
@@ -170,17 +186,30 @@ class Admission:
         self._traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
         self._traffic.refused(429)
         self._traffic.overloaded(why)
-        return self._retry_after_s(rows, flow, request, now_ns)
+        return self._retry_after_s(rows, flow, request, now_ns, self._refused_before(flow, request, now_ns))
 
     def _refuse(self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int) -> RequestError:
-        """Count `rows` rows that are refused, give them a place in the retry book; return the error to raise."""
-        return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns))
+        """Count `rows` rows that are refused, give them a place in the retry book unless they had enough of them;
+        return the error to raise."""
+        before = self._refused_before(flow, request, now_ns)
+        most = max(self._max_batch, self._queue_rows // _PART)
+        if before >= _TRIES and rows > most:
+            self._traffic.overloaded(why)
+            message = f"{message}, each time that this request came back: send at most {most} rows at once"
+            return self._state.refused(TooLarge(message))
+        return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns, before))
 
-    def _retry_after_s(self, rows: int, flow: int, request: int, now_ns: int) -> float:
-        """Give refused rows a place in the retry book; return the seconds until then."""
-        if self._places and self._book.use(request or flow, now_ns):
+    def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
+        """Return how often a request that is refused was before, if it comes when it was asked to; 0 otherwise."""
+        before = self._book.use(request or flow, now_ns) if self._places else 0
+        if before:
             self._traffic.came_back("refused")
-        return float(self._book.book(request, flow, rows, now_ns))
+        return before
+
+    def _retry_after_s(self, rows: int, flow: int, request: int, now_ns: int, before: int) -> float:
+        """Give rows that were refused `before` so many times a place in the retry book; return the seconds until
+        then."""
+        return float(self._book.book(request, flow, rows, now_ns, before))
 
     def _part(self, flow: int, request: int, now_ns: int) -> float:
         """Return the part of the room in the queue that a request finds."""
@@ -314,11 +343,32 @@ class Admission:
             self._traffic.diverted_rows += len(ticket.slots)
             return other
         if found == _LATE:
+            never = self._never(lane, rows, timeout_ns, now_ns)
+            if never is not None:
+                raise self._state.refused(never)
             why = "too many rows wait: the answer would come after the deadline"
             raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns)
         limit = f"{self._max_wait_slo:g} x the SLO of {self._slo_ms:.4g} ms"
         why = f"too many rows wait: the answer would come later than {limit}; try again after Retry-After"
         raise self._refuse("slo", why, len(ticket.slots), flow, request, now_ns)
+
+    def _never(self, lane: int, rows: int, timeout_ns: int, now_ns: int) -> RequestError | None:
+        """Return the error of a request of which `rows` rows in `lane` would not be answered within `timeout_ns` if no
+        other row waited either; None if they might be."""
+        pace = self._paces[lane]
+        if rows > self._max_batch:
+            wait_ns = pace.wait_ns(now_ns, rows) * self._margin
+            if self._most_rows_per_s > 0.0:
+                wait_ns = min(wait_ns, rows * 1e9 / self._most_rows_per_s)
+            if wait_ns + pace.expected_ns > timeout_ns:
+                took_s = (wait_ns + pace.expected_ns) / 1e9
+                why = f"{rows} rows take {took_s:.2g} s here though no other row waits, longer than the timeout of "
+                return TooLarge(f"{why}{timeout_ns / 1e9:.2g} s: send fewer rows at once, or set a longer timeout")
+        elif pace.least_ns > timeout_ns:
+            self._traffic.overloaded("dropped")
+            why = f"no batch takes less than {pace.least_ns / 1e6:.3g} ms, and the timeout is {timeout_ns / 1e6:.3g} ms"
+            return DeadlineMissed(why)
+        return None
 
     def _with_room(self, ticket: RouterTicket, timeout_ns: int, part: float, now_ns: int) -> int:
         """Return the most accurate lane in which the rows of a ticket would be answered in time, of those that keep the
