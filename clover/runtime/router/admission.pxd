@@ -65,7 +65,7 @@ cdef class Admission:
     cdef double _behind_s(self, int64_t flow, int64_t request) except? -1.0
     cdef double _refuse_unread(self, str why, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     cdef object _refuse(
-        self, str why, str message, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns
+        self, str why, str message, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, bint too_short=*
     )
     cdef int64_t _refused_before(self, int64_t flow, int64_t request, int64_t now_ns) except -1
     cdef double _retry_after_s(

@@ -22,9 +22,9 @@ Refused for good.  To come back is of use only to who may find room then.  Not t
 
 - whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
   serve at most (`limit`): 413;
-- whose timeout is shorter than the fastest of the lane's latest batches: 504, which it would be in the queue, too;
-- of more rows than a part of the queue, that was refused `_TRIES` times although it came when it was asked to: it needs
-  a queue that is nearly empty, and while others come that may never be: 413.
+- that was refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do, which
+  one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of the
+  lane's latest batches (504).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _LATE, _SLOW = 1, 2
 _QUEUED = 1 / 3
 """Part of the longest wait that rows may always spend in the queue."""
 _TRIES = 3
-"""So often a long request is asked to come back."""
+"""So often a request that needs a server with little to do is asked to come back."""
 _OTHERS = 0.5
 """Part of the room in the queue that others find while some have a place in the retry book."""
 
@@ -188,15 +188,18 @@ class Admission:
         self._traffic.overloaded(why)
         return self._retry_after_s(rows, flow, request, now_ns, self._refused_before(flow, request, now_ns))
 
-    def _refuse(self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int) -> RequestError:
+    def _refuse(
+        self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int, too_short: bool = False
+    ) -> RequestError:
         """Count `rows` rows that are refused, give them a place in the retry book unless they had enough of them;
-        return the error to raise."""
+        return the error to raise.  `too_short`: no worker that has something to do meets their timeout."""
         before = self._refused_before(flow, request, now_ns)
-        most = max(self._max_batch, self._queue_rows // _PART)
-        if before >= _TRIES and rows > most:
+        if before >= _TRIES and (too_short or rows > self._max_batch):
             self._traffic.overloaded(why)
-            message = f"{message}, each time that this request came back: send at most {most} rows at once"
-            return self._state.refused(TooLarge(message))
+            message = message.partition("; ")[0] + ", each time that this request came back: "
+            if rows > self._max_batch:
+                return self._state.refused(TooLarge(f"{message}send fewer than {rows} rows at once"))
+            return self._state.refused(DeadlineMissed(f"{message}set a longer timeout"))
         return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns, before))
 
     def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
@@ -347,7 +350,8 @@ class Admission:
             if never is not None:
                 raise self._state.refused(never)
             why = "too many rows wait: the answer would come after the deadline"
-            raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns)
+            too_short = self._paces[lane].least_ns > timeout_ns
+            raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns, too_short)
         limit = f"{self._max_wait_slo:g} x the SLO of {self._slo_ms:.4g} ms"
         why = f"too many rows wait: the answer would come later than {limit}; try again after Retry-After"
         raise self._refuse("slo", why, len(ticket.slots), flow, request, now_ns)
@@ -355,20 +359,17 @@ class Admission:
     def _never(self, lane: int, rows: int, timeout_ns: int, now_ns: int) -> RequestError | None:
         """Return the error of a request of which `rows` rows in `lane` would not be answered within `timeout_ns` if no
         other row waited either; None if they might be."""
+        if rows <= self._max_batch:
+            return None  # an idle worker takes them, whatever it is believed to need
         pace = self._paces[lane]
-        if rows > self._max_batch:
-            wait_ns = pace.wait_ns(now_ns, rows) * self._margin
-            if self._most_rows_per_s > 0.0:
-                wait_ns = min(wait_ns, rows * 1e9 / self._most_rows_per_s)
-            if wait_ns + pace.expected_ns > timeout_ns:
-                took_s = (wait_ns + pace.expected_ns) / 1e9
-                why = f"{rows} rows take {took_s:.2g} s here though no other row waits, longer than the timeout of "
-                return TooLarge(f"{why}{timeout_ns / 1e9:.2g} s: send fewer rows at once, or set a longer timeout")
-        elif pace.least_ns > timeout_ns:
-            self._traffic.overloaded("dropped")
-            why = f"no batch takes less than {pace.least_ns / 1e6:.3g} ms, and the timeout is {timeout_ns / 1e6:.3g} ms"
-            return DeadlineMissed(why)
-        return None
+        wait_ns = pace.wait_ns(now_ns, rows) * self._margin
+        if self._most_rows_per_s > 0.0:
+            wait_ns = min(wait_ns, rows * 1e9 / self._most_rows_per_s)
+        wait_ns += pace.expected_ns
+        if wait_ns <= timeout_ns:
+            return None
+        why = f"{rows} rows take {wait_ns / 1e9:.2g} s though no other row waits, and the timeout is "
+        return TooLarge(f"{why}{timeout_ns / 1e9:.2g} s: send fewer rows at once, or set a longer timeout")
 
     def _with_room(self, ticket: RouterTicket, timeout_ns: int, part: float, now_ns: int) -> int:
         """Return the most accurate lane in which the rows of a ticket would be answered in time, of those that keep the
