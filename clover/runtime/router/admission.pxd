@@ -59,7 +59,7 @@ cdef class Admission:
     cpdef limit(self, double rows_per_s)
     @cython.locals(ticket=RouterTicket, now_ns=int64_t, kept=bint)
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
-    @cython.locals(now_ns=int64_t)
+    @cython.locals(now_ns=int64_t, part=double)
     cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
     @cython.locals(now_ns=int64_t, part=double, found=int, lane=int)
     cdef double _behind_s(self, int64_t flow, int64_t request) except? -1.0
@@ -80,9 +80,10 @@ cdef class Admission:
     cdef submit(
         self, RouterTicket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )
+    @cython.locals(part=double)
     cdef _admit(self, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, str closed)
     @cython.locals(wanted=int64_t)
-    cdef bint _full(self, Py_ssize_t rows, int64_t flow) except -1
+    cdef bint _full(self, Py_ssize_t rows, int64_t flow, double part) except -1
     cdef bint _has_much(self, int64_t flow, int64_t rows, int64_t kept) except -1
     @cython.locals(pace=LanePace, ahead=int64_t, wait_ns=double, longest_ns=double)
     cdef int _too_long(

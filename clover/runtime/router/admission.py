@@ -22,9 +22,9 @@ Refused for good.  To come back is of use only to who may find room then.  Not t
 
 - whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
   serve at most (`limit`): 413;
-- that was refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do, which
-  one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of the
-  lane's latest batches (504).
+- that was refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
+  which one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of
+  the lane's latest batches (504).
 """
 
 from __future__ import annotations
@@ -156,11 +156,12 @@ class Admission:
 
     def crowded(self, flow: int, request: int) -> float:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
-        if not self._full(1, flow):
-            return self._behind_s(flow, request) if self._dispatch.busy else 0.0
         now_ns = self._state.now_ns()
+        part = self._part(flow, request, now_ns)
+        if not self._full(1, flow, part):
+            return self._behind_s(flow, request) if self._dispatch.busy else 0.0
         self._dispatch.make_room(now_ns)
-        if not self._full(1, flow):
+        if not self._full(1, flow, part):
             return 0.0
         return self._refuse_unread("queue", flow, request, now_ns)
 
@@ -277,17 +278,20 @@ class Admission:
         self._usual_rows += (rows - self._usual_rows) * _NEWEST
         if closed or not (self._lanes.live or self._state.coming):
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
-        if self._full(rows, flow):
+        part = self._part(flow, request, now_ns)
+        if self._full(rows, flow, part):
             self._dispatch.make_room(now_ns)
-            if self._full(rows, flow):
+            if self._full(rows, flow, part):
                 raise self._refuse("queue", "the queue is full", rows, flow, request, now_ns)
         if self._batcher.depth() + rows > self._queue_rows:
             self._completion.give_up(self._audits.queued(), "full")
 
-    def _full(self, rows: int, flow: int) -> bool:
-        """Return whether clients' rows leave no room in the queue for `rows` more of `flow`; audits would give
-        way."""
+    def _full(self, rows: int, flow: int, part: float) -> bool:
+        """Return whether clients' rows leave no room in the queue for `rows` more of `flow`, which find `part` of it;
+        audits would give way.  Whoever comes when it was asked to finds room, as long as others leave half of it."""
         wanted = self._batcher.depth() + rows
+        if part < 1.0 and self._kept_rows > 0 and wanted > part * self._queue_rows and wanted > rows:
+            return True
         if wanted <= self._queue_rows - self._kept_rows:
             return False
         # Without audits both counts are the same, and the first one is cheap.
