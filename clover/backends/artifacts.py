@@ -35,7 +35,7 @@ from clover.backends.targets import CPU, Target
 from clover.cache import check_private, make_private
 from clover.errors import ConfigError, DeviceError, ProfileError
 from clover.malformed import MALFORMED
-from clover.types import FamilySpec, Record, VariantSpec
+from clover.types import FamilySpec, Record, SandboxOrder, VariantSpec
 
 _log = logging.getLogger("clover.backends")
 
@@ -49,6 +49,8 @@ _VERSION_OF = {"onnxruntime": "onnxruntime", "onnxruntime-int8": "onnxruntime", 
 _TENSORRT = ("tensorrt-cu13-libs", "tensorrt-cu12-libs", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
 _THREADS_AT_LOAD = {"onnxruntime", "onnxruntime-int8"}  # one artifact for any number of threads
 _POLL_S = 0.02
+_END_S = 2.0
+"""Seconds that a compiling process is given to end those that it started; then its group is killed."""
 _REASON_BYTES = 4000
 
 
@@ -100,7 +102,8 @@ class Compiler(Protocol):
 
 
 class CompileOrder(Record, frozen=True, kw_only=True):
-    """The order that the compiling process reads."""
+    """The order that the compiling process reads; `sandbox` is how the family's code is confined in it (None: not at
+    all)."""
 
     family: FamilySpec
     variant: str
@@ -108,6 +111,7 @@ class CompileOrder(Record, frozen=True, kw_only=True):
     folder: str
     threads: int
     target: Target = CPU
+    sandbox: SandboxOrder | None = None
 
 
 @functools.cache
@@ -210,7 +214,11 @@ def gpu_lock(folder: str | Path, target: Target) -> Path:
 
 
 def build(backend: Compiler, order: CompileOrder) -> None:
-    """Compile into `order.folder` in this process, atomically; do nothing if it is there already."""
+    """Have `backend` compile into `order.folder`, atomically; do nothing if it is there already.
+
+    Raises what `backend` raises, and ProfileError if what it wrote is more than files and folders: a link would have
+    whoever reads the artifact, or removes it, reach elsewhere.
+    """
     folder = Path(order.folder)
     variant = order.family.variant(order.variant)
     make_private(folder.parent)
@@ -228,13 +236,25 @@ def build(backend: Compiler, order: CompileOrder) -> None:
             backend.compile(order.family, variant, made, order.threads, order.target)
             shaped = recipe(order.family, variant, order.backend, order.threads, None, order.target)
             manifest = Manifest(family=order.family.name, variant=variant.name, recipe=shaped)
-            (made / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+            check_plain(made)
+            with open(made / MANIFEST, "xb") as file:
+                file.write(msgspec.json.encode(manifest))
             if folder.exists():
                 shutil.rmtree(folder)
             made.rename(folder)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
+
+
+def check_plain(folder: Path) -> None:
+    """Raise ProfileError if there is anything but files and folders below `folder`, or a manifest already."""
+    for place, _, names in os.walk(folder):
+        for item in os.scandir(place):
+            if not (item.is_dir(follow_symlinks=False) or item.is_file(follow_symlinks=False)):
+                raise ProfileError(f"the artifact has {item.name}, which is neither a file nor a folder")
+        if place == str(folder) and MANIFEST in names:
+            raise ProfileError(f"the artifact has a {MANIFEST} of its own")
 
 
 @contextlib.contextmanager
@@ -253,14 +273,25 @@ def compile_in_subprocess(
     threads: int = 1,
     *,
     target: Target = CPU,
+    sandbox: SandboxOrder | None = None,
     timeout_s: float = COMPILE_S,
 ) -> None:
     """Compile an artifact in a process of its own, at low priority, and wait; do nothing if it is there already.
 
-    Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
+    The family's code is confined as `sandbox` says, but that it may start programs and write to the unfinished
+    artifact.  Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
     """
     if not is_compiled(folder):
-        with _Compilation(family, variant, backend, folder, threads, target, timeout_s) as compilation:
+        order = CompileOrder(
+            family=family,
+            variant=variant.name,
+            backend=backend,
+            folder=str(folder),
+            threads=threads,
+            target=target,
+            sandbox=sandbox,
+        )
+        with _Compilation(order, timeout_s) as compilation:
             while not compilation.done():
                 time.sleep(_POLL_S)
 
@@ -273,11 +304,21 @@ async def compile_in_background(
     threads: int = 1,
     *,
     target: Target = CPU,
+    sandbox: SandboxOrder | None = None,
     timeout_s: float = COMPILE_S,
 ) -> None:
     """Compile as `compile_in_subprocess` does, on an event loop; cancelling it ends the compilation at once."""
     if not is_compiled(folder):
-        with _Compilation(family, variant, backend, folder, threads, target, timeout_s) as compilation:
+        order = CompileOrder(
+            family=family,
+            variant=variant.name,
+            backend=backend,
+            folder=str(folder),
+            threads=threads,
+            target=target,
+            sandbox=sandbox,
+        )
+        with _Compilation(order, timeout_s) as compilation:
             while not compilation.done():
                 await asyncio.sleep(_POLL_S)
 
@@ -285,20 +326,11 @@ async def compile_in_background(
 class _Compilation:
     """A compiling process; leaving the context ends its whole group."""
 
-    def __init__(
-        self,
-        family: FamilySpec,
-        variant: VariantSpec,
-        backend: str,
-        folder: str | Path,
-        threads: int,
-        target: Target,
-        timeout_s: float,
-    ) -> None:
-        self._what = f"compiling {variant.name} with {backend}" + (f" for {target.profile}" if target.cuda else "")
-        self._order = CompileOrder(
-            family=family, variant=variant.name, backend=backend, folder=str(folder), threads=threads, target=target
-        )
+    def __init__(self, order: CompileOrder, timeout_s: float) -> None:
+        target = order.target
+        where = f" for {target.profile}" if target.cuda else ""
+        self._what = f"compiling {order.variant} with {order.backend}{where}"
+        self._order = order
         self._timeout_s = timeout_s
         self._stack = contextlib.ExitStack()
 
@@ -321,11 +353,15 @@ class _Compilation:
         self._stack.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        caches = Path(self._order.folder).parent / "inductor"  # not the shared, guessable folder torch takes in /tmp
-        make_private(caches)
-        check_private(caches)
+        # Not the shared, guessable folder torch takes in /tmp; and one a family, for what is in it is run.
+        family = self._order.family
+        whose = hashlib.sha256(f"{family.folder}\0{family.name}".encode()).hexdigest()[:24]
+        caches = Path(self._order.folder).parent / "inductor" / whose
+        for place in (caches.parent, caches):
+            make_private(place)
+            check_private(place)
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "clover.backends"],
+            [sys.executable, "-P", "-m", "clover.worker.compiler"],
             stdin=subprocess.PIPE,
             stdout=self._reason,
             stderr=self._said,
@@ -335,13 +371,15 @@ class _Compilation:
         )
 
     def _end(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it ends what it started, whatever session that is in, and itself
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
 
     def done(self) -> bool:
         """Return whether the artifact is there; raises ProfileError if it will not come."""

@@ -18,7 +18,7 @@ from clover import backends as registry
 from clover import families
 from clover.backends import Target
 from clover.errors import ProfileError
-from clover.types import FamilySpec, VariantSpec
+from clover.types import FamilySpec, SandboxOrder, VariantSpec
 
 log = logging.getLogger("clover.profiling")
 
@@ -57,7 +57,7 @@ class Candidates:
     """The backends that may serve each variant (`of`), eager always among them as the reference.
 
     Reasons why others are not are added to `notes`.  `targets`: what is compiled for, by profile of a GPU's slice;
-    empty for CPU cores.
+    empty for CPU cores.  `sandbox`: how the family's code is confined while it is compiled.
     """
 
     def __init__(
@@ -67,8 +67,10 @@ class Candidates:
         cache_dir: Path,
         notes: list[str],
         targets: Mapping[str, Target] | None = None,
+        sandbox: SandboxOrder | None = None,
     ) -> None:
         self._spec = spec
+        self._sandbox = sandbox
         self._cache_dir = cache_dir
         self._notes = notes
         self._targets = targets or {}
@@ -135,7 +137,7 @@ class Candidates:
                 folder = self.artifact(variant, name, *make)
                 try:
                     await registry.compile_in_background(
-                        self._spec, variant, name, folder, make[0], target=target, **limit
+                        self._spec, variant, name, folder, make[0], target=target, sandbox=self._sandbox, **limit
                     )
                 except ProfileError as error:
                     self._notes.append(f"{name} is not used for {variant.name}: {error}")

@@ -170,7 +170,8 @@ async def _compiled(
         makes = [(count, "") for count in sorted({1, *(place.size for place in places)})]
     targets = {} if instances.on_cores else instances.targets(places)
     at = {place.profile: place for place in places}
-    candidates = Candidates(spec, tuple(dict.fromkeys(options.backends)), options.cache_dir, notes, targets)
+    wanted = tuple(dict.fromkeys(options.backends))
+    candidates = Candidates(spec, wanted, options.cache_dir, notes, targets, options.sandbox)
     inside = on_cpu if instances.on_cores else lambda profile: instances.inside(at[profile])
     await candidates.compile(options.compile_with, makes, options.effort.compile_s, steps.say, inside)
     return candidates

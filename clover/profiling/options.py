@@ -9,7 +9,7 @@ from pathlib import Path
 from clover.config import EnergyConfig
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
 from clover.profiling.effort import Effort
-from clover.worker.frames import SandboxOrder
+from clover.types import SandboxOrder
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""

@@ -15,8 +15,8 @@ import pytest
 from clover import families
 from clover.errors import WorkerError
 from clover.runtime.memory.slab import Layout, Slab
+from clover.types import SandboxOrder
 from clover.worker import landlock, sandbox
-from clover.worker.frames import SandboxOrder
 from tests.support import breakout_family
 from tests.support.worker_pools import client_of, order, run, slab_of, started
 

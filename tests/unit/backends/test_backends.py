@@ -229,7 +229,7 @@ def test_a_failed_compilation_gives_its_reason(tmp_path):
 
 def test_a_compilation_ends_with_its_parent(toy, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "clover.backends"],
+        [sys.executable, "-P", "-m", "clover.worker.compiler"],
         stdin=subprocess.PIPE,
         env=child_environment(),
         start_new_session=True,
