@@ -21,7 +21,8 @@ class MeasureOptions:
 
     `backends`: those to try, beside eager.  Artifacts of `compile_with` that are missing are compiled first, within
     `effort.compile_s`.  `key` is what the profile is kept under (on cores it is known).  A worker that gives no answer
-    for `silent_s` seconds ends the measurement.  `sandbox` is how workers are confined (None: not at all).
+    for `silent_s` seconds ends the measurement.  `sandbox` is how workers are confined (None: not at all), and the
+    family's code while it is compiled; `rows_sandbox`, in a process of its own, its evaluation rows and metric.
     """
 
     backends: tuple[str, ...]
@@ -33,3 +34,4 @@ class MeasureOptions:
     key: str = ""
     progress: Progress | None = None
     sandbox: SandboxOrder | None = None
+    rows_sandbox: SandboxOrder | None = None
