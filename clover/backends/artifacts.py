@@ -250,9 +250,14 @@ def build(backend: Compiler, order: CompileOrder) -> None:
 def check_plain(folder: Path) -> None:
     """Raise ProfileError if there is anything but files and folders below `folder`, or a manifest already."""
     for place, _, names in os.walk(folder):
-        for item in os.scandir(place):
-            if not (item.is_dir(follow_symlinks=False) or item.is_file(follow_symlinks=False)):
-                raise ProfileError(f"the artifact has {item.name}, which is neither a file nor a folder")
+        with os.scandir(place) as items:
+            odd = [
+                item.name
+                for item in items
+                if not (item.is_dir(follow_symlinks=False) or item.is_file(follow_symlinks=False))
+            ]
+        if odd:
+            raise ProfileError(f"the artifact has {odd[0]}, which is neither a file nor a folder")
         if place == str(folder) and MANIFEST in names:
             raise ProfileError(f"the artifact has a {MANIFEST} of its own")
 

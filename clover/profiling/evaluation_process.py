@@ -79,7 +79,7 @@ class EvaluationProcess:
         evaluation = self._spec.evaluation
         where = f"family {self._spec.name!r}: evaluation loader {evaluation.loader if evaluation else ''!r}"
         try:
-            *inputs, labels = self._ask(evaluator.Question(split=split))
+            *inputs, labels = self._ask(evaluator.EvaluationQuestion(split=split))
         except ValueError as error:
             text = str(error)
             raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from error
@@ -89,17 +89,17 @@ class EvaluationProcess:
         """Return what the family's metric gives for `outputs` of rows with `labels`; raises ValueError with what it
         says if it fails."""
         packed = {name: pack(array) for name, array in outputs.items()}
-        (scores,) = self._ask(evaluator.Question(outputs=packed, labels=pack(labels)))
+        (scores,) = self._ask(evaluator.EvaluationQuestion(outputs=packed, labels=pack(labels)))
         return scores
 
-    def _ask(self, question: evaluator.Question) -> list[NDArray[Any]]:
+    def _ask(self, question: evaluator.EvaluationQuestion) -> list[NDArray[Any]]:
         """Return the arrays of the answer to a question; raises ValueError with what went wrong."""
         try:
             evaluator.send(self._ours, question)
             data = evaluator.receive(self._ours, _MOST_BYTES)
             if data is None:
                 raise ValueError(self._how_it_ended())
-            reply = msgspec.msgpack.decode(data, type=evaluator.Reply)
+            reply = msgspec.msgpack.decode(data, type=evaluator.EvaluationReply)
             if reply.error:
                 raise ValueError(" ".join(reply.error.split()))
             return [unpack(array) for array in reply.arrays]

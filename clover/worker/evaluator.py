@@ -22,6 +22,7 @@ from clover import families
 from clover.errors import CloverError
 from clover.families.array_codec import PackedArray, pack, unpack
 from clover.families.evaluation import loaded
+from clover.families.loaders import ended
 from clover.types import FamilySpec, Record, SandboxOrder
 from clover.worker import lifeline, orphans, sandbox
 from clover.worker.frames import WorkerOrder
@@ -38,7 +39,7 @@ class EvaluationOrder(Record, frozen=True, kw_only=True):
     sandbox: SandboxOrder
 
 
-class Question(Record, frozen=True, kw_only=True):
+class EvaluationQuestion(Record, frozen=True, kw_only=True):
     """What is asked: the rows of `split`, or, if that is empty, how right `outputs` (by name) of rows with `labels`
     are."""
 
@@ -47,7 +48,7 @@ class Question(Record, frozen=True, kw_only=True):
     labels: PackedArray | None = None
 
 
-class Reply(Record, frozen=True, kw_only=True):
+class EvaluationReply(Record, frozen=True, kw_only=True):
     """What the family's code gave, `arrays` (the last are the labels, or the scores); or what went wrong."""
 
     arrays: tuple[PackedArray, ...] = ()
@@ -107,16 +108,16 @@ def worker_order(order: EvaluationOrder) -> WorkerOrder:
     )
 
 
-def answer(spec: FamilySpec, question: Question) -> Reply:
+def answer(spec: FamilySpec, question: EvaluationQuestion) -> EvaluationReply:
     """Return what the family's code gives for a question; raises what it raises."""
     if question.split:
         inputs, labels = loaded(spec, question.split)
-        return Reply(arrays=(*map(pack, inputs), pack(labels)))
+        return EvaluationReply(arrays=(*map(pack, inputs), pack(labels)))
     assert spec.evaluation is not None
     assert question.labels is not None
     metric = families.resolve(spec.evaluation.metric, spec.folder)
     outputs = {name: unpack(array) for name, array in question.outputs.items()}
-    return Reply(arrays=(pack(np.asarray(metric(outputs, unpack(question.labels)))),))
+    return EvaluationReply(arrays=(pack(np.asarray(metric(outputs, unpack(question.labels)))),))
 
 
 def main(asked: int, tied: int) -> int:
@@ -131,15 +132,15 @@ def main(asked: int, tied: int) -> int:
         try:
             confine(order)
         except (CloverError, OSError) as error:
-            send(server, Reply(error=str(error)))
+            send(server, EvaluationReply(error=str(error)))
             return 1
         while (line := receive(server, sys.maxsize)) is not None:
             try:
-                reply = answer(order.family, msgspec.msgpack.decode(line, type=Question))
+                reply = answer(order.family, msgspec.msgpack.decode(line, type=EvaluationQuestion))
             except (Exception, SystemExit) as error:
                 traceback.print_exc()
-                said = str(error) if isinstance(error, CloverError) else families.ended(error)
-                reply = Reply(error=(said + sandbox.hint(worker_order(order), error))[:_TEXT])
+                said = str(error) if isinstance(error, CloverError) else ended(error)
+                reply = EvaluationReply(error=(said + sandbox.hint(worker_order(order), error))[:_TEXT])
             send(server, reply)
     return 0
 

@@ -128,8 +128,7 @@ class Admission:
         self._book.together = max(1, int((self._longest_ns or self._timeout_ns) * _QUEUED / BIN_NS))
 
     def limit(self, rows_per_s: float) -> None:
-        """Take note of the rows a second that the devices serve at most at the accuracy floor, whatever is planned; 0:
-        that is not known."""
+        """Take note of the rows a second that the devices serve at most at the accuracy floor; 0: not known."""
         self._most_rows_per_s = rows_per_s
 
     # --- slots --------------------------------------------------------------------------------------------------------
@@ -197,10 +196,10 @@ class Admission:
         before = self._refused_before(flow, request, now_ns)
         if before >= _TRIES and (too_short or rows > self._max_batch):
             self._traffic.overloaded(why)
-            message = message.partition("; ")[0] + ", each time that this request came back: "
+            kind, advice = DeadlineMissed, "set a longer timeout"
             if rows > self._max_batch:
-                return self._state.refused(TooLarge(f"{message}send fewer than {rows} rows at once"))
-            return self._state.refused(DeadlineMissed(f"{message}set a longer timeout"))
+                kind, advice = TooLarge, f"send fewer than {rows} rows at once"
+            return self._state.refused(kind(f"{message}, each time that this request came back: {advice}"))
         return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns, before))
 
     def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
@@ -211,8 +210,7 @@ class Admission:
         return before
 
     def _retry_after_s(self, rows: int, flow: int, request: int, now_ns: int, before: int) -> float:
-        """Give rows that were refused `before` so many times a place in the retry book; return the seconds until
-        then."""
+        """Book a place for rows that were refused `before` so many times; return the seconds until then."""
         return float(self._book.book(request, flow, rows, now_ns, before))
 
     def _part(self, flow: int, request: int, now_ns: int) -> float:
@@ -357,7 +355,7 @@ class Admission:
             too_short = self._paces[lane].least_ns > timeout_ns
             raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns, too_short)
         limit = f"{self._max_wait_slo:g} x the SLO of {self._slo_ms:.4g} ms"
-        why = f"too many rows wait: the answer would come later than {limit}; try again after Retry-After"
+        why = f"too many rows wait: the answer would come later than {limit}"
         raise self._refuse("slo", why, len(ticket.slots), flow, request, now_ns)
 
     def _never(self, lane: int, rows: int, timeout_ns: int, now_ns: int) -> RequestError | None:

@@ -347,7 +347,7 @@ def candidates_with(
     made: list[tuple[str, str, int, str]] = []
 
     async def compile_in_background(
-        family: Any, variant: Any, backend: str, folder: Path, threads: int, *, target: Target, timeout_s: float = 0.0
+        family: Any, variant: Any, backend: str, folder: Path, threads: int, *, target: Target, **limits: Any
     ) -> None:
         made.append((variant.name, target.profile, threads, target.visible))
         if target.profile == failing and failing:
