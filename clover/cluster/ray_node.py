@@ -255,7 +255,7 @@ class RayNodes:
             raise ClusterError(str(error).strip().partition("\n")[0]) from error
 
     async def _hook(self, verb: str, name: str, epoch: int) -> None:
-        """Call the autoscaler's hook, if there is one.  ClusterError if it fails.  By the epoch it can tell the call of a
+        """Call the autoscaler's hook, if there is one; ClusterError if it fails.  By the epoch it can tell a call of a
         controller that stood still from those of the one that took over."""
         hook = self._file.cluster.hook
         if not hook:
