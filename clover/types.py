@@ -690,6 +690,18 @@ class Asked(Record, frozen=True, kw_only=True):
     refused: int = 0
 
 
+class SandboxOrder(Record, frozen=True, kw_only=True):
+    """How a process is confined before code of a family runs in it (`clover.worker.sandbox`).
+
+    `required`: it does not run if the kernel cannot confine it wholly.  `read` and `write` are further paths that the
+    family may read, and change; `processes`: it may start processes and programs."""
+
+    required: bool = False
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    processes: bool = False
+
+
 class Declined(Record, frozen=True, kw_only=True):
     """Why no worker comes now for rows that ask for an accuracy, and after how many seconds asking again may help
     (null: it does not).  `waits`: one is wanted and held back for a moment; rows may wait for it until their

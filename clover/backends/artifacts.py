@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import shutil
@@ -36,7 +37,7 @@ from clover.cache import check_private, make_private
 from clover.errors import ConfigError, DeviceError, ProfileError
 from clover.malformed import MALFORMED
 from clover.process_clock import process_ns
-from clover.types import FamilySpec, Record, VariantSpec
+from clover.types import FamilySpec, Record, SandboxOrder, VariantSpec
 
 _log = logging.getLogger("clover.backends")
 
@@ -50,6 +51,8 @@ _VERSION_OF = {"onnxruntime": "onnxruntime", "onnxruntime-int8": "onnxruntime", 
 _TENSORRT = ("tensorrt-cu13-libs", "tensorrt-cu12-libs", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
 _THREADS_AT_LOAD = {"onnxruntime", "onnxruntime-int8"}  # one artifact for any number of threads
 _POLL_S = 0.02
+_END_S = 2.0
+"""Seconds that a compiling process is given to end those that it started; then its group is killed."""
 _REASON_BYTES = 4000
 
 
@@ -101,24 +104,32 @@ class Compiler(Protocol):
 
 
 class CpuBudget:
-    """CPU seconds that several compilations have used (`used_s`) of `limit_s`, which none may exceed by itself.
+    """CPU seconds that several compilations have used (`used_s`) of `limit_s`, which none may exceed by itself, and the
+    `clock_s` seconds from now on in which all of them have to end.
 
     Compiling is computing: where others keep the cores busy it takes several times as long by the clock, and the same
     CPU time.  Its processes' children are not counted.
     """
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, clock_s: float = math.inf) -> None:
         self.limit_s = limit_s
         self.used_s = 0.0
+        self._until_s = time.monotonic() + clock_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds by the clock that are left, 0 or more."""
+        return max(0.0, self._until_s - time.monotonic())
 
     @property
     def spent(self) -> bool:
         """Whether none is left for another compilation."""
-        return self.used_s >= self.limit_s
+        return self.used_s >= self.limit_s or self.left_s == 0.0
 
 
 class CompileOrder(Record, frozen=True, kw_only=True):
-    """The order that the compiling process reads."""
+    """The order that the compiling process reads; `sandbox` is how the family's code is confined in it (None: not at
+    all)."""
 
     family: FamilySpec
     variant: str
@@ -126,6 +137,7 @@ class CompileOrder(Record, frozen=True, kw_only=True):
     folder: str
     threads: int
     target: Target = CPU
+    sandbox: SandboxOrder | None = None
 
 
 @functools.cache
@@ -228,7 +240,11 @@ def gpu_lock(folder: str | Path, target: Target) -> Path:
 
 
 def build(backend: Compiler, order: CompileOrder) -> None:
-    """Compile into `order.folder` in this process, atomically; do nothing if it is there already."""
+    """Have `backend` compile into `order.folder`, atomically; do nothing if it is there already.
+
+    Raises what `backend` raises, and ProfileError if what it wrote is more than files and folders: a link would have
+    whoever reads the artifact, or removes it, reach elsewhere.
+    """
     folder = Path(order.folder)
     variant = order.family.variant(order.variant)
     make_private(folder.parent)
@@ -246,13 +262,30 @@ def build(backend: Compiler, order: CompileOrder) -> None:
             backend.compile(order.family, variant, made, order.threads, order.target)
             shaped = recipe(order.family, variant, order.backend, order.threads, None, order.target)
             manifest = Manifest(family=order.family.name, variant=variant.name, recipe=shaped)
-            (made / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+            check_plain(made)
+            with open(made / MANIFEST, "xb") as file:
+                file.write(msgspec.json.encode(manifest))
             if folder.exists():
                 shutil.rmtree(folder)
             made.rename(folder)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
+
+
+def check_plain(folder: Path) -> None:
+    """Raise ProfileError if there is anything but files and folders below `folder`, or a manifest already."""
+    for place, _, names in os.walk(folder):
+        with os.scandir(place) as items:
+            odd = [
+                item.name
+                for item in items
+                if not (item.is_dir(follow_symlinks=False) or item.is_file(follow_symlinks=False))
+            ]
+        if odd:
+            raise ProfileError(f"the artifact has {odd[0]}, which is neither a file nor a folder")
+        if place == str(folder) and MANIFEST in names:
+            raise ProfileError(f"the artifact has a {MANIFEST} of its own")
 
 
 @contextlib.contextmanager
@@ -271,14 +304,17 @@ def compile_in_subprocess(
     threads: int = 1,
     *,
     target: Target = CPU,
+    sandbox: SandboxOrder | None = None,
     timeout_s: float = COMPILE_S,
 ) -> None:
     """Compile an artifact in a process of its own, at low priority, and wait; do nothing if it is there already.
 
-    Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
+    The family's code is confined as `sandbox` says, but that it may start programs and write to the unfinished
+    artifact.  Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
     """
     if not is_compiled(folder):
-        with _Compilation(_order(family, variant, backend, folder, threads, target), timeout_s) as compilation:
+        order = _order(family, variant, backend, folder, threads, target, sandbox)
+        with _Compilation(order, timeout_s) as compilation:
             while not compilation.done():
                 time.sleep(_POLL_S)
 
@@ -291,23 +327,36 @@ async def compile_in_background(
     threads: int = 1,
     *,
     target: Target = CPU,
-    timeout_s: float = COMPILE_S,
+    sandbox: SandboxOrder | None = None,
     budget: CpuBudget | None = None,
 ) -> None:
     """Compile as `compile_in_subprocess` does, on an event loop, at the expense of `budget`; cancelling it ends the
     compilation at once."""
     if not is_compiled(folder):
-        order = _order(family, variant, backend, folder, threads, target)
+        order = _order(family, variant, backend, folder, threads, target, sandbox)
+        timeout_s = COMPILE_S if budget is None else min(COMPILE_S, budget.left_s)
         with _Compilation(order, timeout_s, budget) as compilation:
             while not compilation.done():
                 await asyncio.sleep(_POLL_S)
 
 
 def _order(
-    family: FamilySpec, variant: VariantSpec, backend: str, folder: str | Path, threads: int, target: Target
+    family: FamilySpec,
+    variant: VariantSpec,
+    backend: str,
+    folder: str | Path,
+    threads: int,
+    target: Target,
+    sandbox: SandboxOrder | None,
 ) -> CompileOrder:
     return CompileOrder(
-        family=family, variant=variant.name, backend=backend, folder=str(folder), threads=threads, target=target
+        family=family,
+        variant=variant.name,
+        backend=backend,
+        folder=str(folder),
+        threads=threads,
+        target=target,
+        sandbox=sandbox,
     )
 
 
@@ -342,11 +391,15 @@ class _Compilation:
         self._stack.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        caches = Path(self._order.folder).parent / "inductor"  # not the shared, guessable folder torch takes in /tmp
-        make_private(caches)
-        check_private(caches)
+        # Not the shared, guessable folder torch takes in /tmp; and one a family, for what is in it is run.
+        family = self._order.family
+        whose = hashlib.sha256(f"{family.folder}\0{family.name}".encode()).hexdigest()[:24]
+        caches = Path(self._order.folder).parent / "inductor" / whose
+        for place in (caches.parent, caches):
+            make_private(place)
+            check_private(place)
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "clover.backends"],
+            [sys.executable, "-P", "-m", "clover.worker.compiler"],
             stdin=subprocess.PIPE,
             stdout=self._reason,
             stderr=self._said,
@@ -356,13 +409,15 @@ class _Compilation:
         )
 
     def _end(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it ends what it started, whatever session that is in, and itself
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
 
     def done(self) -> bool:
         """Return whether the artifact is there; raises ProfileError if it will not come."""

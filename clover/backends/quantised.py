@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from clover.backends import parity
-from clover.backends.artifacts import CompileOrder, artifact_dir, build, machine_key
+from clover.backends.artifacts import CompileOrder, artifact_dir, build, is_compiled, machine_key
 from clover.backends.onnxruntime import MODEL, OnnxRuntimeBackend, session
 from clover.backends.targets import CPU, Target
 from clover.errors import ProfileError
@@ -85,14 +86,28 @@ class CalibrationFeed:
         return -(-len(self._rows[0]) // self._batch)
 
 
+def starts_from(order: CompileOrder) -> CompileOrder | None:
+    """Return the order for the artifact that compiling `order` starts from; None if it starts from nothing."""
+    if order.backend != QuantisedBackend.name:
+        return None
+    family, plain = order.family, OnnxRuntimeBackend.name
+    place = _place(family, family.variant(order.variant), Path(order.folder))
+    return structs.replace(order, backend=plain, folder=str(place), threads=1)
+
+
+def _place(family: FamilySpec, variant: VariantSpec, folder: Path) -> Path:
+    """Return where the artifact of `onnxruntime` lies, beside that in `folder`."""
+    cache = next((above.parent for above in folder.parents if above.name == "artifacts"), folder / "float")
+    return artifact_dir(cache, family, variant, OnnxRuntimeBackend.name, 1)
+
+
 def _exported(family: FamilySpec, variant: VariantSpec, folder: Path) -> Path:
     """Return the model that `onnxruntime` exported, from its own artifact beside that in `folder`, made if it is not
     there."""
-    plain = OnnxRuntimeBackend()
-    cache = next((above.parent for above in folder.parents if above.name == "artifacts"), folder / "float")
-    place = artifact_dir(cache, family, variant, plain.name, 1)
+    plain, place = OnnxRuntimeBackend(), _place(family, variant, folder)
     order = CompileOrder(family=family, variant=variant.name, backend=plain.name, folder=str(place), threads=1)
-    build(plain, order)
+    if not is_compiled(place):
+        build(plain, order)
     return place / MODEL
 
 

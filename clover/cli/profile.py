@@ -138,6 +138,7 @@ def _on(
             key=key,
             progress=progress,
             sandbox=sandboxes.order_of(config.workers, gpu=on_gpus(config.workers.device)),
+            rows_sandbox=sandboxes.order_of(config.workers, gpu=False),
         )
         # The server's event loop, because BASE is measured over HTTP.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

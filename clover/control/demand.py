@@ -9,6 +9,9 @@ asked for before and one that is asked for no more; a lower rate is not.
 `RETRY_S`: rows that need it are refused at once, and plans are made without regard to them.  So clients who change what
 they ask for cause at most one plan a variant in that time.  If a plan has the worker, and the dwell time or the
 capacity floor holds it back, rows wait until their deadline.
+
+Either may last.  Once a variant could not be had for `LASTING_S` while rows asked for it, those that are refused are no
+longer told when to come back: a client that does as it is told would ask without end.  Plans are made for it as before.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from clover.types import Asked, Assignment, Declined, Demand, Plan, State
 
 KEEP_S = 300.0
 RETRY_S = 60.0
+LASTING_S = 3 * RETRY_S
 _PART_S = 60.0
 """Rates are remembered by the highest of so many seconds."""
 _PARTS = 1
@@ -49,6 +53,7 @@ class DemandMemory:
         self._planned: dict[str, float] = {}
         self._declined: dict[str, tuple[float, Declined]] = {}
         self._held: dict[str, str] = {}
+        self._missing_since_s: dict[str, float] = {}
 
     def look(self, now_s: float, seen: Mapping[str, Asked]) -> None:
         """Note what the fleet counted until now."""
@@ -57,6 +62,8 @@ class DemandMemory:
             own = self._variants.setdefault(variant, _VariantDemand(asked.accuracy))
             own.accuracy = asked.accuracy
             if asked.rows > own.rows:
+                if now_s - own.last_s >= KEEP_S:
+                    self._missing_since_s.pop(variant, None)
                 own.rows, own.last_s = asked.rows, now_s
                 own.rates[part] = max(own.rates.get(part, 0.0), asked.rows_per_s)
             own.rates = {at: rate for at, rate in own.rates.items() if part - at <= _PARTS}
@@ -113,7 +120,9 @@ class DemandMemory:
         for name, item in wanted.items():
             if name in served:
                 self._declined.pop(name, None)
+                self._missing_since_s.pop(name, None)
                 continue
+            self._missing_since_s.setdefault(name, now_s)
             if name in planned and action not in ("failed", "rolled back"):
                 self._held[name] = detail
                 continue
@@ -132,6 +141,7 @@ class DemandMemory:
         for item in wanted:
             if item.variant not in served:
                 self._planned.pop(item.variant, None)
+                self._missing_since_s.setdefault(item.variant, now_s)
                 why = f"no worker reaches {item.accuracy:.2f} % now: {detail}"
                 self._declined[item.variant] = (now_s + RETRY_S, Declined(why=why, retry_after_s=RETRY_S))
 
@@ -151,11 +161,16 @@ class DemandMemory:
             elif self._is_declined(name, now_s):
                 until_s, why = self._declined[name]
                 left_s = max(1.0, math.ceil(until_s - now_s))
-                found[name] = Declined(why=why.why, retry_after_s=left_s)
+                found[name] = Declined(why=why.why, retry_after_s=None if self._lasts(name, now_s) else left_s)
             elif self._held.get(name):
                 why_held = f"no worker reaches {own:.2f} % yet: {self._held[name]}"
-                found[name] = Declined(why=why_held, retry_after_s=1.0, waits=True)
+                retry_after_s = None if self._lasts(name, now_s) else 1.0
+                found[name] = Declined(why=why_held, retry_after_s=retry_after_s, waits=True)
         return found
+
+    def _lasts(self, name: str, now_s: float) -> bool:
+        """Return whether a variant that is asked for could not be had for so long that to wait is of no use."""
+        return now_s - self._missing_since_s.get(name, now_s) >= LASTING_S
 
     def held(self) -> bool:
         """Return whether a worker that is wanted was held back."""

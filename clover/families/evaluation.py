@@ -24,11 +24,17 @@ def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], N
     Raises ConfigError if the family has no such rows, if what its loader returns does not match the declaration, or if
     the loader imports torch.
     """
+    return checked(spec, *loaded(spec, split), _where(spec))
+
+
+def loaded(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray[Any]]:
+    """Return what the loader of `spec` gives for `split`, as arrays; raises ConfigError as `load_evaluation` does if it
+    cannot be asked."""
     if spec.evaluation is None:
         raise ConfigError(f"family {spec.name!r} has no evaluation set: add [evaluation] to its {FILE}")
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
-    where = f"family {spec.name!r}: evaluation loader {spec.evaluation.loader!r}"
+    where = _where(spec)
     had_torch = "torch" in sys.modules
     try:
         load = resolve(spec.evaluation.loader, spec.folder)
@@ -39,7 +45,18 @@ def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], N
         raise ConfigError(
             f"{where}: imports torch, which the server must not: keep it in a module that only needs NumPy"
         )
-    arrays, truth = [np.asarray(array) for array in inputs], np.asarray(labels)
+    return [np.asarray(array) for array in inputs], np.asarray(labels)
+
+
+def _where(spec: FamilySpec) -> str:
+    return f"family {spec.name!r}: evaluation loader {spec.evaluation.loader if spec.evaluation else ''!r}"
+
+
+def checked(
+    spec: FamilySpec, arrays: list[NDArray[Any]], truth: NDArray[Any], where: str
+) -> tuple[list[NDArray[Any]], NDArray[Any]]:
+    """Return labelled rows as they are if they match the declaration of `spec`; raises ConfigError, which begins with
+    `where`."""
     wanted = application_inputs(spec)
     if len(arrays) != len(wanted):
         raise ConfigError(f"{where}: gave {len(arrays)} arrays for {len(wanted)} inputs")

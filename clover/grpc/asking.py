@@ -10,7 +10,7 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from clover.errors import BadRequest, DeadlineMissed, ModelFailed, Overloaded, RequestError, Unavailable
+from clover.errors import BadRequest, DeadlineMissed, ModelFailed, Overloaded, RequestError, TooLarge, Unavailable
 from clover.grpc import infer
 from clover.grpc.calls import GrpcCaller, Metadata
 from clover.http.ids import RequestIds
@@ -20,6 +20,7 @@ from clover.interfaces import SplitModel, Ticket
 
 _ERRORS: dict[int, type[RequestError]] = {
     400: BadRequest,
+    413: TooLarge,
     429: Overloaded,
     500: ModelFailed,
     503: Unavailable,

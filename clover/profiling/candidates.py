@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -19,7 +18,7 @@ from clover import families
 from clover.backends import Target
 from clover.errors import ProfileError
 from clover.profiling.effort import CompileLimits
-from clover.types import FamilySpec, VariantSpec
+from clover.types import FamilySpec, SandboxOrder, VariantSpec
 
 log = logging.getLogger("clover.profiling")
 
@@ -58,7 +57,7 @@ class Candidates:
     """The backends that may serve each variant (`of`), eager always among them as the reference.
 
     Reasons why others are not are added to `notes`.  `targets`: what is compiled for, by profile of a GPU's slice;
-    empty for CPU cores.
+    empty for CPU cores.  `sandbox`: how the family's code is confined while it is compiled.
     """
 
     def __init__(
@@ -68,8 +67,10 @@ class Candidates:
         cache_dir: Path,
         notes: list[str],
         targets: Mapping[str, Target] | None = None,
+        sandbox: SandboxOrder | None = None,
     ) -> None:
         self._spec = spec
+        self._sandbox = sandbox
         self._cache_dir = cache_dir
         self._notes = notes
         self._targets = targets or {}
@@ -114,9 +115,7 @@ class Candidates:
         with what is being compiled, how many are done, and how many there are.
         """
         chosen, all_makes = set(names), tuple(makes)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + limits.clock_s
-        budget = registry.CpuBudget(limits.cpu_s)
+        budget = registry.CpuBudget(limits.cpu_s, limits.clock_s)
         missing = [
             item
             for profile in dict.fromkeys(profile for _, profile in all_makes)
@@ -128,16 +127,21 @@ class Candidates:
         async def one(variant: VariantSpec, name: str, make: Make, target: Target) -> None:
             nonlocal finished
             async with gate:
-                left_s = until - loop.time()
-                if left_s <= 0 or budget.spent:
+                if budget.spent:
                     return
                 where = f" for {make[1]}" if make[1] else ""
                 say(f"compiling {variant.name} with {name}{where}", finished, len(missing))
-                most = {"timeout_s": left_s} if left_s < math.inf else {}
                 folder = self.artifact(variant, name, *make)
                 try:
                     await registry.compile_in_background(
-                        self._spec, variant, name, folder, make[0], target=target, budget=budget, **most
+                        self._spec,
+                        variant,
+                        name,
+                        folder,
+                        make[0],
+                        target=target,
+                        sandbox=self._sandbox,
+                        budget=budget,
                     )
                 except ProfileError as error:
                     self._notes.append(f"{name} is not used for {variant.name}: {error}")
@@ -145,7 +149,7 @@ class Candidates:
                 finished += 1
 
         for profile in dict.fromkeys(make[1] for _, _, make in missing):
-            if until - loop.time() <= 0 or budget.spent:
+            if budget.spent:
                 break
             async with inside(profile) as target, asyncio.TaskGroup() as group:
                 for variant, name, make in missing:

@@ -25,6 +25,7 @@ from msgspec import structs
 from clover import energy, families, profiles
 from clover.errors import CloverError, ProfileError
 from clover.families import published
+from clover.interfaces import Device
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
 from clover.profiling.candidates import Candidates, on_cpu
@@ -33,6 +34,7 @@ from clover.profiling.choose import choose_backend
 from clover.profiling.client_steps import client_note
 from clover.profiling.driver import Driver, SilentWorker
 from clover.profiling.effort import NO_LIMITS
+from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
@@ -91,11 +93,24 @@ async def measure(
     devices = devices_of(device)
     if emulated(devices):
         raise ProfileError("emulated devices are calculated, not measured: their time is not this machine's")
+    with rows_module.apart(spec, options.rows_sandbox) as process:
+        return await _measure(spec, devices, pool, store, options, process)
+
+
+async def _measure(
+    spec: FamilySpec,
+    devices: Mapping[str, Device],
+    pool: Pool,
+    store: profiles.ProfileStore | None,
+    options: MeasureOptions,
+    process: EvaluationProcess | None,
+) -> FamilyProfile:
+    """Measure as `measure` says, with the rows and the metric of `process`, or of this one."""
     effort = options.effort
     if not on_cores(devices):
         least_s, most_s = max(effort.least_s, FIRST_GPU_CELL_S), max(effort.most_s, 2 * FIRST_GPU_CELL_S)
         options = replace(options, effort=replace(effort, least_s=least_s, most_s=most_s))
-    rows = await asyncio.to_thread(rows_module.load, spec)
+    rows = await asyncio.to_thread(rows_module.load, spec, process=process)
     if not rows.labelled and not families.by_agreement(spec):
         require_published(spec)
     instances = TemporaryInstances(devices)
@@ -170,7 +185,8 @@ async def _compiled(
         makes = [(count, "") for count in sorted({1, *(place.size for place in places)})]
     targets = {} if instances.on_cores else instances.targets(places)
     at = {place.profile: place for place in places}
-    candidates = Candidates(spec, tuple(dict.fromkeys(options.backends)), options.cache_dir, notes, targets)
+    wanted = tuple(dict.fromkeys(options.backends))
+    candidates = Candidates(spec, wanted, options.cache_dir, notes, targets, options.sandbox)
     inside = on_cpu if instances.on_cores else lambda profile: instances.inside(at[profile])
     await candidates.compile(options.compile_with, makes, options.effort.compiling, steps.say, inside)
     return candidates
@@ -204,7 +220,9 @@ class _Measurement:
         candidates = rig.candidates.of
         cascades = spec.confidence is not None and (rig.rows.labelled or families.by_agreement(spec))
         self._estimate_steps(len(places), cascades)
-        others = await asyncio.to_thread(rows_module.load, spec, "calibration") if cascades else None
+        others = None
+        if cascades:
+            others = await asyncio.to_thread(rows_module.load, spec, "calibration", rig.rows.process)
         backend: dict[str, str] = {}
         first: dict[str, int] = {}
         for variant in spec.variants:

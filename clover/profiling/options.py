@@ -9,7 +9,7 @@ from pathlib import Path
 from clover.config import EnergyConfig
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
 from clover.profiling.effort import Effort
-from clover.worker.frames import SandboxOrder
+from clover.types import SandboxOrder
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
@@ -21,7 +21,8 @@ class MeasureOptions:
 
     `backends`: those to try, beside eager.  Artifacts of `compile_with` that are missing are compiled first, within
     `effort.compiling`.  `key` is what the profile is kept under (on cores it is known).  A worker that gives no answer
-    for `silent_s` seconds ends the measurement.  `sandbox` is how workers are confined (None: not at all).
+    for `silent_s` seconds ends the measurement.  `sandbox` is how workers are confined (None: not at all), and the
+    family's code while it is compiled; `rows_sandbox`, in a process of its own, its evaluation rows and metric.
     """
 
     backends: tuple[str, ...]
@@ -33,3 +34,4 @@ class MeasureOptions:
     key: str = ""
     progress: Progress | None = None
     sandbox: SandboxOrder | None = None
+    rows_sandbox: SandboxOrder | None = None

@@ -32,9 +32,10 @@ from clover.types import (
     LatencyMeasurement,
     MemoryMeasurement,
     Placement,
+    SandboxOrder,
     VariantSpec,
 )
-from clover.worker.frames import HeldMemory, SandboxOrder, WorkerOrder
+from clover.worker.frames import HeldMemory, WorkerOrder
 
 log = logging.getLogger("clover.profiling")
 

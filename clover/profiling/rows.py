@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clover import families, steps
+from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.score import judge
 from clover.runtime.memory.rows import write_array, write_bytes
 from clover.runtime.memory.slab import Slab
-from clover.types import FamilySpec
+from clover.types import FamilySpec, SandboxOrder
 
 MADE_UP_ROWS = 256
 
@@ -20,9 +22,17 @@ MADE_UP_ROWS = 256
 class SampleRows:
     """Input rows in a fixed random order, and their labels (`labels` is empty if there are none)."""
 
-    def __init__(self, spec: FamilySpec, inputs: Sequence[NDArray[Any]], labels: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        spec: FamilySpec,
+        inputs: Sequence[NDArray[Any]],
+        labels: NDArray[Any],
+        process: EvaluationProcess | None = None,
+    ) -> None:
         self.spec = spec
-        self.judge = judge(spec)
+        self.process = process
+        """Where the family's code runs that gives the rows and compares answers; None: in this process."""
+        self.judge = judge(spec, process.judge if process is not None else None)
         """What compares the outputs of rows with their labels."""
         self.count = len(inputs[0])
         order = np.random.default_rng(0).permutation(self.count)
@@ -49,14 +59,24 @@ class SampleRows:
                 write_array(slab, tensor, index, list(slots), rows)
 
 
-def load(spec: FamilySpec, split: str = "held_out") -> SampleRows:
+@contextlib.contextmanager
+def apart(spec: FamilySpec, sandbox: SandboxOrder | None) -> Iterator[EvaluationProcess | None]:
+    """Give the process that runs the evaluation of `spec`, confined by `sandbox`; None if nothing is to be confined."""
+    if sandbox is None or spec.evaluation is None:
+        yield None
+        return
+    with EvaluationProcess(spec, sandbox) as process:
+        yield process
+
+
+def load(spec: FamilySpec, split: str = "held_out", process: EvaluationProcess | None = None) -> SampleRows:
     """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  A family that is
-    judged by agreement has no labels.  Raises ConfigError."""
+    judged by agreement has no labels.  Its code runs in `process`, without one here.  Raises ConfigError."""
     if spec.evaluation is not None:
-        inputs, labels = families.load_evaluation(spec, split)
+        inputs, labels = families.load_evaluation(spec, split) if process is None else process.rows(split)
         if families.by_agreement(spec):
             labels = labels[:0]  # what the loader gives for them says nothing
-        return SampleRows(spec, steps.as_sent(spec, inputs), labels)
+        return SampleRows(spec, steps.as_sent(spec, inputs), labels, process)
     inputs = steps.made_up(spec, MADE_UP_ROWS, np.random.default_rng(0))
     return SampleRows(spec, steps.as_sent(spec, inputs), np.empty(0, np.int64))
 

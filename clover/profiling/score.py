@@ -21,8 +21,9 @@ Judge = Callable[[Mapping[str, NDArray[Any]], NDArray[Any]], Rights]
 """Outputs of some rows by name (arrays [rows, ...]), and the labels of these rows -> how right each is [rows]."""
 
 
-def judge(spec: FamilySpec) -> Judge:
-    """Return what compares outputs with labels: `[evaluation] metric`.
+def judge(spec: FamilySpec, own: Callable[..., Any] | None = None) -> Judge:
+    """Return what compares outputs with labels: `[evaluation] metric`; `own` stands for a metric of the family's own,
+    which is imported here without it.
 
     Raises ConfigError if it names a function that cannot be found.  The judge raises ProfileError if that function
     fails, or gives anything but one number in 0..1 a row.
@@ -31,7 +32,8 @@ def judge(spec: FamilySpec) -> Judge:
     if metric in (TOP1, AGREEMENT):
         first = spec.outputs[0].name
         return lambda outputs, labels: _equal(answers(outputs[first]), labels)
-    return _own(resolve(metric, spec.folder), f"family {spec.name!r}: evaluation.metric {metric!r}")
+    where = f"family {spec.name!r}: evaluation.metric {metric!r}"
+    return _own(own or resolve(metric, spec.folder), where, apart=own is not None)
 
 
 def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
@@ -44,12 +46,13 @@ def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
     return right
 
 
-def _own(function: Callable[..., Any], where: str) -> Judge:
+def _own(function: Callable[..., Any], where: str, *, apart: bool) -> Judge:
     def judged(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> Rights:
         try:
             found = np.asarray(function(dict(outputs), labels))
         except Exception as error:
-            raise ProfileError(f"{where}: {type(error).__name__}: {error}") from error
+            said = str(error) if apart else f"{type(error).__name__}: {error}"
+            raise ProfileError(f"{where}: {said}") from error
         if found.shape != (len(labels),) or found.dtype.kind not in "biuf":
             raise ProfileError(f"{where}: gave {found.dtype} {list(found.shape)} for {len(labels)} rows")
         scores = found.astype(np.float64)

@@ -115,6 +115,7 @@ async def ensure(
             key=key,
             progress=shown,
             sandbox=sandboxes.order_of(config.workers, gpu=not on_cores(device)),
+            rows_sandbox=sandboxes.order_of(config.workers, gpu=False),
         )
         profile = await measure(spec, device, pool, None, options)
     log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)

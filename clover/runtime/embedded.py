@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.errors import BadRequest, DeadlineMissed, ModelFailed, RequestError, Unavailable
+from clover.errors import BadRequest, DeadlineMissed, ModelFailed, RequestError, TooLarge, Unavailable
 from clover.interfaces import Model
 from clover.interfaces import Ticket as AnyTicket
 from clover.runtime.embedded_inputs import prepare
@@ -20,7 +20,9 @@ from clover.runtime.memory.bytes_codec import split_row
 from clover.tenants import Tenant
 from clover.types import FamilySpec, Receipt, TensorSpec
 
-_ERRORS: dict[int, type[RequestError]] = {400: BadRequest, 500: ModelFailed, 503: Unavailable, 504: DeadlineMissed}
+_ERRORS: dict[int, type[RequestError]] = {
+    one.status: one for one in (BadRequest, TooLarge, ModelFailed, Unavailable, DeadlineMissed)
+}
 
 
 class Answer:

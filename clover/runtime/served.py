@@ -477,6 +477,11 @@ class Served:
             for name, totals in self.tenants.items()
         }
 
+    def set_capacity(self, capacity: dict[str, float]) -> None:
+        """Keep what `capacity_gauges` found, and have rows refused for good that the devices never serve in time."""
+        self.capacity = capacity
+        self.router.limit(capacity.get("floor", 0.0))
+
     def observe(self) -> dict[str, float]:
         """Return the fleet's live figures."""
         return self.fleet.observe()

@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 
 from clover.errors import not_installed
 from clover.hints import importing
+from clover.low_priority import LowPriority
 
 __all__ = ["main"]
+
+TAKE_OVER = "--take-over"
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run the command and return its exit code."""
+    # What is imported below takes a second of a core, which the server that is taken over needs for its requests.
+    priority = None
+    if argv is None and TAKE_OVER in sys.argv[1:]:
+        priority = LowPriority()
+        priority.lower()
     try:
         with importing():
             from clover.serve import command
@@ -25,4 +33,4 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             raise
         print(f"clover: {line}", file=sys.stderr)
         return 3
-    return command.main(argv, environ)
+    return command.main(argv, environ, priority)

@@ -19,6 +19,7 @@ from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.hints import program
+from clover.low_priority import LowPriority
 from clover.profiling import pace
 from clover.profiling.stored import key_of
 from clover.serve import banner, notify
@@ -53,8 +54,12 @@ _COLLECTED_AFTER = 20_000
 dozen requests under way, and a server makes hardly any cycles."""
 
 
-def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run the command and return its exit code."""
+def main(
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    priority: LowPriority | None = None,
+) -> int:
+    """Run the command and return its exit code.  `priority`: what a successor has lowered already."""
     words = list(sys.argv[1:] if argv is None else argv)
     environment = os.environ if environ is None else environ
     if {"-h", "--help"} & set(words):
@@ -101,9 +106,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             notify.ready()
 
         config = with_ledger(given.config)
-        succession = asyncio.run(Succession.ask(config)) if "take-over" in given.options else None
-        if succession is not None:
-            succession.lower_priority()
+        succession = None
+        if "take-over" in given.options:
+            succession = asyncio.run(Succession.ask(config, priority or LowPriority()))
         before = gc.get_threshold()
         try:
             return Server(config=config).run(

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-log = logging.getLogger("clover.serve")
+from clover.serve import TAKE_OVER
 
-FLAG = "--take-over"
+log = logging.getLogger("clover.serve")
 
 
 def successor_command(original: Sequence[str], executable: str) -> list[str]:
     """Return the command line that this process was started with, as a successor's."""
-    words = [word for word in original[1:] if word != FLAG]
-    return [executable, *words, FLAG]
+    words = [word for word in original[1:] if word != TAKE_OVER]
+    return [executable, *words, TAKE_OVER]
 
 
 def start_successor(environ: Mapping[str, str]) -> None:

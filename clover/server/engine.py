@@ -329,7 +329,7 @@ class Engine:
             served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
             served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
             served.budget = budget_gauges(self.controller.context, family)
-            served.capacity = capacity_gauges(self.controller.context, family)
+            served.set_capacity(capacity_gauges(self.controller.context, family))
 
     # --- periodic work --------------------------------------------------------------------------------------------
 

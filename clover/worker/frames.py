@@ -25,7 +25,7 @@ import msgspec
 
 from clover.errors import WorkerError
 from clover.malformed import MALFORMED
-from clover.types import FamilySpec, Record, TensorSpec
+from clover.types import FamilySpec, Record, SandboxOrder, TensorSpec
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
@@ -80,18 +80,6 @@ class MpsPart(Record, frozen=True, kw_only=True):
     program: tuple[str, ...]
     control: dict[str, str]
     environment: dict[str, str]
-
-
-class SandboxOrder(Record, frozen=True, kw_only=True):
-    """How a worker is confined before code of its family runs (`clover.worker.sandbox`).
-
-    `required`: it does not start if the kernel cannot confine it wholly.  `read` and `write` are further paths that the
-    model may read, and change; `processes`: it may start processes and programs."""
-
-    required: bool = False
-    read: tuple[str, ...] = ()
-    write: tuple[str, ...] = ()
-    processes: bool = False
 
 
 class Resident(Record, frozen=True, kw_only=True):

@@ -21,13 +21,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import fcntl
 import gc
 import io
 import logging
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -38,7 +36,7 @@ from types import FrameType
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, hot_spare, oom_score, orphans, pacing, pinned, sandbox
+from clover.worker import cuda_driver, frames, hot_spare, lifeline, oom_score, orphans, pacing, pinned, sandbox
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
@@ -49,17 +47,17 @@ _log = logging.getLogger("clover.worker")
 _ENDING_NICE = 10
 
 _PR_SET_NO_NEW_PRIVS = 38
-_SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
 
 
 def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
     """Run a worker in this (forked) process and return its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
     order = spawn.order
-    control_fd, slab_fd, ring_fd, doorbell, completions, lifeline, output = fds
+    control_fd, slab_fd, ring_fd, doorbell, completions, tied, output = fds
     _print_to(output)
     control = socket.socket(fileno=control_fd)
     try:
-        _tie_to_server(lifeline)
+        if not lifeline.tie(tied):
+            raise ParentGone  # it hung up before we asked
         _pass_on_sigterm(control)
         residents = None
         everywhere = os.sched_getaffinity(0)
@@ -133,20 +131,6 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
-
-
-def _tie_to_server(lifeline: int) -> None:
-    """Have the kernel SIGKILL this process once the server's end of the lifeline closes."""
-    # A passed descriptor shares its open file, and with it the one receiver of signals, so the pipe is opened anew.
-    own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.close(lifeline)
-    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(own, _SETSIG, signal.SIGKILL)
-    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
-    poller = select.poll()
-    poller.register(own, 0)
-    if poller.poll(0):
-        raise ParentGone  # it hung up before we asked
 
 
 def _print_to(output: int) -> None:

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from clover.cache import fetched_files
 from clover.errors import WorkerError
+from clover.types import SandboxOrder
 from clover.worker import landlock, seccomp
-from clover.worker.frames import SandboxOrder, WorkerOrder
+from clover.worker.frames import WorkerOrder
 from clover.worker.landlock import Rule
 
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/nix/store")

@@ -10,7 +10,7 @@ from clover import families
 from clover.errors import WorkerError
 from clover.families import manifest
 from clover.runtime.memory.slab import Layout, Slab
-from clover.worker.frames import SandboxOrder
+from clover.types import SandboxOrder
 from tests.support import hostile_family
 from tests.support.worker_pools import client_of, order, run, started
 

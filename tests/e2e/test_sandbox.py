@@ -7,16 +7,22 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clover import families
+from clover.backends import child_environment
+from clover.backends.artifacts import CompileOrder
 from clover.errors import WorkerError
+from clover.profiling.evaluation_process import EvaluationProcess
 from clover.runtime.memory.slab import Layout, Slab
+from clover.types import SandboxOrder
 from clover.worker import landlock, sandbox
-from clover.worker.frames import SandboxOrder
 from tests.support import breakout_family
 from tests.support.worker_pools import client_of, order, run, slab_of, started
 
@@ -40,20 +46,47 @@ def segment() -> Iterator[int]:
         libc.shmctl(number, 0, None)  # IPC_RMID
 
 
+class Scene:
+    """What a process of this user may reach, and a hostile family that tries (`spec`)."""
+
+    def __init__(self, folder: Path, segment: int) -> None:
+        self.folder = folder
+        places = {name: folder / name for name in ("token", "ledger", "home", "cache", "tmp")}
+        for name in ("home", "cache", "tmp"):
+            places[name].mkdir()
+        self.removable = places["cache"] / "removable"
+        for path in (places["token"], places["ledger"], places["cache"] / "artifact", self.removable):
+            path.write_text("secret")
+        targets = {name: str(path) for name, path in places.items()} | {"control": str(folder / "control")}
+        own = breakout_family.write(folder / "breakout", **targets, server=os.getpid(), segment=segment)
+        self.spec = families.load_family(own)
+
+    def check(self, found: Mapping[str, int], confined: bool, granted: Collection[str] = ()) -> None:
+        """Check what came of the attempts, by name; `granted`: what is refused to workers, and not here."""
+        assert {name: found[name] for name in ALLOWED} == dict.fromkeys(ALLOWED, 0)
+        assert set(found) == {*REFUSED, *ALLOWED}
+        if confined:
+            assert {name for name in REFUSED if found[name] not in REFUSALS} == set(granted)
+            assert self.removable.exists()
+        else:
+            assert {name for name in REFUSED if found[name]} <= ANYBODY, "what is refused anyway proves nothing"
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with socket.socket(socket.AF_UNIX) as listener, segment() as shared:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen(8)
+        yield Scene(tmp_path, shared)
+
+
 @pytest.mark.usefixtures("forked_zygotes")
 @pytest.mark.parametrize("confined", [True, False])
-def test_it_reaches_nothing_of_the_server(tmp_path: Path, confined: bool) -> None:
-    places = {name: tmp_path / name for name in ("token", "ledger", "home", "cache", "tmp")}
-    for name in ("home", "cache", "tmp"):
-        places[name].mkdir()
-    for path in (places["token"], places["ledger"], places["cache"] / "artifact", places["cache"] / "removable"):
-        path.write_text("secret")
-    control = tmp_path / "control"
-    targets = {**{name: str(path) for name, path in places.items()}, "control": str(control), "server": os.getpid()}
+def test_it_reaches_nothing_of_the_server(scene: Scene, confined: bool) -> None:
     found: dict[str, int] = {}
 
-    async def main(shared: int) -> None:
-        spec = families.load_family(breakout_family.write(tmp_path / "breakout", **targets, segment=shared))
+    async def main() -> None:
+        spec = scene.spec
         slab = Slab.create(Layout(spec, 8))
         async with started() as pool, client_of(pool) as client:
             wanted = SandboxOrder(required=True) if confined else None
@@ -66,16 +99,48 @@ def test_it_reaches_nothing_of_the_server(tmp_path: Path, confined: bool) -> Non
             await worker.drain_and_exit()
         slab.close()
 
-    with socket.socket(socket.AF_UNIX) as listener, segment() as shared:
-        listener.bind(str(control))
-        listener.listen(8)
-        run(main(shared))
-    assert {name: found[name] for name in ALLOWED} == dict.fromkeys(ALLOWED, 0)
-    if confined:
-        assert {name for name in REFUSED if found[name] not in REFUSALS} == set()
-        assert (places["cache"] / "removable").exists()
-    else:
-        assert {name for name in REFUSED if found[name]} <= ANYBODY, "what is refused anyway proves nothing"
+    run(main())
+    scene.check(found, confined)
+
+
+def test_its_evaluation_rows_and_its_metric_reach_nothing_of_the_server(scene: Scene) -> None:
+    """Both run while a server measures the family, and did so in the server."""
+    with EvaluationProcess(scene.spec, SandboxOrder(required=True)) as process:
+        (numbers,), came_to = process.rows("held_out")
+        names = (*REFUSED, *ALLOWED)
+        assert len(numbers) == len(names)
+        scene.check(dict(zip(names, came_to.tolist(), strict=True)), confined=True)
+        scores = process.judge({"OUTPUT0": numbers}, numbers)
+        scene.check(dict(zip(names, (1000 * scores).round().astype(int).tolist(), strict=True)), confined=True)
+
+
+@pytest.mark.parametrize("confined", [True, False])
+def test_it_reaches_nothing_of_the_server_while_it_is_compiled(scene: Scene, confined: bool) -> None:
+    """But that it may start programs, as compilers are."""
+    artifact = scene.folder / "artifacts" / "artifact"
+    asked = CompileOrder(
+        family=scene.spec,
+        variant="tries",
+        backend="tries",
+        folder=str(artifact),
+        threads=1,
+        sandbox=SandboxOrder(required=True) if confined else None,
+    )
+    caches = scene.folder / "inductor"
+    caches.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tests.support.breakout_compiler"],
+        input=msgspec.json.encode(asked),
+        env=child_environment() | {"TORCHINDUCTOR_CACHE_DIR": str(caches)},
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found = msgspec.json.decode((artifact / "found.json").read_bytes(), type=dict[str, int])
+    scene.check(found, confined, granted=("signal everybody", "fork"))  # "everybody" is its own group, itself in it
+    left = int((artifact / "left").read_text())
+    with pytest.raises(ProcessLookupError):  # a program that it started in a session of its own
+        os.kill(left, 0)
 
 
 @pytest.mark.usefixtures("forked_zygotes")

@@ -58,6 +58,12 @@ def write(path):
         file.write(b"x")
 
 
+def change_mode(path):
+    if libc.chmod(path.encode(), 0o600):  # `os.chmod` does nothing while a family is compiled
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def connect(path):
     with socket.socket(socket.AF_UNIX) as own:
         own.connect(path)
@@ -126,7 +132,7 @@ def load(variant, folder):
         "remove a file of the cache": lambda: os.unlink(at["cache"] + "/removable"),
         "write in its own folder": lambda: write(folder / "model.py"),
         "write in /tmp": lambda: write(at["tmp"] + "/other"),
-        "change a mode": lambda: os.chmod(at["token"], 0o600),
+        "change a mode": lambda: change_mode(at["token"]),
         "truncate a file": lambda: os.truncate(at["cache"] + "/artifact", 0),
         "open a socket": lambda: socket.socket().close(),
         "connect to the control socket": lambda: connect(at["control"]),
@@ -173,8 +179,35 @@ def load(variant, folder):
         answer.ravel()[:] = found
         return [answer]
 
+    run.names = [*attempts, *allowed]
     return run
 '''
+
+
+DATA = '''\
+"""Evaluation rows whose labels are what the attempts came to, and a metric that is an attempt a row."""
+
+import numpy as np
+
+from . import model
+
+
+def load(folder, split):
+    numbers = np.arange(len(model.load(None, folder).names), dtype=np.int32)[:, None]
+    return [numbers], model.load(None, folder)([numbers])[0].ravel()
+
+
+def judge(outputs, labels):
+    from pathlib import Path
+
+    return model.load(None, Path(__file__).parent)([labels])[0].ravel() / 1000
+'''
+
+EVALUATION = """
+[evaluation]
+loader = "data:load"
+metric = "data:judge"
+"""
 
 
 def names() -> tuple[list[str], list[str]]:
@@ -189,7 +222,8 @@ def names() -> tuple[list[str], list[str]]:
 def write(folder: Path, **targets: str | int) -> str:
     """Write the family into `folder`, with what it is to reach for; return what names it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "family.toml").write_text(DECLARATION)
+    (folder / "family.toml").write_text(DECLARATION + EVALUATION)
+    (folder / "data.py").write_text(DATA)
     (folder / "model.py").write_text(MODEL)
     (folder / "targets.json").write_text(json.dumps(targets))
     return str(folder)

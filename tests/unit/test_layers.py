@@ -24,6 +24,8 @@ FLOORS: tuple[frozenset[str], ...] = (
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
         | {"config_section", "datatypes", "process_clock"}
     ),
+    frozenset({"autogroup"}),
+    frozenset({"low_priority"}),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
     frozenset({"tenants", "steps"}),

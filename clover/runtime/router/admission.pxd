@@ -45,6 +45,7 @@ cdef class Admission:
     cdef double _slo_ms
     cdef double _floor
     cdef double _longest_ns
+    cdef double _most_rows_per_s
     cdef list _paces
     cdef double _margin
     cdef double _queued
@@ -55,17 +56,21 @@ cdef class Admission:
     cdef int64_t _kept_slots
 
     cpdef aim(self, double slo_ms, double floor)
+    cpdef limit(self, double rows_per_s)
     @cython.locals(ticket=RouterTicket, now_ns=int64_t, kept=bint)
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
-    @cython.locals(now_ns=int64_t)
+    @cython.locals(now_ns=int64_t, part=double)
     cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
     @cython.locals(now_ns=int64_t, part=double, found=int, lane=int)
     cdef double _behind_s(self, int64_t flow, int64_t request) except? -1.0
     cdef double _refuse_unread(self, str why, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     cdef object _refuse(
-        self, str why, str message, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns
+        self, str why, str message, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, bint too_short=*
     )
-    cdef double _retry_after_s(self, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
+    cdef int64_t _refused_before(self, int64_t flow, int64_t request, int64_t now_ns) except -1
+    cdef double _retry_after_s(
+        self, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, int64_t before
+    ) except? -1.0
     cdef double _part(self, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     @cython.locals(ticket=RouterTicket, free=SlotAllocator)
     cdef tuple lend(self, Py_ssize_t rows, int64_t flow, int64_t request, FixedRows fixed, str closed)
@@ -75,9 +80,10 @@ cdef class Admission:
     cdef submit(
         self, RouterTicket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )
+    @cython.locals(part=double)
     cdef _admit(self, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, str closed)
     @cython.locals(wanted=int64_t)
-    cdef bint _full(self, Py_ssize_t rows, int64_t flow) except -1
+    cdef bint _full(self, Py_ssize_t rows, int64_t flow, double part) except -1
     cdef bint _has_much(self, int64_t flow, int64_t rows, int64_t kept) except -1
     @cython.locals(pace=LanePace, ahead=int64_t, wait_ns=double, longest_ns=double)
     cdef int _too_long(
@@ -88,6 +94,8 @@ cdef class Admission:
     cdef int _in_time(
         self, RouterTicket ticket, int lane, int64_t rows, int64_t timeout_ns, int64_t now_ns
     ) except -1
+    @cython.locals(pace=LanePace, wait_ns=double)
+    cdef object _never(self, int lane, int64_t rows, int64_t timeout_ns, int64_t now_ns)
     @cython.locals(lane=int, best=int)
     cdef int _with_room(self, RouterTicket ticket, int64_t timeout_ns, double part, int64_t now_ns) except -2
     cdef _await(self, RouterTicket ticket, double min_accuracy, int variant)

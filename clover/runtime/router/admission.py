@@ -17,6 +17,14 @@ batch's worth counts.  In a cascade all variants of the chain have to have room;
 goes to another variant that runs, has room and keeps the accuracy floor by itself, the most accurate such.
 
 Who is refused gets a place in the `RetryBook`.  While some have a place, others find half of the room.
+
+Refused for good.  To come back is of use only to who may find room then.  Not told to do so is a request
+
+- whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
+  serve at most (`limit`): 413;
+- that was refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
+  which one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of
+  the lane's latest batches (504).
 """
 
 from __future__ import annotations
@@ -55,6 +63,8 @@ _LATE, _SLOW = 1, 2
 """Why rows are refused: their deadline, or the longest wait."""
 _QUEUED = 1 / 3
 """Part of the longest wait that rows may always spend in the queue."""
+_TRIES = 3
+"""So often a request that needs a server with little to do is asked to come back."""
 _OTHERS = 0.5
 """Part of the room in the queue that others find while some have a place in the retry book."""
 
@@ -101,6 +111,7 @@ class Admission:
         self._slo_ms = 0.0
         self._floor = 101.0  # percent: no variant reaches that, so rows go to another one only once there is a floor
         self._longest_ns = 0.0  # until the answer; 0: no limit
+        self._most_rows_per_s = 0.0  # of the devices, whatever is planned; 0: not known
         self._max_batch = state.spec.max_batch
         self._sent_at_once = _CREDITS * self._max_batch
         self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
@@ -115,6 +126,10 @@ class Admission:
         self._slo_ms, self._floor = slo_ms, floor
         self._longest_ns = self._max_wait_slo * slo_ms * 1e6
         self._book.together = max(1, int((self._longest_ns or self._timeout_ns) * _QUEUED / BIN_NS))
+
+    def limit(self, rows_per_s: float) -> None:
+        """Take note of the rows a second that the devices serve at most at the accuracy floor; 0: not known."""
+        self._most_rows_per_s = rows_per_s
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
@@ -140,11 +155,12 @@ class Admission:
 
     def crowded(self, flow: int, request: int) -> float:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
-        if not self._full(1, flow):
-            return self._behind_s(flow, request) if self._dispatch.busy else 0.0
         now_ns = self._state.now_ns()
+        part = self._part(flow, request, now_ns)
+        if not self._full(1, flow, part):
+            return self._behind_s(flow, request) if self._dispatch.busy else 0.0
         self._dispatch.make_room(now_ns)
-        if not self._full(1, flow):
+        if not self._full(1, flow, part):
             return 0.0
         return self._refuse_unread("queue", flow, request, now_ns)
 
@@ -170,17 +186,32 @@ class Admission:
         self._traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
         self._traffic.refused(429)
         self._traffic.overloaded(why)
-        return self._retry_after_s(rows, flow, request, now_ns)
+        return self._retry_after_s(rows, flow, request, now_ns, self._refused_before(flow, request, now_ns))
 
-    def _refuse(self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int) -> RequestError:
-        """Count `rows` rows that are refused, give them a place in the retry book; return the error to raise."""
-        return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns))
+    def _refuse(
+        self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int, too_short: bool = False
+    ) -> RequestError:
+        """Count `rows` rows that are refused, give them a place in the retry book unless they had enough of them;
+        return the error to raise.  `too_short`: no worker that has something to do meets their timeout."""
+        before = self._refused_before(flow, request, now_ns)
+        if before >= _TRIES and (too_short or rows > self._max_batch):
+            self._traffic.overloaded(why)
+            kind, advice = DeadlineMissed, "set a longer timeout"
+            if rows > self._max_batch:
+                kind, advice = TooLarge, f"send fewer than {rows} rows at once"
+            return self._state.refused(kind(f"{message}, each time that this request came back: {advice}"))
+        return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns, before))
 
-    def _retry_after_s(self, rows: int, flow: int, request: int, now_ns: int) -> float:
-        """Give refused rows a place in the retry book; return the seconds until then."""
-        if self._places and self._book.use(request or flow, now_ns):
+    def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
+        """Return how often a request that is refused was before, if it comes when it was asked to; 0 otherwise."""
+        before = self._book.use(request or flow, now_ns) if self._places else 0
+        if before:
             self._traffic.came_back("refused")
-        return float(self._book.book(request, flow, rows, now_ns))
+        return before
+
+    def _retry_after_s(self, rows: int, flow: int, request: int, now_ns: int, before: int) -> float:
+        """Book a place for rows that were refused `before` so many times; return the seconds until then."""
+        return float(self._book.book(request, flow, rows, now_ns, before))
 
     def _part(self, flow: int, request: int, now_ns: int) -> float:
         """Return the part of the room in the queue that a request finds."""
@@ -245,17 +276,20 @@ class Admission:
         self._usual_rows += (rows - self._usual_rows) * _NEWEST
         if closed or not (self._lanes.live or self._state.coming):
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
-        if self._full(rows, flow):
+        part = self._part(flow, request, now_ns)
+        if self._full(rows, flow, part):
             self._dispatch.make_room(now_ns)
-            if self._full(rows, flow):
+            if self._full(rows, flow, part):
                 raise self._refuse("queue", "the queue is full", rows, flow, request, now_ns)
         if self._batcher.depth() + rows > self._queue_rows:
             self._completion.give_up(self._audits.queued(), "full")
 
-    def _full(self, rows: int, flow: int) -> bool:
-        """Return whether clients' rows leave no room in the queue for `rows` more of `flow`; audits would give
-        way."""
+    def _full(self, rows: int, flow: int, part: float) -> bool:
+        """Return whether clients' rows leave no room in the queue for `rows` more of `flow`, which find `part` of it;
+        audits would give way.  Whoever comes when it was asked to finds room, as long as others leave half of it."""
         wanted = self._batcher.depth() + rows
+        if part < 1.0 and self._kept_rows > 0 and wanted > part * self._queue_rows and wanted > rows:
+            return True
         if wanted <= self._queue_rows - self._kept_rows:
             return False
         # Without audits both counts are the same, and the first one is cheap.
@@ -314,11 +348,30 @@ class Admission:
             self._traffic.diverted_rows += len(ticket.slots)
             return other
         if found == _LATE:
+            never = self._never(lane, rows, timeout_ns, now_ns)
+            if never is not None:
+                raise self._state.refused(never)
             why = "too many rows wait: the answer would come after the deadline"
-            raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns)
+            too_short = self._paces[lane].least_ns > timeout_ns
+            raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns, too_short)
         limit = f"{self._max_wait_slo:g} x the SLO of {self._slo_ms:.4g} ms"
-        why = f"too many rows wait: the answer would come later than {limit}; try again after Retry-After"
+        why = f"too many rows wait: the answer would come later than {limit}"
         raise self._refuse("slo", why, len(ticket.slots), flow, request, now_ns)
+
+    def _never(self, lane: int, rows: int, timeout_ns: int, now_ns: int) -> RequestError | None:
+        """Return the error of a request of which `rows` rows in `lane` would not be answered within `timeout_ns` if no
+        other row waited either; None if they might be."""
+        if rows <= self._max_batch:
+            return None  # an idle worker takes them, whatever it is believed to need
+        pace = self._paces[lane]
+        wait_ns = pace.wait_ns(now_ns, rows) * self._margin
+        if self._most_rows_per_s > 0.0:
+            wait_ns = min(wait_ns, rows * 1e9 / self._most_rows_per_s)
+        wait_ns += pace.expected_ns
+        if wait_ns <= timeout_ns:
+            return None
+        why = f"{rows} rows take {wait_ns / 1e9:.2g} s though no other row waits, and the timeout is "
+        return TooLarge(f"{why}{timeout_ns / 1e9:.2g} s: send fewer rows at once, or set a longer timeout")
 
     def _with_room(self, ticket: RouterTicket, timeout_ns: int, part: float, now_ns: int) -> int:
         """Return the most accurate lane in which the rows of a ticket would be answered in time, of those that keep the

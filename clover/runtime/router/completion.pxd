@@ -34,6 +34,7 @@ cdef class Completion:
     cdef bytearray _slot_states
     cdef int64_t _timeout_ns
     cdef list _finished
+    cdef object _memory_refusals
     cdef list _withdrawn
     cdef int64_t _kept
     cdef double _right
@@ -57,6 +58,7 @@ cdef class Completion:
         self, Link link, Batch batch, int status, int64_t start_ns, int64_t busy_ns, double energy_j, int64_t now_ns,
         dict refused
     )
+    cdef _no_memory(self, RouterTicket ticket, int64_t now_ns)
     cdef finish(self, RouterTicket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
     cdef recall(self, RouterTicket ticket)
     cdef withdraw(self, RouterTicket ticket)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 
 from clover.accounting.account import Account
+from clover.runtime.memory.input_digest import InputDigests
 from clover.runtime.memory.slab import NO_MEMORY, ROWS_REFUSED
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.links import Batch, Link, WorkerLinks
+from clover.runtime.router.memory_refusals import MemoryRefusals
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.retry import Retry
 from clover.runtime.router.state import RouterState
@@ -55,6 +57,7 @@ class Completion:
         self._slot_states = state.table.state
         self._timeout_ns = state.timeout_ns
         self._finished: list[RouterTicket] = []
+        self._memory_refusals = MemoryRefusals(InputDigests(state.memory, state.spec))
         self._withdrawn = [0] * len(state.accuracy)
         """Rows that each lane answered of requests that failed later, and that its meter does not know of yet."""
         self._kept = 0
@@ -198,7 +201,7 @@ class Completion:
             if status:
                 if not self._escalation.keep(ticket, ticket.row_of(slot), "failed"):
                     if status == NO_MEMORY:
-                        self.finish(ticket, 503, "its worker had no memory for this request", now_ns, 1.0)
+                        self._no_memory(ticket, now_ns)
                     else:
                         self.finish(ticket, 500, "the model failed on this request", now_ns)
                     continue
@@ -215,6 +218,16 @@ class Completion:
             if not ticket.outstanding:
                 self.finish(ticket, 200, "", now_ns)
         return escalated, audits, late, turned_away
+
+    def _no_memory(self, ticket: RouterTicket, now_ns: int) -> None:
+        """End a ticket for whose rows a worker had no memory twice: its client may come again, but not without end."""
+        wait_s = self._memory_refusals.retry_after_s(ticket.slots, ticket.arrival_ns, now_ns)
+        if wait_s is not None:
+            self.finish(ticket, 503, "its worker had no memory for this request", now_ns, wait_s)
+            return
+        fewer = "fewer or smaller rows at once" if len(ticket.slots) > 1 else "a smaller row"
+        error = f"its worker had no memory for this request each time that it came: send {fewer}"
+        self.finish(ticket, 413, error, now_ns)
 
     def recover(self, process: WorkerLinks, reason: str, now_ns: int, *, blame: bool) -> None:
         """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With

@@ -41,12 +41,14 @@ _MOST_PLACES = 250_000
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """The room booked for `rows` rows of a connection (`flow`) at `due_ns`; `key` says who may use it."""
+    """The room booked for `rows` rows of a connection (`flow`) at `due_ns`; `key` says who may use it.  `refused`: how
+    often in a row its request was, this time included."""
 
     key: int
     flow: int
     rows: int
     due_ns: int
+    refused: int = 1
     came: bool = False
 
 
@@ -75,10 +77,11 @@ class RetryBook:
         self._share = 1.0  # of booked rows, how many came lately
         self._rate = 0.0
 
-    def book(self, request: int, flow: int, rows: int, now_ns: int) -> int:
+    def book(self, request: int, flow: int, rows: int, now_ns: int, before: int = 0) -> int:
         """Return the seconds after which `rows` rows of `flow` shall come back (at least 1), and keep room for them
-        then.  `request` names the request; 0 if its client did not, and then its connection has one place.  No room is
-        kept if one connection, or all of them, have too many places already, or beyond the horizon."""
+        then.  `request` names the request; 0 if its client did not, and then its connection has one place.  It was
+        refused `before` so many times, each time that it came when it had been asked to.  No room is kept if one
+        connection, or all of them, have too many places already, or beyond the horizon."""
         self._advance(now_ns)
         self._refused_in = self._second
         if self._rate <= 0.0:
@@ -93,7 +96,7 @@ class RetryBook:
         if at < 0:
             return HORIZON_S
         due_ns = now_ns + (at - now_ns // BIN_NS) * BIN_NS
-        place = Place(request or flow, flow, rows, due_ns)
+        place = Place(request or flow, flow, rows, due_ns, before + 1)
         self.places.setdefault(place.key, []).append(place)
         self._seconds.setdefault(due_ns // SECOND_NS, []).append(place)
         self._of_flow[flow] += 1
@@ -135,15 +138,16 @@ class RetryBook:
         self._advance(now_ns)
         return self._second in self._seconds
 
-    def use(self, key: int, now_ns: int) -> bool:
-        """Take the place of `key` that is to be used now out of the book, if there is one; return whether there was."""
+    def use(self, key: int, now_ns: int) -> int:
+        """Take the place of `key` that is to be used now out of the book; return how often its request was refused
+        before, 0 if there is no such place."""
         self._advance(now_ns)
         place = self._due(key, now_ns)
         if place is None:
-            return False
+            return 0
         place.came = True
         self._remove(place)
-        return True
+        return place.refused
 
     def _due(self, key: int, now_ns: int) -> Place | None:
         for place in self.places.get(key, ()):

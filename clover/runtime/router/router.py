@@ -302,6 +302,10 @@ class Router(Model):
         from now on, if no variant that keeps the accuracy `floor` (percent) has room for them."""
         self.admission.aim(slo_ms, floor)
 
+    def limit(self, rows_per_s: float) -> None:
+        """See `Admission.limit`."""
+        self.admission.limit(rows_per_s)
+
     def expect_pace(self, paces: Mapping[int, ProfiledPace]) -> None:
         """Use what the profile says of how fast the workers of each lane serve, until that is measured.  Of lanes that
         are not in `paces` nothing is known."""

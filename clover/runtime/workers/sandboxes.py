@@ -10,8 +10,8 @@ from typing import Any
 
 from clover.config import ServerConfig, WorkersConfig
 from clover.errors import StartError
+from clover.types import SandboxOrder
 from clover.worker import landlock, sandbox, seccomp
-from clover.worker.frames import SandboxOrder
 
 log = logging.getLogger("clover.pool")
 

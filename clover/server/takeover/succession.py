@@ -21,11 +21,11 @@ from clover.config import ServerConfig
 from clover.control.ledger_files import LedgerFiles, budgets_folder, restore
 from clover.errors import CloverError
 from clover.http import Inherited
+from clover.low_priority import LowPriority
 from clover.runtime.memory.free import free_bytes
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError, expect
 from clover.server.takeover.messages import VERSION, HandedState, SocketOffer, TakeOverFinished, TakeOverRequest
-from clover.server.takeover.priority import LowPriority
 from clover.settings.check import on_gpus
 
 if TYPE_CHECKING:
@@ -43,26 +43,22 @@ _GIB = 1 << 30
 class Succession:
     """The take-over of one server, from its offer on.  It owns `channel` and the sockets of `inherited`."""
 
-    def __init__(self, channel: SocketChannel, offer: SocketOffer, inherited: Inherited) -> None:
+    def __init__(self, channel: SocketChannel, offer: SocketOffer, inherited: Inherited, priority: LowPriority) -> None:
         self._channel = channel
         self._offer = offer
         self.inherited = inherited
         self._engine: Engine | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._priority = LowPriority()
-
-    def lower_priority(self) -> None:
-        """Get ready at a low priority, as far as that is possible; call it before there are threads or children."""
-        self._priority.lower(self._offer.pid)
+        self._priority = priority
 
     def give_time(self, pool: Pool) -> None:
         """Let the workers of `pool` take longer to start, until this server takes over."""
         pool.start_s *= self._priority.slowdown
 
     @classmethod
-    async def ask(cls, config: ServerConfig) -> Succession:
+    async def ask(cls, config: ServerConfig, priority: LowPriority) -> Succession:
         """Ask the server that runs with this configuration for its sockets; raises TakeOverError if there is none, if
-        it refuses, or if there is no room for two."""
+        it refuses, or if there is no room for two.  `priority` is this server's until it takes over."""
         if on_gpus(config.workers.device):
             raise TakeOverError(
                 f"a server on {config.workers.device} cannot be taken over: instances of a GPU belong to the server "
@@ -91,7 +87,9 @@ class Succession:
             raise
         made = [socket.socket(fileno=number) for number in descriptors]
         log.info("taking over from process %d, Clover %s: it serves until this one is ready", offer.pid, offer.clover)
-        return cls(channel, offer, Inherited(tuple(made[: offer.tcp]), made[-1] if offer.control else None))
+        priority.beside(offer.pid)
+        inherited = Inherited(tuple(made[: offer.tcp]), made[-1] if offer.control else None)
+        return cls(channel, offer, inherited, priority)
 
     @property
     def box(self) -> str:

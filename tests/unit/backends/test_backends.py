@@ -227,9 +227,31 @@ def test_a_failed_compilation_gives_its_reason(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("left", ["link", "pipe", "manifest"])
+def test_an_artifact_is_of_files_and_folders_and_has_no_manifest_of_its_own(toy, tmp_path, left):
+    secret = tmp_path / "secret"
+    secret.write_text("as it was")
+
+    class Hostile:
+        def compile(self, family, variant, folder, threads, target):
+            (folder / "more").mkdir()
+            {
+                "link": lambda: (folder / artifacts.MANIFEST).symlink_to(secret),
+                "pipe": lambda: os.mkfifo(folder / "more" / "pipe"),
+                "manifest": lambda: (folder / artifacts.MANIFEST).write_text("{}"),
+            }[left]()
+
+    place = tmp_path / "artifacts" / "x"
+    order = artifacts.CompileOrder(family=toy, variant="full", backend="aoti", folder=str(place), threads=1)
+    with pytest.raises(ProfileError, match=r"^the artifact has "):
+        artifacts.build(Hostile(), order)
+    assert secret.read_text() == "as it was"
+    assert [path.name for path in place.parent.iterdir()] == ["x.lock"]
+
+
 def test_a_compilation_ends_with_its_parent(toy, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "clover.backends"],
+        [sys.executable, "-P", "-m", "clover.worker.compiler"],
         stdin=subprocess.PIPE,
         env=child_environment(),
         start_new_session=True,

@@ -560,7 +560,7 @@ def test_targets_of_devices(tmp_path, monkeypatch):
 
 
 def test_a_compiling_process_sees_its_slice_alone(toy, tmp_path, monkeypatch):
-    from clover.backends import __main__ as process
+    from clover.worker import compiler as process
 
     seen = []
     order = CompileOrder(
@@ -568,8 +568,9 @@ def test_a_compiling_process_sees_its_slice_alone(toy, tmp_path, monkeypatch):
     )
     read, write = os.pipe()
     os.write(write, msgspec.json.encode(order) + b"\n")
-    stdin = os.fdopen(read, "r")
-    monkeypatch.setattr("sys.stdin", stdin)
+    take = os.read
+    monkeypatch.setattr(os, "read", lambda fd, most: take(fd if fd else read, most))
+    monkeypatch.setattr(process.orphans, "adopt", lambda: None)
     monkeypatch.setattr(process, "_watch", lambda: None)
     monkeypatch.setattr(os, "nice", lambda by: 0)
     monkeypatch.setattr(os, "dup", lambda fd: fd)
@@ -578,7 +579,7 @@ def test_a_compiling_process_sees_its_slice_alone(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert process.main() == 0
     os.close(write)
-    stdin.close()
+    os.close(read)
     assert seen == ["MIG-1"]
 
 

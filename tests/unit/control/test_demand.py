@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clover.control.demand import KEEP_S, RETRY_S, DemandMemory
+from clover.control.demand import KEEP_S, LASTING_S, RETRY_S, DemandMemory
 from clover.types import Asked
 from tests.support.control_fixture import Rig
 
@@ -156,6 +156,51 @@ def test_a_worker_that_does_not_start_is_refused_too() -> None:
         assert rig.fleet.declined["large"].retry_after_s is not None
 
     asyncio.run(failing())
+
+
+def test_who_asks_for_what_cannot_be_had_is_not_told_to_come_back_for_ever() -> None:
+    """A client that does as it is told would ask without end."""
+
+    async def obeying() -> None:
+        rig = Asking()
+        await rig.settled()
+        rig.fleet.fail = {"large"}
+        told: list[float | None] = []
+        for _ in range(10):
+            rig.ask(waiting=1)
+            await rig.look()
+            told.append(rig.fleet.declined["large"].retry_after_s)
+            if told[-1] is None:
+                break
+            await rig.look(told[-1])
+        assert told[0] == RETRY_S
+        assert told[-1] is None
+        assert len(told) <= LASTING_S / RETRY_S + 2
+        rig.fleet.fail = set()
+        await rig.look(RETRY_S)
+        rig.ask(waiting=1)
+        await rig.look(RETRY_S)
+        assert "large" in rig.variants, "plans are made for it as before"
+        assert "large" not in rig.fleet.declined
+
+    asyncio.run(obeying())
+
+
+@pytest.mark.parametrize("action", ["kept", "failed"])
+def test_only_what_is_missing_for_as_long_as_it_is_asked_for_counts(action: str) -> None:
+    memory = DemandMemory()
+    accuracy = {"small": 80.0, "large": 92.0}
+
+    def told(at_s: float, rows: int) -> float | None:
+        """Ask at `at_s`, and let the plan for it come to nothing; return what rows are told then."""
+        memory.look(at_s, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=rows)})
+        memory.decided(action, None, None, (), "no plan", at_s)
+        return memory.declined(at_s, accuracy, (), "")["large"].retry_after_s
+
+    assert told(0.0, 1) is not None
+    assert told(LASTING_S - 1.0, 2) is not None
+    assert told(LASTING_S, 3) is None
+    assert told(LASTING_S + KEEP_S, 4) is not None, "nobody had asked for it for so long"
 
 
 def test_the_dwell_time_holds_and_rows_wait() -> None:

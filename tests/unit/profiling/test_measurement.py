@@ -395,8 +395,8 @@ def test_a_first_start_gives_compilations_the_time_that_they_need_on_a_busy_mach
     """By the clock, half a minute was not enough for one where four others wanted each core."""
     within: list[float] = []
 
-    async def compile_in_background(*_: Any, timeout_s: float, **__: Any) -> None:
-        within.append(timeout_s)
+    async def compile_in_background(*_: Any, budget: CpuBudget, **__: Any) -> None:
+        within.append(budget.left_s)
 
     found, _, _ = candidates_with(monkeypatch, tmp_path, {})
     monkeypatch.setattr(backends, "compile_in_background", compile_in_background)

@@ -16,6 +16,7 @@ from clover.config import ListenConfig, ServerConfig
 from clover.control.ledger_files import LedgerFiles
 from clover.control.standing import StandingCommand, standing_commands
 from clover.http.audit import AuditLog
+from clover.low_priority import LowPriority
 from clover.server.takeover import socket_file
 from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import Handover, TakeOvers, container_ends, held_bytes
@@ -56,7 +57,7 @@ class FakeFootprint:
 
 
 def test_workers_have_longer_to_start_at_a_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    succession = Succession(None, OFFER, None)  # type: ignore[arg-type]
+    succession = Succession(None, OFFER, None, LowPriority())  # type: ignore[arg-type]
     pool = SimpleNamespace(start_s=60.0)
     succession.give_time(pool)  # type: ignore[arg-type]
     assert pool.start_s == 60.0
@@ -104,7 +105,7 @@ async def test_a_budget_goes_over_once_with_what_is_answered_meanwhile(tmp_path:
     assert old_engine.machine.paused
     new_engine, new = engine_of(tmp_path / "budgets", 1003.0)
     await new.deploy()
-    succession = Succession(None, OFFER, None)  # type: ignore[arg-type]
+    succession = Succession(None, OFFER, None, LowPriority())  # type: ignore[arg-type]
     succession._engine = new_engine
     new.controller.ledger_files = LedgerFiles()
     await succession.adopt(handed)  # type: ignore[arg-type]
@@ -165,7 +166,7 @@ async def test_what_operators_changed_holds_in_the_successor(tmp_path: Path) -> 
     assert [command.verb for command in commands] == ["set", "pin", "freeze", "freeze"]
     offer = decode(encode(msgspec.structs.replace(OFFER, commands=commands)))
     assert isinstance(offer, SocketOffer)
-    succession = Succession(None, offer, None)  # type: ignore[arg-type]
+    succession = Succession(None, offer, None, LowPriority())  # type: ignore[arg-type]
     await succession._repeat_commands(new_engine)
     assert standing_commands(new.controller.context) == commands
     assert new.family.pin is not None
@@ -182,7 +183,7 @@ async def test_what_operators_changed_holds_in_the_successor(tmp_path: Path) -> 
     unknown = StandingCommand(verb="pin", arguments={"model": name, "variant": "gone"})
     bad = msgspec.structs.replace(OFFER, commands=(unknown,))
     with pytest.raises(TakeOverError, match=r"pin .*unknown variant 'gone'.*undo it there first"):
-        await Succession(None, bad, None)._repeat_commands(new_engine)  # type: ignore[arg-type]
+        await Succession(None, bad, None, LowPriority())._repeat_commands(new_engine)  # type: ignore[arg-type]
     handover = Handover(old_engine, lambda: None, "")
     with pytest.raises(TakeOverError, match="an operator has changed something since the take-over began"):
         await handover.checkpoint()
@@ -225,7 +226,7 @@ async def test_a_model_that_is_not_loaded_is_unloaded_in_the_successor(tmp_path:
 
     engine.unload = unload
     offer = msgspec.structs.replace(OFFER, unloaded=("toy", "gone"))  # the new one need not have it at all
-    await Succession(None, offer, None)._repeat_commands(engine)  # type: ignore[arg-type]
+    await Succession(None, offer, None, LowPriority())._repeat_commands(engine)  # type: ignore[arg-type]
     assert ended == ["toy"]
 
 
@@ -309,7 +310,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
 
 def test_every_other_server_has_the_other_box(tmp_path: Path) -> None:
     offers = [OFFER, msgspec.structs.replace(OFFER, box=BESIDE)]
-    found = [Succession(None, offer, None).boxes(tmp_path) for offer in offers]  # type: ignore[arg-type]
+    found = [Succession(None, offer, None, LowPriority()).boxes(tmp_path) for offer in offers]  # type: ignore[arg-type]
     assert found == [tmp_path / BESIDE, tmp_path]
 
 

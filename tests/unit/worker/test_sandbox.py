@@ -11,8 +11,9 @@ from clover import families
 from clover.config import ListenConfig, ServerConfig, TokenConfig, WorkersConfig
 from clover.errors import StartError, WorkerError
 from clover.runtime.workers import sandboxes
+from clover.types import SandboxOrder
 from clover.worker import landlock, sandbox, seccomp
-from clover.worker.frames import SandboxOrder, WorkerOrder
+from clover.worker.frames import WorkerOrder
 from clover.worker.landlock import Rule
 
 FAMILY = Path(__file__).parents[2] / "families" / "simple"

@@ -34,23 +34,29 @@ class Autogroup:
         self._pause = pause
         self._before: int | None = None
 
-    def lower(self, by: int, running: int) -> bool:
+    def lower(self, by: int) -> bool:
         """Lower its priority by `by` until `restore`, unless others would suffer for it; return whether it was.
 
-        Others are the process `running`, which then has the same group and is preferred by its own nice value, and
-        whatever else is in the session, but for what started this process: the shell of a terminal."""
+        Others are whatever is in the session, but for what started this process: the shell of a terminal.  The running
+        server may be among them; then it has the same group, and is preferred by its own nice value.  If it started
+        this process, it is found by `holds` alone."""
         own = self._group(os.getpid())
         if own is None or self._read("sys/kernel/sched_autogroup_enabled") != "1":
             return False
         name, before = own
         if before < 0:
             return False  # an administrator raised it, and what is below 0 takes a capability to write again
-        if name in (group[0] for group in (self._group(running),) if group) or any(self._others(name)):
+        if any(self._others(name)):
             return False
         if not self._write(min(before + by, 19)):
             return False
         self._before = before
         return True
+
+    def holds(self, pid: int) -> bool:
+        """Return whether a process is in the group of this one."""
+        own, other = self._group(os.getpid()), self._group(pid)
+        return own is not None and other is not None and own[0] == other[0]
 
     def restore(self) -> None:
         """Raise its priority to what it was."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clover.server.takeover.autogroup import Autogroup
+from clover.autogroup import Autogroup
 
 OWN, SHELL, TERMINAL, RUNNING, CHILD = os.getpid(), 900_001, 900_002, 900_003, 900_004
 
@@ -48,7 +48,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_a_session_of_its_own_is_lowered_and_raised(machine: Machine) -> None:
     machine.add(CHILD, OWN, 7)
     group = machine.group()
-    assert group.lower(5, RUNNING)
+    assert group.lower(5)
     assert machine.written == "5"
     group.restore()
     assert machine.written == "0"
@@ -59,7 +59,7 @@ def test_a_session_of_its_own_is_lowered_and_raised(machine: Machine) -> None:
 def test_it_is_raised_to_what_it_was(machine: Machine) -> None:
     (machine.folder / f"{OWN}/autogroup").write_text("/autogroup-7 nice 16\n")
     group = machine.group()
-    assert group.lower(5, RUNNING)
+    assert group.lower(5)
     assert machine.written == "19"
     group.restore()
     assert machine.written == "16"
@@ -69,7 +69,7 @@ def test_it_is_raised_to_what_it_was(machine: Machine) -> None:
 def test_others_in_the_session_do_not_suffer(machine: Machine, parent: int) -> None:
     machine.add(CHILD, parent, 7)
     before = machine.written
-    assert not machine.group().lower(5, RUNNING)
+    assert not machine.group().lower(5)
     assert machine.written == before
 
 
@@ -77,20 +77,20 @@ def test_others_in_the_session_do_not_suffer(machine: Machine, parent: int) -> N
 def test_one_that_an_administrator_raised_is_left(machine: Machine, nice: int) -> None:
     own = f"/autogroup-7 nice {nice}\n"
     (machine.folder / f"{OWN}/autogroup").write_text(own)
-    assert not machine.group().lower(5, RUNNING)
+    assert not machine.group().lower(5)
     assert machine.written == own
 
 
-def test_the_running_server_is_not_lowered_even_if_it_started_this_one(machine: Machine) -> None:
-    before = machine.written
-    assert not machine.group().lower(5, SHELL)
-    assert machine.written == before
+def test_the_running_server_is_found_in_it_even_if_it_started_this_one(machine: Machine) -> None:
+    assert machine.group().holds(SHELL)
+    assert not machine.group().holds(RUNNING)
+    assert not machine.group().holds(4_000_000)
 
 
 def test_a_kernel_without_such_groups_is_left_alone(tmp_path: Path) -> None:
     off = Machine(tmp_path / "off", "0")
-    assert not off.group().lower(5, RUNNING)
-    assert not Autogroup(tmp_path / "none").lower(5, RUNNING)
+    assert not off.group().lower(5)
+    assert not Autogroup(tmp_path / "none").lower(5)
 
 
 def test_a_write_that_the_kernel_puts_off_is_tried_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +102,10 @@ def test_a_write_that_the_kernel_puts_off_is_tried_again(machine: Machine, monke
         return write(path, text, encoding)
 
     monkeypatch.setattr(Path, "write_text", refusing)
-    assert machine.group().lower(5, RUNNING)
+    assert machine.group().lower(5)
     assert machine.paused == [0.1, 0.1]
     write(machine.folder / f"{OWN}/autogroup", "/autogroup-7 nice 0\n")
-    assert not machine.group().lower(5, RUNNING)
+    assert not machine.group().lower(5)
     assert refusals == []
 
 
@@ -113,7 +113,7 @@ def test_one_that_cannot_be_raised_again_says_what_to_do(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     group = machine.group()
-    assert group.lower(5, RUNNING)
+    assert group.lower(5)
     (machine.folder / f"{OWN}/autogroup").unlink()
     (machine.folder / f"{OWN}/autogroup").mkdir()
     group.restore()

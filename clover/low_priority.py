@@ -2,7 +2,9 @@
 
 A process may lower its priority at will, and raise it again only with the capability CAP_SYS_NICE or within
 RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either it is not lowered: it would serve like that for good.  Where the
-kernel shares the cores out by session first, its session's group is lowered as well (`takeover.autogroup`).
+kernel shares the cores out by session first, its session's group is lowered as well (`clover.autogroup`).
+
+Its imports alone take a second of a core, so it is lowered before them, by the first lines of the program.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clover.ancestry import descends_from
-from clover.server.takeover.autogroup import Autogroup
+from clover.autogroup import Autogroup
 
 log = logging.getLogger("clover.server")
 
@@ -48,19 +50,27 @@ class LowPriority:
         self._before: int | None = None
         self._group = Autogroup() if group is None else group
 
-    def lower(self, running: int) -> bool:
-        """Lower it below that of the process `running`, as far as it can be raised again; return whether it was.  Call
-        it before there are threads or children."""
-        lowered = self._group.lower(NICE, running)
+    def lower(self) -> bool:
+        """Lower it below that of the running server, as far as it can be raised again; return whether it was.  Call it
+        before there are threads or children."""
+        lowered = self._group.lower(NICE)
         if may_raise():
             self._before = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, 0, min(self._before + NICE, 19))
             lowered = True
         if lowered:
             self.slowdown = SLOWDOWN
-        else:
-            log.info("this server starts at full priority beside the running one: it could not raise it again")
         return lowered
+
+    def beside(self, running: int) -> None:
+        """Raise the session again if the server that is taken over, the process `running`, is in it, which is not known
+        when it is lowered; log it if this server starts at full priority."""
+        if self._group.holds(running):
+            self._group.restore()
+            if self._before is None:
+                self.slowdown = 1.0
+        if self.slowdown == 1.0:
+            log.info("this server starts at full priority beside the running one: it could not raise it again")
 
     def restore(self) -> None:
         """Raise it to what it was, for every thread of this process and of those that descend from it."""

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from clover.server.takeover import priority
-from clover.server.takeover.autogroup import Autogroup
-from clover.server.takeover.priority import NICE, SLOWDOWN, LowPriority, may_raise
+from clover import low_priority as priority
+from clover.autogroup import Autogroup
+from clover.low_priority import NICE, SLOWDOWN, LowPriority, may_raise
 
 SCRIPT = """
 import os, subprocess, sys, threading
 from pathlib import Path
-from clover.server.takeover.autogroup import Autogroup
-from clover.server.takeover.priority import LowPriority
+from clover.autogroup import Autogroup
+from clover.low_priority import LowPriority
 
 low = LowPriority(Autogroup(Path("/nowhere")))
 done = threading.Event()
-assert low.lower(1)
+assert low.lower()
 nice = os.getpriority(os.PRIO_PROCESS, 0)
 thread = threading.Thread(target=done.wait)
 thread.start()
@@ -35,6 +35,27 @@ print(nice, before, found())
 done.set()
 child.kill()
 child.wait()
+"""
+
+EARLY = """
+import os, sys
+sys.argv = ["serve", "--take-over"]
+import clover.serve
+
+class Found(Exception):
+    pass
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "clover.serve.command":
+            print(os.getpriority(os.PRIO_PROCESS, 0), "numpy" in sys.modules)
+            raise Found
+
+sys.meta_path.insert(0, Finder())
+try:
+    clover.serve.main()
+except Found:
+    pass
 """
 
 
@@ -65,8 +86,9 @@ def test_one_that_could_not_be_raised_is_not_lowered(
     monkeypatch.setattr(priority, "may_raise", lambda: False)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     low = LowPriority(Autogroup(tmp_path))
-    assert not low.lower(1)
+    assert not low.lower()
     assert low.slowdown == 1.0
+    low.beside(77)
     low.restore()
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
     assert "at full priority" in caplog.text
@@ -74,9 +96,12 @@ def test_one_that_could_not_be_raised_is_not_lowered(
 
 def test_its_session_is_lowered_even_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     class Group(Autogroup):
-        def lower(self, by: int, running: int) -> bool:
-            done.append((by, running))
+        def lower(self, by: int) -> bool:
+            done.append(by)
             return True
+
+        def holds(self, pid: int) -> bool:
+            return pid == 78
 
         def restore(self) -> None:
             done.append("restored")
@@ -86,12 +111,25 @@ def test_its_session_is_lowered_even_so(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setattr(priority, "may_raise", lambda: False)
     low = LowPriority(Group())
     assert low.slowdown == 1.0
-    assert low.lower(77)
+    assert low.lower()
     assert low.slowdown == SLOWDOWN
+    low.beside(77)
+    assert done == [NICE]
+    assert caplog.text == ""
+    low.beside(78)  # the running server is in that session
+    assert done == [NICE, "restored"]
+    assert low.slowdown == 1.0
+    assert "at full priority" in caplog.text
     low.restore()
     assert low.slowdown == 1.0
-    assert done == [(NICE, 77), "restored"]
-    assert caplog.text == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_raise(), reason="this user cannot raise a priority")
+def test_a_successor_is_lowered_before_it_imports_what_a_server_needs() -> None:
+    """Else the requests of the running server would have a second of competition at full priority."""
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{min(os.getpriority(os.PRIO_PROCESS, 0) + NICE, 19)} False\n"
 
 
 @pytest.mark.slow
