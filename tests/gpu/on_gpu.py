@@ -62,6 +62,8 @@ def answers(asked: dict[str, Any]) -> dict[str, Any]:
     began_s = time.monotonic()
     device = backends.device_for(asked["visible"])
     run: Any = backends.get(order.backend).load(order.family, variant, Path(order.folder), 1, device)
+    if hasattr(run, "record_launches"):
+        run.record_launches()
     load_ms = (time.monotonic() - began_s) * 1e3
     found: dict[str, Any] = {}
     ms: dict[str, float] = {}
