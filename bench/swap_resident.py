@@ -73,7 +73,7 @@ def batch_ms(profile: FamilyProfile | None, shape: str, rows: int) -> dict[str, 
     if profile is None:
         raise SystemExit("the server has no profile")
     services = services_of(profile)
-    return {variant: service.mean_ms(rows) for (variant, name), service in services.items() if name == shape}
+    return {variant: 1e3 * service.seconds(rows) for (variant, name), service in services.items() if name == shape}
 
 
 async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
