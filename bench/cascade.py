@@ -13,10 +13,11 @@ Batching rules are the same for all: as rows come, or with `--waits` fuller batc
 the policy `static` of the best variant then: that of the paper never waits).
 
 Accuracy is counted by labels; every answer is held against its variant's own answer to that image, so that what a
-receipt says was asked is what answered, and (`agree`) against where scores computed apart say that it ends.  `offline`
-is what the profile says of the chain on the same held-out images; thresholds were chosen on others.  Worker CPU is the
-workers' own clock, `server` the CPU of the whole process tree.  Joules are modelled from CPU time on cores, and a
-table's on emulated devices.  CPU, joules and variants asked are a row's; `p95` is the client's.
+receipt says was asked is what answered (so quantised backends are left out), and (`agree`) against where scores
+computed apart say that it ends.  `offline` is what the profile says of the chain on the same held-out images;
+thresholds were chosen on others.  Worker CPU is the workers' own clock, `server` the CPU of the whole process tree.
+Joules are modelled from CPU time on cores, and a table's on emulated devices.  CPU, joules and variants asked are a
+row's; `p95` is the client's.
 
 Every pass is a run of its own, so that figures have a mean over passes and, after +-, the half-width of its 95 %
 interval (Student's).  That of accuracy is of live less offline: both are of the same images, so no luck of drawing
@@ -42,7 +43,7 @@ from numpy.typing import NDArray
 from bench.common import binary_bodies, cpu_seconds, fashion_rows, served, show, tree, write_json
 from bench.day import worker_cpu_s
 from bench.load import Body, Result, Sample, closed_loop, open_loop
-from bench.oracle import expected, scorer
+from bench.oracle import EXACT, expected, scorer
 from bench.twin import active_j, mix, of_family, settled
 
 FLOORS = (91.0, 92.0, 92.5, 93.0, 93.3)
@@ -189,7 +190,7 @@ def main() -> None:
     bodies = binary_bodies(images, len(images))
     answers = expected(images)
     data = bodies, scorer(answers, labels), answers
-    common = ["--device", options.device, "--waits" if options.waits else "--no-waits"]
+    common = ["--backends", ",".join(EXACT), "--device", options.device, "--waits" if options.waits else "--no-waits"]
     best = max(answers, key=lambda name: float((answers[name].argmax(axis=1) == labels).mean()))
     found: list[Figures] = []
     with tempfile.TemporaryDirectory() as name:

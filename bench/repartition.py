@@ -30,7 +30,7 @@ import uvloop
 from bench.bands import SLICES
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Body, Check, closed_loop, open_loop, quantile
-from bench.oracle import expected, scorer
+from bench.oracle import EXACT, expected, scorer
 from bench.swap import Change, changes, split
 from clover.cache import cache_folder
 from clover.devices import box_path, emulated, parse
@@ -56,7 +56,7 @@ class Watch(threading.Thread):
     def __init__(self, server: ServerProcess, capacity: dict[tuple[str, str], float]) -> None:
         super().__init__()
         self.looks: list[Look] = []
-        self._server, self._capacity = server, capacity
+        self.capacity, self._server = capacity, server
         self._stop_set = threading.Event()
 
     def look(self) -> Look:
@@ -65,7 +65,7 @@ class Watch(threading.Thread):
         ready = [worker for worker in workers if worker["state"] == "ready"]
         return Look(
             time.monotonic_ns(),
-            sum(self._capacity[w["variant"], w["profile"]] for w in ready if w["routed"]),
+            sum(self.capacity[w["variant"], w["profile"]] for w in ready if w["routed"]),
             {(w["placement"], w["variant"]): w["pid"] for w in ready},
             frozenset(w["pid"] for w in workers if w["state"] == "draining"),
         )
@@ -131,6 +131,7 @@ def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: P
     device = f"emulated:a100-40gb:{options.gpus}"
     shared = ["fashion", "--device", device, "--policy", "bench.bands:Slices", "--cache-dir", options.cache_dir]
     shared += ["--slo-ms", "10000", "--accuracy-floor", "1", "--accuracy-margin", "0", "--no-waits"]
+    shared += ["--backends", ",".join(EXACT)]
     with served([*shared, "--carbon", "static:50"], log=log) as server:
         closed = uvloop.run(closed_loop(server.url, "fashion", bodies, connections=32 * options.gpus, seconds=6))
         base = len(closed.samples) / closed.seconds
@@ -141,7 +142,8 @@ def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: P
     timing += ["--verify-s", "0.5", "--interval-s", "0.2", "--capacity-floor", str(options.load)]
     with served([*shared, "--carbon", f"trace:{trace}", *timing], log=log) as server:
         watch = Watch(server, capacities(options.cache_dir))
-        floor = options.load * watch.look().routed_rows_per_s
+        whole = sum(watch.capacity[variant, name] * count for variant, name, count in SLICES[0])  # of BASE
+        floor = options.load * whole
         slow(Path(options.cache_dir), options)
         since = time.time()
         watch.start()

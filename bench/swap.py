@@ -24,7 +24,7 @@ import uvloop
 from bench.bands import BANDS
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Result, closed_loop, open_loop, quantile
-from bench.oracle import expected, scorer
+from bench.oracle import EXACT, expected, scorer
 
 ORDER = (1, 2, 3, 0, 5, 4)
 """Bands in the order the trace visits them: variant swaps in place and repartitions both ways."""
@@ -109,12 +109,13 @@ def main() -> None:
         log = Path(folder) / "serve.log"
         trace = Path(folder) / "bands.csv"
         write_trace(trace, options.stages)
-        pinned = ["fashion", "--policy", "bench.bands:Bands", "--carbon", "static:50", "--mode", "active"]
+        exact = ["fashion", "--backends", ",".join(EXACT)]
+        pinned = [*exact, "--policy", "bench.bands:Bands", "--carbon", "static:50", "--mode", "active"]
         with served(pinned, log=log) as server:
             closed = uvloop.run(closed_loop(server.url, "fashion", bodies, connections=16, seconds=4))
         capacity = len(closed.samples) / closed.seconds
         rate = options.load * capacity
-        arguments = ["fashion", "--policy", "bench.bands:Bands", "--carbon", f"trace:{trace}"]
+        arguments = [*exact, "--policy", "bench.bands:Bands", "--carbon", f"trace:{trace}"]
         arguments += ["--trace-speed", str(3600 / options.stage_s), "--poll-s", "0.2"]
         arguments += ["--min-dwell-s", "0.5", "--verify-s", "0.5", "--interval-s", "0.2"]
         arguments += ["--slo-ms", "1000", "--accuracy-floor", "1", "--no-waits"]

@@ -7,7 +7,8 @@ one variant after the other, while clients of the same process ask one row after
 what its variant should say.  A decision is the first step of its transition; "during" is from there to 20 ms after its
 last step; rows go to the new variant once it is routed.
 The first answer comes after the batches that are ahead of it, of up to a row a client, and its own: more clients make
-it later, although the steps take no longer.
+it later, although the steps take no longer.  `added` is how much later it comes than a batch of the old variant and one
+of the new take by the profile, which on an emulated device is the pace that both are held to.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from numpy.typing import NDArray
 import clover
 from bench.common import fashion_rows, show, write_json
 from bench.load import quantile
-from bench.oracle import TOLERANCE, expected
+from bench.oracle import EXACT, TOLERANCE, expected
 from bench.swap_parts import last_core
-from clover.types import Assignment, Routing
+from clover.planning.model.problem import services_of
+from clover.types import Assignment, FamilyProfile, Routing
 
 ROWS = 512
 AFTER_NS = 20_000_000
@@ -66,6 +68,14 @@ class Clients:
             await asyncio.sleep(0.001)
 
 
+def batch_ms(profile: FamilyProfile | None, shape: str, rows: int) -> dict[str, float]:
+    """Return milliseconds of a batch of `rows` rows of each variant on slices of `shape`, by `profile`."""
+    if profile is None:
+        raise SystemExit("the server has no profile")
+    services = services_of(profile)
+    return {variant: 1e3 * service.seconds(rows) for (variant, name), service in services.items() if name == shape}
+
+
 async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
     """Return the figures."""
     place: dict[str, Any] = {"device": device} if device else {"cores": last_core()}
@@ -74,6 +84,7 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
     server = clover.Server(
         "fashion",
         http=False,
+        backends=EXACT,
         **place,
         carbon="static:300",
         policy="static:tiny",
@@ -104,8 +115,9 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
         resident = fleet.describe()[0]["resident"]
         asking = Clients(server, images, answers)
         tasks = [asyncio.create_task(asking.ask(seed)) for seed in range(clients)]
-        windows, first_ms, routed_ms = [], [], []
+        windows, first_ms, routed_ms, added_ms = [], [], [], []
         names = [variant.name for variant in served.spec.variants]
+        takes_ms = batch_ms(served.profile, fleet.describe()[0]["profile"], clients)
         for swap in range(1, swaps + 1):
             await asyncio.sleep(PAUSE_S)
             variant = names[swap % len(names)]
@@ -118,6 +130,8 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
                 await asyncio.sleep(0.001)
             windows.append((begun_ns[0], end_ns + AFTER_NS))
             first_ms.append((asking.first_ns[variant] - begun_ns[0]) / 1e6)
+            ahead_ms = takes_ms[names[(swap - 1) % len(names)]] + takes_ms[variant]
+            added_ms.append(max(0.0, first_ms[-1] - ahead_ms))
             routed_ms.append((routed_ns[0] - begun_ns[0]) / 1e6)
         asking.over = True
         await asyncio.gather(*tasks)
@@ -141,6 +155,8 @@ async def measured(swaps: int, clients: int, device: str) -> dict[str, Any]:
         "routed_ms_p99": quantile(routed_ms, 0.99),
         "first_answer_ms_median": quantile(first_ms, 0.5),
         "first_answer_ms_p99": quantile(first_ms, 0.99),
+        "added_ms_median": quantile(added_ms, 0.5),
+        "added_ms_p99": quantile(added_ms, 0.99),
         "steps_ms_median": quantile([(end - begin - AFTER_NS) / 1e6 for begin, end in windows], 0.5),
         "steps_ms_p99": quantile([(end - begin - AFTER_NS) / 1e6 for begin, end in windows], 0.99),
         "p99_outside_ms": quantile(outside, 0.99),

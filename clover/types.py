@@ -440,6 +440,16 @@ class MemoryMeasurement(Record, frozen=True, kw_only=True):
     peak_bytes: int
 
 
+class RecordedLaunches(Record, frozen=True, kw_only=True):
+    """Whether the launches of one (variant, profile, backend) may be recorded and replayed on a GPU: `refused` says why
+    not, "" if replays did what the model does at every size."""
+
+    variant: str
+    profile: str
+    backend: str
+    refused: str = ""
+
+
 class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it.
 
@@ -460,6 +470,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     memory: tuple[MemoryMeasurement, ...] = ()
     context_bytes: dict[str, int] = {}
     """Bytes that a worker holds on a slice beside its variants, by profile."""
+    recorded: tuple[RecordedLaunches, ...] = ()
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ served as many rows a round as its weight; a row of a flow that has none waiting
 clock advances, no stream of new flows holds up old ones for ever.  A flow is forgotten once none of its rows waits.  Rows that
 are cancelled give their ranks back to the flow's next rows.  A row that returns to the lane it was dispatched from keeps
 its rank; one that comes from another lane gets a new one.  Rows of the background (a client below 0) are behind all
-others, and no flow.
+others, and no flow.  They join batches that have room; alone they leave only for a worker that has nothing out, as a
+batch that is staged is ahead of every row that comes later.
 (Start-time fair queueing, Goyal, Vin and Cheng 1996, with a clock as in WF2Q+, Bennett and Zhang 1996.)
 
 A worker holds credits: one for the batch it runs, one for the batch staged behind it.  `dispatch` takes a lane that has
@@ -44,7 +45,7 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint32_t, uint6
 from libc.stdlib cimport free, malloc
 
 from csrc.pairing_heap cimport before, meld, meld_siblings
-from csrc.worker_groups cimport count_out, has_credit, join_group, join_lane, leave_group, leave_lane
+from csrc.worker_groups cimport count_out, has_credit, has_idle, join_group, join_lane, leave_group, leave_lane
 
 
 cdef enum:
@@ -485,6 +486,9 @@ cdef class Batcher:
             ):
                 best = bucket
             bucket = self._buckets[bucket].next
+        if best != NONE and self._nodes[self._buckets[best].root].rank == BACKGROUND:
+            if not has_idle(&self._groups[0], &self._workers[0], &self._lanes[lane]):
+                return NONE
         return best
 
     cdef int32_t _first_of_group(self, int32_t worker, int32_t best, int64_t now_ns) noexcept nogil:
@@ -643,14 +647,16 @@ cdef class Batcher:
         """Return when the nearest delay ends that a free worker waits for, never before `now_ns`; 0 if none does."""
         cdef int64_t event = INT64_MAX
         cdef int32_t lane, bucket
-        cdef bint full
+        cdef bint full, idle
         for lane in range(<int32_t>self._lanes.shape[0]):
             if not self._delay_ns[lane] or not self._lanes[lane].free:
                 continue
             bucket = self._lanes[lane].buckets
+            idle = has_idle(&self._groups[0], &self._workers[0], &self._lanes[lane])
             while bucket != NONE:
-                full = self._buckets[bucket].depth >= self._full(lane)
-                event = min(event, now_ns if full else self._ripe_ns(bucket, lane))
+                if idle or self._nodes[self._buckets[bucket].root].rank != BACKGROUND:
+                    full = self._buckets[bucket].depth >= self._full(lane)
+                    event = min(event, now_ns if full else self._ripe_ns(bucket, lane))
                 bucket = self._buckets[bucket].next
         return 0 if event == INT64_MAX else max(event, now_ns)
 

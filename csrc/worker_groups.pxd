@@ -20,6 +20,16 @@ cdef inline bint has_credit(Group *groups, Worker *worker) noexcept nogil:
     return groups[worker.group].outstanding < groups[worker.group].credits
 
 
+cdef inline bint has_idle(Group *groups, Worker *workers, Lane *lane) noexcept nogil:
+    """Return whether a worker of `lane` has nothing out, in its group neither."""
+    cdef int32_t worker = lane.cursor, i
+    for i in range(lane.workers):
+        if groups[workers[worker].group].outstanding == 0:
+            return True
+        worker = workers[worker].next
+    return False
+
+
 cdef inline void count_out(Group *group, Worker *workers, Lane *lanes, int32_t batches) noexcept nogil:
     """Count so many more batches out of a group; its lanes have as many credits less."""
     cdef int32_t worker = group.first, i

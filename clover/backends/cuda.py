@@ -11,7 +11,9 @@ keep their addresses, and replayed as one.  A batch of another size fills the ne
 hold is computed and not returned, so a third more rows are computed at most.  That is right only if the model's host
 code takes no decision from the data and no row depends on another, so each recording is replayed on made-up rows, all
 of its own and as few as it may be used for, and compared with the model itself.  If recording fails or a replay
-differs, nothing is replayed and the log says why.  `parameters.cuda_graphs = false` of a variant turns it off.
+differs, nothing is replayed and the log says why.  That takes seconds, so profiling does it: later workers record
+without comparing, or not at all (`clover.worker.frames.Recording`).  `parameters.cuda_graphs = false` of a variant
+turns it off.
 
 **Errors.**  Out of memory fails the batch only.  Any other error of CUDA leaves this process's context unusable, so it
 becomes a WorkerError, which ends the worker.
@@ -32,7 +34,7 @@ from clover.backends import cuda_errors, parity
 from clover.backends.overlap import Overlap, cuda_streams, possible
 from clover.backends.targets import Target
 from clover.backends.tensors import to_arrays, to_tensor, torch_dtype
-from clover.errors import ProfileError, WorkerError
+from clover.errors import ProfileError, WorkerError, says_out_of_memory
 from clover.types import FamilySpec, Precision, TensorSpec, VariantSpec
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ class Runner:
     """A model on the device as a function from arrays to arrays.  What it returns is overwritten by the next call.
 
     `call` takes and returns tensors on the device, of the declared types.  `graphs`: whether its launches may be
-    recorded.  `device` and `record` differ in tests only.
+    recorded, which `record_launches` does.  `device` and `record` differ in tests only.
     """
 
     def __init__(
@@ -135,6 +137,10 @@ class Runner:
         self._device = device
         self._recordings: dict[int, Recording] = {}
         self._sizes: list[int] = []
+        self._record = record
+        self.replay_fault: str | None = None
+        """Why launches that were recorded and compared are not replayed, "" if they are; None if nothing was compared,
+        or memory ran out."""
         on_gpu = device == "cuda"
         if on_gpu:
             use_precision(variant.precision)
@@ -147,8 +153,8 @@ class Runner:
                 for t in family.model_inputs(variant)
             ]
             self._outputs = [self._buffer(tensor, rows, pinned=on_gpu) for tensor in family.model_outputs(variant)]
-        if graphs and variant.parameters.get("cuda_graphs", True) and all(i is not None for i in self._inputs):
-            self._record_all(record or _Graphs(self))
+        turned_off = not variant.parameters.get("cuda_graphs", True)
+        self._may_record = graphs and not turned_off and all(there is not None for there in self._inputs)
         self.overlap = Overlap(self, family, variant, cuda_streams()) if on_gpu and possible(family, variant) else None
         """How a worker has two batches in flight; None if it runs one after the other."""
 
@@ -235,17 +241,22 @@ class Runner:
 
     # --- recording ------------------------------------------------------------------------------------------------
 
-    def _record_all(self, record: Callable[[Callable[..., Any], Sequence[torch.Tensor]], Recording]) -> None:
-        """Record `recorded_sizes`, and compare each with the model."""
+    def record_launches(self, *, check: bool = True) -> None:
+        """Record `recorded_sizes` if that may be, and `check` each against the model; raises what the model raises."""
+        if not self._may_record:
+            return
+        record = self._record or _Graphs(self)
         made: dict[int, Recording] = {}
         try:
             with self._torch.inference_mode(), self._on_stream():
                 for rows in recorded_sizes(self._family.max_batch):
                     made[rows] = record(self._call, [there[:rows] for there in self._inputs if there is not None])
             self._wait()
-            wrong = self._differs(made)
+            wrong = self._differs(made) if check else ""
         except RuntimeError as error:
             wrong = " ".join(str(error).split())[:300]
+        if check and not says_out_of_memory(wrong):
+            self.replay_fault = wrong
         if wrong:
             made.clear()
             name = self._variant.name

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from clover.control.gpu_parts import Part, demanded, divided, limited, most_parts, part_slices, whole_part, within
+from clover.devices.books import WHOLE
 from clover.interfaces import Device
 from clover.types import DeviceShape, Placement
 
@@ -93,11 +94,16 @@ class DevicePool:
         room = sum(map(most_parts, usable.values()))
         if not self.exclusive or room >= len(self._shares):
             return ""
+        whole = [name for name, shape in usable.items() if shape.layouts[0][0].profile == WHOLE]
+        remedies = ["serve fewer families", "add GPUs"]
+        if any(getattr(self._devices[name], "can_mig", False) for name in whole):
+            remedies.append("switch MIG on")
+        if whole:
+            remedies.append("have MPS part a GPU that MIG does not split (workers.device = nvidia:0/mps)")
         return (
             f"{len(self._shares)} families ({', '.join(self._shares)}) need a GPU each, or a part of one that MIG "
             f"splits, but there {'is' if len(usable) == 1 else 'are'} {len(usable)} ({', '.join(usable) or 'none'}) "
-            f"with room for {room}: serve fewer families, add GPUs, switch MIG on, or set workers.device = cpu, which "
-            "families share"
+            f"with room for {room}: {', '.join(remedies)}, or set workers.device = cpu, which families share"
         )
 
     def assign(self, occupied: Occupied) -> None:

@@ -294,10 +294,11 @@ class _Measurement:
             latency=tuple(found.latency),
             backend=backend,
             base=base,
-            notes=tuple(dict.fromkeys(found.notes)),
+            notes=tuple(dict.fromkeys([*found.notes, *self._rig.recorded.notes()])),
             cascade=cascade,
             memory=self._rig.memory.measurements(),
             context_bytes=self._rig.memory.context_bytes,
+            recorded=self._rig.recorded.launches(),
         )
 
     async def _on_larger(self, variant: VariantSpec, chosen: str, place: Placement) -> None:

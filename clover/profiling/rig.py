@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -32,6 +32,7 @@ from clover.types import (
     LatencyMeasurement,
     MemoryMeasurement,
     Placement,
+    RecordedLaunches,
     SandboxOrder,
     VariantSpec,
 )
@@ -96,6 +97,34 @@ class MemoryFindings:
         )
 
 
+class RecordingFindings:
+    """What workers said of recorded launches: a refusal counts, however often the same launches were fine."""
+
+    def __init__(self) -> None:
+        self._refused: dict[tuple[str, str, str], str] = {}
+
+    def note(self, profile: str, backend: str, recorded: Mapping[str, str]) -> None:
+        """Keep what a worker with `backend` on a slice of `profile` found, by variant."""
+        for variant, refused in recorded.items():
+            known = self._refused.get((variant, profile, backend), "")
+            self._refused[variant, profile, backend] = known or refused
+
+    def launches(self) -> tuple[RecordedLaunches, ...]:
+        """Return what is known, by variant, profile and backend."""
+        return tuple(
+            RecordedLaunches(variant=variant, profile=profile, backend=backend, refused=refused)
+            for (variant, profile, backend), refused in sorted(self._refused.items())
+        )
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the profile should know."""
+        return [
+            f"{one.variant} with {one.backend} on {one.profile} runs without CUDA graphs: {one.refused}"
+            for one in self.launches()
+            if one.refused
+        ]
+
+
 class ProgressSteps:
     """Counts steps for whoever shows progress.  A step is one worker that is started and measured, `what` the last.
 
@@ -153,6 +182,7 @@ class Rig:
     effort: Effort
     steps: ProgressSteps
     memory: MemoryFindings = field(default_factory=MemoryFindings)
+    recorded: RecordingFindings = field(default_factory=RecordingFindings)
     sandbox: SandboxOrder | None = None
 
     @property
@@ -188,6 +218,7 @@ class Rig:
         )
         worker = await self.pool.spawn(order, self.slab)
         self.memory.note(place.profile, backend, worker.held, worker.context_bytes)
+        self.recorded.note(place.profile, backend, worker.recorded)
         try:
             await self.meters.rest(place)
             yield worker

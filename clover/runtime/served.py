@@ -43,7 +43,7 @@ from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.hot_spares import HotSpares
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.runtime.workers.resident_orders import beside, part_of_machine, resident_bytes
+from clover.runtime.workers.resident_orders import beside, part_of_machine, recording, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
@@ -208,6 +208,7 @@ class Served:
             artifact_dir=first.artifact_dir,
             cores=device.cores(placement),
             threads=first.threads,
+            recording=first.recording,
             max_batch=self.spec.max_batch,
             memory_bytes=self._workers.memory_bytes,
             # What runs for an emulated slice runs on the CPU, whatever GPUs this machine has.
@@ -284,6 +285,7 @@ class Served:
             backend=backend,
             artifact_dir=str(folder),
             threads=threads,
+            recording=recording(self.profile, variant, shape, backend),
             pace_ms=pace_ms,
             watts=watts,
         )

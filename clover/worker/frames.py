@@ -82,6 +82,11 @@ class MpsPart(Record, frozen=True, kw_only=True):
     environment: dict[str, str]
 
 
+Recording = Literal["check", "trust", "skip"]
+"""What a worker on a GPU does about the launches of a variant: record them and compare each replay with the model,
+record them only, as profiling compared them, or neither, as profiling found that they may not be replayed."""
+
+
 class Resident(Record, frozen=True, kw_only=True):
     """A further variant that a worker is to hold beside the first of its order: what to load, with how many threads,
     and, on an emulated slice, its pace and its watts by batch size from 1 (see `EmulatedSlice`)."""
@@ -90,6 +95,7 @@ class Resident(Record, frozen=True, kw_only=True):
     backend: str
     artifact_dir: str = ""
     threads: int = 1
+    recording: Recording = "check"
     pace_ms: tuple[float, ...] = ()
     watts: tuple[float, ...] = ()
 
@@ -115,6 +121,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     artifact_dir: str = ""
     cores: tuple[int, ...]
     threads: int = 1
+    recording: Recording = "check"
     max_batch: int
     memory_bytes: int = 0
     visible_devices: str = ""
@@ -237,8 +244,9 @@ class WorkerState(Record, frozen=True, kw_only=True):
     cannot.
 
     "ready" names the variants that are `resident`, each with the ring's lane of its place in the order (0:
-    `WorkerOrder.variant`, i: `WorkerOrder.also[i - 1]`), what the process holds beside them (`context_bytes`), and why
-    each variant that is not resident was `left_out`."""
+    `WorkerOrder.variant`, i: `WorkerOrder.also[i - 1]`), what the process holds beside them (`context_bytes`), why
+    each variant that is not resident was `left_out`, and which variants' launches were recorded and compared: "" if
+    they are replayed, else why not."""
 
     state: Literal["spare", "loading", "warming", "ready", "failed"]
     text: str = ""
@@ -252,6 +260,7 @@ class WorkerState(Record, frozen=True, kw_only=True):
     resident: tuple[HeldMemory, ...] = ()
     context_bytes: _Count = 0
     left_out: dict[str, str] = {}
+    recorded: dict[str, str] = {}
 
 
 _KINDS: dict[type[Record], Kind] = {

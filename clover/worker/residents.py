@@ -49,7 +49,11 @@ class ResidentSet:
         self._order = order
         self._slab = slab
         first = frames.Resident(
-            variant=order.variant, backend=order.backend, artifact_dir=order.artifact_dir, threads=order.threads
+            variant=order.variant,
+            backend=order.backend,
+            artifact_dir=order.artifact_dir,
+            threads=order.threads,
+            recording=order.recording,
         )
         self._wanted = (first, *order.also)
         self._runs: list[Run | None] = [None] * len(self._wanted)
@@ -82,6 +86,11 @@ class ResidentSet:
             resident=tuple(self._meter.held),
             context_bytes=self._meter.context_bytes,
             left_out=self.left_out,
+            recorded={
+                one.variant: fault[:_LEFT_OUT_CHARS]
+                for one, run in zip(self._wanted, self._runs, strict=True)
+                if (fault := getattr(run, "replay_fault", None)) is not None
+            },
         )
 
     def load_first(self) -> float:
@@ -161,6 +170,9 @@ class ResidentSet:
         if one.artifact_dir:
             check_files(Path(one.artifact_dir))  # it is code, and will run
         run = backend.load(order.family, variant, Path(one.artifact_dir), one.threads, device)
+        record = getattr(run, "record_launches", None)
+        if record is not None and one.recording != "skip":
+            record(check=one.recording == "check")
         self._runs[lane] = run
         self._weights[lane] = weights_of(run, one.artifact_dir if backend.compiles else "")
         self._load_ms += ms_since(start_ns)

@@ -19,6 +19,15 @@ import numpy as np
 
 from clover import backends
 from clover.backends.artifacts import CompileOrder
+from clover.types import VariantSpec
+
+
+def loaded(order: CompileOrder, variant: VariantSpec, device: str = "cuda", *, check: bool = True) -> Any:
+    """`variant` with the backend of `order` and its launches recorded, as a worker has it."""
+    run: Any = backends.get(order.backend).load(order.family, variant, Path(order.folder), 1, device)
+    if hasattr(run, "record_launches"):
+        run.record_launches(check=check)
+    return run
 
 
 def facts(_: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +70,7 @@ def answers(asked: dict[str, Any]) -> dict[str, Any]:
     variant = order.family.variant(order.variant)
     began_s = time.monotonic()
     device = backends.device_for(asked["visible"])
-    run: Any = backends.get(order.backend).load(order.family, variant, Path(order.folder), 1, device)
+    run = loaded(order, variant, device, check=asked.get("check", True))
     load_ms = (time.monotonic() - began_s) * 1e3
     found: dict[str, Any] = {}
     ms: dict[str, float] = {}
@@ -84,6 +93,7 @@ def answers(asked: dict[str, Any]) -> dict[str, Any]:
         "recorded": list(getattr(run, "recorded", ())),
         "imported": sorted({"torch_tensorrt", "tensorrt"} & {*sys.modules}),
         "load_ms": load_ms,
+        "replay_fault": getattr(run, "replay_fault", None),
         "ms": ms,
     }
 
@@ -189,7 +199,7 @@ def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
     for backend in asked["backends"]:
         for graphs in (True, False):
             changed = msgspec.structs.replace(variant, parameters=variant.parameters | {"cuda_graphs": graphs})
-            run: Any = backends.get(backend).load(order.family, changed, Path(order.folder), 1, "cuda")
+            run = loaded(msgspec.structs.replace(order, backend=backend), changed)
             for size in asked["sizes"]:
                 rows = [generator.random((size, *one.bound), np.float32) for one in order.family.inputs]
                 found[f"{backend}, {'replayed' if graphs else 'launched'}, {size} rows"] = timed(
@@ -212,7 +222,7 @@ def overlapped(asked: dict[str, Any]) -> dict[str, Any]:
     """Microseconds of a batch in a row of 200: one after another, and with two in flight; how many answers differ."""
     order = msgspec.convert(asked["order"], CompileOrder)
     variant = order.family.variant(order.variant)
-    run: Any = backends.get(order.backend).load(order.family, variant, Path(order.folder), 1, "cuda")
+    run = loaded(order, variant)
     generator = np.random.default_rng(1)
     found: dict[str, Any] = {}
     for size in asked["sizes"]:

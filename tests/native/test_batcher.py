@@ -76,7 +76,28 @@ def test_the_background_is_behind_all_clients_and_is_none(kernels: SimpleNamespa
     b.push(0, 1, 100, 1, client=-1)
     b.push_many(0, [2, 3, 4], 100, 1, client=5)
     assert (b.ahead(0, 5, 1), b.ahead(0, 6, 1)) == (4, 2)
-    assert [dispatched(b) for _ in range(3)] == [(0, [2, 3]), (0, [4, 0]), (0, [1])]
+    assert [dispatched(b) for _ in range(3)] == [(0, [2, 3]), (0, [4, 0]), None]
+    b.credit(0)
+    assert dispatched(b) is None
+    b.credit(0)
+    assert dispatched(b) == (0, [1])
+
+
+def test_the_background_alone_leaves_only_for_a_worker_that_has_nothing_out(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 2, 16, max_queue_delay_ns=10)
+    b.attach(0, 0, 2, credits=2)
+    b.push_many(0, [0, 1], 100, 1, client=5)
+    assert dispatched(b, 1) == (0, [0, 1])
+    b.push(0, 2, 100, 1, client=-1)
+    assert (dispatched(b, 50), b.next_event_ns(50)) == (None, 0)  # it is the worker that it waits for, no time
+    b.attach(1, 0, 2, credits=2)
+    assert b.next_event_ns(50) == 50
+    assert dispatched(b, 50) == (1, [2])
+    b.push(0, 3, 100, 1, client=-1)
+    assert dispatched(b, 50) is None
+    b.push(0, 4, 100, 50, client=5)
+    assert (b.next_event_ns(50), dispatched(b, 50)) == (50, (0, [4, 3]))  # it joins the batch of a client
+
 
 
 def test_the_rows_ahead_are_ones_own_and_as_many_of_each_other_client(kernels: SimpleNamespace) -> None:
@@ -547,7 +568,11 @@ def test_the_background_of_a_lane_is_behind_the_clients_of_all(kernels: SimpleNa
     b = shared(kernels, 2, credits=9)
     b.push(0, 0, 100, 1, client=-1)
     b.push_many(1, [1, 2, 3, 4, 5], 100, 9, client=1)
-    assert [dispatched(b) for _ in range(3)] == [(1, [1, 2, 3, 4]), (1, [5]), (0, [0])]
+    assert [dispatched(b) for _ in range(3)] == [(1, [1, 2, 3, 4]), (1, [5]), None]
+    b.credit(1)
+    assert dispatched(b) is None  # the rows that come meanwhile would be behind it
+    b.credit(1)
+    assert dispatched(b) == (0, [0])
 
 
 def test_a_lane_that_several_batches_passed_goes_first(kernels: SimpleNamespace) -> None:
@@ -762,6 +787,10 @@ class Life(RuleBasedStateMachine):
         out = sum(self.out_of[other] for other in range(WORKERS) if self.group_of[other] == group)
         return out < self.credits[worker]
 
+    def idle(self, worker: int) -> bool:
+        """Whether nobody in the worker's group has a batch out."""
+        return not any(self.out_of[w] for w in range(WORKERS) if self.group_of[w] == self.group_of[worker])
+
     @rule(lane=st.integers(0, LANES - 1), rows=st.integers(0, 4), delay_ns=st.sampled_from([0, 0, 3, 20, 60]))
     def set_lane(self, lane: int, rows: int, delay_ns: int) -> None:
         self.both("set_lane", lane, rows, delay_ns)
@@ -793,6 +822,7 @@ class Life(RuleBasedStateMachine):
             assert {lane for lane, _ in rows} == {self.lane_of[worker]}
             assert len(set(rows)) == 1
             assert n <= self.most(worker)
+            assert self.idle(worker) or any(self.client[slot] >= 0 for slot in mine[:n].tolist())
             self.out_of[worker] += 1
         else:
             self.nobody_waits_too_long()
@@ -805,8 +835,8 @@ class Life(RuleBasedStateMachine):
         """Where no batch is to be had, rows that a worker could take wait neither for long nor for nothing."""
         for lane, key in set(self.queued.values()):
             able = [w for w, own in self.lane_of.items() if own == lane and self.has_credit(w)]
-            if able:
-                mine = [slot for slot, where in self.queued.items() if where == (lane, key)]
+            mine = [slot for slot, where in self.queued.items() if where == (lane, key)]
+            if able and (any(self.client[slot] >= 0 for slot in mine) or any(map(self.idle, able))):
                 ends_ns = min(self.since_ns[slot] for slot in mine) + self.knobs[lane][1]
                 assert self.now_ns < ends_ns < min(self.deadline_ns[slot] for slot in mine)
                 assert len(mine) < min(map(self.most, able))

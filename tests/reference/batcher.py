@@ -180,11 +180,18 @@ class Batcher:
     def _ripe(self, row: Row, now_ns: int) -> bool:
         """Return whether rows of this row's lane and key may leave now."""
         free = self._free(row.lane)
-        if not free:
+        if not free or self._stays(row):
             return False
         full = min(self._most(worker, row.lane) for worker in free)
         delayed = self._lanes[row.lane].delay_ns > 0
         return not delayed or self._ripe_ns(row) <= now_ns or len(self._waiting(row.lane, row.key)) >= full
+
+    def _stays(self, row: Row) -> bool:
+        """Return whether rows of the background alone are in this row's lane and key, and its workers all have
+        batches out."""
+        if any(other.rank < math.inf for other in self._waiting(row.lane, row.key)):
+            return False
+        return all(self._out(worker.group) for worker in self._free(row.lane))
 
     def _first_in_group(self, row: Row) -> tuple[bool, bool, float, int]:
         """Return a key by which the next rows of the lanes of a group are sorted."""
@@ -272,7 +279,7 @@ class Batcher:
         events = []
         for row in self._rows.values():
             free = self._free(row.lane)
-            if self._lanes[row.lane].delay_ns and free:
+            if self._lanes[row.lane].delay_ns and free and not self._stays(row):
                 full = min(self._most(worker, row.lane) for worker in free)
                 waiting = len(self._waiting(row.lane, row.key))
                 events.append(now_ns if waiting >= full else int(max(self._ripe_ns(row), now_ns)))

@@ -120,11 +120,11 @@ def test_a_profile_from_before_memory_was_measured_is_read_as_one_that_does_not_
     assert kept is not None
     assert kept.context_bytes == {"1c": 5}
     old = msgspec.json.decode(path.read_bytes())
-    del old["memory"], old["context_bytes"]
+    del old["memory"], old["context_bytes"], old["recorded"]
     path.write_bytes(msgspec.json.encode(old))
     found = store.get("toy", KEY)
     assert found is not None
-    assert (found.memory, found.context_bytes) == ((), {})
+    assert (found.memory, found.context_bytes, found.recorded) == ((), {}, ())
     assert found == profile_of()
 
 

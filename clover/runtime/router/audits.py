@@ -10,10 +10,11 @@ otherwise stay below its least share, and is not counted by any test.
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
 accused variant, while that has a worker.  So it can be cleared.
 
-Clients come first.  In the queue an audit is behind every client's row, and joins batches that have room.  It is given
-up, and owed, if the queue or the slots are full (also later, as soon as a client finds them full), if a burst calls for
-standby workers, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is never retried: a row
-that kills workers must not kill a second one for an audit.
+Clients come first.  In the queue an audit is behind every client's row; it joins batches that have room, and leaves
+without a client's row only for a worker that has nothing out, whatever variant that is for.  It is given up, and owed,
+if the queue or the slots are full (also later, as soon as a client finds them full), if a burst calls for standby
+workers, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is never retried: a row that
+kills workers must not kill a second one for an audit.
 """
 
 from __future__ import annotations

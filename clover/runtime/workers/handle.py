@@ -70,7 +70,8 @@ class WorkerProcess:
     `device_lost`: it ended because its GPU is gone.  `sandbox` says by what it is confined (`WorkerState.sandbox`).
 
     `resident` has the lane of its ring for each variant that it holds; `held` what each of them takes on its slice, and
-    `context_bytes` what it holds beside them; `left_out` why it does not hold the others of its order.
+    `context_bytes` what it holds beside them; `left_out` why it does not hold the others of its order; `recorded` which
+    variants' launches it compared with their replays, and why those are not used ("" if they are).
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class WorkerProcess:
         self.held: tuple[frames.HeldMemory, ...] = ()
         self.context_bytes = 0
         self.left_out: dict[str, str] = {}
+        self.recorded: dict[str, str] = {}
         self._control = channel.control
         self._doorbell = channel.doorbell
         self._completed = channel.completed
@@ -330,6 +332,9 @@ class WorkerProcess:
         self.resident, self.held, self.context_bytes = found, state.resident, state.context_bytes
         self.left_out = {
             name: printable(reason, _REASON_CHARS) for name, reason in state.left_out.items() if name in places
+        }
+        self.recorded = {
+            name: printable(reason, _REASON_CHARS) for name, reason in state.recorded.items() if name in places
         }
         for name, reason in self.left_out.items():
             _log.warning("worker %d at %s does not hold %s: %s", self.pid, order.place or "its cores", name, reason)

@@ -14,6 +14,7 @@ from clover.devices.memory import machine_memory
 from clover.interfaces import Device
 from clover.planning.model.problem import backends_of, services_of
 from clover.types import FamilyProfile, Placement
+from clover.worker.frames import Recording
 
 
 def part_of_machine(device: Device, placement: Placement, share: float) -> float:
@@ -33,6 +34,16 @@ def resident_bytes(
         if limit_bytes:
             memory = min(memory, limit_bytes) if memory else limit_bytes
     return int(config.resident_memory * memory)
+
+
+def recording(profile: FamilyProfile | None, variant: str, place_profile: str, backend: str) -> Recording:
+    """Return what a worker on a slice of `place_profile` does about recorded launches of a variant, by what profiling
+    found there; to compare them takes seconds, and what fails to be recorded may spoil more."""
+    cell = variant, place_profile, backend
+    for one in profile.recorded if profile is not None else ():
+        if (one.variant, one.profile, one.backend) == cell:
+            return "skip" if one.refused else "trust"
+    return "check"
 
 
 def beside(

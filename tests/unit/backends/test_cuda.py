@@ -54,6 +54,13 @@ class Recorded:
         self.outputs.copy_(self._call(*self._inputs))
 
 
+def recorded(call, spec, variant=PLAIN, *, record=None, check=True):
+    """A runner on the CPU whose launches were recorded, if they may be."""
+    made = cuda.Runner(call, spec, variant, graphs=True, device="cpu", record=record)
+    made.record_launches(check=check)
+    return made
+
+
 # --- which device -----------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +131,7 @@ def test_a_runner_takes_arrays_and_reuses_what_it_returns():
 def test_types_and_shapes_pass_through():
     variable = TensorSpec(name="x", datatype="BF16", shape=(-1,), max_shape=(5,))
     bits = TensorSpec(name="y", datatype="BF16", shape=(-1,), max_shape=(5,))
-    run = cuda.Runner(lambda x: x * 2, family(variable, outputs=(bits,)), PLAIN, graphs=True, device="cpu")
+    run = recorded(lambda x: x * 2, family(variable, outputs=(bits,)))
     assert run.recorded == ()  # rows of several shapes are not recorded
     ones = np.full((2, 4), 0x3F80, np.uint16)
     (answer,) = run([ones])
@@ -164,7 +171,7 @@ def test_batches_are_replayed_in_the_next_larger_size_that_was_recorded():
         made.append(Recorded(call, inputs))
         return made[-1]
 
-    run = cuda.Runner(lambda x: x.relu() + 1, family(), PLAIN, graphs=True, device="cpu", record=record)
+    run = recorded(lambda x: x.relu() + 1, family(), record=record)
     assert run.recorded == (1, 2, 3, 4, 6, 8)
     replays = [item.replays for item in made]
     for rows in range(1, 9):
@@ -185,7 +192,7 @@ def test_the_next_larger_size_has_less_than_half_as_many_rows_more():
 
 def test_a_model_whose_rows_depend_on_each_other_is_not_replayed(caplog):
     with caplog.at_level(logging.WARNING, "clover.backends"):
-        run = cuda.Runner(lambda x: x - x.mean(0), family(), PLAIN, graphs=True, device="cpu", record=Recorded)
+        run = recorded(lambda x: x - x.mean(0), family(), record=Recorded)
     assert run.recorded == ()
     assert "the recorded launches of 6 rows, used for 5, do not do what the model does" in caplog.text
     array = np.array([[1, 2, 3], [3, 2, 1]], np.float32)
@@ -200,7 +207,7 @@ def test_a_model_that_decides_on_the_host_is_not_replayed(caplog):
             self.outputs.copy_(self._inputs[0])
 
     with caplog.at_level(logging.WARNING, "clover.backends"):
-        run = cuda.Runner(lambda x: x + (next(calls) > 0), family(), PLAIN, graphs=True, device="cpu", record=Frozen)
+        run = recorded(lambda x: x + (next(calls) > 0), family(), record=Frozen)
     assert run.recorded == ()
     assert "v runs without CUDA graphs: the recorded launches of 1 rows do not do what the model does" in caplog.text
     assert (run([np.ones((1, 3), np.float32)])[0] == 2).all()
@@ -211,14 +218,50 @@ def test_recording_that_fails_leaves_the_model_as_it_is(caplog):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with caplog.at_level(logging.WARNING, "clover.backends"):
-        run = cuda.Runner(lambda x: x + 1, family(), PLAIN, graphs=True, device="cpu", record=record)
+        run = recorded(lambda x: x + 1, family(), record=record)
     assert run.recorded == ()
     assert "not permitted when stream is capturing (parameters.cuda_graphs = false" in caplog.text
     assert (run([np.ones((1, 3), np.float32)])[0] == 2).all()
     off = msgspec.structs.replace(PLAIN, parameters={"cuda_graphs": False})
     caplog.clear()
-    run = cuda.Runner(lambda x: x + 1, family(), off, graphs=True, device="cpu", record=record)
+    run = recorded(lambda x: x + 1, family(), off, record=record)
     assert (run.recorded, caplog.text) == ((), "")
+
+
+def test_what_was_compared_once_is_recorded_without_comparing_again(caplog):
+    calls = []
+
+    def call(x):
+        calls.append(len(x))
+        return x + 1
+
+    run = recorded(call, family(), record=Recorded)
+    assert (run.recorded, run.replay_fault) == ((1, 2, 3, 4, 6, 8), "")
+    compared = len(calls)
+    calls.clear()
+    run = recorded(call, family(), record=Recorded, check=False)
+    assert run.recorded == (1, 2, 3, 4, 6, 8)
+    assert run.replay_fault is None  # it does not know
+    assert sorted(calls) == [1, 2, 3, 4, 6, 8]
+    assert compared == 6 + 6 * 4  # model and replay, of each size and of as few rows as it is used for
+    (answer,) = run([np.ones((5, 3), np.float32)])
+    assert (answer == 2).all()
+    assert caplog.text == ""
+
+
+def test_what_is_wrong_with_replays_is_said_but_for_want_of_memory():
+    assert "do not do what the model does" in recorded(lambda x: x - x.mean(0), family(), record=Recorded).replay_fault
+
+    def fails(text):
+        def record(call, inputs):
+            raise RuntimeError(text)
+
+        return recorded(lambda x: x + 1, family(), record=record)
+
+    assert fails("not permitted when stream is capturing").replay_fault == "not permitted when stream is capturing"
+    assert fails("CUDA out of memory").replay_fault is None  # another worker may have more
+    off = msgspec.structs.replace(PLAIN, parameters={"cuda_graphs": False})
+    assert recorded(lambda x: x, family(), off, record=Recorded).replay_fault is None
 
 
 def test_a_capture_that_fails_ends_what_the_allocator_began():

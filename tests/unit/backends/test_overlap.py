@@ -87,7 +87,9 @@ class Recorded:
 
 
 def runner(call=lambda x: x * 2 + 1, *, graphs, spec=SPEC):
-    return cuda.Runner(call, spec, PLAIN, graphs=graphs, device="cpu", record=Recorded)
+    made = cuda.Runner(call, spec, PLAIN, graphs=graphs, device="cpu", record=Recorded)
+    made.record_launches()
+    return made
 
 
 def rows(number, count=4):

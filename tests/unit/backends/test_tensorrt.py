@@ -252,6 +252,7 @@ def test_launches_of_each_size_are_recorded_from_a_context_of_their_own(toy, on_
     folder = build(toy, variant, tmp_path)
     on_cpu.engines.made.clear()
     run = tensorrt.TensorRtBackend().load(toy, variant, folder, 1, "cuda")
+    run.record_launches()
     assert run.recorded == (1, 2, 3, 4, 6, 8)
     (engine,) = on_cpu.engines.made
     assert all(len(context.shapes) == 1 for context in engine.contexts), "no context sees batches of another size"

@@ -106,6 +106,7 @@ class Worker:
         self.state = "ready"
         self.held = (HeldMemory(variant=order.variant, weights_bytes=1 << 20, peak_bytes=1 << 19),)
         self.context_bytes = 300 << 20
+        self.recorded = {order.variant: "a replay differs" if order.variant == "half" else ""}
         self._fd = fd
         self._gpu = gpu
         self._out: list[tuple[int, int, int, int, int, int]] = []
@@ -241,6 +242,11 @@ def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.Mon
         (variant, name, 1 << 20) for variant in ("half", "full") for name in SIZES
     }
     assert profile.context_bytes == dict.fromkeys(SIZES, 300 << 20)
+    assert {(one.variant, one.profile, one.refused) for one in profile.recorded} == {
+        (variant, name, refused) for variant, refused in (("half", "a replay differs"), ("full", "")) for name in SIZES
+    }
+    assert "half with eager on 1g.5gb runs without CUDA graphs: a replay differs" in profile.notes
+    assert {order.recording for order in pool.orders} == {"check"}
     assert {m.threads for m in profile.latency} == {1}
     assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
     assert (profile.base.http_p95_ms, profile.front_ms) == (8.0, 0.5)

@@ -24,7 +24,15 @@ from clover.interfaces import Device
 from clover.runtime.served import Served
 from clover.runtime.workers import resident_orders
 from clover.runtime.workers.pool import Pool
-from clover.types import Assignment, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
+from clover.types import (
+    Assignment,
+    DeviceShape,
+    FamilyProfile,
+    FamilySpec,
+    LatencyMeasurement,
+    Placement,
+    RecordedLaunches,
+)
 from clover.worker import frames
 from clover.worker.pacing import Pace
 from tests.support import profiles_fixture
@@ -147,6 +155,10 @@ def test_a_worker_on_a_gpu_sees_its_instance_and_nothing_else(tmp_path: Path, lo
         order = house.order(assignment())
         assert (order.visible_devices, order.emulated, order.place) == ("MIG-1-2-3", None, "gpu0:2g.10gb@2")
         assert (order.cores, order.threads, order.memory_bytes) == ((0,), 1, 123)
+        assert order.recording == "check"
+        compared = RecordedLaunches(variant="full", profile="2g.10gb", backend="eager")
+        house.use(msgspec.structs.replace(profile_of((1, 10.0, 0.2)), recorded=(compared,)))
+        assert house.order(assignment()).recording == "trust"
     finally:
         house.close()
 

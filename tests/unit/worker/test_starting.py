@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -210,6 +211,33 @@ def test_sizes_that_are_warmed_on_cores_end_with_the_time_for_it(order):
     sizes = list(residents.sizes(order))
     assert [size for size, _ in sizes] == [1, 2, 4, 8, 12, 11, 10, 9, 7, 6, 5, 3]
     assert [until for _, until in sizes] == [math.inf] * 2 + [residents.WARM_S * 1e3] * 10
+
+
+def test_launches_are_compared_trusted_or_left_as_the_order_says(order, monkeypatch):
+    class Run:
+        def __init__(self):
+            self.asked, self.weights_bytes, self.replay_fault = [], 0, None
+
+        def record_launches(self, *, check):
+            self.asked.append(check)
+            self.replay_fault = "a replay differs" if check else None
+
+    runs = []
+
+    def load(*_):
+        runs.append(Run())
+        return runs[-1]
+
+    monkeypatch.setattr(residents.backends, "get", lambda name: SimpleNamespace(load=load, compiles=False))
+    names = [variant.name for variant in order.family.variants]
+    also = tuple(frames.Resident(variant=name, backend="eager", recording="skip") for name in names[1:])
+    for how, asked, said in (("check", [True], {names[0]: "a replay differs"}), ("trust", [False], {})):
+        runs.clear()
+        held = residents.ResidentSet(msgspec.structs.replace(order, recording=how, also=also), None)
+        for lane in range(1 + len(also)):
+            held._load(lane)
+        assert [run.asked for run in runs] == [asked, *[[]] * len(also)]
+        assert held.state().recorded == said
 
 
 def test_the_largest_batch_is_tried_where_memory_is_limited(order):

@@ -387,3 +387,22 @@ def test_the_best_variant_answers_audits_where_the_plan_gives_it_no_rows() -> No
     assert house.router.audits.answered == 1
     assert (meter.rows, meter.window_audits) == (1, 1)
     house.check_slots()
+
+
+def test_an_audit_is_not_staged_ahead_of_the_rows_of_clients_that_come_while_its_worker_computes() -> None:
+    house = Audited(lanes=(SMALL,), chained=False)
+    worker = house.worker(SMALL)
+    worker.resident = {"small": 0, "large": 2}
+    _, lane, most, meter = house.entry(LARGE)
+    house.router.set_background([(worker, lane, most, meter)])
+    audited = house.ask()
+    house.says(SMALL, 1)
+    first = house.ask()  # under way when the audit is queued
+    house.close(audited)
+    assert [slots for _, slots in worker.ring.batches] == [first.slots]
+    second = house.ask()
+    assert [slots for _, slots in worker.ring.batches] == [first.slots, second.slots]
+    house.says(SMALL, 1)
+    house.says(SMALL, 1)
+    (_, slots), *_ = worker.ring.batches
+    assert slots == audited.slots

@@ -10,6 +10,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.errors import WorkerError, WorkerLostInStart, says_out_of_memory
@@ -144,6 +145,14 @@ def test_what_a_worker_holds_is_known_by_its_lanes() -> None:
     worker, _ = reporting(ready("small", "large"), late, also=("medium", "large"))
     assert (worker.resident, worker.context_bytes, worker.overruns) == ({"small": 0, "large": 2}, 7, 3)
     assert reporting(frames.WorkerState(state="ready"))[0].resident == {"small": 0}
+
+
+def test_what_a_worker_says_of_recorded_launches_is_kept_of_its_own_variants() -> None:
+    said = msgspec.structs.replace(ready("small", "large"), recorded={"small": "", "large": "no\x1b[2J", "other": ""})
+    worker, _ = reporting(said, also=("medium", "large"))
+    assert worker.recorded.keys() == {"small", "large"}
+    assert worker.recorded["small"] == ""
+    assert "\x1b" not in worker.recorded["large"]
 
 
 def test_a_worker_that_holds_what_nobody_ordered_or_not_its_first_variant_is_ended() -> None:

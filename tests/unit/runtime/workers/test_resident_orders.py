@@ -9,8 +9,8 @@ import pytest
 
 from clover.config import FamilyConfig
 from clover.runtime.workers import resident_orders
-from clover.runtime.workers.resident_orders import beside, resident_bytes
-from clover.types import FamilyProfile, MemoryMeasurement
+from clover.runtime.workers.resident_orders import beside, recording, resident_bytes
+from clover.types import FamilyProfile, MemoryMeasurement, RecordedLaunches
 from tests.support import profiles_fixture
 
 MIB = 1 << 20
@@ -52,6 +52,19 @@ def test_what_is_known_not_to_fit_is_passed_over() -> None:
     assert names(profile, limit_bytes=170 * MIB, planned={"large"}) == ["large"]
     assert names(profile, "2c", limit_bytes=MIB) == ["small", "large"], "the worker finds out"
     assert names(profile) == ["small", "large"]
+
+
+def test_launches_are_compared_once_by_profiling_where_it_knew() -> None:
+    launches = (
+        RecordedLaunches(variant="small", profile="1c", backend="eager"),
+        RecordedLaunches(variant="large", profile="1c", backend="eager", refused="a replay differs"),
+    )
+    profile = msgspec.structs.replace(profiles_fixture.profile(), recorded=launches)
+    assert recording(profile, "small", "1c", "eager") == "trust"
+    assert recording(profile, "large", "1c", "eager") == "skip"
+    for unknown in (("medium", "1c", "eager"), ("small", "2c", "eager"), ("small", "1c", "aoti")):
+        assert recording(profile, *unknown) == "check"
+    assert recording(None, "small", "1c", "eager") == "check"
 
 
 class Device:
