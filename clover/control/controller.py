@@ -274,7 +274,7 @@ class Controller:
         family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
         self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
-        reason = watch_slo(context, family, now_s)
+        reason = watch_slo(context, family, now_s) or _watch_waits(family, now_s)
         family.demand.look(now_s, family.fleet.demanded())
         if context.frozen_of(family):
             return
@@ -381,3 +381,11 @@ class Controller:
     def _refuse_if_stopped(self) -> None:
         if self._stopped:
             raise Unavailable("the server is shutting down")
+
+
+def _watch_waits(family: Family, now_s: float) -> str:
+    """Return why to plan for the sake of rows that wait, in words; empty if there is no reason."""
+    if family.observed.get("independent_arrivals"):
+        return ""  # a simulated load: no client there waits for an answer
+    routing = family.deployed.routing if family.deployed is not None else None
+    return family.waiting.look(now_s, routing, family.spec.max_batch)
