@@ -47,10 +47,12 @@ _LEAST_IN_WINDOW = 20
 
 @dataclass
 class Marks:
-    """CPU seconds of the workers and of all processes, and the intensity, every `WINDOW_S` from the start on."""
+    """CPU seconds of the workers and of all processes, joules of the controller and its solver by the server's account,
+    and the intensity, every `WINDOW_S` from the start on."""
 
     workers_s: list[float] = field(default_factory=list)
     server_s: list[float] = field(default_factory=list)
+    control_j: list[float] = field(default_factory=list)
     g_per_kwh: list[float] = field(default_factory=list)
 
 
@@ -111,6 +113,7 @@ def watch(
             return
         state = server.get("/v2/clover/state")
         marks.g_per_kwh.append(state["intensity"]["g_per_kwh"])
+        marks.control_j.append(sum(line["control_j"] for line in state["totals"]["devices"].values()))
         marks.workers_s.append(worker_cpu_s(server.metrics()))
         marks.server_s.append(used())
 

@@ -10,12 +10,13 @@ from collections import Counter
 import msgspec
 import pytest
 
-from clover.control.wait_watch import BATCHES, FIRST_HOLD_S, LONGEST_HOLD_S, WaitWatch
+from clover.control.wait_watch import BATCHES, FIRST_HOLD_S, LONGEST_HOLD_S, WELL_S, WaitSight, WaitWatch
 from clover.types import Routing, WorkReport
 from tests.support.control_fixture import Rig
 
 WAIT_S = 0.004
 WAITING = Routing(shares={"a": 1.0}, wait_ms={"a": 1e3 * WAIT_S})
+AGAIN = "rows may wait for company again"
 BUSY_S = 0.0005
 """What a batch takes."""
 
@@ -40,11 +41,17 @@ def in_turn(clients: int, seed: int) -> tuple[Counter[int], float]:
     return sizes, BATCHES * (WAIT_S + BUSY_S)
 
 
+def seen(now_s: float, p95_ms: float = 5.0, *, waits: bool = True, largest: int = 32) -> WaitSight:
+    """Return a look at an SLO of 20 ms, which is missed above that."""
+    routing = WAITING if waits else Routing(shares={"a": 1.0})
+    return WaitSight(now_s=now_s, routing=routing, largest=largest, p95_ms=p95_ms, slo_ms=20.0, late=p95_ms > 20.0)
+
+
 def judged(watch: WaitWatch, sizes: Counter[int], now_s: float, seconds: float, largest: int = 32) -> str:
     """Return what `watch` says of batches that came from `now_s` on."""
-    assert watch.look(now_s, WAITING, largest) in ("", "rows may wait for company again")
+    assert watch.look(seen(now_s)) in ("", AGAIN)
     watch.count({("a", "1c", size): (count, 0.01) for size, count in sizes.items()} | {("b", "1c", 1): (1e6, 1.0)})
-    return watch.look(now_s + seconds, WAITING, largest)
+    return watch.look(seen(now_s + seconds, largest=largest))
 
 
 @pytest.mark.parametrize("rate", [60.0, 200.0, 1000.0, 3000.0])
@@ -70,26 +77,48 @@ def test_full_batches_say_nothing() -> None:
     assert not watch.held
 
 
-def test_a_hold_ends_and_the_next_one_is_longer_until_a_wait_pays() -> None:
+def test_a_hold_ends_and_the_next_one_is_longer_until_waits_went_well() -> None:
     watch, now_s = WaitWatch(), 100.0
     alone = Counter({1: BATCHES})
-    for hold_s in (FIRST_HOLD_S, 2 * FIRST_HOLD_S, 4 * FIRST_HOLD_S):
+
+    def held(hold_s: float) -> None:
+        nonlocal now_s
         assert "in vain" in judged(watch, alone, now_s, 4.0)
         now_s += 4.0
-        assert watch.look(now_s + hold_s - 0.1, WAITING, 32) == ""
+        assert watch.look(seen(now_s + hold_s - 0.1, waits=False)) == ""
         assert watch.held
         now_s += hold_s
-        assert watch.look(now_s, WAITING, 32) == "rows may wait for company again"
+        assert watch.look(seen(now_s, waits=False)) == AGAIN
         assert not watch.held
-    sizes, seconds = independent(200.0, 7)
-    watch.look(now_s, Routing(shares={"a": 1.0}), 32)  # another routing: what was counted is of the one before
-    assert judged(watch, sizes, now_s, seconds := max(seconds, 3.5)) == ""
-    now_s += seconds
-    assert "in vain" in judged(watch, alone, now_s, 4.0)
-    assert watch.look(now_s + 4.0 + FIRST_HOLD_S, WAITING, 32), "a wait that paid starts the holds anew"
+
+    for hold_s in (FIRST_HOLD_S, 2 * FIRST_HOLD_S, 4 * FIRST_HOLD_S):
+        held(hold_s)
+    sizes, _ = independent(200.0, 7)
+    for _ in range(2):
+        assert judged(watch, sizes, now_s, WELL_S) == ""
+        now_s += WELL_S
+    held(FIRST_HOLD_S)
     for _ in range(20):
-        judged(watch, alone, now_s := now_s + 2 * LONGEST_HOLD_S, 4.0)
-        assert watch.look(now_s + 4.0 + LONGEST_HOLD_S, WAITING, 32), "no hold is longer"
+        assert "in vain" in judged(watch, alone, now_s, 4.0)
+        now_s += 4.0 + LONGEST_HOLD_S
+        assert watch.look(seen(now_s)) == AGAIN, "no hold is longer"
+
+
+def test_no_row_waits_while_the_slo_is_missed_nor_before_there_is_room() -> None:
+    watch, now_s = WaitWatch(), 100.0
+    sizes, _ = independent(200.0, 3)
+    for second in range(11):  # what is seen is of the time before the rows waited, at first
+        assert watch.look(seen(now_s + second, 30.0)) == ""
+    watch.look(seen(now_s + 11, 19.0))
+    for second in (12, 13):
+        assert watch.look(seen(now_s + second, 30.0)) == "", "it may be chance"
+    assert watch.look(seen(now_s + 14, 30.0)) == "rows of a waited while the SLO was missed"
+    now_s += 14 + FIRST_HOLD_S
+    assert watch.look(seen(now_s, 11.0, waits=False)) == ""
+    assert watch.held, "a wait on top of that would miss it again"
+    assert watch.look(seen(now_s + 2 * FIRST_HOLD_S - 1.0, 9.0, waits=False)) == ""
+    assert watch.look(seen(now_s + 2 * FIRST_HOLD_S, 9.0, waits=False)) == AGAIN
+    assert judged(watch, sizes, now_s + 2 * FIRST_HOLD_S, 9.0) == ""
 
 
 def test_a_hold_and_its_end_are_reasons_to_plan() -> None:
@@ -108,6 +137,6 @@ def test_a_hold_and_its_end_are_reasons_to_plan() -> None:
         assert "waited in vain" in rig.last["trigger"]
         assert not family.objective(family.targets, rig.controller.context.config).waits
         await rig.look(FIRST_HOLD_S)
-        assert rig.last["trigger"] == "rows may wait for company again"
+        assert rig.last["trigger"] == AGAIN
 
     asyncio.run(story())
