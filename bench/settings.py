@@ -7,8 +7,8 @@ setting.  First that is BASE, then the settings of `SETTINGS`.  Both get the sam
 while one day of the synthetic grid passes, and they change cores from one pair to the next.  Every server starts afresh
 from one profile, that of the first core; nothing that another one learned or spent is left to it.
 
-Joules are CPU seconds of a control group, which the kernel counts, x modelled watts of a busy core; idle power, which is
-the same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
+Joules are CPU seconds of a control group, which the kernel counts, x modelled watts of a busy core; idle power, the
+same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
 `workers`; `serving`, which is workers and front end; and `server`, with the controller and its solver, as the server's
 own account has them.  They plan for a day in minutes here, hundreds of times as often as on a real grid, so settings
 are judged by `serving`.  Accuracy is by labels, the same images for both.
