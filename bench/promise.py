@@ -24,6 +24,7 @@ import shlex
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,10 +47,12 @@ _LEAST_IN_WINDOW = 20
 
 @dataclass
 class Marks:
-    """CPU seconds of the workers and of all processes, and the intensity, every `WINDOW_S` from the start on."""
+    """CPU seconds of the workers and of all processes, joules of the controller and its solver by the server's account,
+    and the intensity, every `WINDOW_S` from the start on."""
 
     workers_s: list[float] = field(default_factory=list)
     server_s: list[float] = field(default_factory=list)
+    control_j: list[float] = field(default_factory=list)
     g_per_kwh: list[float] = field(default_factory=list)
 
 
@@ -89,7 +92,8 @@ def run(words: list[str], data: Any, rate: float, seconds: float, folder: Path) 
         load = partial(open_loop, server.url, "fashion", rate=rate, connections=32)
         uvloop.run(load(bodies=bodies[:512], seconds=WARM_S))
         marks, stop = Marks(), threading.Event()
-        thread = threading.Thread(target=_watch, args=(server, marks, seconds, stop))
+        used = partial(_tree_s, server)
+        thread = threading.Thread(target=watch, args=(server, marks, seconds, stop, used))
         thread.start()
         try:
             result = uvloop.run(load(bodies=Order(bodies, 1), seconds=seconds, check=check, seed=2))
@@ -99,16 +103,24 @@ def run(words: list[str], data: Any, rate: float, seconds: float, folder: Path) 
         return Stretch(result, marks, server.get("/v2/clover/state"))
 
 
-def _watch(server: ServerProcess, marks: Marks, seconds: float, stop: threading.Event) -> None:
-    """Fill `marks` until `seconds` are over."""
+def watch(
+    server: ServerProcess, marks: Marks, seconds: float, stop: threading.Event, used: Callable[[], float]
+) -> None:
+    """Fill `marks` until `seconds` are over; `used` returns the CPU seconds of all processes so far."""
     begin = time.monotonic()
     for number in range(round(seconds / WINDOW_S) + 1):
         if stop.wait(max(0.0, begin + number * WINDOW_S - time.monotonic())):
             return
         state = server.get("/v2/clover/state")
         marks.g_per_kwh.append(state["intensity"]["g_per_kwh"])
+        marks.control_j.append(sum(line["control_j"] for line in state["totals"]["devices"].values()))
         marks.workers_s.append(worker_cpu_s(server.metrics()))
-        marks.server_s.append(cpu_seconds(tree(server.process.pid)))
+        marks.server_s.append(used())
+
+
+def _tree_s(server: ServerProcess) -> float:
+    """Return CPU seconds of the processes of `server` that live."""
+    return cpu_seconds(tree(server.process.pid))
 
 
 def within(stretch: Stretch, slo_ms: float) -> float:
@@ -145,9 +157,7 @@ def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second [200]")
-    parser.add_argument(
-        "--seconds", type=float, default=1800.0, help="seconds that a day of the grid takes [1800]"
-    )
+    parser.add_argument("--seconds", type=float, default=1800.0, help="seconds that a day of the grid takes [1800]")
     parser.add_argument("--base-s", type=float, default=300.0, help="seconds of BASE, before and after [300]")
     parser.add_argument("--carbon", default="synthetic", help="source of intensities [synthetic]")
     parser.add_argument("--flags", default="", help="more flags for the server that is measured")

@@ -58,6 +58,7 @@ from clover.control.slo_watch import watch_slo
 from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
+from clover.control.wait_watch import WaitSight
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
 from clover.planning.budget.forecast import HOUR_S
@@ -274,7 +275,8 @@ class Controller:
         family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
         self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
-        reason = watch_slo(context, family, now_s)
+        missed, waits = watch_slo(context, family, now_s), _watch_waits(family, now_s)
+        reason = missed or waits
         family.demand.look(now_s, family.fleet.demanded())
         if context.frozen_of(family):
             return
@@ -381,3 +383,18 @@ class Controller:
     def _refuse_if_stopped(self) -> None:
         if self._stopped:
             raise Unavailable("the server is shutting down")
+
+
+def _watch_waits(family: Family, now_s: float) -> str:
+    """Return why to plan for the sake of rows that wait, in words; empty if there is no reason."""
+    if family.observed.get("independent_arrivals"):
+        return ""  # a simulated load: batches there are all alike, and no client waits for an answer
+    sight = WaitSight(
+        now_s=now_s,
+        routing=family.deployed.routing if family.deployed is not None else None,
+        largest=family.spec.max_batch,
+        p95_ms=family.observed.get("p95_ms"),
+        slo_ms=family.targets.slo_ms,
+        late=family.slo.late,
+    )
+    return family.waiting.look(sight)

@@ -25,6 +25,7 @@ from clover.control.request import ClusterOrder, Pin, PlanRequest, Targets
 from clover.control.sleep import SleepKeeper
 from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
+from clover.control.wait_watch import WaitWatch
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
@@ -54,8 +55,6 @@ from clover.types import (
 Mode = Literal["off", "observe", "active"]
 
 FLOOR_BELOW_BEST = 1.0
-WAITS_FROM = 2.0
-"""Times its default that an SLO has to be given as for rows to wait for fuller batches by default."""
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
@@ -139,6 +138,7 @@ class Family:
         """The version that is being tried beside it, if one is: its plan stays meanwhile."""
         self.triggers = Triggers()
         self.slo = SloKeeper(self.name)
+        self.waiting = WaitWatch()
         self.ledger = Ledger()
         self.sample = AccuracySample(config.accuracy_margin)
         self.demand = DemandMemory()
@@ -254,12 +254,9 @@ class Family:
         """Return whether plans may have chains: as configured, else if the profile knows a confidence."""
         return self.profile.cascade is not None if controller.cascade is None else controller.cascade
 
-    def may_wait(self, controller: ControllerConfig, targets: Targets) -> bool:
-        """Return whether plans may let rows wait for fuller batches: as configured, else if an SLO was given that is
-        `WAITS_FROM` times the default one or more."""
-        if controller.waits is not None:
-            return controller.waits
-        return targets.slo_ms >= WAITS_FROM * default_slo_ms(self.profile)
+    def may_wait(self, controller: ControllerConfig) -> bool:
+        """Return whether plans may let rows wait for fuller batches: as configured, unless they lately did in vain."""
+        return controller.waits and not self.waiting.held
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
@@ -278,7 +275,7 @@ class Family:
             max_utilisation=config.max_utilisation / math.sqrt(slower),
             profile_error=(1.0 + config.profile_error) * slower - 1.0,
             cascade=self.cascades(config),
-            waits=self.may_wait(config, targets),
+            waits=self.may_wait(config),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )

@@ -66,8 +66,9 @@ class Learner:
             self._changes = changes
             for of in families:
                 of.learned.unsettled(now_s)
-        learned = family.learned
-        if learned.look(family.fleet.work_report(), self._context.share_of(family), now_s):
+        learned, report = family.learned, family.fleet.work_report()
+        family.waiting.count(report.served)
+        if learned.look(report, self._context.share_of(family), now_s):
             log.debug("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
             family.fleet.correct_energy(learned.energy)
 

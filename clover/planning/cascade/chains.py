@@ -38,7 +38,7 @@ from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Lane, Service, lane_of, play
 from clover.planning.model.sharing import SharedPool, is_shared, measured, pool_of, variants_of
 from clover.planning.packing.formulation import Formulation, PackingMember
-from clover.planning.packing.waits import MARGIN, TICK_MS
+from clover.planning.packing.waits import MARGIN, TICK_MS, least_company
 from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routing
 
 Floats = NDArray[np.float64]
@@ -153,7 +153,8 @@ def evaluate(
         ways = [(energy_j(served, problem.rate, reach), 0.0)]
         if problem.objective.waits and not why:
             least_j = HYSTERESIS * objective.base_energy_j
-            found = worth(stages, problem.rate, reach, objective.slo_ms, least_j)
+            company = least_company(configuration)
+            found = worth(stages, problem.rate, reach, objective.slo_ms, least_j, company)
             if isinstance(workers, SharedPool):
                 found = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in found]
             ways = [way for way in found if way[0] <= ways[0][0] - least_j] + ways

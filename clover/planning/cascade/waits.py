@@ -9,8 +9,9 @@ wait is worth in general is described in `planning.packing.waits`.
 there: the rows gathered even at a higher rate, the slow end of service times, timers that tick late, and a part of the
 SLO in reserve.  That part is larger than there: a row that is passed on meets a second queue and a second worker, and
 on a small machine the workers of the stages, the front end and the clients run on the same cores, which lengthens the
-tail of a chain by milliseconds that no simulation of its queues shows.  A longer wait has to be worth it: it is weighed
-if it saves as much as the controller would change a plan for.
+tail of a chain by milliseconds that no simulation of its queues shows.  A wait has to bring company, as
+there (`packing.waits.least_company`), and a longer one has to be worth it: it is weighed if it saves as much as the
+controller would change a plan for.
 
 **What they cost.**  A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers
 by itself, if those are more.  The energy of a row is that of a row in such a batch.  Latency is not computed here
@@ -43,17 +44,18 @@ def energy_j(lanes: Sequence[Lane] | SharedPool, rate: float, reach: Sequence[fl
 
 
 def worth(
-    lanes: Sequence[Lane], rate: float, reach: Sequence[float], slo_ms: float, least_j: float
+    lanes: Sequence[Lane], rate: float, reach: Sequence[float], slo_ms: float, least_j: float, company: float = 0.0
 ) -> list[tuple[float, float]]:
-    """Return waits (ms) that leave room for the batches that follow and save at least `least_j` a row over any shorter
-    one of these, behind the joules of a row, the most frugal first.  Every stage must be stable."""
+    """Return waits (ms) that leave room for the batches that follow, bring `company` rows to the one that came first,
+    and save at least `least_j` a row over any shorter one of these, behind the joules of a row, the most frugal first.
+    Every stage must be stable."""
     room_ms = _room_ms(lanes, rate, reach, _ROOM * (slo_ms - lanes[0].front_ms))
     found: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:
         wait_ms = math.floor(part * room_ms / _STEP_MS) * _STEP_MS
         joules = energy_j(lanes, rate, reach, wait_ms)
-        if wait_ms >= TICK_MS and joules <= most_j:
+        if wait_ms >= TICK_MS and 1e-3 * wait_ms * rate * reach[0] >= company and joules <= most_j:
             found.append((joules, wait_ms))
             most_j = joules - least_j
     return found[::-1]

@@ -6,6 +6,11 @@ with a fixed cost a call) rows that wait for company are cheaper: with lane rate
 The price is latency, up to w for the row that came first.  If energy is proportional to the rows (a core that
 computes them one after the other) there is nothing to gain, and no row waits.
 
+**What a wait costs the front end.**  A row that need not wait goes to its worker in the turn of the front end that
+received it, and its answer takes another turn.  A wait ends in a turn of its own, one for each batch, so that rows in
+batches of b take 1 + 2 / b turns each, and more than 2 if b is below 2.  On cores a turn costs about as much as a batch
+of a small model, so a wait there has to bring `COMPANY` to the row that came first.  Batches on GPUs cost many turns.
+
 **What a cap is worth.**  A batch of many rows takes long, and all its rows take as long.  A cap keeps batches shorter
 than the SLO allows for, at the price of capacity and of joules a row; with a wait it also lets a batch leave as soon as
 it has enough.  (Both together may even shorten the tail of a busy lane: a batch of one that left at once would stand in
@@ -29,6 +34,7 @@ asked for, because the timers that end them tick in milliseconds.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +53,8 @@ LEAST_GAIN = 0.02
 
 ROWS = 3_000
 TICK_MS = 1.0
+COMPANY = 1.0
+"""Rows that have to come in a wait, in the mean, for it to be weighed."""
 _LONG_ROWS = 10_000
 MARGIN = 0.03  # of the SLO
 ROOM = 0.9  # of the SLO, in which a wait and the batch that follows must end
@@ -56,6 +64,7 @@ SLOW = 1.645  # standard deviations of a normal service time
 _LATE = (0.05, 0.04, 0.03, 0.02)  # of the rows may miss the SLO; less if a longer play finds more
 _STEP = 1e-4  # of the share of late rows
 _EPSILON = 1e-9
+_CORES = re.compile(r"\d+c")  # how a core-set is named
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ class _Dealt:
         return self.rate / sum(number * _capacity(service, largest) for service, number in self.lane.groups)
 
 
+def least_company(configuration: Configuration) -> float:
+    """Return the rows that have to come in a wait, in the mean, for it to be weighed on `configuration`."""
+    return COMPANY if all(_CORES.fullmatch(group.profile) for group in configuration) else 0.0
+
+
 def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candidate:
     """Return `candidate` with waits and largest batches that raise its score, or itself if none do.
 
@@ -106,7 +120,8 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
         return candidate
     late = before.p95_ms > objective.slo_ms
     limit_ms = (1.0 - MARGIN) * objective.slo_ms
-    options = [_options(own, objective, limit_ms, caps=late) for own in dealt]
+    company = least_company(candidate.configuration)
+    options = [_options(own, objective, limit_ms, company, caps=late) for own in dealt]
     if all(len(own) == 1 for own in options):
         return candidate
     for allowed in _LATE:
@@ -186,7 +201,7 @@ def _dealt(problem: Problem, configuration: Configuration, routing: Routing) -> 
     ]
 
 
-def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) -> list[_Option]:
+def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float, *, caps: bool) -> list[_Option]:
     """Return the ways to form batches that may pay, the plain one first; `caps`: caps without a wait as well."""
     lane, rate = own.lane, own.rate
     plain_j = lane.energy_j(rate, own.share)
@@ -203,7 +218,9 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) 
         asked += [
             (math.floor(wait_ms * 10.0) / 10.0, largest)
             for wait_ms, largest in waits
-            if wait_ms >= TICK_MS and _hoped_j(own, wait_ms, largest or sizes[-1]) <= (1.0 - LEAST_GAIN) * plain_j
+            if wait_ms >= TICK_MS
+            and 1e-3 * wait_ms * rate >= company
+            and _hoped_j(own, wait_ms, largest or sizes[-1]) <= (1.0 - LEAST_GAIN) * plain_j
         ]
     reference_j = batched(lane, rate, own.share, rows=ROWS).energy_j_per_row if asked else 0.0
     for wait_ms, largest in asked:

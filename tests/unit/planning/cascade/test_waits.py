@@ -24,7 +24,7 @@ from clover.planning.cascade.waits import energy_j, worth
 from clover.planning.model.objective import Objective, objective_of
 from clover.planning.model.problem import Problem, problem_of
 from clover.planning.model.queueing import Service, batched, lane_of
-from clover.planning.packing.waits import TICK_MS
+from clover.planning.packing.waits import COMPANY, TICK_MS, least_company
 from clover.planning.search.annealed import every
 from clover.policies import build
 from clover.types import CascadeProfile, ChainPoint, GroupCount, Plan
@@ -101,6 +101,21 @@ def test_what_is_rejected_with_its_wait_is_tried_without(monkeypatch: pytest.Mon
     assert plain.feasible
     assert not plain.routing.wait_ms
     assert plain == evaluate(*posed(waits=False), both(problem), point())
+
+
+def test_on_cores_a_wait_brings_another_row_or_there_is_none() -> None:
+    lanes, reach = [lane_of(((CALL, 1),)), lane_of(((ROWS, 1),))], (1.0, 0.2)
+    assert worth(lanes, 100.0, reach, 16.0, 0.0), "it saves the worker something"
+    assert not worth(lanes, 100.0, reach, 16.0, 0.0, COMPANY)
+    for rate in (150.0, 200.0, 400.0):
+        found = worth(lanes, rate, reach, 30.0, 0.0, COMPANY)
+        assert found
+        assert all(1e-3 * wait_ms * rate >= COMPANY for _, wait_ms in found)
+    problem, aim = posed(slo_ms=16.0, rate=100.0)
+    assert not evaluate(problem, aim, both(problem), point()).routing.wait_ms
+    cores, gpu = (GroupCount(variant="small", profile=name, count=1) for name in ("2c", "1g.5gb"))
+    assert least_company((cores,)) == COMPANY
+    assert least_company((gpu,)) == 0.0
 
 
 def test_a_longer_wait_has_to_be_worth_it() -> None:
