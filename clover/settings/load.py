@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import msgspec
 
 from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.errors import ConfigError
-from clover.hints import did_you_mean
+from clover.hints import did_you_mean, printable
 from clover.malformed import MALFORMED
 from clover.settings.check import check
 from clover.settings.command_line import CommandLine, Option, parse
@@ -57,6 +58,17 @@ class Settings:
     service_links: tuple[str, ...] = ()
 
 
+@contextmanager
+def _escaped() -> Iterator[None]:
+    """Escape what an error's text quotes of a file, an argument or a variable, so that it steers no terminal."""
+    try:
+        yield
+    except ConfigError as error:
+        error.args = ("\n".join(map(printable, str(error).split("\n"))),)
+        raise
+
+
+@_escaped()
 def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[Option] = ()) -> Settings:
     """Read command line, environment and file.  Raises ConfigError for anything unknown, malformed or out of range."""
     line = parse(argv, options)
@@ -87,6 +99,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
     return Settings(config, origins, own, path, links)
 
 
+@_escaped()
 def override(config: ServerConfig | None, families: Sequence[str] = (), **values: Any) -> ServerConfig:
     """Return `config` (the defaults for None) with settings by their names, as `port=0, slo_ms=20, log_level="debug"`.
 

@@ -11,6 +11,8 @@
    error text, and so on the terminal.
 5. `Host: localhost:` (RFC 9110 4.2.3: a port may be empty) was refused.
 6. A tab in the schema of a damaged ledger stood in the error text as it was.
+7. Control characters of `listen.host`, and of the paths of files that are missing, stood in the error text of a
+   configuration.
 """
 
 from __future__ import annotations
@@ -203,6 +205,26 @@ def test_what_a_damaged_schema_holds_does_not_reach_the_terminal(
     path = damaged(tmp_path / "ledger.sqlite", change)
     with pytest.raises(LedgerError) as caught:
         LedgerReader(path)
+    assert str(caught.value).isprintable()
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[listen]\nhost = "0\\t"\n',
+        '[listen]\nhost = "0\\u001b[2J"\n',
+        '[listen]\ntls_cert = "a\\u0007b"\ntls_key = "c"\n',
+        '[listen]\n"\\u001b]0;x" = 1\n',
+    ],
+)
+def test_what_a_configuration_holds_does_not_reach_the_terminal(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "clover.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load([str(path)], {})
     assert str(caught.value).isprintable()
 
 
