@@ -306,7 +306,7 @@ class Family:
             )
         rate = request.rate
         if rate is None:
-            rate = self.triggers.held(self.rate(config), config.rate_change)
+            rate = self.triggers.held(self.rate(config), config.rate_change, self.arrivals.chance())
         held = request.pin or self.pin
         policy = held.policy if held is not None else self.planned_by(config)
         budgeted = policy in BUDGETED

@@ -99,5 +99,8 @@ def test_a_rate_that_was_too_much_is_not_held_on_to() -> None:
     triggers, reading = Triggers(), Reading(g_per_kwh=100.0, at_s=0.0, provider="test")
     triggers.planned(reading, 100.0)
     assert triggers.held(95.0, 0.1) == 100.0  # a fall that is no reason to plan
+    assert triggers.held(95.0, 0.1, chance=2.0) == 100.0
+    assert triggers.held(95.0, 0.1, chance=1.0) == 95.0, "more was counted since, so that less room is needed"
+    assert triggers.held(101.0, 0.1, chance=1.0) == 101.0
     triggers.planned(reading, 100.0, feasible=False)
     assert triggers.held(95.0, 0.1) == 95.0
