@@ -6,10 +6,13 @@
 
 Clover serves the family by its default (`clover`) and as BASE (`base`: always the best variant); each of the others
 serves the best variant, and once more the second-best, with its own batching, in an environment of its own
-(`bench.wire.peers`).  All get the same requests of held-out rows (`bench.headline_requests`), in an open loop at the
-same rate.  A server's whole tree has core 0 and the load generator core 1.  Servers stay up together and idle ones are
-stopped (SIGSTOP), rounds go through them in turn, and each round goes on with the rows after those of the last.  CPU is
-the tree's, from the scheduler's nanosecond counters, with all that Clover's controller does meanwhile.
+(`bench.wire.peers`).  What can be compiled is compiled before, for all of them alike: for ONNX Runtime, and Clover may
+take its 8-bit form where answers agree.  All get the same requests of held-out rows (`bench.headline_requests`), in an
+open loop at the same rate.  A server's whole tree has core 0 and the load generator core 1.  Servers stay up together
+and idle ones are stopped (SIGSTOP), rounds go through them in turn, and each round goes on with the rows after those of
+the last.  Before a round the load is on for some seconds, so that Clover's controller has seen the rate that begins:
+what a change of the load costs is not measured here, all else that it does is.  CPU is the tree's, from the scheduler's
+nanosecond counters.
 
 With `--profile` each server answers one round more, in which `bench.headline_profile` looks where its CPU goes.
 `bench.headline_page` makes a page, a plot and the README's table of the JSON files.  Requires two cores and taskset.
@@ -42,6 +45,8 @@ from clover import backends, families
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 CLOVERS = {"clover": (), "base": ("--policy", "base")}
+BACKENDS = ("--backends", "eager,onnxruntime,onnxruntime-int8")
+"""Of Clover; `aoti` is left out, which takes half a minute a variant to compile."""
 LOADS = {
     # requests a second, SLO in ms
     "fashion": (100.0, 50.0),
@@ -54,6 +59,8 @@ BEST = {"ocr": ("v6-wide", "v6-most")}
 """The best variant and the second-best, of families whose last ones they are not."""
 _START_S = 900.0
 _OTHERS_WARM_S = 5.0
+_LEAD_S, _OTHERS_LEAD_S = 15.0, 2.0
+"""Seconds of load before a round: the controller takes the rate from windows of ten."""
 _WAKING_S = 1.0
 """How long a server that was stopped has before its round, to catch up with its timers."""
 
@@ -123,10 +130,9 @@ def contestants(family: str, given: argparse.Namespace, slo_ms: float, folder: P
         bodies = in_bytes if server in TAKE_BYTES else in_json
         if server in CLOVERS:
             words = [sys.executable, "-m", "clover.serve", family, "--slo-ms", f"{slo_ms:g}", "--ledger", "off"]
-            words += ["--cache-dir", given.cache_dir] if given.cache_dir else []
+            words += [*BACKENDS, *_cached(given), *CLOVERS[server]]
             # BASE's answers are those of the best variant, which the receipt says, too.
             judge = judge_of(family, rows, labels, "")
-            words += CLOVERS[server]
             found.append(Contestant(server, words, {}, spec.name, given.warm_s, bodies, judge))
             continue
         if why := peers.install(server):
@@ -140,6 +146,17 @@ def contestants(family: str, given: argparse.Namespace, slo_ms: float, folder: P
             warm_s = min(given.warm_s, _OTHERS_WARM_S)
             found.append(Contestant(f"{server} {variant}", command, own, spec.name, warm_s, bodies, judge))
     return found
+
+
+def prepare(family: str, given: argparse.Namespace) -> None:
+    """Compile and profile a family for Clover, where that is not kept, on the core that the server will have."""
+    words = [sys.executable, "-m", "clover", "profile", family, "--quick", "--compile", *BACKENDS, *_cached(given)]
+    print(f"{family}: compiling and profiling for Clover ...", flush=True)
+    subprocess.run(["taskset", "-c", str(SERVER_CORE), *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def _cached(given: argparse.Namespace) -> list[str]:
+    return ["--cache-dir", given.cache_dir] if given.cache_dir else []
 
 
 def compiled(work: str, folder: Path) -> str:
@@ -239,6 +256,8 @@ def measure(family: str, given: argparse.Namespace, folder: Path) -> tuple[float
     """Return the rate and the SLO of a family, and its servers with their rounds."""
     rate, slo_ms = LOADS.get(family, LOADS["fashion"])
     rate, slo_ms = given.rate or rate, given.slo_ms or slo_ms
+    if not CLOVERS.keys().isdisjoint(given.servers):
+        prepare(family, given)
     found = contestants(family, given, slo_ms, folder)
     with contextlib.ExitStack() as stack:
         for one in found:
@@ -248,20 +267,21 @@ def measure(family: str, given: argparse.Namespace, folder: Path) -> tuple[float
             signal_all(one, signal.SIGSTOP)
         for at in range(given.rounds):
             for one in found:
-                with awake(one):
+                with awake(one, rate):
                     one.rounds.append(play(one, rate, given.seconds, round(at * rate * given.seconds)))
             print(f"{family}: round {at + 1} of {given.rounds}", flush=True)
         for one in found if given.profile else ():
-            with awake(one):
+            with awake(one, rate):
                 one.profile = profiled(one, rate, given.seconds)
     return rate, slo_ms, found
 
 
 @contextlib.contextmanager
-def awake(one: Contestant) -> Iterator[None]:
-    """Let a server that is stopped run until the block ends."""
+def awake(one: Contestant, rate: float) -> Iterator[None]:
+    """Let a server that is stopped run until the block ends, and get used to the load before it begins."""
     signal_all(one, signal.SIGCONT)
     time.sleep(_WAKING_S)
+    play(one, rate, _LEAD_S if one.name in CLOVERS else _OTHERS_LEAD_S)
     yield
     signal_all(one, signal.SIGSTOP)
 
