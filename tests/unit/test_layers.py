@@ -22,7 +22,7 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section", "datatypes"}
+        | {"config_section", "datatypes", "bounded_exit"}
     ),
     frozenset({"autogroup"}),
     frozenset({"low_priority"}),
