@@ -203,8 +203,8 @@ class ZygoteLink:
             raise WorkerError(f"the zygote was killed and has not ended within {within_s:g} s") from error
 
     async def stop(self, within_s: float) -> None:
-        """End it by a STOP frame, or by SIGKILL after `within_s`; return once it is reaped and all is closed, without that
-        if the kernel does not end it within as long again."""
+        """End it by a STOP frame, or by SIGKILL after `within_s`; return once it is reaped and all is closed, or the
+        kernel has not ended it within as long again."""
         if self.dead:
             return
         self._stopping = True
