@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from clover._version import __version__
+from clover.bounded_exit import bound_exit
 from clover.errors import not_installed
 from clover.hints import did_you_mean, importing, program, until_closed
 
@@ -29,6 +31,9 @@ COMMANDS = {
 }
 
 
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the named command and return its exit code."""
     return until_closed(lambda: _run(argv))
@@ -48,6 +53,11 @@ def _run(argv: Sequence[str] | None) -> int:
             hint = did_you_mean(words[0], COMMANDS)
             print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
             return 2
+        if words[0] == "cluster":
+            # Plans are made of small matrices, which more threads only slow down, and others have the cores to serve.
+            # BLAS starts its threads when NumPy is imported; Ray sets the same for its actors.
+            for name in _ONE_THREAD:
+                os.environ.setdefault(name, "1")
         with importing():
             command = importlib.import_module(known[0])
     except ImportError as error:
@@ -76,5 +86,12 @@ def _help() -> str:
     )
 
 
+def script() -> int:
+    """Run the named command as a process of its own, which ends after it whatever hangs; return its exit code."""
+    code = main()
+    bound_exit(code)
+    return code
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(script())

@@ -106,7 +106,7 @@ class EvaluationProcess:
         except TimeoutError as error:
             late = f"the evaluation of family {self._spec.name!r} took more than {self._answer_s:g} s"
             raise ProfileError(late) from error
-        except ConnectionError as error:
+        except OSError as error:  # it has ended, or was left
             raise ValueError(self._how_it_ended()) from error
         except MALFORMED as error:
             raise ValueError(str(error)) from error

@@ -260,10 +260,10 @@ class Engine:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
             for served in self.served.values():  # no worker is brought for anything any more
                 served.router.decline_stranded("the server is shutting down")
+            self.loading.stop()
             if self.frontend is not None:
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
-            # And what did not come by HTTP: requests of this process.
-            routers = [served.router for served in self.served.values()]
+            routers = [served.router for served in self.served.values()]  # also of requests of this process
             self._answered = await self.loading.settled(routers) and self._answered
         return self._answered
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from clover.types import FamilyProfile, FamilySpec
 log = logging.getLogger("clover.server")
 
 _STEP_S = 0.005
+_IDLE_EXIT_S = 2.0
+"""Seconds that workers have to exit in any case: those that are idle need some milliseconds."""
 
 
 class Loading:
@@ -38,6 +41,7 @@ class Loading:
         self._controller = controller
         self._unplanned = unplanned
         self._drain_s = drain_s
+        self._until_s = math.inf  # of the loop's clock: when all waiting ends
         self._changed = changed
 
     async def load(self, served: Served, config: str) -> None:
@@ -125,11 +129,15 @@ class Loading:
         served.state, served.reason = "READY", ""
         self._changed()
 
+    def stop(self) -> None:
+        """Let all that is waited for from now on have `drain_s` together: the server stops."""
+        self._until_s = asyncio.get_running_loop().time() + self._drain_s
+
     async def settled(self, routers: Iterable[Router]) -> bool:
         """Wait until these routers have answered what they took, at most `drain_s`; return whether they did."""
         waiting = list(routers)
         loop = asyncio.get_running_loop()
-        end_s = loop.time() + self._drain_s
+        end_s = min(loop.time() + self._drain_s, self._until_s)
         while not all(router.idle for router in waiting):
             if loop.time() >= end_s:
                 return False
@@ -139,8 +147,9 @@ class Loading:
     async def retire(self, served: Served, reason: str) -> None:
         """Let the workers of a family finish and exit; fail what still waits after the drain time."""
         served.router.closed_reason = reason
+        now_s = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._drain_s):
+            async with asyncio.timeout_at(max(min(now_s + self._drain_s, self._until_s), now_s + _IDLE_EXIT_S)):
                 await served.fleet.stop()
         except TimeoutError:
             log.warning("%s: workers did not finish within the drain time", served.name)

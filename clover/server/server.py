@@ -33,9 +33,11 @@ from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
 from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
+from clover.server.stop_limit import GPU_STOP_S, STOP_S, StopLimit
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
 from clover.server.tasks import cancelled
+from clover.settings.check import on_gpus
 from clover.types import FamilySpec
 
 __all__ = ["Answer", "Server"]
@@ -195,7 +197,8 @@ class Server:
 
         `on_ready` is called once it is ready, `on_hangup` on SIGHUP, `on_upgrade` on SIGUSR2.  With `take_overs`,
         another server may take this one's place, or this one takes another's.  Return 0 if everything received was
-        answered, else 1; raises as `start` does.  Call it from the main thread.
+        answered, else 1; raises as `start` does.  A stop that something holds up ends the process with 1 (`StopLimit`).
+        Call it from the main thread.
         """
         self._use()
         self._succession = take_overs.succession if take_overs is not None else None
@@ -235,6 +238,7 @@ class Server:
             if take_overs is not None:
                 take_overs.start(self.engine, ended.set)
             await waiting
+            limit.start(self._longest_stop_s())
             if take_overs is not None:
                 await take_overs.close()
             answered = await self.stop()
@@ -242,7 +246,17 @@ class Server:
                 await take_overs.finish(answered)
             return 0 if answered else 1
 
-        return _run_uvloop(main)
+        limit = StopLimit()
+        try:
+            return _run_uvloop(main)
+        finally:
+            limit.done()
+
+    def _longest_stop_s(self) -> float:
+        """Return the seconds after which a stop that begins now is over, whatever hangs."""
+        limits, handing = self.config.limits, self._engine is not None and self._engine.handing is not None
+        drain_s = 2 * limits.drain_s if handing else limits.drain_delay_s + limits.drain_s
+        return drain_s + (GPU_STOP_S if on_gpus(self.config.workers.device) else STOP_S)
 
     def _launch(self) -> Pool:
         return Pool.launch(start_s=self.config.workers.start_s, silent_s=self.config.workers.silent_s)

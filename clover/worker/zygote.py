@@ -25,6 +25,7 @@ of a dead worker to the zygote (`clover.worker.orphans`), which ends every child
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import logging
@@ -44,6 +45,7 @@ from clover import backends
 from clover.errors import WorkerError
 from clover.worker import frames, oom_score, orphans, sandbox
 
+_PR_SET_PDEATHSIG = 1
 _IMPORT_MS = 10_000
 """How long a trial import may take; workers wait for it."""
 
@@ -191,8 +193,9 @@ class Zygote:
         with contextlib.ExitStack() as mine, contextlib.suppress(OSError):
             line, far = frames.socket_pair()
             mine.callback(line.close)
+            own = os.getpid()
             with far:
-                pid, pidfd = self._fork(lambda: _wait_for_order(line, far))
+                pid, pidfd = self._fork(lambda: _wait_for_order(line, far, own))
             self._unordered.add(pidfd)
             self._spare = Spare(pid, pidfd, line)
             mine.pop_all()
@@ -298,9 +301,16 @@ class Zygote:
                     os.waitpid(pid, 0)
 
 
-def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spawn, tuple[int, ...]] | None:
-    """Wait for an order at the `far` end of the `line`, as a spare; close the zygote's end."""
+def _wait_for_order(
+    line: socket.socket, far: socket.socket, zygote: int
+) -> tuple[frames.Spawn, tuple[int, ...]] | None:
+    """Wait for an order at the `far` end of the `line`, as a spare of the process `zygote`; close the zygote's end."""
     line.close()
+    # The end of the line is not heard by one that is stopped.  The zygote has one thread, which this signal follows.
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != zygote:
+        return None
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write("clover-spare")
     oom_score.volunteer()
@@ -308,6 +318,7 @@ def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spa
         frame = frames.receive(far, frames.SPAWN_FDS)
     if frame is None:
         return None
+    libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)  # a worker outlives its zygote
     _, payload, fds = frame
     return frames.decode(payload, frames.Spawn), fds
 

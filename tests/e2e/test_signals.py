@@ -18,7 +18,9 @@ import numpy as np
 import orjson
 import pytest
 
+from clover.ancestry import descends_from
 from clover.backends import child_environment
+from clover.server.stop_limit import STOP_S
 from tests.support import worker_pools as workers
 from tests.support.forks import Forks
 from tests.support.mig_runs import BEGIN, environment
@@ -182,3 +184,39 @@ def test_to_the_whole_group_everything_received_is_answered(scenes: Forks, tmp_p
         assert answers == [(200, [float(number)]) for number in range(192)]
         assert code == 0, said
         assert "died" not in said
+
+
+def test_a_stop_ends_in_time_though_workers_and_zygote_are_stopped(scenes: Forks, tmp_path: Path) -> None:
+    """By SIGSTOP, as a debugger or a frozen control group leaves them: they answer nothing, and exit by no frame."""
+    words = [family("slow"), str(tmp_path)]
+    script = SCRIPT.replace('cores="0"', 'cores="0", limit_drain_s=0.5')
+
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        scenes.talk(BEGIN + script, words, environment(), errors.fileno()) as (process, _, prints),
+    ):
+        address = prints.readline().strip().removeprefix("http://")
+        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        ours = [pid for pid in pids if pid != process.pid and descends_from(pid, process.pid)]
+        made = [pid for pid in ours if Path(f"/proc/{pid}/comm").read_text().startswith("clover")]
+        zygotes = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1]) for pid in made}
+        assert len(zygotes) == 1
+        below = [*zygotes, *made]
+        assert len(below) >= 2, "a zygote and a worker, and mostly a spare"
+        for pid in below:
+            os.kill(pid, signal.SIGSTOP)
+        connection = http.client.HTTPConnection(address, timeout=60)
+        row = {"name": "INPUT0", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}
+        connection.request("POST", "/v2/models/slow/infer", orjson.dumps({"inputs": [row]}))
+        begun_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+        took_s = time.monotonic() - begun_s
+        connection.close()
+        errors.seek(0)
+        assert code in (0, 1), errors.read()
+        assert took_s < 0.5 + STOP_S
+        end_s = time.monotonic() + 20.0
+        while any(Path(f"/proc/{pid}").exists() for pid in below):
+            assert time.monotonic() < end_s, "what it started ends with it"
+            time.sleep(0.01)

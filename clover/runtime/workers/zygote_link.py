@@ -204,7 +204,8 @@ class ZygoteLink:
             raise WorkerError(f"the zygote was killed and has not ended within {within_s:g} s") from error
 
     async def stop(self, within_s: float) -> None:
-        """End it by a STOP frame, or by SIGKILL after `within_s`; return once it is reaped and all is closed."""
+        """End it by a STOP frame, or by SIGKILL after `within_s`; return once it is reaped and all is closed, or the
+        kernel has not ended it within as long again."""
         if self.dead:
             return
         self._stopping = True
@@ -214,7 +215,10 @@ class ZygoteLink:
                 await self._gone.wait()
         except (OSError, TimeoutError):
             self.kill()
-            await self._gone.wait()
+            try:
+                await self.ended(within_s)
+            except WorkerError as error:  # it is in a call of a driver, which no signal ends
+                _log.error("%s", error)
 
 
 def _end_unwanted(pidfd: int) -> None:
