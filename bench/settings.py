@@ -4,8 +4,9 @@
 
 Two servers of the default family run at a time, on a core each: one without flags (`default`), the other with a
 setting.  First that is BASE, then the settings of `SETTINGS`.  Both get the same requests at the same times (Poisson)
-while one day of the synthetic grid passes, and they change cores from one pair to the next.  Every server starts afresh
-from one profile, that of the first core; nothing that another one learned or spent is left to it.
+while one day of the synthetic grid passes, and they exchange their cores every ten seconds, as other work may slow one
+core down for minutes.  Every server starts afresh from one profile, that of the first core; nothing that another one
+learned or spent is left to it.
 
 Joules are CPU seconds of a control group, which the kernel counts, x modelled watts of a busy core; idle power, the
 same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
@@ -35,6 +36,7 @@ import shutil
 import statistics
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -233,8 +235,8 @@ class Bench:
     folder: Path
 
     def pair(self, number: int, setting: Setting) -> Pair:
-        """Run `setting` and the default side by side for a day of the grid; the default is on the first core in even
-        pairs."""
+        """Run `setting` and the default side by side for a day of the grid; the default begins on the first core in
+        even pairs."""
         words = setting.flags.split()
         flags = [words, []] if number % 2 else [[], words]
         with contextlib.ExitStack() as stack:
@@ -270,6 +272,7 @@ class Bench:
             threading.Thread(target=watch, args=(server, own, self.seconds, stop, _counter(server, group)))
             for server, own, group in zip(servers, marks, groups, strict=True)
         ]
+        threads.append(threading.Thread(target=self._exchange, args=(servers, stop)))
         for thread in threads:
             thread.start()
         try:
@@ -286,6 +289,24 @@ class Bench:
             await asyncio.to_thread(lambda: [thread.join() for thread in threads])
         states = [server.get("/v2/clover/state") for server in servers]
         return [Stretch(*found) for found in zip(results, marks, states, strict=True)]
+
+    def _exchange(self, servers: list[ServerProcess], stop: threading.Event) -> None:
+        """Let the servers exchange their cores every `WINDOW_S` until the pair is over."""
+        begin = time.monotonic()
+        for number in range(1, round(self.seconds / WINDOW_S)):
+            if stop.wait(max(0.0, begin + number * WINDOW_S - time.monotonic())):
+                return
+            for lane, server in enumerate(servers):
+                moved(server.process.pid, self.cores[(lane + number) % 2])
+
+
+def moved(pid: int, core: int) -> None:
+    """Have all threads of `pid` and its descendants run on `core` alone."""
+    for process in tree(pid):
+        with contextlib.suppress(OSError):  # it has just ended
+            for thread in os.listdir(f"/proc/{process}/task"):
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(int(thread), {core})
 
 
 @contextlib.contextmanager

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import time
 from typing import Any
 
 import pytest
 
+from bench.common import tree
 from bench.load import Result, Sample
 from bench.promise import WINDOW_S, Marks, Stretch
-from bench.settings import BASE, Pair, Point, Prices, Setting, Side, compared, hull
+from bench.settings import BASE, Pair, Point, Prices, Setting, Side, compared, hull, moved
 
 PRICES = Prices(core_w=2.0, pue=1.5)
 REQUESTS = 40
@@ -78,3 +83,15 @@ def test_the_hull_lies_on_no_less_than_each_of_its_points() -> None:
     assert hull(points, 93.0) == pytest.approx(0.25)
     assert hull(points, 90.0) == hull(points, 80.0) == 0.6, "a more accurate setting is a less accurate one, too"
     assert math.isnan(hull(points, 95.0))
+
+
+def test_a_server_moves_with_all_its_processes() -> None:
+    core = min(os.sched_getaffinity(0))
+    with subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True) as parent:
+        try:
+            while len(pids := tree(parent.pid)) < 2:
+                time.sleep(0.01)
+            moved(parent.pid, core)
+            assert all(os.sched_getaffinity(pid) == {core} for pid in pids)
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
