@@ -348,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two cores are needed: one for the server, one for the load")
     os.sched_setaffinity(0, {CLIENT_CORE})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers that are stopped would stay for ever
     tables: dict[str, tuple[float, float, list[Contestant]]] = {}
     with apart.preferred(given.weight), tempfile.TemporaryDirectory() as name:
         for family in given.families:
