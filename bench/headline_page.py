@@ -159,9 +159,10 @@ def _rest(one: Served) -> float:
     return float(sum(share["cpu_us"] for share in one.profile)) - one.part_us("model")
 
 
-def page(tables: Sequence[Table]) -> str:
-    """Return the page of results."""
+def page(tables: Sequence[Table], plot: str) -> str:
+    """Return the page of results; `plot` is where it finds that."""
     lines = ["# What a right answer costs, by Clover and by other servers", "", _READING]
+    lines += [f"![CPU a right answer by server]({plot})", ""]
     for table in tables:
         where = table.provenance
         rounds = len(table.servers[0].rounds)
@@ -282,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     given = parser.parse_args(argv)
     tables = tables_of(given.files)
-    given.page.write_text(page(tables))
+    given.page.write_text(page(tables, os.path.relpath(given.plot, given.page.parent)))
     given.plot.write_text(plot(tables))
     plotted, results = (os.path.relpath(path, given.readme.parent) for path in (given.plot, given.page))
     given.readme.write_text(in_readme(given.readme.read_text(), readme_section(tables, plotted, results)))
