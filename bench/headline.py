@@ -149,7 +149,7 @@ def contestants(family: str, given: argparse.Namespace, slo_ms: float, folder: P
 
 
 def prepare(family: str, given: argparse.Namespace) -> None:
-    """Compile a family for Clover, where that is not kept, and measure it anew, on the core that the server will have."""
+    """Compile a family for Clover, if that is not kept, and measure it anew, on the core that the server will have."""
     words = [sys.executable, "-m", "clover", "profile", family, "--quick", "--compile", *BACKENDS, *_cached(given)]
     print(f"{family}: compiling and profiling for Clover ...", flush=True)
     subprocess.run(["taskset", "-c", str(SERVER_CORE), *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
