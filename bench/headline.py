@@ -149,7 +149,7 @@ def contestants(family: str, given: argparse.Namespace, slo_ms: float, folder: P
 
 
 def prepare(family: str, given: argparse.Namespace) -> None:
-    """Compile and profile a family for Clover, where that is not kept, on the core that the server will have."""
+    """Compile a family for Clover, if that is not kept, and measure it anew, on the core that the server will have."""
     words = [sys.executable, "-m", "clover", "profile", family, "--quick", "--compile", *BACKENDS, *_cached(given)]
     print(f"{family}: compiling and profiling for Clover ...", flush=True)
     subprocess.run(["taskset", "-c", str(SERVER_CORE), *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -348,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two cores are needed: one for the server, one for the load")
     os.sched_setaffinity(0, {CLIENT_CORE})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers that are stopped would stay for ever
     tables: dict[str, tuple[float, float, list[Contestant]]] = {}
     with apart.preferred(given.weight), tempfile.TemporaryDirectory() as name:
         for family in given.families:

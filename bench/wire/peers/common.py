@@ -43,7 +43,7 @@ def model_of(work: Work) -> Callable[[Any], Any]:
 def answer(work: Work, identity: Any, row: Floats) -> dict[str, Any]:
     """Return an answer of one row."""
     spec = work.family.outputs[0]
-    data = row.reshape(-1).tolist()
+    data: list[Any] = row.reshape(-1).tolist()
     if spec.datatype == "BYTES":
         data = [text.decode() for text in data]
     output = {"name": spec.name, "datatype": spec.datatype, "shape": [1, *row.shape], "data": data}

@@ -167,6 +167,7 @@ def test_page_plot_and_readme_come_of_the_same_figures(tmp_path: Path) -> None:
     assert readme.read_text().startswith("before\n")
     assert readme.read_text().endswith("after\n")
     assert "1.08 s, 93.0 % right" in plot.read_text()
+    assert "![CPU a right answer by server](plot.svg)" in page.read_text()
     assert "loaded" not in page.read_text() + readme.read_text()
 
 
@@ -174,7 +175,7 @@ def test_figures_beside_other_work_say_so(tmp_path: Path) -> None:
     rounds = [{**each, "foreign_cores": 1.5} for each in measured(0.02, 92.6)]
     one = {"rounds": rounds, "profile": []}
     tables = pages.tables_of([file_of(tmp_path, one, one)])
-    assert "**loaded**: others used up to 1.5 cores" in pages.page(tables)
+    assert "**loaded**: others used up to 1.5 cores" in pages.page(tables, "plot.svg")
     assert "Other work ran beside it" in pages.readme_section(tables, "plot.svg", "page.md")
 
 
