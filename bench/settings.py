@@ -31,6 +31,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import shutil
 import statistics
@@ -181,7 +182,7 @@ class Pair:
             return float("nan")
         mean, ratio = statistics.fmean(default), self.ratio()
         off = [a - ratio * b for a, b in zip(own, default, strict=False)]
-        return 2.0 * statistics.stdev(off) / len(off) ** 0.5 / mean
+        return 2.0 * statistics.stdev(off) / math.sqrt(len(off)) / mean
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ class Bench:
             stop.set()
             raise
         finally:
-            await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+            await asyncio.to_thread(_joined, threads)
         states = [server.get("/v2/clover/state") for server in servers]
         return [Stretch(*found) for found in zip(results, marks, states, strict=True)]
 
@@ -298,6 +299,12 @@ class Bench:
                 return
             for lane, server in enumerate(servers):
                 moved(server.process.pid, self.cores[(lane + number) % 2])
+
+
+def _joined(threads: Sequence[threading.Thread]) -> None:
+    """Wait for the end of all `threads`."""
+    for thread in threads:
+        thread.join()
 
 
 def moved(pid: int, core: int) -> None:
@@ -379,8 +386,8 @@ def compared(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"default": {**vars(default), "error": error, "all six": reached, **beyond}, "settings": rows}
 
 
-def printed(pairs: Sequence[Pair], found: dict[str, Any], promised: float, title: str) -> None:
-    """Print the tables."""
+def printed(kept: Sequence[dict[str, Any]], found: dict[str, Any], promised: float, title: str) -> None:
+    """Print the tables; `kept` has the figures of both sides of each pair."""
     own = found["default"]
     rows = [("default", *_saved(own), "", "")]
     for row in found["settings"]:
@@ -390,17 +397,17 @@ def printed(pairs: Sequence[Pair], found: dict[str, Any], promised: float, title
     columns = ("setting", "accuracy %", "serving", "workers", "server", "at the default's accuracy", "default ahead by")
     show(f"{title}: saved of BASE's grams, %, idle power left out; the last two columns: serving", columns, rows)
     sides = [
-        (name, *(side.figures()[what] for what in _COLUMNS))
-        for pair in pairs
-        for name, side in ((pair.setting.name, pair.own), ("  default beside it", pair.default))
+        (name, *(figures[what] for what in _COLUMNS))
+        for pair in kept
+        for name, figures in ((pair["setting"]["name"], pair["own"]), ("  default beside it", pair["default"]))
     ]
     show("each pair (CPU seconds, answers, latencies measured; watts modelled)", ("setting", *_COLUMNS), sides)
-    slo_ms = pairs[0].default.figures()["slo_ms"]
+    base, budget = kept[0]["own"]["accuracy"], ServerConfig().families[0].accuracy_budget
+    held = statistics.fmean(pair["default"]["windows_within_slo"] for pair in kept)
     print(
-        f"the default promises {promised:.2f} % by its profile, {right(pairs[0].own.stretch):.2f} % of BASE by labels "
-        f"less its budget is {right(pairs[0].own.stretch) - ServerConfig().families[0].accuracy_budget:.2f} %; it "
-        f"served {own['accuracy']:.2f} %; client p95 within its SLO of {slo_ms:.3g} ms in "
-        f"{100 * statistics.fmean(within(pair.default.stretch, slo_ms) for pair in pairs):.1f} % of its windows"
+        f"the default promises {promised:.2f} % by its profile; BASE's {base:.2f} % by labels less the budget is "
+        f"{base - budget:.2f} %; it served {own['accuracy']:.2f} %; client p95 within its SLO of "
+        f"{kept[0]['default']['slo_ms']:.3g} ms in {100 * held:.1f} % of its windows"
     )
 
 
@@ -447,12 +454,12 @@ def main() -> None:
             print(f"{setting.name}: {ratio:.3f} +-{error:.3f} of the default's grams", flush=True)
     found = compared(pairs)
     about = f"{FAMILY}, {options.rate:g} requests/s, a day in {options.seconds:g} s, {prices.core_w:g} W a busy core"
-    printed(pairs, found, promised, about)
-    meanwhile = other.report(options.weight)
-    print("; ".join(f"{what}: {value}" for what, value in meanwhile.items()))
     kept = [
         {"setting": vars(pair.setting), "own": pair.own.figures(), "default": pair.default.figures()} for pair in pairs
     ]
+    printed(kept, found, promised, about)
+    meanwhile = other.report(options.weight)
+    print("; ".join(f"{what}: {value}" for what, value in meanwhile.items()))
     write_json(options.json, {**found, "promised": promised, "pairs": kept, "windows_s": WINDOW_S, **meanwhile})
 
 

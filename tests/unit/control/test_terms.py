@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import profile, reading
 
-DEFAULTS = {"policy": "budget", "reference_g_per_kwh": None, "waits": True}
+DEFAULTS: dict[str, Any] = {"policy": "budget", "reference_g_per_kwh": None, "waits": True}
 CASCADED = msgspec.structs.replace(
     profile(), cascade=CascadeProfile(points=POINTS, quantiles={}, calibration_rows=5000, held_out_rows=5000)
 )
