@@ -131,7 +131,7 @@ class Judge:
         words = f"p95 {step.p95_ms:.1f} of {self.targets.slo_ms:.1f} ms at {step.rate:.0f} rows/s, {_words(serving)}"
         since_s = at_s - self._risen_s
         if since_s <= RECOVER_S + step.seconds:
-            kind = "unforeseen" if since_s <= step.seconds else "recovering"
+            kind = "unforeseen" if since_s < 1.5 * step.seconds else "recovering"
             self.unforeseen.append(Finding(at_s, kind, words))
             return
         kind = "on the way" if step.changes else "barred" if self._barred else "late"
