@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.examples import ROOT, files_of
+from tests.support.fenced import ROOT, files_of
 
 START_S = 300.0
 ENVIRONMENTS = ROOT / ".venv-moving"
