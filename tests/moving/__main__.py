@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.examples import ROOT, files_of
+from tests.support.fenced import ROOT, files_of
 
 START_S = 300.0
 ENVIRONMENTS = ROOT / ".venv-moving"
@@ -199,6 +199,19 @@ def until_answered(process: subprocess.Popen[bytes], url: str, body: Any = None)
             time.sleep(1.0)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server with all processes of its group, which may outlive the one that was started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + 30.0
+        while time.monotonic() < until:
+            process.poll()
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                return
+            time.sleep(0.5)
+
+
 def tried(name: str, python: str, folder: Path) -> float:
     """Return the largest difference between what a framework answers and the truth."""
     framework = FRAMEWORKS[name]
@@ -218,13 +231,8 @@ def tried(name: str, python: str, folder: Path) -> float:
                 until_answered(process, address + framework.path, framework.body(known["picture"]))
             )
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return max(abs(one - other) for one, other in zip(found, known["truth"], strict=True))
+            end(process)
+    return max(abs(float(one) - float(other)) for one, other in zip(found, known["truth"], strict=True))
 
 
 def main() -> int:

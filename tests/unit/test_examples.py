@@ -19,7 +19,7 @@ from clover import families
 from clover.policies import build
 from clover.settings import SETTINGS
 from clover.types import Plan
-from tests.support.examples import ROOT, files_of, found
+from tests.support.fenced import ROOT, files_of, found
 from tests.support.profiles_fixture import state
 from tests.support.triton_models import loaded
 
