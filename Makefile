@@ -110,7 +110,9 @@ sbom: $(VENV)/.users
 # Known vulnerabilities of what is installed, by PyPI's advisories (ARGS="-s osv" asks osv.dev), beside the bill of
 # materials.  A package that could not be asked about is an error too.
 audit: sbom $(VENV)/.audit
-	$(PY) -m pip_audit --strict --skip-editable --progress-spinner off $(ARGS)
+	$(PY) -m pip_audit --strict --skip-editable --progress-spinner off $(ARGS) || { code=$$?; \
+		echo "make audit: NOT PASSED: a package above is vulnerable, or its advisories could not be read (without network, or from" >&2; \
+		echo "a mirror that has none, 'not found on PyPI' is said of the first one and nothing is checked)" >&2; exit $$code; }
 
 train-fashion: $(VENV)/.serve
 	$(PY) -m clover.models.fashion.train $(ARGS)

@@ -56,7 +56,7 @@ def unpack(packed: PackedArray) -> NDArray[Any]:
     if packed.dtype == "O":
         if len(packed.items) != count:
             raise ValueError("an array has not as many items as its shape says")
-        found = np.empty(count, dtype=object)
+        found: NDArray[Any] = np.empty(count, dtype=object)
         found[:] = [item.decode("utf-8", "surrogatepass") for item in packed.items] if packed.text else packed.items
         return found.reshape(shape)
     if not _PLAIN.fullmatch(packed.dtype):

@@ -196,10 +196,10 @@ class Admission:
         before = self._refused_before(flow, request, now_ns)
         if before >= _TRIES and (too_short or rows > self._max_batch):
             self._traffic.overloaded(why)
-            kind, advice = DeadlineMissed, "set a longer timeout"
+            message += ", each time that this request came back: "
             if rows > self._max_batch:
-                kind, advice = TooLarge, f"send fewer than {rows} rows at once"
-            return self._state.refused(kind(f"{message}, each time that this request came back: {advice}"))
+                return self._state.refused(TooLarge(f"{message}send fewer than {rows} rows at once"))
+            return self._state.refused(DeadlineMissed(f"{message}set a longer timeout"))
         return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns, before))
 
     def _refused_before(self, flow: int, request: int, now_ns: int) -> int:

@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from clover.__main__ import main as dispatch
 from clover.cli.cluster import command
 from clover.cli.cluster.command import main
 from clover.cli.cluster.showing import show_plan, show_status
@@ -296,3 +298,21 @@ def test_the_own_ray_has_a_token_that_only_its_user_can_read(monkeypatch: pytest
     path = tmp_path / "ray" / "token"
     assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]) == ("token", str(path))
     assert (path.stat().st_mode & 0o777, len(path.read_text())) == (0o600, 64)
+
+
+def test_a_cluster_is_planned_for_with_one_thread_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set before NumPy is imported, and left as it is if somebody chose otherwise."""
+    seen = list[tuple[str, ...]]()
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+    def imported(module: str) -> SimpleNamespace:
+        seen.append(tuple(os.environ.get(name, "") for name in names))
+        return SimpleNamespace(main=lambda words: 0)
+
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    monkeypatch.setattr("clover.__main__.importlib.import_module", imported)
+    assert dispatch(["carbon"]) == dispatch(["cluster", "simulate"]) == 0
+    assert seen == [("", "", "3"), ("1", "1", "3")]

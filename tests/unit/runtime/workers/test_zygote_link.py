@@ -60,3 +60,29 @@ def test_a_zygote_that_imports_too_slowly_is_ended_and_the_setting_that_allows_m
     asyncio.run(main())
     theirs.close()
     assert process.wait(10) == -signal.SIGKILL
+
+
+def test_a_zygote_that_no_signal_ends_does_not_hold_up_a_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one in a call of a driver that never returns."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    argv = [sys.executable, "-c", RESETS, str(theirs.fileno())]
+    process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE)
+    theirs.close()
+
+    async def main() -> None:
+        link = ZygoteLink(process, ours)
+        link.bind(asyncio.get_running_loop(), lambda pid, code: None)
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "kill", lambda: None)
+            await link.stop(0.01)
+        assert not link.dead
+        process.kill()
+        await link.ended(20.0)
+
+    asyncio.run(main())
+    assert process.stdin is not None
+    process.stdin.close()
+    assert "was killed and has not ended within 0.01 s" in caplog.text
