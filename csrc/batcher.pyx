@@ -12,11 +12,10 @@ weight of 1.  A row's rank is the clock, or the rank of its flow's last row plus
 The clock is never behind the rank of the row that leaves, and advances by one over the weight of all flows for each row
 that leaves.  So a flow alone is served first come, first served; of several that always have rows waiting, each is
 served as many rows a round as its weight; a row of a flow that has none waiting is served within the round; and as the
-clock advances, no stream of new flows holds up old ones for ever.  A flow is forgotten once none of its rows waits.  Rows that
-are cancelled give their ranks back to the flow's next rows.  A row that returns to the lane it was dispatched from keeps
-its rank; one that comes from another lane gets a new one.  Rows of the background (a client below 0) are behind all
-others, and no flow.  They join batches that have room; alone they leave only for a worker that has nothing out, as a
-batch that is staged is ahead of every row that comes later.
+clock advances, no stream of new flows holds up old ones for ever.  A flow is forgotten once none of its rows waits.
+Rows that are cancelled give their ranks back to the flow's next rows.  A row that returns to the lane it left keeps its
+rank; one from another lane gets a new one.  Rows of the background (a client below 0) are behind all others, and no
+flow.  Alone they leave only for a worker with nothing out: what is staged is ahead of later rows.
 (Start-time fair queueing, Goyal, Vin and Cheng 1996, with a clock as in WF2Q+, Bennett and Zhang 1996.)
 
 A worker holds credits: one for the batch it runs, one for the batch staged behind it.  `dispatch` takes a lane that has
@@ -25,11 +24,7 @@ and gives its earliest rows to the lane's worker with the fewest batches out.  A
 takes and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for
 the delay, and when a deadline falls before that, so that waiting on would only miss it.
 
-Workers of several lanes may form a group, with the credits of one (`worker_groups.pxd`): a process that serves several
-variants, one batch at a time.  It is one queue: of its lanes with ripe rows the one whose next row has waited longest
-goes first, those with rows of the background alone last.  (Ranks of different lanes cannot be compared.)  The next row
-of a lane may have come late, as its client has had little; so that no lane waits for long behind the many rows of
-another, one that `PATIENCE` batches of its group have passed goes before those that were not.
+Workers of several lanes may form a group: a process that serves several variants, in turn (`worker_groups.pxd`).
 
 A row that cannot be answered in time any more is not dispatched but dropped: its deadline has passed, or will before
 the lane's workers, which `expect` says how long they take at least, could be done with it.  A worker that has no batch

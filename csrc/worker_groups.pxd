@@ -5,6 +5,11 @@ The attached workers of a lane are in a circle by index, which `Lane.cursor` wal
 The attached workers of a group, each of another lane, are in a circle too.  The group counts the batches that they have
 out together, and each of its lanes has the credits that are left among its `free` ones: what leaves for one lane is
 missing in all.  A worker that is alone is a group of one.
+
+A group is one queue: of its lanes with ripe rows the one whose next row has waited longest goes first, those with rows
+of the background alone last.  (Ranks of different lanes cannot be compared.)  The next row of a lane may have come
+late, as its client has had little; so that no lane waits for long behind the many rows of another, one that `PATIENCE`
+batches of its group have passed goes before those that were not.
 """
 
 from libc.stdint cimport int32_t

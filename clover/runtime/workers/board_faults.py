@@ -85,6 +85,8 @@ class BoardFaults(Generic[Worker]):
         self._control = control
         self._ending: dict[Worker, asyncio.Task[None]] = {}
         self._clearing: dict[str, asyncio.Task[None]] = {}
+        self._lost: set[str] = set()
+        """Pipe directories of boards on which a worker lost its work meanwhile."""
 
     def end(self, worker: Worker) -> None:
         """End `worker`: its work on the GPU, then its process.  Returns at once."""
@@ -106,19 +108,19 @@ class BoardFaults(Generic[Worker]):
         part = worker.order.mps
         assert part is not None
         pipe = part.environment[PIPE]
-        known = worker.device_lost and worker not in self._ending  # its work was ended, and not by us
+        if worker.device_lost and worker not in self._ending:  # its work was ended, and not by us
+            self._lost.add(pipe)
         if pipe not in self._clearing:
-            task = self._clearing[pipe] = asyncio.get_running_loop().create_task(self._clear(worker, reason, known))
-            task.add_done_callback(lambda _: self._clearing.pop(pipe, None))
+            self._clearing[pipe] = asyncio.get_running_loop().create_task(self._clear(worker, reason))
 
-    async def _clear(self, worker: Worker, reason: str, known: bool) -> None:
+    async def _clear(self, worker: Worker, reason: str) -> None:
         part = worker.order.mps
         assert part is not None
         control, pipe = self._control(part), part.environment[PIPE]
         there = [other for other in self._workers if other.order.mps and other.order.mps.environment[PIPE] == pipe]
         try:
-            if not known and not await asyncio.to_thread(control.faulted):
-                return
+            if pipe not in self._lost and not await asyncio.to_thread(control.faulted) and pipe not in self._lost:
+                return  # a server is well again once all have gone, which may be before it answers
             board = part.part.partition(":")[0]
             why = f"worker {worker.pid} at {part.part}: {reason}"
             _log.error(
@@ -138,6 +140,9 @@ class BoardFaults(Generic[Worker]):
         except CloverError as error:
             _log.warning("whether a fault ended worker %d is not known: %s", worker.pid, error)
             self.on_fault(pipe, str(error))
+        finally:  # at once: a death that comes before others see the task done is looked at anew
+            self._clearing.pop(pipe, None)
+            self._lost.discard(pipe)
 
     async def over(self, part: MpsPart) -> None:
         """Wait until what a fault of the GPU of `part` began is over."""

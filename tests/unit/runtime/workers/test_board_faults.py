@@ -118,6 +118,28 @@ def test_a_fault_of_one_ends_all_of_its_gpu_and_suspects_none(known: bool, caplo
     assert "a fatal error ended all workers that share it by MPS" in caplog.text
 
 
+def test_a_fault_is_known_by_a_later_death_though_the_daemon_is_well_again_when_it_answers() -> None:
+    async def main() -> Board:
+        board = Board()
+        first, second = board.workers[1], board.workers[2]
+        board.faults.died(first, "exited with status 1")  # before its report was read
+        asking = board.daemon.faulted
+
+        def slow() -> bool:
+            second.state, second.device_lost = "dead", True
+            board.faults._workers.discard(second)
+            board.faults.died(second, "CUDA error 719")
+            return asking()
+
+        board.daemon.faulted = slow  # type: ignore[method-assign]
+        await board.faults.over(first.order.mps)
+        return board
+
+    board = asyncio.run(main())
+    assert [pipe for pipe, _ in board.told] == ["/pipe"]
+    assert not board.faults._lost
+
+
 def test_a_death_that_was_no_fault_touches_nobody() -> None:
     async def main() -> Board:
         board = Board()
