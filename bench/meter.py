@@ -221,7 +221,7 @@ def claims(options: argparse.Namespace, lanes: list[Watched]) -> dict[str, Any]:
         found = uvloop.run(in_lanes(options, lanes, rate))
         kept += [{"rate": rate, "lane": lane, "base": one.base, "own": one.own} for lane, one in enumerate(found)]
         every = Lane(
-            Result([item for one in found for item in one.result.samples], sum(one.result.lost for one in found)),
+            Result([item for one in found for item in one.result.samples], lost=sum(one.result.lost for one in found)),
             [item for one in found for item in one.base],
             [item for one in found for item in one.own],
         )
