@@ -192,7 +192,6 @@ class ClusterActor:
                     stays=member.hold == "drained",
                     ending=self._orders.running("release", name),
                     may_wake=now_s >= member.retry_s and member.hold not in ("drained", "released"),
-                    fenced=member.epoch_sent >= memory.epoch or name not in memory.targets,
                 )
             )
         return found
@@ -271,16 +270,11 @@ class ClusterActor:
         return Cover(memory.capacity(), nodes, demands, survive)
 
     async def _follow(self, now_s: float) -> list[ChangeStep]:
-        """Give targets of the epoch in force to the nodes that do not follow it, those that drain and are wanted again
-        among them."""
+        """Give targets of the epoch in force to the nodes that do not follow it."""
         memory, due = self.memory, []
         for name, target in memory.targets.items():
             member = memory.members.members.get(name)
-            if member is None or member.phase == "partitioned":
-                continue
-            if not (target.awake and member.usable) and not (
-                member.phase == "draining" and memory.wanted(name, member) and not self._orders.running("release", name)
-            ):
+            if member is None or not target.awake or not member.usable or member.phase == "partitioned":
                 continue
             report = member.report
             if report is None:
@@ -349,15 +343,13 @@ class ClusterActor:
                 attempts = member.attempts
                 member.enter("waking", now_s)
                 member.attempts, member.retry_s = attempts, now_s
-                order = NodeOrder("wake", step.node, memory.epoch)
-                orders.append((order, self._nodes.wake(step.node, memory.epoch)))
+                orders.append((NodeOrder("wake", step.node), self._nodes.wake(step.node)))
             elif step.kind == "follow":
                 target = self._asked_of(step.node)
                 order = NodeOrder("follow", step.node, memory.epoch, target)
                 orders.append((order, self._nodes.follow(target, memory.epoch)))
             else:
-                order = NodeOrder("release", step.node, memory.epoch)
-                orders.append((order, self._nodes.release(step.node, memory.epoch)))
+                orders.append((NodeOrder("release", step.node), self._nodes.release(step.node)))
         await self._orders.give(orders)
         failures = {(end.order.kind, end.order.node): end.failed for end in self._take_up(now_s)}
         return [

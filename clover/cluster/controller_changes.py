@@ -26,8 +26,7 @@ class NodeView:
     """One node at one look.  `wanted`: the plan in force has it awake.  `may_leave`: plans have done without it for
     long enough.  `weighted`: it is given rows.  `empty`: drained, with nothing open or its time over.  `stays`: it
     is not released after that, as an operator wants it.  `ending`: it was released and has not
-    ended yet.  `may_wake`: no back-off holds it.  `fenced`: it has an order of the epoch in force, so that it refuses
-    to be released by one of an older."""
+    ended yet.  `may_wake`: no back-off holds it."""
 
     name: str
     phase: Phase
@@ -40,7 +39,6 @@ class NodeView:
     stays: bool = False
     ending: bool = False
     may_wake: bool = True
-    fenced: bool = True
 
     @property
     def stays_in_place(self) -> bool:
@@ -66,13 +64,11 @@ def wakes(views: Iterable[NodeView], room: int) -> list[ChangeStep]:
 
 
 def admissions(views: Iterable[NodeView]) -> list[ChangeStep]:
-    """Return the nodes that the ingress shall know: all that are usable, and drained ones that are wanted again.  These
-    only once they are `fenced`: a controller that stood still may be about to release them."""
+    """Return the nodes that the ingress shall know: all that are usable, and drained ones that are wanted again."""
     return [
         ChangeStep(kind="admit", node=view.name, why="wanted again" if view.phase == "draining" else "it is ready")
         for view in views
-        if (view.usable and not view.admitted)
-        or (view.phase == "draining" and view.wanted and view.fenced and not view.ending)
+        if (view.usable and not view.admitted) or (view.phase == "draining" and view.wanted and not view.ending)
     ]
 
 

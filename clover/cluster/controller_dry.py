@@ -21,10 +21,10 @@ class DryNodes:
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """Do nothing."""
 
-    async def wake(self, name: str, epoch: int) -> None:
+    async def wake(self, name: str) -> None:
         """Do nothing."""
 
-    async def release(self, name: str, epoch: int) -> None:
+    async def release(self, name: str) -> None:
         """Do nothing."""
 
 

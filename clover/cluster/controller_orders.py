@@ -26,7 +26,7 @@ FAILURES = (CloverError, OSError, TimeoutError)
 
 @dataclass(frozen=True)
 class NodeOrder:
-    """One order to a node, of the epoch in force then; `target`: what it gives the node to follow, if it does."""
+    """One order to a node; `epoch`, `target`: what it gives the node to follow, if it does."""
 
     kind: StepKind
     node: str

@@ -25,7 +25,6 @@ from typing import Any
 
 import msgspec
 
-from clover.cache import replace_file
 from clover.cluster.cluster_file import render_carbon
 from clover.cluster.cluster_records import ClusterFile, NodeSection
 from clover.cluster.control_client import ControlClient, ControlRefused
@@ -138,33 +137,6 @@ class NodeAgent:
         self.restarts = 0
         """How often a server that had died was started again."""
         self._why = ""
-        self._epoch_file = Path(order.folder) / "epoch"
-        self._epoch = self._kept_epoch()
-
-    # --- one controller at a time -------------------------------------------------------------------------------------
-
-    def heard(self, epoch: int) -> None:
-        """Note the epoch of an order, over restarts of the agent, too."""
-        if epoch > self._epoch:
-            self._epoch = epoch
-            try:
-                self._epoch_file.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(self._epoch_file, str(epoch).encode())
-            except OSError as error:  # it is known as long as this agent runs
-                log.warning("node %s: the epoch of its orders cannot be kept: %s", self.order.node.name, error)
-
-    def fence(self, epoch: int) -> None:
-        """Note the epoch of an order that a newer controller could not undo at once (0: an operator's); ClusterError if
-        an order of a newer one came before: a controller may stand still for any time between deciding and calling."""
-        if 0 < epoch < self._epoch:
-            raise ClusterError(f"an order of epoch {epoch} is older than one of epoch {self._epoch}")
-        self.heard(epoch)
-
-    def _kept_epoch(self) -> int:
-        try:
-            return max(0, int(self._epoch_file.read_bytes()[:20]))
-        except (OSError, ValueError):
-            return 0
 
     # --- the server ---------------------------------------------------------------------------------------------------
 
@@ -268,7 +240,7 @@ class NodeAgent:
             families=tuple(self._family(name, model) for name, model in models.items() if name in self.order.models),
             frontiers=self._frontiers,
             target_epoch=told["epoch"] if told.get("following") else 0,
-            newest_epoch=max(self._epoch, told["epoch"] if told.get("cluster") == self.order.cluster else 0),
+            newest_epoch=told["epoch"] if told.get("cluster") == self.order.cluster else 0,
             healthy=ready,
             why=self._why,
         )
@@ -343,13 +315,9 @@ class NodeAgent:
             for family, accuracy in target.accuracy.items()
             if family in self.order.models
         }
-        if epoch < self._epoch:
-            log.info("node %s: a target of epoch %d is older than %d", self.order.node.name, epoch, self._epoch)
-            return
         body = {"action": "follow", "cluster": self.order.cluster, "node": self.order.node.name, "epoch": epoch}
         try:
             await self._client.post("/v2/clover/cluster", {**body, "lease_s": self.order.lease_s, "models": models})
-            self.heard(epoch)
         except ControlRefused as error:
             if error.status != 409 or "older" not in str(error):
                 raise

@@ -52,13 +52,11 @@ class Nodes(Protocol):
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """Give a node its target; ClusterError if it does not take it.  A target of an older epoch is ignored."""
 
-    async def wake(self, name: str, epoch: int) -> None:
+    async def wake(self, name: str) -> None:
         """Start the node's server (and its machine, through the autoscaler's hook); returns before it is ready."""
 
-    async def release(self, name: str, epoch: int) -> None:
-        """End a node that has drained; its machine may be given back.  ClusterError, and nothing is done, if the node
-        had an order of a newer epoch: it is another controller's by then, and this order was under way for long.  Epoch
-        0 is an operator's own word, which is always carried out."""
+    async def release(self, name: str) -> None:
+        """End a node that has drained; its machine may be given back."""
 
 
 class Ingress(Protocol):

@@ -279,7 +279,7 @@ class ControllerActor:
         async def wake(name: str) -> None:
             self._controller.hold(name, "awake")
             try:
-                await self._nodes.wake(name, epoch=0)
+                await self._nodes.wake(name)
             except CloverError as error:
                 log.warning("node %s: %s", name, error)
 
@@ -328,7 +328,7 @@ class ControllerActor:
                     end_s = time.monotonic() + self._file.cluster.drain_s
                     while await self._haproxy.open_connections(name) and time.monotonic() < end_s:
                         await asyncio.sleep(0.2)
-                await self._nodes.release(name, epoch=0)
+                await self._nodes.release(name)
                 if self._haproxy is not None and name in await self._haproxy.nodes():
                     await self._haproxy.remove(name)
             except CloverError as error:
@@ -355,7 +355,7 @@ class ControllerActor:
 
     async def _release(self, name: str) -> None:
         try:
-            await self._nodes.release(name, epoch=0)
+            await self._nodes.release(name)
         except CloverError as error:
             log.warning("node %s: %s", name, error)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,10 +50,8 @@ class NodeActor:
         self._task: asyncio.Task[None] | None = None
         self._failed = ""
 
-    async def start(self, epoch: int = 0) -> str:
-        """Have the server run and be looked after from now on; return why it cannot be started, if so.  It is not
-        released by orders of an epoch below this one any more."""
-        self._agent.heard(epoch)
+    async def start(self) -> str:
+        """Have the server run and be looked after from now on; return why it cannot be started, if so."""
         if self._task is None or self._task.done():  # done: it was to be released, and is wanted again
             self._failed = ""
             self._task = asyncio.get_running_loop().create_task(self._keep())
@@ -74,15 +71,10 @@ class NodeActor:
             return str(error)
         return ""
 
-    async def release(self, epoch: int) -> str:
-        """End the server, once it has answered what it has; return why not, if there was an order of a newer epoch."""
-        try:
-            self._agent.fence(epoch)
-        except CloverError as error:
-            return str(error)
+    async def release(self) -> None:
+        """End the server, once it has answered what it has."""
         await self._stop()
         await self._agent.release()
-        return ""
 
     async def leave(self) -> None:
         """Have the server follow its own policy, and look after it no more."""
@@ -181,23 +173,21 @@ class RayNodes:
         if why:
             raise ClusterError(f"node {target.node} does not take its target: {why}")
 
-    async def wake(self, name: str, epoch: int) -> None:
+    async def wake(self, name: str) -> None:
         """See `clover.cluster.ports.Nodes.wake`."""
-        await self._hook("wake", name, epoch)
+        await self._hook("wake", name)
         actor = await asyncio.to_thread(self._make, name)
-        why = await self._answer(actor.start.remote(epoch), _END_S)
+        why = await self._answer(actor.start.remote(), _END_S)
         if why:
             raise ClusterError(f"node {name} does not start: {why}")
 
-    async def release(self, name: str, epoch: int) -> None:
+    async def release(self, name: str) -> None:
         """See `clover.cluster.ports.Nodes.release`."""
         actor = await asyncio.to_thread(self._find, name)
         if actor is not None:
-            why = await self._answer(actor.release.remote(epoch), self._file.cluster.drain_s + _END_S)
-            if why:
-                raise ClusterError(f"node {name} is not released: {why}")
+            await self._answer(actor.release.remote(), self._file.cluster.drain_s + _END_S)
             await asyncio.to_thread(self._ray.kill, actor, no_restart=True)
-        await self._hook("release", name, epoch)
+        await self._hook("release", name)
 
     async def leave(self) -> None:
         """Have every node's server go on by itself, and end the actors."""
@@ -254,16 +244,13 @@ class RayNodes:
         except self._ray.exceptions.RayError as error:
             raise ClusterError(str(error).strip().partition("\n")[0]) from error
 
-    async def _hook(self, verb: str, name: str, epoch: int) -> None:
-        """Call the autoscaler's hook, if there is one; ClusterError if it fails.  By the epoch it can tell a call of a
-        controller that stood still from those of the one that took over."""
+    async def _hook(self, verb: str, name: str) -> None:
+        """Call the autoscaler's hook, if there is one.  ClusterError if it fails."""
         hook = self._file.cluster.hook
         if not hook:
             return
         try:
-            process = await asyncio.create_subprocess_exec(
-                *hook, verb, name, stdin=asyncio.subprocess.DEVNULL, env={**os.environ, "CLOVER_EPOCH": str(epoch)}
-            )
+            process = await asyncio.create_subprocess_exec(*hook, verb, name, stdin=asyncio.subprocess.DEVNULL)
         except OSError as error:
             raise ClusterError(f"the hook {hook[0]} cannot be called: {error.strerror}") from error
         try:

@@ -66,7 +66,7 @@ class _Counter:
 @dataclass
 class SimulatedNode:
     """One machine.  `state`: off, waking, serving or dead (its server ended, its machine runs).  `seen_epoch`: that of
-    an order whose lease ended before, below which it takes none; `fence`: that of the newest order of any kind."""
+    an order whose lease ended before, below which it takes none."""
 
     machine: ClusterNode
     state: Literal["off", "waking", "serving", "dead"] = "serving"
@@ -74,7 +74,6 @@ class SimulatedNode:
     started_s: float = 0.0
     epoch: int = 0
     seen_epoch: int = 0
-    fence: int = 0
     target: NodeTarget | None = None
     slow: float = 1.0
     cut_off: bool = False
@@ -351,13 +350,12 @@ class SimulatedNodes:
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """Give a node its target."""
         node = self._reached(target.node)
-        if epoch >= max(node.epoch, node.seen_epoch, node.fence):
-            node.target, node.epoch, node.fence = target, epoch, epoch
+        if epoch >= max(node.epoch, node.seen_epoch):
+            node.target, node.epoch = target, epoch
 
-    async def wake(self, name: str, epoch: int) -> None:
+    async def wake(self, name: str) -> None:
         """Start a node; one that runs already is left as it is."""
         world, node = self._world, self._world.nodes[name]
-        node.fence = max(node.fence, epoch)
         if node.state in ("serving", "waking") or world.now_s < node.down_until_s:
             if world.now_s < node.down_until_s:
                 raise ClusterError(f"{name} cannot be started")
@@ -368,13 +366,11 @@ class SimulatedNodes:
         world.sums.wake_g += node.machine.wake_j * intensity * _G_PER_WS
         world.sums.joules += node.machine.wake_j
 
-    async def release(self, name: str, epoch: int) -> None:
+    async def release(self, name: str) -> None:
         """End a node; of one whose server died, the machine.  One that is off stays so."""
         node = self._world.nodes[name]
         if node.cut_off:
             raise ClusterError(f"{name} does not answer")
-        if epoch < node.fence:
-            raise ClusterError(f"{name} has an order of epoch {node.fence}, which is newer than {epoch}")
         if node.state == "off":
             return
         if name in self._world.admitted - self._world.drained:

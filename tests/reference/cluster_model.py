@@ -15,8 +15,7 @@ What must be true of every call that a controller makes, and after it:
  5. a controller changes nothing any more after the store showed it another one of an epoch no lower, and it asks the
     store before nodes leave and before it saves.  (One that stands still between this question and the calls after it
     makes them when it goes on: neither HAProxy nor a file can tell.  What it does to HAProxy is undone by the newer
-    one's `HAProxyIngress` within seconds, which is modelled as not done at all.  A node can tell by the epoch, and
-    refuses to be released by the older one; what it does before it has heard of the newer one is looked at by 2 and 3.)
+    one's `HAProxyIngress` within seconds, which is modelled as not done at all.)
  6. after a look in which nothing failed, rows go to a node that answers them, if there is one that the ingress knows.
 
 From every state, if no more goes wrong: the nodes that are best are awake, follow the newest epoch and have all rows,
@@ -37,8 +36,6 @@ from tests.reference.cluster_world import BrainState, IngressState, NodeState, P
 
 STOPS = frozenset({"load", "reports", "weigh", "admit", "follow", "wake"})
 """Calls before which a controller may stand still and go on when another one is in charge (5)."""
-LINGERS = frozenset({"release"})
-"""Those with which it then does what a newer one may not want any more."""
 _ROUNDS = 40
 
 
@@ -149,7 +146,7 @@ class ClusterModel:
     def _faults(self, call: str) -> Iterator[str]:
         if "fails" in self.kinds:
             yield "fails"
-        if ("stops" in self.kinds and call in STOPS) or ("lingers" in self.kinds and call in LINGERS):
+        if "stops" in self.kinds and call in STOPS:
             yield "stops"
         if call in READS:
             return

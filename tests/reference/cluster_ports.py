@@ -116,8 +116,7 @@ class Calls:
             if kind == "release":
                 self.world.change(name, server="ending")
             return "hangs"
-        after_release = kind == "release" or (kind == "remove" and self.stale)  # it may have stood still before these
-        if (self.fenced and kind not in READS) or (kind in GUARDED and not after_release and self.replaced()):
+        if (self.fenced and kind not in READS) or (kind in GUARDED and self.replaced()):
             self.world.blame(f"an old controller's {kind} {name} is carried out")
         if self.stale and kind in INGRESS:
             return None  # the newer one's HAProxyIngress undoes it within seconds
@@ -181,9 +180,6 @@ class Calls:
 
     def _order(self, kind: str, name: str, given: Any) -> object:
         world, node = self.world, self.world.nodes[name]
-        if kind == "release" and given < node.fence:
-            return "fails"
-        world.change(name, fence=max(given, node.fence))
         if kind == "wake":
             if node.server == "off":
                 world.change(name, server="starting")
@@ -197,7 +193,7 @@ class Calls:
             world.end(name, "off")
         elif node.server != "up":
             return "fails"
-        elif given >= node.fence:
+        elif given >= node.newest:
             world.change(name, epoch=given, newest=given)
         return None
 
@@ -243,11 +239,11 @@ class ModelNodes:
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         await self._calls.call("follow", target.node, epoch)
 
-    async def wake(self, name: str, epoch: int) -> None:
-        await self._calls.call("wake", name, epoch)
+    async def wake(self, name: str) -> None:
+        await self._calls.call("wake", name)
 
-    async def release(self, name: str, epoch: int) -> None:
-        await self._calls.call("release", name, epoch)
+    async def release(self, name: str) -> None:
+        await self._calls.call("release", name)
 
     async def load(self) -> bytes | None:
         found = await self._calls.call("load")

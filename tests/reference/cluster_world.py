@@ -6,14 +6,13 @@ state made of changeable parts, which the calls of a controller change (`cluster
 
 Modelled of a node: off, starting, up, ending (it was released and answers what it has); whether the controller
 reaches it (the ingress does all the same); the epoch that its server follows and the newest that it knows; whether rows
-are open there; the newest epoch of any order to it (`fence`), which outlives its server but not its machine: an order
-of an older one is refused.  Of the ingress: nodes that it knows, those that drain, weights in HAProxy's whole numbers;
-it gives rows to nodes whose check passes, have a weight and do not drain.  It outlives controllers.
+are open there.  Of the ingress: nodes that it knows, those that drain, weights in HAProxy's whole numbers; it gives
+rows to nodes whose check passes, have a weight and do not drain.  It outlives controllers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,7 +31,6 @@ class NodeState(NamedTuple):
     epoch: int = 0
     newest: int = 0
     rows: bool = False
-    fence: int = 0
 
 
 class IngressState(NamedTuple):
@@ -215,12 +213,11 @@ class World:
 
     def kill(self, name: str) -> None:
         """Let a node die with all that it had."""
-        self.change(name, fence=0)
         self.end(name, "off")
 
     def end(self, name: str, server: str) -> None:
         """Let a node's server end, and be `server` from then on."""
-        self.nodes[name] = NodeState(server, self.nodes[name].cut, fence=self.nodes[name].fence)
+        self.nodes[name] = NodeState(server, self.nodes[name].cut)
         self.gone.add(name)
 
     def give_rows(self) -> None:
@@ -244,52 +241,28 @@ def ranked(epochs: Iterable[int]) -> dict[int, int]:
 
 def smaller(state: State) -> State:
     """Return a state with small numbers in place of its epochs."""
-    paused = state.paused
-    brains = state.brains if paused is None else (*state.brains, paused.brain)
-    answers = () if paused is None else paused.answers
+    if state.paused is not None:
+        return state  # what it was answered has epochs in it; there is one pause, so they stay few
     seen: list[int] = []
-    for node in (*state.nodes, *_told(answers)):
-        seen += (node.epoch, node.newest, node.fence)
-    for brain in brains:
+    for node in state.nodes:
+        seen += (node.epoch, node.newest)
+    for brain in state.brains:
         seen.append(brain.epoch)
         for own in brain.members:
             seen.append(own.sent)
             if own.heard is not None:
                 seen += (own.heard.epoch, own.heard.newest)
         seen += [order.epoch for order in brain.orders]
-    seen += [saved.epoch for saved in (state.store, *answers) if isinstance(saved, SavedState)]
+    if state.store is not None:
+        seen.append(state.store.epoch)
     to = ranked(seen)
     if all(key == value for key, value in to.items()):
         return state
     return state._replace(
-        nodes=tuple(_node(own, to) for own in state.nodes),
+        nodes=tuple(own._replace(epoch=to[own.epoch], newest=to[own.newest]) for own in state.nodes),
         store=state.store and state.store._replace(epoch=to[state.store.epoch]),
         brains=tuple(_ranked(brain, to) for brain in state.brains),
-        paused=paused
-        and paused._replace(
-            brain=_ranked(paused.brain, to), answers=tuple(_answer(answer, to) for answer in paused.answers)
-        ),
     )
-
-
-def _told(answers: Iterable[object]) -> Iterator[NodeState]:
-    """Return the nodes that reports were answered with."""
-    for answer in answers:
-        if isinstance(answer, tuple):
-            yield from (own for own in answer if isinstance(own, NodeState))
-
-
-def _node(own: NodeState, to: dict[int, int]) -> NodeState:
-    return own._replace(epoch=to[own.epoch], newest=to[own.newest], fence=to[own.fence])
-
-
-def _answer(answer: object, to: dict[int, int]) -> object:
-    """Return an answer that a controller had, with small numbers in place of epochs."""
-    if isinstance(answer, SavedState):
-        return answer._replace(epoch=to[answer.epoch])
-    if type(answer) is tuple and any(isinstance(own, NodeState) for own in answer):
-        return tuple(_node(own, to) if isinstance(own, NodeState) else own for own in answer)
-    return answer
 
 
 def _ranked(brain: BrainState, to: dict[int, int]) -> BrainState:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -17,7 +15,6 @@ from clover.cluster.controller_changes import Covers, NodeView, departures
 from clover.cluster.controller_records import ChangeStep
 from tests.reference.cluster_look import Looker
 from tests.reference.cluster_model import ClusterModel
-from tests.reference.cluster_ports import Calls
 from tests.reference.cluster_world import State, ranked
 from tests.reference.explorer import Found, explore
 
@@ -98,30 +95,6 @@ def test_a_controller_without_one_of_its_rules_is_found_out(case: str, monkeypat
         found = explore(model)
     assert expected in found.violation
     assert len(found.trace) > 1
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_an_old_release_ends_no_node_that_another_one_wants(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A controller stands still between its last question to the store and the release of a node that has drained; then
-    that node is the best one, and another controller is started.  `broken`: the node does not look at epochs."""
-    ordered = Calls._order
-
-    def unfenced(calls: Calls, kind: str, name: str, given: Any) -> object:
-        calls.world.change(name, fence=0)
-        return ordered(calls, kind, name, given)
-
-    if broken:
-        monkeypatch.setattr(Calls, "_order", unfenced)
-    with modelled("ab", 1, "none", 1, 1, "lingers") as model:
-        state = model.initial()
-        for what in ("one looks", "b has answered its rows", r"one looks: stops at \d+ \(release\)", "b is best"):
-            state = next(after for label, after in model.successors(state) if re.fullmatch(what, label))
-        assert (state.left, state.flips) == (0, 0)
-        model.initial = lambda: state  # type: ignore[method-assign]
-        if broken:
-            assert explore(model).violation == "b is released and was not drained"
-        else:
-            assert explored(model).states > 100
 
 
 def test_epochs_are_brought_down_to_their_order() -> None:

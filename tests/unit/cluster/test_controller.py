@@ -596,9 +596,9 @@ def test_a_node_that_takes_long_to_end_keeps_no_look_waiting(monkeypatch: pytest
     async def story() -> None:
         scene, ended = Scene(survive="none"), asyncio.Event()
 
-        async def slowly(name: str, epoch: int) -> None:
+        async def slowly(name: str) -> None:
             await ended.wait()
-            await SimulatedNodes(scene.world).release(name, epoch)
+            await SimulatedNodes(scene.world).release(name)
 
         scene.nodes.release = slowly  # type: ignore[method-assign]
         controller = scene.controller()

@@ -438,10 +438,10 @@ def test_a_region_whose_grid_was_never_read_is_not_taken_for_a_clean_one_and_is_
 
 def test_a_node_that_died_as_it_drained_keeps_no_other_awake() -> None:
     class Dead(Late):
-        async def release(self, name: str, epoch: int) -> None:
+        async def release(self, name: str) -> None:
             if name in self.silent:
                 raise ClusterError("its machine is gone")
-            await self._nodes.release(name, epoch)
+            await self._nodes.release(name)
 
     async def story() -> None:
         scene = Scene(survive="none")

@@ -278,25 +278,6 @@ def test_a_released_node_stays_released(tmp_path: Path) -> None:
     tell(story)
 
 
-def test_an_order_of_an_older_epoch_does_not_end_it_whatever_was_restarted(tmp_path: Path) -> None:
-    async def story() -> None:
-        scene = Scene(tmp_path)
-        agent = scene.agent()
-        await agent.start()
-        agent.fence(3)
-        agent.heard(5)
-        for one in (agent, scene.agent()):  # Ray has made the actor anew
-            with pytest.raises(ClusterError, match="an order of epoch 4 is older than one of epoch 5"):
-                one.fence(4)
-            one.fence(5)
-            one.fence(0)  # an operator's
-            assert (await one.report()).newest_epoch >= 5, "another controller begins above it"
-        (tmp_path / "a" / "epoch").write_bytes(b"\xff")  # a damaged one is none
-        scene.agent().fence(1)
-
-    tell(story)
-
-
 def test_a_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         scene = Scene(tmp_path)

@@ -65,7 +65,7 @@ class FakeActor:
             if method == "report":
                 node = ClusterNode(name=self.name, region="north", devices={"k": 1})
                 return msgspec.json.encode(NodeReport(node=node, at_s=1.0, started_s=1.0, url="http://x"))
-            return self.refuses if method in ("follow", "start", "release") else None
+            return self.refuses if method in ("follow", "start") else None
 
         return SimpleNamespace(remote=answer)
 
@@ -127,8 +127,8 @@ def test_a_node_is_woken_asked_given_its_target_and_released(monkeypatch: pytest
         scene = Scene(monkeypatch, tmp_path)
         nodes: Nodes = scene.nodes
         assert await nodes.reports() == {}
-        await nodes.wake("b", 3)
-        await nodes.wake("b", 3)  # again: the same actor
+        await nodes.wake("b")
+        await nodes.wake("b")  # again: the same actor
         actor, options = scene.ray.actors["node:b"], scene.ray.options["node:b"]
         assert options["resources"] == {"node-b": 0.001}
         assert (options["lifetime"], options["max_restarts"], options["num_cpus"]) == ("detached", -1, 0)
@@ -143,15 +143,10 @@ def test_a_node_is_woken_asked_given_its_target_and_released(monkeypatch: pytest
             await nodes.follow(target, 8)
         with pytest.raises(ClusterError, match="has no actor"):
             await nodes.follow(msgspec.structs.replace(target, node="a"), 8)
-        actor.refuses = "an order of epoch 7 is older than one of epoch 8"
-        with pytest.raises(ClusterError, match="node b is not released: an order of epoch 7 is older"):
-            await nodes.release("b", 7)
-        assert scene.ray.actors == {"node:b": actor}, "it is a newer controller's"
-        actor.refuses = ""
-        await nodes.release("b", 7)
-        assert actor.calls[-1] == ("release", (7,))
+        await nodes.release("b")
+        assert actor.calls[-1][0] == "release"
         assert scene.ray.actors == {}
-        await nodes.release("b", 7)  # nothing is left to do
+        await nodes.release("b")  # nothing is left to do
 
     tell(story)
 
@@ -160,7 +155,7 @@ def test_nodes_that_are_gone_or_silent_are_left_out(monkeypatch: pytest.MonkeyPa
     async def story() -> None:
         scene = Scene(monkeypatch, tmp_path)
         for name in ("a", "b"):
-            await scene.nodes.wake(name, 1)
+            await scene.nodes.wake(name)
         scene.ray.actors["node:a"].gone = True
         assert list(await scene.nodes.reports()) == ["b"]
         scene.ray.actors["node:a"].gone, scene.ray.actors["node:b"].hangs = False, True
@@ -183,7 +178,7 @@ def test_a_ray_that_does_not_say_where_one_node_is_says_it_of_the_others(
     async def story() -> None:
         scene = Scene(monkeypatch, tmp_path)
         for name in ("a", "b"):
-            await scene.nodes.wake(name, 1)
+            await scene.nodes.wake(name)
         scene.ray.lost = {"node:a"}
         assert list(await scene.nodes.reports()) == ["b"]
         scene.ray.lost = {"node:a", "node:b"}
@@ -211,12 +206,12 @@ def test_a_hook_that_was_given_up_does_not_run_on(monkeypatch: pytest.MonkeyPatc
         scene = Scene(monkeypatch, tmp_path, hook='["/hook"]')
         process = Process()
 
-        async def execute(*words: str, stdin: int, env: dict[str, str]) -> Process:
-            assert (words, env["CLOVER_EPOCH"]) == (("/hook", "wake", "a"), "1")
+        async def execute(*words: str, stdin: int) -> Process:
+            assert words == ("/hook", "wake", "a")
             return process
 
         monkeypatch.setattr(asyncio, "create_subprocess_exec", execute)
-        waking = asyncio.ensure_future(scene.nodes.wake("a", 1))
+        waking = asyncio.ensure_future(scene.nodes.wake("a"))
         for _ in range(3):
             await asyncio.sleep(0)
         waking.cancel()
@@ -235,7 +230,7 @@ def test_the_ingress_says_whose_rows_they_are(monkeypatch: pytest.MonkeyPatch, t
             return {}
 
         scene = Scene(monkeypatch, tmp_path, shared=shared)
-        await scene.nodes.wake("a", 1)
+        await scene.nodes.wake("a")
         assert await scene.nodes.reports() == {}
         assert list(asked[0]) == ["a"]
 
@@ -246,17 +241,17 @@ def test_the_ingress_says_whose_rows_they_are(monkeypatch: pytest.MonkeyPatch, t
 def test_the_autoscalers_hook_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def story() -> None:
         log = tmp_path / "log"
-        scene = Scene(monkeypatch, tmp_path, hook=f'["/bin/sh", "-c", "echo $0 $1 $CLOVER_EPOCH >> {log}"]')
-        await scene.nodes.wake("a", 1)
-        await scene.nodes.release("a", 1)
-        assert log.read_text() == "wake a 1\nrelease a 1\n"
+        scene = Scene(monkeypatch, tmp_path, hook=f'["/bin/sh", "-c", "echo $0 $1 >> {log}"]')
+        await scene.nodes.wake("a")
+        await scene.nodes.release("a")
+        assert log.read_text() == "wake a\nrelease a\n"
         scene = Scene(monkeypatch, tmp_path, hook='["/bin/false"]')
         with pytest.raises(ClusterError, match="failed with 1"):
-            await scene.nodes.wake("a", 1)
+            await scene.nodes.wake("a")
         assert scene.ray.actors == {}  # a machine that is not there gets no actor
         scene = Scene(monkeypatch, tmp_path, hook='["/no/such/hook"]')
         with pytest.raises(ClusterError, match="cannot be called"):
-            await scene.nodes.wake("a", 1)
+            await scene.nodes.wake("a")
 
     tell(story)
 
@@ -265,7 +260,7 @@ def test_all_nodes_go_on_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path
     async def story() -> None:
         scene = Scene(monkeypatch, tmp_path)
         for name in ("a", "b"):
-            await scene.nodes.wake(name, 1)
+            await scene.nodes.wake(name)
         actors = dict(scene.ray.actors)
         actors["node:a"].gone = True
         await scene.nodes.leave()
@@ -287,13 +282,6 @@ def test_a_node_whose_release_was_cut_off_can_be_woken_again_and_a_report_alone_
         async def look(self) -> None:
             pass
 
-        def heard(self, epoch: int) -> None:
-            self.epoch = epoch
-
-        def fence(self, epoch: int) -> None:
-            if epoch < 2:
-                raise ClusterError("it is old")
-
         async def release(self) -> None:
             self.did.append("release")
 
@@ -308,15 +296,13 @@ def test_a_node_whose_release_was_cut_off_can_be_woken_again_and_a_report_alone_
         actor._agent = agent  # type: ignore[assignment]
         await actor.report()  # made anew by Ray
         await asyncio.sleep(0)
-        assert await actor.release(2) == ""
+        await actor.release()
         await actor.report()  # a look that was under way
         await asyncio.sleep(0)
         assert agent.did == ["start", "release"]
         await actor.start()  # Ray did not end it
         await asyncio.sleep(0)
         assert agent.did == ["start", "release", "start"]
-        assert await actor.release(1) == "it is old"
-        assert agent.did == ["start", "release", "start"], "it goes on"
-        assert await actor.release(2) == ""
+        await actor.release()
 
     tell(story)
