@@ -95,8 +95,7 @@ def keeps(cover: Cover, before: frozenset[str]) -> Callable[[frozenset[str]], bo
 
 class Cover:
     """The load of changing sets of nodes under `demands`, `survive`: after the loss of the node or region that would be
-    missed most, each device at the accuracy floor, as the planner's reserve counts it.  A set that differs little from
-    the last one costs little."""
+    missed most.  A set that differs little from the last one costs little."""
 
     def __init__(
         self, capacity: Capacity, nodes: Iterable[ClusterNode], demands: Demands, survive: str = "none"
@@ -104,6 +103,7 @@ class Cover:
         self._capacity = capacity
         self._nodes = {node.name: node for node in nodes}
         self._survive = survive
+        self._degraded = survive != "none"  # a loss may cost accuracy for a while, no rows
         self._groups = _groups(capacity.reach, demands)
         self._sizes: list[dict[str, dict[str, float]]] = [{family: {} for family in rates} for _, rates in self._groups]
         self._names: frozenset[str] = frozenset()
@@ -126,14 +126,14 @@ class Cover:
         for (regions, _), sizes in zip(self._groups, self._sizes, strict=True):
             if node.region in regions:
                 for family, own in sizes.items():
-                    rate = self._capacity.node_rate(node, family)
+                    rate = self._capacity.node_rate(node, family, degraded=self._degraded)
                     own[part] = own.get(part, 0.0) + sign * rate
 
     def _load(self, rates: Mapping[str, float], sizes: Mapping[str, Mapping[str, float]]) -> float:
         total = 0.0
         for family, rate in rates.items():
             own = sizes[family].values()
-            room = sum(own) - (max(own, default=0.0) if self._survive != "none" else 0.0)
+            room = sum(own) - (max(own, default=0.0) if self._degraded else 0.0)
             total += rate / room if room > 1e-6 else math.inf
         return total
 

@@ -34,6 +34,8 @@ LONGEST = 30
 KEPT_S = 3600.0
 """Seconds after which a window says nothing any more (if looks are rare; else `LONGEST` of them are younger)."""
 _SUFFIXES = (1, 2, 4, 8)
+_LEAST_ROWS = 5.0
+"""In a window: differences are judged as if there were so many at least, as one row after quiet minutes is none."""
 
 
 class ArrivalRate:
@@ -103,6 +105,7 @@ class ArrivalRate:
     def _differs(self, rate: float, count: int, before: float, of: int) -> bool:
         together = (rate * count + before * of) / (count + of)
         off = math.hypot(deviation(together, count), deviation(together, of))
+        off = max(off, deviation(_LEAST_ROWS / WINDOW_S))
         return rate - before > RISEN * off or before - rate > FALLEN * off
 
     def _forget_all_but(self, newest: int) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from clover.errors import PlanError
 from clover.planning.model.problem import accuracies
 from clover.planning.transition.stages import StageView, stages
@@ -84,7 +86,12 @@ class WayFinder:
         self._solver = solver
         self._profile = profile
         self._rate = state.arrival_rate
-        self._states = (state, bare) if bare != state else (state,)
+        # The floor evens out over hours: routings on a way keep it if the SLO allows, and the SLO alone if it does not.
+        lowered = msgspec.structs.replace(bare.objective, accuracy_floor=0.0, accuracy_margin=0.0)
+        self._states: list[State] = []
+        for one in (state, bare, msgspec.structs.replace(bare, objective=lowered)):
+            if one not in self._states:
+                self._states.append(one)
         self._ways = ways
         self._known: dict[Configuration, Routing | None] = {}
 

@@ -250,7 +250,8 @@ def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
     given = PlanningInput.of(state)
     if not measured(given.problem, configuration):
         return None
-    found = _best_on(given.problem, given.objective, configuration)
+    best = _best_on(given.problem, given.objective, configuration)
+    found = with_waits(given.problem, given.objective, alone(best)).best
     return found.routing if found.feasible else None
 
 

@@ -316,12 +316,9 @@ class Served:
     def _room(self, placement: Placement) -> Room:
         """Return what workers at `placement` may hold together: the slice's memory; on cores what the operator lets a
         worker have, else what is free on the machine."""
-        device = self._devices.get(placement.device)
-        if device is None:
-            return Room()
         try:
-            own = device.memory_bytes(placement)
-        except DeviceError:  # it is lost, or does not say
+            own = self._device(placement).memory_bytes(placement)
+        except DeviceError:  # it is gone, is lost, or does not say
             return Room()
         if own or self._workers.memory_bytes:
             return Room(own or self._workers.memory_bytes)
@@ -353,8 +350,7 @@ class Served:
             if not error.hung:
                 self._alone[shape] = time.monotonic_ns() + LEFT_OUT_NS
             _log.warning(
-                "%s: a worker on %s that was to hold %s beside %s did not start (%s): it is started with that variant "
-                "alone%s",
+                "%s: a worker on %s to hold %s beside %s did not start (%s): it starts with that variant alone%s",
                 self.name,
                 shape,
                 ", ".join(one.variant for one in order.also),

@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 import clover
+from clover.low_priority import LowPriority
 from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
@@ -148,7 +149,7 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
             async with loaded(first.server) as client:
                 await until(lambda: client.answered > 50)
-                succession = await Succession.ask(first.server.config)
+                succession = await Succession.ask(first.server.config, LowPriority())
                 second = Owner(server_of(tmp_path, control=f"unix:{control}"), succession)
                 async with second:
                     await asyncio.wait_for(first.ended.wait(), 10)
@@ -183,9 +184,9 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
 def test_a_successor_that_gives_up_leaves_the_running_server_alone(tmp_path: Path) -> None:
     async def main() -> None:
         async with Owner(server_of(tmp_path)) as first, loaded(first.server) as client:
-            gone = await Succession.ask(first.server.config)
+            gone = await Succession.ask(first.server.config, LowPriority())
             gone.close()  # its process ended before it was ready
-            late = await Succession.ask(first.server.config)  # and the next one may ask
+            late = await Succession.ask(first.server.config, LowPriority())  # and the next one may ask
             other = clover.Server(config=first.server.config)
             other._succession = late
             late.open = fails  # type: ignore[method-assign]
@@ -213,18 +214,18 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
             here = first.server.config
             others = server_of(tmp_path, grpc_port=0).config
             with pytest.raises(TakeOverError, match="grpc_port '0', and the running server with grpc_port ''"):
-                await Succession.ask(others)
+                await Succession.ask(others, LowPriority())
             with pytest.raises(TakeOverError, match="no server with this configuration"):
-                await Succession.ask(server_of(tmp_path, port=1).config)
+                await Succession.ask(server_of(tmp_path, port=1).config, LowPriority())
             with pytest.raises(TakeOverError, match="instances of a GPU belong"):
-                await Succession.ask(server_of(tmp_path, device="nvidia").config)
+                await Succession.ask(server_of(tmp_path, device="nvidia").config, LowPriority())
             with pytest.raises(TakeOverError, match="state folder"):
-                await Succession.ask(serve("slow", tmp_path).config)
+                await Succession.ask(serve("slow", tmp_path).config, LowPriority())
             begun_s = time.monotonic()
             again = Owner(server_of(tmp_path))
             async with again:  # another server of that name is nobody's successor
                 assert again.take_overs._file is None
             assert time.monotonic() - begun_s < 60.0
-            (await Succession.ask(here)).close()
+            (await Succession.ask(here, LowPriority())).close()
 
     run(main())

@@ -31,8 +31,8 @@ VERBS = frozenset(
     Accept Add Adjust Admit Allow Answer Append Apply Ask Assign Attach Audit Batch Be Become Begin Bind Book
     Bound Bring Build Calculate Call Cancel Carry Change Charge Check Choose Clear Close Collect Combine Come
     Compare Compile Complete Compute Convert Copy Count Create Damage Deal Decode Decompress Deliver Deploy
-    Derive Describe Detach Die Discard Dispatch Divide Do Drain Draw Drive Drop Encode End Enter Estimate Evaluate
-    Execute
+    Derive Describe Detach Die Discard Dispatch Divide Do Drain Draw Drive Drop Encode End Enter Escape Estimate
+    Evaluate Execute
     Expect Expire Export Extend Fail Fetch Fill Find Finish Fold Follow Forget Fork Format Free Gather Generate
     Get Give Go Grow Guess Halve Hand Handle Have Hold Ignore Import Increase Insert Install Iterate Join Judge Keep
     Kill Launch Lay Leave Let Limit List Listen Load Lock Log Look Lower Make Map Mark Match Measure Merge Move

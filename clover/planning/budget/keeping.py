@@ -36,18 +36,21 @@ def keeping(given: PlanningInput) -> Candidate | None:
     state, problem = given.state, given.problem
     if not state.running or state.routing is None:
         return None
+    routing = state.routing
+    if routing.wait_ms and not state.objective.waits:  # no row may wait now, so that is not what keeping would do
+        routing = msgspec.structs.replace(routing, wait_ms={})
     objective = momentary(state, given.objective)
     configuration = configuration_of(state.running)
     if not measured(problem, configuration):
         return None
-    prediction = predicted(problem, configuration, state.routing)
+    prediction = predicted(problem, configuration, routing)
     if prediction is None:
         return None
     why = direct(problem, configuration, objective.max_utilisation).why
-    why = why or shortfall(objective, prediction, chained=len(state.routing.chain) > 1)
+    why = why or shortfall(objective, prediction, chained=len(routing.chain) > 1)
     candidate = Candidate(
         configuration=configuration,
-        routing=state.routing,
+        routing=routing,
         prediction=prediction,
         score=objective.score(prediction.accuracy, prediction.energy_j_per_row),
         feasible=not why,
