@@ -86,18 +86,24 @@ class WayFinder:
         self._solver = solver
         self._profile = profile
         self._rate = state.arrival_rate
-        # The floor evens out over hours: routings on a way keep it if the SLO allows, and the SLO alone if it does not.
+        self._states = (state, bare) if bare != state else (state,)
         lowered = msgspec.structs.replace(bare.objective, accuracy_floor=0.0, accuracy_margin=0.0)
-        self._states: list[State] = []
-        for one in (state, bare, msgspec.structs.replace(bare, objective=lowered)):
-            if one not in self._states:
-                self._states.append(one)
+        self._lowered = msgspec.structs.replace(bare, objective=lowered)
         self._ways = ways
-        self._known: dict[Configuration, Routing | None] = {}
+        self._known: dict[tuple[Configuration, bool], Routing | None] = {}
+        self._lenient = False
 
     async def best(self, target: tuple[Assignment, ...]) -> Way:
         """Return the best way to `target`.  PlanError if it cannot exist on the devices."""
         ways = self._ways(target)
+        self._lenient = False
+        found = await self._best_of(ways)
+        if not found.good:  # the floor evens out over hours, the SLO does not: a way of seconds may be below the floor
+            self._lenient = True
+            found = min(found, await self._best_of(ways), key=lambda way: way.rank)
+        return found
+
+    async def _best_of(self, ways: Ways) -> Way:
         quick = await self._judged(ways, ways.quick())
         if quick.good:
             return quick
@@ -176,11 +182,13 @@ class WayFinder:
 
     async def _routing(self, served: Configuration) -> Routing | None:
         """Return how rows go best to these workers; None if they miss the targets whatever goes where."""
-        if served not in self._known:
-            self._known[served] = None
-            for state in self._states if served else ():
-                with contextlib.suppress(PlanError):
-                    self._known[served] = await self._solver.routing(state, served)
-                if self._known[served] is not None:
+        key = (served, self._lenient)
+        if key not in self._known:
+            found = self._known.get((served, False))
+            for state in (self._lowered,) if self._lenient else self._states:
+                if found is not None or not served:
                     break
-        return self._known[served]
+                with contextlib.suppress(PlanError):
+                    found = await self._solver.routing(state, served)
+            self._known[key] = found
+        return self._known[key]

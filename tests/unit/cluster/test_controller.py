@@ -580,7 +580,6 @@ def test_a_node_that_follows_an_older_epoch_is_asked_again_and_named() -> None:
         (look,) = await scene.steps(controller, 1)
         assert ("follow", name) in [(step.kind, step.node) for step in look.steps]
         await scene.steps(controller, 1)
-        await controller.step()
         epoch = controller.status().epoch
         assert f"{name} took epoch {epoch}, and follows epoch 1: asked again" in controller.status().troubles
         scene.nodes.follow = follow  # type: ignore[method-assign]

@@ -543,8 +543,8 @@ def test_a_faster_variant_helps_out_where_an_exchange_would_leave_too_few_worker
         await apply(of, large__1g_5gb=14)
         assert of.last["inputs"]["lowest_capacity"] >= rate
         calls = of.fleet.calls
-        assert calls.index("spawn medium") < calls.index("drain large"), "it loads beside what runs"
-        assert calls.count("drain medium") == calls.count("spawn medium")
+        assert calls.index("spawn small") < calls.index("drain large"), "it loads beside what runs"
+        assert calls.count("drain small") == calls.count("spawn small")
         assert {item.variant for item in of.family.desired} == {"large"}
         of.consistent()
 

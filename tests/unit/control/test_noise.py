@@ -271,7 +271,7 @@ def test_a_flat_day_at_the_reference_and_away_from_it(name: str, form: str, g_pe
 
 def test_routing_follows_readings_where_the_configuration_stays() -> None:
     async def story() -> None:
-        box = replace(boxes()["at the limit"], rate=300.0)
+        box = replace(boxes()["at the limit"], rate=320.0)
         rig = box.rig("paper", 242.0)  # where `large` and `xlarge`, side by side, are worth the same
         assert await day(rig, box.arrives, seed=5, scatter=0.0) == 0
         decisions = rig.controller.decisions(10_000)
