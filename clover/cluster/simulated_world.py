@@ -373,7 +373,7 @@ class SimulatedNodes:
         node = self._world.nodes[name]
         if node.cut_off:
             raise ClusterError(f"{name} does not answer")
-        if epoch < node.fence:
+        if 0 < epoch < node.fence:  # 0 is an operator's own word
             raise ClusterError(f"{name} has an order of epoch {node.fence}, which is newer than {epoch}")
         if node.state == "off":
             return
