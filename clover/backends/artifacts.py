@@ -108,7 +108,8 @@ class CpuBudget:
     `clock_s` seconds from now on in which all of them have to end.
 
     Compiling is computing: where others keep the cores busy it takes several times as long by the clock, and the same
-    CPU time.  Its processes' children are not counted.
+    CPU time.  Counted are the compiling process and its fork, in which the family's code and the backend run; programs
+    that these start, as a C++ compiler, are not.
     """
 
     def __init__(self, limit_s: float, clock_s: float = math.inf) -> None:
@@ -370,6 +371,7 @@ class _Compilation:
         self._timeout_s = timeout_s
         self._budget = budget
         self._used_s = 0.0
+        self._used_ns: dict[int, int] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -437,10 +439,28 @@ class _Compilation:
         return True
 
     def _charge(self) -> None:
-        used_ns = process_ns(self._process.pid)
-        if self._budget is not None and used_ns is not None:
-            self._budget.used_s += used_ns / 1e9 - self._used_s
-            self._used_s = used_ns / 1e9
+        """Count what the compiling process and its children have used since the last call."""
+        if self._budget is None:
+            return
+        for pid in (self._process.pid, *_children(self._process.pid)):
+            used_ns = process_ns(pid)
+            if used_ns is None:
+                continue
+            before_ns = self._used_ns.get(pid, 0)
+            # One with less than before is another process, which was given the same number.
+            used_s = (used_ns - before_ns if used_ns >= before_ns else used_ns) / 1e9
+            self._used_ns[pid] = used_ns
+            self._used_s += used_s
+            self._budget.used_s += used_s
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children that the main thread of `pid` started; none if it has ended, or the kernel lists none
+    (CONFIG_PROC_CHILDREN): then the clock alone bounds a compilation."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
+    except OSError:
+        return []
 
 
 def _tail(file: IO[bytes]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable
 
@@ -47,7 +46,19 @@ class StopLimit:
     def _wait(self, within_s: float) -> None:
         if self._done.wait(within_s):
             return
-        log.error("the stop took more than %g s, and the process ends as it is; what hangs:", within_s)
-        logs.flush()
-        faulthandler.dump_traceback(sys.stderr)
-        self._end(EXIT_CODE)
+        try:
+            log.error("the stop took more than %g s, and the process ends as it is; what hangs:", within_s)
+            for line in _stacks().splitlines():
+                log.error("    %s", line)
+            logs.flush()
+        finally:
+            self._end(EXIT_CODE)
+
+
+def _stacks() -> str:
+    """Return the stacks of all threads.  They go through the log, for nobody may read standard error, and writing to it
+    would hang, too."""
+    with open(os.memfd_create("stacks"), "w+b") as file:
+        faulthandler.dump_traceback(file.fileno())
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")

@@ -62,6 +62,14 @@ def _leave_mode(path: object, mode: int, **options: object) -> None:
     """Stand for `os.chmod`, which the sandbox refuses: it cannot tell whose file a path leads to."""
 
 
+def close_all_but(kept: int) -> None:
+    """Close every descriptor of this process but the three standard ones and `kept`."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd != kept:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(fd)
+
+
 class ConfinedCompiler:
     """A backend whose compilations run in a fork of this process, confined as `order` says; `needed` is the folder of
     an artifact that they start from, empty if they need none."""
@@ -80,7 +88,7 @@ class ConfinedCompiler:
         if not child:
             status = 1
             try:
-                self._confine(family, variant, folder)
+                self._confine(family, variant, folder, reason)
                 self._backend.compile(family, variant, folder, threads, target)
                 status = 0
             except BaseException as error:
@@ -98,8 +106,9 @@ class ConfinedCompiler:
             how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             raise ProfileError(said or f"the compiling process was {how}")
 
-    def _confine(self, family: FamilySpec, variant: VariantSpec, folder: Path) -> None:
-        """Give up, in the fork, all that a compilation needs no more, and end with the process that forked it."""
+    def _confine(self, family: FamilySpec, variant: VariantSpec, folder: Path, reason: int) -> None:
+        """Give up, in the fork, all that a compilation needs no more, and end with the process that forked it.  Of its
+        descriptors `reason` stays, and what it prints to."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl")
@@ -107,6 +116,9 @@ class ConfinedCompiler:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)  # it is the server's end of a pipe
         os.close(nothing)
+        # The locks of the artifact and of the GPU are among them, which the family's code could drop, and the server's
+        # end of the answers.
+        close_all_but(reason)
         if sandbox.confine(self._worker_order(family, variant, folder)):
             os.chmod = _leave_mode  # torch's compiler sets the modes of what it made, which need none
 

@@ -116,8 +116,9 @@ def answer(spec: FamilySpec, question: EvaluationQuestion) -> EvaluationReply:
     assert spec.evaluation is not None
     assert question.labels is not None
     metric = families.resolve(spec.evaluation.metric, spec.folder)
-    outputs = {name: unpack(array) for name, array in question.outputs.items()}
-    return EvaluationReply(arrays=(pack(np.asarray(metric(outputs, unpack(question.labels)))),))
+    # Copies: what shares the message's bytes is read-only, and a metric may work in place.
+    outputs = {name: unpack(array).copy() for name, array in question.outputs.items()}
+    return EvaluationReply(arrays=(pack(np.asarray(metric(outputs, unpack(question.labels).copy()))),))
 
 
 def main(asked: int, tied: int) -> int:

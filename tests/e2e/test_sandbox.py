@@ -138,6 +138,8 @@ def test_it_reaches_nothing_of_the_server_while_it_is_compiled(scene: Scene, con
     assert done.returncode == 0, done.stderr.decode()
     found = msgspec.json.decode((artifact / "found.json").read_bytes(), type=dict[str, int])
     scene.check(found, confined, granted=("signal everybody", "fork"))  # "everybody" is its own group, itself in it
+    held = (artifact / "held").read_text()
+    assert held == "/memfd:reason (deleted)", "not the locks, which it could drop"
     left = int((artifact / "left").read_text())
     with pytest.raises(ProcessLookupError):  # a program that it started in a session of its own
         os.kill(left, 0)

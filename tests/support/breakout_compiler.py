@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -20,13 +21,24 @@ from clover.worker import orphans
 from clover.worker.compiler import ConfinedCompiler
 
 
+def is_open(fd: int) -> bool:
+    """Return whether this process has such a descriptor."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
+
+
 class Tries:
-    """Runs every attempt of a variant, and leaves a process behind."""
+    """Runs every attempt of a variant, says which descriptors it has, and leaves a process behind."""
 
     def compile(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
     ) -> None:
         """Write what came of the attempts, and the number of the process, into `folder`."""
+        held = [fd for fd in range(3, 256) if is_open(fd)]
+        (folder / "held").write_text(" ".join(os.readlink(f"/proc/self/fd/{fd}") for fd in held))
         run = families.resolve(variant.loader, family.folder)(variant, Path(family.folder))
         numbers = np.arange(len(run.names), dtype=np.int32)
         found = dict(zip(run.names, run([numbers])[0].tolist(), strict=True))

@@ -291,6 +291,7 @@ def test_a_compilation_is_charged_for_its_cpu_time_and_ended_if_it_exceeds_its_b
         return len(seen) * 1_000_000_000
 
     monkeypatch.setattr(artifacts, "process_ns", process_ns)
+    monkeypatch.setattr(artifacts, "_children", lambda pid: [])
     budget = backends.CpuBudget(3.0)
     with pytest.raises(ProfileError, match="compiling full with aoti took more than 3 s of CPU time"):
         compile_within(budget)
@@ -302,6 +303,34 @@ def test_a_compilation_is_charged_for_its_cpu_time_and_ended_if_it_exceeds_its_b
     with pytest.raises(ProfileError):
         compile_within(budget)
     assert budget.used_s == 4.0 + 11.0, "of both together"
+
+
+BURNS_IN_A_FORK = """
+import os, signal, time
+if not os.fork():
+    while time.process_time() < 2.0:
+        pass
+    os._exit(0)
+while os.read(0, 1 << 16):
+    pass
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+def test_what_the_fork_of_a_compiling_process_uses_is_charged_too(toy, tmp_path, monkeypatch):
+    """That is nearly all: the family's code and the backend run in it."""
+
+    def start(compilation):
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", BURNS_IN_A_FORK], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    monkeypatch.setattr(artifacts._Compilation, "_start", start)
+    budget = backends.CpuBudget(0.2, clock_s=20.0)
+    asked = backends.compile_in_background(toy, toy.variant("full"), "aoti", tmp_path / "x", budget=budget)
+    with pytest.raises(ProfileError, match="more than 0 s of CPU time"):
+        asyncio.run(asked)
+    assert budget.spent
 
 
 BYTE_NET = """

@@ -9,9 +9,11 @@ import pytest
 
 from clover import families
 from clover.errors import ConfigError, ProfileError
+from clover.families.array_codec import pack, unpack
 from clover.profiling import rows
 from clover.profiling.evaluation_process import EvaluationProcess
 from clover.types import FamilySpec, SandboxOrder
+from clover.worker import evaluator
 
 FAMILY = Path(__file__).parents[2] / "families" / "simple"
 DATA = """
@@ -32,6 +34,13 @@ def judge(outputs, labels):
     if not len(labels):
         raise ValueError("no rows")
     return (labels == "low") * outputs["OUTPUT0"].reshape(len(labels), -1)[:, 0]
+"""
+
+IN_PLACE = """
+def judge(outputs, labels):
+    outputs["OUTPUT0"] += 1
+    labels[:] = 2
+    return outputs["OUTPUT0"] * labels
 """
 
 
@@ -62,6 +71,15 @@ def test_rows_and_scores_are_those_of_the_family(tmp_path: Path) -> None:
         there.judge(outputs, there.labels)
     with rows.apart(spec, None) as process:
         assert process is None
+
+
+def test_a_metric_may_work_in_place(tmp_path: Path) -> None:
+    spec = family(tmp_path)
+    (tmp_path / "data.py").write_text(IN_PLACE)
+    outputs = {"OUTPUT0": pack(np.array([0, 1, 2]))}
+    asked = evaluator.EvaluationQuestion(outputs=outputs, labels=pack(np.array([0, 0, 0])))
+    (scores,) = evaluator.answer(spec, asked).arrays
+    np.testing.assert_array_equal(unpack(scores), [2, 4, 6])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 import sys
 import threading
@@ -32,7 +33,19 @@ def test_a_stop_that_hangs_ends_the_process(
     limit.done()
     assert codes == [EXIT_CODE]
     assert "the stop took more than 0 s" in caplog.text
-    assert "test_a_stop_that_hangs_ends_the_process" in capfd.readouterr().err, "what hangs is shown"
+    assert "test_a_stop_that_hangs_ends_the_process" in caplog.text, "what hangs is shown"
+    assert capfd.readouterr().err == "", "only the log's thread waits for who reads it"
+
+
+def test_a_stop_that_hangs_ends_the_process_though_its_stacks_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor() -> str:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(stop_limit, "_stacks", no_descriptor)
+    codes: list[int] = []
+    with pytest.raises(OSError, match="too many"):
+        StopLimit(codes.append)._wait(0.0)
+    assert codes == [EXIT_CODE]
 
 
 def test_a_stop_in_time_ends_nothing() -> None:
