@@ -22,7 +22,7 @@ Refused for good.  To come back is of use only to who may find room then.  Not t
 
 - whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
   serve at most (`limit`): 413;
-- that was refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
+- with an id, refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
   which one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of
   the lane's latest batches (504).
 """

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clover.config import TenantConfig
 from clover.errors import RequestError
 from clover.runtime.memory.slab import NO_MEMORY
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.memory_refusals import WAITS_S
 from clover.runtime.router.tickets import RouterTicket
+from clover.tenants import Tenant, Tenants
 from tests.support.overload import Load
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House
 
@@ -25,6 +27,7 @@ class Obeying:
     rows: int
     timeout_ns: int = 0
     request: int = 4711
+    tenant: Tenant | None = None
     statuses: list[int] = field(default_factory=list)
     error: str = ""
     due_ns: int | None = 0
@@ -35,7 +38,7 @@ class Obeying:
             return
         router, ticket, self.due_ns = self.house.router, None, None
         try:
-            ticket = router.open(self.rows, connection, self.request)
+            ticket = router.open(self.rows, connection, self.request, self.tenant)
             router.submit(ticket, self.done, timeout_ns=self.timeout_ns)
         except RequestError as error:
             if ticket is not None:
@@ -116,6 +119,23 @@ def test_a_timeout_that_a_busy_worker_never_meets_ends(timeout_ms: int, final: i
     assert client.statuses == ([429] * 3 + [504] if final == 504 else [200])
     if final == 504:
         assert client.error.endswith("each time that this request came back: set a longer timeout")
+
+
+@pytest.mark.parametrize("tenant", [False, True])
+def test_other_requests_of_one_connection_do_not_share_their_refusals(tenant: bool) -> None:
+    """A proxy's connection carries those of many clients, and without an id nothing tells them apart."""
+    load = loaded()
+    acme = next(iter(Tenants([TenantConfig(name="acme", token="acme")]).all())) if tenant else None
+    clients = [Obeying(load.house, rows=1, timeout_ns=60 * MS, request=0, tenant=acme) for _ in range(4)]
+
+    def ask(number: int) -> None:
+        load.ask(1 + number % 64, SECOND)
+        asking = next((client for client in clients if len(client.statuses) < 2), None)
+        if number > 1000 and asking is not None:
+            asking.ask(1000)
+
+    load.run(12.0, 3.0 * load.capacity, ask)
+    assert [client.statuses for client in clients] == [[429, 429]] * 4
 
 
 # --- rows that need a queue that is nearly empty ----------------------------------------------------------------------
