@@ -71,10 +71,20 @@ def test_a_request_whose_rows_alone_take_longer_than_its_timeout_is_too_large() 
     client = Obeying(load.house, rows=400, timeout_ns=SECOND)
     client.ask(1)
     assert client.statuses == [413]
-    assert client.error.startswith("400 rows take 5.1 s though no other row waits, and the timeout is 1 s: send fewer")
+    assert client.error.startswith("400 rows take 4.1 s though no other row waits, and the timeout is 1 s: send fewer")
     Obeying(load.house, rows=400, timeout_ns=6 * SECOND).ask(2)
     load.run(6.0, 0.0, print)
     assert load.house.router.traffic.codes == {200: 1, 413: 1}
+
+
+@pytest.mark.parametrize(("timeout_ms", "status"), [(4000, 413), (4200, 200)])
+def test_a_request_that_a_server_without_other_rows_answers_in_time_is_taken(timeout_ms: int, status: int) -> None:
+    load = loaded()
+    load.house.router.expect_pace({0: ProfiledPace(load.capacity, 0.04, 4)})
+    client = Obeying(load.house, rows=400, timeout_ns=timeout_ms * MS)
+    client.ask(1)
+    load.run(5.0, 0.0, print)
+    assert client.statuses == [status]
 
 
 def test_what_the_devices_would_serve_under_another_plan_is_asked_to_come_back() -> None:
