@@ -225,13 +225,26 @@ def test_what_is_remembered_is_forgotten() -> None:
     for _ in range(3):
         client.ask(1)
         without_memory(house, worker)
-        house.loop.advance(400 * SECOND)
+        house.loop.advance(40 * SECOND)
         client.due_ns = 0
     assert client.statuses == [503, 503, 413]
-    house.loop.advance(300 * SECOND)
+    house.loop.advance(30 * SECOND)
     client.ask(1)
     without_memory(house, worker)
     assert client.statuses[-1] == 503
+
+
+def test_wants_of_memory_that_pass_do_not_add_up() -> None:
+    """Memory is short for a moment every two minutes, and the same row, a test image, meets it each time."""
+    house = House()
+    (worker,) = house.route(0)
+    client = Obeying(house, 1)
+    for _ in range(5):
+        client.due_ns = 0
+        client.ask(1)
+        without_memory(house, worker)
+        house.loop.advance(120 * SECOND)
+    assert client.statuses == [503] * 5
 
 
 @given(waits=st.lists(st.integers(0, 8000), max_size=12))
