@@ -178,9 +178,9 @@ class Model:
     def open(self, rows: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> Ticket:
         """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing.  Rows that wait are served in
         turn by `flow`: a number of the front end's, from 1 on, for each of its connections.  A request that comes back
-        after it was refused is known by `request`, the hash of the id that its client gave it, or by `flow` if that is
-        0.  The rows of a `tenant` are served in turn with those of others whatever connections they come by; Overloaded
-        says if it is over its own rate."""
+        after it was refused is known by `request`, a positive hash of the id that its client gave it, or by `flow` if
+        that is 0.  The rows of a `tenant` are served in turn with those of others whatever connections they come by;
+        Overloaded says if it is over its own rate."""
         raise NotImplementedError
 
     def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:

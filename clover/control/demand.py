@@ -108,11 +108,13 @@ class DemandMemory:
         was rolled back to, and both are None if no plan was made.  `running`: the workers that shall run now."""
         if action == "dry run":
             return
+        accuracy = {name: own.accuracy for name, own in self._variants.items()}
+        for item in met_by(tuple(self.remembered(now_s).values()), running, accuracy):
+            self._missing_since_s.pop(item.variant, None)  # declined ones too: a plan may bring them anyway
         if state is None and plan is not None:  # the plan that was rolled back to was not made for this demand
             self._rolled_back(running, detail, now_s)
             return
         wanted = {item.variant: item for item in self.wanted(now_s)}
-        accuracy = {name: own.accuracy for name, own in self._variants.items()}
         planned = {item.variant for item in state.demand} if state is not None else set[str]()
         served = {item.variant for item in met_by(tuple(wanted.values()), running, accuracy)}
         self._planned = {name: item.rate for name, item in wanted.items()}
@@ -120,7 +122,6 @@ class DemandMemory:
         for name, item in wanted.items():
             if name in served:
                 self._declined.pop(name, None)
-                self._missing_since_s.pop(name, None)
                 continue
             self._missing_since_s.setdefault(name, now_s)
             if name in planned and action not in ("failed", "rolled back"):

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import logging
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -89,7 +90,7 @@ class GrpcCaller:
         if tenant is not None:
             self.client = tenant.client
         self.request_id = request_id
-        self.request = hash((request_id, self.client)) if request_id else 0
+        self.request = hash((request_id, self.client)) & sys.maxsize if request_id else 0
         self.uncached = 0
 
 

@@ -350,9 +350,12 @@ class Skeleton:
     def __init__(self, raw: bytes) -> None:
         self.raw: bytes | None = raw
         self.length = self._number(_LENGTH, 0)
+        empty = not self.length and self.raw is not raw
         self.json_length = self._number(_JSON_LENGTH, -1)
         self.request_id = self._cut(_REQUEST_ID)
         if len(self.request_id) > _MOST_ID or self.request_id.translate(None, _VISIBLE):
+            self.raw = None
+        if empty:  # without a body nothing is expected (`Head.expect`), with one it may be
             self.raw = None
 
     def is_of(self, head: Head) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -157,12 +158,12 @@ class SplitEndpoint(InferEndpoint):
 
 
 def _named(exchange: Exchange) -> int:
-    """Return a number of the id that a client gave a request, and of its address: others may use the same ids; 0 if it
-    gave none."""
+    """Return a positive number of the id that a client gave a request, and of its address: others may use the same ids;
+    0 if it gave none."""
     given = exchange.head.request_id
     if not given:
         return 0
-    return hash((given, exchange.connection.client if exchange.connection is not None else None))
+    return hash((given, exchange.connection.client if exchange.connection is not None else None)) & sys.maxsize
 
 
 class DirectReceive:

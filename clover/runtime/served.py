@@ -464,21 +464,18 @@ class Served:
         """Return `tenants` for the state of the server; the empty name is whoever is no tenant."""
         return {
             name: {
+                **{field.name: getattr(totals, field.name) for field in dataclasses.fields(totals)},
                 "requests": {str(code): count for code, count in sorted(totals.requests.items())},
                 "rows": dict(totals.rows),
-                "limited": totals.limited,
-                "active_j": totals.active_j,
-                "active_g": totals.active_g,
-                "method": totals.method,
-                "grams_method": totals.grams_method,
             }
             for name, totals in self.tenants.items()
         }
 
-    def set_capacity(self, capacity: dict[str, float]) -> None:
-        """Keep what `capacity_gauges` found, and have rows refused for good that the devices never serve in time."""
+    def set_capacity(self, capacity: dict[str, float], max_utilisation: float) -> None:
+        """Keep what `capacity_gauges` found within `max_utilisation`, and have rows refused for good that the devices
+        would not serve in time though they did nothing else."""
         self.capacity = capacity
-        self.router.limit(capacity.get("floor", 0.0))
+        self.router.limit(capacity.get("floor", 0.0) / max_utilisation)
 
     def observe(self) -> dict[str, float]:
         """Return the fleet's live figures."""

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the command and return its exit code."""
     # What is imported below takes a second of a core, which the server that is taken over needs for its requests.
     priority = None
-    if argv is None and TAKE_OVER in sys.argv[1:]:
+    if TAKE_OVER in (sys.argv[1:] if argv is None else argv):  # `clover serve` gives them, `python -m clover.serve` not
         priority = LowPriority()
         priority.lower()
     try:

@@ -324,12 +324,12 @@ class Engine:
     def _follow_targets(self) -> None:
         """Copy the targets in force, which operators may change, how they are held, and what was learned of profiles to
         where metrics read them."""
-        for name, family in self.controller.context.families.items():
+        for name, family in (context := self.controller.context).families.items():
             targets, served = family.targets, self.served[name]
             served.targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
             served.slo, served.corrections = slo_gauges(family), family.learned.gauges()
-            served.budget = budget_gauges(self.controller.context, family)
-            served.set_capacity(capacity_gauges(self.controller.context, family))
+            served.budget = budget_gauges(context, family)
+            served.set_capacity(capacity_gauges(context, family), context.config.max_utilisation)
 
     # --- periodic work --------------------------------------------------------------------------------------------
 

@@ -6,11 +6,14 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from clover import low_priority as priority
+from clover import serve
+from clover.__main__ import main as clover_program
 from clover.autogroup import Autogroup
 from clover.low_priority import NICE, SLOWDOWN, LowPriority, may_raise
 
@@ -122,6 +125,31 @@ def test_its_session_is_lowered_even_so(monkeypatch: pytest.MonkeyPatch, caplog:
     assert "at full priority" in caplog.text
     low.restore()
     assert low.slowdown == 1.0
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("program", ["clover.serve", "clover serve"])
+def test_a_successor_is_lowered_whichever_way_it_is_started(
+    program: str, flag: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Low:
+        def lower(self) -> bool:
+            done.append("lowered")
+            return True
+
+    class Command:
+        @staticmethod
+        def main(argv: Sequence[str] | None, environ: Mapping[str, str] | None, given: Low | None) -> int:
+            done.append("told" if isinstance(given, Low) else "at full priority")
+            return 0
+
+    done: list[str] = []
+    monkeypatch.setattr(serve, "LowPriority", Low)
+    monkeypatch.setattr(serve, "command", Command, raising=False)
+    words = ["config.toml", *(["--take-over"] if flag else [])]
+    monkeypatch.setattr(sys, "argv", [*program.split(), *words])
+    assert (clover_program if program == "clover serve" else serve.main)() == 0
+    assert done == (["lowered", "told"] if flag else ["at full priority"])
 
 
 @pytest.mark.slow

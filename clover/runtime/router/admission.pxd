@@ -85,7 +85,7 @@ cdef class Admission:
     @cython.locals(wanted=int64_t)
     cdef bint _full(self, Py_ssize_t rows, int64_t flow, double part) except -1
     cdef bint _has_much(self, int64_t flow, int64_t rows, int64_t kept) except -1
-    @cython.locals(pace=LanePace, ahead=int64_t, wait_ns=double, longest_ns=double)
+    @cython.locals(pace=LanePace, ahead=int64_t, alone=bint, wait_ns=double, longest_ns=double)
     cdef int _too_long(
         self, int lane, int64_t flow, int64_t rows, int64_t timeout_ns, double part, int64_t now_ns
     ) except -1

@@ -22,7 +22,7 @@ Refused for good.  To come back is of use only to who may find room then.  Not t
 
 - whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
   serve at most (`limit`): 413;
-- that was refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
+- with an id, refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
   which one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of
   the lane's latest batches (504).
 """
@@ -225,8 +225,7 @@ class Admission:
         rates = [1e9 / row_ns if row_ns > 0.0 else 0.0 for row_ns in times_ns]
         lanes = self._lanes
         if lanes.chain is not None:  # as if every row went all the way
-            known = [rates[lane] for lane in lanes.chain.lanes if rates[lane] > 0.0]
-            return min(known) if known else 0.0
+            return min([rates[lane] for lane in lanes.chain.lanes if rates[lane] > 0.0], default=0.0)
         rows_per_s = capacity(rates, [lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants])
         return rows_per_s if rows_per_s < float("inf") else 0.0
 
@@ -307,7 +306,8 @@ class Admission:
         `_LATE` or `_SLOW`; 0 if they would not, or if that is not known.  They find `part` of the room."""
         pace = self._paces[lane]
         ahead = self._batcher.ahead(lane, flow, rows)
-        wait_ns = pace.wait_ns(now_ns, ahead) * self._margin
+        alone = rows > self._max_batch and ahead <= rows  # none before them: what `_never` lets pass finds room
+        wait_ns = pace.wait_ns(now_ns, ahead) * (1.0 if alone else self._margin)
         if wait_ns <= 0.0:
             return 0
         if wait_ns + pace.expected_ns > timeout_ns * part:
@@ -364,7 +364,7 @@ class Admission:
         if rows <= self._max_batch:
             return None  # an idle worker takes them, whatever it is believed to need
         pace = self._paces[lane]
-        wait_ns = pace.wait_ns(now_ns, rows) * self._margin
+        wait_ns = pace.wait_ns(now_ns, rows)
         if self._most_rows_per_s > 0.0:
             wait_ns = min(wait_ns, rows * 1e9 / self._most_rows_per_s)
         wait_ns += pace.expected_ns

@@ -4,7 +4,8 @@ Want of memory may pass, so a request that met it is answered 503 and when to co
 for the memory of a worker meets it every time, and its client, if it does as it is told, would ask without end.  So it
 is remembered which rows were refused: by a digest, as a client need not name its requests or keep its connection.  Only
 a request that came when it had been asked to counts as another try, so that many equal ones at a time do not condemn
-each other.  What is remembered is forgotten `_KEPT_NS` after the last refusal.
+each other.  What is remembered is forgotten `_KEPT_NS` after the last refusal: a want that comes so much later than the
+last one is another, and equal rows that meet it are not to pay for the first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from clover.runtime.memory.input_digest import InputDigests
 WAITS_S = (1.0, 4.0)
 """When a request shall come back after its first refusal for want of memory, and after its second; the next is its
 last."""
-_KEPT_NS = 600_000_000_000
+_KEPT_NS = 60_000_000_000
 _MOST = 1024
 """So many requests are remembered, those that were refused last."""
 

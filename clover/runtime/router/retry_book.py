@@ -42,7 +42,8 @@ _MOST_PLACES = 250_000
 @dataclass(slots=True, eq=False)
 class Place:
     """The room booked for `rows` rows of a connection (`flow`) at `due_ns`; `key` says who may use it.  `refused`: how
-    often in a row its request was, this time included."""
+    often in a row its request was, this time included; 1 if the request has no name, since whatever comes next on its
+    connection, which several clients may share, uses the place."""
 
     key: int
     flow: int
@@ -79,9 +80,9 @@ class RetryBook:
 
     def book(self, request: int, flow: int, rows: int, now_ns: int, before: int = 0) -> int:
         """Return the seconds after which `rows` rows of `flow` shall come back (at least 1), and keep room for them
-        then.  `request` names the request; 0 if its client did not, and then its connection has one place.  It was
-        refused `before` so many times, each time that it came when it had been asked to.  No room is kept if one
-        connection, or all of them, have too many places already, or beyond the horizon."""
+        then.  `request` names the request; 0 or less if its client did not, and then its connection has one place.  It
+        was refused `before` so many times, each time that it came when it had been asked to, which counts if it has a
+        name.  No room is kept if one connection, or all of them, have too many places, or beyond the horizon."""
         self._advance(now_ns)
         self._refused_in = self._second
         if self._rate <= 0.0:
@@ -96,7 +97,7 @@ class RetryBook:
         if at < 0:
             return HORIZON_S
         due_ns = now_ns + (at - now_ns // BIN_NS) * BIN_NS
-        place = Place(request or flow, flow, rows, due_ns, before + 1)
+        place = Place(request or flow, flow, rows, due_ns, before + 1 if request > 0 else 1)
         self.places.setdefault(place.key, []).append(place)
         self._seconds.setdefault(due_ns // SECOND_NS, []).append(place)
         self._of_flow[flow] += 1

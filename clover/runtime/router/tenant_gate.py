@@ -1,8 +1,8 @@
 """What a tenant's requests pass before admission: the tenant's rate, and the count of what becomes of them.
 
 To the queue, the rows of a tenant are one flow, whatever connections they come by (`Tenant.flow`).  A request that
-comes back is known by its id, or else by its connection.  Rows that are taken off the rate, and refused for another
-reason then, are given back.
+comes back is known by its id, or else by its connection, whose number is negated: ids are positive.  Rows that are
+taken off the rate, and refused for another reason then, are given back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TenantGate:
         """Reserve slots for `rows` rows of a tenant, which came by the connection `flow`; raises as `Admission.open`
         does, and Overloaded or TooLarge if the tenant is over its rate."""
         self._state.tenanted = True
-        key = request or flow
+        key = request or -flow
         limited = self._limited(tenant, rows, key)
         if limited is not None:
             raise limited
@@ -41,7 +41,7 @@ class TenantGate:
 
     def crowded(self, flow: int, request: int, tenant: Tenant) -> float:
         """Return what `Admission.crowded` returns; raises Overloaded if the request comes back too early."""
-        key = request or flow
+        key = request or -flow
         limit = tenant.limit
         if limit is not None and (early_s := limit.early_s(key, self._state.now_ns())):
             raise self._over(tenant, limit, early_s)
@@ -59,7 +59,7 @@ class TenantGate:
         limit = tenant.limit
         if limit is not None and not limit.has(rows, self._state.now_ns()):
             return None  # it is received as a whole, and refused then
-        found = self._admission.lend(rows, tenant.flow, request or flow, fixed, closed)
+        found = self._admission.lend(rows, tenant.flow, request or -flow, fixed, closed)
         if found is not None:
             self._state.tenanted = True
             found[0].tenant, found[0].connection = tenant, flow

@@ -87,7 +87,7 @@ class RouterTicket(Base):
         self.tenant: Tenant | None = None
         """Who sent it, if that is a tenant."""
         self.request = 0
-        """The number of the id that the client gave its request; 0 if it gave none."""
+        """The number of the id that the client gave its request; if it gave none 0, or less: a tenant's connection."""
         self.status = 0
         self.error = ""
         self.retry_after_s: float | None = None

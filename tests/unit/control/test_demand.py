@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clover.control.demand import KEEP_S, LASTING_S, RETRY_S, DemandMemory
-from clover.types import Asked
+from clover.types import Asked, Assignment, Placement
 from tests.support.control_fixture import Rig
 
 
@@ -201,6 +201,20 @@ def test_only_what_is_missing_for_as_long_as_it_is_asked_for_counts(action: str)
     assert told(LASTING_S - 1.0, 2) is not None
     assert told(LASTING_S, 3) is None
     assert told(LASTING_S + KEEP_S, 4) is not None, "nobody had asked for it for so long"
+
+
+def test_a_declined_variant_that_a_plan_brings_all_the_same_is_missing_no_more() -> None:
+    memory = DemandMemory()
+    accuracy = {"small": 80.0, "large": 92.0}
+    core = Placement(device="cpu0", profile="1c", start=0, size=1)
+    runs = (Assignment(placement=core, family="m", variant="large", backend="eager"),)
+    memory.look(0.0, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=1)})
+    memory.decided("kept", None, None, (), "no plan", 0.0)
+    assert memory.wanted(RETRY_S / 2) == ()
+    memory.decided("applied", None, None, runs, "less carbon", RETRY_S / 2)
+    memory.look(LASTING_S, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=2)})
+    memory.decided("kept", None, None, (), "no plan", LASTING_S)
+    assert memory.declined(LASTING_S, accuracy, (), "")["large"].retry_after_s == RETRY_S
 
 
 def test_the_dwell_time_holds_and_rows_wait() -> None:

@@ -413,6 +413,14 @@ def test_heads_that_differ_in_lengths_and_ids_are_parsed_and_judged_once() -> No
     assert len(heads.memo) == 1  # what all have in common; none of them will come again
 
 
+def test_a_body_is_expected_also_after_a_head_that_has_none() -> None:
+    heads = Heads(LimitsConfig(), lambda head: None)
+    for length in (0, 5, 0, 7):
+        fields = b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % length
+        head = heads.parse(b"POST / HTTP/1.1\r\n" + HOST + fields)
+        assert (head.length, head.expect) == (length, length > 0)
+
+
 def test_a_body_that_is_too_large_is_refused_also_after_one_that_is_not() -> None:
     d = driver(json_bytes=1000)
     assert d.post("/v2/models/echo/infer", b"x" * 900).status == 400

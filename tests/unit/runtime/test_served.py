@@ -382,6 +382,20 @@ def test_workers_take_turns_to_start_and_their_time_starts_with_them(monkeypatch
     asyncio.run(main())
 
 
+def test_only_what_devices_that_do_nothing_else_cannot_serve_is_refused_for_good(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = served(tmp_path, Gpu(is_emulated=False), loop)
+    limits: list[float] = []
+    monkeypatch.setattr(own, "router", SimpleNamespace(limit=limits.append, stop=own.router.stop))
+    try:
+        own.set_capacity({"running": 85.0, "floor": 170.0}, 0.85)
+        own.set_capacity({}, 0.85)
+        assert limits == [pytest.approx(200.0), 0.0]
+    finally:
+        own.close()
+
+
 def test_what_a_tenant_sent_and_what_that_cost_stand_together(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     account = Account(pue=1.0)
     account.usage[UsageKey("toy", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=2.0, grams=0.5)})

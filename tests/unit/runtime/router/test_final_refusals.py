@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clover.config import TenantConfig
 from clover.errors import RequestError
 from clover.runtime.memory.slab import NO_MEMORY
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.memory_refusals import WAITS_S
 from clover.runtime.router.tickets import RouterTicket
+from clover.tenants import Tenant, Tenants
 from tests.support.overload import Load
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House
 
@@ -25,6 +27,7 @@ class Obeying:
     rows: int
     timeout_ns: int = 0
     request: int = 4711
+    tenant: Tenant | None = None
     statuses: list[int] = field(default_factory=list)
     error: str = ""
     due_ns: int | None = 0
@@ -35,7 +38,7 @@ class Obeying:
             return
         router, ticket, self.due_ns = self.house.router, None, None
         try:
-            ticket = router.open(self.rows, connection, self.request)
+            ticket = router.open(self.rows, connection, self.request, self.tenant)
             router.submit(ticket, self.done, timeout_ns=self.timeout_ns)
         except RequestError as error:
             if ticket is not None:
@@ -68,10 +71,20 @@ def test_a_request_whose_rows_alone_take_longer_than_its_timeout_is_too_large() 
     client = Obeying(load.house, rows=400, timeout_ns=SECOND)
     client.ask(1)
     assert client.statuses == [413]
-    assert client.error.startswith("400 rows take 5.1 s though no other row waits, and the timeout is 1 s: send fewer")
+    assert client.error.startswith("400 rows take 4.1 s though no other row waits, and the timeout is 1 s: send fewer")
     Obeying(load.house, rows=400, timeout_ns=6 * SECOND).ask(2)
     load.run(6.0, 0.0, print)
     assert load.house.router.traffic.codes == {200: 1, 413: 1}
+
+
+@pytest.mark.parametrize(("timeout_ms", "status"), [(4000, 413), (4200, 200)])
+def test_a_request_that_a_server_without_other_rows_answers_in_time_is_taken(timeout_ms: int, status: int) -> None:
+    load = loaded()
+    load.house.router.expect_pace({0: ProfiledPace(load.capacity, 0.04, 4)})
+    client = Obeying(load.house, rows=400, timeout_ns=timeout_ms * MS)
+    client.ask(1)
+    load.run(5.0, 0.0, print)
+    assert client.statuses == [status]
 
 
 def test_what_the_devices_would_serve_under_another_plan_is_asked_to_come_back() -> None:
@@ -116,6 +129,23 @@ def test_a_timeout_that_a_busy_worker_never_meets_ends(timeout_ms: int, final: i
     assert client.statuses == ([429] * 3 + [504] if final == 504 else [200])
     if final == 504:
         assert client.error.endswith("each time that this request came back: set a longer timeout")
+
+
+@pytest.mark.parametrize("tenant", [False, True])
+def test_other_requests_of_one_connection_do_not_share_their_refusals(tenant: bool) -> None:
+    """A proxy's connection carries those of many clients, and without an id nothing tells them apart."""
+    load = loaded()
+    acme = next(iter(Tenants([TenantConfig(name="acme", token="acme")]).all())) if tenant else None
+    clients = [Obeying(load.house, rows=1, timeout_ns=60 * MS, request=0, tenant=acme) for _ in range(4)]
+
+    def ask(number: int) -> None:
+        load.ask(1 + number % 64, SECOND)
+        asking = next((client for client in clients if len(client.statuses) < 2), None)
+        if number > 1000 and asking is not None:
+            asking.ask(1000)
+
+    load.run(12.0, 3.0 * load.capacity, ask)
+    assert [client.statuses for client in clients] == [[429, 429]] * 4
 
 
 # --- rows that need a queue that is nearly empty ----------------------------------------------------------------------
@@ -195,13 +225,26 @@ def test_what_is_remembered_is_forgotten() -> None:
     for _ in range(3):
         client.ask(1)
         without_memory(house, worker)
-        house.loop.advance(400 * SECOND)
+        house.loop.advance(40 * SECOND)
         client.due_ns = 0
     assert client.statuses == [503, 503, 413]
-    house.loop.advance(300 * SECOND)
+    house.loop.advance(30 * SECOND)
     client.ask(1)
     without_memory(house, worker)
     assert client.statuses[-1] == 503
+
+
+def test_wants_of_memory_that_pass_do_not_add_up() -> None:
+    """Memory is short for a moment every two minutes, and the same row, a test image, meets it each time."""
+    house = House()
+    (worker,) = house.route(0)
+    client = Obeying(house, 1)
+    for _ in range(5):
+        client.due_ns = 0
+        client.ask(1)
+        without_memory(house, worker)
+        house.loop.advance(120 * SECOND)
+    assert client.statuses == [503] * 5
 
 
 @given(waits=st.lists(st.integers(0, 8000), max_size=12))

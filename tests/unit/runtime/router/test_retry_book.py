@@ -94,6 +94,20 @@ def test_a_request_without_an_id_is_known_by_its_connection() -> None:
     assert [places.use(5, START + SECOND) for _ in range(2)] == [True, False]
 
 
+@pytest.mark.parametrize(("request_id", "refused"), [(9, [1, 2, 3, 4]), (0, [1, 1, 1, 1]), (-5, [1, 1, 1, 1])])
+def test_only_a_request_with_an_id_is_known_to_be_the_one_that_was_refused_before(
+    request_id: int, refused: list[int]
+) -> None:
+    places = book()
+    now_ns, before = START, 0
+    found = []
+    for _ in range(4):
+        now_ns += places.book(request_id, 5, 1, now_ns, before) * SECOND
+        before = places.use(request_id or 5, now_ns)
+        found.append(before)
+    assert found == refused
+
+
 def test_places_that_nobody_used_are_forgotten_and_others_are_booked_instead() -> None:
     def told(second: int) -> float:
         now_ns = START + second * SECOND
