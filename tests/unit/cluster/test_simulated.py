@@ -25,7 +25,7 @@ from clover.cluster.simulated_world import (
     SimulatedStore,
     SimulatedWorld,
 )
-from clover.errors import ClusterError, ConfigError
+from clover.errors import ConfigError
 from clover.planning.cluster.planner import plan_cluster
 from clover.planning.cluster.records import ClusterPlan, ClusterProblem, DeviceFrontier, OperatingPoint
 from tests.support.cluster_fixture import FAMILY, REGIONS, frontier, node, region, scenario, terms, wave
@@ -94,18 +94,6 @@ def test_a_killed_node_loses_at_most_what_it_had_in_flight() -> None:
     assert run.sums.refused == 0.0
     assert run.sums.in_flight < 20.0
     assert run.misdeeds == []
-
-
-def test_a_release_of_an_older_epoch_is_refused_and_an_operators_never() -> None:
-    world = scenario(each=1).world()
-    nodes, name = SimulatedNodes(world), next(iter(world.nodes))
-    node = world.nodes[name]
-    node.state, node.fence = "serving", 3
-    with pytest.raises(ClusterError, match="epoch 3, which is newer than 2"):
-        asyncio.run(nodes.release(name, 2))
-    assert node.state == "serving"
-    asyncio.run(nodes.release(name, 0))
-    assert node.state == "off"
 
 
 def test_a_straggler_gets_less() -> None:
