@@ -349,7 +349,10 @@ def test_the_console_script_is_the_dispatcher_and_lists_every_command(
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     script = EntryPoint(name="clover", value=project["scripts"]["clover"], group="console_scripts").load()
     monkeypatch.setattr(sys, "argv", ["/usr/bin/clover", "--help"])
+    bounded: list[int] = []
+    monkeypatch.setattr("clover.__main__.bound_exit", bounded.append)
     assert script() == 0
+    assert bounded == [0], "the process of a command ends in time, which this one of tests must not"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "usage: clover COMMAND ..."
     listed = {line.split()[0]: line.strip() for line in lines if line.startswith("  ")}
