@@ -22,7 +22,8 @@ A worker holds credits: one for the batch it runs, one for the batch staged behi
 rows and a credit left (and, where the lane has a delay, rows that are ripe), of it the bucket with the earliest row,
 and gives its earliest rows to the lane's worker with the fewest batches out.  A batch holds at most what its worker
 takes and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for
-the delay, and when a deadline falls before that, so that waiting on would only miss it.
+the delay, when a deadline falls before that, so that waiting on would only miss it, and whenever the queue is not
+`patient`.
 
 Workers of several lanes may form a group: a process that serves several variants, in turn (`worker_groups.pxd`).
 
@@ -77,6 +78,7 @@ cdef class Batcher:
 
     Rows are known by their slot, 0 <= slot < `slots` (`capacity` if 0), at most one entry a slot.  `max_queue_delay_ns`
     is how long a row may wait for its batch to fill, in every lane until `set_lane` says otherwise; 0 never waits.
+    While `patient` is False, no row waits for that.
     Indexes out of range raise IndexError, a slot queued twice ValueError.
     """
 
@@ -103,6 +105,7 @@ cdef class Batcher:
         self._largest = owning(<int32_t[:lanes]>(<int32_t *>memory(lanes, sizeof(int32_t))))
         self._max_batch = owning(<int32_t[:workers]>(<int32_t *>memory(workers, sizeof(int32_t))))
         self._delays = max_queue_delay_ns > 0
+        self.patient = True
         for i in range(rows):
             self._nodes[i].bucket = NONE
             self._nodes[i].lane = NONE
@@ -473,7 +476,7 @@ cdef class Batcher:
         cdef int32_t best = NONE, bucket, full
         if self._lanes[lane].depth == 0 or self._lanes[lane].free == 0:
             return NONE
-        full = self._full(lane) if self._delays and self._delay_ns[lane] else 0
+        full = self._full(lane) if self._delays and self.patient and self._delay_ns[lane] else 0
         bucket = self._lanes[lane].buckets
         while bucket != NONE:
             if (self._buckets[bucket].depth >= full or self._ripe_ns(bucket, lane) <= now_ns) and (
@@ -650,7 +653,7 @@ cdef class Batcher:
             idle = has_idle(&self._groups[0], &self._workers[0], &self._lanes[lane])
             while bucket != NONE:
                 if idle or self._nodes[self._buckets[bucket].root].rank != BACKGROUND:
-                    full = self._buckets[bucket].depth >= self._full(lane)
+                    full = not self.patient or self._buckets[bucket].depth >= self._full(lane)
                     event = min(event, now_ns if full else self._ripe_ns(bucket, lane))
                 bucket = self._buckets[bucket].next
         return 0 if event == INT64_MAX else max(event, now_ns)

@@ -79,6 +79,7 @@ cdef class Batcher:
     cdef int32_t[::1] _largest  # by lane: rows of a batch, whatever its worker takes
     cdef int32_t[::1] _max_batch  # by worker: rows of a batch, whatever its lane allows
     cdef bint _delays  # whether any lane has a delay
+    cdef public bint patient  # whether rows wait for as long as their lane's delay
     cdef int32_t[::1] _named  # the slots of the push in progress
     cdef int32_t _spare  # first bucket of the free list
     cdef int32_t _spare_flow

@@ -2,6 +2,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 class Batcher:
+    patient: bool
     def __init__(
         self, lanes: int, workers: int, capacity: int, max_queue_delay_ns: int = 0, slots: int = 0
     ) -> None: ...

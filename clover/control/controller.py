@@ -387,12 +387,9 @@ class Controller:
 
 def _watch_waits(family: Family, now_s: float) -> str:
     """Return why to plan for the sake of rows that wait, in words; empty if there is no reason."""
-    if family.observed.get("independent_arrivals"):
-        return ""  # a simulated load: batches there are all alike, and no client waits for an answer
     sight = WaitSight(
         now_s=now_s,
         routing=family.deployed.routing if family.deployed is not None else None,
-        largest=family.spec.max_batch,
         p95_ms=family.observed.get("p95_ms"),
         slo_ms=family.targets.slo_ms,
         late=family.slo.late,

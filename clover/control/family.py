@@ -55,8 +55,6 @@ from clover.types import (
 Mode = Literal["off", "observe", "active"]
 
 FLOOR_BELOW_BEST = 1.0
-WAITS_FROM = 2.0
-"""Times its default that an SLO has to be given as for rows to wait for fuller batches by default."""
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
@@ -256,11 +254,10 @@ class Family:
         """Return whether plans may have chains: as configured, else if the profile knows a confidence."""
         return self.profile.cascade is not None if controller.cascade is None else controller.cascade
 
-    def may_wait(self, controller: ControllerConfig, targets: Targets) -> bool:
-        """Return whether plans may let rows wait for fuller batches: as configured, else if an SLO was given that is
-        `WAITS_FROM` times the default one or more; but not if they lately did so in vain."""
-        room = targets.slo_ms >= WAITS_FROM * default_slo_ms(self.profile)
-        return (room if controller.waits is None else controller.waits) and not self.waiting.held
+    def may_wait(self, controller: ControllerConfig) -> bool:
+        """Return whether plans may let rows wait for fuller batches: as configured, unless the SLO was missed while they
+        did."""
+        return controller.waits and not self.waiting.held
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
@@ -279,7 +276,7 @@ class Family:
             max_utilisation=config.max_utilisation / math.sqrt(slower),
             profile_error=(1.0 + config.profile_error) * slower - 1.0,
             cascade=self.cascades(config),
-            waits=self.may_wait(config, targets),
+            waits=self.may_wait(config),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )

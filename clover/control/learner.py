@@ -67,7 +67,6 @@ class Learner:
             for of in families:
                 of.learned.unsettled(now_s)
         learned, report = family.learned, family.fleet.work_report()
-        family.waiting.count(report.served)
         if learned.look(report, self._context.share_of(family), now_s):
             log.debug("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
             family.fleet.correct_energy(learned.energy)

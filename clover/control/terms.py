@@ -22,7 +22,7 @@ def terms(context: Context, family: Family, saved: dict[str, Any] | None) -> str
     if family.cascades(config):
         cost += ", asking cheap variants first"
         flags.append("--no-cascade")
-    if family.may_wait(config, family.targets):
+    if family.may_wait(config):
         cost += ", rows waiting for fuller batches within the SLO"
         flags.append("--no-waits")
     base = (saved or {}).get("base")

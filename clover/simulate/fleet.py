@@ -273,7 +273,6 @@ class SimulatedFleet:
         found = {
             "arrival_rate": self._observed,
             "arrival_window_s": math.inf if self._exact else WINDOW_S,
-            "independent_arrivals": 1.0,
             "queue_rows": self.queue_rows,
             "rows": self._rows,
             "restarts": 0.0,

@@ -379,6 +379,23 @@ def test_each_lane_has_its_own_delay_which_may_change_while_rows_wait(kernels: S
     assert dispatched(b, 1_300) == (1, [2])
 
 
+def test_no_row_waits_for_company_while_the_queue_is_not_patient(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 2, 8, 100)
+    b.attach(0, 0, 4)
+    b.attach(1, 1, 4)
+    assert b.patient
+    b.push(0, 0, 10_000, 1_000)
+    assert dispatched(b, 1_000) is None
+    b.patient = False
+    assert b.next_event_ns(1_000) == 1_000
+    assert dispatched(b, 1_000) == (0, [0])
+    assert b.next_event_ns(1_000) == 0
+    b.push(1, 1, 10_000, 1_000)
+    b.patient = True
+    assert b.next_event_ns(1_000) == 1_100
+    assert dispatched(b, 1_000) is None
+
+
 def test_a_lane_may_hold_batches_below_what_its_workers_take(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(2, 3, 16)
     b.attach(0, 0, 4)
@@ -796,6 +813,10 @@ class Life(RuleBasedStateMachine):
         self.both("set_lane", lane, rows, delay_ns)
         self.knobs[lane] = rows, delay_ns
 
+    @rule(patient=st.booleans())
+    def be_patient(self, patient: bool) -> None:
+        self.real.patient = self.twin.patient = patient
+
     @rule(worker=st.integers(0, WORKERS - 1))
     def credit(self, worker: int) -> None:
         if self.out_of[worker]:
@@ -839,6 +860,7 @@ class Life(RuleBasedStateMachine):
             if able and (any(self.client[slot] >= 0 for slot in mine) or any(map(self.idle, able))):
                 ends_ns = min(self.since_ns[slot] for slot in mine) + self.knobs[lane][1]
                 assert self.now_ns < ends_ns < min(self.deadline_ns[slot] for slot in mine)
+                assert self.real.patient
                 assert len(mine) < min(map(self.most, able))
                 assert self.real.next_event_ns(self.now_ns) <= ends_ns
 

@@ -45,6 +45,7 @@ class Batcher:
         self._workers = [Worker(index) for index in range(workers)]
         self._groups = [Group() for _ in range(workers)]
         self._lanes = [Lane(max_queue_delay_ns) for _ in range(lanes)]
+        self.patient = True
         self._order = 0
 
     # --- rows in and out ---
@@ -183,7 +184,7 @@ class Batcher:
         if not free or self._stays(row):
             return False
         full = min(self._most(worker, row.lane) for worker in free)
-        delayed = self._lanes[row.lane].delay_ns > 0
+        delayed = self.patient and self._lanes[row.lane].delay_ns > 0
         return not delayed or self._ripe_ns(row) <= now_ns or len(self._waiting(row.lane, row.key)) >= full
 
     def _stays(self, row: Row) -> bool:
@@ -282,7 +283,8 @@ class Batcher:
             if self._lanes[row.lane].delay_ns and free and not self._stays(row):
                 full = min(self._most(worker, row.lane) for worker in free)
                 waiting = len(self._waiting(row.lane, row.key))
-                events.append(now_ns if waiting >= full else int(max(self._ripe_ns(row), now_ns)))
+                ripe = waiting >= full or not self.patient
+                events.append(now_ns if ripe else int(max(self._ripe_ns(row), now_ns)))
         return max(min(events), now_ns) if events else 0
 
     def saturated(self, lane: int) -> bool:

@@ -12,9 +12,9 @@ kept for flows that have less than that waiting.
 One that would be answered later than `max_wait_slo` SLOs is refused too, unless its wait in the queue is less than a
 third of that: the batch that runs and the one behind it take no longer than the queue did, since they were formed of
 it.  The queue always has room for the rows of a batch with which the workers serve nearly as many as they can, also if
-the SLO is too short for that: it costs no goodput.  Of a request that is longer than a batch one
-batch's worth counts.  In a cascade all variants of the chain have to have room; without one a row that would be refused
-goes to another variant that runs, has room and keeps the accuracy floor by itself, the most accurate such.
+the SLO is too short for that: it costs no goodput.  Of a request longer than a batch one batch's worth counts.  In a
+cascade all variants of the chain have to have room; without one a row that would be refused goes to another variant
+that runs, has room and keeps the accuracy floor by itself, the most accurate such.
 
 Who is refused gets a place in the `RetryBook`.  While some have a place, others find half of the room.
 
@@ -445,6 +445,7 @@ class Admission:
         if self._monitor.auditing:
             self._audits.mark(ticket, now_ns)
         ticket.phase = PENDING
+        self._state.company.came(now_ns)
         self._deadlines.add(ticket, now_ns)
         self._dispatch.wake()
 

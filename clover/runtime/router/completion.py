@@ -280,6 +280,7 @@ class Completion:
             ticket.phase = CLOSED
             self._table.close(ticket)
             return
+        self._state.company.left(now_ns)
         self.stop_waiting(ticket)
         ticket.phase = DONE
         ticket.status = status

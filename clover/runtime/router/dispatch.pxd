@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
 from clover.runtime.router.audits cimport Audits
+from clover.runtime.router.company cimport Company
 from clover.runtime.router.completion cimport Completion
 from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.lane_pace cimport LanePace
@@ -19,6 +20,7 @@ cdef class Dispatch:
     cdef Audits _audits
     cdef object _loop
     cdef Batcher _batcher
+    cdef Company _company
     cdef Lanes _lanes
     cdef Deadlines _deadlines
     cdef SlotTable _table

@@ -1,7 +1,8 @@
 """Turns: at the end of each turn of the event loop in which something came in, batches form and go to workers.
 
 All requests that were read in one turn therefore share batches, and an idle server adds no delay: the turn ends at
-once.  Rows that cannot be answered in time any more are given up then (`csrc/batcher.pyx`).  A timer starts a turn for
+once.  Where rows may wait for their batch to fill, they do while further requests are to be expected (`company`).
+Rows that cannot be answered in time any more are given up then (`csrc/batcher.pyx`).  A timer starts a turn for
 the nearest deadline, and for rows that waited long enough for their batch to fill.
 """
 
@@ -44,6 +45,7 @@ class Dispatch:
         self._audits = monitor.audits
         self._loop = loop
         self._batcher = state.batcher
+        self._company = state.company
         self._lanes = state.lanes
         self._paces = state.lanes.paces
         self._deadlines = state.deadlines
@@ -106,6 +108,8 @@ class Dispatch:
         """Send every batch that is due to its worker."""
         batcher, out = self._batcher, self._out
         broken: list[tuple[WorkerHandle, str]] = []
+        if self._lanes.delayed:
+            batcher.patient = self._company.expected(now_ns)
         formed = batcher.dispatch(now_ns, out)
         while formed is not None:
             index, count = formed

@@ -257,6 +257,7 @@ class Router(Model):
             return
         ticket.phase = CLOSED
         if phase == PENDING:
+            self.state.company.left(self.state.now_ns())
             self.state.deadlines.discard(ticket)
             self._completion.stop_waiting(ticket)
             self._completion.withdraw(ticket)

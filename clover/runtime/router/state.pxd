@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
 from clover._native.wire cimport monotonic_ns
+from clover.runtime.router.company cimport Company
 from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.slots cimport SlotTable
@@ -20,6 +21,7 @@ cdef class RouterState:
     cdef readonly Lanes lanes
     cdef readonly SlotTable table
     cdef readonly Deadlines deadlines
+    cdef readonly Company company
     cdef readonly object clock
     cdef public int64_t coming
     cdef public bint stranded

@@ -10,6 +10,7 @@ from clover._native.wire import monotonic_ns
 from clover.config import FamilyConfig
 from clover.errors import Overloaded, RequestError
 from clover.runtime.memory.rows import Memory
+from clover.runtime.router.company import Company
 from clover.runtime.router.deadlines import Deadlines
 from clover.runtime.router.demand import AccuracyDemand
 from clover.runtime.router.lanes import MAX_LINKS, Lanes
@@ -63,6 +64,7 @@ class RouterState:
         self.clock = clock
         self.lost: Callable[[WorkerHandle, str], None] = _ignore
         self._real = clock is time.monotonic_ns
+        self.company = Company(clock())
 
     def now_ns(self) -> int:
         """Return the time of the router's clock, without a Python call if that is the machine's."""

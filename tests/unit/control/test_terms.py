@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+from typing import Any
 
 import msgspec
 import pytest
 
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.family import WAITS_FROM
 from clover.types import CascadeProfile
 from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import profile, reading
 
-DEFAULTS = {"policy": "budget", "reference_g_per_kwh": None, "waits": None}
+DEFAULTS: dict[str, Any] = {"policy": "budget", "reference_g_per_kwh": None, "waits": True}
 CASCADED = msgspec.structs.replace(
     profile(), cascade=CascadeProfile(points=POINTS, quantiles={}, calibration_rows=5000, held_out_rows=5000)
 )
@@ -24,7 +23,7 @@ CASCADED = msgspec.structs.replace(
 def test_the_default_is_a_budget_of_half_a_point_over_a_day() -> None:
     config, family = ControllerConfig(), FamilyConfig(family="toy")
     assert (config.policy, family.accuracy_budget, family.budget_horizon_s) == ("budget", 0.5, 86_400.0)
-    assert (config.cascade, config.waits, config.reference_g_per_kwh) == (None, None, None)
+    assert (config.cascade, config.waits, config.reference_g_per_kwh) == (None, True, None)
 
 
 @pytest.mark.parametrize(
@@ -39,18 +38,13 @@ def test_chains_are_planned_where_a_confidence_is_known_or_as_is_said(
         assert family.objective(family.targets, rig.controller.context.config).cascade is expected
 
 
-def test_rows_may_wait_only_if_the_slo_was_given_with_room() -> None:
-    rig = Rig(waits=None, family={"slo_ms": None})
+def test_rows_may_wait_unless_that_is_turned_off_or_was_in_vain() -> None:
+    rig = Rig(waits=True)
     family, config = rig.family, rig.controller.context.config
-    default_ms = family.targets.slo_ms
-    assert not family.may_wait(config, family.targets), "the default SLO leaves no room"
-    for factor, expected in ((WAITS_FROM * 0.99, False), (WAITS_FROM * 1.01, True)):
-        targets = dataclasses.replace(family.targets, slo_ms=factor * default_ms)
-        assert family.may_wait(config, targets) is expected
-        assert not family.may_wait(msgspec.structs.replace(config, waits=False), targets)
-    assert family.may_wait(msgspec.structs.replace(config, waits=True), family.targets)
+    assert family.objective(family.targets, config).waits
+    assert not family.may_wait(msgspec.structs.replace(config, waits=False))
     family.waiting.held = True
-    assert not family.may_wait(msgspec.structs.replace(config, waits=True), family.targets), "they did so in vain"
+    assert not family.objective(family.targets, config).waits
 
 
 def test_the_reference_is_the_grids_own_or_the_configured_one() -> None:

@@ -1,0 +1,21 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+cdef class Company:
+    cdef readonly int64_t here
+    cdef int64_t _since_ns
+    cdef int64_t _fade_ns
+    cdef double _came
+    cdef double _spent_ns
+    cdef list _came_with
+    cdef list _spent_ns_with
+
+    @cython.locals(here=int64_t)
+    cpdef came(self, int64_t now_ns)
+    cpdef left(self, int64_t now_ns)
+    @cython.locals(here=int64_t)
+    cpdef bint expected(self, int64_t now_ns) except -1
+    @cython.locals(here=int64_t, spent_ns=double)
+    cdef int64_t _spend(self, int64_t now_ns) except -1
+    @cython.locals(here=Py_ssize_t)
+    cdef _fade(self, double part)
