@@ -255,8 +255,7 @@ class Family:
         return self.profile.cascade is not None if controller.cascade is None else controller.cascade
 
     def may_wait(self, controller: ControllerConfig) -> bool:
-        """Return whether plans may let rows wait for fuller batches: as configured, unless the SLO was missed while they
-        did."""
+        """Return whether plans may let rows wait for fuller batches: as configured, unless that is held (`waiting`)."""
         return controller.waits and not self.waiting.held
 
     def objective(
