@@ -14,7 +14,7 @@ handful of its requests.  Requests above `MOST_HERE` are counted as that many.
 from __future__ import annotations
 
 MOST_HERE = 256
-_HALF_LIFE_NS = 4_000_000_000
+_HALF_LIFE_NS = 1_000_000_000
 
 
 class Company:

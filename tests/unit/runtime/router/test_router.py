@@ -317,6 +317,24 @@ def test_a_wait_of_the_routing_fills_batches_and_none_does_not(house: House) -> 
     house.check_slots()
 
 
+@pytest.mark.parametrize("clients", [1, 2, 3])
+def test_clients_that_wait_for_their_answers_wait_for_no_company(clients: int) -> None:
+    house = House(max_queue_delay_ms=50.0)
+    (worker,) = house.route(0)
+    for turn in range(40):
+        tickets = [house.ask() for _ in range(clients)]
+        if turn < 10:
+            house.loop.advance(52 * MS)
+        assert [len(slots) for _, slots in worker.ring.batches] == [clients], "it left at once"
+        house.loop.advance(MS)
+        house.complete(worker)
+        assert [t.status for t in tickets] == [200] * clients
+        for ticket in tickets:
+            house.router.close(ticket)
+    house.router.close(house.ask())
+    assert house.router.state.company.here == 0, "who hangs up is not here any more"
+
+
 def test_the_wait_of_the_routing_goes_before_that_of_the_family() -> None:
     house = House(max_queue_delay_ms=5.0)
     entries = [house.entry(0), house.entry(2)]
