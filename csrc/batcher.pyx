@@ -22,8 +22,7 @@ A worker holds credits: one for the batch it runs, one for the batch staged behi
 rows and a credit left (and, where the lane has a delay, rows that are ripe), of it the bucket with the earliest row,
 and gives its earliest rows to the lane's worker with the fewest batches out.  A batch holds at most what its worker
 takes and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for
-the delay, when a deadline falls before that, so that waiting on would only miss it, and whenever the queue is not
-`patient`.
+the delay, when a deadline falls before that, so that it would only be missed, and when the queue is not `patient`.
 
 Workers of several lanes may form a group: a process that serves several variants, in turn (`worker_groups.pxd`).
 
@@ -77,9 +76,8 @@ cdef class Batcher:
     """A queue of rows of `lanes` lanes for `workers` workers; `capacity` bounds the rows waiting.
 
     Rows are known by their slot, 0 <= slot < `slots` (`capacity` if 0), at most one entry a slot.  `max_queue_delay_ns`
-    is how long a row may wait for its batch to fill, in every lane until `set_lane` says otherwise; 0 never waits.
-    While `patient` is False, no row waits for that.
-    Indexes out of range raise IndexError, a slot queued twice ValueError.
+    is how long a row may wait for its batch to fill, in every lane until `set_lane` says otherwise, and while `patient`;
+    0 never waits.  Indexes out of range raise IndexError, a slot queued twice ValueError.
     """
 
     def __cinit__(self, lanes, workers, capacity, max_queue_delay_ns=0, slots=0):
@@ -121,8 +119,7 @@ cdef class Batcher:
             self._workers[i] = Worker(lane=NONE, most=0, group=i, outstanding=0, next=NONE, peer=NONE)
             self._groups[i] = Group(since_ns=0, credits=0, outstanding=0, members=0, first=NONE, lane=NONE)
             self._max_batch[i] = 0
-        self._spare = 0
-        self._spare_flow = 0
+        self._spare = self._spare_flow = 0
         self._dropped = NONE
         self.dropped = 0
         self._depth = 0

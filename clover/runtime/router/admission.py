@@ -15,7 +15,6 @@ it.  The queue always has room for the rows of a batch with which the workers se
 the SLO is too short for that: it costs no goodput.  Of a request longer than a batch one batch's worth counts.  In a
 cascade all variants of the chain have to have room; without one a row that would be refused goes to another variant
 that runs, has room and keeps the accuracy floor by itself, the most accurate such.
-
 Who is refused gets a place in the `RetryBook`.  While some have a place, others find half of the room.
 
 Refused for good.  To come back is of use only to who may find room then.  Not told to do so is a request
