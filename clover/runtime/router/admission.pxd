@@ -11,6 +11,7 @@ from clover.runtime.router.dispatch cimport Dispatch
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.monitor cimport Monitor
+from clover.runtime.router.retry_book cimport RetryBook
 from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
@@ -39,7 +40,7 @@ cdef class Admission:
     cdef ShapeKeys _keys
     cdef bint _varies
     cdef object _picked
-    cdef object _book
+    cdef RetryBook _book
     cdef dict _places
     cdef double _max_wait_slo
     cdef double _slo_ms
