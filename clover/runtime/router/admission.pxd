@@ -60,10 +60,10 @@ cdef class Admission:
     cpdef limit(self, double rows_per_s)
     @cython.locals(ticket=RouterTicket, now_ns=int64_t, kept=bint)
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
-    @cython.locals(now_ns=int64_t, part=double, why=str)
+    @cython.locals(now_ns=int64_t, part=double, why=int)
     cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
     @cython.locals(found=int, lane=int)
-    cdef str _crowd(self, int64_t flow, double part, int64_t now_ns)
+    cdef int _crowd(self, int64_t flow, double part, int64_t now_ns) except -1
     cdef double _refuse_unread(self, str why, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     cdef object _refuse(
         self, str why, str message, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, bint too_short=*

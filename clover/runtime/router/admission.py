@@ -59,9 +59,9 @@ _BATCHES = 2
 """The queue always has room for so many batches of a useful size, half of it for who has a place in the retry book."""
 _CREDITS = 2
 """So many batches go to a worker at once."""
-_LATE, _SLOW = 1, 2
-_WHY = ("", "late", "slo")
-"""Why rows are refused: their deadline, or the longest wait."""
+_LATE, _SLOW, _FULL = 1, 2, 3
+_WHY = ("", "late", "slo", "queue")
+"""Why rows are refused: their deadline, the longest wait, or the queue."""
 _QUEUED = 1 / 3
 """Part of the longest wait that rows may always spend in the queue."""
 _TRIES = 3
@@ -161,25 +161,25 @@ class Admission:
         why = self._crowd(flow, part, now_ns)
         if not why:
             return 0.0
-        if self._dispatch.make_room(now_ns, why != "queue"):
+        if self._dispatch.make_room(now_ns, why != _FULL):
             now_ns = self._state.now_ns()
             why = self._crowd(flow, part, now_ns)
-        return self._refuse_unread(why, flow, request, now_ns) if why else 0.0
+        return self._refuse_unread(_WHY[why], flow, request, now_ns) if why else 0.0
 
-    def _crowd(self, flow: int, part: float, now_ns: int) -> str:
+    def _crowd(self, flow: int, part: float, now_ns: int) -> int:
         """Return why one more row of `flow` finds no room in the queue, or would not be answered within the family's
-        timeout and the longest wait; empty if it may."""
+        timeout and the longest wait; 0 if it may."""
         if self._full(1, flow, part):
-            return "queue"
+            return _FULL
         if not self._dispatch.busy:
-            return ""
+            return 0
         found = 0
         for lane in range(len(self._accuracy)):
             if self._lanes.live >> lane & 1:
                 found = self._too_long(lane, flow, 1, self._timeout_ns, part, now_ns)
                 if not found or (found == _SLOW and self._standby.at_hand):
-                    return ""
-        return _WHY[found]
+                    return 0
+        return found
 
     def _refuse_unread(self, why: str, flow: int, request: int, now_ns: int) -> float:
         """Count a request that is refused before its rows are known, as one of the usual number; return the seconds
