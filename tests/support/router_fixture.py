@@ -161,8 +161,8 @@ class House:
         worker.resident = {variant.name: at for at, variant in enumerate(reversed(self.spec.variants))}
         return [(worker, *entry[1:]) for entry in entries]
 
-    def route(self, *lanes: int, shares: tuple[float, ...] = (1.0, 0.0, 0.0)) -> list[FakeWorker]:
-        entries = [self.entry(lane) for lane in lanes]
+    def route(self, *lanes: int, shares: tuple[float, ...] = (1.0, 0.0, 0.0), max_batch: int = 4) -> list[FakeWorker]:
+        entries = [self.entry(lane, max_batch) for lane in lanes]
         self.router.route(entries, dealt(*shares))
         return [entry[0] for entry in entries]
 

@@ -11,6 +11,7 @@ from clover.runtime.router.dispatch cimport Dispatch
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.monitor cimport Monitor
+from clover.runtime.router.retry_book cimport RetryBook
 from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
@@ -39,7 +40,7 @@ cdef class Admission:
     cdef ShapeKeys _keys
     cdef bint _varies
     cdef object _picked
-    cdef object _book
+    cdef RetryBook _book
     cdef dict _places
     cdef double _max_wait_slo
     cdef double _slo_ms
@@ -59,18 +60,15 @@ cdef class Admission:
     cpdef limit(self, double rows_per_s)
     @cython.locals(ticket=RouterTicket, now_ns=int64_t, kept=bint)
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
-    @cython.locals(now_ns=int64_t, part=double)
+    @cython.locals(now_ns=int64_t, part=double, why=int)
     cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
-    @cython.locals(now_ns=int64_t, part=double, found=int, lane=int)
-    cdef double _behind_s(self, int64_t flow, int64_t request) except? -1.0
+    @cython.locals(found=int, lane=int)
+    cdef int _crowd(self, int64_t flow, double part, int64_t now_ns) except -1
     cdef double _refuse_unread(self, str why, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     cdef object _refuse(
         self, str why, str message, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, bint too_short=*
     )
     cdef int64_t _refused_before(self, int64_t flow, int64_t request, int64_t now_ns) except -1
-    cdef double _retry_after_s(
-        self, Py_ssize_t rows, int64_t flow, int64_t request, int64_t now_ns, int64_t before
-    ) except? -1.0
     cdef double _part(self, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     @cython.locals(ticket=RouterTicket, free=SlotAllocator)
     cdef tuple lend(self, Py_ssize_t rows, int64_t flow, int64_t request, FixedRows fixed, str closed)

@@ -58,8 +58,9 @@ _BATCHES = 2
 """The queue always has room for so many batches of a useful size, half of it for who has a place in the retry book."""
 _CREDITS = 2
 """So many batches go to a worker at once."""
-_LATE, _SLOW = 1, 2
-"""Why rows are refused: their deadline, or the longest wait."""
+_LATE, _SLOW, _FULL = 1, 2, 3
+_WHY = ("", "late", "slo", "queue")
+"""Why rows are refused: their deadline, the longest wait, or the queue."""
 _QUEUED = 1 / 3
 """Part of the longest wait that rows may always spend in the queue."""
 _TRIES = 3
@@ -146,7 +147,7 @@ class Admission:
         if ticket is None and not kept and self._completion.give_up(self._audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
         if ticket is None:
-            self._dispatch.make_room(now_ns)  # for the next one: slots come back once clients have their answers
+            self._dispatch.make_room(now_ns, False)  # for the next one: slots come back once clients have their answers
             raise self._refuse("slots", "no room for more rows", rows, flow, request, now_ns)
         ticket.flow = ticket.connection = flow
         ticket.request = request
@@ -156,27 +157,28 @@ class Admission:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
         now_ns = self._state.now_ns()
         part = self._part(flow, request, now_ns)
-        if not self._full(1, flow, part):
-            return self._behind_s(flow, request) if self._dispatch.busy else 0.0
-        self._dispatch.make_room(now_ns)
-        if not self._full(1, flow, part):
+        why = self._crowd(flow, part, now_ns)
+        if not why:
             return 0.0
-        return self._refuse_unread("queue", flow, request, now_ns)
+        if self._dispatch.make_room(now_ns, why != _FULL):
+            now_ns = self._state.now_ns()
+            why = self._crowd(flow, part, now_ns)
+        return self._refuse_unread(_WHY[why], flow, request, now_ns) if why else 0.0
 
-    def _behind_s(self, flow: int, request: int) -> float:
-        """Return 0 if one more row of `flow` may be answered within the family's timeout and the longest wait, else
-        count it as refused and return the seconds after which to retry."""
-        now_ns = self._state.now_ns()
-        part = self._part(flow, request, now_ns)
+    def _crowd(self, flow: int, part: float, now_ns: int) -> int:
+        """Return why one more row of `flow` finds no room in the queue, or would not be answered within the family's
+        timeout and the longest wait; 0 if it may."""
+        if self._full(1, flow, part):
+            return _FULL
+        if not self._dispatch.busy:
+            return 0
         found = 0
         for lane in range(len(self._accuracy)):
             if self._lanes.live >> lane & 1:
                 found = self._too_long(lane, flow, 1, self._timeout_ns, part, now_ns)
                 if not found or (found == _SLOW and self._standby.at_hand):
-                    return 0.0
-        if not found:
-            return 0.0
-        return self._refuse_unread("late" if found == _LATE else "slo", flow, request, now_ns)
+                    return 0
+        return found
 
     def _refuse_unread(self, why: str, flow: int, request: int, now_ns: int) -> float:
         """Count a request that is refused before its rows are known, as one of the usual number; return the seconds
@@ -185,7 +187,7 @@ class Admission:
         self._traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
         self._traffic.refused(429)
         self._traffic.overloaded(why)
-        return self._retry_after_s(rows, flow, request, now_ns, self._refused_before(flow, request, now_ns))
+        return float(self._book.book(request, flow, rows, now_ns, self._refused_before(flow, request, now_ns)))
 
     def _refuse(
         self, why: str, message: str, rows: int, flow: int, request: int, now_ns: int, too_short: bool = False
@@ -199,7 +201,7 @@ class Admission:
             if rows > self._max_batch:
                 return self._state.refused(TooLarge(f"{message}send fewer than {rows} rows at once"))
             return self._state.refused(DeadlineMissed(f"{message}set a longer timeout"))
-        return self._state.overloaded(why, message, self._retry_after_s(rows, flow, request, now_ns, before))
+        return self._state.overloaded(why, message, float(self._book.book(request, flow, rows, now_ns, before)))
 
     def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
         """Return how often a request that is refused was before, if it comes when it was asked to; 0 otherwise."""
@@ -207,10 +209,6 @@ class Admission:
         if before:
             self._traffic.came_back("refused")
         return before
-
-    def _retry_after_s(self, rows: int, flow: int, request: int, now_ns: int, before: int) -> float:
-        """Book a place for rows that were refused `before` so many times; return the seconds until then."""
-        return float(self._book.book(request, flow, rows, now_ns, before))
 
     def _part(self, flow: int, request: int, now_ns: int) -> float:
         """Return the part of the room in the queue that a request finds."""
@@ -276,7 +274,7 @@ class Admission:
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
         part = self._part(flow, request, now_ns)
         if self._full(rows, flow, part):
-            self._dispatch.make_room(now_ns)
+            self._dispatch.make_room(now_ns, False)
             if self._full(rows, flow, part):
                 raise self._refuse("queue", "the queue is full", rows, flow, request, now_ns)
         if self._batcher.depth() + rows > self._queue_rows:
@@ -342,6 +340,8 @@ class Admission:
                     found = self._too_long(later, flow, 1, timeout_ns, part, now_ns)
         if not found or (found == _SLOW and self._standby.at_hand):  # standby workers take over after this turn
             return lane
+        if self._dispatch.make_room(now_ns, True) and self._lanes.live >> lane & 1:
+            return self._in_time(ticket, lane, rows, timeout_ns, now_ns)  # once: it makes room only now and then
         other = self._with_room(ticket, timeout_ns, part, now_ns) if ticket.chain is None else -1
         if other >= 0:
             self._traffic.diverted_rows += len(ticket.slots)

@@ -33,10 +33,12 @@ cdef class Dispatch:
     cdef object _timer
     cdef int64_t _timer_ns
     cdef int64_t _room_ns
+    cdef int64_t _yield_ns
 
     cpdef run_turn(self)
     cpdef wake(self)
-    cdef make_room(self, int64_t now_ns)
+    @cython.locals(began_ns=int64_t)
+    cdef bint make_room(self, int64_t now_ns, bint hurried) except -1
     @cython.locals(
         link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple, pace=LanePace,
         saturated=bint, batch=Batch,

@@ -57,6 +57,7 @@ class Dispatch:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._room_ns = 0
+        self._yield_ns = 0  # no sooner than then if hurried
         self.busy = False
         self._audits.wake = self.wake
 
@@ -82,21 +83,32 @@ class Dispatch:
             self._scheduled = True
             self._loop.call_soon(self.run_turn)
 
-    def make_room(self, now_ns: int) -> None:
+    def make_room(self, now_ns: int, hurried: bool) -> bool:
         """Let workers run, take what they completed, and form batches, in the middle of a turn, before a request is
-        refused.
+        refused; return False, having done nothing, if that was a moment ago.
 
-        Refused requests come again, and a loop that is busy refusing has long turns.  A worker on the same core would
-        get the CPU at the end of one, and then have nothing to do until the end of the next.  Callbacks wait for the
-        end of the turn, so that none runs inside another request (except after a worker broke its ring)."""
+        Refused requests come again, and a loop that is busy refusing has long turns: with thousands of connections, of
+        tens of milliseconds.  A worker gets two batches at the end of one, and then has nothing to do until the end of
+        the next; on the same core it does not get the CPU either.  It looks slow then, so that more are refused.
+        Callbacks wait for the end of the turn, so that none runs inside another request (except after a worker broke
+        its ring).
+
+        A worker that computes for milliseconds, or another process, may take the core for as long.  If `hurried`, which
+        is for requests that are refused because answers would come too late, the core is yielded at most half of the
+        time: the others that wait to be read have to be refused as well."""
         if now_ns - self._room_ns <= _ROOM_NS:
-            return
-        os.sched_yield()
-        self._room_ns = now_ns = self._state.now_ns()
+            return False
+        if not hurried or now_ns >= self._yield_ns:
+            began_ns = self._state.now_ns()
+            os.sched_yield()
+            now_ns = self._state.now_ns()
+            self._yield_ns = now_ns + (now_ns - began_ns)
+        self._room_ns = now_ns
         self._completion.collect(now_ns)
         self._completion.expire(now_ns)
         self._form_batches(now_ns)
         self.wake()
+        return True
 
     def stop(self) -> None:
         """Cancel the timer."""

@@ -18,9 +18,7 @@ came, more are booked.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 SECOND_NS = 1_000_000_000
 HORIZON_S = 600
@@ -39,18 +37,20 @@ _MOST_PLACES = 250_000
 """Places of all connections: some 60 MB."""
 
 
-@dataclass(slots=True, eq=False)
 class Place:
     """The room booked for `rows` rows of a connection (`flow`) at `due_ns`; `key` says who may use it.  `refused`: how
     often in a row its request was, this time included; 1 if the request has no name, since whatever comes next on its
     connection, which several clients may share, uses the place."""
 
-    key: int
-    flow: int
-    rows: int
-    due_ns: int
-    refused: int = 1
-    came: bool = False
+    __slots__ = ("came", "due_ns", "flow", "key", "refused", "rows")
+
+    def __init__(self, key: int, flow: int, rows: int, due_ns: int, refused: int) -> None:
+        self.key = key
+        self.flow = flow
+        self.rows = rows
+        self.due_ns = due_ns
+        self.refused = refused
+        self.came = False
 
 
 class RetryBook:
@@ -65,13 +65,15 @@ class RetryBook:
         self.together = 1
         self._served = served
         self._capacity = capacity
-        self._of_flow: Counter[int] = Counter()
+        self._of_flow: dict[int, int] = {}
         self._kept = 0  # places in `places`
         self._seconds: dict[int, list[Place]] = {}
         self._rows: dict[int, float] = {}  # booked rows by bin
         self._next = [0] * _BINS  # by position within a second: the first bin that may have room
         self._last_ns = 0  # when the latest place is
+        self._second_ns = SECOND_NS  # read with each request: an attribute has its C type
         self._second = -1
+        self._expecting = False  # whether a place falls due within `_second`
         self._begun_ns = 0  # when `_second` was entered, and the rows served until then
         self._rows_before = 0
         self._refused_in = -1  # the second of the last refusal
@@ -91,7 +93,8 @@ class RetryBook:
             for place in self.places.get(request or flow, ()):
                 if place.due_ns > now_ns:  # it came too early
                     return -(-(place.due_ns - now_ns) // SECOND_NS)
-        if self._of_flow[flow] >= (_MOST if flow else _MOST_EMBEDDED) or self._kept >= _MOST_PLACES:
+        held = self._of_flow.get(flow, 0)
+        if held >= (_MOST if flow else _MOST_EMBEDDED) or self._kept >= _MOST_PLACES:
             return max(1, -(-(self._last_ns - now_ns) // SECOND_NS))
         at = self._find(now_ns // BIN_NS, rows)
         if at < 0:
@@ -100,7 +103,7 @@ class RetryBook:
         place = Place(request or flow, flow, rows, due_ns, before + 1 if request > 0 else 1)
         self.places.setdefault(place.key, []).append(place)
         self._seconds.setdefault(due_ns // SECOND_NS, []).append(place)
-        self._of_flow[flow] += 1
+        self._of_flow[flow] = held + 1
         self._kept += 1
         self._last_ns = max(self._last_ns, due_ns)
         return (due_ns - now_ns) // SECOND_NS
@@ -137,7 +140,7 @@ class RetryBook:
     def expecting(self, now_ns: int) -> bool:
         """Return whether any place falls due within this second."""
         self._advance(now_ns)
-        return self._second in self._seconds
+        return self._expecting  # places are booked for later seconds only
 
     def use(self, key: int, now_ns: int) -> int:
         """Take the place of `key` that is to be used now out of the book; return how often its request was refused
@@ -151,7 +154,8 @@ class RetryBook:
         return place.refused
 
     def _due(self, key: int, now_ns: int) -> Place | None:
-        for place in self.places.get(key, ()):
+        places = self.places.get(key)
+        for place in places or ():
             if place.due_ns - _EARLY_NS <= now_ns <= place.due_ns + _LATE_S * SECOND_NS:
                 return place
         return None
@@ -162,13 +166,15 @@ class RetryBook:
         self._kept -= 1
         if not left:
             del self.places[place.key]
-        self._of_flow[place.flow] -= 1
-        if not self._of_flow[place.flow]:
+        held = self._of_flow[place.flow] - 1
+        if held:
+            self._of_flow[place.flow] = held
+        else:
             del self._of_flow[place.flow]
 
     def _advance(self, now_ns: int) -> None:
         """Measure the rate and close the seconds that are over, once a second."""
-        second = now_ns // SECOND_NS
+        second = now_ns // self._second_ns
         if second == self._second:
             return
         rows = self._served()
@@ -181,6 +187,7 @@ class RetryBook:
         self._second, self._begun_ns, self._rows_before = second, now_ns, rows
         for over in [begun for begun in self._seconds if begun + _LATE_S < second]:
             self._close(self._seconds.pop(over))
+        self._expecting = second in self._seconds
         if not self._seconds:
             self._rows.clear()
         elif len(self._rows) > 2 * HORIZON_S * _BINS:
@@ -188,9 +195,11 @@ class RetryBook:
 
     def _close(self, places: list[Place]) -> None:
         """Forget places that were not used, and learn how many were."""
-        rows = sum(place.rows for place in places)
-        came = sum(place.rows for place in places if place.came)
-        self._share = max(_LEAST_SHARE, self._share + (came / rows - self._share) / 4)
+        rows = came = 0
         for place in places:
-            if not place.came:
+            rows += place.rows
+            if place.came:
+                came += place.rows
+            else:
                 self._remove(place)
+        self._share = max(_LEAST_SHARE, self._share + (came / rows - self._share) / 4)

@@ -104,9 +104,7 @@ class Router(Model):
         self.cached = cached
         self._completion = Completion(state, retry, self.escalation, self.monitor, account, cached)
         self.dispatch = Dispatch(state, self._completion, self._standby, self.monitor, loop)
-        self.admission = Admission(
-            state, self.dispatch, self._completion, self.monitor, self._standby, config, cached
-        )
+        self.admission = Admission(state, self.dispatch, self._completion, self.monitor, self._standby, config, cached)
         state.lost = self.died
         self.gate = TenantGate(state, self.admission)
         self._account = account
