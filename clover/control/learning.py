@@ -66,7 +66,7 @@ class SavedCorrection(Record, frozen=True, kw_only=True):
     energy: SavedEnergy
 
 
-VERSION = 1
+VERSION = 2
 """Raised whenever what is learned, or what it means, changes."""
 
 
@@ -78,6 +78,8 @@ class Learning:
         self.profile = self.corrected = profile
         self.time: dict[TimeKey, float] = {}
         self.energy: dict[EnergyKey, float] = {}
+        self.energy_errors: dict[EnergyKey, float] = {}
+        """Standard errors of the factors of joules, as of the last look."""
         self.advice = ""
         """What to do about a profile that is far off, in words; empty if it is not."""
         self.changed = 0
@@ -149,6 +151,7 @@ class Learning:
         they stay."""
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
+        self.energy_errors = self._joules.errors(self._energy_keys, now_s)
         moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy)))
         if moved <= least:
             return 0.0
@@ -220,8 +223,8 @@ class Learning:
         return "; ".join(found)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the factors in force by (variant, slice), with those of time also by batch, for `state` and
-        metrics."""
+        """Return the factors in force by (variant, slice), with those of time also by batch and how far off that of
+        joules may be (a standard error), for `state` and metrics."""
         counts = self._times.counts
         found = []
         for variant, name in self._energy_keys:
@@ -239,6 +242,7 @@ class Learning:
                     "time_by_batch": times,
                     "windows_by_batch": windows,
                     "energy": energy,
+                    "energy_error": self.energy_errors.get((variant, name)),
                 }
             )
         return found

@@ -333,6 +333,7 @@ def test_what_was_learned_is_in_the_state() -> None:
         row = next(row for row in found["factors"] if (row["variant"], row["profile"]) == ("large", "1c"))
         assert row["time"] == pytest.approx(1.5, rel=0.05)
         assert row["energy"] == pytest.approx(0.5, rel=0.05)
+        assert 0.0 < row["energy_error"] < 0.05
         assert set(row["time_by_batch"]) == {"1", "2", "4", "8"}
         assert "large@1c: time x" in found["words"]
 

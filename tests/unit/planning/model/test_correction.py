@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from clover._native.route import Quota
 from clover.planning.model.correction import HALF_LIFE_S, MOST, EnergyEvidence, TimeEvidence, corrected
 from tests.support.examples import examples
 from tests.support.profiles_fixture import BATCHES, profile
@@ -246,6 +248,124 @@ def test_factors_of_joules_are_bounded_whatever_is_reported(
         evidence.metered("gpu0", joules, {SMALL: small_j, LARGE: large_j}, since_s=now_s - step_s, now_s=now_s)
     for factor in evidence.factors([SMALL, LARGE, ("large", "2c")], now_s).values():
         assert 1.0 / MOST <= factor <= MOST
+
+
+# --- joules of one meter, with the edges that its windows have --------------------------------------------------------
+
+BATCHES_PER_S, UTILISATION, BATCH_SPREAD = 50.0, 0.6, 0.1
+TICK_S, IDLE_PART = 0.1, 0.4
+BATCH_J = {SMALL: 1.0, LARGE: 1.7}
+
+
+def arrivals(how: str, seconds: int, rng: np.random.Generator) -> dict[tuple[str, str], list[float]]:
+    """Return when batches come to each variant: Poisson arrivals of which clients choose the variant, of which a
+    cascade asks the larger one half of the time, or which a quota shares out, steadily or by shares that swing."""
+    times = np.sort(rng.uniform(0.0, seconds, rng.poisson(BATCHES_PER_S * seconds)))
+    if how == "clients choose":
+        chosen = rng.uniform(size=len(times)) < 0.5
+        return {SMALL: times[chosen].tolist(), LARGE: times[~chosen].tolist()}
+    if how == "cascade":
+        return {SMALL: times.tolist(), LARGE: times[rng.uniform(size=len(times)) < 0.5].tolist()}
+    quota, found = Quota(2), ([], [])
+    for at_s in times.tolist():
+        if how == "shares swing":
+            quota.set_shares([0.65, 0.35] if at_s % 20.0 < 10.0 else [0.35, 0.65])
+        found[quota.choose(3)].append(at_s)
+    return {SMALL: found[0], LARGE: found[1]}
+
+
+def shared_meter(
+    how: str, truth: dict[tuple[str, str], float], seed: int, *, tick_s: float = 0.0, seconds: int = 300
+) -> EnergyEvidence:
+    """Return what one meter, read each second, tells of two variants with a worker each: joules are drawn while a batch
+    is computed, and it counts where it ends; the counter shows what was drawn up to a tick, idle power included."""
+    rng = np.random.default_rng(seed)
+    edges = np.arange(seconds + 1.0)
+    seen_s = np.maximum(edges - rng.uniform(0.0, tick_s, len(edges)), 0.0)
+    expected, active, most_w = {}, np.zeros(len(edges)), 0.0
+    for key, came in arrivals(how, seconds, rng).items():
+        took_s = UTILISATION * seconds / len(came)
+        turn = np.arange(len(came))
+        ends = np.maximum.accumulate(np.array(came) - took_s * turn) + took_s * (turn + 1)  # first come, first served
+        drawn = BATCH_J[key] * truth[key] * rng.gamma(BATCH_SPREAD**-2, BATCH_SPREAD**2, len(ends))
+        most_w += drawn.sum() / seconds
+        corners = np.column_stack([ends - took_s, ends]).ravel()
+        sums = np.column_stack([np.cumsum(drawn) - drawn, np.cumsum(drawn)]).ravel()
+        active += np.interp(seen_s, corners, sums, left=0.0)
+        expected[key] = BATCH_J[key] * np.histogram(ends, edges)[0]
+    idle_w = most_w * IDLE_PART / (1.0 - IDLE_PART)
+    joules = np.diff(active + idle_w * seen_s) - idle_w
+    evidence = EnergyEvidence()
+    for second in range(seconds):
+        evidence.metered(
+            "gpu0",
+            float(joules[second]),
+            {key: float(found[second]) for key, found in expected.items()},
+            since_s=float(second),
+            now_s=second + 1.0,
+        )
+    return evidence
+
+
+TRUTHS = [{SMALL: 1.5, LARGE: 0.5}, {SMALL: 0.5, LARGE: 1.5}]
+SEEDS = range(3)
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("tick_s", [0.0, TICK_S])
+def test_shares_that_swing_tell_variants_of_a_shared_meter_apart_within_five_minutes(
+    tick_s: float, truth: dict[tuple[str, str], float]
+) -> None:
+    for seed in SEEDS:
+        factors = shared_meter("shares swing", truth, seed, tick_s=tick_s).factors([SMALL, LARGE], 300.0)
+        assert factors == pytest.approx(truth, rel=0.05), seed
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("how", ["clients choose", "cascade"])
+def test_rows_that_vary_by_chance_tell_variants_of_a_shared_meter_apart_within_five_minutes(
+    how: str, truth: dict[tuple[str, str], float]
+) -> None:
+    for seed in SEEDS:
+        factors = shared_meter(how, truth, seed).factors([SMALL, LARGE], 300.0)
+        assert factors == pytest.approx(truth, abs=0.05), seed
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("tick_s", [0.0, TICK_S])
+@pytest.mark.parametrize("how", ["clients choose", "cascade", "shares swing"])
+def test_factors_of_a_shared_meter_are_off_by_as_much_as_is_said(
+    how: str, tick_s: float, truth: dict[tuple[str, str], float]
+) -> None:
+    off = []
+    for seed in SEEDS:
+        evidence = shared_meter(how, truth, seed, tick_s=tick_s)
+        factors, errors = evidence.factors([SMALL, LARGE], 300.0), evidence.errors([SMALL, LARGE], 300.0)
+        off += [(factors[key] - truth[key]) / errors[key] for key in truth]
+    assert math.sqrt(sum(z * z for z in off) / len(off)) < 2.0
+    assert max(map(abs, off)) < 3.5
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_edges_of_windows_are_no_evidence(truth: dict[tuple[str, str], float]) -> None:
+    """A quota keeps shares row by row: only batches that are under way as a window ends make windows differ."""
+    for seed in SEEDS:
+        evidence = shared_meter("quota", truth, seed)
+        factors, errors = evidence.factors([SMALL, LARGE], 300.0), evidence.errors([SMALL, LARGE], 300.0)
+        whole_j = sum(BATCH_J[key] * truth[key] for key in truth)
+        assert sum(BATCH_J[key] * factors[key] for key in truth) == pytest.approx(whole_j, rel=0.02)
+        assert factors[SMALL] == pytest.approx(factors[LARGE], rel=0.15)  # what both have in common, and no more
+        assert min(errors.values()) > 0.15
+
+
+def test_the_error_of_a_factor_is_the_priors_before_there_is_evidence_and_long_after() -> None:
+    evidence = EnergyEvidence()
+    before = evidence.errors([SMALL], 0.0)[SMALL]
+    for second in range(300):
+        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    assert evidence.errors([SMALL, LARGE], 300.0)[SMALL] < 0.01
+    assert evidence.errors([SMALL, LARGE], 300.0)[LARGE] == before
+    assert evidence.errors([SMALL], 300.0 + 20 * HALF_LIFE_S)[SMALL] == pytest.approx(before, rel=0.01)
 
 
 # --- files, and profiles ----------------------------------------------------------------------------------------------
