@@ -341,11 +341,15 @@ class SimulatedFleet:
 
 @dataclass
 class SimulatedDevice:
-    """A device that makes every instance its layouts allow, at once; none while it is `lost`."""
+    """A device that makes every instance its layouts allow, one after another, each in `create_s` virtual seconds, and
+    removes it in `destroy_s`; none while it is `lost`."""
 
     given: DeviceShape
     made: dict[str, Placement] = field(default_factory=dict)
     lost: bool = False
+    create_s: float = 0.0
+    destroy_s: float = 0.0
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def shape(self) -> DeviceShape:
         """Return the layouts that the device allows."""
@@ -360,11 +364,19 @@ class SimulatedDevice:
         if placement.id in self.made or not (fits or self.given.overlap):
             raise DeviceError(f"{placement.id} cannot be made beside {', '.join(self.made) or 'nothing'}")
         self.made[placement.id] = placement
+        await self._takes(self.create_s)
 
     async def destroy(self, placement: Placement) -> None:
         """Remove an instance."""
-        if self.made.pop(placement.id, None) is None:
+        if placement.id not in self.made:
             raise DeviceError(f"there is no {placement.id}")
+        await self._takes(self.destroy_s)
+        self.made.pop(placement.id, None)  # a GPU that is lost meanwhile has none
+
+    async def _takes(self, seconds: float) -> None:
+        if seconds > 0.0:
+            async with self._one_at_a_time:
+                await asyncio.sleep(seconds)
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
         """Return no cores: nothing runs here."""
