@@ -5,12 +5,15 @@
 A server with `--sleep park` and one with `--sleep off` serve the same Poisson arrivals of a diurnal load, a day in
 `--day-s` seconds; the controller's times (looks, dwell, rests) shrink alike, but not what a start takes.  Workers
 compute on the CPU at a slow pace, so that the machine keeps up.  Watts are means over the day, of the emulated boards'
-counters; a board draws 35 W more while a process holds it.  The simulator plays the same day by the same clock
-(`simulated`), with the server's rests and room for gusts, with starts of workers and changes of instances that take as
-long as they took here, and with the very arrivals: what a controller knows of its load is a count over ten seconds,
-which here are half an hour of the day, so that its plans follow a shortened day otherwise than a whole one.  And it plays
-the whole day as `simulate --asleep` does (`parked row`).  `modelled of what ran`: the active watts that the queueing model has for the workers
-and the routing of each second; these tell what the model is off by from what other plans make of it.
+counters; a board draws 35 W more while a process holds it.
+
+The simulator plays the same day by the same clock (`simulated`), with the server's rests and room for gusts, with
+starts of workers and changes of instances that take as long as they took here, and with the very arrivals: a controller
+knows its load by counts over ten seconds, which here are half an hour of the day, so that its plans follow a shortened
+day otherwise than a whole one, and chance in arrivals decides when a GPU is woken.  How much that is worth is said by
+`--draws` further days of other arrivals (`drawn`: their mean and standard deviation).  And it plays the whole day as
+`simulate --asleep` does (`parked row`).  `modelled of what ran`: the active watts that the queueing model has for the
+workers and the routing of each second; these tell what the model is off by from what other plans make of it.
 
 Whether wake-ups keep the SLO is said by the longest time in which each second had a late answer, beside the seconds
 that the plan takes a start to last.
@@ -28,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -116,7 +119,7 @@ class Day:
     """One server over one day."""
 
     def __init__(self, given: argparse.Namespace, folder: Path, sleep: Literal["park", "off"]) -> None:
-        self._given, self._sleep = given, sleep
+        self.given, self._sleep = given, sleep
         config = ServerConfig(
             families=(FamilyConfig(family=TOY, slo_ms=SLO_MS, accuracy_floor=FLOOR, accuracy_margin=0.0),),
             workers=WorkersConfig(
@@ -144,14 +147,14 @@ class Day:
         self._reasons = Counter[str]()
         self._rng = np.random.default_rng(1)
         self._tasks: set[asyncio.Future[None]] = set()
-        self._arrivals_s: list[float] = []
+        self.arrivals_s: list[float] = []
         self._changes_s: dict[str, list[float]] = {"create": [], "destroy": []}
         self.rate = 0.0
         self.shapes: tuple[DeviceShape, ...] = ()
         self.profile: FamilyProfile | None = None
 
     def _rate(self, at_s: float) -> float:
-        hours = 24.0 * at_s / self._given.day_s
+        hours = 24.0 * at_s / self.given.day_s
         """Return the load `at_s` seconds after the day began (before it: that of the day before)."""
         return self.rate * (1.0 + 0.4 * math.cos(2.0 * math.pi * (hours - 14.0) / 24.0))
 
@@ -175,9 +178,9 @@ class Day:
             self.shapes = tuple(device.shape() for device in running.engine.devices.values())
             sizes = slices_of(self.shapes)
             smallest = services_of(self.profile)["full", min(sizes, key=sizes.__getitem__)]
-            self.rate = self._given.load * smallest.capacity() * sum(shape.slices for shape in self.shapes)
+            self.rate = self.given.load * smallest.capacity() * sum(shape.slices for shape in self.shapes)
             self._time_changes(running)
-            await self._offer(-self._given.warm_s, 0.0)
+            await self._offer(-self.given.warm_s, 0.0)
             self._answers = self._late_answers = self._failed = 0
             self._late.clear()
             self._reasons.clear()
@@ -185,7 +188,7 @@ class Day:
             traffic = running.engine.pick(None).traffic
             before = dict(traffic.batch_sizes)
             began_s = time.monotonic()
-            await self._offer(0.0, self._given.day_s, partial(self._look, running, family))
+            await self._offer(0.0, self.given.day_s, partial(self._look, running, family))
             seconds = time.monotonic() - began_s
             joules = self._joules(running) - first
             spent = {line: joules_ - lines.get(line, 0.0) for line, joules_ in self._lines(running).items()}
@@ -235,8 +238,8 @@ class Day:
                 task = asyncio.ensure_future(self._ask(began_s))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-                self._arrivals_s.append(at_s)
-                at_s += self._rng.exponential(1.0 / self._rate(at_s))
+                self.arrivals_s.append(at_s)
+                at_s = self._next_s(at_s, self._rng)
             if looks <= now_s:
                 looks += 1
                 if look is not None:
@@ -262,9 +265,17 @@ class Day:
         starts = running.engine.pick(None).fleet.start_seconds().values()
         return Took(mean(starts), mean(self._changes_s["create"]), mean(self._changes_s["destroy"]))
 
-    def arrivals_s(self, warm_s: float) -> tuple[float, ...]:
-        """Return when rows arrived, in seconds from `warm_s` before the day."""
-        return tuple(at_s + warm_s for at_s in self._arrivals_s)
+    def _next_s(self, at_s: float, rng: np.random.Generator) -> float:
+        """Return when the next row arrives after one at `at_s`."""
+        return at_s + rng.exponential(1.0 / self._rate(at_s))
+
+    def drawn_s(self, seed: int) -> list[float]:
+        """Return other arrivals of the same day, in seconds from its beginning."""
+        rng, at_s, found = np.random.default_rng(seed), -self.given.warm_s, []
+        while at_s < self.given.day_s:
+            found.append(at_s)
+            at_s = self._next_s(at_s, rng)
+        return found
 
     def _look(self, running: Server, family: Any, at_s: float) -> None:
         self._awake.append(len(family.devices))
@@ -316,15 +327,15 @@ def longest(seconds: set[int]) -> int:
 
 
 def simulated(
-    day: Day, bare_w: float, asleep: bool, *, day_s: float = DAY_S, took: Took | None = None, warm_s: float = 0.0
+    day: Day, bare_w: float, asleep: bool, *, took: Took | None = None, arrivals_s: Sequence[float] = ()
 ) -> dict[str, Any]:
     """Play the same day in the simulator.
 
-    With `took`, what the server's steps took: as the server did, by the clock of its day of `day_s` seconds after
-    `warm_s` seconds of the day before, with its rests, its room for gusts, and the very arrivals that it counted.
-    Without: as `simulate --asleep` does, with a look a minute."""
+    With `took`, what the server's steps took: as the server did, by its clock, with its rests and its room for gusts,
+    and with rows that arrive at `arrivals_s`.  Without: as `simulate --asleep` does, with a look a minute."""
     assert day.profile is not None
     rests = took is not None
+    day_s, warm_s = (day.given.day_s, day.given.warm_s) if rests else (DAY_S, 0.0)
     spared = CONTEXT_W if rests and asleep else None
     shapes = tuple(msgspec.structs.replace(shape, sleep_w=spared) for shape in day.shapes)
     known = Known(
@@ -384,13 +395,17 @@ def one(given: argparse.Namespace) -> int:
     day = Day(given, folder, given.one)
     found = asyncio.run(day.play())
     asleep = given.one == "park"
+    took = Took(**found["took"])
+    drawn = [
+        simulated(day, table.idle_w, asleep, took=took, arrivals_s=day.drawn_s(seed))["watts"]
+        for seed in range(2, 2 + given.draws)
+    ]
     print(
         json.dumps(
             {
                 "served": found,
-                "simulated": simulated(
-                    day, table.idle_w, asleep, day_s=given.day_s, took=Took(**found["took"]), warm_s=given.warm_s
-                ),
+                "simulated": simulated(day, table.idle_w, asleep, took=took, arrivals_s=day.arrivals_s),
+                "drawn": drawn,
                 "parked row": simulated(day, table.idle_w, asleep),
             }
         )
@@ -406,6 +421,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--day-s", type=float, default=480.0)
     parser.add_argument("--warm-s", type=float, default=30.0, help="seconds before the day in which the load is learnt")
     parser.add_argument("--load", type=float, default=0.42, help="mean part of what all slices of one size serve")
+    parser.add_argument("--draws", type=int, default=12, help="days of other arrivals that are simulated")
     parser.add_argument("--json", default="")
     parser.add_argument("--one", choices=("park", "off"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
@@ -417,7 +433,7 @@ def main(argv: list[str] | None = None) -> int:
         for sleep in ("park", "off"):
             options = [
                 f"--{name.replace('_', '-')}={getattr(given, name)}"
-                for name in ("box", "gpus", "day_s", "warm_s", "load")
+                for name in ("box", "gpus", "day_s", "warm_s", "load", "draws")
             ]
             done = subprocess.run(
                 [sys.executable, "-m", "bench.parking", "--one", sleep, "--folder", folder, *options],
@@ -438,6 +454,8 @@ def main(argv: list[str] | None = None) -> int:
             "modelled of what ran",
             "simulated W",
             "off by %",
+            "drawn W",
+            "+-",
             "parked row W",
             "off by %",
             "awake",
@@ -456,6 +474,8 @@ def main(argv: list[str] | None = None) -> int:
                 served[sleep]["model_w"],
                 results[sleep]["simulated"]["watts"],
                 100.0 * (served[sleep]["watts"] / results[sleep]["simulated"]["watts"] - 1.0),
+                mean(results[sleep]["drawn"]),
+                float(np.std(results[sleep]["drawn"], ddof=1)) if given.draws > 1 else math.nan,
                 results[sleep]["parked row"]["watts"],
                 100.0 * (served[sleep]["watts"] / results[sleep]["parked row"]["watts"] - 1.0),
                 served[sleep]["awake"],
