@@ -361,9 +361,8 @@ def simulated(
         ),
     )
     source = StaticSource(300.0)
-    load = Load(
-        "diurnal", "diurnal", day.rate, per_s=True, day_s=day_s, counted_s=day.arrivals_s(warm_s) if rests else ()
-    )
+    counted_s = tuple(at_s + warm_s for at_s in arrivals_s)
+    load = Load("diurnal", "diurnal", day.rate, per_s=True, day_s=day_s, counted_s=counted_s)
     scheme = Scheme("objective", "objective", asleep_w=bare_w if asleep else None, cascade=False, resident=rests)
     about = RunInput(name="static", kind="trace", sha256="", about="300 g/kWh")
     trace = Trace(name="static", source=source, start_s=day_s - warm_s, hours=(warm_s + day_s) / 3600.0, about=about)

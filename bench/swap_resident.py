@@ -246,7 +246,7 @@ async def measured(swaps: int, clients: int, device: str, pace: str) -> dict[str
         fleet.route = routed  # type: ignore[method-assign]
         pids = {worker["pid"] for worker in fleet.describe()}
         resident = fleet.describe()[0]["resident"]
-        asking = Clients(served, images, answers)
+        asking = Clients(served.router, images, answers)
         tasks = [asyncio.create_task(asking.ask(seed)) for seed in range(clients)]
         done: list[Swap] = []
         names = [variant.name for variant in served.spec.variants]
@@ -260,6 +260,9 @@ async def measured(swaps: int, clients: int, device: str, pace: str) -> dict[str
             end_ns = time.monotonic_ns()
             while variant not in asking.first:
                 await asyncio.sleep(0.001)
+                for task in tasks:
+                    if task.done():  # it failed, as it is not over yet
+                        await task
             done.append(Swap(begun_ns[0], routed_ns[0], end_ns, asking.first[variant]))
         asking.over = True
         await asyncio.gather(*tasks)
@@ -312,7 +315,8 @@ async def memory_of(variants: Sequence[str], device: str, pace: str, resident: s
 
 
 async def memory(device: str, pace: str) -> dict[str, Any]:
-    """Return MiB of the worker that holds all variants, of workers that hold one each, and of all these together."""
+    """Return MiB of the worker that holds all variants, of workers that hold one each, and of several of these together:
+    of their private pages, as shares of pages that several have depend on how many there are."""
     names = list(PACE_MS)
     together = (await memory_of(names, device, pace, "auto"))[names[-1]]
     apart = await memory_of(names, device, pace, "off")
@@ -320,8 +324,8 @@ async def memory(device: str, pace: str) -> dict[str, Any]:
     return {
         "all": together,
         **apart,
-        "one each": {kind: sum(one[kind] for one in apart.values()) for kind in together},
-        "two largest": {"private": sum(both)},
+        "one each, together": {"private": sum(one["private"] for one in apart.values())},
+        "the two largest, together": {"private": sum(both)},
     }
 
 
