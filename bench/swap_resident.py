@@ -315,8 +315,8 @@ async def memory_of(variants: Sequence[str], device: str, pace: str, resident: s
 
 
 async def memory(device: str, pace: str) -> dict[str, Any]:
-    """Return MiB of the worker that holds all variants, of workers that hold one each, and of several of these together:
-    of their private pages, as shares of pages that several have depend on how many there are."""
+    """Return MiB of the worker that holds all variants, of workers that hold one each, and of several of these
+    together: of their private pages, as shares of pages that several have depend on how many there are."""
     names = list(PACE_MS)
     together = (await memory_of(names, device, pace, "auto"))[names[-1]]
     apart = await memory_of(names, device, pace, "off")
