@@ -412,6 +412,31 @@ def one(given: argparse.Namespace) -> int:
     return 0
 
 
+def figures_of(found: dict[str, Any]) -> dict[str, float]:
+    """Return what a day came to, as one column of the table."""
+    served, simulated_, drawn = found["served"], found["simulated"], found["drawn"]
+    watts, row = served["watts"], found["parked row"]["watts"]
+    return {
+        "W": watts,
+        "active W": served["lines_w"]["active"],
+        "active W, modelled of what ran": served["model_w"],
+        "simulated W": simulated_["watts"],
+        "off by %": 100.0 * (watts / simulated_["watts"] - 1.0),
+        "drawn W": mean(drawn),
+        "drawn W, +-": float(np.std(drawn, ddof=1)) if len(drawn) > 1 else math.nan,
+        "parked row W": row,
+        "off that by %": 100.0 * (watts / row - 1.0),
+        "GPUs awake": served["awake"],
+        "GPUs awake, simulated": simulated_["awake"],
+        "late %": 100.0 * served["late_part"],
+        "late for s": served["late_for_s"],
+        "a change takes s": served["start_s"],
+        "a worker's start takes s": served["took"]["start_s"],
+        "failed": served["failed"],
+        "woken": served["woken"],
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Play a day parked and a day awake, and print both beside the simulator's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -443,52 +468,13 @@ def main(argv: list[str] | None = None) -> int:
                 env={**os.environ, **child_environment()},
             )
             results[sleep] = json.loads(done.stdout.splitlines()[-1])
-    served = {sleep: found["served"] for sleep, found in results.items()}
+    figures = {sleep: figures_of(found) for sleep, found in results.items()}
     show(
         f"{given.gpus} x {given.box} (emulated), a day in {given.day_s:g} s",
-        [
-            "",
-            "W",
-            "active W",
-            "modelled of what ran",
-            "simulated W",
-            "off by %",
-            "drawn W",
-            "+-",
-            "parked row W",
-            "off by %",
-            "awake",
-            "simulated",
-            "late %",
-            "late for s",
-            "start s",
-            "failed",
-            "woken",
-        ],
-        [
-            [
-                sleep,
-                served[sleep]["watts"],
-                served[sleep]["lines_w"]["active"],
-                served[sleep]["model_w"],
-                results[sleep]["simulated"]["watts"],
-                100.0 * (served[sleep]["watts"] / results[sleep]["simulated"]["watts"] - 1.0),
-                mean(results[sleep]["drawn"]),
-                float(np.std(results[sleep]["drawn"], ddof=1)) if given.draws > 1 else math.nan,
-                results[sleep]["parked row"]["watts"],
-                100.0 * (served[sleep]["watts"] / results[sleep]["parked row"]["watts"] - 1.0),
-                served[sleep]["awake"],
-                results[sleep]["simulated"]["awake"],
-                100.0 * served[sleep]["late_part"],
-                served[sleep]["late_for_s"],
-                served[sleep]["start_s"],
-                served[sleep]["failed"],
-                served[sleep]["woken"],
-            ]
-            for sleep in results
-        ],
+        ["", *figures],
+        [[name, *(found[name] for found in figures.values())] for name in figures["park"]],
     )
-    spared = 1.0 - served["park"]["watts"] / served["off"]["watts"]
+    spared = 1.0 - figures["park"]["W"] / figures["off"]["W"]
     print(f"parking spares {spared:.1%} of the boards' energy (emulated)")
     write_json(given.json, {"arguments": vars(given), "results": results})
     return 0
