@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.control.arrivals import WINDOW_S
+from clover.errors import DeviceError
 from clover.simulate import clock, families, replay
 from clover.simulate.fleet import SimulatedDevice
 from clover.simulate.loads import Load
@@ -74,4 +75,20 @@ def test_instances_of_a_device_are_made_and_removed_one_after_another() -> None:
         return made_s - began_s, clock.now_s() - made_s
 
     assert clock.run(story()) == pytest.approx((1.0, 2.0))
+    assert not device.made
+
+
+def test_a_gpu_that_is_lost_while_it_is_cut_has_no_instance() -> None:
+    (shape,) = families.gpus(1)
+    device = SimulatedDevice(shape, create_s=0.5)
+
+    async def story() -> None:
+        cutting = asyncio.ensure_future(device.create(Placement(device="gpu0", profile="3g.20gb", start=0, size=4)))
+        await asyncio.sleep(0.1)
+        device.lost = True
+        device.made.clear()
+        with pytest.raises(DeviceError, match="gpu0 is lost"):
+            await cutting
+
+    clock.run(story())
     assert not device.made
