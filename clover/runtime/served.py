@@ -29,6 +29,7 @@ from clover.interfaces import Device
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
+from clover.runtime.memory import numa
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.cached_answers import CachedAnswers
@@ -135,6 +136,7 @@ class Served:
             else Layout.fitting(spec, config.slab_bytes, least=spec.max_batch * LEAST_SLOTS_PER_BATCH)
         )
         self.slab = Slab.create(layout)
+        numa.keep_near(self.slab.memory, devices.values(), self.name)
         self.router = Router(
             msgspec.structs.replace(spec, name=self.name), self.slab, layout.slots, config, None, account, loop=loop
         )

@@ -340,11 +340,15 @@ class SimulatedFleet:
 
 @dataclass
 class SimulatedDevice:
-    """A device that makes every instance its layouts allow, at once; none while it is `lost`."""
+    """A device that makes every instance its layouts allow, one after another, each in `create_s` virtual seconds, and
+    removes it in `destroy_s`; none while it is `lost`."""
 
     given: DeviceShape
     made: dict[str, Placement] = field(default_factory=dict)
     lost: bool = False
+    create_s: float = 0.0
+    destroy_s: float = 0.0
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
     def shape(self) -> DeviceShape:
         """Return the layouts that the device allows."""
@@ -352,18 +356,30 @@ class SimulatedDevice:
 
     async def create(self, placement: Placement) -> None:
         """Make an instance; DeviceError if the layouts do not allow it beside those that exist."""
-        if self.lost:
-            raise DeviceError(f"{placement.device} is lost")
+        self._check_there()
         wanted = {*self.made, placement.id}
         fits = any(wanted <= {item.id for item in layout} for layout in self.given.layouts)
         if placement.id in self.made or not (fits or self.given.overlap):
             raise DeviceError(f"{placement.id} cannot be made beside {', '.join(self.made) or 'nothing'}")
         self.made[placement.id] = placement
+        await self._takes(self.create_s)
+        self._check_there()
 
     async def destroy(self, placement: Placement) -> None:
         """Remove an instance."""
-        if self.made.pop(placement.id, None) is None:
+        if placement.id not in self.made:
             raise DeviceError(f"there is no {placement.id}")
+        await self._takes(self.destroy_s)
+        self.made.pop(placement.id, None)  # a GPU that is lost meanwhile has none
+
+    def _check_there(self) -> None:
+        if self.lost:
+            raise DeviceError(f"{self.given.device} is lost")
+
+    async def _takes(self, seconds: float) -> None:
+        if seconds > 0.0:
+            async with self._one_at_a_time:
+                await asyncio.sleep(seconds)
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
         """Return no cores: nothing runs here."""

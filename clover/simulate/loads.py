@@ -36,7 +36,8 @@ _SURGE_EVERY_H = 3
 @dataclass(frozen=True)
 class Load:
     """A load shape.  `level` is a part of BASE's capacity, or rows a second if `per_s`; `arrivals_s` belongs to a file
-    only."""
+    only.  A diurnal one plays its day in `day_s` seconds.  `counted_s`: when the rows of one day that was played with
+    this shape arrived, in ascending seconds; the controller's windows then count these, not rows drawn by chance."""
 
     name: str
     kind: str
@@ -44,6 +45,8 @@ class Load:
     arrivals_s: tuple[float, ...] = ()
     digest: str = ""
     per_s: bool = False
+    day_s: float = 86_400.0
+    counted_s: tuple[float, ...] = ()
 
     def mean(self, capacity: float) -> float:
         """Return rows a second on average, for a BASE that serves `capacity` rows a second."""
@@ -59,7 +62,7 @@ class Load:
             return [count / step_s for count in counts]
         mean = self.mean(capacity)
         if self.kind == "diurnal":
-            hours = [((start_s + (index + 0.5) * step_s) / 3600.0) % 24.0 for index in range(steps)]
+            hours = [24.0 * (((start_s + (index + 0.5) * step_s) / self.day_s) % 1.0) for index in range(steps)]
             return [mean * (1.0 + _SWING * math.cos(2.0 * math.pi * (h - _BUSIEST_H) / 24.0)) for h in hours]
         if self.kind == "bursts":
             return _bursts(mean, steps, seed)

@@ -86,7 +86,11 @@ class _Replay:
             )
         self.count = max(1, math.ceil(trace.hours * 3600.0 / self.step_s - 1e-9))
         self.rates = case.load.rates(world.capacity, trace.start_s, self.step_s, self.count, case.seed)
-        self.observed = _observed(self.rates, case.seed) if rules.noise else self.rates
+        self.observed = self.rates
+        if case.load.counted_s:
+            self.observed = _counted(case.load.counted_s, self.step_s, self.count)
+        elif rules.noise:
+            self.observed = _observed(self.rates, self.step_s, case.seed)
         self.began_s = 0.0
         self.reported = 0
         self.judge = judge
@@ -116,13 +120,15 @@ class _Replay:
             idle_w=world.machine.idle_w,
             pue=rules.pue,
             asleep_w=case.asleep_w,
-            exact=not rules.noise,
+            exact=not rules.noise and not case.load.counted_s,
             resident=case.scheme.resident,
         )
         family = controller.add(spec_of(world.known.profile), world.known.profile, fleet, config)
         fleet.weather(self.rates[0], self.observed[0], (await chain.read(trace.start_s)).g_per_kwh)
         await controller.start()
         fleet.load_s = rules.load_s  # the first deployment is ready at once
+        for device in devices.values():
+            device.create_s, device.destroy_s = rules.create_s, rules.destroy_s
         self.began_s = clock.now_s()
         if (judge := self.judge) is not None:
             fleet.on_route = lambda before, after: judge.routed(clock.now_s() - self.began_s, before, after)
@@ -273,7 +279,21 @@ def _described(decision: Decision) -> str:
     return "; ".join(filter(None, (f"{decision.trigger}: {decision.action}", decision.detail, plan)))
 
 
-def _observed(rates: list[float], seed: int) -> list[float]:
-    """Return what a server's window would count of Poisson arrivals at these rates; the same for every policy."""
-    counts = np.random.default_rng([seed, len(rates)]).poisson(np.array(rates) * WINDOW_S)
-    return [float(count) / WINDOW_S for count in counts]
+def _observed(rates: list[float], step_s: float, seed: int) -> list[float]:
+    """Return what a server's window would count of Poisson arrivals at these rates, one a step of `step_s` seconds; the
+    same for every policy.  Windows of steps that are shorter than a window share arrivals, as a server's do; before
+    the first step rows arrived as in it."""
+    rng = np.random.default_rng([seed, len(rates)])
+    shared = round(WINDOW_S / step_s)
+    if shared <= 1:
+        return [float(count) / WINDOW_S for count in rng.poisson(np.array(rates) * WINDOW_S)]
+    arrived = rng.poisson(np.array([rates[0]] * (shared - 1) + rates) * step_s)
+    return [float(count) / (shared * step_s) for count in np.convolve(arrived, np.ones(shared, int), "valid")]
+
+
+def _counted(arrivals_s: Sequence[float], step_s: float, steps: int) -> list[float]:
+    """Return the rows a second that a server's window counts at the look of each step; `arrivals_s` ascend."""
+    ends = np.arange(steps) * step_s + min(LAG_S, step_s)
+    counts = np.searchsorted(arrivals_s, ends) - np.searchsorted(arrivals_s, ends - WINDOW_S)
+    found: list[float] = (counts / np.minimum(WINDOW_S, ends)).tolist()
+    return found

@@ -97,7 +97,11 @@ class Rules:
     accuracy_margin: float | None = None
     look_s: float = 300.0
     dwell_s: float = 5.0
+    verify_s: float = 5.0
+    sleep_after_s: float = 300.0
     load_s: float = 0.0
+    create_s: float = 0.0
+    destroy_s: float = 0.0
     pue: float = 1.5
     noise: bool = True
     capacity_loss: bool = False
@@ -215,6 +219,8 @@ class Case:
             objective=self.scheme.form or rules.form,
             lam=self.scheme.lam if self.scheme.lam is not None else rules.lam,
             min_dwell_s=rules.dwell_s,
+            verify_s=rules.verify_s,
+            sleep_after_s=rules.sleep_after_s,
             allow_capacity_loss=rules.capacity_loss,
             cascade=self.cascades,
             reference_g_per_kwh=rules.reference_g_per_kwh,

@@ -33,7 +33,7 @@ def by_event(said: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(150, func_only=True)  # measuring `toy_profiles`, once a session, has its own time
 def test_parts_are_changed_lost_and_back_and_no_client_notices(scenes: Forks, short_cache: Path) -> None:
     code, said, errors = run(scenes, short_cache, "live", module=MODULE)
     assert code == 0, errors
@@ -62,7 +62,7 @@ def test_parts_are_changed_lost_and_back_and_no_client_notices(scenes: Forks, sh
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(100, func_only=True)
 def test_a_daemon_that_runs_already_is_used_and_left(scenes: Forks, short_cache: Path) -> None:
     code, said, errors = run(scenes, short_cache, "found", module=MODULE)
     assert code == 0, errors

@@ -21,6 +21,7 @@ from clover.devices import emulated
 from clover.errors import DeviceError, WorkerError, WorkerLostInStart
 from clover.families import load_family
 from clover.interfaces import Device
+from clover.runtime.memory import numa
 from clover.runtime.served import Served
 from clover.runtime.workers import resident_orders
 from clover.runtime.workers.pool import Pool
@@ -97,6 +98,15 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made = asyncio.new_event_loop()
     yield made
     made.close()
+
+
+def test_rows_are_kept_near_the_workers(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = []
+    monkeypatch.setattr(numa, "keep_near", lambda memory, devices, name: cores.append((name, numa.cores_of(devices))))
+    served(tmp_path, Gpu(False), loop).slab.close()
+    assert cores == [("toy", {0})]
 
 
 def assignment(variant: str = "full") -> Assignment:
