@@ -109,7 +109,8 @@ class ClusterFollower:
             raise BadRequest(f"cluster takes action, cluster, node, epoch, lease_s and models: {error}") from None
         if given.action not in ACTIONS:
             raise BadRequest(f"action is one of {', '.join(ACTIONS)}, not {given.action!r}")
-        _check_numbers(given, needed={"epoch", "lease_s"} if given.action == "follow" else arguments.keys())
+        needed = {"epoch", "lease_s"} if given.action == "follow" else arguments.keys()
+        _check_values(given, needed, known=self._context.families)
         if given.action == "profiles":
             return self._profiles()
         if given.action == "follow":
@@ -123,10 +124,6 @@ class ClusterFollower:
         return self.report()
 
     def _check(self, given: FollowCommand) -> None:
-        known = self._context.families
-        for name in given.models:
-            if name not in known:
-                raise BadRequest(f"unknown model {name!r}, known: {', '.join(known)}")
         if self.following and given.cluster != self._cluster:
             raise Conflict(
                 f"this server follows the cluster {self._cluster}: it leaves that first "
@@ -255,12 +252,16 @@ def _energy_factor(family: Family) -> float:
     return sum(factors) / len(factors) if factors else 1.0
 
 
-def _check_numbers(given: FollowCommand, needed: Collection[str]) -> None:
-    """Raise BadRequest if a number is out of range, used by the action or not; `epoch` and `lease_s` if `needed`."""
+def _check_values(given: FollowCommand, needed: Collection[str], known: Collection[str]) -> None:
+    """Raise BadRequest if a value cannot be, whether the action uses it or not.
+
+    `needed`: which of `epoch` and `lease_s` are looked at; `known`: the models that are served."""
     if "epoch" in needed and not 1 <= given.epoch < 2**63:
         raise BadRequest("cluster takes an epoch from 1 on")
     if "lease_s" in needed and not 0.0 < given.lease_s <= 86_400.0:
         raise BadRequest("cluster takes a lease_s from above 0 to a day")
     for name, order in given.models.items():
+        if name not in known:
+            raise BadRequest(f"unknown model {name!r}, known: {', '.join(known)}")
         if not 0.0 <= order.accuracy <= 100.0 or not 0.0 <= order.rate < 1e9:
             raise BadRequest(f"{name}: accuracy lies between 0 and 100, rate between 0 and 1e9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -47,3 +48,12 @@ def test_a_block_that_a_stranger_could_not_run_is_refused(tmp_path: Path) -> Non
             of(wrong)
     with pytest.raises(ValueError, match="longer than 80 columns"):
         of(install + serve + ask.replace("\n", " -d " + "x" * 60 + "\n"))
+
+
+@pytest.mark.parametrize("family", carded())
+def test_a_card_tells_what_was_measured_where_and_when_and_of_cascades(family: str) -> None:
+    text = card(family).read_text(encoding="utf-8")
+    assert re.search(r"^\|.*CPU ms an? \w+.*\|\n\|[-|]+\|\n\|", text, re.MULTILINE), "a table of CPU time"
+    assert re.search(r"\b20\d\d-\d\d-\d\d\b", text)
+    assert re.search(r"\bcores?\b", text)
+    assert re.search(r"\b[Cc]ascades?\b", text)

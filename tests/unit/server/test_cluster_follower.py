@@ -198,6 +198,7 @@ def test_an_accuracy_that_no_variant_has_is_the_best_there_is() -> None:
         ({"action": "leave", "epoch": 0}, "epoch from 1"),
         ({"action": "status", "lease_s": 0}, "lease_s from above 0"),
         ({"action": "profiles", "models": {"toy": {"rate": 0, "accuracy": 101}}}, "accuracy lies between"),
+        ({"action": "leave", "models": {"toys": {"rate": 0, "accuracy": 90}}}, "unknown model"),
     ],
 )
 def test_senseless_orders_are_refused_and_change_nothing(arguments: dict[str, Any], why: str) -> None:
