@@ -44,7 +44,7 @@ def test_a_block_that_a_stranger_could_not_run_is_refused(tmp_path: Path) -> Non
         ("curl -s localhost:8000/v2",),
     )
     for wrong in (serve + ask, install + serve, install + serve.replace("8000", "8001") + ask, install + ask + serve):
-        with pytest.raises(ValueError, match="not pip install|not asked there"):
+        with pytest.raises(ValueError, match=r"not pip install|not asked there"):
             of(wrong)
     with pytest.raises(ValueError, match="longer than 80 columns"):
         of(install + serve + ask.replace("\n", " -d " + "x" * 60 + "\n"))
