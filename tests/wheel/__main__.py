@@ -63,7 +63,7 @@ def family_environment(name: str, base: Path, packages: str, wheel: Path) -> Pat
         )
         (Path(own) / "zz-base.pth").write_text(below + "\n")
         pip(folder, "install", "--quiet", packages.replace("clover-inference", str(wheel)))
-        pip(folder, "check")
+        pip(folder, "--quiet", "check")
         (folder / ".ready").touch()
     return folder
 
