@@ -17,8 +17,8 @@ COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
-.PHONY: serve test test-quick test-deep test-cluster test-gpu test-checked sanitize fuzz lint bench bench-peers \
-	bench-kernels build docs sbom audit reproducible train-fashion soak clean
+.PHONY: serve test test-quick test-deep test-cluster test-gpu test-checked test-wheel sanitize fuzz lint bench \
+	bench-peers bench-kernels build docs sbom audit reproducible train-fashion soak clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
@@ -94,6 +94,10 @@ build reproducible: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 
 
 build: $(VENV)/.dev
 	$(PY) -m build --outdir dist .
+
+# The wheel in bare environments below .venv-wheel: each family that brings its weights, served and asked as its card shows.
+test-wheel: build
+	$(PY) -m tests.wheel $(ARGS)
 
 # Builds the wheel twice, in two folders, and compares the bytes; takes as long as two builds.
 reproducible: $(VENV)/.dev

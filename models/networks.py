@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from clover.types import VariantSpec
 
 _log = logging.getLogger("clover.models.networks")
+
+
+def hide_torchaudio() -> None:
+    """Let torchaudio count as not installed in this process, unless it was imported already.
+
+    transformers imports it if it is there, and a build of it that was made for another build of torch cannot be loaded,
+    which is an OSError that nothing catches.  torchcrepe brings it (family `pitch`), on a machine without a GPU PyPI's
+    build for CUDA beside a torch for CPUs.  No network here hears anything.
+    """
+    sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]  # what makes `import` say ModuleNotFoundError
+
+
+hide_torchaudio()
 
 
 def weights_of(variant: VariantSpec) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from typing import Any
 
@@ -100,12 +100,17 @@ class ClusterFollower:
     async def command(self, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """Carry out the command `cluster` and return how the server stands to its cluster.  BadRequest if it makes no
         sense, Conflict if its order is older than the one that is followed, or of another cluster."""
+        epoch = arguments.get("epoch")
+        if type(epoch) is float and epoch.is_integer():  # 5.0 is an integer of JSON Schema, and of /openapi.json
+            arguments = {**arguments, "epoch": int(epoch)}
         try:
             given = msgspec.convert(arguments, FollowCommand)
         except msgspec.ValidationError as error:
             raise BadRequest(f"cluster takes action, cluster, node, epoch, lease_s and models: {error}") from None
         if given.action not in ACTIONS:
             raise BadRequest(f"action is one of {', '.join(ACTIONS)}, not {given.action!r}")
+        needed = {"epoch", "lease_s"} if given.action == "follow" else arguments.keys()
+        _check_values(given, needed, known=self._context.families)
         if given.action == "profiles":
             return self._profiles()
         if given.action == "follow":
@@ -119,14 +124,6 @@ class ClusterFollower:
         return self.report()
 
     def _check(self, given: FollowCommand) -> None:
-        known = self._context.families
-        if given.epoch < 1 or not 0.0 < given.lease_s <= 86_400.0:
-            raise BadRequest("follow takes an epoch from 1 on and a lease_s from above 0 to a day")
-        for name, order in given.models.items():
-            if name not in known:
-                raise BadRequest(f"unknown model {name!r}, known: {', '.join(known)}")
-            if not 0.0 <= order.accuracy <= 100.0 or not 0.0 <= order.rate < 1e9:
-                raise BadRequest(f"{name}: accuracy lies between 0 and 100, rate between 0 and 1e9")
         if self.following and given.cluster != self._cluster:
             raise Conflict(
                 f"this server follows the cluster {self._cluster}: it leaves that first "
@@ -137,7 +134,7 @@ class ClusterFollower:
 
     def _renew(self, given: FollowCommand) -> None:
         """Let the order that holds do so for another lease: the controller of its cluster asked how the server does."""
-        if self.following and given.cluster == self._cluster and 0.0 < given.lease_s <= 86_400.0:
+        if self.following and given.cluster == self._cluster and given.lease_s:
             self._until_s = self._context.monotonic() + given.lease_s
             self._lease_s, self._heard_s = given.lease_s, self._wall()
 
@@ -253,3 +250,18 @@ def _energy_factor(family: Family) -> float:
     """Return what the joules of a family's profile are off by, over what was learned of its variants; 1 if nothing."""
     factors = [float(row["energy"]) for row in family.learned.rows() if row["energy"] > 0.0]
     return sum(factors) / len(factors) if factors else 1.0
+
+
+def _check_values(given: FollowCommand, needed: Collection[str], known: Collection[str]) -> None:
+    """Raise BadRequest if a value cannot be, whether the action uses it or not.
+
+    `needed`: which of `epoch` and `lease_s` are looked at; `known`: the models that are served."""
+    if "epoch" in needed and not 1 <= given.epoch < 2**63:
+        raise BadRequest("cluster takes an epoch from 1 on")
+    if "lease_s" in needed and not 0.0 < given.lease_s <= 86_400.0:
+        raise BadRequest("cluster takes a lease_s from above 0 to a day")
+    for name, order in given.models.items():
+        if name not in known:
+            raise BadRequest(f"unknown model {name!r}, known: {', '.join(known)}")
+        if not 0.0 <= order.accuracy <= 100.0 or not 0.0 <= order.rate < 1e9:
+            raise BadRequest(f"{name}: accuracy lies between 0 and 100, rate between 0 and 1e9")

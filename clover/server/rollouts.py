@@ -146,11 +146,12 @@ class RollOuts:
         """Start a roll-out (`folder`), or do what `action` says: status, promote, roll-back.  Raises BadRequest,
         Conflict or Unavailable."""
         given = dict(arguments)
+        wanted = len({"action", "folder"} & given.keys())
         served = self._engine.pick(_text(given, "model") or None)
         action, folder, dry_run = _text(given, "action"), _text(given, "folder"), given.pop("dry_run", False)
         if type(dry_run) is not bool:
             raise BadRequest("dry_run is true or false")
-        if bool(action) == bool(folder) or action not in ("", "status", "promote", "roll-back"):
+        if wanted != 1 or bool(action) == bool(folder) or action not in ("", "status", "promote", "roll-back"):
             raise BadRequest("roll-out takes folder, the new version, or action: status, promote or roll-back")
         if folder:
             return await self._begin(served, folder, _text(given, "version"), (given, operator, dry_run))

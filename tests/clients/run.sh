@@ -48,19 +48,23 @@ for client in "${clients[@]}"; do
     case $client in
     triton)
         bin=$(environment triton 'tritonclient[http]>=2.60' ml_dtypes)
+        version "$bin" tritonclient
         report triton-sync "$bin/python" "$here/triton_sync.py" "$url"
         report triton-aio "$bin/python" "$here/triton_aio.py" "$url"
         ;;
     triton-grpc)
         bin=$(environment triton-grpc 'tritonclient[grpc]>=2.60' ml_dtypes)
+        version "$bin" tritonclient
         report triton-grpc "$bin/python" "$here/triton_grpc.py" "$grpc"
         ;;
     kserve)
         bin=$(environment kserve 'kserve>=0.15')
+        version "$bin" kserve
         report kserve "$bin/python" "$here/kserve_rest.py" "$url"
         ;;
     openai)
         bin=$(environment openai 'openai>=1.50')
+        version "$bin" openai
         report openai "$bin/python" "$here/openai_embeddings.py" "$url"
         ;;
     perf)
@@ -75,6 +79,7 @@ for client in "${clients[@]}"; do
         ;;
     schemathesis)
         bin=$(environment schemathesis 'schemathesis>=4.32')
+        version "$bin" schemathesis
         # In a folder of its own: it keeps the cases it found beside its configuration.
         cp "$here/schemathesis.toml" "$scratch/"
         report schemathesis env -C "$scratch" "$bin/schemathesis" run "$url/openapi.json" --url "$url" \

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fenced import ROOT, files_of
+from tests.support.process_groups import end, free_ports
 
 START_S = 300.0
 ENVIRONMENTS = ROOT / ".venv-moving"
@@ -166,15 +165,6 @@ def environment(name: str) -> str:
     return str(python)
 
 
-def free_ports(count: int) -> tuple[int, ...]:
-    """Return ports of loopback that nobody has."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = tuple(one.getsockname()[1] for one in held)
-    for one in held:
-        one.close()
-    return ports
-
-
 def asked(url: str, body: Any = None) -> Any:
     """Return the JSON of an answer, or its text; OSError if there is none, or it is an error."""
     data = None if body is None else json.dumps(body).encode()
@@ -197,19 +187,6 @@ def until_answered(process: subprocess.Popen[bytes], url: str, body: Any = None)
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"{url} does not answer: {error}") from error
             time.sleep(1.0)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a server with all processes of its group, which may outlive the one that was started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        until = time.monotonic() + 30.0
-        while time.monotonic() < until:
-            process.poll()
-            try:
-                os.killpg(process.pid, number)
-            except ProcessLookupError:
-                return
-            time.sleep(0.5)
 
 
 def tried(name: str, python: str, folder: Path) -> float:

@@ -367,6 +367,7 @@ COMMANDS = {
                         "accuracy": {"type": "number", "minimum": 0, "maximum": 100},
                     },
                     "required": ["rate", "accuracy"],
+                    "additionalProperties": False,
                 },
             },
         },

@@ -48,6 +48,7 @@ def test_the_state_is_as_its_schema_says() -> None:
         ("cluster", {"action": "leave", "model": "echo"}, False),  # of the whole server
         ("cluster", ORDER | {"models": {"echo": {"rate": 1.0, "accuracy": 90.0}}}, True),
         ("cluster", ORDER | {"models": {"other": {"rate": 1.0, "accuracy": 90.0}}}, False),
+        ("cluster", ORDER | {"models": {"echo": {"rate": 1.0, "accuracy": 90.0, "more": 1}}}, False),
         ("cluster", {"action": "follow"}, False),
         ("roll-out", {"action": "status"}, True),
         ("roll-out", {"action": "status", "percent": 5.0}, False),

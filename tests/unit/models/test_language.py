@@ -7,13 +7,19 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from clover import families
 from clover.types import FamilySpec
+from tests.support.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
 
 ROWS = 800
 TOLERANCE = 2.5
@@ -78,6 +84,24 @@ def test_plain_sentences_are_recognised(spec: FamilySpec) -> None:
     }
     found = variant(spec, "large")(rows(*(text.encode() for text in texts.values())))[0].argmax(axis=1)
     assert [spec.outputs[0].labels[at] for at in found] == list(texts)
+
+
+@pytest.mark.slow  # imports torch
+def test_answers_are_those_of_the_layers_that_were_trained(spec: FamilySpec) -> None:
+    """Serving needs NumPy alone; `train.py` trains torch's EmbeddingBag and Linear."""
+    from safetensors.torch import load_file
+
+    texts = ["Wo ist bitte der nächste Bahnhof?", "", "Où se trouve la gare ?", "駅はどこですか" * 40]
+    for declared in spec.variants:
+        tensors = {key: value.float() for key, value in load_file(Path(spec.folder) / declared.weights).items()}
+        bits, sizes = len(tensors["embeddings"]).bit_length() - 1, declared.parameters
+        buckets, begins = module(spec, "model:load").ngrams(texts, sizes["orders"], bits, sizes["characters"])
+        bag = torch.nn.EmbeddingBag.from_pretrained(tensors["embeddings"], mode="mean")
+        logits = torch.nn.functional.linear(
+            bag(torch.from_numpy(buckets), torch.from_numpy(begins)), tensors["weight"], tensors["bias"]
+        )
+        found = variant(spec, declared.name)(rows(*(text.encode() for text in texts)))[0]
+        np.testing.assert_allclose(found, logits.softmax(dim=1).numpy(), rtol=1e-4, atol=1e-6, err_msg=declared.name)
 
 
 def test_labels_are_those_of_the_data(spec: FamilySpec) -> None:

@@ -93,9 +93,12 @@ def test_the_lease_begins_again_whenever_the_controller_asks_how_the_server_does
             scene.look(20.0)
             await scene.say(action="status", cluster="demo", lease_s=30.0)
         assert (scene.follower.following, scene.follower.epoch, scene.follower.lost) == (True, 3, 0)
-        for asked in ({}, {"cluster": "other", "lease_s": 30.0}, {"cluster": "demo", "lease_s": float("nan")}):
+        for asked in ({}, {"cluster": "other", "lease_s": 30.0}):
             scene.look(9.0)
             await scene.say(action="status", **asked)  # somebody else asks
+        scene.look(9.0)
+        with pytest.raises(BadRequest, match="lease_s"):
+            await scene.say(action="status", cluster="demo", lease_s=float("nan"))
         scene.look(9.0)
         assert not scene.follower.following
 
@@ -189,6 +192,13 @@ def test_an_accuracy_that_no_variant_has_is_the_best_there_is() -> None:
         ({"action": "follow", "epoch": 1, "lease_s": 5.0, "models": {"toy": {"rate": -1, "accuracy": 90}}}, "rate"),
         ({"action": "follow", "epoch": 1, "lease_s": 5.0, "models": {"toy": {"rate": 1}}}, "accuracy"),
         ({"action": "follow", "epoc": 1, "lease_s": 5.0}, "epoc"),
+        ({"action": "follow", "epoch": 2**63, "lease_s": 5.0}, "epoch from 1"),
+        ({"action": "follow", "epoch": 1.5, "lease_s": 5.0}, "epoch"),
+        # Also what the action does not use: /openapi.json says what each member may be, whatever the action.
+        ({"action": "leave", "epoch": 0}, "epoch from 1"),
+        ({"action": "status", "lease_s": 0}, "lease_s from above 0"),
+        ({"action": "profiles", "models": {"toy": {"rate": 0, "accuracy": 101}}}, "accuracy lies between"),
+        ({"action": "leave", "models": {"toys": {"rate": 0, "accuracy": 90}}}, "unknown model"),
     ],
 )
 def test_senseless_orders_are_refused_and_change_nothing(arguments: dict[str, Any], why: str) -> None:
@@ -199,6 +209,15 @@ def test_senseless_orders_are_refused_and_change_nothing(arguments: dict[str, An
             await scene.say(**arguments)
         assert scene.rig.family.targets == before
         assert not scene.follower.following
+
+    story(tell)
+
+
+def test_an_epoch_may_be_written_as_a_whole_number_with_a_fraction() -> None:
+    async def tell() -> None:
+        scene = Scene()
+        await scene.say(action="follow", epoch=5194.0, lease_s=5.0)
+        assert scene.follower.epoch == 5194
 
     story(tell)
 

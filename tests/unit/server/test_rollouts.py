@@ -133,6 +133,8 @@ def test_if_the_stable_ones_do_not_start_again_those_that_tried_it_go_on() -> No
     [
         ({}, BadRequest, "takes folder"),
         ({"folder": "x", "action": "status"}, BadRequest, "takes folder"),
+        ({"folder": "", "action": "status"}, BadRequest, "takes folder"),
+        ({"folder": "x", "action": ""}, BadRequest, "takes folder"),
         ({"action": "stop"}, BadRequest, "promote or roll-back"),
         ({"action": "status", "percent": 5}, BadRequest, "no percent"),
         ({"folder": 5}, BadRequest, "folder is a string"),

@@ -1,0 +1,31 @@
+"""What networks of other libraries need of this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.slow  # networks.py imports torch
+
+
+def test_a_torchaudio_that_cannot_be_loaded_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torchaudio.py").write_text("raise OSError('libc10_cuda.so: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+    with pytest.raises(OSError, match="libc10_cuda"):
+        importlib.import_module("torchaudio")
+    importlib.import_module("clover.models.networks").hide_torchaudio()
+    assert importlib.util.find_spec("torchaudio") is None  # what transformers asks before it imports it
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("torchaudio")
+
+
+def test_a_torchaudio_that_is_in_use_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = ModuleType("torchaudio")
+    monkeypatch.setitem(sys.modules, "torchaudio", used)
+    importlib.import_module("clover.models.networks").hide_torchaudio()
+    assert sys.modules["torchaudio"] is used
