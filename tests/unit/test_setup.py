@@ -114,3 +114,12 @@ def test_a_wrong_wish_stops_set_up(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert not calls
     assert "neither cpu nor cuda" in done.stderr
+
+
+def test_the_pages_examples_run_after_make_serve(tmp_path: Path) -> None:
+    printed = subprocess.run(
+        ["make", "--dry-run", f"VENV={tmp_path}", f"{tmp_path}/.serve"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout  # fmt: skip
+    extras = next(line.split()[-1] for line in printed.splitlines() if " packages " in line).split(",")
+    # clover.client, which the pages for beginners import; families of ONNX files; the dashboard's charts.
+    assert {"client", "onnx", "dashboard"} <= set(extras)

@@ -174,9 +174,13 @@ def test_a_published_name_brings_smaller_siblings_steps_and_labels(here: Path) -
     assert spec.inputs[0].datatype == "BYTES"
 
 
-def test_an_onnx_file_gets_a_variant_in_eight_bits(here: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True], ids=["weights inside", "weights beside, as torch >= 2.9 exports"])
+def test_an_onnx_file_gets_a_variant_in_eight_bits(here: Path, beside: bool) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    (here / "affine.onnx").write_bytes(affine(width=256))
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    model = onnx.load_from_string(affine(width=256))
+    onnx.save(model, "affine.onnx", save_as_external_data=beside, location="affine.onnx.data", size_threshold=0)
+    assert Path("affine.onnx.data").exists() is beside
     (here / "texts.csv").write_text(
         ",".join(f"f{index}" for index in range(256)) + ",label\n"
         + "".join(",".join([str(index / 9)] * 256) + f",{index % 2}\n" for index in range(80))
