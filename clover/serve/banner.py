@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from clover import profiles, terminal
 from clover._version import __version__
@@ -17,8 +18,9 @@ from clover.families import published
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
-from clover.quantities import slice_words
+from clover.quantities import joules, slice_words
 from clover.server import Server
+from clover.telemetry.ledger.writing import LedgerStatus
 from clover.types import Assignment, FamilyProfile, FamilySpec, Placement
 
 log = logging.getLogger("clover.serve")
@@ -90,6 +92,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     rows.append(("carbon", _carbon(server)))
     if warning := caveat(server.engine.grid.reading):
         rows.append(("warning", warning))
+    if engine.ledger is not None and (kept := _ledger(engine.ledger.status, engine.served)):
+        rows.append(("ledger", kept))
     control = config.controller
     steering = f"{control.mode}, policy {control.policy}, objective {control.objective}"
     rows.append(("control", steering if control.mode != "off" else "off"))
@@ -111,6 +115,20 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
 def _idle(watts: float) -> str:
     """Return what is drawn whatever is served; which part of the energy that is depends on a load yet to come."""
     return f"idle power {watts:.3g} W whatever is served; `{program()} ctl state` says what part of the energy that is"
+
+
+def _ledger(status: LedgerStatus, served: Iterable[str]) -> str:
+    """Return that what is counted is added to a file of earlier runs, which may have served other families; "" if it
+    is new."""
+    if not status.earlier_j:
+        return ""
+    since = datetime.fromtimestamp(status.since_s, UTC).strftime("%Y-%m-%d")
+    words = f"goes on with {joules(status.earlier_j)} of earlier runs since {since}, in {status.path}"
+    others = [name for name in status.earlier_today if name not in served]
+    if not others:
+        return words
+    whose = f"figures of today have those of {', '.join(others)} in them, which earlier runs served"
+    return f"{words}; {whose} (`--ledger-name NAME` keeps another file)"
 
 
 def _running(workers: Iterable[Assignment]) -> str:

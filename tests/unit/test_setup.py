@@ -117,9 +117,8 @@ def test_a_wrong_wish_stops_set_up(tmp_path: Path) -> None:
 
 
 def test_the_pages_examples_run_after_make_serve(tmp_path: Path) -> None:
-    printed = subprocess.run(
-        ["make", "--dry-run", f"VENV={tmp_path}", f"{tmp_path}/.serve"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout  # fmt: skip
+    command = ["make", "--dry-run", f"VENV={tmp_path}", f"{tmp_path}/.serve"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     extras = next(line.split()[-1] for line in printed.splitlines() if " packages " in line).split(",")
     # clover.client, which the pages for beginners import; families of ONNX files; the dashboard's charts.
     assert {"client", "onnx", "dashboard"} <= set(extras)

@@ -69,7 +69,7 @@ def test_weights_of_more_than_a_file_may_hold_are_refused_with_the_reason(tmp_pa
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 100)
     model = onnx.load_from_string(affine(width=256))
     onnx.save(model, tmp_path / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0)
-    with pytest.raises(ProfileError, match="^with its weights it has 0.0 GB, and what is quantised has 2 GB at most"):
+    with pytest.raises(ProfileError, match=r"^with its weights it has 0\.0 GB, and what is quantised has 2 GB at most"):
         quantised.quantise(tmp_path / "large.onnx", tmp_path / "made.onnx", None)
     assert not (tmp_path / "made.onnx").exists()
 

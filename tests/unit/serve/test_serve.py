@@ -42,6 +42,7 @@ from clover.serve.command import OPTIONS, main, with_ledger
 from clover.serve.reload import Reload, differences
 from clover.server import Server
 from clover.telemetry import logs
+from clover.telemetry.ledger.writing import LedgerStatus
 from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
 from tests.support.family_folder import fixture
 from tests.support.profiles_fixture import profile
@@ -246,6 +247,17 @@ def test_the_banner_counts_a_worker_with_several_variants_once() -> None:
 
     there = [at(0, "half"), at(0, "full"), at(1, "half"), at(1, "full"), at(2, "full")]
     assert banner._running(there) == "full (eager) on 1 core, 2 x half/full (eager) on 1 core"
+
+
+def test_the_banner_says_whose_ledger_goes_on() -> None:
+    status = LedgerStatus(Path("/state/8080.db"))
+    assert banner._ledger(status, ["mine"]) == ""
+    status.earlier_j, status.earlier_today, status.since_s = 812.34, ["demo", "mine"], 1_790_035_200.0
+    goes_on = "goes on with 812.3 J of earlier runs since 2026-09-22, in /state/8080.db"
+    assert banner._ledger(status, ["demo", "mine"]) == goes_on
+    others = banner._ledger(status, ["mine"])
+    assert others.startswith(f"{goes_on}; figures of today have those of demo in them")
+    assert "--ledger-name NAME" in others
 
 
 def test_the_command_for_a_file_prints_something_on_a_terminal() -> None:
