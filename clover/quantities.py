@@ -24,6 +24,11 @@ def joules(value: float) -> str:
     return f"{value:.4g} J" if value < 1e5 else f"{value / _JOULES_PER_KWH:.3g} kWh"
 
 
+def percent(part: float) -> str:
+    """Return a part in percent, to three digits: 0.6 is "60 %", 0.00551 is "0.551 %"."""
+    return f"{100.0 * part:.3g} %"
+
+
 def slice_words(profile: str) -> str:
     """Return the name of a slice in words: "1c" is "1 core", "2c" is "2 cores"; slices of GPUs keep theirs."""
     cores = re.fullmatch(r"(\d+)c", profile)

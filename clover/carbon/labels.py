@@ -17,14 +17,20 @@ _STATES = {
 
 
 def caveat(reading: Reading | None) -> str:
-    """Return what has to be known before any gram is quoted, and what ends that: the intensity is invented, or of
-    another time.  Empty if neither is so."""
+    """Return what has to be known before any gram is quoted, and what ends that: the intensity is invented, not known,
+    or of another time.  Empty if none is so."""
     if reading is None:
         return ""
     if reading.method == "synthetic":
         return (
             "THE GRID IS INVENTED: the intensity is a formula, so no gram here was emitted anywhere. "
             "Give your own: --carbon auto:ZONE (live), --carbon trace:FILE (hourly values of it) or --carbon static:G"
+        )
+    if reading.state == "configured":
+        return (
+            f"THE INTENSITY IS NOT KNOWN: no source has a value, so {reading.g_per_kwh:g} gCO2e/kWh stands in "
+            "(carbon.configured_g_per_kwh, 400 by default) and grams are those of no grid. See that the source can be "
+            "reached, or give your own: --carbon trace:FILE (hourly values) or --carbon static:G"
         )
     if reading.replayed:
         return (
@@ -39,6 +45,8 @@ def describe(reading: Reading) -> str:
     """Return how a reading is known: method, signal, scope, the time it is of if replayed, and its state."""
     if reading.method == "synthetic":
         known = [f"synthetic: {INVENTED}"]
+    elif reading.state == "configured":
+        known = ["a stand-in"]
     elif reading.method == "configured":
         known = ["configured"]
     else:

@@ -46,7 +46,7 @@ _QUALITY = {
     "fallback": "another source's: the first one fails",
     "forecast": "its source's last forecast: the source gives no value",
     "seasonal": "the mean of past days at this hour: its source gives no value",
-    "configured": "the configured value of last resort: all sources fail",
+    "configured": "the value of last resort (carbon.configured_g_per_kwh): all sources fail",
 }
 
 

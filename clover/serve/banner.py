@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 
 from clover import profiles, terminal
 from clover._version import __version__
+from clover.backends import shown
 from clover.carbon import caveat, describe
+from clover.config import CarbonConfig
 from clover.control.slo_watch import held_words
 from clover.errors import ProfileError
 from clover.families import published
@@ -71,7 +73,7 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
                 rows.append(("warning", family.learned.advice))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
-        rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
+        rows.append(("", f"now {_running(served.fleet.ready_assignments(), served.spec)}"))
         if untrained := published.caution(served.spec):
             rows.append(("warning", untrained))
     shapes = engine.machine.shapes().values()
@@ -131,16 +133,16 @@ def _ledger(status: LedgerStatus, served: Iterable[str]) -> str:
     return f"{words}; {whose} (`--ledger-name NAME` keeps another file)"
 
 
-def _running(workers: Iterable[Assignment]) -> str:
-    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"; a worker that serves several
-    variants is one: "half/full (eager) on 1 core"."""
+def _running(workers: Iterable[Assignment], spec: FamilySpec) -> str:
+    """Return what runs of a family, with equal workers counted: "2 x small (eager) on 1 core"; a worker that serves
+    several variants is one: "half/full (eager) on 1 core"."""
     placed: dict[Placement, list[Assignment]] = {}
     for item in workers:
         placed.setdefault(item.placement, []).append(item)
     counts = Counter(
         (
             "/".join(item.variant for item in items),
-            "/".join(dict.fromkeys(item.backend for item in items)),
+            "/".join(dict.fromkeys(shown(item.backend, spec.variant(item.variant)) for item in items)),
             place.profile,
         )
         for place, items in placed.items()
@@ -179,6 +181,10 @@ def _carbon(server: Server) -> str:
     reading = engine.grid.reading
     if reading is None:
         return f"{config.source}: not read yet"
+    if reading.state == "configured":
+        default = CarbonConfig().configured_g_per_kwh
+        whose = "the default" if config.configured_g_per_kwh == default else "set by carbon.configured_g_per_kwh"
+        return f"{config.source}: no source has a value; {reading.g_per_kwh:.0f} gCO2e/kWh stands in, {whose}"
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""
     speed = f", grid time x {config.trace_speed:g}" if config.trace_speed != 1 else ""
     return f"{reading.provider}{zone}: {reading.g_per_kwh:.0f} gCO2e/kWh ({describe(reading)}){speed}"

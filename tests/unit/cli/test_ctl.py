@@ -923,7 +923,8 @@ def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.C
     server.answer = (200, found)
     assert ctl(server, "state") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "UNHEALTHY the intensity of the grid is the configured value of last resort: all sources fail " in text
+    resort = "the value of last resort (carbon.configured_g_per_kwh): all sources fail"
+    assert f"UNHEALTHY the intensity of the grid is {resort} " in text
     assert "(trace:day has no value); cpu0" in text
     assert "cpu0 is lost" in text
     assert "fashion pinned to static:small, frozen: nothing is planned" in text
