@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clover.cli.ctl import rollouts
+from clover.carbon.labels import named
 from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles, verdict
 from clover.quantities import grams, joules, slice_words
 
@@ -57,7 +58,8 @@ def _grid(reading: dict[str, Any] | None) -> str:
     if not reading:
         return "no intensity was read yet"
     age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
-    return f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')}){age}"
+    source, label, state = f"from {reading['provider']}", reading.get("label", ""), reading.get("state", "fresh")
+    return f"{named(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
 
 
 def _ledger(ledger: dict[str, Any]) -> str:
