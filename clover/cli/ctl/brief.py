@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clover.cli.ctl import rollouts
 from clover.carbon.labels import named
+from clover.cli.ctl import rollouts
 from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles, verdict
 from clover.quantities import grams, joules, slice_words
 
