@@ -142,7 +142,7 @@ $(VENV)/.built: $(INPUTS) | $(PY)
 	@touch $@
 
 $(VENV)/.serve: $(VENV)/.built
-	@./setup.sh $(VENV) packages onnx,dashboard
+	@./setup.sh $(VENV) packages onnx,dashboard,client
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built

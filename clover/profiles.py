@@ -26,6 +26,7 @@ from clover.cache import replace_file
 from clover.errors import ProfileError
 from clover.hints import program
 from clover.malformed import MALFORMED
+from clover.quantities import percent
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
 MEASURING_VERSION = 7
@@ -203,7 +204,7 @@ def best_variant(profile: FamilyProfile) -> str:
 
 
 def base_p95_ms(profile: FamilyProfile) -> float:
-    """Return the p95 of BASE at 60 % load that a client sees, milliseconds: over HTTP if that is known, else what its
+    """Return the p95 of BASE that a client sees, milliseconds: over HTTP if that is known, else what its
     workers take and what is known of the front end."""
     return profile.base.http_p95_ms or profile.base.p95_ms + profile.front_ms
 
@@ -217,7 +218,8 @@ def default_slo_source(profile: FamilyProfile) -> str:
     """Return in words what `default_slo_ms` is made of."""
     base = profile.base
     where = "over HTTP" if base.http_p95_ms else "in its workers (over HTTP it was not measured)"
-    made = f"{SLO_OVER_BASE:g} x BASE's p95 of {base_p95_ms(profile):.3g} ms {where} at 60 % load, {base.method}"
+    at = f"at {percent(base.load)} load"
+    made = f"{SLO_OVER_BASE:g} x BASE's p95 of {base_p95_ms(profile):.3g} ms {where} {at}, {base.method}"
     if SLO_OVER_BASE * base_p95_ms(profile) < LEAST_SLO_MS:
         return f"the least default of {LEAST_SLO_MS:g} ms: {made}, is less"
     return made

@@ -7,6 +7,7 @@ import math
 import re
 
 _UNITS = ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg"), (1e-9, "ng"))
+_JOULES_PER_KWH = 3.6e6
 
 
 def grams(value: float) -> str:
@@ -16,6 +17,16 @@ def grams(value: float) -> str:
         return f"{value:g} g"
     scale, unit = next((item for item in _UNITS if size >= 0.9995 * item[0]), _UNITS[-1])
     return f"{value / scale:.3g} {unit}"
+
+
+def joules(value: float) -> str:
+    """Return `value` joules to three or four digits, many as kWh."""
+    return f"{value:.4g} J" if value < 1e5 else f"{value / _JOULES_PER_KWH:.3g} kWh"
+
+
+def percent(part: float) -> str:
+    """Return a part in percent, to three digits: 0.6 is "60 %", 0.00551 is "0.551 %"."""
+    return f"{100.0 * part:.3g} %"
 
 
 def slice_words(profile: str) -> str:

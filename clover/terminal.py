@@ -5,6 +5,7 @@ A server prints lists alone: rich, which is slow to import, is imported when som
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -51,13 +52,18 @@ def line_width() -> int:
     return shutil.get_terminal_size((UNWRAPPED, 0)).columns
 
 
+def wrapped(text: str, columns: int, indent: str = "") -> str:
+    """Return `text` in lines of `columns` characters at most, `indent` before all but the first.  No word, path or
+    option is cut, and a command in backticks stays on one line, from which it can be copied, however long that is."""
+    kept = re.sub("`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
+    lines = textwrap.fill(kept, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
+
+
 def listing(rows: Sequence[tuple[str, str]], columns: int) -> str:
-    """Return heads and bodies beside each other, in lines of `columns` characters; no word, path or option is cut."""
+    """Return heads and bodies beside each other, in lines of `columns` characters (`wrapped`)."""
     width = max(len(head) for head, _ in rows)
-    wrapper = textwrap.TextWrapper(
-        columns, subsequent_indent=" " * (width + 4), break_long_words=False, break_on_hyphens=False
-    )
-    return "\n".join(wrapper.fill(f"  {head:<{width}}  {body}") for head, body in rows)
+    return "\n".join(wrapped(f"  {head:<{width}}  {body}", columns, " " * (width + 4)) for head, body in rows)
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:

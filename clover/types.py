@@ -351,7 +351,8 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
 
 class BasePoint(Record, frozen=True, kw_only=True):
     """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds in its workers (`p95_ms`) and of a client
-    over HTTP (`http_p95_ms`, 0 if not known), joules a row, accuracy in percent."""
+    over HTTP (`http_p95_ms`, 0 if not known), joules a row, accuracy in percent.  `load` is a part of what it serves in
+    full batches: less than 60 % if that is more than can be sent."""
 
     variant: str
     profile: str
@@ -362,6 +363,7 @@ class BasePoint(Record, frozen=True, kw_only=True):
     accuracy: float
     method: Method
     http_p95_ms: float = 0.0
+    load: float = 0.6
 
 
 class ChainPoint(Record, frozen=True, kw_only=True):

@@ -40,6 +40,8 @@ __all__ = [
     "get",
     "is_compiled",
     "names",
+    "runs_itself",
+    "shown",
     "target_of",
 ]
 
@@ -92,6 +94,16 @@ def get(name: str) -> CompilingBackend:
         return BACKENDS[name]
     except KeyError as error:
         raise ConfigError(f"unknown backend {name!r}; one of {', '.join(BACKENDS)}") from error
+
+
+def shown(backend: str, variant: VariantSpec) -> str:
+    """Return what people are shown of the backend of a variant: an ONNX file is run by its own loader."""
+    return "ONNX file" if backend == EagerBackend.name and runs_itself(variant) else backend
+
+
+def runs_itself(variant: VariantSpec) -> bool:
+    """Return whether a variant is an ONNX file: no torch module that a backend could compile."""
+    return variant.kind == "python" and variant.weights.endswith(".onnx")
 
 
 def names() -> tuple[str, ...]:

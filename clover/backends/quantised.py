@@ -120,7 +120,7 @@ def quantise(source: Path, made: Path, feed: CalibrationFeed) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=made.parent) as folder:
             fused = Path(folder) / MODEL
-            quant_pre_process(str(source), str(fused), skip_symbolic_shape=True)
+            quant_pre_process(str(_in_one_file(source, Path(folder))), str(fused), skip_symbolic_shape=True)
             quantize_static(
                 str(fused),
                 str(made),
@@ -132,8 +132,28 @@ def quantise(source: Path, made: Path, feed: CalibrationFeed) -> None:
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
             )
+    except ProfileError:
+        raise
     except Exception as error:  # each step raises its own kinds, some of them bare
         raise ProfileError(f"ONNX Runtime does not quantise it: {' '.join(str(error).split())[:300]}") from error
+
+
+def _in_one_file(source: Path, folder: Path) -> Path:
+    """Return `source`, or if its weights lie in files beside it (as exporters write by themselves) a copy in `folder`
+    that holds them.  Raises ProfileError if they are more than one file may hold."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    # The quantiser's first step writes the model anew into a folder of its own, where it then looks for those files.
+    graph = onnx.load(str(source), load_external_data=False).graph
+    if not any(uses_external_data(tensor) for tensor in graph.initializer):
+        return source
+    model = onnx.load(str(source))
+    if (size := model.ByteSize()) >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise ProfileError(f"with its weights it has {size / 1e9:.1f} GB, and what is quantised has 2 GB at most")
+    inlined = folder / "inlined.onnx"
+    onnx.save(model, str(inlined))
+    return inlined
 
 
 def saturates(machine: str) -> bool:

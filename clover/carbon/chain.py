@@ -49,7 +49,7 @@ import msgspec
 
 from clover.carbon.bridge import DAYS, Bridge
 from clover.carbon.jitter import Jitter, no_jitter
-from clover.carbon.labels import describe
+from clover.carbon.labels import describe, named
 from clover.carbon.layouts import MAX_G_PER_KWH
 from clover.carbon.plausible import Plausibility
 from clover.errors import CarbonError, ConfigError
@@ -489,11 +489,11 @@ class SourceChain:
 
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""
-        text = f"carbon intensity: {reading.g_per_kwh:.0f} g/kWh of {reading.provider} ({describe(reading)})"
+        text = named(reading.g_per_kwh, "g/kWh", f"of {reading.provider}", describe(reading), reading.state)
         if reading.state != "fresh":
-            log.warning("%s%s", text, f": {error}" if error else "")
+            log.warning("carbon intensity: %s%s", text, f": {error}" if error else "")
         elif before is not None:
-            log.info("%s", text)
+            log.info("carbon intensity: %s", text)
 
 
 def _in_state(reading: Reading, state: str) -> Reading:

@@ -17,14 +17,20 @@ _STATES = {
 
 
 def caveat(reading: Reading | None) -> str:
-    """Return what has to be known before any gram is quoted, and what ends that: the intensity is invented, or of
-    another time.  Empty if neither is so."""
+    """Return what has to be known before any gram is quoted, and what ends that: the intensity is invented, not known,
+    or of another time.  Empty if none is so."""
     if reading is None:
         return ""
     if reading.method == "synthetic":
         return (
             "THE GRID IS INVENTED: the intensity is a formula, so no gram here was emitted anywhere. "
             "Give your own: --carbon auto:ZONE (live), --carbon trace:FILE (hourly values of it) or --carbon static:G"
+        )
+    if reading.state == "configured":
+        return (
+            f"THE INTENSITY IS NOT KNOWN: no source has a value, so {reading.g_per_kwh:g} gCO2e/kWh stands in "
+            "(carbon.configured_g_per_kwh, 400 by default) and grams are those of no grid. See that the source can be "
+            "reached, or give your own: --carbon trace:FILE (hourly values) or --carbon static:G"
         )
     if reading.replayed:
         return (
@@ -35,10 +41,18 @@ def caveat(reading: Reading | None) -> str:
     return ""
 
 
+def named(g_per_kwh: float, unit: str, provider: str, label: str, state: str) -> str:
+    """Return an intensity with its source and how it is known (`label`, of `describe`); what stands in for the sources
+    of which none has a value (`state`) is of none."""
+    return f"{g_per_kwh:.0f} {unit}{'' if state == 'configured' else f' {provider}'} ({label})"
+
+
 def describe(reading: Reading) -> str:
     """Return how a reading is known: method, signal, scope, the time it is of if replayed, and its state."""
     if reading.method == "synthetic":
         known = [f"synthetic: {INVENTED}"]
+    elif reading.state == "configured":
+        known = ["a stand-in"]
     elif reading.method == "configured":
         known = ["configured"]
     else:

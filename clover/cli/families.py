@@ -104,7 +104,7 @@ def facts(spec: FamilySpec, extras: dict[str, list[str]]) -> dict[str, Any]:
         "needs": needs,
         "missing": missing,
         "install": f'pip install "{DISTRIBUTION}[{_plain(name)}]"' if missing else None,
-        "serve": f"python -m clover.serve {name}",
+        "serve": f"{program()} serve {name}",
     }
 
 

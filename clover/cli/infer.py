@@ -1,4 +1,4 @@
-"""`clover infer MODEL FILE|TEXT...`: ask a running server, and print what it answers and what that cost."""
+"""`clover infer MODEL ROW...`: ask a running server, and print what it answers and what that cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clover.hints import program
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from clover.client import Client, Result
+    from clover.client import Client, Result, TensorInfo
 
 _MOST = 8
 """Numbers of a row that are printed without --json."""
@@ -30,8 +30,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     parser.add_argument(
         "rows",
         nargs="+",
-        metavar="FILE|TEXT",
-        help="a row each: an array (.npy) for numbers; any file, or a text, for a model that takes bytes",
+        metavar="ROW",
+        help="each a file (.npy) or JSON ('[0.3, 0.5]') of numbers; or, if the model takes bytes, any file or a text",
     )
     parser.add_argument("--url", default=environment.get("CLOVER_URL", "http://127.0.0.1:8080"), help="[%(default)s]")
     parser.add_argument("--min-accuracy", type=float, default=0.0, metavar="PERCENT", help="lowest accuracy to take")
@@ -76,16 +76,28 @@ def _ask(client: Client, name: str, rows: Sequence[str], min_accuracy: float) ->
     else:
         import numpy as np
 
-        arrays = [_array(row) for row in rows]
+        arrays = [_array(row, model.inputs[0]) for row in rows]
         rank = len(model.inputs[0].shape)
         inputs = np.concatenate([array[np.newaxis] if array.ndim == rank else array for array in arrays])
     return client.infer(name, inputs, min_accuracy=min_accuracy)
 
 
-def _array(path: str) -> NDArray[Any]:
-    """Return the array in a file; raises OSError, or ValueError if the file holds none."""
+def _array(row: str, tensor: TensorInfo) -> NDArray[Any]:
+    """Return the array in a file, or of a JSON list, whose numbers become those that `tensor` takes; raises OSError, or
+    ValueError if there is none."""
     import numpy as np
 
+    path = Path(row)
+    if row.lstrip().startswith("[") and not path.is_file():
+        try:
+            values = np.asarray(json.loads(row))
+        except ValueError as error:
+            raise ValueError(f"{row} is no JSON list of numbers with rows of one length: {error}") from None
+        return values.astype(np.float64) if tensor.datatype.startswith("FP") and values.dtype.kind in "iu" else values
+    if not path.exists():
+        raise ValueError(
+            f"there is no file {row}; this model takes {tensor}: a file that numpy.save wrote, or JSON as '[0.3, 0.5]'"
+        )
     with open(path, "rb") as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)

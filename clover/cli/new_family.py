@@ -20,7 +20,7 @@ from clover.scaffold import folder, onnx_source, torch_source, triton_repository
 from clover.scaffold.draft import DraftError, FamilyDraft
 from clover.scaffold.evaluation_rows import with_rows
 from clover.scaffold.triton_models import OpenBounds
-from clover.terminal import line_width, listing
+from clover.terminal import line_width, listing, wrapped
 from clover.types import TensorSpec
 
 _MOST = 8
@@ -67,21 +67,24 @@ def main(argv: Sequence[str]) -> int:
         print(f"clover new-family: {error}", file=sys.stderr)
         return 3
     rows = [(variant.name, draft.variants[index].comment) for index, variant in enumerate(spec.variants)]
-    print(f"{target}: the family {spec.name}, from {draft.source}")
-    print(listing([("variants", ", ".join(one.name for one in spec.variants)), *rows, *_tensors(draft)], line_width()))
+    columns = line_width()
+    print(wrapped(f"{target}: the family {spec.name}, from {draft.source}", columns, "  "))
+    print(listing([("variants", ", ".join(one.name for one in spec.variants)), *rows, *_tensors(draft)], columns))
     for note in draft.notes:
-        print(listing([("note", note)], line_width()))
+        print(listing([("note", note)], columns))
     called, quoted = program(), shlex.quote(str(target) if target.is_absolute() else f"./{target}")
+    serve = f"{called} serve {quoted}"
     if given.no_profile:
-        print(f"\nmeasure it with `{called} profile {quoted}`; serve it with `{called} serve {quoted}`")
+        print(f"\n{wrapped(f'measure it with `{called} profile {quoted}`; serve it with `{serve}`', columns)}")
         return 0
     from clover.cli import profile
 
-    print(f"\nmeasuring it, quickly (`{called} profile {quoted}` takes longer, and says more):", flush=True)
+    quick = f"measuring it, quickly (`{called} profile {quoted}` takes longer, and says more):"
+    print(f"\n{wrapped(quick, columns)}", flush=True)
     if profile.main([str(target.resolve()), "--quick", *(["--device", given.device] if given.device else [])]) != 0:
         print(f"clover new-family: {target} was written, but cannot be measured: see above", file=sys.stderr)
         return 4
-    print(f"\nserve it with `{called} serve {quoted}`")
+    print(f"\n{wrapped(f'serve it with `{serve}`', columns)}")
     return 0
 
 

@@ -37,7 +37,7 @@ from clover.runtime.workers.pool import Pool
 from clover.settings import Option
 from clover.settings.check import on_gpus
 from clover.telemetry import logs
-from clover.terminal import console
+from clover.terminal import console, line_width, wrapped
 from clover.types import FamilyProfile, FamilySpec
 
 OPTIONS = (
@@ -111,8 +111,8 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
             profile, where = _on(spec, found, config, options, cache)
     finally:
         devices.close(found)
-    print(table(profile, console(_WIDTH).width))
-    print(f"\nkept in {where}")
+    print(table(profile, console(_WIDTH).width, spec=spec, columns=line_width()))
+    print(f"\n{wrapped(f'kept in {where}', line_width(), '  ')}")
     return profile
 
 

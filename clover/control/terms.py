@@ -19,15 +19,17 @@ def terms(context: Context, family: Family, saved: dict[str, Any] | None) -> str
     over = f" over {_span(family.config.budget_horizon_s)}" if policy in SPENDING else ""
     cost = f"may give up {points:g} point{'' if points == 1.0 else 's'} of accuracy on average{over}"
     flags = ["--accuracy-budget 0"]  # the policy `objective` may go down to the floor, which is lower
-    if family.cascades(config):
+    if len(family.profile.backend) == 1:
+        cost, flags = "has one variant, so no accuracy is given up", []
+    elif family.cascades(config):
         cost += ", asking cheap variants first"
         flags.append("--no-cascade")
     if family.may_wait(config):
         cost += ", rows waiting for fuller batches within the SLO"
         flags.append("--no-waits")
     base = (saved or {}).get("base")
-    ends = f"{_joined(flags)} end{'s' if len(flags) == 1 else ''} that"
-    return f"{cost} ({ends}); {base['short'] if base else 'nothing was served yet to save on'}"
+    ends = f" ({_joined(flags)} end{'s' if len(flags) == 1 else ''} that)" if flags else ""
+    return f"{cost}{ends}; {base['short'] if base else 'nothing was served yet to save on'}"
 
 
 def _span(seconds: float) -> str:

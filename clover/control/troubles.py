@@ -46,7 +46,7 @@ _QUALITY = {
     "fallback": "another source's: the first one fails",
     "forecast": "its source's last forecast: the source gives no value",
     "seasonal": "the mean of past days at this hour: its source gives no value",
-    "configured": "the configured value of last resort: all sources fail",
+    "configured": "the value of last resort (carbon.configured_g_per_kwh): all sources fail",
 }
 
 
@@ -83,6 +83,33 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     last = model.get("last_decision") or {}
     if last.get("action") in ("failed", "rolled back"):
         yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"
+
+
+def verdict(answer: Mapping[str, Any]) -> str:
+    """Return what can be said of the models of a server without troubles: whether targets are met is open before
+    something was answered, and while what was seen is above a target by too few answers to tell."""
+    totals = (answer.get("totals") or {}).get("models", {})
+    judged = {name: model for name, model in answer["models"].items() if model.get("targets")}
+    seen = [name for name, model in judged.items() if (model.get("observed") or {}).get("p95_ms") is not None]
+    doubts = [f"{name}'s {what}" for name in judged for what in _doubts(judged[name], totals.get(name) or {})]
+    if doubts:
+        return f"every model is ready; too few answers to tell of {' and '.join(doubts)}"
+    if judged and not seen:
+        rows = sum(sum((totals.get(name) or {}).get("rows", {}).values()) for name in judged)
+        return f"every model is ready; nothing was answered {'lately' if rows else 'yet'}, so no target is judged"
+    if len(seen) < len(answer["models"]):
+        return f"every model is ready, and {', '.join(seen)} meets its targets" if seen else "every model is ready"
+    return "every model answers and meets its targets"
+
+
+def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is above its target and no trouble, because it is seen of few answers."""
+    targets, p95 = model["targets"], (model.get("observed") or {}).get("p95_ms")
+    if p95 is not None and "slo_ms" in targets and p95 > targets["slo_ms"]:
+        yield f"SLO (p95 {p95:.3g} ms of {targets['slo_ms']:.3g} ms)"
+    served, floor = served_accuracy(model, totals), targets.get("accuracy_floor")
+    if served is not None and floor is not None and served < floor - ROUNDED:
+        yield f"accuracy ({served:.2f} % of {floor:.2f} %)"
 
 
 def few_rows(totals: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import DEFAULT, WITHIN
-from clover.control.troubles import served_accuracy, troubles
+from clover.control.troubles import served_accuracy, troubles, verdict
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
 
@@ -35,6 +35,7 @@ def overview(state: State, latencies: Latencies, grams_per_hour: float | None) -
         "frozen": state["frozen"],
         "grid_s": state["grid_s"],
         "troubles": list(troubles(state)),
+        "verdict": verdict(state),
         "carbon": _carbon(state.get("intensity")),
         "emission": _emission(totals, grams_per_hour),
         "saved": _saved(totals.get("saved")),

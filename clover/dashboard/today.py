@@ -28,10 +28,12 @@ def midnight(now_s: float) -> int:
 
 
 def read_today(path: Path, now_s: float) -> dict[str, Any]:
-    """Return what the page shows of today, read from the ledger `path`; raises LedgerError.  For a thread."""
+    """Return what the page shows of today, read from the ledger `path` now, and the models that it is of; raises
+    LedgerError.  For a thread."""
     since_s = midnight(now_s)
     with LedgerReader(path) as ledger:
-        return today(ledger.lines(since_s), ledger.saved(since_s), ledger.grid(since_s), since_s)
+        found = today(ledger.lines(since_s), ledger.saved(since_s), ledger.grid(since_s), since_s)
+        return {**found, "at": now_s, "models": ledger.models(since_s)}
 
 
 def today(lines: Iterable[LineRow], saved: Iterable[SavedRow], grid: Iterable[GridRow], since_s: int) -> dict[str, Any]:

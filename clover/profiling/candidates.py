@@ -30,6 +30,8 @@ _COMPILING_AT_ONCE = 2
 _SAID: set[str] = set()
 """Reasons why backends cannot be used here that this process has logged."""
 
+_ONNX = "ONNX Runtime runs an ONNX file by itself, unless the family's loader has something else do it"
+
 Make = tuple[int, str]
 """What an artifact is compiled for: threads, and the profile of a GPU's slice ("" for CPU cores)."""
 
@@ -51,6 +53,19 @@ def log_unavailable(names: Iterable[str]) -> dict[str, str]:
             _SAID.add(reason)
             log.warning("%s is not used: %s", name, reason)
     return found
+
+
+def _not_compiled(variants: Iterable[VariantSpec], names: Iterable[str]) -> list[str]:
+    """Return a note on the variants that backends `names` cannot compile because they are no torch modules."""
+    python = [variant for variant in variants if variant.kind != "torch"]
+    kinds = {
+        "an ONNX file": [variant.name for variant in python if registry.runs_itself(variant)],
+        "plain Python": [variant.name for variant in python if not registry.runs_itself(variant)],
+    }
+    which = "; ".join(f"{', '.join(found)}: {kind}" for kind, found in kinds.items() if found)
+    if not which or not (tried := ", ".join(names)):
+        return []
+    return [f"not compiled ({tried}): {which}{f'. {_ONNX}' if kinds['an ONNX file'] else ''}"]
 
 
 class Candidates:
@@ -85,10 +100,15 @@ class Candidates:
                 continue
             backend = registry.get(name)
             for variant in spec.variants:
-                if reason := backend.supports(spec, variant, any_target):
+                reason = backend.supports(spec, variant, any_target)
+                if variant.kind != "torch" and reason:
+                    continue  # said once, of all of them
+                if reason:
                     notes.append(f"{name} is not used: {reason}")
                 else:
                     self.of[variant.name].append(name)
+
+        notes += _not_compiled(spec.variants, [name for name in names if name not in unavailable])
 
     def artifact(self, variant: VariantSpec, backend: str, threads: int, profile: str = "") -> Path:
         """Return the folder of the artifact for `threads`, or for slices of `profile`, whether it exists or not."""

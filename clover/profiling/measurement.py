@@ -377,6 +377,7 @@ class _Measurement:
             energy_j_per_row=joules,
             accuracy=values[name],
             method="measured",
+            load=load,
         )
         return base, rate
 

@@ -29,15 +29,17 @@ def best_of(points: Sequence[ChainPoint]) -> list[ChainPoint]:
 
 def cascades(found: CascadeProfile, width: int) -> list[str]:
     """Return the front of chains as lines of text: two lines on what is shown, a table, thinned, that fits into `width`
-    characters, and a plot of accuracy over cost."""
+    characters, and if there is more than one point a plot of accuracy over cost."""
     points = best_of(found.points)
     at = sorted({round(i * (len(points) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
     where = ", ".join(dict.fromkeys(found.measured_on.values()))
     best = found.best or "the best variant"
     cost = f"cost: energy of a row, % of {best} alone, each variant at its most frugal batch"
+    worse = len(found.points) - len(points)
+    why = f" ({worse} {'is' if worse == 1 else 'are'} no better than a cheaper one)" if worse else ""
     lines = [
         f"cascades: chosen on {found.calibration_rows} calibration rows, counted on {found.held_out_rows} others",
-        f"{cost}{f' on {where}' if where else ''} ({found.method}); {len(at)} of {len(found.points)} points",
+        f"{cost}{f' on {where}' if where else ''} ({found.method}); {len(at)} of {len(found.points)} points{why}",
     ]
     columns = (
         Column("accuracy %"),
@@ -55,7 +57,8 @@ def cascades(found: CascadeProfile, width: int) -> list[str]:
         apart = "{:+.2f} ({:+.2f} to {:+.2f})".format(*point.against) if point.against else ""
         rows.append((accuracy, apart, f"{100 * point.cost:.1f}", " > ".join(stages)))
     sheet, _ = plain(columns, rows, width)
-    return [*lines, *sheet, "", *_plot([(100 * point.cost, point.accuracy) for point in found.points])]
+    plot = _plot([(100 * point.cost, point.accuracy) for point in points]) if len(points) > 1 else []
+    return [*lines, *sheet, "", *plot]
 
 
 def _plot(points: list[tuple[float, float]]) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from clover.backends import shown
 from clover.profiling.pareto import cascades
-from clover.quantities import slice_words
-from clover.terminal import Column, plain
-from clover.types import AccuracyMeasurement, FamilyProfile
+from clover.quantities import percent, slice_words
+from clover.terminal import UNWRAPPED, Column, plain, wrapped
+from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec
 
 _COLUMNS = (
     Column("variant", right=False),
@@ -23,9 +24,13 @@ _COLUMNS = (
 )
 
 
-def table(profile: FamilyProfile, width: int) -> str:
-    """Return the profile as a table that fits into `width` characters, with its notes, which are not wrapped: they hold
-    commands to copy.  The chosen backend of each variant is marked."""
+def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None, columns: int = UNWRAPPED) -> str:
+    """Return the profile as a table that fits into `width` characters, with its notes in lines of `columns`.  The
+    chosen backend of each variant is marked; with `spec`, variants that run by themselves are said to."""
+
+    def ran(variant: str, backend: str) -> str:
+        return shown(backend, spec.variant(variant)) if spec is not None else backend
+
     scores = {(item.variant, item.backend): item for item in profile.accuracy}
     rows = []
     for m in profile.latency:
@@ -36,7 +41,7 @@ def table(profile: FamilyProfile, width: int) -> str:
         cells = (
             m.variant,
             m.profile,
-            m.backend,
+            ran(m.variant, m.backend),
             str(m.batch),
             str(m.threads),
             f"{m.p50_ms:.3f}",
@@ -56,12 +61,17 @@ def table(profile: FamilyProfile, width: int) -> str:
     paced = not any(m.samples for m in profile.latency)
     answers = "accuracy" if any(score.samples for score in profile.accuracy) else "agreement"
     what = f"{answers} by the {kind}" if paced else f"energy {methods}; {kind}"
-    where = f"{base.variant} with {base.backend} on {base.count} x {slice_words(base.profile)} at 60 % load"
-    seen = f" ({base.http_p95_ms:.2f} over HTTP, which adds {profile.front_ms:.2f})" if base.http_p95_ms else ""
+    where = f"{base.variant} with {ran(base.variant, base.backend)} on {base.count} x {slice_words(base.profile)}"
+    seen = f"p95 {base.p95_ms:.2f} ms ({base.method})"
+    if base.http_p95_ms:
+        seen = (
+            f"p95 {base.http_p95_ms:.2f} ms for a client over HTTP, where HTTP itself takes {profile.front_ms:.2f}, "
+            f"and in another run {base.p95_ms:.2f} ms in its workers alone ({base.method})"
+        )
     alike = (base.variant, base.backend, base.profile)
     energy = sorted({m.energy_method for m in profile.latency if (m.variant, m.backend, m.profile) == alike})
     figures = (
-        f"p95 {base.p95_ms:.2f} ms{seen} ({base.method})",
+        seen,
         f"{base.energy_j_per_row * 1e3:.3f} mJ/row ({' and '.join(energy) or base.method})",
         f"{base.accuracy:.2f} % ({_known(scores[base.variant, base.backend])})",
     )
@@ -69,16 +79,17 @@ def table(profile: FamilyProfile, width: int) -> str:
     slices = {name: slice_words(name) for name in dict.fromkeys(m.profile for m in profile.latency)}
     cores = [f"{name} is {words}" for name, words in slices.items() if words != name]
     notes = [
-        f"BASE: {where}: {', '.join(figures)}",
+        f"BASE: {where} at {percent(base.load)} load: {', '.join(figures)}",
         *([f"slices: {', '.join(cores)}"] if cores else []),
         *([f"times and energy of slices are {methods}: nothing of them was measured on a GPU"] if paced else []),
         f"* the backend served; {what} measurement of {profile.made_at}",
         *(f"note: {note}" for note in profile.notes),
         *([wider] if left else []),
     ]
-    text = [f"{profile.family} on {profile.machine}", *lines, "", *notes]
-    if profile.cascade is not None:
-        text += ["", *cascades(profile.cascade, width)]
+    text = [f"{profile.family} on {profile.machine}", *lines, "", *(wrapped(note, columns, "  ") for note in notes)]
+    if profile.cascade is not None and len(profile.backend) > 1:
+        about, cost, *rest = cascades(profile.cascade, width)
+        text += ["", wrapped(about, columns, "  "), wrapped(cost, columns, "  "), *rest]
     return "\n".join(text)
 
 

@@ -43,7 +43,8 @@ class FamilyDraft:
     """What will be written.
 
     `inputs` and `outputs` are the model's; `steps` is the table [steps].  `files` are written (by their path in the
-    folder), `copies` copied from elsewhere.  `notes` are said to the user, and stand in the README.
+    folder), `copies` copied from elsewhere, `links` (rows, which may be many) linked if they can be, else copied.
+    `notes` are said to the user, and stand in the README.
     """
 
     name: str
@@ -60,6 +61,7 @@ class FamilyDraft:
     evaluation: Mapping[str, str] | None = None
     files: Mapping[str, str | bytes] = field(default_factory=dict)
     copies: Mapping[str, Path] = field(default_factory=dict)
+    links: Mapping[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def noting(self, *notes: str) -> FamilyDraft:

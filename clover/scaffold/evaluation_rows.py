@@ -59,8 +59,13 @@ def with_rows(draft: FamilyDraft, source: Path | None) -> FamilyDraft:
         draft, rows = _numbered(draft, rows, source)
     else:
         draft = draft.noting('no labels: "accuracy" is agreement with the most expensive variant, a proxy')
+    links: dict[str, Path] = {}
+    if kind == "file":
+        links = {_place(index, cells[0]): Path(cells[0]) for index, (cells, _) in enumerate(rows)}
+        rows = [([place], label) for place, (_, label) in zip(links, rows, strict=True)]
     return replace(
         draft,
+        links=links,
         evaluation={"loader": "data:load", **({} if labelled else {"metric": "agreement"})},
         files={
             **draft.files,
@@ -68,6 +73,13 @@ def with_rows(draft: FamilyDraft, source: Path | None) -> FamilyDraft:
             "data.py": template(f"rows_{kind}", labelled=labelled, tensor=draft.sent[0].datatype),
         },
     )
+
+
+def _place(index: int, file: str) -> str:
+    """Return where a row's file is put in the family, which is all that its code may read.  It bears no name that means
+    something there."""
+    ending = Path(file).suffix.lower()
+    return f"rows/{index}{ending if ending in {*IMAGES, '.npy', '.wav', '.txt'} else ''}"
 
 
 def _folder(source: Path) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from clover import families
@@ -22,8 +23,18 @@ def check_target(folder: Path) -> None:
         raise DraftError(f"{folder.parent} is no folder: make it first, or name another place")
 
 
-def write(draft: FamilyDraft, folder: Path) -> FamilySpec:
-    """Write `draft` as the new family `folder` and return its declaration.  Raises DraftError; nothing is left then."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` another name of the file `source`, or a copy on another file system.  A symbolic link would not do:
+    the process that reads rows may follow none out of the folder."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write(draft: FamilyDraft, folder: Path, link: Callable[[Path, Path], None] = link_or_copy) -> FamilySpec:
+    """Write `draft` as the new family `folder` and return its declaration; `link` puts rows there.  Raises DraftError;
+    nothing is left then."""
     check_target(folder)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
         made = Path(place) / folder.name
@@ -39,6 +50,10 @@ def write(draft: FamilyDraft, folder: Path) -> FamilySpec:
                 shutil.copytree(source, target, dirs_exist_ok=True)
             else:
                 shutil.copyfile(source, target)
+        for path, source in draft.links.items():
+            target = made / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link(source, target)
         try:
             check_loaders(families.load_family(str(made)))
         except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,7 @@ def with_int8(draft: FamilyDraft, scratch: Path) -> FamilyDraft:
     made = scratch / f"{last.name}-int8.onnx"
     try:
         with tempfile.TemporaryDirectory(dir=scratch) as place:
-            spec = folder.write(draft, Path(place) / "family")
+            spec = folder.write(draft, Path(place) / "family", os.symlink)
             rows = parity.rows_of(spec, spec.variants[-1], CALIBRATION_ROWS)
             source = Path(spec.folder) / last.weights
             names = [item.name for item in session(source, 1).get_inputs()]

@@ -7,18 +7,22 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from clover import profiles, terminal
 from clover._version import __version__
+from clover.backends import shown
 from clover.carbon import caveat, describe
+from clover.config import CarbonConfig
 from clover.control.slo_watch import held_words
 from clover.errors import ProfileError
 from clover.families import published
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.profiling.over_http import UNSETTLED
-from clover.quantities import slice_words
+from clover.quantities import joules, slice_words
 from clover.server import Server
+from clover.telemetry.ledger.writing import LedgerStatus
 from clover.types import Assignment, FamilyProfile, FamilySpec, Placement
 
 log = logging.getLogger("clover.serve")
@@ -69,7 +73,7 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
                 rows.append(("warning", family.learned.advice))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
-        rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
+        rows.append(("", f"now {_running(served.fleet.ready_assignments(), served.spec)}"))
         if untrained := published.caution(served.spec):
             rows.append(("warning", untrained))
     shapes = engine.machine.shapes().values()
@@ -90,6 +94,8 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     rows.append(("carbon", _carbon(server)))
     if warning := caveat(server.engine.grid.reading):
         rows.append(("warning", warning))
+    if engine.ledger is not None and (kept := _ledger(engine.ledger.status, engine.served)):
+        rows.append(("ledger", kept))
     control = config.controller
     steering = f"{control.mode}, policy {control.policy}, objective {control.objective}"
     rows.append(("control", steering if control.mode != "off" else "off"))
@@ -113,16 +119,30 @@ def _idle(watts: float) -> str:
     return f"idle power {watts:.3g} W whatever is served; `{program()} ctl state` says what part of the energy that is"
 
 
-def _running(workers: Iterable[Assignment]) -> str:
-    """Return what runs, with equal workers counted: "2 x small (eager) on 1 core"; a worker that serves several
-    variants is one: "half/full (eager) on 1 core"."""
+def _ledger(status: LedgerStatus, served: Iterable[str]) -> str:
+    """Return that what is counted is added to a file of earlier runs, which may have served other families; "" if it
+    is new."""
+    if not status.earlier_j:
+        return ""
+    since = datetime.fromtimestamp(status.since_s, UTC).strftime("%Y-%m-%d")
+    words = f"goes on with {joules(status.earlier_j)} of earlier runs since {since}, in {status.path}"
+    others = [name for name in status.earlier_today if name not in served]
+    if not others:
+        return words
+    whose = f"figures of today have those of {', '.join(others)} in them, which earlier runs served"
+    return f"{words}; {whose} (`--ledger-name NAME` keeps another file)"
+
+
+def _running(workers: Iterable[Assignment], spec: FamilySpec) -> str:
+    """Return what runs of a family, with equal workers counted: "2 x small (eager) on 1 core"; a worker that serves
+    several variants is one: "half/full (eager) on 1 core"."""
     placed: dict[Placement, list[Assignment]] = {}
     for item in workers:
         placed.setdefault(item.placement, []).append(item)
     counts = Counter(
         (
             "/".join(item.variant for item in items),
-            "/".join(dict.fromkeys(item.backend for item in items)),
+            "/".join(dict.fromkeys(shown(item.backend, spec.variant(item.variant)) for item in items)),
             place.profile,
         )
         for place, items in placed.items()
@@ -161,6 +181,10 @@ def _carbon(server: Server) -> str:
     reading = engine.grid.reading
     if reading is None:
         return f"{config.source}: not read yet"
+    if reading.state == "configured":
+        default = CarbonConfig().configured_g_per_kwh
+        whose = "the default" if config.configured_g_per_kwh == default else "set by carbon.configured_g_per_kwh"
+        return f"{config.source}: no source has a value; {reading.g_per_kwh:.0f} gCO2e/kWh stands in, {whose}"
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""
     speed = f", grid time x {config.trace_speed:g}" if config.trace_speed != 1 else ""
     return f"{reading.provider}{zone}: {reading.g_per_kwh:.0f} gCO2e/kWh ({describe(reading)}){speed}"

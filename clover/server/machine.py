@@ -114,7 +114,7 @@ class Machine:
             self._config.energy, cores=cores or slices + front_end, cpu_seconds=self._host.own_seconds, device=name
         )
         if meter.method == "modelled" and self._config.energy.meter != "modelled":
-            log.info("energy is modelled: %s", meter.why)
+            log.info("energy is modelled: %s", meter.why.partition(";")[0])  # with which watts, the banner says
         self.meters[name] = meter
         foreign = 0.0
         if meter.method == "measured":  # a counter is of all cores, ours or not

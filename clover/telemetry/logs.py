@@ -25,6 +25,7 @@ from typing import IO
 
 from clover.config import LogConfig
 from clover.hints import printable
+from clover.terminal import UNWRAPPED, wrapped
 
 QUEUE_BYTES = 1 << 20
 """Lines that wait to be written, at most."""
@@ -96,15 +97,18 @@ class BoundedFormatter(logging.Formatter):
 
 
 class TextFormatter(BoundedFormatter):
-    """ "12:34:56 warning fleet: message", with the traceback below, indented."""
+    """ "12:34:56 warning fleet: message", with the traceback below, indented.  On the terminal of descriptor `terminal`
+    messages are wrapped at its width, further lines indented, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: int | None = None) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+        self._terminal = terminal
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Format with the level in lower case and the logger without `clover.`."""
         name = record.name.removeprefix("clover.")
-        return f"{record.asctime} {record.levelname.lower():<7} {name}: {printable(record.message)}"
+        line = f"{record.asctime} {record.levelname.lower():<7} {name}: {printable(record.message)}"
+        return wrapped(line, _columns(self._terminal), "    ") if self._terminal is not None else line
 
     def formatException(  # noqa: N802
         self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -269,14 +273,14 @@ def writer() -> LogWriter | None:
 def configure(config: LogConfig, stream: IO[str] | None = None) -> None:
     """Send everything from `config.level` on to `stream` (standard error).  Called once, by commands only."""
     global _handler
-    formatter = JsonFormatter() if config.json else TextFormatter()
+    fd = _descriptor(stream or sys.stderr)
+    formatter = JsonFormatter() if config.json else TextFormatter(fd if fd is not None and os.isatty(fd) else None)
     handler: logging.Handler
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
         if old is _handler:
             old.close()
-    fd = _descriptor(stream or sys.stderr)
     if fd is None:
         _handler, handler = None, logging.StreamHandler(stream or sys.stderr)
         handler.setFormatter(formatter)
@@ -297,6 +301,14 @@ def set_level(level: str) -> None:
     """Change the level of Clover's loggers and of everything else; works while serving."""
     logging.getLogger().setLevel(level.upper())
     logging.getLogger("clover").setLevel(level.upper())
+
+
+def _columns(terminal: int) -> int:
+    """Return the width of the terminal of a descriptor; that of a line that is not wrapped if it does not say."""
+    try:
+        return os.get_terminal_size(terminal).columns or UNWRAPPED
+    except OSError:
+        return UNWRAPPED
 
 
 def _descriptor(stream: IO[str] | None) -> int | None:

@@ -114,3 +114,11 @@ def test_a_wrong_wish_stops_set_up(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert not calls
     assert "neither cpu nor cuda" in done.stderr
+
+
+def test_the_pages_examples_run_after_make_serve(tmp_path: Path) -> None:
+    command = ["make", "--dry-run", f"VENV={tmp_path}", f"{tmp_path}/.serve"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    extras = next(line.split()[-1] for line in printed.splitlines() if " packages " in line).split(",")
+    # clover.client, which the pages for beginners import; families of ONNX files; the dashboard's charts.
+    assert {"client", "onnx", "dashboard"} <= set(extras)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from clover import terminal
 from clover.cli.ctl.answers import show as show_answer
 from clover.simulate.records import SCHEMA, Results, RunManifest, Summary
 from clover.simulate.tables import HEADS, cells, show
-from clover.terminal import Column, milliseconds
+from clover.terminal import Column, milliseconds, wrapped
 
 
 def summary(family: str, policy: str, p95_ms: float, *, turned: float = 0.0, limit: float | None = None) -> Summary:
@@ -158,3 +161,13 @@ def test_a_listing_is_wrapped_and_cuts_no_word() -> None:
         "           trace:FILE or",
         "           " + "x" * 50,
     ]
+
+
+@given(st.lists(st.text("ab-/`", min_size=1, max_size=12), max_size=20).map(" ".join), st.integers(8, 40))
+def test_wrapping_keeps_every_word_and_each_command_on_a_line(text: str, columns: int) -> None:
+    lines = wrapped(text, columns, "  ").split("\n")
+    assert [word for line in lines for word in line.split()] == text.split()
+    for command in re.findall("`[^`]*`", text):
+        assert any(command in line for line in lines)
+    for line in lines:
+        assert len(line) <= columns or len(re.sub("`[^`]*`", "x", line).split()) <= 1, "one word, or one command"

@@ -14,13 +14,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from clover.carbon.labels import named
 from clover.cli.ctl import rollouts
-from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles
-from clover.quantities import grams, slice_words
+from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles, verdict
+from clover.quantities import grams, joules, slice_words
 
 _HEAD = 11
 """Columns of the word that a line begins with."""
-_JOULES_PER_KWH = 3.6e6
 _TOLD = 0.05
 """Parts by which a profile is off that are worth a line."""
 
@@ -30,7 +30,7 @@ def show(answer: dict[str, Any], console: Console) -> None:
     wrong = list(troubles(answer))
     _line(
         "starting" if starting(answer) else "healthy" if not wrong else "UNHEALTHY",
-        "; ".join(wrong) or "every model answers and meets its targets",
+        "; ".join(wrong) or verdict(answer),
         console,
     )
     _line("grid", _grid(answer.get("intensity")), console)
@@ -58,7 +58,8 @@ def _grid(reading: dict[str, Any] | None) -> str:
     if not reading:
         return "no intensity was read yet"
     age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
-    return f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')}){age}"
+    source, label, state = f"from {reading['provider']}", reading.get("label", ""), reading.get("state", "fresh")
+    return f"{named(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
 
 
 def _ledger(ledger: dict[str, Any]) -> str:
@@ -67,7 +68,7 @@ def _ledger(ledger: dict[str, Any]) -> str:
     if since_s is None:
         return f"nothing is in {ledger['path']} yet"
     since = datetime.fromtimestamp(since_s, UTC).strftime("%Y-%m-%d")
-    found = f"{grams(ledger['carbon_g'])} of CO2e and {_energy(ledger['energy_j'])} since {since}, in {ledger['path']}"
+    found = f"{grams(ledger['carbon_g'])} of CO2e and {joules(ledger['energy_j'])} since {since}, in {ledger['path']}"
     lost = f"; {ledger['dropped_rows']} rows of it are lost" if ledger.get("dropped_rows") else ""
     aside = f"; a damaged one is set aside as {ledger['set_aside']}" if ledger.get("set_aside") else ""
     return f"{found}{lost}{aside}"
@@ -124,8 +125,8 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
             held = "held" if served >= floor - ROUNDED else missed
             yield "accuracy", f"{served:.2f} % expected of what served (by profile), floor {floor:.2f} %: {held}"
     if "carbon_g" in totals:
-        emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
-        yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power of its workers included"
+        emitted, used = totals["carbon_g"], totals.get("energy_j", 0.0)
+        yield "carbon", f"{grams(emitted)} of CO2e and {joules(used)} so far, idle power of its workers included"
     if model.get("terms"):
         yield "budget", model["terms"].partition(";")[0]
     saved = model.get("saved") or {}
@@ -179,10 +180,6 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _energy(joules: float) -> str:
-    return f"{joules:.4g} J" if joules < 1e5 else f"{joules / _JOULES_PER_KWH:.3g} kWh"
 
 
 def _line(head: str, text: str, console: Console, style: str = "") -> None:

@@ -79,7 +79,7 @@ function render(message) {
   say(byId("foot"), `${message.idle}${message.idle ? " · " : ""}server's clock ${clock(message.at)}`);
 }
 
-function health({ ready, draining, troubles }) {
+function health({ ready, draining, troubles, verdict }) {
   const level = draining || !ready ? "bad" : troubles.length ? "warn" : "good";
   const text = draining
     ? "Shutting down: what was received is answered"
@@ -87,7 +87,7 @@ function health({ ready, draining, troubles }) {
       ? "Not ready: some model has no worker that takes requests"
       : troubles.length
         ? `Serving, but ${troubles.length === 1 ? "something is" : `${troubles.length} things are`} wrong`
-        : "Healthy: every model answers and meets its targets";
+        : `Healthy: ${verdict}`;
   byId("health").dataset.level = level;
   say(byId("health-text"), text);
   const list = byId("health-list");
@@ -108,31 +108,39 @@ function tile(id, value, unit, first, second, level = "") {
   node.dataset.level = level;
 }
 
-function emits({ emission, today }) {
+// What the ledger has of today, as it was last read; models in it that earlier runs served are named.
+function ofToday({ today, models: served }) {
+  const gone = (today.models ?? []).filter((name) => !(name in served));
+  return `today until ${when(today.at)}${gone.length ? `, ${gone.join(", ")} included (served by an earlier run)` : ""}`;
+}
+
+function emits(message) {
+  const { emission, today } = message;
   const [value, unit] = mass(emission.grams_per_hour);
   const kept = known(today?.grams);
   const sums = kept ? today : emission;
-  const sum = `${grams(sums.grams)} and ${energy(sums.joules)} ${kept ? "today" : "since the start"}`;
+  const sum = `${grams(sums.grams)} and ${energy(sums.joules)} ${kept ? ofToday(message) : "since the start"}`;
   const known_as = [sums.energy && `energy ${sums.energy}`, sums.intensity && `intensity ${sums.intensity}`].filter(Boolean).join(", ");
   tile("tile-emits", value, `${unit}CO₂e/h`, `${number(emission.watts)} W drawn, ${number(emission.idle_w)} W at rest · PUE ${number(emission.pue)}`, `${sum} · ${known_as}`);
 }
 
 // Of today, if a ledger keeps it; else since the start.
-function comparisons({ today, saved: since }) {
-  if (today?.saved?.length) return { items: today.saved, since: "today", known: today.known };
+function comparisons(message) {
+  const { today, saved: since } = message;
+  if (today?.saved?.length) return { items: today.saved, since: ofToday(message), known: today.known };
   return { items: since?.items ?? [], since: `since the start, ${when(now.started_s)}`, known: since?.known ?? "" };
 }
 
 function saved(message) {
   const { items, since, known: how } = comparisons(message);
   const best = items.find((item) => item.kind === "base") ?? items[0];
-  say(byId("saved-head"), since === "today" ? "Saved today" : "Saved since the start");
+  say(byId("saved-head"), since.startsWith("today") ? "Saved today" : "Saved since the start");
   if (!best) {
     tile("tile-saved", "–", "", "nothing was compared yet", "");
   } else {
     const [value, unit] = mass(best.grams);
     const doubt = best.low <= 0 && best.high >= 0;
-    tile("tile-saved", value, `${unit}CO₂e`, `against ${title(best)}${known(best.part) ? `: ${part(best.part)}` : ""}${doubt ? ", may be nothing" : ""}`, how, doubt ? "" : best.grams > 0 ? "good" : "bad");
+    tile("tile-saved", value, `${unit}CO₂e`, `against ${title(best)}${known(best.part) ? `: ${part(best.part)}` : ""}${doubt ? ", may be nothing" : ""}`, `${since} · ${how}`, doubt ? "" : best.grams > 0 ? "good" : "bad");
   }
   say(byId("saved-note"), items.length ? `${since[0].toUpperCase()}${since.slice(1)}. Below zero: more was emitted. ${best.against ?? ""}` : "Shown once rows were served.");
   say(byId("saved-known"), how);
@@ -187,7 +195,7 @@ function latency(all) {
   }
   const [name, model] = found;
   const [p50, , p99] = model.latency_ms;
-  const held = known(model.held_ratio) ? `SLO held ${part(model.held_ratio)} of the last hour` : "";
+  const held = known(model.held_ratio) ? model.slo_words : "";
   tile("tile-latency", number(model.p95_ms), `ms of ${number(model.slo_ms)} ms`, `${named(all, name)}p50 ${number(p50)} · p99 ${number(p99)} ms`, held, model.late ? "bad" : "");
 }
 

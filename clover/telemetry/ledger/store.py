@@ -343,6 +343,11 @@ class LedgerReader:
         """Return what models did and used, by variant, device, slice, tenant and label."""
         return self._rows(UsageRow, schema.USAGE, since_s, until_s, step_s)
 
+    def models(self, since_s: float = 0) -> list[str]:
+        """Return the names of the models in spans from `since_s` on; a version that was tried is its model."""
+        found = self._fetch("SELECT DISTINCT model FROM usage WHERE start >= ?", (since_s,))
+        return sorted({str(name).partition("@")[0] for (name,) in found})
+
     def lines(self, since_s: float = 0, until_s: float = math.inf, *, step_s: int | None = None) -> list[LineRow]:
         """Return the lines of the account of each device."""
         return self._rows(LineRow, schema.LINES, since_s, until_s, step_s)

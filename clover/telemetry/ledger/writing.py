@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from clover.hints import printable
 from clover.telemetry.ledger import files
 from clover.telemetry.ledger.rows import EventRow
 from clover.telemetry.ledger.schema import DAY_S, HOUR_S, TABLES
-from clover.telemetry.ledger.store import LedgerBatch, LedgerWriter, RunStart
+from clover.telemetry.ledger.store import LedgerBatch, LedgerReader, LedgerWriter, RunStart
 
 log = logging.getLogger("clover.ledger")
 
@@ -72,6 +72,9 @@ class LedgerStatus:
     joules: float = 0.0
     grams: float = 0.0
     """All that is in the file, of earlier runs too."""
+    earlier_j: float = 0.0
+    """What runs before this one left in the file, joules; and the models that they served since midnight (UTC)."""
+    earlier_today: Sequence[str] = ()
     saved_g: dict[tuple[str, str], float] = field(default_factory=dict)
     """Of all runs, by model and counterfactual, within the boundary `server`."""
 
@@ -238,10 +241,13 @@ class LedgerThread:
         """Check a file that was opened, and begin a run in it or go on with ours; close it if that fails."""
         try:
             writer.check()
+            first = not self._run
             # Of a batch whose commit failed in an unknown way, the file knows whether it has it.
-            if not self._run or not writer.resume(self._run):
+            if first or not writer.resume(self._run):
                 self._run = writer.begin(self._start)
             self._read_sums(writer)
+            if first:
+                self._note_earlier()
         except BaseException:
             writer.close()
             raise
@@ -255,6 +261,12 @@ class LedgerThread:
         log.warning("the ledger %s is damaged (%s): it is now %s, and a new one begins", self._path, error, aside.name)
         self._notes.append(f"the ledger was damaged, and is set aside as {aside.name}")
         return self._open_writer(self._path)
+
+    def _note_earlier(self) -> None:
+        """Note what is in the file before this run adds to it."""
+        self.status.earlier_j = self.status.joules
+        with LedgerReader(self._path) as ledger:
+            self.status.earlier_today = ledger.models(self._wall() // DAY_S * DAY_S)
 
     def _read_sums(self, writer: LedgerWriter) -> None:
         found, status = writer.lifetime(), self.status

@@ -12,6 +12,7 @@ from clover import backends, families
 from clover.backends import artifacts, quantised
 from clover.errors import ProfileError
 from clover.types import TensorSpec
+from tests.support.triton_models import affine
 
 FAMILIES = Path(__file__).parents[2] / "families"
 
@@ -60,6 +61,17 @@ def test_calibration_rows_come_in_batches_that_cover_them_once(toy):
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert len(feed) == 3
     np.testing.assert_array_equal(np.concatenate(batches), rows[0])
+
+
+def test_weights_of_more_than_a_file_may_hold_are_refused_with_the_reason(tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 100)
+    model = onnx.load_from_string(affine(width=256))
+    onnx.save(model, tmp_path / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0)
+    with pytest.raises(ProfileError, match=r"^with its weights it has 0\.0 GB, and what is quantised has 2 GB at most"):
+        quantised.quantise(tmp_path / "large.onnx", tmp_path / "made.onnx", None)
+    assert not (tmp_path / "made.onnx").exists()
 
 
 def test_what_cannot_be_quantised_is_refused_with_the_reason(toy):

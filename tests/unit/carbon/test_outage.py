@@ -188,6 +188,7 @@ def test_every_stand_in_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> 
     ):
         assert words in text
         assert "it does not answer" in text
+    assert said[-1].startswith("carbon intensity: 444 g/kWh (a stand-in, no source has a value)"), "it is of no source"
 
 
 # --- implausible answers --------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from clover.cli.ctl import main
+from clover.control.troubles import verdict
 
 ROOT = Path(__file__).resolve().parents[3]
 DECISION = {
@@ -775,7 +776,8 @@ def test_the_state_in_brief_says_how_the_slo_was_held_and_why_it_cannot_be(
     state["models"]["fashion"]["observed"] |= {"p95_ms": 40.0}
     assert ctl(server, "state") == 0
     words = " ".join(capsys.readouterr().out.split())
-    assert words.startswith("healthy")
+    open_yet = "too few answers to tell of fashion's SLO (p95 40 ms of 31.5 ms)"
+    assert words.startswith(f"healthy every model is ready; {open_yet}")
     assert "p95 40 ms of 31.5 ms: SLO perhaps missed, by few answers; 99.7 %" in words
     state["models"]["fashion"]["slo"] |= {"late": True}
     assert ctl(server, "state") == 0
@@ -877,6 +879,23 @@ def test_a_state_that_is_not_well_says_why_first(
     assert capsys.readouterr().out.splitlines()[0] == f"UNHEALTHY    {why}"
 
 
+def test_what_was_not_answered_meets_no_target(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    state = copy.deepcopy(answered())
+    del state["models"]["fashion"]["observed"]["p95_ms"]
+    for rows, said in (
+        ({}, "every model is ready; nothing was answered yet, so no target is judged"),
+        ({"small": 200}, "every model is ready; nothing was answered lately, so no target is judged"),
+    ):
+        state["totals"]["models"]["fashion"]["rows"] = rows
+        server.answer = (200, state)
+        assert ctl(server, "state") == 0
+        assert capsys.readouterr().out.splitlines()[0] == f"healthy      {said}"
+    state["models"] = {"busy": answered()["models"]["fashion"], **state["models"]}
+    assert verdict(state) == "every model is ready, and busy meets its targets"
+    del state["models"]["fashion"]["targets"], state["models"]["busy"]
+    assert verdict(state) == "every model is ready"
+
+
 def test_a_few_hard_rows_make_no_server_unhealthy(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     state = answered(observed={"accuracy_served": 82.0})
     for rows, word in ((99, "perhaps missed, by few answers"), (100, "MISSED")):
@@ -884,7 +903,8 @@ def test_a_few_hard_rows_make_no_server_unhealthy(server: Any, capsys: pytest.Ca
         server.answer = (200, state)
         assert ctl(server, "state") == 0
         words = " ".join(capsys.readouterr().out.split())
-        assert words.startswith("healthy" if rows < 100 else "UNHEALTHY fashion is below its accuracy floor")
+        open_yet = "healthy every model is ready; too few answers to tell of fashion's accuracy (82.00 % of 92.26 %)"
+        assert words.startswith(open_yet if rows < 100 else "UNHEALTHY fashion is below its accuracy floor")
         assert f"floor 92.26 %: {word}" in words
 
 
@@ -903,7 +923,8 @@ def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.C
     server.answer = (200, found)
     assert ctl(server, "state") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "UNHEALTHY the intensity of the grid is the configured value of last resort: all sources fail " in text
+    resort = "the value of last resort (carbon.configured_g_per_kwh): all sources fail"
+    assert f"UNHEALTHY the intensity of the grid is {resort} " in text
     assert "(trace:day has no value); cpu0" in text
     assert "cpu0 is lost" in text
     assert "fashion pinned to static:small, frozen: nothing is planned" in text

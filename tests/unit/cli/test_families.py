@@ -23,7 +23,7 @@ def test_every_shipped_family_is_listed_with_how_it_is_served(capsys: pytest.Cap
     assert fashion["variants"][-1] == "xlarge"
     assert fashion["cascades"]
     assert (fashion["needs"], fashion["install"]) == ([], None)
-    assert fashion["serve"] == "python -m clover.serve fashion"
+    assert fashion["serve"] == "python -m clover serve fashion"
     assert main(["families"]) == 0
     text = capsys.readouterr().out
     assert all(f"{name}: " in text for name in found)
@@ -36,7 +36,7 @@ def test_a_folder_is_listed_too_and_a_wrong_name_is_an_error(
     assert main(["families", str(folder), "fashoin"]) == 3
     out, err = capsys.readouterr()
     assert "echo: no description" in out
-    assert f"python -m clover.serve {shlex.quote(str(folder))}" in out
+    assert f"python -m clover serve {shlex.quote(str(folder))}" in out
     assert "no family 'fashoin'" in err
     assert "fashion" in err
     assert main(["families", "--jason"]) == 2

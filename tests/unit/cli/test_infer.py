@@ -70,6 +70,30 @@ def test_arrays_are_rows(client: type[FakeClient], tmp_path: Path, capsys: pytes
     assert lines[-1] == "small: 2 mJ (modelled), 3 ug CO2e (intensity static)"
 
 
+def test_json_lists_are_rows_or_batches_and_what_is_neither_is_told_what_is_expected(
+    client: type[FakeClient], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert infer.main(["one", "[0.3, -0.5]", " [[1, 2], [3, 4]]"], {}) == 0
+    [(_, rows, _)] = client.asked
+    np.testing.assert_array_equal(rows, [[0.3, -0.5], [1, 2], [3, 4]])
+    assert infer.main(["one", "[1, 2]"], {}) == 0
+    assert client.asked[-1][1].dtype == np.float64, "whole numbers are not refused for being written as such"
+    client.datatype = "INT64"
+    assert infer.main(["one", "[1, 2]"], {}) == 0
+    assert client.asked[-1][1].dtype == np.int64
+    np.save(tmp_path / "[x].npy", np.zeros(2, np.int64))
+    assert infer.main(["one", "[x].npy"], {}) == 0
+    for wrong, said in (
+        ("[1, 2", "[1, 2 is no JSON list of numbers with rows of one length: "),
+        ("[[1], [2, 3]]", "[[1], [2, 3]] is no JSON list of numbers with rows of one length: "),
+        ("0.3,-0.5", "there is no file 0.3,-0.5; this model takes INT64 of shape [2], or with a leading row axis: "),
+    ):
+        capsys.readouterr()
+        assert infer.main(["one", wrong], {}) == 1
+        assert capsys.readouterr().err.startswith(f"clover infer: {said}")
+
+
 def test_files_and_texts_are_rows_of_a_model_that_takes_bytes(
     client: type[FakeClient], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

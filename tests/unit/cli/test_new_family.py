@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from clover import families
 from clover.__main__ import main
 from clover.backends import child_environment
 from clover.cli.new_family import tensor_of
-from clover.scaffold import torch_source
+from clover.scaffold import folder, torch_source
 from clover.scaffold.draft import DraftError
 from clover.types import FamilySpec, TensorSpec
 from tests.support.family_folder import model_of
@@ -139,6 +140,9 @@ def test_two_modules_of_a_file_are_a_family_that_answers_as_they_do(
     given = torch.randn(5, 1, 4, 4)
     torch.testing.assert_close(model_of(spec, "small")(given), net(given))
     assert model_of(spec, "large")(given).shape == (5, 3)
+    assert (here / "7.npy").samefile(here / "shapes" / "rows" / "7.npy"), "rows take no room twice"
+    for index in range(12):
+        (here / f"{index}.npy").unlink()  # the process that reads rows may read nothing outside of the family
     splits = [families.load_evaluation(spec, split) for split in families.SPLITS]
     seen = sorted(
         (int(row[0, 0, 0]), int(label)) for (rows_,), labels in splits for row, label in zip(rows_, labels, strict=True)
@@ -146,6 +150,17 @@ def test_two_modules_of_a_file_are_a_family_that_answers_as_they_do(
     assert seen == [(index, index % 3) for index in range(12)]
     assert [len(labels) for _, labels in splits] == [6, 6]
     assert "a is 0, c is 2" in capsys.readouterr().out
+
+
+def test_rows_on_another_file_system_are_copied(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("clover.scaffold.folder.os.link", elsewhere)
+    (here / "row.npy").write_bytes(b"1")
+    folder.link_or_copy(here / "row.npy", here / "copy.npy")
+    assert (here / "copy.npy").read_bytes() == b"1"
+    assert not (here / "copy.npy").samefile(here / "row.npy")
 
 
 def test_inputs_are_proposed_and_mappings_put_in_order(here: Path) -> None:
@@ -174,9 +189,13 @@ def test_a_published_name_brings_smaller_siblings_steps_and_labels(here: Path) -
     assert spec.inputs[0].datatype == "BYTES"
 
 
-def test_an_onnx_file_gets_a_variant_in_eight_bits(here: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True], ids=["weights inside", "weights beside, as torch >= 2.9 exports"])
+def test_an_onnx_file_gets_a_variant_in_eight_bits(here: Path, beside: bool) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    (here / "affine.onnx").write_bytes(affine(width=256))
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    model = onnx.load_from_string(affine(width=256))
+    onnx.save(model, "affine.onnx", save_as_external_data=beside, location="affine.onnx.data", size_threshold=0)
+    assert Path("affine.onnx.data").exists() is beside
     (here / "texts.csv").write_text(
         ",".join(f"f{index}" for index in range(256)) + ",label\n"
         + "".join(",".join([str(index / 9)] * 256) + f",{index % 2}\n" for index in range(80))

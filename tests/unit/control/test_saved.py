@@ -140,7 +140,7 @@ def test_a_right_sized_base_idles_with_fewer_cores() -> None:
         assert told["boundaries"]["machine"]["used_j"] - rig.told("base")["boundaries"]["machine"]["shadow_j"] == 0.0
         assert told["part"] < 0.0, "on two cores all the time more was emitted"
         assert told["words"].startswith("emitted ")
-        assert " %, more than a right-sized BASE (" in told["words"]
+        assert " % more than a right-sized BASE (" in told["words"]
         assert "may be nothing" not in told["words"]
         rig.shadow.on_right_sized.change *= 0.0
         rig.shadow.on_right_sized.shadow_idle = rig.shadow.on_right_sized.overheads.idle * 1.001
@@ -231,7 +231,7 @@ def test_a_loss_says_how_much_of_it_is_control() -> None:
         assert (told["grams"], told["control_g"]) == (-16_000.0, 16_000.0)
         assert told["boundaries"]["workers"]["control_g"] == 0.0
         assert told["short"].startswith("emitted 16 kg of CO2e (")
-        assert told["short"].endswith("800.0 %, more than BASE; 16 kg of ours is control (planning, profiling, swaps)")
+        assert told["short"].endswith("800.0 % more than BASE; 16 kg of ours is control (planning, profiling, swaps)")
 
     drive(story)
 

@@ -79,4 +79,7 @@ def test_one_line_says_what_may_be_given_up_and_what_ends_that() -> None:
     plain = line({"budget_horizon_s": 7 * 86_400.0, "accuracy_budget": 1.0}, cascade=False, waits=False)
     assert plain.startswith("may give up 1 point of accuracy on average over 7 days (--accuracy-budget 0 ends that)")
     assert line(policy="objective") == ""
+    alone = msgspec.structs.replace(CASCADED, backend={"full": "eager"})
+    said = Rig(measured=alone, family={"slo_ms": 1e4}, **{**DEFAULTS, "waits": False}).controller.terms("toy")
+    assert said == "has one variant, so no accuracy is given up; nothing was served yet to save on"
     assert line({"accuracy_budget": 0.0}) == ""

@@ -31,6 +31,7 @@ def test_the_figures_of_today_are_the_sums_of_its_rows(tmp_path: Path) -> None:
         assert item["low"] < item["grams"] < item["high"]
     assert found["saved"][0]["kind"] == "base"
     assert "from the ledger" in found["known"]
+    assert (found["at"], found["models"]) == (now_s, sorted(scene.models))
 
 
 def test_the_figures_say_how_their_energy_and_intensity_are_known(tmp_path: Path) -> None:

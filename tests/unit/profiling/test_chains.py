@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.profiling.chains import POINTS, Answers, common_rows, every_chain, front, levels, play, profile_of, thinned
-from clover.profiling.pareto import cascades
+from clover.profiling.pareto import best_of, cascades
 
 NAMES = ("small", "medium", "large")
 COSTS = {"small": 1.0, "medium": 4.0, "large": 20.0}
@@ -149,3 +150,17 @@ def test_people_see_a_table_and_a_plot() -> None:
     assert "2000 calibration rows" in lines[0]
     assert sum(" > " in line for line in lines) > 3
     assert sum("|" in line for line in lines) == 12
+
+
+def test_points_that_the_table_leaves_out_are_in_no_plot_either() -> None:
+    found = profile_of(rows(1, 2000), rows(2, 2000), COSTS)
+    best = best_of(found.points)
+    last = best[-1]
+    worse = msgspec.structs.replace(last, cost=2.0 * last.cost, accuracy=last.accuracy - 1.0)
+    lines = cascades(msgspec.structs.replace(found, points=(*found.points, worse)), 120)
+    left_out = 1 + len(found.points) - len(best)
+    assert f" ({left_out} {'is' if left_out == 1 else 'are'} no better than a cheaper one)" in lines[1]
+    assert lines[-1].endswith(f"cost {100 * last.cost:.1f} %")
+    alone = cascades(msgspec.structs.replace(found, points=(last, worse)), 120)
+    assert "1 of 2 points (1 is no better than a cheaper one)" in alone[1]
+    assert not any("|" in line for line in alone)

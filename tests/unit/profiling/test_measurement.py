@@ -52,8 +52,10 @@ from clover.types import (
     FamilyProfile,
     LatencyMeasurement,
     Placement,
+    VariantSpec,
 )
 from clover.worker.frames import HeldMemory
+from tests.support.family_folder import fixture
 
 FAMILIES = Path(__file__).resolve().parents[2] / "families"
 
@@ -379,6 +381,25 @@ def test_each_thread_count_is_compiled_on_the_cpu(monkeypatch: pytest.MonkeyPatc
     assert not notes
     asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], NO_LIMITS, lambda *_: None))
     assert len(made) == 4, "what is there is not made again"
+
+
+def test_variants_that_no_backend_compiles_are_one_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("clover.backends.onnxruntime.package_version", lambda name: "1")
+    toy = load_family(str(FAMILIES / "toy"))
+    files = [VariantSpec(name=name, loader="m:load", kind="python", weights=f"{name}.onnx") for name in ("a", "b")]
+    bare = VariantSpec(name="c", loader="m:load", kind="python")
+    for variants, said in (
+        (files, ["not compiled (onnxruntime, onnxruntime-int8): a, b: an ONNX file. ONNX Runtime runs an ONNX file"]),
+        ([*files, bare], ["not compiled (onnxruntime, onnxruntime-int8): a, b: an ONNX file; c: plain Python. ONNX "]),
+        ([bare], ["not compiled (onnxruntime, onnxruntime-int8): c: plain Python"]),
+        (toy.variants, []),
+    ):
+        notes: list[str] = []
+        spec = msgspec.structs.replace(toy, variants=tuple(variants))
+        names = ("eager", "onnxruntime", "onnxruntime-int8")
+        found = Candidates(spec, names, tmp_path, notes)
+        assert [note.startswith(start) for note, start in zip(notes, said, strict=True)] == [True] * len(said)
+        assert found.of == {one.name: list(names) if one.kind == "torch" else ["eager"] for one in variants}
 
 
 def test_no_compilation_begins_when_the_cpu_time_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -741,8 +762,8 @@ def test_of_a_variant_that_is_too_slow_it_is_said_which_and_what_to_do() -> None
 # --- the report ---------------------------------------------------------------------------------------------------
 
 
-def test_table_marks_the_choice_and_labels_figures() -> None:
-    profile = FamilyProfile(
+def profile_of_v() -> FamilyProfile:
+    return FamilyProfile(
         family="toy",
         key="k",
         machine="a machine",
@@ -763,6 +784,10 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
         ),
         notes=("the front end shares the workers' cores",),
     )
+
+
+def test_table_marks_the_choice_and_labels_figures() -> None:
+    profile = profile_of_v()
     text = report.table(profile, 120)
     rows = [line.split() for line in text.splitlines()]
     assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)", "*"] in rows
@@ -772,6 +797,11 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
     assert "note: the front end shares" in text
     assert "slices: 1c is 1 core" in text
+    slow = msgspec.structs.replace(profile.base, http_p95_ms=4.13, load=0.0055)
+    seen = report.table(msgspec.structs.replace(profile, base=slow, front_ms=0.59), 120)
+    client = "p95 4.13 ms for a client over HTTP, where HTTP itself takes 0.59"
+    workers = "and in another run 2.00 ms in its workers alone (measured)"
+    assert f"BASE: v with x on 1 x 1 core at 0.55 % load: {client}, {workers}, " in seen
     untrained = tuple(msgspec.structs.replace(item, value=0.0, method="none") for item in profile.accuracy)
     random = report.table(msgspec.structs.replace(profile, accuracy=untrained), 120)
     assert "0.00 (UNTRAINED)" in random
@@ -781,3 +811,23 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert "p95 ms  mJ/row  accuracy %" in narrow
     assert "left out at 75 columns: threads, p50 ms, CPU ms/row, rows; a wider terminal or --json FILE shows" in narrow
     assert "left out" not in text
+
+
+def test_notes_are_wrapped_and_commands_in_them_stay_whole() -> None:
+    command = "`python -m clover profile /a/folder/of/mine --force`"
+    note = f"others used 60% of the cores meanwhile: measure again with {command}"
+    long = msgspec.structs.replace(profile_of_v(), notes=(note,))
+    text = report.table(long, 60, columns=60)
+    assert max(len(line) for line in text.splitlines()) <= 60
+    assert command in text
+    assert command in report.table(long, 60, columns=20)
+    assert report.table(long, 60).count("\n") < text.count("\n"), "a pipe gets whole lines"
+
+
+def test_an_onnx_file_is_said_to_run_by_itself() -> None:
+    file = VariantSpec(name="v", loader="model:load", kind="python", weights="weights/v.onnx")
+    spec = msgspec.structs.replace(fixture("toy"), variants=(file,))
+    text = report.table(msgspec.structs.replace(profile_of_v(), backend={"v": "eager"}), 120, spec=spec)
+    assert ["v", "1c", "ONNX", "file"] in [line.split()[:4] for line in text.splitlines()]
+    assert "BASE: v with x on" in text, "other backends keep their name"
+    assert "cascades" not in text

@@ -25,7 +25,7 @@ import pytest
 from clover import families, settings
 from clover.__main__ import COMMANDS
 from clover.__main__ import main as dispatch
-from clover.carbon import build, caveat
+from clover.carbon import build, caveat, describe
 from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource
 from clover.config import CarbonConfig, LedgerConfig, LogConfig, ServerConfig
@@ -42,7 +42,8 @@ from clover.serve.command import OPTIONS, main, with_ledger
 from clover.serve.reload import Reload, differences
 from clover.server import Server
 from clover.telemetry import logs
-from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
+from clover.telemetry.ledger.writing import LedgerStatus
+from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement, Reading
 from tests.support.family_folder import fixture
 from tests.support.profiles_fixture import profile
 
@@ -245,7 +246,18 @@ def test_the_banner_counts_a_worker_with_several_variants_once() -> None:
         return Assignment(placement=place, family="toy", variant=variant, backend="eager")
 
     there = [at(0, "half"), at(0, "full"), at(1, "half"), at(1, "full"), at(2, "full")]
-    assert banner._running(there) == "full (eager) on 1 core, 2 x half/full (eager) on 1 core"
+    assert banner._running(there, fixture("toy")) == "full (eager) on 1 core, 2 x half/full (eager) on 1 core"
+
+
+def test_the_banner_says_whose_ledger_goes_on() -> None:
+    status = LedgerStatus(Path("/state/8080.db"))
+    assert banner._ledger(status, ["mine"]) == ""
+    status.earlier_j, status.earlier_today, status.since_s = 812.34, ["demo", "mine"], 1_790_035_200.0
+    goes_on = "goes on with 812.3 J of earlier runs since 2026-09-22, in /state/8080.db"
+    assert banner._ledger(status, ["demo", "mine"]) == goes_on
+    others = banner._ledger(status, ["mine"])
+    assert others.startswith(f"{goes_on}; figures of today have those of demo in them")
+    assert "--ledger-name NAME" in others
 
 
 def test_the_command_for_a_file_prints_something_on_a_terminal() -> None:
@@ -298,6 +310,18 @@ def test_the_banner_says_that_a_synthetic_grid_is_invented_and_what_ends_that() 
     assert "--carbon trace:FILE" in invented
     assert "--carbon static:G" in invented
     assert caveat(asyncio.run(StaticSource(300.0).read(0.0))) == ""
+    stands_in = Reading(g_per_kwh=400.0, at_s=0.0, provider="configured", method="configured", state="configured")
+    assert caveat(stands_in).startswith("THE INTENSITY IS NOT KNOWN: no source has a value, so 400 gCO2e/kWh stands in")
+    assert "configured" not in describe(stands_in), "the user may have configured nothing"
+    for config, whose in (
+        (CarbonConfig(source="auto:DE"), "the default"),
+        (CarbonConfig(source="auto:DE", configured_g_per_kwh=380.0), "set by carbon.configured_g_per_kwh"),
+    ):
+        reading = msgspec.structs.replace(stands_in, g_per_kwh=config.configured_g_per_kwh)
+        engine = SimpleNamespace(config=SimpleNamespace(carbon=config), grid=SimpleNamespace(reading=reading))
+        said = banner._carbon(cast(Server, SimpleNamespace(engine=engine)))
+        words = f"{config.configured_g_per_kwh:g} gCO2e/kWh stands in, {whose}"
+        assert said == f"auto:DE: no source has a value; {words}"
     assert caveat(None) == ""
 
 
@@ -323,7 +347,7 @@ def test_the_banner_counts_workers_that_are_alike() -> None:
         placement = Placement(device="gpu0", profile="1g.5gb", start=start, size=1)
         return Assignment(placement=placement, family="toy", variant=variant, backend="eager")
 
-    text = banner._running([worker("full", 0), worker("half", 1), worker("full", 2)])
+    text = banner._running([worker("full", 0), worker("half", 1), worker("full", 2)], fixture("toy"))
     assert text == "2 x full (eager) on 1g.5gb, half (eager) on 1g.5gb"
 
 

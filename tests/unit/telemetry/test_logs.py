@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import termios
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -154,6 +155,25 @@ def test_many_places_are_not_remembered_for_ever() -> None:
         record = logging.makeLogRecord({"name": "clover.http", "msg": "m", "exc_info": (kind, kind("x"), None)})
         assert f"Error{number}: x" in formatter.format(record)
     assert len(formatter._seen) <= 256
+
+
+def test_lines_are_wrapped_on_a_terminal_and_no_text_makes_one_that_looks_like_another() -> None:
+    message = "others used 60% of the cores meanwhile, 12:00:00 error fleet: forged"
+    record = logging.makeLogRecord({"name": "clover.profiling", "levelname": "WARNING", "msg": message})
+    whole = TextFormatter().format(record)
+    assert "\n" not in whole, "a file has a line a message"
+    ours, theirs = os.openpty()
+    try:
+        termios.tcsetwinsize(theirs, (24, 40))
+        lines = TextFormatter(theirs).format(record).split("\n")
+        assert max(map(len, lines)) <= 40
+        assert [line.startswith("    ") for line in lines] == [False] + [True] * (len(lines) - 1)
+        assert " ".join(" ".join(lines).split()) == " ".join(whole.split())
+        termios.tcsetwinsize(theirs, (24, 200))
+        assert TextFormatter(theirs).format(record) == whole
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_a_traceback_is_bounded(root: logging.Logger) -> None:

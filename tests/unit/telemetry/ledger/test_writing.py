@@ -92,6 +92,25 @@ def test_totals_continue_over_runs(path: Path) -> None:
         assert [run.id for run in found.runs()] == [1, 2, 3]
 
 
+def test_what_earlier_runs_left_is_known_apart_from_what_this_one_adds(path: Path) -> None:
+    clock = Clock()
+    clock.s = DAY_S + 1000.0
+
+    def used(number: int, *models: str, at_s: int = DAY_S) -> LedgerBatch:
+        keys = [(at_s, MINUTE_S, model, "", "", "", "", "modelled") for model in models]
+        return LedgerBatch(number, clock.s, {**batch(number).rows, "usage": dict.fromkeys(keys, (0,) * 15)})
+
+    first, second = LedgerThread(path, START, wall=clock), LedgerThread(path, START, wall=clock)
+    first.write(used(1, "yesterdays", at_s=0))
+    first.write(used(2, "demo", "demo@2"))
+    assert (first.status.earlier_j, first.status.earlier_today) == (0.0, [])
+    first.end()
+    second.write(used(1, "mine"))
+    second.write(used(2, "mine"))
+    assert (second.status.earlier_j, second.status.earlier_today) == (2.0, ["demo"])
+    second.end()
+
+
 def test_retention_folds_and_a_file_that_is_too_large_loses_its_oldest_days_and_no_total(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
