@@ -91,9 +91,9 @@ def verdict(answer: Mapping[str, Any]) -> str:
     totals = (answer.get("totals") or {}).get("models", {})
     judged = {name: model for name, model in answer["models"].items() if model.get("targets")}
     seen = [name for name, model in judged.items() if (model.get("observed") or {}).get("p95_ms") is not None]
-    doubts = [f"{name}'s {what}" for name in judged for what in _doubts(judged[name], totals.get(name) or {})]
+    doubts = [f"{name} meets its {what}" for name in judged for what in _doubts(judged[name], totals.get(name) or {})]
     if doubts:
-        return f"every model is ready; too few answers to tell of {' and '.join(doubts)}"
+        return f"every model is ready; too few answers to tell whether {' and '.join(doubts)}"
     if judged and not seen:
         rows = sum(sum((totals.get(name) or {}).get("rows", {}).values()) for name in judged)
         return f"every model is ready; nothing was answered {'lately' if rows else 'yet'}, so no target is judged"
@@ -109,7 +109,7 @@ def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str
         yield f"SLO (p95 {p95:.3g} ms of {targets['slo_ms']:.3g} ms)"
     served, floor = served_accuracy(model, totals), targets.get("accuracy_floor")
     if served is not None and floor is not None and served < floor - ROUNDED:
-        yield f"accuracy ({served:.2f} % of {floor:.2f} %)"
+        yield f"accuracy floor ({served:.2f} % of {floor:.2f} %)"
 
 
 def few_rows(totals: Mapping[str, Any]) -> bool:

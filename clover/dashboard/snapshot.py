@@ -93,9 +93,7 @@ def decision(record: Decision) -> dict[str, Any]:
         "seconds": tidy(record.seconds),
         "g_per_kwh": tidy(record.inputs.get("intensity_g_per_kwh")),
         "reason": plan.reason if plan is not None else "",
-        "runs": " + ".join(one.words for one in plan.configuration)
-        if plan is not None
-        else "",
+        "runs": " + ".join(one.words for one in plan.configuration) if plan is not None else "",
     }
 
 
