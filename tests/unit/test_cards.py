@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cards import ANSWERS, UNTRAINED, card, carded, first_commands
-from tests.support.fenced import ROOT
+from tests.support.cards import ANSWERS, UNTRAINED, WIDTH, card, carded, first_commands
+from tests.support.fenced import ROOT, found
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
@@ -27,6 +27,11 @@ def test_a_card_installs_serves_and_asks_its_own_family(family: str) -> None:
     assert extra == (family.replace("_", "-") if family.replace("_", "-") in EXTRAS else "")
     assert commands.serve.split()[3] == family
     assert f"/v2/models/{family}/infer" in "".join(commands.asks)
+
+
+def test_the_first_commands_of_the_readme_fit_a_terminal() -> None:
+    blocks = [example for example in found(ROOT / "README.md") if example.language == "console"]
+    assert all(len(line) <= WIDTH for block in blocks[:2] for line in block.text.splitlines())
 
 
 def test_a_block_that_a_stranger_could_not_run_is_refused(tmp_path: Path) -> None:
