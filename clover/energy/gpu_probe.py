@@ -5,10 +5,16 @@ The methods of `Probe` run in the thread that owns the library and raise nothing
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 _T = TypeVar("_T")
+
+_STEP_S, _STEPS = 0.005, 24
+"""Between two looks for a tick of the counter, and how many there are at most: ticks are a tenth of a second apart."""
+
+Source = Literal["counter", "power", "utilisation"]
 
 
 class NvmlSession(Protocol):
@@ -70,17 +76,33 @@ class BoardLook(NamedTuple):
 
 
 class Probe:
-    """Asks about the GPU `uuid`; `clock` dates the answers."""
+    """Asks about the GPU `uuid`; `clock` dates the answers, `pause` waits for a tick of the counter."""
 
-    def __init__(self, uuid: str, clock: Callable[[], int]) -> None:
+    def __init__(self, uuid: str, clock: Callable[[], int], pause: Callable[[float], None] = time.sleep) -> None:
         self._uuid = uuid
         self._clock = clock
+        self._pause = pause
         self._handle: Any = None
         self._busy_since_us = 0
 
     def counter(self) -> Value | Failure:
         """Return millijoules since the driver was loaded."""
         return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
+
+    def ticked(self) -> Value | Failure:
+        """Return what the counter shows as soon as it has moved; what it shows, if it does not within an eighth of a
+        second."""
+        first = self.counter()
+        if isinstance(first, Failure):
+            return first
+        for _ in range(_STEPS):
+            self._pause(_STEP_S)
+            answer = self.counter()
+            if isinstance(answer, Failure):
+                return first
+            if answer.number != first.number:
+                return answer
+        return answer
 
     def power(self) -> Value | Failure:
         """Return milliwatts now: the instantaneous field if the GPU has it, or else the plain call (an average)."""
@@ -104,9 +126,11 @@ class Probe:
         name = self._asked(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
         return name.decode() if isinstance(name, bytes) else str(name or "")
 
-    def look(self, source: Literal["counter", "power", "utilisation"], *, closely: bool) -> BoardLook:
-        """Return the reading of `source`, and who is on the GPU; `closely`: with its power and how busy each is."""
-        answer = {"counter": self.counter, "power": self.power, "utilisation": self.utilisation}[source]()
+    def look(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
+        """Return the reading of `source`, and who is on the GPU; `closely`: with its power and how busy each is;
+        `at_tick`: that of a counter as it moves."""
+        counter = self.ticked if at_tick else self.counter
+        answer = {"counter": counter, "power": self.power, "utilisation": self.utilisation}[source]()
         if isinstance(answer, Failure):
             return BoardLook(answer, None, None, None)
         power = answer if source == "power" else self.power() if closely else None

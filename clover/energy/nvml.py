@@ -2,7 +2,9 @@
 
 What NVML has is one counter a GPU (millijoules since the driver was loaded; it is updated about ten times a second) and
 its power.  A MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates from it what a
-slice used.  Windows last a second or more because the resolution of the counter is a tenth of a second.
+slice used.  Windows last a second or more because the resolution of the counter is a tenth of a second.  While our work
+runs, a reading waits for the counter to move: what it shows is then of now, and not of up to a tenth of a second ago,
+by which windows of a second would differ more than by what ran in them (`planning.model.correction`).
 
     counter   total += counter now - counter before.  Exact as long as the counter runs.
     power     only if the counter is not supported:  total += (P0 + P1) / 2 x (t1 - t0)  between two readings.
@@ -138,18 +140,19 @@ class NvmlMeter:
         work: OurWork | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Sleep = asyncio.sleep,
+        pause: Callable[[float], None] = time.sleep,
         patience_s: float = 2.0,
     ) -> NvmlMeter:
         """Return a meter of `gpu`.  Raises GpuUnmetered if it shows neither energy nor power, DeviceError if it cannot
         be read.
 
         Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work` is what
-        the server does on this GPU, without which nothing passes for rest.  A reading that takes longer than
-        `patience_s` is left to the next `refresh`.
+        the server does on this GPU, without which nothing passes for rest.  `pause` holds the session's thread between
+        two looks at the counter.  A reading that takes longer than `patience_s` is left to the next `refresh`.
         """
         if not gpu.uuid.startswith("GPU-"):
             raise DeviceError(f"{gpu.name}: only a whole GPU has an energy counter, and {gpu.uuid} is none")
-        probe = Probe(gpu.uuid, clock)
+        probe = Probe(gpu.uuid, clock, pause)
         counter, power = await nvml.call(probe.counter), await nvml.call(probe.power)
         for answer in (counter, power):
             if isinstance(answer, Failure) and answer.kind != "unsupported":
@@ -269,7 +272,8 @@ class NvmlMeter:
 
     def _look(self) -> BoardLook:
         """Look at the GPU; runs in the NVML thread."""
-        return self._probe.look(self.source, closely=self._closely)
+        at_tick = self._work is not None and not self._closely
+        return self._probe.look(self.source, closely=self._closely, at_tick=at_tick)
 
     # --- readings -----------------------------------------------------------------------------------------------------
 

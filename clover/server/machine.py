@@ -235,19 +235,30 @@ class Machine:
     async def measure(self, reading: Reading) -> None:
         """Close the energy window of every device, with its carbon priced at `reading`.
 
-        The window of a device whose meter cannot be read stays open; its energy is counted once the meter can be read.
+        The window of a GPU is closed as soon as its counter was read, which may wait for a tick: what its workers did
+        counts until then.  The window of a device whose meter cannot be read stays open; its energy is counted once the
+        meter can be read.
         """
-        await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
+        gpus = {gpu.name: gpu for gpu in self.gpus}
+
+        async def read(name: str, meter: EnergyMeter) -> None:
+            await meter.refresh()
+            if name in gpus and not self.paused:
+                self._spare(gpus[name])
+                self._close(name, meter, reading)
+
+        await asyncio.gather(*(read(name, meter) for name, meter in self.meters.items()))
         if self.paused:
             return
-        for gpu in self.gpus:
-            self._spare(gpu)
         self._host.look()
-        now_ns = time.monotonic_ns()
         for name, meter in self.meters.items():
-            sample = self._sample(name, meter)
-            if sample is not None:
-                self._account.window(sample, reading, now_ns)
+            if name not in gpus:
+                self._close(name, meter, reading)
+
+    def _close(self, name: str, meter: EnergyMeter, reading: Reading) -> None:
+        sample = self._sample(name, meter)
+        if sample is not None:
+            self._account.window(sample, reading, time.monotonic_ns())
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
         """Return the meter's sample, or the last one if it cannot be read, which leaves the window open."""

@@ -63,8 +63,8 @@ WINDOW_S = 5.0
 LEAST_BATCHES = 8
 METER_WINDOW_S = 1.0
 """Meters are read once a second."""
-LEAST_METERED = 8.0
-"""Windows of meters, fewer of which are no evidence."""
+LEAST_METERED_S = 10.0
+"""Windows of meters that last less together are no evidence."""
 MEMORY_S = 600.0
 
 _OF_VARIANT, _OF_SLICE, _OF_BATCH = 0.08, 0.02, 0.04
@@ -107,6 +107,7 @@ class SavedEnergy(Record, frozen=True, kw_only=True):
     square: float = 0.0
     expected_j: float = 0.0
     windows: float = 0.0
+    seconds: float = 0.0
 
 
 def faded(age_s: float) -> float:
@@ -240,6 +241,12 @@ class _Sums:
     square: float = 0.0
     expected_j: float = 0.0
     windows: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def enough(self) -> bool:
+        """Whether they are evidence."""
+        return self.windows >= LEAST_WINDOWS and self.seconds >= LEAST_METERED_S
 
     def widen(self) -> None:
         """Make room for one more key."""
@@ -247,8 +254,10 @@ class _Sums:
         self.crossed, self.crossed_moment = np.pad(self.crossed, (0, 1)), np.pad(self.crossed_moment, (0, 1))
         self.instruments = np.pad(self.instruments, (0, 1))
 
-    def add(self, x: Floats, joules: float, z: Floats, kept: float) -> None:
-        """Add a window; those so far count `kept` times what they did."""
+    def add(self, x: Floats, joules: float, z: Floats, seconds: float) -> None:
+        """Add a window that closed `seconds` after the one before it."""
+        seconds = min(max(seconds, 0.0), WINDOW_S)
+        kept = math.exp2(-seconds / MEMORY_S)
         # The noise of a window grows with its joules: a window weighs as one joule of it does.
         around_j = float(z.sum()) / 3.0
         self.plain = kept * self.plain + np.outer(x, x / around_j)
@@ -259,6 +268,7 @@ class _Sums:
         self.square = kept * self.square + joules * (joules / around_j)
         self.expected_j = kept * self.expected_j + float(x.sum())
         self.windows = kept * self.windows + 1.0
+        self.seconds = kept * self.seconds + seconds
 
 
 class _Fit(NamedTuple):
@@ -316,8 +326,8 @@ class EnergyEvidence:
         recent = self._recent.setdefault(meter, deque(maxlen=2))
         if len(recent) == 2:
             before, middle = (self._row(of) for of in recent)
-            kept = math.exp2(-min(max(now_s - self._added_s, 0.0), WINDOW_S) / MEMORY_S)
-            self._sums.add(middle, recent[1].joules, before + middle + self._row(window), kept)
+            around = before + middle + self._row(window)
+            self._sums.add(middle, recent[1].joules, around, now_s - self._added_s)
             self._added_s = now_s
         recent.append(window)
         for key in window.expected_j:
@@ -331,7 +341,7 @@ class EnergyEvidence:
         row = self._row(window)
         whole_j = float(row.sum())
         joules = min(max(window.joules, whole_j / (2.0 * MOST)), whole_j * 2.0 * MOST)
-        if self._sums.windows < LEAST_METERED:
+        if not self._sums.enough:
             return joules
         fit = self._fitted()
         likely_j = float(row @ fit.factors)
@@ -355,7 +365,7 @@ class EnergyEvidence:
 
     def factors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the factor of each of `wanted`."""
-        if self._sums.windows < LEAST_METERED or not wanted:
+        if not self._sums.enough or not wanted:
             return dict.fromkeys(wanted, 1.0)
         more = self._fitted().factors - 1.0
         more *= np.array([faded(now_s - at_s) for at_s in self._at_s])
@@ -375,7 +385,7 @@ class EnergyEvidence:
         taken to be."""
         unknown = _COMMON + _OF_ALL_SLICES + _OF_ONE
         known: dict[EnergyKey, float] = {}
-        if self._sums.windows >= LEAST_METERED:
+        if self._sums.enough:
             variances = np.diag(self._fitted().covariance).tolist()
             for key, variance, at_s in zip(self._keys, variances, self._at_s, strict=True):
                 left = faded(now_s - at_s) ** 2
@@ -385,7 +395,7 @@ class EnergyEvidence:
     def unseen(self, factors: Mapping[EnergyKey, float], joules: Mapping[EnergyKey, float]) -> dict[EnergyKey, float]:
         """Return `factors` with those of variants that never ran raised by what batches of cheaper ones cost more than
         profiled.  `joules`: of a batch, as profiled."""
-        ran = {key[0] for key in self._keys} if self._sums.windows >= LEAST_METERED else set()
+        ran = {key[0] for key in self._keys} if self._sums.enough else set()
         more_j = {key: (factors[key] - 1.0) * joules[key] for key in self._keys if key in joules}
         found = dict(factors)
         for key in factors:
@@ -408,6 +418,7 @@ class EnergyEvidence:
             square=sums.square,
             expected_j=sums.expected_j,
             windows=sums.windows,
+            seconds=sums.seconds,
         )
 
     def restore(self, saved: SavedEnergy, now_s: float) -> None:
@@ -417,7 +428,7 @@ class EnergyEvidence:
         matrices = [_matrix(rows, count) for rows in (saved.precision, saved.crossed, saved.instruments)]
         moments = [np.array(moment, float) for moment in (saved.moment, saved.crossed_moment)]
         figures = [figure for sums in (*matrices, *moments) for figure in sums.ravel().tolist()]
-        figures += [*saved.ages, saved.square, saved.expected_j, saved.windows]
+        figures += [*saved.ages, saved.square, saved.expected_j, saved.windows, saved.seconds]
         if any(len(moment) != count for moment in moments) or len(saved.ages) != count:
             raise ValueError("its sums of joules do not fit together")
         if not all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
@@ -432,6 +443,7 @@ class EnergyEvidence:
             square=saved.square,
             expected_j=saved.expected_j,
             windows=saved.windows,
+            seconds=saved.seconds,
         )
 
 

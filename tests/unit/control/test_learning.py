@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from clover.accounting import Account, WorkerMeter
+from clover.accounting.meters import profiled_energy
 from clover.control.learner import Learner
 from clover.control.learning import EVERY_S, FAR_S, REPLAN_S, SETTLE_S, Learning, SavedCorrection
 from clover.planning.budget.counterfactual import base, lanes_of, mix_of
@@ -18,7 +20,7 @@ from clover.planning.model.correction import corrected
 from clover.planning.model.problem import accuracies, services_of
 from clover.profiles import ProfileStore
 from clover.simulate.flow import FleetModel
-from clover.types import MeteredWindow, WorkReport
+from clover.types import EnergySample, MeteredWindow, Reading, WorkReport
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import cpu, profile
 from tests.support.savings_fixture import RATE, SavingServer
@@ -236,6 +238,70 @@ def test_joules_on_cores_that_are_more_than_profiled_are_no_reason_to_measure_ag
     assert not learned.advice
 
 
+class SharedMeter:
+    """A GPU whose one counter is of `small` and `large`, each on a slice, with joules other than profiled."""
+
+    def __init__(self, truth: dict[str, float], seed: int) -> None:
+        self.truth, self.rng = truth, random.Random(seed)
+        self.profile = profile()
+        self.services = services_of(self.profile)
+        self.learned = Learning("toy", self.profile)
+        self.account = Account(pue=1.0)
+        self.account.add_device("gpu0", 2)
+        self.account.add_family("toy", 0)
+        self.meters = {
+            variant: self.account.attach(
+                WorkerMeter(
+                    family="toy", variant=variant, device="gpu0", placement=f"gpu0:1c@{at}", slices=1,
+                    profiled=profiled_energy(self.profile, variant, "1c", self.profile.backend[variant], 8),
+                )
+            )
+            for at, variant in enumerate(truth)
+        }  # fmt: skip
+        self.second, self.total_j = 0, 0.0
+
+    def serve(self, seconds: int, *, passed_on: float | None) -> None:
+        """Serve 50 rows a second: each is asked of `small`, and of `large` by chance; None: by turns, as a quota is."""
+        for _ in range(seconds):
+            for row in range(50):
+                on = self.rng.random() < passed_on if passed_on is not None else row % 2 == 1
+                for variant in ("small", "large"):
+                    if variant == "large" and not on:
+                        continue
+                    service = self.services[variant, "1c"]
+                    self.meters[variant].add(1, round(service.seconds(1) * 1e9), 0)
+                    self.total_j += service.energy_j(1) * self.truth[variant] * self.rng.gauss(1.0, 0.1)
+            self.second += 1
+            at_ns = self.second * 1_000_000_000
+            sample = EnergySample(device="gpu0", at_ns=at_ns, total_j=self.total_j, idle_w=0.0, method="measured")
+            self.account.window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="test"))
+            self.learned.look(self.account.work_report("toy"), 1.0, float(self.second))
+
+    def errors(self) -> dict[str, float]:
+        """Return the standard errors that the state shows."""
+        return {row["variant"]: row["energy_error"] for row in self.learned.rows() if row["profile"] == "1c"}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("truth", [{"small": 1.5, "large": 0.5}, {"small": 0.5, "large": 1.5}])
+def test_what_a_cascade_passes_on_by_chance_tells_variants_on_one_meter_apart(
+    truth: dict[str, float], seed: int
+) -> None:
+    shared = SharedMeter(truth, seed)
+    shared.serve(300, passed_on=0.5)
+    for variant, factor in truth.items():
+        off = abs(shared.learned.energy[variant, "1c"] - factor)
+        assert off < max(0.05, 3.0 * shared.errors()[variant])
+    assert shared.errors()["large"] < 0.05  # which has most of the joules
+    assert shared.learned.energy["large", "1c"] == pytest.approx(truth["large"], rel=0.05)
+
+
+def test_a_mix_that_never_varies_says_how_little_is_known_of_each_variant() -> None:
+    shared = SharedMeter({"small": 1.5, "large": 0.5}, 1)
+    shared.serve(60, passed_on=None)
+    assert min(shared.errors()[variant] for variant in shared.truth) > 0.1
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -353,8 +419,6 @@ def test_looks_between_two_evaluations_only_collect() -> None:
     looked_s = learned._looked_s
     learned.look(WorkReport(), 1.0, looked_s + EVERY_S / 2)
     assert learned._looked_s == looked_s
-
-
 
 
 @pytest.mark.parametrize("small", [0.5, 1.5])

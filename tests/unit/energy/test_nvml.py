@@ -46,6 +46,9 @@ class Board:
         self.instant_mw: int | None = None
         self.broken: dict[str, int] = {}
         self.handles = 0
+        self.pauses = self.pause_ns = self.ticks_in = 0
+        """How often a look waited for the counter, how long each of these is, and after how many more the counter moves
+        (0: it stands still)."""
 
     def run(self, seconds: float, watts: float = 50.0) -> None:
         """Draw `watts` for `seconds`."""
@@ -75,7 +78,17 @@ class Board:
         return function(*arguments)
 
     async def meter(self, **settings: Any) -> NvmlMeter:
-        return await NvmlMeter.start(self, self, **{"clock": lambda: self.now_ns, "sleep": at_once, **settings})
+        fakes = {"clock": lambda: self.now_ns, "sleep": at_once, "pause": self.pause}
+        return await NvmlMeter.start(self, self, **{**fakes, **settings})
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, at whose end the counter may move."""
+        assert 0.0 < seconds < 0.02
+        self.pauses += 1
+        self.now_ns += self.pause_ns
+        self.ticks_in -= 1
+        if self.ticks_in == 0:
+            self.counter_mj += 10_000
 
 
 async def at_once(seconds: float) -> None:
@@ -122,6 +135,49 @@ def test_energy_is_the_counters_difference_at_the_time_it_was_read(board: Board)
         assert (sample.total_j, sample.at_ns, sample.epoch) == (200.0, read_ns, 0)
         assert meter.why == "NVML energy counter; idle 50 W at start"
         assert (meter.state, meter.source, board.handles) == ("reading", "counter", 1)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("ticks_in", [1, 10, 24])
+def test_while_work_runs_the_counter_is_read_as_it_moves(board: Board, ticks_in: int) -> None:
+    busy_ns = 0
+
+    async def scene() -> None:
+        nonlocal busy_ns
+        meter = await board.meter(work=work(lambda: busy_ns, lambda: (2,)))
+        board.run(1.0, 100.0)
+        assert (await looked(meter)).at_ns == board.now_ns
+        assert board.pauses == 0, "nothing has run yet"
+        busy_ns += SECOND
+        board.run(1.0, 100.0)
+        await meter.refresh()
+        busy_ns += SECOND
+        board.run(1.0, 100.0)
+        began_ns, board.pauses, board.pause_ns, board.ticks_in = board.now_ns, 0, 5_000_000, ticks_in
+        sample = await looked(meter)
+        assert board.pauses == ticks_in
+        assert sample.at_ns == began_ns + ticks_in * 5_000_000
+        assert sample.total_j == pytest.approx(310.0)
+
+    asyncio.run(scene())
+
+
+def test_a_counter_that_does_not_move_while_work_runs_is_waited_for_a_while(board: Board) -> None:
+    busy_ns = 0
+
+    async def scene() -> None:
+        nonlocal busy_ns
+        meter = await board.meter(work=work(lambda: busy_ns, lambda: (2,)))
+        board.pause_ns = 5_000_000
+        for _ in range(2):
+            busy_ns += SECOND
+            board.run(1.0, 100.0)
+            began_ns, board.pauses = board.now_ns, 0
+            sample = await looked(meter)
+        assert board.pauses == 24
+        assert sample.at_ns == began_ns + 24 * 5_000_000
+        assert sample.total_j == pytest.approx(200.0)
 
     asyncio.run(scene())
 

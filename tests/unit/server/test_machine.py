@@ -24,6 +24,7 @@ from clover.energy import NvmlMeter
 from clover.energy.board_idle import BoardIdle
 from clover.errors import DeviceError
 from clover.server.machine import Machine, spared
+from clover.types import EnergySample, Reading
 from tests.support.fake_nvml import Board, FakeNvml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,6 +103,49 @@ def test_a_gpu_whose_driver_hangs_holds_up_no_other_meter(monkeypatch: pytest.Mo
     finally:
         go.set()
         session.close()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_the_window_of_a_gpu_is_closed_as_its_counter_is_read_and_that_of_the_host_last(paused: bool) -> None:
+    """A counter may be waited for until it ticks; what workers of another GPU do meanwhile is of its next window."""
+    done: list[str] = []
+
+    class Meter:
+        def __init__(self, name: str) -> None:
+            self.name, self.ticked = name, asyncio.Event()
+
+        async def refresh(self) -> None:
+            await self.ticked.wait()
+            done.append(f"{self.name} read")
+
+        def sample(self, now_ns: int) -> EnergySample:
+            return EnergySample(device=self.name, at_ns=now_ns, total_j=0.0, idle_w=0.0, method="measured")
+
+    async def main() -> None:
+        meters = {name: Meter(name) for name in ("host", "gpu0", "gpu1")}
+        machine: Any = Machine.__new__(Machine)
+        machine.gpus = [SimpleNamespace(name=name) for name in ("gpu0", "gpu1")]
+        machine.meters, machine.paused, machine.handed = meters, False, False
+        machine._samples, machine._looked_ns, machine._unreadable_ns = {}, {}, {}
+        machine._spare = lambda gpu: None
+        machine._host = SimpleNamespace(look=lambda: done.append("host looked at"))
+        machine._account = SimpleNamespace(window=lambda sample, *_: done.append(f"{sample.device} closed"))
+        measuring = asyncio.ensure_future(machine.measure(Reading(g_per_kwh=300.0, at_s=0.0, provider="test")))
+        for name in ("host", "gpu1", "gpu0"):
+            await asyncio.sleep(0)
+            machine.paused = paused
+            meters[name].ticked.set()
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await measuring
+
+    asyncio.run(main())
+    if paused:
+        assert done == ["host read", "gpu1 read", "gpu0 read"]
+    else:
+        assert done == [
+            "host read", "gpu1 read", "gpu1 closed", "gpu0 read", "gpu0 closed", "host looked at", "host closed",
+        ]  # fmt: skip
 
 
 def test_what_a_context_costs_is_measured_before_the_first_row_if_it_is_not_known() -> None:

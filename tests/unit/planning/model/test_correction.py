@@ -253,7 +253,7 @@ def test_factors_of_joules_are_bounded_whatever_is_reported(
 # --- joules of one meter, with the edges that its windows have --------------------------------------------------------
 
 BATCHES_PER_S, UTILISATION, BATCH_SPREAD = 50.0, 0.6, 0.1
-TICK_S, IDLE_PART = 0.1, 0.4
+TICK_S, LOOK_S, IDLE_PART = 0.1, 0.005, 0.4
 BATCH_J = {SMALL: 1.0, LARGE: 1.7}
 
 
@@ -326,8 +326,9 @@ def test_shares_that_swing_tell_variants_of_a_shared_meter_apart_within_five_min
 def test_rows_that_vary_by_chance_tell_variants_of_a_shared_meter_apart_within_five_minutes(
     how: str, truth: dict[tuple[str, str], float]
 ) -> None:
+    """The counter is read as it moves (`energy.nvml`)."""
     for seed in SEEDS:
-        factors = shared_meter(how, truth, seed).factors([SMALL, LARGE], 300.0)
+        factors = shared_meter(how, truth, seed, tick_s=LOOK_S).factors([SMALL, LARGE], 300.0)
         assert factors == pytest.approx(truth, abs=0.05), seed
 
 
@@ -356,6 +357,18 @@ def test_edges_of_windows_are_no_evidence(truth: dict[tuple[str, str], float]) -
         assert sum(BATCH_J[key] * factors[key] for key in truth) == pytest.approx(whole_j, rel=0.02)
         assert factors[SMALL] == pytest.approx(factors[LARGE], rel=0.15)  # what both have in common, and no more
         assert min(errors.values()) > 0.15
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0])
+def test_a_few_windows_are_no_evidence_and_neither_are_a_few_seconds(seconds: float) -> None:
+    evidence, found = EnergyEvidence(), []
+    for window in range(12):
+        now_s = window * seconds
+        evidence.metered("cpu0", 4.0, {SMALL: 2.0}, since_s=now_s - seconds, now_s=now_s)
+        found.append(evidence.factors([SMALL], now_s)[SMALL])
+    few = 7 if seconds == 1.0 else 5
+    assert found[:few] == [1.0] * few
+    assert found[few + 1] > 1.5
 
 
 def test_the_error_of_a_factor_is_the_priors_before_there_is_evidence_and_long_after() -> None:
