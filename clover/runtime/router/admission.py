@@ -341,7 +341,7 @@ class Admission:
         if not found or (found == _SLOW and self._standby.at_hand):  # standby workers take over after this turn
             return lane
         if self._dispatch.make_room(now_ns, True) and self._lanes.live >> lane & 1:
-            return self._in_time(ticket, lane, rows, timeout_ns, now_ns)  # once: it makes room only now and then
+            return self._in_time(ticket, lane, rows, timeout_ns, now_ns)  # once: at one time it makes room once
         other = self._with_room(ticket, timeout_ns, part, now_ns) if ticket.chain is None else -1
         if other >= 0:
             self._traffic.diverted_rows += len(ticket.slots)
