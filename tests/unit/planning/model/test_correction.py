@@ -266,7 +266,8 @@ def arrivals(how: str, seconds: int, rng: np.random.Generator) -> dict[tuple[str
         return {SMALL: times[chosen].tolist(), LARGE: times[~chosen].tolist()}
     if how == "cascade":
         return {SMALL: times.tolist(), LARGE: times[rng.uniform(size=len(times)) < 0.5].tolist()}
-    quota, found = Quota(2), ([], [])
+    quota = Quota(2)
+    found: tuple[list[float], list[float]] = ([], [])
     for at_s in times.tolist():
         if how == "shares swing":
             quota.set_shares([0.65, 0.35] if at_s % 20.0 < 10.0 else [0.35, 0.65])
