@@ -23,15 +23,8 @@ import math
 import re
 from typing import Any
 
-from clover.planning.model.correction import (
-    EnergyEvidence,
-    EnergyKey,
-    SavedEnergy,
-    SavedTime,
-    TimeEvidence,
-    TimeKey,
-    corrected,
-)
+from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected
+from clover.planning.model.metered import EnergyEvidence, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
 from clover.types import FamilyProfile, Record, WorkReport
 

@@ -4,7 +4,7 @@ What NVML has is one counter a GPU (millijoules since the driver was loaded; it 
 its power.  A MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates from it what a
 slice used.  Windows last a second or more because the resolution of the counter is a tenth of a second.  While our work
 runs, a reading waits for the counter to move: what it shows is then of now, and not of up to a tenth of a second ago,
-by which windows of a second would differ more than by what ran in them (`planning.model.correction`).
+by which windows of a second would differ more than by what ran in them (`planning.model.metered`).
 
     counter   total += counter now - counter before.  Exact as long as the counter runs.
     power     only if the counter is not supported:  total += (P0 + P1) / 2 x (t1 - t0)  between two readings.

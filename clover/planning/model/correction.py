@@ -9,29 +9,7 @@ distance, all of them 0 until something is known (kriging).  So a size that was 
 its slice, a slice from the others of its variant, and a variant that never ran keeps its profile: what makes one
 variant slow (its profile, cold caches) need not slow another.
 
-**Joules.**  A meter gives a sum over what ran in a window:  E = sum of f x expected + noise.  The factors f of each
-(variant, slice) are those of a linear regression with a prior around 1 (ridge).  Where CPU time tells workers apart
-each window has one unknown.  Where several variants share a meter only differences between windows tell their factors
-apart; as long as shares are alike in all windows, the factor that is common to all is what is known, and the prior
-keeps to that.  A window that is far from what is expected counts as if it were less far (Huber); windows weigh half
-once those of `MEMORY_S` followed.
-
-Windows are short: the standard error of a factor after a time S is about  sigma / s x sqrt(T / S)  for windows of T
-seconds, where s is by how much the expected joules of a variant vary beside those of the others over a second, and
-sigma the noise over one.  But a window has edges: a batch counts where it ends, though part of its joules were drawn
-before it, and a counter that ticks shows what was drawn up to its last tick.  If shares are kept row by row, such edges
-are all by which expected joules vary, and a plain regression would take them for evidence: a small error, and wrong
-factors.  What a window has too much its neighbour has too little, though: the sum z of a window and both of its
-neighbours has none of its edges.  So z is the instrument of the regression (two-stage least squares): with A = sum of z
-x', B = sum of z z', r = sum of z E, the data say A f = r with an error of variance noise x B, which is the evidence A'
-B^-1 A / noise.  Shares that vary by edges alone give none.  This costs a factor of sqrt(3) in the standard error beside
-a plain regression without edges.
-
-A window does not tell batch sizes apart, so the factor is the same for all.
-
-What a profile lacks is mostly what every batch costs beside its model (`planning.budget.counterfactual`).  So a variant
-that never ran is taken to cost as much more a batch, in joules, as cheaper ones that ran do; no more than that, or it
-would never be tried, and nothing if those are more expensive than it.
+**Joules** are learned in `planning.model.metered`.
 
 **Bounds and age.**  Factors stay within 1 / `MOST` and `MOST`.  How far they are from 1 halves with every `HALF_LIFE_S`
 without news of that variant and slice.
@@ -44,9 +22,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -61,11 +38,6 @@ LEAST_WINDOWS = 3
 """Fewer of them are no evidence: the median of three is none that one bad window made."""
 WINDOW_S = 5.0
 LEAST_BATCHES = 8
-METER_WINDOW_S = 1.0
-"""Meters are read once a second."""
-LEAST_METERED_S = 10.0
-"""Windows of meters that last less together are no evidence."""
-MEMORY_S = 600.0
 
 _OF_VARIANT, _OF_SLICE, _OF_BATCH = 0.08, 0.02, 0.04
 """Variances of the logarithms of time; together a standard deviation of a third."""
@@ -73,12 +45,6 @@ _BATCH_RANGE = 3.0
 """Doublings of the batch over which what is known of one size fades by a factor e."""
 _SPREAD, _FLOOR = 0.2, 0.02
 """Standard deviations: of a window before its spread is known, and of what no number of windows tells."""
-_COMMON, _OF_ALL_SLICES, _OF_ONE = 0.15, 0.1, 0.005
-"""Variances of factors of joules: common to all that ran, of a variant, of one slice of it."""
-_OFF = 0.1
-"""Relative standard deviation of a window's joules before it is known."""
-_LEAST_J = 1e-6
-"""Windows in which less was expected are dropped."""
 
 TimeKey = tuple[str, str, int]
 """Variant, profile of the slice, batch."""
@@ -92,22 +58,6 @@ class SavedTime(Record, frozen=True, kw_only=True):
 
     key: TimeKey
     windows: tuple[tuple[float, float], ...]
-
-
-class SavedEnergy(Record, frozen=True, kw_only=True):
-    """The sums of the regression (`EnergyEvidence`); `ages` of the newest window of each key, in seconds."""
-
-    keys: tuple[EnergyKey, ...] = ()
-    ages: tuple[float, ...] = ()
-    precision: tuple[tuple[float, ...], ...] = ()
-    moment: tuple[float, ...] = ()
-    crossed: tuple[tuple[float, ...], ...] = ()
-    crossed_moment: tuple[float, ...] = ()
-    instruments: tuple[tuple[float, ...], ...] = ()
-    square: float = 0.0
-    expected_j: float = 0.0
-    windows: float = 0.0
-    seconds: float = 0.0
 
 
 def faded(age_s: float) -> float:
@@ -215,251 +165,6 @@ def _alike(left: Floats, right: Floats) -> Floats:
     own = variant & (left[1][:, None] == right[1][None, :])
     near = np.exp(-np.abs(left[2][:, None] - right[2][None, :]) / _BATCH_RANGE)
     found: Floats = _OF_VARIANT * variant + own * (_OF_SLICE + _OF_BATCH * near)
-    return found
-
-
-@dataclass
-class _Metered:
-    """A window of one meter, under way or closed."""
-
-    since_s: float
-    joules: float = 0.0
-    expected_j: dict[EnergyKey, float] = field(default_factory=dict)
-
-
-@dataclass
-class _Sums:
-    """Sums over windows, each by the joules expected around it: of x x' and x E (`plain`), of z x' and z E (`crossed`),
-    and of z z' (`instruments`), where x are the expected joules by key, E the metered ones, and z those expected in the
-    window and its neighbours."""
-
-    plain: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    plain_moment: Floats = field(default_factory=lambda: np.zeros(0))
-    crossed: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    crossed_moment: Floats = field(default_factory=lambda: np.zeros(0))
-    instruments: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    square: float = 0.0
-    expected_j: float = 0.0
-    windows: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def enough(self) -> bool:
-        """Whether they are evidence."""
-        return self.windows >= LEAST_WINDOWS and self.seconds >= LEAST_METERED_S
-
-    def widen(self) -> None:
-        """Make room for one more key."""
-        self.plain, self.plain_moment = np.pad(self.plain, (0, 1)), np.pad(self.plain_moment, (0, 1))
-        self.crossed, self.crossed_moment = np.pad(self.crossed, (0, 1)), np.pad(self.crossed_moment, (0, 1))
-        self.instruments = np.pad(self.instruments, (0, 1))
-
-    def add(self, x: Floats, joules: float, z: Floats, seconds: float) -> None:
-        """Add a window that closed `seconds` after the one before it."""
-        seconds = min(max(seconds, 0.0), WINDOW_S)
-        kept = math.exp2(-seconds / MEMORY_S)
-        # The noise of a window grows with its joules: a window weighs as one joule of it does.
-        around_j = float(z.sum()) / 3.0
-        self.plain = kept * self.plain + np.outer(x, x / around_j)
-        self.plain_moment = kept * self.plain_moment + x * (joules / around_j)
-        self.crossed = kept * self.crossed + np.outer(z, x / around_j)
-        self.crossed_moment = kept * self.crossed_moment + z * (joules / around_j)
-        self.instruments = kept * self.instruments + np.outer(z, z / around_j)
-        self.square = kept * self.square + joules * (joules / around_j)
-        self.expected_j = kept * self.expected_j + float(x.sum())
-        self.windows = kept * self.windows + 1.0
-        self.seconds = kept * self.seconds + seconds
-
-
-class _Fit(NamedTuple):
-    """The factors of the keys that were seen, their covariance, and the variance of a window's joules by its expected
-    ones."""
-
-    factors: Floats
-    covariance: Floats
-    noise: float
-
-
-class EnergyEvidence:
-    """What is known of joules a row of one family."""
-
-    def __init__(self) -> None:
-        self._pending: dict[tuple[str, EnergyKey | None], _Metered] = {}
-        self._recent: dict[tuple[str, EnergyKey | None], deque[_Metered]] = {}
-        """The last two windows of each meter: the sums have a window once its successor is known."""
-        self._keys: list[EnergyKey] = []
-        self._at_s: list[float] = []
-        self._added_s = -math.inf
-        self._sums = _Sums()
-
-    def metered(
-        self, device: str, joules: float, expected_j: Mapping[EnergyKey, float], *, since_s: float, now_s: float
-    ) -> bool:
-        """Count `joules` of a meter of `device` between `since_s` and `now_s` for work that should have taken
-        `expected_j`; return whether that closed a window."""
-        own = next(iter(expected_j)) if len(expected_j) == 1 else None
-        pending = self._pending.setdefault((device, own), _Metered(since_s))
-        pending.joules += joules
-        for key, expected in expected_j.items():
-            pending.expected_j[key] = pending.expected_j.get(key, 0.0) + expected
-        if now_s - pending.since_s < METER_WINDOW_S:
-            return False
-        del self._pending[device, own]
-        pending.expected_j = {key: expected for key, expected in pending.expected_j.items() if expected > 0.0}
-        if sum(pending.expected_j.values()) < _LEAST_J or not math.isfinite(pending.joules):
-            return False
-        self._close((device, own), pending, now_s)
-        return True
-
-    def interrupt(self) -> None:
-        """Drop the windows under way: workers were started or drained."""
-        self._pending.clear()
-        self._recent.clear()
-
-    def _close(self, meter: tuple[str, EnergyKey | None], window: _Metered, now_s: float) -> None:
-        for key in window.expected_j:
-            if key not in self._keys:
-                self._keys.append(key)
-                self._at_s.append(now_s)
-                self._sums.widen()
-        window.joules = self._likely(window)
-        recent = self._recent.setdefault(meter, deque(maxlen=2))
-        if len(recent) == 2:
-            before, middle = (self._row(of) for of in recent)
-            around = before + middle + self._row(window)
-            self._sums.add(middle, recent[1].joules, around, now_s - self._added_s)
-            self._added_s = now_s
-        recent.append(window)
-        for key in window.expected_j:
-            self._at_s[self._keys.index(key)] = now_s
-
-    def _row(self, window: _Metered) -> Floats:
-        return np.array([window.expected_j.get(key, 0.0) for key in self._keys])
-
-    def _likely(self, window: _Metered) -> float:
-        """Return the joules of a window, drawn towards what is expected if they are far from that."""
-        row = self._row(window)
-        whole_j = float(row.sum())
-        joules = min(max(window.joules, whole_j / (2.0 * MOST)), whole_j * 2.0 * MOST)
-        if not self._sums.enough:
-            return joules
-        fit = self._fitted()
-        likely_j = float(row @ fit.factors)
-        room_j = 3.0 * math.sqrt(fit.noise * whole_j) + 0.1 * likely_j
-        return min(max(joules, likely_j - room_j), likely_j + room_j)
-
-    def _fitted(self) -> _Fit:
-        sums, ones = self._sums, np.ones(len(self._keys))
-        prior = np.linalg.inv(_together(self._keys))
-        # Directions in which instruments do not vary are none in which `crossed` does.
-        least = 1e-12 * float(np.trace(sums.instruments)) * np.eye(len(self._keys))
-        through = np.linalg.solve(sums.instruments + least, sums.crossed).T
-        precision, moment = through @ sums.crossed, through @ (sums.crossed_moment - sums.crossed @ ones)
-        before = _OFF**2 * sums.expected_j / max(sums.windows, 1e-9)
-        noise = before
-        for _ in range(3):
-            factors = ones + np.linalg.solve(precision / noise + prior, moment / noise)
-            rest = sums.square - 2.0 * float(factors @ sums.plain_moment) + float(factors @ sums.plain @ factors)
-            noise = max((max(rest, 0.0) + 2.0 * before) / (sums.windows + 2.0), 1e-30)
-        return _Fit(factors, np.linalg.inv(precision / noise + prior), noise)
-
-    def factors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
-        """Return the factor of each of `wanted`."""
-        if not self._sums.enough or not wanted:
-            return dict.fromkeys(wanted, 1.0)
-        more = self._fitted().factors - 1.0
-        more *= np.array([faded(now_s - at_s) for at_s in self._at_s])
-        known = dict(zip(self._keys, more.tolist(), strict=True))
-        found = {}
-        for key in wanted:
-            value = known.get(key)
-            if value is None:  # of a slice on which its variant did not run: nearly as on the others
-                others = [more for (variant, _), more in known.items() if variant == key[0]]
-                shared = _COMMON + _OF_ALL_SLICES
-                value = shared * sum(others) / (shared * len(others) + _OF_ONE)
-            found[key] = min(max(1.0 + value, 1.0 / MOST), MOST)
-        return found
-
-    def errors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
-        """Return the standard error of the factor of each of `wanted`; of one that never ran, how far off profiles are
-        taken to be."""
-        unknown = _COMMON + _OF_ALL_SLICES + _OF_ONE
-        known: dict[EnergyKey, float] = {}
-        if self._sums.enough:
-            variances = np.diag(self._fitted().covariance).tolist()
-            for key, variance, at_s in zip(self._keys, variances, self._at_s, strict=True):
-                left = faded(now_s - at_s) ** 2
-                known[key] = left * variance + (1.0 - left) * unknown
-        return {key: math.sqrt(known.get(key, unknown)) for key in wanted}
-
-    def unseen(self, factors: Mapping[EnergyKey, float], joules: Mapping[EnergyKey, float]) -> dict[EnergyKey, float]:
-        """Return `factors` with those of variants that never ran raised by what batches of cheaper ones cost more than
-        profiled.  `joules`: of a batch, as profiled."""
-        ran = {key[0] for key in self._keys} if self._sums.enough else set()
-        more_j = {key: (factors[key] - 1.0) * joules[key] for key in self._keys if key in joules}
-        found = dict(factors)
-        for key in factors:
-            cheaper = [more_j[of] for of in more_j if joules[of] <= joules[key]]
-            if key[0] not in ran and ran and cheaper:
-                found[key] = min(1.0 + max(median(cheaper), 0.0) / joules[key], MOST)
-        return found
-
-    def save(self, now_s: float) -> SavedEnergy:
-        """Return what is known, to be restored."""
-        sums = self._sums
-        return SavedEnergy(
-            keys=tuple(self._keys),
-            ages=tuple(max(now_s - at_s, 0.0) for at_s in self._at_s),
-            precision=tuple(map(tuple, sums.plain.tolist())),
-            moment=tuple(sums.plain_moment.tolist()),
-            crossed=tuple(map(tuple, sums.crossed.tolist())),
-            crossed_moment=tuple(sums.crossed_moment.tolist()),
-            instruments=tuple(map(tuple, sums.instruments.tolist())),
-            square=sums.square,
-            expected_j=sums.expected_j,
-            windows=sums.windows,
-            seconds=sums.seconds,
-        )
-
-    def restore(self, saved: SavedEnergy, now_s: float) -> None:
-        """Take what was known, aged since by what the caller added to the ages.  Raises ValueError if that cannot
-        be."""
-        count = len(saved.keys)
-        matrices = [_matrix(rows, count) for rows in (saved.precision, saved.crossed, saved.instruments)]
-        moments = [np.array(moment, float) for moment in (saved.moment, saved.crossed_moment)]
-        figures = [figure for sums in (*matrices, *moments) for figure in sums.ravel().tolist()]
-        figures += [*saved.ages, saved.square, saved.expected_j, saved.windows, saved.seconds]
-        if any(len(moment) != count for moment in moments) or len(saved.ages) != count:
-            raise ValueError("its sums of joules do not fit together")
-        if not all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
-            raise ValueError("it has sums of joules that cannot be")
-        self._keys, self._at_s = list(saved.keys), [now_s - age_s for age_s in saved.ages]
-        self._sums = _Sums(
-            plain=matrices[0],
-            plain_moment=moments[0],
-            crossed=matrices[1],
-            crossed_moment=moments[1],
-            instruments=matrices[2],
-            square=saved.square,
-            expected_j=saved.expected_j,
-            windows=saved.windows,
-            seconds=saved.seconds,
-        )
-
-
-def _matrix(rows: Sequence[Sequence[float]], count: int) -> Floats:
-    """Return rows of `count` x `count` figures.  Raises ValueError if they are others."""
-    found = np.array(rows, float) if rows else np.zeros((0, 0))
-    if found.shape != (count, count):
-        raise ValueError("its sums of joules do not fit together")
-    return found
-
-
-def _together(keys: Sequence[EnergyKey]) -> Floats:
-    """Return the covariances of the factors of keys that ran."""
-    variants = np.array([key[0] for key in keys])
-    alike = variants[:, None] == variants[None, :]
-    found: Floats = _COMMON + _OF_ALL_SLICES * alike + _OF_ONE * np.eye(len(keys))
     return found
 
 

@@ -1,0 +1,266 @@
+"""Factors of joules a row, from meters that one variant has to itself and meters that several share: near the truth
+within minutes where that can be known, with an honest error where it cannot."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clover._native.route import Quota
+from clover.planning.model.correction import HALF_LIFE_S, MOST
+from clover.planning.model.metered import EnergyEvidence
+from tests.support.examples import examples
+
+SMALL, LARGE = ("small", "1c"), ("large", "1c")
+
+
+@pytest.mark.parametrize(("small", "large"), [(1.5, 0.5), (0.5, 1.5), (1.5, 1.5), (0.5, 0.5), (1.0, 1.0)])
+def test_factors_of_joules_that_a_meter_tells_apart_are_within_five_percent(small: float, large: float) -> None:
+    evidence, rng = EnergyEvidence(), random.Random(3)
+    for second in range(300):
+        for key, factor, expected_j in ((SMALL, small, 2.0), (LARGE, large, 10.0)):
+            evidence.metered(
+                "cpu0",
+                expected_j * factor * rng.gauss(1.0, 0.2),
+                {key: expected_j},
+                since_s=second - 1.0,
+                now_s=float(second),
+            )
+    factors = evidence.factors([SMALL, LARGE], 300.0)
+    assert factors[SMALL] == pytest.approx(small, rel=0.05)
+    assert factors[LARGE] == pytest.approx(large, rel=0.05)
+
+
+@pytest.mark.parametrize(("small", "large"), [(1.5, 0.5), (0.5, 1.5), (1.5, 1.5)])
+def test_a_shared_meter_tells_variants_apart_once_their_shares_change(small: float, large: float) -> None:
+    evidence, rng = EnergyEvidence(), random.Random(3)
+    for second in range(300):
+        part = 0.2 if second // 50 % 2 else 0.8  # plans follow the grid
+        expected_j = {SMALL: 20.0 * part, LARGE: 20.0 * (1.0 - part)}
+        joules = (small * expected_j[SMALL] + large * expected_j[LARGE]) * rng.gauss(1.0, 0.02)
+        evidence.metered("gpu0", joules, expected_j, since_s=second - 1.0, now_s=float(second))
+    factors = evidence.factors([SMALL, LARGE], 300.0)
+    assert factors[SMALL] == pytest.approx(small, rel=0.05)
+    assert factors[LARGE] == pytest.approx(large, rel=0.05)
+
+
+def test_of_a_shared_meter_with_constant_shares_the_common_factor_is_known() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered(
+            "gpu0", 1.5 * 10.0 + 0.5 * 10.0, {SMALL: 10.0, LARGE: 10.0}, since_s=second - 1.0, now_s=float(second)
+        )
+    factors = evidence.factors([SMALL, LARGE], 300.0)
+    assert factors[SMALL] == pytest.approx(1.0, rel=0.02)
+    assert factors[SMALL] == pytest.approx(factors[LARGE])
+    assert factors[SMALL] * 10.0 + factors[LARGE] * 10.0 == pytest.approx(20.0, rel=0.02)
+
+
+def test_a_variant_that_never_ran_keeps_its_joules() -> None:
+    evidence = EnergyEvidence()
+    for second in range(60):
+        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    factors = evidence.factors([SMALL, LARGE, ("small", "2c")], 60.0)
+    assert factors[LARGE] == 1.0
+    assert 1.05 < factors["small", "2c"] < factors[SMALL]
+
+
+def test_a_variant_that_never_ran_costs_as_much_more_a_batch_as_cheaper_ones_do() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered(
+            "cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second)
+        )  # half as much again: 1 J if a batch should take 2 J
+    tiny = "tiny", "1c"
+    plain = evidence.factors([tiny, SMALL, LARGE], 300.0)
+    found = evidence.unseen(plain, {tiny: 1.0, SMALL: 2.0, LARGE: 10.0})
+    assert found[LARGE] == pytest.approx(1.1, rel=0.01)
+    assert found[SMALL] == plain[SMALL]
+    assert found[tiny] == 1.0  # it is tried, and shows for itself what it takes
+
+
+def test_a_variant_that_never_ran_is_not_cheaper_because_another_one_is() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered("cpu0", 1.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    found = evidence.unseen(evidence.factors([SMALL, LARGE], 300.0), {SMALL: 2.0, LARGE: 10.0})
+    assert found[LARGE] == 1.0
+
+
+def test_one_window_of_a_meter_that_is_far_off_moves_little() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered(
+            "cpu0", 2.0 * (50.0 if second == 200 else 1.0), {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second)
+        )
+    assert evidence.factors([SMALL], 300.0)[SMALL] == pytest.approx(1.0, rel=0.02)
+
+
+def test_factors_of_joules_fade_and_are_bounded() -> None:
+    evidence = EnergyEvidence()
+    for second in range(300):
+        evidence.metered("cpu0", 20.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    assert evidence.factors([SMALL], 300.0)[SMALL] == MOST
+    assert evidence.factors([SMALL], 300.0 + 20 * HALF_LIFE_S)[SMALL] == pytest.approx(1.0, abs=1e-4)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6), st.floats(0.0, 1e6), st.floats(0.0, 1e6), st.floats(0.0, 60.0)), max_size=100
+    )
+)
+@settings(max_examples=examples(50), deadline=None)
+def test_factors_of_joules_are_bounded_whatever_is_reported(
+    windows: list[tuple[float, float, float, float]],
+) -> None:
+    evidence, now_s = EnergyEvidence(), 0.0
+    for joules, small_j, large_j, step_s in windows:
+        now_s += step_s
+        evidence.metered("gpu0", joules, {SMALL: small_j, LARGE: large_j}, since_s=now_s - step_s, now_s=now_s)
+    for factor in evidence.factors([SMALL, LARGE, ("large", "2c")], now_s).values():
+        assert 1.0 / MOST <= factor <= MOST
+
+
+# --- joules of one meter, with the edges that its windows have --------------------------------------------------------
+
+BATCHES_PER_S, UTILISATION, BATCH_SPREAD = 50.0, 0.6, 0.1
+TICK_S, LOOK_S, IDLE_PART = 0.1, 0.005, 0.4
+BATCH_J = {SMALL: 1.0, LARGE: 1.7}
+
+
+def arrivals(how: str, seconds: int, rng: np.random.Generator) -> dict[tuple[str, str], list[float]]:
+    """Return when batches come to each variant: Poisson arrivals of which clients choose the variant, of which a
+    cascade asks the larger one half of the time, or which a quota shares out, steadily or by shares that swing."""
+    times = np.sort(rng.uniform(0.0, seconds, rng.poisson(BATCHES_PER_S * seconds)))
+    if how == "clients choose":
+        chosen = rng.uniform(size=len(times)) < 0.5
+        return {SMALL: times[chosen].tolist(), LARGE: times[~chosen].tolist()}
+    if how == "cascade":
+        return {SMALL: times.tolist(), LARGE: times[rng.uniform(size=len(times)) < 0.5].tolist()}
+    quota = Quota(2)
+    found: tuple[list[float], list[float]] = ([], [])
+    for at_s in times.tolist():
+        if how == "shares swing":
+            quota.set_shares([0.65, 0.35] if at_s % 20.0 < 10.0 else [0.35, 0.65])
+        found[quota.choose(3)].append(at_s)
+    return {SMALL: found[0], LARGE: found[1]}
+
+
+def shared_meter(
+    how: str, truth: dict[tuple[str, str], float], seed: int, *, tick_s: float = 0.0, seconds: int = 300
+) -> EnergyEvidence:
+    """Return what one meter, read each second, tells of two variants with a worker each: joules are drawn while a batch
+    is computed, and it counts where it ends; the counter shows what was drawn up to a tick, idle power included."""
+    rng = np.random.default_rng(seed)
+    edges = np.arange(seconds + 1.0)
+    seen_s = np.maximum(edges - rng.uniform(0.0, tick_s, len(edges)), 0.0)
+    expected, active, most_w = {}, np.zeros(len(edges)), 0.0
+    for key, came in arrivals(how, seconds, rng).items():
+        took_s = UTILISATION * seconds / len(came)
+        turn = np.arange(len(came))
+        ends = np.maximum.accumulate(np.array(came) - took_s * turn) + took_s * (turn + 1)  # first come, first served
+        drawn = BATCH_J[key] * truth[key] * rng.gamma(BATCH_SPREAD**-2, BATCH_SPREAD**2, len(ends))
+        most_w += drawn.sum() / seconds
+        corners = np.column_stack([ends - took_s, ends]).ravel()
+        sums = np.column_stack([np.cumsum(drawn) - drawn, np.cumsum(drawn)]).ravel()
+        active += np.interp(seen_s, corners, sums, left=0.0)
+        expected[key] = BATCH_J[key] * np.histogram(ends, edges)[0]
+    idle_w = most_w * IDLE_PART / (1.0 - IDLE_PART)
+    joules = np.diff(active + idle_w * seen_s) - idle_w
+    evidence = EnergyEvidence()
+    for second in range(seconds):
+        evidence.metered(
+            "gpu0",
+            float(joules[second]),
+            {key: float(found[second]) for key, found in expected.items()},
+            since_s=float(second),
+            now_s=second + 1.0,
+        )
+    return evidence
+
+
+TRUTHS = [{SMALL: 1.5, LARGE: 0.5}, {SMALL: 0.5, LARGE: 1.5}]
+SEEDS = range(3)
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("tick_s", [0.0, TICK_S])
+def test_shares_that_swing_tell_variants_of_a_shared_meter_apart_within_five_minutes(
+    tick_s: float, truth: dict[tuple[str, str], float]
+) -> None:
+    for seed in SEEDS:
+        factors = shared_meter("shares swing", truth, seed, tick_s=tick_s).factors([SMALL, LARGE], 300.0)
+        assert factors == pytest.approx(truth, rel=0.05), seed
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("how", ["clients choose", "cascade"])
+def test_rows_that_vary_by_chance_tell_variants_of_a_shared_meter_apart_within_five_minutes(
+    how: str, truth: dict[tuple[str, str], float]
+) -> None:
+    """The counter is read as it moves (`energy.nvml`)."""
+    for seed in SEEDS:
+        factors = shared_meter(how, truth, seed, tick_s=LOOK_S).factors([SMALL, LARGE], 300.0)
+        assert factors == pytest.approx(truth, abs=0.05), seed
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("tick_s", [0.0, TICK_S])
+@pytest.mark.parametrize("how", ["clients choose", "cascade", "shares swing"])
+def test_factors_of_a_shared_meter_are_off_by_as_much_as_is_said(
+    how: str, tick_s: float, truth: dict[tuple[str, str], float]
+) -> None:
+    off = []
+    for seed in SEEDS:
+        evidence = shared_meter(how, truth, seed, tick_s=tick_s)
+        factors, errors = evidence.factors([SMALL, LARGE], 300.0), evidence.errors([SMALL, LARGE], 300.0)
+        off += [(factors[key] - truth[key]) / errors[key] for key in truth]
+    assert math.sqrt(sum(z * z for z in off) / len(off)) < 2.0
+    assert max(map(abs, off)) < 3.5
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_edges_of_windows_are_no_evidence(truth: dict[tuple[str, str], float]) -> None:
+    """A quota keeps shares row by row: only batches that are under way as a window ends make windows differ."""
+    for seed in SEEDS:
+        evidence = shared_meter("quota", truth, seed)
+        factors, errors = evidence.factors([SMALL, LARGE], 300.0), evidence.errors([SMALL, LARGE], 300.0)
+        whole_j = sum(BATCH_J[key] * truth[key] for key in truth)
+        assert sum(BATCH_J[key] * factors[key] for key in truth) == pytest.approx(whole_j, rel=0.02)
+        assert factors[SMALL] == pytest.approx(factors[LARGE], rel=0.15)  # what both have in common, and no more
+        assert min(errors.values()) > 0.15
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0])
+def test_a_few_windows_are_no_evidence_and_neither_are_a_few_seconds(seconds: float) -> None:
+    evidence, found = EnergyEvidence(), []
+    for window in range(12):
+        now_s = window * seconds
+        evidence.metered("cpu0", 4.0, {SMALL: 2.0}, since_s=now_s - seconds, now_s=now_s)
+        found.append(evidence.factors([SMALL], now_s)[SMALL])
+    few = 7 if seconds == 1.0 else 5
+    assert found[:few] == [1.0] * few
+    assert found[few + 1] > 1.5
+
+
+def test_the_error_of_a_factor_is_the_priors_before_there_is_evidence_and_long_after() -> None:
+    evidence = EnergyEvidence()
+    before = evidence.errors([SMALL], 0.0)[SMALL]
+    for second in range(300):
+        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, since_s=second - 1.0, now_s=float(second))
+    assert evidence.errors([SMALL, LARGE], 300.0)[SMALL] < 0.01
+    assert evidence.errors([SMALL, LARGE], 300.0)[LARGE] == before
+    assert evidence.errors([SMALL], 300.0 + 20 * HALF_LIFE_S)[SMALL] == pytest.approx(before, rel=0.01)
+
+
+def test_joules_that_were_learned_are_the_same_once_restored() -> None:
+    truth = {SMALL: 1.5, LARGE: 0.5}
+    evidence, again = shared_meter("cascade", truth, 1), EnergyEvidence()
+    again.restore(evidence.save(300.0), 50.0)
+    assert again.factors([SMALL, LARGE], 50.0) == pytest.approx(evidence.factors([SMALL, LARGE], 300.0))
+    assert again.errors([SMALL, LARGE], 50.0) == pytest.approx(evidence.errors([SMALL, LARGE], 300.0))
