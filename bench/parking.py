@@ -238,7 +238,7 @@ class Day:
                 task = asyncio.ensure_future(self._ask(began_s))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-                self.arrivals_s.append(at_s)
+                self.arrivals_s.append(now_s)
                 at_s = self._next_s(at_s, self._rng)
             if looks <= now_s:
                 looks += 1
