@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 cdef class Company:
     cdef readonly int64_t here
     cdef int64_t _since_ns
-    cdef int64_t _fade_ns
+    cdef int64_t _unfaded
     cdef double _came
     cdef double _spent_ns
     cdef list _came_with
@@ -16,6 +16,6 @@ cdef class Company:
     @cython.locals(here=int64_t)
     cpdef bint expected(self, int64_t now_ns) except -1
     @cython.locals(here=int64_t, spent_ns=double)
-    cdef int64_t _spend(self, int64_t now_ns) except -1
+    cdef int64_t _spend(self, int64_t now_ns) except? -1
     @cython.locals(here=Py_ssize_t)
-    cdef _fade(self, double part)
+    cdef _halve(self)

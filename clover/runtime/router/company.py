@@ -7,24 +7,28 @@ measured: arrivals with k here, over the time with k here.  Company is *expected
 half of the overall rate.  Too few arrivals by chance do not look like none: two further ones, at the overall rate, are
 counted for every k.
 
-What was counted weighs half after `_HALF_LIFE_NS`, so that a client that comes to be alone is noticed soon; it takes a
-handful of its requests.  Requests above `MOST_HERE` are counted as that many.
+What was counted weighs half after `_HALF_LIFE` further requests, however long they take: a client that comes to be
+alone is noticed after some of its requests, be they sent with pauses or without (with pauses, about one in ten then
+tries again whether that still holds).  A night without requests counts as a pause of `_PAUSE_NS`.  Requests above
+`MOST_HERE` are counted as that many.
 """
 
 from __future__ import annotations
 
 MOST_HERE = 256
-_HALF_LIFE_NS = 1_000_000_000
+_HALF_LIFE = 128
+_PAUSE_NS = 1_000_000_000
 
 
 class Company:
     """The requests of one family that are here, and what was seen of arrivals by their number."""
 
-    __slots__ = ("_came", "_came_with", "_fade_ns", "_since_ns", "_spent_ns", "_spent_ns_with", "here")
+    __slots__ = ("_came", "_came_with", "_since_ns", "_spent_ns", "_spent_ns_with", "_unfaded", "here")
 
     def __init__(self, now_ns: int) -> None:
         self.here = 0
-        self._since_ns = self._fade_ns = now_ns
+        self._since_ns = now_ns
+        self._unfaded = 0
         self._came = 0.0
         self._spent_ns = 0.0
         self._came_with = [0.0] * (MOST_HERE + 1)
@@ -36,11 +40,14 @@ class Company:
         self._came_with[here] += 1.0
         self._came += 1.0
         self.here += 1
+        self._unfaded += 1
+        if self._unfaded == _HALF_LIFE:
+            self._halve()
 
     def left(self, now_ns: int) -> None:
         """Count a request that was answered, or given up."""
         self._spend(now_ns)
-        self.here -= 1
+        self.here = max(self.here - 1, 0)
 
     def expected(self, now_ns: int) -> bool:
         """Return whether further requests come about as often as ever while those are here that are here."""
@@ -53,19 +60,17 @@ class Company:
         """Count the time since the last call; return the number of requests here, `MOST_HERE` at most."""
         here = min(self.here, MOST_HERE)
         if now_ns > self._since_ns:
-            spent_ns = float(now_ns - self._since_ns)
+            spent_ns = float(now_ns - self._since_ns if here else min(now_ns - self._since_ns, _PAUSE_NS))
             self._since_ns = now_ns
             self._spent_ns_with[here] += spent_ns
             self._spent_ns += spent_ns
-            if now_ns - self._fade_ns >= _HALF_LIFE_NS:
-                self._fade(0.5 ** ((now_ns - self._fade_ns) / _HALF_LIFE_NS))
-                self._fade_ns = now_ns
         return here
 
-    def _fade(self, part: float) -> None:
-        """Keep `part` of everything that was counted."""
-        self._came *= part
-        self._spent_ns *= part
+    def _halve(self) -> None:
+        """Have everything that was counted weigh half."""
+        self._unfaded = 0
+        self._came *= 0.5
+        self._spent_ns *= 0.5
         for here in range(MOST_HERE + 1):
-            self._came_with[here] *= part
-            self._spent_ns_with[here] *= part
+            self._came_with[here] *= 0.5
+            self._spent_ns_with[here] *= 0.5

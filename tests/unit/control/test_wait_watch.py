@@ -82,15 +82,25 @@ def test_a_hold_and_its_end_are_reasons_to_plan() -> None:
     async def story() -> None:
         rig = Rig(waits=True)
         await rig.settled()
-        family = rig.family
+        family, config = rig.family, rig.controller.context.config
         assert family.deployed is not None
         name = rig.fleet.routed[0].variant
         waiting = msgspec.structs.replace(family.deployed.routing, wait_ms={name: 4.0})
         family.deployed = dataclasses.replace(family.deployed, routing=waiting)
-        family.waiting.look(seen(rig.controller.context.monotonic()))
-        family.waiting.held = True
-        assert not family.objective(family.targets, rig.controller.context.config).waits
+        rig.fleet.figures.update(p95_ms=12.0)
+        await rig.look(looks=20)
+        assert family.objective(family.targets, config).waits
+        rig.fleet.figures.update(p95_ms=45.0)
+        await rig.look(looks=5)
+        assert not family.objective(family.targets, config).waits
+        reasons = [decision["trigger"] for decision in rig.controller.decisions(20)]
+        assert any(f"rows of {name} waited while the SLO was missed" in reason for reason in reasons)
+        rig.fleet.figures.update(p95_ms=20.0)
         await rig.look(FIRST_HOLD_S)
-        assert rig.last["trigger"] == AGAIN
+        assert not family.objective(family.targets, config).waits, "there is no room for a wait yet"
+        rig.fleet.figures.update(p95_ms=12.0)
+        await rig.look(2 * FIRST_HOLD_S)
+        assert family.objective(family.targets, config).waits
+        assert any(AGAIN in decision["trigger"] for decision in rig.controller.decisions(20))
 
     asyncio.run(story())

@@ -20,9 +20,11 @@ def test_company_is_expected_until_it_is_known_that_none_comes() -> None:
     assert company.expected(9 + SECOND), "of one request nothing is known"
 
 
-def in_turn(clients: int, requests: int, company: Company, now_ns: int = 0) -> tuple[int, int]:
-    """Let clients send their next request when the last one is answered, all of them at once after a wait or as soon as
-    no company is expected; return when they end, and how many batches waited."""
+def in_turn(
+    clients: int, requests: int, company: Company, now_ns: int = 0, *, pause_ns: int = 0, wait_ns: int = WAIT_NS
+) -> tuple[int, int]:
+    """Let clients send their next request `pause_ns` after the last one is answered, all at once after a wait or as
+    soon as no company is expected; return when they end, and how many batches waited."""
     waited = 0
     for _ in range(requests):
         for _ in range(clients):
@@ -30,11 +32,12 @@ def in_turn(clients: int, requests: int, company: Company, now_ns: int = 0) -> t
             now_ns += MS // 50
         if company.expected(now_ns):
             waited += 1
-            now_ns += WAIT_NS
+            now_ns += wait_ns
         now_ns += MS // 2
         for _ in range(clients):
             company.left(now_ns)
             now_ns += MS // 100
+        now_ns += pause_ns
     return now_ns, waited
 
 
@@ -86,9 +89,23 @@ def test_one_that_comes_to_be_alone_is_noticed_within_some_requests() -> None:
     company, rng = Company(0), random.Random(5)
     now_ns, _ = poisson(200.0, 30.0, company, rng)
     _, waited = in_turn(1, 2000, company, now_ns)
-    assert waited < 800
+    assert waited < 400
     _, short = poisson(200.0, 10.0, company, rng, now_ns + 10 * SECOND)
     assert short < 0.5
+
+
+@pytest.mark.parametrize(("pause_ms", "wait_ms"), [(100, 4), (100, 8), (200, 20), (500, 60), (500, 150)])
+def test_a_client_alone_that_pauses_waits_for_no_company(pause_ms: int, wait_ms: int) -> None:
+    company = Company(0)
+    now_ns, _ = in_turn(1, 100, company, pause_ns=pause_ms * MS, wait_ns=wait_ms * MS)
+    _, waited = in_turn(1, 1000, company, now_ns, pause_ns=pause_ms * MS, wait_ns=wait_ms * MS)
+    assert waited < 150, "one in ten tries whether that still holds"
+
+
+def test_after_a_night_a_client_alone_soon_waits_for_no_company() -> None:
+    company = Company(0)
+    _, waited = in_turn(1, 1000, company, 10 * 3600 * SECOND)
+    assert waited < 60
 
 
 def test_a_client_that_waits_for_answers_among_rare_others_does_not_wait() -> None:
