@@ -11,8 +11,8 @@ last step; rows go to the new variant once it is routed.
 
 The time from a decision to the new variant's first answer is split: until rows are routed to it; until a client asks
 (each pauses for a millisecond between two requests); until the batches ahead of that request are done, of up to a row a
-client; its own batch; and until the client has the answer.  `ordinary` is what an answer of the same variant takes
-outside of swaps.
+client; its own batch; and until the client has the answer.  `all_but_asked` is all that without the wait for a client,
+which no server shortens.  `ordinary` is what an answer of the same variant takes outside of swaps.
 
 An emulated device computes on a core and hands batches back at a pace.  By default that is a pace of this bench's own,
 which two cores can keep; `--pace core` is the server's default, which makes a slice 64 times slower than a core:
@@ -185,6 +185,7 @@ def figures_of(samples: Sequence[AnswerTimes], swaps: Sequence[Swap]) -> dict[st
     first = spread("first_answer", [swap.first_ms for swap in swaps])
     for name in parts[0]:
         first |= spread(name, [part[name] for part in parts])
+    first |= spread("all_but_asked", [swap.first_ms - swap.parts_ms()["asked"] for swap in swaps])
     names = sorted({swap.first.variant for swap in swaps})
     by_variant = {
         name: {

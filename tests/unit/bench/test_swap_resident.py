@@ -50,6 +50,7 @@ def test_what_a_swap_met_is_apart_from_ordinary_answers() -> None:
     assert split([later, before, first], [one]) == ([first], [before, later])
     figures = figures_of([later, before, first], [one])
     assert figures["first_answer_ms_median"] == pytest.approx(8.0)
+    assert figures["all_but_asked_ms_median"] == pytest.approx(7.0)
     assert figures["by variant"]["large"]["ordinary_ms_median"] == pytest.approx(3.0)
     assert figures["by variant"]["large"]["ordinary_batch_ms_median"] == pytest.approx(2.0)
     assert figures["p99_ratio"] == pytest.approx(6.0 / 3.0)
