@@ -232,14 +232,14 @@ def readme_section(tables: Sequence[Table], plot: str, results: str) -> str:
     loaded = " Other work ran beside it." if _loaded(tables) else ""
     published = [f"`{table.family}`" for table in tables if table.family in PUBLISHED]
     measured = (
-        "**Measured**: CPU seconds of the whole server for 1,000 right answers (percent of answers that are right, p95), "
-        f"one core of two, {where['processor']}, {where['date']}.{loaded}"
+        "**Measured**: CPU seconds of the whole server for 1,000 right answers (percent of answers that are right, p95), one "
+        f"core of two, {where['processor']}, {where['date']}.{loaded}"
     )
     words = [
         *(measured, "The others serve the best variant."),
         *([f"Of {', '.join(published)} right is the published accuracy of what answered."] if published else []),
         *_about_triton(tables),
-        f"Why Clover may lie more than half a point below the best variant, where the CPU goes: [all of it]({results}).",
+        f"Why Clover may lie more than half a point below the best, and where the CPU goes: [all of it]({results}).",
     ]
     lines = ["## Beside other servers", "", " ".join(words), "", f"| | {' | '.join(NAMES[name] for name in servers)} |"]
     lines.append("|---" * (len(servers) + 1) + "|")
