@@ -232,8 +232,8 @@ def readme_section(tables: Sequence[Table], plot: str, results: str) -> str:
     loaded = " Other work ran beside it." if _loaded(tables) else ""
     published = [f"`{table.family}`" for table in tables if table.family in PUBLISHED]
     measured = (
-        "**Measured**: CPU seconds of the whole server for 1,000 right answers (percent of answers that are right, p95), one "
-        f"core of two, {where['processor']}, {where['date']}.{loaded}"
+        "**Measured**: CPU seconds of the whole server for 1,000 right answers (percent of all that are right, p95), "
+        f"one core of two, {where['processor']}, {where['date']}.{loaded}"
     )
     words = [
         *(measured, "The others serve the best variant."),

@@ -163,7 +163,8 @@ function grid({ carbon }) {
   }
   const level = ["fresh"].includes(carbon.state) ? "" : "bad";
   const zone = carbon.zone && carbon.zone !== carbon.provider ? ` ${carbon.zone}` : "";
-  tile("tile-grid", number(carbon.g_per_kwh), "gCO₂e/kWh", `${carbon.provider}${zone}, ${age(carbon.age_s)} old`, carbon.trouble || carbon.label, level);
+  const source = carbon.method === "stand-in" ? "stand-in: no source has a value" : `${carbon.provider}${zone}, ${age(carbon.age_s)} old`;
+  tile("tile-grid", number(carbon.g_per_kwh), "gCO₂e/kWh", source, carbon.trouble || carbon.label, level);
 }
 
 // The model that is nearest to its limit, of those that have one.
