@@ -108,10 +108,11 @@ function tile(id, value, unit, first, second, level = "") {
   node.dataset.level = level;
 }
 
-// What the ledger has of today, as it was last read; models in it that earlier runs served are named.
+// What the ledger has of today, as it was last read; models in it are named that are served no more: an earlier run had
+// them, or they were unloaded.
 function ofToday({ today, models: served }) {
   const gone = (today.models ?? []).filter((name) => !(name in served));
-  return `today until ${when(today.at)}${gone.length ? `, ${gone.join(", ")} included (served by an earlier run)` : ""}`;
+  return `today until ${when(today.at)}${gone.length ? `, ${gone.join(", ")} included (not served now)` : ""}`;
 }
 
 function emits(message) {
