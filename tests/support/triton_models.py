@@ -90,7 +90,7 @@ def affine(rows: str | int = "batch", width: int = 3) -> bytes:
 
 
 def branching(factor: float, width: int = 3) -> bytes:
-    """Return an ONNX model: y = x W `factor`, with W in both branches of an If and the factor in a Constant."""
+    """Return an ONNX model: y = x W `factor`, with W in both branches of an If, and no initializer in the graph itself."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -105,10 +105,11 @@ def branching(factor: float, width: int = 3) -> bytes:
         for name in ("yes", "no")
     ]
     total = helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)
-    zero = numpy_helper.from_array(np.zeros((), np.float32), "zero")
+    zero = numpy_helper.from_array(np.zeros((), np.float32))
     times = numpy_helper.from_array(np.full((1,), factor, np.float32))
     nodes = [
         total,
+        helper.make_node("Constant", [], ["zero"], value=zero),
         helper.make_node("Greater", ["total", "zero"], ["positive"]),
         helper.make_node("If", ["positive"], ["product"], then_branch=branches[0], else_branch=branches[1]),
         helper.make_node("Constant", [], ["times"], value=times),
@@ -119,7 +120,6 @@ def branching(factor: float, width: int = 3) -> bytes:
         "branching",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
-        [zero],
     )
     made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     text: bytes = made.SerializeToString()

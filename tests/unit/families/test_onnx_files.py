@@ -93,7 +93,8 @@ def test_what_is_no_onnx_file_is_a_value_error_or_has_no_external_tensor(content
         fill(model.graph.initializer.add(), ExternalTensor("w.bin", 3, 4))
         whole = model.SerializeToString()
         at = content % len(whole)
-        content = whole[:at] if content % 2 else whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :]
+        other = b"" if content % 2 else bytes([whole[at] ^ 0x41]) + whole[at + 1 :]
+        content = whole[:at] + other
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "model.onnx"
         file.write_bytes(content)
