@@ -90,7 +90,7 @@ def affine(rows: str | int = "batch", width: int = 3) -> bytes:
 
 
 def branching(factor: float, width: int = 3) -> bytes:
-    """Return an ONNX model: y = x W `factor`, with W in both branches of an If, and no initializer in the graph itself."""
+    """Return an ONNX model: y = x W `factor`, W in both branches of an If and no initializer outside of these."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

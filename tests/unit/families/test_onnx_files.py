@@ -91,7 +91,7 @@ def test_what_is_no_onnx_file_is_a_value_error_or_has_no_external_tensor(content
     if isinstance(content, int):  # a file that ends too early, or has one byte that is another
         model = onnx.ModelProto()
         fill(model.graph.initializer.add(), ExternalTensor("w.bin", 3, 4))
-        whole = model.SerializeToString()
+        whole: bytes = model.SerializeToString()
         at = content % len(whole)
         other = b"" if content % 2 else bytes([whole[at] ^ 0x41]) + whole[at + 1 :]
         content = whole[:at] + other
