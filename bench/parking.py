@@ -154,8 +154,8 @@ class Day:
         self.profile: FamilyProfile | None = None
 
     def _rate(self, at_s: float) -> float:
-        hours = 24.0 * at_s / self.given.day_s
         """Return the load `at_s` seconds after the day began (before it: that of the day before)."""
+        hours = 24.0 * at_s / self.given.day_s
         return self.rate * (1.0 + 0.4 * math.cos(2.0 * math.pi * (hours - 14.0) / 24.0))
 
     async def _ask(self, began_s: float) -> None:

@@ -488,6 +488,7 @@ class Reading(Record, frozen=True, kw_only=True):
     forecast     foreseen: by the provider, by a file's later rows, or as the mean of past days
     synthetic    a formula, of no real grid
     configured   stated by the operator
+    stand-in     `carbon.configured_g_per_kwh`, because no source has a value
     unknown      a file that does not say
 
     `replayed`: of another time than it is used at.  `state` says where in the chain of sources it comes from
@@ -501,7 +502,7 @@ class Reading(Record, frozen=True, kw_only=True):
     zone: str = ""
     signal: Literal["average", "marginal", "unknown"] = "unknown"
     scope: Literal["lifecycle", "direct", "unknown"] = "unknown"
-    method: Literal["published", "estimated", "forecast", "synthetic", "configured", "unknown"] = "unknown"
+    method: Literal["published", "estimated", "forecast", "synthetic", "configured", "stand-in", "unknown"] = "unknown"
     replayed: bool = False
     estimated: bool = False
     age_s: float = 0.0

@@ -27,6 +27,7 @@ from clover.backends.artifacts import CompileOrder, artifact_dir, build, is_comp
 from clover.backends.onnxruntime import MODEL, OnnxRuntimeBackend, session
 from clover.backends.targets import CPU, Target
 from clover.errors import ProfileError
+from clover.families.onnx_files import external_bytes
 from clover.types import FamilySpec, VariantSpec
 
 LEAST_AGREEMENT = 0.995
@@ -142,17 +143,15 @@ def _in_one_file(source: Path, folder: Path) -> Path:
     """Return `source`, or if its weights lie in files beside it (as exporters write by themselves) a copy in `folder`
     that holds them.  Raises ProfileError if they are more than one file may hold."""
     import onnx
-    from onnx.external_data_helper import uses_external_data
 
     # The quantiser's first step writes the model anew into a folder of its own, where it then looks for those files.
-    graph = onnx.load(str(source), load_external_data=False).graph
-    if not any(uses_external_data(tensor) for tensor in graph.initializer):
+    beside = external_bytes(source)
+    if not beside:
         return source
-    model = onnx.load(str(source))
-    if (size := model.ByteSize()) >= onnx.checker.MAXIMUM_PROTOBUF:
+    if (size := source.stat().st_size + beside) >= onnx.checker.MAXIMUM_PROTOBUF:
         raise ProfileError(f"with its weights it has {size / 1e9:.1f} GB, and what is quantised has 2 GB at most")
     inlined = folder / "inlined.onnx"
-    onnx.save(model, str(inlined))
+    onnx.save(onnx.load(str(source)), str(inlined))
     return inlined
 
 

@@ -473,8 +473,8 @@ class SourceChain:
         return Reading(
             g_per_kwh=self.configured_g_per_kwh,
             at_s=grid_s,
-            provider="configured",
-            method="configured",
+            provider="stand-in",
+            method="stand-in",
             estimated=True,
             state="configured",
         ), error

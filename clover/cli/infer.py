@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MOST = 8
 """Numbers of a row that are printed without --json."""
+_SHOWN = 100
+"""Characters of a row that a message repeats."""
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
@@ -72,7 +74,7 @@ def _ask(client: Client, name: str, rows: Sequence[str], min_accuracy: float) ->
     text = model.inputs[0].datatype == "BYTES"
     inputs: Any
     if text:
-        inputs = [Path(row) if Path(row).is_file() else row for row in rows]
+        inputs = [Path(row) if os.path.isfile(row) else row for row in rows]
     else:
         import numpy as np
 
@@ -87,22 +89,29 @@ def _array(row: str, tensor: TensorInfo) -> NDArray[Any]:
     ValueError if there is none."""
     import numpy as np
 
+    # Of a row that is too long to be a path `os.path` says that there is no such file, where `Path` raises OSError.
     path = Path(row)
-    if row.lstrip().startswith("[") and not path.is_file():
+    if row.lstrip().startswith("[") and not os.path.isfile(row):
         try:
             values = np.asarray(json.loads(row))
         except ValueError as error:
-            raise ValueError(f"{row} is no JSON list of numbers with rows of one length: {error}") from None
+            raise ValueError(f"{_cut(row)} is no JSON list of numbers with rows of one length: {error}") from None
         return values.astype(np.float64) if tensor.datatype.startswith("FP") and values.dtype.kind in "iu" else values
-    if not path.exists():
+    if not os.path.exists(row):
         raise ValueError(
-            f"there is no file {row}; this model takes {tensor}: a file that numpy.save wrote, or JSON as '[0.3, 0.5]'"
+            f"there is no file {_cut(row)}; this model takes {tensor}: "
+            "a file that numpy.save wrote, or JSON as '[0.3, 0.5]'"
         )
     with open(path, "rb") as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
         except ValueError:
             raise ValueError(f"{path} holds no array of numbers: this model takes such as numpy.save writes") from None
+
+
+def _cut(row: str) -> str:
+    """Return a row as messages show it: without most of a long one."""
+    return row if len(row) <= _SHOWN else f"{row[:_SHOWN]}... ({len(row)} characters)"
 
 
 def _plain(value: Any) -> Any:

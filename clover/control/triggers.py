@@ -127,7 +127,7 @@ class Triggers:
         all that is known of it but the state, which is that of now: the grid did not change because its sources are
         silent."""
         planned = self.planned_intensity
-        stated = reading.method == "configured" and reading.state in ("fallback", "configured")
+        stated = reading.method == "stand-in" or (reading.method == "configured" and reading.state == "fallback")
         if not stated or planned is None:
             return reading
         age_s = max(0.0, reading.at_s + reading.age_s - planned.at_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
@@ -86,20 +86,40 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
 
 
 def verdict(answer: Mapping[str, Any]) -> str:
-    """Return what can be said of the models of a server without troubles: whether targets are met is open before
-    something was answered, and while what was seen is above a target by too few answers to tell."""
+    """Return what can be said of the models of a server without troubles.
+
+    Whether targets are met is open before something was answered, and while what was seen is above a target by too few
+    answers to tell.  A model without a profile is served, but is not controlled: it has no targets.
+    """
     totals = (answer.get("totals") or {}).get("models", {})
+    free = [name for name in totals if name not in answer["models"] and totals[name].get("state") == "READY"]
+    if not answer["models"] and not free:
+        return "no model is ready"
+    found = _met(answer, totals, all_judged=not free)
+    if not free:
+        return found
+    return f"{found}; {listed(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
+
+
+def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bool) -> str:
+    """Return what can be said of the targets of the models that are controlled; `all_judged`: there are no others."""
     judged = {name: model for name, model in answer["models"].items() if model.get("targets")}
     seen = [name for name, model in judged.items() if (model.get("observed") or {}).get("p95_ms") is not None]
     doubts = [f"{name} meets its {what}" for name in judged for what in _doubts(judged[name], totals.get(name) or {})]
     if doubts:
-        return f"every model is ready; too few answers to tell whether {' and '.join(doubts)}"
+        return f"every model is ready; too few answers to tell whether {listed(doubts)}"
     if judged and not seen:
         rows = sum(sum((totals.get(name) or {}).get("rows", {}).values()) for name in judged)
         return f"every model is ready; nothing was answered {'lately' if rows else 'yet'}, so no target is judged"
-    if len(seen) < len(answer["models"]):
-        return f"every model is ready, and {', '.join(seen)} meets its targets" if seen else "every model is ready"
-    return "every model answers and meets its targets"
+    if all_judged and len(seen) == len(answer["models"]):
+        return "every model answers and meets its targets"
+    meet = "meets its targets" if len(seen) == 1 else "meet their targets"
+    return f"every model is ready, and {listed(seen)} {meet}" if seen else "every model is ready"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str]:

@@ -90,8 +90,8 @@ class Probe:
         return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
 
     def ticked(self) -> Value | Failure:
-        """Return what the counter shows as soon as it has moved; what it shows, if it does not within an eighth of a
-        second."""
+        """Return what the counter shows as soon as it has moved; what it shows, if it does not within
+        `_STEPS` looks (0.12 s)."""
         first = self.counter()
         if isinstance(first, Failure):
             return first

@@ -6,6 +6,7 @@
     find          from a name, a folder or module:attribute to a checked `FamilySpec`
     validate      the checks
     digest        what changes when a family, or one variant, changes
+    onnx_files    the files in which ONNX files keep their weights
     loaders       "module:function" -> the function
     evaluation    labelled rows
     manifest      the SHA-256 of its files, if it has one

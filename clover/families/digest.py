@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import msgspec
 
 from clover.digests import sha256_of
 from clover.families.declaration import FILE
+from clover.families.onnx_files import external_files
 from clover.steps import STEPS
 from clover.types import FamilySpec, VariantSpec
+
+_named: dict[str, list[str]] = {}
+"""Files that ONNX files name, by the sha256 of these: a server asks for digests at every swap."""
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -25,7 +30,8 @@ def python_files(folder: Path) -> list[Path]:
 
 
 def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
-    """Return the sha256 of the declaration, the Python files and the weights of `variants`, wherever they lie."""
+    """Return the sha256 of the declaration, the Python files and the weights of `variants`, wherever they lie,
+    with the files in which ONNX files keep theirs."""
     declared = msgspec.to_builtins(msgspec.structs.replace(spec, folder="", digest=""))
     del declared["manifest"]  # what it lists counts, not how it was listed
     if spec.confidence is None:
@@ -47,7 +53,26 @@ def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
             files.append(declaration)
         for path in files:
             total.update(f"\n{path.relative_to(folder).as_posix()} {sha256_of(path)}".encode())
+        for name in sorted({name for one in variants for name in _beside(folder, one.weights)}):
+            total.update(f"\n{name} {sha256_of(folder / name)}".encode())
     return total.hexdigest()
+
+
+def _beside(folder: Path, weights: str) -> list[str]:
+    """Return the files that hold what an ONNX file of weights keeps outside itself, as seen from the family's folder.
+
+    What is no ONNX file although it is called so, and a file that is missing, are the worker's to refuse.
+    """
+    if not weights.endswith(".onnx"):
+        return []
+    content = sha256_of(folder / weights)
+    if content not in _named:
+        try:
+            _named[content] = external_files(folder / weights)
+        except ValueError:
+            _named[content] = []
+    place = Path(weights).parent
+    return [(place / name).as_posix() for name in _named[content] if os.path.isfile(folder / place / name)]
 
 
 def digest_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:

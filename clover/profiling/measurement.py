@@ -49,6 +49,7 @@ from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answ
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
 from clover.profiling.rows import SampleRows
+from clover.quantities import percent
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.workers.pool import Pool
 from clover.types import (
@@ -331,15 +332,14 @@ class _Measurement:
         return with_energies(cascade, costs), behind
 
     async def _base(self, backend: Mapping[str, str]) -> tuple[BasePoint, float]:
-        """Measure the most accurate variant on whole devices at 60 % load, in an open loop; return that rate, too (rows
-        a second)."""
+        """Measure the most accurate variant on whole devices at 60 % load, or `MOST_ROWS_PER_S` if that is less, in an
+        open loop; return that rate, too (rows a second)."""
         rig, spec = self._rig, self._rig.spec
         whole = rig.instances.whole
         values = {item.variant: item.value for item in self._found.accuracy if item.backend == backend[item.variant]}
         # A variant that always agrees with the last is not better than that.
         name = spec.variants[-1].name if families.by_agreement(spec) else max(values, key=lambda key: values[key])
         shape = whole[0].profile
-        rig.steps.begin(f"BASE: {name} on {len(whole)} x {shape} at {BASE_LOAD:.0%} load")
         chosen = (name, backend[name], shape)
         measured = [m for m in self._found.latency if (m.variant, m.backend, m.profile) == chosen]
         if not measured:
@@ -352,6 +352,7 @@ class _Measurement:
             self._found.notes.append(note)
             load *= MOST_ROWS_PER_S / rate
             rate = MOST_ROWS_PER_S
+        rig.steps.begin(f"BASE: {name} on {len(whole)} x {shape} at {percent(load)} load")
         await rig.instances.only(whole)
         async with AsyncExitStack() as stack:
             setups = [WorkerSetup(spec.variant(name), full.backend, place, full.threads) for place in whole]
@@ -366,7 +367,7 @@ class _Measurement:
                 joules = full.energy_j_per_row
                 self._found.notes.append(
                     f"joules of a row of BASE are those of batches of {full.batch} one after the other: that rate is "
-                    f"{load:.0%} load"
+                    f"{percent(load)} load"
                 )
         base = BasePoint(
             variant=name,

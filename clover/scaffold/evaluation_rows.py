@@ -89,8 +89,20 @@ def _folder(source: Path) -> list[Row]:
     if classes and files:
         raise DraftError(f"--evaluate: {source} holds files and folders: files lie in a folder of their class")
     if files:
-        return [([str(path.resolve())], "") for path in sorted(files)]
-    return [([str(path.resolve())], one.name) for one in classes for path in sorted(one.rglob("*")) if path.is_file()]
+        return [([_within(source, path)], "") for path in sorted(files)]
+    return [([_within(source, path)], one.name) for one in classes for path in sorted(one.rglob("*")) if path.is_file()]
+
+
+def _within(folder: Path, file: Path) -> str:
+    """Return where a file of rows lies, without symbolic links.  Raises DraftError if that is not below `folder`: what
+    is put into the family can be read by whoever gets that, and a list of rows may come from others."""
+    found = file.resolve()
+    if not found.is_relative_to(folder.resolve()):
+        raise DraftError(
+            f"--evaluate: {file} is {found}, outside of {folder}: copy it there, or leave it out (files of rows lie in "
+            "the folder that is given, or in that of the CSV)"
+        )
+    return str(found)
 
 
 def _table(source: Path) -> tuple[str, list[Row]]:
@@ -112,7 +124,7 @@ def _table(source: Path) -> tuple[str, list[Row]]:
     if columns == ["text"]:
         return "text", rows
     if columns == ["file"]:
-        rows = [([str((source.parent / cells[0]).resolve())], label) for cells, label in rows]
+        rows = [([_within(source.parent, source.parent / cells[0])], label) for cells, label in rows]
         if lost := next((cells[0] for cells, _ in rows if not Path(cells[0]).is_file()), ""):
             raise DraftError(f"--evaluate: {source} names {lost}, which is no file")
         return "file", rows

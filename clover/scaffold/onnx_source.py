@@ -19,6 +19,7 @@ from clover.backends.onnxruntime import session
 from clover.backends.quantised import CALIBRATION_ROWS, CalibrationFeed, quantise
 from clover.errors import CloverError
 from clover.families import DATATYPES
+from clover.families.onnx_files import external_files
 from clover.scaffold import folder
 from clover.scaffold.draft import DraftError, DraftVariant, FamilyDraft, scores_of, template
 from clover.types import TensorSpec
@@ -63,15 +64,18 @@ def draft_of(name: str, files: Sequence[str], given: Sequence[TensorSpec] = ()) 
     if len(set(names)) < len(names):
         raise DraftError("two of the ONNX files have one name, and would be one variant: rename one")
     ordered = sorted(zip(names, models, strict=True), key=lambda pair: _bytes(pair[1].file))
-    copies = {f"weights/{name}.onnx": one.file for name, one in ordered}
-    for one in models:
-        copies |= {f"weights/{path.name}": path for path in external(one.file)}
+    copies: dict[str, Path] = {}
+    for stem, one in ordered:
+        copies |= copies_of(one.file, stem)
     return FamilyDraft(
         name=name,
         source=", ".join(Path(file).name for file in files),
         inputs=best.inputs,
         outputs=best.outputs,
-        variants=tuple(_variant(name, f"{_bytes(one.file) / 1e6:.1f} MB") for name, one in ordered),
+        variants=tuple(
+            _variant(stem, f"{_bytes(one.file) / 1e6:.1f} MB", next(iter(copies_of(one.file, stem))))
+            for stem, one in ordered
+        ),
         max_batch=best.rows or 32,
         confidence=scores_of(best.outputs, logits=not best.probabilities),
         files={"model.py": model_py(best)},
@@ -93,8 +97,19 @@ def model_py(model: OnnxModel, reshaped: Mapping[str, Sequence[int]] | None = No
     )
 
 
-def _variant(name: str, comment: str) -> DraftVariant:
-    return DraftVariant(name=name, kind="python", weights=f"weights/{name}.onnx", comment=comment)
+def copies_of(file: Path, name: str) -> dict[str, Path]:
+    """Return what is copied of an ONNX file that becomes the variant `name`, by the place in the family: first itself.
+
+    One whose weights lie in files beside it has a folder of its own: it names those files, and another's may have the
+    same names.  Raises DraftError.
+    """
+    beside = external(file)
+    folder = f"weights/{name}/" if beside else "weights/"
+    return {f"{folder}{name}.onnx": file, **{f"{folder}{path.name}": path for path in beside}}
+
+
+def _variant(name: str, comment: str, weights: str) -> DraftVariant:
+    return DraftVariant(name=name, kind="python", weights=weights, comment=comment)
 
 
 def with_int8(draft: FamilyDraft, scratch: Path) -> FamilyDraft:
@@ -117,7 +132,8 @@ def with_int8(draft: FamilyDraft, scratch: Path) -> FamilyDraft:
         return draft.noting(f"no variant in eight bits: {' '.join(str(error).split())[:300]}")
     if _bytes(made) > 0.9 * _bytes(draft.copies[last.weights]):
         return draft.noting("no variant in eight bits: nothing of the model became smaller")
-    small = _variant(made.stem, "the same in eight bits, ranges by the calibration rows")
+    told = "the same in eight bits, ranges by the calibration rows"
+    small = _variant(made.stem, told, f"weights/{made.name}")
     return replace(
         draft,
         variants=(*draft.variants[:-1], small, last),
@@ -248,17 +264,14 @@ def _feeds(inputs: Sequence[TensorSpec], rows: int, *, full: bool) -> dict[str, 
 
 def external(file: Path) -> list[Path]:
     """Return the files beside an ONNX file that hold its weights, if they are not inside.  Raises DraftError."""
-    import onnx
-
-    found = {}
-    for tensor in onnx.load(str(file), load_external_data=False).graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            name = next(entry.value for entry in tensor.external_data if entry.key == "location")
-            path = file.parent / name
-            if Path(name).name != name or not path.is_file():
-                raise DraftError(f"{file}: its weights are to be in {name!r}: that must be a file beside it")
-            found[name] = path
-    return list(found.values())
+    try:
+        names = external_files(file)
+    except ValueError as error:
+        raise DraftError(f"{file} is no ONNX model: {error}") from error
+    for name in names:
+        if Path(name).name != name or name == file.name or not os.path.isfile(file.parent / name):
+            raise DraftError(f"{file}: its weights are to be in {name!r}: that must be a file beside it")
+    return [file.parent / name for name in names]
 
 
 def _bytes(file: Path) -> int:

@@ -339,8 +339,9 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
                 raise DraftError(f"the model has no {what} {lost[0]!r}: it has {', '.join(there)}")
         if lost := [name for name in takes if name not in {one.name for one in signature.inputs}]:
             raise DraftError(f"the model takes {lost[0]!r}, too, which {CONFIG} does not name")
-    copies = {"weights/model.onnx": source} | {f"weights/{path.name}": path for path in onnx_source.external(source)}
-    variant = DraftVariant(name="onnx", kind="python", weights="weights/model.onnx", comment="as Triton has it")
+    copies = onnx_source.copies_of(source, "model")
+    weights = next(iter(copies))
+    variant = DraftVariant(name="onnx", kind="python", weights=weights, comment="as Triton has it")
     code = onnx_source.model_py(found, _reshaped(signature))
     return replace(
         _draft(signature, variant, code, copies),

@@ -211,7 +211,8 @@ class FakeChain:
 
     async def read(self, grid_s: float) -> Reading:
         self.history.note(grid_s, self.g_per_kwh)
-        return msgspec.structs.replace(reading(self.g_per_kwh), state=self.state, **self.known)
+        known = {"method": "stand-in", **self.known} if self.state == "configured" else self.known
+        return msgspec.structs.replace(reading(self.g_per_kwh), state=self.state, **known)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         return self.foreseen

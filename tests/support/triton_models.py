@@ -89,6 +89,43 @@ def affine(rows: str | int = "batch", width: int = 3) -> bytes:
     return text
 
 
+def branching(factor: float, width: int = 3) -> bytes:
+    """Return an ONNX model: y = x W `factor`, W in both branches of an If and no initializer outside of these."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    branches = [
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", f"w{name}"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.resize(WEIGHT, (width, 2)), f"w{name}")],
+        )
+        for name in ("yes", "no")
+    ]
+    total = helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)
+    zero = numpy_helper.from_array(np.zeros((), np.float32))
+    times = numpy_helper.from_array(np.full((1,), factor, np.float32))
+    nodes = [
+        total,
+        helper.make_node("Constant", [], ["zero"], value=zero),
+        helper.make_node("Greater", ["total", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["product"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Constant", [], ["times"], value=times),
+        helper.make_node("Mul", ["product", "times"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "branching",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+    )
+    made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    text: bytes = made.SerializeToString()
+    return text
+
+
 def scripted(path: Path) -> None:
     """Write a TorchScript model of two inputs, given by name."""
     import warnings

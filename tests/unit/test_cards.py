@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support.cards import ANSWERS, UNTRAINED, WIDTH, card, carded, first_commands
 from tests.support.fenced import ROOT, found
+from tests.wheel import __main__ as wheel
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
@@ -27,6 +29,25 @@ def test_a_card_installs_serves_and_asks_its_own_family(family: str) -> None:
     assert extra == (family.replace("_", "-") if family.replace("_", "-") in EXTRAS else "")
     assert commands.serve.split()[3] == family
     assert f"/v2/models/{family}/infer" in "".join(commands.asks)
+
+
+def test_the_environment_of_a_family_is_made_anew_if_its_card_names_other_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[str] = []
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        if "venv" in words:
+            Path(words[-1]).mkdir()
+        elif "install" in words:
+            wanted.append(words[-1])
+        return SimpleNamespace(stdout=f"{tmp_path}\n")
+
+    monkeypatch.setattr(wheel, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(wheel, "ENVIRONMENTS", tmp_path)
+    for packages in ("clover-inference[a]", "clover-inference[a]", "clover-inference[a,b]"):
+        wheel.family_environment("a", tmp_path, packages, Path("w.whl"))
+    assert wanted == ["w.whl[a]", "w.whl[a,b]"]
 
 
 def test_the_first_commands_of_the_readme_fit_a_terminal() -> None:

@@ -50,10 +50,11 @@ def base_environment(wheel: Path) -> Path:
 
 
 def family_environment(name: str, base: Path, packages: str, wheel: Path) -> Path:
-    """Return an environment that adds to `base` what a family's card installs, and nothing else.  Raises
-    CalledProcessError if a requirement of any package is missing then."""
+    """Return an environment that adds to `base` what a family's card installs, and nothing else; it is made anew if the
+    card names other packages.  Raises CalledProcessError if a requirement of any package is missing then."""
     folder = ENVIRONMENTS / name
-    if not (folder / ".ready").exists():
+    ready = folder / ".ready"
+    if not ready.exists() or ready.read_text() != packages:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         asked = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
@@ -64,7 +65,7 @@ def family_environment(name: str, base: Path, packages: str, wheel: Path) -> Pat
         (Path(own) / "zz-base.pth").write_text(below + "\n")
         pip(folder, "install", "--quiet", packages.replace("clover-inference", str(wheel)))
         pip(folder, "--quiet", "check")
-        (folder / ".ready").touch()
+        ready.write_text(packages)
     return folder
 
 

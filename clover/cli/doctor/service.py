@@ -104,7 +104,9 @@ def source(config: ServerConfig) -> Finding:
         return Finding(topic="carbon", state="fault", text=text, remedy=remedy)
     except CloverError as error:
         return Finding(topic="carbon", state="fault", text=str(error), remedy=remedy)
-    text = f"{reading.provider}: {reading.g_per_kwh:.0f} gCO2e/kWh ({carbon.describe(reading)})"
+    text = f"{reading.g_per_kwh:.0f} gCO2e/kWh ({carbon.describe(reading)})"
+    if reading.method != "stand-in":
+        text = f"{reading.provider}: {text}"
     if reading.state != "fresh":
         text = f"{name} gives no value of now{f' ({reason})' if reason else ''}; instead {text}"
         return Finding(topic="carbon", state="note", text=text, remedy=remedy)

@@ -30,6 +30,7 @@ _ALL = 0.99
 _GRIDS = {
     "synthetic": "invented",
     "configured": "configured",
+    "stand-in": "stand-in",
     "published": "published",
     "estimated": "estimated",
     "forecast": "foreseen",

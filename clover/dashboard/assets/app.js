@@ -108,10 +108,11 @@ function tile(id, value, unit, first, second, level = "") {
   node.dataset.level = level;
 }
 
-// What the ledger has of today, as it was last read; models in it that earlier runs served are named.
+// What the ledger has of today, as it was last read; models in it are named that are served no more: an earlier run had
+// them, or they were unloaded.
 function ofToday({ today, models: served }) {
   const gone = (today.models ?? []).filter((name) => !(name in served));
-  return `today until ${when(today.at)}${gone.length ? `, ${gone.join(", ")} included (served by an earlier run)` : ""}`;
+  return `today until ${when(today.at)}${gone.length ? `, ${gone.join(", ")} included (not served now)` : ""}`;
 }
 
 function emits(message) {
@@ -163,7 +164,8 @@ function grid({ carbon }) {
   }
   const level = ["fresh"].includes(carbon.state) ? "" : "bad";
   const zone = carbon.zone && carbon.zone !== carbon.provider ? ` ${carbon.zone}` : "";
-  tile("tile-grid", number(carbon.g_per_kwh), "gCO₂e/kWh", `${carbon.provider}${zone}, ${age(carbon.age_s)} old`, carbon.trouble || carbon.label, level);
+  const source = carbon.method === "stand-in" ? "stand-in: no source has a value" : `${carbon.provider}${zone}, ${age(carbon.age_s)} old`;
+  tile("tile-grid", number(carbon.g_per_kwh), "gCO₂e/kWh", source, carbon.trouble || carbon.label, level);
 }
 
 // The model that is nearest to its limit, of those that have one.

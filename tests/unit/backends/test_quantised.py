@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,9 @@ import pytest
 from clover import backends, families
 from clover.backends import artifacts, quantised
 from clover.errors import ProfileError
+from clover.families.onnx_files import external_files
 from clover.types import TensorSpec
-from tests.support.triton_models import affine
+from tests.support.triton_models import affine, branching
 
 FAMILIES = Path(__file__).parents[2] / "families"
 
@@ -63,12 +65,24 @@ def test_calibration_rows_come_in_batches_that_cover_them_once(toy):
     np.testing.assert_array_equal(np.concatenate(batches), rows[0])
 
 
-def test_weights_of_more_than_a_file_may_hold_are_refused_with_the_reason(tmp_path, monkeypatch):
+def test_weights_beside_a_file_that_only_its_branches_use_are_put_into_it(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    model = onnx.load_from_string(branching(2.0))
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    (tmp_path / "scratch").mkdir()
+    whole = quantised._in_one_file(tmp_path / "model.onnx", tmp_path / "scratch")
+    assert whole.parent.name == "scratch"
+    assert external_files(whole) == []
+    assert whole.read_bytes() == onnx.load(tmp_path / "model.onnx").SerializeToString()
+
+
+def test_weights_of_more_than_a_file_may_hold_are_refused_with_the_reason_and_not_read(tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 100)
     model = onnx.load_from_string(affine(width=256))
     onnx.save(model, tmp_path / "large.onnx", save_as_external_data=True, location="large.data", size_threshold=0)
+    os.truncate(tmp_path / "large.data", 0)  # which would be an error of its own if it were read
     with pytest.raises(ProfileError, match=r"^with its weights it has 0\.0 GB, and what is quantised has 2 GB at most"):
         quantised.quantise(tmp_path / "large.onnx", tmp_path / "made.onnx", None)
     assert not (tmp_path / "made.onnx").exists()

@@ -118,9 +118,12 @@ def spent(role: str, **parts: float) -> list[dict[str, Any]]:
     return [{"role": role, "cpu_us": sum(whole.values()), "switches": 1.0, "parts": whole}]
 
 
+COMMAND = "python -m bench.headline fashion --cache-dir /a/cache --rounds 3 --json /a/file.json"
+
+
 def file_of(folder: Path, clover: dict[str, Any], triton: dict[str, Any]) -> Path:
     servers = {"clover": clover, "pytriton xlarge": triton}
-    where = {"processor": "a processor", "date": "2026-11-28", "command": "python -m bench.headline fashion"}
+    where = {"processor": "a processor", "date": "2026-11-28", "command": COMMAND}
     path = folder / "found.json"
     families_ = {"fashion": {"rate": 100.0, "slo_ms": 50.0, "servers": servers}}
     path.write_text(json.dumps({"provenance": where, "families": families_}))
@@ -145,7 +148,11 @@ def test_the_verdict_needs_a_quarter_the_accuracy_and_the_slo(
 
 
 @pytest.mark.parametrize(
-    ("model_us", "words"), [(600.0, "no server around them"), (100.0, "Without the models Clover needs 400 us")]
+    ("model_us", "words"),
+    [
+        (600.0, "Those 600 us alone are 0.60 of all that PyTriton uses"),
+        (100.0, "Without the models Clover needs 400 us"),
+    ],
 )
 def test_a_verdict_that_misses_says_what_of_it_is_the_models(tmp_path: Path, model_us: float, words: str) -> None:
     clover = {"rounds": measured(0.05, 93.0), "profile": spent("worker", model=model_us, rest=400.0)}
@@ -162,13 +169,25 @@ def test_page_plot_and_readme_come_of_the_same_figures(tmp_path: Path) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
     words = [str(file_of(tmp_path, clover, triton)), "--page", page, "--plot", plot, "--readme", readme]
     assert pages.main([str(word) for word in words]) == 0
-    assert "| Triton, xlarge | 1.075 | 1.075..1.075 | 4.98 | 93.00 | 9.0 | 0 | 0.00 |" in page.read_text()
-    assert "| `fashion`, 100/s | 0.22 (92.6 %) | 1.08 (93.0 %) |" in readme.read_text()
+    assert "| PyTriton, xlarge | 1.075 | 1.075..1.075 | 4.98 | 93.00 | 9.0 | 0 | 0.00 |" in page.read_text()
+    assert "| `fashion`, 100/s, SLO 50 ms | 0.22 (92.6 %, 9 ms) | 1.08 (93.0 %, 9 ms) |" in readme.read_text()
     assert readme.read_text().startswith("before\n")
     assert readme.read_text().endswith("after\n")
     assert "1.08 s, 93.0 % right" in plot.read_text()
     assert "![CPU a right answer by server](plot.svg)" in page.read_text()
+    assert "`tritonserver` itself is 100 to 100 % of its CPU" in readme.read_text()
+    assert "published" not in readme.read_text() + plot.read_text()
+    assert "`bench.headline fashion --rounds 3` on a processor" in page.read_text(), "nothing of where files lay"
     assert "loaded" not in page.read_text() + readme.read_text()
+
+
+def test_accuracy_that_was_published_is_called_so(tmp_path: Path) -> None:
+    one = {"rounds": measured(0.02, 76.8), "profile": []}
+    file = file_of(tmp_path, one, one)
+    file.write_text(file.read_text().replace('"fashion"', '"efficientnet_lite"'))
+    tables = pages.tables_of([file])
+    assert "Of `efficientnet_lite` right is the published accuracy" in pages.readme_section(tables, "plot", "page")
+    assert "76.8 % by published accuracy" in pages.plot(tables)
 
 
 def test_figures_beside_other_work_say_so(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ TABLE: list[tuple[float, float | Exception, float | Exception, tuple[float, str,
     (1301.0, DOWN, 200.0, (200.0, "fallback", "b", 101.0)),
     (1550.0, DOWN, DOWN, (200.0, "fallback", "b", 50.0)),  # a value read at 1500 by nobody: asked at 1500+
     (2500.0, DOWN, DOWN, (200.0, "fallback", "b", 1000.0)),  # b's last good value, still in the limit
-    (2501.0, DOWN, DOWN, (444.0, "configured", "configured", 0.0)),
+    (2501.0, DOWN, DOWN, (444.0, "configured", "stand-in", 0.0)),
     (2600.0, DOWN, 210.0, (210.0, "fallback", "b", 200.0)),
     (2700.0, 110.0, 210.0, (110.0, "fresh", "a", 0.0)),  # recovered
     (100.0, 110.0, 210.0, (110.0, "fresh", "a", 100.0)),  # the grid clock was set back
@@ -114,10 +114,10 @@ def test_without_any_source_working_the_configured_value_is_given_and_labelled()
     assert (reading.g_per_kwh, reading.state, reading.method, reading.estimated) == (
         444.0,
         "configured",
-        "configured",
+        "stand-in",
         True,
     )
-    assert (reading.provider, reading.at_s) == ("configured", 50.0)
+    assert (reading.provider, reading.at_s) == ("stand-in", 50.0), "distinct from what an operator stated"
 
 
 def test_a_source_that_lags_is_stale_and_is_asked_every_tenth_of_a_step() -> None:
@@ -245,7 +245,7 @@ def test_whatever_happens_there_is_an_answer_and_its_label_is_true(
             assert reading.age_s == max(0.0, grid_s - reading.at_s) <= MAX_AGE
             assert (
                 reading.provider
-                == {"fresh": "a", "stale": "a", "fallback": "b", "configured": "configured"}[reading.state]
+                == {"fresh": "a", "stale": "a", "fallback": "b", "configured": "stand-in"}[reading.state]
             )
             assert (reading.age_s <= STEP) or reading.state in ("stale", "fallback")
             assert isinstance(a.value, Exception) or reading.state == "fresh"

@@ -117,7 +117,7 @@ def test_a_provider_that_refuses_the_key_stops_the_start(source: str, settings: 
 
 @pytest.mark.parametrize(
     ("source", "state", "provider", "g"),
-    [("neso", "configured", "configured", 444.0), ("neso,static:300", "fallback", "static", 300.0),
+    [("neso", "configured", "stand-in", 444.0), ("neso,static:300", "fallback", "static", 300.0),
      ("neso,energy-charts:DE", "fallback", "energy-charts", None)],
 )  # fmt: skip
 def test_started_with_the_provider_down_it_falls_back_as_configured_and_says_so(

@@ -896,6 +896,22 @@ def test_what_was_not_answered_meets_no_target(server: Any, capsys: pytest.Captu
     assert verdict(state) == "every model is ready"
 
 
+def test_models_without_a_profile_have_no_targets_that_they_could_meet() -> None:
+    state = copy.deepcopy(answered())
+    model, totals = state["models"].pop("fashion"), state["totals"]["models"]
+    totals["fashion"]["state"] = "READY"
+    assert verdict(state) == "every model is ready; fashion has no profile, so no targets to meet"
+    state["models"] = dict.fromkeys(("a", "b", "c"), model)
+    met = "every model is ready, and a, b and c meet their targets"
+    assert verdict(state) == f"{met}; fashion has no profile, so no targets to meet"
+    totals["other"] = {"state": "READY"}
+    assert verdict(state) == f"{met}; fashion and other have no profile, so no targets to meet"
+    totals["fashion"]["state"] = totals["other"]["state"] = "UNAVAILABLE"
+    assert verdict(state) == "every model answers and meets its targets"
+    state["models"] = {}
+    assert verdict(state) == "no model is ready"
+
+
 def test_a_few_hard_rows_make_no_server_unhealthy(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     state = answered(observed={"accuracy_served": 82.0})
     for rows, word in ((99, "perhaps missed, by few answers"), (100, "MISSED")):

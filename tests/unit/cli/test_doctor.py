@@ -359,7 +359,7 @@ def test_a_source_that_fails_is_noted_with_its_reason(monkeypatch: pytest.Monkey
         closed = False
 
         async def read(self, grid_s: float) -> Reading:
-            return Reading(g_per_kwh=400.0, at_s=0.0, provider="configured", method="configured", state="configured")
+            return Reading(g_per_kwh=400.0, at_s=0.0, provider="stand-in", method="stand-in", state="configured")
 
         async def close(self) -> None:
             self.closed = True
@@ -369,7 +369,7 @@ def test_a_source_that_fails_is_noted_with_its_reason(monkeypatch: pytest.Monkey
     finding = service.source(ServerConfig(carbon=CarbonConfig(source="static:1")))
     assert finding.state == "note"
     assert finding.text.startswith(
-        "static:1 gives no value of now (grid: 401, not in your plan); instead configured: 400"
+        "static:1 gives no value of now (grid: 401, not in your plan); instead 400 gCO2e/kWh (a stand-in, "
     )
     assert chain.closed
 

@@ -94,6 +94,22 @@ def test_json_lists_are_rows_or_batches_and_what_is_neither_is_told_what_is_expe
         assert capsys.readouterr().err.startswith(f"clover infer: {said}")
 
 
+def test_rows_may_be_longer_than_the_name_of_a_file(
+    client: type[FakeClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.shape = (2000,)
+    long = json.dumps([0.25] * 2000)
+    assert infer.main(["one", long], {}) == 0
+    np.testing.assert_array_equal(client.asked[-1][1], np.full((1, 2000), 0.25))
+    capsys.readouterr()
+    for wrong, said in ((long[:-1], " is no JSON list of numbers"), ("x" * 9000, "; this model takes FP32")):
+        assert infer.main(["one", wrong], {}) == 1
+        assert f"{wrong[:100]}... ({len(wrong)} characters){said}" in capsys.readouterr().err
+    client.datatype, client.shape = "BYTES", (1,)
+    assert infer.main(["one", "a text. " * 1000], {}) == 0
+    assert client.asked[-1][1] == ["a text. " * 1000]
+
+
 def test_files_and_texts_are_rows_of_a_model_that_takes_bytes(
     client: type[FakeClient], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from clover.scaffold.draft import DraftError
 from clover.types import FamilySpec, TensorSpec
 from tests.support.family_folder import model_of
 from tests.support.forks import Forks
-from tests.support.triton_models import affine, write_repository
+from tests.support.triton_models import WEIGHT, affine, branching, write_repository
 
 NETS = """\
 import torch
@@ -206,6 +206,23 @@ def test_an_onnx_file_gets_a_variant_in_eight_bits(here: Path, beside: bool) -> 
     exact, rough = (model_of(spec, name)([rows])[0] for name in ("affine", "affine-int8"))
     np.testing.assert_allclose(rough, exact, atol=0.05 * abs(exact).max())
     assert not np.array_equal(rough, exact)
+
+
+def test_weights_of_one_name_that_lie_beside_two_onnx_files_stay_apart(here: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    for name, factor in (("small", 1.0), ("large", 4.0)):
+        os.mkdir(name)
+        model = onnx.load_from_string(branching(factor))
+        onnx.save(model, f"{name}/{name}.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    small, large = Path("small/w.bin"), Path("large/w.bin")
+    large.write_bytes((np.frombuffer(small.read_bytes(), np.float32) * 5).tobytes())
+    spec = made("both", "--from", "small/small.onnx", "--from", "large/large.onnx", "--variants", "2")
+    assert sorted(one.weights for one in spec.variants) == ["weights/large/large.onnx", "weights/small/small.onnx"]
+    rows = np.random.default_rng(0).random((5, 3), np.float32)
+    found = {name: model_of(spec, name)([rows])[0] for name in ("small", "large")}
+    np.testing.assert_allclose(found["small"], rows @ WEIGHT, rtol=1e-5)
+    np.testing.assert_allclose(found["large"], 20 * rows @ WEIGHT, rtol=1e-5)
 
 
 def test_a_model_of_a_triton_repository_is_a_family(here: Path) -> None:

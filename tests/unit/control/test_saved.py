@@ -123,6 +123,9 @@ def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
         assert estimates["workers", "likely"] == 0.0
         assert estimates["server", "likely"] == pytest.approx(-16_000.0)
         assert estimates["server", "low"] < -16_000.0 < estimates["server", "high"]
+        span.grids = {"stand-in"}
+        rig.controller.shadows.window(spans)
+        assert "on stand-in and invented intensities" in rig.told("base")["words"], "no operator configured these"
 
     drive(story)
 

@@ -23,6 +23,8 @@ from clover.profiling.duty import Pauses
 from clover.profiling.effort import CompileLimits, Effort
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import HttpFigures, HttpMeasurement
+from clover.profiling.rig import ProgressSteps
+from clover.quantities import percent
 from clover.runtime.workers.completions import Completions
 from clover.types import DeviceShape, EnergySample, Placement
 from clover.worker.frames import HeldMemory, WorkerOrder
@@ -281,8 +283,14 @@ def test_cells_of_a_gpu_are_measured_again_in_two_shuffled_rounds_at_two_loads(
 def test_base_below_a_third_of_its_load_costs_what_its_batches_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(ProgressSteps, "say", lambda _, what, *__: steps.append(what))
     profile, _, _ = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0", "gpu1"))
     full = profiles.measurements(profile, profile.base.variant, "7g.40gb")[-1]
+    [step] = [step for step in steps if step.startswith("BASE: ")]
+    # The load that it is measured at, not the one that is aimed for.
+    assert step == f"BASE: {profile.base.variant} on 2 x 7g.40gb at {percent(profile.base.load)} load"
+    assert profile.base.load < 0.3
     assert profile.base.energy_j_per_row == full.energy_j_per_row
     assert any("joules of a row of BASE are those of batches of 8" in note for note in profile.notes)
     assert any("4000 rows/s, below 60 % load" in note for note in profile.notes)

@@ -310,7 +310,7 @@ def test_the_banner_says_that_a_synthetic_grid_is_invented_and_what_ends_that() 
     assert "--carbon trace:FILE" in invented
     assert "--carbon static:G" in invented
     assert caveat(asyncio.run(StaticSource(300.0).read(0.0))) == ""
-    stands_in = Reading(g_per_kwh=400.0, at_s=0.0, provider="configured", method="configured", state="configured")
+    stands_in = Reading(g_per_kwh=400.0, at_s=0.0, provider="stand-in", method="stand-in", state="configured")
     assert caveat(stands_in).startswith("THE INTENSITY IS NOT KNOWN: no source has a value, so 400 gCO2e/kWh stands in")
     assert "configured" not in describe(stands_in), "the user may have configured nothing"
     for config, whose in (
