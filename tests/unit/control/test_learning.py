@@ -56,7 +56,10 @@ class Plant:
                         served[variant, shape, rows] = batches, took_s
                         expected_j += batches * rows * service.energy_j(rows)
                 joules = expected_j * self.energy.get(variant, 1.0)
-                metered.append(MeteredWindow(device="cpu0", joules=joules, expected_j={(variant, shape): expected_j}))
+                window = MeteredWindow(
+                    device="cpu0", joules=joules, expected_j={(variant, shape): expected_j}, shared=False
+                )
+                metered.append(window)
         return WorkReport(served=served, metered=tuple(metered))
 
     async def serve(self, seconds: int) -> None:
@@ -80,7 +83,7 @@ def fed(learned: Learning, seconds: int, *, since_s: float = 0.0, time: float = 
         now_s += 1.0
         work = WorkReport(
             served={("large", "1c", 1): (20, 20 * service.seconds(1) * time)},
-            metered=(MeteredWindow(device="cpu0", joules=energy, expected_j={("large", "1c"): 1.0}),),
+            metered=(MeteredWindow(device="cpu0", joules=energy, expected_j={("large", "1c"): 1.0}, shared=False),),
         )
         learned.look(work, 1.0, now_s)
     return now_s
