@@ -45,6 +45,8 @@ class ProfileFeedback:
 
     def note(self, device: str, closed: ClosedWindow) -> None:
         """Keep what a window of `device` says of profiles."""
+        if not closed.learnable:
+            self._alone.pop(device, None)  # the meter began anew: a window is missing
         before, unclaimed = self._unclaimed.pop(device, {}), dict[WorkerMeter | None, Joules]()
         parts: dict[tuple[str, tuple[str, str]], tuple[float, float]] = {}
         for joules, expected, shared, reach_s in closed.learnable:

@@ -16,7 +16,9 @@ factors.  What a window has too much its neighbour has too little, though: the s
 neighbours has none of its edges.  So z is the instrument of the regression (two-stage least squares): with A = sum of z
 x', B = sum of z z', r = sum of z E, the data say A f = r with an error of variance noise x B, which is the evidence A'
 B^-1 A / noise.  Shares that vary by edges alone give none.  This costs a factor of sqrt(3) in the standard error beside
-a plain regression without edges.
+a plain regression without edges.  It takes neighbours that are adjacent, so that all windows of a meter
+are one stream, whoever ended a batch in them, and windows of several batches: what is under way as one begins must not
+be under way as the next one does.
 
 A window does not tell batch sizes apart, so the factor is the same for all.
 

@@ -261,15 +261,66 @@ def test_factors_of_a_shared_meter_are_off_by_as_much_as_is_said(
 
 
 @pytest.mark.parametrize("truth", TRUTHS)
-def test_edges_of_windows_are_no_evidence(truth: dict[tuple[str, str], float]) -> None:
-    """A quota keeps shares row by row: only batches that are under way as a window ends make windows differ."""
+@pytest.mark.parametrize("load", [HIGH, Load(batches_per_s=1.0)])
+def test_edges_of_windows_are_no_evidence(load: Load, truth: dict[tuple[str, str], float]) -> None:
+    """A quota keeps shares row by row: only batches that are under way as a window ends make windows differ.  Those
+    of one a second take longer than a second."""
     for seed in SEEDS:
-        evidence = shared_meter("quota", truth, seed)
+        evidence = shared_meter("quota", truth, seed, load=load)
         factors, errors = evidence.factors([SMALL, LARGE], 300.0), evidence.errors([SMALL, LARGE], 300.0)
         whole_j = sum(BATCH_J[key] * truth[key] for key in truth)
         assert sum(BATCH_J[key] * factors[key] for key in truth) == pytest.approx(whole_j, rel=0.02)
         assert factors[SMALL] == pytest.approx(factors[LARGE], rel=0.15)  # what both have in common, and no more
         assert min(errors.values()) > 0.15
+
+
+@pytest.mark.parametrize("how", ["clients choose", "cascade"])
+@pytest.mark.parametrize("batches_per_s", [1.0, 4.0])
+def test_factors_of_few_long_batches_are_off_by_as_much_as_is_said(batches_per_s: float, how: str) -> None:
+    off = []
+    for seed in SEEDS:
+        evidence = shared_meter(how, TRUTHS[0], seed, seconds=900, load=Load(batches_per_s))
+        factors, errors = evidence.factors([SMALL, LARGE], 900.0), evidence.errors([SMALL, LARGE], 900.0)
+        off += [(factors[key] - TRUTHS[0][key]) / errors[key] for key in TRUTHS[0]]
+        assert max(errors.values()) < 0.15
+    assert math.sqrt(sum(z * z for z in off) / len(off)) < 1.5
+    assert max(map(abs, off)) < 2.5
+
+
+def test_noise_of_idle_power_beside_little_work_has_no_side() -> None:
+    """A counter that is late by up to a tick moves joules that are many times those of the work to the next window."""
+    found = []
+    for seed in range(6):
+        evidence = shared_meter(
+            "clients choose", {SMALL: 1.0, LARGE: 1.0}, seed, tick_s=TICK_S, seconds=600, load=Load(50.0, 0.1, 0.97)
+        )
+        found += evidence.factors([SMALL, LARGE], 600.0).values()
+    assert sum(found) / len(found) == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_noise_made_negative_is_restored() -> None:
+    evidence, again = EnergyEvidence(), EnergyEvidence()
+    for second in range(30):
+        evidence.metered("gpu0", -3.0, {SMALL: 2.0}, shared=True, since_s=second - 1.0, now_s=float(second))
+    again.restore(evidence.save(30.0), 30.0)
+    assert again.factors([SMALL], 30.0) == {SMALL: 1.0 / MOST}
+
+
+def test_joules_without_a_batch_are_those_of_the_next_one() -> None:
+    evidence = EnergyEvidence()
+    for second in range(60):
+        expected_j = {SMALL: 3.0} if second % 2 else {}
+        evidence.metered("gpu0", 3.0, expected_j, shared=True, since_s=second - 1.0, now_s=float(second))
+    assert evidence.factors([SMALL], 60.0)[SMALL] == pytest.approx(2.0, abs=0.05)
+
+
+def test_windows_that_do_not_follow_each_other_are_no_neighbours() -> None:
+    evidence = EnergyEvidence()
+    for second in range(60):
+        evidence.metered(
+            "gpu0", 4.0, {SMALL: 2.0}, shared=True, follows=second % 2 == 1, since_s=second - 1.0, now_s=float(second)
+        )
+    assert evidence.factors([SMALL], 60.0) == {SMALL: 1.0}
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0])
