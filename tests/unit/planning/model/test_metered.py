@@ -289,7 +289,7 @@ def test_factors_of_few_long_batches_are_off_by_as_much_as_is_said(batches_per_s
 
 def test_noise_of_idle_power_beside_little_work_has_no_side() -> None:
     """A counter that is late by up to a tick moves joules that are many times those of the work to the next window."""
-    found = []
+    found: list[float] = []
     for seed in range(6):
         evidence = shared_meter(
             "clients choose", {SMALL: 1.0, LARGE: 1.0}, seed, tick_s=TICK_S, seconds=600, load=Load(50.0, 0.1, 0.97)
