@@ -552,11 +552,17 @@ class CpuTimes(Record, frozen=True, kw_only=True):
 
 class MeteredWindow(Record, frozen=True, kw_only=True):
     """Active joules that a meter attributes to some workers of a family, together, in a window; and what the profile,
-    uncorrected, expects of what they computed, by (variant, profile of the slice)."""
+    uncorrected, expects of what they computed, by (variant, profile of the slice).
+
+    `shared`: the meter is of all that runs on the device, of which others than those in `expected_j` may have ended no
+    batch in this window; else it is of the one in `expected_j`.  `follows`: the family had the meter to itself since
+    the window before it."""
 
     device: str
     joules: float
     expected_j: dict[tuple[str, str], float]
+    shared: bool
+    follows: bool = True
 
 
 class WorkReport(Record, frozen=True, kw_only=True):

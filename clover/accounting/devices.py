@@ -90,6 +90,18 @@ class WorkerRows(NamedTuple):
     computed: int
 
 
+class Learnable(NamedTuple):
+    """Active joules of some workers together, and what their profiles expect of the batches that they ended.
+
+    `shared`: of all that worked on the device; else of one worker.  Its batches began up to `reach_s` seconds before
+    the window.  The joules are as read: noise of the meter may make them negative."""
+
+    joules: float
+    expected: Parts
+    shared: bool
+    reach_s: float
+
+
 class ClosedWindow(NamedTuple):
     """A window of a device, split over its workers.
 
@@ -98,7 +110,7 @@ class ClosedWindow(NamedTuple):
     worker, `foreign_j` those of slices that are not the server's,
     `control_j` what control used beside audits, `carried_j` idle joules beyond what was measured (below zero) or that
     make up for such, `seconds` the length of the window, `prices` what a joule of it cost.  `learnable`: active joules
-    of workers as far as these can be told apart, with what their profiles expect of each.
+    of workers as far as these can be told apart.
     """
 
     active: Parts
@@ -115,7 +127,7 @@ class ClosedWindow(NamedTuple):
     carried_j: float
     seconds: float
     prices: tuple[Price, ...]
-    learnable: list[tuple[float, Parts]]
+    learnable: list[Learnable]
 
 
 NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
@@ -320,11 +332,18 @@ class DeviceAccount:
             per_ns = left_j / total_ns if total_ns > 0 else 0.0
             active = self._split_by_cpu(host, dict(modelled), per_ns)
             front_end_j, control_j = per_ns * host.front_end_ns, per_ns * host.control_ns
-        expected = dict(modelled)
+        expected, used_ns = dict(modelled), dict(busy)
         if host is None:
-            learnable = [(left_j, modelled)]
+            # What was carried here from windows in which nobody worked is none of this one's joules.
+            read_j = measured_j - idle_j - awake_j
+            longest_ns = max((busy_ns for _, busy_ns in busy), default=0.0)
+            learnable = [Learnable(read_j, modelled, True, longest_ns / _SECOND_NS)]
         else:
-            learnable = [(part_j, [(meter, expected[meter])]) for meter, part_j in active if meter in expected]
+            learnable = [
+                Learnable(part_j, [(meter, expected[meter])], False, used_ns[meter] / _SECOND_NS)
+                for meter, part_j in active
+                if meter in expected
+            ]
         unattributed_j = max(left_j - front_end_j - control_j - sum(part_j for _, part_j in active), 0.0)
         audits = [(meter, part_j * audited[meter]) for meter, part_j in active if meter in audited]
         active = [(meter, part_j * (1.0 - audited.get(meter, 0.0))) for meter, part_j in active]

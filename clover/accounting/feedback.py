@@ -3,6 +3,9 @@
 Where CPU time tells workers apart, each (variant, profile of the slice) has joules of its own; on a GPU all that ran on
 the device have one sum.  Expected joules are those of the profile as it was measured: what was learned must not change
 what it is learned from.
+
+A batch counts where it ends.  So the joules of a window in which none ended are the next one's, if a batch that ended
+there began that early; else nobody worked, and they are noise of the meter.
 """
 
 from __future__ import annotations
@@ -10,15 +13,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
-from clover.accounting.devices import ClosedWindow, DeviceAccount
+from clover.accounting.devices import ClosedWindow, DeviceAccount, Parts
 from clover.accounting.meters import WorkerMeter
 from clover.types import MeteredWindow, WorkReport
 
 _KEPT = 256
-"""Windows of a family that wait to be taken, at most: the oldest are dropped."""
+"""Windows of a family that wait to be taken, and such of a meter without a batch, at most: the oldest are dropped."""
 
 Factors = Mapping[tuple[str, str], float]
 """By (variant, profile of the slice)."""
+
+
+Joules = deque[tuple[float, float]]
+"""Of windows, each with its seconds."""
 
 
 class ProfileFeedback:
@@ -27,6 +34,10 @@ class ProfileFeedback:
     def __init__(self) -> None:
         self._windows: dict[str, deque[MeteredWindow]] = {}
         self._factors: dict[str, Factors] = {}
+        self._unclaimed: dict[str, dict[WorkerMeter | None, Joules]] = {}
+        """Of the latest windows, in which no batch ended, of each worker by device; None: of all on the device."""
+        self._alone: dict[str, str] = {}
+        """The family that alone worked on a device with one meter in the latest window in which anybody did."""
 
     def attach(self, meter: WorkerMeter) -> None:
         """Give the meter of a new worker what was learned of workers like it."""
@@ -34,21 +45,44 @@ class ProfileFeedback:
 
     def note(self, device: str, closed: ClosedWindow) -> None:
         """Keep what a window of `device` says of profiles."""
-        parts: dict[tuple[str, object], tuple[float, dict[tuple[str, str], float]]] = {}
-        for joules, expected in closed.learnable:
-            families = {meter.family for meter, expected_j in expected if expected_j > 0.0}
-            if len(families) != 1:
-                continue  # no work, or that of several families on one meter
-            key = (families.pop(), (expected[0][0].variant, expected[0][0].shape) if len(expected) == 1 else None)
-            before_j, sums = parts.get(key, (0.0, {}))
-            for meter, expected_j in expected:
+        if not closed.learnable:
+            self._alone.pop(device, None)  # the meter began anew: a window is missing
+        before, unclaimed = self._unclaimed.pop(device, {}), dict[WorkerMeter | None, Joules]()
+        parts: dict[tuple[str, tuple[str, str]], tuple[float, float]] = {}
+        for joules, expected, shared, reach_s in closed.learnable:
+            of = None if shared else expected[0][0]
+            earlier = before.get(of)
+            if not any(expected_j > 0.0 for _, expected_j in expected):
+                waiting = unclaimed[of] = deque(maxlen=_KEPT) if earlier is None else earlier
+                waiting.append((joules, closed.seconds))
+                continue
+            joules += _reached(earlier or (), reach_s)
+            if of is None:
+                self._note_shared(device, joules, expected)
+                continue
+            key = of.family, (of.variant, of.shape)
+            joules_before, expected_before = parts.get(key, (0.0, 0.0))
+            parts[key] = joules_before + joules, expected_before + expected[0][1]
+        self._unclaimed[device] = unclaimed
+        for (family, own), (joules, expected_j) in parts.items():
+            self._keep(family, MeteredWindow(device=device, joules=joules, expected_j={own: expected_j}, shared=False))
+
+    def _note_shared(self, device: str, joules: float, expected: Parts) -> None:
+        families = {meter.family for meter, expected_j in expected if expected_j > 0.0}
+        alone = self._alone.pop(device, None)
+        if len(families) != 1:
+            return  # of several families on one meter
+        family = self._alone[device] = families.pop()
+        sums: dict[tuple[str, str], float] = {}
+        for meter, expected_j in expected:
+            if expected_j > 0.0:
                 of = meter.variant, meter.shape
                 sums[of] = sums.get(of, 0.0) + expected_j
-            parts[key] = before_j + joules, sums
-        for (family, _), (joules, sums) in parts.items():
-            known = {of: expected_j for of, expected_j in sums.items() if expected_j > 0.0}
-            window = MeteredWindow(device=device, joules=joules, expected_j=known)
-            self._windows.setdefault(family, deque(maxlen=_KEPT)).append(window)
+        follows = alone == family
+        self._keep(family, MeteredWindow(device=device, joules=joules, expected_j=sums, shared=True, follows=follows))
+
+    def _keep(self, family: str, window: MeteredWindow) -> None:
+        self._windows.setdefault(family, deque(maxlen=_KEPT)).append(window)
 
     def take(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
         """Return what workers of `family`, whose meters are among `meters`, did since the last call."""
@@ -77,3 +111,14 @@ class ProfileFeedback:
                 device.refactored(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
             for meter in here:
                 meter.ratio = device.ratio_of(meter)
+
+
+def _reached(earlier: Iterable[tuple[float, float]], reach_s: float) -> float:
+    """Return the joules of windows up to now into which the last `reach_s` seconds reach."""
+    reached_j = 0.0
+    for joules, seconds in reversed(tuple(earlier)):
+        if reach_s <= 0.0:
+            break
+        reached_j += joules
+        reach_s -= seconds
+    return reached_j

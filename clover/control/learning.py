@@ -112,9 +112,17 @@ class Learning:
             return False
         for key, (batches, seconds) in report.served.items():
             self._served(key, batches, seconds, share, since_s, now_s)
+        lasted_s = [seconds / batches for batches, seconds in report.served.values() if batches > 0.0]
+        self._joules.batches_lasted(max(lasted_s, default=0.0), now_s)
         for window in report.metered:
             self.collected += self._joules.metered(
-                window.device, window.joules, window.expected_j, since_s=since_s, now_s=now_s
+                window.device,
+                window.joules,
+                window.expected_j,
+                shared=window.shared,
+                follows=window.follows,
+                since_s=since_s,
+                now_s=now_s,
             )
         if now_s < self._looked_s + EVERY_S:
             return False

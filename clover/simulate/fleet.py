@@ -295,6 +295,7 @@ class SimulatedFleet:
                     device=device,
                     joules=sum(joules for joules, _ in own.values()),
                     expected_j={key: expected_j for key, (_, expected_j) in own.items()},
+                    shared=True,
                 )
                 for device, own in metered.items()
             ),

@@ -16,7 +16,9 @@ factors.  What a window has too much its neighbour has too little, though: the s
 neighbours has none of its edges.  So z is the instrument of the regression (two-stage least squares): with A = sum of z
 x', B = sum of z z', r = sum of z E, the data say A f = r with an error of variance noise x B, which is the evidence A'
 B^-1 A / noise.  Shares that vary by edges alone give none.  This costs a factor of sqrt(3) in the standard error beside
-a plain regression without edges.
+a plain regression without edges.  It takes neighbours that are adjacent, so that all windows of a meter
+are one stream, whoever ended a batch in them, and windows of several batches: what is under way as one begins must not
+be under way as the next one does.
 
 A window does not tell batch sizes apart, so the factor is the same for all.
 
@@ -42,7 +44,9 @@ from clover.planning.model.correction import MOST, EnergyKey, Floats, faded
 from clover.types import Record
 
 WINDOW_S, LONGEST_WINDOW_S = 1.0, 5.0
-"""Meters are read once a second; a longer window counts as one of five seconds."""
+"""Meters are read once a second; a window that took longer than it had to counts as one of five seconds."""
+WINDOW_BATCHES = 5.0
+"""A window is at least so many times as long as the longest batch: edges of its neighbours are to be none of its."""
 LEAST_WINDOWS, LEAST_S = 3, 10.0
 """Fewer windows, or such as last less together, are no evidence."""
 MEMORY_S = 600.0
@@ -52,7 +56,7 @@ _COMMON, _OF_ALL_SLICES, _OF_ONE = 0.15, 0.1, 0.005
 _OFF = 0.1
 """Relative standard deviation of a window's joules before it is known."""
 _LEAST_J = 1e-6
-"""Windows in which less was expected are dropped."""
+"""A window in which less was expected goes on."""
 
 
 class SavedEnergy(Record, frozen=True, kw_only=True):
@@ -108,8 +112,7 @@ class _Sums:
         self.instruments = np.pad(self.instruments, (0, 1))
 
     def add(self, x: Floats, joules: float, z: Floats, seconds: float) -> None:
-        """Add a window that closed `seconds` after the one before it."""
-        seconds = min(max(seconds, 0.0), LONGEST_WINDOW_S)
+        """Add a window of which `seconds` are its own, beside those of other meters."""
         kept = math.exp2(-seconds / MEMORY_S)
         # The noise of a window grows with its joules: a window weighs as one joule of it does.
         around_j = float(z.sum()) / 3.0
@@ -145,25 +148,48 @@ class EnergyEvidence:
         self._added_s = self._fitted_s = -math.inf
         self._sums = _Sums()
         self._latest: _Fit | None = None
+        self._longest_s, self._longest_at_s = 0.0, -math.inf
+
+    def batches_lasted(self, seconds: float, now_s: float) -> None:
+        """Note that batches of some kind took `seconds` lately."""
+        kept = math.exp2(-max(now_s - self._longest_at_s, 0.0) / MEMORY_S)
+        self._longest_s, self._longest_at_s = max(kept * self._longest_s, seconds), now_s
 
     def metered(
-        self, device: str, joules: float, expected_j: Mapping[EnergyKey, float], *, since_s: float, now_s: float
+        self,
+        device: str,
+        joules: float,
+        expected_j: Mapping[EnergyKey, float],
+        *,
+        shared: bool,
+        follows: bool = True,
+        since_s: float,
+        now_s: float,
     ) -> bool:
         """Count `joules` of a meter of `device` between `since_s` and `now_s` for work that should have taken
-        `expected_j`; return whether that closed a window."""
-        own = next(iter(expected_j)) if len(expected_j) == 1 else None
-        pending = self._pending.setdefault((device, own), _Metered(since_s))
+        `expected_j`; return whether that closed a window.  `shared` and `follows`: see `MeteredWindow`."""
+        meter = device, None if shared else next(iter(expected_j))
+        if not follows:
+            self._pending.pop(meter, None)
+            self._recent.pop(meter, None)
+        pending = self._pending.setdefault(meter, _Metered(since_s))
         pending.joules += joules
         for key, expected in expected_j.items():
             pending.expected_j[key] = pending.expected_j.get(key, 0.0) + expected
-        if now_s - pending.since_s < WINDOW_S:
+        # Batches that end later may have drawn joules without which nothing was expected yet.
+        enough = now_s - pending.since_s >= self._window_s and sum(pending.expected_j.values()) >= _LEAST_J
+        if not enough and math.isfinite(pending.joules):
             return False
-        del self._pending[device, own]
+        del self._pending[meter]
+        if not math.isfinite(pending.joules):
+            return False
         pending.expected_j = {key: expected for key, expected in pending.expected_j.items() if expected > 0.0}
-        if sum(pending.expected_j.values()) < _LEAST_J or not math.isfinite(pending.joules):
-            return False
-        self._close((device, own), pending, now_s)
+        self._close(meter, pending, now_s)
         return True
+
+    @property
+    def _window_s(self) -> float:
+        return max(WINDOW_S, WINDOW_BATCHES * self._longest_s)
 
     def interrupt(self) -> None:
         """Drop the windows under way: workers were started or drained."""
@@ -181,7 +207,8 @@ class EnergyEvidence:
         if len(recent) == 2:
             before, middle = (self._row(of) for of in recent)
             around = before + middle + self._row(window)
-            self._sums.add(middle, recent[1].joules, around, now_s - self._added_s)
+            longest_s = max(LONGEST_WINDOW_S, self._window_s)
+            self._sums.add(middle, recent[1].joules, around, min(max(now_s - self._added_s, 0.0), longest_s))
             self._added_s = now_s
         recent.append(window)
         for key in window.expected_j:
@@ -191,19 +218,20 @@ class EnergyEvidence:
         return np.array([window.expected_j.get(key, 0.0) for key in self._keys])
 
     def _likely(self, window: _Metered, now_s: float) -> float:
-        """Return the joules of a window, drawn towards what is expected if they are far from that."""
+        """Return the joules of a window, drawn towards what is expected if they are far from that.  Both bounds are as
+        far: what one of them alone cuts off of the noise would be learned."""
         row = self._row(window)
         whole_j = float(row.sum())
-        joules = min(max(window.joules, whole_j / (2.0 * MOST)), whole_j * 2.0 * MOST)
         if not self._sums.enough:
-            return joules
+            room_j = 2.0 * MOST * whole_j
+            return min(max(window.joules, whole_j - room_j), whole_j + room_j)
         fit = self._latest
         if fit is None or now_s > self._fitted_s or len(fit.factors) != len(self._keys):
             fit, self._fitted_s = self._fitted(), now_s  # once for all windows of a report
             self._latest = fit
         likely_j = float(row @ fit.factors)
         room_j = 3.0 * math.sqrt(fit.noise * whole_j) + 0.1 * likely_j
-        return min(max(joules, likely_j - room_j), likely_j + room_j)
+        return min(max(window.joules, likely_j - room_j), likely_j + room_j)
 
     def _fitted(self) -> _Fit:
         sums, ones = self._sums, np.ones(len(self._keys))
@@ -284,11 +312,13 @@ class EnergyEvidence:
         count = len(saved.keys)
         matrices = [_matrix(rows, count) for rows in (saved.precision, saved.crossed, saved.instruments)]
         moments = [np.array(moment, float) for moment in (saved.moment, saved.crossed_moment)]
-        figures = [figure for sums in (*matrices, *moments) for figure in sums.ravel().tolist()]
+        figures = [figure for sums in matrices for figure in sums.ravel().tolist()]
         figures += [*saved.ages, saved.square, saved.expected_j, saved.windows, saved.seconds]
         if any(len(moment) != count for moment in moments) or len(saved.ages) != count:
             raise ValueError("its sums of joules do not fit together")
-        if not all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
+        # Noise may make metered joules negative, and with them the moments.
+        finite = all(np.isfinite(moment).all() for moment in moments)
+        if not finite or not all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
             raise ValueError("it has sums of joules that cannot be")
         self._keys, self._at_s = list(saved.keys), [now_s - age_s for age_s in saved.ages]
         self._latest = None

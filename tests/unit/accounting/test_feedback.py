@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter
 from clover.types import EnergySample, Reading, WorkReport
+from tests.support.examples import examples
 from tests.support.host_fixture import FakeClocks, hosted
 
 SECOND = 1_000_000_000
@@ -166,6 +169,96 @@ def test_factors_do_not_change_what_is_learned_from() -> None:
     gpu.serve(small=10)
     (window,) = gpu.account.work_report("toy").metered
     assert window.expected_j == {("small", "1g"): pytest.approx(5.0)}  # as the profile has it
+
+
+def reported(gpu: Gpu) -> list[float]:
+    """Return the joules of each window that is to be compared with the profile."""
+    return [window.joules for window in gpu.account.work_report("toy").metered]
+
+
+def test_one_variant_that_ended_batches_does_not_own_the_meter() -> None:
+    gpu = Gpu(small=1.5, large=0.5)
+    gpu.serve(large=20)
+    (window,) = gpu.account.work_report("toy").metered
+    assert window.shared
+    assert window.expected_j == {("large", "1g"): pytest.approx(10.0)}
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 50.0), st.integers(0, 3)), max_size=30))
+@settings(max_examples=examples(50), deadline=None)
+def test_joules_of_windows_without_a_batch_are_those_of_the_batch_that_began_there(
+    windows: list[tuple[float, int]],
+) -> None:
+    """Each window: what was drawn, and for how many seconds the batch ran that ended in it (0: none did)."""
+    gpu = Gpu(small=1.0)
+    waiting: list[float] = []
+    told: list[float] = []
+    for joules, lasted_s in windows:
+        gpu.total_j += joules
+        gpu.second += 1
+        if lasted_s:
+            gpu.meters["small"].add(1, lasted_s * SECOND, 0)
+            told.append(joules + sum(waiting[-lasted_s:]))
+            waiting.clear()
+        else:
+            waiting.append(joules)
+        gpu.account.window(gpu._sample(), GRID)
+    assert reported(gpu) == pytest.approx(told)
+
+
+def test_joules_of_a_worker_that_ended_no_batch_yet_are_those_of_its_batch() -> None:
+    clocks = FakeClocks()
+    account = hosted(clocks)
+    own = meter("small", 0, device="cpu0")
+    own.pid = clocks.spawn()
+    account.attach(own)
+    assert account.host is not None
+    for second, total_j in enumerate((0.0, 3.0, 8.0)):
+        if second:
+            clocks.processes[own.pid] += SECOND
+        if second == 2:
+            own.add(8, 2 * SECOND, 0)
+        account.host.look()
+        sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=0.0, method="modelled")
+        account.window(sample, GRID)
+    (window,) = account.work_report("toy").metered
+    assert (window.joules, window.shared) == (pytest.approx(8.0), False)
+
+
+def test_a_gpu_that_rests_below_its_idle_power_takes_nothing_from_the_next_batches() -> None:
+    gpu = Gpu(small=1.0)
+    for second in range(1, 11):
+        worked = second == 10
+        if worked:
+            gpu.meters["small"].add(10, SECOND // 10, 0)
+        gpu.total_j += 20.0 + (5.0 if worked else -1.0)
+        sample = EnergySample(device="gpu0", at_ns=second * SECOND, total_j=gpu.total_j, idle_w=20.0, method="measured")
+        gpu.account.window(sample, GRID)
+    assert reported(gpu) == [pytest.approx(4.0)]  # of 5 J, and 1 J less in the window into which the batch reaches
+
+
+def test_windows_of_a_family_follow_each_other_while_it_has_the_meter_to_itself() -> None:
+    gpu = Gpu(small=1.0)
+    other = WorkerMeter(
+        family="other", variant="small", device="gpu0", placement="gpu0:1g@1", slices=1,
+        profiled=ProfiledEnergy((0.5, 0.5)),
+    )  # fmt: skip
+    gpu.account.attach(other)
+    for works in ("toy", "toy", "both", "toy", "toy", "other", "toy"):
+        if works != "toy":
+            other.add(1, 10 * MS, 0)
+        gpu.serve(small=0 if works == "other" else 10)
+    found = [window.follows for window in gpu.account.work_report("toy").metered]
+    assert found == [False, True, False, True, False]
+    assert len(gpu.account.work_report("other").metered) == 1
+
+
+def test_no_window_follows_one_of_a_meter_that_began_anew() -> None:
+    gpu = Gpu(small=1.0)
+    gpu.serve(2, small=10)
+    gpu.total_j = 0.0
+    gpu.serve(2, small=10)  # of which the first shows no joules
+    assert [window.follows for window in gpu.account.work_report("toy").metered] == [False, True, False]
 
 
 def test_a_meter_that_several_families_share_teaches_nothing() -> None:
