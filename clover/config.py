@@ -280,7 +280,16 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
             lt=1,
         ),
     ] = 0.0
-    waits: Annotated[bool, _help("let rows wait for fuller batches if that saves energy within the SLO")] = True
+    waits: (
+        Annotated[
+            bool,
+            _help(
+                "let rows wait for fuller batches if that saves energy within the SLO; by default, but no longer than "
+                "10 ms if no slo_ms is given"
+            ),
+        ]
+        | None
+    ) = None
     design_rate: Annotated[
         float, _help("plan for at least this arrival rate, rows per second; 0 plans for the observed rate", ge=0)
     ] = 0.0

@@ -55,6 +55,9 @@ from clover.types import (
 Mode = Literal["off", "observe", "active"]
 
 FLOOR_BELOW_BEST = 1.0
+UNASKED_WAIT_MS = 10.0
+"""How long rows may wait at most if no SLO is given: a default one is long if the machine was busy when it was
+measured, and no client asked for answers that late."""
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
@@ -256,7 +259,13 @@ class Family:
 
     def may_wait(self, controller: ControllerConfig) -> bool:
         """Return whether plans may let rows wait for fuller batches: as configured, unless that is held (`waiting`)."""
-        return controller.waits and not self.waiting.held
+        return controller.waits is not False and not self.waiting.held
+
+    def longest_wait_ms(self, controller: ControllerConfig, targets: Targets) -> float | None:
+        """Return how long rows may wait where they may: as long as the SLO allows (None) if that is given or waits are
+        asked for, else `UNASKED_WAIT_MS`."""
+        given = self.config.slo_ms is not None or targets.slo_ms != default_slo_ms(self.profile)
+        return None if given or controller.waits else UNASKED_WAIT_MS
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
@@ -276,6 +285,7 @@ class Family:
             profile_error=(1.0 + config.profile_error) * slower - 1.0,
             cascade=self.cascades(config),
             waits=self.may_wait(config),
+            longest_wait_ms=self.longest_wait_ms(config, targets),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )

@@ -224,7 +224,7 @@ class Case:
             allow_capacity_loss=rules.capacity_loss,
             cascade=self.cascades,
             reference_g_per_kwh=rules.reference_g_per_kwh,
-            waits=rules.waits is not False,
+            waits=rules.waits,
         )
 
 

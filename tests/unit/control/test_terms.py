@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import msgspec
 import pytest
 
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.family import UNASKED_WAIT_MS
 from clover.types import CascadeProfile
 from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import profile, reading
 
-DEFAULTS: dict[str, Any] = {"policy": "budget", "reference_g_per_kwh": None, "waits": True}
+DEFAULTS: dict[str, Any] = {"policy": "budget", "reference_g_per_kwh": None, "waits": None}
 CASCADED = msgspec.structs.replace(
     profile(), cascade=CascadeProfile(points=POINTS, quantiles={}, calibration_rows=5000, held_out_rows=5000)
 )
@@ -23,7 +25,7 @@ CASCADED = msgspec.structs.replace(
 def test_the_default_is_a_budget_of_half_a_point_over_a_day() -> None:
     config, family = ControllerConfig(), FamilyConfig(family="toy")
     assert (config.policy, family.accuracy_budget, family.budget_horizon_s) == ("budget", 0.5, 86_400.0)
-    assert (config.cascade, config.waits, config.reference_g_per_kwh) == (None, True, None)
+    assert (config.cascade, config.waits, config.reference_g_per_kwh) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +41,21 @@ def test_chains_are_planned_where_a_confidence_is_known_or_as_is_said(
 
 
 def test_rows_may_wait_unless_that_is_turned_off_or_was_in_vain() -> None:
-    rig = Rig(waits=True)
+    rig = Rig(waits=None)
     family, config = rig.family, rig.controller.context.config
     assert family.objective(family.targets, config).waits
     assert not family.may_wait(msgspec.structs.replace(config, waits=False))
     family.waiting.held = True
     assert not family.objective(family.targets, config).waits
+
+
+def test_rows_wait_briefly_unless_an_slo_is_given_or_waits_are_asked_for() -> None:
+    unasked, asked = Rig(waits=None, family={"slo_ms": None}), Rig(waits=True, family={"slo_ms": None})
+    for rig, longest_ms in ((unasked, UNASKED_WAIT_MS), (asked, None), (Rig(waits=None), None)):
+        objective = rig.family.objective(rig.family.targets, rig.controller.context.config)
+        assert (objective.waits, objective.longest_wait_ms) == (True, longest_ms)
+    targets = dataclasses.replace(unasked.family.targets, slo_ms=50.0)  # by `ctl`
+    assert unasked.family.longest_wait_ms(unasked.controller.context.config, targets) is None
 
 
 def test_the_reference_is_the_grids_own_or_the_configured_one() -> None:
