@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from collections.abc import Iterator
@@ -42,6 +43,17 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{target} leads nowhere"
         if anchor:
             assert anchor in anchors(file.read_text(encoding="utf-8")), f"{target}: no such heading"
+
+
+def test_pages_that_are_linked_are_in_the_site() -> None:
+    hook = (ROOT / "packaging" / "pages.py").read_text(encoding="utf-8")
+    found = re.search(r"^PAGES = (\(.+?\))$", hook, re.MULTILINE)
+    assert found is not None
+    shown = {path for pattern in ast.literal_eval(found[1]) for path in ROOT.glob(pattern)}
+    for page in shown:
+        for target in links(page.read_text(encoding="utf-8")):
+            file = (page.parent / target.partition("#")[0]).resolve()
+            assert file.suffix != ".md" or file in shown, f"{page.relative_to(ROOT)}: {target} is not in the site"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
