@@ -284,8 +284,7 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         Annotated[
             bool,
             _help(
-                "let rows wait for fuller batches if that saves energy within the SLO; by default, but no longer than "
-                "10 ms if no slo_ms is given"
+                "let rows wait for fuller batches if that saves energy within the SLO; by default if slo_ms is given"
             ),
         ]
         | None

@@ -641,10 +641,9 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
 
     form "paper": maximise L x dCarbon - (1 - L) x dAccuracy; form "floor": minimise carbon.  Both subject to
     p95 <= `slo_ms` and request-weighted accuracy >= `accuracy_floor` (percent), which plans keep `accuracy_margin`
-    points above, as far as the best variant allows.  With `waits` plans may let rows wait for fuller batches, for
-    `longest_wait_ms` at most (null: as long as the SLO allows).  Plans keep the SLO also where services take up to
-    `profile_error` (a part) longer than profiled.  `lam` (L) null: derived so that the best variant and the cheapest
-    mix at the floor break even at `reference_g_per_kwh`.
+    points above, as far as the best variant allows.  With `waits` plans may let rows wait for fuller batches.  Plans
+    keep the SLO also where services take up to `profile_error` (a part) longer than profiled.  `lam` (L) null: derived
+    so that the best variant and the cheapest mix at the floor break even at `reference_g_per_kwh`.
 
     `accuracy_budget`: points below the best variant that rows may lose on average, for the policies that hold to one
     (`budget` over `budget_horizon_s` of grid time, `static:mix` at any time); null: they hold to the floor.
@@ -667,7 +666,6 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     max_utilisation: float = 0.85
     profile_error: float = 0.0
     waits: bool = False
-    longest_wait_ms: float | None = None
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
     spared_w: float | None = None

@@ -55,9 +55,6 @@ from clover.types import (
 Mode = Literal["off", "observe", "active"]
 
 FLOOR_BELOW_BEST = 1.0
-UNASKED_WAIT_MS = 10.0
-"""How long rows may wait at most if no SLO is given: a default one is long if the machine was busy when it was
-measured, and no client asked for answers that late."""
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
@@ -257,15 +254,11 @@ class Family:
         """Return whether plans may have chains: as configured, else if the profile knows a confidence."""
         return self.profile.cascade is not None if controller.cascade is None else controller.cascade
 
-    def may_wait(self, controller: ControllerConfig) -> bool:
-        """Return whether plans may let rows wait for fuller batches: as configured, unless that is held (`waiting`)."""
-        return controller.waits is not False and not self.waiting.held
-
-    def longest_wait_ms(self, controller: ControllerConfig, targets: Targets) -> float | None:
-        """Return how long rows may wait where they may: as long as the SLO allows (None) if that is given or waits are
-        asked for, else `UNASKED_WAIT_MS`."""
+    def may_wait(self, controller: ControllerConfig, targets: Targets) -> bool:
+        """Return whether plans may let rows wait for fuller batches: as configured, else if an SLO was given; not while
+        that is held (`waiting`)."""
         given = self.config.slo_ms is not None or targets.slo_ms != default_slo_ms(self.profile)
-        return None if given or controller.waits else UNASKED_WAIT_MS
+        return (given if controller.waits is None else controller.waits) and not self.waiting.held
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
@@ -284,8 +277,7 @@ class Family:
             max_utilisation=config.max_utilisation / math.sqrt(slower),
             profile_error=(1.0 + config.profile_error) * slower - 1.0,
             cascade=self.cascades(config),
-            waits=self.may_wait(config),
-            longest_wait_ms=self.longest_wait_ms(config, targets),
+            waits=self.may_wait(config, targets),
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,
         )

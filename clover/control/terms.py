@@ -24,10 +24,8 @@ def terms(context: Context, family: Family, saved: dict[str, Any] | None) -> str
     elif family.cascades(config):
         cost += ", asking cheap variants first"
         flags.append("--no-cascade")
-    if family.may_wait(config):
-        longest_ms = family.longest_wait_ms(config, family.targets)
-        most = "within the SLO" if longest_ms is None else f"for {longest_ms:g} ms at most"
-        cost += f", rows waiting for fuller batches {most}"
+    if family.may_wait(config, family.targets):
+        cost += ", rows waiting for fuller batches within the SLO"
         flags.append("--no-waits")
     base = (saved or {}).get("base")
     ends = f" ({_joined(flags)} end{'s' if len(flags) == 1 else ''} that)" if flags else ""

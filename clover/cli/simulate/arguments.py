@@ -180,7 +180,7 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         "--waits",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="let rows wait for fuller batches [yes, 10 ms at most without --slo-ms; scenarios: no]",
+        help="let rows wait for fuller batches [if --slo-ms is given; scenarios: no]",
     )
     add("--pue", type=float, default=1.5, help="power usage effectiveness [1.5]")
     add("--exact-rate", action="store_true", help="let the controller see the true rate, not one sampled in a window")

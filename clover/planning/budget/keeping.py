@@ -37,9 +37,7 @@ def keeping(given: PlanningInput) -> Candidate | None:
     if not state.running or state.routing is None:
         return None
     routing = state.routing
-    longest_ms = state.objective.longest_wait_ms
-    too_long = longest_ms is not None and max(routing.wait_ms.values(), default=0.0) > longest_ms
-    if routing.wait_ms and (too_long or not state.objective.waits):  # no row may wait so, as it would if that was kept
+    if routing.wait_ms and not state.objective.waits:  # no row may wait now, so that is not what keeping would do
         routing = msgspec.structs.replace(routing, wait_ms={})
     objective = momentary(state, given.objective)
     configuration = configuration_of(state.running)

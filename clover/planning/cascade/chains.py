@@ -155,8 +155,7 @@ def evaluate(
         if problem.objective.waits and not why:
             least_j = HYSTERESIS * objective.base_energy_j
             company = least_company(configuration)
-            longest_ms = problem.objective.longest_wait_ms
-            found = worth(stages, problem.rate, reach, objective.slo_ms, least_j, company, longest_ms=longest_ms)
+            found = worth(stages, problem.rate, reach, objective.slo_ms, least_j, company)
             if isinstance(workers, SharedPool):
                 found = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in found]
             ways = [way for way in found if way[0] <= ways[0][0] - least_j] + ways

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from clover.planning.model.queueing import Lane
 from clover.planning.model.sharing import SharedPool
-from clover.planning.packing.waits import MORE, SLOW, TICK_MS, longest_that
+from clover.planning.packing.waits import MORE, SLOW, TICK_MS, longest_ms
 
 _PARTS = (0.25, 0.5, 1.0)
 _STEP_MS = 0.5  # so that a rate that moves a little asks for the same wait, whose play is remembered
@@ -44,21 +44,12 @@ def energy_j(lanes: Sequence[Lane] | SharedPool, rate: float, reach: Sequence[fl
 
 
 def worth(
-    lanes: Sequence[Lane],
-    rate: float,
-    reach: Sequence[float],
-    slo_ms: float,
-    least_j: float,
-    company: float = 0.0,
-    *,
-    longest_ms: float | None = None,
+    lanes: Sequence[Lane], rate: float, reach: Sequence[float], slo_ms: float, least_j: float, company: float = 0.0
 ) -> list[tuple[float, float]]:
-    """Return waits (ms; `longest_ms` at most) that leave room for the batches that follow, bring `company` rows to the
-    one that came first, and save at least `least_j` a row over any shorter one of these, behind the joules of a row,
-    the most frugal first.  Every stage must be stable."""
+    """Return waits (ms) that leave room for the batches that follow, bring `company` rows to the one that came first,
+    and save at least `least_j` a row over any shorter one of these, behind the joules of a row, the most frugal first.
+    Every stage must be stable."""
     room_ms = _room_ms(lanes, rate, reach, _ROOM * (slo_ms - lanes[0].front_ms))
-    if longest_ms is not None:
-        room_ms = min(room_ms, longest_ms)
     found: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:
@@ -77,7 +68,7 @@ def _room_ms(lanes: Sequence[Lane], rate: float, reach: Sequence[float], limit_m
     def fits(wait_ms: float) -> bool:
         return wait_ms + TICK_MS + _slowest_ms(lanes[0], MORE * rate * reach[0], wait_ms) + later_ms <= limit_ms
 
-    return longest_that(fits, limit_ms)
+    return longest_ms(fits, limit_ms)
 
 
 def _slowest_ms(lane: Lane, rate: float, wait_ms: float = 0.0) -> float:

@@ -121,9 +121,7 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
     late = before.p95_ms > objective.slo_ms
     limit_ms = (1.0 - MARGIN) * objective.slo_ms
     company = least_company(candidate.configuration)
-    longest = problem.objective.longest_wait_ms
-    limits = limit_ms, math.inf if longest is None else longest
-    options = [_options(own, objective, limits, company, caps=late) for own in dealt]
+    options = [_options(own, objective, limit_ms, company, caps=late) for own in dealt]
     if all(len(own) == 1 for own in options):
         return candidate
     for allowed in _LATE:
@@ -203,13 +201,9 @@ def _dealt(problem: Problem, configuration: Configuration, routing: Routing) -> 
     ]
 
 
-def _options(
-    own: _Dealt, objective: Objective, limits: tuple[float, float], company: float, *, caps: bool
-) -> list[_Option]:
-    """Return the ways to form batches that may pay, the plain one first; `limits`: milliseconds that a row, and its
-    wait, may take; `caps`: caps without a wait as well."""
+def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float, *, caps: bool) -> list[_Option]:
+    """Return the ways to form batches that may pay, the plain one first; `caps`: caps without a wait as well."""
     lane, rate = own.lane, own.rate
-    limit_ms, longest_ms = limits
     plain_j = lane.energy_j(rate, own.share)
     found = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
     sizes = sorted({batch for service, _ in lane.groups for batch in service.batches})
@@ -217,10 +211,10 @@ def _options(
     asked = [(0.0, size) for size in able] if caps else []
     if lane.least_energy_j() <= (1.0 - LEAST_GAIN) * plain_j:
         ends_ms = ROOM * (objective.slo_ms - lane.front_ms)
-        room_ms = min(_room_ms(lane, rate, sizes[-1], ends_ms), longest_ms)
+        room_ms = _room_ms(lane, rate, sizes[-1], ends_ms)
         waits = [(part * room_ms, 0) for part in _PARTS]
         shorter = [size for size in able if 1 < size < _gathered(rate, room_ms)]
-        waits += [(min(_room_ms(lane, rate, size, ends_ms), longest_ms), size) for size in shorter[-1:]]
+        waits += [(_room_ms(lane, rate, size, ends_ms), size) for size in shorter[-1:]]
         asked += [
             (math.floor(wait_ms * 10.0) / 10.0, largest)
             for wait_ms, largest in waits
@@ -270,10 +264,10 @@ def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
         slowest_ms = max(1e3 * service.seconds(rows) * (1.0 + SLOW * service.cv) for service, _ in lane.groups)
         return wait_ms + TICK_MS + slowest_ms <= limit_ms
 
-    return longest_that(fits, limit_ms)
+    return longest_ms(fits, limit_ms)
 
 
-def longest_that(fits: Callable[[float], bool], limit_ms: float) -> float:
+def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
     """Return the longest wait up to `limit_ms` that `fits`, as every shorter one does; 0 if none does."""
     low, high = 0.0, limit_ms
     if not fits(low):

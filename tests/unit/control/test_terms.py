@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.family import UNASKED_WAIT_MS
 from clover.types import CascadeProfile
 from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
@@ -40,22 +39,19 @@ def test_chains_are_planned_where_a_confidence_is_known_or_as_is_said(
         assert family.objective(family.targets, rig.controller.context.config).cascade is expected
 
 
-def test_rows_may_wait_unless_that_is_turned_off_or_was_in_vain() -> None:
-    rig = Rig(waits=None)
-    family, config = rig.family, rig.controller.context.config
-    assert family.objective(family.targets, config).waits
-    assert not family.may_wait(msgspec.structs.replace(config, waits=False))
-    family.waiting.held = True
-    assert not family.objective(family.targets, config).waits
-
-
-def test_rows_wait_briefly_unless_an_slo_is_given_or_waits_are_asked_for() -> None:
-    unasked, asked = Rig(waits=None, family={"slo_ms": None}), Rig(waits=True, family={"slo_ms": None})
-    for rig, longest_ms in ((unasked, UNASKED_WAIT_MS), (asked, None), (Rig(waits=None), None)):
-        objective = rig.family.objective(rig.family.targets, rig.controller.context.config)
-        assert (objective.waits, objective.longest_wait_ms) == (True, longest_ms)
-    targets = dataclasses.replace(unasked.family.targets, slo_ms=50.0)  # by `ctl`
-    assert unasked.family.longest_wait_ms(unasked.controller.context.config, targets) is None
+def test_rows_may_wait_if_an_slo_was_given_or_that_is_asked_for() -> None:
+    given, own = Rig(waits=None), Rig(waits=None, family={"slo_ms": None})
+    config = own.controller.context.config
+    assert given.family.objective(given.family.targets, config).waits
+    assert not own.family.objective(own.family.targets, config).waits, "nobody asked for answers that come later"
+    targets = dataclasses.replace(own.family.targets, slo_ms=50.0)  # by `ctl`
+    assert own.family.may_wait(config, targets)
+    for waits in (True, False):
+        for rig in (given, own):
+            assert rig.family.may_wait(msgspec.structs.replace(config, waits=waits), rig.family.targets) is waits
+    given.family.waiting.held = True
+    for waits in (True, None):
+        assert not given.family.may_wait(msgspec.structs.replace(config, waits=waits), targets), "they missed the SLO"
 
 
 def test_the_reference_is_the_grids_own_or_the_configured_one() -> None:
