@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
+from clover.control.counted import counted_accuracy
 
 ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
@@ -67,7 +68,7 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
         yield f"misses its SLO: {held['alarm']}"
     elif late and slo is not None:
         yield f"misses its SLO: {'no answer within' if p95 is None else f'p95 {p95:.3g} ms of'} {slo:.3g} ms"
-    served, floor = served_accuracy(model, totals), targets.get("accuracy_floor")
+    served, floor = judged_accuracy(model, totals), targets.get("accuracy_floor")
     if served is not None and floor is not None and served < floor - ROUNDED and not few_rows(totals):
         yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
     # What is planned with more room than the profile asks for may keep the SLO although the plan says it would not.
@@ -127,7 +128,7 @@ def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str
     targets, p95 = model["targets"], (model.get("observed") or {}).get("p95_ms")
     if p95 is not None and "slo_ms" in targets and p95 > targets["slo_ms"]:
         yield f"SLO (p95 {p95:.3g} ms of {targets['slo_ms']:.3g} ms)"
-    served, floor = served_accuracy(model, totals), targets.get("accuracy_floor")
+    served, floor = judged_accuracy(model, totals), targets.get("accuracy_floor")
     if served is not None and floor is not None and served < floor - ROUNDED:
         yield f"accuracy floor ({served:.2f} % of {floor:.2f} %)"
 
@@ -142,3 +143,10 @@ def served_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> floa
     """Return the accuracy (percent) expected of what was served; None before anything was."""
     found: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
     return found
+
+
+def judged_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
+    """Return the accuracy (percent) that the floor is held against (`clover.control.counted`); None before anything was
+    served."""
+    found = counted_accuracy(model.get("observed") or {})
+    return served_accuracy(model, totals) if found is None else found

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import DEFAULT, WITHIN
-from clover.control.troubles import served_accuracy, troubles, verdict
+from clover.control.counted import why_apart
+from clover.control.troubles import judged_accuracy, served_accuracy, troubles, verdict
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
 
@@ -212,6 +213,8 @@ def _model(model: State, totals: State, latency_ms: Sequence[float | None] | Non
             "since_s": budget.get("since_s"),
         },
         "accuracy": tidy(served_accuracy(model, totals)),
+        "accuracy_judged": tidy(judged_accuracy(model, totals)),
+        "accuracy_apart": why_apart(observed),
         "accuracy_by_labels": tidy(labels.get("accuracy")),
         "labelled_rows": labels.get("rows", 0),
         "latency_ms": [tidy(value) for value in latency_ms or (None, None, None)],

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from clover.carbon.labels import named
 from clover.cli.ctl import rollouts
-from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles, verdict
+from clover.control.counted import why_apart
+from clover.control.troubles import ROUNDED, few_rows, judged_accuracy, served_accuracy, starting, troubles, verdict
 from clover.quantities import grams, joules, slice_words
 
 _HEAD = 11
@@ -122,8 +123,13 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
             yield "accuracy", f"floor {floor:.2f} %; nothing was answered yet"
         else:
             missed = "perhaps missed, by few answers" if few_rows(totals) else "MISSED"
-            held = "held" if served >= floor - ROUNDED else missed
-            yield "accuracy", f"{served:.2f} % expected of what served (by profile), floor {floor:.2f} %: {held}"
+            judged, apart = judged_accuracy(model, totals) or served, why_apart(observed)
+            held = "held" if judged >= floor - ROUNDED else missed
+            counts = f"; {judged:.2f} % {apart}" if apart else ""
+            yield "accuracy", f"{served:.2f} % expected of what served (by profile){counts}, floor {floor:.2f} %: {held}"
+        pattern = (model.get("guard") or {}).get("pattern") or {}
+        if pattern.get("kind") == "probe":
+            yield "inputs", pattern["text"]
     if "carbon_g" in totals:
         emitted, used = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{grams(emitted)} of CO2e and {joules(used)} so far, idle power of its workers included"

@@ -925,6 +925,25 @@ def test_a_few_hard_rows_make_no_server_unhealthy(server: Any, capsys: pytest.Ca
         assert f"floor 92.26 %: {word}" in words
 
 
+def test_the_same_hard_row_again_and_again_makes_no_server_unhealthy(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "99% of the latest rows are the same input again and again: looks like a probe"
+    seen = {"rows": 400.0, "accuracy_served": 77.58, "repeated_rows": 399.0, "repeated_surplus": 400 * (77.58 - 92.88)}
+    state = answered(observed=seen, guard={"pattern": {"kind": "probe", "text": text}})
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("healthy ")
+    apart = "92.88 % with inputs that came before as any other"
+    assert f"77.58 % expected of what served (by profile); {apart}, floor 92.26 %: held" in words
+    assert f"inputs {text}" in words
+    state["models"]["fashion"]["observed"]["repeated_surplus"] = 0.0
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    assert capsys.readouterr().out.startswith("UNHEALTHY    fashion is below its accuracy floor: 77.58 % of 92.26 %")
+
+
 def test_a_token_file_that_cannot_be_read_is_named(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
