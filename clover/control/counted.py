@@ -1,6 +1,6 @@
 """The rows, and the accuracy expected of them, that an accuracy floor and a budget are held against.
 
-What is expected of an answer depends on how sure the variant was, so that whoever chooses the inputs chooses the figure:
+What is expected of an answer depends on how sure the variant was, so that who chooses the inputs chooses the figure:
 
 - rows of clients over their limit of escalations (`clover.runtime.guard.escalation_limit`) are left out;
 - a row of a cascade whose input came before (a probe, a health check, a benchmark) counts with the accuracy that the
@@ -12,7 +12,6 @@ What is reported as served has all rows, as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
 
 SHOWN = 0.005
 """Percent points that show in what is printed."""

@@ -126,7 +126,10 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
             judged, apart = judged_accuracy(model, totals) or served, why_apart(observed)
             held = "held" if judged >= floor - ROUNDED else missed
             counts = f"; {judged:.2f} % {apart}" if apart else ""
-            yield "accuracy", f"{served:.2f} % expected of what served (by profile){counts}, floor {floor:.2f} %: {held}"
+            known = f"{served:.2f} % expected of what served (by profile){counts}"
+            yield "accuracy", f"{known}, floor {floor:.2f} %: {held}"
+        if fewer := targets.get("accuracy_cut_short"):
+            yield "", f"the profile counted it on a part of the evaluation set, as time ran out: {fewer}"
         pattern = (model.get("guard") or {}).get("pattern") or {}
         if pattern.get("kind") == "probe":
             yield "inputs", pattern["text"]

@@ -3,7 +3,7 @@
 drift    the inputs of all clients, or of the one that sends nearly all rows: the guard's alarm level is raised
 client   the inputs of one client, or of a few: their escalations are limited, and they raise no alarm
 repeats  the same, and at least half of their rows are inputs that came before: a probe, or a loop
-probe    nothing of that, but most rows of all clients are inputs that came before: a probe, a health check or a benchmark
+probe    nothing of that, but most rows of all clients are inputs that came before: a probe, a health check, a benchmark
 
 A client's address stands in the log and not in the state, which other clients may read.
 """

@@ -944,6 +944,15 @@ def test_the_same_hard_row_again_and_again_makes_no_server_unhealthy(
     assert capsys.readouterr().out.startswith("UNHEALTHY    fashion is below its accuracy floor: 77.58 % of 92.26 %")
 
 
+def test_an_accuracy_of_a_part_of_the_rows_is_said_to_be(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    state = answered()
+    state["models"]["fashion"]["targets"]["accuracy_cut_short"] = "large by 900 of 5,000 rows"
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "counted it on a part of the evaluation set, as time ran out: large by 900 of 5,000 rows" in words
+
+
 def test_a_token_file_that_cannot_be_read_is_named(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -244,7 +244,7 @@ def test_report_profiles_and_metrics() -> None:
         scene.rig.fleet.figures |= {"repeated_rows": 30.0, "repeated_surplus": -60.0}
         await scene.rig.look()
         model = (await scene.say(action="status"))["models"]["toy"]
-        assert model["accuracy_rows"] == pytest.approx(3760.0), "the budget of a cluster leaves a probe out as one's own"
+        assert model["accuracy_rows"] == pytest.approx(3760.0), "a probe spends a cluster's budget as any row"
         found = await scene.say(action="profiles")
         assert found["models"]["toy"]["profile"]["family"] == "toy"
         assert found["devices"][0]["device"] == "cpu0"
