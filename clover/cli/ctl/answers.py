@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clover.cli.ctl import brief, rollouts, tenants
-from clover.terminal import Column, filled, needed, sheet
+from clover.terminal import Column, filled, needed, sheet, wrapped
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
 _LEAST = 1e-9
@@ -392,8 +391,7 @@ def _say(console: Console, text: str) -> None:
         head = _HEAD.match(line)
         begins = head.end() if head is not None else 0
         indent = " " * (begins if begins <= _MOST_HEAD else len(line) - len(line.lstrip()))
-        wrapped = textwrap.fill(line, console.width, subsequent_indent=indent, break_on_hyphens=False)
-        console.print(Text(wrapped), soft_wrap=True)
+        console.print(Text(wrapped(line, console.width, indent)), soft_wrap=True)
 
 
 def _nested(value: Any) -> bool:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from clover.cli.ctl import rollouts
 from clover.control.counted import why_apart
 from clover.control.troubles import ROUNDED, few_rows, judged_accuracy, served_accuracy, starting, troubles, verdict
 from clover.quantities import grams, joules, slice_words
+from clover.terminal import wrapped
 
 _HEAD = 11
 """Columns of the word that a line begins with."""
@@ -194,4 +194,4 @@ def _age(seconds: float) -> str:
 def _line(head: str, text: str, console: Console, style: str = "") -> None:
     indent = " " * (_HEAD + 2)
     words = f"{head:<{_HEAD}}  {text}".rstrip()
-    console.print(Text(textwrap.fill(words, console.width, subsequent_indent=indent), style=style), soft_wrap=True)
+    console.print(Text(wrapped(words, console.width, indent), style=style), soft_wrap=True)
