@@ -40,7 +40,7 @@ def why_apart(observed: Mapping[str, float]) -> str:
     if judged is None or abs(judged - observed["accuracy_served"]) < SHOWN:
         return ""
     if observed.get("repeated_rows"):
-        found.append("with inputs that came before as any other")
+        found.append("if a repeated input counts as any other")
     if observed.get("left_out_rows"):
         found.append("without clients over their limit")
     return ", ".join(found)

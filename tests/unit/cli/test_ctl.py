@@ -258,6 +258,9 @@ def test_what_needs_no_note(server: Any, argv: list[str], capsys: pytest.Capture
         (["set", "acuracy_floor=5"], "did you mean accuracy_floor?"),
         (["base", "small"], "usage: python -m clover ctl base"),
         (["decisions", "--lines", "3"], "usage: python -m clover ctl decisions"),
+        (["--port", "9000", "state"], "unrecognised arguments: --port"),
+        (["pin", "small", "--for"], "unrecognised arguments: --for (did you mean --force?)"),
+        (["guard"], "the following arguments are required: reset"),
     ],
 )
 def test_mistakes_are_answered_with_what_to_do(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -935,7 +938,7 @@ def test_the_same_hard_row_again_and_again_makes_no_server_unhealthy(
     assert ctl(server, "state") == 0
     words = " ".join(capsys.readouterr().out.split())
     assert words.startswith("healthy ")
-    apart = "92.88 % with inputs that came before as any other"
+    apart = "92.88 % if a repeated input counts as any other"
     assert f"77.58 % expected of what served (by profile); {apart}, floor 92.26 %: held" in words
     assert f"inputs {text}" in words
     state["models"]["fashion"]["observed"]["repeated_surplus"] = 0.0

@@ -160,7 +160,7 @@ def test_one_input_again_and_again_is_a_probe_that_spends_nothing_and_misses_no_
     seen, pattern = house.router.observe(), house.pattern
     assert seen["accuracy_served"] == pytest.approx(88.0), "what is reported is what was served"
     assert counted_accuracy(seen) == pytest.approx(usual + (88.0 - usual) / 400), "the input says its own once"
-    assert why_apart(seen) == "with inputs that came before as any other"
+    assert why_apart(seen) == "if a repeated input counts as any other"
     assert pattern["kind"] == "probe"
     assert pattern["text"].startswith("100% of the latest rows are the same input again and again: looks like a probe")
     assert [record.getMessage() for record in caplog.records] == [f"{house.router.name}: {pattern['text']}"]
