@@ -14,6 +14,7 @@ from clover.control.slo_windows import HORIZON_S
 from clover.hints import duration, program
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.quantities import rate
 
 _AS_PLANNED = 1.1
 """Times the rate that was planned for: what arrives, with its noise, is no more than that, and a row a second."""
@@ -154,9 +155,9 @@ def _alarm_words(context: Context, family: Family, now_s: float) -> str:
     if not why and last is not None and last.action in ("refused", "failed", "rolled back"):
         why = f"the last plan was {last.action}: {last.detail}"
     why = why or "plans with more room did not meet it either"
-    rate = family.observed.get("arrival_rate", 0.0)
+    arriving = family.observed.get("arrival_rate", 0.0)
     return (
-        f"this SLO cannot be met here: p95 <= {slo_ms:.3g} ms at {rate:.4g} rows/s; {best}; {why}. "
+        f"this SLO cannot be met here: p95 <= {slo_ms:.3g} ms at {rate(arriving)} rows/s; {best}; {why}. "
         f"What would help: {'; '.join(_remedies(context, family, since_s))}"
     )
 

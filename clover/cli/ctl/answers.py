@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clover.cli.ctl import brief, rollouts, tenants
+from clover.control.troubles import pin_words
 from clover.terminal import Column, filled, needed, sheet, wrapped
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
@@ -106,7 +107,7 @@ def _device(device: dict[str, Any], console: Console) -> None:
 
 
 def _model(name: str, model: dict[str, Any], console: Console) -> None:
-    pin = f", pinned to {_plain(model['pin'])}" if model.get("pin") else ""
+    pin = f", pinned to {pin_words(model['pin'])}" if model.get("pin") else ""
     pin += " (forced)" if model.get("pin_forced") else ""
     frozen = ", frozen" if model.get("frozen") else ""
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
