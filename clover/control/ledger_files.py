@@ -60,7 +60,7 @@ class LedgerFiles:
         self._task: asyncio.Task[None] | None = None
 
     def load(self, family: Family, grid_s: float, *, spends: bool = True) -> None:
-        """Take up the ledger of `family` as it was left, if there is one that still holds at `grid_s`; `spends`: whether
+        """Take up the ledger of `family` as it was left, if there is one that holds at `grid_s`; `spends`: whether
         the policy in force has a budget that goes on with it."""
         path = self.path(family)
         if path is None:
