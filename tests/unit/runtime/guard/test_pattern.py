@@ -50,7 +50,8 @@ def test_rows_that_mostly_repeat_inputs_look_like_a_probe_whoever_sends_them(
     clients = ClientGroups()
     for number in range(1000):
         clients.sent(f"10.0.0.{number % addresses}", 1 + number % 10)
-        clients.latest.came(number < inputs)
+        clients.latest.inputs += number < inputs
+        clients.latest.repeats += number >= inputs
     found = pattern_of(clients, EscalationLimit(clients, 2.0), "", [])
     assert (found.kind, found.senders) == (kind, ())
     assert found.text.startswith(words)
