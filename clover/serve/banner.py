@@ -168,7 +168,7 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
         elif profile is not None:
             try:
                 score = profiles.accuracy(profile, variant.name)
-                known = [score.method] if score.method != "measured" else []
+                known: list[str] = [score.method] if score.method != "measured" else []
                 if fewer := profiles.cut_short(score):
                     known.append(f"by {fewer}")
                 figure = f" {score.value:.1f} %" + (f" ({', '.join(known)})" if known else "")
