@@ -223,3 +223,14 @@ def default_slo_source(profile: FamilyProfile) -> str:
     if SLO_OVER_BASE * base_p95_ms(profile) < LEAST_SLO_MS:
         return f"the least default of {LEAST_SLO_MS:g} ms: {made}, is less"
     return made
+
+
+def cut_short(score: AccuracyMeasurement) -> str:
+    """Return how many rows an accuracy was counted on if they are not all that there are, in words; else ""."""
+    return f"{score.samples:,} of {score.of:,} rows" if 0 < score.samples < score.of else ""
+
+
+def cut_short_by_variant(profile: FamilyProfile) -> str:
+    """Return the same of all variants as they are served: "large by 900 of 5,000 rows"; "" if none was cut short."""
+    served = [score for score in profile.accuracy if profile.backend.get(score.variant) == score.backend]
+    return ", ".join(f"{score.variant} by {rows}" for score in served if (rows := cut_short(score)))

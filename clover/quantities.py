@@ -24,6 +24,11 @@ def joules(value: float) -> str:
     return f"{value:.4g} J" if value < 1e5 else f"{value / _JOULES_PER_KWH:.3g} kWh"
 
 
+def rate(per_s: float) -> str:
+    """Return a rate (of rows, a second) to four digits, and none behind the point of a large one: "26,910"."""
+    return f"{per_s:.4g}" if per_s < 999.95 else f"{per_s:,.0f}"
+
+
 def percent(part: float) -> str:
     """Return a part in percent, to three digits: 0.6 is "60 %", 0.00551 is "0.551 %"."""
     return f"{100.0 * part:.3g} %"

@@ -123,7 +123,8 @@ class Controller:
         self.context.families[family.name] = family
         self.learner.add(family)
         self.reserve(family.name, config.share)
-        self.ledger_files.load(family, self.context.grid.now())
+        spends = self.context.policy_of(family) in SPENDING
+        self.ledger_files.load(family, self.context.grid.now(), spends=spends)
         return family
 
     def reserve(self, name: str, share: float) -> None:

@@ -49,8 +49,8 @@ class Learner:
             try:
                 saved = msgspec.json.decode(path.read_bytes(), type=SavedCorrection)
                 family.learned.restore(saved, self._context.monotonic(), self._wall())
-                words = family.learned.words() or "as measured"
-                log.info("%s: profile corrected as learned before: %s", family.name, words)
+                if words := family.learned.words():
+                    log.info("%s: profile corrected as learned before: %s", family.name, words)
             except FileNotFoundError:
                 pass
             except (OSError, *MALFORMED) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from clover.control.counted import counted
 from clover.planning.budget.forecast import HOUR_S, History, SavedHistory
 from clover.planning.budget.forecast_errors import ForecastErrors, SavedErrors
 from clover.types import Record
@@ -64,12 +65,7 @@ class Ledger:
 
     def _counted(self, observed: dict[str, float]) -> tuple[float, float]:
         """Return rows, and the sum of their accuracies, that the family's router counted since it started."""
-        accuracy = observed.get("accuracy_served")
-        if accuracy is None:  # unknown is not wrong
-            return self._before
-        rows = observed.get("rows", 0.0)
-        # Clients over their limit of escalations do not spend what others have.
-        return rows - observed.get("left_out_rows", 0.0), rows * accuracy - observed.get("left_out_accuracy_rows", 0.0)
+        return counted(observed) or self._before  # unknown is not wrong
 
     def skip(self, observed: dict[str, float]) -> None:
         """Leave out what `observed` counts: the router of a family that was unloaded counts on when that is loaded."""

@@ -59,8 +59,9 @@ class LedgerFiles:
         self._due_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    def load(self, family: Family, grid_s: float) -> None:
-        """Take up the ledger of `family` as it was left, if there is one that still holds at `grid_s`."""
+    def load(self, family: Family, grid_s: float, *, spends: bool = True) -> None:
+        """Take up the ledger of `family` as it was left, if there is one that holds at `grid_s`; `spends`: whether
+        the policy in force has a budget that goes on with it."""
         path = self.path(family)
         if path is None:
             return
@@ -78,7 +79,7 @@ class LedgerFiles:
             level, why = logging.WARNING, f"it is damaged ({error})"
         if why:
             log.log(level, "%s: what the budget spent before is not taken up from %s: %s", family.name, path, why)
-        else:
+        elif spends:
             log.info("%s: the budget continues after %.0f rows", family.name, family.ledger.rows)
 
     def look(self, families: Iterable[Family], now_s: float, grid_s: float) -> None:

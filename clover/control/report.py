@@ -19,6 +19,7 @@ from clover.control.slo_watch import slo_report
 from clover.control.terms import terms
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
+from clover.profiles import cut_short_by_variant
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
 
@@ -202,6 +203,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "accuracy_floor": family.targets.accuracy_floor,
             "accuracy_margin": family.margin(family.targets),
             "accuracy_margin_from": family.sample.source,
+            "accuracy_cut_short": cut_short_by_variant(family.profile),
             "objective": family.targets.form,
             "lambda": family.lam(context.config),
             "lambda_derived": family.targets.lam is None,

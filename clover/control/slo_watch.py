@@ -14,6 +14,7 @@ from clover.control.slo_windows import HORIZON_S
 from clover.hints import duration, program
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.quantities import rate
 
 _AS_PLANNED = 1.1
 """Times the rate that was planned for: what arrives, with its noise, is no more than that, and a row a second."""
@@ -154,9 +155,9 @@ def _alarm_words(context: Context, family: Family, now_s: float) -> str:
     if not why and last is not None and last.action in ("refused", "failed", "rolled back"):
         why = f"the last plan was {last.action}: {last.detail}"
     why = why or "plans with more room did not meet it either"
-    rate = family.observed.get("arrival_rate", 0.0)
+    arriving = family.observed.get("arrival_rate", 0.0)
     return (
-        f"this SLO cannot be met here: p95 <= {slo_ms:.3g} ms at {rate:.4g} rows/s; {best}; {why}. "
+        f"this SLO cannot be met here: p95 <= {slo_ms:.3g} ms at {rate(arriving)} rows/s; {best}; {why}. "
         f"What would help: {'; '.join(_remedies(context, family, since_s))}"
     )
 
@@ -169,16 +170,20 @@ def _remedies(context: Context, family: Family, since_s: float) -> list[str]:
         larger = _rounded_up(_LARGER * usual_ms)
         model = f" --model {family.name}" if len(context.families) > 1 else ""
         found.append(f"a larger SLO (`{program()} ctl set slo_ms={larger:g}{model}`)")
-    alone = _alone_ms(context, family)
+    alone, front_ms = _alone_ms(context, family), family.corrected.front_ms
     accuracy, floor = accuracies(family.profile), family.targets.accuracy_floor
     allowed = [variant for variant in alone if accuracy[variant] >= floor]
     swiftest = min(allowed, key=alone.__getitem__, default=None)
     if swiftest is None or alone[swiftest] <= slo_ms:
         found.append("less load, or more cores or devices")
+    elif front_ms >= slo_ms:
+        found.append(f"no other load, variant or device, as HTTP and the front end alone take {front_ms:.3g} ms")
     else:
-        row = f"one row of {swiftest} by itself takes {alone[swiftest]:.3g} ms"
+        http = f", {front_ms:.3g} of them for HTTP" if front_ms > 0.0 else ""
+        row = f"one row of {swiftest} by itself takes {alone[swiftest]:.3g} ms{http}"
         found.append(f"neither less load nor more of these devices, as {row}, but faster ones")
-    cheaper = [variant for variant in alone if swiftest is None or alone[variant] < alone[swiftest]]
+    faster = [variant for variant in alone if swiftest is None or alone[variant] < alone[swiftest]]
+    cheaper = [variant for variant in faster if alone[variant] <= slo_ms]
     if cheaper:
         one = max(cheaper, key=accuracy.__getitem__)
         serves = f"{one} serve ({alone[one]:.3g} ms a row)"
@@ -191,12 +196,13 @@ def _remedies(context: Context, family: Family, since_s: float) -> list[str]:
 
 
 def _alone_ms(context: Context, family: Family) -> dict[str, float]:
-    """Return the milliseconds of one row by itself, by variant, on the best slice of the family's devices."""
+    """Return the milliseconds of one row by itself for a client, by variant, on the best slice of the family's
+    devices."""
     here = {place.profile for shape in context.devices_of(family.name) for layout in shape.layouts for place in layout}
     found: dict[str, float] = {}
     for (variant, name), service in services_of(family.corrected, context.share_of(family)).items():
         if name in here and variant in accuracies(family.profile):
-            found[variant] = min(service.mean_ms[0], found.get(variant, math.inf))
+            found[variant] = min(service.mean_ms[0] + service.front_ms, found.get(variant, math.inf))
     return found
 
 

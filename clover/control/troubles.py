@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
+from clover.control.counted import counted_accuracy
 
 ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
@@ -54,12 +55,17 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     state = totals.get("state", "READY")
     if state != "READY":
         yield f"is {state.lower()}"
-    workers = model.get("deployment") or []
-    starting = sum(not worker.get("ready", True) for worker in workers)
+    workers: dict[str, list[Mapping[str, Any]]] = {}  # one that holds several variants is one
+    for number, item in enumerate(model.get("deployment") or []):
+        workers.setdefault(item.get("placement") or str(number), []).append(item)
+    lacking = [[item.get("variant", "") for item in here if not item.get("ready", True)] for here in workers.values()]
+    starting = sum(len(gone) == len(here) for gone, here in zip(lacking, workers.values(), strict=True))
     if not workers:
         yield "has no worker"
     elif starting:
         yield f"has {starting} of {len(workers)} workers that are not ready"
+    elif gone := sorted({name for names in lacking for name in names}):
+        yield f"has workers on which {listed(gone)} {'is' if len(gone) == 1 else 'are'} not ready"
     targets, observed, plan = model.get("targets") or {}, model.get("observed") or {}, model.get("plan")
     p95, slo, held = observed.get("p95_ms"), targets.get("slo_ms"), model.get("slo") or {}
     late = held.get("late", p95 is not None and slo is not None and p95 > slo)
@@ -67,13 +73,14 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
         yield f"misses its SLO: {held['alarm']}"
     elif late and slo is not None:
         yield f"misses its SLO: {'no answer within' if p95 is None else f'p95 {p95:.3g} ms of'} {slo:.3g} ms"
-    served, floor = served_accuracy(model, totals), targets.get("accuracy_floor")
+    served, floor = judged_accuracy(model, totals), targets.get("accuracy_floor")
     if served is not None and floor is not None and served < floor - ROUNDED and not few_rows(totals):
         yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
     # What is planned with more room than the profile asks for may keep the SLO although the plan says it would not.
     roomy = held.get("slower", 1.0) > 1.0 and not late
     if plan and not plan.get("feasible", True) and not roomy and not held.get("alarm"):
-        yield "has no plan that meets every target"
+        pinned = pin_words(model.get("pin"))
+        yield f"is pinned to {pinned}: not every target is met" if pinned else "has no plan that meets every target"
     guard = model.get("guard") or {}
     if guard.get("state", "ok") != "ok":
         yield f"drifts from its profile: {guard.get('why') or guard['state']}"
@@ -127,7 +134,7 @@ def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str
     targets, p95 = model["targets"], (model.get("observed") or {}).get("p95_ms")
     if p95 is not None and "slo_ms" in targets and p95 > targets["slo_ms"]:
         yield f"SLO (p95 {p95:.3g} ms of {targets['slo_ms']:.3g} ms)"
-    served, floor = served_accuracy(model, totals), targets.get("accuracy_floor")
+    served, floor = judged_accuracy(model, totals), targets.get("accuracy_floor")
     if served is not None and floor is not None and served < floor - ROUNDED:
         yield f"accuracy floor ({served:.2f} % of {floor:.2f} %)"
 
@@ -142,3 +149,20 @@ def served_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> floa
     """Return the accuracy (percent) expected of what was served; None before anything was."""
     found: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
     return found
+
+
+def judged_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
+    """Return the accuracy (percent) that the floor is held against (`clover.control.counted`); None before anything was
+    served."""
+    found = counted_accuracy(model.get("observed") or {})
+    return served_accuracy(model, totals) if found is None else found
+
+
+def pin_words(pin: Any) -> str:
+    """Return what a model of the state is pinned to, in words: a variant, BASE, or workers; "" if it is not."""
+    if not pin:
+        return ""
+    if isinstance(pin, str):
+        return "BASE" if pin == "base" else pin.removeprefix("static:")
+    groups = [("/".join((group["variant"], *group.get("beside", ()))), group) for group in pin]
+    return " + ".join(f"{group['count']} x {variants}@{group['profile']}" for variants, group in groups)

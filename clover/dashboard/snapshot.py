@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import DEFAULT, WITHIN
-from clover.control.troubles import served_accuracy, troubles, verdict
+from clover.control.counted import why_apart
+from clover.control.troubles import judged_accuracy, pin_words, served_accuracy, troubles, verdict
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
 
@@ -194,7 +195,7 @@ def _model(model: State, totals: State, latency_ms: Sequence[float | None] | Non
         "planned": bool(model),
         "mode": model.get("mode", ""),
         "frozen": model.get("frozen", False),
-        "pin": _pin(model.get("pin")),
+        "pin": pin_words(model.get("pin")),
         "slo_ms": tidy(targets.get("slo_ms")),
         "slo_source": targets.get("slo_source", ""),
         "slo_words": slo.get("words", ""),
@@ -212,6 +213,8 @@ def _model(model: State, totals: State, latency_ms: Sequence[float | None] | Non
             "since_s": budget.get("since_s"),
         },
         "accuracy": tidy(served_accuracy(model, totals)),
+        "accuracy_judged": tidy(judged_accuracy(model, totals)),
+        "accuracy_apart": why_apart(observed),
         "accuracy_by_labels": tidy(labels.get("accuracy")),
         "labelled_rows": labels.get("rows", 0),
         "latency_ms": [tidy(value) for value in latency_ms or (None, None, None)],
@@ -241,20 +244,6 @@ def _model(model: State, totals: State, latency_ms: Sequence[float | None] | Non
         "workers": [_worker(one) for one in totals.get("workers", ())],
         "events": list(totals.get("events", ()))[-_EVENTS:],
     }
-
-
-def _pin(pin: Any) -> str:
-    if not pin:
-        return ""
-    if isinstance(pin, str):
-        return pin
-    return " + ".join(_group(group) for group in pin)
-
-
-def _group(group: dict[str, Any]) -> str:
-    """Return a row of a configuration in words, as `GroupCount.words`."""
-    variants = "/".join((group["variant"], *group.get("beside", ())))
-    return f"{group['count']} x {variants}@{group['profile']}"
 
 
 def _worker(worker: State) -> dict[str, Any]:

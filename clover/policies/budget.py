@@ -25,6 +25,7 @@ from clover.planning.search.power_states import best_power_state, with_idle_ener
 from clover.planning.search.sustained import best_sustained
 from clover.policies.plans import bound_of, counting_kept, described, plan_of, steered_plan, with_waits
 from clover.policies.static import StaticPolicy
+from clover.quantities import grams
 from clover.types import Assignment, Candidate, Plan, State, configuration_of
 
 _GRID = 1e-4
@@ -143,10 +144,10 @@ def _note(state: State, target: BudgetTarget) -> str:
     so_far = "" if math.isnan(target.served) else f", {target.served:.2f} % over {state.served_rows:.0f} rows so far"
     if state.online:
         return (
-            f"budget of {target.target:.2f} %{so_far}, online: price {1e6 * target.price:.4g} ug a percent of a row "
+            f"budget of {target.target:.2f} %{so_far}, online: price {grams(target.price)} a percent of a row "
             f"(lambda {target.lam:.4f}), no forecast"
         )
-    price = "at any price" if math.isinf(target.price) else f"price {1e6 * target.price:.4g} ug a percent of a row"
+    price = "at any price" if math.isinf(target.price) else f"price {grams(target.price)} a percent of a row"
     return (
         f"budget of {target.target:.2f} %{so_far}, {target.asked:.2f} % asked of the {hours:.1f} h left, {price} "
         f"(lambda {target.lam:.4f}), forecast: {state.forecast or 'given'}"

@@ -26,6 +26,8 @@ from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
 
 CREDITS = 2
+PATIENCE = 10
+"""How many times as long as on a quiet machine a pass over the rows may take on one that has no core left for it."""
 """Batches that a worker may hold at a time, in the open loop."""
 _LOOK_S = 0.1
 """Seconds between checks that a worker still lives."""
@@ -169,10 +171,13 @@ class Driver:
         most_s: float,
         most_rows: int | None = None,
         rows: SampleRows | None = None,
+        patient: bool = False,
     ) -> Scored:
         """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`.
 
-        Raises ProfileError if the family's metric fails.
+        If it is `patient`, the time that a worker had no core in its batches does not count, as a profile is kept and
+        would lack these rows for good; but `PATIENCE` times `most_s` is the most.  Raises ProfileError if the family's
+        metric fails.
         """
         source = self._rows if rows is None else rows
         found: list[NDArray[np.generic]] = []
@@ -184,10 +189,13 @@ class Driver:
         began = time.monotonic()
         every = range(len(source.spec.outputs))
         total = source.count if most_rows is None else min(most_rows, source.count)
-        while self._next_row < total and (not found or cell.wall_s < most_s):
+        lost_s = 0.0
+        while self._next_row < total and (not found or cell.wall_s - lost_s < most_s):
             count = min(batch, total - self._next_row)
             slots = self._slots(count)
             timing = self._one(worker, count, source, slots)
+            if patient:
+                lost_s = min(lost_s + max(0, timing[0] - timing[1]) / 1e9, (PATIENCE - 1) * most_s)
             if count == batch:
                 self._add(cell, timing)
             outputs = [read_rows(self._slab, source.spec, index, slots) for index in every]

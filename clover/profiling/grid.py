@@ -203,5 +203,7 @@ class LatencyGrid:
 
     def _keep_score(self, setup: WorkerSetup, scored: Scored, reference: Any) -> None:
         rig, variant, name = self._rig, setup.variant, setup.backend
-        self._found.accuracy.append(accuracy_of(rig.spec, variant, name, scored.answers, reference, scored.right))
+        self._found.accuracy.append(
+            accuracy_of(rig.spec, variant, name, scored.answers, reference, scored.right, rig.rows.count)
+        )
         self._found.held_out[variant.name, name] = answers_of(scored, rig.rows)

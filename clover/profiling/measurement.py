@@ -264,6 +264,13 @@ class _Measurement:
             found.notes.append("the front end shares the workers' cores")
         found.notes.append(rig.meters.label)
         profile = self._profile(cores, shapes, backend, base, cascade)
+        if fewer := profiles.cut_short_by_variant(profile):
+            note = f"accuracy was counted on a part of the evaluation set, as its time ran out: {fewer}"
+            wider = "its interval, and the margin of plans above the accuracy floor, are wider for it"
+            again = f"`python -m clover profile {families.reference(spec)} --force`"
+            log.warning("%s: %s; %s: %s takes more time", spec.name, note, wider, again)
+            note = f"{note}; {wider}; {again} on a quiet machine takes more time"
+            profile = structs.replace(profile, notes=(*profile.notes, note))
         return await self._over_http(profile, rate), behind
 
     def _estimate_steps(self, places: int, cascades: bool) -> None:

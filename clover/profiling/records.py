@@ -64,9 +64,10 @@ def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
 
 
 def accuracy_of(
-    spec: FamilySpec, variant: VariantSpec, backend: str, found: NDArray[Any], reference: Any, right: Rights
+    spec: FamilySpec, variant: VariantSpec, backend: str, found: NDArray[Any], reference: Any, right: Rights, rows: int
 ) -> AccuracyMeasurement:
-    """Return the accuracy of answers `found`, from how `right` each is, and how often they are those of `reference`.
+    """Return the accuracy of answers `found` to the first of `rows` rows, from how `right` each is, and how often they
+    are those of `reference`.
 
     If `right` is empty it is the accuracy that was published: `require_published` must have been called.  For an
     untrained variant that is 0, by no method.
@@ -100,6 +101,7 @@ def accuracy_of(
         method=method,
         agreement=same,
         source=source,
+        of=rows if seen else 0,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clover.backends import shown
+from clover.profiles import cut_short
 from clover.profiling.pareto import cascades
 from clover.quantities import percent, slice_words
 from clover.terminal import UNWRAPPED, Column, plain, wrapped
@@ -49,7 +50,7 @@ def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None,
             f"{m.energy_j_per_row * 1e3:.3f}",
             f"{m.cpu_s_per_row * 1e3:.3f}",
             f"{score.value:.2f}{spread}",
-            str(score.samples) if score.samples else "",
+            cut_short(score).removesuffix(" rows") or (str(score.samples) if score.samples else ""),
             "*" if profile.backend.get(m.variant) == m.backend else "",
         )
         rows.append(cells)

@@ -243,7 +243,8 @@ class Rig:
 
     async def score(self, worker: WorkerProcess, *, most_s: float, rows: SampleRows | None = None) -> Scored:
         """Return the answers of `worker` to `rows` (by default the rig's), as far as it gets in `most_s` seconds."""
-        return await self.drive(self.driver.score, worker, self.batches[-1], most_s=most_s, rows=rows)
+        batch, patient = self.batches[-1], self.on_cores
+        return await self.drive(self.driver.score, worker, batch, most_s=most_s, rows=rows, patient=patient)
 
     async def timed(
         self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort, *, pauses: Pauses = NO_PAUSES

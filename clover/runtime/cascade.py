@@ -42,6 +42,8 @@ class RoutedChain:
     """The plan's thresholds, if the guard has replaced them."""
     escalations: float = 0.0
     """Escalations a row that the profile expects; 0 if that is unknown."""
+    accuracy: float = 0.0
+    """Accuracy (percent) of all rows by the plan's thresholds; 0 if that is unknown."""
 
     def stage(self, lane: int) -> int:
         """Return the stage that asks `lane`; -1 for none."""

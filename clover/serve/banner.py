@@ -168,7 +168,10 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
         elif profile is not None:
             try:
                 score = profiles.accuracy(profile, variant.name)
-                figure = f" {score.value:.1f} %" + ("" if score.method == "measured" else f" ({score.method})")
+                known: list[str] = [score.method] if score.method != "measured" else []
+                if fewer := profiles.cut_short(score):
+                    known.append(f"by {fewer}")
+                figure = f" {score.value:.1f} %" + (f" ({', '.join(known)})" if known else "")
             except ProfileError:
                 figure = " (accuracy unknown)"
         shown.append(variant.name + figure)

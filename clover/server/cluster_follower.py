@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from clover.control.context import Context
+from clover.control.counted import counted_accuracy
 from clover.control.family import Family
 from clover.control.request import ClusterOrder, Targets
 from clover.errors import BadRequest, Conflict
@@ -214,7 +215,7 @@ class ClusterFollower:
 
     def _model(self, family: Family) -> dict[str, Any]:
         seen = family.observed
-        rows, accuracy = seen.get("rows", 0.0), seen.get("accuracy_served")
+        rows, accuracy = seen.get("rows", 0.0), counted_accuracy(seen)
         order, counted = family.order, self._counted(family.name)
         return {
             "order": None if order is None else {"rate": order.rate, "accuracy": order.accuracy},

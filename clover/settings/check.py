@@ -106,7 +106,8 @@ def _check_device(workers: WorkersConfig) -> None:
     kind = device.partition(":")[0]
     form = DEVICE_FORMS.get(kind)
     if form is None or not re.fullmatch(form.pattern, device):
-        hint = did_you_mean(kind, DEVICE_FORMS) if form is None else ""
+        meant = " (did you mean nvidia?)" if kind in ("gpu", "cuda") else did_you_mean(kind, DEVICE_FORMS)
+        hint = meant if form is None else ""
         raise ConfigError(f"workers.device {device!r} is no device: give {device_forms()}{hint}")
     if workers.memory_bytes and on_gpus(device):
         raise ConfigError(

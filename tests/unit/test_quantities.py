@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from clover.quantities import grams, slice_words
+from clover.quantities import grams, rate, slice_words
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,11 @@ def test_grams_have_a_unit_that_shows_three_digits(value: float, text: str) -> N
 def test_slices_of_a_cpu_are_cores() -> None:
     words = [slice_words(name) for name in ("1c", "2c", "16c", "3g.20gb", "gpu", "")]
     assert words == ["1 core", "2 cores", "16 cores", "3g.20gb", "gpu", ""]
+
+
+@pytest.mark.parametrize(
+    ("per_s", "words"),
+    [(0.0, "0"), (0.12345, "0.1235"), (999.94, "999.9"), (999.96, "1,000"), (26_712.4, "26,712"), (1e6, "1,000,000")],
+)
+def test_rates_are_written_out(per_s: float, words: str) -> None:
+    assert rate(per_s) == words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clover.cli.ctl import brief, rollouts, tenants
-from clover.terminal import Column, filled, needed, sheet
+from clover.control.troubles import pin_words
+from clover.terminal import Column, filled, needed, sheet, wrapped
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
 _LEAST = 1e-9
@@ -107,7 +107,7 @@ def _device(device: dict[str, Any], console: Console) -> None:
 
 
 def _model(name: str, model: dict[str, Any], console: Console) -> None:
-    pin = f", pinned to {_plain(model['pin'])}" if model.get("pin") else ""
+    pin = f", pinned to {pin_words(model['pin'])}" if model.get("pin") else ""
     pin += " (forced)" if model.get("pin_forced") else ""
     frozen = ", frozen" if model.get("frozen") else ""
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
@@ -392,8 +392,7 @@ def _say(console: Console, text: str) -> None:
         head = _HEAD.match(line)
         begins = head.end() if head is not None else 0
         indent = " " * (begins if begins <= _MOST_HEAD else len(line) - len(line.lstrip()))
-        wrapped = textwrap.fill(line, console.width, subsequent_indent=indent, break_on_hyphens=False)
-        console.print(Text(wrapped), soft_wrap=True)
+        console.print(Text(wrapped(line, console.width, indent)), soft_wrap=True)
 
 
 def _nested(value: Any) -> bool:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,8 +15,19 @@ from rich.text import Text
 
 from clover.carbon.labels import named
 from clover.cli.ctl import rollouts
-from clover.control.troubles import ROUNDED, few_rows, served_accuracy, starting, troubles, verdict
-from clover.quantities import grams, joules, slice_words
+from clover.control.counted import why_apart
+from clover.control.troubles import (
+    ROUNDED,
+    few_rows,
+    judged_accuracy,
+    pin_words,
+    served_accuracy,
+    starting,
+    troubles,
+    verdict,
+)
+from clover.quantities import grams, joules, rate, slice_words
+from clover.terminal import wrapped
 
 _HEAD = 11
 """Columns of the word that a line begins with."""
@@ -74,18 +84,11 @@ def _ledger(ledger: dict[str, Any]) -> str:
     return f"{found}{lost}{aside}"
 
 
-def _group(group: dict[str, Any]) -> str:
-    variants = "/".join((group["variant"], *group.get("beside", ())))
-    return f"{group['count']} x {variants}@{group['profile']}"
-
-
 def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
     """Return what steers a family, if it differs from the rest of the server."""
     parts = [f"mode {model['mode']}"] if model.get("mode") not in (None, answer.get("mode")) else []
     if model.get("pin"):
-        pin = model["pin"]
-        what = pin if isinstance(pin, str) else " + ".join(_group(group) for group in pin)
-        parts.append(f"pinned to {what}{' (forced)' if model.get('pin_forced') else ''}")
+        parts.append(f"pinned to {pin_words(model['pin'])}{' (forced)' if model.get('pin_forced') else ''}")
     if model.get("frozen") and not answer.get("frozen"):
         parts.append("frozen: nothing is planned")
     if model.get("transition"):
@@ -101,7 +104,7 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
     if observed:
         waiting = f", {observed.get('queue_rows', 0):.0f} waiting" if observed.get("queue_rows") else ""
         rows = f"; {observed['rows']:,.0f} rows so far" if "rows" in observed else ""
-        yield "demand", f"{observed.get('arrival_rate', 0.0):.4g} rows/s arrive{waiting}{rows}"
+        yield "demand", f"{rate(observed.get('arrival_rate', 0.0))} rows/s arrive{waiting}{rows}{_unanswered(totals)}"
     for item in model.get("demand") or []:
         ask = f"{item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
         yield "", f"{ask}{', ' + item['declined'] if item.get('declined') else ''}"
@@ -122,8 +125,16 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
             yield "accuracy", f"floor {floor:.2f} %; nothing was answered yet"
         else:
             missed = "perhaps missed, by few answers" if few_rows(totals) else "MISSED"
-            held = "held" if served >= floor - ROUNDED else missed
-            yield "accuracy", f"{served:.2f} % expected of what served (by profile), floor {floor:.2f} %: {held}"
+            judged, apart = judged_accuracy(model, totals) or served, why_apart(observed)
+            held = "held" if judged >= floor - ROUNDED else missed
+            counts = f"; {judged:.2f} % {apart}" if apart else ""
+            known = f"{served:.2f} % expected of what served (by profile){counts}"
+            yield "accuracy", f"{known}, floor {floor:.2f} %: {held}"
+        if fewer := targets.get("accuracy_cut_short"):
+            yield "", f"the profile counted it on a part of the evaluation set, as time ran out: {fewer}"
+        pattern = (model.get("guard") or {}).get("pattern") or {}
+        if pattern.get("kind") == "probe":
+            yield "inputs", pattern["text"]
     if "carbon_g" in totals:
         emitted, used = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{grams(emitted)} of CO2e and {joules(used)} so far, idle power of its workers included"
@@ -138,6 +149,13 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         yield from (("", line) for line in lines[1:])
     if lines and "known" in saved:
         yield "", saved["known"]
+
+
+def _unanswered(totals: dict[str, Any]) -> str:
+    """Return how many requests were refused, or failed for another reason of the server's, by status."""
+    counts = {code: count for code, count in totals.get("requests", {}).items() if code == "429" or code >= "500"}
+    found = [f"{count:,} {'refused' if code == '429' else 'failed'} ({code})" for code, count in counts.items()]
+    return f"; of the requests {', '.join(found)}" if found else ""
 
 
 def _runs(model: dict[str, Any]) -> str:
@@ -185,4 +203,4 @@ def _age(seconds: float) -> str:
 def _line(head: str, text: str, console: Console, style: str = "") -> None:
     indent = " " * (_HEAD + 2)
     words = f"{head:<{_HEAD}}  {text}".rstrip()
-    console.print(Text(textwrap.fill(words, console.width, subsequent_indent=indent), style=style), soft_wrap=True)
+    console.print(Text(wrapped(words, console.width, indent), style=style), soft_wrap=True)

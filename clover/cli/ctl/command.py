@@ -146,7 +146,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     freeze.add_argument("word", nargs="?", default="", help=argparse.SUPPRESS)
     freeze.add_argument("--off", action="store_true", help="let the controller plan again")
     guard = verb("guard", "after a drift: forget it and watch answers anew, with the plan's own thresholds and cascade")
-    guard.add_argument("what", choices=["reset"], help="forget what was seen so far")
+    guard.add_argument("what", metavar="reset", choices=["reset"], help="forget what was seen so far")
     inputs = f"workers to run, as small@1cx2, and inputs to plan with: {', '.join(_PLANNABLE)}"
     for name, about in (
         ("plan", "show what would be done now, the plan and its steps; change nothing"),

@@ -352,7 +352,7 @@ def _short(figures: Mapping[str, Any], name: str) -> str:
         return f"saved {mass} {interval}, {percent} of {name}"
     control, told = figures["control_g"], figures["control_g"] >= _TELLING * abs(figures["grams"])
     cause = f"; {grams(control)} of ours is control (planning, profiling, swaps)" if told else ""
-    return f"emitted {mass} {interval}, {percent} more than {name}{cause}"
+    return f"emitted {mass} more {interval}, {percent} more than {name}{cause}"
 
 
 def _is_saving(mass_g: float, part: float) -> bool:

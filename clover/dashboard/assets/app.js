@@ -176,7 +176,7 @@ function nearest(all, margin) {
 const named = (all, name) => (Object.keys(all).length > 1 ? `${name}: ` : "");
 
 function accuracy(all) {
-  const found = nearest(all, (model) => (known(model.accuracy) && known(model.accuracy_floor) ? model.accuracy - model.accuracy_floor : null));
+  const found = nearest(all, (model) => (known(model.accuracy_judged) && known(model.accuracy_floor) ? model.accuracy_judged - model.accuracy_floor : null));
   if (!found) {
     const first = Object.values(all).find((model) => known(model.accuracy_floor));
     tile("tile-accuracy", "–", "%", first ? "nothing was answered yet" : "not known", first ? `floor ${fixed(first.accuracy_floor, 2)} %` : "");

@@ -60,6 +60,7 @@ export function render(name, model) {
 function accuracyWords(model) {
   const parts = [];
   if (known(model.accuracy)) parts.push(`${fixed(model.accuracy, 2)} % by the profile`);
+  if (model.accuracy_apart) parts.push(`${fixed(model.accuracy_judged, 2)} % ${model.accuracy_apart}`);
   if (known(model.accuracy_by_labels)) parts.push(`${fixed(model.accuracy_by_labels, 2)} % by ${number(model.labelled_rows)} labels`);
   if (model.budget && known(model.budget.target)) {
     parts.push(`budget: ${fixed(model.budget.target, 2)} % on average (${fixed(model.budget.accuracy, 2)} so far)`);

@@ -150,8 +150,8 @@ def _doubt(item: AccuracyMeasurement, best: AccuracyMeasurement, relative: bool,
     """Return points from a measured accuracy (`relative`: from its difference to the best one) to its lower bound."""
     if item.samples <= 0:
         return UNKNOWN
-    if relative and item.against is not None:
-        return _bound(item.against[2] - item.against[1], item.samples)
+    if relative and item.against is not None:  # on the rows that both saw
+        return _bound(item.against[2] - item.against[1], min(item.samples, best.samples))
     own = item.high - item.low
     if relative:
         # Without the pairs: as if all that is answered otherwise were right in one of two, or as two samples apart,

@@ -3,6 +3,7 @@
 drift    the inputs of all clients, or of the one that sends nearly all rows: the guard's alarm level is raised
 client   the inputs of one client, or of a few: their escalations are limited, and they raise no alarm
 repeats  the same, and at least half of their rows are inputs that came before: a probe, or a loop
+probe    nothing of that, but most rows of all clients are inputs that came before: a probe, a health check, a benchmark
 
 A client's address stands in the log and not in the state, which other clients may read.
 """
@@ -22,7 +23,11 @@ log = logging.getLogger("clover.guard")
 
 FEWEST = 32
 """Recent rows that a client has to have to be part of a pattern."""
-NONE, DRIFT_OF_ALL, CLIENT, REPEATS = PATTERNS = ("none", "drift", "client", "repeats")
+MOST = 0.75
+"""The part of the latest rows that repeats inputs, from which on that is worth saying."""
+FEW = 100
+"""Different inputs up to which their number is said.  Of as many no test raises an alarm."""
+NONE, DRIFT_OF_ALL, CLIENT, REPEATS, PROBE = PATTERNS = ("none", "drift", "client", "repeats", "probe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,20 @@ def pattern_of(clients: ClientGroups, limit: EscalationLimit, alarm: str, detect
         who = "one client" if len(several) == 1 else f"one or some of {len(several)} clients"
         text = f"{who} ({share:.0%} of the rows) send unusual inputs, the others do not: nothing is changed"
         return Pattern(CLIENT, text, share, several)
-    return Pattern()
+    return _of_repeats(clients)
+
+
+def _of_repeats(clients: ClientGroups) -> Pattern:
+    """Return what it looks like if most of the latest rows, whoever sent them, are inputs that came before."""
+    rows = sum(clients.recent)
+    senders = [one for one in clients.senders() if one is not clients.newcomers]  # whose rows are those of connections
+    repeats, inputs = sum(one.repeats for one in senders), sum(one.inputs for one in senders)
+    if rows < FEWEST or repeats < MOST * rows:
+        return Pattern()
+    same = f"the same {f'{inputs} inputs' if inputs > 1 else 'input'} again and again"
+    what = same if inputs <= FEW else "inputs that came before"
+    how = "looks like a probe, a health check or a benchmark, whose accuracy says little of other inputs"
+    return Pattern(PROBE, f"{repeats / rows:.0%} of the latest rows are {what}: {how}", repeats / rows)
 
 
 def _of_clients(clients: ClientGroups, limit: EscalationLimit, found: list[Sender]) -> Pattern:
@@ -79,6 +97,7 @@ class PatternWatch:
     def __init__(self, name: str) -> None:
         self.latest = Pattern()
         self._name = name
+        self._told_probe = False
 
     def look(self, clients: ClientGroups, limit: EscalationLimit, alarm: str, detectors: Iterable[Detector]) -> None:
         """Find the pattern of now (see `pattern_of`)."""
@@ -87,7 +106,10 @@ class PatternWatch:
         names = {one.name for one in now.senders}
         if now.senders and not (before.kind == now.kind and names <= {one.name for one in before.senders}):
             log.warning("%s: %s (%s)", self._name, now.text, ", ".join(sorted(names)[:8]))
-        elif before.kind != NONE and now.kind == NONE:
+        elif now.kind == PROBE and not self._told_probe:  # once: it is no trouble, and may come and go
+            self._told_probe = True
+            log.info("%s: %s", self._name, now.text)
+        elif before.kind not in (NONE, PROBE) and now.kind in (NONE, PROBE):
             log.info("%s: clients' inputs are as usual again", self._name)
 
     def report(self, limit: EscalationLimit) -> dict[str, Any]:

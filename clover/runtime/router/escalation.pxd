@@ -29,6 +29,6 @@ cdef class Escalation:
         self, RouterTicket ticket, object chain, Py_ssize_t slot, object lane, double score, int64_t now_ns
     ) except -1
     @cython.locals(sender=Sender, limit=EscalationLimit)
-    cdef _ends(self, RouterTicket ticket, double accuracy)
+    cdef _ends(self, RouterTicket ticket, Py_ssize_t slot, double accuracy, double usual)
     @cython.locals(sender=Sender, limit=EscalationLimit)
     cdef bint _allows(self, RouterTicket ticket) except -1

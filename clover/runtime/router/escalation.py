@@ -48,7 +48,7 @@ class Escalation:
             self._traffic.accuracy_rows += self._lanes.accuracy[lane]
             return False
         if stage == len(chain.thresholds) or score >= chain.thresholds[stage]:
-            self._ends(ticket, chain.ends[stage])
+            self._ends(ticket, slot, chain.ends[stage], chain.accuracy)
             return False
         row, target = ticket.row_of(slot), chain.lanes[stage + 1]
         why = ""
@@ -146,15 +146,22 @@ class Escalation:
             ticket.cut_short = {row}
         self._traffic.cut(why)
         stage = chain.stage(lane)
-        self._ends(ticket, chain.cut[stage] if stage >= 0 else self._lanes.accuracy[lane])
+        usual = self._lanes.accuracy[lane]
+        self._ends(ticket, ticket.slots[row], chain.cut[stage] if stage >= 0 else usual, usual)
 
-    def _ends(self, ticket: RouterTicket, accuracy: float) -> None:
-        """Count the expected accuracy (percent) of a row that has its answer."""
+    def _ends(self, ticket: RouterTicket, slot: int, accuracy: float, usual: float) -> None:
+        """Count the accuracy (percent) expected of a row that has its answer; `usual`: that of any row which ends this
+        way, 0 if it is unknown."""
         self._traffic.accuracy_rows += accuracy
         sender, limit = ticket.sender, self.limit
-        if limit is not None and sender is not None and limit.leaves_out(sender):
+        if limit is None or sender is None:
+            return
+        if limit.leaves_out(sender):
             self._traffic.left_out_rows += 1
             self._traffic.left_out_accuracy_rows += accuracy
+        elif usual > 0.0 and ticket.repeats and slot in ticket.repeats:
+            self._traffic.repeated_rows += 1
+            self._traffic.repeated_surplus += accuracy - usual
 
     def _allows(self, ticket: RouterTicket) -> bool:
         """Return whether the client of a ticket may have a row escalated; one that asked for an accuracy always may."""

@@ -365,7 +365,7 @@ class Lanes:
         found = chain_of(chain, thresholds, lanes, self.accuracy, known)
         point = points.get((tuple(chain), tuple(thresholds)))
         if point is not None:
-            found = dataclasses.replace(found, escalations=sum(point.reach[1:]))
+            found = dataclasses.replace(found, escalations=sum(point.reach[1:]), accuracy=point.accuracy)
         if point is not None and point.alike:
             rows = [part * self.profiled_rows for part in (*point.reach, 0.0)]
             ended = tuple(round(here - on) for here, on in itertools.pairwise(rows))

@@ -344,6 +344,9 @@ class Router(Model):
         if traffic.left_out_rows:
             out["left_out_rows"] = float(traffic.left_out_rows)
             out["left_out_accuracy_rows"] = traffic.left_out_accuracy_rows
+        if traffic.repeated_rows:
+            out["repeated_rows"] = float(traffic.repeated_rows)
+            out["repeated_surplus"] = traffic.repeated_surplus
         if self.monitor.watching:
             out["guard"] = float(self.guard.alarm_level)
         if self.monitor.auditing:

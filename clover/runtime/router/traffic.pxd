@@ -53,6 +53,8 @@ cdef class Traffic:
     cdef public double accuracy_rows
     cdef public int64_t left_out_rows
     cdef public double left_out_accuracy_rows
+    cdef public int64_t repeated_rows
+    cdef public double repeated_surplus
     cdef public int64_t reliefs
     cdef public Rate arrivals
     cdef public Rate served

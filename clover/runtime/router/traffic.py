@@ -163,6 +163,10 @@ class Traffic:
         self.left_out_rows = 0
         self.left_out_accuracy_rows = 0.0
         """The same for the rows of clients over their limit of escalations, which an accuracy budget does not count."""
+        self.repeated_rows = 0
+        self.repeated_surplus = 0.0
+        """Rows of cascades whose input had come before, and the sum of what is expected of each (percent) above what is
+        expected of any row there: the same row again says nothing new of what is served."""
         self.reliefs = 0
         self.arrivals = Rate()
         self.served = Rate()

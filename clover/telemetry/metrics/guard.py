@@ -84,7 +84,7 @@ TESTS: tuple[MetricSpec[Report], ...] = (
     MetricSpec(
         "clover_guard_pattern",
         "What clients' inputs look like, 1 for what applies: none (as profiled), drift (of all clients), client (a few "
-        "send unusual inputs), repeats (they send the same inputs again and again)",
+        "send unusual inputs), repeats (they send the same inputs again and again), probe (most rows of all do)",
         GAUGE,
         ("model", "pattern"),
         lambda report: by_label({kind: float(kind == report["pattern"]["kind"]) for kind in PATTERNS}),

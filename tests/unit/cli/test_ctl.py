@@ -258,6 +258,9 @@ def test_what_needs_no_note(server: Any, argv: list[str], capsys: pytest.Capture
         (["set", "acuracy_floor=5"], "did you mean accuracy_floor?"),
         (["base", "small"], "usage: python -m clover ctl base"),
         (["decisions", "--lines", "3"], "usage: python -m clover ctl decisions"),
+        (["--port", "9000", "state"], "unrecognised arguments: --port"),
+        (["pin", "small", "--for"], "unrecognised arguments: --for (did you mean --force?)"),
+        (["guard"], "the following arguments are required: reset"),
     ],
 )
 def test_mistakes_are_answered_with_what_to_do(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,7 +389,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert ctl(server, "state", "--all") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "305 gCO2e/kWh from synthetic (synthetic, fresh)" in text
-    assert "fashion: mode active, pinned to static:small" in text
+    assert "fashion: mode active, pinned to small" in text
     assert "cpu0:1c@1 small eager yes 100.0%" in text
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
@@ -860,6 +863,15 @@ def test_a_ledger_that_is_not_written_is_trouble(server: Any, capsys: pytest.Cap
             {"deployment": [{"placement": "cpu0:1c@0", "variant": "small", "ready": False}]},
             "fashion has 1 of 1 workers that are not ready",
         ),
+        (
+            {"deployment": [{"placement": "a", "variant": name, "ready": False} for name in ("small", "large")]},
+            "fashion has 1 of 1 workers that are not ready",
+        ),
+        (
+            {"deployment": [{"placement": "a", "variant": one, "ready": one == "small"} for one in ("small", "large")]},
+            "fashion has workers on which large is not ready",
+        ),
+        ({"plan": PLAN | {"feasible": False}, "pin": "base"}, "fashion is pinned to BASE: not every target is met"),
         ({"plan": PLAN | {"feasible": False}}, "fashion has no plan that meets every target"),
         (
             {"guard": {"state": "aside", "why": "answers agree less"}},
@@ -925,6 +937,45 @@ def test_a_few_hard_rows_make_no_server_unhealthy(server: Any, capsys: pytest.Ca
         assert f"floor 92.26 %: {word}" in words
 
 
+def test_the_same_hard_row_again_and_again_makes_no_server_unhealthy(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "99% of the latest rows are the same input again and again: looks like a probe"
+    seen = {"rows": 400.0, "accuracy_served": 77.58, "repeated_rows": 399.0, "repeated_surplus": 400 * (77.58 - 92.88)}
+    state = answered(observed=seen, guard={"pattern": {"kind": "probe", "text": text}})
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("healthy ")
+    apart = "92.88 % if a repeated input counts as any other"
+    assert f"77.58 % expected of what served (by profile); {apart}, floor 92.26 %: held" in words
+    assert f"inputs {text}" in words
+    state["models"]["fashion"]["observed"]["repeated_surplus"] = 0.0
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    assert capsys.readouterr().out.startswith("UNHEALTHY    fashion is below its accuracy floor: 77.58 % of 92.26 %")
+
+
+def test_requests_that_were_refused_or_failed_are_counted_in_brief(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = answered(observed={"arrival_rate": 26_712.4, "rows": 5774.0})
+    state["totals"]["models"]["fashion"]["requests"] = {"200": 1649, "400": 7, "429": 7836, "503": 2}
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "26,712 rows/s arrive; 5,774 rows so far; of the requests 7,836 refused (429), 2 failed (503)" in words
+
+
+def test_an_accuracy_of_a_part_of_the_rows_is_said_to_be(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    state = answered()
+    state["models"]["fashion"]["targets"]["accuracy_cut_short"] = "large by 900 of 5,000 rows"
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "counted it on a part of the evaluation set, as time ran out: large by 900 of 5,000 rows" in words
+
+
 def test_a_token_file_that_cannot_be_read_is_named(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -944,7 +995,7 @@ def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.C
     assert f"UNHEALTHY the intensity of the grid is {resort} " in text
     assert "(trace:day has no value); cpu0" in text
     assert "cpu0 is lost" in text
-    assert "fashion pinned to static:small, frozen: nothing is planned" in text
+    assert "fashion pinned to small, frozen: nothing is planned" in text
     damaged = "trace:day changed and cannot be used, so what it held before stays in force: line 3"
     found = answered()
     found["intensity"] |= {"state": "fresh", "trouble": damaged}

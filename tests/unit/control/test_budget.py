@@ -115,6 +115,14 @@ async def test_what_waits_for_the_dwell_time_is_routed_by_the_budget_meanwhile()
     made.consistent()
 
 
+def test_the_same_hard_row_again_and_again_spends_no_budget() -> None:
+    ledger, usual = Ledger(), 92.9
+    for rows in (0.0, 400.0):
+        hard = {"rows": rows, "accuracy_served": 77.58, "repeated_surplus": (77.58 - usual) * rows}
+        ledger.look(rows, hard if rows else {"rows": 0.0}, 86_400.0)
+    assert ledger.accuracy_rows / ledger.rows == pytest.approx(usual)
+
+
 def test_a_router_that_begins_anew_is_not_a_debt() -> None:
     ledger = Ledger()
     for at, rows, accuracy in ((0.0, 500.0, 90.0), (10.0, 700.0, 90.0), (20.0, 100.0, 92.0), (30.0, 100.0, 92.0)):

@@ -48,6 +48,19 @@ async def test_a_budget_survives_a_restart(tmp_path: Path) -> None:
 
 
 @on_a_loop
+async def test_a_policy_without_a_budget_has_none_that_continues(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await left_behind(tmp_path)
+    for spends in (False, True):
+        again = Rig(policy="budget", family=SETTINGS)
+        LedgerFiles(tmp_path).load(again.family, 1004.0 * HOUR, spends=spends)
+        assert again.family.ledger.rows == 5000.0, "the policy may be another one later"
+        assert ("the budget continues after 5000 rows" in caplog.text) == spends
+
+
+@on_a_loop
 async def test_a_horizon_that_ended_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await left_behind(tmp_path)

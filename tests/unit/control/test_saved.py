@@ -233,7 +233,7 @@ def test_a_loss_says_how_much_of_it_is_control() -> None:
         told = rig.told("base")
         assert (told["grams"], told["control_g"]) == (-16_000.0, 16_000.0)
         assert told["boundaries"]["workers"]["control_g"] == 0.0
-        assert told["short"].startswith("emitted 16 kg of CO2e (")
+        assert told["short"].startswith("emitted 16 kg of CO2e more (")
         assert told["short"].endswith("800.0 % more than BASE; 16 kg of ours is control (planning, profiling, swaps)")
 
     drive(story)

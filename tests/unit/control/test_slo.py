@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from clover.control.slo import EVERY_S, SloLog
 from clover.control.triggers import LONGEST_SPACING_S, RISK, Observation, Triggers
 from clover.errors import PlanError
 from tests.support.control_fixture import Rig
-from tests.support.profiles_fixture import reading
+from tests.support.profiles_fixture import profile, reading
 
 
 def drive(story: Callable[[], Awaitable[None]]) -> None:
@@ -30,6 +31,27 @@ def drive(story: Callable[[], Awaitable[None]]) -> None:
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "the SLO is" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("slo_ms", "helps"),
+    [
+        (0.5, "no other load, variant or device, as HTTP and the front end alone take 0.8 ms"),
+        (1.5, "neither less load nor more of these devices, as one row of large by itself takes 3.1 ms, 0.8 of"),
+        (5.0, "less load, or more cores or devices; an accuracy floor of at most 90.00 %, which lets medium serve"),
+    ],
+)
+def test_an_alarm_counts_http_and_offers_only_what_would_help(slo_ms: float, helps: str) -> None:
+    async def story() -> None:
+        rig = Rig(measured=msgspec.structs.replace(profile(), front_ms=0.8), family={"slo_ms": slo_ms})
+        await rig.deploy()
+        rig.fleet.figures.update(p95_ms=9.0, p95_least_ms=9.0, arrival_rate=3000.0, queue_rows=512.0)
+        await rig.look(looks=120)
+        alarm = rig.controller.state()["models"]["toy"]["slo"]["alarm"]
+        _, _, remedies = alarm.partition("What would help: a larger SLO (`python -m clover ctl set slo_ms=9.9`); ")
+        assert remedies.startswith(helps)
+
+    drive(story)
 
 
 # --- the log --------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_an_slo_that_cannot_be_met_is_one_alarm_and_at_most_ten_plans_an_hour(ca
         assert "ctl set slo_ms=2.8`" in alarm
         assert "one row of medium by itself takes 1.15 ms" in alarm
         assert "other programs off" not in alarm, "it is as predicted"
-        assert "an accuracy floor of at most 88.00 %, which lets small serve (0.574 ms a row)" in alarm
+        assert "an accuracy floor" not in alarm, "one row of small takes 0.574 ms"
         state = rig.controller.state()["models"]["toy"]["slo"]
         assert state["alarm"].startswith("this SLO cannot be met here")
         assert (state["held_ratio"], state["windows_held"], state["late"], state["slower"]) == (0.0, 0, True, 1.0)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clover import backends
+from clover import backends, profiles
 from clover.backends import CpuBudget, Target
 from clover.config import EnergyConfig, ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice
@@ -36,7 +36,7 @@ from clover.profiling.effort import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.measurement import too_slow
-from clover.profiling.records import middle_j, paired, pooled, typical_p95
+from clover.profiling.records import accuracy_of, middle_j, paired, pooled, typical_p95
 from clover.profiling.rig import MemoryFindings
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
@@ -723,6 +723,37 @@ def test_scoring_passes_over_every_row_once(bench: Any) -> None:
     scored = driver.score(make(0.0), 8, most_rows=20, most_s=5.0)
     assert len(scored.answers) == 20
     assert len(scored.cell.ms) == 2, "the short last batch is not a sample of full ones"
+
+
+@pytest.mark.parametrize(("patient", "rows"), [(False, 16), (True, 80)])
+def test_a_pass_on_a_machine_without_a_free_core_is_not_cut_short_at_once(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, patient: bool, rows: int
+) -> None:
+    driver, make = bench
+    now_s = 0.0
+
+    def one(_worker: Any, count: int, *_: Any) -> tuple[int, int]:
+        """Take a second for a batch, in which the worker has a core for a tenth."""
+        nonlocal now_s
+        now_s += 1.0
+        driver._next_row += count
+        return 1_000_000_000, 100_000_000
+
+    monkeypatch.setattr(driver, "_one", one)
+    monkeypatch.setattr("clover.profiling.driver.time.monotonic", lambda: now_s)
+    worker = make(0.0)
+    assert len(driver.score(worker, 8, most_rows=80, most_s=1.5, patient=patient).answers) == rows
+    few = driver.score(worker, 8, most_rows=80, most_s=0.25, patient=patient).answers
+    assert len(few) == (24 if patient else 8), "ten times that at most, and the batch that is out then"
+
+
+def test_an_accuracy_that_was_cut_short_is_said_to_be() -> None:
+    spec = load_family(str(FAMILIES / "toy"))
+    right = np.ones(900, np.bool_)
+    part, whole = (accuracy_of(spec, spec.variants[0], "eager", right, right, right, rows) for rows in (5000, 900))
+    assert profiles.cut_short(part) == "900 of 5,000 rows"
+    assert profiles.cut_short(whole) == ""
+    assert profiles.cut_short(msgspec.structs.replace(part, of=0)) == "", "a profile of before says nothing"
 
 
 def test_open_loop_answers_every_arrival_and_batches_under_load(bench: Any) -> None:

@@ -42,7 +42,7 @@ def test_nobody_published_the_accuracy_of_random_weights(spec: FamilySpec) -> No
     alone = replace(spec, evaluation=None)
     given = replace(spec.variants[0], accuracy=PublishedAccuracy(value=80.0, metric="top1", source="its authors"))
     random = replace(given, untrained=True, accuracy=PublishedAccuracy(value=0.0, metric="top1", source="UNTRAINED"))
-    found = [accuracy_of(alone, one, "eager", np.ones(2), np.ones(2), np.empty(0)) for one in (given, random)]
+    found = [accuracy_of(alone, one, "eager", np.ones(2), np.ones(2), np.empty(0), 2) for one in (given, random)]
     assert [(one.value, one.method) for one in found] == [(80.0, "published"), (0.0, "none")]
 
 
@@ -52,7 +52,7 @@ def test_the_last_variant_is_right_on_every_row(spec: FamilySpec) -> None:
     for name, one in answers.items():
         found.held_out[name, "eager"] = one
         assert one.said is not None
-        record = accuracy_of(spec, spec.variant(name), "eager", one.said, one.said, np.empty(0))
+        record = accuracy_of(spec, spec.variant(name), "eager", one.said, one.said, np.empty(0), len(one.said))
         assert (record.method, record.metric, record.samples) == ("proxy", "agreement", len(one.said))
         found.accuracy.append(record)
     found.calibration = {"cheap": said(0, 1, 1), "only": said(1, 1, 1)}

@@ -266,6 +266,14 @@ def test_the_command_for_a_file_prints_something_on_a_terminal() -> None:
     assert sent.endswith("'Inference-Header-Content-Length: 0' | cat -v")  # curl alone writes no NULs there
 
 
+def test_the_banner_says_of_how_many_rows_an_accuracy_is_if_they_are_not_all() -> None:
+    spec, whole = fixture("toy"), profile(variants={"half": (70.0, 1.0), "full": (97.5, 2.0)})
+    cut = tuple(msgspec.structs.replace(item, samples=900, of=5000) for item in whole.accuracy)
+    parts = "half 70.0 % (by 900 of 5,000 rows), full 97.5 % (by 900 of 5,000 rows)"
+    assert banner._variants(spec, msgspec.structs.replace(whole, accuracy=cut)) == parts
+    assert banner._variants(spec, whole) == "half 70.0 %, full 97.5 %"
+
+
 def test_the_banner_gives_untrained_variants_no_accuracy() -> None:
     spec = fixture("toy")
     untrained = msgspec.structs.replace(spec.variants[0], untrained=True)

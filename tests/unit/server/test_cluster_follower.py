@@ -241,6 +241,10 @@ def test_report_profiles_and_metrics() -> None:
         model = (await scene.say(action="status"))["models"]["toy"]
         assert (model["rows"], model["accuracy_rows"], model["p95_ms"]) == (40, 3700.0, 12.0)
         assert (model["joules"], model["grams"], model["order"]) == (30.0, 2.0, {"rate": 50.0, "accuracy": 92.0})
+        scene.rig.fleet.figures |= {"repeated_rows": 30.0, "repeated_surplus": -60.0}
+        await scene.rig.look()
+        model = (await scene.say(action="status"))["models"]["toy"]
+        assert model["accuracy_rows"] == pytest.approx(3760.0), "a probe spends a cluster's budget as any row"
         found = await scene.say(action="profiles")
         assert found["models"]["toy"]["profile"]["family"] == "toy"
         assert found["devices"][0]["device"] == "cpu0"

@@ -404,7 +404,8 @@ def test_devices_that_there_may_be(device: str) -> None:
     ("device", "text"),
     [
         ("", "give cpu, nvidia, nvidia:0,2, nvidia:0-3, nvidia:mig, nvidia:0/mps, mig:MIG-d7ac6ae6 or emulated"),
-        ("gpu", "is no device"),
+        ("gpu", "did you mean nvidia?"),
+        ("cuda:0", "did you mean nvidia?"),
         ("nvdia", "did you mean nvidia"),
         ("nvidia:", "is no device"),
         ("nvidia:a", "is no device"),

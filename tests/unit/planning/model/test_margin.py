@@ -149,6 +149,15 @@ def test_more_rows_make_a_smaller_margin_and_pairs_a_smaller_one_than_none() -> 
     assert margin(many, floor, relative=True) < margin(unpaired, floor, relative=True)
 
 
+def test_a_best_variant_that_was_scored_on_fewer_rows_makes_the_margin_wider() -> None:
+    whole = sample(np.random.default_rng(1), {"small": 0.92, "large": 0.94}, 0.9, 4000)
+    some = {name: Answers(own.scores[:200], own.right[:200]) for name, own in whole.items()}
+    found = profiled(some)
+    more = profiled({"small": whole["small"]}).accuracy[0]
+    cut = replace(found, accuracy=(replace(more, against=found.accuracy[0].against), found.accuracy[1]))
+    assert lower_bounds(cut, relative=True) == pytest.approx(lower_bounds(found, relative=True))
+
+
 def test_published_accuracies_keep_the_fixed_margin_and_a_single_variant_none() -> None:
     known = profile()
     published = replace(known, accuracy=tuple(replace(item, samples=0) for item in known.accuracy))

@@ -9,7 +9,7 @@ import pytest
 from clover.runtime.guard.clients import ClientGroups
 from clover.runtime.guard.drift import Detector
 from clover.runtime.guard.escalation_limit import EscalationLimit
-from clover.runtime.guard.pattern import CLIENT, pattern_of
+from clover.runtime.guard.pattern import CLIENT, NONE, PROBE, pattern_of
 
 
 class Blaming:
@@ -32,3 +32,26 @@ def test_a_clients_part_of_the_rows_is_its_own_behind_a_proxy_too(proxy: bool, u
     assert found.share == pytest.approx(0.25, abs=0.01)
     assert found.text.startswith("one client (25% of the rows)")
     assert [one.name for one in found.senders] == ["10.0.0.9, connection 1" if proxy else "10.0.0.3"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "words"),
+    [
+        (1, PROBE, "100% of the latest rows are the same input again and again: looks like a probe"),
+        (20, PROBE, "98% of the latest rows are the same 20 inputs again and again: looks like a probe"),
+        (200, PROBE, "80% of the latest rows are inputs that came before: looks like a probe"),
+        (300, NONE, ""),
+    ],
+)
+@pytest.mark.parametrize("addresses", [1, 5])
+def test_rows_that_mostly_repeat_inputs_look_like_a_probe_whoever_sends_them(
+    addresses: int, inputs: int, kind: str, words: str
+) -> None:
+    clients = ClientGroups()
+    for number in range(1000):
+        clients.sent(f"10.0.0.{number % addresses}", 1 + number % 10)
+        clients.latest.inputs += number < inputs
+        clients.latest.repeats += number >= inputs
+    found = pattern_of(clients, EscalationLimit(clients, 2.0), "", [])
+    assert (found.kind, found.senders) == (kind, ())
+    assert found.text.startswith(words)

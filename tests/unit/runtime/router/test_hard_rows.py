@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from clover.control.counted import counted_accuracy, why_apart
 from clover.runtime.guard.guard import OK, TIGHTENED
 from clover.runtime.router.tickets import RouterTicket
 from tests.support.guard_fixture import CHAIN, LARGE, POINT, SMALL, Audited, profile
@@ -146,6 +147,38 @@ def test_the_same_inputs_again_and_again_look_like_a_probe() -> None:
     assert "the same 5 inputs again and again" in pattern["text"]
     assert "10.0.0" not in pattern["text"], "others may read the state"
     assert house.router.guard.alarm_level == OK
+
+
+def test_one_input_again_and_again_is_a_probe_that_spends_nothing_and_misses_no_floor(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "clover.guard")
+    house = Siege(addresses(1))
+    usual = POINT.accuracy
+    for _ in range(400):
+        house.row(house.sources[0], HARD, again=1)
+    seen, pattern = house.router.observe(), house.pattern
+    assert seen["accuracy_served"] == pytest.approx(88.0), "what is reported is what was served"
+    assert counted_accuracy(seen) == pytest.approx(usual + (88.0 - usual) / 400), "the input says its own once"
+    assert why_apart(seen) == "if a repeated input counts as any other"
+    assert pattern["kind"] == "probe"
+    assert pattern["text"].startswith("100% of the latest rows are the same input again and again: looks like a probe")
+    assert [record.getMessage() for record in caplog.records] == [f"{house.router.name}: {pattern['text']}"]
+    for _ in range(200):
+        house.row(house.sources[0], house.draw.random())
+    assert house.pattern["kind"] == "none"
+    assert house.router.guard.alarm_level == OK
+
+
+def test_repeats_that_are_cut_short_count_as_the_variant_that_answered() -> None:
+    house = Siege(addresses(1))
+    house.router.route([house.staff[SMALL]], dealt(1.0, 0.0, 0.0, chain=CHAIN, thresholds=(REACH,)))
+    for _ in range(100):
+        house.row(house.sources[0], HARD, again=1)
+    assert house.router.traffic.cut_short == {"nobody": 100}
+    seen, usual = house.router.observe(), house.router.accuracy[SMALL]
+    assert seen["accuracy_served"] == pytest.approx(70.0)
+    assert counted_accuracy(seen) == pytest.approx(usual + (70.0 - usual) / 100)
 
 
 def test_the_log_names_the_client_once(caplog: pytest.LogCaptureFixture) -> None:
