@@ -1,12 +1,14 @@
 """The server without flags beside six other settings, each at the same moment on one meter: which saves most?
 
-    python -m bench.settings [--rate 200] [--seconds 240] [--only base "budget, cascade"] [--weight W] [--json FILE]
+    python -m bench.settings [--rate 200] [--seconds 240] [--slo-ms 15] [--only base "budget, cascade"] [--weight W]
+                             [--json FILE]
 
 Two servers of the default family run at a time, on a core each: one without flags (`default`), the other with a
 setting.  First that is BASE, then the settings of `SETTINGS`.  Both get the same requests at the same times (Poisson)
 while one day of the synthetic grid passes, and they exchange their cores every ten seconds, as other work may slow one
 core down for minutes.  Every server starts afresh from one profile, that of the first core; nothing that another one
-learned or spent is left to it.
+learned or spent is left to it.  `--slo-ms` gives all of them that SLO, BASE too: the default lets rows wait for fuller
+batches only if an SLO was given.
 
 Joules are CPU seconds of a control group, which the kernel counts, x modelled watts of a busy core; idle power, the
 same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
@@ -234,6 +236,8 @@ class Bench:
     seconds: float
     prices: Prices
     folder: Path
+    slo_ms: float | None = None
+    """The SLO that all servers are given; None: their own default."""
 
     def pair(self, number: int, setting: Setting) -> Pair:
         """Run `setting` and the default side by side for a day of the grid; the default begins on the first core in
@@ -259,6 +263,8 @@ class Bench:
         seeded(cache, self.cores)
         day = ["--carbon", "synthetic", "--trace-speed", str(86_400.0 / self.seconds)]
         words = [FAMILY, *day, "--cache-dir", str(cache), "--profile", "require", *flags]
+        if self.slo_ms is not None:
+            words += ["--slo-ms", f"{self.slo_ms:g}"]
         joined = group.folder if group is not None else None
         with confined(self.cores[lane]), contextlib.ExitStack() as stack:  # the affinity is this thread's alone
             server = stack.enter_context(served(words, log=self.folder / f"serve-{number}-{lane}.log", group=joined))
@@ -428,6 +434,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second to each server [200]")
     parser.add_argument("--seconds", type=float, default=240.0, help="seconds of a pair: a day of the grid [240]")
+    parser.add_argument("--slo-ms", type=float, default=None, help="the SLO that all servers are given [none]")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these settings only, and BASE")
     parser.add_argument("--weight", type=float, default=0.0, help="prefer all this to other work, so many to 1 [no]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
@@ -444,7 +451,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, apart.preferred(options.weight):
         folder = Path(name)
         promised = profiled(cores[0], folder)
-        bench = Bench((cores[0], cores[1]), bodies, labelled(labels), options.rate, options.seconds, prices, folder)
+        cpus, check = (cores[0], cores[1]), labelled(labels)
+        bench = Bench(cpus, bodies, check, options.rate, options.seconds, prices, folder, options.slo_ms)
         wanted = [setting for setting in SETTINGS if not options.only or setting.name in options.only]
         pairs = []
         for number, setting in enumerate([BASE, *wanted]):
