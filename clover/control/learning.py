@@ -24,7 +24,7 @@ import re
 from typing import Any
 
 from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected
-from clover.planning.model.metered import EnergyEvidence, SavedEnergy
+from clover.planning.model.metered import EnergyEvidence, MixedVariant, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
 from clover.types import FamilyProfile, Record, WorkReport
 
@@ -59,7 +59,7 @@ class SavedCorrection(Record, frozen=True, kw_only=True):
     energy: SavedEnergy
 
 
-VERSION = 2
+VERSION = 3
 """Raised whenever what is learned, or what it means, changes."""
 
 
@@ -73,6 +73,8 @@ class Learning:
         self.energy: dict[EnergyKey, float] = {}
         self.energy_errors: dict[EnergyKey, float] = {}
         """Standard errors of the factors of joules, as of the last look."""
+        self.mixed: dict[str, MixedVariant] = {}
+        """What is known of variants that share a meter, as of the last look."""
         self.advice = ""
         """What to do about a profile that is far off, in words; empty if it is not."""
         self.changed = 0
@@ -95,6 +97,11 @@ class Learning:
         self._rested_s = -math.inf
         self._rest_s = FIRST_REST_S
         self._far_since_s = math.inf
+
+    @property
+    def window_s(self) -> float:
+        """How long the windows of meters are, at least."""
+        return self._joules.window_s
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -153,6 +160,7 @@ class Learning:
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         self.energy_errors = self._joules.errors(self._energy_keys, now_s)
+        self.mixed = self._joules.mixed(now_s)
         moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy)))
         if moved <= least:
             return 0.0

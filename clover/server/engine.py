@@ -120,6 +120,7 @@ class Engine:
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
         )
+        self.controller.swinger.find = solver.swings
         self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
         self.controller.ledger_files = LedgerFiles(budgets_folder(config) if succession is None else None)
         self.loading = Loading(
