@@ -7,7 +7,8 @@ that are that much slower; a batch that takes longer than profiled, but no longe
 
 The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
 `FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
-solved are remembered by profile, and those of a budget take seconds to be solved anew.  One that moved by more than
+solved are remembered by profile, and those of a budget take seconds to be solved anew.  While shares swing to tell
+joules apart (`share_swings`) they follow every `FIRST_REST_S`, and once more as the swings end, to `SETTLED`.  One that moved by more than
 `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that
 is new there shows only then what it takes.
 
@@ -37,6 +38,7 @@ SETTLE_S = 3.0
 LONG_S = 60.0
 STEP = 0.02
 LEAP = 0.05
+SETTLED = 0.002
 FIRST_REST_S = 30.0
 LONGEST_REST_S = 3600.0
 REPLAN = 0.1
@@ -77,6 +79,9 @@ class Learning:
         """What is known of variants that share a meter, as of the last look."""
         self.advice = ""
         """What to do about a profile that is far off, in words; empty if it is not."""
+        self.swings = False
+        """Whether shares swing to tell its joules apart: factors in force follow what is learned every
+        `FIRST_REST_S`."""
         self.changed = 0
         """Times that the factors in force changed."""
         self.collected = 0
@@ -96,6 +101,7 @@ class Learning:
         self._looked_s = -math.inf
         self._rested_s = -math.inf
         self._rest_s = FIRST_REST_S
+        self._settled = False
         self._far_since_s = math.inf
 
     @property
@@ -110,6 +116,10 @@ class Learning:
         self._settled_s = now_s + SETTLE_S
         self._times.interrupt()
         self._joules.interrupt()
+
+    def settle(self) -> None:
+        """Put the factors in force at the next look as they are known by then: swings of the shares have ended."""
+        self._settled, self._rested_s = True, -math.inf
 
     def look(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
@@ -134,9 +144,11 @@ class Learning:
         if now_s < self._looked_s + EVERY_S:
             return False
         self._looked_s = now_s
-        moved = self._take(now_s, STEP if now_s >= self._rested_s else LEAP)
+        least = LEAP if now_s < self._rested_s else STEP if not self._settled else SETTLED
+        moved, self._settled = self._take(now_s, least), False
         if moved:
-            self._rest_s = FIRST_REST_S if moved > REPLAN else min(2.0 * self._rest_s, LONGEST_REST_S)
+            soon = moved > REPLAN or self.swings
+            self._rest_s = FIRST_REST_S if soon else min(2.0 * self._rest_s, LONGEST_REST_S)
             self._rested_s = now_s + self._rest_s
         self._judge(now_s)
         return moved > 0.0

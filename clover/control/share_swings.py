@@ -28,8 +28,8 @@ from clover.types import Assignment, Routing
 BLOCK_S = 10.0
 BLOCK_WINDOWS = 5.0
 """A block holds so many windows of a meter at least: those at its edges are of two blocks."""
-KNOWN = 0.025
-"""Standard error, relative, of joules a row that are known: within 5 % is two of it."""
+KNOWN = 0.02
+"""Standard error, relative, of joules a row that are known: 5 % is two and a half of it."""
 LEAST_PART = 0.05
 LEAST_ROWS = 50.0
 """Rows in a block, below which chance moves shares as much as a swing."""
@@ -115,7 +115,7 @@ class ShareSwings:
         elif len(seen.variants) < 2:
             self.why = "no two variants share a meter, or nothing of them was metered yet"
         elif not unknown:
-            self.why = f"joules a row of all that have {LEAST_PART:.0%} of their meter's are known to {KNOWN:.1%}"
+            self.why = f"joules a row of all that have {LEAST_PART:.0%} of their meter's are known to {KNOWN:.0%}"
             self._spent_s = 0.0
         elif seen.now_s >= self._again_s:
             if seen.rate * seen.block_s >= LEAST_ROWS:
@@ -154,7 +154,7 @@ class ShareSwings:
         unknown = _unknown(seen.variants)
         if not unknown:
             spent_s, self._spent_s = self._spent_s, 0.0
-            why = f"joules a row are known to {KNOWN:.1%} after swings of {duration(spent_s)}"
+            why = f"joules a row are known to {KNOWN:.0%} after swings of {duration(spent_s)}"
             return self._end(seen, why, REST_S)
         self.why = _words(unknown)
         if self._spent_s >= LONGEST_S:

@@ -21,6 +21,7 @@ from clover.control.request import PlanRequest
 from clover.control.share_swings import BLOCK_S, BLOCK_WINDOWS, Runs, SwingSight, Turn
 from clover.errors import CloverError
 from clover.planning.model.metered import MixedVariant
+from clover.planning.model.problem import LEAST_RATE
 from clover.planning.model.swings import Move, moved
 from clover.runtime.guard.guard import OK
 from clover.types import State
@@ -60,7 +61,7 @@ class Swinger:
             runs=runs,
             variants=_serving(family),
             block_s=max(BLOCK_S, BLOCK_WINDOWS * family.learned.window_s),
-            rate=family.rate(context.config),
+            rate=_rate(family),
             learned=family.learned.changed,
             barred=self._barred(family),
             pauses=self._pauses(family),
@@ -69,6 +70,9 @@ class Swinger:
         turn = swings.look(seen)
         if turn is not None and deployed is not None:
             self._route(family, turn)
+        family.learned.swings = swings.on
+        if swings.news and not swings.on:
+            family.learned.settle()
         if swings.news and deployed is not None:
             result = PlanResult(action="routed", detail=swings.news, plan=deployed.plan, answers_demand=False)
             record(context, family, PlanRequest(trigger=swings.why), now_s, result)
@@ -87,7 +91,9 @@ class Swinger:
         moves: tuple[Move, ...] = ()
         try:
             conditions = await self._context.conditions(family)
-            moves = await find(family.state(conditions, self._context.config, PlanRequest(trigger="swings")))
+            # Without the margin of a plan's rate, which is for chance: a miss of the SLO ends the swings.
+            request = PlanRequest(trigger="swings", rate=_rate(family))
+            moves = await find(family.state(conditions, self._context.config, request))
         except CloverError as error:
             log.info("%s: how far shares may swing is not known: %s", family.name, error)
         finally:
@@ -137,6 +143,11 @@ class Swinger:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _rate(family: Family) -> float:
+    """Return the rows a second that arrive."""
+    return max(family.arrivals.counted(), LEAST_RATE)
 
 
 def _serving(family: Family) -> dict[str, MixedVariant]:
