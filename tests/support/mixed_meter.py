@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,7 +156,7 @@ class MixRig:
 
 
 def five_minutes(count: int, seed: int, *, tick_s: float = LOOK_S, seconds: int = 300, **config: Any) -> MixRig:
-    """Return the rig after five minutes of service."""
+    """Return the rig after five minutes of service, or so many `seconds`."""
     made = MixRig(count, seed, tick_s=tick_s, **config)
 
     async def play() -> None:
@@ -166,8 +165,3 @@ def five_minutes(count: int, seed: int, *, tick_s: float = LOOK_S, seconds: int 
 
     asyncio.run(play())
     return made
-
-
-def within(off: Sequence[float], limit: float = 0.05) -> bool:
-    """Return whether all are within `limit`."""
-    return max(off) <= limit
