@@ -1,4 +1,4 @@
-"""How well joules of variants that share one meter are known after five minutes, with and without swings of their shares.
+"""How well joules of variants on one meter are known after five minutes, with and without swings of their shares.
 
     python -m bench.swings                          # 24 seeds each of two, three and five variants
     python -m bench.swings --seeds 6 --tick 0.1     # a counter that moves ten times a second, read at any time

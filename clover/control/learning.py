@@ -8,9 +8,9 @@ that are that much slower; a batch that takes longer than profiled, but no longe
 The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
 `FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
 solved are remembered by profile, and those of a budget take seconds to be solved anew.  While shares swing to tell
-joules apart (`share_swings`) they follow every `FIRST_REST_S`, and once more as the swings end, to `SETTLED`.  One that moved by more than
-`REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that
-is new there shows only then what it takes.
+joules apart (`clover.control.share_swings`) they follow every `FIRST_REST_S`, and once more, to within `SETTLED`, as
+the swings end.  One that moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last
+such plan at the earliest: a variant that is new there shows only then what it takes.
 
 Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
 cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load

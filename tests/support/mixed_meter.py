@@ -1,5 +1,5 @@
-"""An emulated GPU on whose slices the variants of a mix serve, with one counter for all of them, hidden factors of their
-joules, and the production controller, which sees no more than a server's would."""
+"""An emulated GPU on whose slices the variants of a mix serve, with one counter for all of them, hidden factors of
+their joules, and the production controller, which sees no more than a server's would."""
 
 from __future__ import annotations
 

@@ -368,4 +368,4 @@ def test_the_solvers_process_finds_the_moves() -> None:
     given = asyncio.run(state())
     found = solve(SolverOrder(id=1, policy=SWINGS, state=given)).swings
     assert found == ({"v0": pytest.approx(0.25), "v1": pytest.approx(-0.25)},)
-    assert KNOWN < made.rig.family.learned.mixed["v0"].error
+    assert made.rig.family.learned.mixed["v0"].error > KNOWN

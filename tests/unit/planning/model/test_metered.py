@@ -385,9 +385,7 @@ class Seconds:
             self.now_s += 1.0
             expected_j = {(name.split("_")[0], name.split("_")[1]): joules for name, joules in rows.items()}
             joules = 1.5 * sum(expected_j.values()) * self._rng.gauss(1.0, 0.02)
-            self.evidence.metered(
-                device, joules, expected_j, shared=shared, since_s=self.now_s - 1.0, now_s=self.now_s
-            )
+            self.evidence.metered(device, joules, expected_j, shared=shared, since_s=self.now_s - 1.0, now_s=self.now_s)
 
 
 def test_variants_that_share_a_meter_are_told_with_their_part_and_error() -> None:
