@@ -94,8 +94,8 @@ class ShareSwings:
         self.news = ""
         if not self._known.issuperset(seen.variants):
             self._known, self._spent_s, self._again_s = frozenset(seen.variants), 0.0, -math.inf
-        if self.on and seen.barred:
-            return self._end(seen, seen.barred, RETRY_S)
+        if self.on and (why := seen.barred or self._lacks(seen, LEAST_ROWS / 2.0)):
+            return self._end(seen, why, RETRY_S)
         if self._sign and (seen.pauses or seen.runs != self._runs or seen.rate > SAME_RATE * self._found_for[0]):
             return self._break_off(seen)
         if self._sign:
@@ -112,16 +112,22 @@ class ShareSwings:
             return not seen.pauses
         if seen.barred or seen.pauses:
             self.why = seen.barred or seen.pauses
-        elif len(seen.variants) < 2:
-            self.why = "no two variants share a meter, or nothing of them was metered yet"
-        elif not unknown:
+        elif len(seen.variants) > 1 and not unknown:
             self.why = f"joules a row of all that have {LEAST_PART:.0%} of their meter's are known to {KNOWN:.0%}"
             self._spent_s = 0.0
-        elif seen.now_s >= self._again_s:
-            if seen.rate * seen.block_s >= LEAST_ROWS:
-                return True
-            self.why = f"{_words(unknown)}, but fewer than {LEAST_ROWS:.0f} rows arrive in {seen.block_s:.0f} s"
+        elif why := self._lacks(seen, LEAST_ROWS):
+            self.why = why
+        else:
+            return seen.now_s >= self._again_s
         return False
+
+    def _lacks(self, seen: SwingSight, rows: float) -> str:
+        """Return what moves of shares would lack to tell anything, in words: a shared meter, or so many rows a
+        block."""
+        if len(seen.variants) < 2:
+            return "no two variants share a meter, or nothing of them was metered yet"
+        few = seen.rate * seen.block_s < rows
+        return f"fewer than {rows:.0f} rows arrive in {seen.block_s:.0f} s" if few else ""
 
     def _take(self, seen: SwingSight, found: tuple[Move, ...]) -> Turn | None:
         """Begin a round with the moves that were found."""

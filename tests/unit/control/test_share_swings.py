@@ -126,6 +126,20 @@ def test_a_move_is_finished_before_it_ends() -> None:
     assert made.moved
 
 
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [({"rate": 2.0}, "fewer than 25 rows arrive"), ({"variants": {}}, "no two variants share a meter")],
+)
+def test_what_would_tell_nothing_ends_it_and_is_not_taken_for_knowledge(seen: dict[str, Any], why: str) -> None:
+    made = swinging()
+    made.look(**seen)
+    assert not made.swings.on
+    assert not made.moved
+    assert why in made.news[-1]
+    made.looks(RETRY_S + 3, rate=50.0, variants=UNKNOWN)
+    assert made.swings.on
+
+
 def test_a_further_variant_ends_the_rest() -> None:
     made = swinging()
     made.looks(2 * BLOCK_S + 1, variants=SURE)
@@ -202,6 +216,7 @@ def test_moves_are_found_anew_for_another_plan_a_higher_rate_or_another_profile(
         ({"rate": LEAST_ROWS / BLOCK_S - 1.0}, "fewer than 50 rows"),
         ({"barred": "swing_shares is off"}, "is off"),
         ({"pauses": "workers change"}, "workers change"),
+        ({"variants": {}}, "no two variants share a meter"),
     ],
 )
 def test_without_need_or_rows_shares_stay(seen: dict[str, Any], why: str) -> None:
