@@ -66,7 +66,7 @@ class SwingSight:
 
 class ShareSwings:
     """The swings of one family.  `wants`: whether the moves of a round are to be found for what runs; `news`: what
-    began or ended at the last look, in words."""
+    began or ended at the last look, in words, and `why` it did, or why shares stay."""
 
     def __init__(self) -> None:
         self.on = False
@@ -113,7 +113,7 @@ class ShareSwings:
         if seen.barred or seen.pauses:
             self.why = seen.barred or seen.pauses
         elif len(seen.variants) > 1 and not unknown:
-            self.why = f"joules a row of all that have {LEAST_PART:.0%} of their meter's are known to {KNOWN:.0%}"
+            self.why = f"joules a row of all that have {_percent(LEAST_PART)} of their meter's are known to {_KNOWN}"
             self._spent_s = 0.0
         elif why := self._lacks(seen, LEAST_ROWS):
             self.why = why
@@ -160,7 +160,7 @@ class ShareSwings:
         unknown = _unknown(seen.variants)
         if not unknown:
             spent_s, self._spent_s = self._spent_s, 0.0
-            why = f"joules a row are known to {KNOWN:.0%} after swings of {duration(spent_s)}"
+            why = f"joules a row are known to {_KNOWN} after swings of {duration(spent_s)}"
             return self._end(seen, why, REST_S)
         self.why = _words(unknown)
         if self._spent_s >= LONGEST_S:
@@ -190,7 +190,7 @@ class ShareSwings:
         moved, self._sign = self._sign, 0.0
         self.on = self.wants = False
         self.why, self._again_s = why, seen.now_s + rest_s
-        self.news = f"shares are the plan's again: {why}"
+        self.news = "shares are the plan's again"
         return _STILL if moved else None
 
     def report(self) -> dict[str, Any]:
@@ -209,4 +209,12 @@ def _words(unknown: Mapping[str, MixedVariant]) -> str:
     if not name:
         return "joules a row are known"
     one = unknown[name]
-    return f"joules a row of {name}, which has {one.part:.0%} of its meter's, are known to {one.error:.0%}"
+    part, error = _percent(one.part), _percent(one.error)
+    return f"joules a row of {name}, which has {part} of its meter's, are only known to {error}"
+
+
+def _percent(part: float) -> str:
+    return f"{100.0 * part:.0f} %"
+
+
+_KNOWN = _percent(KNOWN)

@@ -65,7 +65,7 @@ class Looks:
         if turn is not None:
             self.shares = moved(SHARES, *turn)
         if self.swings.news:
-            self.news.append(self.swings.news)
+            self.news.append(f"{self.swings.news}: {self.swings.why}")
 
     def looks(self, seconds: float, **seen: Any) -> None:
         for _ in range(round(seconds)):
@@ -113,7 +113,7 @@ def test_it_ends_once_joules_are_known_and_rests_for_an_hour() -> None:
     made.looks(2 * BLOCK_S + 1, variants=SURE)
     assert not made.swings.on
     assert not made.moved
-    assert "known to 2%" in made.news[-1]
+    assert "known to 2 %" in made.news[-1]
     made.looks(REST_S - 100.0, variants=UNKNOWN)
     assert not made.swings.on
     made.looks(110.0)
@@ -152,7 +152,7 @@ def test_what_is_not_known_after_ten_minutes_is_given_up_for_hours_and_that_is_s
     made.looks(LONGEST_S + 4 * BLOCK_S)
     assert not made.swings.on
     assert not made.moved
-    assert "known to 30% after swings of 10 min" in made.news[-1]
+    assert "known to 30 % after swings of 10 min" in made.news[-1]
     assert len(made.news) == 2
     made.looks(REST_S)
     assert not made.swings.on
@@ -210,9 +210,9 @@ def test_moves_are_found_anew_for_another_plan_a_higher_rate_or_another_profile(
 @pytest.mark.parametrize(
     ("seen", "why"),
     [
-        ({"variants": SURE}, "known to 2%"),
+        ({"variants": SURE}, "known to 2 %"),
         ({"variants": {"small": MixedVariant(1.0, 0.3)}}, "no two variants share a meter"),
-        ({"variants": SURE | {"large": MixedVariant(0.04, 0.5)}}, "known to 2%"),
+        ({"variants": SURE | {"large": MixedVariant(0.04, 0.5)}}, "known to 2 %"),
         ({"rate": LEAST_ROWS / BLOCK_S - 1.0}, "fewer than 50 rows"),
         ({"barred": "swing_shares is off"}, "is off"),
         ({"pauses": "workers change"}, "workers change"),
