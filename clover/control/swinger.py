@@ -93,7 +93,8 @@ class Swinger:
             conditions = await self._context.conditions(family)
             # Without the margin of a plan's rate, which is for chance: a miss of the SLO ends the swings.
             request = PlanRequest(trigger="swings", rate=_rate(family))
-            moves = await find(family.state(conditions, self._context.config, request))
+            demand = family.demand.wanted(self._context.monotonic())
+            moves = await find(family.state(conditions, self._context.config, request, demand=demand))
         except CloverError as error:
             log.info("%s: how far shares may swing is not known: %s", family.name, error)
         finally:

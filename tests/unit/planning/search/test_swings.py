@@ -9,7 +9,7 @@ from clover.planning.cascade.routed import predicted
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.swings import Move, moved
 from clover.planning.search.swings import LEAST, MOST, swings
-from clover.types import Assignment, DeviceShape, Routing, State, configuration_of
+from clover.types import Assignment, Demand, DeviceShape, Routing, State, configuration_of
 from tests.support.profiles_fixture import objective, placement, state
 
 SHARES = {"small": 0.5, "medium": 0.3, "large": 0.2}
@@ -67,6 +67,22 @@ def test_a_variant_whose_workers_are_busy_stays_while_others_move() -> None:
 @pytest.mark.parametrize("slo_ms", [0.5, 4.0])
 def test_without_room_within_the_slo_nothing_moves(slo_ms: float) -> None:
     assert swings(PlanningInput.of(at(400.0, slo_ms=slo_ms))) == ()
+
+
+def test_rows_that_ask_for_an_accuracy_of_their_own_take_room() -> None:
+    """`large` serves 444 rows/s at most."""
+    most = []
+    for rate in (100.0, 300.0):
+        given = msgspec.structs.replace(at(400.0), demand=(Demand(variant="large", accuracy=92.0, rate=rate),))
+        pose = PlanningInput.of(given)
+        found = swings(pose)
+        most.append(max(abs(move["large"]) for move in found))
+        for shares in ends(given, found):
+            there = predicted(pose.problem, configuration_of(given.running), Routing(shares=shares))
+            assert there is not None
+            assert there.p95_ms <= pose.objective.slo_ms
+    assert most[0] == pytest.approx(MOST * SHARES["large"])
+    assert most[1] < most[0]
 
 
 def test_moves_that_tell_little_are_not_made() -> None:
