@@ -55,6 +55,7 @@ from clover.control.request import PlanRequest
 from clover.control.sleep import spared_w
 from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
+from clover.control.swinger import Swinger
 from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
@@ -98,6 +99,7 @@ class Controller:
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
         self.learner = Learner(self.context, wall=clocks.wall)
+        self.swinger = Swinger(self.context)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
@@ -210,6 +212,7 @@ class Controller:
         await self.ledger_files.close(self.context.families.values(), self.context.grid.now())
         await self.shadows.stop()
         await self.core_need.stop()
+        await self.swinger.stop()
         await self.learner.finish(self.context.families.values())
         await self._solver.close()
 
@@ -279,6 +282,7 @@ class Controller:
         missed, waits = watch_slo(context, family, now_s), _watch_waits(family, now_s)
         reason = missed or waits
         family.demand.look(now_s, family.fleet.demanded())
+        self.swinger.look(family)
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)

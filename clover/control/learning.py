@@ -7,9 +7,10 @@ that are that much slower; a batch that takes longer than profiled, but no longe
 
 The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
 `FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
-solved are remembered by profile, and those of a budget take seconds to be solved anew.  One that moved by more than
-`REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that
-is new there shows only then what it takes.
+solved are remembered by profile, and those of a budget take seconds to be solved anew.  While shares swing to tell
+joules apart (`clover.control.share_swings`) they follow every `FIRST_REST_S`, and once more, to within `SETTLED`, as
+the swings end.  One that moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last
+such plan at the earliest: a variant that is new there shows only then what it takes.
 
 Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
 cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
@@ -24,7 +25,7 @@ import re
 from typing import Any
 
 from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected
-from clover.planning.model.metered import EnergyEvidence, SavedEnergy
+from clover.planning.model.metered import EnergyEvidence, MixedVariant, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
 from clover.types import FamilyProfile, Record, WorkReport
 
@@ -37,6 +38,7 @@ SETTLE_S = 3.0
 LONG_S = 60.0
 STEP = 0.02
 LEAP = 0.05
+SETTLED = 0.002
 FIRST_REST_S = 30.0
 LONGEST_REST_S = 3600.0
 REPLAN = 0.1
@@ -59,7 +61,7 @@ class SavedCorrection(Record, frozen=True, kw_only=True):
     energy: SavedEnergy
 
 
-VERSION = 2
+VERSION = 3
 """Raised whenever what is learned, or what it means, changes."""
 
 
@@ -73,8 +75,13 @@ class Learning:
         self.energy: dict[EnergyKey, float] = {}
         self.energy_errors: dict[EnergyKey, float] = {}
         """Standard errors of the factors of joules, as of the last look."""
+        self.mixed: dict[str, MixedVariant] = {}
+        """What is known of variants that share a meter, as of the last look."""
         self.advice = ""
         """What to do about a profile that is far off, in words; empty if it is not."""
+        self.swings = False
+        """Whether shares swing to tell its joules apart: factors in force follow what is learned every
+        `FIRST_REST_S`."""
         self.changed = 0
         """Times that the factors in force changed."""
         self.collected = 0
@@ -94,7 +101,13 @@ class Learning:
         self._looked_s = -math.inf
         self._rested_s = -math.inf
         self._rest_s = FIRST_REST_S
+        self._settled = False
         self._far_since_s = math.inf
+
+    @property
+    def window_s(self) -> float:
+        """How long the windows of meters are, at least."""
+        return self._joules.window_s
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +116,10 @@ class Learning:
         self._settled_s = now_s + SETTLE_S
         self._times.interrupt()
         self._joules.interrupt()
+
+    def settle(self) -> None:
+        """Put the factors in force at the next look as they are known by then: swings of the shares have ended."""
+        self._settled, self._rested_s = True, -math.inf
 
     def look(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
@@ -127,9 +144,11 @@ class Learning:
         if now_s < self._looked_s + EVERY_S:
             return False
         self._looked_s = now_s
-        moved = self._take(now_s, STEP if now_s >= self._rested_s else LEAP)
+        least = LEAP if now_s < self._rested_s else STEP if not self._settled else SETTLED
+        moved, self._settled = self._take(now_s, least), False
         if moved:
-            self._rest_s = FIRST_REST_S if moved > REPLAN else min(2.0 * self._rest_s, LONGEST_REST_S)
+            soon = moved > REPLAN or self.swings
+            self._rest_s = FIRST_REST_S if soon else min(2.0 * self._rest_s, LONGEST_REST_S)
             self._rested_s = now_s + self._rest_s
         self._judge(now_s)
         return moved > 0.0
@@ -153,6 +172,7 @@ class Learning:
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         self.energy_errors = self._joules.errors(self._energy_keys, now_s)
+        self.mixed = self._joules.mixed(now_s)
         moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy)))
         if moved <= least:
             return 0.0

@@ -111,7 +111,7 @@ class Engine:
             self.machine.close()
             raise
         solver = SolverClient()
-        self.controller = Controller(
+        controller = self.controller = Controller(
             config.controller,
             devices=self.devices,
             grid=self.grid,
@@ -120,17 +120,16 @@ class Engine:
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
         )
-        self.controller.learner.store = ProfileStore(cache_folder(config.cache_dir))
-        self.controller.ledger_files = LedgerFiles(budgets_folder(config) if succession is None else None)
-        self.loading = Loading(
-            self.controller, self._unplanned, drain_s=config.limits.drain_s, changed=self._follow_targets
-        )
+        controller.swinger.find = solver.swings
+        controller.learner.store = ProfileStore(cache)
+        controller.ledger_files = LedgerFiles(budgets_folder(config) if succession is None else None)
+        self.loading = Loading(controller, self._unplanned, drain_s=config.limits.drain_s, changed=self._follow_targets)
         self.rollouts = RollOuts(self, files)
-        self.controller.further["roll-out"] = self.rollouts.command
+        controller.further["roll-out"] = self.rollouts.command
         self.cluster = ClusterFollower(
-            self.controller.context, self.account.totals, lambda device: float(self.account.devices()[device]["idle_w"])
+            controller.context, self.account.totals, lambda device: float(self.account.devices()[device]["idle_w"])
         )
-        self.controller.further["cluster"] = self.cluster.command
+        controller.further["cluster"] = self.cluster.command
         self.ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
             source = LedgerSource(self.account, self.machine, self.served, self.controller, self.operators.audit)

@@ -20,6 +20,13 @@ a plain regression without edges.  It takes neighbours that are adjacent, so tha
 are one stream, whoever ended a batch in them, and windows of several batches: what is under way as one begins must not
 be under way as the next one does.
 
+Edges are also most of what single windows are off by, and of a sum over neighbours only the two outer ones are left.
+So the noise is that of such sums, a third of their variance a window.  Noise u(t) - u(t - 1) of edges alone gives r a
+variance of var(u) x sum of (z(t) - z(t + 1))^2, which is that noise x B if expected joules vary by chance from window
+to window, and less if they vary slowly.
+
+If nothing has shares vary, the controller does (`clover.control.share_swings`), as long as `mixed` shows a large error.
+
 A window does not tell batch sizes apart, so the factor is the same for all.
 
 What a profile lacks is mostly what every batch costs beside its model (`planning.budget.counterfactual`).  So a variant
@@ -50,11 +57,15 @@ WINDOW_BATCHES = 5.0
 LEAST_WINDOWS, LEAST_S = 3, 10.0
 """Fewer windows, or such as last less together, are no evidence."""
 MEMORY_S = 600.0
+LATELY_S = 60.0
+"""What a variant used so long ago counts half in its part of a meter's joules."""
 
 _COMMON, _OF_ALL_SLICES, _OF_ONE = 0.15, 0.1, 0.005
 """Variances of factors: common to all that ran, of a variant, of one slice of it."""
 _OFF = 0.1
 """Relative standard deviation of a window's joules before it is known."""
+_PART_OF_ALL = 1e-3
+"""A variant with less of the joules of shared meters is none that they are shared by."""
 _LEAST_J = 1e-6
 """A window in which less was expected goes on."""
 
@@ -69,7 +80,9 @@ class SavedEnergy(Record, frozen=True, kw_only=True):
     crossed: tuple[tuple[float, ...], ...] = ()
     crossed_moment: tuple[float, ...] = ()
     instruments: tuple[tuple[float, ...], ...] = ()
+    around_moment: tuple[float, ...] = ()
     square: float = 0.0
+    around_square: float = 0.0
     expected_j: float = 0.0
     windows: float = 0.0
     seconds: float = 0.0
@@ -87,15 +100,17 @@ class _Metered:
 @dataclass
 class _Sums:
     """Sums over windows, each by the joules expected around it: of x x' and x E (`plain`), of z x' and z E (`crossed`),
-    and of z z' (`instruments`), where x are the expected joules by key, E the metered ones, and z those expected in the
-    window and its neighbours."""
+    of z z' and z F (`instruments`, `around_moment`), and of E E and F F (`square`, `around_square`), where x are the
+    expected joules by key, E the metered ones, and z and F those of the window and its neighbours together."""
 
     plain: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     plain_moment: Floats = field(default_factory=lambda: np.zeros(0))
     crossed: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     crossed_moment: Floats = field(default_factory=lambda: np.zeros(0))
     instruments: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    around_moment: Floats = field(default_factory=lambda: np.zeros(0))
     square: float = 0.0
+    around_square: float = 0.0
     expected_j: float = 0.0
     windows: float = 0.0
     seconds: float = 0.0
@@ -105,14 +120,20 @@ class _Sums:
         """Whether they are evidence."""
         return self.windows >= LEAST_WINDOWS and self.seconds >= LEAST_S
 
+    def noise(self, rest: float, before: float) -> float:
+        """Return the variance of a window of which `rest` is the sum of squares that is left, `before` what it is taken
+        to be without any."""
+        return max((max(rest, 0.0) + 2.0 * before) / (self.windows + 2.0), 1e-30)
+
     def widen(self) -> None:
         """Make room for one more key."""
         self.plain, self.plain_moment = np.pad(self.plain, (0, 1)), np.pad(self.plain_moment, (0, 1))
         self.crossed, self.crossed_moment = np.pad(self.crossed, (0, 1)), np.pad(self.crossed_moment, (0, 1))
-        self.instruments = np.pad(self.instruments, (0, 1))
+        self.instruments, self.around_moment = np.pad(self.instruments, (0, 1)), np.pad(self.around_moment, (0, 1))
 
-    def add(self, x: Floats, joules: float, z: Floats, seconds: float) -> None:
-        """Add a window of which `seconds` are its own, beside those of other meters."""
+    def add(self, x: Floats, joules: float, z: Floats, metered_j: float, seconds: float) -> None:
+        """Add a window of which `seconds` are its own, beside those of other meters; `metered_j`: with its
+        neighbours."""
         kept = math.exp2(-seconds / MEMORY_S)
         # The noise of a window grows with its joules: a window weighs as one joule of it does.
         around_j = float(z.sum()) / 3.0
@@ -121,19 +142,29 @@ class _Sums:
         self.crossed = kept * self.crossed + np.outer(z, x / around_j)
         self.crossed_moment = kept * self.crossed_moment + z * (joules / around_j)
         self.instruments = kept * self.instruments + np.outer(z, z / around_j)
+        self.around_moment = kept * self.around_moment + z * (metered_j / around_j)
         self.square = kept * self.square + joules * (joules / around_j)
+        self.around_square = kept * self.around_square + metered_j * (metered_j / around_j)
         self.expected_j = kept * self.expected_j + float(x.sum())
         self.windows = kept * self.windows + 1.0
         self.seconds = kept * self.seconds + seconds
 
 
 class _Fit(NamedTuple):
-    """The factors of the keys that were seen, their covariance, and the variance of a window's joules by its expected
-    ones."""
+    """The factors of the keys that were seen, their covariance, and the variance of a single window's joules by its
+    expected ones."""
 
     factors: Floats
     covariance: Floats
     noise: float
+
+
+class MixedVariant(NamedTuple):
+    """A variant of which others have the meter, too: its `part` of the joules there lately, and the standard error of
+    its joules a row, relative to these."""
+
+    part: float
+    error: float
 
 
 class EnergyEvidence:
@@ -148,6 +179,8 @@ class EnergyEvidence:
         self._added_s = self._fitted_s = -math.inf
         self._sums = _Sums()
         self._latest: _Fit | None = None
+        self._lately: dict[str, tuple[float, dict[EnergyKey, float]]] = {}
+        """When the last window of each shared meter closed, and the joules expected there over about a minute."""
         self._longest_s, self._longest_at_s = 0.0, -math.inf
 
     def batches_lasted(self, seconds: float, now_s: float) -> None:
@@ -177,7 +210,7 @@ class EnergyEvidence:
         for key, expected in expected_j.items():
             pending.expected_j[key] = pending.expected_j.get(key, 0.0) + expected
         # Batches that end later may have drawn joules without which nothing was expected yet.
-        enough = now_s - pending.since_s >= self._window_s and sum(pending.expected_j.values()) >= _LEAST_J
+        enough = now_s - pending.since_s >= self.window_s and sum(pending.expected_j.values()) >= _LEAST_J
         if not enough and math.isfinite(pending.joules):
             return False
         del self._pending[meter]
@@ -188,7 +221,8 @@ class EnergyEvidence:
         return True
 
     @property
-    def _window_s(self) -> float:
+    def window_s(self) -> float:
+        """How long a window is, at least."""
         return max(WINDOW_S, WINDOW_BATCHES * self._longest_s)
 
     def interrupt(self) -> None:
@@ -207,10 +241,17 @@ class EnergyEvidence:
         if len(recent) == 2:
             before, middle = (self._row(of) for of in recent)
             around = before + middle + self._row(window)
-            longest_s = max(LONGEST_WINDOW_S, self._window_s)
-            self._sums.add(middle, recent[1].joules, around, min(max(now_s - self._added_s, 0.0), longest_s))
+            metered_j = recent[0].joules + recent[1].joules + window.joules
+            seconds = min(max(now_s - self._added_s, 0.0), max(LONGEST_WINDOW_S, self.window_s))
+            self._sums.add(middle, recent[1].joules, around, metered_j, seconds)
             self._added_s = now_s
         recent.append(window)
+        if meter[1] is None:
+            since_s, lately = self._lately.get(meter[0], (now_s, {}))
+            kept = math.exp2(-max(now_s - since_s, 0.0) / LATELY_S)
+            keys = lately.keys() | window.expected_j.keys()
+            sums = {key: kept * lately.get(key, 0.0) + window.expected_j.get(key, 0.0) for key in keys}
+            self._lately[meter[0]] = now_s, sums
         for key in window.expected_j:
             self._at_s[self._keys.index(key)] = now_s
 
@@ -244,9 +285,10 @@ class EnergyEvidence:
         noise = before
         for _ in range(3):
             factors = ones + np.linalg.solve(precision / noise + prior, moment / noise)
-            rest = sums.square - 2.0 * float(factors @ sums.plain_moment) + float(factors @ sums.plain @ factors)
-            noise = max((max(rest, 0.0) + 2.0 * before) / (sums.windows + 2.0), 1e-30)
-        return _Fit(factors, np.linalg.inv(precision / noise + prior), noise)
+            around = sums.around_square - 2.0 * float(factors @ sums.around_moment)
+            noise = sums.noise((around + float(factors @ sums.instruments @ factors)) / 3.0, before)
+        rest = sums.square - 2.0 * float(factors @ sums.plain_moment) + float(factors @ sums.plain @ factors)
+        return _Fit(factors, np.linalg.inv(precision / noise + prior), sums.noise(rest, before))
 
     def factors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the factor of each of `wanted`."""
@@ -277,6 +319,26 @@ class EnergyEvidence:
                 known[key] = left * variance + (1.0 - left) * unknown
         return {key: math.sqrt(known.get(key, unknown)) for key in wanted}
 
+    def mixed(self, now_s: float) -> dict[str, MixedVariant]:
+        """Return what is known of each variant that lately had a meter together with another one; nothing before there
+        is evidence."""
+        if not self._sums.enough:
+            return {}
+        expected = np.zeros(len(self._keys))
+        for since_s, lately in self._lately.values():
+            if len({variant for (variant, _), joules in lately.items() if joules > 0.0}) > 1:
+                kept = math.exp2(-max(now_s - since_s, 0.0) / LATELY_S)
+                expected += kept * np.array([lately.get(key, 0.0) for key in self._keys])
+        fit, whole_j = self._fitted(), float(expected.sum())
+        found = {}
+        for variant in dict.fromkeys(key[0] for key in self._keys):
+            own = np.where([key[0] == variant for key in self._keys], expected, 0.0)
+            joules = max(float(own @ fit.factors), float(own.sum()) / MOST)
+            if joules > _PART_OF_ALL * whole_j:
+                found[variant] = joules, math.sqrt(max(float(own @ fit.covariance @ own), 0.0)) / joules
+        total_j = sum(joules for joules, _ in found.values())
+        return {variant: MixedVariant(joules / total_j, error) for variant, (joules, error) in found.items()}
+
     def unseen(self, factors: Mapping[EnergyKey, float], joules: Mapping[EnergyKey, float]) -> dict[EnergyKey, float]:
         """Return `factors` with those of variants that never ran raised by what batches of cheaper ones cost more than
         profiled.  `joules`: of a batch, as profiled."""
@@ -300,7 +362,9 @@ class EnergyEvidence:
             crossed=tuple(map(tuple, sums.crossed.tolist())),
             crossed_moment=tuple(sums.crossed_moment.tolist()),
             instruments=tuple(map(tuple, sums.instruments.tolist())),
+            around_moment=tuple(sums.around_moment.tolist()),
             square=sums.square,
+            around_square=sums.around_square,
             expected_j=sums.expected_j,
             windows=sums.windows,
             seconds=sums.seconds,
@@ -311,9 +375,9 @@ class EnergyEvidence:
         be."""
         count = len(saved.keys)
         matrices = [_matrix(rows, count) for rows in (saved.precision, saved.crossed, saved.instruments)]
-        moments = [np.array(moment, float) for moment in (saved.moment, saved.crossed_moment)]
+        moments = [np.array(moment, float) for moment in (saved.moment, saved.crossed_moment, saved.around_moment)]
         figures = [figure for sums in matrices for figure in sums.ravel().tolist()]
-        figures += [*saved.ages, saved.square, saved.expected_j, saved.windows, saved.seconds]
+        figures += [*saved.ages, saved.square, saved.around_square, saved.expected_j, saved.windows, saved.seconds]
         if any(len(moment) != count for moment in moments) or len(saved.ages) != count:
             raise ValueError("its sums of joules do not fit together")
         # Noise may make metered joules negative, and with them the moments.
@@ -328,7 +392,9 @@ class EnergyEvidence:
             crossed=matrices[1],
             crossed_moment=moments[1],
             instruments=matrices[2],
+            around_moment=moments[2],
             square=saved.square,
+            around_square=saved.around_square,
             expected_j=saved.expected_j,
             windows=saved.windows,
             seconds=saved.seconds,

@@ -209,6 +209,27 @@ def test_noise_changes_the_factors_ever_more_rarely_and_a_change_of_the_truth_at
     assert learned.time["large", "1c", 1] == pytest.approx(2.0, rel=0.05)
 
 
+def test_as_swings_end_the_factors_in_force_are_what_is_known_then() -> None:
+    learned = Learning("toy", profile())
+    now_s = fed(learned, 120, time=1.0, energy=1.5)
+    now_s = fed(learned, 60, since_s=now_s, time=1.0, energy=1.53)
+    stale = learned.energy["large", "1c"]
+    learned.settle()
+    now_s = fed(learned, 6, since_s=now_s, time=1.0, energy=1.53)
+    known = learned._joules.factors([("large", "1c")], now_s)["large", "1c"]
+    assert abs(known - stale) > 0.005
+    assert learned.energy["large", "1c"] == pytest.approx(known, rel=0.002)
+
+
+def test_while_shares_swing_the_factors_in_force_follow_every_half_minute() -> None:
+    learned, steps = Learning("toy", profile()), Learning("toy", profile())
+    learned.swings, now_s = True, 0.0
+    for step in range(30):
+        fed(steps, 20, since_s=now_s, time=1.0, energy=1.0 + 0.01 * step)
+        now_s = fed(learned, 20, since_s=now_s, time=1.0, energy=1.0 + 0.01 * step)
+    assert learned.changed > steps.changed + 2
+
+
 def test_factors_that_moved_are_a_reason_to_plan_once_and_not_too_often() -> None:
     learned = Learning("toy", profile())
     now_s = fed(learned, 30)

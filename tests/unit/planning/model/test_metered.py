@@ -351,3 +351,83 @@ def test_joules_that_were_learned_are_the_same_once_restored() -> None:
     again.restore(evidence.save(300.0), 50.0)
     assert again.factors([SMALL, LARGE], 50.0) == pytest.approx(evidence.factors([SMALL, LARGE], 300.0))
     assert again.errors([SMALL, LARGE], 50.0) == pytest.approx(evidence.errors([SMALL, LARGE], 300.0))
+
+
+# --- variants that share a meter --------------------------------------------------------------------------------------
+
+
+def noisy(how: str) -> float:
+    """Return the error said of a factor whose windows have noise of equal size, which the next one takes back or
+    not."""
+    evidence, rng, before = EnergyEvidence(), random.Random(1), 0.0
+    for second in range(300):
+        now = rng.gauss(0.0, 1.0)
+        off = now - before if how == "edges" else rng.gauss(0.0, math.sqrt(2.0))
+        before = now
+        evidence.metered("gpu0", 10.0 + off, {SMALL: 10.0}, shared=True, since_s=float(second), now_s=second + 1.0)
+    return evidence.errors([SMALL], 300.0)[SMALL]
+
+
+def test_noise_that_the_next_window_takes_back_counts_for_less() -> None:
+    assert noisy("edges") < 0.7 * noisy("chance")
+
+
+class Seconds:
+    """Windows of a second of several meters, with the joules of hidden factors."""
+
+    def __init__(self) -> None:
+        self.evidence, self.now_s, self._rng = EnergyEvidence(), 0.0, random.Random(2)
+
+    def pass_by(self, seconds: int, *, device: str = "gpu0", shared: bool = True, **rows: float) -> None:
+        """Let each variant, on the slice that its name ends with, work for so many joules as expected, three halves of
+        that as metered."""
+        for _ in range(seconds):
+            self.now_s += 1.0
+            expected_j = {(name.split("_")[0], name.split("_")[1]): joules for name, joules in rows.items()}
+            joules = 1.5 * sum(expected_j.values()) * self._rng.gauss(1.0, 0.02)
+            self.evidence.metered(device, joules, expected_j, shared=shared, since_s=self.now_s - 1.0, now_s=self.now_s)
+
+
+def test_variants_that_share_a_meter_are_told_with_their_part_and_error() -> None:
+    made = Seconds()
+    made.pass_by(60, small_1c=2.0, large_1c=6.0)
+    found = made.evidence.mixed(made.now_s)
+    assert found["small"].part == pytest.approx(0.25, abs=0.05)
+    assert found["large"].part == pytest.approx(0.75, abs=0.05)
+    assert min(one.error for one in found.values()) > 0.05
+    for _ in range(10):
+        made.pass_by(10, small_1c=3.0, large_1c=5.0)
+        made.pass_by(10, small_1c=1.0, large_1c=7.0)
+    assert max(one.error for one in made.evidence.mixed(made.now_s).values()) < 0.03
+
+
+def test_what_is_known_of_a_variant_is_of_all_its_slices_together() -> None:
+    made = Seconds()
+    for _ in range(10):
+        made.pass_by(10, small_1c=2.0, small_2c=1.0, large_1c=5.0)
+        made.pass_by(10, small_1c=1.0, small_2c=0.5, large_1c=7.0)
+    found = made.evidence.mixed(made.now_s)
+    errors = made.evidence.errors([("small", "1c"), ("small", "2c")], made.now_s)
+    assert found.keys() == {"small", "large"}
+    assert found["small"].error < min(errors.values())  # one of which may be more, if the other is less
+
+
+def test_a_variant_with_a_meter_of_its_own_is_not_told_nor_one_that_is_alone_on_it() -> None:
+    made = Seconds()
+    made.pass_by(60, small_1c=2.0, shared=False)
+    assert made.evidence.mixed(made.now_s) == {}
+    made.pass_by(60, small_1c=2.0)
+    assert made.evidence.mixed(made.now_s) == {}
+
+
+def test_variants_that_shared_a_meter_long_ago_have_little_part_in_it() -> None:
+    made = Seconds()
+    made.pass_by(60, small_1c=2.0, large_1c=2.0)
+    made.pass_by(600, small_1c=2.0, medium_1c=2.0, device="gpu1")
+    assert made.evidence.mixed(made.now_s).keys() == {"small", "medium"}
+
+
+def test_nothing_is_told_before_there_is_evidence() -> None:
+    made = Seconds()
+    made.pass_by(5, small_1c=2.0, large_1c=2.0)
+    assert made.evidence.mixed(made.now_s) == {}
