@@ -11,6 +11,9 @@ solved are remembered by profile, and those of a budget take seconds to be solve
 `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that
 is new there shows only then what it takes.
 
+What HTTP adds to a p95 is learned as well (`control.front_correction`), of servers that have it: the same limits hold
+of what that makes of a p95.
+
 Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
 cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
 at which no profile is measured.
@@ -23,10 +26,13 @@ import math
 import re
 from typing import Any
 
+import msgspec
+
+from clover.control.front_correction import FrontCorrection, SavedFront
 from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected
 from clover.planning.model.metered import EnergyEvidence, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
-from clover.types import FamilyProfile, Record, WorkReport
+from clover.types import FamilyProfile, FrontLag, Record, WorkReport
 
 log = logging.getLogger("clover.control")
 
@@ -57,6 +63,7 @@ class SavedCorrection(Record, frozen=True, kw_only=True):
     far_s: float
     time: tuple[SavedTime, ...]
     energy: SavedEnergy
+    front: SavedFront | None = None
 
 
 VERSION = 2
@@ -71,6 +78,7 @@ class Learning:
         self.profile = self.corrected = profile
         self.time: dict[TimeKey, float] = {}
         self.energy: dict[EnergyKey, float] = {}
+        self.front = FrontCorrection(profile)
         self.energy_errors: dict[EnergyKey, float] = {}
         """Standard errors of the factors of joules, as of the last look."""
         self.advice = ""
@@ -78,7 +86,7 @@ class Learning:
         self.changed = 0
         """Times that the factors in force changed."""
         self.collected = 0
-        """Windows that were collected."""
+        """Windows that were collected, of the front end's too."""
         self._times = TimeEvidence()
         self._joules = EnergyEvidence()
         self._services = services_of(profile)
@@ -88,6 +96,7 @@ class Learning:
         self._energy_keys = list(dict.fromkeys((item.variant, item.profile) for item in points))
         self._batch_j = {key: max(self._services[key].energy_j(1), 1e-12) for key in self._energy_keys}
         self._planned: dict[str, float] = {}
+        self._planned_front_ms = profile.front_ms
         self._triggered_s = -math.inf
         self._settled_s = -math.inf
         self._reported_s = math.inf
@@ -103,6 +112,11 @@ class Learning:
         self._settled_s = now_s + SETTLE_S
         self._times.interrupt()
         self._joules.interrupt()
+
+    def see_front(self, lag: FrontLag | None, now_s: float) -> None:
+        """Take how long requests wait for the front end's event loop by now, before `look` is called; None: it is not
+        known."""
+        self.collected += self.front.see(lag, now_s)
 
     def look(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
@@ -153,11 +167,14 @@ class Learning:
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         self.energy_errors = self._joules.errors(self._energy_keys, now_s)
-        moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy)))
+        front_ms = self.front.at(now_s)
+        front_moved = abs(self.front.moved(front_ms, self.front.ms))
+        moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy), front_moved))
         if moved <= least:
             return 0.0
         self.time, self.energy = time, energy
-        self.corrected = corrected(self.profile, time, energy)
+        self.front.use(front_ms)
+        self.corrected = msgspec.structs.replace(corrected(self.profile, time, energy), front_ms=front_ms)
         self.changed += 1
         return moved
 
@@ -185,7 +202,10 @@ class Learning:
         return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
 
     def far(self) -> str | None:
-        """Return which factor is farthest from 1, in words; None if none is beyond `FAR`."""
+        """Return what the profile is off by most, in words: what HTTP adds, else the factor that is farthest from 1;
+        None if nothing is beyond `FAR`."""
+        if front := self.front.far(FAR):
+            return front
         found = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
         found += [
             (f"the energy of a row of {v} on {s}", factor)
@@ -199,6 +219,10 @@ class Learning:
         """Return why to plan anew, in words; empty if no factor moved enough since the last plan."""
         if now_s < self._triggered_s + REPLAN_S:
             return ""
+        front_ms, before_ms = self.front.ms, self._planned_front_ms
+        if abs(self.front.moved(front_ms, before_ms)) > math.log1p(REPLAN):
+            self._triggered_s = now_s
+            return f"profile corrected: HTTP adds {front_ms:.2f} ms to the p95, was {before_ms:.2f}"
         found, before = self.named(), self._planned
         moved = {what: math.log(factor / before.get(what, 1.0)) for what, factor in found.items()}
         what = max(moved, key=lambda what: abs(moved[what]), default="")
@@ -209,11 +233,12 @@ class Learning:
 
     def planned(self) -> None:
         """Note that a plan was made with the factors in force."""
-        self._planned = self.named()
+        self._planned, self._planned_front_ms = self.named(), self.front.ms
 
     def words(self) -> str:
-        """Return the factors in force by variant and slice, for a decision; empty without any."""
-        found = []
+        """Return what is corrected, for a decision: what HTTP adds, and the factors in force by variant and slice;
+        empty if nothing is."""
+        found = [front] if (front := self.front.words()) else []
         for variant, name in self._energy_keys:
             times = [factor for (v, s, _), factor in self.time.items() if (v, s) == (variant, name)]
             joules = self.energy.get((variant, name), 1.0)
@@ -254,7 +279,7 @@ class Learning:
 
     def report(self) -> dict[str, Any]:
         """Return what was learned, for `state`."""
-        return {"words": self.words(), "advice": self.advice, "changed": self.changed, "factors": self.rows()}
+        return {"words": self.words(), "advice": self.advice, "changed": self.changed, "factors": self.rows(), "front": self.front.report()}
 
     # --- across restarts ----------------------------------------------------------------------------------------------
 
@@ -269,6 +294,7 @@ class Learning:
             far_s=max(now_s - self._far_since_s, 0.0),
             time=self._times.save(now_s),
             energy=self._joules.save(now_s),
+            front=self.front.save(now_s),
         )
 
     def restore(self, saved: SavedCorrection, now_s: float, wall_s: float) -> None:
@@ -283,6 +309,7 @@ class Learning:
         times, joules = TimeEvidence(), EnergyEvidence()
         times.restore(saved.time, now_s - age_s)
         joules.restore(saved.energy, now_s - age_s)
+        self.front.restore(saved.front, now_s - age_s)
         self._times, self._joules = times, joules
         self._take(now_s, 0.0)
         self.planned()
