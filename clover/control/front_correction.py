@@ -63,7 +63,8 @@ class FrontCorrection:
         if self.lag is None:
             return self.profile_ms
         seen_ms = self.work_ms + min(self.lag.ms, MOST_LAG_MS)
-        return self.profile_ms + (seen_ms - self.profile_ms) * faded(now_s - self._seen_s)
+        kept = self.moved(seen_ms, self.profile_ms) * faded(now_s - self._seen_s)
+        return self.profile_ms + (self._p95_ms + self.profile_ms) * math.expm1(kept)
 
     def use(self, ms: float) -> None:
         """Put `ms` in force."""
