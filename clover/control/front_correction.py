@@ -1,4 +1,4 @@
-"""What HTTP and the front end add to the p95 of a family: by its profile at first, then by what is seen while it serves.
+"""What HTTP and the front end add to the p95 of a family: at first by its profile, then by what is seen in service.
 
 `front_ms` of a profile is what a client saw beyond the router at 60 % load.  Two things are in it: work on a request
 (head, body, answer, and the client's own), which is the same at any time, and waiting for the event loop's turn, which

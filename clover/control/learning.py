@@ -279,7 +279,13 @@ class Learning:
 
     def report(self) -> dict[str, Any]:
         """Return what was learned, for `state`."""
-        return {"words": self.words(), "advice": self.advice, "changed": self.changed, "factors": self.rows(), "front": self.front.report()}
+        return {
+            "words": self.words(),
+            "advice": self.advice,
+            "changed": self.changed,
+            "factors": self.rows(),
+            "front": self.front.report(),
+        }
 
     # --- across restarts ----------------------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ class LoopLag:
         self._set_next()
 
     def stop(self) -> None:
-        """Probe no more."""
+        """End probing."""
         alarm, self._alarm = self._alarm, None
         if alarm is not None:
             self._loop.remove_reader(alarm.fileno())

@@ -15,11 +15,12 @@ profile says so.
 
 `front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer, but
 not less than the same of the median; the least of the runs that count, as others can only add to it.  The planner adds
-it to the latencies that it predicts (`planning.model.queueing`).  `front_work_ms` is what is left of it without the time
-that requests waited for the front end's event loop, as probes waited for it in the same run (`http.loop_lag`): a server
-adds what they wait now (`control.front_correction`).  Of a busy machine both are large, and their difference is no
-figure of either: so it is not more than `MOST_OVER_LEAST` times what the front end adds where a request is answered
-fastest, by the fastest twentieth of all, which others hardly touch.
+it to the latencies that it predicts (`planning.model.queueing`).
+
+`front_work_ms` is what is left of it without the time that requests waited for the front end's event loop, as probes
+waited for it in the same run (`http.loop_lag`): a server adds what they wait now (`control.front_correction`).  Of a
+busy machine both are large, and their difference is no figure of either: so it is not more than `MOST_OVER_LEAST` times
+what the front end adds where a request is answered fastest, by the fastest twentieth of all, which others hardly touch.
 """
 
 from __future__ import annotations

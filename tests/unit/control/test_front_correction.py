@@ -1,4 +1,4 @@
-"""What HTTP adds to a p95 is learned: plans, predictions and files follow, and a profile that has far too much is said."""
+"""What HTTP adds to a p95 is learned: plans, predictions and files follow, and a profile that is far off is said."""
 
 from __future__ import annotations
 
