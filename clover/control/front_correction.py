@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 
 from clover.planning.model.correction import faded
+from clover.planning.model.problem import services_of
 from clover.profiles import LEAST_SLO_MS, default_slo_ms
 from clover.types import FamilyProfile, FrontLag, Record
 
@@ -48,7 +49,8 @@ class FrontCorrection:
         self.work_ms = profile.front_work_ms if known else min(profile.front_ms, OLD_WORK_MS)
         self.lag: FrontLag | None = None
         self._seen_s = -math.inf
-        self._p95_ms = max(profile.base.p95_ms, LEAST_SLO_MS)
+        base = services_of(profile).get((profile.base.variant, profile.base.profile))
+        self._p95_ms = max(base.mean_ms[0] if base is not None else 0.0, LEAST_SLO_MS)
         self._slo_ms = default_slo_ms(profile)
 
     def see(self, lag: FrontLag | None, now_s: float) -> bool:
@@ -71,8 +73,9 @@ class FrontCorrection:
         self.ms = ms
 
     def moved(self, after_ms: float, before_ms: float) -> float:
-        """Return by how much a p95 moves with it, as a logarithm: one of BASE's in its workers, but not less than the
-        least default SLO, below which nothing follows from it."""
+        """Return by how much a p95 moves with it, as a logarithm: that of rows which BASE serves one by one, but not
+        less than the least default SLO, below which nothing follows from it.  What was measured under load would not
+        do, as it is as wrong where the machine was busy."""
         return math.log((self._p95_ms + after_ms) / (self._p95_ms + before_ms))
 
     def far(self, factor: float) -> str:

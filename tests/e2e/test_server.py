@@ -23,7 +23,7 @@ import pytest
 
 import clover
 from clover.backends import child_environment
-from clover.http.loop_lag import WINDOW
+from clover.http.loop_lag import LEAST_WINDOWS, WINDOW
 from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import Assignment, FamilyProfile, Routing
 from tests.e2e.forked_zygote import Nursery
@@ -201,7 +201,7 @@ def test_a_profile_of_a_busy_machine_is_corrected_by_what_the_front_end_shows(to
             await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})
             assert answered()["p95_ms"] > 39.0
             assert model()["plan"]["prediction"]["p95_ms"] > 39.0
-            for number in range(3 * WINDOW):  # what probes see in half a minute
+            for number in range(LEAST_WINDOWS * WINDOW):  # what probes see in a minute
                 lag.note(100_000 + (200_000 if number % 10 == 0 else 0))
             for minutes in (1, 2, 3):  # in the first its workers were started just now
                 context.monotonic = lambda ahead_s=60.0 * minutes: time.monotonic() + ahead_s

@@ -165,8 +165,8 @@ def test_what_was_learned_survives_a_restart_and_fades_meanwhile(tmp_path: Path)
         before = Learner(made.controller.context, wall=made.clock)
         before.store = ProfileStore(tmp_path)
         await before.finish([made.family])
-        # Half of the way back, by what it makes of a p95 of 10 ms.
-        for passed_s, ms in ((60.0, 0.85), (HALF_LIFE_S, (10.85 * 49.0) ** 0.5 - 10.0)):
+        # Half of the way back, by what it makes of a p95 of 5 ms.
+        for passed_s, ms in ((60.0, 0.85), (HALF_LIFE_S, (5.85 * 44.0) ** 0.5 - 5.0)):
             again = Rig(measured=measured())
             again.clock.now_s = made.clock.now_s + passed_s
             after = Learner(again.controller.context, wall=again.clock)
