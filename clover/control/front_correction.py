@@ -85,8 +85,8 @@ class FrontCorrection:
         return f"HTTP adds {self.ms:.2g} ms to the p95, and {self.profile_ms:.3g} ms by the profile"
 
     def words(self) -> str:
-        """Return what is in force, if that is not the profile's; else empty."""
-        if self.ms == self.profile_ms:
+        """Return what is in force, if that is not the profile's as far as it is shown; else empty."""
+        if abs(self.ms - self.profile_ms) < 0.005:
             return ""
         return f"HTTP: {self.ms:.2f} ms of the p95 instead of {self.profile_ms:.2f}"
 
