@@ -352,6 +352,9 @@ class Fleet(Protocol):
         """Take joules a row of each (variant, profile of the slice) to be so many times the profile's, in receipts and
         to split a meter over its workers; absent: as profiled."""
 
+    def correct_front(self, front_ms: float) -> None:
+        """Take HTTP and the front end to add so many milliseconds to the p95 that the router sees."""
+
     def guard_report(self) -> dict[str, Any]:
         """Return what its guard saw and did, its audits, and late labels."""
 

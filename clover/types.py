@@ -457,7 +457,8 @@ class RecordedLaunches(Record, frozen=True, kw_only=True):
 class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it.
 
-    `front_ms`: milliseconds that HTTP and the front end add to the p95 that the router sees (0: not known)."""
+    `front_ms`: milliseconds that HTTP and the front end add to the p95 that the router sees (0: not known).
+    `front_work_ms`: those of them that are work, and not waiting for the event loop's turn (-1: not known)."""
 
     family: str
     key: str
@@ -471,6 +472,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     cascade: CascadeProfile | None = None
     front_ms: float = 0.0
+    front_work_ms: float = -1.0
     memory: tuple[MemoryMeasurement, ...] = ()
     context_bytes: dict[str, int] = {}
     """Bytes that a worker holds on a slice beside its variants, by profile."""
@@ -576,6 +578,14 @@ class WorkReport(Record, frozen=True, kw_only=True):
 
     served: dict[tuple[str, str, int], tuple[float, float]] = {}
     metered: tuple[MeteredWindow, ...] = ()
+
+
+class FrontLag(Record, frozen=True, kw_only=True):
+    """How many milliseconds longer than at the quietest moments 95 % of what clients send waits at most for the front
+    end's event loop, over the last minutes; and how many windows of probes were ever seen (`clover.http.loop_lag`)."""
+
+    ms: float
+    windows: int
 
 
 class Receipt(Record, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from clover.control.learning import SavedCorrection
 from clover.errors import ProfileError
 from clover.malformed import MALFORMED
 from clover.profiles import ProfileStore
+from clover.types import FrontLag
 
 log = logging.getLogger("clover.control")
 
@@ -30,10 +31,12 @@ SAVE_S = 300.0
 
 
 class Learner:
-    """What the families of `context` learn; lost with the server, unless it gives the `store` of profiles."""
+    """What the families of `context` learn; lost with the server, unless it gives the `store` of profiles.  `front_lag`
+    returns how long requests wait for the front end's event loop by now; None: that is not known."""
 
     def __init__(self, context: Context, *, wall: Callable[[], float] = time.time) -> None:
         self.store: ProfileStore | None = None
+        self.front_lag: Callable[[], FrontLag | None] = lambda: None
         self._context = context
         self._wall = wall
         self._changes = 0
@@ -56,7 +59,7 @@ class Learner:
             except (OSError, *MALFORMED) as error:
                 log.warning("%s: what was learned of its profile, %s, is not used: %s", family.name, path, error)
         self._saved[family.name] = family.learned.collected
-        family.fleet.correct_energy(family.learned.energy)
+        self._tell(family)
 
     def look(self, family: Family) -> None:
         """Take what the workers of `family` did, and give its fleet what follows from it."""
@@ -67,9 +70,16 @@ class Learner:
             for of in families:
                 of.learned.unsettled(now_s)
         learned, report = family.learned, family.fleet.work_report()
+        learned.see_front(self.front_lag(), now_s)
         if learned.look(report, self._context.share_of(family), now_s):
             log.debug("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
-            family.fleet.correct_energy(learned.energy)
+            self._tell(family)
+
+    @staticmethod
+    def _tell(family: Family) -> None:
+        """Give the fleet what was learned and is in force."""
+        family.fleet.correct_energy(family.learned.energy)
+        family.fleet.correct_front(family.learned.front.ms)
 
     def save(self) -> None:
         """Write what changed, if it is time."""

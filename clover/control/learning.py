@@ -12,6 +12,9 @@ joules apart (`clover.control.share_swings`) they follow every `FIRST_REST_S`, a
 the swings end.  One that moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last
 such plan at the earliest: a variant that is new there shows only then what it takes.
 
+What HTTP adds to a p95 is learned as well (`control.front_correction`), of servers that have it: the same limits hold
+of what that makes of a p95.
+
 Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
 cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
 at which no profile is measured.
@@ -24,10 +27,13 @@ import math
 import re
 from typing import Any
 
+import msgspec
+
+from clover.control.front_correction import FrontCorrection, SavedFront
 from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected
 from clover.planning.model.metered import EnergyEvidence, MixedVariant, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
-from clover.types import FamilyProfile, Record, WorkReport
+from clover.types import FamilyProfile, FrontLag, Record, WorkReport
 
 log = logging.getLogger("clover.control")
 
@@ -59,6 +65,7 @@ class SavedCorrection(Record, frozen=True, kw_only=True):
     far_s: float
     time: tuple[SavedTime, ...]
     energy: SavedEnergy
+    front: SavedFront | None = None
 
 
 VERSION = 3
@@ -73,6 +80,7 @@ class Learning:
         self.profile = self.corrected = profile
         self.time: dict[TimeKey, float] = {}
         self.energy: dict[EnergyKey, float] = {}
+        self.front = FrontCorrection(profile)
         self.energy_errors: dict[EnergyKey, float] = {}
         """Standard errors of the factors of joules, as of the last look."""
         self.mixed: dict[str, MixedVariant] = {}
@@ -85,7 +93,7 @@ class Learning:
         self.changed = 0
         """Times that the factors in force changed."""
         self.collected = 0
-        """Windows that were collected."""
+        """Windows that were collected, of the front end's too."""
         self._times = TimeEvidence()
         self._joules = EnergyEvidence()
         self._services = services_of(profile)
@@ -95,6 +103,7 @@ class Learning:
         self._energy_keys = list(dict.fromkeys((item.variant, item.profile) for item in points))
         self._batch_j = {key: max(self._services[key].energy_j(1), 1e-12) for key in self._energy_keys}
         self._planned: dict[str, float] = {}
+        self._planned_front_ms = profile.front_ms
         self._triggered_s = -math.inf
         self._settled_s = -math.inf
         self._reported_s = math.inf
@@ -120,6 +129,11 @@ class Learning:
     def settle(self) -> None:
         """Put the factors in force at the next look as they are known by then: swings of the shares have ended."""
         self._settled, self._rested_s = True, -math.inf
+
+    def see_front(self, lag: FrontLag | None, now_s: float) -> None:
+        """Take how long requests wait for the front end's event loop by now, before `look` is called; None: it is not
+        known."""
+        self.collected += self.front.see(lag, now_s)
 
     def look(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
@@ -173,11 +187,14 @@ class Learning:
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         self.energy_errors = self._joules.errors(self._energy_keys, now_s)
         self.mixed = self._joules.mixed(now_s)
-        moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy)))
+        front_ms = self.front.at(now_s)
+        front_moved = abs(self.front.moved(front_ms, self.front.ms))
+        moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy), front_moved))
         if moved <= least:
             return 0.0
         self.time, self.energy = time, energy
-        self.corrected = corrected(self.profile, time, energy)
+        self.front.use(front_ms)
+        self.corrected = msgspec.structs.replace(corrected(self.profile, time, energy), front_ms=front_ms)
         self.changed += 1
         return moved
 
@@ -205,7 +222,10 @@ class Learning:
         return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
 
     def far(self) -> str | None:
-        """Return which factor is farthest from 1, in words; None if none is beyond `FAR`."""
+        """Return what the profile is off by most, in words: what HTTP adds, else the factor that is farthest from 1;
+        None if nothing is beyond `FAR`."""
+        if front := self.front.far(FAR):
+            return front
         found = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
         found += [
             (f"the energy of a row of {v} on {s}", factor)
@@ -219,6 +239,10 @@ class Learning:
         """Return why to plan anew, in words; empty if no factor moved enough since the last plan."""
         if now_s < self._triggered_s + REPLAN_S:
             return ""
+        front_ms, before_ms = self.front.ms, self._planned_front_ms
+        if abs(self.front.moved(front_ms, before_ms)) > math.log1p(REPLAN):
+            self._triggered_s = now_s
+            return f"profile corrected: HTTP adds {front_ms:.2f} ms to the p95, was {before_ms:.2f}"
         found, before = self.named(), self._planned
         moved = {what: math.log(factor / before.get(what, 1.0)) for what, factor in found.items()}
         what = max(moved, key=lambda what: abs(moved[what]), default="")
@@ -229,11 +253,12 @@ class Learning:
 
     def planned(self) -> None:
         """Note that a plan was made with the factors in force."""
-        self._planned = self.named()
+        self._planned, self._planned_front_ms = self.named(), self.front.ms
 
     def words(self) -> str:
-        """Return the factors in force by variant and slice, for a decision; empty without any."""
-        found = []
+        """Return what is corrected, for a decision: what HTTP adds, and the factors in force by variant and slice;
+        empty if nothing is."""
+        found = [front] if (front := self.front.words()) else []
         for variant, name in self._energy_keys:
             times = [factor for (v, s, _), factor in self.time.items() if (v, s) == (variant, name)]
             joules = self.energy.get((variant, name), 1.0)
@@ -274,7 +299,13 @@ class Learning:
 
     def report(self) -> dict[str, Any]:
         """Return what was learned, for `state`."""
-        return {"words": self.words(), "advice": self.advice, "changed": self.changed, "factors": self.rows()}
+        return {
+            "words": self.words(),
+            "advice": self.advice,
+            "changed": self.changed,
+            "factors": self.rows(),
+            "front": self.front.report(),
+        }
 
     # --- across restarts ----------------------------------------------------------------------------------------------
 
@@ -289,6 +320,7 @@ class Learning:
             far_s=max(now_s - self._far_since_s, 0.0),
             time=self._times.save(now_s),
             energy=self._joules.save(now_s),
+            front=self.front.save(now_s),
         )
 
     def restore(self, saved: SavedCorrection, now_s: float, wall_s: float) -> None:
@@ -303,6 +335,7 @@ class Learning:
         times, joules = TimeEvidence(), EnergyEvidence()
         times.restore(saved.time, now_s - age_s)
         joules.restore(saved.energy, now_s - age_s)
+        self.front.restore(saved.front, now_s - age_s)
         self._times, self._joules = times, joules
         self._take(now_s, 0.0)
         self.planned()

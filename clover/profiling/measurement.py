@@ -411,4 +411,4 @@ class _Measurement:
             return structs.replace(profile, notes=(*profile.notes, self._found.notes[-1]))
         base = structs.replace(profile.base, http_p95_ms=found.p95_ms)
         notes = (*profile.notes, *found.notes)
-        return structs.replace(profile, base=base, front_ms=found.front_ms, notes=notes)
+        return structs.replace(profile, base=base, front_ms=found.front_ms, front_work_ms=found.work_ms, notes=notes)

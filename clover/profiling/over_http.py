@@ -16,6 +16,11 @@ profile says so.
 `front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer, but
 not less than the same of the median; the least of the runs that count, as others can only add to it.  The planner adds
 it to the latencies that it predicts (`planning.model.queueing`).
+
+`front_work_ms` is what is left of it without the time that requests waited for the front end's event loop, as probes
+waited for it in the same run (`http.loop_lag`): a server adds what they wait now (`control.front_correction`).  Of a
+busy machine both are large, and their difference is no figure of either: so it is not more than `MOST_OVER_LEAST` times
+what the front end adds where a request is answered fastest, by the fastest twentieth of all, which others hardly touch.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ from clover.accounting import Account
 from clover.config import FamilyConfig, ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ProfileError, Unavailable
 from clover.http import Frontend
+from clover.http.loop_lag import LoopLag, spread_ms
 from clover.interfaces import Control, Device, Model
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
@@ -71,6 +77,10 @@ MOST_LOAD = 0.75
 """The load up to which a run counts."""
 MOST_GROWTH = 0.05
 """By how much latencies may grow with time (seconds a second) while what comes is served."""
+MOST_OVER_LEAST = 3.0
+"""How many times as much work a request of the slowest twentieth may be as one of the fastest."""
+_FASTEST = 0.05
+_PROBES_PER_S = 50.0
 _NEAR = 0.2
 _STRETCHES = 5
 _REQUESTS = 64
@@ -84,21 +94,23 @@ _CLIENT = Path(__file__).with_name("load_client.py")
 
 @dataclass(frozen=True)
 class HttpFigures:
-    """What a client sees of BASE: its p95, and the part of it that HTTP and the front end are, in milliseconds; and
-    what is to be said of them."""
+    """What a client sees of BASE: its p95, and the part of it that HTTP and the front end are, in milliseconds; what of
+    that is work (-1: not known); and what is to be said of them."""
 
     p95_ms: float
     front_ms: float
+    work_ms: float = -1.0
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class HttpRun:
     """One run: p95 of the client as the median over five stretches, brought to the load that was wanted; what the front
-    end is of it; and the load of the run as a part of what could be served then."""
+    end is of it, and what of that is work; and the load of the run as a part of what could be served then."""
 
     p95_ms: float
     front_ms: float
+    work_ms: float
     load: float
 
 
@@ -125,6 +137,12 @@ def front_of(ms: NDArray[np.float64], router: Histogram) -> float:
     return max(0.0, *(float(np.quantile(ms, q)) - router.quantile(q) / 1e6 for q in (0.5, 0.95)))
 
 
+def work_of(ms: NDArray[np.float64], router: Histogram, front_ms: float, lag_ms: float) -> float:
+    """Return what of `front_ms` (`front_of`) was work, in a run in which probes waited `lag_ms` for the event loop."""
+    least_ms = max(0.0, float(np.quantile(ms, _FASTEST)) - router.quantile(_FASTEST) / 1e6)
+    return min(max(front_ms - lag_ms, least_ms), MOST_OVER_LEAST * least_ms, front_ms)
+
+
 def counting(runs: Sequence[HttpRun]) -> list[HttpRun]:
     """Return the runs that count, by rising p95."""
     return sorted((run for run in runs if run.load <= MOST_LOAD), key=lambda run: run.p95_ms)
@@ -139,15 +157,15 @@ def agreeing(runs: Sequence[HttpRun]) -> tuple[HttpRun, HttpRun] | None:
 def figures_of(runs: Sequence[HttpRun]) -> HttpFigures:
     """Return the figures of all runs of a measurement, at least one."""
     kept = counting(runs) or [min(runs, key=lambda run: run.load)]
-    front_ms = min(run.front_ms for run in kept)
+    front_ms, work_ms = min(run.front_ms for run in kept), min(run.work_ms for run in kept)
     if pair := agreeing(runs):
         p95_ms = statistics.fmean(run.p95_ms for run in pair)
-        return HttpFigures(p95_ms, min(front_ms, p95_ms))
+        return HttpFigures(p95_ms, min(front_ms, p95_ms), min(work_ms, p95_ms))
     p95_ms = kept[:2][-1].p95_ms
     seen = ", ".join(f"{run.p95_ms:.3g} from {run.load:.0%} load" for run in runs)
     why = f"{UNSETTLED} within {AGREEMENT:.0%} (p95 in ms: {seen})"
     note = f"{why}: {p95_ms:.3g} ms counts; measure again on a quiet machine"
-    return HttpFigures(p95_ms, min(front_ms, p95_ms), (note,))
+    return HttpFigures(p95_ms, min(front_ms, p95_ms), min(work_ms, p95_ms), (note,))
 
 
 @dataclass(frozen=True)
@@ -172,16 +190,19 @@ class HttpMeasurement:
         requests, base = self._requests(spec, rows), profile.base
         service = services_of(profile)[base.variant, base.profile]
         runs: list[HttpRun] = []
-        async with self._served(spec, profile, places) as served, _front_end(served) as (host, port):
+        probes_ns: list[int] = []
+        async with self._served(spec, profile, places) as served, _front_end(served, probes_ns) as (host, port):
             whole = [_request(f"{host}:{port}", served.name, request) for request in requests]
             now, wanted = rate, min(BASE_LOAD, rate * _full_s(service) / len(places))
             while len(runs) < MOST_RUNS and not agreeing(runs):
                 served.traffic.latency.reset()
                 served.traffic.batch_sizes.clear()
+                probes_ns.clear()
                 ms = await self._run(host, port, whole, now / rows, seconds)
                 busy = now * _took_s(served.traffic, service) / len(places)
                 load, front_ms = load_of(ms, seconds, busy), front_of(ms, served.traffic.latency)
-                runs.append(HttpRun(brought_to(wanted, typical_p95(ms), load), front_ms, load))
+                work_ms = work_of(ms, served.traffic.latency, front_ms, spread_ms(probes_ns))
+                runs.append(HttpRun(brought_to(wanted, typical_p95(ms), load), front_ms, work_ms, load))
                 now = min(rate, now * wanted / load)
         found = figures_of(runs)
         for note in found.notes:
@@ -295,12 +316,18 @@ def _took_s(traffic: Traffic, service: Service) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _front_end(served: Served) -> AsyncIterator[tuple[str, int]]:
-    """Serve one family over HTTP on a free port of the loopback until the body ends; yield host and port."""
-    frontend = Frontend(_OneFamily(served), ServerConfig(listen=ListenConfig(port=0)), asyncio.get_running_loop())
+async def _front_end(served: Served, probes_ns: list[int]) -> AsyncIterator[tuple[str, int]]:
+    """Serve one family over HTTP on a free port of the loopback until the body ends; yield host and port.  What probes
+    of the event loop take is added to `probes_ns`."""
+    loop = asyncio.get_running_loop()
+    frontend = Frontend(_OneFamily(served), ServerConfig(listen=ListenConfig(port=0)), loop)
+    probes = LoopLag(loop, probes_ns.append, per_s=_PROBES_PER_S)
     try:
-        yield await frontend.start()
+        where = await frontend.start()
+        probes.start()
+        yield where
     finally:
+        probes.stop()
         await frontend.close()
 
 

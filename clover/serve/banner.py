@@ -154,9 +154,12 @@ def _running(workers: Iterable[Assignment], spec: FamilySpec) -> str:
 
 
 def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
-    """Return why the default p95 target may be loose; empty if it was given, or measured on a quiet machine."""
+    """Return why the default p95 target may be loose, and what to do; empty if it was given, or measured on a quiet
+    machine."""
     notes = profile.notes if profile is not None and slo_ms is None else ()
-    return next((f"that target is loose: {note}" for note in notes if INFLATED in note or UNSETTLED in note), "")
+    doubt = next((note for note in notes if INFLATED in note or UNSETTLED in note), "")
+    anew = "; `--profile force` measures anew at the next start"
+    return f"that target is loose: {doubt}{anew}" if doubt else ""
 
 
 def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:

@@ -84,8 +84,7 @@ class Engine:
         self._models: dict[str, Model] = {}
         self._unplanned: dict[str, Unplanned] = {}
         self.frontend: FrontEnds | None = None
-        self._pool = pool
-        self._stack = contextlib.AsyncExitStack()
+        self._pool, self._stack = pool, contextlib.AsyncExitStack()
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         cache = cache_folder(config.cache_dir)
         self.machine = Machine(config, succession.boxes(cache) if succession is not None else cache, self.account)
@@ -95,8 +94,7 @@ class Engine:
         self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
-        self._answered = True
-        self._completions = pool.completions
+        self._answered, self._completions = True, pool.completions
         self.machine.served = self.served
         files = RolloutFiles.of(config)
         self._stack.callback(self._free)
@@ -245,6 +243,8 @@ class Engine:
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
             stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
+        if self.frontend is not None:
+            self.frontend.watch(self.controller.learner)
         if self.page is not None:
             self.page.start(stack)
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import Metric
 
 from clover.config import ServerConfig
+from clover.control.learner import Learner
 from clover.errors import ConfigError
 from clover.http import Frontend, HttpStats, Inherited, Mounted
 from clover.http.audit import Operators
+from clover.http.loop_lag import LagWindows, LoopLag
 from clover.http.server_state import RequestTracer
 from clover.interfaces import ServerView
 from clover.telemetry.metrics.server import grpc_calls
@@ -29,7 +31,8 @@ _PACKAGES = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 
 
 class FrontEnds:
-    """Starts, drains and closes both.  `grpc` is None if `listen.grpc_port` is not set."""
+    """Starts, drains and closes both.  `grpc` is None if `listen.grpc_port` is not set; `lag` is how long requests wait
+    for the loop, once it is watched."""
 
     def __init__(
         self,
@@ -42,6 +45,8 @@ class FrontEnds:
         tracer: RequestTracer | None,
     ) -> None:
         self.http = Frontend(view, config, loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer)
+        self.lag = LagWindows()
+        self._probes = LoopLag(loop, self.lag.note)
         self.grpc: GrpcFrontend | None = None
         if config.listen.grpc_port is not None:
             check_grpc()
@@ -74,6 +79,12 @@ class FrontEnds:
             await self.grpc.start(grpc_port)
         await self.http.open()  # last, as it cannot fail for what another server holds
 
+    def watch(self, learner: Learner) -> None:
+        """Let `learner` see from now on how long requests wait for the loop: once the server is ready, as measuring and
+        the first plan would count else."""
+        learner.front_lag = self.lag.typical
+        self._probes.start()
+
     def own(self) -> None:
         """Hold what was the other server's: it has ended, or is about to."""
         self.http.own()
@@ -86,6 +97,7 @@ class FrontEnds:
     async def linger(self, timeout: float, hurry: asyncio.Event) -> None:  # noqa: ASYNC109 - cut, not cancelled
         """Leave new connections to another server, and answer what comes over those that are open, for at most
         `timeout` seconds or until `hurry` is set (`Frontend.linger`); clients of gRPC are asked to connect anew."""
+        self._probes.stop()
         draining: list[Coroutine[Any, Any, object]] = [self.http.linger(timeout, hurry)]
         if self.grpc is not None:
             draining.append(self.grpc.drain(timeout))
@@ -93,12 +105,14 @@ class FrontEnds:
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
         """Stop accepting, answer what was received; return whether all of it was answered within `timeout` seconds."""
+        self._probes.stop()
         if self.grpc is None:
             return await self.http.drain(timeout)
         return all(await asyncio.gather(self.http.drain(timeout), self.grpc.drain(timeout)))
 
     async def close(self) -> None:
         """Drop what is left, and give the sockets back."""
+        self._probes.stop()
         if self.grpc is not None:
             await self.grpc.close()
         await self.http.close()

@@ -320,6 +320,9 @@ class SimulatedFleet:
     def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
         """Do nothing: joules are the model's."""
 
+    def correct_front(self, front_ms: float) -> None:
+        """Do nothing: there is no front end, and what it adds is the profile's."""
+
     def guard_report(self) -> dict[str, Any]:
         """Return {}: simulated answers are what the profile says."""
         return {}

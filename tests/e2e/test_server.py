@@ -23,8 +23,9 @@ import pytest
 
 import clover
 from clover.backends import child_environment
+from clover.http.loop_lag import LEAST_WINDOWS, WINDOW
 from clover.runtime.workers.zygote_link import ZygoteLink
-from clover.types import Assignment, Routing
+from clover.types import Assignment, FamilyProfile, Routing
 from tests.e2e.forked_zygote import Nursery
 from tests.support.forks import Forks
 from tests.support.mig_runs import BEGIN, environment
@@ -174,6 +175,48 @@ def test_a_planned_family_serves_labels(toy_cache: Path, caplog: pytest.LogCaptu
     ):
         raise AssertionError("it must not start")
     assert "torch" not in sys.modules or "pytest" in sys.modules  # other tests may have imported it
+
+
+@quick_start
+def test_a_profile_of_a_busy_machine_is_corrected_by_what_the_front_end_shows(toy_cache: Path) -> None:
+    """HTTP adds 39 ms by the profile, and next to nothing as the server sees it."""
+    path = next((toy_cache / "profiles").glob("toy-*.json"))
+    known = msgspec.json.decode(path.read_bytes(), type=FamilyProfile)
+    base = msgspec.structs.replace(known.base, http_p95_ms=known.base.p95_ms + 39.0)
+    forged = msgspec.structs.replace(known, base=base, front_ms=39.0)
+    path.write_bytes(msgspec.json.encode(forged))
+
+    async def main() -> None:
+        settings = {"port": 0, "cache_dir": str(toy_cache), "carbon": "static:300", "backends": ("eager",)}
+        async with clover.Server(family("toy"), slo_ms=30.0, **settings) as server:
+            engine = server.engine
+            assert engine.frontend is not None
+            control, lag = engine.controller, engine.frontend.lag
+            context = control.context
+            answered = server.engine.served["toy"].router.observe
+
+            def model() -> Any:
+                return control.state()["models"]["toy"]
+
+            await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})
+            assert answered()["p95_ms"] > 39.0
+            assert model()["plan"]["prediction"]["p95_ms"] > 39.0
+            for number in range(LEAST_WINDOWS * WINDOW):  # what probes see in a minute
+                lag.note(100_000 + (200_000 if number % 10 == 0 else 0))
+            for minutes in (1, 2, 3):  # in the first its workers were started just now
+                context.monotonic = lambda ahead_s=60.0 * minutes: time.monotonic() + ahead_s
+                await control.look()
+            told = model()["profile_correction"]
+            assert told["front"]["profile_ms"] == 39.0
+            assert told["front"]["ms"] == pytest.approx(min(known.front_work_ms, 1.0) + 0.2, abs=1.0)
+            assert told["words"].startswith("HTTP: ")
+            assert answered()["p95_ms"] < 30.0
+            triggers = [one["trigger"] for one in control.decisions(9)]
+            assert any(trigger.startswith("profile corrected: HTTP adds") for trigger in triggers), triggers
+            assert model()["plan"]["prediction"]["p95_ms"] < 30.0
+            assert "clover_front_end_seconds" in engine.metrics().decode()
+
+    run(main())
 
 
 async def _pin_and_reload(server: clover.Server) -> list[str]:

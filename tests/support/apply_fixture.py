@@ -142,6 +142,9 @@ class Rig:
     def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
         pass
 
+    def correct_front(self, front_ms: float) -> None:
+        pass
+
     def guard_report(self) -> dict[str, Any]:
         return {}
 

@@ -65,6 +65,7 @@ class FakeFleet:
         self.wanted: Callable[[], None] = lambda: None
         self.work = WorkReport()
         self.energy_factors: dict[tuple[str, str], float] = {}
+        self.front_ms = 0.0
 
     def ready_assignments(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
@@ -107,6 +108,9 @@ class FakeFleet:
 
     def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
         self.energy_factors = dict(factors)
+
+    def correct_front(self, front_ms: float) -> None:
+        self.front_ms = front_ms
 
     def guard_report(self) -> dict[str, Any]:
         return {"state": "ok"}

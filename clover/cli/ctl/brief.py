@@ -33,6 +33,8 @@ _HEAD = 11
 """Columns of the word that a line begins with."""
 _TOLD = 0.05
 """Parts by which a profile is off that are worth a line."""
+_TOLD_MS = 0.1
+"""Milliseconds by which what HTTP adds is off that are worth one."""
 
 
 def show(answer: dict[str, Any], console: Console) -> None:
@@ -180,8 +182,9 @@ def _runs(model: dict[str, Any]) -> str:
 
 
 def _profile(model: dict[str, Any]) -> str:
-    """Return what the profile of the variants that run is off by; empty if it is not."""
+    """Return what the profile of the variants that run, and of HTTP, is off by; empty if it is not."""
     correction, running = model.get("profile_correction") or {}, {}
+    front = correction.get("front") or {"ms": 0.0, "profile_ms": 0.0}
     for worker in model.get("deployment") or []:
         running[worker["variant"], worker.get("profile", "")] = worker
     parts = [
@@ -189,6 +192,8 @@ def _profile(model: dict[str, Any]) -> str:
         for row in correction.get("factors") or []
         if (row["variant"], row["profile"]) in running and max(abs(row["time"] - 1), abs(row["energy"] - 1)) >= _TOLD
     ]
+    if abs(front["ms"] - front["profile_ms"]) >= _TOLD_MS:
+        parts.append(f"HTTP adds {front['ms']:.2f} ms to p95, not {front['profile_ms']:.2f}")
     told = f"corrected by what is measured: {'; '.join(parts)}" if parts else ""
     return "; ".join(filter(None, (told, correction.get("advice"))))
 

@@ -36,7 +36,7 @@ cdef class Router(Model):
     cdef StandbyRouting _standby
     cdef Completion _completion
     cdef Account _account
-    cdef double _front_ms
+    cdef readonly double front_ms
     cdef list _fixed_in
     cdef list _fixed_out
 

@@ -108,7 +108,7 @@ class Router(Model):
         state.lost = self.died
         self.gate = TenantGate(state, self.admission)
         self._account = account
-        self._front_ms = 0.0
+        self.front_ms = 0.0  # what HTTP adds to a p95
         self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
         self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
         self.expect(profile)
@@ -314,11 +314,15 @@ class Router(Model):
     def expect(self, profile: FamilyProfile | None) -> None:
         """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
-        self._front_ms = profile.front_ms if profile is not None else 0.0
+        self.front_ms = profile.front_ms if profile is not None else 0.0
         self.state.lanes.expect(profile.cascade if profile is not None else None)
         self.monitor.expect(profile)
         self.escalation.audits = self.audits if self.monitor.watching else None
         self.escalation.limit = self.guard.limit if self.monitor.watching else None
+
+    def expect_front(self, front_ms: float) -> None:
+        """Take HTTP and the front end to add so many milliseconds to a p95, in place of what the profile says."""
+        self.front_ms = front_ms
 
     def guard_report(self) -> dict[str, Any]:
         """Return what the guard saw and did, the audits (their joules with the method), and late labels."""
@@ -356,8 +360,8 @@ class Router(Model):
             out["relieved_rows"] = float(traffic.relieved_rows)
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
-            out["p95_ms"] = p95_ms + self._front_ms
-            out["p95_least_ms"] = traffic.p95_least_ms(now_ns) + self._front_ms
+            out["p95_ms"] = p95_ms + self.front_ms
+            out["p95_least_ms"] = traffic.p95_least_ms(now_ns) + self.front_ms
         return out
 
     def fail_waiting(self, message: str) -> None:

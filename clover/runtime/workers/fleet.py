@@ -299,6 +299,10 @@ class FamilyFleet:
         """See `Fleet.correct_energy`."""
         self._account.correct(self.router.name, factors)
 
+    def correct_front(self, front_ms: float) -> None:
+        """See `Fleet.correct_front`."""
+        self.router.expect_front(front_ms)
+
     def guard_report(self) -> dict[str, Any]:
         """See `Fleet.guard_report`."""
         return self.router.guard_report()

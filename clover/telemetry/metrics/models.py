@@ -240,6 +240,14 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: model.served.corrections.items(),
     ),
     MetricSpec(
+        "clover_front_end_seconds",
+        "What HTTP and the front end add to a model's p95, in plans and in every p95 that is shown, as measured while "
+        "serving, or as profiled before that; 0: not known",
+        GAUGE,
+        _MODEL,
+        lambda model: single(model.served.router.front_ms / 1e3),
+    ),
+    MetricSpec(
         "clover_slo_held_ratio",
         "Fraction of the 10 s windows of the last hour whose p95 was within the SLO, of those in which rows were asked",
         GAUGE,

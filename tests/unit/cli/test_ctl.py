@@ -732,6 +732,17 @@ def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: py
     assert "measure anew: --profile force" in whole
 
 
+@pytest.mark.parametrize(("ms", "told"), [(0.85, True), (38.95, False)])
+def test_what_http_adds_otherwise_than_profiled_stands_in_the_state(
+    server: Any, capsys: pytest.CaptureFixture[str], ms: float, told: bool
+) -> None:
+    correction = {"words": "", "advice": "", "changed": 1, "factors": [], "front": {"ms": ms, "profile_ms": 39.0}}
+    server.answer = (200, answered(profile_correction=correction))
+    assert ctl(server, "state") == 0
+    brief = " ".join(capsys.readouterr().out.split())
+    assert ("corrected by what is measured: HTTP adds 0.85 ms to p95, not 39.00" in brief) == told
+
+
 @pytest.mark.parametrize(
     ("short", "shown"),
     [

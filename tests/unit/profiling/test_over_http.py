@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from numpy.typing import NDArray
 
 from clover._native.histogram import Histogram
 from clover.profiling import load_client, over_http
@@ -26,13 +27,14 @@ from clover.profiling.over_http import (
     figures_of,
     front_of,
     load_of,
+    work_of,
 )
 from clover.profiling.rows import SampleRows
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
 
-def run(p95_ms: float, *, load: float = 0.6, front_ms: float = 0.0) -> HttpRun:
-    return HttpRun(p95_ms, front_ms, load)
+def run(p95_ms: float, *, load: float = 0.6, front_ms: float = 0.0, work_ms: float = 0.0) -> HttpRun:
+    return HttpRun(p95_ms, front_ms, work_ms, load)
 
 
 # --- which runs count ---------------------------------------------------------------------------------------------
@@ -68,6 +70,35 @@ def test_the_front_end_is_what_the_client_sees_beyond_the_router_in_the_quietest
     assert front_of(seen_ms + 2.0, router) == pytest.approx(2.0, abs=1.0)
     assert front_of(np.minimum(seen_ms + 2.0, 90.0), router) == pytest.approx(2.0, abs=1.0), "the median's part"
     assert front_of(seen_ms - 9.0, router) == 0.0
+
+
+def seen(waits_ms: NDArray[np.float64]) -> tuple[NDArray[np.float64], Histogram]:
+    """What a client and the router see of requests of 4 ms, which take .3 ms of work on top and wait so long."""
+    router = Histogram()
+    for _ in waits_ms:
+        router.record(4_000_000)
+    return 4.3 + waits_ms, router
+
+
+def test_of_what_the_front_end_adds_that_is_work_which_is_no_waiting_for_its_loop() -> None:
+    waits_ms = np.linspace(0.0, 0.6, 1000)
+    ms, router = seen(waits_ms)
+    front_ms, lag_ms = front_of(ms, router), float(np.quantile(waits_ms, 0.95) - np.quantile(waits_ms, 0.05))
+    assert front_ms == pytest.approx(0.87, abs=0.05)
+    assert work_of(ms, router, front_ms, lag_ms) == pytest.approx(0.33, abs=0.05)
+    assert work_of(ms, router, front_ms, 5.0) == pytest.approx(0.33, abs=0.05), "at least that of the fastest"
+    assert work_of(ms - 1.0, router, 0.0, 0.0) == 0.0
+
+
+def test_on_a_busy_machine_work_is_three_times_that_of_the_fastest_requests_at_most() -> None:
+    waits_ms = np.linspace(0.0, 40.0, 1000) - 2.0  # the fastest tenth is hindered by nobody
+    ms, router = seen(np.maximum(waits_ms, 0.0))
+    front_ms = front_of(ms, router)
+    assert front_ms > 30.0
+    assert work_of(ms, router, front_ms, lag_ms=10.0) == pytest.approx(0.9, abs=0.15)
+    runs = [run(12.0, front_ms=5.0, work_ms=0.9), run(12.1, front_ms=0.8, work_ms=0.4)]
+    assert figures_of(runs).work_ms == 0.4, "the least, as of all that the front end adds"
+    assert figures_of([run(12.0, work_ms=0.9), run(40.0, work_ms=0.5), run(90.0, work_ms=0.7)]).work_ms == 0.5
 
 
 def test_latencies_that_grow_tell_how_much_more_comes_than_is_served() -> None:

@@ -84,6 +84,7 @@ def source() -> Any:
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
         corrections={("small", "1c", "time"): 1.5, ("small", "1c", "energy"): 0.9},
+        router=SimpleNamespace(front_ms=2.0),
         budget={"allowed": 0.5, "spent": 0.25},
         capacity={"running": 850.0, "floor": 1700.0},
         slo={"held": 9.0, "missed": 1.0, "alarm": 0.0, "slower": 1.5, "held_ratio": 0.9},
@@ -184,6 +185,7 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_slo_windows_total", model="m", slo="missed") == 1
     assert value("clover_slo_alarm", model="m") == 0
     assert value("clover_slo_slower", model="m") == 1.5
+    assert value("clover_front_end_seconds", model="m") == 0.002
     assert value("clover_swaps_total", model="m") == 4
     assert value("clover_repartitions_total", model="m") == 1
     assert value("clover_worker_restarts_total", model="m") == 2

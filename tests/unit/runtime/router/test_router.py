@@ -696,6 +696,10 @@ def test_statistics(house: House) -> None:
     measured = profile(variants={variant.name: (80.0, 1.0) for variant in house.router.spec.variants})
     house.router.expect(structs.replace(measured, front_ms=1.5))
     assert house.router.observe()["p95_ms"] == pytest.approx(5.5, rel=0.02)
+    house.router.expect_front(0.5)
+    assert house.router.observe()["p95_ms"] == pytest.approx(4.5, rel=0.02)
+    assert house.router.observe()["p95_least_ms"] == 0.5
+    assert house.router.front_ms == 0.5
 
 
 # --- no slot is ever lost ---------------------------------------------------------------------------------------------

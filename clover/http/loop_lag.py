@@ -1,0 +1,195 @@
+"""How long what clients send waits for the front end's event loop, seen by probes.
+
+The loop has one thread.  What comes while a turn of it lasts is read in the next one, and answers leave at the end of
+their turn; if other programs have the core, both take as much longer.  No request shows it: its arrival is stamped once
+it is read.  So an alarm of the kernel (timerfd) stands in for the first packet of a request.  It goes off at a random
+moment that is known to the nanosecond, the loop sees it in the turn in which it would have read a packet of that
+moment, and once answers of that turn are written, the probe is over.  It took from the moment that was *set* until
+then, so that a loop that stands still counts as long as it does for clients: moments that pass meanwhile are probes as
+well.
+
+Why not a request to ourselves: its client would be served by the same loop, so that it waited for turns that no
+client waits for, and it would have to be kept out of all that counts requests.  What a request costs besides (its head,
+its body, its answer) does not show here: it is `front_work_ms` of a profile.  What every probe takes, even if nothing
+is in its way, is subtracted (`spread_ms`), as that work has it, too.
+
+Timers of an event loop would not do: they are late by up to a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Protocol
+
+from clover.types import FrontLag
+
+log = logging.getLogger("clover.http")
+
+PROBES_PER_S = 4.0
+"""Of a server: 0.06 % of a core, as measured on an idle one (EPYC 9005, November 2026)."""
+WINDOW = 40
+"""Probes of one window: ten seconds.  A stall counts as so many at most."""
+WINDOWS = 30
+"""Windows of which the median counts: five minutes."""
+LEAST_WINDOWS = 5
+"""Fewer say nothing: of five the median is none that one stall made, which may lie in two."""
+
+_SECOND_NS = 1_000_000_000
+_TFD_TIMER_ABSTIME = 1
+_LATE, _QUIET = 0.95, 0.05
+
+
+class Alarm(Protocol):
+    """Becomes readable at a moment."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+
+    def set(self, at_ns: int) -> None:
+        """Let it go off at `at_ns` (monotonic), at once if that is over."""
+
+    def rang(self) -> bool:
+        """Return whether it went off since it was set; only once."""
+
+    def close(self) -> None:
+        """Give its descriptor back."""
+
+
+class KernelAlarm:
+    """A timerfd, which Python has from 3.13 on only.  Raises OSError if the kernel gives none."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = int(self._libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._fd
+
+    def set(self, at_ns: int) -> None:
+        """See `Alarm.set`."""
+        no_repeat_then_at = (ctypes.c_long * 4)(0, 0, *divmod(max(at_ns, 1), _SECOND_NS))
+        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, no_repeat_then_at, None):
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+    def rang(self) -> bool:
+        """See `Alarm.rang`."""
+        try:
+            return len(os.read(self._fd, 8)) == 8
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        """Give its descriptor back."""
+        os.close(self._fd)
+
+
+class LoopLag:
+    """Probes the event loop `per_s` times a second, from `start` to `stop`; `note` gets the nanoseconds of each.
+
+    One probe falls into each stretch of 1 / `per_s` seconds, anywhere in it, so that none keeps step with work that is
+    done at fixed intervals."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        note: Callable[[int], None],
+        *,
+        per_s: float = PROBES_PER_S,
+        clock: Callable[[], int] = time.monotonic_ns,
+        alarm: Callable[[], Alarm] = KernelAlarm,
+    ) -> None:
+        self._loop = loop
+        self._note = note
+        self._stretch_ns = int(_SECOND_NS / per_s)
+        self._clock = clock
+        self._make = alarm
+        self._alarm: Alarm | None = None
+        self._random = random.Random()
+        self._begun_ns = 0  # when the stretch of the next probe begins
+        self._due_ns = 0
+
+    def start(self) -> None:
+        """Begin to probe, unless that was done; without an alarm there are no probes, as the log says."""
+        if self._alarm is not None:
+            return
+        try:
+            self._alarm = self._make()
+        except OSError as error:
+            log.info("how long requests wait for the event loop is not measured: no timer: %s", error.strerror)
+            return
+        self._loop.add_reader(self._alarm.fileno(), self._rang)
+        self._begun_ns = self._clock()
+        self._set_next()
+
+    def stop(self) -> None:
+        """End probing."""
+        alarm, self._alarm = self._alarm, None
+        if alarm is not None:
+            self._loop.remove_reader(alarm.fileno())
+            alarm.close()
+
+    def _set_next(self) -> None:
+        assert self._alarm is not None
+        self._due_ns = self._begun_ns + self._random.randrange(self._stretch_ns)
+        self._begun_ns += self._stretch_ns
+        self._alarm.set(self._due_ns)
+
+    def _rang(self) -> None:
+        if self._alarm is not None and self._alarm.rang():
+            self._loop.call_soon(self._answered, self._clock())  # as answers are written (`ServerState.mark`)
+
+    def _answered(self, read_ns: int) -> None:
+        """End the probes that were due when the turn's packets were read, at `read_ns`."""
+        if self._alarm is None:
+            return
+        now_ns = self._clock()
+        # Stopped for minutes (by a debugger, or with its machine), it was late once, and not for windows on end.
+        self._begun_ns = max(self._begun_ns, read_ns - WINDOW * self._stretch_ns)
+        while True:
+            self._note(now_ns - self._due_ns)
+            self._set_next()
+            if self._due_ns > read_ns:
+                return
+
+
+class LagWindows:
+    """What the probes of the last minutes took, in windows of `WINDOW` probes."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        """Windows so far."""
+        self._probes_ns: list[int] = []
+        self._ms: deque[float] = deque(maxlen=WINDOWS)
+
+    def note(self, took_ns: int) -> None:
+        """Count a probe."""
+        self._probes_ns.append(took_ns)
+        if len(self._probes_ns) == WINDOW:
+            self._ms.append(spread_ms(self._probes_ns))
+            self._probes_ns.clear()
+            self.closed += 1
+
+    def typical(self) -> FrontLag | None:
+        """Return the median over the windows; None if they are too few."""
+        return FrontLag(ms=median(self._ms), windows=self.closed) if len(self._ms) >= LEAST_WINDOWS else None
+
+
+def spread_ms(probes_ns: Sequence[int]) -> float:
+    """Return by how many milliseconds the slowest twentieth of probes, at its least, is slower than the quickest one,
+    at its most; 0 for none."""
+    ordered = sorted(probes_ns)
+    if not ordered:
+        return 0.0
+    late, quiet = (ordered[int(q * len(ordered))] for q in (_LATE, _QUIET))
+    return (late - quiet) / 1e6
