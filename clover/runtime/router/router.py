@@ -260,8 +260,8 @@ class Router(Model):
             self._completion.stop_waiting(ticket)
             self._completion.withdraw(ticket)
             self.state.table.cancel(ticket)
-            if self.state.lanes.leaving:
-                self.dispatch.wake()  # a worker may have stayed for these rows
+            if self.state.lanes.leaving or self.state.lanes.delayed:
+                self.dispatch.wake()  # a worker may have stayed for these rows, or others wait in vain for company
             self.traffic.refused(499)
             if ticket.tenant is not None:
                 self.traffic.of(ticket.tenant.name).count(499)
