@@ -39,34 +39,18 @@ def in_turn(house: House, worker: FakeWorker, clients: int, times: int = 40) -> 
     house.done.clear()
 
 
-def test_who_waits_for_a_client_that_hangs_up_waits_no_longer_if_no_other_comes() -> None:
-    house, (worker,) = waiting(SMALL, small=50.0)
-    in_turn(house, worker, 1)
-    for _ in range(20):  # a second client always comes soon after the first one, while that is here
-        first = house.ask()
-        assert worker.ring.batches, "of one alone it is known that none comes"
-        house.complete(worker)
-        house.router.close(first)
-    one, other = house.router.open(1), house.router.open(1)
-    for ticket in (one, other):
-        house.router.submit(ticket, house.done.append)
-    house.router.close(other)
-    house.loop.turn()
-    assert [len(slots) for _, slots in worker.ring.batches] == [1]
-
-
 def test_a_client_that_hangs_up_wakes_those_that_wait_for_its_like() -> None:
     house, (worker,) = waiting(SMALL, small=50.0)
     in_turn(house, worker, 1)
-    house.ask()
-    worker.ring.batches.clear()  # it computes for long
-    pair = [house.ask(turn=False), house.ask(turn=False)]
+    first = house.ask()
+    assert len(worker.ring.batches) == 1, "alone, it is known that no other comes"
+    second, third = house.ask(turn=False), house.ask(turn=False)
     house.loop.turn()
-    assert worker.ring.batches == [], "with one more here, others may come"
-    house.router.close(pair[0])
-    house.router.close(house.router.state.table.owner[0])
+    assert len(worker.ring.batches) == 1, "with more here, others may come"
+    house.router.close(first)
+    house.router.close(second)
     house.loop.turn()
-    assert [len(slots) for _, slots in worker.ring.batches] == [1], "alone, it is known that none does"
+    assert [slots for _, slots in worker.ring.batches][1:] == [third.slots]
 
 
 @pytest.mark.parametrize("how", ["drained", "routed away", "swapped"])
@@ -96,10 +80,13 @@ def test_rows_of_a_lane_that_is_left_wait_for_no_company(how: str) -> None:
 def test_a_row_waits_for_no_company_if_a_batch_would_then_come_too_late() -> None:
     house, (worker,) = waiting(SMALL, small=50.0)
     for _ in range(8):
-        house.ask(4)  # a full batch
+        for _ in range(2):
+            house.ask(2)  # the second one fills the batch
         house.loop.advance(20 * MS)
         house.complete(worker)
     assert house.router.state.lanes.paces[SMALL].least_ns == 20 * MS
+    house.router.close(house.ask(timeout_ns=75 * MS))
+    assert worker.ring.batches == [], "others may come in time"
     ticket = house.ask(timeout_ns=65 * MS)
     assert len(worker.ring.batches) == 1
     house.loop.advance(20 * MS)
