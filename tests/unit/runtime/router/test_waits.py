@@ -55,7 +55,7 @@ def test_a_client_that_hangs_up_wakes_those_that_wait_for_its_like() -> None:
 
 @pytest.mark.parametrize("how", ["drained", "routed away", "swapped"])
 def test_rows_of_a_lane_that_is_left_wait_for_no_company(how: str) -> None:
-    house, (small, large) = waiting(SMALL, LARGE, large=1000.0)
+    house, (_, large) = waiting(SMALL, LARGE, large=1000.0)
     ticket = house.ask(min_accuracy=88.0)
     assert large.ring.batches == [], "others may come"
     entries = house.router.state.lanes.entries()
@@ -125,7 +125,8 @@ class Waits:
             except RequestError:
                 return
             try:
-                self.router.submit(ticket, house.done.append, (0, 8 * MS, 60 * MS)[number % 3], 88.0 * (number % 5 == 0))
+                timeout_ns = (0, 8 * MS, 60 * MS)[number % 3]
+                self.router.submit(ticket, house.done.append, timeout_ns, 88.0 * (number % 5 == 0))
                 self.asked.append(ticket)
             except RequestError:
                 self.router.close(ticket)
