@@ -31,7 +31,7 @@ from bench.bands import SLICES
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Body, Check, closed_loop, open_loop, quantile
 from bench.oracle import EXACT, expected, scorer
-from bench.swap import Change, changes, split
+from bench.swap import AFTER_S, Change, changes, split
 from clover.cache import cache_folder
 from clover.devices import box_path, emulated, parse
 from clover.planning.model.problem import services_of
@@ -42,8 +42,9 @@ SAMPLE_S = 0.05
 
 @dataclass
 class Look:
-    """The workers at one instant."""
+    """The workers at one instant between `asked_ns` and `at_ns`: of a busy server these may be far apart."""
 
+    asked_ns: int
     at_ns: int
     routed_rows_per_s: float
     pids: dict[tuple[str, str], int]
@@ -61,9 +62,11 @@ class Watch(threading.Thread):
 
     def look(self) -> Look:
         """Look at the workers now."""
+        asked_ns = time.monotonic_ns()
         workers = self._server.get("/v2/clover/state")["totals"]["models"]["fashion"]["workers"]
         ready = [worker for worker in workers if worker["state"] == "ready"]
         return Look(
+            asked_ns,
             time.monotonic_ns(),
             sum(self.capacity[w["variant"], w["profile"]] for w in ready if w["routed"]),
             {(w["placement"], w["variant"]): w["pid"] for w in ready},
@@ -81,17 +84,18 @@ class Watch(threading.Thread):
 
 
 def kept_and_touched(windows: list[Change], looks: list[Look]) -> tuple[int, int]:
-    """Return workers that changes kept, and how many of those were drained or are another process afterwards all the
-    same."""
+    """Return workers that changes kept, and how many of those were drained, gone or another process all the same at any
+    look from when the change before was over until theirs was.  Raises ValueError if nobody looked then."""
     kept = touched = 0
     for window in windows:
-        before = [look for look in looks if look.at_ns < window.begin_ns][-1]
-        after = next((look for look in looks if look.at_ns > window.end_ns), looks[-1])
-        draining = frozenset[int]().union(*(k.draining for k in looks if window.begin_ns <= k.at_ns <= window.end_ns))
+        over_ns = window.end_ns - int(AFTER_S * 1e9)
+        own = [look for look in looks if window.still_ns <= look.asked_ns and look.at_ns <= over_ns]
         for worker in window.before & window.after:
+            if not own:
+                raise ValueError(f"nobody looked at the workers while {worker[1]} at {worker[0]} was kept")
             kept += 1
-            pid = before.pids.get(worker)
-            touched += pid is None or pid != after.pids.get(worker) or pid in draining
+            pids = {look.pids.get(worker) for look in own}
+            touched += len(pids) > 1 or None in pids or any(pids & look.draining for look in own)
     return kept, touched
 
 

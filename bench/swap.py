@@ -5,8 +5,8 @@
 A made trace, replayed at speed, walks through the bands of `bench.bands`; the production controller swaps variants
 and repartitions the cores for each.  Open-loop load runs all the while at a share of the capacity of the smallest
 configuration among them, which a closed loop measures first.  Every answer is compared with what its variant should
-say about its row.  "During" is from a decision to 100 ms after the old worker's exit; latency counts from when a
-request was due.
+say about its row.  "During" is from when a decision begins to be made to 100 ms after the old worker's exit; latency
+counts from when a request was due.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import datetime
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ AFTER_S = 0.1
 
 @dataclass(slots=True)
 class Change:
-    """One applied decision: its window in monotonic nanoseconds, and what stood before and after."""
+    """One applied decision: its window in monotonic nanoseconds, and what stood before and after.  From `still_ns`
+    on, 100 ms after whatever was done before it was over, until `begin_ns` nothing was changed."""
 
+    still_ns: int
     begin_ns: int
     end_ns: int
     before: set[tuple[str, str]]
@@ -67,19 +70,31 @@ def placements(deployment: list[dict[str, Any]]) -> set[tuple[str, str]]:
 
 
 def changes(server: ServerProcess, since: float) -> list[Change]:
-    """Return the applied decisions made after wall time `since`, oldest first, on the monotonic clock."""
-    offset_ns = time.monotonic_ns() - time.time_ns()
+    """Return the applied decisions that were begun after wall time `since`, oldest first, on the monotonic clock."""
+    decisions = server.get("/v2/clover/decisions?limit=1000")
+    return windows(decisions[::-1], since, time.monotonic_ns() - time.time_ns())
+
+
+def windows(decisions: Sequence[dict[str, Any]], since: float, offset_ns: int) -> list[Change]:
+    """Return what `changes` does of `decisions`, oldest first; `offset_ns`: the monotonic clock less the wall's.
+
+    A decision is recorded once all of it is done, and took `seconds` until then."""
     found: list[Change] = []
-    before: set[tuple[str, str]] = set()
-    for decision in reversed(server.get("/v2/clover/decisions?limit=1000")):
-        if decision["action"] not in ("applied", "routed") or decision["plan"] is None:
+    before: set[tuple[str, str]] | None = None  # not known
+    still_ns = 0
+    for decision in decisions:
+        if decision["action"] not in ("applied", "routed", "rolled back", "failed") or decision["plan"] is None:
             continue
-        after = placements(decision["plan"]["deployment"])
-        begin = datetime.datetime.fromisoformat(decision["at"]).timestamp()
-        if decision["action"] == "applied" and begin >= since and before and before != after:
-            end = begin + decision["seconds"] + AFTER_S
-            found.append(Change(int(begin * 1e9) + offset_ns, int(end * 1e9) + offset_ns, before, after))
-        before = after
+        over_ns = int(datetime.datetime.fromisoformat(decision["last_at"]).timestamp() * 1e9) + offset_ns
+        begin_ns = over_ns - int(decision["seconds"] * 1e9)
+        if decision["action"] == "failed":
+            before = None
+        elif decision["action"] != "rolled back" or decision["trigger"] == "verification":
+            after = placements(decision["plan"]["deployment"])
+            if decision["action"] == "applied" and before and before != after and begin_ns >= since * 1e9 + offset_ns:
+                found.append(Change(still_ns, begin_ns, over_ns + int(AFTER_S * 1e9), before, after))
+            before = after
+        still_ns = over_ns + int(AFTER_S * 1e9)
     return found
 
 
@@ -127,8 +142,8 @@ def main() -> None:
                 )
             )
             time.sleep(2)
-            windows = changes(server, since)
-    during, outside = split(result, windows)
+            found = changes(server, since)
+    during, outside = split(result, found)
     seen = sorted({s.variant for s in result.samples})
     figures: dict[str, Any] = {
         "smallest configuration": " + ".join(f"{n} x {v}@{p}" for v, p, n in BANDS[0]),
@@ -138,11 +153,11 @@ def main() -> None:
         "failed": result.failed(),
         "lost": result.lost,
         "mismatched": result.mismatched(),
-        "changes": len(windows),
-        "swaps": sum(change.swaps for change in windows),
-        "repartitions": sum(change.repartition for change in windows),
+        "changes": len(found),
+        "swaps": sum(change.swaps for change in found),
+        "repartitions": sum(change.repartition for change in found),
         "variants in receipts": " ".join(seen),
-        "change_s_median": quantile([(w.end_ns - w.begin_ns) / 1e9 for w in windows], 0.5),
+        "change_s_median": quantile([(w.end_ns - w.begin_ns) / 1e9 for w in found], 0.5),
         "requests_during": len(during),
         "p50_outside_ms": quantile(outside, 0.5),
         "p50_during_ms": quantile(during, 0.5),

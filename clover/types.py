@@ -901,6 +901,7 @@ class Decision(Record, frozen=True, kw_only=True):
     """One turn of the controller, kept for `GET /v2/clover/decisions`.
 
     Of `count` equal turns in a row, `id`, `at` and `grid_s` are the first's, `last_at` and everything else the last's.
+    It is dated when all of it was done, and was begun `seconds` before.
     """
 
     id: int

@@ -22,7 +22,7 @@ A worker holds credits: one for the batch it runs, one for the batch staged behi
 rows and a credit left (and, where the lane has a delay, rows that are ripe), of it the bucket with the earliest row,
 and gives its earliest rows to the lane's worker with the fewest batches out.  A batch holds at most what its worker
 takes and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for
-the delay, when a deadline falls before that, so that it would only be missed, and when the queue is not `patient`.
+the delay, when a deadline falls before that or less than a batch later, and when the queue is not `patient`.
 
 Workers of several lanes may form a group: a process that serves several variants, in turn (`worker_groups.pxd`).
 
@@ -527,7 +527,7 @@ cdef class Batcher:
         if since_ns == INT64_MIN:
             return INT64_MIN
         while slot != NONE:  # they do not fill a batch, so they are few
-            if self._nodes[slot].deadline_ns <= ends_ns:
+            if self._nodes[slot].deadline_ns <= ends_ns + self._lanes[lane].expected_ns:
                 return INT64_MIN
             slot = self._nodes[slot].later
         return ends_ns

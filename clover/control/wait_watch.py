@@ -5,7 +5,8 @@ say, the p95 misses the SLO; rows that need not wait are the first thing to give
 clients see trails behind by `WINDOW_S`, so it counts from then on after rows began to wait, and once `SLO_LOOKS` looks
 in a row saw it.  No row of the family waits for `FIRST_HOLD_S` then.  After that it is tried again, if the p95
 meanwhile is at most `ROOM` of the SLO, and the next hold is twice as long, up to `LONGEST_HOLD_S`; the first one again
-after waits that went well for `WELL_S`.
+after waits that went well for `WELL_S`.  A deployment from before the hold that comes back, because the one after it
+was rolled back, brings its waits with it: that is a reason to plan too.
 
 (That no row waits where no other can come is the router's: `clover.runtime.router.company`.)
 """
@@ -57,12 +58,14 @@ class WaitWatch:
 
     def look(self, seen: WaitSight) -> str:
         """Judge the waits in force by what is seen; return why to plan, in words, empty if there is no reason."""
+        begin = bool(seen.wait_ms) and not self._wait_ms
         if seen.wait_ms != self._wait_ms:
             self._wait_ms = seen.wait_ms
             self._waiting_s = min(self._waiting_s, seen.now_s) if self._wait_ms else math.inf
         self._late = self._late + 1 if seen.late and seen.now_s >= self._waiting_s + WINDOW_S else 0
         if self.held:
-            return self._held(seen)
+            again = f"rows of {', '.join(self._wait_ms)} wait again" if begin else ""  # a plan was rolled back, say
+            return self._held(seen) or again
         if not self._wait_ms:
             return ""
         if self._late >= SLO_LOOKS:

@@ -396,6 +396,17 @@ def test_no_row_waits_for_company_while_the_queue_is_not_patient(kernels: Simple
     assert dispatched(b, 1_000) is None
 
 
+def test_no_row_waits_for_company_if_a_batch_would_then_miss_its_deadline(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8, 100)
+    b.attach(0, 0, 4)
+    b.expect(0, 30)
+    b.push(0, 0, 1_131, 1_000)
+    assert dispatched(b, 1_000) is None
+    b.push(0, 1, 1_130, 1_000)
+    assert b.next_event_ns(1_000) == 1_000
+    assert dispatched(b, 1_000) == (0, [0, 1])
+
+
 def test_a_lane_may_hold_batches_below_what_its_workers_take(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(2, 3, 16)
     b.attach(0, 0, 4)
@@ -859,7 +870,8 @@ class Life(RuleBasedStateMachine):
             mine = [slot for slot, where in self.queued.items() if where == (lane, key)]
             if able and (any(self.client[slot] >= 0 for slot in mine) or any(map(self.idle, able))):
                 ends_ns = min(self.since_ns[slot] for slot in mine) + self.knobs[lane][1]
-                assert self.now_ns < ends_ns < min(self.deadline_ns[slot] for slot in mine)
+                assert self.now_ns < ends_ns
+                assert ends_ns + self.expected_ns[lane] < min(self.deadline_ns[slot] for slot in mine)
                 assert self.real.patient
                 assert len(mine) < min(map(self.most, able))
                 assert self.real.next_event_ns(self.now_ns) <= ends_ns

@@ -176,7 +176,8 @@ class Batcher:
         """Return when rows of this row's lane and key have waited enough; minus infinity if they need not wait."""
         rows = self._waiting(row.lane, row.key)
         ends_ns = min(r.since_ns for r in rows) + self._lanes[row.lane].delay_ns
-        return float("-inf") if min(r.deadline_ns for r in rows) <= ends_ns else ends_ns
+        done_ns = ends_ns + self._lanes[row.lane].expected_ns
+        return float("-inf") if min(r.deadline_ns for r in rows) <= done_ns else ends_ns
 
     def _ripe(self, row: Row, now_ns: int) -> bool:
         """Return whether rows of this row's lane and key may leave now."""

@@ -130,6 +130,12 @@ class House:
         self.now_ns += int(seconds * SECOND)
         await asyncio.sleep(0)
 
+    def watch_for(self, seconds: int) -> None:
+        """Let time pass, with a look at the workers each second."""
+        for _ in range(seconds):
+            self.now_ns += SECOND
+            self.fleet.watch()
+
     async def settle(self) -> None:
         for _ in range(60):
             await asyncio.sleep(0)

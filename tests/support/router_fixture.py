@@ -191,6 +191,7 @@ class House:
         assert router.state.batcher.depth() == states.count(QUEUED)
         flying = [s for link in router.state.lanes.links for batch in link.batches.values() for s in batch.slots]
         assert sorted(flying) == [slot for slot, state in enumerate(states) if state == FLYING]
+        assert router.state.company.here == sum(ticket.audit is None for ticket in table.pending())
         for slot, state in enumerate(states):
             owner = table.owner[slot]
             assert (owner is None) == (state == FREE)

@@ -438,8 +438,7 @@ class Admission:
         if self._places and self._book.use(ticket.request or ticket.flow, now_ns):
             self._traffic.came_back("taken")
         self._standby.rows += len(slots)
-        ticket.context = context
-        ticket.on_done = on_done
+        ticket.context, ticket.on_done = context, on_done
         ticket.outstanding = len(slots)
         if self._monitor.auditing:
             self._audits.mark(ticket, now_ns)
@@ -447,6 +446,8 @@ class Admission:
         self._state.company.came(now_ns)
         self._deadlines.add(ticket, now_ns)
         self._dispatch.wake()
+        if len(slots) > 1 and ticket.awaits < 0 and mask & ~self._lanes.live:
+            self._completion.move_stranded(now_ns)  # a worker was lost while room was made for other rows of it
 
     def _await(self, ticket: RouterTicket, min_accuracy: float, variant: int) -> None:
         """Let a ticket wait for a worker of `variant` (or a better one), as none that is accurate enough is there;
@@ -455,8 +456,7 @@ class Admission:
             raise self._state.refused(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
         if variant < 0:
             if not self._state.coming:
-                why = "no worker that is accurate enough is ready"
-                raise self._state.refused(Unavailable(why, retry_after_s=1.0))
+                raise self._state.refused(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
             return
         rows = len(ticket.slots)
         coming = bool(self._state.coming & self._lanes.able(min_accuracy))

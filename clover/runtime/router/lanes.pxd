@@ -19,6 +19,7 @@ cdef class Lanes:
     cdef public object audits_waiting
     cdef public bint delayed
     cdef public object choose_many
+    cdef list _forming
     cdef tuple _variants
     cdef object _delay_ms
     cdef Batcher _batcher

@@ -75,6 +75,8 @@ class Lanes:
         self.audits_waiting: Callable[[int], int] = lambda lane: 0
         """Returns how many of the rows waiting for a lane (-1: any) are audits, which are behind all clients' rows."""
         self.delayed = delay_ms > 0.0
+        self._forming = [(0, int(delay_ms * 1e6))] * len(self.paces)
+        """The most rows of a batch (0: as its worker takes), and nanoseconds that rows wait for it to fill, by lane."""
         self._variants = tuple(variants)
         self._delay_ms = delay_ms
         self._batcher = batcher
@@ -231,9 +233,7 @@ class Lanes:
             if (id(link.worker), link.lane) not in wanted and not link.background and not self._answers(link):
                 self.retire(link)
         self._quota.set_shares([routing.shares.get(variant, 0.0) for variant in self._variants])
-        for lane, (largest, delay_ns) in enumerate(knobs):
-            self._batcher.set_lane(lane, largest, delay_ns)
-        self.delayed = any(delay_ns for _, delay_ns in knobs)
+        self._forming = knobs
         self.routing = routing
         self.chain = chain
         self._changed()
@@ -417,6 +417,12 @@ class Lanes:
                         live |= 1 << link.lane
         self.live, self.asked, self.staffed = live, asked, staffed
         self.leaving = any(link.leaving for link in self.links)
+        self.delayed = False
+        for lane, (largest, delay_ns) in enumerate(self._forming):
+            if not live >> lane & 1:
+                delay_ns = 0  # no further row comes to fill its batches
+            self._batcher.set_lane(lane, largest, delay_ns)
+            self.delayed = self.delayed or delay_ns > 0
         self._open = live
         if self._cascade_off and live and not self.relieved:  # in a burst, any answer is better than none
             able = [lane for lane in range(len(self.accuracy)) if live >> lane & 1]

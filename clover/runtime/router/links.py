@@ -70,6 +70,10 @@ class WorkerLinks:
         """Return how long the worker has held a batch without completing one; 0 if it holds none."""
         return now_ns - self._progress_ns if self.held else 0
 
+    def excuse(self, paused_ns: int, now_ns: int) -> None:
+        """Leave `paused_ns` out of what `silent_ns` returns from now on: nobody was there to take a completion."""
+        self._progress_ns = min(self._progress_ns + paused_ns, now_ns)
+
 
 class Link:
     """A worker of `process` at `index` of the batcher, serving `lane`, which its ring knows as lane `place`.  Exists

@@ -260,8 +260,8 @@ class Router(Model):
             self._completion.stop_waiting(ticket)
             self._completion.withdraw(ticket)
             self.state.table.cancel(ticket)
-            if self.state.lanes.leaving:
-                self.dispatch.wake()  # a worker may have stayed for these rows
+            if self.state.lanes.leaving or self.state.lanes.delayed:
+                self.dispatch.wake()  # a worker may have stayed for these rows, or others wait in vain for company
             self.traffic.refused(499)
             if ticket.tenant is not None:
                 self.traffic.of(ticket.tenant.name).count(499)
@@ -472,9 +472,13 @@ class Router(Model):
         self._completion.move_stranded(self.state.now_ns())
         self.dispatch.run_turn()
 
-    def silent(self, limit_ns: int) -> list[WorkerHandle]:
-        """Return workers that hold a batch and have completed nothing for longer than `limit_ns`."""
+    def silent(self, limit_ns: int, paused_ns: int = 0) -> list[WorkerHandle]:
+        """Return workers that hold a batch and have completed nothing for longer than `limit_ns`, without the latest
+        `paused_ns`, in which nobody took completions.  What they completed until now is taken before."""
+        self.reap()
         now_ns = self.state.now_ns()
+        for process in self.state.lanes.processes:
+            process.excuse(paused_ns, now_ns)
         return [process.worker for process in self.state.lanes.processes if process.silent_ns(now_ns) > limit_ns]
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:

@@ -2,8 +2,8 @@
 
 A member is an assignment that was spawned, until it is drained; `clover.runtime.workers.members` starts its worker,
 restarts it after a death, and ends it.  While a routed member is restarted for the first few times, rows wait for it
-rather than being refused.  A worker that completes nothing for `silent_s` while it holds a batch, or that breaks the
-protocol of its ring, is killed and restarted alike.
+rather than being refused.  A worker that completes nothing for `silent_s` while it holds a batch
+(`clover.runtime.workers.silence`), or that breaks the protocol of its ring, is killed and restarted alike.
 
 If the family has relief, a cheaper standby worker waits at every placement that is routed to
 (`clover.runtime.workers.standby_crew`).  It is a member too, but neither in `ready_assignments` nor seen by a
@@ -29,6 +29,7 @@ from clover.runtime.router.router import Router
 from clover.runtime.workers.holdings import held_bytes, learn
 from clover.runtime.workers.member import FleetWorker, Member, holds
 from clover.runtime.workers.members import Members
+from clover.runtime.workers.silence import Silence
 from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
 from clover.runtime.workers.step_times import StepTimes
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
@@ -70,7 +71,7 @@ class FamilyFleet:
         self._account = account
         self.swaps = 0
         self.repartitions = 0
-        self._silent_ns = int(silent_s * _SECOND_NS)
+        self._silence = Silence(router, int(silent_s * _SECOND_NS), clock)
         self._clock = clock
         self._routing = Routing(shares={})
         self._target: tuple[Assignment, ...] = ()
@@ -373,8 +374,8 @@ class FamilyFleet:
 
     def watch(self) -> None:
         """Kill workers that fell silent, and start or end standby workers; call it about once a second."""
-        for worker in self.router.silent(self._silent_ns):
-            self.members.kill(worker, f"silent for more than {self._silent_ns / _SECOND_NS:g} s")
+        for worker, reason in self._silence.look():
+            self.members.kill(worker, reason)
         self.standby_crew.tend()
 
     def describe(self) -> list[dict[str, Any]]:

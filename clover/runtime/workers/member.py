@@ -59,6 +59,7 @@ class Member:
     __slots__ = (
         "assignment",
         "background",
+        "dying",
         "failures",
         "given_up",
         "gone",
@@ -81,6 +82,8 @@ class Member:
         self.restarts = 0
         self.failures = 0
         self.given_up = False
+        self.dying = False
+        """Its worker was killed, and may be there still."""
         self.gone = asyncio.Event()
         """Set once it has left, and its worker or lane is gone."""
         self.ready_ns = 0
@@ -89,6 +92,11 @@ class Member:
     def ready(self) -> bool:
         """Whether it has a worker that can take rows."""
         return self.worker is not None
+
+    @property
+    def serving(self) -> bool:
+        """Whether it has a worker that takes rows or could, and not one that is about to be replaced."""
+        return self.worker is not None and not self.dying
 
     @property
     def backoff_s(self) -> float:

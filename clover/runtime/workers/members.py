@@ -93,8 +93,8 @@ class Members:
         return [*self.spawned.values(), *self.leaving]
 
     def entry(self, member: Member) -> Entry | None:
-        """Return the worker of `member` as the router takes it; None while there is none."""
-        if member.worker is None or member.meter is None:
+        """Return the worker of `member` as the router takes it; None while there is none, or it is being killed."""
+        if member.worker is None or member.meter is None or member.dying:
             return None
         lane = self.lanes[member.assignment.variant]
         return member.worker, lane, self._router.spec.max_batch, member.meter
@@ -103,7 +103,7 @@ class Members:
         """Let rows wait in the router while the first few restarts of a routed member are under way, and for workers
         that are awaited."""
         routed = [self.spawned[item] for item in self.routed if item in self.spawned]
-        restarting = [member.assignment for member in routed if not member.ready and member.failures < _HELD_FAILURES]
+        restarting = [one.assignment for one in routed if not one.serving and one.failures < _HELD_FAILURES]
         self._router.expect_workers(self.lanes[item.variant] for item in (*restarting, *self.awaited))
 
     # --- begin and end ------------------------------------------------------------------------------------------------
@@ -124,9 +124,8 @@ class Members:
         item = member.assignment
         for other in self.spawned.values():
             worker = other.worker
-            if worker is None or other.assignment.placement != item.placement or worker.state != "ready":
-                continue
-            if holds(worker, item):
+            here = other.assignment.placement == item.placement and not other.dying
+            if worker is not None and here and worker.state == "ready" and holds(worker, item):
                 self._give(member, worker)
                 return True
         return False
@@ -204,7 +203,7 @@ class Members:
             )
         if member.meter is not None:
             member.meter.holds = not (member.standby and any(other.worker is worker for other in self.all()))
-        member.worker = worker
+        member.worker, member.dying = worker, False
         member.ready_ns = self._clock()
         worker.on_death = self._died
         worker.on_end_asked = self._end_asked
@@ -260,6 +259,9 @@ class Members:
             if member.worker is worker:
                 log.error("%s: worker %d is killed: %s", self._router.name, worker.pid, reason)
                 self.note(member, "killed", reason)
+                for one in (member, *self._others(member)):
+                    one.dying = True
+                self.set_hold()  # else rows that come before it is dead would be refused
                 self._router.leave(worker, lambda: None)
                 member.worker.kill()
                 return
@@ -383,14 +385,13 @@ class Members:
             first, item = crew[0], crew[0].assignment
             try:
                 await self.bring_up(*crew)
+                break
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
                 crew = self._remaining(crew)
                 if first in crew:
                     self.set_hold()
                     self.note(first, "failed", str(error))
                     log.warning("%s: %s at %s: %s", self._router.name, item.variant, item.placement.id, error)
-                continue
-            break
         crew = self._remaining(crew)
         alone = [member for member in crew if not member.ready and not self.take_resident(member)]
         self._rejoin([member for member in crew if member.ready])
@@ -473,8 +474,7 @@ class Members:
         self.set_hold()
         if parting:
             await asyncio.wait([self._part(left) for left in parting])
-        if crew:
-            await self.respawn(*crew)
+        await self.respawn(*crew)
 
     def _crew_of(self, members: Sequence[Member], old: WorkerHandle) -> list[Member]:
         """Return those of `members` that were not drained, and others that took a lane of `old` meanwhile: what this

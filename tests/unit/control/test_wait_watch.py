@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from clover.control.wait_watch import FIRST_HOLD_S, LONGEST_HOLD_S, WELL_S, WaitSight, WaitWatch
+from clover.control.arrivals import WINDOW_S
+from clover.control.wait_watch import FIRST_HOLD_S, LONGEST_HOLD_S, ROOM, WELL_S, WaitSight, WaitWatch
 from clover.types import Routing
 from tests.support.control_fixture import Rig
+from tests.support.examples import examples
 
 WAITING = Routing(shares={"a": 1.0}, wait_ms={"a": 4.0})
 AGAIN = "rows may wait for company again"
@@ -104,3 +109,41 @@ def test_a_hold_and_its_end_are_reasons_to_plan() -> None:
         assert any(AGAIN in decision["trigger"] for decision in rig.controller.decisions(20))
 
     asyncio.run(story())
+
+
+def test_waits_that_come_back_while_they_are_held_are_a_reason_to_plan() -> None:
+    watch = WaitWatch()
+    now_s = missed_from(watch, 100.0)
+    assert watch.look(seen(now_s + 1.0, 30.0)) == "", "the plan without waits is being made"
+    assert watch.look(seen(now_s + 2.0, 30.0, waits=False)) == ""
+    assert watch.look(seen(now_s + 3.0, 30.0)) == "rows of a wait again", "the plan of before was restored"
+    assert watch.look(seen(now_s + 4.0, 30.0)) == "", "once"
+    assert watch.held
+
+
+@settings(max_examples=examples(60))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([1.0, 5.0, 100.0, 900.0]), st.sampled_from([None, 5.0, 15.0, 30.0]), st.booleans()),
+        max_size=120,
+    )
+)
+def test_no_hold_is_for_ever_and_none_is_for_nothing(looks: list[tuple[float, float | None, bool]]) -> None:
+    watch, now_s, waited_s, held_s = WaitWatch(), 0.0, math.inf, math.inf
+    for step_s, p95_ms, waits in looks:
+        now_s += step_s
+        before = watch.held
+        sight = dataclasses.replace(seen(now_s, waits=waits), p95_ms=p95_ms, late=p95_ms == 30.0)
+        reason = watch.look(sight)
+        waited_s = min(waited_s, now_s) if waits else math.inf
+        assert bool(reason) or watch.held == before, "who plans is told of each change"
+        if watch.held and not before:
+            held_s = now_s
+            assert now_s >= waited_s + WINDOW_S
+            assert p95_ms == 30.0
+        elif before and not watch.held:
+            assert now_s >= held_s + FIRST_HOLD_S
+            assert p95_ms is None or p95_ms <= ROOM * 20.0
+    if watch.held:
+        now_s += LONGEST_HOLD_S
+        assert watch.look(dataclasses.replace(seen(now_s, waits=False), p95_ms=None)) == AGAIN

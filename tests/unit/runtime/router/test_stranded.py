@@ -209,16 +209,16 @@ def test_a_worker_that_hangs_is_not_waited_for(house: House) -> None:
 
 def test_a_client_that_goes_away_does_not_keep_the_worker(house: House) -> None:
     small, large = planned(house, SMALL, LARGE)
-    filled = dealt(1.0, 0.0, 0.0, wait_ms={"large": 1000.0})
-    house.router.route([small, large], filled)
-    ticket = house.ask(min_accuracy=88.0, timeout_ns=NEVER)
-    house.router.route([small], filled)
-    assert large[0].ring.batches == []  # it waits for a batch to fill
+    tickets = [house.ask(min_accuracy=88.0, timeout_ns=NEVER) for _ in range(3)]
+    house.router.route([small], dealt(1.0, 0.0, 0.0))
     left: list[str] = []
     house.router.leave(large[0], lambda: left.append("idle"), served=True)
-    house.router.close(ticket)
+    house.router.close(tickets[2])  # the other two are with the worker
     house.loop.turn()
+    assert not house.router.state.lanes.leaving
+    finish_all(house, large[0])
     assert left == ["idle"]
+    assert [ticket.status for ticket in tickets] == [200, 200, 0]
 
 
 STEPS = ("ask", "ask accurate", "pin", "swap", "demand", "complete", "die", "restart", "close", "time", "freeze")
