@@ -105,17 +105,19 @@ class OpenLoop:
 class Driver:
     """Drives workers that share `slab`; `completions` are the pool's.  Every method blocks; one thread at a time.
 
-    `scattered`: rows lie in slots in no order, as those of most live batches do, which a worker has to gather; else in
-    consecutive ones, which it reads in place."""
+    `scattered`: the part of the batches whose rows lie in slots in no order, so that a worker has to gather them; those
+    of the others lie in consecutive ones, which it reads in place."""
 
     def __init__(
-        self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float, *, scattered: bool = False
+        self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float, *, scattered: float = 0.0
     ) -> None:
         self._completions = completions
         self._slab = slab
         self._rows = rows
         self._silent_s = silent_s
-        self._order = np.random.default_rng(2) if scattered else None
+        self._scattered = scattered
+        self._due = 0.0
+        self._order = np.random.default_rng(2)
         self._next_id = 0
         self._next_row = 0
         self._stopped = False
@@ -208,8 +210,10 @@ class Driver:
 
     def _slots(self, count: int) -> list[int]:
         """Return the slots of the next `count` rows: among the first, as many as a batch or more has."""
-        if self._order is None:
+        self._due += self._scattered
+        if self._due < 1.0:
             return list(range(count))
+        self._due -= 1.0
         places: list[int] = self._order.permutation(max(count, self._rows.spec.max_batch))[:count].tolist()
         return places
 
@@ -241,7 +245,8 @@ class Driver:
         """
         generator = np.random.default_rng(1)
         count = max(1, int(rate * seconds))
-        places = np.array(self._slots(CREDITS * len(workers) * max_batch), np.uint32)
+        groups = range(0, CREDITS * len(workers) * max_batch, max_batch)
+        places = np.array([first + slot for first in groups for slot in self._slots(max_batch)], np.uint32)
         self._rows.fill(self._slab, places.tolist(), 0)
         credits = [(w, i * CREDITS + c) for c in range(CREDITS) for i, w in enumerate(workers)]
         flying: dict[int, tuple[DrivenWorker, int, int, int]] = {}
