@@ -77,8 +77,9 @@ MOST_ROWS_PER_S = 4000.0
 SCATTERED = 0.5
 """The part of the batches on cores whose rows lie in no order in shared memory, so that a worker copies them together
 before it computes them.  Live it depends on what comes: of batches of rows of 588 KiB that had waited for each other it
-was 5 and 18 % at 300 and 800 requests a second, and 6 % with 16 clients (measured).  It is more here because rows that
-waited have left the caches of the front end as well, which costs it CPU that is no part of a profile."""
+was 5 and 18 % at 300 and 800 requests a second, and 6 % with 16 clients (measured).  It is more here because waits of
+such rows cost the front end CPU as well where it is busy (5 % of its own with 16 clients), which is no part of a
+profile."""
 
 FIRST_GPU_CELL_S, GPU_CELL_S = 0.6, 2.0
 """The least time a batch size is run for on a GPU, whose energy counter moves every tenth of a second: when backends
