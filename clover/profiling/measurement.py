@@ -74,13 +74,6 @@ BUSY = 0.15
 MOST_ROWS_PER_S = 4000.0
 """The fastest arrivals of the open-loop run; beyond, the generator itself would be measured."""
 
-SCATTERED = 0.5
-"""The part of the batches on cores whose rows lie in no order in shared memory, so that a worker copies them together
-before it computes them.  Live it depends on what comes: of batches of rows of 588 KiB that had waited for each other it
-was 5 and 18 % at 300 and 800 requests a second, and 6 % with 16 clients (measured).  It is more here because waits of
-such rows cost the front end CPU as well where it is busy (5 % of its own with 16 clients), which is no part of a
-profile."""
-
 FIRST_GPU_CELL_S, GPU_CELL_S = 0.6, 2.0
 """The least time a batch size is run for on a GPU, whose energy counter moves every tenth of a second: when backends
 are compared, and then in each round and at each duty cycle."""
@@ -136,13 +129,12 @@ async def _measure(
                 log.warning("%s", untrained)
             if note := await asyncio.to_thread(client_note, spec, options.energy):
                 findings.notes.append(note)
-            scattered = SCATTERED if instances.on_cores else 1.0  # on GPUs they are staged in any case
             rig = Rig(
                 spec=spec,
                 pool=pool,
                 slab=slab,
                 rows=rows,
-                driver=Driver(pool.completions, slab, rows, options.silent_s, scattered=scattered),
+                driver=Driver(pool.completions, slab, rows, options.silent_s),
                 instances=instances,
                 candidates=await _compiled(spec, instances, places, options, steps, findings.notes),
                 meters=meters,
