@@ -227,7 +227,7 @@ def test_nobody_waits_where_energy_is_proportional_to_the_rows() -> None:
 def test_large_rows_do_not_wait_where_workers_hardly_sleep(rate: float) -> None:
     plain, found = on_a_core(LARGE_ROWS, rate)
     assert found is plain, "to copy rows together costs more than the calls that it spares"
-    assert on_a_core(READ_IN_PLACE, rate)[1].routing.wait_ms, "which a profile of rows that are read in place does not know"
+    assert on_a_core(READ_IN_PLACE, rate)[1].routing.wait_ms, "which a profile of rows read in place does not know"
 
 
 def test_nobody_waits_where_energy_is_worth_nothing() -> None:
