@@ -1,10 +1,14 @@
 """The free list of a slab: which slots are taken, and which to take next.
 
 Workers read a batch as one view of the slab where its slots are consecutive, and gather otherwise, so the allocator
-prefers runs.  Free slots are bits of words, eight words a chunk, with one summary bit a word.  One row takes the lowest
-free slot, which costs a look at the summary whatever the size of the slab, keeps the touched part of the slab small,
-and leaves the high end whole for requests of many rows; those take the lowest run that fits in a chunk, and where no
-chunk looked at has one, the lowest single slots.
+prefers runs.  Free slots are bits of words, eight words a chunk, with one summary bit a word.
+
+Rows that come one after the other are to lie one after the other, also where a batch is given back while the next one
+gathers: with the lowest free slot each, the next one would lie partly behind that batch and partly in its place.  So
+one row takes the next free slot within the first `window` slots, and begins again with the lowest at their end, or as
+soon as none is taken; if all of them are taken it takes the lowest free slot.  That keeps the touched part of the slab
+small, which matters for caches, and leaves the high end whole for requests of many rows; those take the lowest run that
+fits in a chunk, and where no chunk looked at has one, the lowest single slots.
 """
 
 from cpython.list cimport PyList_New, PyList_SET_ITEM
@@ -28,15 +32,18 @@ cdef enum:
 
 
 cdef class SlotAllocator:
-    """The slot numbers 0 .. `slots` - 1, free or taken."""
+    """The slot numbers 0 .. `slots` - 1, free or taken; `window`: how many of the first are taken in turn."""
 
-    def __cinit__(self, Py_ssize_t slots):
+    def __cinit__(self, Py_ssize_t slots, Py_ssize_t window=0):
         cdef Py_ssize_t word, words, summaries, left
         if slots < 1:
             raise ValueError("a slab needs at least one slot")
         if slots > MAX_SLOTS:
             raise ValueError(f"a slab has at most {MAX_SLOTS} slots")
+        if window < 0:
+            raise ValueError("a window must not be negative")
         self.slots = self.free = slots
+        self._window = min(window, slots)
         self._chunks = (slots + CHUNK - 1) // CHUNK
         words = self._chunks * WORDS
         self._words = cvarray((words,), sizeof(uint64_t), "Q" if sizeof(unsigned long) != 8 else "L")
@@ -56,6 +63,7 @@ cdef class SlotAllocator:
             self._some[word // BITS] &= ~(<uint64_t>1 << (word % BITS))
 
     cdef Py_ssize_t _one(self) noexcept nogil:
+        """Take the lowest free slot; -1 if none is free."""
         cdef Py_ssize_t summary, word, slot
         for summary in range(self._some.shape[0]):
             if self._some[summary]:
@@ -66,6 +74,29 @@ cdef class SlotAllocator:
                 self.free -= 1
                 return slot
         return -1
+
+    cdef Py_ssize_t _next(self) noexcept nogil:
+        """Take the slot for one row; -1 if none is free."""
+        cdef Py_ssize_t slot = -1, word
+        cdef uint64_t bits
+        if self.free == self.slots:
+            self._cursor = 0
+        if self._cursor < self._window:
+            word = self._cursor // BITS
+            bits = self._words[word] & (~<uint64_t>0 << (self._cursor % BITS))
+            while bits == 0 and (word + 1) * BITS < self._window:
+                word += 1
+                bits = self._words[word]
+            if bits:
+                slot = word * BITS + clover_lowest(bits)
+        if 0 <= slot < self._window:
+            self._words[word] &= ~(<uint64_t>1 << (slot % BITS))
+            self._took(word)
+            self.free -= 1
+        else:
+            slot = self._one()
+        self._cursor = slot + 1
+        return slot
 
     cdef Py_ssize_t _run(self, Py_ssize_t count) noexcept nogil:
         """Return the lowest run of `count` slots in one of the first chunks with free slots; -1 if there is none."""
@@ -105,8 +136,8 @@ cdef class SlotAllocator:
         return -1
 
     def take_one(self):
-        """Take the lowest free slot; -1 if none is free."""
-        return self._one()
+        """Take the next slot for one row; -1 if none is free."""
+        return self._next()
 
     cpdef list take(self, Py_ssize_t count):
         """Take `count` slots in rising order, consecutive if possible; None (nothing taken) if too few are free."""
@@ -116,7 +147,9 @@ cdef class SlotAllocator:
             raise ValueError("at least one slot is taken")
         if count > self.free:
             return None
-        if 1 < count <= CHUNK:
+        if count == 1:
+            return [self._next()]
+        if count <= CHUNK:
             first = self._run(count)
         found = PyList_New(count)
         for at in range(count):

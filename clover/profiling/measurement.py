@@ -134,7 +134,7 @@ async def _measure(
                 pool=pool,
                 slab=slab,
                 rows=rows,
-                driver=Driver(pool.completions, slab, rows, options.silent_s, scattered=not instances.on_cores),
+                driver=Driver(pool.completions, slab, rows, options.silent_s),
                 instances=instances,
                 candidates=await _compiled(spec, instances, places, options, steps, findings.notes),
                 meters=meters,

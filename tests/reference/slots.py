@@ -1,9 +1,9 @@
 """The free list of a slab: which slots are taken, and which to take next.
 
 Workers read a batch as one view of the slab where its slots are consecutive, and gather otherwise, so the allocator
-prefers runs.  Free slots are bits of integers (chunks of 512, with one summary bit a chunk).  One row takes the lowest
-free slot, which costs the same whatever the size of the slab, keeps the touched part of the slab small, and leaves the
-high end whole for requests of many rows; those take the lowest run that fits, and where no chunk looked at has one,
+prefers runs.  Free slots are bits of integers (chunks of 512, with one summary bit a chunk).  One row takes the next
+free slot of the first `window`, from the lowest again at their end or once none is taken, and the lowest free slot
+if all of these are taken.  Requests of many rows take the lowest run that fits, and where no chunk looked at has one,
 the lowest single slots.
 """
 
@@ -26,13 +26,17 @@ def _first_run(bits: int, length: int) -> int:
 
 
 class SlotAllocator:
-    """The slot numbers 0 .. `slots` - 1, free or taken."""
+    """The slot numbers 0 .. `slots` - 1, free or taken; `window`: how many of the first are taken in turn."""
 
-    __slots__ = ("_chunks", "_some", "free", "slots")
+    __slots__ = ("_chunks", "_cursor", "_some", "_window", "free", "slots")
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, window: int = 0) -> None:
         if slots < 1:
             raise ValueError("a slab needs at least one slot")
+        if window < 0:
+            raise ValueError("a window must not be negative")
+        self._window = min(window, slots)
+        self._cursor = 0
         self.slots = slots
         self.free = slots
         count = -(-slots // _CHUNK)
@@ -40,6 +44,25 @@ class SlotAllocator:
         self._some = (1 << count) - 1
 
     def take_one(self) -> int:
+        """Take the next slot for one row; -1 if none is free."""
+        if self.free == self.slots:
+            self._cursor = 0
+        slot = next((slot for slot in range(self._cursor, self._window) if self._is_free(slot)), -1)
+        if slot < 0:
+            slot = self._lowest()
+        else:
+            index, offset = divmod(slot, _CHUNK)
+            self._chunks[index] ^= 1 << offset
+            if not self._chunks[index]:
+                self._some ^= 1 << index
+            self.free -= 1
+        self._cursor = slot + 1
+        return slot
+
+    def _is_free(self, slot: int) -> bool:
+        return bool(self._chunks[slot // _CHUNK] >> slot % _CHUNK & 1)
+
+    def _lowest(self) -> int:
         """Take the lowest free slot; -1 if none is free."""
         some = self._some
         if not some:
@@ -79,7 +102,7 @@ class SlotAllocator:
                     first = index * _CHUNK + start
                     return list(range(first, first + count))
                 some ^= low
-        return [self.take_one() for _ in range(count)]
+        return [self._lowest() for _ in range(count)]
 
     def give(self, slot: int) -> None:
         """Give one slot back.  ValueError if it is not taken."""

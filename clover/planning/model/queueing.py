@@ -218,6 +218,15 @@ class Lane:
             for (part, service, size), (_, number) in own
         )
 
+    def resting_j(self, rate: float, share: float = 1.0, *, batch: float | None = None) -> float:
+        """Return what of `energy_j` is for the pauses of the workers, in batches of `batch` rows instead of those that
+        `rate` makes if it is given."""
+        own = zip(self._batches(rate, share), self.groups, strict=True)
+        return sum(
+            part * service.resting_j(size if batch is None else batch, rate * part / number)
+            for (part, service, size), (_, number) in own
+        )
+
     def least_energy_j(self, rate: float = math.inf) -> float:
         """Return a lower bound of `energy_j` over all rates up to `rate` (batches grow with the rate)."""
         known = self._least_j.get(rate)

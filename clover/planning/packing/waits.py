@@ -21,8 +21,10 @@ the room that smaller batches leave.  The room is the longest wait after which a
 even at `MORE` times the rate, still ends within `ROOM` of the SLO in 19 of 20 cases: so neither a rate that moves
 before the next plan, upwards or downwards, nor a machine that is a little slower than its profile breaks the promise.
 Each option is played by the simulator on the same arrivals as the lane without it, `ROWS` rows long.  Of the energy
-only the ratio of the two plays is taken, on top of the closed form that the search compares configurations by.  Of
-options without fewer late rows a longer wait has to save another `LEAST_GAIN` of the lane's energy.
+only the ratio of the two plays is taken, on top of the closed form that the search compares configurations by; what
+batches cost more after a pause, which no play knows, is that of as many batches as were played
+(`_Dealt.batched_j`).  Of options without fewer late rows a longer wait has to save another `LEAST_GAIN` of the lane's
+energy.
 
 Of rows that fall into several lanes 95 % must be within the SLO, and the share of late rows of all lanes is the sum of
 their own: so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  It
@@ -92,6 +94,18 @@ class _Dealt:
             return latencies_ms(self.lane.workers, self.rate, self.share)
         played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=rows)
         return played.latencies_ms + TICK_MS if wait_ms > 0.0 else played.latencies_ms
+
+    def batched_j(self, wait_ms: float, largest: int) -> float:
+        """Return the joules of a row in batches formed so.
+
+        A batch whose worker slept before it costs more, however many rows it has.  So where a row costs more in a batch
+        than by itself, as a large one may that has to be copied, waiting pays if workers sleep, and not if they do not.
+        """
+        plain = batched(self.lane, self.rate, self.share, rows=ROWS)
+        played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
+        busy_j = self.lane.energy_j(self.rate, self.share) - self.lane.resting_j(self.rate, self.share)
+        resting_j = self.lane.resting_j(self.rate, self.share, batch=played.batch)
+        return busy_j * played.energy_j_per_row / plain.energy_j_per_row + resting_j
 
     def load(self, largest: int) -> float:
         """Return rows over capacity in batches of at most `largest`."""
@@ -178,10 +192,7 @@ def as_batched(problem: Problem, configuration: Configuration, routing: Routing,
             load = max(load, own.load(largest))
         if load >= 0.999:
             return msgspec.structs.replace(plain, p95_ms=UNBOUNDED_MS, utilisation=load)
-        lane_j = own.lane.energy_j(own.rate, own.share)
-        if wait_ms or largest:
-            played = batched(own.lane, own.rate, own.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
-            lane_j *= played.energy_j_per_row / batched(own.lane, own.rate, own.share, rows=ROWS).energy_j_per_row
+        lane_j = own.batched_j(wait_ms, largest) if wait_ms or largest else own.lane.energy_j(own.rate, own.share)
         energy_j += own.share * lane_j
         parts.append((own.share, own.latencies_ms(wait_ms, largest, _LONG_ROWS)))
     return msgspec.structs.replace(plain, p95_ms=mixture_p95_ms(parts), energy_j_per_row=energy_j, utilisation=load)
@@ -222,10 +233,8 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
             and 1e-3 * wait_ms * rate >= company
             and _hoped_j(own, wait_ms, largest or sizes[-1]) <= (1.0 - LEAST_GAIN) * plain_j
         ]
-    reference_j = batched(lane, rate, own.share, rows=ROWS).energy_j_per_row if asked else 0.0
     for wait_ms, largest in asked:
-        played = batched(lane, rate, own.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
-        energy_j = plain_j * played.energy_j_per_row / reference_j
+        energy_j = own.batched_j(wait_ms, largest)
         if not caps and energy_j > (1.0 - LEAST_GAIN) * plain_j:
             continue
         found.append(_Option(wait_ms, largest, energy_j, _late(own.latencies_ms(wait_ms, largest, ROWS), limit_ms)))

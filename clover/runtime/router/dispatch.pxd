@@ -41,7 +41,7 @@ cdef class Dispatch:
     cdef bint make_room(self, int64_t now_ns, bint hurried) except -1
     @cython.locals(
         link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple, pace=LanePace,
-        saturated=bint, batch=Batch,
+        saturated=bint, batch=Batch, ordered=list,
     )
     cdef _form_batches(self, int64_t now_ns)
     @cython.locals(next_ns=int64_t, delay_ns=int64_t, rounding_ns=int64_t)

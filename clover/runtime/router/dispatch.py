@@ -131,6 +131,10 @@ class Dispatch:
                 pace.left(now_ns, count, batcher.depth(link.lane), batcher.most(index))
             self._batch_id += 1
             slots: list[int] = out[:count].tolist()
+            ordered = sorted(slots)
+            if ordered != slots:  # rows that lie together are read in place, whichever body was complete first
+                out[:count] = ordered
+                slots = ordered
             for slot in slots:
                 self._slot_states[slot] = FLYING
             batch = Batch(self._batch_id, slots, now_ns)

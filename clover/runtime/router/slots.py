@@ -18,12 +18,13 @@ from clover.runtime.router.tickets import CLOSED, FLYING, FREE, HELD, PENDING, Q
 
 
 class SlotTable:
-    """States and owners of `slots` slots; `batcher` holds those that are QUEUED."""
+    """States and owners of `slots` slots; `batcher` holds those that are QUEUED.  Rows that come one by one take turns
+    in the first `window` slots."""
 
     __slots__ = ("_batcher", "free", "owner", "state")
 
-    def __init__(self, slots: int, batcher: Batcher) -> None:
-        self.free = SlotAllocator(slots)
+    def __init__(self, slots: int, batcher: Batcher, window: int = 0) -> None:
+        self.free = SlotAllocator(slots, window)
         self.state = bytearray(slots)
         self.owner: list[RouterTicket | None] = [None] * slots
         self._batcher = batcher

@@ -21,6 +21,9 @@ from clover.types import FamilySpec
 
 FOREVER_NS = 1 << 60
 """A deadline further away is this far away: 36 years."""
+_GROUPS = 2
+"""Batches whose rows single requests put side by side before they use their slots again: one that is computed, and one
+that gathers.  More would leave the caches sooner."""
 
 
 def _ignore(worker: WorkerHandle, reason: str) -> None:
@@ -56,7 +59,7 @@ class RouterState:
         self.demand = AccuracyDemand(self.traffic.variants, accuracy, self.queue_rows)
         self.batcher = Batcher(len(accuracy), MAX_LINKS, slots, int(config.max_queue_delay_ms * 1e6))
         self.lanes = Lanes(self.batcher, self.traffic.variants, accuracy, spec.max_batch, config.max_queue_delay_ms)
-        self.table = SlotTable(slots, self.batcher)
+        self.table = SlotTable(slots, self.batcher, _GROUPS * spec.max_batch)
         self.deadlines = Deadlines()
         self.coming = 0
         self.stranded = False

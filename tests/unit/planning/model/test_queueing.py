@@ -205,6 +205,12 @@ def test_a_batch_after_a_pause_costs_more_and_a_busy_worker_does_not_pause() -> 
     costs = [lane_of(((rested, 2),)).energy_j(rate) for rate in rates]
     assert costs == sorted(costs, reverse=True)
     assert all(cost >= lane_of(((rested, 2),)).least_energy_j(rate) for cost, rate in zip(costs, rates, strict=True))
+    for rate in (1.0, 1000.0):
+        lane, other = lane_of(((rested, 2),)), lane_of(((warm, 2),))
+        assert lane.energy_j(rate) - lane.resting_j(rate) == pytest.approx(other.energy_j(rate))
+        assert lane.resting_j(rate, batch=lane.batch(rate)) == pytest.approx(lane.resting_j(rate))
+        assert other.resting_j(rate) == 0.0
+    assert lane_of(((rested, 2),)).resting_j(1.0, batch=4.0) == pytest.approx(0.2e-3, rel=0.01), "of a batch, not a row"
     assert rested.derated(0.5).rested_j == rested.rested_j
     assert hash(warm) != hash(rested)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -132,6 +133,26 @@ def test_rows_wait_where_a_batch_costs_little_more_than_a_row() -> None:
         )
 
 
+def microjoules(batches: tuple[int, ...], ms: tuple[float, ...], uj: tuple[float, ...], rested_uj: float) -> Service:
+    """A service as a profile of cores has it: milliseconds a batch, microjoules a row, and of a batch after a pause."""
+    return Service(batches, ms, tuple(1e-6 * each for each in uj), 0.5, 1e-6 * rested_uj)
+
+
+# Measured on a core of an AMD EPYC, 2026-11-29: an image of 588 KiB whose every byte is read once, its batches copied
+# together, and beside it read in place, four minutes before; and `tiny` of `fashion`, whose rows have 3 KiB.
+LARGE_ROWS = microjoules((1, 4, 8), (0.0264, 0.1039, 0.2401), (23.4, 25.7, 27.1), 65.3)
+READ_IN_PLACE = microjoules((1, 4, 8), (0.0211, 0.0637, 0.1331), (21.9, 12.2, 11.8), 44.8)
+SMALL_ROWS = microjoules((1, 4, 32), (0.0198, 0.0255, 0.059), (18.9, 6.3, 1.8), 117.3)
+
+
+def on_a_core(own: Service, rate: float, slo_ms: float = 50.0) -> tuple[Candidate, Candidate]:
+    """A worker on one core without waits, and what `tuned` makes of it."""
+    posed, asked = replace(problem({"cheap": own}, rate, slo_ms), services={("cheap", "1c"): own}), objective(slo_ms)
+    plain = evaluate(posed, asked, (GroupCount(variant="cheap", profile="1c", count=1),))
+    assert plain.feasible
+    return plain, tuned(posed, asked, plain)
+
+
 def a100(family: str, shape: str, rate: float, slo_ms: float) -> tuple[Problem, tuple[str, ...]]:
     """The table of an emulated A100 that comes with Clover, on one shape."""
     services = {
@@ -164,6 +185,26 @@ def test_rows_wait_on_an_emulated_a100_at_low_load(family: str, shape: str) -> N
         assert joules < 0.75 * really(posed, plain, seed)[1]
 
 
+@pytest.mark.parametrize(("own", "rate"), [(SMALL_ROWS, 100.0), (SMALL_ROWS, 4_000.0), (LARGE_ROWS, 100.0)])
+def test_rows_wait_on_a_core_where_a_call_or_waking_up_costs_more_than_a_row(own: Service, rate: float) -> None:
+    plain, found = on_a_core(own, rate)
+    assert found.routing.wait_ms
+    assert found.prediction.energy_j_per_row < 0.75 * plain.prediction.energy_j_per_row
+
+
+def test_a_wait_spares_the_pauses_of_the_workers_and_not_only_their_calls() -> None:
+    # Batch after batch a row costs the same in any batch; after a pause a batch costs as much again as a row.
+    own = Service(BATCHES, tuple(0.1 * batch for batch in BATCHES), (1e-3,) * 5, 0.05, 1e-3)
+    plain, found = on_a_core(own, 100.0, 100.0)
+    assert plain.prediction.energy_j_per_row == pytest.approx(1.9e-3, rel=0.05)
+    rows = 1.0 + 100.0 * found.routing.wait_ms["cheap"] * 1e-3
+    assert rows > 4.0
+    assert found.prediction.energy_j_per_row == pytest.approx(1e-3 + 1e-3 / rows, rel=0.05)
+    posed = replace(problem({"cheap": own}, 100.0, 100.0), services={("cheap", "1c"): own})
+    again = waits.as_batched(posed, found.configuration, found.routing, plain.prediction)
+    assert again.energy_j_per_row == pytest.approx(found.prediction.energy_j_per_row)
+
+
 def test_the_rate_may_move_before_the_next_plan() -> None:
     posed, asked = problem({"cheap": STEEP}, 100.0, 40.0), objective(40.0)
     found = tuned(posed, asked, evaluate(posed, asked, configuration(cheap=2)))
@@ -180,6 +221,13 @@ def test_nobody_waits_where_energy_is_proportional_to_the_rows() -> None:
     posed, asked = problem({"cheap": PROPORTIONAL, "dear": PROPORTIONAL}, 100.0, 60.0), objective(60.0)
     plain = evaluate(posed, asked, configuration(cheap=2, dear=1), standby=False)
     assert tuned(posed, asked, plain) is plain
+
+
+@pytest.mark.parametrize("rate", [5_000.0, 8_000.0])
+def test_large_rows_do_not_wait_where_workers_hardly_sleep(rate: float) -> None:
+    plain, found = on_a_core(LARGE_ROWS, rate)
+    assert found is plain, "to copy rows together costs more than the calls that it spares"
+    assert on_a_core(READ_IN_PLACE, rate)[1].routing.wait_ms, "which a profile of rows read in place does not know"
 
 
 def test_nobody_waits_where_energy_is_worth_nothing() -> None:

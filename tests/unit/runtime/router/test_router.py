@@ -15,7 +15,7 @@ from msgspec import structs
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unavailable
 from clover.runtime.memory.slab import NO_MEMORY
 from clover.runtime.router.relief import StandbyWorkers
-from clover.runtime.router.tickets import RouterTicket
+from clover.runtime.router.tickets import DONE, RouterTicket
 from clover.types import TensorSpec
 from tests.support.examples import examples
 from tests.support.profiles_fixture import profile
@@ -78,6 +78,35 @@ def test_requests_of_one_turn_share_a_batch_and_a_sleeping_worker_is_belled(hous
     house.loop.turn()
     assert [slots for _, slots in worker.ring.batches] == [[0, 1, 2]]
     assert worker.bells == 1
+
+
+def test_rows_of_a_batch_lie_in_rising_order_whichever_body_was_complete_first(house: House) -> None:
+    (worker,) = house.route(0)
+    tickets = [house.router.open(1) for _ in range(3)]
+    for ticket in (tickets[2], tickets[0], tickets[1]):
+        house.router.submit(ticket, house.done.append)
+    house.loop.turn()
+    assert [slots for _, slots in worker.ring.batches] == [[0, 1, 2]]
+    house.complete(worker)
+    assert {ticket.phase for ticket in tickets} == {DONE}
+
+
+def test_rows_that_gather_lie_side_by_side_while_the_batch_before_is_answered(house: House) -> None:
+    (worker,) = house.route(0)
+    batches = []
+    first = house.router.open(1)
+    for _ in range(5):
+        gathered = [first, house.router.open(1)]
+        for ticket in gathered:
+            house.router.submit(ticket, house.done.append)
+        house.loop.turn()
+        batches += [slots for _, slots in worker.ring.batches]
+        first = house.router.open(1)  # it is received while the batch before it is computed
+        house.complete(worker)
+        for ticket in gathered:
+            house.router.close(ticket)
+    assert batches == [[0, 1], [2, 3], [4, 5], [6, 7], [0, 1]]
+    house.check_slots()
 
 
 def test_two_credits_then_full_batches(house: House) -> None:
