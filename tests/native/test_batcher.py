@@ -99,7 +99,6 @@ def test_the_background_alone_leaves_only_for_a_worker_that_has_nothing_out(kern
     assert (b.next_event_ns(50), dispatched(b, 50)) == (50, (0, [4, 3]))  # it joins the batch of a client
 
 
-
 def test_the_rows_ahead_are_ones_own_and_as_many_of_each_other_client(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(2, 1, 64)
     b.push_many(0, list(range(20)), 100, 1, client=1)
