@@ -3,7 +3,7 @@
 A member is an assignment that was spawned, until it is drained; `clover.runtime.workers.members` starts its worker,
 restarts it after a death, and ends it.  While a routed member is restarted for the first few times, rows wait for it
 rather than being refused.  A worker that completes nothing for `silent_s` while it holds a batch, or that breaks the
-protocol of its ring, is killed and restarted alike.
+protocol of its ring, is killed and restarted alike; time in which the server itself stood still does not count.
 
 If the family has relief, a cheaper standby worker waits at every placement that is routed to
 (`clover.runtime.workers.standby_crew`).  It is a member too, but neither in `ready_assignments` nor seen by a
@@ -35,6 +35,8 @@ from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkRe
 
 _SECOND_NS = 1_000_000_000
 
+_STILL_NS = 5 * _SECOND_NS
+"""A server that does not look after its workers for so long stands still, if they may not be silent for longer."""
 NO_ROOM_NS = 600 * _SECOND_NS
 """For how long a worker that found no room beside another one is not tried there again as its standby."""
 
@@ -71,6 +73,7 @@ class FamilyFleet:
         self.swaps = 0
         self.repartitions = 0
         self._silent_ns = int(silent_s * _SECOND_NS)
+        self._watched_ns = self._running_ns = clock()
         self._clock = clock
         self._routing = Routing(shares={})
         self._target: tuple[Assignment, ...] = ()
@@ -368,9 +371,17 @@ class FamilyFleet:
         return self.router.ready
 
     def watch(self) -> None:
-        """Kill workers that fell silent, and start or end standby workers; call it about once a second."""
-        for worker in self.router.silent(self._silent_ns):
-            self.members.kill(worker, f"silent for more than {self._silent_ns / _SECOND_NS:g} s")
+        """Kill workers that fell silent, and start or end standby workers; call it about once a second.
+
+        If it is called again only after the time that a worker may be silent, and `_STILL_NS`, this process was
+        stopped, or its machine was, and the workers with it: they have that time once more."""
+        now_ns = self._clock()
+        if now_ns - self._watched_ns > max(self._silent_ns, _STILL_NS):
+            self._running_ns = now_ns
+        self._watched_ns = now_ns
+        if now_ns - self._running_ns > self._silent_ns:
+            for worker in self.router.silent(self._silent_ns):
+                self.members.kill(worker, f"silent for more than {self._silent_ns / _SECOND_NS:g} s")
         self.standby_crew.tend()
 
     def describe(self) -> list[dict[str, Any]]:

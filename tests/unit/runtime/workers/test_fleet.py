@@ -250,8 +250,10 @@ async def test_silence_costs_a_worker_its_life_but_rows_wait_for_its_death(house
     fleet.watch()
     first, second = house.started
     assert (first.sent, first.killed) == ([1], False)
-    house.now_ns += 6 * SECOND
-    fleet.watch()
+    for _ in range(6):
+        assert not first.killed
+        house.now_ns += SECOND
+        fleet.watch()
     assert first.killed
     assert second.sent == []
     first.die("killed by SIGKILL")
@@ -261,6 +263,43 @@ async def test_silence_costs_a_worker_its_life_but_rows_wait_for_its_death(house
     assert ticket.status == 200
     assert "silent" in fleet.events[0]["reason"]
     router.stop()
+
+
+@in_a_house
+async def test_a_worker_that_stood_still_as_the_server_did_is_not_silent(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
+    router.submit(router.open(1), lambda ticket: None)
+    await house.settle()
+    fleet.watch()
+    house.now_ns += 170 * SECOND  # both are stopped meanwhile, or their machine is
+    fleet.watch()
+    assert not house.started[0].killed
+    for _ in range(6):
+        assert not house.started[0].killed
+        house.now_ns += SECOND
+        fleet.watch()
+    assert house.started[0].killed, "it had its time once more"
+    router.fail_waiting("the test is over")
+    router.stop()
+
+
+def test_a_worker_may_be_silent_for_less_than_passes_between_two_looks() -> None:
+    async def main() -> None:
+        house = House(silent_s=0.5)
+        await house.fleet.spawn(at(0))
+        house.fleet.route((at(0),), Routing(shares={"small": 1.0}))
+        house.router.submit(house.router.open(1), lambda ticket: None)
+        await house.settle()
+        for _ in range(2):
+            house.now_ns += SECOND
+            house.fleet.watch()
+        assert house.started[0].killed
+        house.router.fail_waiting("the test is over")
+        house.router.stop()
+
+    asyncio.run(main())
 
 
 @in_a_house
