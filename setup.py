@@ -46,7 +46,8 @@ DIRECTIVES = {
 COMPILE = ["-O1", "-g", "-UNDEBUG", "-ffp-contract=off"] if CHECKED else ["-O3", "-g0", "-ffp-contract=off"]
 LINK: list[str] = []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("CYTHON_TRACE_NOGIL", "1" if MODE == "coverage" else "0")]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+# Python's own flags have -fwrapv, with which a signed overflow is defined, and so not reported.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-wrapv", "-fno-omit-frame-pointer"]
 if SANITIZE:
     COMPILE += SANITIZERS
     LINK += ["-fsanitize=address,undefined"]

@@ -152,6 +152,8 @@ class Server:
         ready = b"Clover     "
         while ready not in log.read_bytes():
             if process.poll() is not None or time.monotonic() > end_s:
+                process.kill()  # `stop` does not know it yet
+                process.wait()
                 raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
             await asyncio.sleep(0.1)
         old, self.process = self.process, process

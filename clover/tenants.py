@@ -29,6 +29,8 @@ _HORIZON_S = 600
 _MOST_PLACES = 4096
 _EARLY_NS = 50_000_000
 _LATE_NS = 2 * _SECOND_NS
+_FOREVER_NS = 1 << 60
+"""A longer timeout is this long: 36 years."""
 _WEIGHT_BITS = 40
 """The weight of a flow stands above so many bits of its number (`csrc/batcher.pyx`)."""
 
@@ -126,7 +128,7 @@ class Tenant:
         self.priority = config.priority
         self.flow = config.priority << _WEIGHT_BITS | number
         self.min_accuracy = config.min_accuracy
-        self.timeout_ns = round(config.timeout_ms * 1e6)
+        self.timeout_ns = round(min(config.timeout_ms * 1e6, _FOREVER_NS))
         self.may_control = config.may_control
         self.limit: RateLimit | None = None
         if config.rate > 0.0:

@@ -430,8 +430,8 @@ cdef class Batcher:
         cdef int32_t among = self._worker(group) if group != -1 else index
         if self._workers[index].lane != NONE:
             raise ValueError(f"worker {worker} is attached already")
-        if not 1 <= max_batch <= MAX_SLOTS or not 1 <= credits <= MAX_TABLE:
-            raise ValueError("max_batch and credits must be positive")
+        if not 1 <= max_batch <= MAX_SLOTS or not 1 <= credits < MAX_TABLE // 2:  # all of a lane fit 32 bits
+            raise ValueError("max_batch and credits must be positive, and not absurdly large")
         join_group(&self._groups[0], &self._workers[0], &self._lanes[0], index, into, among, credits, group == -1)
         self._max_batch[index] = max_batch
         self._workers[index].most = min(self._max_batch[index], self._largest[into])

@@ -45,7 +45,7 @@ cdef struct Lane:  # what a dispatch without delays looks at, and no more
     int32_t free  # credits its workers have left, in total
     int32_t turn  # the index whose turn it is
     int32_t cursor  # the attached worker at that index or next after it
-    int32_t weight  # of all flows
+    int64_t weight  # of all flows: each has up to 2^23
     int32_t passed  # batches of its group that left, one after the other, while it had ripe rows
 
 

@@ -99,7 +99,6 @@ def test_the_background_alone_leaves_only_for_a_worker_that_has_nothing_out(kern
     assert (b.next_event_ns(50), dispatched(b, 50)) == (50, (0, [4, 3]))  # it joins the batch of a client
 
 
-
 def test_the_rows_ahead_are_ones_own_and_as_many_of_each_other_client(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(2, 1, 64)
     b.push_many(0, list(range(20)), 100, 1, client=1)
@@ -249,7 +248,7 @@ def test_arguments_out_of_range_are_refused(kernels: SimpleNamespace) -> None:
     for worker, lane in ((2, 0), (-1, 0), (0, 2), (0, -1)):
         with pytest.raises(IndexError):
             b.attach(worker, lane, 1)
-    for limits in ((0, 1), (1, 0)):
+    for limits in ((0, 1), (1, 0), (1, 1 << 15)):
         with pytest.raises(ValueError):
             b.attach(0, 0, *limits)
     for lane in (2, -1):
@@ -534,6 +533,16 @@ def test_the_rows_ahead_count_other_clients_by_weight(kernels: SimpleNamespace) 
     assert b.ahead(0, 8 << 40 | 1, 1) == 1 + 1
     assert b.ahead(0, 8 << 40 | 1, 16) == 16 + 8
     assert b.ahead(0, 4 << 40, 1) == 31
+
+
+def test_however_heavy_clients_are_their_weights_add_up(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 513)
+    b.attach(0, 0, 64, credits=9)
+    for slot in range(512):
+        b.push(0, slot, 100, 1, client=1 << 62 | slot)  # 2^22 each, together 2^31
+    assert b.ahead(0, 5, 1) == 1 + 512
+    b.push(0, 512, 100, 1, client=5)
+    assert [dispatched(b) for _ in range(9)] == [(0, list(range(at, min(at + 64, 513)))) for at in range(0, 513, 64)]
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 30)), min_size=1, max_size=30))

@@ -136,8 +136,8 @@ class Batcher:
     def attach(self, worker: int, lane: int, max_batch: int, credits: int = 2, group: int = -1) -> None:
         self._check(worker, len(self._workers))
         self._check(lane, len(self._lanes))
-        if self._workers[worker].lane is not None or max_batch < 1 or credits < 1:
-            raise ValueError("attached already, or not positive")
+        if self._workers[worker].lane is not None or max_batch < 1 or not 1 <= credits < 1 << 15:
+            raise ValueError("attached already, or not positive, or too many")
         into = group if group != -1 else worker
         self._check(into, len(self._workers))
         worker_groups.join_group(self._groups, self._workers, worker, lane, into, credits, alone=group == -1)

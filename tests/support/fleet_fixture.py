@@ -82,7 +82,7 @@ class Worker:
 
 
 class House:
-    def __init__(self) -> None:
+    def __init__(self, silent_s: float = 5.0) -> None:
         self.now_ns = 100 * SECOND
         self.account = Account(pue=1.0)
         self.slab = Slab.create(Layout(SPEC, 8))
@@ -109,7 +109,7 @@ class House:
             self.account,
             start=self.start,
             profiled=lambda _: ProfiledEnergy(),
-            silent_s=5.0,
+            silent_s=silent_s,
             clock=lambda: self.now_ns,
             sleep=self.sleep,
         )

@@ -32,6 +32,7 @@ def parse(data: bytes) -> list[Answer]:
 
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*(?=\r\n)", re.I)
+_LAST_CHUNK = re.compile(rb"\n0+[ \t]*(?:;[^\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n")
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*(?=\r\n)", re.I)
 
 
@@ -46,7 +47,7 @@ def requests_in(stream: bytes) -> int:
             return count
         head, at = stream[at : end + 2], end + 4
         if _CHUNKED.search(head):
-            last = re.compile(rb"(?:^|\n)0+[ \t]*(?:;[^\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n").search(stream, at)
+            last = _LAST_CHUNK.search(stream, at - 1)  # it may be the first one, too: with the line's end before it
             if last is None:
                 return count
             at = last.end()

@@ -41,7 +41,7 @@ from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.relief import capacity
-from clover.runtime.router.retry_book import BIN_NS, RetryBook
+from clover.runtime.router.retry_book import BIN_NS, HORIZON_S, RetryBook
 from clover.runtime.router.standby_routing import StandbyRouting
 from clover.runtime.router.state import FOREVER_NS, RouterState
 from clover.runtime.router.tickets import OPEN, PENDING, QUEUED, RouterTicket
@@ -123,9 +123,9 @@ class Admission:
 
     def aim(self, slo_ms: float, floor: float) -> None:
         """Use this SLO (0: there is none) and accuracy floor (percent) from now on."""
-        self._slo_ms, self._floor = slo_ms, floor
-        self._longest_ns = self._max_wait_slo * slo_ms * 1e6
-        self._book.together = max(1, int((self._longest_ns or self._timeout_ns) * _QUEUED / BIN_NS))
+        self._slo_ms, self._floor, self._longest_ns = slo_ms, floor, self._max_wait_slo * slo_ms * 1e6
+        queued_ns = (self._longest_ns or self._timeout_ns) * _QUEUED
+        self._book.together = max(1, int(min(queued_ns, HORIZON_S * 1e9) / BIN_NS))
 
     def limit(self, rows_per_s: float) -> None:
         """Take note of the rows a second that the devices serve at most at the accuracy floor; 0: not known."""

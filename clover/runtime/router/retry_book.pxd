@@ -19,6 +19,8 @@ cdef class RetryBook:
     cdef dict _seconds
     cdef dict _rows
     cdef list _next
+    cdef list _full
+    cdef double _room
     cdef int64_t _last_ns
     cdef int64_t _second_ns
     cdef int64_t _second

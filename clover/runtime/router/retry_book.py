@@ -69,7 +69,9 @@ class RetryBook:
         self._kept = 0  # places in `places`
         self._seconds: dict[int, list[Place]] = {}
         self._rows: dict[int, float] = {}  # booked rows by bin
-        self._next = [0] * _BINS  # by position within a second: the first bin that may have room
+        self._next = [0] * _BINS  # by position within a second: the first bin at which a place may begin
+        self._full = [0] * _BINS  # and the first one from there on that may have room, while a bin has `_room`
+        self._room = 0.0
         self._last_ns = 0  # when the latest place is
         self._second_ns = SECOND_NS  # read with each request: an attribute has its C type
         self._second = -1
@@ -112,15 +114,21 @@ class RetryBook:
         """Return the bin at which a place for `rows` rows begins, and enter them; -1 if there is none."""
         position = now_bin % _BINS
         room = _BOOKED * self._rate * BIN_NS / SECOND_NS / self._share
+        if room > self._room:
+            self._full = [0] * _BINS
+        self._room = room
         at = max(self._next[position], now_bin + _BINS)
         last = now_bin + HORIZON_S * _BINS
-        bin_ = at
+        bin_ = max(at, self._full[position])
+        while bin_ - at >= self.together:
+            at += _BINS
+        bin_ = max(bin_, at)
         while bin_ <= last and self._rows.get(bin_, 0.0) >= room:
             bin_ += 1
             if bin_ - at >= self.together:
                 at += _BINS
                 bin_ = max(bin_, at)  # those before are full
-        self._next[position] = at
+        self._next[position], self._full[position] = at, bin_
         if bin_ > last:
             return -1
         left = float(rows)
@@ -190,6 +198,7 @@ class RetryBook:
         self._expecting = second in self._seconds
         if not self._seconds:
             self._rows.clear()
+            self._full = [0] * _BINS
         elif len(self._rows) > 2 * HORIZON_S * _BINS:
             self._rows = {at: booked for at, booked in self._rows.items() if at >= now_ns // BIN_NS}
 

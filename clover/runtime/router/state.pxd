@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from clover._native.batcher cimport Batcher
 from clover._native.wire cimport monotonic_ns
@@ -23,7 +23,7 @@ cdef class RouterState:
     cdef readonly Deadlines deadlines
     cdef readonly Company company
     cdef readonly object clock
-    cdef public int64_t coming
+    cdef public uint64_t coming
     cdef public bint stranded
     cdef public bint tenanted
     cdef public object lost

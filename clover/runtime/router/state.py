@@ -54,7 +54,7 @@ class RouterState:
         self.memory = memory
         self.accuracy = accuracy
         self.traffic = Traffic([variant.name for variant in spec.variants])
-        self.timeout_ns = min(int(config.timeout_ms * 1e6), FOREVER_NS)
+        self.timeout_ns = int(min(config.timeout_ms * 1e6, FOREVER_NS))
         self.queue_rows = min(config.queue_rows or slots, slots)
         self.demand = AccuracyDemand(self.traffic.variants, accuracy, self.queue_rows)
         self.batcher = Batcher(len(accuracy), MAX_LINKS, slots, int(config.max_queue_delay_ms * 1e6))

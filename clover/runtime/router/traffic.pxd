@@ -1,5 +1,5 @@
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from clover._native.histogram cimport Histogram
 
@@ -29,7 +29,7 @@ cdef class TrailingHistogram:
 
 cdef class Total:
     cdef public int64_t count
-    cdef public int64_t ns
+    cdef public uint64_t ns
 
     cpdef add(self, int64_t ns, int64_t count=*)
 

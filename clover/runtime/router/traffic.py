@@ -115,7 +115,8 @@ class TrailingHistogram:
 
 
 class Total:
-    """A count and its total nanoseconds, as the protocol's statistics object has them."""
+    """A count and its total nanoseconds, as the protocol's statistics object has them: in 64 bits, beyond which they
+    begin at 0 again.  (Those of a thousand requests that wait at any time take seven months to come to that.)"""
 
     __slots__ = ("count", "ns")
 
@@ -130,7 +131,7 @@ class Total:
 
     def report(self) -> dict[str, int]:
         """Return the count and the nanoseconds as a JSON object."""
-        return {"count": self.count, "ns": self.ns}
+        return {"count": self.count, "ns": self.ns & 0xFFFF_FFFF_FFFF_FFFF}
 
 
 class Traffic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import shutil
 import struct
@@ -96,6 +97,23 @@ def test_faults_and_charts_are_written(tmp_path: Path) -> None:
     run.write()
     assert (tmp_path / "faults.csv").read_text().splitlines()[1] == "swap,1.0,3.0,0.50,pinned"
     assert "<h1>Soak</h1>" in (tmp_path / "soak.html").read_text()
+
+
+def test_a_server_that_does_not_start_in_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    log.write_text("measuring")
+    server = soak_server.Server.__new__(soak_server.Server)
+    late = iter([0.0, 301.0])
+    with subprocess.Popen(["sleep", "60"]) as process:
+
+        async def launch(*more: str) -> tuple[subprocess.Popen[bytes], Path]:
+            return process, log
+
+        monkeypatch.setattr(server, "launch", launch)
+        monkeypatch.setattr(soak_server, "time", SimpleNamespace(monotonic=lambda: next(late)))
+        with pytest.raises(RuntimeError, match="did not start:\nmeasuring"):
+            asyncio.run(server.start())
+        assert process.poll() is not None
 
 
 @pytest.mark.slow

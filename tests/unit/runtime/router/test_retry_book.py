@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from clover.runtime.router import retry_book
 from clover.runtime.router.retry_book import HORIZON_S, RetryBook
 from tests.support.router_fixture import MS, SECOND
 
 START = 1000 * SECOND
+SOURCE = Path(__file__).parents[4] / "clover/runtime/router/retry_book.py"
 
 
 def book(capacity: float = 100.0) -> RetryBook:
@@ -159,3 +166,64 @@ def test_the_rate_follows_what_is_served_while_clients_are_refused() -> None:
         for number in range(20):
             places.book(0, 100 * second + number, 1, START + second * SECOND + number * 50 * MS)
     assert places.book(0, 1, 1, START + 60 * SECOND) <= 3, "100 a second are served, and 20 are refused"
+
+
+def plain_book() -> Any:
+    """Return the class of a book that looks at every bin each time, and is otherwise the source."""
+    spec = importlib.util.spec_from_file_location("plain_retry_book", SOURCE)
+    assert spec is not None
+    assert spec.loader is not None
+    plain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plain)
+
+    class PlainBook(plain.RetryBook):  # type: ignore[misc, name-defined]
+        def _find(self, now_bin: int, rows: int) -> int:
+            self._full = [0] * len(self._full)
+            return int(super()._find(now_bin, rows))
+
+    return PlainBook
+
+
+PlainBook = plain_book()
+PAUSES_MS = st.sampled_from([0, 0, 20, 500, 1000, 2000, 5000])
+
+
+ROWS = st.sampled_from([1, 1, 5, 30, 60])
+TOGETHER = st.sampled_from([1, 7, 60, 2000])
+
+
+@given(st.lists(st.tuples(PAUSES_MS, st.integers(1, 25), ROWS, TOGETHER), min_size=1, max_size=8), st.integers(0, 999))
+@example([(5000, 11, 1, 7), (20, 1, 30, 60), (5000, 14, 30, 2000), (5000, 9, 1, 1), (20, 4, 5, 2000)], 0)
+@example([(0, 22, 30, 60), (2000, 23, 1, 2000), (2000, 6, 1, 7)], 0)
+def test_bins_that_were_full_are_passed_over_and_no_other(
+    refusals: list[tuple[int, int, int, int]], seed: int
+) -> None:
+    def made(kind: Any) -> Any:
+        return kind(lambda: served[0], lambda now_ns: 20.0 + now_ns // SECOND % 5 * 10.0)
+
+    served, rng = [0], random.Random(seed)
+    fast, plain = made(RetryBook), made(PlainBook)
+    now_ns, number = START, 0
+    for pause_ms, many, rows, together in refusals:
+        now_ns += pause_ms * MS
+        served[0] += pause_ms // 20
+        fast.together = plain.together = together
+        for _ in range(many):
+            number += 1
+            told = fast.book(number, number % 9, rows, now_ns)
+            assert told == plain.book(number, number % 9, rows, now_ns)
+            known = rng.randrange(1, number + 1)
+            assert fast.use(known, now_ns) == plain.use(known, now_ns)
+
+
+def test_what_a_refusal_takes_does_not_grow_with_how_many_may_come_at_once() -> None:
+    def took_s(together: int) -> float:
+        places = book()
+        places.together = together
+        begun_s = time.process_time()
+        for number in range(3000):
+            places.book(number + 1, number % 997, 1, START + number * 7 * MS)
+        return time.process_time() - begun_s
+
+    one, many = (min(took_s(together) for _ in range(3)) for together in (1, 30_000))
+    assert many < 20 * one, "to look at each bin takes 70 times"

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec import structs
 
+from clover.config import TenantConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unavailable
 from clover.runtime.memory.slab import NO_MEMORY
 from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.tickets import DONE, RouterTicket
+from clover.runtime.router.traffic import Traffic
+from clover.tenants import Tenants
 from clover.types import TensorSpec
 from tests.support.examples import examples
 from tests.support.profiles_fixture import profile
@@ -275,6 +278,18 @@ def test_the_timer_answers_504_while_the_batch_still_runs(house: House) -> None:
     house.complete(worker)
     assert house.router.observe()["free_slots"] == 16
     assert house.done == [ticket]
+
+
+def test_a_timeout_and_a_target_that_nobody_lives_to_see_are_none() -> None:
+    house = House(timeout_ms=1e308)
+    house.router.aim(1e308, 0.0)
+    (worker,) = house.route(0)
+    for tenant in Tenants([TenantConfig(name="a", token="b", timeout_ms=1e308)]).all():
+        ticket = house.ask(timeout_ns=tenant.timeout_ns)
+        house.loop.advance(3600 * SECOND)
+        house.complete(worker)
+        assert ticket.status == 200
+        assert house.ask().deadline_ns == house.loop.now_ns + tenant.timeout_ns
 
 
 def test_missed_rows_leave_the_queue_and_others_keep_theirs(house: House) -> None:
@@ -698,6 +713,15 @@ def test_rows_of_a_failed_batch_are_not_rows_answered(house: House) -> None:
     assert (failed.status, fine.status) == (500, 200)
     stats = house.router.stats()
     assert (stats["inference_count"], stats["execution_count"]) == (1, 1)
+
+
+def test_nanoseconds_of_the_statistics_have_64_bits_and_begin_again_after_these() -> None:
+    traffic, seen = Traffic(["small"]), []
+    for _ in range(17):  # a thousand requests that wait at any time come to 2^60 within a fortnight
+        traffic.finished(200, 0, 0, 1 << 60, 1 << 60, 1 << 60)
+        seen.append(traffic.report("toy", "1", 1 << 60)["inference_stats"])
+    for name in ("success", "queue", "compute_infer"):
+        assert [stats[name]["ns"] for stats in seen] == [count % 16 << 60 for count in range(1, 18)]
 
 
 def test_statistics(house: House) -> None:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.errors import RequestError
+from clover.families.declaration import MAX_VARIANTS
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
-from clover.types import Declined
+from clover.types import Declined, PublishedAccuracy, Routing, VariantSpec
 from tests.support.examples import examples
-from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt
+from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt, family
 
 SMALL, MEDIUM, LARGE = range(3)
 PINNED = Declined(why="static:small serves what it serves")
@@ -139,6 +140,27 @@ def test_rows_wait_while_their_worker_is_restarted_whatever_else_is_known(house:
     house.router.expect_workers([SMALL])  # its restart failed too often
     house.loop.turn()
     assert (ticket.status, ticket.error) == (503, PINNED.why)
+
+
+def test_rows_wait_for_the_last_of_as_many_variants_as_there_may_be() -> None:
+    best = MAX_VARIANTS - 1
+    accuracies = [PublishedAccuracy(value=30.0 + at, metric="top1", source="a paper") for at in range(MAX_VARIANTS)]
+    variants = tuple(
+        VariantSpec(name=f"v{at}", loader="m:f", accuracy=accuracy) for at, accuracy in enumerate(accuracies)
+    )
+    house = House(family(variants=variants))
+    least, last = house.entry(0), house.entry(best)
+    house.router.route([least, last], Routing(shares={"v0": 1.0}))
+    ticket = house.ask(min_accuracy=30.0 + best)
+    house.router.expect_workers([best])
+    house.router.died(last[0], "killed", blame=False)
+    house.loop.turn()
+    assert (ticket.status, house.router.hold) == (0, True)
+    entry = house.entry(best)
+    house.router.join(entry)
+    house.router.expect_workers([])
+    finish_all(house, entry[0])
+    assert (ticket.status, ticket.variants) == (200, [best])
 
 
 def test_a_worker_that_is_there_in_time_serves_them(house: House) -> None:

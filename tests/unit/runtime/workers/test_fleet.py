@@ -264,6 +264,23 @@ async def test_silence_costs_a_worker_its_life_but_rows_wait_for_its_death(house
     router.stop()
 
 
+def test_a_worker_may_be_silent_for_less_than_passes_between_two_looks() -> None:
+    async def main() -> None:
+        house = House(silent_s=0.5)
+        await house.fleet.spawn(at(0))
+        house.fleet.route((at(0),), Routing(shares={"small": 1.0}))
+        house.router.submit(house.router.open(1), lambda ticket: None)
+        await house.settle()
+        for _ in range(2):
+            house.now_ns += SECOND
+            house.fleet.watch()
+        assert house.started[0].killed
+        house.router.fail_waiting("the test is over")
+        house.router.stop()
+
+    asyncio.run(main())
+
+
 @in_a_house
 async def test_a_worker_that_dies_while_it_drains_ends_the_drain(house: House) -> None:
     fleet, router = house.fleet, house.router
