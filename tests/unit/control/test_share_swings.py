@@ -4,9 +4,11 @@ it takes, and not at all if anything speaks against it.  And what it is for: hid
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.control.share_swings import (
@@ -25,7 +27,7 @@ from clover.control.solver.process import solve
 from clover.control.solver.protocol import SWINGS, SolverOrder
 from clover.planning.model.metered import MixedVariant
 from clover.planning.model.swings import Move, moved, moves
-from clover.types import Routing
+from clover.types import Assignment, Routing
 from tests.support.control_fixture import Rig
 from tests.support.mixed_meter import RATE, TICK_S, MixRig, five_minutes
 
@@ -192,6 +194,54 @@ def test_workers_that_change_break_a_move_off_and_the_next_one_follows() -> None
     assert len(made.news) == 1
 
 
+def test_moves_that_are_broken_off_leave_mean_shares_the_plans_and_are_given_up() -> None:
+    """By a worker that crashes again and again."""
+    made = Looks()
+    for _ in range(3600 // 16):
+        made.looks(12, pauses="")
+        made.looks(4, pauses="workers change")
+    assert not made.swings.on
+    assert "after swings of 10 min" in made.news[-1]
+    for name, share in SHARES.items():
+        assert made.share_seconds[name] / made.seen.now_s == pytest.approx(share, abs=0.01)
+
+
+def test_a_rate_that_swings_breaks_moves_off_and_mean_shares_are_the_plans_all_the_same() -> None:
+    made = Looks()
+    rows, all_rows = dict.fromkeys(SHARES, 0.0), 0.0
+    for second in range(3600):
+        rate = 50.0 * (1.0 + 0.4 * math.sin(2.0 * math.pi * second / 30.0))
+        all_rows += rate
+        for name, share in made.shares.items():
+            rows[name] += rate * share
+        made.look(rate=rate)
+    assert not made.swings.on
+    assert rows == pytest.approx({name: all_rows * share for name, share in SHARES.items()}, abs=0.01 * all_rows)
+
+
+def test_what_ends_it_again_and_again_has_it_given_up() -> None:
+    made = Looks()
+    for _ in range(int(LONGEST_S / 10)):
+        made.looks(12, barred="")
+        made.look(barred="the model is frozen")
+        made.look(RETRY_S)
+    assert "the model is frozen; " in made.news[-1]
+    assert "after swings of 10 min" in made.news[-1]
+    for name, share in SHARES.items():
+        assert made.share_seconds[name] / made.seen.now_s == pytest.approx(share, abs=0.001)
+    made.looks(REST_S, barred="")
+    assert not made.swings.on
+
+
+def test_a_move_that_is_dropped_is_followed_by_one_that_begins_with_the_other_side() -> None:
+    made = swinging()
+    first = made.shares["small"] - SHARES["small"]
+    assert made.swings.drop(made.seen.now_s)
+    assert not made.swings.drop(made.seen.now_s)
+    made.looks(3)
+    assert made.shares["small"] - SHARES["small"] == pytest.approx(-first)
+
+
 def test_moves_are_found_anew_for_another_plan_a_higher_rate_or_another_profile() -> None:
     for change in ({"runs": runs(small=0.6, large=0.4)}, {"rate": 60.0}):
         made = swinging()
@@ -319,6 +369,31 @@ def test_after_a_change_of_workers_shares_are_the_plans_until_that_is_verified()
     assert made.rig.family.swings.on
     made.rig.fleet.dead.clear()
     assert later(made, 3).rig.fleet.shares != made.shares
+
+
+@pytest.mark.parametrize("whose", ["its own", "another family's"])
+def test_during_a_transition_rows_go_as_planned(whose: str) -> None:
+    """No look moves them on, or back, before it is over."""
+    made, seen = begun(), []
+    rig, deployed = made.rig, made.rig.family.deployed
+    assert deployed is not None
+    assert rig.fleet.shares != made.shares
+    family, fleet = (rig.family, rig.fleet) if whose == "its own" else rig.second()
+    spawn, executor = fleet.spawn, rig.controller._executor
+
+    async def spawn_and_see(item: Assignment) -> None:
+        seen.append((rig.fleet.shares, rig.family.swings._sign))
+        await spawn(item)
+
+    fleet.spawn = spawn_and_see  # type: ignore[method-assign]
+    target = deployed
+    if family is rig.family:  # another variant on the second place
+        first, second = deployed.deployment
+        other = (first, msgspec.structs.replace(second, variant=first.variant))
+        target = replace(deployed, deployment=other, routing=Routing(shares={first.variant: 1.0}))
+    asyncio.run(executor._change(family, target, executor.transition(family, target.deployment), {}))
+    assert seen
+    assert all(found == (made.shares, 0.0) for found in seen)
 
 
 def test_after_a_plan_that_failed_rows_go_as_planned_until_moves_are_found_anew() -> None:
