@@ -241,6 +241,7 @@ class Executor:
         for family in self._context.families.values():
             if family.swings.drop(now_s) and family.deployed is not None:
                 family.fleet.route(family.deployed.deployment, family.deployed.routing)
+                family.slo.pressure.shares_moved(now_s)
 
     async def _adopt_instances(self, deployment: tuple[Assignment, ...]) -> None:
         """Take over the instances of an earlier run that `deployment` needs, and remove the rest: before the first

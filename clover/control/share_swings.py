@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from clover.hints import duration
 from clover.planning.model.metered import MixedVariant
@@ -42,6 +42,16 @@ RETRY_S = 300.0
 """After something barred it, or there was no room for a move."""
 SAME_RATE = 1.1
 
+class FoundMoves(NamedTuple):
+    """The `moves` that may be made, found for a rate and a correction of the profile; or why they are not known
+    (`failed`)."""
+
+    moves: tuple[Move, ...]
+    rate: float
+    learned: int
+    failed: str = ""
+
+
 Runs = tuple[tuple[Assignment, ...], Routing]
 Turn = tuple[Move, float]
 """A move, and whether it is made forwards (1), backwards (-1), or not any more (0)."""
@@ -53,7 +63,7 @@ _STILL: Turn = ({}, 0.0)
 class SwingSight:
     """What is known at one look: what `runs` by plan, the `variants` that share a meter, how long a block is, the rows
     a second to plan for, which correction of the profile holds (`learned`), why shares may not swing (`barred`) or not
-    just now (`pauses`), and the moves that were `found` since the last look (None: none were asked for)."""
+    just now (`pauses`), and what was `found` for `runs` since the last look (None: nothing)."""
 
     now_s: float
     runs: Runs | None
@@ -63,7 +73,7 @@ class SwingSight:
     learned: int
     barred: str = ""
     pauses: str = ""
-    found: tuple[Move, ...] | None = None
+    found: FoundMoves | None = None
 
 
 class ShareSwings:
@@ -109,8 +119,9 @@ class ShareSwings:
         if self.on and self._finish(seen):
             return still
         self.wants = self._wanted(seen)
-        if self.wants and still is None and seen.found is not None:
-            return self._take(seen, seen.found)
+        found = seen.found
+        if self.wants and still is None and found is not None and (found.failed or self._fits(found, seen)):
+            return self._take(seen, found)
         return still
 
     def drop(self, now_s: float) -> bool:
@@ -146,11 +157,18 @@ class ShareSwings:
         few = seen.rate * seen.block_s < rows
         return f"fewer than {rows:.0f} rows arrive in {seen.block_s:.0f} s" if few else ""
 
-    def _take(self, seen: SwingSight, found: tuple[Move, ...]) -> Turn | None:
+    def _fits(self, found: FoundMoves, seen: SwingSight) -> bool:
+        """Return whether moves that were found may still be made; else others are to be found."""
+        return found.learned == seen.learned and seen.rate <= SAME_RATE * found.rate
+
+    def _take(self, seen: SwingSight, found: FoundMoves) -> Turn | None:
         """Begin a round with the moves that were found."""
         unknown, self.wants = _unknown(seen.variants), False
-        if not found:
-            why = f"{_words(unknown)}, but no variant has room for more rows within SLO and utilisation limit"
+        if not found.moves:
+            lack = "no variant has room for more rows within SLO and utilisation limit"
+            if found.failed:
+                lack = f"how far shares may be moved is not known: {found.failed}"
+            why = f"{_words(unknown)}, but {lack}"
             if self.on:
                 return self._end(seen, why, RETRY_S)
             self.why, self._again_s = why, seen.now_s + RETRY_S
@@ -158,8 +176,11 @@ class ShareSwings:
         if not self.on:
             self.on = True
             self.why = _words(unknown)
-            self.news = "shares swing around the plan's, of which they stay the mean"
-        self._moves, self._runs, self._found_for = found, seen.runs, (seen.rate, seen.learned)
+            self.news = (
+                "rows are shared out differently for some minutes, and on average as planned, to tell apart what each "
+                "variant takes of one meter"
+            )
+        self._moves, self._runs, self._found_for = found.moves, seen.runs, (found.rate, found.learned)
         return self._turn(seen, self._first)
 
     def _go_on(self, seen: SwingSight, tick_s: float) -> Turn | None:
@@ -212,7 +233,7 @@ class ShareSwings:
             rest_s, self._spent_s = GIVEN_UP_S, 0.0
         self.on = self.wants = False
         self.why, self._again_s = why, seen.now_s + rest_s
-        self.news = "shares are the plan's again"
+        self.news = "rows are shared out as planned again"
         return _STILL if moved else None
 
     def report(self) -> dict[str, Any]:

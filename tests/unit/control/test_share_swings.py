@@ -4,6 +4,7 @@ it takes, and not at all if anything speaks against it.  And what it is for: hid
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -19,16 +20,17 @@ from clover.control.share_swings import (
     LONGEST_S,
     REST_S,
     RETRY_S,
+    FoundMoves,
     Runs,
     ShareSwings,
     SwingSight,
 )
 from clover.control.solver.process import solve
 from clover.control.solver.protocol import SWINGS, SolverOrder
+from clover.errors import PlanError
 from clover.planning.model.metered import MixedVariant
 from clover.planning.model.swings import Move, moved, moves
-from clover.types import Assignment, Routing
-from tests.support.control_fixture import Rig
+from clover.types import Assignment, Routing, State
 from tests.support.mixed_meter import RATE, TICK_S, MixRig, five_minutes
 
 SHARES = {"small": 0.5, "medium": 0.3, "large": 0.2}
@@ -48,6 +50,9 @@ class Looks:
         self.swings = ShareSwings()
         self.seen = SwingSight(now_s=0.0, runs=runs(), variants=UNKNOWN, block_s=BLOCK_S, rate=50.0, learned=0)
         self.found: tuple[Move, ...] | None = FOUND
+        self.found_for: tuple[float, int] | None = None
+        """The rate and the correction of the profile that moves are found for; None: those of the look."""
+        self.failed = ""
         self.shares = dict(SHARES)
         self.news: list[str] = []
         self.share_seconds = dict.fromkeys(SHARES, 0.0)
@@ -62,7 +67,10 @@ class Looks:
             self.share_seconds[name] += share * seconds
         asked = self.swings.wants
         self.asked += asked
-        self.seen = replace(self.seen, now_s=self.seen.now_s + seconds, found=self.found if asked else None, **seen)
+        self.seen = replace(self.seen, now_s=self.seen.now_s + seconds, found=None, **seen)
+        if asked and self.found is not None:
+            rate, learned = self.found_for or (self.seen.rate, self.seen.learned)
+            self.seen = replace(self.seen, found=FoundMoves(self.found, rate, learned, self.failed))
         turn = self.swings.look(self.seen)
         if turn is not None:
             self.shares = moved(SHARES, *turn)
@@ -289,6 +297,28 @@ def test_without_room_shares_stay_and_that_is_said_and_tried_again() -> None:
     assert made.swings.on
 
 
+def test_moves_that_could_not_be_found_are_not_said_to_lack_room_and_are_tried_again() -> None:
+    made = Looks()
+    made.found, made.failed = (), "the solver died"
+    made.looks(20)
+    assert made.asked == 1
+    assert made.swings.why.endswith("but how far shares may be moved is not known: the solver died")
+    made.found, made.failed = FOUND, ""
+    made.looks(RETRY_S)
+    assert made.swings.on
+
+
+@pytest.mark.parametrize("found_for", [(40.0, 0), (50.0, -1)])
+def test_moves_that_were_found_for_a_lower_rate_or_another_profile_are_not_made(found_for: tuple[float, int]) -> None:
+    made = Looks()
+    made.found_for = found_for
+    made.looks(20)
+    assert not made.moved
+    made.found_for = None
+    made.looks(2)
+    assert made.moved
+
+
 # --- with the production controller -----------------------------------------------------------------------------------
 
 
@@ -328,11 +358,11 @@ def test_plan_state_and_decisions_stay_those_of_the_plan_and_say_what_goes_on() 
     assert state["routing"]["shares"] == made.shares
     assert state["profile_correction"]["swings"]["on"]
     assert "of its meter's" in state["profile_correction"]["swings"]["why"]
-    said = [item for item in made.rig.controller.decisions(99) if "swing around" in item["detail"]]
+    said = [item for item in made.rig.controller.decisions(99) if "to tell apart what" in item["detail"]]
     assert [(item["action"], item["operator"]) for item in said] == [("routed", "")]
     asyncio.run(made.serve(120))
     assert fleet.shares == made.shares
-    assert "the plan's again" in made.rig.last["detail"]
+    assert "as planned again" in made.rig.last["detail"]
     assert not made.rig.controller.state()["models"]["toy"]["profile_correction"]["swings"]["on"]
 
 
@@ -421,14 +451,71 @@ def test_without_a_finder_of_moves_nothing_swings() -> None:
 
 
 def test_a_meter_that_each_worker_has_to_itself_needs_no_swings() -> None:
+    made = MixRig(2, 1)
+    made.report_apart = True
+
     async def play() -> None:
-        made = Rig()
-        made.controller.swinger.find = made.solver.swings
-        await made.settled()
-        await made.look(looks=30)
-        assert "swings" not in made.solver.orders
+        await made.rig.deploy()
+        await made.serve(30)
 
     asyncio.run(play())
+    assert "swings" not in made.rig.solver.orders
+    assert made.rig.family.learned.mixed == {}
+    assert made.rig.family.learned.energy != {}
+    assert "swings" in begun().rig.solver.orders
+
+
+@pytest.mark.parametrize("error", [PlanError("the solver died"), ValueError("a bug")])
+def test_what_goes_wrong_in_asking_is_logged_once_and_asked_again_later(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, asked = MixRig(2, 1), []
+
+    async def find(state: State) -> tuple[Move, ...]:
+        asked.append(state.arrival_rate)
+        raise error
+
+    async def play() -> None:
+        await made.rig.deploy()
+        made.rig.controller.swinger.find = find
+        with caplog.at_level(logging.INFO, "clover.control"):
+            await made.serve(60)
+
+    asyncio.run(play())
+    assert len(asked) == 1
+    assert caplog.text.count("how far shares may swing is not known") == 1
+    assert str(error) in caplog.text
+    assert "how far shares may be moved is not known" in made.rig.family.swings.why
+
+
+def test_a_family_that_is_released_leaves_nothing_to_one_of_its_name() -> None:
+    made = MixRig(2, 1)
+    swinger = made.rig.controller.swinger
+
+    async def play() -> None:
+        await made.rig.deploy()
+        swinger.find = lambda state: asyncio.Future()
+        await made.serve(30)
+        asking = swinger._asking["toy"]
+        swinger._found["toy"] = runs(), FoundMoves(FOUND, 50.0, 0)
+        await made.rig.controller.release("toy")
+        assert (swinger._asking, swinger._found, swinger._decided) == ({}, {}, {})
+        await asyncio.gather(asking, return_exceptions=True)
+        assert asking.cancelled()
+        assert (swinger._asking, swinger._found) == ({}, {})
+
+    asyncio.run(play())
+
+
+def test_what_is_late_under_moved_shares_is_no_evidence_against_the_plan() -> None:
+    made = begun()
+    rig, pressure = made.rig, made.rig.family.slo.pressure
+    assert rig.fleet.shares != made.shares
+    assert pressure._changed_s > rig.clock.now_s - 2 * BLOCK_S
+    rig.fleet.figures |= {"p95_ms": 9000.0, "p95_least_ms": 9000.0}
+    later(made, 1)
+    assert rig.fleet.shares == made.shares
+    assert pressure._changed_s == rig.clock.now_s
 
 
 def test_a_controller_that_stops_asks_no_more() -> None:
