@@ -125,7 +125,7 @@ class ShareSwings:
         return still
 
     def drop(self, now_s: float) -> bool:
-        """Break the move off; return whether there was one, so that rows have to be routed by the plan's shares
+        """End the move unfinished; return whether there was one, so that rows have to be routed by the plan's shares
         again."""
         if not self._sign:
             return False
