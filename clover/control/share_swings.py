@@ -42,6 +42,7 @@ RETRY_S = 300.0
 """After something barred it, or there was no room for a move."""
 SAME_RATE = 1.1
 
+
 class FoundMoves(NamedTuple):
     """The `moves` that may be made, found for a rate and a correction of the profile; or why they are not known
     (`failed`)."""
