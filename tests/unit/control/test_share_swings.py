@@ -421,8 +421,10 @@ def test_during_a_transition_rows_go_as_planned(whose: str) -> None:
         first, second = deployed.deployment
         other = (first, msgspec.structs.replace(second, variant=first.variant))
         target = replace(deployed, deployment=other, routing=Routing(shares={first.variant: 1.0}))
+    rig.clock.now_s += 1.0
     asyncio.run(executor._change(family, target, executor.transition(family, target.deployment), {}))
     assert seen
+    assert rig.family.slo.pressure._changed_s == rig.clock.now_s, "what was late before is no evidence"
     assert all(found == (made.shares, 0.0) for found in seen)
 
 
