@@ -581,8 +581,9 @@ class WorkReport(Record, frozen=True, kw_only=True):
 
 
 class FrontLag(Record, frozen=True, kw_only=True):
-    """How many milliseconds longer than at the quietest moments 95 % of what clients send waits at most for the front
-    end's event loop, over the last minutes; and how many windows of probes were ever seen (`clover.http.loop_lag`)."""
+    """How many milliseconds longer than at the quietest moments since the start 95 % of what clients send waits at most
+    for the front end's event loop, over the last minutes; and how many windows of probes were ever seen
+    (`clover.http.loop_lag`)."""
 
     ms: float
     windows: int

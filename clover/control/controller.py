@@ -188,6 +188,7 @@ class Controller:
         try:
             await self.deploy(family.name)
         except BaseException:
+            self.swinger.forget(family.name)
             del self.context.families[family.name]
             raise
 
@@ -195,6 +196,7 @@ class Controller:
         """Drain all workers of a family, unmake its instances and forget it."""
         async with self.context.lock:
             family = self.context.families.pop(name, None)
+            self.swinger.forget(name)
             if family is not None:
                 await self.learner.finish([family])
                 await self.ledger_files.close([family], self.context.grid.now())

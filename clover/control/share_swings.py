@@ -10,7 +10,9 @@ end of a move if the rate or the corrected profile is another by then.
 It ends once all are known, and is not looked at again for `REST_S`; evidence fades, so errors grow with age.  If moves
 of `LONGEST_S` together have not brought that, it is given up for `GIVEN_UP_S`.  Both are forgotten once a further
 variant serves on the meter.  What bars it (a missed SLO, an alarm, an operator) ends it at once, in the middle of a
-move; what only changes workers or the plan breaks the move off, and the next one begins after that.
+move; what only changes workers or the plan breaks the move off, and the next one begins after that.  A move that was
+not finished has left shares a little off to its first side, so the next one begins with the other side; its time counts
+as that of any other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from clover.hints import duration
 from clover.planning.model.metered import MixedVariant
@@ -40,6 +42,17 @@ RETRY_S = 300.0
 """After something barred it, or there was no room for a move."""
 SAME_RATE = 1.1
 
+
+class FoundMoves(NamedTuple):
+    """The `moves` that may be made, found for a rate and a correction of the profile; or why they are not known
+    (`failed`)."""
+
+    moves: tuple[Move, ...]
+    rate: float
+    learned: int
+    failed: str = ""
+
+
 Runs = tuple[tuple[Assignment, ...], Routing]
 Turn = tuple[Move, float]
 """A move, and whether it is made forwards (1), backwards (-1), or not any more (0)."""
@@ -51,7 +64,7 @@ _STILL: Turn = ({}, 0.0)
 class SwingSight:
     """What is known at one look: what `runs` by plan, the `variants` that share a meter, how long a block is, the rows
     a second to plan for, which correction of the profile holds (`learned`), why shares may not swing (`barred`) or not
-    just now (`pauses`), and the moves that were `found` since the last look (None: none were asked for)."""
+    just now (`pauses`), and what was `found` for `runs` since the last look (None: nothing)."""
 
     now_s: float
     runs: Runs | None
@@ -61,7 +74,7 @@ class SwingSight:
     learned: int
     barred: str = ""
     pauses: str = ""
-    found: tuple[Move, ...] | None = None
+    found: FoundMoves | None = None
 
 
 class ShareSwings:
@@ -78,6 +91,8 @@ class ShareSwings:
         self._made = 0
         """Moves so far: where the next round begins."""
         self._sign = 0.0
+        self._first = 1.0
+        """Which way moves begin: the other way after one that was broken off, so that what both lack evens out."""
         self._found_for = (0.0, 0)
         """Rate and correction of the profile that the moves were found for."""
         self._began_s = self._block_began_s = 0.0
@@ -96,14 +111,28 @@ class ShareSwings:
             self._known, self._spent_s, self._again_s = frozenset(seen.variants), 0.0, -math.inf
         if self.on and (why := seen.barred or self._lacks(seen, LEAST_ROWS / 2.0)):
             return self._end(seen, why, RETRY_S)
+        still: Turn | None = None
         if self._sign and (seen.pauses or seen.runs != self._runs or seen.rate > SAME_RATE * self._found_for[0]):
-            return self._break_off(seen)
+            self.drop(seen.now_s)
+            still = _STILL
         if self._sign:
             return self._go_on(seen, tick_s)
+        if self.on and self._finish(seen):
+            return still
         self.wants = self._wanted(seen)
-        if self.wants and seen.found is not None:
-            return self._take(seen, seen.found)
-        return None
+        found = seen.found
+        if self.wants and still is None and found is not None and (found.failed or self._fits(found, seen)):
+            return self._take(seen, found)
+        return still
+
+    def drop(self, now_s: float) -> bool:
+        """End the move unfinished; return whether there was one, so that rows have to be routed by the plan's shares
+        again."""
+        if not self._sign:
+            return False
+        self._sign, self._first = 0.0, -self._first
+        self._spent_s += now_s - self._began_s
+        return True
 
     def _wanted(self, seen: SwingSight) -> bool:
         """Return whether moves are wanted now; else say why not."""
@@ -129,11 +158,18 @@ class ShareSwings:
         few = seen.rate * seen.block_s < rows
         return f"fewer than {rows:.0f} rows arrive in {seen.block_s:.0f} s" if few else ""
 
-    def _take(self, seen: SwingSight, found: tuple[Move, ...]) -> Turn | None:
+    def _fits(self, found: FoundMoves, seen: SwingSight) -> bool:
+        """Return whether moves that were found may still be made; else others are to be found."""
+        return found.learned == seen.learned and seen.rate <= SAME_RATE * found.rate
+
+    def _take(self, seen: SwingSight, found: FoundMoves) -> Turn | None:
         """Begin a round with the moves that were found."""
         unknown, self.wants = _unknown(seen.variants), False
-        if not found:
-            why = f"{_words(unknown)}, but no variant has room for more rows within SLO and utilisation limit"
+        if not found.moves:
+            lack = "no variant has room for more rows within SLO and utilisation limit"
+            if found.failed:
+                lack = f"how far shares may be moved is not known: {found.failed}"
+            why = f"{_words(unknown)}, but {lack}"
             if self.on:
                 return self._end(seen, why, RETRY_S)
             self.why, self._again_s = why, seen.now_s + RETRY_S
@@ -141,56 +177,64 @@ class ShareSwings:
         if not self.on:
             self.on = True
             self.why = _words(unknown)
-            self.news = "shares swing around the plan's, of which they stay the mean"
-        self._moves, self._runs, self._found_for = found, seen.runs, (seen.rate, seen.learned)
-        return self._turn(seen, 1.0)
+            self.news = (
+                "rows are shared out differently for some minutes, and on average as planned, to tell apart what each "
+                "variant takes of one meter"
+            )
+        self._moves, self._runs, self._found_for = found.moves, seen.runs, (found.rate, found.learned)
+        return self._turn(seen, self._first)
 
     def _go_on(self, seen: SwingSight, tick_s: float) -> Turn | None:
         """Turn round in the middle of a move, and end it after as long."""
         block_s = seen.now_s - self._block_began_s
-        if self._sign > 0.0:
+        if self._sign == self._first:
             if block_s < seen.block_s:
                 return None
             self._first_block_s = block_s
-            return self._turn(seen, -1.0)
+            return self._turn(seen, -self._first)
         if block_s < self._first_block_s - tick_s / 2.0:
             return None
         self._spent_s += seen.now_s - self._began_s
         self._made += 1
-        unknown = _unknown(seen.variants)
-        if not unknown:
-            spent_s, self._spent_s = self._spent_s, 0.0
-            why = f"joules a row are known to {_KNOWN} after swings of {duration(spent_s)}"
-            return self._end(seen, why, REST_S)
-        self.why = _words(unknown)
-        if self._spent_s >= LONGEST_S:
-            spent_s, self._spent_s = self._spent_s, 0.0
-            return self._end(seen, f"{_words(unknown)} after swings of {duration(spent_s)}", GIVEN_UP_S)
+        self._sign = 0.0
+        if self._finish(seen):
+            return _STILL
         rate, learned = self._found_for
         alike = learned == seen.learned and rate / SAME_RATE <= seen.rate
         if self._made % len(self._moves) and alike:
-            return self._turn(seen, 1.0)
-        self._sign, self.wants = 0.0, True
+            return self._turn(seen, self._first)
+        self.wants = True
         return _STILL
 
+    def _finish(self, seen: SwingSight) -> bool:
+        """End between two moves, if joules are known by now or were not told in the longest time; return whether."""
+        unknown = _unknown(seen.variants)
+        if unknown and self._spent_s < LONGEST_S:
+            self.why = _words(unknown)
+            return False
+        after, self._spent_s = f"after swings of {duration(self._spent_s)}", 0.0
+        if unknown:
+            self._end(seen, f"{_words(unknown)} {after}", GIVEN_UP_S)
+        else:
+            self._end(seen, f"joules a row are known to {_KNOWN} {after}", REST_S)
+        return True
+
     def _turn(self, seen: SwingSight, sign: float) -> Turn:
-        if sign > 0.0:
+        if sign == self._first:
             self._began_s = seen.now_s
         self._sign, self._block_began_s = sign, seen.now_s
         return self._moves[self._made % len(self._moves)], sign
 
-    def _break_off(self, seen: SwingSight) -> Turn:
-        """Return to the plan's shares until moves are found for what runs now."""
-        self._sign, self._spent_s = 0.0, self._spent_s + seen.now_s - self._began_s
-        self.wants = not seen.pauses
-        return _STILL
-
     def _end(self, seen: SwingSight, why: str, rest_s: float) -> Turn | None:
-        """Stop for `rest_s`; return to the plan's shares if they are moved."""
-        moved, self._sign = self._sign, 0.0
+        """Stop for `rest_s`; return to the plan's shares if they are moved.  What ends moves again and again is given
+        up like what they do not tell."""
+        moved = self.drop(seen.now_s)
+        if self._spent_s >= LONGEST_S:
+            why = f"{why}; {_words(_unknown(seen.variants))} after swings of {duration(self._spent_s)}"
+            rest_s, self._spent_s = GIVEN_UP_S, 0.0
         self.on = self.wants = False
         self.why, self._again_s = why, seen.now_s + rest_s
-        self.news = "shares are the plan's again"
+        self.news = "rows are shared out as planned again"
         return _STILL if moved else None
 
     def report(self) -> dict[str, Any]:

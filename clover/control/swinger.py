@@ -18,7 +18,7 @@ from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
-from clover.control.share_swings import BLOCK_S, BLOCK_WINDOWS, Runs, SwingSight, Turn
+from clover.control.share_swings import BLOCK_S, BLOCK_WINDOWS, FoundMoves, Runs, SwingSight, Turn
 from clover.errors import CloverError
 from clover.planning.model.metered import MixedVariant
 from clover.planning.model.problem import LEAST_RATE
@@ -43,7 +43,7 @@ class Swinger:
         self.find: FindSwings | None = None
         self._context = context
         self._asking: dict[str, asyncio.Task[None]] = {}
-        self._found: dict[str, tuple[Runs, tuple[Move, ...]]] = {}
+        self._found: dict[str, tuple[Runs, FoundMoves]] = {}
         self._decided: dict[str, tuple[int, int]] = {}
         """By family, the last decision that was seen: its id, and how often it was made."""
 
@@ -82,24 +82,41 @@ class Swinger:
             self._asking[family.name] = asyncio.get_running_loop().create_task(asking, name="clover-swings")
 
     def _route(self, family: Family, turn: Turn) -> None:
+        """Move rows by `turn`; what is late before that is no evidence against the plan."""
         deployed, (move, sign) = family.deployed, turn
         assert deployed is not None
         shares = moved(deployed.routing.shares, move, sign)
         family.fleet.route(deployed.deployment, structs.replace(deployed.routing, shares=shares))
+        family.slo.pressure.shares_moved(self._context.monotonic())
 
     async def _ask(self, family: Family, runs: Runs, find: FindSwings) -> None:
+        """Ask for the moves, or why they are not known."""
+        rate, learned = _rate(family), family.learned.changed
         moves: tuple[Move, ...] = ()
+        failed = ""
         try:
             conditions = await self._context.conditions(family)
             # Without the margin of a plan's rate, which is for chance: a miss of the SLO ends the swings.
-            request = PlanRequest(trigger="swings", rate=_rate(family))
+            request = PlanRequest(trigger="swings", rate=rate)
             demand = family.demand.wanted(self._context.monotonic())
             moves = await find(family.state(conditions, self._context.config, request, demand=demand))
         except CloverError as error:
-            log.info("%s: how far shares may swing is not known: %s", family.name, error)
+            failed = str(error)
+            log.info("%s: how far shares may swing is not known: %s", family.name, failed)
+        except Exception as error:
+            failed = f"{type(error).__name__}, see the log"
+            log.exception("%s: how far shares may swing is not known", family.name)
         finally:
-            del self._asking[family.name]
-        self._found[family.name] = runs, moves
+            if self._asking.get(family.name) is asyncio.current_task():
+                del self._asking[family.name]
+        self._found[family.name] = runs, FoundMoves(moves, rate, learned, failed)
+
+    def forget(self, name: str) -> None:
+        """Forget a family that is not controlled any more; one of its name that comes later is another."""
+        if (asking := self._asking.pop(name, None)) is not None:
+            asking.cancel()
+        self._found.pop(name, None)
+        self._decided.pop(name, None)
 
     def _barred(self, family: Family) -> str:
         """Return why shares may not swing, in words; empty if they may."""

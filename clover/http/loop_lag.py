@@ -11,7 +11,8 @@ well.
 Why not a request to ourselves: its client would be served by the same loop, so that it waited for turns that no
 client waits for, and it would have to be kept out of all that counts requests.  What a request costs besides (its head,
 its body, its answer) does not show here: it is `front_work_ms` of a profile.  What every probe takes, even if nothing
-is in its way, is subtracted (`spread_ms`), as that work has it, too.
+is in its way, is subtracted, as that work has it, too: what the quickest ones took in the quietest window since the
+start (`LagWindows`).  Those of the same window would not do, as on a loop that is always busy even they wait.
 
 Timers of an event loop would not do: they are late by up to a millisecond.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import random
 import time
@@ -164,32 +166,41 @@ class LoopLag:
 
 
 class LagWindows:
-    """What the probes of the last minutes took, in windows of `WINDOW` probes."""
+    """What the probes of the last minutes took, in windows of `WINDOW` probes, and the least since the start."""
 
     def __init__(self) -> None:
         self.closed = 0
         """Windows so far."""
         self._probes_ns: list[int] = []
-        self._ms: deque[float] = deque(maxlen=WINDOWS)
+        self._late_ns: deque[int] = deque(maxlen=WINDOWS)
+        self._least_ns = math.inf
 
     def note(self, took_ns: int) -> None:
         """Count a probe."""
         self._probes_ns.append(took_ns)
         if len(self._probes_ns) == WINDOW:
-            self._ms.append(spread_ms(self._probes_ns))
+            late_ns, quiet_ns = _late_and_quiet(self._probes_ns)
+            self._late_ns.append(late_ns)
+            self._least_ns = min(self._least_ns, quiet_ns)
             self._probes_ns.clear()
             self.closed += 1
 
     def typical(self) -> FrontLag | None:
-        """Return the median over the windows; None if they are too few."""
-        return FrontLag(ms=median(self._ms), windows=self.closed) if len(self._ms) >= LEAST_WINDOWS else None
+        """Return by how much the slowest twentieth of probes is slower, in the median window, than the quickest one was
+        in the quietest; None if windows are too few."""
+        if len(self._late_ns) < LEAST_WINDOWS:
+            return None
+        return FrontLag(ms=max(median(self._late_ns) - self._least_ns, 0.0) / 1e6, windows=self.closed)
 
 
 def spread_ms(probes_ns: Sequence[int]) -> float:
     """Return by how many milliseconds the slowest twentieth of probes, at its least, is slower than the quickest one,
     at its most; 0 for none."""
-    ordered = sorted(probes_ns)
-    if not ordered:
-        return 0.0
-    late, quiet = (ordered[int(q * len(ordered))] for q in (_LATE, _QUIET))
-    return (late - quiet) / 1e6
+    late_ns, quiet_ns = _late_and_quiet(probes_ns)
+    return (late_ns - quiet_ns) / 1e6
+
+
+def _late_and_quiet(probes_ns: Sequence[int]) -> tuple[int, int]:
+    """Return the least nanoseconds of the slowest twentieth of probes and the most of the quickest; 0 for none."""
+    ordered = sorted(probes_ns) or [0]
+    return ordered[int(_LATE * len(ordered))], ordered[int(_QUIET * len(ordered))]

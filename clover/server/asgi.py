@@ -87,6 +87,7 @@ class _Entry:
             tracer = engine.otel.tracer if engine.otel is not None else None
             who = engine.tenants, engine.operators
             engine.frontend = FrontEnds(engine, engine.config, engine.loop, *who, None, tracer)
+            engine.frontend.watch(engine.controller.learner)
         self.routes, self.state = engine.frontend.http.mount()
         self.flows: OrderedDict[Any, int] = OrderedDict()
 

@@ -133,6 +133,8 @@ class Server:
         finally:
             self._loop = None
             await engine.stop()
+            if engine.frontend is not None:  # it may be an application's, which the engine did not start (`asgi`)
+                await engine.frontend.close()
 
     async def __aenter__(self) -> Self:
         return await self.start()

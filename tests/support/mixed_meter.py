@@ -137,6 +137,8 @@ class MixRig:
         self.rig.controller.swinger.find = solver.swings
         groups = (GroupCount(variant=variant, profile="1c", count=1) for variant in self.shares)
         self.rig.family.pin = Pin(configuration=tuple(groups))
+        self.report_apart = False
+        """Whether each worker has a meter to itself."""
         self.routings: list[Routing] = []
         """The routing of each second."""
 
@@ -145,9 +147,20 @@ class MixRig:
         fleet = self.rig.fleet
         for _ in range(seconds):
             self.routings.append(fleet.routing)
-            fleet.work = self.meter.second(fleet.shares)
+            fleet.work = self._told_apart(self.meter.second(fleet.shares))
             await self.rig.look()
             await asyncio.sleep(0)  # the solver answers
+
+    def _told_apart(self, report: WorkReport) -> WorkReport:
+        """Return a report as if each worker had a meter to itself, if that is so."""
+        if not self.report_apart:
+            return report
+        parts = [(key, joules) for window in report.metered for key, joules in window.expected_j.items()]
+        windows = tuple(
+            MeteredWindow(device="gpu0", joules=joules * self.truth[key[0]], expected_j={key: joules}, shared=False)
+            for key, joules in parts
+        )
+        return WorkReport(served=report.served, metered=windows)
 
     def off(self) -> dict[str, float]:
         """Return how far the factors of joules in force are from the truth, as a part of it."""

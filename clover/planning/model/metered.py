@@ -59,6 +59,8 @@ LEAST_WINDOWS, LEAST_S = 3, 10.0
 MEMORY_S = 600.0
 LATELY_S = 60.0
 """What a variant used so long ago counts half in its part of a meter's joules."""
+_UNUSED = 5.0
+"""A meter without a window for so many times as long is not shared any more."""
 
 _COMMON, _OF_ALL_SLICES, _OF_ONE = 0.15, 0.1, 0.005
 """Variances of factors: common to all that ran, of a variant, of one slice of it."""
@@ -324,9 +326,10 @@ class EnergyEvidence:
         is evidence."""
         if not self._sums.enough:
             return {}
-        expected = np.zeros(len(self._keys))
+        expected, unused_s = np.zeros(len(self._keys)), _UNUSED * max(LATELY_S, self.window_s)
         for since_s, lately in self._lately.values():
-            if len({variant for (variant, _), joules in lately.items() if joules > 0.0}) > 1:
+            several = len({variant for (variant, _), joules in lately.items() if joules > 0.0}) > 1
+            if several and now_s - since_s <= unused_s:
                 kept = math.exp2(-max(now_s - since_s, 0.0) / LATELY_S)
                 expected += kept * np.array([lately.get(key, 0.0) for key in self._keys])
         fit, whole_j = self._fitted(), float(expected.sum())

@@ -4,9 +4,12 @@ it takes, and not at all if anything speaks against it.  And what it is for: hid
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.control.share_swings import (
@@ -17,16 +20,17 @@ from clover.control.share_swings import (
     LONGEST_S,
     REST_S,
     RETRY_S,
+    FoundMoves,
     Runs,
     ShareSwings,
     SwingSight,
 )
 from clover.control.solver.process import solve
 from clover.control.solver.protocol import SWINGS, SolverOrder
+from clover.errors import PlanError
 from clover.planning.model.metered import MixedVariant
 from clover.planning.model.swings import Move, moved, moves
-from clover.types import Routing
-from tests.support.control_fixture import Rig
+from clover.types import Assignment, Routing, State
 from tests.support.mixed_meter import RATE, TICK_S, MixRig, five_minutes
 
 SHARES = {"small": 0.5, "medium": 0.3, "large": 0.2}
@@ -46,6 +50,9 @@ class Looks:
         self.swings = ShareSwings()
         self.seen = SwingSight(now_s=0.0, runs=runs(), variants=UNKNOWN, block_s=BLOCK_S, rate=50.0, learned=0)
         self.found: tuple[Move, ...] | None = FOUND
+        self.found_for: tuple[float, int] | None = None
+        """The rate and the correction of the profile that moves are found for; None: those of the look."""
+        self.failed = ""
         self.shares = dict(SHARES)
         self.news: list[str] = []
         self.share_seconds = dict.fromkeys(SHARES, 0.0)
@@ -60,7 +67,10 @@ class Looks:
             self.share_seconds[name] += share * seconds
         asked = self.swings.wants
         self.asked += asked
-        self.seen = replace(self.seen, now_s=self.seen.now_s + seconds, found=self.found if asked else None, **seen)
+        self.seen = replace(self.seen, now_s=self.seen.now_s + seconds, found=None, **seen)
+        if asked and self.found is not None:
+            rate, learned = self.found_for or (self.seen.rate, self.seen.learned)
+            self.seen = replace(self.seen, found=FoundMoves(self.found, rate, learned, self.failed))
         turn = self.swings.look(self.seen)
         if turn is not None:
             self.shares = moved(SHARES, *turn)
@@ -192,6 +202,54 @@ def test_workers_that_change_break_a_move_off_and_the_next_one_follows() -> None
     assert len(made.news) == 1
 
 
+def test_moves_that_are_broken_off_leave_mean_shares_the_plans_and_are_given_up() -> None:
+    """By a worker that crashes again and again."""
+    made = Looks()
+    while len(made.news) < 2 and made.seen.now_s < 3600.0:
+        made.looks(12, pauses="")
+        made.looks(4, pauses="workers change")
+    assert not made.swings.on
+    assert "after swings of 10 min" in made.news[-1]
+    for name, share in SHARES.items():
+        assert made.share_seconds[name] / made.seen.now_s == pytest.approx(share, abs=0.01)
+
+
+def test_a_rate_that_swings_breaks_moves_off_and_mean_shares_are_the_plans_all_the_same() -> None:
+    made = Looks()
+    rows, all_rows = dict.fromkeys(SHARES, 0.0), 0.0
+    while len(made.news) < 2 and made.seen.now_s < 3600.0:
+        rate = 50.0 * (1.0 + 0.4 * math.sin(2.0 * math.pi * made.seen.now_s / 30.0))
+        all_rows += rate
+        for name, share in made.shares.items():
+            rows[name] += rate * share
+        made.look(rate=rate)
+    assert not made.swings.on
+    assert rows == pytest.approx({name: all_rows * share for name, share in SHARES.items()}, abs=0.01 * all_rows)
+
+
+def test_what_ends_it_again_and_again_has_it_given_up() -> None:
+    made = Looks()
+    for _ in range(int(LONGEST_S / 10)):
+        made.looks(12, barred="")
+        made.look(barred="the model is frozen")
+        made.look(RETRY_S)
+    assert "the model is frozen; " in made.news[-1]
+    assert "after swings of 10 min" in made.news[-1]
+    for name, share in SHARES.items():
+        assert made.share_seconds[name] / made.seen.now_s == pytest.approx(share, abs=0.001)
+    made.looks(REST_S, barred="")
+    assert not made.swings.on
+
+
+def test_a_move_that_is_dropped_is_followed_by_one_that_begins_with_the_other_side() -> None:
+    made = swinging()
+    first = made.shares["small"] - SHARES["small"]
+    assert made.swings.drop(made.seen.now_s)
+    assert not made.swings.drop(made.seen.now_s)
+    made.looks(3)
+    assert made.shares["small"] - SHARES["small"] == pytest.approx(-first)
+
+
 def test_moves_are_found_anew_for_another_plan_a_higher_rate_or_another_profile() -> None:
     for change in ({"runs": runs(small=0.6, large=0.4)}, {"rate": 60.0}):
         made = swinging()
@@ -239,6 +297,28 @@ def test_without_room_shares_stay_and_that_is_said_and_tried_again() -> None:
     assert made.swings.on
 
 
+def test_moves_that_could_not_be_found_are_not_said_to_lack_room_and_are_tried_again() -> None:
+    made = Looks()
+    made.found, made.failed = (), "the solver died"
+    made.looks(20)
+    assert made.asked == 1
+    assert made.swings.why.endswith("but how far shares may be moved is not known: the solver died")
+    made.found, made.failed = FOUND, ""
+    made.looks(RETRY_S)
+    assert made.swings.on
+
+
+@pytest.mark.parametrize("found_for", [(40.0, 0), (50.0, -1)])
+def test_moves_that_were_found_for_a_lower_rate_or_another_profile_are_not_made(found_for: tuple[float, int]) -> None:
+    made = Looks()
+    made.found_for = found_for
+    made.looks(20)
+    assert not made.moved
+    made.found_for = None
+    made.looks(2)
+    assert made.moved
+
+
 # --- with the production controller -----------------------------------------------------------------------------------
 
 
@@ -278,11 +358,11 @@ def test_plan_state_and_decisions_stay_those_of_the_plan_and_say_what_goes_on() 
     assert state["routing"]["shares"] == made.shares
     assert state["profile_correction"]["swings"]["on"]
     assert "of its meter's" in state["profile_correction"]["swings"]["why"]
-    said = [item for item in made.rig.controller.decisions(99) if "swing around" in item["detail"]]
+    said = [item for item in made.rig.controller.decisions(99) if "to tell apart what" in item["detail"]]
     assert [(item["action"], item["operator"]) for item in said] == [("routed", "")]
     asyncio.run(made.serve(120))
     assert fleet.shares == made.shares
-    assert "the plan's again" in made.rig.last["detail"]
+    assert "as planned again" in made.rig.last["detail"]
     assert not made.rig.controller.state()["models"]["toy"]["profile_correction"]["swings"]["on"]
 
 
@@ -321,6 +401,33 @@ def test_after_a_change_of_workers_shares_are_the_plans_until_that_is_verified()
     assert later(made, 3).rig.fleet.shares != made.shares
 
 
+@pytest.mark.parametrize("whose", ["its own", "another family's"])
+def test_during_a_transition_rows_go_as_planned(whose: str) -> None:
+    """No look moves them on, or back, before it is over."""
+    made, seen = begun(), []
+    rig, deployed = made.rig, made.rig.family.deployed
+    assert deployed is not None
+    assert rig.fleet.shares != made.shares
+    family, fleet = (rig.family, rig.fleet) if whose == "its own" else rig.second()
+    spawn, executor = fleet.spawn, rig.controller._executor
+
+    async def spawn_and_see(item: Assignment) -> None:
+        seen.append((rig.fleet.shares, rig.family.swings._sign))
+        await spawn(item)
+
+    fleet.spawn = spawn_and_see  # type: ignore[method-assign]
+    target = deployed
+    if family is rig.family:  # another variant on the second place
+        first, second = deployed.deployment
+        other = (first, msgspec.structs.replace(second, variant=first.variant))
+        target = replace(deployed, deployment=other, routing=Routing(shares={first.variant: 1.0}))
+    rig.clock.now_s += 1.0
+    asyncio.run(executor._change(family, target, executor.transition(family, target.deployment), {}))
+    assert seen
+    assert rig.family.slo.pressure._changed_s == rig.clock.now_s, "what was late before is no evidence"
+    assert all(found == (made.shares, 0.0) for found in seen)
+
+
 def test_after_a_plan_that_failed_rows_go_as_planned_until_moves_are_found_anew() -> None:
     """How they went when it failed is not known here."""
     made = begun()
@@ -346,14 +453,71 @@ def test_without_a_finder_of_moves_nothing_swings() -> None:
 
 
 def test_a_meter_that_each_worker_has_to_itself_needs_no_swings() -> None:
+    made = MixRig(2, 1)
+    made.report_apart = True
+
     async def play() -> None:
-        made = Rig()
-        made.controller.swinger.find = made.solver.swings
-        await made.settled()
-        await made.look(looks=30)
-        assert "swings" not in made.solver.orders
+        await made.rig.deploy()
+        await made.serve(30)
 
     asyncio.run(play())
+    assert "swings" not in made.rig.solver.orders
+    assert made.rig.family.learned.mixed == {}
+    assert made.rig.family.learned.energy != {}
+    assert "swings" in begun().rig.solver.orders
+
+
+@pytest.mark.parametrize("error", [PlanError("the solver died"), ValueError("a bug")])
+def test_what_goes_wrong_in_asking_is_logged_once_and_asked_again_later(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, asked = MixRig(2, 1), []
+
+    async def find(state: State) -> tuple[Move, ...]:
+        asked.append(state.arrival_rate)
+        raise error
+
+    async def play() -> None:
+        await made.rig.deploy()
+        made.rig.controller.swinger.find = find
+        with caplog.at_level(logging.INFO, "clover.control"):
+            await made.serve(60)
+
+    asyncio.run(play())
+    assert len(asked) == 1
+    assert caplog.text.count("how far shares may swing is not known") == 1
+    assert str(error) in caplog.text
+    assert "how far shares may be moved is not known" in made.rig.family.swings.why
+
+
+def test_a_family_that_is_released_leaves_nothing_to_one_of_its_name() -> None:
+    made = MixRig(2, 1)
+    swinger = made.rig.controller.swinger
+
+    async def play() -> None:
+        await made.rig.deploy()
+        swinger.find = lambda state: asyncio.Future()
+        await made.serve(30)
+        asking = swinger._asking["toy"]
+        swinger._found["toy"] = runs(), FoundMoves(FOUND, 50.0, 0)
+        await made.rig.controller.release("toy")
+        assert (swinger._asking, swinger._found, swinger._decided) == ({}, {}, {})
+        await asyncio.gather(asking, return_exceptions=True)
+        assert asking.cancelled()
+        assert (swinger._asking, swinger._found) == ({}, {})
+
+    asyncio.run(play())
+
+
+def test_what_is_late_under_moved_shares_is_no_evidence_against_the_plan() -> None:
+    made = begun()
+    rig, pressure = made.rig, made.rig.family.slo.pressure
+    assert rig.fleet.shares != made.shares
+    assert pressure._changed_s > rig.clock.now_s - 2 * BLOCK_S
+    rig.fleet.figures |= {"p95_ms": 9000.0, "p95_least_ms": 9000.0}
+    later(made, 1)
+    assert rig.fleet.shares == made.shares
+    assert pressure._changed_s == rig.clock.now_s
 
 
 def test_a_controller_that_stops_asks_no_more() -> None:

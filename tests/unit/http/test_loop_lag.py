@@ -240,6 +240,19 @@ def test_the_median_window_counts_and_old_ones_are_forgotten() -> None:
     assert found.ms == pytest.approx(2.0), "most windows of the last minutes say so"
 
 
+def test_on_a_loop_that_becomes_busy_for_good_even_the_quickest_probes_wait() -> None:
+    windows = LagWindows()
+    fill(windows, 0.0, LEAST_WINDOWS)
+    found = windows.typical()
+    assert found is not None
+    assert found.ms == 0.0
+    for number in range((WINDOWS + 1) * WINDOW):  # turns of 20 ms without a pause: due in one, answered after the next
+        windows.note(20 * MS + number % WINDOW * MS // 2)
+    found = windows.typical()
+    assert found is not None
+    assert found.ms == pytest.approx(39.0 - 0.1), "by when those of idle windows are forgotten"
+
+
 @given(st.lists(st.integers(0, 10**10), min_size=1, max_size=100), st.integers(0, 10**9))
 def test_what_every_probe_takes_is_no_waiting(probes_ns: list[int], more_ns: int) -> None:
     spread = spread_ms(probes_ns)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -17,6 +19,7 @@ from clover.config import LimitsConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.errors import StartError
 from clover.http.audit import Operators
 from clover.server.asgi import AsgiApp
+from clover.server.server import Server
 from clover.tenants import Tenants
 from tests.support.http_fakes import FakeModel, FakeView, echo_body, echo_family
 
@@ -34,6 +37,15 @@ class FakeEngine(FakeView):
         self.otel = None
         self.frontend: Any = None
         self.draining = False
+        self.learner = SimpleNamespace(front_lag=lambda: None)
+        vars(self.controller)["learner"] = self.learner
+        self.stopped = False
+
+    async def drain(self) -> bool:
+        return True
+
+    async def stop(self) -> None:
+        self.stopped = True
 
 
 class FakeServer:
@@ -57,8 +69,8 @@ class FakeServer:
         self.engine = FakeEngine(self._config, self.model)
 
     async def stop(self) -> bool:
-        self.engine = None
-        return True
+        engine, self.engine = self.engine, None
+        return await Server("fashion", http=False)._stop(engine) if engine is not None else True
 
 
 def asking(server: FakeServer, work: Callable[[httpx.AsyncClient, AsgiApp], Awaitable[Any]]) -> Any:
@@ -257,6 +269,26 @@ def test_the_outer_server_drives_its_life() -> None:
     assert (server.starts, server.running) == (1, None)
     failed = asyncio.run(live(FakeServer(error=StartError("no port"))))
     assert failed == [{"type": "lifespan.startup.failed", "message": "no port"}]
+
+
+def test_how_long_requests_wait_for_the_loop_is_seen_from_the_first_request_until_the_server_stops() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async def run() -> None:
+        server = FakeServer()
+        app = AsgiApp(server)
+        before = descriptors()
+        async with app.lifespan():
+            engine = server.engine
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop.example") as client:
+                await client.get("/v2")
+            assert engine.learner.front_lag == engine.frontend.lag.typical
+            assert descriptors() == before + 1, "the alarm of its probes"
+        assert engine.stopped
+        assert descriptors() == before
+
+    asyncio.run(run())
 
 
 def test_a_server_that_runs_already_is_left_running() -> None:

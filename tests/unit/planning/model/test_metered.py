@@ -431,3 +431,18 @@ def test_nothing_is_told_before_there_is_evidence() -> None:
     made = Seconds()
     made.pass_by(5, small_1c=2.0, large_1c=2.0)
     assert made.evidence.mixed(made.now_s) == {}
+
+
+def test_a_meter_without_a_window_for_minutes_is_not_shared_any_more() -> None:
+    """As another model works on its device, say."""
+    made = Seconds()
+    made.pass_by(60, small_1c=2.0, large_1c=6.0)
+    assert made.evidence.mixed(made.now_s + 60.0).keys() == {"small", "large"}
+    assert made.evidence.mixed(made.now_s + 3600.0) == {}
+
+
+def test_where_windows_are_long_a_meter_is_shared_for_longer() -> None:
+    made = Seconds()
+    made.evidence.batches_lasted(30.0, made.now_s)
+    made.pass_by(1000, small_1c=2.0, large_1c=6.0)
+    assert made.evidence.mixed(made.now_s + 500.0).keys() == {"small", "large"}
