@@ -421,8 +421,7 @@ class Admission:
             # Rows that wait for a worker that may not come hold their slots no longer than others.
             timeout_ns = self._timeout_ns
         timeout_ns = min(timeout_ns or self._timeout_ns, FOREVER_NS)
-        ticket.key = key
-        ticket.min_accuracy = min_accuracy
+        ticket.key, ticket.min_accuracy = key, min_accuracy
         ticket.deadline_ns = now_ns + timeout_ns
         ticket.submit_ns = now_ns
         ticket.chain = chain
