@@ -37,7 +37,7 @@ def _ignore(worker: WorkerHandle, reason: str) -> None:
 def slots_in_turn(spec: FamilySpec) -> int:
     """Return how many slots rows that come one by one take in turn: those of two batches, or of as many rows as fit
     into 64 MiB, but at least of one batch."""
-    fitting = _TURN_BYTES // Layout(spec, 1).row_bytes
+    fitting: int = _TURN_BYTES // Layout(spec, 1).row_bytes
     return min(_GROUPS * spec.max_batch, max(spec.max_batch, fitting))
 
 
