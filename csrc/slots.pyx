@@ -6,9 +6,10 @@ prefers runs.  Free slots are bits of words, eight words a chunk, with one summa
 Rows that come one after the other are to lie one after the other, also where a batch is given back while the next one
 gathers: with the lowest free slot each, the next one would lie partly behind that batch and partly in its place.  So
 one row takes the next free slot within the first `window` slots, and begins again with the lowest at their end, or as
-soon as none is taken; if all of them are taken it takes the lowest free slot.  That keeps the touched part of the slab
-small, which matters for caches, and leaves the high end whole for requests of many rows; those take the lowest run that
-fits in a chunk, and where no chunk looked at has one, the lowest single slots.
+soon as none is taken; if all of them are taken it takes the lowest free slot.  All of the window is touched then,
+however few rows there are at a time, and no more: who chooses it bounds its bytes, which matters for caches and for the
+memory that is used.  The high end stays whole for requests of many rows; those take the lowest run that fits in a
+chunk, and where no chunk looked at has one, the lowest single slots.
 """
 
 from cpython.list cimport PyList_New, PyList_SET_ITEM

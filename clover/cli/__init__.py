@@ -54,7 +54,8 @@ class CommandParser(argparse.ArgumentParser):
         if choices is not None and value not in choices:
             at = self._words.index(value) if value in self._words else 0
             before = self._words[at - 1].partition("=")[0] if at else ""
-            if before.startswith("--") and before not in self._option_string_actions:  # which was to take the value
+            unknown = before.startswith("--") and before not in ("--", *self._option_string_actions)
+            if unknown:  # and was to take the value
                 self.refuse([before])
             hint = did_you_mean(str(value), choices)
             raise argparse.ArgumentError(action, f"there is no {value!r}{hint}; choose from {', '.join(choices)}")

@@ -26,9 +26,9 @@ from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
 
 CREDITS = 2
+"""Batches that a worker may hold at a time, in the open loop."""
 PATIENCE = 10
 """How many times as long as on a quiet machine a pass over the rows may take on one that has no core left for it."""
-"""Batches that a worker may hold at a time, in the open loop."""
 _LOOK_S = 0.1
 """Seconds between checks that a worker still lives."""
 

@@ -242,7 +242,8 @@ class Rig:
             raise
 
     async def score(self, worker: WorkerProcess, *, most_s: float, rows: SampleRows | None = None) -> Scored:
-        """Return the answers of `worker` to `rows` (by default the rig's), as far as it gets in `most_s` seconds."""
+        """Return the answers of `worker` to `rows` (by default the rig's), as far as it gets in `most_s` seconds; on
+        cores, time that it had none of does not count (see `Driver.score`)."""
         batch, patient = self.batches[-1], self.on_cores
         return await self.drive(self.driver.score, worker, batch, most_s=most_s, rows=rows, patient=patient)
 

@@ -216,6 +216,8 @@ class ClusterFollower:
     def _model(self, family: Family) -> dict[str, Any]:
         seen = family.observed
         rows, accuracy = seen.get("rows", 0.0), counted_accuracy(seen)
+        if accuracy is None:  # no row counts, if all are left out: 0 would be a debt that no plan could pay
+            accuracy = seen.get("accuracy_served", 0.0)
         order, counted = family.order, self._counted(family.name)
         return {
             "order": None if order is None else {"rate": order.rate, "accuracy": order.accuracy},
@@ -223,7 +225,7 @@ class ClusterFollower:
             "rate": seen.get("arrival_rate", 0.0),
             "p95_ms": seen.get("p95_ms"),
             "rows": int(rows),
-            "accuracy_rows": rows * accuracy if accuracy is not None else 0.0,
+            "accuracy_rows": rows * accuracy,
             "ready": family.missing == 0 and family.deployed is not None,
             "joules": counted.get("energy_j", 0.0),
             "grams": counted.get("carbon_g", 0.0),

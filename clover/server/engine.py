@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -35,6 +35,7 @@ from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.cluster_follower import ClusterFollower
+from clover.server.each_second import TICK_S, each_second
 from clover.server.family_checks import check_floor, check_variants
 from clover.server.footprint import Footprint
 from clover.server.front_ends import FrontEnds
@@ -55,8 +56,6 @@ from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.server")
-
-_TICK_S = 1.0
 
 
 class Engine:
@@ -241,8 +240,9 @@ class Engine:
             await self._succession.complete(self, stack)
         await self._account()  # so that the first receipts know already who holds how much idle power
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
-        for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
-            stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
+        for turn, what in self._turns():
+            task = loop.create_task(each_second(turn, what), name=f"clover: {what}")
+            stack.push_async_callback(cancelled, task)
         if self.frontend is not None:
             self.frontend.watch(self.controller.learner)
         if self.page is not None:
@@ -277,7 +277,7 @@ class Engine:
         if self.machine.paused:
             return
         try:
-            async with asyncio.timeout(_TICK_S):
+            async with asyncio.timeout(TICK_S):
                 await self.count()
         except TimeoutError:
             log.warning("the energy of the last second is not counted: the carbon source did not answer")
@@ -347,19 +347,22 @@ class Engine:
         if self.ledger is not None:
             self.ledger.tick(reading)
 
-    async def _tick(self) -> None:
-        """Check the workers and close the energy window, each second; a failure of one does not stop the other."""
-        while True:
-            await asyncio.sleep(_TICK_S)
-            try:
-                for served in self.served.values():
-                    served.watch()
-                self._follow_targets()
-                self.rollouts.look()
-                self.cluster.look()
-            except Exception:
-                log.exception("checking the workers failed")
-            await self.count()
+    def _turns(self) -> tuple[tuple[Callable[[], Awaitable[None]], str], ...]:
+        """Return what is done each second, in a task each, so that none waits for another, with its name."""
+        return (
+            (self.count, "counting the energy"),
+            (self._watch_workers, "checking the workers"),
+            (self._watch_devices, "checking the devices"),
+        )
+
+    async def _watch_workers(self) -> None:
+        """Check the workers.  Nothing slow is awaited before the next look, which would take that for a pause of the
+        server's (`clover.runtime.workers.silence`)."""
+        for served in self.served.values():
+            served.watch()
+        self._follow_targets()
+        self.rollouts.look()
+        self.cluster.look()
 
     async def count(self) -> None:
         """Close the energy window; a failure is logged and stops nothing."""
@@ -371,20 +374,13 @@ class Engine:
             log.exception("counting the energy failed")
 
     async def _watch_devices(self) -> None:
-        """Check the GPUs each second, in a task of its own because a driver may take its time to answer."""
-        while True:
-            await asyncio.sleep(_TICK_S)
-            try:
-                await self.machine.watch()
-                if self._unplanned and not self.loading.changing.locked():
-                    async with self.loading.changing:  # no worker is started for a family that is being unloaded
-                        for name, unplanned in self._unplanned.items():
-                            if self.served[name].state == "READY":
-                                await unplanned.follow()
-            except CloverError as error:
-                log.warning("checking the devices failed: %s", error)
-            except Exception:
-                log.exception("checking the devices failed")
+        """Check the GPUs; a driver may take its time to answer."""
+        await self.machine.watch()
+        if self._unplanned and not self.loading.changing.locked():
+            async with self.loading.changing:  # no worker is started for a family that is being unloaded
+                for name, unplanned in self._unplanned.items():
+                    if self.served[name].state == "READY":
+                        await unplanned.follow()
 
     def use_tenants(self, configs: Iterable[TenantConfig]) -> None:
         """Make these the tenants, from the next request on."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clover.cli import CommandParser
 from clover.hints import duration, importing, until_closed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +90,19 @@ def test_nothing_is_collected_while_modules_are_imported() -> None:
         assert not gc.isenabled(), "what was off stays off"
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lst"], "there is no 'lst' (did you mean list?)"),
+        (["--", "lst"], "there is no 'lst' (did you mean list?)"),
+        (["--frob", "lst"], "unrecognised arguments: --frob"),
+    ],
+)
+def test_what_a_wrong_choice_is_called(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser(prog="x")
+    parser.add_argument("how", choices=["list", "rest"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert said in capsys.readouterr().err

@@ -407,8 +407,9 @@ class Admission:
             self._completion.recall(ticket)
             self._dispatch.wake()
             return
+        live = self._lanes.live
         chain = self._lanes.chain_for(min_accuracy) if cascade and not self._standby.on else None
-        if chain is not None and not self._lanes.live >> chain.lanes[0] & 1:
+        if chain is not None and not live >> chain.lanes[0] & 1:
             chain = None
         mask = 1 << chain.lanes[0] if chain is not None else self._lanes.mask(min_accuracy)
         variant = self._demand.ask(min_accuracy, len(ticket.slots), now_ns) if min_accuracy > 0.0 else -1
@@ -420,8 +421,7 @@ class Admission:
             # Rows that wait for a worker that may not come hold their slots no longer than others.
             timeout_ns = self._timeout_ns
         timeout_ns = min(timeout_ns or self._timeout_ns, FOREVER_NS)
-        ticket.key = key
-        ticket.min_accuracy = min_accuracy
+        ticket.key, ticket.min_accuracy = key, min_accuracy
         ticket.deadline_ns = now_ns + timeout_ns
         ticket.submit_ns = now_ns
         ticket.chain = chain
@@ -446,7 +446,7 @@ class Admission:
         self._state.company.came(now_ns)
         self._deadlines.add(ticket, now_ns)
         self._dispatch.wake()
-        if len(slots) > 1 and ticket.awaits < 0 and mask & ~self._lanes.live:
+        if len(slots) > 1 and ticket.awaits < 0 and mask & live & ~self._lanes.live:
             self._completion.move_stranded(now_ns)  # a worker was lost while room was made for other rows of it
 
     def _await(self, ticket: RouterTicket, min_accuracy: float, variant: int) -> None:

@@ -10,6 +10,7 @@ from clover._native.wire import monotonic_ns
 from clover.config import FamilyConfig
 from clover.errors import Overloaded, RequestError
 from clover.runtime.memory.rows import Memory
+from clover.runtime.memory.slab import Layout
 from clover.runtime.router.company import Company
 from clover.runtime.router.deadlines import Deadlines
 from clover.runtime.router.demand import AccuracyDemand
@@ -24,10 +25,20 @@ FOREVER_NS = 1 << 60
 _GROUPS = 2
 """Batches whose rows single requests put side by side before they use their slots again: one that is computed, and one
 that gathers.  More would leave the caches sooner."""
+_TURN_BYTES = 64 << 20
+"""The most memory of a slab that they touch so, however few of them there are at a time, unless one batch is larger:
+few caches hold more than that."""
 
 
 def _ignore(worker: WorkerHandle, reason: str) -> None:
     """Do nothing about a lost worker, until the router says what to do."""
+
+
+def slots_in_turn(spec: FamilySpec) -> int:
+    """Return how many slots rows that come one by one take in turn: those of two batches, or of as many rows as fit
+    into 64 MiB, but at least of one batch."""
+    fitting: int = _TURN_BYTES // Layout(spec, 1).row_bytes
+    return min(_GROUPS * spec.max_batch, max(spec.max_batch, fitting))
 
 
 class RouterState:
@@ -59,7 +70,7 @@ class RouterState:
         self.demand = AccuracyDemand(self.traffic.variants, accuracy, self.queue_rows)
         self.batcher = Batcher(len(accuracy), MAX_LINKS, slots, int(config.max_queue_delay_ms * 1e6))
         self.lanes = Lanes(self.batcher, self.traffic.variants, accuracy, spec.max_batch, config.max_queue_delay_ms)
-        self.table = SlotTable(slots, self.batcher, _GROUPS * spec.max_batch)
+        self.table = SlotTable(slots, self.batcher, slots_in_turn(spec))
         self.deadlines = Deadlines()
         self.coming = 0
         self.stranded = False

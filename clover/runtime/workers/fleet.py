@@ -230,11 +230,15 @@ class FamilyFleet:
         return figures
 
     def resident(self, assignment: Assignment) -> bool:
-        """Return whether a ready worker at the placement of `assignment` holds its variant, by its backend."""
+        """Return whether a ready worker at the placement of `assignment` holds its variant, by its backend; not one
+        that was killed, and may be there still."""
         return any(
             worker is not None and worker.state == "ready" and holds(worker, assignment)
-            for item, worker in ((item, member.worker) for item, member in self.members.spawned.items())
-            if item.placement == assignment.placement
+            for worker in (
+                member.worker
+                for item, member in self.members.spawned.items()
+                if item.placement == assignment.placement and not member.dying
+            )
         )
 
     def found_no_room(self, one: Assignment, other: Assignment) -> bool:

@@ -109,6 +109,7 @@ class Member:
             return None
         left = Member(self.assignment, standby=self.standby, background=self.background)
         left.worker, left.meter, left.ready_ns, left.restarts = self.worker, self.meter, self.ready_ns, self.restarts
+        left.dying = self.dying
         self.worker = self.meter = None
         return left
 

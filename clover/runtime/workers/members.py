@@ -254,9 +254,9 @@ class Members:
                 left.worker.kill()
 
     def kill(self, worker: WorkerHandle, reason: str) -> None:
-        """Kill a worker that fell silent or broke the protocol, and give it no more rows."""
+        """Kill a worker that fell silent or broke the protocol, and give it no more rows; only once."""
         for member in self.all():
-            if member.worker is worker:
+            if member.worker is worker and not member.dying:  # one that hangs in a driver is there, silent, for long
                 log.error("%s: worker %d is killed: %s", self._router.name, worker.pid, reason)
                 self.note(member, "killed", reason)
                 for one in (member, *self._others(member)):

@@ -245,6 +245,10 @@ def test_report_profiles_and_metrics() -> None:
         await scene.rig.look()
         model = (await scene.say(action="status"))["models"]["toy"]
         assert model["accuracy_rows"] == pytest.approx(3760.0), "a probe spends a cluster's budget as any row"
+        scene.rig.fleet.figures |= {"left_out_rows": 40.0, "left_out_accuracy_rows": 3760.0}
+        await scene.rig.look()
+        model = (await scene.say(action="status"))["models"]["toy"]
+        assert (model["rows"], model["accuracy_rows"]) == (40, 3700.0), "as served, if no row counts"
         found = await scene.say(action="profiles")
         assert found["models"]["toy"]["profile"]["family"] == "toy"
         assert found["devices"][0]["device"] == "cpu0"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clover.config import FamilyConfig
+from clover.server.each_second import each_second
 from clover.server.engine import Engine
 from tests.support.control_fixture import Rig
 
@@ -36,3 +37,34 @@ def test_families_on_the_same_cores_divide_memory_by_their_shares() -> None:
         assert [served.memory_share for served in engine.served.values()] == [0.25, 0.75]
 
     asyncio.run(story())
+
+
+def test_workers_are_looked_at_each_second_while_a_meter_takes_its_time() -> None:
+    """Else the looks are so far apart that they are taken for pauses of the server, and a stuck worker is left."""
+
+    async def story() -> None:
+        looks: list[str] = []
+
+        def look() -> None:
+            looks.append("")
+            if len(looks) == 2:
+                raise RuntimeError("one that fails ends nothing")
+
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        engine: Any = object.__new__(Engine)
+        engine.served = {"toy": SimpleNamespace(watch=look)}
+        engine._follow_targets = lambda: None
+        engine.rollouts = engine.cluster = SimpleNamespace(look=lambda: None)
+        engine.machine = SimpleNamespace(watch=hang)
+        engine._account = hang
+        turning = [each_second(turn, what, lambda _: asyncio.sleep(0)) for turn, what in engine._turns()]
+        tasks = [asyncio.create_task(one) for one in turning]
+        while len(looks) < 5:
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(story(), 10.0))

@@ -79,3 +79,17 @@ def test_one_that_loses_all_its_lanes_is_refused_at_once(monkeypatch: pytest.Mon
     assert lost.killed == [lost.first, lost.large]
     house.router.close(ticket)
     house.check_slots()
+
+
+def test_rows_that_wait_for_a_worker_to_come_are_not_looked_through_for_each_request() -> None:
+    house = House(slots=64)
+    house.router.expect_workers([SMALL])
+    tickets = [house.ask(2, turn=False) for _ in range(3)]
+    assert not house.router.state.stranded, "no lane was lost: none was there"
+    (worker,) = house.route(SMALL)
+    house.loop.turn()
+    while worker.ring.batches:
+        house.complete(worker)
+        house.loop.turn()
+    assert [ticket.status for ticket in tickets] == [200] * 3
+    house.check_slots()

@@ -6,9 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clover.runtime.memory.slab import Layout
 from clover.runtime.router.deadlines import Deadlines
+from clover.runtime.router.state import slots_in_turn
 from clover.runtime.router.tickets import RouterTicket
 from clover.runtime.router.traffic import Rate, Traffic, TrailingHistogram
+from clover.types import TensorSpec
+from tests.support.router_fixture import House, family
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -115,3 +119,28 @@ def test_a_rate_is_what_was_counted_over_the_time_it_covers(steps: list[tuple[in
     total = sum(count for at_ns, count in seen if at_ns // SECOND >= oldest)
     covered_s = (now_ns - max(seen[0][0], oldest * SECOND)) / SECOND
     assert rate.per_s(now_ns) == pytest.approx(total / max(covered_s, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("mib", "batch", "slots"),
+    [(0, 32, 64), (1, 32, 63), (1, 16, 32), (8, 4, 7), (8, 32, 32)],
+)
+def test_rows_that_come_one_by_one_touch_little_memory_of_a_slab(mib: int, batch: int, slots: int) -> None:
+    """Two batches, in 64 MiB: what is beside the rows makes it one less than fits without."""
+    values = TensorSpec(name="x", datatype="FP32", shape=(max(1, mib << 18),))
+    spec = family(inputs=(values,), max_batch=batch)
+    assert slots_in_turn(spec) == slots
+    assert slots == batch or slots * Layout(spec, 1).row_bytes <= 64 << 20
+
+
+def test_a_router_takes_so_many_slots_in_turn() -> None:
+    house = House(family(inputs=(TensorSpec(name="x", datatype="FP32", shape=(8 << 18,)),)), slots=16)
+    house.route(0)
+    seen: set[int] = set()
+    last = house.router.open(1)
+    for _ in range(20):  # there is always one, and never a third
+        seen.update(last.slots)
+        ticket = house.router.open(1)
+        house.router.close(last)
+        last = ticket
+    assert seen == set(range(7))

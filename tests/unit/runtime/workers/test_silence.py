@@ -83,6 +83,22 @@ async def test_rows_that_come_before_a_killed_worker_is_dead_wait_for_the_next_o
     house.router.stop()
 
 
+@in_a_house
+async def test_a_worker_that_does_not_die_when_it_is_killed_is_killed_once(house: House) -> None:
+    await routed(house)
+    (worker,) = house.started
+    worker.resident = {"small": 0}
+    assert house.fleet.resident(at(0))
+    house.watch_for(60)  # it hangs in a driver
+    assert worker.killed
+    assert [event["what"] for event in house.fleet.events] == ["killed"], "not one event, and line of the log, a second"
+    assert not house.fleet.resident(at(0)), "nobody gets it any more"
+    left = house.fleet.members.spawned[at(0)].split_off()
+    assert left is not None
+    assert left.dying, "also one that leaves was killed already"
+    house.router.stop()
+
+
 @settings(max_examples=examples(30))
 @given(st.lists(st.one_of(st.floats(0.2, 2.0), st.floats(2.0, 4000.0)), min_size=1, max_size=80))
 def test_a_worker_is_stuck_after_so_much_time_in_which_somebody_looked(gaps_s: list[float]) -> None:
