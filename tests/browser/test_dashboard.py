@@ -121,7 +121,7 @@ def test_a_change_needs_the_token_and_a_yes(open_page: Opens, served: Served) ->
     page.click("#confirm-apply")
     until(page, "/^done/.test(document.querySelector('#action-result').innerText)", 60.0)
     assert family.pin is not None
-    until(page, "/pinned to base/.test(document.querySelector('.badges').innerText)")
+    until(page, "/pinned to BASE/.test(document.querySelector('.badges').innerText)")
 
     page.select_option("#verb", "unpin")
     page.click("#action button")
