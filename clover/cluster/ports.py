@@ -12,9 +12,9 @@ from clover.types import Reading, Record
 class FamilyReport(Record, frozen=True, kw_only=True):
     """What a node's server says of one family: rows/s that came, by the client's region, and how it does.
 
-    Counters (`rows`, `joules`, `grams`) only grow while `NodeReport.started_s` stays the same.  `accuracy_rows` is
-    `rows` times the mean accuracy, in points, expected of those that count (`clover.control.counted`), of all if none
-    counts: as that mean changes for all rows so far, it can fall."""
+    Counters (`rows`, `accuracy_rows`, `joules`, `grams`) only grow while `NodeReport.started_s` stays the same.
+    `accuracy_rows` sums the accuracy, in points, expected of each row that was answered; of rows that do not count
+    (`clover.control.counted`), the mean of those that did at the time."""
 
     family: str
     rates: dict[str, float]

@@ -38,6 +38,7 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.arrivals import WINDOW_S
 from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
@@ -281,7 +282,7 @@ class Controller:
         family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
         now_s = context.monotonic()
         self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
-        missed, waits = watch_slo(context, family, now_s), _watch_waits(family, now_s)
+        missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)
         reason = missed or waits
         family.demand.look(now_s, family.fleet.demanded())
         self.swinger.look(family)
@@ -300,7 +301,7 @@ class Controller:
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
         devices = context.devices_of(family.name)
-        if family.sleep.look(family.slo.late, devices, family.desired, now_s):
+        if family.sleep.look(_late(family, now_s), devices, family.desired, now_s):
             asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
             family.news = family.news or f"SLO missed with {asleep}"
         trigger = self._trigger(family, now_s)
@@ -392,13 +393,18 @@ class Controller:
             raise Unavailable("the server is shutting down")
 
 
-def _watch_waits(family: Family, now_s: float) -> str:
+def watch_waits(family: Family, now_s: float) -> str:
     """Return why to plan for the sake of rows that wait, in words; empty if there is no reason."""
     sight = WaitSight(
         now_s=now_s,
         routing=family.deployed.routing if family.deployed is not None else None,
         p95_ms=family.observed.get("p95_ms"),
         slo_ms=family.targets.slo_ms,
-        late=family.slo.late,
+        late=_late(family, now_s),
     )
     return family.waiting.look(sight)
+
+
+def _late(family: Family, now_s: float) -> bool:
+    """Return whether rows are late by what the plan has them do: for a window after shares moved that is not known."""
+    return family.slo.late and now_s >= family.slo.pressure.shares_moved_s + WINDOW_S

@@ -76,6 +76,8 @@ class SloPressure:
         self._runs: tuple[tuple[Assignment, ...], Routing | None] = ((), None)
         self._service_ms = math.nan
         self._changed_s = -math.inf
+        self.shares_moved_s = -math.inf
+        """When rows were last shared out otherwise than by plan, or by plan again after that."""
         self._late_s = math.nan  # since when the evidence lasts
         self._late_rows = 0.0
         self._raised: tuple[float, float] | None = None  # p95 (milliseconds) and time of the last raise of this miss
@@ -118,7 +120,7 @@ class SloPressure:
     def shares_moved(self, now_s: float) -> None:
         """Note that from now rows are shared out otherwise than before, although what runs and its plan stay: what was
         late before is no evidence against the plan."""
-        self._changed_s, self._late_s = now_s, math.nan
+        self._changed_s, self._late_s, self.shares_moved_s = now_s, math.nan, now_s
 
     def met(self) -> None:
         """Note that the SLO is met again: what the last miss showed no longer counts."""

@@ -17,14 +17,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
 
 from clover.control.context import Context
-from clover.control.counted import counted_accuracy
+from clover.control.counted import counted
 from clover.control.family import Family
 from clover.control.request import ClusterOrder, Targets
 from clover.errors import BadRequest, Conflict
@@ -78,6 +78,8 @@ class ClusterFollower:
         self._idle_w = idle_w
         self._wall = wall
         self._started_s = wall()
+        self._sums: dict[str, tuple[float, float, float, float]] = {}
+        """By family, as of its last report: rows, those that count, the sum of their accuracies, `accuracy_rows`."""
         self._cluster = ""
         self._node = ""
         self._until_s = -math.inf
@@ -215,22 +217,32 @@ class ClusterFollower:
 
     def _model(self, family: Family) -> dict[str, Any]:
         seen = family.observed
-        rows, accuracy = seen.get("rows", 0.0), counted_accuracy(seen)
-        if accuracy is None:  # no row counts, if all are left out: 0 would be a debt that no plan could pay
-            accuracy = seen.get("accuracy_served", 0.0)
-        order, counted = family.order, self._counted(family.name)
+        order, figures = family.order, self._counted(family.name)
         return {
             "order": None if order is None else {"rate": order.rate, "accuracy": order.accuracy},
             "pinned": family.pin is not None,
             "rate": seen.get("arrival_rate", 0.0),
             "p95_ms": seen.get("p95_ms"),
-            "rows": int(rows),
-            "accuracy_rows": rows * accuracy,
+            "rows": int(seen.get("rows", 0.0)),
+            "accuracy_rows": self._accuracy_rows(family.name, seen),
             "ready": family.missing == 0 and family.deployed is not None,
-            "joules": counted.get("energy_j", 0.0),
-            "grams": counted.get("carbon_g", 0.0),
+            "joules": figures.get("energy_j", 0.0),
+            "grams": figures.get("carbon_g", 0.0),
             "correction": _energy_factor(family),
         }
+
+    def _accuracy_rows(self, name: str, seen: Mapping[str, float]) -> float:
+        """Return the sum of the accuracies (percent) of all rows so far.  Rows that do not count have the mean of those
+        that did since the last report; if none did, as served: 0 would be a debt that no plan could pay."""
+        rows, (number, total) = seen.get("rows", 0.0), counted(seen) or (0.0, 0.0)
+        before = self._sums.get(name, (0.0, 0.0, 0.0, 0.0))
+        if rows < before[0]:  # another router, which began anew
+            before = (0.0, 0.0, 0.0, 0.0)
+        new = number - before[1]
+        mean = (total - before[2]) / new if new > 0.0 else seen.get("accuracy_served", 0.0)
+        found = before[3] + (rows - before[0]) * mean
+        self._sums[name] = rows, number, total, found
+        return found
 
     def _profiles(self) -> dict[str, Any]:
         """Return what the operating points of the devices are worked out from: profiles, devices and objectives."""

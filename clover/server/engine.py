@@ -193,13 +193,14 @@ class Engine:
             raise StartError(short)
         for served in self.served.values():
             served.memory_share = self.controller.context.device_pool.share(served.name)
+        frontend = self.frontend  # not an application's, which may be asked from now on (`asgi`)
         await self.chain.open(self.grid.now())
         if self.otel is not None:
             stack.push_async_callback(self.otel.close)  # after the last answer
             self.otel.start()
-        if self.frontend is not None:
-            stack.push_async_callback(self.frontend.close)
-            await self.frontend.start(self._succession.inherited if self._succession is not None else None)
+        if frontend is not None:
+            stack.push_async_callback(frontend.close)
+            await frontend.start(self._succession.inherited if self._succession is not None else None)
         await self._pool.start()
         await self.machine.start()
         if self.ledger is not None:

@@ -105,7 +105,7 @@ class Server:
             await engine.start()
         except BaseException:
             self._engine = None
-            await asyncio.shield(engine.stop())
+            await asyncio.shield(_end(engine))
             raise
         for served in () if shown else engine.served.values():
             if untrained := published.caution(served.spec):
@@ -132,9 +132,7 @@ class Server:
             return await engine.drain()
         finally:
             self._loop = None
-            await engine.stop()
-            if engine.frontend is not None:  # it may be an application's, which the engine did not start (`asgi`)
-                await engine.frontend.close()
+            await _end(engine)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -380,3 +378,12 @@ def _run_uvloop(main: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main())
+
+
+async def _end(engine: Engine) -> None:
+    """Stop `engine`, and its front end, which may be an application's that the engine did not start (`asgi`)."""
+    try:
+        await engine.stop()
+    finally:
+        if engine.frontend is not None:
+            await engine.frontend.close()

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from clover.control.arrivals import WINDOW_S
+from clover.control.controller import watch_waits
 from clover.control.share_swings import (
     BLOCK_S,
     GIVEN_UP_S,
@@ -27,6 +29,7 @@ from clover.control.share_swings import (
 )
 from clover.control.solver.process import solve
 from clover.control.solver.protocol import SWINGS, SolverOrder
+from clover.control.triggers import SLO_LOOKS
 from clover.errors import PlanError
 from clover.planning.model.metered import MixedVariant
 from clover.planning.model.swings import Move, moved, moves
@@ -518,6 +521,23 @@ def test_what_is_late_under_moved_shares_is_no_evidence_against_the_plan() -> No
     later(made, 1)
     assert rig.fleet.shares == made.shares
     assert pressure._changed_s == rig.clock.now_s
+
+
+def test_what_is_late_under_moved_shares_gives_up_no_waits() -> None:
+    made = begun()
+    family, now_s = made.rig.family, made.rig.clock.now_s
+    assert family.deployed is not None
+    routing = msgspec.structs.replace(family.deployed.routing, wait_ms={"v0": 5.0})
+    family.deployed = replace(family.deployed, routing=routing)
+    watch_waits(family, now_s - 60.0)
+    family.slo.late = True
+    family.slo.pressure.shares_moved(now_s)
+    for second in range(int(WINDOW_S)):
+        watch_waits(family, now_s + second)
+    assert not family.waiting.held, "clients' p95 has rows of the move in it still"
+    for second in range(SLO_LOOKS):
+        watch_waits(family, now_s + WINDOW_S + second)
+    assert family.waiting.held
 
 
 def test_a_controller_that_stops_asks_no_more() -> None:

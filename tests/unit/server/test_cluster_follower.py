@@ -231,6 +231,24 @@ def test_a_dry_run_changes_nothing() -> None:
     story(tell)
 
 
+def test_rows_that_did_not_count_do_not_weigh_on_those_that_come_later() -> None:
+    async def tell() -> None:
+        scene = Scene()
+        await scene.rig.settled()
+        figures = scene.rig.fleet.figures
+        figures |= {"rows": 1e6, "left_out_rows": 8e5, "left_out_accuracy_rows": 8e5 * 60.0}
+        figures["accuracy_served"] = (2e5 * 93.0 + 8e5 * 60.0) / 1e6
+        await scene.rig.look()
+        before = (await scene.say(action="status"))["models"]["toy"]["accuracy_rows"]
+        assert before == pytest.approx(1e6 * 93.0)
+        figures |= {"rows": 1.01e6, "accuracy_served": (2e5 * 93.0 + 8e5 * 60.0 + 1e4 * 91.0) / 1.01e6}
+        await scene.rig.look()
+        after = (await scene.say(action="status"))["models"]["toy"]["accuracy_rows"]
+        assert (after - before) / 1e4 == pytest.approx(91.0)
+
+    story(tell)
+
+
 def test_report_profiles_and_metrics() -> None:
     async def tell() -> None:
         scene = Scene()
@@ -241,14 +259,14 @@ def test_report_profiles_and_metrics() -> None:
         model = (await scene.say(action="status"))["models"]["toy"]
         assert (model["rows"], model["accuracy_rows"], model["p95_ms"]) == (40, 3700.0, 12.0)
         assert (model["joules"], model["grams"], model["order"]) == (30.0, 2.0, {"rate": 50.0, "accuracy": 92.0})
-        scene.rig.fleet.figures |= {"repeated_rows": 30.0, "repeated_surplus": -60.0}
+        scene.rig.fleet.figures |= {"rows": 80.0, "repeated_rows": 30.0, "repeated_surplus": -60.0}
         await scene.rig.look()
         model = (await scene.say(action="status"))["models"]["toy"]
-        assert model["accuracy_rows"] == pytest.approx(3760.0), "a probe spends a cluster's budget as any row"
-        scene.rig.fleet.figures |= {"left_out_rows": 40.0, "left_out_accuracy_rows": 3760.0}
+        assert model["accuracy_rows"] == pytest.approx(7460.0), "a probe spends a cluster's budget as any row"
+        scene.rig.fleet.figures |= {"rows": 120.0, "left_out_rows": 40.0, "left_out_accuracy_rows": 40 * 92.5}
         await scene.rig.look()
         model = (await scene.say(action="status"))["models"]["toy"]
-        assert (model["rows"], model["accuracy_rows"]) == (40, 3700.0), "as served, if no row counts"
+        assert (model["rows"], model["accuracy_rows"]) == (120, pytest.approx(11160.0)), "as served, if no row counts"
         found = await scene.say(action="profiles")
         assert found["models"]["toy"]["profile"]["family"] == "toy"
         assert found["devices"][0]["device"] == "cpu0"

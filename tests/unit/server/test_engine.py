@@ -24,7 +24,7 @@ def test_families_on_the_same_cores_divide_memory_by_their_shares() -> None:
     async def story() -> None:
         rig = Rig(family={"share": 1.0})
         engine: Any = object.__new__(Engine)
-        engine._stack = None
+        engine._stack = engine.frontend = None
         engine.controller = rig.controller
         engine.grid = SimpleNamespace(now=lambda: 0.0)
         engine.chain = SimpleNamespace(open=reached)
