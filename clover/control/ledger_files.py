@@ -91,9 +91,13 @@ class LedgerFiles:
 
     async def close(self, families: Iterable[Family], grid_s: float) -> None:
         """Write everything a last time."""
+        await self.settle()
+        await self._write(self._files(families, grid_s))
+
+    async def settle(self) -> None:
+        """Wait until what is being written is."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._write(self._files(families, grid_s))
 
     def path(self, family: Family) -> Path | None:
         """Return the file of `family` with its horizon, whether it exists or not; None if nothing is kept."""

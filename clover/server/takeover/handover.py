@@ -148,6 +148,7 @@ class Handover:
         """Count the energy until now, stand still, and return the state."""
         engine, controller = self._engine, self._engine.controller
         await engine.count()
+        await controller.ledger_files.settle()  # or it might come after what the new server writes
         if reason := self._hindrance():
             raise TakeOverError(reason)
         if what := changes_since(self._offered, self._offerable()):

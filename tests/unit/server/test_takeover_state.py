@@ -129,6 +129,22 @@ async def test_a_budget_goes_over_once_with_what_is_answered_meanwhile(tmp_path:
 
 
 @on_a_loop
+async def test_what_is_being_written_of_a_budget_is_written_before_it_is_handed_over(tmp_path: Path) -> None:
+    engine, rig = engine_of(tmp_path / "budgets", 1000.0)
+    await rig.deploy()
+    await served(rig, 3.0, 5000.0, 91.0)
+    files, slow = rig.controller.ledger_files, asyncio.Event()
+    files._task = asyncio.get_running_loop().create_task(slow.wait())  # type: ignore[arg-type]
+    handing = asyncio.get_running_loop().create_task(Handover(engine, lambda: None, "").checkpoint())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not handing.done()
+    slow.set()
+    await handing
+    await rig.controller.stop()
+
+
+@on_a_loop
 async def test_one_that_is_reverted_goes_on_as_it_was(tmp_path: Path) -> None:
     engine, rig = engine_of(tmp_path / "budgets", 1000.0)
     await rig.deploy()
