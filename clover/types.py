@@ -458,7 +458,9 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it.
 
     `front_ms`: milliseconds that HTTP and the front end add to the p95 that the router sees (0: not known).
-    `front_work_ms`: those of them that are work, and not waiting for the event loop's turn (-1: not known)."""
+    `front_work_ms`: those of them that are work, and not waiting for the event loop's turn (-1: not known).
+    `wake_j`: joules that a batch costs its worker beyond `rested_j` after a pause of 8 ms, if it serves on cores (0:
+    not known, or none).  `turn_j`: those of a turn of the front end's event loop after such a pause."""
 
     family: str
     key: str
@@ -473,6 +475,8 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     cascade: CascadeProfile | None = None
     front_ms: float = 0.0
     front_work_ms: float = -1.0
+    wake_j: float = 0.0
+    turn_j: float = 0.0
     memory: tuple[MemoryMeasurement, ...] = ()
     context_bytes: dict[str, int] = {}
     """Bytes that a worker holds on a slice beside its variants, by profile."""
@@ -546,11 +550,12 @@ class EnergySample(Record, frozen=True, kw_only=True):
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):
-    """Nanoseconds of CPU time so far: of the server's process tree, of the server's own process alone, and of
-    everything that runs on the machine (0: not known)."""
+    """Nanoseconds of CPU time so far: of the server's process tree, of the server's own process alone, of control in
+    that process, and of everything that runs on the machine (0: not known)."""
 
     tree_ns: int
     server_ns: int
+    control_ns: int = 0
     machine_ns: int = 0
 
 

@@ -4,7 +4,7 @@ Each worker's clock is read from the kernel, once a window, together with those 
 uses between batches is its variant's too, and no worker can say that it used less.  What a process of several variants
 used is split among them by the CPU time of their batches, by its own word; evenly, if there were none.  What the tree
 used beyond the workers that serve and the server's own process is `control`: the planner, profiling, starts, loading
-and warming up, standby workers, the zygote.
+and warming up, standby workers, the zygote; so is what the controller took in that process (`clover.control_time`).
 
 Workers on emulated GPUs compute what a GPU would have computed: their CPU time is counted apart (`emulator`), since the
 emulated GPU is billed for that work.
@@ -106,7 +106,8 @@ class HostCpu:
                 workers += self._split(watched, used_ns)
         self._now = self._times([pid for pid in self._watched if isinstance(pid, int)])
         tree_ns = self._now.tree_ns - self._closed.tree_ns
-        front_end_ns = max(self._now.server_ns - self._closed.server_ns, 0)
+        control_ns = self._now.control_ns - self._closed.control_ns
+        front_end_ns = max(self._now.server_ns - self._closed.server_ns - control_ns, 0)
         rest_ns = tree_ns - front_end_ns - emulator_ns - sum(ns for _, ns in workers)
         machine_ns = self._now.machine_ns - self._closed.machine_ns if self._now.machine_ns else 0
         self._parts = HostParts(workers, front_end_ns, max(rest_ns, 0), emulator_ns, max(machine_ns - tree_ns, 0))

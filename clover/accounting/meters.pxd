@@ -17,6 +17,7 @@ cdef class WorkerMeter:
     cdef int64_t[::1] _batches
     cdef double[::1] _batch_ns
     cdef double _rested_j
+    cdef double _wake_j
     cdef int _top
     cdef int64_t _spare_ns
     cdef public int64_t rows

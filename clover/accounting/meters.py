@@ -10,6 +10,8 @@ from clover.types import FamilyProfile
 
 PAUSE_NS = 2_000_000
 """The pause after which `LatencyMeasurement.rested_j` was measured (`planning.model.queueing.REST_S`)."""
+WAKE_NS = 8_000_000
+"""The pause from which on a batch costs `FamilyProfile.wake_j` more (`planning.model.queueing.WAKE_S`)."""
 
 _SLACK_NS = 20_000_000
 """CPU time is read before a batch begins and after it ends: in sum it may be that much longer than the batches."""
@@ -17,10 +19,12 @@ _SLACK_NS = 20_000_000
 
 class ProfiledEnergy(NamedTuple):
     """What a profile expects of a worker: active joules a row at each batch size from 0 (empty: it was not measured),
-    and the joules that a batch costs more after a pause of `PAUSE_NS`."""
+    and the joules that a batch costs more after a pause of `PAUSE_NS`, and its process beside it after one of
+    `WAKE_NS`."""
 
     per_row: Sequence[float] = ()
     rested_j: float = 0.0
+    wake_j: float = 0.0
 
 
 class HostProcess(NamedTuple):
@@ -58,7 +62,8 @@ def profiled_energy(
         above = [p for p in points if p[0] >= rows]
         (b0, e0), (b1, e1) = below[-1], above[0]
         out.append((e0 if b1 <= b0 else e0 + (e1 - e0) * (rows - b0) / (b1 - b0)) / rows)
-    return ProfiledEnergy(out, max(m.rested_j for m in measured))
+    assert profile is not None
+    return ProfiledEnergy(out, max(m.rested_j for m in measured), profile.wake_j)
 
 
 class WorkerMeter:
@@ -80,6 +85,7 @@ class WorkerMeter:
         "_rested_j",
         "_spare_ns",
         "_top",
+        "_wake_j",
         "answered",
         "busy_ns",
         "core_w",
@@ -133,6 +139,7 @@ class WorkerMeter:
         plan."""
         self._joules = tuple(profiled.per_row)
         self._rested_j = profiled.rested_j
+        self._wake_j = profiled.wake_j
         self._top = len(self._joules) - 1
         self._batches = array("q", bytes(8 * len(self._joules)))
         self._batch_ns = array("d", bytes(8 * len(self._joules)))
@@ -175,6 +182,8 @@ class WorkerMeter:
                 # After a pause caches are cold: measured after PAUSE_NS, and in proportion before.
                 per_row += self._rested_j * (1.0 if pause_ns >= PAUSE_NS else pause_ns / PAUSE_NS) / rows
                 part = warm_j / per_row  # and it takes longer by as much
+            if self._wake_j > 0.0 and rows:
+                per_row += self._wake_j * (1.0 if pause_ns >= WAKE_NS else pause_ns / WAKE_NS) / rows
             if not failed:
                 self._batches[size] += 1
                 self._batch_ns[size] += busy_ns * part

@@ -61,6 +61,7 @@ from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
 from clover.control.wait_watch import WaitSight
+from clover.control_time import control_task
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
 from clover.planning.budget.forecast import HOUR_S
@@ -143,7 +144,7 @@ class Controller:
         if initial:
             for name in list(self.context.families):
                 await self.deploy(name)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="clover-controller")
+        self._task = control_task(self._run(), name="clover-controller")
 
     async def deploy(self, name: str) -> None:
         """Make and apply the first plan of a family.  StartError if that fails."""
@@ -268,7 +269,7 @@ class Controller:
             return  # the next look will do
         if self._hasty is None or self._hasty.done():
             self._hasty_s = now_s
-            self._hasty = asyncio.get_running_loop().create_task(self._look_safely())
+            self._hasty = control_task(self._look_safely())
 
     def _decline(self, family: Family) -> None:
         """Tell the fleet which rows to refuse, as no worker will be started for them."""
@@ -367,7 +368,7 @@ class Controller:
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """See `clover.interfaces.Control.command`.  Unavailable once the server stops."""
         self._refuse_if_stopped()
-        task = asyncio.get_running_loop().create_task(self._run_command(verb, arguments, operator))
+        task = control_task(self._run_command(verb, arguments, operator))
         self._commanded.add(task)
         task.add_done_callback(self._commanded.discard)
         try:

@@ -18,6 +18,7 @@ from clover.accounting.labels import DeviceLines, joined, methods_of
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.request import PlanRequest, Targets
+from clover.control_time import control_task
 from clover.errors import CloverError
 from clover.planning.model.cores import row_of_cores, sleeping_row
 from clover.types import DeviceShape, State
@@ -64,7 +65,7 @@ class CoreNeed:
             if known is None or (known.targets, known.learned) != asked or abs(rate - known.rate) > STEP * known.rate:
                 self._asked_s = now_s
                 asking = self._ask(family, rate, self._fewest_cores)
-                self._asking = asyncio.get_running_loop().create_task(asking, name="clover-core-need")
+                self._asking = control_task(asking, name="clover-core-need")
                 return
 
     async def _ask(self, family: Family, rate: float, fewest_cores: FewestCores) -> None:

@@ -20,6 +20,7 @@ from clover.cache import replace_file
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.learning import SavedCorrection
+from clover.control_time import control_task
 from clover.errors import ProfileError
 from clover.malformed import MALFORMED
 from clover.profiles import ProfileStore
@@ -89,7 +90,7 @@ class Learner:
         self._saved_s = now_s
         due = self._due(self._context.families.values())
         if due:
-            self._writing = asyncio.get_running_loop().create_task(self._write(due), name="clover-learned")
+            self._writing = control_task(self._write(due), name="clover-learned")
 
     async def finish(self, families: Iterable[Family]) -> None:
         """Write what was not written yet of `families`, which end."""

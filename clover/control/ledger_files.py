@@ -22,6 +22,7 @@ from clover.cache import cache_folder, replace_file
 from clover.config import ServerConfig
 from clover.control.family import Family
 from clover.control.ledger import SavedLedger
+from clover.control_time import control_task
 from clover.malformed import MALFORMED
 from clover.planning.model.problem import accuracies
 from clover.types import Record
@@ -87,7 +88,7 @@ class LedgerFiles:
         if self.folder is None or now_s < self._due_s or (self._task is not None and not self._task.done()):
             return
         self._due_s = now_s + SAVE_S
-        self._task = asyncio.get_running_loop().create_task(self._write(self._files(families, grid_s)))
+        self._task = control_task(self._write(self._files(families, grid_s)))
 
     async def close(self, families: Iterable[Family], grid_s: float) -> None:
         """Write everything a last time."""

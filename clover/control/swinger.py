@@ -19,6 +19,7 @@ from clover.control.family import Family
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.share_swings import BLOCK_S, BLOCK_WINDOWS, FoundMoves, Runs, SwingSight, Turn
+from clover.control_time import control_task
 from clover.errors import CloverError
 from clover.planning.model.metered import MixedVariant
 from clover.planning.model.problem import LEAST_RATE
@@ -79,7 +80,7 @@ class Swinger:
         self._decided[family.name] = self._last(family)
         if swings.wants and runs is not None and family.name not in self._asking:
             asking = self._ask(family, runs, self.find)
-            self._asking[family.name] = asyncio.get_running_loop().create_task(asking, name="clover-swings")
+            self._asking[family.name] = control_task(asking, name="clover-swings")
 
     def _route(self, family: Family, turn: Turn) -> None:
         """Move rows by `turn`; what is late before that is no evidence against the plan."""

@@ -23,6 +23,7 @@ from clover._version import __version__
 from clover.carbon.chain import SourceChain
 from clover.carbon.grid import Grid
 from clover.carbon.labels import caveat
+from clover.control_time import control_task
 from clover.dashboard import snapshot
 from clover.dashboard.history import LatencyWindow, SampleHistory
 from clover.dashboard.today import midnight
@@ -97,7 +98,7 @@ class Feed:
 
     def start(self) -> asyncio.Task[None]:
         """Return the task that looks, begun in the running loop."""
-        return asyncio.get_running_loop().create_task(self.run(), name="clover-dashboard")
+        return control_task(self.run(), name="clover-dashboard")
 
     async def run(self) -> None:
         """Call `tick` until cancelled; one that fails is logged, and the next one is made all the same."""

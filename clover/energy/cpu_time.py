@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from clover.control_time import CONTROL
 from clover.energy.host import host_use
 from clover.process_clock import process_ns
 from clover.types import CpuTimes
@@ -33,12 +34,18 @@ class ProcessTree:
     """
 
     def __init__(
-        self, proc: Path = PROC, *, walk_s: float = 5.0, monotonic: Callable[[], float] = time.monotonic
+        self,
+        proc: Path = PROC,
+        *,
+        walk_s: float = 5.0,
+        monotonic: Callable[[], float] = time.monotonic,
+        control_ns: Callable[[], int] = lambda: CONTROL.used_ns,
     ) -> None:
         self._proc = str(proc)
         self._pid = os.getpid()
         self._walk_s = walk_s
         self._monotonic = monotonic
+        self._control_ns = control_ns
         self._walked_s = -math.inf
         self._descendants: list[int] = []
         self._orphans: dict[int, int] = {}
@@ -64,7 +71,8 @@ class ProcessTree:
         self._tree_ns = max(self._tree_ns, total_ns)
         use = host_use(Path(self._proc) / "stat")
         machine_ns = round(use.busy_s * 1e9) if use is not None else 0
-        return CpuTimes(tree_ns=self._tree_ns, server_ns=server_ns, machine_ns=machine_ns)
+        control_ns = self._control_ns()
+        return CpuTimes(tree_ns=self._tree_ns, server_ns=server_ns, control_ns=control_ns, machine_ns=machine_ns)
 
     def _used(self, pid: int) -> int:
         """Return the nanoseconds that `pid` used, with its children that are dead; 0 if it has ended."""

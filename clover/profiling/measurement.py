@@ -39,6 +39,7 @@ from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, others_on
+from clover.profiling.light_load import with_light_load
 from clover.profiling.neighbours import BesideNeighbours
 from clover.profiling.options import MeasureOptions
 from clover.profiling.over_http import BASE_LOAD, HttpMeasurement
@@ -401,7 +402,7 @@ class _Measurement:
         whole = rig.instances.whole
         rig.steps.begin(f"BASE over HTTP: {profile.base.variant} on {len(whole)} x {profile.base.profile}")
         measurement = HttpMeasurement(
-            rig.pool, rig.instances.devices, self._options.cache_dir, rig.rows, self._options.silent_s
+            rig.pool, rig.instances.devices, self._options.cache_dir, rig.rows, self._options.silent_s, rig.on_cores
         )
         try:
             found = await measurement.measure(rig.spec, profile, whole, rate, self._seconds(rate))
@@ -411,4 +412,5 @@ class _Measurement:
             return structs.replace(profile, notes=(*profile.notes, self._found.notes[-1]))
         base = structs.replace(profile.base, http_p95_ms=found.p95_ms)
         notes = (*profile.notes, *found.notes)
-        return structs.replace(profile, base=base, front_ms=found.front_ms, front_work_ms=found.work_ms, notes=notes)
+        known = structs.replace(profile, base=base, front_ms=found.front_ms, front_work_ms=found.work_ms, notes=notes)
+        return with_light_load(known, found.light) if found.light is not None else known

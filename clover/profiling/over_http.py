@@ -21,6 +21,8 @@ it to the latencies that it predicts (`planning.model.queueing`).
 waited for it in the same run (`http.loop_lag`): a server adds what they wait now (`control.front_correction`).  Of a
 busy machine both are large, and their difference is no figure of either: so it is not more than `MOST_OVER_LEAST` times
 what the front end adds where a request is answered fastest, by the fastest twentieth of all, which others hardly touch.
+
+On cores a last run sends single rows at a light load, without probes (`light_load`).
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ import statistics
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +54,8 @@ from clover.http.loop_lag import LoopLag, spread_ms
 from clover.interfaces import Control, Device, Model
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
+from clover.process_clock import process_ns
+from clover.profiling.light_load import LIGHT_RATE, LightLoad
 from clover.profiling.records import typical_p95
 from clover.profiling.rows import SampleRows, pack
 from clover.runtime.router.traffic import Traffic
@@ -95,12 +99,13 @@ _CLIENT = Path(__file__).with_name("load_client.py")
 @dataclass(frozen=True)
 class HttpFigures:
     """What a client sees of BASE: its p95, and the part of it that HTTP and the front end are, in milliseconds; what of
-    that is work (-1: not known); and what is to be said of them."""
+    that is work (-1: not known); what is to be said of them; and what its batches and requests took at a light load."""
 
     p95_ms: float
     front_ms: float
     work_ms: float = -1.0
     notes: tuple[str, ...] = ()
+    light: LightLoad | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,8 @@ class HttpMeasurement:
     cache_dir: Path
     rows: SampleRows
     silent_s: float
+    light: bool = False
+    """Whether to measure at a light load, too."""
 
     async def measure(
         self, spec: FamilySpec, profile: FamilyProfile, places: Sequence[Placement], rate: float, seconds: float
@@ -191,23 +198,43 @@ class HttpMeasurement:
         service = services_of(profile)[base.variant, base.profile]
         runs: list[HttpRun] = []
         probes_ns: list[int] = []
-        async with self._served(spec, profile, places) as served, _front_end(served, probes_ns) as (host, port):
-            whole = [_request(f"{host}:{port}", served.name, request) for request in requests]
-            now, wanted = rate, min(BASE_LOAD, rate * _full_s(service) / len(places))
-            while len(runs) < MOST_RUNS and not agreeing(runs):
-                served.traffic.latency.reset()
-                served.traffic.batch_sizes.clear()
-                probes_ns.clear()
-                ms = await self._run(host, port, whole, now / rows, seconds)
-                busy = now * _took_s(served.traffic, service) / len(places)
-                load, front_ms = load_of(ms, seconds, busy), front_of(ms, served.traffic.latency)
-                work_ms = work_of(ms, served.traffic.latency, front_ms, spread_ms(probes_ns))
-                runs.append(HttpRun(brought_to(wanted, typical_p95(ms), load), front_ms, work_ms, load))
-                now = min(rate, now * wanted / load)
-        found = figures_of(runs)
+        async with self._served(spec, profile, places) as served:
+            async with _front_end(served, probes_ns) as (host, port):
+                whole = [_request(f"{host}:{port}", served.name, request) for request in requests]
+                now, wanted = rate, min(BASE_LOAD, rate * _full_s(service) / len(places))
+                while len(runs) < MOST_RUNS and not agreeing(runs):
+                    served.traffic.latency.reset()
+                    served.traffic.batch_sizes.clear()
+                    probes_ns.clear()
+                    ms = await self._run(host, port, whole, now / rows, seconds)
+                    busy = now * _took_s(served.traffic, service) / len(places)
+                    load, front_ms = load_of(ms, seconds, busy), front_of(ms, served.traffic.latency)
+                    work_ms = work_of(ms, served.traffic.latency, front_ms, spread_ms(probes_ns))
+                    runs.append(HttpRun(brought_to(wanted, typical_p95(ms), load), front_ms, work_ms, load))
+                    now = min(rate, now * wanted / load)
+            light = await self._light(spec, served, rate, seconds) if self.light else None
+        found = replace(figures_of(runs), light=light)
         for note in found.notes:
             log.warning("%s: %s", spec.name, note)
         return found
+
+    async def _light(self, spec: FamilySpec, served: Served, rate: float, seconds: float) -> LightLoad:
+        """Return what requests of one row, `LIGHT_RATE` a second or `rate` if that is less, took of whom."""
+        pids = [worker["pid"] for worker in served.fleet.describe()]
+        async with _front_end(served, None) as (host, port):
+            requests = [_request(f"{host}:{port}", served.name, one) for one in self._requests(spec, 1)]
+            served.traffic.batch_sizes.clear()
+            begun_ns: list[tuple[int, int]] = []
+
+            def read() -> None:
+                begun_ns.append((time.thread_time_ns(), sum(process_ns(pid) or 0 for pid in pids)))
+
+            ms = await self._run(host, port, requests, min(LIGHT_RATE, rate), seconds, begun=read)
+            read()
+        front_ns, workers_ns = (after - before for before, after in zip(*begun_ns, strict=True))
+        sizes = {rows: count for rows, (count, _) in served.traffic.batch_sizes.items()}
+        batches, rows = sum(sizes.values()), sum(size * count for size, count in sizes.items())
+        return LightLoad(front_ns / 1e9, workers_ns / 1e9, seconds, len(ms), batches, rows, len(pids))
 
     @contextlib.asynccontextmanager
     async def _served(
@@ -250,13 +277,22 @@ class HttpMeasurement:
             served.close()
 
     async def _run(
-        self, host: str, port: int, requests: Sequence[bytes], rate: float, seconds: float
+        self,
+        host: str,
+        port: int,
+        requests: Sequence[bytes],
+        rate: float,
+        seconds: float,
+        *,
+        begun: Callable[[], None] = lambda: None,
     ) -> NDArray[np.float64]:
-        """Return the milliseconds of the requests of one run of the client.  Raises ProfileError if too many failed."""
+        """Return the milliseconds of the requests of one run of the client; call `begun` once its process is there.
+        Raises ProfileError if too many failed."""
         arguments = map(str, (host, port, rate, seconds, _SEED, self.silent_s))
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", str(_CLIENT), *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
+        begun()
         try:
             given = b"".join(len(request).to_bytes(4, "little") + request for request in requests)
             out, errors = await client.communicate(given)
@@ -316,18 +352,20 @@ def _took_s(traffic: Traffic, service: Service) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _front_end(served: Served, probes_ns: list[int]) -> AsyncIterator[tuple[str, int]]:
+async def _front_end(served: Served, probes_ns: list[int] | None) -> AsyncIterator[tuple[str, int]]:
     """Serve one family over HTTP on a free port of the loopback until the body ends; yield host and port.  What probes
-    of the event loop take is added to `probes_ns`."""
+    of the event loop take is added to `probes_ns`; without, there are none."""
     loop = asyncio.get_running_loop()
     frontend = Frontend(_OneFamily(served), ServerConfig(listen=ListenConfig(port=0)), loop)
-    probes = LoopLag(loop, probes_ns.append, per_s=_PROBES_PER_S)
+    probes = LoopLag(loop, probes_ns.append, per_s=_PROBES_PER_S) if probes_ns is not None else None
     try:
         where = await frontend.start()
-        probes.start()
+        if probes is not None:
+            probes.start()
         yield where
     finally:
-        probes.stop()
+        if probes is not None:
+            probes.stop()
         await frontend.close()
 
 

@@ -28,6 +28,7 @@ from clover.control.ledger_files import LedgerFiles, budgets_folder
 from clover.control.report import budget_gauges, capacity_gauges
 from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
+from clover.control_time import control_task
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
 from clover.http.audit import Operators
 from clover.interfaces import Control, Model, SplitModel
@@ -242,7 +243,7 @@ class Engine:
         await self._account()  # so that the first receipts know already who holds how much idle power
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
         for turn, what in self._turns():
-            task = loop.create_task(each_second(turn, what), name=f"clover: {what}")
+            task = control_task(each_second(turn, what), name=f"clover: {what}")
             stack.push_async_callback(cancelled, task)
         if self.frontend is not None:
             self.frontend.watch(self.controller.learner)

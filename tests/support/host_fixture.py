@@ -9,11 +9,13 @@ from clover.types import CpuTimes
 
 
 class FakeClocks:
-    """CPU nanoseconds by pid, of the server itself, of all else that it started, and of other programs."""
+    """CPU nanoseconds by pid, of the server itself (of which `looking_ns` its controller), of all else that it started,
+    and of other programs."""
 
     def __init__(self) -> None:
         self.processes: dict[int, int] = {}
         self.server_ns = 0
+        self.looking_ns = 0
         self.control_ns = 0
         self.dead_ns = 0
         self.others_ns = 0
@@ -38,7 +40,8 @@ class FakeClocks:
         """Return what `clover.energy.cpu_time.ProcessTree.read` would."""
         living_ns = sum(max(used_ns, 0) for used_ns in self.processes.values())
         tree_ns = self.server_ns + self.control_ns + self.dead_ns + living_ns
-        return CpuTimes(tree_ns=tree_ns, server_ns=self.server_ns, machine_ns=tree_ns + self.others_ns)
+        machine_ns = tree_ns + self.others_ns
+        return CpuTimes(tree_ns=tree_ns, server_ns=self.server_ns, control_ns=self.looking_ns, machine_ns=machine_ns)
 
 
 def hosted(

@@ -22,7 +22,7 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section", "datatypes", "process_clock", "bounded_exit"}
+        | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit"}
     ),
     frozenset({"autogroup"}),
     frozenset({"low_priority"}),

@@ -16,6 +16,7 @@ from clover.control.baselines.shadow import Shadow
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.request import PlanRequest
+from clover.control_time import control_task
 from clover.errors import CloverError
 from clover.planning.budget.alternatives import Alternatives
 from clover.policies import BUDGETED, SPENDING
@@ -80,7 +81,7 @@ class Shadows:
             if rate is not None and self._alternatives is not None:
                 asking = True
                 task = self._ask(shadow, rate, self._alternatives)
-                self._asking = asyncio.get_running_loop().create_task(task, name="clover-shadow")
+                self._asking = control_task(task, name="clover-shadow")
 
     def _look(self, shadow: Shadow) -> None:
         context, family = self._context, shadow.family

@@ -29,7 +29,7 @@ from clover.planning.packing.waits import MORE, SLOW, TICK_MS, longest_ms
 
 _PARTS = (0.25, 0.5, 1.0)
 _STEP_MS = 0.5  # so that a rate that moves a little asks for the same wait, whose play is remembered
-_ROOM = 0.65  # of the SLO, in which a wait and the batches of all stages must end
+_ROOM = 0.85  # of the SLO, in which a wait and the batches of all stages must end
 
 
 def energy_j(lanes: Sequence[Lane] | SharedPool, rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:

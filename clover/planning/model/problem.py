@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import msgspec
@@ -134,7 +134,10 @@ def problem_of(state: State) -> Problem:
     """Return the problem that `state` poses; PlanError if no device can be used, or if the profile covers no variant on
     these devices."""
     profile = state.profile
-    services = services_of(profile, state.share)
+    services = {
+        key: replace(service, turn_j=profile.turn_j)
+        for key, service in services_of(profile, state.share).items()
+    }
     accuracy = accuracies(profile)
     if not any(shape.layouts for shape in state.devices):
         devices = ", ".join(shape.device for shape in state.devices) or "none"
@@ -202,7 +205,7 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
         if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
     }
     found: dict[tuple[str, str], str] = {}
-    measured = _measured(profile.latency, profile.front_ms)
+    measured = _measured(profile.latency, profile.front_ms, profile.wake_j)
     for (variant, name, backend), service in measured.items():
         chosen = profile.backend.get(variant, "")
         if backend == chosen:
@@ -218,7 +221,7 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
 def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
     """Return how each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's
     time."""
-    measured = _measured(profile.latency, profile.front_ms)
+    measured = _measured(profile.latency, profile.front_ms, profile.wake_j)
     return {
         (variant, name): measured[variant, name, backend].derated(min(1.0, share))
         for (variant, name), backend in backends_of(profile).items()
@@ -227,7 +230,7 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
 
 @lru_cache(maxsize=64)
 def _measured(
-    measurements: tuple[LatencyMeasurement, ...], front_ms: float
+    measurements: tuple[LatencyMeasurement, ...], front_ms: float, wake_j: float
 ) -> Mapping[tuple[str, str, str], Service]:
     """Return how each (variant, profile, backend) serves; of several thread counts the fastest at a batch size
     counts.  One answer for all who ask, and the same services, so that memos know them at a glance."""
@@ -246,5 +249,6 @@ def _measured(
             sum(item.cv for item in ordered) / len(ordered),
             max(item.rested_j for item in ordered),
             front_ms,
+            wake_j,
         )
     return services

@@ -62,6 +62,10 @@ _RATE_STEP = math.log(1.03)
 _SEED = 20230911
 REST_S = 2e-3
 """The pause after which `Service.rested_j` was measured."""
+WAKE_S = 8e-3
+"""The pause from which on a batch costs `Service.wake_j` more: beside other processes, and on a core of a virtual
+machine, caches are lost bit by bit.  Measured on two shared cores (EPYC 9005, November 2026): a request for one row
+took 310, 450, 760 and 1,000 us of CPU at 400, 200, 100 and 50 requests/s, where batch after batch took 110."""
 
 Floats = NDArray[np.float64]
 
@@ -70,7 +74,10 @@ Floats = NDArray[np.float64]
 class Service:
     """How one worker serves: mean milliseconds and joules a row at each measured batch size (ascending), the
     coefficient of variation of the service time, and what a batch costs more after a pause.  `front_ms`: milliseconds
-    that HTTP and the front end add to the latency of a row, whichever worker serves it."""
+    that HTTP and the front end add to the latency of a row, whichever worker serves it.
+
+    `wake_j`: joules that a batch costs beyond these if its worker serves, and slept before.  `turn_j`: those of a turn
+    of the front end's event loop after a pause: a batch takes one for its answers, and one more if its rows waited."""
 
     batches: tuple[int, ...]
     mean_ms: tuple[float, ...]
@@ -78,13 +85,16 @@ class Service:
     cv: float = 0.0
     rested_j: float = 0.0
     front_ms: float = 0.0
+    wake_j: float = 0.0
+    turn_j: float = 0.0
 
     def __hash__(self) -> int:
         return self._hash  # services are part of the key of every memo here
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.batches, self.mean_ms, self.energy_j_per_row, self.cv, self.rested_j, self.front_ms))
+        numbers = (self.cv, self.rested_j, self.front_ms, self.wake_j, self.turn_j)
+        return hash((self.batches, self.mean_ms, self.energy_j_per_row, *numbers))
 
     @cached_property
     def _capacity(self) -> float:
@@ -109,13 +119,19 @@ class Service:
         batch = min(max(batch, 1.0), self.batches[-1])
         return _interpolate(self.batches, self._totals_j, batch) / batch
 
-    def resting_j(self, batch: float, rate: float) -> float:
+    def pause_j(self, pause_s: float, *, waited: bool = False) -> float:
+        """Return joules that a batch costs more, with those of the front end, for a mean pause of `pause_s` before it;
+        its rows `waited` or not."""
+        if pause_s <= 0.0:
+            return 0.0
+        woken_j = self.wake_j + (2.0 if waited else 1.0) * self.turn_j
+        return self.rested_j * cold(pause_s, REST_S) + woken_j * cold(pause_s, WAKE_S)
+
+    def resting_j(self, batch: float, rate: float, *, waited: bool = False) -> float:
         """Return joules of one row for the pauses of a worker that serves `rate` rows a second in batches of that
-        size."""
-        if self.rested_j <= 0.0 or rate <= 0.0:
-            return self.rested_j / max(batch, 1.0)
-        pause = max(0.0, batch / rate - self.seconds(batch)) / REST_S
-        return self.rested_j / max(batch, 1.0) * (pause * -math.expm1(-1.0 / pause) if pause > 0.0 else 0.0)
+        size, whose rows `waited` or not."""
+        pause_s = batch / rate - self.seconds(batch) if rate > 0.0 else math.inf
+        return self.pause_j(pause_s, waited=waited) / max(batch, 1.0)
 
     def least_energy_to(self, batch: float) -> float:
         """Return joules of one row at the most frugal batch of at most `batch` rows.  Between measured sizes the energy
@@ -159,6 +175,13 @@ class LaneEstimate:
     batch: float
     energy_j_per_row: float
     p95_ms: float
+
+
+def cold(mean_s: float, full_s: float) -> float:
+    """Return the part of what a pause of `full_s` costs that pauses of `mean_s` in the mean do, above zero: they are
+    exponential, and shorter ones cost in proportion."""
+    part = mean_s / full_s
+    return part * -math.expm1(-1.0 / part) if math.isfinite(part) else 1.0
 
 
 def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
@@ -214,16 +237,18 @@ class Lane:
         """Return the expected joules of a row at `rate`; rows wait up to `wait_ms` for a full batch."""
         own = zip(self._batches(rate, share, wait_ms), self.groups, strict=True)
         return sum(
-            part * (service.energy_j(size) + service.resting_j(size, rate * part / number))
+            part * (service.energy_j(size) + service.resting_j(size, rate * part / number, waited=wait_ms > 0.0))
             for (part, service, size), (_, number) in own
         )
 
-    def resting_j(self, rate: float, share: float = 1.0, *, batch: float | None = None) -> float:
+    def resting_j(
+        self, rate: float, share: float = 1.0, *, batch: float | None = None, waited: bool = False
+    ) -> float:
         """Return what of `energy_j` is for the pauses of the workers, in batches of `batch` rows instead of those that
-        `rate` makes if it is given."""
+        `rate` makes if it is given, whose rows `waited` or not."""
         own = zip(self._batches(rate, share), self.groups, strict=True)
         return sum(
-            part * service.resting_j(size if batch is None else batch, rate * part / number)
+            part * service.resting_j(size if batch is None else batch, rate * part / number, waited=waited)
             for (part, service, size), (_, number) in own
         )
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from clover._native import timeshare
 from clover.planning.model.problem import Problem
-from clover.planning.model.queueing import REST_S, ROWS, WARM_UP, Service, quantiles
+from clover.planning.model.queueing import ROWS, WARM_UP, Service, quantiles
 from clover.types import Configuration
 
 Floats = NDArray[np.float64]
@@ -145,11 +145,12 @@ class SharedPool:
                     busy += rate / size * service.seconds(size)
                     begun += rate / size
             pause_s = max(0.0, 1.0 - busy) / max(begun, 1e-12)
-            for total, service, rate, size in zip(totals, kind.services, flows, sizes, strict=True):
+            for lane, (total, service, rate, size) in enumerate(zip(totals, kind.services, flows, sizes, strict=True)):
                 if service is None:
                     continue
+                waited = lane == 0 and wait_ms > 0.0
                 total[0] += rate
-                total[1] += rate * (service.energy_j(size) + _resting_j(service, size, pause_s))
+                total[1] += rate * (service.energy_j(size) + service.pause_j(pause_s, waited=waited) / size)
                 total[2] += rate * size
         return [(joules / rate, size / rate) if rate > 0.0 else (0.0, 1.0) for rate, joules, size in totals]
 
@@ -263,14 +264,6 @@ def _batches(
         if moved < 1e-2:
             break
     return sizes
-
-
-def _resting_j(service: Service, batch: float, pause_s: float) -> float:
-    """Return joules of one row for the pauses of its process."""
-    if service.rested_j <= 0.0 or pause_s <= 0.0:
-        return 0.0
-    pause = pause_s / REST_S
-    return service.rested_j / batch * pause * -math.expm1(-1.0 / pause)
 
 
 @lru_cache(maxsize=4096)

@@ -104,7 +104,7 @@ class _Dealt:
         plain = batched(self.lane, self.rate, self.share, rows=ROWS)
         played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
         busy_j = self.lane.energy_j(self.rate, self.share) - self.lane.resting_j(self.rate, self.share)
-        resting_j = self.lane.resting_j(self.rate, self.share, batch=played.batch)
+        resting_j = self.lane.resting_j(self.rate, self.share, batch=played.batch, waited=wait_ms > 0.0)
         return busy_j * played.energy_j_per_row / plain.energy_j_per_row + resting_j
 
     def load(self, largest: int) -> float:

@@ -67,6 +67,21 @@ def lines_sum(account: Account, device: str = "cpu0") -> float:
     return sum(float(line[f"{name}_j"]) for name in names)
 
 
+def test_what_the_controller_takes_in_the_servers_process_is_control() -> None:
+    scene = Scene()
+    scene.clocks.server_ns += SECOND
+    scene.clocks.looking_ns += SECOND // 4
+    scene.look()
+    assert scene.line("front_end") == pytest.approx(6.0)
+    assert scene.line("control") == pytest.approx(2.0)
+    assert lines_sum(scene.account) == pytest.approx(scene.line("measured"))
+    scene.clocks.looking_ns += SECOND // 4  # a step that ended in this window, and began before
+    scene.look()
+    assert scene.line("front_end") == pytest.approx(6.0)
+    assert scene.line("control") == pytest.approx(2.0)
+    assert lines_sum(scene.account) == pytest.approx(scene.line("measured"))
+
+
 def test_the_server_bills_itself() -> None:
     scene = Scene()
     small = scene.worker("small", start_ns=3 * SECOND)  # loading and warming up: not the variant's
@@ -244,3 +259,20 @@ def test_a_pause_before_a_batch_costs_what_it_was_measured_to_cost() -> None:
     assert meter.add(2, SECOND, 0, pause_ns=1_000_000) == pytest.approx(0.4 + 0.1 / 2)
     assert meter.add(2, SECOND, 0, pause_ns=SECOND) == pytest.approx(0.4 + 0.2 / 2)
     assert meter.modelled_j == pytest.approx(0.8 + 0.9 + 1.0)
+
+
+def test_what_waking_up_costs_beside_a_batch_is_expected_and_is_no_time_of_the_batch() -> None:
+    account = Account(pue=1.0)
+    own = account.attach(
+        WorkerMeter(
+            family="toy",
+            variant="small",
+            device="cpu0",
+            placement="cpu0:1c@0",
+            slices=1,
+            profiled=ProfiledEnergy((0.5, 0.5, 0.4), rested_j=0.0, wake_j=0.8),
+        )
+    )
+    assert own.add(2, SECOND, 0, pause_ns=4_000_000) == pytest.approx(0.4 + 0.4 / 2)
+    assert own.add(2, SECOND, 0, pause_ns=SECOND) == pytest.approx(0.4 + 0.8 / 2)
+    assert account.work_report("toy").served == {("small", "1c", 2): (2, pytest.approx(2.0))}

@@ -215,6 +215,29 @@ def test_a_batch_after_a_pause_costs_more_and_a_busy_worker_does_not_pause() -> 
     assert hash(warm) != hash(rested)
 
 
+def test_a_worker_that_serves_wakes_up_at_a_price_that_grows_for_eight_milliseconds() -> None:
+    plain, woken = service(0.1, 0.1), replace(service(0.1, 0.1), wake_j=1e-3)
+    # 100 rows a second: a mean pause of 9.8 ms, 1.225 times that after which everything is cold.
+    assert woken.resting_j(1.0, 100.0) == pytest.approx(1e-3 * 1.225 * (1.0 - math.exp(-1.0 / 1.225)))
+    assert woken.resting_j(1.0, 0.0) == 1e-3
+    assert woken.resting_j(1.0, 1e5) == plain.resting_j(1.0, 100.0) == 0.0
+    assert woken.resting_j(4.0, 100.0) < 0.5 * woken.resting_j(1.0, 100.0)
+    assert hash(plain) != hash(woken)
+
+
+def test_a_batch_costs_the_front_end_a_turn_and_one_that_waited_two() -> None:
+    warm, turns = service(0.1, 0.1), replace(service(0.1, 0.1), turn_j=1e-3)
+    plain, asked = lane_of(((warm, 1),)), lane_of(((turns, 1),))
+    assert asked.energy_j(1.0) - plain.energy_j(1.0) == pytest.approx(1e-3, rel=0.01), "a second between rows: all"
+    wait_ms, rate = 8.0, 200.0
+    batch = asked.batch(rate, wait_ms=wait_ms)
+    assert batch == pytest.approx(2.6, abs=0.01)
+    more_j = asked.energy_j(rate, wait_ms=wait_ms) - plain.energy_j(rate, wait_ms=wait_ms)
+    alone_j = asked.energy_j(rate / batch) - plain.energy_j(rate / batch)  # single rows, as far apart as those batches
+    assert more_j == pytest.approx(2.0 * alone_j / batch, rel=0.02)
+    assert hash(warm) != hash(turns)
+
+
 def test_what_the_front_end_adds_is_part_of_every_latency() -> None:
     plain = service(1.0, 0.2)
     fronted = replace(plain, front_ms=3.0)

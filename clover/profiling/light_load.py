@@ -1,0 +1,64 @@
+"""What a batch costs where requests come one by one: its worker, beyond what it took batch after batch, and the front
+end.
+
+A worker that is measured alone keeps its caches. One that serves shares the core with the front end and with clients,
+and sleeps meanwhile: at 200 requests a second a small model's batch may take five times the CPU time, most of it for
+the code around the model.  The front end pays likewise: a turn of its event loop reads a request or sends the answers
+of a batch, and takes a tenth of a millisecond where it takes a hundredth under load.  Neither depends on the variant.
+So both are measured once, of BASE over HTTP at `LIGHT_RATE` requests a second, by the kernel's clocks of the front
+end's thread and of the workers, and become what each batch of any variant costs more after a pause:
+`FamilyProfile.wake_j` and `turn_j`.  Plans then know what waiting for company saves, and what a second stage costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from clover.planning.model.queueing import REST_S, WAKE_S, cold
+from clover.types import FamilyProfile, LatencyMeasurement
+
+LIGHT_RATE = 200.0
+"""Requests of one row a second: few enough that most find everything asleep."""
+TURNS = 2
+"""Turns of the event loop that a request takes: one reads it, one sends its answer."""
+
+
+@dataclass(frozen=True)
+class LightLoad:
+    """A run at a light load of `workers` workers: CPU seconds of the front end's thread and of the workers, the seconds
+    that it lasted, the requests, and batches with their rows."""
+
+    front_s: float
+    workers_s: float
+    seconds: float
+    requests: int
+    batches: int
+    rows: int
+    workers: int
+
+
+def with_light_load(profile: FamilyProfile, light: LightLoad) -> FamilyProfile:
+    """Return `profile` with what batches cost at a light load; unchanged if the run says nothing."""
+    base = _measured(profile)
+    if base is None or not light.requests or not light.batches or base.cpu_s_per_row <= 0.0:
+        return profile
+    joules_a_s = base.energy_j_per_row / base.cpu_s_per_row
+    known_j = base.energy_j_per_row * max(light.rows / light.batches, base.batch)
+    pause_s = light.seconds * light.workers / light.batches - base.mean_ms * 1e-3
+    if pause_s <= 0.0:
+        return profile
+    known_j += base.rested_j * cold(pause_s, REST_S)
+    woken = cold(pause_s, WAKE_S)
+    wake_j = max(light.workers_s / light.batches * joules_a_s - known_j, 0.0) / woken
+    turn_j = light.front_s / (light.requests * TURNS) * joules_a_s / woken
+    return structs.replace(profile, wake_j=wake_j, turn_j=turn_j)
+
+
+def _measured(profile: FamilyProfile) -> LatencyMeasurement | None:
+    """Return how BASE runs in its smallest batches."""
+    base = profile.base
+    wanted = (base.variant, base.profile, base.backend)
+    found = [item for item in profile.latency if (item.variant, item.profile, item.backend) == wanted]
+    return min(found, key=lambda item: item.batch, default=None)
