@@ -4,11 +4,12 @@
                              [--json FILE]
 
 Two servers of the default family run at a time, on a core each: one without flags (`default`), the other with a
-setting.  First that is BASE, then the settings of `SETTINGS`.  Both get the same requests at the same times (Poisson)
-while one day of the synthetic grid passes, and they exchange their cores every ten seconds, as other work may slow one
-core down for minutes.  Every server starts afresh from one profile, that of the first core; nothing that another one
-learned or spent is left to it.  `--slo-ms` gives all of them that SLO, BASE too: the default lets rows wait for fuller
-batches only if an SLO was given.
+setting.  First that is BASE, then the settings of `SETTINGS`.  Both get the same requests in the same order, Poisson at
+the same rate, while one day of the synthetic grid passes.  Each gets them at moments of its own: of two that are sent
+at one moment the first finds the machine asleep, and costs its server 7 % more than the other one costs.  They exchange
+their cores every ten seconds, as other work may slow one core down for minutes.  Every server starts afresh from one
+profile, that of the first core; nothing that another one learned or spent is left to it.  `--slo-ms` gives all of them
+that SLO, BASE too: the default lets rows wait for fuller batches only if an SLO was given.
 
 Joules are CPU seconds of a control group, which the kernel counts, x modelled watts of a busy core; idle power, the
 same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
@@ -285,8 +286,8 @@ class Bench:
         try:
             results: list[Result] = await asyncio.gather(
                 *(
-                    load(server.url, bodies=Order(self.bodies, 1), seconds=self.seconds, check=self.check, seed=2)
-                    for server in servers
+                    load(server.url, bodies=Order(self.bodies, 1), seconds=self.seconds, check=self.check, seed=seed)
+                    for seed, server in enumerate(servers, 2)
                 )
             )
         except BaseException:
