@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 from clover._native.histogram import Histogram
 from clover.accounting import Account
 from clover.config import FamilyConfig, ListenConfig, ServerConfig, WorkersConfig
-from clover.errors import ProfileError, Unavailable
+from clover.errors import CloverError, ProfileError, Unavailable
 from clover.http import Frontend
 from clover.http.loop_lag import LoopLag, spread_ms
 from clover.interfaces import Control, Device, Model
@@ -212,8 +212,13 @@ class HttpMeasurement:
                     work_ms = work_of(ms, served.traffic.latency, front_ms, spread_ms(probes_ns))
                     runs.append(HttpRun(brought_to(wanted, typical_p95(ms), load), front_ms, work_ms, load))
                     now = min(rate, now * wanted / load)
-            light = await self._light(spec, served, rate, seconds) if self.light else None
-        found = replace(figures_of(runs), light=light)
+            found = figures_of(runs)
+            if self.light:
+                try:
+                    found = replace(found, light=await self._light(spec, served, rate, seconds))
+                except (CloverError, OSError) as error:
+                    note = f"what batches cost at a light load was not measured: {error}"
+                    found = replace(found, notes=(*found.notes, note))
         for note in found.notes:
             log.warning("%s: %s", spec.name, note)
         return found
