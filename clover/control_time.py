@@ -1,8 +1,11 @@
 """CPU time that control takes in the server's own process, so that it is not counted as the front end's.
 
 The controller and what counts energy run on the event loop that serves requests, and the kernel's clock of the process
-does not tell them apart.  So a task of control is measured by the clock of its thread while it runs; its callbacks, and
-what it has done in other threads (writing files), are not."""
+does not tell them apart.  So a task of control is measured by the clock of its thread while it runs: the controller's
+look and its commands, and what each second counts energy, looks after workers and notes for the dashboard.  Not
+measured are callbacks, tasks that those start by themselves (transitions, a carbon source's request), and what is done
+in threads (writing files).
+"""
 
 from __future__ import annotations
 

@@ -311,6 +311,7 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 class LatencyMeasurement(Record, frozen=True, kw_only=True):
     """How one (variant, profile, backend, batch) runs, batch after batch: milliseconds a batch, CPU seconds and joules
     a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured);
+    `wake_j`: those that it costs its worker beyond that if it serves on cores, after a pause of 8 ms (0: the same);
     `energy_error`: how far joules measured at several loads are off one line, as a part (0: measured at one load)."""
 
     variant: str
@@ -328,6 +329,7 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     energy_method: Method
     rested_j: float = 0.0
+    wake_j: float = 0.0
     energy_error: float = 0.0
 
 
@@ -459,8 +461,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
 
     `front_ms`: milliseconds that HTTP and the front end add to the p95 that the router sees (0: not known).
     `front_work_ms`: those of them that are work, and not waiting for the event loop's turn (-1: not known).
-    `wake_j`: joules that a batch costs its worker beyond `rested_j` after a pause of 8 ms, if it serves on cores (0:
-    not known, or none).  `turn_j`: those of a turn of the front end's event loop after such a pause."""
+    `turn_j`: joules of a turn of the front end's event loop after a pause of 8 ms, on cores (0: not known, or none)."""
 
     family: str
     key: str
@@ -475,7 +476,6 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     cascade: CascadeProfile | None = None
     front_ms: float = 0.0
     front_work_ms: float = -1.0
-    wake_j: float = 0.0
     turn_j: float = 0.0
     memory: tuple[MemoryMeasurement, ...] = ()
     context_bytes: dict[str, int] = {}

@@ -11,7 +11,7 @@ from clover.types import FamilyProfile
 PAUSE_NS = 2_000_000
 """The pause after which `LatencyMeasurement.rested_j` was measured (`planning.model.queueing.REST_S`)."""
 WAKE_NS = 8_000_000
-"""The pause from which on a batch costs `FamilyProfile.wake_j` more (`planning.model.queueing.WAKE_S`)."""
+"""The pause from which on a batch costs `LatencyMeasurement.wake_j` more (`planning.model.queueing.WAKE_S`)."""
 
 _SLACK_NS = 20_000_000
 """CPU time is read before a batch begins and after it ends: in sum it may be that much longer than the batches."""
@@ -62,8 +62,7 @@ def profiled_energy(
         above = [p for p in points if p[0] >= rows]
         (b0, e0), (b1, e1) = below[-1], above[0]
         out.append((e0 if b1 <= b0 else e0 + (e1 - e0) * (rows - b0) / (b1 - b0)) / rows)
-    assert profile is not None
-    return ProfiledEnergy(out, max(m.rested_j for m in measured), profile.wake_j)
+    return ProfiledEnergy(out, max(m.rested_j for m in measured), max(m.wake_j for m in measured))
 
 
 class WorkerMeter:

@@ -7,7 +7,8 @@ the code around the model.  The front end pays likewise: a turn of its event loo
 of a batch, and takes a tenth of a millisecond where it takes a hundredth under load.  Neither depends on the variant.
 So both are measured once, of BASE over HTTP at `LIGHT_RATE` requests a second, by the kernel's clocks of the front
 end's thread and of the workers, and become what each batch of any variant costs more after a pause:
-`FamilyProfile.wake_j` and `turn_j`.  Plans then know what waiting for company saves, and what a second stage costs.
+`LatencyMeasurement.wake_j` and `FamilyProfile.turn_j`.  Plans then know what waiting for company saves, and what a
+second stage costs.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from clover.planning.model.queueing import REST_S, WAKE_S, cold
+from clover.planning.model.queueing import REST_S, TURNS, WAKE_S, cold
 from clover.types import FamilyProfile, LatencyMeasurement
 
 LIGHT_RATE = 200.0
 """Requests of one row a second: few enough that most find everything asleep."""
-TURNS = 2
-"""Turns of the event loop that a request takes: one reads it, one sends its answer."""
-
+LIGHT_PART = 0.25
+"""Of the rate at which BASE is measured under load, if that is less."""
+MOST_TURNS = 2.0
+"""A worker wakes up at the price of so many turns of the front end at most.  More is no wake-up, but a BASE that took
+another time than it was profiled with, which is no price of other variants."""
 
 @dataclass(frozen=True)
 class LightLoad:
@@ -50,10 +53,12 @@ def with_light_load(profile: FamilyProfile, light: LightLoad) -> FamilyProfile:
     if pause_s <= 0.0:
         return profile
     known_j += base.rested_j * cold(pause_s, REST_S)
-    woken = cold(pause_s, WAKE_S)
-    wake_j = max(light.workers_s / light.batches * joules_a_s - known_j, 0.0) / woken
-    turn_j = light.front_s / (light.requests * TURNS) * joules_a_s / woken
-    return structs.replace(profile, wake_j=wake_j, turn_j=turn_j)
+    front_pause_s = light.seconds / (TURNS * light.requests)
+    turn_j = light.front_s / (light.requests * TURNS) * joules_a_s / cold(front_pause_s, WAKE_S)
+    wake_j = max(light.workers_s / light.batches * joules_a_s - known_j, 0.0) / cold(pause_s, WAKE_S)
+    wake_j = min(wake_j, MOST_TURNS * turn_j)
+    latency = tuple(structs.replace(item, wake_j=wake_j) for item in profile.latency)
+    return structs.replace(profile, latency=latency, turn_j=turn_j)
 
 
 def _measured(profile: FamilyProfile) -> LatencyMeasurement | None:
@@ -61,4 +66,4 @@ def _measured(profile: FamilyProfile) -> LatencyMeasurement | None:
     base = profile.base
     wanted = (base.variant, base.profile, base.backend)
     found = [item for item in profile.latency if (item.variant, item.profile, item.backend) == wanted]
-    return min(found, key=lambda item: item.batch, default=None)
+    return min(found, key=lambda item: (item.batch, item.mean_ms), default=None)

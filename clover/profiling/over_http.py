@@ -55,7 +55,7 @@ from clover.interfaces import Control, Device, Model
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
 from clover.process_clock import process_ns
-from clover.profiling.light_load import LIGHT_RATE, LightLoad
+from clover.profiling.light_load import LIGHT_PART, LIGHT_RATE, LightLoad
 from clover.profiling.records import typical_p95
 from clover.profiling.rows import SampleRows, pack
 from clover.runtime.router.traffic import Traffic
@@ -224,22 +224,25 @@ class HttpMeasurement:
         return found
 
     async def _light(self, spec: FamilySpec, served: Served, rate: float, seconds: float) -> LightLoad:
-        """Return what requests of one row, `LIGHT_RATE` a second or `rate` if that is less, took of whom."""
+        """Return what requests of one row, `LIGHT_RATE` a second or `LIGHT_PART` of `rate`, took of whom."""
         pids = [worker["pid"] for worker in served.fleet.describe()]
         async with _front_end(served, None) as (host, port):
             requests = [_request(f"{host}:{port}", served.name, one) for one in self._requests(spec, 1)]
             served.traffic.batch_sizes.clear()
-            begun_ns: list[tuple[int, int]] = []
+            read_ns: list[tuple[int, ...]] = []
 
             def read() -> None:
-                begun_ns.append((time.thread_time_ns(), sum(process_ns(pid) or 0 for pid in pids)))
+                used_ns = [process_ns(pid) if pid is not None else None for pid in pids]
+                read_ns.append((time.thread_time_ns(), *(-1 if ns is None else ns for ns in used_ns)))
 
-            ms = await self._run(host, port, requests, min(LIGHT_RATE, rate), seconds, begun=read)
+            ms = await self._run(host, port, requests, min(LIGHT_RATE, LIGHT_PART * rate), seconds, begun=read)
             read()
-        front_ns, workers_ns = (after - before for before, after in zip(*begun_ns, strict=True))
+        if any(ns < 0 for ns in itertools.chain.from_iterable(read_ns)):
+            raise ProfileError("a worker ended meanwhile")
+        front_ns, *used_ns = (after - before for before, after in zip(*read_ns, strict=True))
         sizes = {rows: count for rows, (count, _) in served.traffic.batch_sizes.items()}
         batches, rows = sum(sizes.values()), sum(size * count for size, count in sizes.items())
-        return LightLoad(front_ns / 1e9, workers_ns / 1e9, seconds, len(ms), batches, rows, len(pids))
+        return LightLoad(front_ns / 1e9, sum(used_ns) / 1e9, seconds, len(ms), batches, rows, len(pids))
 
     @contextlib.asynccontextmanager
     async def _served(

@@ -234,5 +234,6 @@ def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -
     """Return joules a row, rows a batch and latencies (ms) of a lane."""
     if largest or wait_ms:
         played = batched(lane, rate, share, largest=largest, wait_ms=wait_ms)
-        return played.energy_j_per_row, played.batch, played.latencies_ms
+        resting_j = lane.resting_j(rate, share, batch=played.batch, waited=wait_ms > 0.0)
+        return played.energy_j_per_row + resting_j, played.batch, played.latencies_ms
     return lane.energy_j(rate, share), lane.batch(rate, share), latencies_ms(lane.workers, rate, share)

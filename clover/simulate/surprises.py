@@ -85,6 +85,7 @@ def truth(profile: FamilyProfile, by: dict[str, tuple[float, float]]) -> FamilyP
                 mean_ms=item.mean_ms * by[item.variant][0],
                 energy_j_per_row=item.energy_j_per_row * by[item.variant][1],
                 rested_j=item.rested_j * by[item.variant][1],
+                wake_j=item.wake_j * by[item.variant][1],
             )
             for item in profile.latency
         ),

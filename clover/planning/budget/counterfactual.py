@@ -10,10 +10,10 @@ server that runs BASE so saves exactly nothing, whatever its meter shows and wha
 
 If the meter shows *less* than the model (requests of many rows, bursts, waits for batches: longer batches than the
 model thinks), differences shrink with it.  If it shows *more* they do not grow.  The ratio that receipts use would
-have them grow; but what is missing in a profile is mostly what every batch costs beside its model (wake-ups, cold
-caches), which the shadow would pay once, and not in proportion.  Measured on two shared cores at 300 rows/s: `small`
-used 4 to 7 times its profile, BASE 1.1 to 1.6 times.  BASE's shadow behind `small` was 0.84 to 1.02 times what BASE
-itself then used, that behind `large` 1.13 times; by proportion they would have been 3.7 to 4.5 and 1.9 times.
+have them grow; but what is missing there is mostly what every batch costs beside its model (wake-ups, cold caches),
+which the shadow would pay once, and not in proportion; so what a profile knows of that (`wake_j`) is left out.
+Measured on two shared cores at 300 rows/s: `small` used 4 to 7 times its profile, BASE 1.1 to 1.6 times.  BASE's shadow
+behind `small` was 0.84 to 1.02 times what BASE itself then used, that behind `large` 1.13 times; by proportion they would have been 3.7 to 4.5 and 1.9 times.
 
 Hardware is equal: the same devices, awake all the time, so that idle joules are the same on both sides.
 
@@ -93,11 +93,16 @@ def _lane_joules(lane: Lane, step: int, share: int) -> float:
     return lane.energy_j(math.exp(step * _RATE_STEP), share / _SHARE_STEP)
 
 
+def _services(profile: FamilyProfile, share: float) -> dict[tuple[str, str], Service]:
+    """Return how each (variant, profile) serves, but for what a batch costs beside its model."""
+    return {key: replace(service, wake_j=0.0) for key, service in services_of(profile, share).items()}
+
+
 def lanes_of(profile: FamilyProfile, configuration: Configuration, share: float = 1.0) -> dict[str, Lane]:
     """Return the lane of each variant of `configuration`; what was never measured is left out.  A worker that shares
     its time counts as one in the lane of each of its variants: joules are those of batches that wait for no other
     variant, which is a little too much."""
-    services, accuracy = services_of(profile, share), accuracies(profile)
+    services, accuracy = _services(profile, share), accuracies(profile)
     groups: dict[str, list[tuple[Service, int]]] = {}
     for group in configuration:
         for variant in group.variants:
@@ -132,7 +137,7 @@ def mix_of(
 
 def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> Mix | None:
     """Return BASE on `devices`; None if its variant was not measured on them as a whole, or there are none."""
-    services, accuracy = services_of(profile, share), accuracies(profile)
+    services, accuracy = _services(profile, share), accuracies(profile)
     known = {item.profile for device in devices for layout in device.layouts for item in layout}
     least: dict[str, float] = {}
     for (variant, name), service in services.items():

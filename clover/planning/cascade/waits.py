@@ -31,6 +31,7 @@ from clover.planning.packing.waits import MORE, SLOW, TICK_MS, longest_ms
 _PARTS = (0.25, 0.5, 1.0)
 _STEP_MS = 0.5  # so that a rate that moves a little asks for the same wait, whose play is remembered
 _ROOM = 0.85  # of the SLO, in which a wait and the batches of all stages must end
+_TAIL_MS = 2.0  # and so long before it
 
 
 def energy_j(lanes: Sequence[Lane] | SharedPool, rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:
@@ -50,7 +51,8 @@ def worth(
     """Return waits (ms) that leave room for the batches that follow, bring `company` rows to the one that came first,
     and save at least `least_j` a row over any shorter one of these, behind the joules of a row, the most frugal first.
     Every stage must be stable."""
-    room_ms = _room_ms(lanes, rate, reach, _ROOM * (slo_ms - lanes[0].front_ms))
+    left_ms = slo_ms - lanes[0].front_ms
+    room_ms = _room_ms(lanes, rate, reach, max(min(_ROOM * left_ms, left_ms - _TAIL_MS), 0.0))
     found: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:

@@ -197,4 +197,5 @@ def _corrected(
         p99_ms=item.p99_ms * slower,
         energy_j_per_row=item.energy_j_per_row * joules,
         rested_j=item.rested_j * joules,
+        wake_j=item.wake_j * joules,
     )

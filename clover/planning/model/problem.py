@@ -11,6 +11,7 @@ out of every comparison.  If devices or cores without workers spare `spared_w`, 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ import msgspec
 
 from clover.errors import PlanError
 from clover.planning.model.cores import sleeping_row
-from clover.planning.model.queueing import Service
+from clover.planning.model.queueing import TURNS, WAKE_S, Service, cold
 from clover.types import (
     ChainPoint,
     Configuration,
@@ -40,6 +41,7 @@ CHEAPER = 0.97
 """Of the chosen backend's joules: what another has to cost at most to be taken on a profile."""
 LEAST_RATE = 0.1
 """Rows a second that are planned for at least, so that an idle family still has a defined plan."""
+_ASLEEP_STEP = 0.5 * math.log(2.0)
 
 
 @dataclass(frozen=True)
@@ -130,14 +132,19 @@ def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share:
     return sum(service.capacity() for service in found if service is not None)
 
 
+def _asleep(rate: float) -> float:
+    """Return how cold a front end is between its turns, at `rate` rows a second or a rate near it: remembered results
+    depend on it."""
+    near = math.exp(_ASLEEP_STEP * round(math.log(max(rate, LEAST_RATE)) / _ASLEEP_STEP))
+    return cold(1.0 / (TURNS * near), WAKE_S)
+
+
 def problem_of(state: State) -> Problem:
     """Return the problem that `state` poses; PlanError if no device can be used, or if the profile covers no variant on
     these devices."""
     profile = state.profile
-    services = {
-        key: replace(service, turn_j=profile.turn_j)
-        for key, service in services_of(profile, state.share).items()
-    }
+    turn_j = profile.turn_j * _asleep(state.arrival_rate)
+    services = {key: replace(own, turn_j=turn_j) for key, own in services_of(profile, state.share).items()}
     accuracy = accuracies(profile)
     if not any(shape.layouts for shape in state.devices):
         devices = ", ".join(shape.device for shape in state.devices) or "none"
@@ -205,7 +212,7 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
         if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
     }
     found: dict[tuple[str, str], str] = {}
-    measured = _measured(profile.latency, profile.front_ms, profile.wake_j)
+    measured = _measured(profile.latency, profile.front_ms)
     for (variant, name, backend), service in measured.items():
         chosen = profile.backend.get(variant, "")
         if backend == chosen:
@@ -221,7 +228,7 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
 def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
     """Return how each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's
     time."""
-    measured = _measured(profile.latency, profile.front_ms, profile.wake_j)
+    measured = _measured(profile.latency, profile.front_ms)
     return {
         (variant, name): measured[variant, name, backend].derated(min(1.0, share))
         for (variant, name), backend in backends_of(profile).items()
@@ -230,7 +237,7 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
 
 @lru_cache(maxsize=64)
 def _measured(
-    measurements: tuple[LatencyMeasurement, ...], front_ms: float, wake_j: float
+    measurements: tuple[LatencyMeasurement, ...], front_ms: float
 ) -> Mapping[tuple[str, str, str], Service]:
     """Return how each (variant, profile, backend) serves; of several thread counts the fastest at a batch size
     counts.  One answer for all who ask, and the same services, so that memos know them at a glance."""
@@ -249,6 +256,6 @@ def _measured(
             sum(item.cv for item in ordered) / len(ordered),
             max(item.rested_j for item in ordered),
             front_ms,
-            wake_j,
+            max(item.wake_j for item in ordered),
         )
     return services

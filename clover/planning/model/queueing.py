@@ -15,7 +15,8 @@ Energy is measured per row at batch sizes, so a batch costs b e(b); interpolated
 it, that is the energy of a row.  Measured batches follow each other; if a worker has slept in between, its caches
 are cold, and a small batch may take twice the CPU time.  So a batch costs `rested_j` more after a pause of `REST_S`,
 and of that the part that its worker's mean pause lets expect: pauses are exponential, and shorter ones cost in
-proportion.  Workers of a mixed lane share its rows in proportion to their capacity.
+proportion.  What a serving worker loses beside (`wake_j`) is counted likewise, and a batch costs turns of the front end
+(`turn_j`).  Workers of a mixed lane share its rows in proportion to their capacity.
 Utilisation is load over capacity at the best batch size: the distance to collapse, not the share of time a worker
 is busy (which dynamic batching drives to 1 long before).
 
@@ -64,8 +65,11 @@ REST_S = 2e-3
 """The pause after which `Service.rested_j` was measured."""
 WAKE_S = 8e-3
 """The pause from which on a batch costs `Service.wake_j` more: beside other processes, and on a core of a virtual
-machine, caches are lost bit by bit.  Measured on two shared cores (EPYC 9005, November 2026): a request for one row
-took 310, 450, 760 and 1,000 us of CPU at 400, 200, 100 and 50 requests/s, where batch after batch took 110."""
+machine, caches are lost bit by bit.  The same holds of a front end.  Measured on two shared cores (EPYC 9005, November
+2026): a request for one row took 310, 450, 760 and 1,000 us of CPU at 400, 200, 100 and 50 requests/s, where batch
+after batch took 110."""
+TURNS = 2
+"""Turns of the front end's event loop that a row takes by itself: one reads it, one sends its answer."""
 
 Floats = NDArray[np.float64]
 
@@ -77,7 +81,7 @@ class Service:
     that HTTP and the front end add to the latency of a row, whichever worker serves it.
 
     `wake_j`: joules that a batch costs beyond these if its worker serves, and slept before.  `turn_j`: those of a turn
-    of the front end's event loop after a pause: a batch takes one for its answers, and one more if its rows waited."""
+    of the front end's event loop: a batch takes one for its answers, and one more if its rows waited."""
 
     batches: tuple[int, ...]
     mean_ms: tuple[float, ...]
@@ -120,12 +124,12 @@ class Service:
         return _interpolate(self.batches, self._totals_j, batch) / batch
 
     def pause_j(self, pause_s: float, *, waited: bool = False) -> float:
-        """Return joules that a batch costs more, with those of the front end, for a mean pause of `pause_s` before it;
-        its rows `waited` or not."""
+        """Return joules that a batch costs more for a mean pause of `pause_s` before it, and those of its turns of the
+        front end; its rows `waited` or not."""
+        turns_j = (2.0 if waited else 1.0) * self.turn_j
         if pause_s <= 0.0:
-            return 0.0
-        woken_j = self.wake_j + (2.0 if waited else 1.0) * self.turn_j
-        return self.rested_j * cold(pause_s, REST_S) + woken_j * cold(pause_s, WAKE_S)
+            return turns_j
+        return turns_j + self.rested_j * cold(pause_s, REST_S) + self.wake_j * cold(pause_s, WAKE_S)
 
     def resting_j(self, batch: float, rate: float, *, waited: bool = False) -> float:
         """Return joules of one row for the pauses of a worker that serves `rate` rows a second in batches of that

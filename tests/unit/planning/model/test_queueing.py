@@ -226,16 +226,12 @@ def test_a_worker_that_serves_wakes_up_at_a_price_that_grows_for_eight_milliseco
 
 
 def test_a_batch_costs_the_front_end_a_turn_and_one_that_waited_two() -> None:
-    warm, turns = service(0.1, 0.1), replace(service(0.1, 0.1), turn_j=1e-3)
-    plain, asked = lane_of(((warm, 1),)), lane_of(((turns, 1),))
-    assert asked.energy_j(1.0) - plain.energy_j(1.0) == pytest.approx(1e-3, rel=0.01), "a second between rows: all"
-    wait_ms, rate = 8.0, 200.0
-    batch = asked.batch(rate, wait_ms=wait_ms)
-    assert batch == pytest.approx(2.6, abs=0.01)
-    more_j = asked.energy_j(rate, wait_ms=wait_ms) - plain.energy_j(rate, wait_ms=wait_ms)
-    alone_j = asked.energy_j(rate / batch) - plain.energy_j(rate / batch)  # single rows, as far apart as those batches
-    assert more_j == pytest.approx(2.0 * alone_j / batch, rel=0.02)
-    assert hash(warm) != hash(turns)
+    plain, asked = (lane_of(((replace(service(0.1, 0.1), turn_j=turn_j), 1),)) for turn_j in (0.0, 1e-3))
+    for rate, wait_ms, turns in ((1.0, 0.0, 1.0), (200.0, 0.0, 1.0), (200.0, 8.0, 2.0)):
+        more_j = asked.energy_j(rate, wait_ms=wait_ms) - plain.energy_j(rate, wait_ms=wait_ms)
+        assert more_j == pytest.approx(turns * 1e-3 / asked.batch(rate, wait_ms=wait_ms))
+    assert asked.batch(200.0, wait_ms=8.0) == pytest.approx(2.6, abs=0.01)
+    assert hash(plain.groups[0][0]) != hash(asked.groups[0][0])
 
 
 def test_what_the_front_end_adds_is_part_of_every_latency() -> None:
