@@ -13,7 +13,8 @@ model thinks), differences shrink with it.  If it shows *more* they do not grow.
 have them grow; but what is missing there is mostly what every batch costs beside its model (wake-ups, cold caches),
 which the shadow would pay once, and not in proportion; so what a profile knows of that (`wake_j`) is left out.
 Measured on two shared cores at 300 rows/s: `small` used 4 to 7 times its profile, BASE 1.1 to 1.6 times.  BASE's shadow
-behind `small` was 0.84 to 1.02 times what BASE itself then used, that behind `large` 1.13 times; by proportion they would have been 3.7 to 4.5 and 1.9 times.
+behind `small` was 0.84 to 1.02 times what BASE itself then used, that behind `large` 1.13 times; by proportion they
+would have been 3.7 to 4.5 and 1.9 times.
 
 Hardware is equal: the same devices, awake all the time, so that idle joules are the same on both sides.
 
