@@ -13,9 +13,9 @@ that SLO, BASE too: the default lets rows wait for fuller batches only if an SLO
 
 Joules are CPU seconds of a control group, which the kernel counts, x modelled watts of a busy core; idle power, the
 same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
-`workers`; `serving`, which is workers and front end; and `server`, with the controller, on the event loop too, and its
-solver, as the server's own account has them.  They plan for a day in minutes here, hundreds of times as often as on a real grid, so settings
-are judged by `serving`.  Accuracy is by labels, the same images for both.
+`workers`; `serving`, which is workers and front end; and `server`, with the controller (on the event loop, too) and its
+solver, as the server's own account has them.  They plan for a day in minutes here, hundreds of times as often as on a
+real grid, so settings are judged by `serving`.  Accuracy is by labels, the same images for both.
 
 A setting saves 1 - c / b of BASE's grams, c and b being its grams and BASE's, each divided by those of the default
 beside it.  So it does not count that the machine is faster at one time than at another.  After +- is twice the standard
