@@ -47,15 +47,15 @@ class ControlTime:
 
 
 class _Timed(Coroutine[Any, Any, T], Generic[T]):
-    def __init__(self, coroutine: Coroutine[Any, Any, T], time: ControlTime) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T], counted: ControlTime) -> None:
         self._coroutine = coroutine
-        self._time = time
+        self._counted = counted
 
     def send(self, value: Any, /) -> Any:
-        return self._time.step(self._coroutine.send, value)
+        return self._counted.step(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        return self._time.step(self._coroutine.throw, *error)
+        return self._counted.step(self._coroutine.throw, *error)
 
     def close(self) -> None:
         self._coroutine.close()

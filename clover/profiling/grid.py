@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from clover.errors import ProfileError, WorkerError
+from clover.planning.model.queueing import REST_S
 from clover.profiling.choose import faster
 from clover.profiling.driver import Cell, Scored
 from clover.profiling.duty import Pauses
@@ -35,8 +36,6 @@ threads costs tens of microseconds."""
 
 WAKING_BATCHES = 60
 """Batches after a pause that show what waking up costs."""
-WAKING_PAUSE_S = 2e-3
-"""The pause: short, as a first start waits for it.  What longer ones cost is measured of BASE alone (`light_load`)."""
 
 
 class LatencyGrid:
@@ -192,7 +191,7 @@ class LatencyGrid:
         if rig.on_cores and batch == rig.batches[0] < rig.batches[-1]:
             # At a low load a worker sleeps before each batch; in a closed loop it never does.
             waking = replace(rig.effort, samples=WAKING_BATCHES, least_s=0.0)
-            pauses = Pauses(fixed_s=WAKING_PAUSE_S)
+            pauses = Pauses(fixed_s=REST_S)
             rested_cell, window = await rig.timed(worker, setup.place, batch, waking, pauses=pauses)
             rested = window.joules(rested_cell.rows, rested_cell.cpu_s, rested_cell.busy_s)
             more_j = max(0.0, batch * (rested[0] - joules[0]))

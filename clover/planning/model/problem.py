@@ -41,7 +41,7 @@ CHEAPER = 0.97
 """Of the chosen backend's joules: what another has to cost at most to be taken on a profile."""
 LEAST_RATE = 0.1
 """Rows a second that are planned for at least, so that an idle family still has a defined plan."""
-_ASLEEP_STEP = 0.5 * math.log(2.0)
+_ASLEEP_STEP = 0.5 * math.log(2.0)  # of the logarithm of a rate
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,18 @@ def _asleep(rate: float) -> float:
     return cold(1.0 / (TURNS * near), WAKE_S)
 
 
+@lru_cache(maxsize=4096)
+def _with_turns(service: Service, turn_j: float) -> Service:
+    """Return the service whose batches pay for turns of the front end: the same one each time, for memos."""
+    return replace(service, turn_j=turn_j) if turn_j else service
+
+
 def problem_of(state: State) -> Problem:
     """Return the problem that `state` poses; PlanError if no device can be used, or if the profile covers no variant on
     these devices."""
     profile = state.profile
     turn_j = profile.turn_j * _asleep(state.arrival_rate)
-    services = {key: replace(own, turn_j=turn_j) for key, own in services_of(profile, state.share).items()}
+    services = {key: _with_turns(own, turn_j) for key, own in services_of(profile, state.share).items()}
     accuracy = accuracies(profile)
     if not any(shape.layouts for shape in state.devices):
         devices = ", ".join(shape.device for shape in state.devices) or "none"

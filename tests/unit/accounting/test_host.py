@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter
+from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter, meters
 from clover.energy import ModelledMeter
+from clover.planning.model.queueing import REST_S, WAKE_S
 from clover.types import EnergySample, Method, Reading
 from tests.support.host_fixture import FakeClocks, hosted
 
@@ -259,6 +260,10 @@ def test_a_pause_before_a_batch_costs_what_it_was_measured_to_cost() -> None:
     assert meter.add(2, SECOND, 0, pause_ns=1_000_000) == pytest.approx(0.4 + 0.1 / 2)
     assert meter.add(2, SECOND, 0, pause_ns=SECOND) == pytest.approx(0.4 + 0.2 / 2)
     assert meter.modelled_j == pytest.approx(0.8 + 0.9 + 1.0)
+
+
+def test_meters_and_plans_take_pauses_for_equally_long() -> None:
+    assert (round(REST_S * 1e9), round(WAKE_S * 1e9)) == (meters.PAUSE_NS, meters.WAKE_NS)
 
 
 def test_what_waking_up_costs_beside_a_batch_is_expected_and_is_no_time_of_the_batch() -> None:

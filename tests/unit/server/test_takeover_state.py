@@ -134,7 +134,11 @@ async def test_what_is_being_written_of_a_budget_is_written_before_it_is_handed_
     await rig.deploy()
     await served(rig, 3.0, 5000.0, 91.0)
     files, slow = rig.controller.ledger_files, asyncio.Event()
-    files._task = asyncio.get_running_loop().create_task(slow.wait())  # type: ignore[arg-type]
+
+    async def write() -> None:
+        await slow.wait()
+
+    files._task = asyncio.get_running_loop().create_task(write())
     handing = asyncio.get_running_loop().create_task(Handover(engine, lambda: None, "").checkpoint())
     for _ in range(20):
         await asyncio.sleep(0)
