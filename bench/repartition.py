@@ -42,12 +42,13 @@ SAMPLE_S = 0.05
 
 @dataclass
 class Look:
-    """The workers at one instant between `asked_ns` and `at_ns`: of a busy server these may be far apart."""
+    """The workers at one instant between `asked_ns` and `at_ns`: of a busy server these may be far apart.  `pids` are
+    those that are ready, by placement."""
 
     asked_ns: int
     at_ns: int
     routed_rows_per_s: float
-    pids: dict[tuple[str, str], int]
+    pids: dict[str, int]
     draining: frozenset[int]
 
 
@@ -69,7 +70,7 @@ class Watch(threading.Thread):
             asked_ns,
             time.monotonic_ns(),
             sum(self.capacity[w["variant"], w["profile"]] for w in ready if w["routed"]),
-            {(w["placement"], w["variant"]): w["pid"] for w in ready},
+            {w["placement"]: w["pid"] for w in ready},
             frozenset(w["pid"] for w in workers if w["state"] == "draining"),
         )
 
@@ -85,7 +86,8 @@ class Watch(threading.Thread):
 
 def kept_and_touched(windows: list[Change], looks: list[Look]) -> tuple[int, int]:
     """Return workers that changes kept, and how many of those were drained, gone or another process all the same at any
-    look from when the change before was over until theirs was.  Raises ValueError if nobody looked then."""
+    look from when the change before was over until theirs was.  (The same process may serve another of its variants for
+    a moment, if it alone could not serve all rows otherwise.)  Raises ValueError if nobody looked then."""
     kept = touched = 0
     for window in windows:
         over_ns = window.end_ns - int(AFTER_S * 1e9)
@@ -94,7 +96,7 @@ def kept_and_touched(windows: list[Change], looks: list[Look]) -> tuple[int, int
             if not own:
                 raise ValueError(f"nobody looked at the workers while {worker[1]} at {worker[0]} was kept")
             kept += 1
-            pids = {look.pids.get(worker) for look in own}
+            pids = {look.pids.get(worker[0]) for look in own}
             touched += len(pids) > 1 or None in pids or any(pids & look.draining for look in own)
     return kept, touched
 

@@ -43,7 +43,8 @@ def found(*decisions: dict[str, Any], since: float = 0.0) -> list[Change]:
 
 
 def look(at_s: float, pids: dict[tuple[str, str], int], draining: frozenset[int] = frozenset()) -> Look:
-    return Look(int((at_s - 0.02) * SECOND), int(at_s * SECOND), 0.0, pids, draining)
+    by_place = {place: pid for (place, _), pid in pids.items()}
+    return Look(int((at_s - 0.02) * SECOND), int(at_s * SECOND), 0.0, by_place, draining)
 
 
 def test_a_change_is_over_when_it_is_recorded_and_began_as_long_before_as_it_took() -> None:
@@ -83,6 +84,12 @@ def test_a_kept_worker_that_is_gone_for_a_moment_was_touched(when_s: float, what
     odd = look(when_s, pids, frozenset({5} if what == "draining" else ()))
     assert kept_and_touched(changes, looks) == (1, 0)
     assert kept_and_touched(changes, [*looks, odd]) == (1, 1)
+
+
+def test_a_kept_worker_that_serves_another_variant_for_a_moment_is_kept() -> None:
+    changes = found(decision(10.0, 1.0, BIG), decision(20.0, 4.0, BIG, HALF))
+    looks = [look(11.0, {BIG: 5}), look(18.0, {(BIG[0], "large"): 5}), look(19.8, {BIG: 5})]
+    assert kept_and_touched(changes, looks) == (1, 0)
 
 
 def test_nothing_is_said_of_a_worker_at_which_nobody_looked() -> None:
