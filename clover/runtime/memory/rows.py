@@ -35,7 +35,8 @@ class Memory(Protocol):
 def _span(slots: list[int]) -> Any:
     """Return an index for `slots`: a slice if they are consecutive, else an integer array."""
     first, count = slots[0], len(slots)
-    if slots[-1] - first == count - 1:  # slots of a ticket are ascending, so its ends suffice
+    # The ends alone would do for the slots of a ticket, which rise; profiles are measured in slots of any order.
+    if slots[-1] - first == count - 1 and (count < 3 or slots == list(range(first, first + count))):
         return slice(first, first + count)
     return np.asarray(slots, np.intp)
 
@@ -151,7 +152,7 @@ class FixedRows:
         return rows
 
     def view(self, slots: list[int]) -> memoryview | None:
-        """Return the bytes of the rows of these slots, to be written; None if the slots are not neighbours."""
+        """Return the bytes of the rows of these rising slots, to be written; None if they are not neighbours."""
         first, last = slots[0], slots[-1]
         if last - first != len(slots) - 1:
             return None
