@@ -8,8 +8,6 @@ answers in the wrong form fails its batch, not the process; a row that a step re
 from __future__ import annotations
 
 import logging
-import os
-import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clover._native import wakeups
 from clover._native.ring import Ring
 from clover.confidence import Scorer, scorer
 from clover.errors import DeviceError, WorkerError
@@ -34,7 +33,6 @@ MODEL_FAILED = 1
 """Status of a completion whose model raised or answered in the wrong form; 0 is success."""
 
 _LOG_EVERY_NS = 1_000_000_000
-_RINGS = 4096  # bytes of the doorbell, one a ring, that are read at once
 
 Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 
@@ -136,9 +134,7 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Serve until the server says EXIT; raises ParentGone if the server ends first."""
-        poller = select.poll()
-        poller.register(self._doorbell, select.POLLIN)
-        poller.register(self._control.fileno(), select.POLLIN)
+        control = self._control.fileno()
         while True:
             taken = self._ring.take(self._slots)
             if taken is not None:
@@ -146,17 +142,11 @@ class WorkerLoop:
                 continue
             if not self._ring.sleep():
                 continue
-            ready = poller.poll()
+            came = wakeups.wait(self._doorbell, control)
             self._ring.wake()
-            for fd, _ in ready:
-                if fd == self._doorbell:
-                    try:  # noqa: SIM105 - a context manager takes a microsecond, and every row waits for this
-                        os.read(fd, _RINGS)
-                    except BlockingIOError:
-                        pass
-                elif self._exit_requested():
-                    self._finish()
-                    return
+            if came & wakeups.CONTROL and self._exit_requested():
+                self._finish()
+                return
 
     def _finish(self) -> None:
         """Serve the batches that are in the ring still."""
@@ -215,7 +205,7 @@ class WorkerLoop:
         # server broke its own rule, or stopped reaping.
         if not self._ring.complete(batch, status, count, start_ns, end_ns, used_ns):
             raise RuntimeError("the completion ring is full")
-        os.eventfd_write(self._completions, 1)
+        wakeups.signal(self._completions)
         if self._held is not None and (late := self._held.pacer.report()):
             self._report_overruns(late, self._held.pacer)
 

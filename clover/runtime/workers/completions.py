@@ -12,8 +12,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-_EVENTS = 64
-"""Taken at once; what is left makes the descriptor readable again."""
+from clover._native.wakeups import take_events
 
 
 class Completions:
@@ -21,13 +20,14 @@ class Completions:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._fd = self._epoll.fileno()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: tuple[Callable[[], None], ...] = ()
 
     @property
     def fd(self) -> int:
-        """A descriptor that is readable while there is an event; `clear` takes it."""
-        return self._epoll.fileno()
+        """A descriptor that is readable while there is an event; `clear` takes it.  -1 once it is closed."""
+        return self._fd
 
     def watch(self, eventfd: int) -> None:
         """Watch the eventfd of a worker; before it is closed, `forget` it."""
@@ -39,8 +39,8 @@ class Completions:
             self._epoll.unregister(eventfd)
 
     def clear(self) -> None:
-        """Take the events that there are; never waits."""
-        self._epoll.poll(0, _EVENTS)
+        """Take the events that there are; never waits.  OSError once it is closed."""
+        take_events(self._fd)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to listen on `loop`."""
@@ -56,6 +56,7 @@ class Completions:
     def close(self) -> None:
         """Stop listening, close the descriptor and let go of the listeners, which hold shared memory.  Idempotent."""
         self.stop()
+        self._fd = -1  # the number may be another descriptor's soon
         self._epoll.close()
         self._listeners = ()
 
@@ -68,6 +69,6 @@ class Completions:
         self._listeners = tuple(item for item in self._listeners if item != listener)
 
     def _written(self) -> None:
-        self.clear()
+        take_events(self._fd)
         for listener in self._listeners:
             listener()

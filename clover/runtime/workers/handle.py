@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from clover._native.ring import Ring
+from clover._native.wakeups import ring_bell
 from clover.errors import WorkerError, WorkerLostInStart
 from clover.hints import printable
 from clover.runtime.workers.oom_kills import OomKills
@@ -162,8 +163,7 @@ class WorkerProcess:
     def bell(self) -> None:
         """Ring its doorbell: there is a batch in its ring."""
         if self.state != "dead":
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it was rung often enough, or is dying
-                os.write(self._doorbell, b"\1")
+            ring_bell(self._doorbell)  # untaken if it was rung often enough, or is dying
 
     async def adopt(self, order: frames.WorkerOrder, within_s: float) -> None:
         """Have this hot spare take `order` over; return once it is ready.  Raises WorkerError."""
