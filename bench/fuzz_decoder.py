@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import sys
 import time
 import tracemalloc
@@ -36,7 +37,8 @@ from bench.oip_cases import DATATYPES, MOST_ROWS, Case, Cases, families
 from clover._native import infer
 from clover.errors import RequestError
 from clover.http.oip import tensors
-from clover.http.oip.request import InferRequest, Signature, decode, decode_ahead
+from clover.http.oip.request import decode, decode_ahead
+from clover.http.oip.signature import InferRequest, Signature
 from clover.runtime.memory.bytes_codec import count_elements
 from clover.types import FamilySpec, TensorSpec
 
@@ -98,8 +100,10 @@ class Fuzzer:
         else:
             _require(fast[1] in (400, 413), f"a refusal has the status {fast[1]}")
             _require(len(fast[2]) <= _LONGEST_TEXT and fast[2].isprintable(), f"the text of a refusal: {fast[2]!r}")
-        if 0 < case.json_length < len(case.body) and family.plain.is_direct:
-            self._check_ahead(family, case, plain)
+        if 0 < case.json_length < len(case.body):
+            self._check_again(family, case)
+            if family.plain.is_direct:
+                self._check_ahead(family, case, plain)
 
     def _time(self, case: Case, family: Family) -> None:
         """Time a decode; what takes long is repeated, as the machine has others to serve."""
@@ -139,6 +143,18 @@ class Fuzzer:
             back = decode(family.plain, *as_binary(family.spec, request))
             _same("a request in JSON and in binary", _told(request), _told(back))
 
+    def _check_again(self, family: Family, case: Case) -> None:
+        """Compare a binary request whose JSON came before, with other tensors, with one whose JSON is new."""
+        signature, text, tail = family.plain, case.body[: case.json_length], case.body[case.json_length :]
+        alike = [(text, others) for others in (tail[::-1], tail[:-1], tail + b"\0")]
+        for other, others in (*alike, *((named, tail) for named in _renamed(text))):
+            fresh = Signature(family.spec, MOST_ROWS)
+            outcome(fresh, case.body, case.json_length)
+            self.counts["known"] += fresh.known is not None
+            again = outcome(fresh, other + others, len(other))
+            signature.known = None
+            _same("JSON that came before and new JSON", again, outcome(signature, other + others, len(other)))
+
     def _check_ahead(self, family: Family, case: Case, whole: Outcome) -> None:
         text, size = case.body[: case.json_length], len(case.body) - case.json_length
         ahead = decode_ahead(family.plain, text, size)
@@ -157,6 +173,13 @@ def outcome(signature: Signature, body: bytes, json_length: int) -> Outcome:
         return ("taken", *_told(decode(signature, body, json_length)))
     except RequestError as error:
         return "refused", error.status, error.message
+
+
+def _renamed(text: bytes) -> list[bytes]:
+    """Return the JSON of a request with other strings in place of the first that could be its id."""
+    others = (b"other", b"", b'a\\"b', b'"', "\u00e9".encode(), b"i" * 1025, b"\\u0041", b"\0")
+    found = re.search(rb'"id"\s*:\s*"([^"]*)"', text)
+    return [text[: found.start(1)] + other + text[found.end(1) :] for other in others] if found else []
 
 
 def _told(request: InferRequest) -> Outcome:

@@ -15,6 +15,8 @@ to a float as any conversion of that double is (W. D. Clinger, How to read float
 found first: `burden` reads it once, makes nothing, and stops where it nests too deep or weighs too much.  A comma
 weighs 1, which stands for a value; a string 2 more; a colon 4, for a key; an opening bracket or brace 4, for an empty
 list or dict.
+
+**A text that came before.**  Clients send the same JSON again and again but for its id: `between` compares all the rest.
 """
 
 from libc.stdint cimport uint64_t
@@ -88,6 +90,35 @@ cpdef int burden(bytes text, Py_ssize_t depth, Py_ssize_t weight) except -1:
             if level > depth:
                 return 1
     return 0
+
+
+cpdef str between(bytes text, bytes head, bytes tail):
+    """Return what stands in `text` between `head` and `tail`, if within quotes it is a JSON string as it stands.
+
+    That is printable ASCII without quotes and backslashes, or nothing.  None if `text` has another head or tail, or
+    something else between them.
+    """
+    cdef const char *at
+    cdef const char *end
+    cdef const char *first
+    if text is None or head is None or tail is None:
+        raise TypeError("None is no text")
+    at = PyBytes_AS_STRING(text)
+    end = at + PyBytes_GET_SIZE(text)
+    if end - at < PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(tail):
+        return None
+    if memcmp(at, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head)) != 0:
+        return None
+    end -= PyBytes_GET_SIZE(tail)
+    if memcmp(end, PyBytes_AS_STRING(tail), PyBytes_GET_SIZE(tail)) != 0:
+        return None
+    at += PyBytes_GET_SIZE(head)
+    first = at
+    while at < end:
+        if not 32 <= at[0] <= 126 or at[0] == 34 or at[0] == 92:
+            return None
+        at += 1
+    return PyUnicode_DecodeASCII(first, end - first, NULL)
 
 
 cdef inline void space(Plain self) noexcept nogil:

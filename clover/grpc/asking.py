@@ -15,7 +15,7 @@ from clover.grpc import infer
 from clover.grpc.calls import GrpcCaller, Metadata
 from clover.http.ids import RequestIds
 from clover.http.inference import PROXIED, InferEndpoint, receipt_field, receipt_json
-from clover.http.oip.request import InferRequest
+from clover.http.oip.signature import InferRequest
 from clover.interfaces import SplitModel, Ticket
 
 _ERRORS: dict[int, type[RequestError]] = {

@@ -20,20 +20,13 @@ from clover.grpc import wire
 from clover.grpc.messages import InferParameter, ModelInferRequest, ModelInferResponse
 from clover.http.oip import tensors
 from clover.http.oip.inputs import RANK, DeclaredInput, names_of, of_input, shown
-from clover.http.oip.request import (
-    InferRequest,
-    Rows,
-    Signature,
-    keep_shape,
-    read_outputs,
-    read_parameters,
-)
+from clover.http.oip.request import keep_shape, read_outputs, read_parameters
 from clover.http.oip.response import output_rows
+from clover.http.oip.signature import ID_CHARACTERS, InferRequest, Rows, Signature
 from clover.runtime.memory.bytes_codec import pack_element, split_row
 
 _RAW_IN = ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 _RAW_OUT = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
-_ID_CHARACTERS = 1024
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -77,8 +70,8 @@ def decode(signature: Signature, call: Call) -> InferRequest:
     """Decode a request for a family; raises BadRequest or TooLarge."""
     given, raws, size = call
     request = InferRequest()
-    if len(given.id) > _ID_CHARACTERS:
-        raise BadRequest(f"id has {len(given.id)} characters; at most {_ID_CHARACTERS} are taken")
+    if len(given.id) > ID_CHARACTERS:
+        raise BadRequest(f"id has {len(given.id)} characters; at most {ID_CHARACTERS} are taken")
     request.id = given.id
     raw_out = True
     if given.parameters:

@@ -2,8 +2,9 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from clover.http.exchange cimport Exchange
-from clover.http.oip.request cimport InferRequest, Signature, decode, decode_ahead
+from clover.http.oip.request cimport decode, decode_ahead
 from clover.http.oip.response cimport brief, encode
+from clover.http.oip.signature cimport InferRequest, Signature
 from clover.interfaces cimport Model, Ticket
 
 cdef class ReceiptCache:

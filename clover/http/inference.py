@@ -23,8 +23,9 @@ from clover.errors import RequestError
 from clover.families import by_agreement
 from clover.http.content_encoding import deflate
 from clover.http.exchange import BINARY, JSON, Exchange, trace_ids
-from clover.http.oip.request import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
+from clover.http.oip.request import decode, decode_ahead
 from clover.http.oip.response import brief, encode
+from clover.http.oip.signature import NO_INPUTS, InferRequest, Rows, Signature
 from clover.http.oip.tensors import Body
 from clover.interfaces import Model, SplitModel, Ticket
 from clover.types import FamilySpec, Reading, Receipt

@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clover.errors import BadRequest
-from clover.http.oip.request import Signature, decode
+from clover.http.oip.request import decode
+from clover.http.oip.signature import Signature
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from tests.reference import infer as twin
 from tests.support.examples import examples
@@ -214,3 +215,27 @@ def test_the_first_excess_counts(kernels: SimpleNamespace) -> None:
     assert burden(b"", 0, 0) == 0
     with pytest.raises(TypeError):
         burden(None, 1, 1)
+
+
+# --- a text that came before ------------------------------------------------------------------------------------------
+
+PARTS = st.text("ab\"\\~ \x7f\n\u00e9", max_size=4).map(str.encode)
+
+
+@given(PARTS, PARTS, PARTS, PARTS)
+def test_what_stands_between_is_what_the_twin_finds(head: bytes, inner: bytes, tail: bytes, other: bytes) -> None:
+    compiled = importlib.import_module("clover._native.infer")
+    for text in (head + inner + tail, other, head + tail, head + other):
+        assert compiled.between(text, head, tail) == twin.between(text, head, tail)
+
+
+def test_only_what_is_a_string_as_it_stands_is_found_between(kernels: SimpleNamespace) -> None:
+    between = kernels.infer.between
+    assert between(b'{"id":"a 1~"}', b'{"id":"', b'"}') == "a 1~"
+    assert between(b'{"id":""}', b'{"id":"', b'"}') == ""
+    assert between(b"same", b"same", b"") == ""
+    assert between(b"aXa", b"aX", b"Xa") is None, "head and tail do not overlap"
+    for inner in (b'a"b', b"a\\b", b"a\nb", b"a\x7f", "\u00e9".encode(), b"\0"):
+        assert between(b"<" + inner + b">", b"<", b">") is None
+    assert between(b"<a>", b"<", b"]") is None
+    assert between(b"<a>", b"[", b">") is None

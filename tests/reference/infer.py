@@ -37,6 +37,14 @@ def burden(text: bytes, depth: int, weight: int) -> int:
     return 0
 
 
+def between(text: bytes, head: bytes, tail: bytes) -> str | None:
+    """Return what stands between `head` and `tail` if it is a JSON string as it stands, in printable ASCII."""
+    inner = text[len(head) : len(text) - len(tail)]
+    if len(text) < len(head) + len(tail) or text != head + inner + tail:
+        return None
+    return inner.decode() if re.fullmatch(rb"[ !#-\[\]-~]*", inner) else None
+
+
 class _Other(Exception):
     """The body is not plain."""
 

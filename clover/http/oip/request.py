@@ -1,7 +1,6 @@
 """The infer request of the Open Inference Protocol, as pure functions over bytes; `http.oip.response` has the answer.
 
-`Signature` is what a family declares, compiled once: lookups, prebuilt JSON fragments, the default outputs.  `decode`
-turns a body into rows, which may be views of that body.
+`decode` turns a body into rows, which may be views of that body, by what the family declares (`Signature`).
 """
 
 from __future__ import annotations
@@ -11,18 +10,23 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-from clover._native.infer import Plain, burden
+from clover._native.infer import burden
 from clover.errors import BadRequest, RequestError, TooLarge
 from clover.http.oip import tensors
-from clover.http.oip.inputs import RANK, DeclaredInput, names_of, of_input, shown
+from clover.http.oip.inputs import DeclaredInput, names_of, of_input, shown
+from clover.http.oip.signature import (
+    ID_CHARACTERS,
+    NO_INPUTS,
+    InferRequest,
+    Placed,
+    RequestedOutput,
+    Rows,
+    Signature,
+    rows_from_binary,
+)
 from clover.http.oip.tensors import Body
 from clover.runtime.memory.bytes_codec import pack_element
-from clover.types import FamilySpec, TensorSpec
-
-JSON_BYTES = 4 << 20
-"""Most bytes of the JSON of an infer request, unless the configuration says otherwise."""
 
 JSON_BOUND = (
     "the JSON of an infer request",
@@ -30,161 +34,9 @@ JSON_BOUND = (
 )
 """What `limits.json_bytes` holds for, and how to be within it."""
 
-_ID_CHARACTERS = 1024
-"""Longest id of a request: it is kept until the answer, and stands in it."""
 _LIGHT_BYTES = 1 << 16
 _HEAVIEST_PER_BYTE = 4
 _MAX_TIMEOUT_US = 1 << 53
-_DESCRIBED = 256
-_PLAIN_NUMBERS = 1 << 20
-_PLAIN_DEPTH = 4
-"""How deep a plain body nests whose rows are numbers: object, inputs, tensor, data.  Each axis of a row adds one."""
-
-Rows = NDArray[Any] | list[bytes]
-
-
-class RequestedOutput:
-    """A requested output: declared index, binary or JSON, and how many classes (0: the tensor itself)."""
-
-    __slots__ = ("binary", "classes", "index")
-
-    def __init__(self, index: int, binary: bool, classes: int = 0) -> None:
-        self.index = index
-        self.binary = binary
-        self.classes = classes
-
-
-# Of requests that have none, or none yet: shared, and never changed.
-NO_INPUTS: list[tuple[int, Rows]] = []
-_NO_SHAPES: dict[int, tuple[int, ...]] = {}
-_NO_OUTPUTS: list[RequestedOutput] = []
-
-
-class InferRequest:
-    """A decoded request.
-
-    `inputs` holds (declared index, rows).  `shapes` has the shape of each row of those BYTES inputs whose rows do not
-    say it themselves.  `timeout_ns` and `min_accuracy` are 0 if the request sets none.
-    """
-
-    __slots__ = ("cascade", "id", "inputs", "min_accuracy", "outputs", "rows", "shapes", "timeout_ns", "wants_receipt")
-
-    def __init__(self) -> None:
-        self.id = ""
-        self.rows = 0
-        self.inputs = NO_INPUTS
-        self.shapes = _NO_SHAPES
-        self.outputs = _NO_OUTPUTS
-        self.timeout_ns = 0
-        self.min_accuracy = 0.0
-        self.cascade = True
-        self.wants_receipt = False
-
-
-class Signature:
-    """A family's tensors, compiled for decoding and encoding.
-
-    A request carries at most `most_rows` rows, and its JSON has at most `json_bytes` bytes and nests at most
-    `json_depth` deep.  `plain` decodes requests in the most common form; None if the family has no such form.
-    """
-
-    __slots__ = (
-        "_described",
-        "defaults",
-        "inputs",
-        "is_brief",
-        "is_direct",
-        "json_bytes",
-        "json_depth",
-        "lead_of_one",
-        "most_rows",
-        "name",
-        "out_index",
-        "out_prefix",
-        "outputs",
-        "plain",
-        "prefix",
-    )
-
-    def __init__(
-        self, spec: FamilySpec, most_rows: int, json_depth: int = 100, name: str = "", json_bytes: int = JSON_BYTES
-    ) -> None:
-        self.name = name or spec.name
-        self.most_rows = most_rows
-        self.json_depth = json_depth
-        self.json_bytes = json_bytes
-        self.inputs = {tensor.name: DeclaredInput(index, tensor) for index, tensor in enumerate(spec.inputs)}
-        self.outputs = spec.outputs
-        self.out_index = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
-        self.defaults = {
-            binary: [RequestedOutput(index, binary) for index in range(len(spec.outputs))] for binary in (False, True)
-        }
-        self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
-        self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
-        self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
-        self.plain = PlainDecoder.of(spec, most_rows, json_depth)
-        output = spec.outputs[0]
-        self.is_brief = len(spec.outputs) == 1 and output.datatype == "FP32" and not output.variable
-        """Whether answers may be encoded by `brief`."""
-        self.lead_of_one = self.lead(1) if self.is_brief else b""
-        first = spec.inputs[0]
-        self.is_direct = len(spec.inputs) == 1 and not first.variable and first.datatype not in ("BYTES", "BOOL")
-        """Whether the bytes of a binary request's tensor are its rows as they lie in slots."""
-
-    def lead(self, rows: int) -> bytes:
-        """Return the JSON between the id and the numbers of an answer of `rows` rows whose one output is FP32."""
-        return b',"outputs":[%b,"data":' % self.describe(0, "FP32", (rows, *self.outputs[0].shape))
-
-    def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
-        """Return the JSON of an output from its name to its shape; the last few are cached."""
-        key = (index, datatype, shape)
-        text = self._described.get(key)
-        if text is None:
-            axes = ",".join(map(str, shape)).encode()
-            text = b'%b%b","shape":[%b]' % (self.out_prefix[index], datatype.encode(), axes)
-            if len(self._described) >= _DESCRIBED:
-                self._described.clear()
-            self._described[key] = text
-        return text
-
-
-class PlainDecoder:
-    """Decodes requests in the plain form (`clover._native.infer`), for families with one FP32 tensor of fixed shape.
-
-    The rows are views of one array, which the next request overwrites: copy them into slots first.
-    """
-
-    __slots__ = ("_array", "_one", "_plain")
-
-    def __init__(self, tensor: TensorSpec, rows: int) -> None:
-        out = np.zeros(rows * math.prod(tensor.shape), np.float32)
-        self._array = out.reshape(rows, *tensor.shape)
-        self._one: list[tuple[int, Rows]] = [(0, self._array[:1])]
-        self._plain = Plain(tensor.name, tensor.shape, out)
-
-    @classmethod
-    def of(cls, spec: FamilySpec, most_rows: int, json_depth: int) -> PlainDecoder | None:
-        """Return the decoder of a family; None if its inputs are others, or if plain bodies would nest too deep."""
-        tensor = spec.inputs[0]
-        fixed = len(spec.inputs) == 1 and tensor.datatype == "FP32" and all(axis > 0 for axis in tensor.shape)
-        if not fixed or not 1 <= len(tensor.shape) < RANK or json_depth < _PLAIN_DEPTH + len(tensor.shape):
-            return None
-        return cls(tensor, max(1, min(spec.max_batch, most_rows, _PLAIN_NUMBERS // math.prod(tensor.shape))))
-
-    def decode(self, body: bytes, outputs: list[RequestedOutput]) -> InferRequest | None:
-        """Return the request; None if it is not in the plain form."""
-        found = self._plain.parse(body)
-        if found is None:
-            return None
-        request = InferRequest()
-        request.id, rows = found
-        if len(request.id) > 1024:  # _ID_CHARACTERS
-            return None  # the general way says what is wrong
-        request.rows = rows
-        request.inputs = self._one if rows == 1 else [(0, self._array[:rows])]
-        request.outputs = outputs
-        return request
-
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
@@ -261,6 +113,9 @@ def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest |
 
 
 def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
+    known = signature.known.decode(text, binary) if signature.known is not None else None
+    if known is not None:
+        return known
     document = parse_json(text, signature.json_depth, signature.json_bytes)
     if type(document) is not dict:
         raise BadRequest("the body is not a JSON object")
@@ -269,19 +124,21 @@ def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
     if identity is not None:
         if type(identity) is not str:
             raise BadRequest("id is not a string")
-        if len(identity) > _ID_CHARACTERS:
-            raise BadRequest(f"id has {len(identity)} characters; at most {_ID_CHARACTERS} are taken")
+        if len(identity) > ID_CHARACTERS:
+            raise BadRequest(f"id has {len(identity)} characters; at most {ID_CHARACTERS} are taken")
         request.id = identity
     default_binary = False
     parameters = document.get("parameters")
     if parameters is not None:
         default_binary = read_parameters(request, parameters)
-    _read_inputs(signature, request, document.get("inputs"), text, binary)
+    placed = _read_inputs(signature, request, document.get("inputs"), text, binary)
     wanted = document.get("outputs")
     if wanted is None or wanted == []:
         request.outputs = signature.defaults[default_binary]
     else:
         request.outputs = read_outputs(signature, wanted, default_binary)
+    if len(placed) == len(request.inputs):
+        signature.know(text, len(binary), document, request, placed)
     return request
 
 
@@ -364,17 +221,20 @@ def _cascade(parameters: dict[str, Any]) -> bool:
     return bool(value == "on")
 
 
-def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body) -> None:
+def _read_inputs(
+    signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body
+) -> list[Placed]:
+    """Read the tensors of a request; return the places of those that are binary."""
     declared = signature.inputs
     if type(listed) is not list:
         raise BadRequest("inputs is missing or not an array")
     if len(listed) > len(declared):
         raise BadRequest(f"the request has {len(listed)} inputs, and the model takes {len(declared)}")
-    may_hold_booleans = b"true" in text or b"false" in text
     seen = 0
     at, end = 0, len(binary)
     body_bytes = len(text) + end
     request.inputs = []
+    placed = []
     for item in listed:
         if type(item) is not dict:
             raise BadRequest(f"inputs holds {shown(item)}; an input is an object")
@@ -400,8 +260,15 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
             size = _binary_size(item.get("parameters"))
             if size is not None and size > end - at:
                 raise BadRequest(f"binary_data_size is {size}, and the body has {end - at} bytes left for it")
-            request.inputs.append((entry.index, _rows(entry, item, shape, size, binary, at, may_hold_booleans)))
-            at += size or 0
+            if (size is not None) == ("data" in item):
+                raise BadRequest(f"it has {'neither data nor' if size is None else 'both data and'} binary_data_size")
+            if size is None:
+                rows = _rows_from_json(entry, item["data"], shape, text)
+            else:
+                rows = rows_from_binary(entry, binary[at : at + size], shape)
+                placed.append((entry, shape, at, size))
+                at += size
+            request.inputs.append((entry.index, rows))
         except RequestError as error:
             raise of_input(entry, error) from None
     if len(request.inputs) != len(declared):
@@ -409,6 +276,7 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
         raise BadRequest(f"the request lacks {names_of(missing)} of the inputs that the model takes")
     if at != end:
         raise BadRequest(f"{end - at} bytes of binary data are left over after the last tensor")
+    return placed
 
 
 def keep_shape(request: InferRequest, entry: DeclaredInput, shape: list[int]) -> None:
@@ -417,27 +285,12 @@ def keep_shape(request: InferRequest, entry: DeclaredInput, shape: list[int]) ->
         request.shapes = {**request.shapes, entry.index: tuple(shape[1:])}
 
 
-def _rows(
-    entry: DeclaredInput,
-    item: dict[str, Any],
-    shape: list[int],
-    size: int | None,
-    binary: Body,
-    at: int,
-    booleans: bool,
-) -> Rows:
-    """Return the rows of a tensor of a checked shape, from JSON or from `size` bytes of `binary`."""
-    if (size is not None) == ("data" in item):
-        raise BadRequest(f"it has {'neither data nor' if size is None else 'both data and'} binary_data_size")
-    if size is None:
-        data = item["data"]
-        if entry.is_bytes:
-            return tensors.bytes_from_json(data, shape)
-        return tensors.numbers_from_json(entry.datatype, data, shape, booleans)
-    raw = binary[at : at + size]
+def _rows_from_json(entry: DeclaredInput, data: Any, shape: list[int], text: bytes) -> Rows:
+    """Return the rows of a tensor of a checked shape from its `data` in the JSON `text`."""
     if entry.is_bytes:
-        return tensors.bytes_from_binary(raw, shape)
-    return tensors.numbers_from_binary(entry.datatype, raw, shape)
+        return tensors.bytes_from_json(data, shape)
+    booleans = text.find(b"true") >= 0 or text.find(b"false") >= 0
+    return tensors.numbers_from_json(entry.datatype, data, shape, booleans)
 
 
 def _binary_size(parameters: Any) -> int | None:

@@ -1,7 +1,7 @@
 cimport cython
 
 from clover._native.wire cimport quoted
-from clover.http.oip.request cimport InferRequest, RequestedOutput, Signature
+from clover.http.oip.signature cimport InferRequest, RequestedOutput, Signature
 
 @cython.locals(rows=Py_ssize_t, lead=bytes, name=bytes)
 cpdef list brief(Signature signature, InferRequest request, bytes text)

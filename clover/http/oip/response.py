@@ -10,7 +10,7 @@ import orjson
 
 from clover._native.wire import quoted
 from clover.http.oip import tensors
-from clover.http.oip.request import InferRequest, RequestedOutput, Rows, Signature
+from clover.http.oip.signature import InferRequest, RequestedOutput, Rows, Signature
 from clover.runtime.memory.bytes_codec import count_elements, pack_element
 from clover.types import TensorSpec
 

@@ -16,7 +16,8 @@ import pytest
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, TooLarge
 from clover.http.content_encoding import PIECE_IN_BYTES, PIECE_OUT_BYTES, Inflation
-from clover.http.oip.request import JSON_BYTES, Signature, decode
+from clover.http.oip.request import decode
+from clover.http.oip.signature import JSON_BYTES, Signature
 from clover.http.server_state import TURN_BYTES
 from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, family, request, tensor
 

@@ -16,7 +16,8 @@ from bench.fuzz_decoder import Fuzzer, outcome
 from bench.oip_cases import Cases
 from clover.errors import RequestError, TooLarge
 from clover.http.oip.inputs import shown
-from clover.http.oip.request import Signature, decode, decode_ahead
+from clover.http.oip.request import decode, decode_ahead
+from clover.http.oip.signature import Signature
 from clover.http.oip.tensors import DATATYPES
 from clover.runtime.memory.bytes_codec import pack_element
 from clover.types import FamilySpec
@@ -288,3 +289,80 @@ def test_an_axis_of_one_is_written_as_one(axis: Any) -> None:
             for binary in BINARY:
                 message = refusal(signature, *body(shape, datatype, data, binary=binary))
                 assert message.startswith("input 'x': its shape holds ")
+
+
+# --- JSON that came before --------------------------------------------------------------------------------------------
+
+
+def known_request(identity: str, *, before: str = "", after: str = "") -> bytes:
+    name = f'"id":{orjson.dumps(identity).decode()},' if identity else ""
+    tensors = '"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}]'
+    return f"{{{before}{name}{tensors}{after}}}".encode()
+
+
+def taken(signature: Signature, text: bytes, values: list[float]) -> tuple[str, list[float], bool]:
+    """The id and the values that are read, and whether that was by the JSON that came before."""
+    was = signature.known
+    known = was is not None and was.decode(text, np.array(values, np.float32).tobytes()) is not None
+    found = decode(signature, text + np.array(values, np.float32).tobytes(), len(text))
+    rows = found.inputs[0][1]
+    assert isinstance(rows, np.ndarray)
+    return found.id, rows.ravel().tolist(), known
+
+
+def test_json_that_came_before_is_not_parsed_again() -> None:
+    signature = Signature(spec("FP32", 2), ROWS)
+    assert taken(signature, known_request("a"), [1.0, 2.0]) == ("a", [1.0, 2.0], False)
+    assert taken(signature, known_request("a"), [3.0, 4.0]) == ("a", [3.0, 4.0], True)
+    assert taken(signature, known_request("another, longer one"), [5.0, 6.0]) == (
+        "another, longer one",
+        [5.0, 6.0],
+        True,
+    )
+    assert taken(signature, known_request('with "quotes"'), [7.0, 8.0]) == ('with "quotes"', [7.0, 8.0], False)
+    assert taken(signature, known_request(""), [9.0, 9.5]) == ("", [9.0, 9.5], False), "it has no id at all"
+
+
+def test_a_request_without_an_id_is_known_as_a_whole() -> None:
+    signature = Signature(spec("FP32", 2), ROWS)
+    taken(signature, known_request(""), [1.0, 2.0])
+    assert taken(signature, known_request(""), [3.0, 4.0]) == ("", [3.0, 4.0], True)
+    assert not taken(signature, known_request("a"), [3.0, 4.0])[2]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        '"parameters":{"other":"a"},',  # the same string stands elsewhere first
+        '"a":"b","id":"b",',  # a member given twice: the last counts
+        '":":1,',
+    ],
+)
+def test_an_id_is_only_what_another_id_could_stand_for(before: str) -> None:
+    for identity in ("a", ":"):
+        signature = Signature(spec("FP32", 2), ROWS)
+        taken(signature, known_request(identity, before=before), [1.0, 2.0])
+        for other in ("b", identity, "c"):
+            assert taken(signature, known_request(other, before=before), [3.0, 4.0])[:2] == (other, [3.0, 4.0])
+
+
+def test_parameters_of_a_known_request_are_its_own_again() -> None:
+    signature = Signature(spec("FP32", 2), ROWS)
+    after = ',"parameters":{"timeout":5,"clover_min_accuracy":90,"clover_receipt":true,"binary_data_output":true}'
+    text = known_request("a", after=after)
+    first = decode(signature, text + b"\0" * 8, len(text))
+    first.timeout_ns = 1  # as the endpoint sets it for a tenant
+    first.min_accuracy = 1.0
+    again = decode(signature, text + b"\0" * 8, len(text))
+    assert (again.timeout_ns, again.min_accuracy, again.wants_receipt) == (5000, 90.0, True)
+    assert again.outputs is signature.defaults[True]
+
+
+def test_clients_in_turn_are_known_one_at_a_time_and_long_json_never() -> None:
+    signature = Signature(spec("FP32", 2), ROWS)
+    for number in range(40):
+        text = known_request("a", after=f',"parameters":{{"timeout":{number}}}')
+        assert decode(signature, text + b"\0" * 8, len(text)).timeout_ns == number * 1000
+    text = known_request("a", after=f',"parameters":{{"note":"{"n" * 2000}"}}')
+    for _ in range(40):
+        assert not taken(signature, text, [1.0, 2.0])[2]
