@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 KERNELS = (
     *("anneal", "batcher", "des", "floats", "histogram", "infer", "inputs", "lanes", "queueing", "random", "ring"),
-    *("route", "slots", "timeshare", "wakeups", "wire"),
+    *("route", "scores", "slots", "timeshare", "wakeups", "wire"),
 )
 
 _missing = [name for name in KERNELS if find_spec(f"{__name__}.{name}") is None]

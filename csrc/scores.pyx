@@ -1,0 +1,149 @@
+"""Scores of answers: how sure a row of class probabilities, or of logits, is, with no object for a row.
+
+With `m` the largest logit of a row and `S` the sum of `exp(x - m)`, the largest probability is `1 / S` and the entropy
+`ln S` less the mean of `x - m`: no probability is stored, and a logarithm is taken once a row.  Sums are doubles, so
+that a score is as near as a float can be for any number of classes.
+
+A NaN or an infinity among logits makes `S` NaN, and so the score; -inf beside finite logits is a class that is ruled
+out.
+"""
+
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.math cimport INFINITY, NAN, expf, isfinite, log
+
+cdef enum:
+    TOP
+    MARGIN
+    ENTROPY
+
+cdef dict KINDS = {"top": TOP, "margin": MARGIN, "entropy": ENTROPY}
+
+cdef double LEAST = 1e-12  # a probability that counts in the entropy; what is rounded below 0 has no logarithm
+
+
+cdef float of_logits(const float *row, Py_ssize_t count, int kind) noexcept nogil:
+    """Return the score of a row of logits; NaN if one is NaN or inf, or all are -inf."""
+    cdef float most = row[0], second = -INFINITY, less, part
+    cdef double total = 0.0, mean = 0.0
+    cdef Py_ssize_t i
+    for i in range(1, count):
+        if row[i] > second:
+            if row[i] > most:
+                second, most = most, row[i]
+            else:
+                second = row[i]
+    if kind != ENTROPY:
+        for i in range(count):
+            total += expf(row[i] - most)
+        return <float>((1.0 if kind == TOP else 1.0 - <double>expf(second - most)) / total)
+    if count == 1:
+        return NAN
+    for i in range(count):
+        less = row[i] - most
+        part = expf(less)
+        total += part
+        if part > 0.0:  # 0 times -inf is no number
+            mean += <double>part * less
+    return <float>(1.0 - (log(total) - mean / total) / log(<double>count))
+
+
+cdef float of_probabilities(const float *row, Py_ssize_t count, int kind) noexcept nogil:
+    """Return the score of a row of probabilities; NaN if one is NaN."""
+    cdef float most = row[0], second = -INFINITY
+    cdef double total = 0.0
+    cdef Py_ssize_t i
+    if kind == ENTROPY:
+        if count == 1:
+            return NAN
+        for i in range(count):
+            if not row[i] <= LEAST:  # NaN counts
+                total += <double>row[i] * log(row[i])
+        return <float>(1.0 + total / log(<double>count))
+    for i in range(count):
+        if row[i] != row[i]:
+            return NAN
+    for i in range(1, count):
+        if row[i] > second:
+            if row[i] > most:
+                second, most = most, row[i]
+            else:
+                second = row[i]
+    return most if kind == TOP else most - second
+
+
+cdef bint finite(const float *row, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        if not isfinite(row[i]):
+            return False
+    return True
+
+
+cdef int look(object given, Py_buffer *found, int flags) except -1:
+    """Take hold of the buffer of `given`.  Raise ValueError if it is no array of float32 in C order, with rows."""
+    PyObject_GetBuffer(given, found, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags)
+    if found.ndim < 1 or found.format == NULL or found.format[0] != c"f" or found.format[1] != 0:
+        PyBuffer_Release(found)
+        raise ValueError("values and scores are float32, with an axis of rows")
+    return 0
+
+
+cdef class Scores:
+    """Scores of a kind, "top", "margin" or "entropy": of logits, or of probabilities with errors up to `rounding`."""
+
+    cdef int _kind
+    cdef bint _logits
+    cdef double _low
+    cdef double _high
+
+    def __cinit__(self, str kind, bint logits, double rounding):
+        if kind not in KINDS:
+            raise ValueError(f"there is no score {kind!r}")
+        self._kind = KINDS[kind]
+        self._logits = logits
+        self._low = -rounding
+        self._high = 1.0 + rounding
+
+    def score(self, values, into):
+        """Write the score of each row of `values` [rows, ...] to `into` [rows], both float32 in C order.
+
+        Return the first row that holds no probabilities though its values are finite, -1 if there is none: its score is
+        outside 0..1.  A row with such a score whose values are not finite scores NaN.  Raises ValueError for other
+        arrays, and for rows of no number, or of one if the score is a margin.
+        """
+        cdef Py_buffer rows, scores
+        look(values, &rows, 0)
+        try:
+            look(into, &scores, PyBUF_WRITABLE)
+            try:
+                return self._fill(&rows, &scores)
+            finally:
+                PyBuffer_Release(&scores)
+        finally:
+            PyBuffer_Release(&rows)
+
+    cdef Py_ssize_t _fill(self, Py_buffer *rows, Py_buffer *scores) except -2:
+        cdef const float *row = <const float *>rows.buf
+        cdef float *to = <float *>scores.buf
+        cdef float found
+        cdef Py_ssize_t count = 1, wrong = -1, at
+        cdef int axis
+        for axis in range(1, rows.ndim):
+            count *= rows.shape[axis]
+        if scores.ndim != 1 or scores.shape[0] != rows.shape[0]:
+            raise ValueError(f"{rows.shape[0]} rows have as many scores")
+        if count < (2 if self._kind == MARGIN else 1):
+            raise ValueError(f"a score needs a number a row, a margin two: there are {count}")
+        for at in range(rows.shape[0]):
+            if self._logits:
+                found = of_logits(row, count, self._kind)
+            else:
+                found = of_probabilities(row, count, self._kind)
+                if not self._low <= found <= self._high:
+                    if not finite(row, count):
+                        found = NAN
+                    elif wrong < 0:
+                        wrong = at
+            to[at] = found
+            row += count
+        return wrong

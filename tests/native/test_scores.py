@@ -1,0 +1,191 @@
+"""Scores of answers: the twin, then the kernel."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+
+from tests.reference import scores as twin
+
+KINDS = ("top", "margin", "entropy")
+ROUNDING = 0.01
+SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=40)
+LOGITS = arrays(np.float32, SHAPES, elements=st.floats(-60, 60, width=32))
+ANY = arrays(np.float32, SHAPES, elements=st.floats(width=32) | st.floats(0.0, 1.0, width=32))
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def scored(
+    module: Any, kind: str, logits: bool, rows: NDArray[np.float32] | list[list[float]]
+) -> tuple[NDArray[np.float32], int]:
+    """Return the scores of rows, and the first of them that holds no probabilities."""
+    values = np.array(rows, np.float32)
+    found = np.full(len(values), 7.0, np.float32)
+    return found, module.Scores(kind, logits, ROUNDING).score(values, found)
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.array([twin.softmax(row) for row in logits.tolist()], np.float32)
+
+
+@kinds
+@given(LOGITS)
+def test_scores_are_the_twins(kernels: SimpleNamespace, kind: str, logits: NDArray[np.float32]) -> None:
+    wanted, _ = scored(twin, kind, True, logits)
+    found, wrong = scored(kernels.scores, kind, True, logits)
+    assert wrong == -1
+    assert ((found >= -1e-6) & (found <= 1.0 + 1e-6)).all()
+    assert found == pytest.approx(wanted, abs=1e-6)
+    found, wrong = scored(kernels.scores, kind, False, probabilities(logits))
+    assert wrong == -1
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+@kinds
+@pytest.mark.parametrize("logits", [False, True])
+@given(rows=ANY)
+def test_odd_rows_score_as_the_twins(
+    kernels: SimpleNamespace, kind: str, logits: bool, rows: NDArray[np.float32]
+) -> None:
+    (wanted, at), (found, wrong) = scored(twin, kind, logits, rows), scored(kernels.scores, kind, logits, rows)
+    assert wrong == at
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+@kinds
+@pytest.mark.parametrize("logits", [False, True])
+@given(rows=ANY)
+def test_a_row_does_not_heed_its_neighbours(
+    kernels: SimpleNamespace, kind: str, logits: bool, rows: NDArray[np.float32]
+) -> None:
+    together, _ = scored(kernels.scores, kind, logits, rows)
+    alone = [scored(kernels.scores, kind, logits, rows[at : at + 1])[0][0] for at in range(len(rows))]
+    assert np.array_equal(together, alone, equal_nan=True)
+
+
+@pytest.mark.parametrize("classes", [1000, 30_000])
+@kinds
+def test_many_classes(kernels: SimpleNamespace, kind: str, classes: int) -> None:
+    logits = np.random.default_rng(1).normal(0.0, 3.0, (2, classes)).astype(np.float32)
+    wanted, _ = scored(twin, kind, True, logits)
+    assert scored(kernels.scores, kind, True, logits)[0] == pytest.approx(wanted, abs=1e-6)
+    found, wrong = scored(kernels.scores, kind, False, probabilities(logits))
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert wrong == -1
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits", "row", "score"),
+    [
+        ("top", False, [0.2, 0.7, 0.1], 0.7),
+        ("margin", False, [0.7, 0.1, 0.2], 0.5),
+        ("margin", False, [0.1, 0.5, 0.5], 0.0),
+        ("entropy", False, [0.0, 1.0, 0.0], 1.0),
+        ("entropy", False, [-0.001, 1.0, 0.0], 1.0),
+        ("entropy", False, [1 / 3] * 3, 0.0),
+        ("entropy", False, [0.5, 0.5, 0.0], 1.0 - math.log(2) / math.log(3)),
+        ("top", True, [3.0, 3.0, 3.0], 1 / 3),
+        ("margin", True, [3.0, 3.0, 3.0], 0.0),
+        ("entropy", True, [3.0, 3.0, 3.0], 0.0),
+        ("top", True, [-math.inf, 0.0, 0.0], 0.5),
+        ("margin", True, [-math.inf, 0.0, -math.inf], 1.0),
+        ("entropy", True, [-math.inf, 0.0, 0.0], 1.0 - math.log(2) / math.log(3)),
+        ("top", True, [3e38, -3e38, 0.0], 1.0),
+        ("margin", True, [3e38, -3e38, 0.0], 1.0),
+        ("entropy", True, [3e38, -3e38, 0.0], 1.0),
+        ("top", False, [-math.inf, 0.7], 0.7),
+        ("top", False, [1.0], 1.0),
+        ("top", True, [-5.0], 1.0),
+        ("entropy", True, [-5.0], math.nan),
+    ],
+)
+def test_known_scores(kernels: SimpleNamespace, kind: str, logits: bool, row: list[float], score: float) -> None:
+    found, wrong = scored(kernels.scores, kind, logits, [row])
+    assert found[0] == pytest.approx(score, abs=1e-6, nan_ok=True)
+    assert wrong == -1
+
+
+@kinds
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_row_that_is_not_finite_scores_nan(
+    kernels: SimpleNamespace, kind: str, logits: bool, bad: float, at: int
+) -> None:
+    odd = [0.2, 0.7, 0.1]
+    odd[at] = bad
+    found, wrong = scored(kernels.scores, kind, logits, [[0.5, 0.25, 0.25], odd, [bad] * 3])
+    assert np.isnan(found).tolist() == [False, True, True]
+    assert wrong == -1
+
+
+@kinds
+def test_logits_that_rule_out_every_class_score_nan(kernels: SimpleNamespace, kind: str) -> None:
+    assert np.isnan(scored(kernels.scores, kind, True, [[-math.inf] * 3])[0][0])
+
+
+def test_the_first_row_that_holds_no_probabilities_is_told(kernels: SimpleNamespace) -> None:
+    rows = [[0.9, 0.1], [math.nan, 4.0], [1.009, 0.0], [3.0, 1.0], [-1.0, -2.0]]
+    found, wrong = scored(kernels.scores, "top", False, rows)
+    assert wrong == 3
+    assert found.tolist() == pytest.approx([0.9, math.nan, 1.009, 3.0, -1.0], nan_ok=True)
+    assert scored(kernels.scores, "margin", False, rows)[1] == 3
+    assert scored(kernels.scores, "top", False, rows[4:])[1] == 0
+    assert scored(kernels.scores, "entropy", False, [[0.0, 1.0], [1.0, 9.0]])[1] == 1
+    assert scored(kernels.scores, "entropy", False, [[3e38, 1.0]])[1] == 0
+    assert scored(kernels.scores, "entropy", False, [[0.5]])[1] == 0, "of one class there is no entropy"
+
+
+def test_numbers_of_a_row_may_have_several_axes(kernels: SimpleNamespace) -> None:
+    rows = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    found = np.zeros(2, np.float32)
+    assert kernels.scores.Scores("margin", True, ROUNDING).score(rows, found) == -1
+    assert found.tolist() == scored(kernels.scores, "margin", True, rows.reshape(2, 12))[0].tolist()
+
+
+def test_no_rows_have_no_scores(kernels: SimpleNamespace) -> None:
+    found, wrong = scored(kernels.scores, "top", True, np.zeros((0, 3), np.float32))
+    assert (found.tolist(), wrong) == ([], -1)
+
+
+@pytest.mark.parametrize(
+    ("values", "into"),
+    [
+        (np.zeros((2, 3), np.float64), np.zeros(2, np.float32)),
+        (np.zeros((2, 3), np.int32), np.zeros(2, np.float32)),
+        (np.zeros((3, 2), np.float32).T, np.zeros(2, np.float32)),
+        (np.zeros((), np.float32), np.zeros(1, np.float32)),
+        (np.zeros((2, 3), np.float32), np.zeros(1, np.float32)),
+        (np.zeros((2, 3), np.float32), np.zeros((2, 1), np.float32)),
+        (np.zeros((2, 3), np.float32), np.zeros(2, np.float64)),
+        (np.zeros((2, 3), np.float32), np.zeros(4, np.float32)[::2]),
+        (np.zeros((2, 3), np.float32), np.broadcast_to(np.float32(0.0), (2,))),
+        (np.zeros((2, 0), np.float32), np.zeros(2, np.float32)),
+    ],
+)
+def test_arrays_that_are_not_as_they_should_be_are_refused(
+    kernels: SimpleNamespace, values: NDArray[Any], into: NDArray[Any]
+) -> None:
+    with pytest.raises(ValueError):
+        kernels.scores.Scores("top", True, ROUNDING).score(values, into)
+    assert not into.any()
+
+
+def test_what_makes_no_sense_is_refused(kernels: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="there is no score 'topp'"):
+        kernels.scores.Scores("topp", True, ROUNDING)
+    for logits in (False, True):
+        with pytest.raises(ValueError, match="a margin two: there are 1"):
+            scored(kernels.scores, "margin", logits, [[0.5]])
+    for values in (None, "abc"):
+        with pytest.raises((AttributeError, TypeError)):
+            kernels.scores.Scores("top", True, ROUNDING).score(values, np.zeros(1, np.float32))
