@@ -11,15 +11,15 @@ family and raises `ScoreError`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clover._native.scores import Scores
 from clover.families import CONFIDENCES, resolve
-from clover.types import FamilySpec
+from clover.types import ConfidenceSpec, FamilySpec
 
 Floats = NDArray[np.float32]
 Scorer = Callable[[Sequence[Any]], Floats]
@@ -45,24 +45,23 @@ def scorer(spec: FamilySpec) -> Scorer | None:
     at = names.index(confidence.output) if confidence.output else 0
     if confidence.kind not in CONFIDENCES:
         return _own(resolve(confidence.kind, spec.folder), at)
-    score = {"top": top, "margin": margin, "entropy": entropy}[confidence.kind]
-    if not confidence.logits:
-        return _of_probabilities(score, at, names[at])
-    return lambda outputs: score(softmax(_flat(outputs[at])))
+    return _built_in(confidence, at, names[at])
 
 
-def _of_probabilities(function: Callable[[Floats], Floats], at: int, name: str) -> Scorer:
-    """Return a built-in score of an output [rows, ...] that holds probabilities.
+def _built_in(confidence: ConfidenceSpec, at: int, name: str) -> Scorer:
+    """Return the built-in score of an output [rows, ...] that holds probabilities, or logits.
 
-    The score raises ScoreError if the output cannot hold probabilities.
+    The score raises ScoreError if the output cannot hold probabilities, and ValueError if a row has too few numbers.
     """
-    wrong = f"output {name!r} gave a score of {{:g}}, so it holds no probabilities (logits = true?)"
+    scores = Scores(confidence.kind, confidence.logits, ROUNDING)
 
     def score(outputs: Sequence[Any]) -> Floats:
-        values = _flat(outputs[at])
-        found = function(values)
-        fine = (found >= -ROUNDING) & (found <= 1.0 + ROUNDING)
-        return found if fine.all() else _with_nans(found, fine, values, wrong)
+        values = np.ascontiguousarray(outputs[at], np.float32)
+        found = np.empty(len(values), np.float32)
+        if (wrong := scores.score(values, found)) >= 0:
+            what = f"output {name!r} gave a score of {found[wrong]:g}, so it holds no probabilities (logits = true?)"
+            raise ScoreError(f"confidence: {what}")
+        return found
 
     return score
 
@@ -78,38 +77,6 @@ def _with_nans(found: Floats, fine: NDArray[np.bool_], values: NDArray[Any], wha
     if (finite & ~fine).any():
         raise ScoreError(f"confidence: {what.format(found[finite & ~fine][0])}")
     return np.where(fine, found, np.float32(np.nan))
-
-
-def _flat(output: NDArray[Any]) -> Floats:
-    return output.reshape(len(output), -1).astype(np.float32, copy=False)
-
-
-def softmax(logits: Floats) -> Floats:
-    """Return probabilities [rows, K] of logits [rows, K]."""
-    with np.errstate(invalid="ignore"):  # rows that are not finite
-        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-        found: Floats = raised / raised.sum(axis=1, keepdims=True)
-    return found
-
-
-def top(probabilities: Floats) -> Floats:
-    """Return the largest probability [rows] of probabilities [rows, K]."""
-    found: Floats = probabilities.max(axis=1)
-    return found
-
-
-def margin(probabilities: Floats) -> Floats:
-    """Return the largest probability less the second largest [rows] of probabilities [rows, K]."""
-    last = np.partition(probabilities, -2, axis=1)
-    found: Floats = last[:, -1] - last[:, -2]
-    return found
-
-
-def entropy(probabilities: Floats) -> Floats:
-    """Return 1 - H / ln K [rows] of probabilities [rows, K]: 1 for certainty, 0 if all classes are equally likely."""
-    clipped = np.maximum(probabilities, np.float32(1e-12))
-    found: Floats = 1.0 + (clipped * np.log(clipped)).sum(axis=1) / np.float32(math.log(probabilities.shape[1]))
-    return found
 
 
 def _own(function: Callable[..., Any], at: int) -> Scorer:
@@ -154,4 +121,4 @@ def agreement(mine: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(alike(mine, reference).mean()) if len(mine) else 0.0
 
 
-__all__ = ["ScoreError", "Scorer", "agreement", "alike", "answers", "entropy", "margin", "scorer", "softmax", "top"]
+__all__ = ["ScoreError", "Scorer", "agreement", "alike", "answers", "scorer"]

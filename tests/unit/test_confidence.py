@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from clover import families
-from clover.confidence import ScoreError, entropy, margin, scorer, softmax, top
+from clover.confidence import ScoreError, scorer
 from clover.errors import ConfigError
 from clover.types import ConfidenceSpec, FamilySpec, TensorSpec, VariantSpec
+from tests.reference.scores import softmax
 
 LOGITS = st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=6)
 
@@ -51,22 +53,45 @@ def test_built_in_scores(kind: str, expected: list[float]) -> None:
     assert found.tolist() == pytest.approx(expected)
 
 
-def test_entropy_is_one_for_certainty_and_nothing_where_all_are_alike() -> None:
-    found = entropy(np.array([[1.0, 0.0, 0.0], [1 / 3] * 3, [0.5, 0.5, 0.0]], np.float32))
-    assert found.tolist() == pytest.approx([1.0, 0.0, 1.0 - math.log(2) / math.log(3)], abs=1e-6)
-
-
 @given(LOGITS)
 def test_scores_are_between_nothing_and_one_and_logits_are_made_probabilities(rows: list[list[float]]) -> None:
     logits = np.array(rows, np.float32)
-    probabilities = softmax(logits)
+    probabilities = np.array([softmax(row) for row in rows], np.float32)
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(rows)), abs=1e-5)
-    for kind, function in (("top", top), ("margin", margin), ("entropy", entropy)):
-        plain = function(probabilities)
+    for kind in families.CONFIDENCES:
+        of_logits = scorer(spec(ConfidenceSpec(kind=kind, output="y", logits=True)))
+        of_probabilities = scorer(spec(ConfidenceSpec(kind=kind, output="y")))
+        assert of_logits is not None
+        assert of_probabilities is not None
+        plain = of_probabilities([None, probabilities])
         assert ((plain >= -1e-5) & (plain <= 1 + 1e-5)).all()
-        score = scorer(spec(ConfidenceSpec(kind=kind, output="y", logits=True)))
-        assert score is not None
-        assert score([None, logits]).tolist() == pytest.approx(plain.tolist(), abs=1e-6)
+        assert of_logits([None, logits]).tolist() == pytest.approx(plain.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        np.array([[3.0, 0.0, 1.0, 2.0]], np.float64),
+        np.array([[3.0, 0.0, 1.0, 2.0]], np.float16),
+        np.array([[3.0, 0.0, 1.0, 2.0]], ">f4"),
+        np.array([[[3.0, 0.0], [1.0, 2.0]]], np.float32),
+        np.array([[3.0], [0.0], [1.0], [2.0]], np.float32).T,
+        np.array([[3.0, 9.0, 0.0, 9.0, 1.0, 9.0, 2.0, 9.0]], np.float32)[:, ::2],
+    ],
+)
+def test_floats_of_any_kind_and_order_are_scored(output: NDArray[Any]) -> None:
+    score = scorer(spec(ConfidenceSpec(kind="margin", output="y", logits=True)))
+    assert score is not None
+    found = score([None, output])
+    assert found.dtype == np.float32
+    assert found.tolist() == pytest.approx([0.4070], abs=1e-4)
+
+
+def test_a_margin_of_one_class_is_told() -> None:
+    score = scorer(spec(ConfidenceSpec(kind="margin", output="y")))
+    assert score is not None
+    with pytest.raises(ValueError, match="a margin two"):
+        score([None, np.ones((1, 1), np.float32)])
 
 
 def own(tmp_path: Path, body: str) -> FamilySpec:
