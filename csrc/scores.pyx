@@ -8,8 +8,17 @@ A NaN or an infinity among logits makes `S` NaN, and so the score; -inf beside f
 out.
 """
 
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
+    PyBUF_FORMAT,
+    PyBUF_STRIDES,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from libc.math cimport INFINITY, NAN, expf, isfinite, log
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 
 cdef enum:
     TOP
@@ -79,12 +88,12 @@ cdef bint finite(const float *row, Py_ssize_t count) noexcept nogil:
     return True
 
 
-cdef int look(object given, Py_buffer *found, int flags) except -1:
-    """Take hold of the buffer of `given`.  Raise ValueError if it is no array of float32 in C order, with rows."""
-    PyObject_GetBuffer(given, found, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags)
-    if found.ndim < 1 or found.format == NULL or found.format[0] != c"f" or found.format[1] != 0:
+cdef int look(object given, Py_buffer *found, char kind, int flags) except -1:
+    """Take hold of the buffer of `given`, with `flags`.  Raise ValueError if it is no array of that kind with rows."""
+    PyObject_GetBuffer(given, found, PyBUF_FORMAT | flags)
+    if found.ndim < 1 or found.format == NULL or found.format[0] != kind or found.format[1] != 0:
         PyBuffer_Release(found)
-        raise ValueError("values and scores are float32, with an axis of rows")
+        raise ValueError("values and scores are float32, slots uint32, with an axis of rows")
     return 0
 
 
@@ -104,36 +113,51 @@ cdef class Scores:
         self._low = -rounding
         self._high = 1.0 + rounding
 
-    def score(self, values, into):
-        """Write the score of each row of `values` [rows, ...] to `into` [rows], both float32 in C order.
+    def score(self, values, into, slots=None):
+        """Write the score of each row of `values` [rows, ...] to `into` [rows], or to these slots of it.
 
         Return the first row that holds no probabilities though its values are finite, -1 if there is none: its score is
-        outside 0..1.  A row with such a score whose values are not finite scores NaN.  Raises ValueError for other
-        arrays, and for rows of no number, or of one if the score is a margin.
+        outside 0..1.  A row with such a score whose values are not finite scores NaN.  Values and scores are float32,
+        `slots` uint32 [rows], values and slots in C order.  Raises IndexError, and writes nothing, if there is no such
+        slot; ValueError for other arrays, and for rows of no number, or of one if the score is a margin.
         """
-        cdef Py_buffer rows, scores
-        look(values, &rows, 0)
+        cdef Py_buffer rows, scores, places
+        look(values, &rows, c"f", PyBUF_C_CONTIGUOUS)
         try:
-            look(into, &scores, PyBUF_WRITABLE)
+            look(into, &scores, c"f", PyBUF_STRIDES | PyBUF_WRITABLE)
             try:
-                return self._fill(&rows, &scores)
+                if slots is None:
+                    return self._fill(&rows, &scores, NULL)
+                look(slots, &places, c"I", PyBUF_C_CONTIGUOUS)
+                try:
+                    return self._fill(&rows, &scores, &places)
+                finally:
+                    PyBuffer_Release(&places)
             finally:
                 PyBuffer_Release(&scores)
         finally:
             PyBuffer_Release(&rows)
 
-    cdef Py_ssize_t _fill(self, Py_buffer *rows, Py_buffer *scores) except -2:
+    cdef Py_ssize_t _fill(self, Py_buffer *rows, Py_buffer *scores, Py_buffer *places) except -2:
         cdef const float *row = <const float *>rows.buf
-        cdef float *to = <float *>scores.buf
+        cdef char *to = <char *>scores.buf
+        cdef const uint32_t *slots = NULL
         cdef float found
         cdef Py_ssize_t count = 1, wrong = -1, at
+        cdef Py_buffer *given
         cdef int axis
         for axis in range(1, rows.ndim):
             count *= rows.shape[axis]
-        if scores.ndim != 1 or scores.shape[0] != rows.shape[0]:
+        given = scores if places == NULL else places
+        if scores.ndim != 1 or given.ndim != 1 or given.shape[0] != rows.shape[0]:
             raise ValueError(f"{rows.shape[0]} rows have as many scores")
         if count < (2 if self._kind == MARGIN else 1):
             raise ValueError(f"a score needs a number a row, a margin two: there are {count}")
+        if places != NULL:
+            slots = <const uint32_t *>places.buf
+            for at in range(rows.shape[0]):
+                if slots[at] >= scores.shape[0]:
+                    raise IndexError(f"slot {slots[at]} is outside 0..{scores.shape[0] - 1}")
         for at in range(rows.shape[0]):
             if self._logits:
                 found = of_logits(row, count, self._kind)
@@ -144,6 +168,7 @@ cdef class Scores:
                         found = NAN
                     elif wrong < 0:
                         wrong = at
-            to[at] = found
+            # A slab has scores beside other words of its slots.
+            memcpy(to + (at if slots == NULL else <Py_ssize_t>slots[at]) * scores.strides[0], &found, sizeof(float))
             row += count
         return wrong

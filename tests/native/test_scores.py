@@ -167,7 +167,6 @@ def test_no_rows_have_no_scores(kernels: SimpleNamespace) -> None:
         (np.zeros((2, 3), np.float32), np.zeros(1, np.float32)),
         (np.zeros((2, 3), np.float32), np.zeros((2, 1), np.float32)),
         (np.zeros((2, 3), np.float32), np.zeros(2, np.float64)),
-        (np.zeros((2, 3), np.float32), np.zeros(4, np.float32)[::2]),
         (np.zeros((2, 3), np.float32), np.broadcast_to(np.float32(0.0), (2,))),
         (np.zeros((2, 0), np.float32), np.zeros(2, np.float32)),
     ],
@@ -178,6 +177,40 @@ def test_arrays_that_are_not_as_they_should_be_are_refused(
     with pytest.raises(ValueError):
         kernels.scores.Scores("top", True, ROUNDING).score(values, into)
     assert not into.any()
+
+
+def test_scores_are_written_to_slots(kernels: SimpleNamespace) -> None:
+    rows = np.array([[0.9, 0.1], [math.nan, 0.5], [0.6, 0.4]], np.float32)
+    slots = np.array([4, 0, 2], np.uint32)
+    whole = np.full((5, 3), 7.0, np.float32)
+    top, found = kernels.scores.Scores("top", False, ROUNDING), whole[:, 1]
+    assert top.score(rows, found, slots) == -1
+    assert found.tolist() == pytest.approx([math.nan, 7.0, 0.6, 7.0, 0.9], nan_ok=True)
+    assert (whole[:, ::2] == 7.0).all(), "a slab has other words of a slot beside its score"
+    assert top.score(np.array([[0.5, 0.5], [3.0, 0.0]], np.float32), found, slots[1:]) == 1
+    assert top.score(rows[:2], found[3::-3]) == -1
+    assert found.tolist() == pytest.approx([math.nan, 7.0, 3.0, 0.9, 0.9], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("slots", "error"),
+    [
+        (np.array([1, 5], np.uint32), IndexError),
+        (np.array([1, 2**32 - 1], np.uint32), IndexError),
+        (np.array([1], np.uint32), ValueError),
+        (np.array([[1], [2]], np.uint32), ValueError),
+        (np.array([1, 0, 2, 0], np.uint32)[::2], ValueError),
+        (np.array([1, 2], np.int32), ValueError),
+        (np.array([1, 2], np.uint64), ValueError),
+    ],
+)
+def test_nothing_is_written_to_slots_that_are_not_there(
+    kernels: SimpleNamespace, slots: NDArray[Any], error: type[Exception]
+) -> None:
+    found = np.full(5, 7.0, np.float32)
+    with pytest.raises(error):
+        kernels.scores.Scores("top", True, ROUNDING).score(np.zeros((2, 3), np.float32), found, slots)
+    assert found.tolist() == [7.0] * 5
 
 
 def test_what_makes_no_sense_is_refused(kernels: SimpleNamespace) -> None:

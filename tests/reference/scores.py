@@ -51,15 +51,20 @@ class Scores:
         self._logits = logits
         self._rounding = rounding
 
-    def score(self, values: NDArray[Any], into: NDArray[np.float32]) -> int:
-        for array in (values, into):
-            if array.dtype != np.float32 or array.ndim < 1 or not array.flags.c_contiguous:
-                raise ValueError("values and scores are float32, with an axis of rows")
-        if into.shape != (len(values),) or not into.flags.writeable:
+    def score(self, values: NDArray[Any], into: NDArray[np.float32], slots: NDArray[np.uint32] | None = None) -> int:
+        if values.dtype != np.float32 or values.ndim < 1 or not values.flags.c_contiguous or into.dtype != np.float32:
+            raise ValueError("values and scores are float32, with an axis of rows")
+        if slots is not None and (slots.dtype != np.uint32 or not slots.flags.c_contiguous):
+            raise ValueError("slots are uint32")
+        places = into if slots is None else slots
+        if into.ndim != 1 or places.shape != (len(values),) or not into.flags.writeable:
             raise ValueError(f"{len(values)} rows have as many scores")
         count = math.prod(values.shape[1:])
         if count < self._fewest:
             raise ValueError(f"a score needs a number a row, a margin two: there are {count}")
+        for slot in [] if slots is None else slots.tolist():
+            if slot >= len(into):
+                raise IndexError(f"slot {slot} is outside 0..{len(into) - 1}")
         wrong = -1
         for at, row in enumerate(values.reshape(len(values), count).tolist()):
             shares = softmax(row) if self._logits else row
@@ -70,5 +75,5 @@ class Scores:
                     found = np.float32(math.nan)
                 elif wrong < 0:
                     wrong = at
-            into[at] = found
+            into[at if slots is None else slots[at]] = found
         return wrong
