@@ -25,6 +25,9 @@ Floats = NDArray[np.float32]
 Scorer = Callable[[Sequence[Any]], Floats]
 """Outputs of a batch in their declared order (arrays [rows, ...]) -> scores [rows], float32."""
 
+Writer = Callable[[Sequence[Any], NDArray[np.uint32], Floats], None]
+"""Outputs of a batch as above, slots [rows] in C order, scores [slots] -> the rows' scores are written."""
+
 ROUNDING = 0.01
 """How far out of 0..1 a score may be by rounding (in half precision); beyond, the output holds no probabilities."""
 
@@ -45,25 +48,55 @@ def scorer(spec: FamilySpec) -> Scorer | None:
     at = names.index(confidence.output) if confidence.output else 0
     if confidence.kind not in CONFIDENCES:
         return _own(resolve(confidence.kind, spec.folder), at)
-    return _built_in(confidence, at, names[at])
+    return _BuiltIn(confidence, at, names[at])
 
 
-def _built_in(confidence: ConfidenceSpec, at: int, name: str) -> Scorer:
-    """Return the built-in score of an output [rows, ...] that holds probabilities, or logits.
+def writer(spec: FamilySpec) -> Writer | None:
+    """Return the same as `scorer`, but scores go straight to slots; if it raises, some may have been written."""
+    own = scorer(spec)
+    if isinstance(own, _BuiltIn):
+        return own.write
+    if own is None:
+        return None
 
-    The score raises ScoreError if the output cannot hold probabilities, and ValueError if a row has too few numbers.
+    def write(outputs: Sequence[Any], slots: NDArray[np.uint32], into: Floats) -> None:
+        into[slots] = own(outputs)
+
+    return write
+
+
+class _BuiltIn:
+    """The built-in score of output `at` [rows, ...], called `name`, that holds probabilities, or logits.
+
+    It raises ScoreError if the output cannot hold probabilities, and ValueError if a row has too few numbers.
     """
-    scores = Scores(confidence.kind, confidence.logits, ROUNDING)
 
-    def score(outputs: Sequence[Any]) -> Floats:
-        values = np.ascontiguousarray(outputs[at], np.float32)
-        found = np.empty(len(values), np.float32)
-        if (wrong := scores.score(values, found)) >= 0:
-            what = f"output {name!r} gave a score of {found[wrong]:g}, so it holds no probabilities (logits = true?)"
-            raise ScoreError(f"confidence: {what}")
+    def __init__(self, confidence: ConfidenceSpec, at: int, name: str) -> None:
+        self._scores = Scores(confidence.kind, confidence.logits, ROUNDING)
+        self._at = at
+        self._name = name
+
+    def __call__(self, outputs: Sequence[Any]) -> Floats:
+        """Return the scores [rows] of a batch."""
+        found = np.empty(len(outputs[self._at]), np.float32)
+        self.write(outputs, None, found)
         return found
 
-    return score
+    def write(self, outputs: Sequence[Any], slots: NDArray[np.uint32] | None, into: Floats) -> None:
+        """Write the scores of a batch to `slots` [rows] of `into`, or to all of it.
+
+        Raises IndexError, and writes nothing, if there is no such slot.
+        """
+        values = outputs[self._at]
+        try:
+            wrong = self._scores.score(values, into, slots)
+        except ValueError:  # most are float32 in C order, and a lone row would wait for numpy to say so
+            values = np.ascontiguousarray(values, np.float32)
+            wrong = self._scores.score(values, into, slots)
+        if wrong >= 0:
+            found = into[wrong if slots is None else slots[wrong]]
+            what = f"output {self._name!r} gave a score of {found:g}, so it holds no probabilities (logits = true?)"
+            raise ScoreError(f"confidence: {what}")
 
 
 def _with_nans(found: Floats, fine: NDArray[np.bool_], values: NDArray[Any], what: str) -> Floats:
@@ -121,4 +154,4 @@ def agreement(mine: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(alike(mine, reference).mean()) if len(mine) else 0.0
 
 
-__all__ = ["ScoreError", "Scorer", "agreement", "alike", "answers", "scorer"]
+__all__ = ["ScoreError", "Scorer", "Writer", "agreement", "alike", "answers", "scorer", "writer"]

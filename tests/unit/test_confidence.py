@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from clover import families
-from clover.confidence import ScoreError, scorer
+from clover.confidence import ScoreError, scorer, writer
 from clover.errors import ConfigError
 from clover.types import ConfidenceSpec, FamilySpec, TensorSpec, VariantSpec
 from tests.reference.scores import softmax
@@ -42,6 +42,7 @@ def answers(*rows: tuple[float, ...]) -> list[Any]:
 
 def test_a_family_without_confidence_has_no_scores() -> None:
     assert scorer(spec()) is None
+    assert writer(spec()) is None
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("top", [0.7, 0.5]), ("margin", [0.5, 0.0])])
@@ -85,6 +86,26 @@ def test_floats_of_any_kind_and_order_are_scored(output: NDArray[Any]) -> None:
     found = score([None, output])
     assert found.dtype == np.float32
     assert found.tolist() == pytest.approx([0.4070], abs=1e-4)
+
+
+@pytest.mark.parametrize("datatype", [np.float32, np.float64])
+def test_scores_are_written_to_slots(tmp_path: Path, datatype: type) -> None:
+    outputs: list[Any] = [None, np.array([[0.7, 0.2, 0.1], [math.nan, 0.5, 0.5], [0.25, 0.25, 0.5]], datatype)]
+    slots = np.array([3, 0, 2], np.uint32)
+    for one in (spec(ConfidenceSpec(kind="top", output="y")), own(tmp_path, "return output.max(axis=1)")):
+        write, into = writer(one), np.full((5, 2), 7.0, np.float32)[:, 1]
+        assert write is not None
+        write(outputs, slots, into)
+        assert into.tolist() == pytest.approx([math.nan, 7.0, 0.5, 0.7, 7.0], nan_ok=True)
+        with pytest.raises(IndexError):
+            write(outputs, slots + np.uint32(2), into)
+
+
+def test_the_score_of_a_slot_that_holds_no_probabilities_is_told() -> None:
+    write = writer(spec(ConfidenceSpec(kind="top", output="y")))
+    assert write is not None
+    with pytest.raises(ScoreError, match="output 'y' gave a score of 3,"):
+        write(answers((0.7, 0.2, 0.1), (3.0, 1.0, 0.0)), np.array([1, 0], np.uint32), np.zeros(2, np.float32))
 
 
 def test_a_margin_of_one_class_is_told() -> None:
