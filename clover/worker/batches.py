@@ -97,8 +97,10 @@ class Batches:
             return self._gather_bytes(index, slots)
         if not variable:
             staged = self._staged.get(index)
-            if staged is None or (isinstance(span, slice) and not self._always):
-                return np.ascontiguousarray(region[span])
+            if isinstance(span, slice) and not self._always:
+                return region[span]
+            if staged is None:
+                return region[slots]
             # "clip" lets NumPy write straight into `out`; `span` has refused slots that do not exist.
             return np.take(region, slots, axis=0, out=staged[: len(slots)], mode="clip")
         corner = tuple(slice(axis) for axis in self._slab.dims("input", index, int(slots[0])))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clover._native import wakeups
 from clover._native.ring import Ring
-from clover.confidence import Scorer, scorer
+from clover.confidence import Writer, writer
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import NO_MEMORY, Slab
 from clover.worker import frames, pacing
@@ -75,19 +75,24 @@ def send_state(control: socket.socket, state: frames.WorkerState) -> None:
 class Scores:
     """Writes the confidence score of each answer of this worker beside it into the slab."""
 
-    def __init__(self, score: Scorer, into: NDArray[np.float32]) -> None:
-        self.score = score
+    def __init__(self, write: Writer, into: NDArray[np.float32]) -> None:
+        self._write = write
         self._into = into
 
     @classmethod
     def of(cls, order: frames.WorkerOrder, slab: Slab) -> Scores | None:
         """Return the scores of the family that `order` names; None if it has no confidence function."""
-        score = scorer(order.family)
-        return cls(score, slab.score) if score is not None else None
+        write = writer(order.family)
+        return cls(write, slab.score) if write is not None else None
 
     def write(self, slots: NDArray[np.uint32], answers: Sequence[Any]) -> None:
         """Score `answers` of the rows in `slots`; raises what the family's own function raises."""
-        self._into[slots] = self.score(answers)
+        self._write(answers, slots, self._into)
+
+    def try_out(self, answers: Sequence[Any]) -> None:
+        """Score `answers` for nothing; raises what `write` raises."""
+        rows = len(answers[0])
+        self._write(answers, np.arange(rows, dtype=np.uint32), np.zeros(rows, np.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,12 +148,12 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab: Slab) -> None:
             self.completed.append((batch, status))
             return True
 
-    def score(answers: Any) -> None:
+    def write(answers: Any, slots: Any, into: Any) -> None:
         raise ValueError("no score")
 
     completions = os.eventfd(0)
     try:
-        scores = Scores(score, slab.score)
+        scores = Scores(write, slab.score)
         channel = ServerChannel(None, Ring(), -1, completions)
         loop = WorkerLoop(channel, Batches(slab), [ResidentLane(lambda inputs: good(2))], 4, None, scores)
         loop._slots[:2] = 0, 1
