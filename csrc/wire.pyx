@@ -7,7 +7,7 @@ takes nearly every answer whole at once, so it is asked first; what it does not 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "Python.h":
@@ -23,6 +23,8 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef const char *HEX = b"0123456789abcdef"
 cdef enum:
     TAG = 17  # characters: a hyphen and 64 bits
+    NUMBER = 24  # characters: 64 bits and a point are 21 at most
+    LABEL = 16
 
 
 cpdef Py_ssize_t send(int fd, bytes data) except -1:
@@ -113,6 +115,84 @@ cpdef bytes quoted(str text):
             return None
         to[at + 1] = <char>start[at]
     return made
+
+
+cpdef bytes receipt_line(bytes start, bytes middle, bytes end, double energy_j, double carbon_mg):
+    """Return `start`, the amounts of a receipt with three places, `middle`, the whole amounts, and `end`.
+
+    The numbers are those of Python's `:.3f` and `round`.
+    """
+    cdef double[6] values
+    cdef uint64_t[6] rounded
+    cdef const char **names = [b"energy-j=", b", carbon-mg=", b", energy-mj=", b", carbon-ug=", b"energy-nj=",
+                               b", carbon-pg="]
+    cdef char[6 * (LABEL + NUMBER)] text
+    cdef char *stop = text
+    cdef char *to
+    cdef bytes made
+    cdef Py_ssize_t size, before, between, after, parted = 0
+    cdef int at
+    before, between = PyBytes_GET_SIZE(_some(start)), PyBytes_GET_SIZE(_some(middle))
+    after = PyBytes_GET_SIZE(_some(end))
+    values = [energy_j, carbon_mg, energy_j * 1e3, carbon_mg * 1e3, energy_j * 1e9, carbon_mg * 1e9]
+    for at in range(6):
+        if not _rounded(values[at], 1000 if at < 4 else 1, &rounded[at]):
+            return b"%benergy-j=%.3f, carbon-mg=%.3f, energy-mj=%.3f, carbon-ug=%.3f%benergy-nj=%d, carbon-pg=%d%b" % (
+                start, values[0], values[1], values[2], values[3], middle, round(values[4]), round(values[5]), end)
+    for at in range(6):
+        if at == 4:
+            parted = stop - text
+        size = strlen(names[at])
+        memcpy(stop, names[at], size)
+        stop = _decimal(stop + size, rounded[at], 3 if at < 4 else 0)
+    size = stop - text
+    made = PyBytes_FromStringAndSize(NULL, before + between + after + size)
+    to = PyBytes_AS_STRING(made)
+    memcpy(to, PyBytes_AS_STRING(start), before)
+    to += before
+    memcpy(to, text, parted)
+    to += parted
+    memcpy(to, PyBytes_AS_STRING(middle), between)
+    to += between
+    memcpy(to, text + parted, size - parted)
+    memcpy(to + size - parted, PyBytes_AS_STRING(end), after)
+    return made
+
+
+cdef bint _rounded(double value, uint64_t times, uint64_t *found) noexcept nogil:
+    """Find `value` x `times` (1000 at most), rounded half to even from its exact value.
+
+    False if `value` is negative (-0.0 too), 2**52 or more, or no number.
+    """
+    cdef uint64_t bits, whole, half
+    cdef int shift
+    memcpy(&bits, &value, sizeof(bits))
+    shift = 1075 - <int>(bits >> 52)  # the sign is the highest bit: a negative value looks large
+    if shift <= 0:
+        return False
+    if shift >= 64:  # or subnormal: the product, of 53 bits and 10, is less than half of 2**shift
+        found[0] = 0
+        return True
+    whole = ((bits & 0xFFFFFFFFFFFFFULL) | 0x10000000000000ULL) * times
+    half = <uint64_t>1 << (shift - 1)
+    found[0] = (whole + half - 1 + (whole >> shift & 1)) >> shift  # a half goes up to an even number alone
+    return True
+
+
+cdef char *_decimal(char *to, uint64_t number, int places) noexcept nogil:
+    """Write `number`, of which the last `places` digits stand behind a point; return where it ends."""
+    cdef char[NUMBER] text
+    cdef int at = NUMBER, count = 0
+    while number or count <= places:
+        if count == places and places:
+            at -= 1
+            text[at] = c'.'
+        at -= 1
+        text[at] = <char>(c'0' + number % 10)
+        number //= 10
+        count += 1
+    memcpy(to, text + at, NUMBER - at)
+    return to + NUMBER - at
 
 
 cdef inline uint64_t _rotated(uint64_t word, int bits) noexcept nogil:

@@ -1,17 +1,23 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from clover._native.wire cimport receipt_line
 from clover.http.exchange cimport Exchange
 from clover.http.oip.request cimport decode, decode_ahead
 from clover.http.oip.response cimport brief, encode
 from clover.http.oip.signature cimport InferRequest, Signature
 from clover.interfaces cimport Model, Ticket
 
+cdef class ReceiptLine:
+    cdef tuple said
+    cdef bytes start
+    cdef bytes middle
+    cdef bytes end
+
 cdef class ReceiptCache:
     cdef public object receipt
     cdef public bytes field
-    cdef public object intensity
-    cdef public str known
+    cdef dict lines
 
 cdef class InferEndpoint:
     cdef public Model model
@@ -53,5 +59,5 @@ cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticke
 @cython.locals(model=Model, named=bint, own_id=bytes, fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
 cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
-@cython.locals(last=ReceiptCache)
+@cython.locals(last=ReceiptCache, line=ReceiptLine, values=tuple, said=tuple, field=bytes)
 cpdef bytes receipt_field(object receipt)

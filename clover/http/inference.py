@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from msgspec.structs import astuple
+
+from clover._native.wire import receipt_line
 from clover.config import LimitsConfig
 from clover.errors import RequestError
 from clover.families import by_agreement
@@ -38,18 +41,41 @@ PROXIED = b", accuracy-method=proxy\r\n"
 _FULL = [b'{"error":"too many rows wait for this model"}']
 
 
+_KEPT_LINES = 64
+
+
+class ReceiptLine:
+    """What the header lines of receipts that differ in joules and grams alone have in common: the bytes before, between
+    and after these.  `said`: all else that such a receipt says."""
+
+    __slots__ = ("end", "middle", "said", "start")
+
+    def __init__(self, receipt: Receipt, said: tuple[Any, ...]) -> None:
+        path = f', path="{counted(receipt.path)}"' if receipt.path else ""
+        if receipt.limited:
+            path += f", limited={receipt.limited}"
+        if receipt.cached:
+            path += ", cached=?1"
+        if receipt.version:
+            path += f", version={_string(receipt.version)}"
+        self.said = said
+        self.start = f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '.encode()
+        intensity = f"{receipt.intensity_g_per_kwh:.1f}"
+        how = f"method={receipt.method}, state={receipt.intensity_state}"
+        self.middle = f", intensity={intensity}, {how}, ".encode()
+        self.end = f", pue={receipt.pue:g}{_known(receipt.intensity)}{path}\r\n".encode()
+
+
 class ReceiptCache:
-    """The last receipt and its header line.  Rows of one batch cost alike, so the next answer often has the same.
+    """The last receipt and its header line, as rows of one batch cost alike; and lines that receipts of the same path,
+    or variant, had, as the next one often differs in its joules and grams alone."""
 
-    A reading of the intensity lasts for many batches, so what the line says of it is kept as well."""
-
-    __slots__ = ("field", "intensity", "known", "receipt")
+    __slots__ = ("field", "lines", "receipt")
 
     def __init__(self) -> None:
         self.receipt: Receipt | None = None
         self.field = b""
-        self.intensity: Reading | None = None
-        self.known = ""
+        self.lines: dict[str | tuple[str, ...], ReceiptLine] = {}
 
 
 _LAST_RECEIPT = ReceiptCache()
@@ -288,25 +314,17 @@ def receipt_field(receipt: Receipt) -> bytes:
     the number of rows of each path.
     """
     last = _LAST_RECEIPT
-    if receipt is last.receipt or receipt == last.receipt:
+    if receipt is last.receipt:
         return last.field
-    if receipt.intensity is not last.intensity:
-        last.intensity, last.known = receipt.intensity, _known(receipt.intensity)
-    path = f', path="{counted(receipt.path)}"' if receipt.path else ""
-    if receipt.limited:
-        path += f", limited={receipt.limited}"
-    if receipt.cached:
-        path += ", cached=?1"
-    if receipt.version:
-        path += f", version={_string(receipt.version)}"
-    field = (
-        f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
-        f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
-        f"energy-mj={receipt.energy_j * 1e3:.3f}, carbon-ug={receipt.carbon_mg * 1e3:.3f}, "
-        f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
-        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}, "
-        f"pue={receipt.pue:g}{last.known}{path}\r\n"
-    ).encode()
+    values = astuple(receipt)  # one call, where each attribute would be a search for its descriptor
+    variant, energy_j, carbon_mg, path = values[0], values[2], values[3], values[9]
+    said = values[:2] + values[4:]
+    line = last.lines.get(path or variant)
+    if line is None or line.said != said:
+        if len(last.lines) >= _KEPT_LINES:
+            last.lines.clear()
+        line = last.lines[path or variant] = ReceiptLine(receipt, said)
+    field = receipt_line(line.start, line.middle, line.end, energy_j, carbon_mg)
     last.receipt, last.field = receipt, field
     return field
 

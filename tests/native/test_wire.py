@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import socket
@@ -10,7 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clover._native import wire
@@ -101,6 +102,46 @@ def test_what_is_joined(kernels: SimpleNamespace) -> None:
             joined([b"x", odd], [])
         with pytest.raises(TypeError):
             joined([], [odd])
+
+
+JOULES = st.one_of(
+    st.floats(),
+    st.floats(0.0, 1e7),
+    st.integers(0, 2**54).map(lambda halves: halves / 2),
+    st.integers(0, 2**40).map(lambda parts: parts / 2000),  # half thousandths, and next to them
+    st.integers(0, 2**40).map(lambda parts: math.nextafter(parts / 2000, math.inf)),
+    st.tuples(st.integers(0, 2**53), st.integers(-80, 0)).map(lambda parts: math.ldexp(*parts)),  # exact halves too
+)
+
+
+@given(JOULES, JOULES)
+@example(0.0, -0.0)
+@example(-1e-12, 5e-324)
+@example(0.0005, 0.0015)
+@example(0.0625, 0.1875)
+@example(0.5e-9, 1.5e-9)
+@example(2.0**52, math.nextafter(2.0**52, 0.0))
+@example(1.7e308, 1.0)
+@example(math.nan, 1.0)
+@example(1.0, math.inf)
+def test_the_amounts_of_a_receipt_are_written_as_python_writes_them(energy_j: float, carbon_mg: float) -> None:
+    parts = (b"start: ", b", middle: ", b"; end", energy_j, carbon_mg)
+    try:
+        expected = reference.receipt_line(*parts)
+    except (ValueError, OverflowError) as error:  # of what is no number, or infinite
+        with pytest.raises(type(error)):
+            wire.receipt_line(*parts)
+    else:
+        assert wire.receipt_line(*parts) == expected
+
+
+def test_a_receipt_with_amounts(kernels: SimpleNamespace) -> None:
+    line = kernels.wire.receipt_line(b"a, ", b", b, ", b", c", 0.0037216324, 0.00063934)
+    shown = b"energy-j=0.004, carbon-mg=0.001, energy-mj=3.722, carbon-ug=0.639"
+    assert line == b"a, " + shown + b", b, energy-nj=3721632, carbon-pg=639340, c"
+    for odd in ((None, b"", b""), (b"", "", b""), (b"", b"", bytearray())):
+        with pytest.raises(TypeError):
+            kernels.wire.receipt_line(*odd, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("text", ["", "r1-xx", " ~ []{}:,/<&>", "x" * 5000])

@@ -53,6 +53,18 @@ def quoted(text: str) -> bytes | None:
     return found.encode() if found == f'"{text}"' and "\x7f" not in text else None
 
 
+def receipt_line(start: bytes, middle: bytes, end: bytes, energy_j: float, carbon_mg: float) -> bytes:
+    """Return the line of a receipt with these amounts."""
+    if any(type(each) is not bytes for each in (start, middle, end)):
+        raise TypeError("no bytes")
+    shown = (
+        f"energy-j={energy_j:.3f}, carbon-mg={carbon_mg:.3f}, "
+        f"energy-mj={energy_j * 1e3:.3f}, carbon-ug={carbon_mg * 1e3:.3f}"
+    )
+    whole = f"energy-nj={round(energy_j * 1e9)}, carbon-pg={round(carbon_mg * 1e9)}"
+    return start + shown.encode() + middle + whole.encode() + end
+
+
 def siphash_of(key: bytes, data: bytes) -> int:
     """Return SipHash-2-4 of any bytes, as the paper has it."""
     low, high = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
