@@ -1,4 +1,5 @@
-from libc.stdint cimport int64_t
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
 
 cdef class Sampler:
     cdef public int64_t rows
@@ -9,8 +10,14 @@ cdef class Sampler:
     cdef int64_t _tried
     cdef int64_t _hour
     cdef double _owed
-    cdef object _phase
+    cdef uint64_t _phase
     cdef public double share
-    cdef object _bound
+    cdef uint64_t _last_picked
+    cdef uint64_t _golden
+    cdef uint64_t _mask
+    cdef int64_t _hour_ns
+    cdef double _least
+    cdef double _most
 
+    @cython.locals(hour=int64_t)
     cpdef bint pick(self, int64_t now_ns) except -1

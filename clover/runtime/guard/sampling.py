@@ -40,7 +40,24 @@ def clean_share(
 class Sampler:
     """Picks rows.  `rows` came and `taken` were picked in the hour under way."""
 
-    __slots__ = ("_bound", "_hour", "_owed", "_phase", "_tried", "hours", "last", "lowest", "rows", "share", "taken")
+    __slots__ = (
+        "_golden",
+        "_hour",
+        "_hour_ns",
+        "_last_picked",
+        "_least",
+        "_mask",
+        "_most",
+        "_owed",
+        "_phase",
+        "_tried",
+        "hours",
+        "last",
+        "lowest",
+        "rows",
+        "share",
+        "taken",
+    )
 
     def __init__(self, share: float) -> None:
         self.rows = 0
@@ -54,6 +71,8 @@ class Sampler:
         self._hour = -1
         self._owed = 0.0
         self._phase = 0
+        # Read with each row: an attribute has its C type.
+        self._golden, self._mask, self._hour_ns, self._least, self._most = _GOLDEN, _MASK, HOUR_NS, LEAST, MOST
         self.share = 0.0
         self.set(share)
 
@@ -62,7 +81,7 @@ class Sampler:
         if share <= MOST < self.share:
             self._tried = min(self._tried, int(MOST * self.rows))  # urgent audits do not use up the room for owed ones
         self.share = min(max(share, LEAST), 1.0)
-        self._bound = int(self.share * (_MASK + 1))
+        self._last_picked = int(self.share * (_MASK + 1)) - 1
 
     @property
     def owed(self) -> float:
@@ -71,12 +90,13 @@ class Sampler:
 
     def pick(self, now_ns: int) -> bool:
         """Return whether to audit the row that comes now."""
-        if now_ns // HOUR_NS != self._hour:
-            self._begin_hour(now_ns // HOUR_NS)
+        hour = now_ns // self._hour_ns
+        if hour != self._hour:
+            self._begin_hour(hour)
         self.rows += 1
-        self._phase = (self._phase + _GOLDEN) & _MASK
-        due = self.taken < LEAST * self.rows + self._owed and self._tried < MOST * self.rows
-        if due or self._phase < self._bound:
+        self._phase = (self._phase + self._golden) & self._mask
+        due = self.taken < self._least * self.rows + self._owed and self._tried < self._most * self.rows
+        if due or self._phase <= self._last_picked:
             self.taken += 1
             self._tried += 1
             return True

@@ -9,11 +9,9 @@ A bucket stays until it falls due, also when empty, so that last rule bounds the
 
 from __future__ import annotations
 
-import heapq
+from heapq import heappop, heappush
 
 from clover.runtime.router.tickets import RouterTicket
-
-_FAR = 1_000_000_000 >> 20
 
 
 class Bucket:
@@ -40,7 +38,7 @@ class Deadlines:
         """Watch `ticket.deadline_ns`."""
         bucket = (ticket.deadline_ns >> 20) + 1
         distance = (ticket.deadline_ns - now_ns) >> 20
-        if distance > _FAR:
+        if distance > 953:  # ticks: a second
             coarse = 15
             while distance >> 10 > coarse:  # a far deadline is kept to about ten binary digits
                 coarse = 2 * coarse + 1
@@ -50,7 +48,7 @@ class Deadlines:
             found = self._buckets.get(bucket)
             if found is None:
                 found = self._buckets[bucket] = Bucket(bucket)
-                heapq.heappush(self._heap, bucket)
+                heappush(self._heap, bucket)
             self._last = found
         first = found.first
         if first is not None:
@@ -87,7 +85,7 @@ class Deadlines:
 
     def _pop(self) -> Bucket:
         """Remove and return the nearest bucket."""
-        bucket = self._buckets.pop(heapq.heappop(self._heap))
+        bucket = self._buckets.pop(heappop(self._heap))
         if bucket is self._last:
             self._last = None
         return bucket
