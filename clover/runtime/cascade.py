@@ -18,7 +18,7 @@ from dataclasses import dataclass
 Ends = tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RoutedChain:
     """A chain as the router follows it.
 
@@ -47,7 +47,10 @@ class RoutedChain:
 
     def stage(self, lane: int) -> int:
         """Return the stage that asks `lane`; -1 for none."""
-        return self.lanes.index(lane) if lane in self.lanes else -1
+        for stage, own in enumerate(self.lanes):
+            if own == lane:
+                return stage
+        return -1
 
     def from_on(self, lane: int, live: int) -> int:
         """Return `lane`, or if it is not `live` (bits) the first lane of a later stage that is."""

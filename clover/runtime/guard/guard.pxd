@@ -2,6 +2,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from clover._native.inputs cimport Recent
+from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.clients cimport ClientGroups
 from clover.runtime.guard.drift cimport ScoreWatch
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
@@ -35,7 +36,7 @@ cdef class Guard:
     cdef object _cascade
     cdef readonly list _scores
     cdef dict _agreement
-    cdef object _chain
+    cdef RoutedChain _chain
     cdef list _block
     cdef int64_t _in_block
     cdef dict _alone
@@ -46,6 +47,7 @@ cdef class Guard:
     cpdef int fresh(self, uint64_t digest) except -1
     cpdef bint audited(self, uint64_t digest) except -1
     cpdef int fresh_audit(self, uint64_t digest) except -1
-    @cython.locals(watch=ScoreWatch, edges=list, at=Py_ssize_t)
+    @cython.locals(watch=ScoreWatch, edges=list, edge=double, at=Py_ssize_t)
     cpdef score(self, Py_ssize_t lane, double score, int evidence=*, Py_ssize_t group=*)
-    cpdef followed(self, object chain, object overruled, object rows, Py_ssize_t group=*)
+    @cython.locals(own=list)
+    cpdef followed(self, RoutedChain chain, int64_t overruled, int64_t rows, Py_ssize_t group=*)

@@ -36,7 +36,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -269,7 +268,11 @@ class Guard:
         watch, edges = self._scores[lane], self.edges[lane]
         if watch is None or edges is None:
             return
-        at = bisect_right(edges, score) if score == score else 0  # NaN is below all edges
+        at = 0  # of NaN too: it is below all edges
+        for edge in edges:
+            if not score >= edge:
+                break
+            at += 1
         if self._health is not None and evidence & RECOVERY:
             self._health.score(lane, at, group)
         if evidence & DRIFT and watch.add(at, group):

@@ -1,6 +1,8 @@
+cimport cython
 from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
+from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.answer_reader cimport AnswerReader
 from clover.runtime.guard.guard cimport Guard
 from clover.runtime.guard.sampling cimport Sampler
@@ -31,4 +33,8 @@ cdef class Audits:
     cdef int64_t _most_rows
     cdef int64_t _most
 
+    @cython.locals(row=Py_ssize_t)
     cpdef mark(self, RouterTicket ticket, int64_t now_ns)
+    cpdef passed(self, RouterTicket ticket, Py_ssize_t row, int lane, int target, bint planned)
+    @cython.locals(overruled=int64_t, rows=int64_t, row=Py_ssize_t, answers=tuple)
+    cpdef followed(self, RouterTicket ticket, RoutedChain chain)

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
 from clover.accounting.account cimport Account
+from clover.accounting.meters cimport WorkerMeter
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.escalation cimport Escalation
@@ -47,7 +48,7 @@ cdef class Completion:
         energy_j=double, surplus=double, escalated=int, audits=int, late=int, turned_away=int, answered=int,
         passed_on=int, audited=int,
         wasted=int,
-        paid=int, pace=LanePace, refused=dict,
+        paid=int, pace=LanePace, refused=dict, meter=WorkerMeter,
     )
     cdef _complete(self, WorkerLinks process, tuple frame, int64_t now_ns)
     @cython.locals(

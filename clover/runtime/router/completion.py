@@ -114,12 +114,13 @@ class Completion:
         pace.done(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
         self._batcher.expect(link.lane, pace.least_ns)
         self._batcher.credit(link.index, end_ns)
-        energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - process.ended_ns, status)
+        meter = link.meter
+        energy_j = meter.add(count, busy_ns, cpu_ns, start_ns - process.ended_ns, status)
         if batch.tenants is not None:
-            link.meter.charge(batch.tenants)
+            meter.charge(batch.tenants)
         process.ended_ns = end_ns
         if status and self._retry.after_failure(batch, now_ns, by_chance=status == NO_MEMORY):
-            link.meter.waste(count)
+            meter.waste(count)
         else:
             passed_on, audited, wasted = 0, 0, count
             escalated, audits, late, turned_away = self._settle(
@@ -136,21 +137,21 @@ class Completion:
                 if link.standby:
                     self._traffic.relieved_rows += answered
                 self._account.rows_done(self._name, answered, now_ns)
-                link.meter.answered += answered
+                meter.answered += answered
                 if batch.tenants is not None:
-                    link.meter.note_answered(batch.tenants)
+                    meter.note_answered(batch.tenants)
                     self._traffic.answered_to(link.lane, batch.tenants)
             if self._escalation.kept != self._kept:
                 passed_on -= self._escalation.kept - self._kept
                 self._kept = self._escalation.kept
             if passed_on or audited or abs(surplus) > _ROUNDING:
-                link.meter.cascaded(passed_on, audited, surplus)
+                meter.cascaded(passed_on, audited, surplus)
             if self._withdrawn[link.lane]:
                 paid = min(self._withdrawn[link.lane], count - audited - wasted)
                 self._withdrawn[link.lane] -= paid
                 wasted += paid
             if wasted:
-                link.meter.waste(wasted)
+                meter.waste(wasted)
         self._lanes.forget_idle(link)
 
     def _settle(

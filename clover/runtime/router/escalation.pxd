@@ -2,8 +2,10 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
+from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.clients cimport Sender
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
+from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.standby_routing cimport StandbyRouting
@@ -12,7 +14,7 @@ from clover.runtime.router.traffic cimport Traffic
 
 cdef class Escalation:
     cdef public list busy_ns
-    cdef public object audits
+    cdef public Audits audits
     cdef public EscalationLimit limit
     cdef public int64_t kept
     cdef SlotTable _table
@@ -24,10 +26,15 @@ cdef class Escalation:
     cdef object _max_batch
     cdef str _name
     cdef object _account
+    cdef list _unescalated
 
+    @cython.locals(stage=int, last=bint, threshold=double, row=Py_ssize_t, target=int)
     cpdef bint escalate(
-        self, RouterTicket ticket, object chain, Py_ssize_t slot, object lane, double score, int64_t now_ns
+        self, RouterTicket ticket, RoutedChain chain, Py_ssize_t slot, int lane, double score, int64_t now_ns
     ) except -1
+    cpdef tuple paths(self, RouterTicket ticket)
+    @cython.locals(row=Py_ssize_t, lane=int, stage=int, total=double)
+    cpdef double accuracy(self, RouterTicket ticket, RoutedChain chain) except? -1.0
     @cython.locals(sender=Sender, limit=EscalationLimit)
     cdef _ends(self, RouterTicket ticket, Py_ssize_t slot, double accuracy, double usual)
     @cython.locals(sender=Sender, limit=EscalationLimit)

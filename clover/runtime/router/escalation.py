@@ -37,6 +37,9 @@ class Escalation:
         self._max_batch = state.spec.max_batch
         self._name = state.name
         self._account = account
+        self._unescalated = [(name,) for name in state.traffic.variants]
+        """By lane, the path of one row that only that lane was asked of: the same object for each, as receipts are
+        compared by it."""
 
     def escalate(
         self, ticket: RouterTicket, chain: RoutedChain, slot: int, lane: int, score: float, now_ns: int
@@ -47,7 +50,9 @@ class Escalation:
         if stage < 0:  # after a death or relief, a lane outside the chain answered
             self._traffic.accuracy_rows += self._lanes.accuracy[lane]
             return False
-        if stage == len(chain.thresholds) or score >= chain.thresholds[stage]:
+        last = stage == len(chain.thresholds)
+        threshold = 0.0 if last else chain.thresholds[stage]
+        if last or score >= threshold:
             self._ends(ticket, slot, chain.ends[stage], chain.accuracy)
             return False
         row, target = ticket.row_of(slot), chain.lanes[stage + 1]
@@ -110,8 +115,10 @@ class Escalation:
     def paths(self, ticket: RouterTicket) -> tuple[str, ...]:
         """Return, for each row, the variants that it was asked of in that order, as "small>xlarge"."""
         names, paths = self._traffic.variants, ticket.paths
+        if len(ticket.variants) == 1 and not paths:
+            return self._unescalated[ticket.variants[0]]
         return tuple(
-            ">".join(names[at] for at in (*paths.get(row, ()), lane)) for row, lane in enumerate(ticket.variants)
+            [">".join([names[at] for at in (*paths.get(row, ()), lane)]) for row, lane in enumerate(ticket.variants)]
         )
 
     def accuracy(self, ticket: RouterTicket, chain: RoutedChain) -> float:

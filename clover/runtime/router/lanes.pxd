@@ -1,5 +1,6 @@
 from clover._native.batcher cimport Batcher
 from clover._native.route cimport Quota
+from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.router.links cimport Link
 
 cdef class Lanes:
@@ -11,7 +12,7 @@ cdef class Lanes:
     cdef readonly list processes
     cdef readonly list paces
     cdef public object routing
-    cdef public object chain
+    cdef public RoutedChain chain
     cdef public object points
     cdef public object profiled_rows
     cdef public bint relieved
@@ -37,6 +38,6 @@ cdef class Lanes:
     cpdef object waiting(self, int lane=*)
     cpdef int choose(self, object mask) except -1
     cpdef object mask(self, double min_accuracy)
-    cpdef object chain_for(self, double min_accuracy)
+    cpdef RoutedChain chain_for(self, double min_accuracy)
     cpdef Link by_index(self, Py_ssize_t index)
     cpdef forget_idle(self, Link link)

@@ -224,14 +224,14 @@ class Router(Model):
             return self.cached.receipt(ticket)
         lanes = ticket.variants
         rows = len(lanes)
+        name = self.traffic.variants[lanes[0]] if rows == 1 else self._joined(lanes)
         path: tuple[str, ...] = ()
         if ticket.chain is not None:
-            path = self.escalation.paths(ticket)
-            name, accuracy = self._joined(lanes), self.escalation.accuracy(ticket, ticket.chain)
+            path, accuracy = self.escalation.paths(ticket), self.escalation.accuracy(ticket, ticket.chain)
         elif rows == 1:
-            name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
+            accuracy = self.accuracy[lanes[0]]
         else:
-            name, accuracy = self._joined(lanes), sum([self.accuracy[lane] for lane in lanes]) / rows
+            accuracy = sum([self.accuracy[lane] for lane in lanes]) / rows
         receipt = self._account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
         return msgspec.structs.replace(receipt, limited=ticket.limited) if ticket.limited else receipt
 

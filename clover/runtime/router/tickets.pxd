@@ -2,6 +2,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from clover.interfaces cimport Ticket as Base
+from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.clients cimport Sender
 
 cdef class RouterTicket(Base):
@@ -15,7 +16,7 @@ cdef class RouterTicket(Base):
     cdef public RouterTicket later
     cdef public RouterTicket earlier
     cdef public int64_t key
-    cdef public object chain
+    cdef public RoutedChain chain
     cdef public dict paths
     cdef public set cut_short
     cdef public tuple marked
