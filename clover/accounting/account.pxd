@@ -1,6 +1,9 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+cdef int64_t _SECOND_NS
+cdef double _JOULES_PER_KWH, _RATE_WINDOW_S
+
 cdef class AnsweredRate:
     cdef int64_t _asked_ns
     cdef double _answer
@@ -8,6 +11,9 @@ cdef class AnsweredRate:
     cdef public object bins
     cdef public int64_t rows
     cdef public int64_t answered
+    cdef list _newest
+    cdef int64_t _newest_s
+    cdef int64_t _trimmed_s
 
     @cython.locals(second=int64_t)
     cpdef add(self, int64_t now_ns, int64_t rows)

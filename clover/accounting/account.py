@@ -28,13 +28,16 @@ class AnsweredRate:
     starts with its first event and answers for rates that are shown and planned with.
     """
 
-    __slots__ = ("_answer", "_asked_ns", "answered", "bins", "rows", "since_ns")
+    __slots__ = ("_answer", "_asked_ns", "_newest", "_newest_s", "_trimmed_s", "answered", "bins", "rows", "since_ns")
 
     def __init__(self, now_ns: int) -> None:
         self._asked_ns = -1
         self._answer = 0.0
         self.since_ns = now_ns
         self.bins: deque[list[int]] = deque()
+        self._newest: list[int] = []  # of the bins: rows of a request nearly always join that of the last
+        self._newest_s = -1
+        self._trimmed_s = -1
         self.rows = 0
         self.answered = 0
         """Rows since the family was added."""
@@ -45,10 +48,11 @@ class AnsweredRate:
         self._asked_ns = -1
         self.answered += rows
         self.rows += rows
-        if self.bins and self.bins[-1][0] == second:
-            self.bins[-1][1] += rows
+        if second == self._newest_s:
+            self._newest[1] += rows
         else:
-            self.bins.append([second, rows])
+            self._newest, self._newest_s = [second, rows], second
+            self.bins.append(self._newest)
             while self.bins[0][0] <= second - _RATE_WINDOW_S:
                 self.rows -= self.bins.popleft()[1]
 
@@ -57,8 +61,10 @@ class AnsweredRate:
         if now_ns == self._asked_ns:  # the rows of a batch are answered at one time
             return self._answer
         first = now_ns // 1_000_000_000 - 60
-        while self.bins and self.bins[0][0] <= first:
-            self.rows -= self.bins.popleft()[1]
+        if first != self._trimmed_s:
+            self._trimmed_s = first
+            while self.bins and self.bins[0][0] <= first:
+                self.rows -= self.bins.popleft()[1]
         covered_s = (now_ns - self.since_ns) / _SECOND_NS
         self._asked_ns, self._answer = now_ns, self.rows / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
         return self._answer
