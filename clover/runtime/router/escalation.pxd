@@ -7,10 +7,13 @@ from clover.runtime.guard.clients cimport Sender
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.lanes cimport Lanes
+from clover.runtime.router.links cimport Link
 from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.tickets cimport RouterTicket
 from clover.runtime.router.traffic cimport Traffic
+
+cdef int FLYING, QUEUED
 
 cdef class Escalation:
     cdef public list busy_ns
@@ -35,6 +38,8 @@ cdef class Escalation:
     cpdef tuple paths(self, RouterTicket ticket)
     @cython.locals(row=Py_ssize_t, lane=int, stage=int, total=double)
     cpdef double accuracy(self, RouterTicket ticket, RoutedChain chain) except? -1.0
+    @cython.locals(link=Link, other=Link, workers=int64_t, batches=int64_t, spent_ns=int64_t, busy_ns=double, ahead=double)
+    cpdef double _service_ns(self, int lane) except -1.0
     @cython.locals(sender=Sender, limit=EscalationLimit)
     cdef _ends(self, RouterTicket ticket, Py_ssize_t slot, double accuracy, double usual)
     @cython.locals(sender=Sender, limit=EscalationLimit)

@@ -135,15 +135,18 @@ class Escalation:
     def _service_ns(self, lane: int) -> float:
         """Return the time that a row queued for `lane` now will take: one batch, and one more for each batch ahead of
         it, of other lanes too where a worker serves several, each as long as the last of its lane."""
-        links = [link for link in self._lanes.links if link.attached and link.lane == lane]
-        ahead = sum(len(link.batches) for link in links) + self._lanes.waiting(lane) / self._max_batch
-        spent_ns = self.busy_ns[lane] * ahead
-        for link in links:
-            if link.process.shared:
-                for other in link.process.links:
-                    if other is not link:
-                        spent_ns += self.busy_ns[other.lane] * len(other.batches)
-        return self.busy_ns[lane] + spent_ns / max(1, len(links))
+        workers, batches, spent_ns = 0, 0, 0
+        for link in self._lanes.links:
+            if link.attached and link.lane == lane:
+                workers += 1
+                batches += len(link.batches)
+                if link.process.shared:
+                    for other in link.process.links:
+                        if other is not link:
+                            spent_ns += self.busy_ns[other.lane] * len(other.batches)
+        busy_ns = self.busy_ns[lane]
+        ahead = batches + self._lanes.waiting(lane) / self._max_batch
+        return busy_ns + (busy_ns * ahead + spent_ns) / max(1, workers)
 
     def _cut_short(self, ticket: RouterTicket, chain: RoutedChain, row: int, lane: int, why: str) -> None:
         """End a row at `lane` although its score calls for the next variant; count the reason."""

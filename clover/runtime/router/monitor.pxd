@@ -21,7 +21,7 @@ cdef class Monitor:
     cdef bint _configured
     cdef AnswerReader _reader
     cdef InputDigests _digests
-    cdef object _memory
+    cdef float[:] _scores
     cdef RouterState _state
     cdef Lanes _lanes
 

@@ -23,8 +23,6 @@ from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import RouterTicket
 from clover.types import FamilyProfile, FamilySpec
 
-_FEW = 8
-
 
 class Monitor:
     """Watches the answers of a router.  `watching`: the profile has scores to compare with; `auditing`: a share of the
@@ -45,7 +43,7 @@ class Monitor:
         self._configured = config.guard != "off"
         self._reader = AnswerReader(state.memory, state.spec)
         self._digests = InputDigests(state.memory, state.spec)
-        self._memory = state.memory
+        self._scores = memoryview(state.memory.score)  # type: ignore[arg-type]
         self._state = state
         self._lanes = state.lanes
         share = config.audit if self._configured else 0.0
@@ -66,11 +64,8 @@ class Monitor:
 
     def scores(self, slots: list[int]) -> list[float]:
         """Return the confidence scores of the answers in `slots`."""
-        scores = self._memory.score
-        if len(slots) <= _FEW:  # an index array costs more than so few single reads
-            return [scores.item(slot) for slot in slots]
-        found: list[float] = scores[slots].tolist()
-        return found
+        scores = self._scores
+        return [scores[slot] for slot in slots]
 
     def observe(self, ticket: RouterTicket, slot: int, lane: int, score: float, watched: bool) -> None:
         """Take note of an answer of `lane`: its `score` if the lane is `watched`, and whether its input came before.
