@@ -7,6 +7,10 @@ from clover.http.server_state cimport ConnectionBase, ServerState
 from clover.http.ids cimport RequestIds
 from clover.interfaces cimport Model, Ticket
 
+cdef bytes _GOOD
+cdef list _LENGTHS
+cdef Py_ssize_t _KNOWN, _JOIN_BYTES
+
 cdef class Exchange:
     cdef public ConnectionBase connection
     cdef public int64_t flow

@@ -8,6 +8,8 @@ from clover.http.oip.response cimport brief, encode
 from clover.http.oip.signature cimport InferRequest, Signature
 from clover.interfaces cimport Model, Ticket
 
+cdef bytes JSON, BINARY
+
 cdef class ReceiptLine:
     cdef tuple said
     cdef bytes start
@@ -18,6 +20,9 @@ cdef class ReceiptCache:
     cdef public object receipt
     cdef public bytes field
     cdef dict lines
+
+cdef ReceiptCache _LAST_RECEIPT
+cdef int _KEPT_LINES
 
 cdef class InferEndpoint:
     cdef public Model model

@@ -7,6 +7,8 @@ from clover.runtime.guard.clients cimport ClientGroups
 from clover.runtime.guard.drift cimport ScoreWatch
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
 
+cdef int64_t BLOCK
+
 cdef class Guard:
     cdef public str name
     cdef public bint acts
@@ -44,6 +46,7 @@ cdef class Guard:
     cdef readonly EscalationLimit limit
     cdef readonly object pattern
 
+    @cython.locals(evidence=int)
     cpdef int fresh(self, uint64_t digest) except -1
     cpdef bint audited(self, uint64_t digest) except -1
     cpdef int fresh_audit(self, uint64_t digest) except -1

@@ -275,7 +275,7 @@ class Guard:
             at += 1
         if self._health is not None and evidence & RECOVERY:
             self._health.score(lane, at, group)
-        if evidence & DRIFT and watch.add(at, group):
+        if evidence & 1 and watch.add(at, group):  # DRIFT
             self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs", watch.detector)
 
     def followed(self, chain: RoutedChain, overruled: int, rows: int, group: int = 0) -> None:

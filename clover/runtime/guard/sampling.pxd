@@ -1,6 +1,8 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
+cdef uint64_t _GOLDEN, _MASK
+
 cdef class Sampler:
     cdef public int64_t rows
     cdef public int64_t taken
@@ -13,8 +15,6 @@ cdef class Sampler:
     cdef uint64_t _phase
     cdef public double share
     cdef uint64_t _last_picked
-    cdef uint64_t _golden
-    cdef uint64_t _mask
     cdef int64_t _hour_ns
     cdef double _least
     cdef double _most

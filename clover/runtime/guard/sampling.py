@@ -41,12 +41,10 @@ class Sampler:
     """Picks rows.  `rows` came and `taken` were picked in the hour under way."""
 
     __slots__ = (
-        "_golden",
         "_hour",
         "_hour_ns",
         "_last_picked",
         "_least",
-        "_mask",
         "_most",
         "_owed",
         "_phase",
@@ -72,7 +70,7 @@ class Sampler:
         self._owed = 0.0
         self._phase = 0
         # Read with each row: an attribute has its C type.
-        self._golden, self._mask, self._hour_ns, self._least, self._most = _GOLDEN, _MASK, HOUR_NS, LEAST, MOST
+        self._hour_ns, self._least, self._most = HOUR_NS, LEAST, MOST
         self.share = 0.0
         self.set(share)
 
@@ -81,7 +79,7 @@ class Sampler:
         if share <= MOST < self.share:
             self._tried = min(self._tried, int(MOST * self.rows))  # urgent audits do not use up the room for owed ones
         self.share = min(max(share, LEAST), 1.0)
-        self._last_picked = int(self.share * (_MASK + 1)) - 1
+        self._last_picked = int(self.share * (1 << _BITS)) - 1
 
     @property
     def owed(self) -> float:
@@ -94,7 +92,7 @@ class Sampler:
         if hour != self._hour:
             self._begin_hour(hour)
         self.rows += 1
-        self._phase = (self._phase + self._golden) & self._mask
+        self._phase = (self._phase + _GOLDEN) & _MASK
         due = self.taken < self._least * self.rows + self._owed and self._tried < self._most * self.rows
         if due or self._phase <= self._last_picked:
             self.taken += 1

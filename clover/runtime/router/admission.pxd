@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
 from clover._native.slots cimport SlotAllocator
+from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.memory.rows cimport FixedRows, ShapeKeys
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.completion cimport Completion
@@ -17,6 +18,10 @@ from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
 from clover.runtime.router.traffic cimport Traffic
+
+cdef int OPEN, PENDING, QUEUED
+cdef int64_t FOREVER_NS
+cdef double _NEWEST, _MARGIN, _QUEUED
 
 cdef class Admission:
     cdef readonly int64_t lent
@@ -48,8 +53,6 @@ cdef class Admission:
     cdef double _longest_ns
     cdef double _most_rows_per_s
     cdef list _paces
-    cdef double _margin
-    cdef double _queued
     cdef double _usual_rows
     cdef Py_ssize_t _max_batch
     cdef int64_t _sent_at_once
@@ -74,7 +77,7 @@ cdef class Admission:
     cdef tuple lend(self, Py_ssize_t rows, int64_t flow, int64_t request, FixedRows fixed, str closed)
     cdef arrived(self, RouterTicket ticket, str closed)
     cdef returned(self, RouterTicket ticket)
-    @cython.locals(now_ns=int64_t, slots=list, variant=int, lane=int)
+    @cython.locals(now_ns=int64_t, slots=list, chain=RoutedChain, variant=int, lane=int)
     cdef submit(
         self, RouterTicket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )

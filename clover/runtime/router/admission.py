@@ -114,8 +114,6 @@ class Admission:
         self._most_rows_per_s = 0.0  # of the devices, whatever is planned; 0: not known
         self._max_batch = state.spec.max_batch
         self._sent_at_once = _CREDITS * self._max_batch
-        self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
-        self._queued = _QUEUED
         self._usual_rows = 1.0  # of a request
         slots = len(state.table.state)
         self._kept_rows = self._queue_rows // _PART if self._queue_rows >= _SHORT else 0
@@ -304,7 +302,7 @@ class Admission:
         pace = self._paces[lane]
         ahead = self._batcher.ahead(lane, flow, rows)
         alone = rows > self._max_batch and ahead <= rows  # none before them: what `_never` lets pass finds room
-        wait_ns = pace.wait_ns(now_ns, ahead) * (1.0 if alone else self._margin)
+        wait_ns = pace.wait_ns(now_ns, ahead) * (1.0 if alone else _MARGIN)
         if wait_ns <= 0.0:
             return 0
         if wait_ns + pace.expected_ns > timeout_ns * part:
@@ -314,10 +312,10 @@ class Admission:
             return 0
         if rows > self._max_batch:
             ahead = self._batcher.ahead(lane, flow, self._max_batch)
-            wait_ns = pace.wait_ns(now_ns, ahead) * self._margin
+            wait_ns = pace.wait_ns(now_ns, ahead) * _MARGIN
         if ahead <= _BATCHES * part * pace.useful_rows:
             return 0
-        if wait_ns > longest_ns * self._queued and wait_ns + pace.expected_ns > longest_ns:
+        if wait_ns > longest_ns * _QUEUED and wait_ns + pace.expected_ns > longest_ns:
             return _SLOW
         return 0
 

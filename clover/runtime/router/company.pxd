@@ -1,6 +1,8 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+cdef int64_t _HALF_LIFE, _PAUSE_NS
+
 cdef class Company:
     cdef readonly int64_t here
     cdef int64_t _since_ns

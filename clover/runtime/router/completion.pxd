@@ -16,6 +16,9 @@ from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
 from clover.runtime.router.traffic cimport Traffic
 
+cdef int PENDING, DONE, CLOSED, HELD, QUEUED, ROWS_REFUSED, NO_MEMORY
+cdef double _ROUNDING
+
 cdef class Completion:
     cdef RouterState _state
     cdef object _retry
@@ -44,7 +47,7 @@ cdef class Completion:
     cdef bint collect(self, int64_t now_ns) except -1
     cdef take(self, WorkerLinks process, int64_t now_ns)
     @cython.locals(
-        link=Link, batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
+        link=Link, batch=Batch, status=int, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
         energy_j=double, surplus=double, escalated=int, audits=int, late=int, turned_away=int, answered=int,
         passed_on=int, audited=int,
         wasted=int,

@@ -18,6 +18,8 @@ from clover.runtime.router.tenant_gate cimport TenantGate
 from clover.runtime.router.tickets cimport RouterTicket
 from clover.runtime.router.traffic cimport Traffic
 
+cdef int CLOSED, DONE, PENDING
+
 cdef class Router(Model):
     cdef readonly str name
     cdef readonly list accuracy
