@@ -92,20 +92,22 @@ cpdef int burden(bytes text, Py_ssize_t depth, Py_ssize_t weight) except -1:
     return 0
 
 
-cpdef str between(bytes text, bytes head, bytes tail):
-    """Return what stands in `text` between `head` and `tail`, if within quotes it is a JSON string as it stands.
+cpdef str between(bytes body, Py_ssize_t size, bytes head, bytes tail):
+    """Return what stands in `body[:size]` between `head` and `tail`, if within quotes it is a JSON string as it stands.
 
-    That is printable ASCII without quotes and backslashes, or nothing.  None if `text` has another head or tail, or
-    something else between them.
+    That is printable ASCII without quotes and backslashes, or nothing.  None if it has another head or tail, or
+    something else between them.  IndexError if `body` is shorter.
     """
     cdef const char *at
     cdef const char *end
     cdef const char *first
-    if text is None or head is None or tail is None:
+    if body is None or head is None or tail is None:
         raise TypeError("None is no text")
-    at = PyBytes_AS_STRING(text)
-    end = at + PyBytes_GET_SIZE(text)
-    if end - at < PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(tail):
+    if not 0 <= size <= PyBytes_GET_SIZE(body):
+        raise IndexError(f"{size} of {PyBytes_GET_SIZE(body)} bytes")
+    at = PyBytes_AS_STRING(body)
+    end = at + size
+    if size < PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(tail):
         return None
     if memcmp(at, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head)) != 0:
         return None

@@ -3,7 +3,7 @@ cdef enum:
 
 
 cpdef int burden(bytes text, Py_ssize_t depth, Py_ssize_t weight) except -1
-cpdef str between(bytes text, bytes head, bytes tail)
+cpdef str between(bytes body, Py_ssize_t size, bytes head, bytes tail)
 
 
 cdef class Plain:

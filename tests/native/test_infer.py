@@ -226,11 +226,15 @@ PARTS = st.text("ab\"\\~ \x7f\n\u00e9", max_size=4).map(str.encode)
 def test_what_stands_between_is_what_the_twin_finds(head: bytes, inner: bytes, tail: bytes, other: bytes) -> None:
     compiled = importlib.import_module("clover._native.infer")
     for text in (head + inner + tail, other, head + tail, head + other):
-        assert compiled.between(text, head, tail) == twin.between(text, head, tail)
+        for size in {len(text), max(0, len(text) - 1)}:
+            assert compiled.between(text, size, head, tail) == twin.between(text, size, head, tail)
 
 
 def test_only_what_is_a_string_as_it_stands_is_found_between(kernels: SimpleNamespace) -> None:
-    between = kernels.infer.between
+    def between(text: bytes, head: bytes, tail: bytes) -> str | None:
+        found: str | None = kernels.infer.between(text + b"tensors", len(text), head, tail)
+        return found
+
     assert between(b'{"id":"a 1~"}', b'{"id":"', b'"}') == "a 1~"
     assert between(b'{"id":""}', b'{"id":"', b'"}') == ""
     assert between(b"same", b"same", b"") == ""
@@ -239,3 +243,6 @@ def test_only_what_is_a_string_as_it_stands_is_found_between(kernels: SimpleName
         assert between(b"<" + inner + b">", b"<", b">") is None
     assert between(b"<a>", b"<", b"]") is None
     assert between(b"<a>", b"[", b">") is None
+    for size in (-1, 4):
+        with pytest.raises(IndexError):
+            kernels.infer.between(b"<a>", size, b"<", b">")

@@ -37,8 +37,11 @@ def burden(text: bytes, depth: int, weight: int) -> int:
     return 0
 
 
-def between(text: bytes, head: bytes, tail: bytes) -> str | None:
+def between(body: bytes, size: int, head: bytes, tail: bytes) -> str | None:
     """Return what stands between `head` and `tail` if it is a JSON string as it stands, in printable ASCII."""
+    if not 0 <= size <= len(body):
+        raise IndexError(f"{size} of {len(body)} bytes")
+    text = body[:size]
     inner = text[len(head) : len(text) - len(tail)]
     if len(text) < len(head) + len(tail) or text != head + inner + tail:
         return None

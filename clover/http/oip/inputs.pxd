@@ -3,6 +3,7 @@ cdef class DeclaredInput:
     cdef public object spec
     cdef public object datatype
     cdef public bint is_bytes
+    cdef public bint is_numeric
     cdef public list row_shape
     cdef public bint variable
 

@@ -27,13 +27,15 @@ _NAMED = 8
 class DeclaredInput:
     """An input that the family declares, compiled for checking tensors against it."""
 
-    __slots__ = ("datatype", "index", "is_bytes", "row_shape", "spec", "variable")
+    __slots__ = ("datatype", "index", "is_bytes", "is_numeric", "row_shape", "spec", "variable")
 
     def __init__(self, index: int, spec: TensorSpec) -> None:
         self.index = index
         self.spec = spec
         self.datatype: Datatype = DATATYPES[spec.datatype]
         self.is_bytes = spec.datatype == "BYTES"
+        self.is_numeric = spec.datatype not in ("BYTES", "BOOL")
+        """Whether any bytes of the right number are elements of it."""
         self.row_shape = list(spec.shape)
         self.variable = spec.variable
 

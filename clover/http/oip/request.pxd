@@ -6,13 +6,13 @@ from clover.http.oip.signature cimport InferRequest, KnownJson, RequestedOutput,
 
 cdef _check_json(Signature signature, Py_ssize_t size)
 
-@cython.locals(text=bytes, plain=InferRequest)
+@cython.locals(text=bytes, plain=InferRequest, known=InferRequest)
 cpdef InferRequest decode(Signature signature, object body, Py_ssize_t json_length=*)
 
 @cython.locals(request=InferRequest)
 cpdef InferRequest decode_ahead(Signature signature, bytes text, Py_ssize_t size)
 
-@cython.locals(request=InferRequest, known=InferRequest, placed=list)
+@cython.locals(request=InferRequest, placed=list)
 cdef InferRequest _decode(Signature signature, bytes text, object binary)
 
 @cython.locals(

@@ -83,6 +83,10 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
         if json_length > len(body):
             raise BadRequest("Inference-Header-Content-Length exceeds the body")
         _check_json(signature, json_length)
+        if signature.known is not None and type(body) is bytes:
+            known = signature.known.decode(body, json_length)
+            if known is not None:
+                return known
         text = bytes(body[:json_length])
         binary = memoryview(body)[json_length:]
     return _decode(signature, text, binary)
@@ -113,9 +117,6 @@ def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest |
 
 
 def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
-    known = signature.known.decode(text, binary) if signature.known is not None else None
-    if known is not None:
-        return known
     document = parse_json(text, signature.json_depth, signature.json_bytes)
     if type(document) is not dict:
         raise BadRequest("the body is not a JSON object")

@@ -39,8 +39,10 @@ cdef class KnownJson:
     cdef InferRequest _request
     cdef list _placed
 
-    @cython.locals(request=InferRequest, entry=DeclaredInput, shape=list, inputs=list, identity=str)
-    cpdef InferRequest decode(self, bytes text, object binary)
+    @cython.locals(
+        request=InferRequest, entry=DeclaredInput, shape=list, at=Py_ssize_t, size=Py_ssize_t, inputs=list, identity=str
+    )
+    cpdef InferRequest decode(self, bytes body, Py_ssize_t json_length)
 
 cdef class Signature:
     cdef public str name

@@ -232,12 +232,12 @@ class KnownJson:
         self._request = request.without_inputs()
         self._placed = placed
 
-    def decode(self, text: bytes, binary: Body) -> InferRequest | None:
+    def decode(self, body: bytes, json_length: int) -> InferRequest | None:
         """Return the request; None if its JSON or the size of its tensors is another.  Raises BadRequest if the bytes
         of a tensor are not of its datatype."""
-        if len(binary) != self._size:
+        if json_length + self._size != len(body):
             return None
-        identity = between(text, self._head, self._tail)
+        identity = between(body, json_length, self._head, self._tail)
         if identity is None or len(identity) > (ID_CHARACTERS if self._named else 0):
             return None
         request = self._request.without_inputs()
@@ -245,8 +245,12 @@ class KnownJson:
             request.id = identity
         inputs: list[tuple[int, Rows]] = []
         for entry, shape, at, size in self._placed:
+            at += json_length
+            if size and entry.is_numeric:
+                inputs.append((entry.index, np.ndarray(shape, entry.datatype.dtype, body, at)))
+                continue
             try:
-                inputs.append((entry.index, rows_from_binary(entry, binary[at : at + size], shape)))
+                inputs.append((entry.index, rows_from_binary(entry, body[at : at + size], shape)))
             except RequestError as error:
                 raise of_input(entry, error) from None
         request.inputs = inputs

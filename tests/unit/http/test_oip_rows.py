@@ -302,9 +302,9 @@ def known_request(identity: str, *, before: str = "", after: str = "") -> bytes:
 
 def taken(signature: Signature, text: bytes, values: list[float]) -> tuple[str, list[float], bool]:
     """The id and the values that are read, and whether that was by the JSON that came before."""
-    was = signature.known
-    known = was is not None and was.decode(text, np.array(values, np.float32).tobytes()) is not None
-    found = decode(signature, text + np.array(values, np.float32).tobytes(), len(text))
+    body = text + np.array(values, np.float32).tobytes()
+    known = signature.known is not None and signature.known.decode(body, len(text)) is not None
+    found = decode(signature, body, len(text))
     rows = found.inputs[0][1]
     assert isinstance(rows, np.ndarray)
     return found.id, rows.ravel().tolist(), known
