@@ -29,7 +29,7 @@ from clover.malformed import MALFORMED
 from clover.quantities import percent
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 10
+MEASURING_VERSION = 11
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
 
 SLO_OVER_BASE = 1.2
