@@ -100,10 +100,10 @@ class Fuzzer:
         else:
             _require(fast[1] in (400, 413), f"a refusal has the status {fast[1]}")
             _require(len(fast[2]) <= _LONGEST_TEXT and fast[2].isprintable(), f"the text of a refusal: {fast[2]!r}")
-        if 0 < case.json_length < len(case.body):
+        if 0 < case.json_length <= len(case.body):
             self._check_again(family, case)
-            if family.plain.is_direct:
-                self._check_ahead(family, case, plain)
+        if 0 < case.json_length < len(case.body) and family.plain.is_direct:
+            self._check_ahead(family, case, plain)
 
     def _time(self, case: Case, family: Family) -> None:
         """Time a decode; what takes long is repeated, as the machine has others to serve."""
@@ -186,7 +186,7 @@ def _told(request: InferRequest) -> Outcome:
     outputs = [(one.index, one.binary, one.classes) for one in request.outputs]
     inputs = [(index, _bits(rows)) for index, rows in request.inputs]
     times = request.timeout_ns, request.min_accuracy, request.cascade, request.wants_receipt
-    return request.id, request.rows, outputs, *times, inputs
+    return request.id, request.rows, outputs, *times, request.shapes, inputs
 
 
 def _bits(rows: Any) -> Outcome:

@@ -91,7 +91,7 @@ class _BuiltIn:
         try:
             wrong = self._scores.score(values, into, slots)
         except ValueError:  # most are float32 in C order, and a lone row would wait for numpy to say so
-            values = np.ascontiguousarray(values, np.float32)
+            values = np.require(values, np.float32, ("C", "A"))
             wrong = self._scores.score(values, into, slots)
         if wrong >= 0:
             found = into[wrong if slots is None else slots[wrong]]

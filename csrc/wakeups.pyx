@@ -44,6 +44,8 @@ cpdef bint ring_bell(int fd) except -1:
     """
     if c_write(fd, b"\1", 1) == 1:
         return True
+    if errno == EINTR:
+        return ring_bell(fd)
     if errno != EAGAIN and errno != EPIPE:
         PyErr_SetFromErrno(OSError)
     return False
@@ -66,6 +68,8 @@ cpdef int take_events(int epoll) except -1:
     cdef epoll_event events[EVENTS]
     cdef int found = epoll_wait(epoll, events, EVENTS, 0)
     if found < 0:
+        if errno == EINTR:
+            return take_events(epoll)
         PyErr_SetFromErrno(OSError)
     return found
 

@@ -58,6 +58,7 @@ cdef class Account:
     cdef dict _idle_w
     cdef dict _receipt_method
     cdef double _last_j
+    cdef double _last_overhead_g
     cdef double _last_accuracy
     cdef str _last_variant
     cdef str _last_method

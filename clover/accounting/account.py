@@ -149,7 +149,7 @@ class Account:
         self._idle_w: dict[str, float] = {}
         self._receipt_method: dict[str, Method] = {}
         """Answers of `_family_idle_w` and `method_of` by family, kept until devices or workers change."""
-        self._last_j = -1.0
+        self._last_j = self._last_overhead_g = -1.0
         self._last_accuracy = -1.0
         self._last_variant = ""
         self._last_method: Method = "modelled"
@@ -373,7 +373,7 @@ class Account:
         last = self._last_receipt
         if (
             last is not None
-            and energy_j == self._last_j
+            and (energy_j == self._last_j and self._overhead_g == self._last_overhead_g)
             and accuracy == self._last_accuracy
             and variant is self._last_variant
             and reading is self._last_reading
@@ -382,8 +382,8 @@ class Account:
         ):
             return last  # the rows of a batch cost the same
         intensity = reading.g_per_kwh if reading is not None else 0.0
-        self._last_j, self._last_accuracy, self._last_variant = energy_j, accuracy, variant
-        self._last_reading, self._last_method, self._last_path = reading, method, path
+        self._last_j, self._last_overhead_g, self._last_accuracy = energy_j, self._overhead_g, accuracy
+        self._last_variant, self._last_reading, self._last_method, self._last_path = variant, reading, method, path
         self._last_receipt = last = Receipt(
             variant=variant,
             accuracy=accuracy,

@@ -42,6 +42,7 @@ _FULL = [b'{"error":"too many rows wait for this model"}']
 
 
 _KEPT_LINES = 64
+"""Paths and variants whose receipts' lines are kept; a chain has few."""
 
 
 class ReceiptLine:

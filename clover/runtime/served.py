@@ -494,4 +494,5 @@ class Served:
     def close(self) -> None:
         """Free the shared memory; no worker may be left."""
         self.router.stop()
+        self.router.monitor.release()
         self.slab.close()

@@ -131,8 +131,8 @@ class Batches:
         self, slots: NDArray[np.uint32], answers: Sequence[Any], first: Callable[[], None] | None = None
     ) -> None:
         """Write a model's answers into the outputs of the rows in `slots`.  `first` is called once they match their
-        declaration.  Raises OutputError, or what `first` raises; nothing is written then, so that a cascade may keep
-        the answers of another variant that are there."""
+        declaration.  Raises OutputError, or what `first` raises; no answer is written then, so that a cascade may keep
+        those of another variant that are there."""
         checked = self.check(len(slots), answers)
         span = self.span(slots)
         if first is not None:

@@ -40,7 +40,7 @@ class LaneSteps:
     def serve(self, slots: NDArray[np.uint32], run: Run) -> int:
         """Answer the rows in `slots` with the model `run`; return the status of the batch: 0, or ROWS_REFUSED.
 
-        Raises what the model raises; nothing is written then."""
+        Raises what the model raises; no answer is written then."""
         plan = self._plan
         given = dict(zip([one.name for one in plan.inputs], self._batches.gather(slots), strict=True))
         before = plan.worker_before.apply(given, len(slots), self._mapper)

@@ -78,6 +78,7 @@ def test_scores_are_between_nothing_and_one_and_logits_are_made_probabilities(ro
         np.array([[[3.0, 0.0], [1.0, 2.0]]], np.float32),
         np.array([[3.0], [0.0], [1.0], [2.0]], np.float32).T,
         np.array([[3.0, 9.0, 0.0, 9.0, 1.0, 9.0, 2.0, 9.0]], np.float32)[:, ::2],
+        np.frombuffer(b"\0" + np.array([3.0, 0.0, 1.0, 2.0], np.float32).tobytes(), np.float32, 4, 1).reshape(1, 4),
     ],
 )
 def test_floats_of_any_kind_and_order_are_scored(output: NDArray[Any]) -> None:

@@ -30,6 +30,7 @@ _DESCRIBED = 256
 _KNOWN_BYTES = 1024
 """Longest JSON that is kept: one without tensors rarely has more than 200."""
 _KEPT_OF = 16
+"""Of requests whose JSON is not known, one in so many has it kept."""
 _PLAIN_NUMBERS = 1 << 20
 _PLAIN_DEPTH = 4
 """How deep a plain body nests whose rows are numbers: object, inputs, tensor, data.  Each axis of a row adds one."""
@@ -239,6 +240,8 @@ class KnownJson:
             return None
         identity = between(body, json_length, self._head, self._tail)
         if identity is None or len(identity) > (ID_CHARACTERS if self._named else 0):
+            return None
+        if self._request.rows > len(body):  # the id is shorter now (`DeclaredInput.check_shape`)
             return None
         request = self._request.without_inputs()
         if self._named:

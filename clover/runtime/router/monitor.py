@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from clover.config import FamilyConfig
 from clover.errors import BadRequest
 from clover.families import TOP1
@@ -55,6 +57,10 @@ class Monitor:
         self.guard.expect(profile if self._configured else None)
         self.watching = self.guard.watches
         self.auditing = self.audits.on
+
+    def release(self) -> None:
+        """Let go of the shared memory; no answer may come afterwards."""
+        self._scores = memoryview(np.empty(0, np.float32))  # type: ignore[arg-type]
 
     # --- for every row ------------------------------------------------------------------------------------------------
 

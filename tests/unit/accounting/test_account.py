@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter, profiled_energy
+from clover.accounting.account import AnsweredRate
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -641,3 +642,15 @@ def test_variants_of_one_worker_share_its_slice_and_one_without_rows_by_the_plan
     assert shares["large"].idle_j == 0.0
     assert sum(share.active_j for share in shares.values()) == pytest.approx(8.0)
     assert shares["small"].active_j == pytest.approx(8.0 * 1.2 / 2.2)
+
+
+def test_a_rate_decays_while_nothing_is_answered() -> None:
+    rate = AnsweredRate(0)
+    rate.add(1_000_000_000, 60)
+    rate.add(1_500_000_000, 60)
+    assert rate.per_s(2_000_000_000) == 60.0
+    assert rate.per_s(60_900_000_000) == 2.0, "all of the last minute"
+    assert rate.per_s(62_000_000_000) == 0.0
+    rate.add(62_000_000_000, 30)
+    assert rate.per_s(62_500_000_000) == 0.5
+    assert rate.answered == 150

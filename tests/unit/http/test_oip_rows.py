@@ -301,7 +301,7 @@ def known_request(identity: str, *, before: str = "", after: str = "") -> bytes:
 
 
 def taken(signature: Signature, text: bytes, values: list[float]) -> tuple[str, list[float], bool]:
-    """The id and the values that are read, and whether that was by the JSON that came before."""
+    """Return the id and the values that are read, and whether that was by the JSON that came before."""
     body = text + np.array(values, np.float32).tobytes()
     known = signature.known is not None and signature.known.decode(body, len(text)) is not None
     found = decode(signature, body, len(text))
@@ -348,21 +348,48 @@ def test_an_id_is_only_what_another_id_could_stand_for(before: str) -> None:
 
 def test_parameters_of_a_known_request_are_its_own_again() -> None:
     signature = Signature(spec("FP32", 2), ROWS)
-    after = ',"parameters":{"timeout":5,"clover_min_accuracy":90,"clover_receipt":true,"binary_data_output":true}'
+    parameters = {"timeout": 5, "clover_min_accuracy": 90, "clover_receipt": True, "binary_data_output": True}
+    after = f',"parameters":{orjson.dumps({**parameters, "clover_cascade": "off"}).decode()}'
     text = known_request("a", after=after)
     first = decode(signature, text + b"\0" * 8, len(text))
     first.timeout_ns = 1  # as the endpoint sets it for a tenant
     first.min_accuracy = 1.0
     again = decode(signature, text + b"\0" * 8, len(text))
-    assert (again.timeout_ns, again.min_accuracy, again.wants_receipt) == (5000, 90.0, True)
+    assert (again.timeout_ns, again.min_accuracy, again.wants_receipt, again.cascade) == (5000, 90.0, True, False)
     assert again.outputs is signature.defaults[True]
+
+
+def test_shapes_of_a_known_request_are_its_own_again() -> None:
+    signature = Signature(spec("BYTES", -1, -1), ROWS)
+    elements = b"".join(pack_element(b"e") for _ in range(6))
+    for shape in ([1, 2, 3], [1, 3, 2]):
+        signature.known = None
+        signature = Signature(spec("BYTES", -1, -1), ROWS)
+        item = {"name": "x", "shape": shape, "datatype": "BYTES", "parameters": {"binary_data_size": len(elements)}}
+        text = orjson.dumps({"inputs": [item]})
+        first = decode(signature, text + elements, len(text))
+        assert signature.known is not None
+        again = decode(signature, text + elements, len(text))
+        assert first.shapes == again.shapes == {0: tuple(shape[1:])}
+
+
+def test_a_known_request_has_no_more_rows_than_bytes_either() -> None:
+    """Its id was longer before, and so was its body."""
+    signature = Signature(spec("FP32", 0), 1000)
+    item = {"name": "x", "shape": [900, 0], "datatype": "FP32", "parameters": {"binary_data_size": 0}}
+    long, short = (orjson.dumps({"id": name, "inputs": [item]}) for name in ("i" * 850, "i"))
+    assert decode(signature, long, len(long)).rows == 900
+    assert signature.known is not None
+    assert "no more than its body has bytes" in refusal(signature, short, len(short))
 
 
 def test_clients_in_turn_are_known_one_at_a_time_and_long_json_never() -> None:
     signature = Signature(spec("FP32", 2), ROWS)
-    for number in range(40):
+    for number in range(33):
         text = known_request("a", after=f',"parameters":{{"timeout":{number}}}')
+        before = signature.known
         assert decode(signature, text + b"\0" * 8, len(text)).timeout_ns == number * 1000
+        assert (signature.known is not before) == (number % 16 == 0)
     text = known_request("a", after=f',"parameters":{{"note":"{"n" * 2000}"}}')
     for _ in range(40):
         assert not taken(signature, text, [1.0, 2.0])[2]

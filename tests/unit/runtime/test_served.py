@@ -397,7 +397,8 @@ def test_only_what_devices_that_do_nothing_else_cannot_serve_is_refused_for_good
 ) -> None:
     own = served(tmp_path, Gpu(is_emulated=False), loop)
     limits: list[float] = []
-    monkeypatch.setattr(own, "router", SimpleNamespace(limit=limits.append, stop=own.router.stop))
+    router = SimpleNamespace(limit=limits.append, stop=own.router.stop, monitor=own.router.monitor)
+    monkeypatch.setattr(own, "router", router)
     try:
         own.set_capacity({"running": 85.0, "floor": 170.0}, 0.85)
         own.set_capacity({}, 0.85)

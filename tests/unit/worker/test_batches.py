@@ -165,6 +165,24 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab: Slab) -> None:
     assert (slab.output(0) == 5.0).all()
 
 
+def test_scores_are_tried_out_for_nothing(slab: Slab) -> None:
+    """Warming a variant finds a confidence function that does not fit its answers."""
+    seen: list[tuple[int, int]] = []
+
+    def write(answers: Any, slots: Any, into: Any) -> None:
+        seen.append((len(slots), len(into)))
+        into[slots] = 7.0
+        if len(slots) > 1:
+            raise ValueError("no score")
+
+    scores, before = Scores(write, slab.score), slab.score.tolist()
+    scores.try_out(good(1))
+    with pytest.raises(ValueError, match="no score"):
+        scores.try_out(good(2))
+    assert seen == [(1, 1), (2, 2)]
+    assert slab.score.tolist() == before
+
+
 def test_memory_that_ran_out_is_known_by_the_cause_of_an_error() -> None:
     wrapped = RuntimeError("the step failed")
     wrapped.__cause__ = MemoryError()
