@@ -38,9 +38,13 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _REASON_BYTES = 1000
 
 
+_ending = threading.Event()
+
+
 def _watch() -> None:
     while os.read(0, 4096):
         pass
+    _ending.set()
     end_descendants()
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
@@ -169,6 +173,8 @@ def main() -> int:
     try:
         compile_apart(order)
     except Exception as error:
+        if _ending.is_set():  # it killed what failed; to end first would leave the rest of what was started
+            threading.Event().wait()
         traceback.print_exc()
         reason = " ".join(str(error).split())[:_REASON_BYTES]
         known = "" if isinstance(error, ProfileError) else f"{type(error).__name__}: "
