@@ -30,17 +30,24 @@ cdef dict KINDS = {"top": TOP, "margin": MARGIN, "entropy": ENTROPY}
 cdef double LEAST = 1e-12  # a probability that counts in the entropy; what is rounded below 0 has no logarithm
 
 
+cdef inline void top_two(const float *row, Py_ssize_t count, float *most, float *second) noexcept nogil:
+    """Find the largest number of a row and the next one, -inf if there is none; any numbers if one of the row is NaN."""
+    cdef Py_ssize_t i
+    most[0], second[0] = row[0], -INFINITY
+    for i in range(1, count):
+        if row[i] > second[0]:
+            if row[i] > most[0]:
+                second[0], most[0] = most[0], row[i]
+            else:
+                second[0] = row[i]
+
+
 cdef float of_logits(const float *row, Py_ssize_t count, int kind) noexcept nogil:
     """Return the score of a row of logits; NaN if one is NaN or inf, or all are -inf."""
-    cdef float most = row[0], second = -INFINITY, less, part
+    cdef float most, second, less, part
     cdef double total = 0.0, mean = 0.0
     cdef Py_ssize_t i
-    for i in range(1, count):
-        if row[i] > second:
-            if row[i] > most:
-                second, most = most, row[i]
-            else:
-                second = row[i]
+    top_two(row, count, &most, &second)
     if kind != ENTROPY:
         for i in range(count):
             total += expf(row[i] - most)
@@ -58,7 +65,7 @@ cdef float of_logits(const float *row, Py_ssize_t count, int kind) noexcept nogi
 
 cdef float of_probabilities(const float *row, Py_ssize_t count, int kind) noexcept nogil:
     """Return the score of a row of probabilities; NaN if one is NaN."""
-    cdef float most = row[0], second = -INFINITY
+    cdef float most, second
     cdef double total = 0.0
     cdef Py_ssize_t i
     if kind == ENTROPY:
@@ -71,12 +78,7 @@ cdef float of_probabilities(const float *row, Py_ssize_t count, int kind) noexce
     for i in range(count):
         if row[i] != row[i]:
             return NAN
-    for i in range(1, count):
-        if row[i] > second:
-            if row[i] > most:
-                second, most = most, row[i]
-            else:
-                second = row[i]
+    top_two(row, count, &most, &second)
     return most if kind == TOP else most - second
 
 
