@@ -16,7 +16,7 @@ found first: `burden` reads it once, makes nothing, and stops where it nests too
 weighs 1, which stands for a value; a string 2 more; a colon 4, for a key; an opening bracket or brace 4, for an empty
 list or dict.
 
-**A text that came before.**  Clients send the same JSON again and again but for its id: `between` compares all the rest.
+**A text that came before.**  Clients send the same JSON again and again but for its id: `between` compares the rest.
 """
 
 from libc.stdint cimport uint64_t

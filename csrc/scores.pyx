@@ -31,7 +31,7 @@ cdef double LEAST = 1e-12  # a probability that counts in the entropy; what is r
 
 
 cdef inline void top_two(const float *row, Py_ssize_t count, float *most, float *second) noexcept nogil:
-    """Find the largest number of a row and the next one, -inf if there is none; any numbers if one of the row is NaN."""
+    """Find the two largest numbers of a row, -inf for the second if there is one; any two if one of them is NaN."""
     cdef Py_ssize_t i
     most[0], second[0] = row[0], -INFINITY
     for i in range(1, count):
