@@ -97,7 +97,7 @@ class Signature:
 
     A request carries at most `most_rows` rows, and its JSON has at most `json_bytes` bytes and nests at most
     `json_depth` deep.  `plain` decodes requests in the most common form; None if the family has no such form.  `known`
-    is the JSON of the last binary request.
+    is the JSON of a binary request that came before.
     """
 
     __slots__ = (

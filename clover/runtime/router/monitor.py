@@ -45,7 +45,7 @@ class Monitor:
         self._configured = config.guard != "off"
         self._reader = AnswerReader(state.memory, state.spec)
         self._digests = InputDigests(state.memory, state.spec)
-        self._scores = memoryview(state.memory.score)  # type: ignore[arg-type]
+        self._scores = state.memory.score.data
         self._state = state
         self._lanes = state.lanes
         share = config.audit if self._configured else 0.0
@@ -60,7 +60,7 @@ class Monitor:
 
     def release(self) -> None:
         """Let go of the shared memory; no answer may come afterwards."""
-        self._scores = memoryview(np.empty(0, np.float32))  # type: ignore[arg-type]
+        self._scores = np.empty(0, np.float32).data
 
     # --- for every row ------------------------------------------------------------------------------------------------
 
