@@ -20,13 +20,14 @@ _log = logging.getLogger("clover.models.networks")
 
 
 def hide_torchaudio() -> None:
-    """Let torchaudio count as not installed in this process, unless it was imported already.
+    """Let torchaudio count as not installed in this process, unless it or transformers was imported already.
 
     transformers imports it if it is there, and a build of it that was made for another build of torch cannot be loaded,
     which is an OSError that nothing catches.  torchcrepe brings it (family `pitch`), on a machine without a GPU PyPI's
     build for CUDA beside a torch for CPUs.  No network here hears anything.
     """
-    sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]  # what makes `import` say ModuleNotFoundError
+    if "transformers" not in sys.modules:  # else it has looked for torchaudio, and would import what it found
+        sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]  # makes `import` say ModuleNotFoundError
 
 
 hide_torchaudio()

@@ -12,6 +12,7 @@ import gc
 import importlib.abc
 import importlib.util
 import itertools
+import logging
 import os
 import sys
 import tempfile
@@ -185,6 +186,27 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Put back what a test, or a module that it imported, changed in the log of this process: commands set levels and
+    handlers for good, and tests that look for a line of the log would miss it in some orders."""
+    root = logging.getLogger()
+    handlers, before = list(root.handlers), _log_levels()
+    try:
+        return (yield)
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in _log_levels().items():
+            if level != before.get(logger, logging.NOTSET):
+                logger.setLevel(before.get(logger, logging.NOTSET))
+
+
+def _log_levels() -> dict[logging.Logger, int]:
+    """Return the level of the root logger and of each of Clover's."""
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    return {one: one.level for one in (logging.root, *loggers) if one.name.partition(".")[0] in ("root", "clover")}
 
 
 _modules_frozen = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import math
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tests.fuzz import engine
 INSTRUMENTED = ("clover.carbon.trace", "clover.carbon.layouts")
 _FOLDER = engine.scratch("trace")
 PATH = Path(_FOLDER.name) / "trace.csv"
-logging.getLogger("clover.carbon").setLevel(logging.ERROR)  # gaps are said, at each case
 
 DICTIONARY = (
     *(b"datetime_utc,carbon_intensity_gco2_per_kwh\n", b"from,to,actual,forecast\n", b"Datetime (UTC),", b"Zone id,",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -24,6 +25,9 @@ else:
     torch = LazyModule("torch")
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
 
 QUESTION = "Who wrote the letter?"
 CONTEXT = "The letter was written by Ada Lovelace, née Byron, in 1843; it lay in London for a hundred years."
@@ -69,8 +73,8 @@ def test_the_vocabulary_is_what_its_module_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_transformers
 def test_it_answers_as_transformers_does(bare_home: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     spec = families.load_family("albert")
     variant, folder = small(spec), Path(spec.folder)
     plan = steps.plan_for(spec, variant)
@@ -80,6 +84,7 @@ def test_it_answers_as_transformers_does(bare_home: Path) -> None:
     given = [torch.from_numpy(steps.stacked(before.columns[name])) for name in plan.taken]
     load = families.resolve(variant.loader, folder)
     model = load(variant, folder)
+    transformers = importlib.import_module("transformers")
     with torch.inference_mode():
         start, end = model(*given)
         again = load(variant, folder)(*given)
@@ -103,8 +108,8 @@ def test_it_answers_as_transformers_does(bare_home: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_transformers
 def test_weights_that_were_fetched_and_pinned_are_loaded(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers", reason="transformers is not installed")
     before = families.load_family("albert")
     folder = Path(before.folder)
     trained = families.resolve("model:load", folder)(small(before), folder).network
@@ -149,8 +154,8 @@ def test_weights_that_were_fetched_and_pinned_are_loaded(bare_home: Path, monkey
 
 
 @pytest.mark.slow
+@needs_transformers
 def test_weights_of_another_network_are_refused(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers", reason="transformers is not installed")
     spec = families.load_family("albert")
     file = io.BytesIO()
     torch.save({"qa_outputs.bias": torch.zeros(2)}, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,11 +63,12 @@ def test_n_is_pinned_by_the_family_and_the_others_by_whoever_fetches_them(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # importing transformers on a busy machine
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 def test_it_finds_what_transformers_finds(bare_home: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     spec = families.load_family("detection")
     variant, folder = spec.variant("n"), Path(spec.folder)
     model = families.resolve(variant.loader, folder)(variant, folder)
+    transformers = importlib.import_module("transformers")
     assert 3.7e6 < sum(parameter.numel() for parameter in model.parameters()) < 3.8e6
     image = Image.effect_mandelbrot((400, 300), (-2, -1, 1, 1), 60).convert("RGB")
     file, rows = io.BytesIO(), np.empty((1, 1), object)

@@ -51,16 +51,6 @@ ROOT = Path(__file__).resolve().parents[3]
 TOY = str(ROOT / "tests" / "families" / "toy")
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    root, own = logging.getLogger(), logging.getLogger("clover")
-    handlers, level, own_level = list(root.handlers), root.level, own.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    own.setLevel(own_level)
-
-
 def run(*argv: str, environ: dict[str, str] | None = None) -> int:
     return main(list(argv), {} if environ is None else environ)
 

@@ -23,14 +23,9 @@ log = logging.getLogger("clover.http")
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, whose handlers and level are put back."""
-    found = logging.getLogger()
-    handlers, level, own = list(found.handlers), found.level, logging.getLogger("clover").level
-    yield found
+    """The root logger, whose log is written to its end before `conftest` puts back its handlers."""
+    yield logging.getLogger()
     logs.configure(LogConfig(), io.StringIO())
-    found.handlers[:] = handlers
-    found.setLevel(level)
-    logging.getLogger("clover").setLevel(own)
 
 
 def failure(text: str) -> None:
