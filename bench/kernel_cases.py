@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import select
+import socket
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -190,6 +193,83 @@ def infer(module: ModuleType, numbers: int) -> Run:
     return run
 
 
+def between(module: ModuleType) -> Run:
+    """Return a case that finds the id in the JSON of a binary request that differs from one before in the id alone."""
+    tensor = {"name": "x", "shape": [1, 784], "datatype": "FP32", "parameters": {"binary_data_size": 3136}}
+    text = json.dumps({"id": "r-17", "inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    head, tail = text.split(b"r-17")
+    body = text + bytes(3136)
+
+    def run(count: int) -> None:
+        found, size = module.between, len(text)
+        for _ in range(count):
+            found(body, size, head, tail)
+
+    return run
+
+
+def receipt_line(module: ModuleType) -> Run:
+    """Return a case that writes the header line of a receipt whose joules and grams are those of no other."""
+    start = b'Clover-Receipt: variant="medium", accuracy=0.913, '
+    middle = b", intensity=412.0, method=measured, state=fresh, "
+    end = b', pue=1.2, path="medium"\r\n'
+    spread = random.Random(1)
+    amounts = [(spread.uniform(1e-4, 1e-2), spread.uniform(1e-5, 1e-3)) for _ in range(100)]
+
+    def run(count: int) -> None:
+        line = module.receipt_line
+        for _ in range(count // len(amounts)):
+            for energy_j, carbon_mg in amounts:
+                line(start, middle, end, energy_j, carbon_mg)
+
+    return run
+
+
+def scores(module: ModuleType, kind: str, rows: int, classes: int) -> Run:
+    """Return a case that scores rows of logits, so many at once; an operation is a row."""
+    logits = np.random.default_rng(1).normal(0.0, 3.0, (rows, classes)).astype(np.float32)
+    found = np.zeros(rows, np.float32)
+    built = module.Scores(kind, True, 0.01)
+
+    def run(count: int) -> None:
+        score = built.score
+        for _ in range(count // rows):
+            score(logits, found)
+
+    return run
+
+
+def doorbell(module: ModuleType) -> Run:
+    """Return a case of a doorbell that is rung and heard by a wait that need not sleep."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    ends = socket.socketpair()  # both, as one whose other end is closed would be heard as well
+
+    def run(count: int) -> None:
+        ring_bell, wait, control = module.ring_bell, module.wait, ends[1].fileno()
+        for _ in range(count):
+            ring_bell(write)
+            wait(read, control)
+
+    return run
+
+
+def completion(module: ModuleType) -> Run:
+    """Return a case of a completion that is signalled and taken, one of four workers' that are watched."""
+    events = select.epoll()
+    watched = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(4)]
+    for eventfd in watched:
+        events.register(eventfd, select.EPOLLIN | select.EPOLLET)
+
+    def run(count: int) -> None:
+        signal, take, epoll = module.signal, module.take_events, events.fileno()
+        for _ in range(count // len(watched)):
+            for eventfd in watched:
+                signal(eventfd)
+                take(epoll)
+
+    return run
+
+
 # name, kernel, what makes it, operations a round of the kernel and of its twin
 CASES: tuple[tuple[str, str, Callable[[ModuleType], Run], int, int], ...] = (
     ("request, depth 32, batch 8", "batcher", partial(batcher, depth=32, max_batch=8), 80_000, 400),
@@ -218,4 +298,12 @@ CASES: tuple[tuple[str, str, Callable[[ModuleType], Run], int, int], ...] = (
     ("choose among 5", "route", quota, 200_000, 20_000),
     ("row of 64 chosen at once", "route", quota_many, 640_000, 19_200),
     ("body of 64 numbers", "infer", partial(infer, numbers=64), 80_000, 400),
+    ("id in JSON that is known", "infer", between, 200_000, 20_000),
+    ("header line of a receipt", "wire", receipt_line, 200_000, 20_000),
+    ("lone row of 10 logits, top", "scores", partial(scores, kind="top", rows=1, classes=10), 200_000, 4_000),
+    ("row of 1,000 logits, top", "scores", partial(scores, kind="top", rows=32, classes=1000), 64_000, 320),
+    ("row of 1,000 logits, margin", "scores", partial(scores, kind="margin", rows=32, classes=1000), 64_000, 320),
+    ("row of 1,000 logits, entropy", "scores", partial(scores, kind="entropy", rows=32, classes=1000), 64_000, 320),
+    ("doorbell rung and heard", "wakeups", doorbell, 80_000, 8_000),
+    ("completion signalled and taken", "wakeups", completion, 80_000, 8_000),
 )

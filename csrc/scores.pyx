@@ -2,7 +2,8 @@
 
 With `m` the largest logit of a row and `S` the sum of `exp(x - m)`, the largest probability is `1 / S` and the entropy
 `ln S` less the mean of `x - m`: no probability is stored, and a logarithm is taken once a row.  Sums are doubles, so
-that a score is as near as a float can be for any number of classes.
+that a score is as near as a float can be for any number of classes.  Exponentials are taken four at a time
+(`csrc/exp.h`).
 
 A NaN or an infinity among logits makes `S` NaN, and so the score; -inf beside finite logits is a class that is ruled
 out.
@@ -16,9 +17,14 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from libc.math cimport INFINITY, NAN, expf, isfinite, log
+from libc.math cimport NAN, expf, isfinite, log
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
+
+cdef extern from "exp.h" nogil:
+    double exp_sum "clover_exp_sum"(const float *row, Py_ssize_t count, float most, double *mean)
+    float largest "clover_largest"(const float *row, Py_ssize_t count)
+    void two_largest "clover_two_largest"(const float *row, Py_ssize_t count, float *most, float *second)
 
 cdef enum:
     TOP
@@ -30,36 +36,19 @@ cdef dict KINDS = {"top": TOP, "margin": MARGIN, "entropy": ENTROPY}
 cdef double LEAST = 1e-12  # a probability that counts in the entropy; what is rounded below 0 has no logarithm
 
 
-cdef inline void top_two(const float *row, Py_ssize_t count, float *most, float *second) noexcept nogil:
-    """Find the two largest numbers of a row, -inf for the second if there is one; any two if one of them is NaN."""
-    cdef Py_ssize_t i
-    most[0], second[0] = row[0], -INFINITY
-    for i in range(1, count):
-        if row[i] > second[0]:
-            if row[i] > most[0]:
-                second[0], most[0] = most[0], row[i]
-            else:
-                second[0] = row[i]
-
-
 cdef float of_logits(const float *row, Py_ssize_t count, int kind) noexcept nogil:
     """Return the score of a row of logits; NaN if one is NaN or inf, or all are -inf."""
-    cdef float most, second, less, part
-    cdef double total = 0.0, mean = 0.0
-    cdef Py_ssize_t i
-    top_two(row, count, &most, &second)
-    if kind != ENTROPY:
-        for i in range(count):
-            total += expf(row[i] - most)
-        return <float>((1.0 if kind == TOP else 1.0 - <double>expf(second - most)) / total)
+    cdef float most, second
+    cdef double total, mean
+    if kind == MARGIN:
+        two_largest(row, count, &most, &second)
+        return <float>((1.0 - <double>expf(second - most)) / exp_sum(row, count, most, NULL))
+    most = largest(row, count)
+    if kind == TOP:
+        return <float>(1.0 / exp_sum(row, count, most, NULL))
     if count == 1:
         return NAN
-    for i in range(count):
-        less = row[i] - most
-        part = expf(less)
-        total += part
-        if part > 0.0:  # 0 times -inf is no number
-            mean += <double>part * less
+    total = exp_sum(row, count, most, &mean)
     return <float>(1.0 - (log(total) - mean / total) / log(<double>count))
 
 
@@ -78,8 +67,10 @@ cdef float of_probabilities(const float *row, Py_ssize_t count, int kind) noexce
     for i in range(count):
         if row[i] != row[i]:
             return NAN
-    top_two(row, count, &most, &second)
-    return most if kind == TOP else most - second
+    if kind == TOP:
+        return largest(row, count)
+    two_largest(row, count, &most, &second)
+    return most - second
 
 
 cdef bint finite(const float *row, Py_ssize_t count) noexcept nogil:

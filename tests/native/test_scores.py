@@ -21,6 +21,9 @@ SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=40)
 LOGITS = arrays(np.float32, SHAPES, elements=st.floats(-60, 60, width=32))
 ANY = arrays(np.float32, SHAPES, elements=st.floats(width=32) | st.floats(0.0, 1.0, width=32))
 
+LENGTHS = (*range(2, 41), 1000)  # every remainder of the lanes in which a row is read, and rows shorter than these
+NEAR = 1.5e-7  # what a score of floats may be off: a unit in the last place of 1 is 1.2e-7
+
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -81,6 +84,90 @@ def test_many_classes(kernels: SimpleNamespace, kind: str, classes: int) -> None
     found, wrong = scored(kernels.scores, kind, False, probabilities(logits))
     assert found == pytest.approx(wanted, abs=1e-6)
     assert wrong == -1
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@kinds
+def test_rows_of_any_length(kernels: SimpleNamespace, kind: str, logits: bool) -> None:
+    drawn = np.random.default_rng(2)
+    for classes in LENGTHS:
+        rows = drawn.normal(0.0, 3.0, (3, classes)).astype(np.float32)
+        if not logits:
+            rows = probabilities(rows)
+        wanted, _ = scored(twin, kind, logits, rows)
+        found, wrong = scored(kernels.scores, kind, logits, rows)
+        assert found == pytest.approx(wanted, abs=NEAR), f"{classes} classes"
+        assert wrong == -1
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_the_two_largest_are_found_wherever_they_stand(kernels: SimpleNamespace, logits: bool) -> None:
+    for classes in (2, 3, 4, 5, 7, 8, 11, 16, 17, 31, 35):
+        first, second = np.nonzero(~np.eye(classes, dtype=bool))
+        rows = np.tile(np.linspace(-0.25, 0.125, classes, dtype=np.float32), (len(first), 1))
+        at = np.arange(len(first))
+        rows[at, first], rows[at, second] = 0.75, 0.5
+        found, _ = scored(kernels.scores, "margin", logits, rows)
+        if logits:
+            wanted, _ = scored(twin, "margin", logits, rows)
+            assert found == pytest.approx(wanted, abs=NEAR), f"{classes} classes"
+        else:
+            assert found.tolist() == [0.25] * len(first), f"{classes} classes"
+        rows[at, second] = 0.75
+        assert not scored(kernels.scores, "margin", logits, rows)[0].any(), "the largest comes twice"
+
+
+@kinds
+def test_the_largest_is_found_wherever_it_stands(kernels: SimpleNamespace, kind: str) -> None:
+    for classes in LENGTHS[:-1]:
+        rows = np.full((classes, classes), -70.0, np.float32)
+        np.fill_diagonal(rows, 80.0)  # the exponential of any larger difference than of the largest would be infinite
+        assert scored(kernels.scores, kind, True, rows)[0].tolist() == [1.0] * classes
+
+
+@kinds
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf])
+def test_what_is_no_number_is_noticed_wherever_it_stands(
+    kernels: SimpleNamespace, kind: str, logits: bool, bad: float
+) -> None:
+    for classes in (1, *LENGTHS[:-1]):
+        if kind == "margin" and classes == 1:
+            continue
+        rows = np.full((classes, classes), 1.0 / classes, np.float32)
+        np.fill_diagonal(rows, bad)
+        found, wrong = scored(kernels.scores, kind, logits, rows)
+        assert np.isnan(found).all(), f"{classes} classes"
+        assert wrong == -1
+
+
+@kinds
+def test_a_class_that_is_ruled_out_counts_for_nothing_wherever_it_stands(kernels: SimpleNamespace, kind: str) -> None:
+    for classes in LENGTHS[:-1]:
+        rows = np.tile(np.linspace(-2.0, 2.0, classes, dtype=np.float32), (classes, 1))
+        np.fill_diagonal(rows, -math.inf)
+        wanted, _ = scored(twin, kind, True, rows)
+        assert scored(kernels.scores, kind, True, rows)[0] == pytest.approx(wanted, abs=NEAR), f"{classes} classes"
+        if kind == "top":
+            fewer = [[one for one in row if one > -math.inf] for row in rows.tolist()]
+            assert scored(kernels.scores, kind, True, fewer)[0] == pytest.approx(wanted, abs=NEAR)
+
+
+def test_exponentials_are_as_near_as_floats(kernels: SimpleNamespace) -> None:
+    others = 999  # as many equal logits below the largest show a small exponential in the score
+    below = np.linspace(-25.0, 0.0, 1501, dtype=np.float32)
+    rows = np.repeat(below[:, None], others + 1, axis=1)
+    rows[:, 500] = 0.0
+    wanted = [1.0 / (1.0 + others * math.exp(one)) for one in below.tolist()]
+    assert scored(kernels.scores, "top", True, rows)[0] == pytest.approx(wanted, rel=2e-7, abs=0.0)
+
+
+@kinds
+def test_exponentials_that_vanish_add_nothing(kernels: SimpleNamespace, kind: str) -> None:
+    below = [*np.linspace(-120.0, -80.0, 4001), *-np.geomspace(120.0, 3e38, 2001), -math.inf]
+    rows = np.zeros((len(below), 6), np.float32)
+    rows[:, :5] = np.array(below, np.float32)[:, None]
+    assert scored(kernels.scores, kind, True, rows)[0].tolist() == [1.0] * len(below)
 
 
 @pytest.mark.parametrize(
