@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_only_what_others_used_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     busy, own, now = iter((100.0, 113.0)), iter((5.0, 8.0)), iter((0.0, 10.0))
     monkeypatch.setattr(apart, "busy_seconds", lambda: next(busy))
     monkeypatch.setattr(apart, "_own_seconds", lambda: next(own))
-    monkeypatch.setattr("bench.apart.time.monotonic", lambda: next(now))
+    monkeypatch.setattr(apart, "time", SimpleNamespace(monotonic=lambda: next(now)))
     report = apart.OtherWork().report()
     assert (report["cores used by other work"], report["run"]) == (1.0, "loaded")
 
