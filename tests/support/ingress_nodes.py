@@ -14,6 +14,9 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
+ANSWER_S = 30.0
+"""How long a client waits for an answer, or for the end of a connection."""
+
 
 def free_ports(count: int) -> list[int]:
     """Return ports of the loopback that are free now."""
@@ -132,7 +135,11 @@ class IngressClient:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, method: str, path: str, body: bytes = b"", headers: tuple[str, ...] = ()) -> Reply:
-        """Send a request and return its answer."""
+        """Send a request and return its answer; TimeoutError if there is none for long, which no test may wait for."""
+        async with asyncio.timeout(ANSWER_S):
+            return await self._answer(method, path, body, headers)
+
+    async def _answer(self, method: str, path: str, body: bytes, headers: tuple[str, ...]) -> Reply:
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20, ssl=self._context)
@@ -157,8 +164,9 @@ class IngressClient:
         """End the connection."""
         if self._streams is not None:
             self._streams[1].close()
-            with contextlib.suppress(OSError):
-                await self._streams[1].wait_closed()
+            async with asyncio.timeout(ANSWER_S):
+                with contextlib.suppress(OSError):
+                    await self._streams[1].wait_closed()
             self._streams = None
 
 
