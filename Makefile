@@ -10,7 +10,7 @@ USER_EXTRAS := onnx,optimize,dashboard,client,otel,grpc,ray,steps,parquet,simula
 GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
-JOBS ?= 6
+JOBS ?= 4
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 PY := $(VENV)/bin/python
 COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))

@@ -1,5 +1,5 @@
 """How a server and its workers wake each other: the doorbell (a pipe), the completions (eventfds, watched by one epoll
-instance), and a worker that waits for its doorbell and its control socket.
+instance), and a worker that waits for its doorbell, its control socket and the end of a batch on its device.
 
 Each of these is one or two system calls for every batch.  Through `os` and `select` they took three times as long as
 the calls themselves when a request came alone and found the caches cold.
@@ -35,6 +35,7 @@ cdef enum:
 
 DOORBELL = 1
 CONTROL = 2
+ENDED = 4
 
 
 cpdef bint ring_bell(int fd) except -1:
@@ -74,27 +75,29 @@ cpdef int take_events(int epoll) except -1:
     return found
 
 
-cpdef int wait(int doorbell, int control) except -1:
-    """Wait until the pipe `doorbell` or the socket `control` is readable or at its end.
+cpdef int wait(int doorbell, int control, int ended=-1) except -1:
+    """Wait until the pipe `doorbell`, the socket `control` or the eventfd `ended`, if there is one, is readable or at
+    its end.
 
-    Return DOORBELL, CONTROL or both as bits; what rang at the doorbell has been read.  OSError if a descriptor is not
-    open.  Signals are handled meanwhile, and what their handlers raise is raised.
+    Return DOORBELL, CONTROL and ENDED as bits; what rang at the doorbell and the count of `ended` have been read.
+    OSError if a descriptor is not open.  Signals are handled meanwhile, and what their handlers raise is raised.
     """
-    cdef pollfd fds[2]
+    cdef pollfd fds[3]
     cdef char rung[RINGS]
     cdef int ready
     cdef int came = 0
     fds[0].fd, fds[0].events = doorbell, POLLIN
     fds[1].fd, fds[1].events = control, POLLIN
+    fds[2].fd, fds[2].events = ended, POLLIN  # passed over if it is negative
     while True:
         with nogil:
-            ready = c_poll(fds, 2, -1)
+            ready = c_poll(fds, 3, -1)
         if ready > 0:
             break
         if errno != EINTR:
             PyErr_SetFromErrno(OSError)
         PyErr_CheckSignals()
-    if (fds[0].revents | fds[1].revents) & POLLNVAL:
+    if (fds[0].revents | fds[1].revents | fds[2].revents) & POLLNVAL:
         raise OSError(EBADF, "a descriptor to wait for is not open")
     if fds[0].revents:
         if c_read(doorbell, rung, RINGS) < 0 and errno != EAGAIN:
@@ -102,4 +105,8 @@ cpdef int wait(int doorbell, int control) except -1:
         came |= DOORBELL
     if fds[1].revents:
         came |= CONTROL
+    if fds[2].revents:
+        if c_read(ended, rung, RINGS) < 0 and errno != EAGAIN:
+            PyErr_SetFromErrno(OSError)
+        came |= ENDED
     return came

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import select
 import threading
 import time
 from collections.abc import Sequence
@@ -26,11 +25,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clover._native import wakeups
 from clover.errors import DeviceError, WorkerError
 from clover.worker.batches import Batches
 from clover.worker.loop import MODEL_FAILED, ResidentLane, Scores, ServerChannel, WorkerLoop, status_of
-
-_RINGS = 4096  # bytes of the doorbell, one a ring, that are read at once
 
 
 class DoneEvent(Protocol):
@@ -41,7 +39,7 @@ class DoneEvent(Protocol):
 
 
 class BatchWaiter:
-    """Waits for ends of batches in a thread of its own, and makes `fd` readable at each."""
+    """Waits for ends of batches in a thread of its own, and makes the eventfd `fd` readable at each."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -53,13 +51,6 @@ class BatchWaiter:
         """Make `fd` readable once `event` is reached, or if waiting for it fails."""
         self._events.put(event)
 
-    def clear(self) -> None:
-        """Read `fd`."""
-        try:  # noqa: SIM105 - a context manager takes a microsecond, and every row waits for this
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            pass
-
     def close(self) -> None:
         """End the thread."""
         self._events.put(None)
@@ -70,7 +61,7 @@ class BatchWaiter:
         while (event := self._events.get()) is not None:
             with contextlib.suppress(RuntimeError):  # finishing the batch raises it again, where it is dealt with
                 event.synchronize()
-            os.eventfd_write(self.fd, 1)
+            wakeups.signal(self.fd)
 
 
 class BegunBatch:
@@ -119,9 +110,7 @@ class PipelinedLoop(WorkerLoop):
 
     def _serve_all(self, waiter: Any) -> None:
         """Serve until the server says EXIT, with `waiter` (a `BatchWaiter`) to say when batches end."""
-        poller = select.poll()
-        for fd in (self._doorbell, self._control.fileno(), waiter.fd):
-            poller.register(fd, select.POLLIN)
+        control = self._control.fileno()
         while True:
             if self._step():
                 continue
@@ -131,19 +120,11 @@ class PipelinedLoop(WorkerLoop):
             if older is not None and not older.watched:
                 older.watched = True
                 waiter.watch(older.flight.done)
-            ready = poller.poll()
+            came = wakeups.wait(self._doorbell, control, waiter.fd)
             self._ring.wake()
-            for fd, _ in ready:
-                if fd == self._doorbell:
-                    try:  # noqa: SIM105 - a context manager takes a microsecond, and every row waits for this
-                        os.read(fd, _RINGS)
-                    except BlockingIOError:
-                        pass
-                elif fd == waiter.fd:
-                    waiter.clear()
-                elif self._exit_requested():
-                    self._finish_all()
-                    return
+            if came & wakeups.CONTROL and self._exit_requested():
+                self._finish_all()
+                return
 
     def _step(self) -> bool:
         """Take a batch, or complete one that is done or that the next waits for; return whether there was either."""
@@ -215,7 +196,7 @@ class PipelinedLoop(WorkerLoop):
         used_ns = self._last_cpu_ns - cpu_ns
         if not self._ring.complete(done.batch, status, done.count, start_ns, self._last_ns, used_ns):
             raise RuntimeError("the completion ring is full")  # see `WorkerLoop._serve`
-        os.eventfd_write(self._completions, 1)
+        wakeups.signal(self._completions)
 
     def _complete_all(self) -> None:
         """Complete the batches in flight."""

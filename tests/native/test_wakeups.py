@@ -125,6 +125,27 @@ def test_a_wait_reports_both(kernels: SimpleNamespace, pipe: tuple[int, int]) ->
         assert kernels.wakeups.wait(pipe[0], here.fileno()) == both
 
 
+def test_a_wait_ends_by_the_end_of_a_batch_whose_count_is_read(
+    kernels: SimpleNamespace, pipe: tuple[int, int]
+) -> None:
+    here, there = socket.socketpair()
+    ended = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        with here, there:
+            for _ in range(2):
+                kernels.wakeups.signal(ended)
+            assert kernels.wakeups.wait(pipe[0], here.fileno(), ended) == kernels.wakeups.ENDED
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(ended)
+            there.send(b"frame")
+            kernels.wakeups.ring_bell(pipe[1])
+            kernels.wakeups.signal(ended)
+            every = kernels.wakeups.DOORBELL | kernels.wakeups.CONTROL | kernels.wakeups.ENDED
+            assert kernels.wakeups.wait(pipe[0], here.fileno(), ended) == every
+    finally:
+        os.close(ended)
+
+
 def test_other_threads_run_while_one_waits(kernels: SimpleNamespace, pipe: tuple[int, int]) -> None:
     here, there = socket.socketpair()
     with here, there:
@@ -170,9 +191,10 @@ def test_a_signal_that_is_handled_does_not_end_the_wait(kernels: SimpleNamespace
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_wait_for_what_is_no_descriptor_is_an_error(kernels: SimpleNamespace) -> None:
+def test_a_wait_for_what_is_no_descriptor_is_an_error(kernels: SimpleNamespace, pipe: tuple[int, int]) -> None:
     here, there = socket.socketpair()
     with here, there:
-        with pytest.raises(OSError) as caught:
-            kernels.wakeups.wait(NO_DESCRIPTOR, here.fileno())
-        assert caught.value.errno == errno.EBADF
+        for given in ((NO_DESCRIPTOR, here.fileno()), (pipe[0], here.fileno(), NO_DESCRIPTOR)):
+            with pytest.raises(OSError) as caught:
+                kernels.wakeups.wait(*given)
+            assert caught.value.errno == errno.EBADF

@@ -7,7 +7,7 @@ import errno
 import os
 import select
 
-DOORBELL, CONTROL = 1, 2
+DOORBELL, CONTROL, ENDED = 1, 2, 4
 
 
 def ring_bell(fd: int) -> bool:
@@ -31,17 +31,20 @@ def take_events(epoll: int) -> int:
         return len(events.poll(0, 64))
 
 
-def wait(doorbell: int, control: int) -> int:
-    """Wait until one of both is readable or at its end; return which as bits, with the doorbell's bytes read."""
+def wait(doorbell: int, control: int, ended: int = -1) -> int:
+    """Wait until one of them is readable or at its end; return which as bits, with what rang or ended read."""
+    bits = {doorbell: DOORBELL, control: CONTROL}
+    if ended >= 0:
+        bits[ended] = ENDED
     poller = select.poll()
-    poller.register(doorbell, select.POLLIN)
-    poller.register(control, select.POLLIN)
+    for fd in bits:
+        poller.register(fd, select.POLLIN)
     came = 0
     for fd, event in poller.poll():
         if event & select.POLLNVAL:
             raise OSError(errno.EBADF, "a descriptor is not open")
-        came |= DOORBELL if fd == doorbell else CONTROL
-    if came & DOORBELL:
-        with contextlib.suppress(BlockingIOError):
-            os.read(doorbell, 4096)
+        if fd != control:
+            with contextlib.suppress(BlockingIOError):
+                os.read(fd, 4096)
+        came |= bits[fd]
     return came

@@ -114,6 +114,8 @@ def zygote_of(monkeypatch, tmp_path, order):
             ours, theirs = (stack.enter_context(end) for end in frames.socket_pair())
             monkeypatch.setattr(zygote.os, "fork", fork)
             monkeypatch.setattr(zygote, "thread_count", lambda: threads)
+            # At its end it kills its children, and those of this process are servers and zygotes of other tests.
+            monkeypatch.setattr(zygote.orphans, "children", list)
             made = zygote.Zygote(theirs)
             made._tried.add(order.backend)
             made._poller = Orders(theirs, *happens)
