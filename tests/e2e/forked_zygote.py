@@ -11,7 +11,6 @@ import importlib
 import os
 import signal
 import socket
-import sys
 import threading
 from typing import Any
 
@@ -100,16 +99,6 @@ class Nursery:
     def launch(self) -> ZygoteLink:
         """In the place of `ZygoteLink.launch`; from any thread, as servers have loops of their own."""
         with self._lock:
-            return self._launched()
-
-    def _launched(self) -> ZygoteLink:
-        try:
-            return self._launch()
-        except (BrokenPipeError, ValueError):
-            # Its line was closed under its number, by a test that closed a descriptor twice: that is a fault of that
-            # test, and not of all that follow in this process.
-            print(f"the nursery ended with status {self.forks.abandon()}: another is started", file=sys.stderr)
-            self.forks = imported()
             return self._launch()
 
     def _launch(self) -> ZygoteLink:

@@ -137,12 +137,6 @@ class Forks:
         self._line.close()
         assert self._process.wait(20) == 0
 
-    def abandon(self) -> int:
-        """Leave a process whose line somebody else closed under its number, which may be anything by now; return its
-        exit code."""
-        self._line.detach()
-        return self._process.wait(5)
-
 
 class Ended(subprocess.CompletedProcess[str]):
     """What a process that was run to its end left."""
