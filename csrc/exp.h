@@ -2,8 +2,9 @@
    called for each number, the score of a long row costs three times as much.
 
    Vectors are GCC's and Clang's own, which become whatever the machine has (SSE2 on x86-64, NEON on aarch64) at every
-   level of optimisation.  Every lane follows IEEE 754, so that all machines find the same sums.  What is chosen by
-   lane is chosen by masks: of a conditional expression for each lane compilers may or may not make a vector again.
+   level of optimisation.  Every lane follows IEEE 754, and setup.py forbids to fuse operations (-ffp-contract=off), so
+   that all machines find the same sums.  Masks choose between lanes: a conditional expression for each lane may cost
+   compilers the vector.
 
    The last numbers of a row are filled up to four with -inf, whose exponential is 0. */
 
@@ -45,8 +46,8 @@ static inline clover_four clover_load(const float *at) {
     return found;
 }
 
-/* The next four numbers, or the last 1 to 3.  Through an array these would be written in parts and read as a whole,
-   which has to wait for the writes. */
+/* The next four numbers, or the last 1 to 3.  Not by way of an array: a vector that is read right after its parts
+   were written waits for them. */
 static inline clover_four clover_load_some(const float *at, ptrdiff_t count) {
     float second, third;
     if (count >= 4) return clover_load(at);
@@ -76,27 +77,28 @@ static inline clover_four clover_exp(clover_four x) {
     return (clover_four)(~clover_vanishes(x) & (clover_bits)(result * power));
 }
 
-/* The sum of exp(x - most) over the numbers x of a row, with `most` the largest; and of (x - most) exp(x - most),
-   if `mean` is given.  Floats are added up as doubles; a class that vanishes adds 0 to both.  NaN if one is NaN or inf,
-   or all are -inf.  Inlined wherever it is called, so that the mean costs nothing where there is none. */
+/* The sum of exp(x - most) over the numbers x of a row, with `most` the largest; that of (x - most) exp(x - most) is
+   written to `weighted`, unless it is NULL.  Floats are added up as doubles; a class that vanishes adds 0 to both.  NaN
+   if one is NaN or inf, or all are -inf.  Inlined wherever it is called: the second sum costs nothing if it is not
+   wanted. */
 static inline __attribute__((always_inline)) double clover_exp_sum(const float *row, ptrdiff_t count, float most,
-                                                                   double *mean) {
-    clover_two total = {0.0, 0.0}, total_last = total, weighted = total, weighted_last = total;
+                                                                   double *weighted) {
+    clover_two total = {0.0, 0.0}, total_last = total, products = total, products_last = total;
     ptrdiff_t i;
     for (i = 0; i < count; i += 4) {
         clover_four less = clover_load_some(row + i, count - i) - most;
         clover_four part = clover_exp(less);
         total += clover_doubles(part);
         total_last += clover_doubles(clover_last(part));
-        if (mean != NULL) {
+        if (weighted != NULL) {
             less = clover_either(clover_vanishes(less), clover_all(0.0f), less);
-            weighted += clover_doubles(part) * clover_doubles(less);
-            weighted_last += clover_doubles(clover_last(part)) * clover_doubles(clover_last(less));
+            products += clover_doubles(part) * clover_doubles(less);
+            products_last += clover_doubles(clover_last(part)) * clover_doubles(clover_last(less));
         }
     }
-    if (mean != NULL) {
-        weighted += weighted_last;
-        *mean = weighted[0] + weighted[1];
+    if (weighted != NULL) {
+        products += products_last;
+        *weighted = products[0] + products[1];
     }
     total += total_last;
     return total[0] + total[1];
@@ -104,7 +106,7 @@ static inline __attribute__((always_inline)) double clover_exp_sum(const float *
 
 /* The largest number of a row; -inf if there is none but NaN. */
 static inline float clover_largest(const float *row, ptrdiff_t count) {
-    clover_four a = clover_all(-INFINITY), b = a, c = a, d = a; /* one alone would wait for itself */
+    clover_four a = clover_all(-INFINITY), b = a, c = a, d = a; /* a step of one waits for the step before */
     float one, other;
     ptrdiff_t i = 0;
     for (; i + 16 <= count; i += 16) {

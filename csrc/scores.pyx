@@ -22,7 +22,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 cdef extern from "exp.h" nogil:
-    double exp_sum "clover_exp_sum"(const float *row, Py_ssize_t count, float most, double *mean)
+    double exp_sum "clover_exp_sum"(const float *row, Py_ssize_t count, float most, double *weighted)
     float largest "clover_largest"(const float *row, Py_ssize_t count)
     void two_largest "clover_two_largest"(const float *row, Py_ssize_t count, float *most, float *second)
 
@@ -39,7 +39,7 @@ cdef double LEAST = 1e-12  # a probability that counts in the entropy; what is r
 cdef float of_logits(const float *row, Py_ssize_t count, int kind) noexcept nogil:
     """Return the score of a row of logits; NaN if one is NaN or inf, or all are -inf."""
     cdef float most, second
-    cdef double total, mean
+    cdef double total, weighted
     if kind == MARGIN:
         two_largest(row, count, &most, &second)
         return <float>((1.0 - <double>expf(second - most)) / exp_sum(row, count, most, NULL))
@@ -48,8 +48,8 @@ cdef float of_logits(const float *row, Py_ssize_t count, int kind) noexcept nogi
         return <float>(1.0 / exp_sum(row, count, most, NULL))
     if count == 1:
         return NAN
-    total = exp_sum(row, count, most, &mean)
-    return <float>(1.0 - (log(total) - mean / total) / log(<double>count))
+    total = exp_sum(row, count, most, &weighted)
+    return <float>(1.0 - (log(total) - weighted / total) / log(<double>count))
 
 
 cdef float of_probabilities(const float *row, Py_ssize_t count, int kind) noexcept nogil:

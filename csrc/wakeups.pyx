@@ -79,8 +79,8 @@ cpdef int wait(int doorbell, int control, int ended=-1) except -1:
     """Wait until the pipe `doorbell`, the socket `control` or the eventfd `ended`, if there is one, is readable or at
     its end.
 
-    Return DOORBELL, CONTROL and ENDED as bits; what rang at the doorbell and the count of `ended` have been read.
-    OSError if a descriptor is not open.  Signals are handled meanwhile, and what their handlers raise is raised.
+    Return which of them as bits (DOORBELL, CONTROL, ENDED); what rang at the doorbell and the count of `ended` have
+    been read.  OSError if a descriptor is not open.  Signals are handled meanwhile, and what their handlers raise is raised.
     """
     cdef pollfd fds[3]
     cdef char rung[RINGS]

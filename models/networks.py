@@ -24,7 +24,8 @@ def hide_torchaudio() -> None:
 
     transformers imports it if it is there, and a build of it that was made for another build of torch cannot be loaded,
     which is an OSError that nothing catches.  torchcrepe brings it (family `pitch`), on a machine without a GPU PyPI's
-    build for CUDA beside a torch for CPUs.  No network here hears anything.
+    build for CUDA beside a torch for CPUs.  No network here hears anything.  Whoever imports transformers before this
+    module needs a torchaudio that loads.
     """
     if "transformers" not in sys.modules:  # else it has looked for torchaudio, and would import what it found
         sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]  # makes `import` say ModuleNotFoundError

@@ -119,10 +119,10 @@ class SpreadOrder:
     from the end of each other's rows.
 
     What takes long stands at the beginning of a row, so that none of it is left running at the end, and what waits more
-    than it computes (tests of whole servers) beside what computes.  Tests marked `alone` come first of all, since later
-    all processes would wait until the longest test that runs has ended.  Files that share a measured profile of `toy`
-    (with what is `alone`, and has servers, too), and those that import torch, stand in one row each: few processes have
-    to measure and import.
+    than it computes (tests of whole servers) beside what computes.  There are six such beginnings; of fewer processes,
+    the first have two.  Tests marked `alone` come first of all, since later all processes would wait until the longest
+    test that runs has ended.  Files that share a measured profile of `toy` (with what is `alone`, and has servers,
+    too), and those that import torch, stand in one row each: few processes have to measure and import.
     """
 
     @pytest.hookimpl(trylast=True)
@@ -190,13 +190,16 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Put back what a test, or a module that it imported, changed in the log of this process: commands set levels and
-    handlers for good, and tests that look for a line of the log would miss it in some orders."""
+    """Put back the handlers of the root logger and the levels of what Clover logs, after each test: commands, and
+    modules that tests import, set them for good, and a test that looks for a line would miss it in some orders."""
     root = logging.getLogger()
     handlers, before = list(root.handlers), _log_levels()
     try:
         return (yield)
     finally:
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()  # or its thread stays, and writes to a descriptor that may be another's by then
         root.handlers[:] = handlers
         for logger, level in _log_levels().items():
             if level != before.get(logger, logging.NOTSET):
@@ -204,9 +207,10 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
 
 
 def _log_levels() -> dict[logging.Logger, int]:
-    """Return the level of the root logger and of each of Clover's."""
+    """Return the level of each logger that `clover.telemetry.logs` or a test may set."""
     loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
-    return {one: one.level for one in (logging.root, *loggers) if one.name.partition(".")[0] in ("root", "clover")}
+    ours = ("root", "clover", "asyncio")
+    return {one: one.level for one in (logging.root, *loggers) if one.name.partition(".")[0] in ours}
 
 
 _modules_frozen = 0

@@ -162,6 +162,13 @@ def test_exponentials_are_as_near_as_floats(kernels: SimpleNamespace) -> None:
     assert scored(kernels.scores, "top", True, rows)[0] == pytest.approx(wanted, rel=2e-7, abs=0.0)
 
 
+def test_exponentials_that_are_small_but_many_count(kernels: SimpleNamespace) -> None:
+    row = np.full((1, 1_000_000), -26.5, np.float32)
+    row[0, 77] = 0.0
+    wanted = 1.0 / (1.0 + 999_999 * math.exp(-26.5))
+    assert scored(kernels.scores, "top", True, row)[0] == pytest.approx([wanted], rel=6e-8, abs=0.0)
+
+
 @kinds
 def test_exponentials_that_vanish_add_nothing(kernels: SimpleNamespace, kind: str) -> None:
     below = [*np.linspace(-120.0, -80.0, 4001), *-np.geomspace(120.0, 3e38, 2001), -math.inf]

@@ -125,9 +125,7 @@ def test_a_wait_reports_both(kernels: SimpleNamespace, pipe: tuple[int, int]) ->
         assert kernels.wakeups.wait(pipe[0], here.fileno()) == both
 
 
-def test_a_wait_ends_by_the_end_of_a_batch_whose_count_is_read(
-    kernels: SimpleNamespace, pipe: tuple[int, int]
-) -> None:
+def test_a_wait_ends_by_the_end_of_a_batch_whose_count_is_read(kernels: SimpleNamespace, pipe: tuple[int, int]) -> None:
     here, there = socket.socketpair()
     ended = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:

@@ -135,9 +135,14 @@ class IngressClient:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, method: str, path: str, body: bytes = b"", headers: tuple[str, ...] = ()) -> Reply:
-        """Send a request and return its answer; TimeoutError if there is none for long, which no test may wait for."""
-        async with asyncio.timeout(ANSWER_S):
-            return await self._answer(method, path, body, headers)
+        """Send a request and return its answer; TimeoutError if there is none in `ANSWER_S`, so that a test fails and
+        does not hang."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await self._answer(method, path, body, headers)
+        except TimeoutError:
+            await self.close()  # an answer that comes late would be taken for that of the next request
+            raise
 
     async def _answer(self, method: str, path: str, body: bytes, headers: tuple[str, ...]) -> Reply:
         try:
@@ -162,12 +167,12 @@ class IngressClient:
 
     async def close(self) -> None:
         """End the connection."""
-        if self._streams is not None:
-            self._streams[1].close()
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams[1].close()
             async with asyncio.timeout(ANSWER_S):
                 with contextlib.suppress(OSError):
-                    await self._streams[1].wait_closed()
-            self._streams = None
+                    await streams[1].wait_closed()
 
 
 async def count(port: int, requests: int, connections: int = 4) -> Counter[str]:

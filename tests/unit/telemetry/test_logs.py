@@ -9,7 +9,6 @@ import os
 import re
 import termios
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,10 +21,9 @@ log = logging.getLogger("clover.http")
 
 
 @pytest.fixture
-def root() -> Iterator[logging.Logger]:
-    """The root logger, whose log is written to its end before `conftest` puts back its handlers."""
-    yield logging.getLogger()
-    logs.configure(LogConfig(), io.StringIO())
+def root() -> logging.Logger:
+    """The root logger, whose handlers `conftest` puts back."""
+    return logging.getLogger()
 
 
 def failure(text: str) -> None:
