@@ -17,7 +17,9 @@ to whatever the connection is waiting for.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import termios
 from functools import partial
 from typing import Protocol
 
@@ -400,13 +402,13 @@ class Incoming(Outgoing):
             return
         pending = self._write_waited_s > 0
         phase = self.phase
-        if (phase == IDLE and (self.exchanges or pending)) or (self._paused and phase != LINGER):
+        if (phase == IDLE and (self.exchanges or self._out or pending)) or (self._paused and phase != LINGER):
             self._waited_s = 0.0
             return
         self._waited_s += elapsed_s
         waited = self._waited_s - SWEEP_S
         if phase == IDLE:
-            if waited >= limits.idle_s:
+            if waited >= limits.idle_s and not unread(transport):
                 transport.close()
         elif phase == LINGER:
             if waited >= _LINGER_S:
@@ -448,10 +450,11 @@ class Incoming(Outgoing):
 
     def drain(self) -> None:
         """Close now if nothing received is unanswered; otherwise the last answer will close."""
+        transport = self._transport
         waits = self.exchanges or self._out or self._paused or self._finishing
-        if self.phase in (IDLE, HEAD) and not waits and self._transport is not None:
+        if self.phase in (IDLE, HEAD) and not waits and transport is not None and not unread(transport):
             self.closing = True
-            self._transport.close()
+            transport.close()
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -463,6 +466,13 @@ class Connection(Incoming, asyncio.BufferedProtocol):
     """A connection as the event loop drives it."""
 
     __slots__ = ()
+
+
+def unread(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the client sent what the event loop has not read yet: a request that would get no answer if the
+    connection was closed now."""
+    fd = descriptor(transport)
+    return fd >= 0 and fcntl.ioctl(fd, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
 def descriptor(transport: asyncio.BaseTransport) -> int:

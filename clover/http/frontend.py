@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import socket
@@ -32,6 +33,8 @@ from clover.tenants import Tenants
 log = logging.getLogger("clover.http")
 
 _DRAIN_STEP_S = 0.02
+SWEPT_AT_ONCE = 128
+"""Connections that are swept in a turn of the loop: closing as many takes 3 ms."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Frontend:
         self._control_socket: socket.socket | None = None
         self._control: _ControlPath | None = None
         self._control_of_other: _ControlPath | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Handle | None = None
         self._swept_s = 0.0
 
     def mount(self) -> tuple[Routes, ServerState]:
@@ -289,8 +292,17 @@ class Frontend:
         elapsed_s, self._swept_s = now_s - self._swept_s, now_s
         # A loop that stood still (a suspended machine, a debugger) must not count that against its clients.
         elapsed_s = min(elapsed_s, 4 * SWEEP_S)
-        for connection in self._connections():
+        self._sweep_some(self._connections(), elapsed_s)
+
+    def _sweep_some(self, left: Iterator[Incoming], elapsed_s: float) -> None:
+        """Call `sweep` of the next connections that are `left`, and of the others in later turns of the loop: to close
+        hundreds, as after a burst, takes milliseconds, for which requests would wait."""
+        some = list(itertools.islice(left, SWEPT_AT_ONCE))
+        for connection in some:
             connection.sweep(elapsed_s)
+        if len(some) == SWEPT_AT_ONCE:
+            self._sweeper = self._loop.call_soon(self._sweep_some, left, elapsed_s)
+            return
         self._bound_held()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 

@@ -1,0 +1,102 @@
+"""A request that is on its way when its idle connection would be closed is answered: nobody else knows of it yet."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from clover.http import Frontend
+from clover.http.connection import SWEEP_S
+from clover.http.frontend import SWEPT_AT_ONCE
+from tests.support.http_fakes import request
+from tests.support.http_sockets import run, started, until
+
+loops = pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+ASKED, SERVED = request("GET", "/v2"), b"HTTP/1.1 200 OK"
+
+
+@contextmanager
+def connected(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """Clients of this process that send at once, whatever the event loop does."""
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    try:
+        for client in clients:
+            client.settimeout(10.0)
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
+
+
+def answer(client: socket.socket) -> bytes:
+    """Return the first line of what comes, b"" if the connection ended."""
+    try:
+        return client.recv(1 << 16).partition(b"\r\n")[0]
+    except ConnectionResetError:
+        return b""
+
+
+IDLE = {"idle_s": 2 * SWEEP_S}
+
+
+async def past_their_time(frontend: Frontend, clients: list[socket.socket]) -> None:
+    """Let clients be served, and their connections be such as the next sweep finds idle for longer than they may be."""
+    for client in clients:
+        client.sendall(ASKED)
+    found = await asyncio.to_thread(lambda: [answer(client) for client in clients])
+    assert found == [SERVED] * len(clients)
+    assert frontend._sweeper is not None
+    frontend._sweeper.cancel()
+    frontend._swept_s -= 4 * SWEEP_S
+
+
+@loops
+def test_a_request_that_came_as_the_idle_time_ended_is_answered(fast: bool) -> None:
+    async def main() -> None:
+        frontend, port = await started(IDLE)
+        with connected(port, 2) as (asks, silent):
+            await past_their_time(frontend, [asks, silent])
+            asks.sendall(ASKED)  # and the loop has not read it
+            frontend._sweep()
+            assert await asyncio.to_thread(answer, asks) == SERVED
+            assert await asyncio.to_thread(answer, silent) == b""
+        await frontend.close()
+
+    run(main(), fast=fast)
+
+
+@loops
+def test_many_that_end_at_once_hold_no_other_request_up(fast: bool) -> None:
+    async def main() -> None:
+        many = 2 * SWEPT_AT_ONCE
+        frontend, port = await started(IDLE)
+        with connected(port, many) as clients:
+            await past_their_time(frontend, clients)
+            frontend._sweep()
+            for client in clients:  # as if they came while the first were being closed
+                client.sendall(ASKED)
+            found = await asyncio.to_thread(lambda: [answer(client) for client in clients])
+            assert found.count(SERVED) == many - SWEPT_AT_ONCE
+            assert found.count(b"") == SWEPT_AT_ONCE
+        await frontend.close()
+
+    run(main(), fast=fast)
+
+
+@loops
+def test_a_request_that_came_as_the_server_stops_is_answered(fast: bool) -> None:
+    async def main() -> None:
+        frontend, port = await started()
+        with connected(port, 2) as (asks, silent):
+            await until(lambda: frontend.open_connections == 2)
+            asks.sendall(ASKED)
+            assert await frontend.drain(5.0)
+            assert await asyncio.to_thread(answer, asks) == SERVED
+            assert await asyncio.to_thread(answer, silent) == b""
+        await frontend.close()
+
+    run(main(), fast=fast)
