@@ -389,35 +389,40 @@ class Incoming(Outgoing):
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def sweep(self, elapsed_s: float) -> None:
-        """Charge `elapsed_s` to the current wait.  A wait began up to one sweep before it is first charged, so a
-        deadline counts from the limit on, plus one sweep: never early, late by at most a sweep."""
+    def sweep(self, elapsed_s: float) -> bool:
+        """Charge `elapsed_s` to the current wait; return whether that ended the connection.  A wait began up to one
+        sweep before it is first charged, so a deadline counts from the limit on, plus one sweep: never early, late by
+        at most a sweep."""
         transport = self._transport
         if transport is None:
-            return
+            return False
         limits = self.state.limits
         if self._write_is_late(elapsed_s, limits.write_s + SWEEP_S):
             self.state.stats.deadlines_missed += 1
             transport.abort()
-            return
+            return True
         pending = self._write_waited_s > 0
         phase = self.phase
         if (phase == IDLE and (self.exchanges or self._out or pending)) or (self._paused and phase != LINGER):
             self._waited_s = 0.0
-            return
+            return False
         self._waited_s += elapsed_s
         waited = self._waited_s - SWEEP_S
         if phase == IDLE:
             if waited >= limits.idle_s and not unread(transport):
                 transport.close()
+                return True
         elif phase == LINGER:
             if waited >= _LINGER_S:
                 transport.abort() if pending else transport.close()
+                return True
         elif waited >= (limits.head_s if phase == HEAD else limits.body_s):
             self.state.stats.deadlines_missed += 1
             part = "head" if phase == HEAD else "body"
             log.debug("a client did not send its request %s in time", part)
             self._fail(408, f"the request {part} did not arrive in time")
+            return True
+        return False
 
     def held(self) -> int:
         """Return how many bytes the client makes us hold: bodies that it sent in part, or that wait, and answers that
@@ -448,13 +453,16 @@ class Incoming(Outgoing):
         """Return whether no request received so far comes after `exchange`."""
         return not self._tail and self.exchanges[-1] is exchange
 
-    def drain(self) -> None:
-        """Close now if nothing received is unanswered; otherwise the last answer will close."""
+    def drain(self) -> bool:
+        """Close now if nothing received is unanswered, and return whether it is so; otherwise the last answer will
+        close."""
         transport = self._transport
         waits = self.exchanges or self._out or self._paused or self._finishing
         if self.phase in (IDLE, HEAD) and not waits and transport is not None and not unread(transport):
             self.closing = True
             transport.close()
+            return True
+        return False
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -470,9 +478,12 @@ class Connection(Incoming, asyncio.BufferedProtocol):
 
 def unread(transport: asyncio.BaseTransport) -> bool:
     """Return whether the client sent what the event loop has not read yet: a request that would get no answer if the
-    connection was closed now."""
+    connection were closed now."""
     fd = descriptor(transport)
-    return fd >= 0 and fcntl.ioctl(fd, termios.FIONREAD, bytes(4)) != bytes(4)
+    try:
+        return fd >= 0 and fcntl.ioctl(fd, termios.FIONREAD, bytes(4)) != bytes(4)
+    except OSError:  # whatever it is, it is no socket that has a request
+        return False
 
 
 def descriptor(transport: asyncio.BaseTransport) -> int:

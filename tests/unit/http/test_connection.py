@@ -234,6 +234,15 @@ def test_idle_deadline_closes_silently_but_not_while_an_answer_is_due() -> None:
     assert d.transport.writes == []
 
 
+def test_a_connection_with_an_answer_that_is_not_written_yet_is_not_idle() -> None:
+    d, _ = held(idle_s=1.0)
+    d.feed(request("GET", "/v2"))
+    d.connection.sweep(2.0)  # the loop stood still, and looks before the turn in which it answered ends
+    assert not d.transport.closed
+    d.loop.settle()
+    assert [answer.status for answer in d.take()] == [200]
+
+
 def test_a_head_behind_a_full_pipeline_has_no_deadline() -> None:
     d, model = held(pipelined=1, head_s=2.0)
     d.feed(infer("a") + infer("b")[:20])
