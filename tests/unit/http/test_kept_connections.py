@@ -13,7 +13,7 @@ from clover.http import Frontend
 from clover.http.connection import SWEEP_S
 from clover.http.frontend import ENDED_AT_ONCE
 from tests.support.http_fakes import request
-from tests.support.http_sockets import run, started, until
+from tests.support.http_sockets import run, started
 
 loops = pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
 ASKED, SERVED = request("GET", "/v2"), b"HTTP/1.1 200 OK"
@@ -41,14 +41,19 @@ def answer(client: socket.socket) -> bytes:
         return b""
 
 
-async def past_their_time(frontend: Frontend, clients: list[socket.socket]) -> None:
-    """Let clients be served, and their connections be such as the next sweep finds idle for longer than they may be."""
-    assert frontend._sweeper is not None
-    frontend._sweeper.cancel()
+async def served(clients: list[socket.socket]) -> None:
+    """Let each client be answered once: then its connection is made, and not only accepted."""
     for client in clients:
         client.sendall(ASKED)
     found = await asyncio.to_thread(lambda: [answer(client) for client in clients])
     assert found == [SERVED] * len(clients)
+
+
+async def past_their_time(frontend: Frontend, clients: list[socket.socket]) -> None:
+    """Let the next sweep, which the test makes, find the connections of clients idle for longer than they may be."""
+    assert frontend._sweeper is not None
+    frontend._sweeper.cancel()
+    await served(clients)
     frontend._swept_s -= 4 * SWEEP_S
 
 
@@ -90,7 +95,7 @@ def test_a_request_that_came_as_the_server_stops_is_answered(fast: bool) -> None
     async def main() -> None:
         frontend, port = await started()
         with connected(port, 2) as (asks, silent):
-            await until(lambda: frontend.open_connections == 2)
+            await served([asks, silent])
             asks.sendall(ASKED)
             assert await frontend.drain(5.0)
             assert await asyncio.to_thread(answer, asks) == SERVED
@@ -106,7 +111,7 @@ def test_many_that_are_idle_as_the_server_stops_lose_no_request(fast: bool) -> N
         many = 4 * ENDED_AT_ONCE
         frontend, port = await started()
         with connected(port, many) as clients:
-            await until(lambda: frontend.open_connections == many)
+            await served(clients)
             draining = asyncio.ensure_future(frontend.drain(5.0))
             await asyncio.sleep(0)
             for client in clients:
