@@ -210,9 +210,8 @@ def test_a_profile_of_a_busy_machine_is_corrected_by_what_the_front_end_shows(to
             assert told["front"]["profile_ms"] == 39.0
             assert told["front"]["ms"] == pytest.approx(min(known.front_work_ms, 1.0) + 0.2, abs=1.0)
             assert told["words"].startswith("HTTP: ")
-            async with asyncio.timeout(20):  # what was answered before is forgotten by now if the machine is busy
-                while answered().get("p95_ms", 39.0) >= 30.0:
-                    await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})
+            await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})  # the answer before is forgotten if that took long
+            assert answered()["p95_ms"] < 30.0
             triggers = [one["trigger"] for one in control.decisions(9)]
             assert any(trigger.startswith("profile corrected: HTTP adds") for trigger in triggers), triggers
             assert model()["plan"]["prediction"]["p95_ms"] < 30.0
