@@ -80,7 +80,8 @@ cpdef int wait(int doorbell, int control, int ended=-1) except -1:
     its end.
 
     Return which of them as bits (DOORBELL, CONTROL, ENDED); what rang at the doorbell and the count of `ended` have
-    been read.  OSError if a descriptor is not open.  Signals are handled meanwhile, and what their handlers raise is raised.
+    been read.  OSError if a descriptor is not open.  Signals are handled meanwhile, and what their handlers raise is
+    raised.
     """
     cdef pollfd fds[3]
     cdef char rung[RINGS]
