@@ -120,13 +120,14 @@ class Grid:
         return self.reading
 
     async def find_reference(self) -> Reference:
-        """Find the reference intensity of this grid from what is known by now, once an hour of grid time.  Unlike a
-        reading it waits for the source's first forecast."""
+        """Find the reference intensity of this grid from what is known by now, once an hour of grid time, and each time
+        while too little is known.  Unlike a reading it waits for the source's first forecast."""
         grid_s = self.now()
         hour = math.floor(grid_s / HOUR_S)
         if self.reading is not None and hour != self._reference_hour:
-            self._reference_hour = hour
             self.reference = await self._median(self.reading, grid_s)
+            if self.reference is not ASSUMED:
+                self._reference_hour = hour
         return self.reference
 
     async def _median(self, reading: Reading, grid_s: float) -> Reference:

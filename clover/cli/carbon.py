@@ -23,7 +23,7 @@ import msgspec
 
 from clover import settings, terminal
 from clover.carbon import build_source, format_time
-from clover.carbon.chain import Live
+from clover.carbon.chained import Live
 from clover.carbon.providers import PROVIDERS, ElectricityMapsSource, automatic_zones
 from clover.cli import CommandParser
 from clover.config import CarbonConfig

@@ -193,7 +193,7 @@ class Feed:
                 "at_s": link.good.at_s if link.good is not None else None,
                 "reads": link.reads,
                 "failures": link.failures,
-                "error": link.last_error,
+                "error": link.error,
                 "trouble": link.trouble,
             }
             for link in self._sources.chain.links

@@ -9,4 +9,4 @@ from clover.carbon import jitter
 
 @pytest.fixture(autouse=True)
 def _exact_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clover.carbon.chain.Jitter", jitter.no_jitter)
+    monkeypatch.setattr("clover.carbon.chained.Jitter", jitter.no_jitter)

@@ -15,16 +15,26 @@ from typing import Any
 import pytest
 
 from clover import carbon
-from clover.carbon.grid import Grid
+from clover.carbon.grid import ASSUMED, Grid
 from clover.config import CarbonConfig
 from clover.errors import ConfigError
 from clover.telemetry.metrics.server import carbon as metrics_of
 from clover.types import Reading
-from tests.support.carbon_server import Answer, CarbonServer, grid_g
+from tests.support.carbon_server import Answer, CarbonServer, Request, grid_g
 
 NOW_S = 1_790_001_000.0
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 DOWN = Answer(b'{"error":"maintenance"}', 503, {"Retry-After": "40"})
+
+
+def past_asked(request: Request) -> bool:
+    """Whether NESO is asked for its past: /intensity/FROM/UNTIL."""
+    return request.path.count("/") == 3 and not forecast_asked(request)
+
+
+def forecast_asked(request: Request) -> bool:
+    """Whether NESO is asked for its forecast."""
+    return request.path.endswith("fw48h")
 
 
 class Now:
@@ -137,6 +147,75 @@ def test_started_with_the_provider_down_it_falls_back_as_configured_and_says_so(
     with caplog.at_level(logging.WARNING, "clover.carbon"):
         play(story)
     assert "503 Status: maintenance" in caplog.text
+
+
+def test_a_provider_that_was_down_at_the_start_is_asked_for_everything_once_it_answers() -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        server.fault = lambda request: DOWN
+        scene = Scene("neso", server, now)
+        (link,) = scene.chain.links
+        await scene.chain.open(scene.grid.now())
+        for second in range(0, 180, 5):
+            assert (await scene.at(float(second))).state == "configured"
+            assert await scene.grid.find_reference() is ASSUMED
+        assert "503 Status: maintenance" in link.error
+        server.fault = None
+        server.requests.clear()
+        reading = await scene.at(240.0)
+        assert reading.state == "fresh"
+        assert len(server.requests) == 3, "the newest value, the past and the forecast, once each"
+        assert 166 <= len(scene.grid.history) <= 169
+        assert "past hours and 4" in (await scene.grid.find_reference()).label, "in the hour of the start, too"
+        assert len(server.requests) == 3
+        assert (link.error, scene.grid.trouble) == ("", "")
+        await scene.chain.close()
+
+    play(story)
+
+
+@pytest.mark.parametrize("part", ["past", "forecast"])
+def test_a_past_or_forecast_that_fails_alone_is_asked_for_again_with_back_off(part: str) -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        def is_part(request: Request) -> bool:
+            return (forecast_asked if part == "forecast" else past_asked)(request)
+
+        server.fault = lambda request: DOWN if is_part(request) else None
+        scene = Scene("neso", server, now)
+        (link,) = scene.chain.links
+        await scene.chain.open(scene.grid.now())
+        for second in range(0, 600, 5):
+            assert (await scene.at(float(second))).state == "fresh"
+        asked = len([request for request in server.requests if is_part(request)])
+        assert 4 <= asked <= 9, "after 40 s, as the provider says, and then 64, 128, ..."
+        assert "503 Status: maintenance" in link.error
+        server.fault = None
+        await scene.at(1200.0)
+        await scene.grid.find_reference()
+        assert len(scene.grid.history) >= 166
+        assert len(scene.grid.foreseen) >= 48
+        assert link.error == ""
+        before = len(server.requests)
+        await scene.at(1500.0)
+        assert len([request for request in server.requests[before:] if is_part(request)]) == 0
+        await scene.chain.close()
+
+    play(story)
+
+
+def test_a_past_that_is_refused_is_not_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def story(server: CarbonServer, now: Now) -> None:
+        refusal = Answer(b'{"error": "not in this plan"}', 403)
+        server.fault = lambda request: refusal if past_asked(request) else None
+        scene = Scene("neso", server, now)
+        await scene.chain.open(scene.grid.now())
+        for minute in range(120):
+            assert (await scene.at(minute * MINUTE)).state == "fresh"
+        assert len([request for request in server.requests if past_asked(request)]) == 1
+        assert scene.chain.links[0].error == ""
+        await scene.chain.close()
+
+    play(story)
+    assert caplog.text.count("gives no past") == 1
 
 
 def test_an_outage_is_bridged_and_passes_and_metrics_show_it() -> None:

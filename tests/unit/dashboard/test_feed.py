@@ -42,7 +42,7 @@ class Scene:
         self.histogram = Histogram()
         self.grid = FakeGrid()
         link = SimpleNamespace(
-            source=SimpleNamespace(name="p", remote=True), good=READING, reads=3, failures=1, last_error="", trouble=""
+            source=SimpleNamespace(name="p", remote=True), good=READING, reads=3, failures=1, error="", trouble=""
         )
         chain = SimpleNamespace(last=READING, links=[link])
         self.feed = Feed(
