@@ -3,9 +3,9 @@
 A profile is one JSON file in `cache_dir/profiles`, named by family and key.  The key is a digest of everything the
 figures depend on: the family's files, the versions of the libraries that run it, the processor and the cores, the
 meter that measures its energy, and the version of the measuring procedure.  A changed key is a missing profile, never a
-wrong one.  Files are replaced atomically; a damaged one is reported with its path, not measured around silently.  A
-profile may have the rows that its cascades were made from beside it, `*.rows.npz`, and what was learned of it while it
-served, `*.correction` (`clover.control.learning`); it can do without both.
+wrong one.  Files are replaced atomically; a damaged one is reported with its path, and put aside where a new one is
+measured.  A profile may have the rows that its cascades were made from beside it, `*.rows.npz`, and what was learned of
+it while it served, `*.correction` (`clover.control.learning`); it can do without both.
 
 The questions below are pure functions.  Between measured batch sizes they interpolate linearly: the time of a batch
 is close to affine in its rows.
@@ -13,8 +13,10 @@ is close to affine in its rows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import platform
 import re
 from collections.abc import Sequence
@@ -28,6 +30,8 @@ from clover.hints import program
 from clover.malformed import MALFORMED
 from clover.quantities import percent
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
+
+log = logging.getLogger("clover.profiling")
 
 MEASURING_VERSION = 11
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
@@ -72,8 +76,11 @@ class ProfileStore:
         """Return the file of what was learned of that profile while it served, whether it exists or not."""
         return self.path(family, key).with_suffix(".correction")
 
-    def get(self, family: str, key: str) -> FamilyProfile | None:
-        """Return the profile of `family` measured under `key`, or None.  Raises ProfileError if the file is damaged."""
+    def get(self, family: str, key: str, *, put_aside: bool = False) -> FamilyProfile | None:
+        """Return the profile of `family` measured under `key`, or None.
+
+        A damaged file raises ProfileError; with `put_aside` it is renamed, the log says so, and None is returned.
+        """
         path = self.path(family, key)
         try:
             data = path.read_bytes()
@@ -86,6 +93,12 @@ class ProfileStore:
             if (profile.family, profile.key) != (family, key):
                 raise ValueError("it belongs to another family or machine")
         except MALFORMED as error:
+            if put_aside:
+                with contextlib.suppress(OSError):
+                    aside = path.replace(path.with_name(f"{path.name}.damaged"))
+                    log.warning("the profile %s is damaged (%s): it is now %s, and is measured again",
+                                path, error, aside.name)  # fmt: skip
+                    return None
             raise ProfileError(
                 f"the profile {path} is damaged ({error}): delete it, or measure again: --profile force at "
                 f"the next start, or `{program()} profile` with --force"

@@ -37,6 +37,8 @@ def troubles(answer: Mapping[str, Any]) -> Iterator[str]:
     ledger = (answer.get("totals") or {}).get("ledger") or {}
     if ledger.get("state") == "failing":
         yield f"the ledger is not written ({ledger['reason']}: {ledger['trouble']})"
+    elif ledger.get("trouble"):
+        yield f"the ledger {ledger['trouble']}"
     totals = (answer.get("totals") or {}).get("models", {})
     for name, model in answer["models"].items():
         yield from (f"{name} {what}" for what in _troubles(model, totals.get(name) or {}))

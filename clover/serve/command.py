@@ -17,7 +17,7 @@ from clover._version import __version__
 from clover.cache import cache_folder, state_folder
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
-from clover.errors import CloverError, ConfigError, DeviceError
+from clover.errors import CloverError, ConfigError, DeviceError, ProfileError
 from clover.hints import program
 from clover.low_priority import LowPriority
 from clover.profiling import pace
@@ -180,8 +180,13 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
             continue
         store = profiles.ProfileStore(cache)
         # A profile of the cores is enough for emulated GPUs: accuracy is the same, since the cores compute the answers.
-        known_here = config.profile != "force" and not real
-        profile = store.get(spec.name, key_of(spec, device, config)) if known_here else None
+        profile = None
+        if config.profile != "force" and not real:
+            try:
+                profile = store.get(spec.name, key_of(spec, device, config))
+            except ProfileError:
+                if config.profile == "require":
+                    raise  # else the start puts it aside and measures again
         if profile is not None:
             check_floor(names[-1], profile, item.accuracy_floor)
         elif unknown is not None:

@@ -51,7 +51,7 @@ def same_file(path: Path, inode: int) -> bool:
     """Return whether `path` still is the file that had this number when it was opened."""
     try:
         return path.stat().st_ino == inode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -105,7 +105,7 @@ def set_aside(path: Path, at_s: float) -> Path:
 
 
 def reason_of(error: Exception) -> str:
-    """Return in one word why a ledger cannot be written: full, locked, taken, readonly, damaged, later or failed."""
+    """Return one of `REASONS`: why a ledger cannot be written."""
     if isinstance(error, LedgerError):
         text = str(error)
         return "taken" if "another server" in text else "later" if "of version" in text else "refused"
@@ -120,7 +120,7 @@ def reason_of(error: Exception) -> str:
     return "failed"
 
 
-REASONS = ("full", "locked", "taken", "readonly", "damaged", "later", "refused", "failed")
+REASONS = ("full", "locked", "taken", "readonly", "damaged", "removed", "later", "refused", "failed")
 
 _SQLITE = {
     "SQLITE_FULL": "full",

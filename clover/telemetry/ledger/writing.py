@@ -2,7 +2,8 @@
 
 A batch that cannot be written waits, with those after it, and is tried again with the next one.  At most `MOST_ROWS`
 rows wait; beyond that the oldest batches are dropped, and counted.  What is tried again is never counted twice
-(`LedgerWriter.add`).  A damaged file is set aside and a new one begun.  A file that another server keeps, or that
+(`LedgerWriter.add`).  A damaged file is set aside and a new one begun, and a new one is begun as well if the file was
+removed or replaced: every batch, at least one a minute, looks for that.  A file that another server keeps, or that
 cannot be written, is asked for again with every batch.
 
 Once an hour minutes are put together into hours and hours into days, and a file that is too large is made smaller.
@@ -11,6 +12,7 @@ Once an hour minutes are put together into hours and hours into days, and a file
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import sqlite3
@@ -35,6 +37,8 @@ QUEUE = 64
 MOST_ROWS = 200_000
 CLOSE_S = 5.0
 TIDY_S = 3600.0
+REMOVED_S = 3600.0
+"""For how long `trouble` says that the file was removed, although a new one is written."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Retention:
 @dataclass
 class LedgerStatus:
     """How the ledger does, for metrics and people.  `state`: opening, writing, failing or closed; `reason`, one of
-    `files.REASONS`, and `trouble`, in words, say why it fails."""
+    `files.REASONS`, and `trouble`, in words, say why it fails, or what was lost of late."""
 
     path: Path
     state: str = "opening"
@@ -106,6 +110,7 @@ class LedgerThread:
         self._inode = 0
         self._run = 0
         self._tidied_s = 0.0
+        self._removed_s = -math.inf
         self._said = ""
         self._lost = 0
         """Rows that were dropped when it was last noted in the file."""
@@ -195,7 +200,8 @@ class LedgerThread:
         except Exception as error:  # whatever a disk does must not end the thread: it is counted and shown
             self._fail(error)
             return
-        status.state, status.reason, status.trouble = "writing", "", ""
+        lately = self._monotonic() - self._removed_s < REMOVED_S
+        status.state, status.reason, status.trouble = "writing", "", _REMOVED if lately else ""
         if self._said:
             self._said = ""
             log.info("the ledger is written again; %d rows are lost", status.dropped_rows)
@@ -222,7 +228,7 @@ class LedgerThread:
         if self._writer is not None:
             if files.same_file(self._path, self._inode):
                 return self._writer
-            self._leave()  # it was removed or replaced, and what is written to it would be lost
+            self._note_removed()
         files.check_folder(self._path.parent)
         if self._lock is None:
             self._lock = files.LedgerLock(self._path)
@@ -236,6 +242,17 @@ class LedgerThread:
         self._writer, self._inode = writer, os.stat(self._path).st_ino
         self._tidied_s = self._monotonic() - TIDY_S
         return writer
+
+    def _note_removed(self) -> None:
+        """Leave a file that was removed or replaced, whose rows would be lost, and its lock, which may be gone too."""
+        self._leave()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        self._removed_s = self._monotonic()
+        self.status.failures["removed"] += 1
+        log.warning("%s %s", self._path, _REMOVED)
+        self._notes.append("the ledger before this one was removed or replaced while it was written")
 
     def _begun(self, writer: LedgerWriter) -> LedgerWriter:
         """Check a file that was opened, and begin a run in it or go on with ours; close it if that fails."""
@@ -325,6 +342,7 @@ class LedgerThread:
             writer.shrink()
 
 
+_REMOVED = "was removed or replaced while it was written: what it had is not in the ledger that begins now"
 _ADVICE = {
     "full": "free space on its disk",
     "locked": "another program holds it: end that, or copy the file with `sqlite3 FILE .backup`",

@@ -876,6 +876,9 @@ def test_a_ledger_that_is_not_written_is_trouble(server: Any, capsys: pytest.Cap
     words = " ".join(capsys.readouterr().out.split())
     assert words.startswith("UNHEALTHY the ledger is not written (full: database or disk is full)")
     assert "7 rows of it are lost; a damaged one is set aside as a.db.corrupt-1" in words
+    server.answer = (200, answered() | kept(trouble="was removed or replaced"))
+    assert ctl(server, "state") == 0
+    assert "UNHEALTHY the ledger was removed or replaced" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,13 @@ def test_the_accuracy_floor_is_checked_where_a_profile_knows(
     assert "not checked" not in capsys.readouterr().out
     assert run(*words, "99.9") == 2
     assert "toy: accuracy_floor 99.9 is above the best variant's 97.50 %" in capsys.readouterr().err
+    path = ProfileStore(tmp_path).path("toy", key)
+    path.write_bytes(b"{")
+    assert run(*words, "97") == 0, "the start measures it again"
+    assert "not checked: the accuracy floor of toy" in capsys.readouterr().out
+    assert path.read_bytes() == b"{", "a check changes nothing"
+    assert run(*words, "97", "--profile", "require") == 3
+    assert "is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -336,6 +336,52 @@ def test_a_file_that_is_removed_while_it_is_written_is_made_anew(path: Path) -> 
     ledger.end()
 
 
+@pytest.mark.parametrize("how", ["file", "folder", "replaced"])
+def test_a_file_or_folder_that_is_removed_is_said_counted_and_locked_anew(
+    path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    ledger = LedgerThread(path, START, monotonic=clock)
+    ledger.write(batch(1))
+    if how == "file":
+        path.unlink()
+    elif how == "folder":
+        shutil.rmtree(path.parent)
+    else:
+        path.rename(path.with_name("kept.db"))
+        path.touch(0o600)
+    clock.s += 60.0
+    ledger.write(batch(2))
+    status = ledger.status
+    assert (status.state, status.failures["removed"], joules(path)) == ("writing", 1, 1.0)
+    assert "was removed or replaced" in status.trouble
+    assert caplog.text.count("was removed or replaced") == 1
+    assert faults(path) == ["the ledger before this one was removed or replaced while it was written"]
+    with pytest.raises(LedgerError, match="another server"):
+        LedgerLock(path)
+    clock.s += 60.0
+    ledger.write(batch(3))
+    assert "was removed or replaced" in status.trouble, "an operator looks at it now and then only"
+    clock.s += 3600.0
+    ledger.write(batch(4))
+    assert (status.trouble, status.failures["removed"], joules(path)) == ("", 1, 3.0)
+    ledger.end()
+
+
+def test_where_no_new_file_can_be_made_what_comes_waits(path: Path) -> None:
+    ledger = LedgerThread(path, START)
+    ledger.write(batch(1))
+    shutil.rmtree(path.parent)
+    path.parent.touch()
+    ledger.write(batch(2))
+    status = ledger.status
+    assert (status.state, status.waiting_rows, status.failures["removed"]) == ("failing", 1, 1)
+    path.parent.unlink()
+    ledger.write(batch(3))
+    assert (status.state, status.failures["removed"], joules(path)) == ("writing", 1, 2.0)
+    ledger.end()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
     ledger = LedgerThread(tmp_path / "state" / "ledger" / "a.db", START)
