@@ -214,6 +214,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.ledger_files.close(self.context.families.values(), self.context.grid.now())
+        self.ledger_files.release()
         await self.shadows.stop()
         await self.core_need.stop()
         await self.swinger.stop()

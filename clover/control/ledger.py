@@ -43,6 +43,8 @@ class Ledger:
         """Grid time of the last plan; NaN before the first."""
         self.label = ""
         """What the last forecast was made from, in words."""
+        self.unkept = ""
+        """Why a restart begins the horizon anew, in words; empty if it does not."""
         self._before = (0.0, 0.0)
 
     def look(self, grid_s: float, observed: dict[str, float], horizon_s: float, g_per_kwh: float = math.nan) -> None:

@@ -1,9 +1,13 @@
-"""What budgets have spent, kept over a restart: one file a family and horizon in the cache folder.
+"""What budgets have spent, kept over a restart: one file a family and horizon, in a folder below the cache folder that is
+the server's own: named as its ledger, and locked.
 
 A file is written at most every `SAVE_S`, in a thread, and once more when the controller stops; replaced atomically.  At
 a start it is taken up if it belongs to the same version of the family, the same accuracies and the same budget, and if
 its horizon has not ended.  Otherwise, and if it is damaged, a new horizon begins, and the log says why; what it tells
 of the load and of forecasts holds in the next horizon, too.
+
+A server that cannot have the lock, since another one of its name runs, reads and writes nothing: its budgets hold while
+it runs, the log and the state (`Ledger.unkept`) say that a restart begins them anew, and it tries again every `SAVE_S`.
 """
 
 from __future__ import annotations
@@ -18,13 +22,15 @@ from pathlib import Path
 
 import msgspec
 
-from clover.cache import cache_folder, replace_file
+from clover.cache import cache_folder, make_private, replace_file
 from clover.config import ServerConfig
 from clover.control.family import Family
 from clover.control.ledger import SavedLedger
 from clover.control_time import control_task
+from clover.errors import LedgerError
 from clover.malformed import MALFORMED
 from clover.planning.model.problem import accuracies
+from clover.telemetry.ledger.files import LedgerLock, server_name
 from clover.types import Record
 
 SAVE_S = 60.0
@@ -37,7 +43,8 @@ log = logging.getLogger("clover.control")
 
 def budgets_folder(config: ServerConfig) -> Path:
     """Return the folder of a server's files; raises ConfigError."""
-    return cache_folder(config.cache_dir) / "budgets"
+    listen = config.listen
+    return cache_folder(config.cache_dir) / "budgets" / server_name(config.ledger.name, listen.host, listen.port)
 
 
 class SavedBudget(Record, frozen=True, kw_only=True):
@@ -53,10 +60,12 @@ class SavedBudget(Record, frozen=True, kw_only=True):
 
 
 class LedgerFiles:
-    """The files in `folder`; without one nothing is kept."""
+    """The files in `folder`, which is locked from the first call to `release`; without one nothing is kept."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self._lock: LedgerLock | None = None
+        self._unkept = ""
         self._due_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -64,7 +73,7 @@ class LedgerFiles:
         """Take up the ledger of `family` as it was left, if there is one that holds at `grid_s`; `spends`: whether
         the policy in force has a budget that goes on with it."""
         path = self.path(family)
-        if path is None:
+        if path is None or not self._locked([family]):
             return
         level = logging.INFO  # of a horizon that is over there is nothing to warn of
         try:
@@ -72,6 +81,8 @@ class LedgerFiles:
                 raise ValueError("it is too large")
             found = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
             why = restore(found, family, grid_s)
+            if found.family != family.name:
+                level = logging.WARNING
         except FileNotFoundError:
             return
         except OSError as error:
@@ -88,12 +99,35 @@ class LedgerFiles:
         if self.folder is None or now_s < self._due_s or (self._task is not None and not self._task.done()):
             return
         self._due_s = now_s + SAVE_S
-        self._task = control_task(self._write(self._files(families, grid_s)))
+        if self._locked(families):
+            self._task = control_task(self._write(self._files(families, grid_s)))
 
     async def close(self, families: Iterable[Family], grid_s: float) -> None:
-        """Write everything a last time."""
+        """Write everything of `families` a last time."""
         await self.settle()
-        await self._write(self._files(families, grid_s))
+        if self._lock is not None:
+            await self._write(self._files(families, grid_s))
+
+    def release(self) -> None:
+        """Let another server have the files.  Idempotent."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _locked(self, families: Iterable[Family]) -> bool:
+        """Return whether the files are this server's, and have the state of `families` say if they are not."""
+        if self._lock is None and self.folder is not None:
+            before, self._unkept = self._unkept, ""
+            try:
+                make_private(self.folder.parent)
+                self._lock = LedgerLock(self.folder)
+            except (LedgerError, OSError) as error:
+                self._unkept = str(error)
+                if not before:
+                    log.warning("what budgets spend is not kept over a restart in %s: %s", self.folder, error)
+        for family in families:
+            family.ledger.unkept = self._unkept
+        return self._lock is not None
 
     async def settle(self) -> None:
         """Wait until what is being written is."""

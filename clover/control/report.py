@@ -132,6 +132,7 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "since_s": ledger.since_s if begun else None,
         "rows": ledger.rows,
         "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
+        "unkept": ledger.unkept,
         "forecast": ledger.label,
         "forecast_trust": ledger.errors.trust,
         "forecast_hours": ledger.errors.hours,

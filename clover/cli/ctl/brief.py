@@ -144,6 +144,8 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         yield "carbon", f"{grams(emitted)} of CO2e and {joules(used)} so far, idle power of its workers included"
     if model.get("terms"):
         yield "budget", model["terms"].partition(";")[0]
+    if unkept := (model.get("budget") or {}).get("unkept"):
+        yield "", f"a restart begins the budget anew: {unkept}"
     saved = model.get("saved") or {}
     found = [saved[kind] for kind in ("matched", "base", "right_sized", "single") if saved.get(kind)]
     lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early

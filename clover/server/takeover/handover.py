@@ -175,6 +175,7 @@ class Handover:
         engine, handed = self._engine, self._handed
         assert handed is not None
         engine.machine.hand_over()
+        self._files.release()
         engine.footprint.handed_ns = handed.at_ns
         if engine.ledger is not None:
             engine.ledger.hand_over(handed.at_ns / 1e9)

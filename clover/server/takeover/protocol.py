@@ -23,6 +23,9 @@ more.  If the running server says TakeOverRefused, or closes the connection and 
 successor closes its sockets, answers what it accepted, and ends.  If its process has ended, the successor is the only
 one, and serves.  A running server that has committed says so before it closes, and ends.
 
+If the process of the running server has ended before it handed the state over, the successor, which has its sockets,
+opens them and counts from then on.
+
 No side waits for the other without a limit but here: the successor for TakeOverCommitted, since either answer could be
 wrong while the running server stands still.
 """
@@ -76,8 +79,8 @@ class RunningServer(Protocol):
 class Successor(Protocol):
     """What is asked of the server that is to serve."""
 
-    async def adopt(self, handed: HandedState) -> None:
-        """Go on from the state."""
+    async def adopt(self, handed: HandedState | None) -> None:
+        """Go on from the state; None: from what the running server, which has ended, left on the disk."""
 
     async def open(self) -> None:
         """Accept connections."""
@@ -138,8 +141,16 @@ async def take_over(channel: TakeOverChannel, successor: Successor) -> bool:
 
     Raises TakeOverError if it serves on; the successor accepts nothing then.
     """
-    await channel.send(SuccessorReady())
-    handed, _ = await expect(channel, HandedState, STEP_S)
+    try:
+        await channel.send(SuccessorReady())
+        handed, _ = await expect(channel, HandedState, STEP_S)
+    except TakeOverError:
+        if not await channel.ended(GONE_S):
+            raise
+        log.warning("the server that ran here has ended before it handed anything over: this one serves alone")
+        await successor.adopt(None)
+        await successor.open()
+        return False
     try:
         await successor.adopt(handed)
         await successor.open()

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from clover.control.ledger_files import LedgerFiles, budgets_folder, restore
 from clover.errors import CloverError
 from clover.http import Inherited
 from clover.low_priority import LowPriority
+from clover.policies import SPENDING
 from clover.runtime.memory.free import free_bytes
 from clover.server.takeover import protocol, socket_file
 from clover.server.takeover.channel import SocketChannel, TakeOverError, expect
@@ -56,9 +58,10 @@ class Succession:
         pool.start_s *= self._priority.slowdown
 
     @classmethod
-    async def ask(cls, config: ServerConfig, priority: LowPriority) -> Succession:
-        """Ask the server that runs with this configuration for its sockets; raises TakeOverError if there is none, if
-        it refuses, or if there is no room for two.  `priority` is this server's until it takes over."""
+    async def ask(cls, config: ServerConfig, priority: LowPriority) -> Succession | None:
+        """Ask the server that runs with this configuration for its sockets; None if it ends before it offers them, so
+        that this one starts as any other.  Raises TakeOverError if there is none, if it refuses, or if there is no room
+        for two.  `priority` is this server's until it takes over."""
         if on_gpus(config.workers.device):
             raise TakeOverError(
                 f"a server on {config.workers.device} cannot be taken over: instances of a GPU belong to the server "
@@ -71,7 +74,15 @@ class Succession:
             await channel.send(
                 TakeOverRequest(version=VERSION, pid=os.getpid(), clover=__version__, listen=listening(config))
             )
-            offer, descriptors = await expect(channel, SocketOffer, protocol.STEP_S)
+            try:
+                offer, descriptors = await expect(channel, SocketOffer, protocol.STEP_S)
+            except TakeOverError:
+                if not await channel.ended(protocol.GONE_S):
+                    raise
+                log.warning("the server that ran here has ended before it offered its sockets: this one serves alone")
+                channel.close()
+                priority.restore()
+                return None
             if len(descriptors) != offer.tcp + offer.control or offer.tcp < 1:
                 raise TakeOverError("the running server's sockets did not come")
             free = free_bytes()
@@ -109,6 +120,7 @@ class Succession:
         engine.pool.start_s = engine.config.workers.start_s
         gc.collect()  # what takes long, before requests come
         other_says_more = await protocol.take_over(self._channel, self)
+        engine.controller.ledger_files = LedgerFiles(budgets_folder(engine.config))  # which the other has closed
         if engine.frontend is not None:
             engine.frontend.own()
         if other_says_more:
@@ -130,18 +142,25 @@ class Succession:
         for name in engine.served.keys() & set(self._offer.unloaded):
             await engine.unload(name)
 
-    async def adopt(self, handed: HandedState) -> None:
-        """Go on from the state: meters, embodied carbon, the ledger's time, budgets."""
+    async def adopt(self, handed: HandedState | None) -> None:
+        """Go on from the state: meters, embodied carbon, the ledger's time, budgets.  None: count from now on, with the
+        budgets of the files."""
         engine = self._engine
         assert engine is not None
+        alone, handed = handed is None, handed or HandedState(at_ns=time.monotonic_ns())
         reading = await engine.grid.priced()
         engine.machine.take_over(handed.marks, reading)
         engine.footprint.begin(handed.at_ns)
         if engine.ledger is not None:
             engine.ledger.begin(handed.at_ns / 1e9)
-        grid_s = engine.grid.now()
+        grid_s, context = engine.grid.now(), engine.controller.context
+        if alone:
+            files = LedgerFiles(budgets_folder(engine.config))
+            for family in context.families.values():
+                files.load(family, grid_s, spends=context.policy_of(family) in SPENDING)
+            files.release()
         for name, budget in handed.budgets.items():
-            family = engine.controller.context.families.get(name)
+            family = context.families.get(name)
             if family is None:
                 continue
             try:
@@ -150,7 +169,6 @@ class Succession:
                 why = str(error)
             if why:
                 log.warning("%s: what the budget spent before is not taken over: %s", name, why)
-        engine.controller.ledger_files = LedgerFiles(budgets_folder(engine.config))
 
     async def open(self) -> None:
         """Accept connections, as the running server does."""
@@ -163,7 +181,6 @@ class Succession:
         engine = self._engine
         assert engine is not None
         engine.machine.paused = True  # the other server counts
-        engine.controller.ledger_files = LedgerFiles()
         if engine.frontend is not None:
             await engine.frontend.drain(engine.config.limits.drain_s)
 

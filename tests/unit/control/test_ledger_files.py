@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from clover.control.ledger_files import SAVE_S, LedgerFiles
+from clover.config import LedgerConfig, ListenConfig, ServerConfig
+from clover.control.ledger_files import SAVE_S, LedgerFiles, budgets_folder
 from tests.support.budget_fixture import HOUR, on_a_loop, served
 from tests.support.control_fixture import Rig
 
@@ -55,7 +59,9 @@ async def test_a_policy_without_a_budget_has_none_that_continues(
     await left_behind(tmp_path)
     for spends in (False, True):
         again = Rig(policy="budget", family=SETTINGS)
-        LedgerFiles(tmp_path).load(again.family, 1004.0 * HOUR, spends=spends)
+        files = LedgerFiles(tmp_path)
+        files.load(again.family, 1004.0 * HOUR, spends=spends)
+        files.release()
         assert again.family.ledger.rows == 5000.0, "the policy may be another one later"
         assert ("the budget continues after 5000 rows" in caplog.text) == spends
 
@@ -71,11 +77,12 @@ async def test_a_horizon_that_ended_begins_anew(tmp_path: Path, caplog: pytest.L
 
 @on_a_loop
 async def test_a_family_that_is_unloaded_and_loaded_again_goes_on_where_it_was(tmp_path: Path) -> None:
-    made = started(tmp_path)
+    made = started(tmp_path / "here")
     await made.deploy()
     await served(made, 3.0, 5000.0, 91.0)
     await made.controller.release("toy")
-    assert started(tmp_path, at_h=1004.0).family.ledger.rows == 5000.0
+    copy = shutil.copytree(tmp_path / "here", tmp_path / "copy")  # the server has the lock of its own
+    assert started(copy, at_h=1004.0).family.ledger.rows == 5000.0
     await made.controller.adopt(made.family.spec, made.profile, made.fleet, made.settings)
     made.family = made.controller.context.families["toy"]
     await served(made, 0.1, 10.0, 91.0)
@@ -132,6 +139,78 @@ async def test_a_damaged_file_is_left_with_a_line_in_the_log(
     assert again.family.ledger.rows == 0.0
     assert str(path) in caplog.text
     await again.deploy()
+
+
+def budget_of(made: Rig) -> dict[str, Any]:
+    found: dict[str, Any] = made.controller.state()["models"]["toy"]["budget"]
+    return found
+
+
+@on_a_loop
+async def test_two_servers_do_not_share_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "here-8080"
+    await left_behind(folder)
+    first, second = started(folder, at_h=1004.0), started(folder, at_h=1004.0)
+    assert (first.family.ledger.rows, second.family.ledger.rows) == (5000.0, 0.0)
+    assert f"not kept over a restart in {folder}: another server (process {os.getpid()}) keeps it" in caplog.text
+    assert "--ledger-name" in caplog.text
+    await first.deploy()
+    await second.deploy()
+    await second.look()
+    assert "another server" in budget_of(second)["unkept"]
+    assert budget_of(first)["unkept"] == ""
+    path = first.controller.ledger_files.path(first.family)
+    assert path is not None
+    before = path.read_bytes()
+    await served(second, 1.0, 700.0, 90.0)
+    await second.look(SAVE_S)
+    await second.controller.stop()
+    assert path.read_bytes() == before
+    assert caplog.text.count("not kept over a restart") == 1, "once, and not with every look"
+    await first.controller.stop()
+    assert started(folder, at_h=1004.0).family.ledger.rows == 5000.0
+
+
+@on_a_loop
+async def test_a_file_is_kept_once_the_other_server_has_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "here-8080"
+    first, second = started(folder), started(folder)
+    await first.deploy()
+    await second.deploy()
+    await served(second, 1.0, 700.0, 90.0)
+    assert "another server" in budget_of(second)["unkept"]
+    await first.controller.stop()
+    await second.look(SAVE_S)
+    assert budget_of(second)["unkept"] == ""
+    await second.controller.stop()
+    assert started(folder, at_h=1002.0).family.ledger.rows == 700.0
+
+
+@on_a_loop
+async def test_the_file_of_another_family_is_named_in_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = await left_behind(tmp_path)
+    path = made.controller.ledger_files.path(made.family)
+    assert path is not None
+    path.write_bytes(path.read_bytes().replace(b'"family":"toy"', b'"family":"other"'))
+    assert started(tmp_path, at_h=1004.0).family.ledger.rows == 0.0
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == (
+        f"toy: what the budget spent before is not taken up from {path}: it belongs to another family or horizon"
+    )
+
+
+def test_files_are_those_of_a_server_as_its_ledger_is(tmp_path: Path) -> None:
+    def folder(**listen: Any) -> Path:
+        name = listen.pop("ledger", "")
+        return budgets_folder(
+            ServerConfig(cache_dir=str(tmp_path), listen=ListenConfig(**listen), ledger=LedgerConfig(name=name))
+        )
+
+    found = [folder(port=9000), folder(port=9001), folder(port=9000, ledger="mine"), folder(port=9001, ledger="mine")]
+    assert [path.name for path in found] == ["127.0.0.1-9000", "127.0.0.1-9001", "mine", "mine"]
+    assert {path.parent for path in found} == {tmp_path / "budgets"}
 
 
 @on_a_loop

@@ -15,6 +15,7 @@ import pytest
 from clover.config import ListenConfig, ServerConfig
 from clover.control.ledger_files import LedgerFiles
 from clover.control.standing import StandingCommand, standing_commands
+from clover.errors import LedgerError
 from clover.http.audit import AuditLog
 from clover.low_priority import LowPriority
 from clover.server.takeover import socket_file
@@ -22,6 +23,7 @@ from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import Handover, TakeOvers, container_ends, held_bytes
 from clover.server.takeover.messages import VERSION, SocketOffer, TakeOverFinished, TakeOverRequest, decode, encode
 from clover.server.takeover.succession import BESIDE, Succession, listening
+from clover.telemetry.ledger.files import LedgerLock
 from tests.support.budget_fixture import HOUR, on_a_loop, served
 from tests.support.control_fixture import Rig
 
@@ -109,10 +111,12 @@ async def test_a_budget_goes_over_once_with_what_is_answered_meanwhile(tmp_path:
     succession._engine = new_engine
     new.controller.ledger_files = LedgerFiles()
     await succession.adopt(handed)  # type: ignore[arg-type]
+    with pytest.raises(LedgerError, match="another server"):
+        LedgerLock(tmp_path / "budgets")  # until the running server ends for good, it may have to go on
     handover.commit()
     assert (ended, old_engine.machine.handed, new_engine.footprint.began_ns) == ([True], True, 7)
     assert new.family.ledger.rows == 5000.0
-    assert new.controller.ledger_files.folder == tmp_path / "budgets"
+    new.controller.ledger_files = LedgerFiles(tmp_path / "budgets")  # as `complete` does from now on
     await served(old, 0.5, 300.0, 91.0)  # over connections that were open
     await served(new, 0.5, 100.0, 92.0)
     last = decode(encode(handover.finished(True)))
@@ -124,8 +128,29 @@ async def test_a_budget_goes_over_once_with_what_is_answered_meanwhile(tmp_path:
     await new.controller.stop()
     (file,) = (tmp_path / "budgets").iterdir()
     kept = file.read_bytes()
+    assert b'"rows":5400.0' in kept, "it has the lock"
     await old.controller.stop()
     assert file.read_bytes() == kept, "the running server does not write what is not its own any more"
+
+
+@on_a_loop
+async def test_the_budget_of_a_server_that_ended_before_it_handed_it_over_is_that_of_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "budgets" / "127.0.0.1-9000"
+    _, old = engine_of(folder, 1000.0)
+    await old.deploy()
+    await served(old, 3.0, 5000.0, 91.0)
+    await old.controller.stop()
+    engine, new = engine_of(folder, 1003.0)
+    engine.config = ServerConfig(listen=ListenConfig(port=9000), cache_dir=str(tmp_path))
+    new.controller.ledger_files = LedgerFiles()
+    await new.deploy()
+    succession = Succession(None, OFFER, None, LowPriority())  # type: ignore[arg-type]
+    succession._engine = engine
+    await succession.adopt(None)
+    assert new.family.ledger.rows == 5000.0
+    assert engine.machine.taken == [()], "meters are read from now on"
+    assert engine.footprint.began_ns > 0
+    await new.controller.stop()
 
 
 @on_a_loop
