@@ -1,5 +1,5 @@
-"""What budgets have spent, kept over a restart: one file a family and horizon, in a folder below the cache folder that is
-the server's own: named as its ledger, and locked.
+"""What budgets have spent, kept over a restart: one file a family and horizon, in the server's own folder below the
+cache folder, which is named as its ledger and locked.
 
 A file is written at most every `SAVE_S`, in a thread, and once more when the controller stops; replaced atomically.  At
 a start it is taken up if it belongs to the same version of the family, the same accuracies and the same budget, and if
