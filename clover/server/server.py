@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 
 from clover import settings
 from clover.config import ServerConfig
-from clover.errors import StartError, Unavailable
+from clover.errors import CloverError, StartError, Unavailable
 from clover.families import published
 from clover.runtime import embedded
 from clover.runtime.embedded import Answer
@@ -38,6 +38,7 @@ from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
 from clover.server.tasks import cancelled
 from clover.settings.check import on_gpus
+from clover.settings.in_python import in_python
 from clover.types import FamilySpec
 
 __all__ = ["Answer", "Server"]
@@ -84,7 +85,10 @@ class Server:
         Raises ConfigError, StartError, ProfileError, WorkerError or PlanError, and leaves nothing behind then.
         """
         self._use()
-        return await self._start()
+        try:
+            return await self._start()
+        except CloverError as error:
+            raise _advised(error) from None
 
     def _use(self) -> None:
         if self._used:
@@ -172,6 +176,8 @@ class Server:
         known.wait()
         if failure:
             self._thread.join()
+            if isinstance(failure[0], CloverError):
+                raise _advised(failure[0]) from None
             raise failure[0]
         return self
 
@@ -249,6 +255,10 @@ class Server:
         limit = StopLimit()
         try:
             return _run_uvloop(main)
+        except CloverError as error:
+            if on_ready is not None:  # somebody else shows it
+                raise
+            raise _advised(error) from None
         finally:
             limit.done()
 
@@ -371,6 +381,14 @@ class Server:
             return asyncio.get_running_loop()
         except RuntimeError:
             return None
+
+
+def _advised(error: CloverError) -> CloverError:
+    """Return `error` for an embedded caller: with advice in the words of Python, and without the frames and causes that
+    led to it, which the log has at level debug."""
+    log.debug("the start failed", exc_info=error)
+    error.args = (in_python(str(error)),)
+    return error.with_traceback(None)
 
 
 def _run_uvloop(main: Callable[[], Coroutine[Any, Any, _T]]) -> _T:

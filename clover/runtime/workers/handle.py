@@ -155,7 +155,8 @@ class WorkerProcess:
                 await self._ready
         except TimeoutError as error:
             what = f"{self.order.variant} ({self.order.backend})"
-            text = f"{what} was not ready within {within_s:g} s: still {self.state} (--start-s allows more)"
+            hint = f"--start-s {5 * within_s:g} allows more"
+            text = f"{what} was not ready within {within_s:g} s: still {self.state} ({hint})"
             raise (WorkerLostInStart(text, hung=True) if self.order.also else WorkerError(text)) from error
 
     # --- using it ---

@@ -85,7 +85,7 @@ class ZygoteLink:
                 hello = await asyncio.shield(self._hello)
         except TimeoutError as error:
             self.kill()
-            text = f"the zygote did not import torch within {within_s:g} s (--start-s allows more)"
+            text = f"the zygote did not import torch within {within_s:g} s (--start-s {5 * within_s:g} allows more)"
             raise WorkerError(text) from error
         if hello.threads != 1:
             self.kill()

@@ -53,7 +53,7 @@ def test_a_zygote_that_imports_too_slowly_is_ended_and_the_setting_that_allows_m
     async def main() -> None:
         link = ZygoteLink(process, ours)
         link.bind(asyncio.get_running_loop(), lambda pid, code: None)
-        with pytest.raises(WorkerError, match=r"did not import torch within 0 s \(--start-s allows more\)"):
+        with pytest.raises(WorkerError, match=r"did not import torch within 0 s \(--start-s 0 allows more\)"):
             await link.ready(0.0)
         await link.stop(10.0)
 
