@@ -1,5 +1,5 @@
-"""What commands share: how this program was called, the nearest known word, imports, a reader that stops reading, and
-texts of others that are safe to print."""
+"""What commands share: how this program was called, the nearest known word, imports, waits with a name, a reader that
+stops reading, and texts of others that are safe to print."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import gc
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
+WAIT_NAMED_S = 4.0
 _LONGEST_WORD = 64
 _JOINTS = frozenset("-_.")
 _MOST = 3
@@ -47,6 +49,19 @@ def importing() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def named_wait(what: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Say that the body waits for `what`, once, if it takes `WAIT_NAMED_S` or longer.  `say` is called in another
+    thread."""
+    timer = threading.Timer(WAIT_NAMED_S, say, (f"waiting for {what}",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def until_closed(command: Callable[[], int]) -> int:

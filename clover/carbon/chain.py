@@ -47,6 +47,7 @@ import msgspec
 
 from clover.carbon.chained import ChainedSource, Live
 from clover.carbon.labels import describe, named
+from clover.hints import named_wait
 from clover.interfaces import CarbonSource
 from clover.planning.budget.forecast import History
 from clover.types import Reading
@@ -124,7 +125,8 @@ class SourceChain:
     async def open(self, grid_s: float) -> None:
         """Ask live providers for the first time, all at once, and take their past as history; ConfigError if one
         refuses the request itself.  Those that do not answer may come later: the log says what stands in."""
-        await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
+        with named_wait(f"the carbon source ({self.name})", log.info):
+            await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
         for link in self.links:
             self._note_failure(link)
 

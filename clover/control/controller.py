@@ -63,6 +63,7 @@ from clover.control.verification import verify
 from clover.control.wait_watch import WaitSight
 from clover.control_time import control_task
 from clover.errors import CloverError, StartError, Unavailable
+from clover.hints import named_wait
 from clover.interfaces import Device, Fleet
 from clover.planning.budget.forecast import HOUR_S
 from clover.policies import SPENDING
@@ -143,7 +144,8 @@ class Controller:
             raise StartError(short)
         if initial:
             for name in list(self.context.families):
-                await self.deploy(name)
+                with named_wait(f"the first plan of {name} and its workers", log.info):
+                    await self.deploy(name)
         self._task = control_task(self._run(), name="clover-controller")
 
     async def deploy(self, name: str) -> None:

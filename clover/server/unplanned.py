@@ -8,6 +8,7 @@ import logging
 
 from clover.control.context import Context
 from clover.errors import DeviceError, StartError
+from clover.hints import named_wait
 from clover.runtime.served import Served
 from clover.types import Assignment, Routing
 
@@ -43,7 +44,8 @@ class Unplanned:
                     await gpu.reconcile([*(item.placement for item in self._desired), *others])
         for item in self._desired:
             await self._context.instances.hold(served.name, item.placement)
-        await asyncio.gather(*(served.fleet.spawn(item) for item in self._desired))
+        with named_wait(f"the workers of {served.name}", log.info):
+            await asyncio.gather(*(served.fleet.spawn(item) for item in self._desired))
         self._spawned = list(self._desired)
         self._route()
 

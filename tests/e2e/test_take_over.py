@@ -7,6 +7,7 @@ import contextlib
 import re
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from clover.low_priority import LowPriority
 from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
+from tests.support.impatient import Impatient
 from tests.support.servers import descriptors, run, serve, until
 
 pytestmark = [pytest.mark.usefixtures("forked_zygotes"), pytest.mark.slow]
@@ -136,7 +138,10 @@ def audited_calls(folder: Path) -> list[str]:
         return [summary for (summary,) in db.execute("SELECT summary FROM events WHERE kind = 'control'")]
 
 
-def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Timer", Impatient)
+    monkeypatch.setattr(Impatient, "said", [])
+
     async def main() -> None:
         control = tmp_path / "control"
         first = Owner(server_of(tmp_path, control=f"unix:{control}"))
@@ -178,6 +183,10 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path) -> None:
 
     before = descriptors()
     run(main())
+    zygote = "the process that forks workers to import torch"
+    started = ["the carbon source (static)", zygote, "the workers of slow"]
+    taken_over = ["the running server to offer its sockets", *started, "the running server to hand over"]
+    assert Impatient.said == [f"waiting for {what}" for what in (*started, *taken_over)]
     assert descriptors() <= before  # less if a test before left some to the garbage collector
 
 

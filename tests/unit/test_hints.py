@@ -1,4 +1,4 @@
-"""A reader that stops reading ends a command quietly; any other broken pipe is an error."""
+"""A reader that stops reading ends a command quietly, any other broken pipe is an error, and long waits are named."""
 
 from __future__ import annotations
 
@@ -6,12 +6,40 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from clover.cli import CommandParser
-from clover.hints import duration, importing, until_closed
+from clover.hints import duration, importing, named_wait, until_closed
+
+
+class Clock(threading.Timer):
+    """A timer whose time passes when a test says so."""
+
+    made: list[Clock] = []
+
+    def start(self) -> None:
+        self.made.append(self)
+
+    def pass_s(self, seconds: float) -> None:
+        if seconds >= self.interval and not self.finished.is_set():
+            self.function(*self.args, **self.kwargs)
+
+
+def test_a_wait_is_named_within_five_seconds_and_only_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Timer", Clock)
+    said: list[str] = []
+    for seconds, expected in ((1.0, []), (5.0, ["waiting for the carbon source"])):
+        with named_wait("the carbon source", said.append):
+            Clock.made[-1].pass_s(seconds)
+        assert said == expected
+    with pytest.raises(OSError, match="gone"), named_wait("nothing", said.append):
+        raise OSError("gone")
+    Clock.made[-1].pass_s(60.0)
+    assert said == ["waiting for the carbon source"]
+
 
 ROOT = Path(__file__).resolve().parents[2]
 

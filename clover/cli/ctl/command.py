@@ -19,7 +19,7 @@ from clover import terminal
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.ctl.answers import show
 from clover.config import RolloutConfig
-from clover.hints import did_you_mean, program
+from clover.hints import did_you_mean, named_wait, program
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _WIDTH = 140
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         token = given.token or environment.get("CLOVER_TOKEN", "")
         if given.token_file:
             token = _first_line(given.token_file)
-        answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
+        with named_wait(awaited(given.verb, body), lambda words: print(f"clover ctl: {words}", file=sys.stderr)):
+            answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
         if given.verb == "state" and given.model:
             answer = only(answer, given.model)
     except (ValueError, OSError) as error:
@@ -225,6 +226,15 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
     elif verb == "set":
         body |= dict(_pair(text, _SETTABLE) for text in _joined(given.words, _SETTABLE))
     return "POST", f"/v2/clover/{verb}", body
+
+
+def awaited(verb: str, body: Mapping[str, Any] | None) -> str:
+    """Return in words what the answer to a request may take its time for."""
+    if body is None or verb not in ("pin", "plan", "apply", "base", "set"):
+        return "an answer"
+    if verb == "plan" or body.get("dry_run"):
+        return "the server to work out the plan: nothing is changed"
+    return "the server to work out the plan and to start its workers"
 
 
 def _roll_out(given: argparse.Namespace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import CloverError, StartError, WorkerError
+from clover.hints import named_wait
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
 from clover.runtime.workers.board_faults import BoardFaults
 from clover.runtime.workers.completions import Completions
@@ -88,7 +89,8 @@ class Pool:
     async def start(self) -> None:
         """Start the zygote (unless `launch` did) and wait until it can fork.  Raises StartError."""
         try:
-            await self._ready_zygote()
+            with named_wait("the process that forks workers to import torch", _log.info):
+                await self._ready_zygote()
         except WorkerError as error:
             raise StartError(f"the worker processes cannot start: {error}") from error
 

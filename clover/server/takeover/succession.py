@@ -21,6 +21,7 @@ from clover._version import __version__
 from clover.config import ServerConfig
 from clover.control.ledger_files import LedgerFiles, budgets_folder, restore
 from clover.errors import CloverError
+from clover.hints import named_wait
 from clover.http import Inherited
 from clover.low_priority import LowPriority
 from clover.policies import SPENDING
@@ -75,7 +76,8 @@ class Succession:
                 TakeOverRequest(version=VERSION, pid=os.getpid(), clover=__version__, listen=listening(config))
             )
             try:
-                offer, descriptors = await expect(channel, SocketOffer, protocol.STEP_S)
+                with named_wait("the running server to offer its sockets", log.info):
+                    offer, descriptors = await expect(channel, SocketOffer, protocol.STEP_S)
             except TakeOverError:
                 if not await channel.ended(protocol.GONE_S):
                     raise
@@ -119,7 +121,8 @@ class Succession:
         self._priority.restore()
         engine.pool.start_s = engine.config.workers.start_s
         gc.collect()  # what takes long, before requests come
-        other_says_more = await protocol.take_over(self._channel, self)
+        with named_wait("the running server to hand over", log.info):
+            other_says_more = await protocol.take_over(self._channel, self)
         engine.controller.ledger_files = LedgerFiles(budgets_folder(engine.config))  # which the other has closed
         if engine.frontend is not None:
             engine.frontend.own()

@@ -18,6 +18,7 @@ import pytest
 
 from clover.cli.ctl import main
 from clover.control.troubles import verdict
+from tests.support.impatient import Impatient
 
 ROOT = Path(__file__).resolve().parents[3]
 DECISION = {
@@ -496,6 +497,23 @@ def test_refusals(server: Any, status: int, answer: Any, code: int, text: str, c
 def test_what_cannot_be_read_exits_with_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv, {}) == 2
     assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["pin", "small", "--dry-run"], "the server to work out the plan: nothing is changed"),
+        (["plan"], "the server to work out the plan: nothing is changed"),
+        (["pin", "small"], "the server to work out the plan and to start its workers"),
+        (["state"], "an answer"),
+    ],
+)
+def test_what_is_waited_for_is_named(
+    server: Any, argv: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threading, "Timer", Impatient)
+    ctl(server, *argv)
+    assert capsys.readouterr().err.splitlines()[0] == f"clover ctl: waiting for {words}"
 
 
 def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

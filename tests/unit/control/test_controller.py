@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import threading
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -11,6 +13,7 @@ from clover.config import FamilyConfig
 from clover.errors import PlanError, StartError, Unavailable
 from clover.types import Assignment, Decision, configuration_of
 from tests.support.control_fixture import FakeFleet, Rig, spec
+from tests.support.impatient import Impatient
 from tests.support.profiles_fixture import cpu, profile
 
 
@@ -57,6 +60,20 @@ def test_a_failing_first_plan_stops_the_start_and_leaves_nothing() -> None:
         assert rig.actions == ["failed"]
 
     drive(story)
+
+
+def test_a_first_plan_that_takes_long_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        rig = Rig()
+        await rig.controller.start()
+        await rig.controller.stop()
+
+    monkeypatch.setattr(threading, "Timer", Impatient)
+    caplog.set_level(logging.INFO, "clover.control")
+    asyncio.run(main())
+    assert "waiting for the first plan of toy and its workers" in caplog.messages
 
 
 def test_the_task_looks_until_it_is_stopped() -> None:
