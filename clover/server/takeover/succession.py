@@ -159,8 +159,8 @@ class Succession:
         grid_s, context = engine.grid.now(), engine.controller.context
         if alone:
             files = LedgerFiles(budgets_folder(engine.config))
-            for family in context.families.values():
-                files.load(family, grid_s, spends=context.policy_of(family) in SPENDING)
+            for kept in context.families.values():
+                files.load(kept, grid_s, spends=context.policy_of(kept) in SPENDING)
             files.release()
         for name, budget in handed.budgets.items():
             family = context.families.get(name)

@@ -251,7 +251,7 @@ class LedgerThread:
             self._lock = None
         self._removed_s = self._monotonic()
         self.status.failures["removed"] += 1
-        log.warning("%s %s", self._path, _REMOVED)
+        log.warning("the ledger %s %s", self._path, _REMOVED)
         self._notes.append("the ledger before this one was removed or replaced while it was written")
 
     def _begun(self, writer: LedgerWriter) -> LedgerWriter:

@@ -32,6 +32,7 @@ def test_a_damaged_profile_is_put_aside_and_measured_again_unless_one_is_require
 ) -> None:
     config = ServerConfig(cache_dir=str(tmp_path), profile="require", workers=WorkersConfig(backends=("eager",)))
     device = stored.cpu_of(config)
+    pool: Any = None
     key = stored.key_of(SPEC, device, config)
     measured = msgspec.structs.replace(profiles_fixture.profile(), key=key)
     store = profiles.ProfileStore(tmp_path)
@@ -43,10 +44,10 @@ def test_a_damaged_profile_is_put_aside_and_measured_again_unless_one_is_require
 
     monkeypatch.setattr(stored, "measure", measure)
     with pytest.raises(ProfileError, match="is damaged"):
-        asyncio.run(stored.ensure(SPEC, device, Any, config))
+        asyncio.run(stored.ensure(SPEC, device, pool, config))
     assert path.read_bytes() == damage, "nothing is changed where a profile is required"
     config = msgspec.structs.replace(config, profile="auto")
-    assert asyncio.run(stored.ensure(SPEC, device, Any, config)) == measured
+    assert asyncio.run(stored.ensure(SPEC, device, pool, config)) == measured
     assert store.get("toy", key) == measured
     assert path.with_name(f"{path.name}.damaged").read_bytes() == damage
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
