@@ -15,6 +15,7 @@ cdef class Outgoing(ConnectionBase):
     cdef Py_ssize_t _out_bytes
     cdef Exchange _awaited
     cdef Py_ssize_t _awaited_bytes
+    cdef object _held
     cdef Py_ssize_t _unflushed
     cdef bint _dirty
     cdef int _fd

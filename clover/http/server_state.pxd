@@ -32,6 +32,7 @@ cdef class ServerState:
     cdef public Py_ssize_t pipelined
     cdef public bytearray scratch
     cdef public object scratch_view
+    cdef public object refusals
     cdef public HttpStats stats
     cdef public object tracer
     cdef public Py_ssize_t turn_bytes
