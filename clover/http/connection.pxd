@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 from clover._native.wire cimport cut, head_end, part
 from clover.http.exchange cimport Exchange
 from clover.http.heads cimport Head
+from clover.http.held cimport HeldRequests
 from clover.http.server_state cimport ServerState
 from clover.http.inference cimport DirectReceive, InferEndpoint
 from clover.http.outgoing cimport Outgoing
@@ -23,7 +24,7 @@ cdef class Incoming(Outgoing):
     cdef bint _let_go
     cdef bint _late
     cdef int64_t _waited_ns
-    cdef object _coming
+    cdef HeldRequests _coming
 
     cpdef get_buffer(self, Py_ssize_t sizehint)
     @cython.locals(state=ServerState)

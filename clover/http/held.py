@@ -30,31 +30,54 @@ _BYTE_NS = 0.25
 """What a refusal and a byte of its body take of the loop: 10 to 20 us and .15 ns on a core of an EPYC 9005 (December
 2026); slower cores are taken for granted."""
 _SHARED, _OWN = 0.1, 0.5
-"""The part of the loop's time that refusals may take, if workers share its core, and if it has a core of its own."""
+"""The part of the loop's time that refusals may take, if workers share its core, and if it has a core of its own.  Time
+in which another thread or process has the core is none of the loop's."""
 _OWN_FROM = 3
 """Cores from which on the front end has one of its own (`clover.devices.cpu`)."""
+_STEP_NS = 5_000_000
+"""The loop's time is read again after so long."""
 _WINDOW_NS = 100_000_000
 """As much as refusals may take of this time they may take at once."""
 _LONGEST = 0.8
 """The part of the family's time limit for which a request is held: the rest is for its answer."""
 
 
+def core_wait_ns() -> int:
+    """Return the nanoseconds for which this thread waited for a core so far; 0 if the kernel does not count them."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            return int(file.read().split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
 class RefusalBudget:
     """What refusals take of the time of one event loop, which has so many `cores` for itself and the workers."""
 
-    def __init__(self, cores: int | None = None, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    __slots__ = ("_core_wait", "_free_ns", "_read_ns", "_share", "_spent_ns", "clock")
+
+    def __init__(
+        self,
+        cores: int | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        core_wait: Callable[[], int] = core_wait_ns,
+    ) -> None:
         shared = (cores or len(os.sched_getaffinity(0))) < _OWN_FROM
         self._share = _SHARED if shared else _OWN
         self.clock = clock
+        self._core_wait = core_wait
         self._spent_ns = 0.0
-        self._since_ns = clock()
+        self._read_ns = 0
+        self._free_ns = 0  # the loop's time when that was read
 
     def spend(self, body_bytes: int) -> bool:
         """Count a refusal of a request whose body was read; return whether refusals take more than their part now."""
         now_ns = self.clock()
-        earned_ns = self._share * (now_ns - self._since_ns)
-        self._since_ns = now_ns
-        self._spent_ns = max(self._spent_ns - earned_ns, 0.0) + _REFUSAL_NS + _BYTE_NS * body_bytes
+        if now_ns - self._read_ns >= _STEP_NS:
+            free_ns = now_ns - self._core_wait()
+            self._spent_ns = max(self._spent_ns - self._share * (free_ns - self._free_ns), 0.0)
+            self._read_ns, self._free_ns = now_ns, free_ns
+        self._spent_ns += _REFUSAL_NS + _BYTE_NS * body_bytes
         return self._spent_ns > self._share * _WINDOW_NS
 
 
@@ -72,6 +95,8 @@ class HeldRequests:
     At most two batches of requests whose bodies are still coming are let go at a time: they take no room in the queue
     yet."""
 
+    __slots__ = ("_clock", "_coming", "_loop", "_model", "_most_coming", "_scheduled", "_waiting")
+
     def __init__(self, model: Model, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
         self._model = model
         self._loop = loop
@@ -87,7 +112,7 @@ class HeldRequests:
     def hold(self, connection: HeldConnection, flow: int, request: int, tenant: Tenant | None) -> bool:
         """Hold the next request of a connection, if it has to wait; return whether it has to: the model has no room for
         it, or others wait before it.  A tenant's request need not wait for those of others."""
-        behind = tenant is None and (self._waiting or self._coming >= self._most_coming)
+        behind = tenant is None and (len(self._waiting) > 0 or self._coming >= self._most_coming)
         if not behind and not self._model.full(flow, request, tenant):
             return False
         self._waiting.append((connection, flow, request, tenant, self._clock()))

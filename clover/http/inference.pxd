@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 from clover._native.wire cimport receipt_line
 from clover.http.exchange cimport Exchange
 from clover.http.heads cimport Head
+from clover.http.held cimport HeldRequests
 from clover.http.oip.request cimport decode, decode_ahead
 from clover.http.oip.response cimport brief, encode
 from clover.http.oip.signature cimport InferRequest, Signature
@@ -30,7 +31,7 @@ cdef class InferEndpoint:
     cdef public Model model
     cdef public bint proxied
     cdef public Signature signature
-    cdef public object held
+    cdef public HeldRequests held
 
     cpdef bint holds(self, ConnectionBase connection, Head head) except -1
     @cython.locals(connection=ConnectionBase)

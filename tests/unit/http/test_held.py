@@ -9,7 +9,7 @@ import pytest
 
 from clover.config import LimitsConfig
 from clover.errors import Overloaded
-from clover.http.held import RefusalBudget
+from clover.http.held import RefusalBudget, core_wait_ns
 from tests.support.http_fakes import (
     Answer,
     Driver,
@@ -36,7 +36,8 @@ class Crowd:
         self.now_ns = 0
         self.model = FakeModel(echo_family(), held=True)
         self.driver = Driver(FakeView(self.model), limits=LimitsConfig(**limits))
-        self.driver.state.refusals = RefusalBudget(cores, lambda: self.now_ns)
+        self.core_wait_ns = 0
+        self.driver.state.refusals = RefusalBudget(cores, lambda: self.now_ns, lambda: self.core_wait_ns)
         self.clients: list[tuple[Any, MockTransport]] = []
         for _ in range(clients):
             self.driver.connect()
@@ -78,6 +79,25 @@ def test_a_few_refusals_are_made_at_once_and_many_leave_requests_unread() -> Non
     assert not crowd.clients[0][1].reading
 
 
+def test_the_time_in_which_others_have_the_core_is_none_of_the_loops() -> None:
+    counts = []
+    for part in (0.0, 0.8):
+        crowd = Crowd(1)
+        crowd.model.wait_s = 1.0
+        while crowd.send(0, infer("more")):
+            crowd.now_ns += MS // 10
+            crowd.core_wait_ns = int(part * crowd.now_ns)
+        counts.append(crowd.driver.stats.requests[429])
+    assert counts[0] > 400
+    assert counts[1] < 400
+
+
+def test_the_kernel_counts_how_long_this_thread_waited_for_a_core() -> None:
+    before = core_wait_ns()
+    assert before >= 0
+    assert core_wait_ns() >= before
+
+
 def test_a_front_end_with_a_core_of_its_own_refuses_more() -> None:
     counts = []
     for cores in (2, 3):
@@ -89,7 +109,7 @@ def test_a_front_end_with_a_core_of_its_own_refuses_more() -> None:
 
 def test_a_long_body_makes_a_refusal_dearer() -> None:
     def refused(size: int) -> int:
-        budget = RefusalBudget(2, lambda: 0)
+        budget = RefusalBudget(2, lambda: 0, lambda: 0)
         return next(count for count in range(1000) if budget.spend(size))
 
     assert refused(0) == 333
