@@ -2,6 +2,7 @@
 
     python -m bench.overload [--minutes 2] [--times 3] [--slo-ms 150] [--rows 1] [--json FILE]
     python -m bench.overload --family fashion --variant xlarge --slo-ms 20 --rows 32
+    python -m bench.overload --front w1 w3 [--times 1.1 1.5 3] [--deadline-s 1 30] [--neighbour]
 
 A server of one pinned variant: by default of a family whose workers only wait, `SERVICE_MS` for a batch of up to four
 rows, so that hardly anything else on this machine moves its capacity, which a closed loop of 64 clients measures first.
@@ -14,17 +15,30 @@ when its `Retry-After` says, also after no new ones come.  Four things are measu
 `holds`     of the requests that came back, the part that was answered with 200; `told s` is the longest Retry-After
 `recovery`  seconds from the last new request until, with `PROBE` of the capacity in new requests and the retries still
             coming, the p95 of a second is within the SLO for good
+
+`--front`: models so cheap that the front end is what is overloaded (`bench.wire`: w1 small bodies, w3 588 KiB).  Server
+and workers share core 0; the generator of `bench.wire` has core 1, asks on `CONNECTIONS` connections and heeds no
+`Retry-After`; `--neighbour` has a busy process on core 0 as well.  Of each ten seconds: the part of all answers that
+were refusals, the CPU seconds that a 200 took of the whole server, over those in a closed loop of 64 clients; and how
+long the health of the server took meanwhile, at the most.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import heapq
 import json
+import math
 import random
+import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,13 +50,16 @@ import numpy as np
 import uvloop
 from numpy.typing import NDArray
 
-from bench.common import ServerProcess, fashion_rows, served, show, write_json
+from bench.common import ServerProcess, cpu_seconds, fashion_rows, served, show, tree, write_json
 from bench.load import Alarm, Body, closed_loop, quantile
+from bench.wire.__main__ import PEERS, SERVER_CORE, Bench, Peer, started
+from bench.wire.workloads import WORKLOADS, Workload
 from clover.types import FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
 
 CONNECTIONS = 256
 SERVICE_MS = 40.0
 PROBE = 0.1
+WINDOW_S = 10.0
 PROBE_S = 5.0
 """New requests come so long after the overload, to see whether they are answered within the SLO."""
 _ROW = TensorSpec(name="x", datatype="FP32", shape=(4,))
@@ -239,6 +256,95 @@ def capacity_of(server: ServerProcess, family: str, body: Body, rows: int, slo_m
     return best
 
 
+def overload_front(options: argparse.Namespace) -> None:
+    """Run the bench of an overloaded front end, and print its table."""
+    table: list[list[object]] = []
+    for name in options.front:
+        for deadline_s in options.deadline_s:
+            with tempfile.TemporaryDirectory() as folder:
+                table += _front_lines(WORKLOADS[name], deadline_s, Path(folder), options)
+    show(
+        f"a front end overloaded for {options.minutes:g} minutes (measured)",
+        (
+            *("bodies", "deadline s", "load", "200s/CPU-s of capacity's: median", "least", "refused: median", "most"),
+            *("other", "p95 ms", "health ms at most", "recovery s"),
+        ),
+        table,
+    )
+    write_json(options.json, {"lines": table})
+
+
+def _front_lines(work: Workload, deadline_s: float, folder: Path, options: argparse.Namespace) -> list[list[object]]:
+    """Return the table's lines of one server."""
+    bench, lines = Bench(folder, WINDOW_S), []
+    work.write(folder)
+    settings = ("--timeout-ms", str(1e3 * deadline_s), *(part for text in options.settings for part in text.split("=")))
+    peer = Peer("clover", lambda work, port: [*PEERS[0].command(work, port), *settings], (work.name,))
+    with contextlib.ExitStack() as stack:
+        pid, port = stack.enter_context(started(peer, work, folder))
+        if options.neighbour:
+            busy = subprocess.Popen(["taskset", "-c", SERVER_CORE, sys.executable, "-c", "while True: pass"])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        front_window(bench, work, port, pid, 64, 0.0, 3.0)
+        capacity = front_window(bench, work, port, pid, 64, 0.0, WINDOW_S)
+        for times in options.times:
+            windows = []
+            for _ in range(max(1, round(60.0 * options.minutes / WINDOW_S))):
+                windows.append(front_window(bench, work, port, pid, CONNECTIONS, times * capacity["per_s"], WINDOW_S))
+            rates = [window["per_cpu_s"] / capacity["per_cpu_s"] for window in windows]
+            refused = [window["refused"] for window in windows]
+            after = [front_window(bench, work, port, pid, 8, PROBE * capacity["per_s"], 1.0) for _ in range(3)]
+            calm_ms = after[-1]["p95_ms"]
+            back_s = sum(1.0 for window in after[:2] if window["refused"] or window["p95_ms"] > 2.0 * calm_ms + 1.0)
+            lines.append(
+                [
+                    *(work.name, deadline_s, f"{times:g} x", statistics.median(rates), min(rates)),
+                    *(statistics.median(refused), max(refused), sum(window["other"] for window in windows)),
+                    *(max(window[name] for window in windows) for name in ("p95_ms", "health_ms")),
+                    back_s,
+                ]
+            )
+            print(lines[-1], f"capacity {capacity['per_s']:.0f}/s, {capacity['per_cpu_s']:.0f}/CPU-s", flush=True)
+    return lines
+
+
+def front_window(
+    bench: Bench, work: Workload, port: int, pid: int, connections: int, rate: float, seconds: float
+) -> dict[str, float]:
+    """Run the generator once, asking for the server's health beside it; return what became of the requests."""
+    worst_ms, ended = 0.0, threading.Event()
+
+    def ask() -> None:
+        nonlocal worst_ms
+        while not ended.wait(0.25):
+            begin = time.monotonic()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=30) as answer:
+                answer.read()
+            worst_ms = max(worst_ms, 1e3 * (time.monotonic() - begin))
+
+    asking = threading.Thread(target=ask)
+    pids = tree(pid)
+    before = cpu_seconds(pids)
+    asking.start()
+    try:
+        words = bench.run(work, port, connections, rate, seconds).split()
+    finally:
+        ended.set()
+        asking.join()
+    used = cpu_seconds(pids) - before
+    answered, good, refused, other, _ = map(int, words[:5])
+    sent_us = np.fromfile(bench.folder / "times", np.float32).reshape(-1, 2)[:, 1]
+    return {
+        "per_s": good / float(words[5]),
+        "per_cpu_s": good / used,
+        "refused": refused / max(answered, 1),
+        "other": other,
+        "p95_ms": float(np.quantile(sent_us, 0.95)) / 1e3 if good else math.inf,
+        "health_ms": worst_ms,
+    }
+
+
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,7 +356,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1, help="rows of a request")
     parser.add_argument("--settings", nargs="*", default=[], help="more of the server's, as max-wait-slo=0")
     parser.add_argument("--json", default="", help="also write the figures to this file")
+    parser.add_argument("--front", nargs="+", choices=("w1", "w3"), help="overload the front end with these bodies")
+    parser.add_argument("--deadline-s", type=float, nargs="+", default=[30.0], help="with --front: time limits")
+    parser.add_argument("--neighbour", action="store_true", help="with --front: a busy process on the server's core")
     options = parser.parse_args()
+    if options.front:
+        overload_front(options)
+        return
     family = options.family or FAMILY.name
     what = [options.family or "bench.overload:FAMILY"]
     policy = f"static:{options.variant if options.family else 'only'}"

@@ -12,15 +12,19 @@ cdef class Ticket:
     cdef public int64_t queue_ns
     cdef public int64_t compute_ns
     cdef public int uncached
+    cdef public int64_t waited_ns
     cdef public list variants
 
 cdef class Model:
     cdef public object spec
     cdef public str closed_reason
     cdef public Py_ssize_t most_rows
+    cdef public int64_t timeout_ns
 
     cpdef Ticket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*, object tenant=*)
     cpdef double crowded(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
+    cpdef bint full(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
+    cpdef expired(self, object tenant=*)
     cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
     cpdef arrived(self, Ticket ticket)
     cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)

@@ -125,7 +125,8 @@ class Ticket:
     `status` is 0 while pending, then an HTTP status.  `slots[i]` is the slot of row i; `variants[i]` the index (into
     the family's variants) that answered it.  `client` names the tenant that sent it, else the address that it came
     from, the /64 of an IPv6 one; empty for this process.  `uncached`: what the client forbids a cache of answers
-    (`clover.runtime.router.cached_answers`).  All times are monotonic nanoseconds.
+    (`clover.runtime.router.cached_answers`).  `waited_ns`: how long the request waited unread, before `arrival_ns` was
+    taken; set before `submit`.  All times are monotonic nanoseconds.
     """
 
     __slots__ = (
@@ -141,6 +142,7 @@ class Ticket:
         "status",
         "uncached",
         "variants",
+        "waited_ns",
     )
 
     slots: list[int]
@@ -154,6 +156,7 @@ class Ticket:
     queue_ns: int
     compute_ns: int
     uncached: int
+    waited_ns: int
     variants: list[int]
 
 
@@ -162,13 +165,15 @@ class Model:
 
     A class and no Protocol, because every request passes it: if both sides are compiled, these are C calls.
     `closed_reason`: why no new requests are taken; empty while they are.  `most_rows`: the most rows of one request.
+    `timeout_ns`: how long a request may take that sets no limit of its own.
     """
 
-    __slots__ = ("closed_reason", "most_rows", "spec")
+    __slots__ = ("closed_reason", "most_rows", "spec", "timeout_ns")
 
     spec: FamilySpec
     closed_reason: str
     most_rows: int
+    timeout_ns: int
 
     @property
     def ready(self) -> bool:
@@ -186,6 +191,14 @@ class Model:
     def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
         """Return 0 if rows of `flow` may find room, else seconds after which to come again; asked before a request is
         decoded, which counts as refused (429) then.  Raises Overloaded for a tenant that comes back too early."""
+        raise NotImplementedError
+
+    def full(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> bool:
+        """Return whether `crowded` would refuse rows of `flow` now; nothing is counted."""
+        raise NotImplementedError
+
+    def expired(self, tenant: Tenant | None = None) -> None:
+        """Count a request that waited unread until it could not be answered in time any more (504)."""
         raise NotImplementedError
 
     def ahead(

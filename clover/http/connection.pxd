@@ -1,8 +1,10 @@
 cimport cython
+from libc.stdint cimport int64_t
 
 from clover._native.wire cimport cut, head_end, part
 from clover.http.exchange cimport Exchange
 from clover.http.heads cimport Head
+from clover.http.held cimport HeldRequests
 from clover.http.server_state cimport ServerState
 from clover.http.inference cimport DirectReceive, InferEndpoint
 from clover.http.outgoing cimport Outgoing
@@ -19,11 +21,18 @@ cdef class Incoming(Outgoing):
     cdef Exchange _current
     cdef DirectReceive _direct
     cdef bint _paused
+    cdef bint _let_go
+    cdef bint _late
+    cdef int64_t _waited_ns
+    cdef HeldRequests _coming
 
     cpdef get_buffer(self, Py_ssize_t sizehint)
     @cython.locals(state=ServerState)
     cpdef buffer_updated(self, Py_ssize_t nbytes)
-    @cython.locals(state=ServerState, pos=Py_ssize_t, size=Py_ssize_t, end=Py_ssize_t, raw=bytes, head=Head, complete=bint)
+    @cython.locals(
+        state=ServerState, pos=Py_ssize_t, size=Py_ssize_t, end=Py_ssize_t, raw=bytes, head=Head, complete=bint,
+        endpoint=InferEndpoint,
+    )
     cpdef feed(self, bytes data)
     cdef Py_ssize_t _skip_blank(self, Py_ssize_t pos) except -1
     cdef _begin_head(self, bytes partial)
@@ -40,6 +49,8 @@ cdef class Incoming(Outgoing):
     cdef _complete_body(self)
     @cython.locals(exchange=Exchange, direct=DirectReceive)
     cdef bint _dispatch_current(self, object body) except -1
+    cdef _came(self)
+    cpdef bint let_go(self, int64_t waited_ns, bint late) except -1
     @cython.locals(direct=DirectReceive)
     cpdef _drop_body(self)
     cdef _stall(self, bytes rest)

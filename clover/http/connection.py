@@ -6,9 +6,10 @@ States of the reading side:
     any --malformed, late or refused with its body unread--> LINGER --client closes, or time--> closed
 
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
-are due or the client does not read, and a declared body is read straight into one buffer of its size, or into the slots
-of its rows (`DirectReceive`).  What it can make us do in one turn of the loop is bounded too: what is more than
-`TURN_BYTES` of bodies, from all connections, waits for one of the next turns, and its connection with it.
+are due, while the client does not read and while its next request is held (`clover.http.held`), and a declared body is
+read straight into one buffer of its size, or into the slots of its rows (`DirectReceive`).  What it can make us do in
+one turn of the loop is bounded too: what is more than `TURN_BYTES` of bodies, from all connections, waits for one of
+the next turns, and its connection with it.
 
 Deadlines cost no timer per request: the front end calls `sweep` each `SWEEP_S`, which adds the time since the last call
 to whatever the connection is waiting for.
@@ -31,6 +32,7 @@ from clover.http.addresses import client_of, is_loopback
 from clover.http.chunks import ChunkDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
+from clover.http.held import HeldRequests
 from clover.http.inference import DirectReceive, InferEndpoint
 from clover.http.oip.tensors import Body
 from clover.http.outgoing import BODY, HEAD, IDLE, LINGER, Outgoing
@@ -42,6 +44,7 @@ SWEEP_S = 0.5
 _LINGER_S = 2.0
 _BLANK_LINES = 4
 _NO_HEAD = Head()
+_LATE = (504, "the deadline passed before the request was read, as more came than the server can answer", b"")
 
 
 class Application(Protocol):
@@ -62,13 +65,17 @@ class Incoming(Outgoing):
         "_blank_lines",
         "_body",
         "_chunks",
+        "_coming",
         "_connections",
         "_current",
         "_direct",
         "_filled",
+        "_late",
+        "_let_go",
         "_paused",
         "_tail",
         "_view",
+        "_waited_ns",
     )
 
     def __init__(
@@ -92,6 +99,10 @@ class Incoming(Outgoing):
         self._current: Exchange | None = None  # whose body is being received
         self._direct: DirectReceive | None = None  # if that goes straight into slots
         self._paused = False  # we stopped reading
+        self._let_go = False  # the next request was held, and is not any more
+        self._late = False  # and came too late
+        self._waited_ns = 0
+        self._coming: HeldRequests | None = None  # that count the body being received
 
     # --- transport callbacks ------------------------------------------------------------------------------------------
 
@@ -134,6 +145,7 @@ class Incoming(Outgoing):
         for exchange in self.exchanges:
             exchange.abandon()
         self.exchanges.clear()
+        self._held = None
         self._drop_body()
         self._out.clear()
         self._out_bytes = 0
@@ -209,6 +221,13 @@ class Incoming(Outgoing):
                         self._begin_head(data[pos:])
                         return
                     head = state.heads.parse(raw)
+                endpoint = head.endpoint
+                waits = endpoint is not None and endpoint.held is not None and not self._let_go
+                if waits and endpoint.holds(self, head):
+                    self._held = endpoint.held
+                    state.stats.held_requests += 1
+                    self._stall(data[pos:])
+                    return
                 pos = self._begin_request(head, data, end, size)
                 if self._view is not None:
                     return
@@ -239,13 +258,19 @@ class Incoming(Outgoing):
         self.exchanges.append(exchange)
         self._blank_lines = 0
         need = head.length
-        if head.refusal is not None:
+        refusal = head.refusal
+        if self._let_go:
+            exchange.waited_ns = self._waited_ns
+            if self._late:
+                refusal = _LATE
+            self._let_go = self._late = False
+        if refusal is not None:
             # With its body still to come, the next request could not be told from it: answer and end.
             if head.chunked or size - pos < need:
                 self.closing = True
                 self._lingers = True
                 exchange.close = True
-            status, text, fields = head.refusal
+            status, text, fields = refusal
             exchange.fail(status, text, fields)
             return pos + need
         if head.chunked:
@@ -343,6 +368,7 @@ class Incoming(Outgoing):
         """Have the request whose body is complete answered; return whether `body` is kept."""
         exchange, self._current = self._current, None
         assert exchange is not None
+        self._came()
         exchange.interim = False
         self.phase = IDLE
         self._waited_s = 0.0
@@ -354,8 +380,26 @@ class Incoming(Outgoing):
             return False
         return self._dispatch(exchange, body)
 
+    def _came(self) -> None:
+        """Say that a body is not coming any more, where that is counted."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.came()
+
+    def let_go(self, waited_ns: int, late: bool) -> bool:
+        """See `HeldConnection.let_go`."""
+        held, self._held = self._held, None
+        if held is None:
+            return False
+        self._let_go, self._late, self._waited_ns = True, late, waited_ns
+        self._resume()
+        if self._current is not None:
+            self._coming = held
+        return self._coming is not None
+
     def _drop_body(self) -> None:
         self._current = None
+        self._came()
         direct, self._direct = self._direct, None
         if direct is not None:
             direct.cancel()
@@ -401,6 +445,8 @@ class Incoming(Outgoing):
             self.state.stats.deadlines_missed += 1
             transport.abort()
             return True
+        if self._held is not None:
+            self._held.wake()
         pending = self._write_waited_s > 0
         phase = self.phase
         if (phase == IDLE and (self.exchanges or self._out or pending)) or (self._paused and phase != LINGER):
@@ -427,7 +473,7 @@ class Incoming(Outgoing):
     def held(self) -> int:
         """Return how many bytes the client makes us hold: bodies that it sent in part, or that wait, and answers that
         it has not read, or that wait for an earlier one."""
-        held = self._out_bytes
+        held = self._out_bytes + len(self._tail)
         if self._awaited is not None:
             held += self._awaited_bytes
         for exchange in self.exchanges:

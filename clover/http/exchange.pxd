@@ -25,6 +25,7 @@ cdef class Exchange:
     cdef public Ticket ticket
     cdef public Ticket traced
     cdef public bytes traceparent
+    cdef public int64_t waited_ns
 
     @cython.locals(connection=ConnectionBase, ids=RequestIds, made=bytes)
     cpdef bytes issue(self)

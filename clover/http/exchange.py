@@ -63,7 +63,7 @@ class Exchange:
     the client gave instead.  `flow` is the number of the connection.
 
     `traced` is the ticket of an inference while it gets its answer, if there is a tracer, and `traceparent` the context
-    of its span then.
+    of its span then.  `waited_ns`: how long it was held unread.
     """
 
     __slots__ = (
@@ -80,6 +80,7 @@ class Exchange:
         "ticket",
         "traced",
         "traceparent",
+        "waited_ns",
     )
 
     def __init__(self, connection: ConnectionBase, head: Head) -> None:
@@ -96,6 +97,7 @@ class Exchange:
         self.ticket: Ticket | None = None
         self.traced: Ticket | None = None
         self.traceparent = b""
+        self.waited_ns = 0
 
     def issue(self) -> bytes:
         """Return a new id of our own, by which labels may be sent: no one else can make it.  Empty once the client is

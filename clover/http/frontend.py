@@ -22,6 +22,7 @@ from clover.http.access import Access
 from clover.http.api.routes import Methods, Routes
 from clover.http.audit import Operators
 from clover.http.connection import SWEEP_S, Connection, Incoming
+from clover.http.held import RefusalBudget
 from clover.http.ids import RequestIds
 from clover.http.server_state import RequestTracer, ServerState
 from clover.http.stats import HttpStats
@@ -116,6 +117,7 @@ class Frontend:
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
         self.url = ""
+        self._refusals = RefusalBudget()
         self.ids = RequestIds()  # shared by all sockets: labels may arrive on another one than the answer left by
         self._listeners: list[_Listener] = []
         self._view = view
@@ -152,6 +154,7 @@ class Frontend:
             access_log=config.log.access,
             ids=self.ids,
             tracer=self._tracer,
+            refusals=self._refusals,
         )
         listener = _Listener(routes, state)
         self._listeners.append(listener)

@@ -3,9 +3,12 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport receipt_line
 from clover.http.exchange cimport Exchange
+from clover.http.heads cimport Head
+from clover.http.held cimport HeldRequests
 from clover.http.oip.request cimport decode, decode_ahead
 from clover.http.oip.response cimport brief, encode
 from clover.http.oip.signature cimport InferRequest, Signature
+from clover.http.server_state cimport ConnectionBase
 from clover.interfaces cimport Model, Ticket
 
 cdef bytes JSON, BINARY
@@ -28,7 +31,11 @@ cdef class InferEndpoint:
     cdef public Model model
     cdef public bint proxied
     cdef public Signature signature
+    cdef public HeldRequests held
 
+    cpdef bint holds(self, ConnectionBase connection, Head head) except -1
+    @cython.locals(connection=ConnectionBase)
+    cdef _refused(self, Exchange exchange, Py_ssize_t body_bytes)
     @cython.locals(wait_s=double)
     cpdef take(self, Exchange exchange, object body)
     @cython.locals(model=Model, request=InferRequest, ticket=Ticket)
@@ -53,8 +60,9 @@ cdef class DirectReceive:
     cpdef complete(self)
     cpdef cancel(self)
 
-@cython.locals(given=bytes)
+@cython.locals(connection=ConnectionBase)
 cdef int64_t _named(Exchange exchange) except? -1
+cdef int64_t _number(Head head, str client) except? -1
 @cython.locals(context=tuple)
 cpdef _done(Ticket ticket)
 

@@ -26,10 +26,13 @@ from clover.errors import RequestError
 from clover.families import by_agreement
 from clover.http.content_encoding import deflate
 from clover.http.exchange import BINARY, JSON, Exchange, trace_ids
+from clover.http.heads import Head
+from clover.http.held import HeldRequests
 from clover.http.oip.request import decode, decode_ahead
 from clover.http.oip.response import brief, encode
 from clover.http.oip.signature import NO_INPUTS, InferRequest, Rows, Signature
 from clover.http.oip.tensors import Body
+from clover.http.server_state import ConnectionBase
 from clover.interfaces import Model, SplitModel, Ticket
 from clover.types import FamilySpec, Reading, Receipt
 
@@ -85,12 +88,14 @@ _LAST_RECEIPT = ReceiptCache()
 class InferEndpoint:
     """The target of `POST .../infer` for one family: its model, and its signature compiled for decoding.
 
-    `proxied`: its receipts say that accuracy is a proxy, agreement with the best variant."""
+    `proxied`: its receipts say that accuracy is a proxy, agreement with the best variant.  `held`: its requests that
+    wait unread; None while none has to."""
 
-    __slots__ = ("model", "proxied", "signature")
+    __slots__ = ("held", "model", "proxied", "signature")
 
     def __init__(self, name: str, model: Model, limits: LimitsConfig, spec: FamilySpec | None = None) -> None:
         self.model = model
+        self.held: HeldRequests | None = None
         self.proxied = by_agreement(spec or model.spec)
         self.signature = Signature(spec or model.spec, model.most_rows, limits.json_depth, name, limits.json_bytes)
 
@@ -99,18 +104,41 @@ class InferEndpoint:
         """Whether requests may come here without looking the family up by its name again."""
         return not self.model.closed_reason
 
+    def holds(self, connection: ConnectionBase, head: Head) -> bool:
+        """Hold the next request of a connection unread if it has to wait, and return whether it has to; only while some
+        are `held`."""
+        held = self.held
+        assert held is not None
+        if held.hold(connection, connection.number, _number(head, connection.client), head.tenant):  # type: ignore[arg-type]
+            return True
+        if not held:
+            self.held = None
+        return False
+
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
         try:
             wait_s = self.model.crowded(exchange.flow, _named(exchange), exchange.head.tenant)
             if wait_s > 0.0:
+                self._refused(exchange, len(body))
                 exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
             else:
                 self.start(exchange, body)
         except RequestError as error:
+            if error.status == 429:
+                self._refused(exchange, len(body))
             exchange.refuse(error)
         except Exception as error:
             _failed(exchange, error)
+
+    def _refused(self, exchange: Exchange, body_bytes: int) -> None:
+        """Count what a refusal takes; hold the requests that come next if refusals take too much."""
+        connection = exchange.connection
+        if connection is None:
+            return
+        refusals = connection.state.refusals
+        if refusals.spend(body_bytes) and self.held is None:
+            self.held = HeldRequests(self.model, connection.state.loop, refusals.clock)
 
     def start(self, exchange: Exchange, body: Body) -> None:
         """Start the request; raises RequestError, and then holds nothing."""
@@ -159,6 +187,9 @@ class InferEndpoint:
         context = exchange, self, request
         if exchange.head.uncached:
             ticket.uncached = exchange.head.uncached
+        if exchange.waited_ns:
+            ticket.waited_ns = exchange.waited_ns
+            ticket.arrival_ns -= exchange.waited_ns
         tenant = exchange.head.tenant
         if tenant is not None:
             ticket.client = tenant.client
@@ -186,12 +217,15 @@ class SplitEndpoint(InferEndpoint):
 
 
 def _named(exchange: Exchange) -> int:
+    """Return the number of the id that a client gave a request, while the client is there; else 0."""
+    connection = exchange.connection
+    return _number(exchange.head, connection.client) if connection is not None else 0
+
+
+def _number(head: Head, client: str) -> int:
     """Return a positive number of the id that a client gave a request, and of its address: others may use the same ids;
     0 if it gave none."""
-    given = exchange.head.request_id
-    if not given:
-        return 0
-    return hash((given, exchange.connection.client if exchange.connection is not None else None)) & sys.maxsize
+    return hash((head.request_id, client)) & sys.maxsize if head.request_id else 0
 
 
 class DirectReceive:
@@ -218,6 +252,8 @@ class DirectReceive:
             endpoint.model.arrived(ticket)
             endpoint._submit(exchange, self._request, ticket)
         except RequestError as error:
+            if error.status == 429:
+                endpoint._refused(exchange, len(self.view))
             exchange.withdraw()
             exchange.refuse(error)
         except Exception as error:
@@ -246,6 +282,8 @@ def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, tic
         return  # the client is gone, and its ticket was closed when it went
     exchange.ticket = None
     model = endpoint.model
+    if endpoint.held is not None:
+        endpoint.held.wake()
     if exchange.connection is not None and exchange.connection.state.tracer is not None:
         exchange.traced = ticket
     try:

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport send
 from clover.http.exchange cimport Exchange
+from clover.http.held cimport HeldRequests
 from clover.http.server_state cimport ConnectionBase, ServerState
 
 cdef class Outgoing(ConnectionBase):
@@ -15,6 +16,7 @@ cdef class Outgoing(ConnectionBase):
     cdef Py_ssize_t _out_bytes
     cdef Exchange _awaited
     cdef Py_ssize_t _awaited_bytes
+    cdef HeldRequests _held
     cdef Py_ssize_t _unflushed
     cdef bint _dirty
     cdef int _fd

@@ -4,8 +4,8 @@ Answers leave in the order of their requests, so the error of request n+1 waits 
 `_out`, and `ServerState` flushes every connection that has some, once, at the end of the turn.
 
 What a client leaves unread is bounded, because no further request of it is taken (`_full`) while more than 64
-KiB are in `_out`, while the transport holds more than it likes to, or while a request waits its turn
-(`_awaited`): for a large document, a command, a long body.
+KiB are in `_out`, while the transport holds more than it likes to, while a request waits its turn
+(`_awaited`): for a large document, a command, a long body; or while it is held (`held`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from clover._native.wire import send
 from clover.http.exchange import Exchange
+from clover.http.held import HeldRequests
 from clover.http.server_state import ConnectionBase, ServerState
 
 IDLE, HEAD, BODY, LINGER = range(4)
@@ -37,6 +38,7 @@ class Outgoing(ConnectionBase):
         "_dirty",
         "_fd",
         "_finishing",
+        "_held",
         "_lingers",
         "_out",
         "_out_bytes",
@@ -64,6 +66,7 @@ class Outgoing(ConnectionBase):
         self._unflushed = 0
         self._awaited: Exchange | None = None
         self._awaited_bytes = 0  # of its body, while that waits
+        self._held: HeldRequests | None = None  # among which the next request waits unread
         self._dirty = False
         self._fd = -1  # of a socket that answers go to without the transport
         self._behind = False  # the transport may hold some of what was written
@@ -119,6 +122,7 @@ class Outgoing(ConnectionBase):
             or self._choked
             or self._out_bytes > 65536
             or self._awaited is not None
+            or self._held is not None
         )
 
     def _emit(self) -> None:

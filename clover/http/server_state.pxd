@@ -2,6 +2,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from clover.http.heads cimport Heads
+from clover.http.held cimport RefusalBudget
 from clover.http.ids cimport RequestIds
 from clover.http.stats cimport HttpStats
 
@@ -32,6 +33,7 @@ cdef class ServerState:
     cdef public Py_ssize_t pipelined
     cdef public bytearray scratch
     cdef public object scratch_view
+    cdef public RefusalBudget refusals
     cdef public HttpStats stats
     cdef public object tracer
     cdef public Py_ssize_t turn_bytes

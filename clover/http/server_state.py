@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from clover.config import LimitsConfig
 from clover.http.heads import Head, Heads
+from clover.http.held import RefusalBudget
 from clover.http.ids import RequestIds
 from clover.http.stats import HttpStats
 
@@ -73,7 +74,7 @@ class ConnectionBase:
 
 class ServerState:
     """The state that all connections of one socket share.  `judge(head)` decides on each newly parsed head; `tracer`
-    makes spans of answers, if that is switched on."""
+    makes spans of answers, if that is switched on; `refusals` is shared by all sockets of the event loop."""
 
     __slots__ = (
         "_buffers",
@@ -88,6 +89,7 @@ class ServerState:
         "limits",
         "loop",
         "pipelined",
+        "refusals",
         "scratch",
         "scratch_view",
         "stats",
@@ -106,7 +108,9 @@ class ServerState:
         access_log: bool = False,
         ids: RequestIds | None = None,
         tracer: RequestTracer | None = None,
+        refusals: RefusalBudget | None = None,
     ) -> None:
+        self.refusals = refusals or RefusalBudget()
         self.limits = limits
         self.loop = loop
         self.stats = stats

@@ -8,6 +8,7 @@ cdef class HttpStats:
     cdef public int64_t deadlines_missed
     cdef public int64_t dropped_connections
     cdef public int64_t failed_handshakes
+    cdef public int64_t held_requests
     cdef public int64_t received_bytes
     cdef public int64_t sent_bytes
     cdef int64_t _fine

@@ -13,6 +13,7 @@ class HttpStats:
         "deadlines_missed",
         "dropped_connections",
         "failed_handshakes",
+        "held_requests",
         "malformed",
         "open_connections",
         "received_bytes",
@@ -28,6 +29,7 @@ class HttpStats:
         self.deadlines_missed = 0
         self.dropped_connections = 0
         self.failed_handshakes = 0
+        self.held_requests = 0
         self.received_bytes = 0
         self.sent_bytes = 0
         self._fine = 0

@@ -106,6 +106,7 @@ class VersionSplit(SplitModel):
         self.spec = stable.router.spec
         self.closed_reason = ""
         self.most_rows = min(stable.router.most_rows, new.router.most_rows)
+        self.timeout_ns = stable.router.timeout_ns
         self._clock = clock
         self._point = self._pair_point = 0
         self._asked: dict[Ticket, _Asked] = {}
@@ -178,6 +179,14 @@ class VersionSplit(SplitModel):
     def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
         """See `Model.crowded`."""
         return (self.new if self.alone else self.stable).router.crowded(flow, request, tenant)
+
+    def full(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> bool:
+        """See `Model.full`."""
+        return (self.new if self.alone else self.stable).router.full(flow, request, tenant)
+
+    def expired(self, tenant: Tenant | None = None) -> None:
+        """See `Model.expired`."""
+        (self.new if self.alone else self.stable).router.expired(tenant)
 
     def ahead(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None

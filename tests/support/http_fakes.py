@@ -54,7 +54,7 @@ class FakeTicket(Ticket):
         self.error = ""
         self.retry_after_s = None
         self.context = None
-        self.arrival_ns = self.done_ns = self.queue_ns = self.compute_ns = 0
+        self.arrival_ns = self.done_ns = self.queue_ns = self.compute_ns = self.waited_ns = 0
         self.variants = []
         self.inputs: dict[int, Any] = {}
         self.timeout_ns = 0
@@ -83,7 +83,9 @@ class FakeModel(Model):
         self.closed_reason = ""
         self.most_rows = most_rows
         self.roomy = False
+        self.timeout_ns = 1_000_000_000
         self.wait_s = 0.0
+        self.late = 0
         self.function = function
         self.loop = loop
         self.held = held
@@ -110,6 +112,12 @@ class FakeModel(Model):
 
     def crowded(self, flow: int = 0, request: int = 0, tenant: Any = None) -> float:
         return self.wait_s
+
+    def full(self, flow: int = 0, request: int = 0, tenant: Any = None) -> bool:
+        return self.wait_s > 0.0
+
+    def expired(self, tenant: Any = None) -> None:
+        self.late += 1
 
     def ahead(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Any = None

@@ -163,6 +163,11 @@ class Admission:
             why = self._crowd(flow, part, now_ns)
         return self._refuse_unread(_WHY[why], flow, request, now_ns) if why else 0.0
 
+    def full(self, flow: int, request: int) -> bool:
+        """Return whether a request would be refused now; nothing is counted."""
+        now_ns = self._state.now_ns()
+        return self._crowd(flow, self._part(flow, request, now_ns), now_ns) != 0
+
     def _crowd(self, flow: int, part: float, now_ns: int) -> int:
         """Return why one more row of `flow` finds no room in the queue, or would not be answered within the family's
         timeout and the longest wait; 0 if it may."""
@@ -418,7 +423,9 @@ class Admission:
         if ticket.awaits >= 0 and timeout_ns > self._timeout_ns:
             # Rows that wait for a worker that may not come hold their slots no longer than others.
             timeout_ns = self._timeout_ns
-        timeout_ns = min(timeout_ns or self._timeout_ns, FOREVER_NS)
+        timeout_ns = min(timeout_ns or self._timeout_ns, FOREVER_NS) - ticket.waited_ns
+        if timeout_ns <= 0:
+            raise self._state.refused(DeadlineMissed("the deadline has passed already"))
         ticket.key, ticket.min_accuracy = key, min_accuracy
         ticket.deadline_ns = now_ns + timeout_ns
         ticket.submit_ns = now_ns

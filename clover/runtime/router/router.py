@@ -91,6 +91,7 @@ class Router(Model):
         self.state = state = RouterState(spec, memory, slots, config, self.accuracy, clock)
         self.name = state.name
         self.most_rows = state.queue_rows
+        self.timeout_ns = state.timeout_ns
         self.traffic = state.traffic
         self.demand = state.demand
         self.monitor = Monitor(state, config)
@@ -136,6 +137,18 @@ class Router(Model):
         if tenant is not None:
             return self.gate.crowded(flow, request, tenant)
         return self.admission.crowded(flow, request)
+
+    def full(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> bool:
+        """See `Model.full`."""
+        if tenant is not None:
+            return self.gate.full(flow, request, tenant)
+        return self.admission.full(flow, request)
+
+    def expired(self, tenant: Tenant | None = None) -> None:
+        """See `Model.expired`."""
+        self.traffic.refused(504)
+        if tenant is not None:
+            self.traffic.of(tenant.name).count(504)
 
     def ahead(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None

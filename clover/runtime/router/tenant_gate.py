@@ -50,6 +50,13 @@ class TenantGate:
             self._traffic.of(tenant.name).count(429)
         return wait_s
 
+    def full(self, flow: int, request: int, tenant: Tenant) -> bool:
+        """Return what `Admission.full` returns; False for a request that comes back too early, which is refused."""
+        key = request or -flow
+        if tenant.limit is not None and tenant.limit.early_s(key, self._state.now_ns()):
+            return False
+        return self._admission.full(tenant.flow, key)
+
     def lend(
         self, rows: int, came_by: tuple[int, int], tenant: Tenant, fixed: FixedRows | None, closed: str
     ) -> tuple[RouterTicket, memoryview] | None:

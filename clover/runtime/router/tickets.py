@@ -95,6 +95,7 @@ class RouterTicket(Base):
         self.client = ""
         self.uncached = 0
         self.arrival_ns = arrival_ns
+        self.waited_ns = 0
         self.submit_ns = 0
         self.done_ns = 0
         self.queue_ns = 0

@@ -211,6 +211,13 @@ HTTP: tuple[MetricSpec[HttpStats], ...] = (
         lambda http: single(http.dropped_connections),
     ),
     MetricSpec(
+        "clover_http_held_requests",
+        "Requests that waited unread because refusing more of them would have taken the time that answers need",
+        COUNTER,
+        (),
+        lambda http: single(http.held_requests),
+    ),
+    MetricSpec(
         "clover_http_failed_handshakes",
         "Connections whose TLS handshake failed or took too long",
         COUNTER,

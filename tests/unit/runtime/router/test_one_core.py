@@ -6,7 +6,10 @@ import os
 
 import pytest
 
+from clover.config import TenantConfig
+from clover.errors import DeadlineMissed
 from clover.runtime.router.lane_pace import ProfiledPace
+from clover.tenants import Tenant
 from tests.support.one_core import US, OneCore
 from tests.support.router_fixture import MS, SECOND, House, family
 
@@ -98,3 +101,32 @@ def test_a_loop_that_refuses_by_time_keeps_half_of_the_core(
         assert made.router.crowded(7) > 0.0
     assert set(made.router.traffic.overload) == {why}
     assert 0.8 * most <= yielded_ns / (loop.now_ns - begin_ns) <= most + 0.02, "it begins with the core yielded"
+
+
+def test_whether_a_request_would_be_refused_is_said_without_refusing_it() -> None:
+    made = busy()
+    router, acme = made.router, Tenant(TenantConfig(name="acme", token="acme"), 1)
+    codes = dict(router.traffic.codes)
+    assert router.full(7)
+    assert router.full(7, 0, acme)
+    assert router.traffic.codes == codes
+    assert router.crowded(7) > 0.0
+    router.expired(acme)
+    assert router.traffic.codes == codes | {429: codes.get(429, 0) + 1, 504: 1}
+    assert router.traffic.by_tenant()["acme"].requests == {504: 1}
+
+
+def test_the_time_that_a_request_waited_unread_counts_for_its_deadline_and_latency() -> None:
+    made = house(100.0, timeout_ms=1000.0)
+    made.route(0, max_batch=32)
+    for waited_ns, timeout_ns in ((1000 * MS, 0), (2 * MS, MS)):
+        ticket = made.router.open(1)
+        ticket.waited_ns = waited_ns
+        with pytest.raises(DeadlineMissed):
+            made.router.submit(ticket, made.done.append, timeout_ns)
+        made.router.close(ticket)
+    ticket = made.router.open(1)
+    ticket.waited_ns = 400 * MS
+    ticket.arrival_ns -= ticket.waited_ns
+    made.router.submit(ticket, made.done.append)
+    assert ticket.deadline_ns == made.loop.now_ns + 600 * MS

@@ -1,0 +1,146 @@
+"""Requests that wait unread, because refusing them would take the time that answers need.
+
+Most of the work of an answer is reading its request and writing to its client, and a refusal needs both: of a small
+model, a refusal costs half an answer or more.  Above capacity, a server that refuses whatever comes too late then has
+two states.  In one of them it answers nearly all.  In the other one it refuses half of all requests, so that answers
+have less of the core, so that more are predicted to be too late.
+
+So refusals may take only a part of the event loop's time (`RefusalBudget`).  Beyond that part, requests for the model
+that refused are held: once the head of a request has come and the model has no room for it, the connection is not read,
+and its client waits.  Requests are read again in the order in which they were held, as answers make room
+(`HeldRequests`).  The time that a request was held counts: for its deadline, for its latency.  A request that was held
+for most of the family's `timeout_ms` is answered 504 unread.  All other requests, such as health, metrics and the
+operator's, are read as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from clover.interfaces import Model
+from clover.tenants import Tenant
+
+_REFUSAL_NS = 30_000
+_BYTE_NS = 0.25
+"""What a refusal and a byte of its body take of the loop: 10 to 20 us and .15 ns on a core of an EPYC 9005 (December
+2026); slower cores are taken for granted."""
+_SHARED, _OWN = 0.1, 0.5
+"""The part of the loop's time that refusals may take, if workers share its core, and if it has a core of its own.  Time
+in which another thread or process has the core is none of the loop's."""
+_OWN_FROM = 3
+"""Cores from which on the front end has one of its own (`clover.devices.cpu`)."""
+_STEP_NS = 5_000_000
+"""The loop's time is read again after so long."""
+_WINDOW_NS = 100_000_000
+"""As much as refusals may take of this time they may take at once."""
+_LONGEST = 0.8
+"""The part of the family's time limit for which a request is held: the rest is for its answer."""
+
+
+def core_wait_ns() -> int:
+    """Return the nanoseconds for which this thread waited for a core so far; 0 if the kernel does not count them."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            return int(file.read().split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+class RefusalBudget:
+    """What refusals take of the time of one event loop, which has so many `cores` for itself and the workers."""
+
+    __slots__ = ("_core_wait", "_free_ns", "_read_ns", "_share", "_spent_ns", "clock")
+
+    def __init__(
+        self,
+        cores: int | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        core_wait: Callable[[], int] = core_wait_ns,
+    ) -> None:
+        shared = (cores or len(os.sched_getaffinity(0))) < _OWN_FROM
+        self._share = _SHARED if shared else _OWN
+        self.clock = clock
+        self._core_wait = core_wait
+        self._spent_ns = 0.0
+        self._read_ns = 0
+        self._free_ns = 0  # the loop's time when that was read
+
+    def spend(self, body_bytes: int) -> bool:
+        """Count a refusal of a request whose body was read; return whether refusals take more than their part now."""
+        now_ns = self.clock()
+        if now_ns - self._read_ns >= _STEP_NS:
+            free_ns = now_ns - self._core_wait()
+            self._spent_ns = max(self._spent_ns - self._share * (free_ns - self._free_ns), 0.0)
+            self._read_ns, self._free_ns = now_ns, free_ns
+        self._spent_ns += _REFUSAL_NS + _BYTE_NS * body_bytes
+        return self._spent_ns > self._share * _WINDOW_NS
+
+
+class HeldConnection(Protocol):
+    """A connection whose next request is held."""
+
+    def let_go(self, waited_ns: int, late: bool) -> bool:
+        """Read the request, which was held so long, or answer 504 if it is `late`; return whether its body is still
+        coming.  A no-op on a connection that is gone."""
+
+
+class HeldRequests:
+    """The requests for `model` that wait unread, oldest first.
+
+    At most two batches of requests whose bodies are still coming are let go at a time: they take no room in the queue
+    yet."""
+
+    __slots__ = ("_clock", "_coming", "_loop", "_model", "_most_coming", "_scheduled", "_waiting")
+
+    def __init__(self, model: Model, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
+        self._model = model
+        self._loop = loop
+        self._clock = clock
+        self._waiting: deque[tuple[HeldConnection, int, int, Tenant | None, int]] = deque()
+        self._most_coming = 2 * model.spec.max_batch
+        self._coming = 0
+        self._scheduled = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def hold(self, connection: HeldConnection, flow: int, request: int, tenant: Tenant | None) -> bool:
+        """Hold the next request of a connection, if it has to wait; return whether it has to: the model has no room for
+        it, or others wait before it.  A tenant's request need not wait for those of others."""
+        behind = tenant is None and (len(self._waiting) > 0 or self._coming >= self._most_coming)
+        if not behind and not self._model.full(flow, request, tenant):
+            return False
+        self._waiting.append((connection, flow, request, tenant, self._clock()))
+        return True
+
+    def came(self) -> None:
+        """Count a body as complete, or given up, that was still coming when its request was let go."""
+        self._coming -= 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Let requests go after this turn of the loop, if there is room for them then."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._let_go)
+
+    def _let_go(self) -> None:
+        self._scheduled = False
+        model, waiting, now_ns = self._model, self._waiting, self._clock()
+        while waiting:
+            connection, flow, request, tenant, since_ns = waiting[0]
+            waited_ns = now_ns - since_ns
+            late = waited_ns > _LONGEST * model.timeout_ns
+            no_room = self._coming >= self._most_coming or model.full(flow, request, tenant)
+            if no_room and not late and not model.closed_reason:
+                return
+            waiting.popleft()
+            if late:
+                model.expired(tenant)
+            if connection.let_go(waited_ns, late):
+                self._coming += 1
