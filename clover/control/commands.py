@@ -33,7 +33,7 @@ import msgspec
 
 from clover.control.breaches import FORCE, breaches, stricter, tightened
 from clover.control.context import Context
-from clover.control.decisions import DecisionEntry
+from clover.control.decisions import NOT_DONE, DecisionEntry
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family, Mode
@@ -153,7 +153,7 @@ class Commands:
             review=review,
         )
         decision = await self._request(family, request, review)
-        if not dry_run and decision.action not in ("failed", "refused", "rolled back"):
+        if not dry_run and decision.action not in NOT_DONE:
             family.pin = replace(pin, forced=review is not None and review.forced) if pin is not None else None
             log.info("%s: pin from %s to %s by %s", family.name, _named(before), _named(family.pin), operator)
             if pin is None and before is not None and family.config.variant:
@@ -286,7 +286,7 @@ class Commands:
         decision = await self._planner.plan_and_apply(family, request)
         if review is not None and review.refused:
             raise Conflict(f"{family.name}: {decision.detail}")
-        if decision.action in ("failed", "refused", "rolled back"):
+        if decision.action in NOT_DONE:
             raise PlanError(f"{decision.action}: {decision.detail}")
         return decision
 

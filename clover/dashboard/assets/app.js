@@ -212,7 +212,7 @@ function load(all) {
 
 // --- lists -------------------------------------------------------------------------------------------------------------
 
-const ACTS = { applied: "good", routed: "good", failed: "wrong", "rolled back": "wrong", refused: "warned", "dry run": "note" };
+const ACTS = { applied: "good", routed: "good", failed: "wrong", fault: "wrong", "rolled back": "wrong", refused: "warned", "dry run": "note" };
 const LINES = new Map();
 
 function timeline() {
