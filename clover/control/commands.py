@@ -19,6 +19,9 @@ SLO (`clover.control.breaches`).  The second concerns what the operator chose: a
 says what to plan with.  Never refused for it are BASE, the way out if nothing else is trusted (the answer says what it
 breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
 limit stricter: when there is more load than any plan can serve, that is what an operator has left.
+
+A command that is answered is in force, and one that raises an error is not.  What `set` changed is in force also if no
+plan can be made for it yet: its `warnings` say why, and the controller goes on trying.
 """
 
 from __future__ import annotations
@@ -239,7 +242,7 @@ class Commands:
                     family.mode = None
         noted = f"{changed} (forced)" if force else changed
         self._note("set", families, noted, operator, _done(dry_run))
-        answers = {}
+        answers, warnings = {}, []
         for family in families:
             held = self._context.frozen_of(family) or self._context.mode_of(family) == "off"
             if dry_run or (not held and any(key in arguments for key in _TARGETS)):
@@ -253,10 +256,15 @@ class Commands:
                     targets=targets[family.name],
                     review=review,
                 )
-                answers[family.name] = self._answer(family, await self._request(family, request, review))
+                try:
+                    answers[family.name] = self._answer(family, await self._request(family, request, review))
+                except CloverError as error:
+                    if dry_run:
+                        raise
+                    warnings.append(f"{family.name}: it is in force, and what runs is kept, as no plan was made: {error}")
             elif not held:
                 family.triggers.again(self._context.monotonic())
-        return {"set": changed, "dry_run": dry_run, "models": answers}
+        return {"set": changed, "dry_run": dry_run, "models": answers, "warnings": warnings}
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
