@@ -261,7 +261,8 @@ class Commands:
                 except CloverError as error:
                     if dry_run:
                         raise
-                    warnings.append(f"{family.name}: it is in force, and what runs is kept, as no plan was made: {error}")
+                    kept = "it is in force, and what runs is kept, as no plan was made"
+                    warnings.append(f"{family.name}: {kept}: {error}")
             elif not held:
                 family.triggers.again(self._context.monotonic())
         return {"set": changed, "dry_run": dry_run, "models": answers, "warnings": warnings}
