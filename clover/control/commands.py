@@ -44,7 +44,7 @@ from clover.control.planner import Planner
 from clover.control.recording import words
 from clover.control.request import Pin, PlanRequest, Targets
 from clover.control.sleep import spared_w
-from clover.errors import BadRequest, CloverError, Conflict, PlanError
+from clover.errors import BadRequest, CloverError, Conflict, PlanError, PolicyFault
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding
 from clover.planning.model.problem import accuracies, services_of
@@ -261,8 +261,7 @@ class Commands:
                 except CloverError as error:
                     if dry_run:
                         raise
-                    kept = "it is in force, and what runs is kept, as no plan was made"
-                    warnings.append(f"{family.name}: {kept}: {error}")
+                    warnings.append(f"{family.name}: it is in force, but no plan for it runs yet: {error}")
             elif not held:
                 family.triggers.again(self._context.monotonic())
         return {"set": changed, "dry_run": dry_run, "models": answers, "warnings": warnings}
@@ -296,7 +295,8 @@ class Commands:
         if review is not None and review.refused:
             raise Conflict(f"{family.name}: {decision.detail}")
         if decision.action in NOT_DONE:
-            raise PlanError(f"{decision.action}: {decision.detail}")
+            kind = PolicyFault if decision.action == "fault" else PlanError
+            raise kind(f"{decision.action}: {decision.detail}")
         return decision
 
     def _answer(self, family: Family, decision: Decision) -> dict[str, Any]:

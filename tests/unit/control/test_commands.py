@@ -256,7 +256,7 @@ def test_a_target_that_no_plan_can_be_made_for_is_set_with_a_warning(raises: typ
         done = await say("set", slo_ms=200.0)
         assert rig.family.targets.slo_ms == 200.0
         assert done["models"] == {}
-        assert done["warnings"] == ["toy: it is in force, and what runs is kept, as no plan was made: no plan today"]
+        assert done["warnings"] == ["toy: it is in force, but no plan for it runs yet: no plan today"]
         for verb, arguments in (
             ("set", {"slo_ms": 20.0}),  # stricter, so it is planned for before it is in force
             ("pin", {"variant": "small"}),
