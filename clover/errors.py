@@ -89,6 +89,10 @@ class PlanError(CloverError):
     """No plan satisfies the constraints, or a transition failed and was rolled back."""
 
 
+class PolicyFault(PlanError):
+    """A policy raised what no policy should: a fault of its code, whatever the load and the targets are."""
+
+
 class CarbonError(CloverError):
     """A carbon-intensity source gave no usable reading.
 

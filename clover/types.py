@@ -907,7 +907,8 @@ class Decision(Record, frozen=True, kw_only=True):
     """One turn of the controller, kept for `GET /v2/clover/decisions`.
 
     Of `count` equal turns in a row, `id`, `at` and `grid_s` are the first's, `last_at` and everything else the last's.
-    It is dated when all of it was done, and was begun `seconds` before.
+    It is dated when all of it was done, and was begun `seconds` before.  `failed`: no plan was made, or it could not be
+    carried out; `fault`: the policy raised an exception.
     """
 
     id: int
@@ -918,7 +919,7 @@ class Decision(Record, frozen=True, kw_only=True):
     mode: str
     inputs: dict[str, float | str | None]
     plan: Plan | None
-    action: Literal["applied", "routed", "kept", "observed", "rolled back", "failed", "refused", "dry run"]
+    action: Literal["applied", "routed", "kept", "observed", "rolled back", "failed", "fault", "refused", "dry run"]
     detail: str = ""
     seconds: float = 0.0
     operator: str = ""

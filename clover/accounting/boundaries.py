@@ -30,6 +30,10 @@ WITHIN: Mapping[Boundary, tuple[str, ...]] = {
 """The lines of a device's account that lie within each boundary."""
 LEAST_ROWS = 100
 """Rows compared from which on a saving is given as a part."""
+LIGHT_PART = 0.5
+"""The idle part of the energy from which on a load is too little to save on, if fewer cores would do: most of the
+energy is then drawn whatever is served, and a comparison tells how large the machine is."""
+TOO_LITTLE = "too little load to save on"
 
 
 def seen(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:

@@ -19,6 +19,9 @@ SLO (`clover.control.breaches`).  The second concerns what the operator chose: a
 says what to plan with.  Never refused for it are BASE, the way out if nothing else is trusted (the answer says what it
 breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
 limit stricter: when there is more load than any plan can serve, that is what an operator has left.
+
+A command that is answered is in force, and one that raises an error is not.  What `set` changed is in force also if no
+plan can be made for it yet: its `warnings` say why, and the controller goes on trying.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import msgspec
 
 from clover.control.breaches import FORCE, breaches, stricter, tightened
 from clover.control.context import Context
-from clover.control.decisions import DecisionEntry
+from clover.control.decisions import NOT_DONE, DecisionEntry
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family, Mode
@@ -41,7 +44,7 @@ from clover.control.planner import Planner
 from clover.control.recording import words
 from clover.control.request import Pin, PlanRequest, Targets
 from clover.control.sleep import spared_w
-from clover.errors import BadRequest, CloverError, Conflict, PlanError
+from clover.errors import BadRequest, CloverError, Conflict, PlanError, PolicyFault
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding
 from clover.planning.model.problem import accuracies, services_of
@@ -153,7 +156,7 @@ class Commands:
             review=review,
         )
         decision = await self._request(family, request, review)
-        if not dry_run and decision.action not in ("failed", "refused", "rolled back"):
+        if not dry_run and decision.action not in NOT_DONE:
             family.pin = replace(pin, forced=review is not None and review.forced) if pin is not None else None
             log.info("%s: pin from %s to %s by %s", family.name, _named(before), _named(family.pin), operator)
             if pin is None and before is not None and family.config.variant:
@@ -239,7 +242,7 @@ class Commands:
                     family.mode = None
         noted = f"{changed} (forced)" if force else changed
         self._note("set", families, noted, operator, _done(dry_run))
-        answers = {}
+        answers, warnings = {}, []
         for family in families:
             held = self._context.frozen_of(family) or self._context.mode_of(family) == "off"
             if dry_run or (not held and any(key in arguments for key in _TARGETS)):
@@ -253,10 +256,15 @@ class Commands:
                     targets=targets[family.name],
                     review=review,
                 )
-                answers[family.name] = self._answer(family, await self._request(family, request, review))
+                try:
+                    answers[family.name] = self._answer(family, await self._request(family, request, review))
+                except CloverError as error:
+                    if dry_run:
+                        raise
+                    warnings.append(f"{family.name}: it is in force, but no plan for it runs yet: {error}")
             elif not held:
                 family.triggers.again(self._context.monotonic())
-        return {"set": changed, "dry_run": dry_run, "models": answers}
+        return {"set": changed, "dry_run": dry_run, "models": answers, "warnings": warnings}
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
@@ -286,8 +294,9 @@ class Commands:
         decision = await self._planner.plan_and_apply(family, request)
         if review is not None and review.refused:
             raise Conflict(f"{family.name}: {decision.detail}")
-        if decision.action in ("failed", "refused", "rolled back"):
-            raise PlanError(f"{decision.action}: {decision.detail}")
+        if decision.action in NOT_DONE:
+            kind = PolicyFault if decision.action == "fault" else PlanError
+            raise kind(f"{decision.action}: {decision.detail}")
         return decision
 
     def _answer(self, family: Family, decision: Decision) -> dict[str, Any]:

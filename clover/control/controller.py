@@ -62,7 +62,7 @@ from clover.control.triggers import Observation
 from clover.control.verification import verify
 from clover.control.wait_watch import WaitSight
 from clover.control_time import control_task
-from clover.errors import CloverError, StartError, Unavailable
+from clover.errors import CloverError, PolicyFault, StartError, Unavailable
 from clover.hints import named_wait
 from clover.interfaces import Device, Fleet
 from clover.planning.budget.forecast import HOUR_S
@@ -316,6 +316,8 @@ class Controller:
             family.back_off(family.deployed.configuration, now_s)
         try:
             await self._planner.plan_and_apply(family, PlanRequest(trigger=trigger, force=bare or follow))
+        except PolicyFault:
+            pass  # it is logged once, with its traceback, and recorded as a decision
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
         made = context.decisions.last(family.name)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clover.accounting.boundaries import LIGHT_PART, TOO_LITTLE
 from clover.accounting.labels import DeviceLines, joined, methods_of
 from clover.control.context import Context
 from clover.control.family import Family
@@ -97,7 +98,8 @@ class CoreNeed:
 
     def report(self, devices: Mapping[str, DeviceLines]) -> dict[str, Any] | None:
         """Return the idle part of the energy that `devices` used so far, whoever it is billed to, how many cores have
-        workers and how few would do; None before any energy was counted."""
+        workers, how few would do, and whether the load is too little to save on (`light`); None before any energy was
+        counted."""
         measured_j = sum(float(line["measured_j"]) for line in devices.values())
         idle_j = sum(float(line["rest_j"]) + float(line["carried_j"]) for line in devices.values())
         if measured_j <= 0.0:
@@ -108,14 +110,19 @@ class CoreNeed:
         words = f"idle is {100.0 * part:.3g} % of this {whole}'s energy so far ({method})"
         row, needed = self.row(), self.cores
         if row is None:
-            return {"part": part, "idle_j": idle_j, "method": method, "words": words}
+            return {"part": part, "idle_j": idle_j, "method": method, "light": False, "words": words}
         used = {
             core
             for family in self._context.families.values()
             for item in family.desired
             for core in range(item.placement.start, item.placement.start + item.placement.size)
         }
-        if needed is not None and needed < row.slices:
+        fewer = needed is not None and needed < row.slices
+        light = fewer and part >= LIGHT_PART
+        if light:
+            cores = "one core" if needed == 1 else f"{needed} of {row.slices} cores"
+            words = f"{TOO_LITTLE}: {words}, {cores} would do"
+        elif fewer:
             words += f"; at this load {needed} of {row.slices} cores would do"
         if sleeping_row((row,)) is not None and 0 < len(used) < row.slices:
             words += f"; {row.slices - len(used)} of {row.slices} cores have no worker"
@@ -131,6 +138,7 @@ class CoreNeed:
             "cores_would_do": needed,
             "core_sleep_w": row.core_sleep_w,
             "decides_in_s": waits_s,
+            "light": light,
             "words": words,
         }
 

@@ -24,6 +24,9 @@ KEPT = 1000
 
 ACTIONS: tuple[str, ...] = get_args(get_type_hints(Decision)["action"])
 
+NOT_DONE = ("failed", "fault", "refused", "rolled back")
+"""Actions after which what was asked for is not in force."""
+
 _NUMBER = re.compile(r"(?<![\w.@])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 """A number that stands alone, unlike those in gpu0 or small@2c."""
 

@@ -124,7 +124,7 @@ class DemandMemory:
                 self._declined.pop(name, None)
                 continue
             self._missing_since_s.setdefault(name, now_s)
-            if name in planned and action not in ("failed", "rolled back"):
+            if name in planned and action not in ("failed", "fault", "rolled back"):
                 self._held[name] = detail
                 continue
             why = detail if name in planned or state is None else "no plan with one keeps the limits on these devices"

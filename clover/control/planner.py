@@ -23,7 +23,7 @@ from clover.control.recording import PlanResult, record, words
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
 from clover.control.ways import Way, WayFinder
-from clover.errors import CloverError, PlanError
+from clover.errors import CloverError, PlanError, PolicyFault
 from clover.planning.budget.forecast import Outlook
 from clover.planning.budget.keeping import momentary
 from clover.planning.model.objective import HYSTERESIS, objective_of
@@ -152,7 +152,7 @@ class Planner:
         try:
             state, plan = await self.propose(family, request)
         except CloverError as error:
-            if not (missing := family.memory_troubles.words):
+            if isinstance(error, PolicyFault) or not (missing := family.memory_troubles.words):
                 self._failed(family, request, started_s, error)
                 raise
             why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
@@ -189,7 +189,7 @@ class Planner:
             if way is not None and way.helper:
                 detail = _joined(detail, f"{way.helper} helps out on the way")
         except CloverError as error:  # a device changed while the plan was made, or refuses
-            done = PlanResult(action="failed", detail=str(error))
+            done = PlanResult(action="fault" if isinstance(error, PolicyFault) else "failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
         rested_s = family.sleep.again_s(state.devices, context.monotonic())
         if rested_s is not None:
@@ -208,7 +208,7 @@ class Planner:
                 intensity = family.triggers.known(reading)
                 family.triggers.planned(intensity, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
-        action = "refused" if request.dry_run else "failed"
+        action = "fault" if isinstance(error, PolicyFault) else "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))
 
     # --- which plan is taken ------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def record(context: Context, family: Family, request: PlanRequest, started_s: fl
         family.demand.decided(result.action, result.state, result.plan, family.desired, result.detail, now_s)
     if family.demand.held():
         family.triggers.again(now_s + RETRY_S)
-    if result.action not in ("kept", "dry run"):
+    if result.action not in ("kept", "dry run", "fault"):  # a fault is logged once, with its traceback
         _log(family, request, result)
     return context.decisions.record(
         DecisionEntry(

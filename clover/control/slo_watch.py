@@ -143,6 +143,9 @@ def _bound(context: Context, family: Family) -> str:
 def _alarm_words(context: Context, family: Family, now_s: float) -> str:
     """Return that the SLO cannot be met, the best p95 that was seen, why, and what would help."""
     slo, slo_ms, deployed = family.slo, family.targets.slo_ms, family.deployed
+    last = context.decisions.last(family.name)
+    if last is not None and last.action == "fault":  # whether another plan would meet it is not known
+        return f"no plan can be made: {last.detail}"
     since_s = slo.missed_s if not math.isnan(slo.missed_s) else -math.inf
     best_ms = slo.windows.best_ms(since_s)
     best = f"best p95 seen is {best_ms:.3g} ms" if best_ms is not None else "nothing was answered"
@@ -151,7 +154,6 @@ def _alarm_words(context: Context, family: Family, now_s: float) -> str:
         slower = slo.pressure.factor
         room = f" with services {slower:.2f} x as slow as profiled" if slower > 1.0 else ""
         why = f"no plan is predicted to meet it{room}, {words(deployed.configuration)} is the least bad"
-    last = context.decisions.last(family.name)
     if not why and last is not None and last.action in ("refused", "failed", "rolled back"):
         why = f"the last plan was {last.action}: {last.detail}"
     why = why or "plans with more room did not meet it either"

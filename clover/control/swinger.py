@@ -32,7 +32,7 @@ log = logging.getLogger("clover.control")
 FindSwings = Callable[[State], Awaitable[tuple[Move, ...]]]
 """The moves for a state (`clover.control.solver.client.SolverClient.swings`)."""
 
-_ROUTES = ("applied", "routed", "rolled back", "failed")
+_ROUTES = ("applied", "routed", "rolled back", "failed", "fault")
 """Actions after which rows may go other ways than before."""
 
 

@@ -68,10 +68,14 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
         yield f"has {starting} of {len(workers)} workers that are not ready"
     elif gone := sorted({name for names in lacking for name in names}):
         yield f"has workers on which {listed(gone)} {'is' if len(gone) == 1 else 'are'} not ready"
+    last = model.get("last_decision") or {}
+    fault = last.get("action") == "fault"
+    if fault:
+        yield f"keeps what runs, as no plan can be made: {last['detail']}; the log has the traceback"
     targets, observed, plan = model.get("targets") or {}, model.get("observed") or {}, model.get("plan")
     p95, slo, held = observed.get("p95_ms"), targets.get("slo_ms"), model.get("slo") or {}
     late = held.get("late", p95 is not None and slo is not None and p95 > slo)
-    if held.get("alarm"):
+    if held.get("alarm") and not fault:
         yield f"misses its SLO: {held['alarm']}"
     elif late and slo is not None:
         yield f"misses its SLO: {'no answer within' if p95 is None else f'p95 {p95:.3g} ms of'} {slo:.3g} ms"
@@ -80,7 +84,7 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
         yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
     # What is planned with more room than the profile asks for may keep the SLO although the plan says it would not.
     roomy = held.get("slower", 1.0) > 1.0 and not late
-    if plan and not plan.get("feasible", True) and not roomy and not held.get("alarm"):
+    if plan and not plan.get("feasible", True) and not (roomy or fault or held.get("alarm")):
         pinned = pin_words(model.get("pin"))
         yield f"is pinned to {pinned}: not every target is met" if pinned else "has no plan that meets every target"
     guard = model.get("guard") or {}
@@ -89,7 +93,6 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     pattern = guard.get("pattern") or {}
     if pattern.get("kind") in ("client", "repeats"):
         yield f"has unusual clients: {pattern['text']}"
-    last = model.get("last_decision") or {}
     if last.get("action") in ("failed", "rolled back"):
         yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"
 

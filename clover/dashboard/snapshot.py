@@ -41,6 +41,7 @@ def overview(state: State, latencies: Latencies, grams_per_hour: float | None) -
         "emission": _emission(totals, grams_per_hour),
         "saved": _saved(totals.get("saved")),
         "idle": (state.get("idle") or {}).get("words", ""),
+        "light": (state.get("idle") or {}).get("light", False),
         "devices": [_device(item, (totals.get("devices") or {}).get(item["device"])) for item in state["devices"]],
         "models": {
             name: _model(state["models"].get(name) or {}, counted.get(name) or {}, latencies.get(name))

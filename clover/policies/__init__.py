@@ -70,6 +70,12 @@ def build(name: str) -> Policy:
     return policy
 
 
+def ships(name: str) -> bool:
+    """Return whether `name` is a policy of Clover's, and not one of a user's own."""
+    kind, _, rest = name.partition(":")
+    return name in POLICIES or kind == "static" or not rest
+
+
 def _custom(module: str, attribute: str) -> Policy:
     name = f"{module}:{attribute}"
     try:

@@ -9,9 +9,9 @@ A machine is never as quiet as one would like.  If others take its cores, BASE a
 grows without bound: so the load of a run is held against what batches took in it and whether latencies grew
 (`load_of`), the next run is that much slower, runs at more than `MOST_LOAD` do not count, and the p95 of the others is
 brought to the load that was wanted (`brought_to`).  One stall of a few milliseconds makes another p95, too.  So a p95
-is the median over five stretches of a run, and runs are repeated until two of them agree within `AGREEMENT`: their mean
-counts.  If none of `MOST_RUNS` agree, the larger of the smallest two counts, as others can only add to a p95, and the
-profile says so.
+is the median over five stretches of a run, and runs are repeated until two of them agree within `AGREEMENT`.  The mean
+of the least two that do counts.  If none of `MOST_RUNS` agree, the least of all counts, as others can only add to a
+p95.  The profile says so, and a start an hour later or more measures once more (`measurement.measured_again`).
 
 `front_ms` is the p95 that the client sees less the p95 that the router sees, from a row's arrival to its answer, but
 not less than the same of the median; the least of the runs that count, as others can only add to it.  The planner adds
@@ -72,7 +72,9 @@ MOST_REQUESTS_PER_S = 800.0
 UNSETTLED = "no two measurements of BASE over HTTP agree"
 """What a note says of a profile whose default SLO follows from runs that differ."""
 AGREEMENT = 0.1
-"""Of the larger p95: how far two runs that agree may lie apart."""
+"""Of the larger p95: how far two runs that agree may lie apart.  Two runs of 800 requests on a quiet machine differ by
+5 % in the median by chance, and nine in ten by less than 19 % (simulated).  The default SLO lies 20 % above the p95
+(`SLO_OVER_BASE`), so that it holds whichever of the two runs is right."""
 MOST_RUNS = 5
 """Runs until two agree."""
 MOST_FAILED = 0.01
@@ -154,9 +156,9 @@ def counting(runs: Sequence[HttpRun]) -> list[HttpRun]:
 
 
 def agreeing(runs: Sequence[HttpRun]) -> tuple[HttpRun, HttpRun] | None:
-    """Return the two runs whose p95 lie closest, of those that count; None if they do not agree."""
-    pair = min(itertools.pairwise(counting(runs)), key=lambda two: two[1].p95_ms / two[0].p95_ms, default=None)
-    return pair if pair is not None and pair[1].p95_ms * (1.0 - AGREEMENT) <= pair[0].p95_ms else None
+    """Return the two runs of the least p95 that agree, of those that count; None if no two do."""
+    pairs = itertools.pairwise(counting(runs))
+    return next((pair for pair in pairs if pair[1].p95_ms * (1.0 - AGREEMENT) <= pair[0].p95_ms), None)
 
 
 def figures_of(runs: Sequence[HttpRun]) -> HttpFigures:
@@ -166,10 +168,10 @@ def figures_of(runs: Sequence[HttpRun]) -> HttpFigures:
     if pair := agreeing(runs):
         p95_ms = statistics.fmean(run.p95_ms for run in pair)
         return HttpFigures(p95_ms, min(front_ms, p95_ms), min(work_ms, p95_ms))
-    p95_ms = kept[:2][-1].p95_ms
+    p95_ms = min(run.p95_ms for run in runs)
     seen = ", ".join(f"{run.p95_ms:.3g} from {run.load:.0%} load" for run in runs)
     why = f"{UNSETTLED} within {AGREEMENT:.0%} (p95 in ms: {seen})"
-    note = f"{why}: {p95_ms:.3g} ms counts; measure again on a quiet machine"
+    note = f"{why}: the least, {p95_ms:.3g} ms, counts; a start in an hour or later measures again"
     return HttpFigures(p95_ms, min(front_ms, p95_ms), min(work_ms, p95_ms), (note,))
 
 

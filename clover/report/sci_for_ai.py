@@ -101,7 +101,7 @@ def sci_for_ai(report: Report, zone: tzinfo) -> SciForAi:
         missing=tuple(field for field in STATED if not getattr(report.application, field)),
         measured=time_words(report.made, zone),
         timespan=period_words(report, zone),
-        summary=" ".join(f"{head}: {text}" for head, text in headline(report, zone)[:3]),
+        summary=" ".join(f"{head}: {text}" for head, text in headline(report, zone)[:-1]),
         insights=tuple(_insights(report)),
         methodology=tuple(_methods(report, embodied)),
         coefficients=(*_intensities(report), *report.inputs.factors),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from datetime import tzinfo
 
-from clover.accounting.boundaries import LEAST_ROWS
+from clover.accounting.boundaries import LEAST_ROWS, LIGHT_PART, TOO_LITTLE
 from clover.hints import duration as short_duration
+from clover.hints import program
 from clover.quantities import grams
 from clover.report.calendar import offsets_of, time_words, whole_hours
 from clover.report.records import By, Gap, GramsRange, GridFigure, KnownPart, Report, SavedFigure
@@ -16,6 +18,9 @@ _UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), 
 _ALMOST_ALL = 0.95
 _LEAST_MISSING_S = 2.0
 """Seconds that may be missing without a word, as clocks and flushes have them."""
+_IDLE = ("idle", "awake", "unowned")
+_FEWER = 0.9
+"""Of BASE's grams: if a right-sized BASE takes less, fewer cores or GPUs would do."""
 _LEAST_POINTS = 0.005
 """Points of accuracy from which on a difference is stated: figures are rounded to that."""
 
@@ -65,10 +70,13 @@ def number(value: int) -> str:
 
 
 def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
-    """Return the four answers of a report: how much, saved against what, how sure, where are gaps."""
+    """Return the four answers of a report: how much, saved against what, how sure, where are gaps.  If there was too
+    little load to save on, this comes first."""
+    light = light_words(report)
     return (
+        *((("Load", f"{light}."),) if light else ()),
         ("Emitted", _emitted(report)),
-        ("Saved", _saved(report)),
+        ("Saved", f"Not said of such a load: `{program()} report --comparisons`." if light else _saved(report)),
         ("How sure", _sure(report)),
         ("Gaps", _gaps(report, zone)),
     )
@@ -97,6 +105,18 @@ def _emitted(report: Report) -> str:
             "hardware"
         )
     return f"{text}. {_served(report)}"
+
+
+def light_words(report: Report) -> str:
+    """Return that there was too little load to save on, in words; empty if there was enough, or if that is not known.
+    How many cores would do is not in the ledger, and `ctl state` says it."""
+    joules = {item.line: item.joules for item in report.lines if item.counted}
+    idle_j = sum(joules.get(line, 0.0) for line in _IDLE)
+    other_g = {item.against: item.other_g for item in report.saved}
+    fewer = other_g.get("right_sized", math.inf) < _FEWER * other_g.get("base", 0.0)
+    if not fewer or idle_j < LIGHT_PART * report.joules:
+        return ""
+    return f"{TOO_LITTLE}: idle is {percent(idle_j / report.joules)} of the energy, fewer cores or GPUs would do"
 
 
 def _served(report: Report) -> str:

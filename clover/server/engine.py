@@ -51,7 +51,7 @@ from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
 from clover.server.takeover.succession import Succession
 from clover.server.tasks import cancelled
-from clover.server.totals import model_totals, saved_words
+from clover.server.totals import closing_words, model_totals
 from clover.server.unplanned import Unplanned
 from clover.tenants import Tenants
 from clover.types import FamilyProfile, FamilySpec
@@ -285,8 +285,8 @@ class Engine:
             log.warning("the energy of the last second is not counted: the carbon source did not answer")
         devices = self.account.devices()
         idle = self.controller.core_need.report(devices)
-        for words in (*saved_words(self.controller.shadows.of.values(), devices), *([idle["words"]] if idle else [])):
-            log.info("since the start: %s", words)
+        for words in closing_words(self.controller.shadows.of.values(), devices, idle):
+            log.info("%s", words)
 
     def _close(self) -> None:
         self.draining = True

@@ -35,7 +35,12 @@ AGAINST = {"matched": "fixed", "base": "base", "right_sized": "right_sized", "st
 _BOUNDS_NS = [bound * 1e6 for bound in BOUNDS_MS]
 _DETAIL_BYTES = 16_384
 """Largest detail of an event; of a larger one the inputs are left out."""
-_KINDS: Mapping[str, EventKind] = {"applied": "transition", "rolled back": "transition", "failed": "fault"}
+_KINDS: Mapping[str, EventKind] = {
+    "applied": "transition",
+    "rolled back": "transition",
+    "failed": "fault",
+    "fault": "fault",
+}
 
 
 def known_as(reading: Reading) -> Known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clover.accounting import Account
@@ -39,7 +39,11 @@ def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: b
     }
 
 
-def saved_words(shadows: Iterable[Shadow], devices: Devices) -> list[str]:
-    """Return what was saved in words: a line for each alternative that it is compared with."""
+def closing_words(shadows: Iterable[Shadow], devices: Devices, idle: Mapping[str, Any] | None) -> list[str]:
+    """Return the last lines of the log: what was saved, a line for each alternative that it is compared with, and what
+    was `idle`; or that alone, if there was too little load to save on."""
+    if idle and idle["light"]:
+        return [idle["words"]]
     saved = saved_by_all(shadows, devices) or {}
-    return [item["words"] for item in saved.values() if isinstance(item, dict)]
+    found = [item["words"] for item in saved.values() if isinstance(item, dict)]
+    return [f"since the start: {words}" for words in (*found, *([idle["words"]] if idle else []))]

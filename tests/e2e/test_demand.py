@@ -12,10 +12,14 @@ import msgspec
 import pytest
 
 import clover
-from clover.errors import Unavailable, WorkerError
+from clover.devices.cpu import CpuDevice
+from clover.errors import BadRequest, Unavailable, WorkerError
+from clover.families import load_family
 from clover.profiles import ProfileStore
+from clover.profiling import key_of
 from clover.runtime.workers.members import FleetWorker
 from clover.types import Assignment, FamilyProfile
+from tests.support import profiles_fixture as synthetic
 from tests.support.servers import until
 from tests.support.toy_family import TOY, settings
 
@@ -125,3 +129,55 @@ def test_a_server_that_stops_does_not_wait_for_workers_that_do_not_come(tmp_path
                 await asking
 
     asyncio.run(main())
+
+
+MEASURED = {
+    "tiny": (85.4, 0.4),
+    "small": (89.7, 0.6),
+    "medium": (91.2, 1.2),
+    "large": (92.6, 2.4),
+    "xlarge": (93.5, 5.0),
+}
+"""Percent, and milliseconds a row on one core, of the variants of `fashion` in this test's profile."""
+
+
+@pytest.mark.usefixtures("forked_zygotes")
+def test_the_default_policy_plans_for_rows_of_which_some_ask_for_an_accuracy(tmp_path: Path) -> None:
+    """Its plans are weighed beside workers that hold several variants, and a row may ask for any of these."""
+    server = clover.Server(
+        "fashion",
+        cache_dir=str(tmp_path),
+        http=False,
+        port=0,
+        carbon="static:300",
+        energy_meter="modelled",
+        backends=("eager",),
+        slo_ms=500.0,
+    )
+    cores = tuple(2**power for power in range(9) if 2**power <= len(os.sched_getaffinity(0)))
+    profile = msgspec.structs.replace(
+        synthetic.profile(cores, MEASURED),
+        family="fashion",
+        key=key_of(load_family("fashion"), CpuDevice(), server.config),
+    )
+    ProfileStore(tmp_path).put(profile)
+
+    async def main() -> None:
+        async with server as serving:
+            control, row = serving.engine.control(), {"image": [[[0.5] * 28] * 28]}
+
+            def planned() -> bool:
+                return any("ask for 91.20 % or more" in item["trigger"] for item in control.decisions(100))
+
+            while not planned():
+                for least in (0.0, 0.0, 90.0, 0.0, 93.0):
+                    answer = await serving.ainfer(row, min_accuracy=least)
+                    assert all(MEASURED[variant][0] >= least for variant in answer.variants)
+                with pytest.raises(BadRequest, match="no variant of this model reaches an accuracy of 99 %"):
+                    await serving.ainfer(row, min_accuracy=99.0)
+            said = await control.command("set", {"slo_ms": 600.0}, "me")
+            assert said["warnings"] == []
+            made = control.decisions(100)
+            assert {item["action"] for item in made} <= {"applied", "routed", "kept", "observed"}, made
+
+    asyncio.run(asyncio.wait_for(main(), 60.0))

@@ -226,17 +226,18 @@ class FakeChain:
 
 
 class LocalSolver:
-    """Plans in this process.  `fail` makes every order fail; `knobs` are put into every routing."""
+    """Plans in this process.  `fail` makes every order fail, as `raises`; `knobs` are put into every routing."""
 
     def __init__(self) -> None:
         self.orders: list[str] = []
         self.fail = ""
+        self.raises: type[PlanError] = PlanError
         self.knobs: dict[str, dict[str, Any]] = {}
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
         self.orders.append("fixed" if configuration is not None else policy)
         if self.fail:
-            raise PlanError(self.fail)
+            raise self.raises(self.fail)
         plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
         plan = msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
         return beside_keeping(with_met(state, plan), plan)

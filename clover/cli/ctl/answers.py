@@ -45,6 +45,8 @@ def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -
         _say(console, f"set {answer.get('set', '')}")
         for item in answer["models"].values():
             _outcome(item, console)
+        for warning in answer.get("warnings", []):
+            _say(console, f"warning: {warning}")
     else:
         _anything("", answer, console)
 

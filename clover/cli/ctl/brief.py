@@ -26,6 +26,7 @@ from clover.control.troubles import (
     troubles,
     verdict,
 )
+from clover.hints import program
 from clover.quantities import grams, joules, rate, slice_words
 from clover.terminal import wrapped
 
@@ -57,10 +58,11 @@ def show(answer: dict[str, Any], console: Console) -> None:
     if ledger := (answer.get("totals") or {}).get("ledger"):
         _line("ledger", _ledger(ledger), console)
     totals = (answer.get("totals") or {}).get("models", {})
+    light = (answer.get("idle") or {}).get("light", False)
     for name, model in answer["models"].items():
         console.print()
         _line(name, _standing(model, answer), console, style="bold")
-        for head, text in _model(model, totals.get(name) or {}):
+        for head, text in _model(model, totals.get(name) or {}, light=light):
             _line(f"  {head}", text, console)
         if found := ((answer.get("totals") or {}).get("rollouts") or {}).get(name):
             _line("  version", rollouts.words(found), console)
@@ -98,7 +100,7 @@ def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Iterator[tuple[str, str]]:
     observed, targets = model.get("observed") or {}, model.get("targets") or {}
     yield "runs", _runs(model)
     if profile := _profile(model):
@@ -149,11 +151,13 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
     saved = model.get("saved") or {}
     found = [saved[kind] for kind in ("matched", "base", "right_sized", "single") if saved.get(kind)]
     lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early
-    if lines:
+    if lines and light:
+        yield "compared", f"by `{program()} ctl state --all`, as there is too little load to save on"
+    elif lines:
         first = lines[0].removeprefix("saved ")
         yield "saved" if first != lines[0] else "compared", first
         yield from (("", line) for line in lines[1:])
-    if lines and "known" in saved:
+    if lines and not light and "known" in saved:
         yield "", saved["known"]
 
 

@@ -116,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"what the table, CSV or Parquet splits grams by: {', '.join(BY)}; of a cluster also node, region "
         "[day or hour]",
     )
+    add(
+        "--comparisons",
+        action="store_true",
+        help="compare with BASE and fixed mixes on a terminal also if there was too little load to save on",
+    )
     add("--format", choices=FORMATS, default=None, help="by default that of FILE's ending, or table")
     add("--out", metavar="FILE", default="", help="write there instead of standard output")
     add("--market-g", metavar="G", type=float, default=None, help="gCO2e/kWh of the contract [report.market_g_per_kwh]")
@@ -154,7 +159,10 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from error
     by: By = given.by or usual_time(report.period.end - report.period.start, form)
-    document = _sci(report, form, zone) if given.sci_for_ai else _document(report, form, by, zone)
+    if given.sci_for_ai:
+        document = _sci(report, form, zone)
+    else:
+        document = _document(report, form, by, zone, comparisons=given.comparisons)
     write(document, given.out)
 
 
@@ -198,7 +206,7 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
     return start, end, "" if given.end else newer_words(bounds, end)
 
 
-def _document(report: Report, form: str, by: By, zone: tzinfo) -> bytes:
+def _document(report: Report, form: str, by: By, zone: tzinfo, *, comparisons: bool) -> bytes:
     if form == "json":
         return json_of(report)
     if form == "csv":
@@ -207,7 +215,7 @@ def _document(report: Report, form: str, by: By, zone: tzinfo) -> bytes:
         return parquet_of(report, by, msgspec.json.encode(report))
     if form == "html":
         return report_page(report, zone).encode()
-    return report_text(report, by, zone, terminal.console(WIDTH).width).encode()
+    return report_text(report, by, zone, terminal.console(WIDTH).width, comparisons=comparisons).encode()
 
 
 def _sci(report: Report, form: str, zone: tzinfo) -> bytes:

@@ -21,7 +21,7 @@ from clover.control.solver.protocol import (
     packed,
     unpacked,
 )
-from clover.errors import PlanError
+from clover.errors import PlanError, PolicyFault
 from clover.planning.budget.alternatives import Alternatives
 from clover.planning.model.swings import Move
 from clover.types import Configuration, Plan, Routing, State
@@ -39,6 +39,8 @@ class SolverClient:
         self.starts = 0
         self._process: Process | None = None
         self._orders = 0
+        self._faults: set[str] = set()
+        """Where policies raised so far."""
         self._lock = asyncio.Lock()
 
     @property
@@ -48,7 +50,8 @@ class SolverClient:
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
         """Return the plan of `policy` for `state`, or of exactly `configuration`.  PlanError if there is none, if
-        the solver takes longer than `limit_s`, or if it died twice over one order."""
+        the solver takes longer than `limit_s`, or if it died twice over one order; PolicyFault if the policy raised
+        another exception, which is logged once for each place that raises it."""
         answer = await self._answer(state, policy, configuration)
         if answer.plan is None:
             raise PlanError(answer.error or "the solver gave no plan")
@@ -101,6 +104,11 @@ class SolverClient:
         if answer.id != order.id:
             await self.close()
             raise PlanError("the solver answered another order and was restarted")
+        if answer.traceback:
+            if answer.traceback not in self._faults:
+                self._faults.add(answer.traceback)
+                log.error("%s\n%s", answer.error, answer.traceback.rstrip())
+            raise PolicyFault(answer.error)
         return answer
 
     async def close(self) -> None:

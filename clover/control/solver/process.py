@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from typing import BinaryIO
 
 import msgspec
@@ -36,6 +37,7 @@ from clover.planning.budget.alternatives import alternatives
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
 from clover.planning.search.swings import swings
+from clover.policies import ships
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed, routing_fixed
@@ -79,8 +81,13 @@ def solve(order: SolverOrder) -> SolverAnswer:
         plan = beside_keeping(with_met(order.state, plan), plan)
     except CloverError as error:
         return SolverAnswer(id=order.id, error=str(error))
-    except Exception as error:  # of a custom policy: the caller gets it as text, and the solver survives
-        return SolverAnswer(id=order.id, error=f"policy {order.policy} failed: {type(error).__name__}: {error}")
+    except Exception as error:  # the caller gets it as text, and the solver survives
+        whose = "Clover's" if ships(order.policy) else "the policy's own"
+        return SolverAnswer(
+            id=order.id,
+            error=f"policy {order.policy} raised {type(error).__name__}: {error} (a fault of {whose})",
+            traceback="".join(traceback.format_tb(error.__traceback__)),
+        )
     return SolverAnswer(id=order.id, plan=msgspec.structs.replace(plan, seconds=time.perf_counter() - started))
 
 

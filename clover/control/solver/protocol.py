@@ -39,7 +39,8 @@ class SolverOrder(Record, frozen=True, kw_only=True):
 
 class SolverAnswer(Record, frozen=True, kw_only=True):
     """The answer to the order of that id: a plan, alternatives, a number of cores (null: all of them do not do), a
-    routing (null: none keeps the targets) or moves of shares, or the `error` why there is none."""
+    routing (null: none keeps the targets) or moves of shares, or the `error` why there is none.  `traceback`: where a
+    policy raised an exception, if that is the error."""
 
     id: int
     plan: Plan | None = None
@@ -48,6 +49,7 @@ class SolverAnswer(Record, frozen=True, kw_only=True):
     routing: Routing | None = None
     swings: tuple[Move, ...] = ()
     error: str = ""
+    traceback: str = ""
 
 
 def packed(record: msgspec.Struct) -> bytes:

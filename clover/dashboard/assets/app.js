@@ -76,7 +76,7 @@ function render(message) {
   providers(message.providers);
   workers(message.models);
   actions.offer(message.models);
-  say(byId("foot"), `${message.idle}${message.idle ? " · " : ""}server's clock ${clock(message.at)}`);
+  say(byId("foot"), `${message.idle && !message.light ? `${message.idle} · ` : ""}server's clock ${clock(message.at)}`);
 }
 
 function health({ ready, draining, troubles, verdict }) {
@@ -122,7 +122,8 @@ function emits(message) {
   const sums = kept ? today : emission;
   const sum = `${grams(sums.grams)} and ${energy(sums.joules)} ${kept ? ofToday(message) : "since the start"}`;
   const known_as = [sums.energy && `energy ${sums.energy}`, sums.intensity && `intensity ${sums.intensity}`].filter(Boolean).join(", ");
-  tile("tile-emits", value, `${unit}CO₂e/h`, `${number(emission.watts)} W drawn, ${number(emission.idle_w)} W at rest · PUE ${number(emission.pue)}`, `${sum} · ${known_as}`);
+  const drawn = `${number(emission.watts)} W drawn, ${number(emission.idle_w)} W at rest · PUE ${number(emission.pue)}`;
+  tile("tile-emits", value, `${unit}CO₂e/h`, message.light ? message.idle : drawn, `${message.light ? `${drawn} · ` : ""}${sum} · ${known_as}`);
 }
 
 // Of today, if a ledger keeps it; else since the start.
@@ -136,8 +137,15 @@ function saved(message) {
   const { items, since, known: how } = comparisons(message);
   const best = items.find((item) => item.kind === "base") ?? items[0];
   say(byId("saved-head"), since.startsWith("today") ? "Saved today" : "Saved since the start");
+  const asked = byId("saved-all");
+  if (asked.dataset.light !== String(message.light)) {
+    asked.dataset.light = String(message.light);
+    asked.open = !message.light;
+  }
   if (!best) {
     tile("tile-saved", "–", "", "nothing was compared yet", "");
+  } else if (message.light) {
+    tile("tile-saved", "–", "", "too little load to save on", "the comparisons are below");
   } else {
     const [value, unit] = mass(best.grams);
     const doubt = best.low <= 0 && best.high >= 0;
@@ -212,7 +220,7 @@ function load(all) {
 
 // --- lists -------------------------------------------------------------------------------------------------------------
 
-const ACTS = { applied: "good", routed: "good", failed: "wrong", "rolled back": "wrong", refused: "warned", "dry run": "note" };
+const ACTS = { applied: "good", routed: "good", failed: "wrong", fault: "wrong", "rolled back": "wrong", refused: "warned", "dry run": "note" };
 const LINES = new Map();
 
 function timeline() {

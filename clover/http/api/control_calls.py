@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from clover.config import LimitsConfig
-from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError, shortage
+from clover.errors import BadRequest, CloverError, NotFound, PlanError, PolicyFault, RequestError, shortage
 from clover.http.access import Access
 from clover.http.api.schemas import ASKING, COMMANDS
 from clover.http.audit import AuditLog
@@ -131,6 +131,8 @@ class ControlCalls:
             log.warning("a change was refused: %s", error)
             why = "`python -m clover ctl decisions` (GET /v2/clover/decisions) says why"
             status, text = 409, f"{failed}no plan satisfies this, or it was rolled back; {why}"
+            if isinstance(error, PolicyFault):
+                status, text = 500, f"{failed}the policy raised an exception; {why}"
         except CloverError as error:
             log.warning("a change failed: %s", error)
             status, text = 503, f"{failed}the workers could not be changed; see the log"

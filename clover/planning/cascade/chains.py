@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -133,14 +133,23 @@ def _weighted(values: Floats, end: NDArray[np.int8], reach: Sequence[float]) -> 
 def evaluate(
     problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, *, play: bool = True
 ) -> Candidate:
-    """Return the candidate of `point` on a configuration that has the variants of its chain; other variants are on
-    standby.  If rows may wait, it has the most frugal wait (`cascade.waits`) that keeps the SLO.
+    """Return the candidate of `point` on `configuration`; variants outside the chain are on standby.  If rows may wait,
+    it has the most frugal wait (`cascade.waits`) that keeps the SLO.
 
     Without `play` p95 is not simulated: it is infinite and does not make the candidate infeasible, and joules are the
     least that a wait may lead to."""
+    if missing := set(point.chain) - variants_of(configuration):
+        return Candidate(
+            configuration=configuration,
+            routing=routing_of(point, configuration),
+            prediction=Prediction(p95_ms=math.inf, accuracy=point.accuracy, energy_j_per_row=math.inf, utilisation=1e9),
+            score=-math.inf,
+            feasible=False,
+            why=f"no worker holds {' and '.join(sorted(missing))}, which the chain asks",
+        )
     stages = stages_of(problem, configuration, point)
     workers = workers_of(problem, configuration, point)
-    asked = direct(problem, configuration, objective.max_utilisation)
+    asked = direct(problem, configuration, objective.max_utilisation, point.chain)
     reach = reach_of(problem, point, asked)
     loads = loads_of(workers, stages, problem.rate, reach)
     why, p95_ms, joules = "", math.inf, math.inf
@@ -160,9 +169,10 @@ def evaluate(
                 found = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in found]
             ways = [way for way in found if way[0] <= ways[0][0] - least_j] + ways
         (joules, wait_ms), p95_ms = _first_kept(workers, problem.rate, reach, ways, objective.slo_ms, play=play)
-    if problem.demand and isinstance(workers, SharedPool):
-        outside = ", ".join(beside(point, asked))
-        why = why or (f"rows ask for the accuracy of {outside}, which is not in the chain" if outside else asked.why)
+    if problem.demand and is_shared(configuration):
+        why = asked.why or why
+        if outside := ", ".join(beside(point, asked)):  # its rows take time of the workers that the chain counts on
+            why = why or f"rows ask for the accuracy of {outside}, which is not in the chain"
     elif problem.demand:
         extra_j, late = _beside(problem, objective, configuration, point, asked)
         joules += extra_j
@@ -187,7 +197,7 @@ def _beside(
     problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, asked: Direct
 ) -> tuple[float, str]:
     """Return joules a row, of all rows, of those that variants outside the chain serve, and why too many of them are
-    late."""
+    late.  No worker shares its time between variants."""
     joules, late = 0.0, 0.0
     for variant, rate in beside(point, asked).items():
         groups = [(problem.services[variant, g.profile], g.count) for g in configuration if g.variant == variant]
@@ -228,8 +238,8 @@ def _first_kept(
 
 
 def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> list[Lane]:
-    """Return the stages of `point` as lanes, on a configuration that has the variants of its chain; one without workers
-    has no groups.  A worker that shares its time counts as one in the lane of each of its variants."""
+    """Return the stages of `point` as lanes, on a configuration that has the variants of its chain.  A worker that
+    shares its time counts as one in the lane of each of its variants."""
     groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
     for group in configuration:
         for variant in groups.keys() & set(group.variants):
@@ -249,7 +259,7 @@ def loads_of(workers: Stages, stages: Sequence[Lane], rate: float, reach: Sequen
     their time."""
     if isinstance(workers, SharedPool):
         return [workers.utilisation([rate * part for part in reach])]
-    return [rate * part / own.capacity if own.groups else math.inf for own, part in zip(stages, reach, strict=True)]
+    return [rate * part / own.capacity for own, part in zip(stages, reach, strict=True)]
 
 
 def routing_of(point: ChainPoint, configuration: Configuration, wait_ms: float = 0.0) -> Routing:
@@ -345,9 +355,8 @@ def _best_of(
     until none that is left could be one of the few.  Several, as one may not be verified."""
     weighed = []
     for configuration in space:
-        apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
         for point in points:
-            if _suits(configuration, point, apart):
+            if _suits(problem, objective, configuration, point):
                 seen = evaluate(problem, objective, configuration, point, play=False)
                 if seen.feasible and seen.score > beat:
                     weighed.append((seen.score, configuration, point))
@@ -364,19 +373,23 @@ def _best_of(
 
 def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
     """Return what every promising point does on a configuration of the variants of its chain."""
-    apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
     return [
         evaluate(problem, objective, configuration, point)
         for _, point in promising(problem, objective, problem.points)
-        if _suits(configuration, point, apart)
+        if _suits(problem, objective, configuration, point)
     ]
 
 
-def _suits(configuration: Configuration, point: ChainPoint, apart: Set[str]) -> bool:
-    """Return whether `configuration` has the variants of the chain and none without rows but those `apart`, which rows
-    ask for, and those of workers that have others."""
-    variants, chain = variants_of(configuration), set(point.chain)
-    return chain <= variants and (variants - apart <= chain or is_shared(configuration))
+def _suits(problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint) -> bool:
+    """Return whether `configuration` has the variants of the chain and none without rows but those that rows ask for,
+    and those of workers that have others."""
+    variants = variants_of(configuration)
+    if not variants.issuperset(point.chain):
+        return False
+    spare = variants.difference(point.chain)
+    if not spare or is_shared(configuration):
+        return True
+    return spare <= direct(problem, configuration, objective.max_utilisation, point.chain).rates.keys()
 
 
 def _configurations(problem: Problem, objective: Objective, point: ChainPoint, seed: int) -> Iterator[Candidate]:

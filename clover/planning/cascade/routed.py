@@ -69,10 +69,10 @@ def _of_all(problem: Problem, configuration: Configuration, routing: Routing) ->
 
 
 def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, wait_ms: float) -> Prediction | None:
-    stages = stages_of(problem, configuration, point)
-    if not all(lane.groups for lane in stages):
+    if not variants_of(configuration).issuperset(point.chain):
         return None
-    reach = reach_of(problem, point, direct(problem, configuration, 1.0))
+    stages = stages_of(problem, configuration, point)
+    reach = reach_of(problem, point, direct(problem, configuration, 1.0, point.chain))
     workers = workers_of(problem, configuration, point)
     load = max(loads_of(workers, stages, problem.rate, reach))
     if load >= 1.0:

@@ -140,7 +140,7 @@ def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Cas
     point = point_of(problem, candidate)
     stages = workers_of(problem, candidate.configuration, point)
     wait_ms = wait_of(point.chain, candidate.routing)
-    asked = direct(problem, candidate.configuration, objective.max_utilisation)
+    asked = direct(problem, candidate.configuration, objective.max_utilisation, point.chain)
     reach = reach_of(problem, point, asked)
     return verify(stages, problem.rate, reach, wait_ms, p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
 

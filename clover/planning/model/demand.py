@@ -7,7 +7,8 @@ utilisation limit leaves room.  A configuration with none, or too few, is not fe
 changes.  While a plan is searched, shares are of all rows, so these rows are a least share of their variant (`leasts`);
 the router deals only the others by quota, and is given the shares of those (`of_the_others`).
 
-In a cascade they enter at a stage that satisfies them.  They are planned as if they had come through all stages before
+In a cascade they enter at a stage that satisfies them; if no stage does, they go to a variant outside the chain, which
+needs workers of its own.  They are planned as if they had come through all stages before
 it as well (`reach_of`), which is never too little.
 """
 
@@ -38,8 +39,11 @@ class Direct:
 NONE = Direct({})
 
 
-def direct(problem: Problem, configuration: Configuration, max_utilisation: float) -> Direct:
-    """Return which variants of `configuration` serve the rows that ask for an accuracy, as far as they can.
+def direct(
+    problem: Problem, configuration: Configuration, max_utilisation: float, chain: Sequence[str] = ()
+) -> Direct:
+    """Return which variants of `configuration` serve the rows that ask for an accuracy, as far as they can.  The
+    variants of the `chain` that all other rows follow come first, as in the router: the others have no share there.
 
     Shares and rates are of all rows of the problem."""
     if not problem.demand:
@@ -58,7 +62,7 @@ def direct(problem: Problem, configuration: Configuration, max_utilisation: floa
     for asked in sorted(problem.demand, key=lambda item: -item.accuracy):
         able = [variant for variant in capacities if problem.accuracy[variant] >= asked.accuracy - _EPSILON]
         left = min(asked.rate, problem.rate - sum(rates.values()))
-        for variant in sorted(able, key=lambda name: (joules[name], name)):
+        for variant in sorted(able, key=lambda name: (name not in chain, joules[name], name)):
             taken = sum(rates.get(other, 0.0) / capacities[other] for other in beside[variant])
             room = (max_utilisation - taken) * capacities[variant] - rates.get(variant, 0.0)
             part = max(0.0, min(left, room))

@@ -200,11 +200,16 @@ def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
 
 @dataclass(frozen=True)
 class Lane:
-    """The workers of one variant as (service, how many of it), each service once.  Make them with `lane_of`: what is
-    expensive to compute of a lane is then computed once, however many configurations it is part of."""
+    """The workers of one variant as (service, how many of it), each service once; ValueError without any.  Make them
+    with `lane_of`: what is expensive to compute of a lane is then computed once, however many configurations it is part
+    of."""
 
     groups: tuple[tuple[Service, int], ...]
     _least_j: dict[float, float] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("a lane needs a worker")
 
     @cached_property
     def count(self) -> int:
@@ -294,7 +299,7 @@ class Lane:
 
 @lru_cache(maxsize=65536)
 def lane_of(groups: tuple[tuple[Service, int], ...]) -> Lane:
-    """Return the lane of these workers."""
+    """Return the lane of these workers; ValueError if there are none."""
     return Lane(groups)
 
 

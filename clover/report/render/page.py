@@ -8,6 +8,7 @@ from html import escape
 
 import msgspec
 
+from clover.accounting.boundaries import TOO_LITTLE
 from clover.charts import ChartSheet
 from clover.report import figures
 from clover.report.calendar import TIMES, time_words
@@ -22,6 +23,7 @@ from clover.report.wording import (
     energy,
     entries_words,
     grid_words,
+    light_words,
     mass,
     missing_words,
     number,
@@ -59,7 +61,7 @@ def report_page(report: Report, zone: tzinfo, *, charts: bool = True) -> str:
             header(report, f"Carbon report: {name}", zone),
             _cards(report, zone),
             "".join(paragraph(text, "caution") for text in cautions(report)),
-            section("saved", "Saved, against what", _saved(report, sheet)),
+            section("saved", "Saved, against what", _compared(report, sheet)),
             section("time", "Through the time", _time(report, sheet, zone)),
             section("uses", "What it was used for", _uses(report, sheet)),
             section("shares", "By model, variant, device and tenant", _shares(report, sheet)),
@@ -92,7 +94,10 @@ def header(report: Report, title: str, zone: tzinfo) -> str:
 
 
 def _cards(report: Report, zone: tzinfo) -> str:
-    return f'<div class="cards">{_emitted(report)}{_best(report)}{_doubt(report)}{_missing(report, zone)}</div>'
+    light = light_words(report)
+    said = card("Load", TOO_LITTLE, [_sentence(light.removeprefix(f"{TOO_LITTLE}: "))]) if light else ""
+    saved = "" if light else _best(report)
+    return f'<div class="cards">{said}{_emitted(report)}{saved}{_doubt(report)}{_missing(report, zone)}</div>'
 
 
 def _emitted(report: Report) -> str:
@@ -158,6 +163,13 @@ def _missing(report: Report, zone: tzinfo) -> str:
         f"{duration(record)} of {whole}" if record else "none in the record",
         lines or ["All of the period is recorded."],
     )
+
+
+def _compared(report: Report, sheet: ChartSheet) -> str:
+    """Return the comparisons, folded if there was too little load to save on."""
+    light = light_words(report)
+    compared = _saved(report, sheet)
+    return paragraph(f"{_sentence(light)}.") + folded("Comparisons", compared) if light else compared
 
 
 def _saved(report: Report, sheet: ChartSheet) -> str:

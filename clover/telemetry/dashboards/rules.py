@@ -126,6 +126,13 @@ ALERTS = (
         "{{ $value | humanize }} plans failed or were rolled back in an hour",
     ),
     AlertingRule(
+        "CloverPolicyFault",
+        'sum by (instance) (increase(clover_decisions_total{action="fault"}[1h])) > 0',
+        "0m",
+        "critical",
+        "the policy raised an exception {{ $value | humanize }} times in an hour, and what runs is kept",
+    ),
+    AlertingRule(
         "CloverSavedNegative",
         'clover:saved_carbon_grams:increase6h{against=~"base|right_sized"} < 0',
         "1h",

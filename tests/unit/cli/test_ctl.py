@@ -807,6 +807,26 @@ def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_
         assert f"idle         {said}" in capsys.readouterr().out
 
 
+def test_what_could_not_be_planned_is_a_warning_of_a_set_that_is_in_force(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = (200, {"set": "slo_ms: 200.0", "models": {}, "warnings": ["toy: it is in force, but why"]})
+    assert ctl(server, "set", "slo_ms=200") == 0
+    assert capsys.readouterr().out.splitlines() == ["set slo_ms: 200.0", "warning: toy: it is in force, but why"]
+
+
+def test_the_state_in_brief_compares_nothing_where_there_is_too_little_load_to_save_on(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = {"light": True, "words": "too little load to save on: idle is 90 % of the energy, one core would do"}
+    server.answer = (200, answered() | {"idle": idle})
+    assert ctl(server, "state") == 0
+    shown = capsys.readouterr().out
+    assert "idle         too little load to save on: idle is 90 % of the energy, one core would do" in shown
+    assert "of the gCO2e of BASE" not in shown
+    assert "ctl state --all`, as there is too little load to save on" in shown
+
+
 def test_the_state_in_brief_says_how_the_slo_was_held_and_why_it_cannot_be(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

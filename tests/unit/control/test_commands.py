@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clover.errors import BadRequest, Conflict, PlanError
+from clover.errors import BadRequest, Conflict, PlanError, PolicyFault
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import cpu, profile
 
@@ -242,6 +242,48 @@ def test_set_changes_targets_live() -> None:
         assert rig.controller.state()["models"]["toy"]["targets"]["lambda"] == 0.25
         await say("set", **{"lambda": None})
         assert rig.controller.state()["models"]["toy"]["targets"]["lambda_derived"]
+
+    drive(story)
+
+
+@pytest.mark.parametrize("raises", [PlanError, PolicyFault])
+def test_a_target_that_no_plan_can_be_made_for_is_set_with_a_warning(raises: type[PlanError]) -> None:
+    """An answer says that a command is in force, an error that it is not."""
+
+    async def story() -> None:
+        rig, say = await settled()
+        rig.solver.fail, rig.solver.raises = "no plan today", raises
+        done = await say("set", slo_ms=200.0)
+        assert rig.family.targets.slo_ms == 200.0
+        assert done["models"] == {}
+        assert done["warnings"] == ["toy: it is in force, but no plan for it runs yet: no plan today"]
+        for verb, arguments in (
+            ("set", {"slo_ms": 20.0}),  # stricter, so it is planned for before it is in force
+            ("pin", {"variant": "small"}),
+            ("base", {}),
+            ("apply", {}),
+            ("plan", {}),
+            ("set", {"slo_ms": 300.0, "dry_run": True}),
+        ):
+            with pytest.raises(raises):
+                await say(verb, **arguments)
+        assert rig.family.targets.slo_ms == 200.0
+        assert rig.family.pin is None
+        rig.solver.fail = ""
+        assert (await say("set", slo_ms=201.0))["warnings"] == []
+        rig.consistent()
+
+    drive(story)
+
+
+def test_a_pin_that_cannot_be_lifted_stays() -> None:
+    async def story() -> None:
+        rig, say = await settled()
+        await say("pin", variant="large")
+        rig.solver.fail = "no plan today"
+        with pytest.raises(PlanError):
+            await say("pin", variant=None)
+        assert rig.family.pin is not None
 
     drive(story)
 

@@ -412,7 +412,7 @@ def test_waits_and_batches_that_make_no_sense_are_refused(knobs: dict[str, dict[
         routing = rig.fleet.routing
         rig.solver.knobs = knobs
         with pytest.raises(PlanError, match=why):
-            await rig.controller.command("set", {"slo_ms": 30.0}, "alice")
+            await rig.controller.command("apply", {}, "alice")
         assert rig.fleet.routing is routing
 
     drive(story)

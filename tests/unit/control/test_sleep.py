@@ -125,8 +125,9 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         idle = one.controller.state()["idle"]
         assert idle["part"] == pytest.approx(0.9)
         assert (idle["cores"], idle["cores_with_workers"], idle["cores_would_do"]) == (4, 4, 1)
-        said = "idle is 90 % of this server's energy so far (modelled); at this load 1 of 4 cores would do"
-        assert idle["words"] == said
+        said = "idle is 90 % of this server's energy so far (modelled), one core would do"
+        assert idle["words"] == f"too little load to save on: {said}"
+        assert idle["light"]
         one.fleet.figures["arrival_rate"] = 320.0
         await one.look(ASK_S + 1.0)
         assert rates == [300.0], "the load is the same"
@@ -134,7 +135,13 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         await one.look(1.0, looks=2)
         await asyncio.sleep(0)
         assert rates == [300.0, 3_500.0]
-        assert one.controller.state()["idle"]["cores_would_do"] == 3
+        idle = one.controller.state()["idle"]
+        assert idle["cores_would_do"] == 3
+        assert idle["words"].endswith("(modelled), 3 of 4 cores would do")
+        one.controller.totals = lambda: {"devices": {"cpu0": LINES["cpu0"] | {"measured_j": 250.0}}}
+        idle = one.controller.state()["idle"]
+        assert not idle["light"], "most of the energy is what was served"
+        assert idle["words"].endswith("(modelled); at this load 3 of 4 cores would do")
         one.fleet.figures["arrival_rate"] = 300.0
         await one.look(1.0, looks=3)
         assert len(rates) == 2, "not so soon again"
@@ -194,7 +201,7 @@ def test_the_state_says_how_many_cores_sleep() -> None:
         await one.look(10.0, looks=int(REST_S / 10.0) + 2)
         idle = one.controller.state()["idle"]
         assert (idle["cores_with_workers"], idle["cores_would_do"], idle["core_sleep_w"]) == (1, 1, 0.25)
-        assert idle["words"].endswith("at this load 1 of 4 cores would do; 3 of 4 cores have no worker")
+        assert idle["words"].endswith("one core would do; 3 of 4 cores have no worker")
 
     asyncio.run(run())
 

@@ -20,6 +20,8 @@ from clover.control.slo import ALARM_S
 from clover.control.slo_pressure import FIRST_HOLD_S, MOST, SURE_S, SloPressure, SloSight
 from clover.control.slo_windows import SloWindows
 from clover.control.triggers import RISK
+from clover.control.troubles import troubles
+from clover.errors import PolicyFault
 from clover.planning.cascade.routed import predicted
 from clover.planning.model.problem import fitting, problem_of, services_of
 from clover.planning.packing.enumerate import configurations_of, kinds_of
@@ -273,6 +275,30 @@ def test_the_alarm_says_that_plans_are_refused(caplog: pytest.LogCaptureFixture)
         await rig.look(looks=120)
         (alarm,) = said(caplog, "cannot be met here")
         assert "the last plan was failed: it is broken" in alarm
+
+    drive(story)
+
+
+def test_a_fault_of_a_policy_is_said_as_such_and_no_target_is_to_blame(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        caplog.set_level(logging.INFO, "clover.control")
+        rig = Rig()
+        await rig.settled()
+        rig.fleet.figures.update(p95_ms=45.0)
+        rig.solver.fail, rig.solver.raises = "policy objective raised KeyError: 1 (a fault of Clover's)", PolicyFault
+        await rig.look(looks=120)
+        assert rig.last["action"] == "fault"
+        assert rig.controller.context.decisions.counts["fault"] > 1
+        lines = "\n".join(record.getMessage() for record in caplog.records)
+        assert "What would help" not in lines
+        assert lines.count("KeyError") == 1, "in the alarm; the solver's client logs it too, once"
+        wrong = "; ".join(troubles(rig.controller.state()))
+        assert "keeps what runs, as no plan can be made: policy objective raised KeyError: 1 (a fault of" in wrong
+        assert "larger SLO" not in wrong
+        assert "p95 45 ms of 30 ms" in wrong
+        rig.solver.fail = ""
+        await rig.look(looks=120)
+        assert "KeyError" not in "; ".join(troubles(rig.controller.state()))
 
     drive(story)
 

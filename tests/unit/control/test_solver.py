@@ -15,7 +15,7 @@ import pytest
 from clover.control.solver.client import SolverClient
 from clover.control.solver.process import serve
 from clover.control.solver.protocol import HEAD, LONGEST_FRAME, SolverAnswer, SolverOrder, length_of, packed, unpacked
-from clover.errors import PlanError
+from clover.errors import PlanError, PolicyFault
 from clover.policies import build
 from clover.types import GroupCount
 from tests.support.profiles_fixture import state
@@ -76,7 +76,7 @@ def test_serving_until_the_orders_end() -> None:
     assert "unknown policy" in second.error
 
 
-def test_the_process_plans_survives_errors_and_is_restarted() -> None:
+def test_the_process_plans_survives_errors_and_is_restarted(caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         solver = SolverClient()
         now = state()
@@ -86,8 +86,11 @@ def test_the_process_plans_survives_errors_and_is_restarted() -> None:
         assert (await solver.propose(now, "objective", fixed)).configuration == fixed
         with pytest.raises(PlanError, match="unknown policy"):
             await solver.propose(now, "nonsense")
-        with pytest.raises(PlanError, match="ZeroDivisionError: oops"):
-            await solver.propose(now, f"{__name__}:Chatty")
+        for _ in range(3):
+            with pytest.raises(PolicyFault, match=r"ZeroDivisionError: oops \(a fault of the policy's own\)"):
+                await solver.propose(now, f"{__name__}:Chatty")
+        (said,) = (record.getMessage() for record in caplog.records if "oops" in record.getMessage())
+        assert "in propose" in said, "with the traceback"
         assert solver.starts == 1
         pid = solver.pid
         assert pid is not None

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from clover.profiling.effort import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.measurement import too_slow
+from clover.profiling.over_http import UNSETTLED, HttpFigures
 from clover.profiling.records import accuracy_of, middle_j, paired, pooled, typical_p95
 from clover.profiling.rig import MemoryFindings
 from clover.profiling.rows import load, pack
@@ -55,6 +57,7 @@ from clover.types import (
     VariantSpec,
 )
 from clover.worker.frames import HeldMemory
+from tests.support import profiles_fixture as synthetic
 from tests.support.family_folder import fixture
 
 FAMILIES = Path(__file__).resolve().parents[2] / "families"
@@ -475,6 +478,58 @@ def test_a_start_with_a_kept_profile_says_what_is_lost(
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("onnxruntime is not used: missing onnxruntime, onnx, onnxscript, torch")
     assert "more time and energy" in said
+
+
+@pytest.mark.parametrize(
+    ("p95_ms", "notes", "expected_ms", "settled"),
+    [
+        (13.0, (), 13.0, True),
+        (11.0, (f"{UNSETTLED} either",), 11.0, False),
+        (90.0, (f"{UNSETTLED} either",), 12.5, False),
+    ],
+)
+def test_runs_of_base_over_http_that_did_not_agree_are_measured_again_at_a_start_an_hour_later(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    p95_ms: float,
+    notes: tuple[str, ...],
+    expected_ms: float,
+    settled: bool,
+) -> None:
+    seen: list[float] = []
+
+    async def measured(_: object, spec: object, profile: object, places: object, rate: float, seconds: float) -> Any:
+        seen.append(rate)
+        return HttpFigures(p95_ms, 0.5, 0.3, notes)
+
+    monkeypatch.setattr("clover.profiling.measurement.HttpMeasurement.measure", measured)
+    spec = load_family(str(FAMILIES / "toy"))
+    config = ServerConfig(cache_dir=str(tmp_path), workers=WorkersConfig(backends=("eager",)))
+    kept = synthetic.profile((1,), {"half": (88.0, 1.0), "full": (92.0, 4.0)})
+    latency, whole = kept.latency, len(TemporaryInstances(places.devices_of(CpuDevice())).whole)
+    kept = msgspec.structs.replace(
+        kept,
+        key=key_of(spec, CpuDevice(), config),
+        base=msgspec.structs.replace(kept.base, http_p95_ms=12.5),
+        notes=("quiet", f"{UNSETTLED}: 12.5 ms counts"),
+        made_at=datetime.now(UTC).isoformat(),
+    )
+
+    def started(profile: FamilyProfile) -> FamilyProfile:
+        ProfileStore(tmp_path).put(profile)
+        return asyncio.run(ensure(spec, CpuDevice(), Pool(), config))
+
+    assert started(kept) == kept
+    assert not seen, "not so soon"
+    again = started(msgspec.structs.replace(kept, made_at=(datetime.now(UTC) - timedelta(hours=2)).isoformat()))
+    assert seen == [pytest.approx(0.6 * whole * latency[-1].batch / latency[-1].mean_ms * 1e3)]
+    assert again.base.http_p95_ms == expected_ms
+    assert any(UNSETTLED in note for note in again.notes) != settled
+    assert "quiet" in again.notes
+    assert ProfileStore(tmp_path).get("toy", kept.key) == again
+    strict = msgspec.structs.replace(config, profile="require")
+    assert asyncio.run(ensure(spec, CpuDevice(), Pool(), strict)) == again
+    assert len(seen) == 1
 
 
 def test_each_profile_is_compiled_in_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

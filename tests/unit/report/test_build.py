@@ -21,6 +21,7 @@ from clover.report.build import LedgerRows, ReportOptions, report_of
 from clover.report.making import report_from
 from clover.report.records import Report
 from clover.report.render.page import report_page
+from clover.report.render.text import report_text
 from clover.report.source import read_rows
 from clover.report.wording import headline, saved_words
 from clover.telemetry.ledger import LedgerReader
@@ -261,6 +262,27 @@ def test_savings_are_summed_and_may_be_losses() -> None:
     assert found.part == pytest.approx(-3.0 / 17.0)
     assert found.given_up_points == pytest.approx(3.0)
     assert saved_words(found) == "emitted 3 g (17.6 %) MORE than BASE, 3.00 points of accuracy given up"
+
+
+def test_a_load_that_is_too_little_to_save_on_is_said_first_and_compared_on_request() -> None:
+    def saved(against: str, other: float) -> SavedRow:
+        return SavedRow(0, HOUR, "m", "server", against, "modelled", 500, 9.0, 9.0, other, other, 46e3, 46e3, 0.1)
+
+    idle = [line(joules=1.0), line(joules=9.0, name="idle")]
+    found = report(LedgerRows(lines=idle, saved=[saved("base", 9.5), saved("right_sized", 1.3)]))
+    head, *others = headline(found, UTC)
+    assert head == ("Load", "too little load to save on: idle is 90 % of the energy, fewer cores or GPUs would do.")
+    assert "report --comparisons" in dict(others)["Saved"]
+    plain, asked = (report_text(found, "day", UTC, 100, comparisons=asked) for asked in (False, True))
+    assert plain.index("too little load") < plain.index("Emitted")
+    assert "right-sized BASE" not in plain
+    assert "right-sized BASE" in asked
+    page = report_page(found, UTC)
+    assert page.index("too little load") < page.index("Emitted")
+    assert "<details><summary>Comparisons</summary>" in page
+    assert "right-sized BASE" in page
+    busy = report(LedgerRows(lines=[*idle, line(joules=20.0)], saved=[saved("base", 9.5)]))
+    assert [name for name, _ in headline(busy, UTC)] == ["Emitted", "Saved", "How sure", "Gaps"]
 
 
 def test_a_few_rows_make_no_percentage() -> None:

@@ -62,7 +62,7 @@ def test_text_fits_the_terminal(by: Any, width: int) -> None:
 
 
 def test_text_answers_the_four_questions() -> None:
-    text = report_text(made_report(), "day", UTC, 80)
+    text = report_text(made_report(), "day", UTC, 80, comparisons=True)
     for word in (
         "Emitted",
         "Saved",

@@ -285,7 +285,7 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
     busy = msgspec.structs.replace(quiet, notes=("energy is modelled", note))
     assert banner._doubt(busy, None) == f"that target is loose: {note}; {anew}"
     unsettled = msgspec.structs.replace(quiet, notes=(f"{UNSETTLED} within 10%: 15 ms counts",))
-    assert banner._doubt(unsettled, None) == f"that target is loose: {unsettled.notes[0]}; {anew}"
+    assert banner._doubt(unsettled, None) == f"that target is uncertain: {unsettled.notes[0]}"
     assert banner._doubt(busy, 20.0) == ""
     assert banner._doubt(quiet, None) == ""
     assert banner._doubt(None, None) == ""

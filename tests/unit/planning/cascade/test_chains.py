@@ -89,6 +89,7 @@ def test_a_stage_without_a_worker_is_no_plan() -> None:
     only = (GroupCount(variant="small", profile="1c", count=2),)
     found = evaluate(problem_of(given), objective_of(given), only, point())
     assert not found.feasible
+    assert found.why == "no worker holds large, which the chain asks"
     assert math.isinf(found.prediction.p95_ms)
 
 

@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clover.planning.cascade import chains
+from clover.planning.cascade.permitted import alone
 from clover.planning.model.demand import direct, exchanged, met_by, of_the_others
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.annealed import every
 from clover.policies.demanded import heeds, proposed, with_met
-from clover.types import ChainPoint, Demand, DeviceShape, ObjectiveConfig, Plan, State
+from clover.types import ChainPoint, Demand, DeviceShape, GroupCount, ObjectiveConfig, Plan, State
+from tests.support.chains_fixture import cascading, point
 from tests.support.examples import examples
 from tests.support.profiles_fixture import VARIANTS, cpu, objective, profile, state
 
@@ -168,3 +171,18 @@ def test_a_cascade_leaves_room_for_rows_that_go_straight() -> None:
     bad = chained(problem, goal, without[0], point)
     assert not bad.feasible
     assert "92.00 %" in bad.why
+
+
+def test_on_shared_workers_the_chain_serves_what_it_can_and_another_variant_is_no_plan() -> None:
+    """Rows that ask for 90 % go to a variant of the chain that reaches it, as in the router.  A variant outside the
+    chain would take the time of the same workers, which the chain counts on."""
+    posed = cascading([point(91.5)], rate=20.0, floor=85.0)
+    problem = problem_of(msgspec.structs.replace(posed, demand=(asked(1.0, "medium"),), resident=3))
+    held = (GroupCount(variant="large", profile="1c", count=2, beside=("medium", "small")),)
+    chained = chains.evaluate(problem, objective_of(posed), held, point(91.5))
+    assert chained.feasible, chained.why
+    assert direct(problem, held, 0.85, ("small", "large")).rates == {"large": 1.0}
+    assert direct(problem, held, 0.85).rates == {"medium": 1.0}
+    small = chains.evaluate(problem, objective_of(posed), held, alone(problem, "small"))
+    assert small.why == "rows ask for the accuracy of medium, which is not in the chain"
+    assert chains.evaluate(problem, objective_of(posed), held, alone(problem, "large")).feasible

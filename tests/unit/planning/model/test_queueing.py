@@ -247,3 +247,8 @@ def test_what_the_front_end_adds_is_part_of_every_latency() -> None:
     assert [lane.late(2.0) for lane in lanes] == [0.0, 0.5], "a row of 1.2 ms takes 4.2 with the front end"
     assert energy_j_per_row((fronted,), rate) == energy_j_per_row((plain,), rate)
     assert fronted.derated(0.5).front_ms == 3.0
+
+
+def test_a_lane_without_workers_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="a lane needs a worker"):
+        lane_of(())
