@@ -23,6 +23,7 @@ import importlib
 from typing import Any
 
 from clover.errors import ConfigError
+from clover.hints import search_here
 from clover.interfaces import Policy
 
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -72,6 +73,7 @@ def build(name: str) -> Policy:
 
 def _custom(module: str, attribute: str) -> Policy:
     name = f"{module}:{attribute}"
+    search_here(module)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
