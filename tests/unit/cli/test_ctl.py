@@ -533,16 +533,39 @@ def test_tenants_are_a_table_over_all_models(server: Any, capsys: pytest.Capture
     free = {**limits, "rate": None, "burst": None, "min_accuracy": 0.0}
     server.answer = (200, {"totals": {"models": models, "tenants": {"acme": limits, "free": free}}})
     assert ctl(server, "tenants") == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert " ".join(head.split()).startswith("tenant priority rows/s burst accuracy % requests refused over rate rows")
-    assert [line.split() for line in lines] == [
-        ["(none)", "7", "2", "0", "9", "2", "measured", "0.5", "modelled"],
-        ["acme", "4", "5", "10", "90", "14", "4", "2", "18", "4", "measured", "1", "modelled"],
-        ["free", "4", "no", "limit", "0", "0", "0", "0", "0", "0"],
+    limited, used, words = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [" ".join(line.split()) for line in limited] == [
+        "tenant priority rows/s burst accuracy %",
+        "acme 4 5 10 90",
+        "free 4 no limit",
     ]
+    assert [" ".join(line.split()) for line in used] == [
+        "tenant requests refused over rate rows active J g CO2e",
+        "(none) 7 2 0 9 2 0.5",
+        "acme 14 4 2 18 4 1",
+        "free 0 0 0 0 0 0",
+    ]
+    assert "Joules are measured, grams modelled." in " ".join(words)
     server.answer = (200, {"totals": {"models": models}})
     assert ctl(server, "tenants") == 0
     assert capsys.readouterr().out == "no tenants are configured: the server's file has no [[tenant]]\n"
+
+
+def test_tenants_fit_80_columns_and_say_which_grams_are_billed(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {"requests": {"200": 12345678, "429": 87654321}, "rows": {"small": 123456789}, "limited": 87654321}
+    sent |= {"active_j": 1.2345e9, "active_g": 1.2345e5, "method": "measured+modelled", "grams_method": "modelled"}
+    limits = {"rate": 12345.5, "burst": 123456, "priority": 100, "min_accuracy": 92.98, "timeout_ms": 12345.5}
+    totals = {"models": {"a": {"tenants": {"acme-north": sent, "": sent}}}}
+    server.answer = (200, {"totals": {**totals, "tenants": {"acme-north": limits}}})
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ctl(server, "tenants") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert len([line for line in out.splitlines() if "acme-north" in line]) == 2, "no cell is folded"
+    assert "To bill, take the grams of" in " ".join(out.split())
+    assert "report --by tenant" in out
 
 
 def test_a_guard_that_acts_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
