@@ -13,7 +13,6 @@ cdef bytes JSON, BINARY
 cdef class ReceiptLine:
     cdef tuple said
     cdef bytes start
-    cdef bytes middle
     cdef bytes end
 
 cdef class ReceiptCache:
@@ -65,4 +64,4 @@ cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticke
 cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
 @cython.locals(last=ReceiptCache, line=ReceiptLine, values=tuple, said=tuple, field=bytes)
-cpdef bytes receipt_field(object receipt)
+cpdef bytes receipt_field(object receipt, bint everything=*)

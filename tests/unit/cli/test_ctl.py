@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from clover.cli import infer
 from clover.cli.ctl import main
 from clover.control.troubles import verdict
+from tests.support.http_fakes import make_certificate
 
 ROOT = Path(__file__).resolve().parents[3]
 DECISION = {
@@ -518,6 +521,44 @@ def test_over_the_control_socket(tmp_path: Path) -> None:
         thread.join()
         made.server_close()
     assert made.seen == [("POST", "/v2/clover/freeze", {"on": True}, None)]
+
+
+@pytest.fixture
+def own_certificate(server: Any, tmp_path: Path) -> Path:
+    """The certificate of `server`, which speaks TLS now and which nobody vouches for."""
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # of a client that does not trust it
+    return certificate
+
+
+def test_a_certificate_of_its_own_has_to_be_named(
+    server: Any, own_certificate: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"https://127.0.0.1:{server.server_address[1]}"
+    assert main(["--url", url, "freeze"], {}) == 3
+    error = capsys.readouterr().err
+    assert "self-signed certificate" in error
+    assert "--cacert FILE" in error
+    assert "is the server running" not in error
+    assert main(["--url", url, "--cacert", str(own_certificate), "freeze"], {}) == 0
+    assert main(["--url", url, "--cacert", "nowhere.pem", "freeze"], {}) == 2
+    assert "cannot read the certificate nowhere.pem: No such file or directory" in capsys.readouterr().err
+
+
+def test_infer_takes_a_certificate_too(server: Any, own_certificate: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("httpx", reason="the client needs the extra `client`")
+    url = f"https://127.0.0.1:{server.server_address[1]}"
+    server.answer = (404, {"error": "no such model"})
+    assert infer.main(["m", "[1]", "--url", url, "--timeout", "2"], {}) == 1
+    assert "--cacert FILE" in capsys.readouterr().err
+    assert infer.main(["m", "[1]", "--url", url, "--cacert", str(own_certificate)], {}) == 1
+    assert "no such model" in capsys.readouterr().err
+    (own_certificate.parent / "text.pem").write_text("no certificate")
+    assert infer.main(["m", "[1]", "--url", url, "--cacert", str(own_certificate.parent / "text.pem")], {}) == 1
+    assert "text.pem: it holds no certificate in PEM form" in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
