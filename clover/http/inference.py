@@ -317,8 +317,8 @@ def receipt_field(receipt: Receipt, everything: bool = False) -> bytes:
     nine.  For several rows, `path` has the number of rows of each path.
     """
     if everything:
-        line = ReceiptLine(receipt, (), True)
-        return receipt_line(line.start, line.end, receipt.energy_j, receipt.carbon_mg)
+        full = ReceiptLine(receipt, (), True)
+        return receipt_line(full.start, full.end, receipt.energy_j, receipt.carbon_mg)
     last = _LAST_RECEIPT
     if receipt is last.receipt:
         return last.field
