@@ -397,6 +397,11 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, weight of carbon (lambda) 0.25 (derived)" in text
+    budgeted = {**model, "budget": {"accuracy_target": 90.5}}
+    server.answer = (200, {"mode": "active", "policy": "budget", "models": {"fashion": budgeted}})
+    assert ctl(server, "state", "--all") == 0
+    kept = "p95 <= 5 ms, accuracy on average >= 90.50 %, no plan below 90.00 %, objective"
+    assert kept in " ".join(capsys.readouterr().out.split())
     assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
 
 
