@@ -62,17 +62,18 @@ def receipt_of(headers: Mapping[str, str]) -> CallReceipt | None:
     """Return the receipt of an answer; None if it has none that can be read, as answers of other servers."""
     try:
         members = members_of(headers["clover-receipt"])
+        energy_j, carbon_mg = float(members["energy-j"]), float(members["carbon-mg"])  # strings on the wire
         return CallReceipt(
             variant=str(members["variant"]),
             accuracy=float(members["accuracy"]),
-            energy_j=float(members["energy-j"]),
-            carbon_mg=float(members["carbon-mg"]),
+            energy_j=energy_j,
+            carbon_mg=carbon_mg,
             method=str(members["method"]),
             intensity_method=str(members.get("intensity-method", "")),
             path=str(members.get("path", "")),
             cached=members.get("cached") is True,
             feedback=str(members.get("feedback") or headers.get("x-request-id", "")),
-            members=members,
+            members={**members, "energy-j": energy_j, "carbon-mg": carbon_mg},
         )
     except (KeyError, ValueError):
         return None

@@ -129,6 +129,7 @@ def test_a_call_sends_arrays_in_binary_form_and_reads_them_back() -> None:
     assert receipt.members["provider"] == 'trace:"day"'
     assert receipt.intensity_method == "estimated"
     assert receipt.members["intensity"] == 334.0
+    assert (receipt.members["energy-j"], receipt.members["carbon-mg"]) == (receipt.energy_j, receipt.carbon_mg)
     assert receipt.members["intensity-replayed"] is True
 
 
