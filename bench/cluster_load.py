@@ -227,7 +227,7 @@ class Load:
             raise _Failed(str(status))
         document = json.loads(answer)
         receipt = document["parameters"]["clover_receipt"]
-        asked.variant, asked.accuracy = receipt["variant"], 100.0 * receipt["accuracy"]
+        asked.variant, asked.accuracy = receipt["variant"], receipt["accuracy"]
         asked.correct = int(np.argmax(document["outputs"][0]["data"])) == question.label
         asked.server = headers.get("x-request-id", "").partition("-")[0]
         asked.done_s = self.now_s()

@@ -210,9 +210,8 @@ def between(module: ModuleType) -> Run:
 
 def receipt_line(module: ModuleType) -> Run:
     """Return a case that writes the header line of a receipt whose joules and grams are those of no other."""
-    start = b'Clover-Receipt: variant="medium", accuracy=0.913, '
-    middle = b", intensity=412.0, method=measured, state=fresh, "
-    end = b', pue=1.2, path="medium"\r\n'
+    start = b'Clover-Receipt: variant="medium", accuracy=91.3, '
+    end = b", method=measured, intensity=412.0\r\n"
     spread = random.Random(1)
     amounts = [(spread.uniform(1e-4, 1e-2), spread.uniform(1e-5, 1e-3)) for _ in range(100)]
 
@@ -220,7 +219,7 @@ def receipt_line(module: ModuleType) -> Run:
         line = module.receipt_line
         for _ in range(count // len(amounts)):
             for energy_j, carbon_mg in amounts:
-                line(start, middle, end, energy_j, carbon_mg)
+                line(start, end, energy_j, carbon_mg)
 
     return run
 

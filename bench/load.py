@@ -217,9 +217,9 @@ class _Connection(asyncio.Protocol):
         if self.receipt:
             members = parse_receipt(self.receipt)
             sample.variant = members.get("variant", "")
-            sample.energy_j = float(members.get("energy-nj", 0)) / 1e9  # the decimals of a header end at three places
-            sample.carbon_mg = float(members.get("carbon-pg", 0)) / 1e9
-            sample.accuracy = 100 * float(members.get("accuracy", 0))
+            sample.energy_j = float(members.get("energy-j", 0))
+            sample.carbon_mg = float(members.get("carbon-mg", 0))
+            sample.accuracy = float(members.get("accuracy", 0))
         self.owner.finished(self, body, sample, b"".join(self.chunks))
 
     def connection_lost(self, exc: Exception | None) -> None:

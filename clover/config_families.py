@@ -13,7 +13,8 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     name: Annotated[str, _help("model name to serve it under; its own by default")] = ""
     accuracy_floor: (
         Annotated[
-            float, _help("lowest accuracy to serve, percent; by default 1 point below the best variant", ge=0, le=100)
+            float,
+            _help("lowest accuracy of any plan, percent; by default 1 point below the best variant", ge=0, le=100),
         ]
         | None
     ) = None

@@ -7,6 +7,7 @@ another request's data, because the HTTP layer passes the text of a `RequestErro
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 
@@ -24,6 +25,19 @@ def not_installed(error: ImportError) -> str:
         f"{name} is not installed for {sys.executable}: in the clone, `make serve` sets up .venv once; then run "
         ".venv/bin/python, or `. .venv/bin/activate` first"
     )
+
+
+def untrusted(reason: str) -> str:
+    """Return what to do after `reason`, an error of TLS, if the server's certificate is not trusted; "" otherwise."""
+    if "CERTIFICATE_VERIFY_FAILED" not in reason or "mismatch" in reason:  # a mismatch: it is another host's
+        return ""
+    return "; name the server's certificate, or that of its authority, with --cacert FILE (of a Client: cacert)"
+
+
+def no_certificate(file: str | os.PathLike[str], error: OSError) -> str:
+    """Return why a file of certificates to trust cannot be used."""
+    why = "it holds no certificate in PEM form" if "X509" in str(error) or not error.strerror else error.strerror
+    return f"cannot read the certificate {os.fspath(file)}: {why}"
 
 
 _OUT_OF_MEMORY = (

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gc
+import importlib.machinery
+import importlib.util
 import os
 import select
 import sys
@@ -62,6 +64,26 @@ def named_wait(what: str, say: Callable[[str], object]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def search_here(module: str) -> None:
+    """Let Python import `module`, which a user named, from the present folder if no other place has it.
+
+    `python -m clover` searches that folder by itself, the script `clover` does not.  The folder comes last, so that no
+    file in it stands in for an installed module.  Where Python's path is to be safe (`-P`), it is left out.
+    """
+    top = module.partition(".")[0]
+    if not top.isidentifier() or top in sys.modules or safe_path() or importlib.util.find_spec(top) is not None:
+        return
+    with contextlib.suppress(FileNotFoundError):  # the present folder was removed
+        here = os.getcwd()
+        if importlib.machinery.PathFinder.find_spec(top, [here]) is not None:
+            sys.path.append(here)
+
+
+def safe_path() -> bool:
+    """Return whether Python was told to search no folder but those it is given (`-P`, PYTHONSAFEPATH)."""
+    return sys.flags.safe_path
 
 
 def until_closed(command: Callable[[], int]) -> int:

@@ -233,9 +233,9 @@ class Model:
         cascade: bool = True,
         context: Any = None,
     ) -> None:
-        """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  `min_accuracy` is in percent, or
-        a fraction up to 1, as receipts give it; `cascade` False asks one variant a row, also if the plan has a chain.
-        Raises BadRequest (400) if no variant reaches the accuracy, DeadlineMissed for a spent deadline, Overloaded
+        """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  `min_accuracy` is in percent;
+        `cascade` False asks one variant a row, also if the plan has a chain.  Raises BadRequest (400) if no variant
+        reaches the accuracy or if it is a fraction, DeadlineMissed for a spent deadline, Overloaded
         if the answer would come too late; the ticket stays open then."""
         raise NotImplementedError
 

@@ -98,7 +98,7 @@ class VariantSpec(Record, frozen=True, kw_only=True):
     """What its model takes and gives if that is not what clients send and get; filled in by Clover."""
     published: PublishedWeights | None = None
     untrained: bool = False
-    """Whether its published weights are not here, and it answers with random ones; filled in by Clover."""
+    """Whether it answers with random weights: declared, or filled in by Clover where its published ones are not."""
 
 
 StepTable = dict[str, str | int | float | bool | list[str | int | float | bool]]

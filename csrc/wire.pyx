@@ -24,7 +24,7 @@ cdef const char *HEX = b"0123456789abcdef"
 cdef enum:
     TAG = 17  # characters: a hyphen and 64 bits
     NUMBER = 24  # characters: 64 bits and a point are 21 at most
-    LABEL = 16
+    AMOUNTS = 2 * NUMBER + 26  # characters: the names of two amounts, equals signs, quotes and a comma are 26
 
 
 cpdef Py_ssize_t send(int fd, bytes data) except -1:
@@ -117,50 +117,46 @@ cpdef bytes quoted(str text):
     return made
 
 
-cpdef bytes receipt_line(bytes start, bytes middle, bytes end, double energy_j, double carbon_mg):
-    """Return `start`, the amounts of a receipt with three places, `middle`, the whole amounts, and `end`.
+cpdef bytes receipt_line(bytes start, bytes end, double energy_j, double carbon_mg):
+    """Return `start`, the amounts of a receipt with nine places, and `end`.
 
-    The numbers are those of Python's `:.3f` and `round`.
+    The amounts are rounded as Python's `round` rounds nanojoules and picograms.
     """
-    cdef double[6] values
-    cdef uint64_t[6] rounded
-    cdef const char **names = [b"energy-j=", b", carbon-mg=", b", energy-mj=", b", carbon-ug=", b"energy-nj=",
-                               b", carbon-pg="]
-    cdef char[6 * (LABEL + NUMBER)] text
+    cdef uint64_t nanojoules, picograms
+    cdef char[AMOUNTS] text
     cdef char *stop = text
     cdef char *to
     cdef bytes made
-    cdef Py_ssize_t size, before, between, after, parted = 0
-    cdef int at
-    before, between = PyBytes_GET_SIZE(_some(start)), PyBytes_GET_SIZE(_some(middle))
-    after = PyBytes_GET_SIZE(_some(end))
-    values = [energy_j, carbon_mg, energy_j * 1e3, carbon_mg * 1e3, energy_j * 1e9, carbon_mg * 1e9]
-    for at in range(6):
-        if not _rounded(values[at], 1000 if at < 4 else 1, &rounded[at]):
-            return b"%benergy-j=%.3f, carbon-mg=%.3f, energy-mj=%.3f, carbon-ug=%.3f%benergy-nj=%d, carbon-pg=%d%b" % (
-                start, values[0], values[1], values[2], values[3], middle, round(values[4]), round(values[5]), end)
-    for at in range(6):
-        if at == 4:
-            parted = stop - text
-        size = strlen(names[at])
-        memcpy(stop, names[at], size)
-        stop = _decimal(stop + size, rounded[at], 3 if at < 4 else 0)
+    cdef Py_ssize_t size, before, after
+    before, after = PyBytes_GET_SIZE(_some(start)), PyBytes_GET_SIZE(_some(end))
+    if not _rounded(energy_j * 1e9, &nanojoules) or not _rounded(carbon_mg * 1e9, &picograms):
+        return b'%benergy-j="%b", carbon-mg="%b"%b' % (start, _billionths(energy_j), _billionths(carbon_mg), end)
+    stop = _decimal(_copied(stop, b'energy-j="'), nanojoules, 9)
+    stop = _copied(_decimal(_copied(stop, b'", carbon-mg="'), picograms, 9), b'"')
     size = stop - text
-    made = PyBytes_FromStringAndSize(NULL, before + between + after + size)
+    made = PyBytes_FromStringAndSize(NULL, before + size + after)
     to = PyBytes_AS_STRING(made)
     memcpy(to, PyBytes_AS_STRING(start), before)
-    to += before
-    memcpy(to, text, parted)
-    to += parted
-    memcpy(to, PyBytes_AS_STRING(middle), between)
-    to += between
-    memcpy(to, text + parted, size - parted)
-    memcpy(to + size - parted, PyBytes_AS_STRING(end), after)
+    memcpy(to + before, text, size)
+    memcpy(to + before + size, PyBytes_AS_STRING(end), after)
     return made
 
 
-cdef bint _rounded(double value, uint64_t times, uint64_t *found) noexcept nogil:
-    """Find `value` x `times` (1000 at most), rounded half to even from its exact value.
+cdef inline char *_copied(char *to, const char *text) noexcept nogil:
+    """Copy `text` without its zero byte; return where the copy ends."""
+    cdef size_t size = strlen(text)
+    memcpy(to, text, size)
+    return to + size
+
+
+cdef bytes _billionths(double value):
+    """Return `value` with nine places, by Python's own numbers, which have no largest."""
+    parts = round(value * 1e9)
+    return b"%b%d.%09d" % (b"-" if parts < 0 else b"", *divmod(abs(parts), 10**9))
+
+
+cdef bint _rounded(double value, uint64_t *found) noexcept nogil:
+    """Find `value`, rounded half to even.
 
     False if `value` is negative (-0.0 too), 2**52 or more, or no number.
     """
@@ -170,10 +166,10 @@ cdef bint _rounded(double value, uint64_t times, uint64_t *found) noexcept nogil
     shift = 1075 - <int>(bits >> 52)  # the sign is the highest bit: a negative value looks large
     if shift <= 0:
         return False
-    if shift >= 64:  # or subnormal: the product, of 53 bits and 10, is less than half of 2**shift
+    if shift >= 64:  # or subnormal: the value, of 53 bits, is less than half of 2**shift
         found[0] = 0
         return True
-    whole = ((bits & 0xFFFFFFFFFFFFFULL) | 0x10000000000000ULL) * times
+    whole = (bits & 0xFFFFFFFFFFFFFULL) | 0x10000000000000ULL
     half = <uint64_t>1 << (shift - 1)
     found[0] = (whole + half - 1 + (whole >> shift & 1)) >> shift  # a half goes up to an even number alone
     return True

@@ -38,6 +38,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     parser.add_argument("--url", default=environment.get("CLOVER_URL", "http://127.0.0.1:8080"), help="[%(default)s]")
     parser.add_argument("--min-accuracy", type=float, default=0.0, metavar="PERCENT", help="lowest accuracy to take")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="[%(default)g]")
+    parser.add_argument("--cacert", default="", metavar="FILE", help="PEM certificate to trust, for https")
     parser.add_argument("--json", action="store_true", help="all outputs, and the receipt, as one JSON object")
     try:
         given = parser.parse_args(argv)
@@ -52,7 +53,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         return 3
     token = environment.get("CLOVER_TOKEN", "")
     try:
-        with Client(given.url, token=token, timeout_s=given.timeout) as client:
+        with Client(given.url, token=token, timeout_s=given.timeout, cacert=given.cacert) as client:
             result = _ask(client, given.model, given.rows, given.min_accuracy)
     except (CloverError, OSError, ValueError) as error:
         print(f"clover infer: {error}", file=sys.stderr)
@@ -81,7 +82,7 @@ def _ask(client: Client, name: str, rows: Sequence[str], min_accuracy: float) ->
         arrays = [_array(row, model.inputs[0]) for row in rows]
         rank = len(model.inputs[0].shape)
         inputs = np.concatenate([array[np.newaxis] if array.ndim == rank else array for array in arrays])
-    return client.infer(name, inputs, min_accuracy=min_accuracy)
+    return client.infer(name, inputs, min_accuracy=min_accuracy, full_receipt=True)
 
 
 def _array(row: str, tensor: TensorInfo) -> NDArray[Any]:

@@ -90,13 +90,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How a call is made: at most `timeout_s` seconds with all its tries; `min_accuracy` in percent, or a fraction up
-    to 1; `cascade` False asks one variant a row; `fresh` True takes no cached answer."""
+    """How a call is made: at most `timeout_s` seconds with all its tries; `min_accuracy` in percent; `cascade` False
+    asks one variant a row; `fresh` True takes no cached answer; `full_receipt` True asks for all of the receipt."""
 
     timeout_s: float
     min_accuracy: float = 0.0
     cascade: bool = True
     fresh: bool = False
+    full_receipt: bool = False
 
 
 @dataclass(slots=True)
@@ -145,6 +146,8 @@ class Calls:
                 parameters["clover_min_accuracy"] = asking.min_accuracy
             if not asking.cascade:
                 parameters["clover_cascade"] = "off"
+            if asking.full_receipt:
+                parameters["clover_receipt"] = True
             text = json.dumps({"parameters": parameters, "inputs": inputs_said}).encode()
             headers = {
                 "content-type": "application/octet-stream",

@@ -7,6 +7,7 @@ Connections are kept open and reused.  A client may be shared by threads (`Clien
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from clover.client.calls import Asking, Calls, ModelInfo, Result
 from clover.client.messages import Call, Reply, Send, Wait
 from clover.client.retries import Retries
-from clover.errors import ConfigError
+from clover.errors import ConfigError, no_certificate, untrusted
 
 T = TypeVar("T")
 _TIMEOUT_S = 30.0
@@ -30,11 +31,13 @@ _KEEP = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepali
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a client reaches its server.  `token` is sent as Bearer; `timeout_s` bounds a call with all its tries unless
-    the call says otherwise; `transport` replaces httpx's own (an `httpx.ASGITransport`, say); `folders` has, by model,
-    the folder of its family, for steps of the client that need a file of it."""
+    the call says otherwise; `cacert` is a file of certificates to trust, for a server with one of its own; `transport`
+    replaces httpx's own (an `httpx.ASGITransport`, say); `folders` has, by model, the folder of its family, for steps
+    of the client that need a file of it."""
 
     token: str = ""
     timeout_s: float = _TIMEOUT_S
+    cacert: str | Path = ""
     retries: Retries = field(default_factory=Retries)
     transport: Any = None
     folders: Mapping[str, Path] = field(default_factory=dict)
@@ -46,9 +49,21 @@ class Options:
             headers["authorization"] = f"Bearer {self.token}"
         return Calls(self.retries, headers, time.monotonic, folders=self.folders)
 
+    @property
+    def verify(self) -> ssl.SSLContext | bool:
+        """How httpx checks the server's certificate; raises ConfigError if `cacert` cannot be read."""
+        if not self.cacert:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self.cacert)
+        except OSError as error:
+            raise ConfigError(no_certificate(self.cacert, error)) from error
 
-def _asking(options: Options, timeout_s: float | None, min_accuracy: float, cascade: bool, fresh: bool) -> Asking:
-    return Asking(options.timeout_s if timeout_s is None else timeout_s, min_accuracy, cascade, fresh)
+
+def _asking(
+    options: Options, timeout_s: float | None, min_accuracy: float, cascade: bool, fresh: bool, full_receipt: bool
+) -> Asking:
+    return Asking(options.timeout_s if timeout_s is None else timeout_s, min_accuracy, cascade, fresh, full_receipt)
 
 
 class Client:
@@ -59,7 +74,11 @@ class Client:
         self._options = options or Options(**named)
         self._calls = self._options.calls()
         self._http = httpx.Client(
-            base_url=_address(url), transport=self._options.transport, limits=_KEEP, trust_env=False
+            base_url=_address(url),
+            verify=self._options.verify,
+            transport=self._options.transport,
+            limits=_KEEP,
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:
@@ -83,16 +102,18 @@ class Client:
         min_accuracy: float = 0.0,
         cascade: bool = True,
         fresh: bool = False,
+        full_receipt: bool = False,
     ) -> Result:
         """Return the model's answer to `inputs`: a mapping of names to arrays, texts or files, or the value of its only
         input, with a leading row axis or one row without it.
 
-        `timeout_s` bounds the call with all its tries; `min_accuracy` in percent, or a fraction up to 1: only variants
-        expected to reach it answer; `cascade` False asks one variant a row; `fresh` True takes no cached answer.
+        `timeout_s` bounds the call with all its tries; `min_accuracy` in percent: only variants expected to reach it
+        answer; `cascade` False asks one variant a row; `fresh` True takes no cached answer; `full_receipt` True asks
+        for a receipt with all of its members.
         Raises CloverError: BadRequest, NotFound, TooLarge, Overloaded, ModelFailed, Unavailable, DeadlineMissed, or
         ServerUnreachable.
         """
-        asking = _asking(self._options, timeout_s, min_accuracy, cascade, fresh)
+        asking = _asking(self._options, timeout_s, min_accuracy, cascade, fresh, full_receipt)
         return self._drive(self._calls.infer(model, inputs, asking))
 
     def embed(
@@ -149,7 +170,11 @@ class AsyncClient:
         self._options = options or Options(**named)
         self._calls = self._options.calls()
         self._http = httpx.AsyncClient(
-            base_url=_address(url), transport=self._options.transport, limits=_KEEP, trust_env=False
+            base_url=_address(url),
+            verify=self._options.verify,
+            transport=self._options.transport,
+            limits=_KEEP,
+            trust_env=False,
         )
 
     async def __aenter__(self) -> Self:
@@ -173,9 +198,10 @@ class AsyncClient:
         min_accuracy: float = 0.0,
         cascade: bool = True,
         fresh: bool = False,
+        full_receipt: bool = False,
     ) -> Result:
         """Return the model's answer to `inputs`; see `Client.infer`."""
-        asking = _asking(self._options, timeout_s, min_accuracy, cascade, fresh)
+        asking = _asking(self._options, timeout_s, min_accuracy, cascade, fresh, full_receipt)
         return await self._drive(self._calls.infer(model, inputs, asking))
 
     async def embed(
@@ -241,4 +267,4 @@ def _address(url: str) -> httpx.URL:
 def _lost(error: httpx.TransportError) -> Reply:
     """Return the reply that stands for an answer that did not come."""
     late = isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.ConnectTimeout | httpx.PoolTimeout)
-    return Reply(0, error=f"{type(error).__name__}: {error}", late=late)
+    return Reply(0, error=f"{type(error).__name__}: {error}{untrusted(str(error))}", late=late)

@@ -16,7 +16,7 @@ from clover.control.context import Context
 from clover.control.core_need import CoreNeed
 from clover.control.family import Family
 from clover.control.slo_watch import slo_report
-from clover.control.terms import terms
+from clover.control.terms import accuracy_target, terms
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 from clover.profiles import cut_short_by_variant
@@ -118,10 +118,9 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
     policy, ledger = context.policy_of(family), family.ledger
     if policy not in BUDGETED:
         return None
-    best, points = max(accuracies(family.profile).values(), default=0.0), family.config.accuracy_budget
     budget: dict[str, Any] = {
-        "accuracy_budget": points,
-        "accuracy_target": None if points is None else max(family.targets.accuracy_floor, best - points),
+        "accuracy_budget": family.config.accuracy_budget,
+        "accuracy_target": accuracy_target(family),
     }
     if policy not in SPENDING:
         return budget

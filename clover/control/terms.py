@@ -6,6 +6,7 @@ from typing import Any
 
 from clover.control.context import Context
 from clover.control.family import Family
+from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 
 
@@ -30,6 +31,22 @@ def terms(context: Context, family: Family, saved: dict[str, Any] | None) -> str
     base = (saved or {}).get("base")
     ends = f" ({_joined(flags)} end{'s' if len(flags) == 1 else ''} that)" if flags else ""
     return f"{cost}{ends}; {base['short'] if base else 'nothing was served yet to save on'}"
+
+
+def promise(context: Context, family: Family) -> str:
+    """Return the accuracy that the policy in force keeps on average and in every plan, in words."""
+    floor, policy = f"{family.targets.accuracy_floor:.2f} %", context.policy_of(family)
+    if policy not in BUDGETED:
+        return f"accuracy >= {floor}"
+    span = f" over {_span(family.config.budget_horizon_s)}".replace(" over a day", " a day")
+    least = f"{accuracy_target(family):.2f} %{span if policy in SPENDING else ''}"
+    return f"accuracy on average at least {least}, no plan below {floor}"
+
+
+def accuracy_target(family: Family) -> float:
+    """Return the mean accuracy (percent) that the accuracy budget of a family asks for."""
+    best = max(accuracies(family.profile).values(), default=0.0)
+    return max(family.targets.accuracy_floor, best - family.config.accuracy_budget)
 
 
 def _span(seconds: float) -> str:

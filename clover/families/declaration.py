@@ -29,7 +29,7 @@ FILE = "family.toml"
 COMPUTED = ("folder", "digest", "manifest")
 """Fields of `FamilySpec` that Clover fills in; a file must not give them."""
 
-COMPUTED_OF_VARIANTS = ("inputs", "outputs", "untrained")
+COMPUTED_OF_VARIANTS = ("inputs", "outputs")
 """The same of `VariantSpec`."""
 
 SPLITS = ("calibration", "held_out")

@@ -28,7 +28,7 @@ from clover.families.manifest import check as check_files
 from clover.families.manifest import check_source
 from clover.families.published import with_untrained
 from clover.families.validate import check, check_precisions, check_sent
-from clover.hints import did_you_mean, printable
+from clover.hints import did_you_mean, printable, search_here
 from clover.malformed import MALFORMED
 from clover.steps import with_steps
 from clover.types import (
@@ -173,6 +173,7 @@ def _read(folder: Path) -> FamilySpec:
 def _imported(ref: str) -> FamilySpec:
     """Return the checked family of "module:attribute"; its folder is that of the module, if it names none."""
     name, _, attribute = ref.partition(":")
+    search_here(name)
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:

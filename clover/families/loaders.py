@@ -22,7 +22,7 @@ from clover.errors import ConfigError
 from clover.families.declaration import LOADER
 from clover.families.digest import python_files
 from clover.families.manifest import check_source
-from clover.hints import did_you_mean
+from clover.hints import did_you_mean, search_here
 from clover.types import FamilySpec
 
 _PACKAGE = "_clover_family_"
@@ -88,6 +88,7 @@ def _file_inside(name: str, folder: str | Path) -> bool:
 def _findable(name: str) -> bool:
     """Return whether a module of that name can be imported, without importing anything."""
     # Not by `importlib.util.find_spec`, which imports the packages above the module.
+    search_here(name)
     place: Sequence[str] | None = None
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):

@@ -121,14 +121,15 @@ def with_untrained(spec: FamilySpec) -> FamilySpec:
 
 def caution(spec: FamilySpec) -> str:
     """Return what whoever serves or measures a family has to know of its untrained variants; "" if it has none."""
-    names = [variant.name for variant in spec.variants if variant.untrained]
-    if not names:
+    random = [variant for variant in spec.variants if variant.untrained]
+    if not random:
         return ""
+    text = f"{', '.join(one.name for one in random)} of {spec.name}: UNTRAINED, built with random weights. "
+    text += "Their answers mean nothing" + ("" if spec.evaluation else " and their accuracy counts as 0")
     page = Path(spec.folder) / "README.md"
-    return (
-        f"{', '.join(names)} of {spec.name}: UNTRAINED, built with random weights. Their answers mean nothing and "
-        "their accuracy counts as 0" + (f"; {page} says how to fetch the published weights" if page.is_file() else "")
-    )
+    if any(one.published is not None for one in random):
+        return text + (f"; {page} says how to fetch the published weights" if page.is_file() else "")
+    return f"{text}; put trained weights into their files, then remove `untrained` from family.toml"
 
 
 def _marked(variant: VariantSpec) -> VariantSpec:

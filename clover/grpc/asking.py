@@ -98,7 +98,7 @@ class GrpcInference:
         number = self._ids.take()
         own_id = self._ids.text(number).decode()
         receipt = model.receipt(ticket)
-        field = receipt_field(receipt)
+        field = receipt_field(receipt, request.wants_receipt)
         if self._endpoint.proxied:
             field = field[:-2] + PROXIED
         about = _about(field, own_id, self._caller.request_id)

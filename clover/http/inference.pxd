@@ -16,7 +16,6 @@ cdef bytes JSON, BINARY
 cdef class ReceiptLine:
     cdef tuple said
     cdef bytes start
-    cdef bytes middle
     cdef bytes end
 
 cdef class ReceiptCache:
@@ -72,5 +71,5 @@ cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticke
 @cython.locals(model=Model, named=bint, own_id=bytes, fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
 cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
-@cython.locals(last=ReceiptCache, line=ReceiptLine, values=tuple, said=tuple, field=bytes)
-cpdef bytes receipt_field(object receipt)
+@cython.locals(last=ReceiptCache, line=ReceiptLine, full=ReceiptLine, values=tuple, said=tuple, field=bytes)
+cpdef bytes receipt_field(object receipt, bint everything=*)

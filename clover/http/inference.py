@@ -49,25 +49,27 @@ _KEPT_LINES = 64
 
 
 class ReceiptLine:
-    """What the header lines of receipts that differ in joules and grams alone have in common: the bytes before, between
-    and after these.  `said`: all else that such a receipt says."""
+    """What the header lines of receipts that differ in joules and grams alone have in common: the bytes before and
+    after these.  `said`: all else that such a receipt says.  `everything`: the line has every member."""
 
-    __slots__ = ("end", "middle", "said", "start")
+    __slots__ = ("end", "said", "start")
 
-    def __init__(self, receipt: Receipt, said: tuple[Any, ...]) -> None:
-        path = f', path="{counted(receipt.path)}"' if receipt.path else ""
-        if receipt.limited:
-            path += f", limited={receipt.limited}"
-        if receipt.cached:
-            path += ", cached=?1"
-        if receipt.version:
-            path += f", version={_string(receipt.version)}"
+    def __init__(self, receipt: Receipt, said: tuple[Any, ...], everything: bool = False) -> None:
         self.said = said
-        self.start = f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '.encode()
-        intensity = f"{receipt.intensity_g_per_kwh:.1f}"
-        how = f"method={receipt.method}, state={receipt.intensity_state}"
-        self.middle = f", intensity={intensity}, {how}, ".encode()
-        self.end = f", pue={receipt.pue:g}{_known(receipt.intensity)}{path}\r\n".encode()
+        self.start = f'Clover-Receipt: variant="{receipt.variant}", accuracy={round(receipt.accuracy, 3)}, '.encode()
+        end = f", method={receipt.method}, intensity={receipt.intensity_g_per_kwh:.1f}{_known(receipt.intensity)}"
+        if everything or receipt.intensity_state != "fresh":
+            end += f", state={receipt.intensity_state}"
+        if everything:
+            end += f", pue={round(receipt.pue, 3):g}{_source(receipt.intensity)}"
+            end += f', path="{counted(receipt.path)}"' if receipt.path else ""
+        if receipt.limited:
+            end += f", limited={receipt.limited}"
+        if receipt.cached:
+            end += ", cached=?1"
+        if receipt.version:
+            end += f", version={_string(receipt.version)}"
+        self.end = f"{end}\r\n".encode()
 
 
 class ReceiptCache:
@@ -320,7 +322,7 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
         json_length, parts = -1, brief(signature, request, text)
     else:
         json_length, parts = encode(signature, request, partial(_rows, model, ticket), shown)
-    fields = receipt_field(receipt)
+    fields = receipt_field(receipt, request.wants_receipt)
     if endpoint.proxied:
         fields = fields[:-2] + PROXIED
     if named:  # into the line of the receipt, before any other field
@@ -345,13 +347,16 @@ def _rows(model: Model, ticket: Ticket, index: int) -> Rows:
     return model.read(ticket, index)
 
 
-def receipt_field(receipt: Receipt) -> bytes:
-    """Return the `Clover-Receipt` header line.
+def receipt_field(receipt: Receipt, everything: bool = False) -> bytes:
+    """Return the `Clover-Receipt` header line: six members, further ones where an answer is out of the ordinary, and
+    all of them if `everything`.
 
-    RFC 9651 gives decimals three places, too few for the joules of a small model, so energy and carbon stand there
-    again as millijoules and micrograms for people, and as whole nanojoules and picograms.  For several rows, `path` has
-    the number of rows of each path.
+    An RFC 9651 decimal has three places, too few for the joules of a small model, so energy and carbon are strings with
+    nine.  For several rows, `path` has the number of rows of each path.
     """
+    if everything:
+        full = ReceiptLine(receipt, (), True)
+        return receipt_line(full.start, full.end, receipt.energy_j, receipt.carbon_mg)
     last = _LAST_RECEIPT
     if receipt is last.receipt:
         return last.field
@@ -363,19 +368,23 @@ def receipt_field(receipt: Receipt) -> bytes:
         if len(last.lines) >= _KEPT_LINES:
             last.lines.clear()
         line = last.lines[path or variant] = ReceiptLine(receipt, said)
-    field = receipt_line(line.start, line.middle, line.end, energy_j, carbon_mg)
+    field = receipt_line(line.start, line.end, energy_j, carbon_mg)
     last.receipt, last.field = receipt, field
     return field
 
 
 def _known(reading: Reading | None) -> str:
-    """Return the members of the header that say how the intensity is known; empty before there is one."""
+    """Return the parameters of the member `intensity`, which say how it is known; empty before there is a reading."""
+    return "" if reading is None else f";method={reading.method}{';replayed' if reading.replayed else ''}"
+
+
+def _source(reading: Reading | None) -> str:
+    """Return the members that say where the intensity comes from; empty before there is a reading."""
     if reading is None:
         return ""
     return (
-        f", intensity-method={reading.method}, provider={_string(reading.provider)}, zone={_string(reading.zone)}, "
-        f"signal={reading.signal}, scope={reading.scope}, age-s={reading.age_s:.0f}"
-        f"{', replayed=?1' if reading.replayed else ''}"
+        f", provider={_string(reading.provider)}, zone={_string(reading.zone)}, signal={reading.signal}, "
+        f"scope={reading.scope}, age-s={reading.age_s:.0f}"
     )
 
 
@@ -401,13 +410,13 @@ def _intensity(reading: Reading | None) -> dict[str, Any]:
 
 
 def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
-    """Return the receipt for `parameters.clover_receipt`, in full precision and with accuracy as a fraction.
+    """Return the receipt for `parameters.clover_receipt`, in full precision; `accuracy` in percent.
 
     `own_id` is the id by which labels for the answer may be sent.
     """
     return {
         "variant": receipt.variant,
-        "accuracy": round(receipt.accuracy / 100, 9),
+        "accuracy": round(receipt.accuracy, 7),
         "energy_j": receipt.energy_j,
         "carbon_mg": receipt.carbon_mg,
         "intensity_g_per_kwh": receipt.intensity_g_per_kwh,

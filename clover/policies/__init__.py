@@ -23,6 +23,7 @@ import importlib
 from typing import Any
 
 from clover.errors import ConfigError
+from clover.hints import search_here
 from clover.interfaces import Policy
 
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,6 +79,7 @@ def ships(name: str) -> bool:
 
 def _custom(module: str, attribute: str) -> Policy:
     name = f"{module}:{attribute}"
+    search_here(module)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:

@@ -25,12 +25,13 @@ class DraftError(CloverError):
 
 @dataclass(frozen=True)
 class DraftVariant:
-    """One variant; `comment` stands above it."""
+    """One variant; `comment` stands above it.  `untrained`: the file of its weights holds random ones."""
 
     name: str
     loader: str = "model:load"
     kind: str = "torch"
     weights: str = ""
+    untrained: bool = False
     precision: str = "fp32"
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     accuracy: Mapping[str, Any] | None = None
@@ -170,7 +171,7 @@ def _tensor(tensor: TensorSpec) -> dict[str, Any]:
 
 def _variant(variant: DraftVariant) -> dict[str, Any]:
     found: dict[str, Any] = {"name": variant.name, "loader": variant.loader}
-    for key, usual in (("kind", "torch"), ("weights", ""), ("precision", "fp32")):
+    for key, usual in (("kind", "torch"), ("weights", ""), ("untrained", False), ("precision", "fp32")):
         if (value := getattr(variant, key)) != usual:
             found[key] = value
     for key in ("parameters", "accuracy", "published"):

@@ -23,7 +23,8 @@ class ProbeOrder(Record, frozen=True, kw_only=True):
 
 class ProbedModule(Record, frozen=True, kw_only=True):
     """One module: what it takes and gives, its `keys` if it returns a mapping, and whether outputs are `probabilities`
-    (of several values that add up to 1).  `weights` is the file in the folder, "" if it has no state."""
+    (of several values that add up to 1).  `weights` is the file in the folder, "" if it has no state; `untrained` says
+    that it holds random ones."""
 
     name: str
     target: str
@@ -31,6 +32,7 @@ class ProbedModule(Record, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     parameters: int
     weights: str = ""
+    untrained: bool = False
     keys: tuple[str, ...] = ()
     probabilities: bool = False
     preset: dict[str, Any] = {}

@@ -57,8 +57,14 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
     import torch
 
     module, preset = _built(target, order, notes)
+    untrained = bool(preset.get("untrained"))
     if file:
         module.load_state_dict(_state(file))
+    elif not preset and (untrained := _is_random(target, module)):
+        notes.append(
+            f"{target} is UNTRAINED, its answers mean nothing: it was built with random weights, and no --weights were "
+            "given for it"
+        )
     module.eval()
     name = preset.get("variant") or target.rpartition(":")[2].lower()
     with warnings.catch_warnings(), torch.inference_mode():
@@ -78,6 +84,7 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
         outputs=tensors,
         parameters=sum(one.numel() for one in module.parameters()),
         weights=weights,
+        untrained=untrained,
         keys=keys,
         probabilities=_adds_up(given[0]),
         preset={key: value for key, value in preset.items() if key != "inputs"},
@@ -96,17 +103,33 @@ def _built(target: str, order: ProbeOrder, notes: list[str]) -> tuple[torch.nn.M
     library, _, name = target.partition(":")
     if library in ("torchvision", "timm", "transformers"):
         return preset_of(library, name, order.folder, untrained=order.untrained, notes=notes)
+    return _made(target), {}
+
+
+def _made(target: str) -> torch.nn.Module:
+    """Return what module:Class or module:function of the user's makes, or the nn.Module of that name."""
     import importlib
 
     import torch
 
+    library, _, name = target.partition(":")
     value = getattr(importlib.import_module(library), name, None)
     if value is None:
         raise ValueError(f"module {library} has no {name}")
     made = value if isinstance(value, torch.nn.Module) else value()
     if not isinstance(made, torch.nn.Module):
         raise ValueError(f"{target} gives a {type(made).__name__}, and not an nn.Module")
-    return made, {}
+    return made
+
+
+def _is_random(target: str, module: torch.nn.Module) -> bool:
+    """Return whether a module of the user's is built with random weights: another seed gives others."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        other = _made(target).state_dict()
+    return any(key not in other or not torch.equal(value, other[key]) for key, value in module.state_dict().items())
 
 
 def _state(file: str) -> dict[str, Any]:

@@ -121,7 +121,10 @@ def _own(request: TorchRequest, answer: ProbeAnswer, scratch: Path) -> FamilyDra
     table = ",\n".join(f'    "{name}": {module}.{attribute}' for name, (module, attribute, _) in builds.items())
     variants = [
         DraftVariant(
-            name=one.name, weights=one.weights, comment=f"{one.parameters:,} parameters, built by {one.target}"
+            name=one.name,
+            weights=one.weights,
+            untrained=one.untrained,
+            comment=f"{one.parameters:,} parameters, built by {one.target}{_warning(one)}",
         )
         for one in answer.modules
     ]
@@ -200,9 +203,13 @@ def _known(one: ProbedModule) -> DraftVariant:
         parameters={key: image[key] for key in ("resize", "size") if key in image},
         accuracy=one.preset.get("accuracy"),
         published=one.preset.get("published"),
-        comment=f"{one.parameters:,} parameters"
-        + ("; UNTRAINED: random weights" if one.preset.get("untrained") else ""),
+        untrained=one.untrained and bool(one.weights),  # where published ones are missing, each start finds it out
+        comment=f"{one.parameters:,} parameters{_warning(one)}",
     )
+
+
+def _warning(one: ProbedModule) -> str:
+    return "; UNTRAINED: random weights" if one.untrained else ""
 
 
 def _half(variant: DraftVariant) -> DraftVariant:
@@ -210,6 +217,7 @@ def _half(variant: DraftVariant) -> DraftVariant:
     return DraftVariant(
         name=f"{variant.name}-fp16",
         weights=variant.weights,
+        untrained=variant.untrained,
         precision="fp16",
         parameters={**variant.parameters, "build": variant.name},
         published=variant.published,

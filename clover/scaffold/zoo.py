@@ -150,7 +150,7 @@ def _torchvision(name: str, *, untrained: bool, notes: list[str]) -> tuple[torch
             files.fetch(published)
         except OSError as error:
             _refuse_untrained(f"the weights of {name} cannot be fetched ({error})", untrained, notes, name)
-            return module, preset
+            return module, {**preset, "untrained": True}
     module.load_state_dict(torch.load(files.file_of(published), map_location="cpu", weights_only=True))
     return module, preset
 
@@ -198,6 +198,7 @@ def _transformers(
             f"{name} is a {', '.join(kinds) or 'model without a head'}: only classifiers of texts "
             "(...ForSequenceClassification) are written from a name; give a function that builds it, module:function"
         )
+    preset: dict[str, Any] = {}
     try:
         module = AutoModelForSequenceClassification.from_pretrained(name)
     except Exception as error:
@@ -205,6 +206,7 @@ def _transformers(
             f"the weights of {name} cannot be had ({' '.join(str(error).split())[:160]})", untrained, notes, name
         )
         module = AutoModelForSequenceClassification.from_config(config)
+        preset["untrained"] = True
     length = min(int(getattr(config, "max_position_embeddings", 512)), 512, int(tokeniser.model_max_length))
     names: list[str] = [
         one for one in ("input_ids", "attention_mask", "token_type_ids") if one in tokeniser.model_input_names
@@ -217,6 +219,7 @@ def _transformers(
         "text": {"length": length},
         "labels": [config.id2label[index] for index in range(config.num_labels)],
         "names": names,
+        **preset,
     }
 
 

@@ -15,6 +15,7 @@ from clover.backends import shown
 from clover.carbon import caveat, describe
 from clover.config import CarbonConfig
 from clover.control.slo_watch import held_words
+from clover.control.terms import promise
 from clover.errors import ProfileError
 from clover.families import published
 from clover.hints import program
@@ -58,18 +59,18 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         rows.append(("gRPC", f"at {server.grpc_target}{', with TLS' if config.listen.tls_cert else ''}"))
     for name, served in engine.served.items():
         rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
-        if served.targets:
-            targets = served.targets
-            rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
+        context = engine.controller.context
+        family = context.families.get(name)
+        if served.targets and family is not None:
+            rows.append(("", f"p95 <= {served.targets['slo_ms']:.3g} ms, {promise(context, family)}"))
             if served.profile is not None and served.config.slo_ms is None:
                 rows.append(("", f"that p95 target is {profiles.default_slo_source(served.profile)}"))
-            if (family := engine.controller.context.families.get(name)) is not None:
-                rows.append(("", held_words(family, engine.controller.context.monotonic())))
+            rows.append(("", held_words(family, context.monotonic())))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
             if cost := engine.controller.terms(name):
                 rows.append(("", cost))
-            if family is not None and family.learned.advice:
+            if family.learned.advice:
                 rows.append(("warning", family.learned.advice))
         else:
             rows.append(("", "served without a plan: it was not profiled"))

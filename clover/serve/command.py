@@ -20,6 +20,7 @@ from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError, ProfileError
 from clover.hints import program
 from clover.low_priority import LowPriority
+from clover.planning.model.problem import accuracies
 from clover.profiling import pace
 from clover.profiling.stored import key_of
 from clover.serve import banner, notify
@@ -28,7 +29,7 @@ from clover.serve.concealment import conceal
 from clover.serve.reload import Reload
 from clover.serve.upgrade import start_successor
 from clover.server import Server
-from clover.server.family_checks import check_floor
+from clover.server.family_checks import check_floor, without_plan
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
 from clover.settings import Option
@@ -154,7 +155,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
     """Check all that the configuration names, without starting anything; return the names of its families.
 
     What only a start can find out is appended to `unknown`, and to `warnings` what is allowed but misleads if it is not
-    known: grams of an invented grid, or of another time.  Raises ConfigError.
+    known: grams of an invented grid, or of another time; families that are served without a plan.  Raises ConfigError.
     """
     names = []
     cache = cache_folder(config.cache_dir)
@@ -176,6 +177,11 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
             known = ", ".join(variant.name for variant in spec.variants)
             raise ConfigError(f"family {spec.name} has no variant {item.variant!r}: it has {known}")
         families.check_loaders(spec)
+        if planless := without_plan(spec):
+            if item.accuracy_floor is not None:
+                raise ConfigError(f"families.accuracy_floor {item.accuracy_floor:g} cannot be kept: {planless}")
+            if warnings is not None:
+                warnings.append(planless)
         if item.accuracy_floor is None:
             continue
         store = profiles.ProfileStore(cache)
@@ -188,7 +194,10 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
                 if config.profile == "require":
                     raise  # else the start puts it aside and measures again
         if profile is not None:
-            check_floor(names[-1], profile, item.accuracy_floor)
+            check_floor(names[-1], accuracies(profile), item.accuracy_floor)
+        elif spec.evaluation is None:
+            published = {one.name: one.accuracy.value for one in spec.variants if one.accuracy is not None}
+            check_floor(names[-1], published, item.accuracy_floor)
         elif unknown is not None:
             unknown.append(f"the accuracy floor of {names[-1]}, until its variants are measured here")
     for name in config.workers.backends:

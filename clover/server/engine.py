@@ -32,12 +32,13 @@ from clover.control_time import control_task
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
 from clover.http.audit import Operators
 from clover.interfaces import Control, Model, SplitModel
+from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.cluster_follower import ClusterFollower
 from clover.server.each_second import TICK_S, each_second
-from clover.server.family_checks import check_floor, check_variants
+from clover.server.family_checks import check_floor, check_variants, without_plan
 from clover.server.footprint import Footprint
 from clover.server.front_ends import FrontEnds
 from clover.server.ledger import ServerLedger
@@ -212,7 +213,7 @@ class Engine:
         for served in self.served.values():
             profile = await self._profile(served)
             if profile is not None:
-                check_floor(served.name, profile, served.config.accuracy_floor)
+                check_floor(served.name, accuracies(profile), served.config.accuracy_floor)
             served.use(profile, profiling.drawn(served.spec, self.config))
         await self._account()
         for served in self.served.values():
@@ -302,8 +303,8 @@ class Engine:
     async def _profile(self, served: Served) -> FamilyProfile | None:
         """Return the profile that a family is planned with, measured if needed; None if it is served without a plan."""
         spec = served.spec
-        if spec.evaluation is None and any(variant.accuracy is None for variant in spec.variants):
-            log.info("%s has no evaluation set and no published accuracies: it is served without a plan", spec.name)
+        if planless := without_plan(spec):
+            log.info("%s", planless)
             return None
         paced = any(device.shape().emulated for device in self.devices.values())
         pinned = served.config.variant if not paced else ""

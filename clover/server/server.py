@@ -336,11 +336,10 @@ class Server:
         of Python numbers have no dtype, and integers in them are taken).  NaN and infinities are data and are passed
         on as they are.  `clover.runtime.embedded_inputs` has the rules.
 
-        `model` may be left out if one family is served.  `min_accuracy` in percent (a fraction up to 1 is taken as
-        such); `timeout_ms` bounds the wait; `cascade` False asks one variant a row, whatever the plan; `tenant` is the
-        name of the tenant that asks, whose rate, priority and defaults hold then.  Raises BadRequest (which names the
-        input, what was expected and what came), NotFound, Overloaded, Unavailable, DeadlineMissed or ModelFailed.
-        Works from any event loop.
+        `model` may be left out if one family is served.  `min_accuracy` in percent; `timeout_ms` bounds the wait;
+        `cascade` False asks one variant a row, whatever the plan; `tenant` is the name of the tenant that asks, whose
+        rate, priority and defaults hold then.  Raises BadRequest (which names the input, what was expected and what
+        came), NotFound, Overloaded, Unavailable, DeadlineMissed or ModelFailed.  Works from any event loop.
         """
         loop = self._running()
         asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade, tenant)

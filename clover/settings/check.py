@@ -137,6 +137,8 @@ def _check_bearers(config: ServerConfig) -> None:
     for tenant in config.tenants:
         if tenant.burst and not tenant.rate:
             raise ConfigError(f"tenant {tenant.name}: burst {tenant.burst} without a rate limits nothing: give rate")
+        if 0.0 < tenant.min_accuracy <= 1.0:
+            raise ConfigError(f"tenant {tenant.name}: min_accuracy {tenant.min_accuracy:g} is in percent: 90 is 90 %")
     for token in config.tokens:
         for scope in token.scopes:
             if scope not in SCOPES:

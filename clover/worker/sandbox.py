@@ -44,6 +44,15 @@ _NULL = ("/dev/null", "/dev/zero", "/dev/full")
 _RANDOM = ("/dev/random", "/dev/urandom")
 _GPU_FACTS = ("/sys", "/proc/devices", "/proc/modules", "/proc/driver", "/etc/nvidia", "/etc/OpenCL", "/usr/local/cuda")
 _MODULES = (".py", ".pyc", ".so")
+_BESIDE = (".libs", ".dist-info")
+"""Ends of names of folders beside packages: the shared libraries of a wheel, as numpy.libs, and what it says of itself.
+"""
+_NO_LIBRARY = "cannot open shared object file"
+"""What the loader says of a library that it may not read, as of one that is not there."""
+_KEPT_FROM = (
+    "the sandbox of workers keeps models from files, sockets and processes: "
+    "workers.sandbox_read, sandbox_write and sandbox_processes allow some"
+)
 
 
 def missing() -> str:
@@ -176,7 +185,9 @@ def import_roots(path: Iterable[str]) -> Iterator[Rule]:
         except OSError:
             continue
         for item in items:
-            if item.name.endswith(_MODULES) or (item.name.isidentifier() and Path(item.path, "__init__.py").is_file()):
+            is_package = item.name.isidentifier() and Path(item.path, "__init__.py").is_file()
+            is_beside = item.name.endswith(_BESIDE) and item.is_dir(follow_symlinks=False)
+            if is_package or is_beside or item.name.endswith(_MODULES):
                 yield Rule(item.path, landlock.READ)
 
 
@@ -184,12 +195,11 @@ def hint(order: WorkerOrder, error: BaseException) -> str:
     """Return what to say after `error` if the sandbox may have caused it; "" otherwise."""
     current: BaseException | None = error
     while order.sandbox is not None and current is not None:
+        if isinstance(current, ImportError | OSError) and _NO_LIBRARY in str(current):
+            return f"; {_KEPT_FROM}"
         if isinstance(current, PermissionError):
             named = os.path.abspath(current.filename) if isinstance(current.filename, str) else ""
             leads = f" (a link to {real})" if named and (real := os.path.realpath(named)) != named else ""
-            return (
-                f"{leads}; the sandbox of workers keeps models from files, sockets and processes: "
-                "workers.sandbox_read, sandbox_write and sandbox_processes allow some"
-            )
+            return f"{leads}; {_KEPT_FROM}"
         current = current.__cause__ or current.__context__
     return ""

@@ -325,7 +325,7 @@ def _parameters() -> Iterator[OipCase]:
         "timeout": (-1, 0.5, "1", True, None, [], {}, Raw("-1e300")),
         "binary_data_output": (0, 1, "true", None, [], {}),
         "clover_max_latency_ms": (-1, "1", True, None, []),
-        "clover_min_accuracy": (-0.5, "90", True, None, {}),
+        "clover_min_accuracy": (-0.5, 0.9, 1, "90", True, None, {}),
         "clover_receipt": (0, 1, "true", None),
         "clover_cascade": (True, "ON", 1, None, ""),
     }

@@ -58,9 +58,9 @@ def test_in_this_loop(tmp_path: Path) -> None:
                 await server.ainfer({"INPUT0": ["no number"]})
             with pytest.raises(clover.BadRequest, match="accuracy"):
                 await server.ainfer({"INPUT0": [3.0]}, min_accuracy=95.0)
-            with pytest.raises(clover.BadRequest, match="accuracy"):
-                await server.ainfer({"INPUT0": [3.0]}, min_accuracy=0.95)  # a fraction is taken as such
-            assert (await server.ainfer({"INPUT0": [3.0]}, min_accuracy=0.9)).receipt.accuracy == 90.0
+            with pytest.raises(clover.BadRequest, match="in percent"):
+                await server.ainfer({"INPUT0": [3.0]}, min_accuracy=0.9)
+            assert (await server.ainfer({"INPUT0": [3.0]}, min_accuracy=90.0)).receipt.accuracy == 90.0
             with pytest.raises(clover.DeadlineMissed):
                 await server.ainfer({"INPUT0": [3.0]}, timeout_ms=5)
             with pytest.raises(clover.DeadlineMissed):

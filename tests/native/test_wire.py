@@ -125,7 +125,7 @@ JOULES = st.one_of(
 @example(math.nan, 1.0)
 @example(1.0, math.inf)
 def test_the_amounts_of_a_receipt_are_written_as_python_writes_them(energy_j: float, carbon_mg: float) -> None:
-    parts = (b"start: ", b", middle: ", b"; end", energy_j, carbon_mg)
+    parts = (b"start: ", b"; end", energy_j, carbon_mg)
     try:
         expected = reference.receipt_line(*parts)
     except (ValueError, OverflowError) as error:  # of what is no number, or infinite
@@ -136,10 +136,11 @@ def test_the_amounts_of_a_receipt_are_written_as_python_writes_them(energy_j: fl
 
 
 def test_a_receipt_with_amounts(kernels: SimpleNamespace) -> None:
-    line = kernels.wire.receipt_line(b"a, ", b", b, ", b", c", 0.0037216324, 0.00063934)
-    shown = b"energy-j=0.004, carbon-mg=0.001, energy-mj=3.722, carbon-ug=0.639"
-    assert line == b"a, " + shown + b", b, energy-nj=3721632, carbon-pg=639340, c"
-    for odd in ((None, b"", b""), (b"", "", b""), (b"", b"", bytearray())):
+    line = kernels.wire.receipt_line(b"a, ", b", b", 0.0037216324, 0.00063934)
+    assert line == b'a, energy-j="0.003721632", carbon-mg="0.000639340", b'
+    line = kernels.wire.receipt_line(b"", b"", 12345678.9, 0.0)
+    assert line == b'energy-j="12345678.900000000", carbon-mg="0.000000000"'
+    for odd in ((None, b""), (b"", ""), (b"", bytearray())):
         with pytest.raises(TypeError):
             kernels.wire.receipt_line(*odd, 1.0, 1.0)
 

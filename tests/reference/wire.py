@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+from decimal import Context, Decimal
 
 
 def send(fd: int, data: bytes) -> int:
@@ -53,16 +54,18 @@ def quoted(text: str) -> bytes | None:
     return found.encode() if found == f'"{text}"' and "\x7f" not in text else None
 
 
-def receipt_line(start: bytes, middle: bytes, end: bytes, energy_j: float, carbon_mg: float) -> bytes:
+def receipt_line(start: bytes, end: bytes, energy_j: float, carbon_mg: float) -> bytes:
     """Return the line of a receipt with these amounts."""
-    if any(type(each) is not bytes for each in (start, middle, end)):
+    if any(type(each) is not bytes for each in (start, end)):
         raise TypeError("no bytes")
-    shown = (
-        f"energy-j={energy_j:.3f}, carbon-mg={carbon_mg:.3f}, "
-        f"energy-mj={energy_j * 1e3:.3f}, carbon-ug={carbon_mg * 1e3:.3f}"
-    )
-    whole = f"energy-nj={round(energy_j * 1e9)}, carbon-pg={round(carbon_mg * 1e9)}"
-    return start + shown.encode() + middle + whole.encode() + end
+    amounts = f'energy-j="{_billionths(energy_j)}", carbon-mg="{_billionths(carbon_mg)}"'
+    return start + amounts.encode() + end
+
+
+def _billionths(value: float) -> str:
+    """Return `value` with nine places, exactly as many billionths as `round` gives."""
+    parts = Decimal(round(value * 1e9))
+    return format(parts.scaleb(-9, Context(prec=400)), "f")
 
 
 def siphash_of(key: bytes, data: bytes) -> int:

@@ -156,6 +156,8 @@ class FakeModel(Model):
         ticket.cascade = cascade
         if self.submit_refusal is not None:
             raise self.submit_refusal
+        if 0.0 < min_accuracy <= 1.0:  # as the router does
+            raise BadRequest("clover_min_accuracy is in percent")
         ticket.on_done, ticket.timeout_ns, ticket.min_accuracy, ticket.context = (
             on_done,
             timeout_ns,

@@ -103,7 +103,7 @@ class FakeNode:
                 )
                 identity = {"x-request-id": dict(headers).get("x-request-id", own)}
                 if identity["x-request-id"] != own:
-                    identity["Clover-Receipt"] = f'variant="small", accuracy=0.9, feedback="{own}"'
+                    identity["Clover-Receipt"] = f'variant="small", accuracy=90.0, feedback="{own}"'
                 writer.write(message(f"HTTP/1.1 {self.status} x", identity, json.dumps(seen).encode()))
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from clover.cli import CommandParser
-from clover.hints import duration, importing, named_wait, until_closed
+from clover.hints import duration, importing, named_wait, search_here, until_closed
 
 
 class Clock(threading.Timer):
@@ -134,3 +135,56 @@ def test_what_a_wrong_choice_is_called(words: list[str], said: str, capsys: pyte
     with pytest.raises(SystemExit):
         parser.parse_args(words)
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which the console script runs: Python does not search it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", ["own_thing.py", "own_thing/__init__.py"])
+def test_a_module_that_is_named_is_found_in_the_present_folder(file: str, here: Path) -> None:
+    (here / file).parent.mkdir(exist_ok=True)
+    (here / file).write_text("")
+    search_here("own_thing.part")
+    assert sys.path[-1] == str(here)
+    search_here("own_thing")
+    assert sys.path.count(str(here)) == 1
+
+
+@pytest.mark.parametrize("name", ["json", "json.own", "__main__", "other", "", ".own", "a-b", "..", "own thing"])
+def test_no_other_name_has_the_present_folder_searched(name: str, here: Path) -> None:
+    for file in ("json.py", "own_thing.py", "a-b.py"):
+        (here / file).write_text("raise SystemExit('a file that nobody named')\n")
+    before = list(sys.path)
+    search_here(name)
+    assert sys.path == before
+
+
+def test_what_is_installed_stands_before_the_present_folder(here: Path) -> None:
+    for file in ("own_thing.py", "tomllib.py"):
+        (here / file).write_text("")
+    search_here("own_thing")
+    spec = importlib.util.find_spec("tomllib")
+    assert spec is not None
+    assert spec.origin != str(here / "tomllib.py")
+
+
+def test_a_safe_path_stays_safe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "own_thing.py").write_text("")
+    monkeypatch.setattr("clover.hints.safe_path", lambda: True)
+    before = list(sys.path)
+    search_here("own_thing")
+    assert sys.path == before
+
+
+def test_a_present_folder_that_is_gone_is_not_searched(here: Path) -> None:
+    (here / "gone").mkdir()
+    os.chdir(here / "gone")
+    (here / "gone").rmdir()
+    before = list(sys.path)
+    search_here("own_thing")
+    assert sys.path == before

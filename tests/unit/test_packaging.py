@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import tomllib
 import zipfile
 from pathlib import Path
@@ -99,6 +101,30 @@ def test_the_image_sets_variables_and_extras_that_exist() -> None:
     for word, rest in instructions():
         if word == "RUN":
             shlex.split(rest)  # quotes are closed
+
+
+def asked_of_pip(index: str) -> list[list[str]]:
+    """The words that pip gets from the image's build, of the calls that name an index, if TORCH_INDEX is `index`."""
+    [run] = [rest for word, rest in instructions() if word == "RUN" and "TORCH_INDEX" in rest]
+    calls = [call.replace("/opt/clover/bin/pip", "printf '%s\\n'") for call in run.split("&&") if "TORCH_INDEX" in call]
+    environment = {"PATH": os.environ["PATH"], "TORCH_INDEX": index}
+    return [subprocess.check_output(["sh", "-c", call], env=environment, text=True).splitlines() for call in calls]
+
+
+def test_the_image_takes_torch_from_the_index_that_is_named_or_from_that_of_pip() -> None:
+    first, second = asked_of_pip("https://index.test/cpu")
+    assert first == ["install", "--no-cache-dir", "--index-url", "https://index.test/cpu", "torch>=2.6"]
+    assert second[2:4] == ["--extra-index-url", "https://index.test/cpu"]
+    first, second = asked_of_pip("")
+    assert first == ["install", "--no-cache-dir", "torch>=2.6"]
+    assert second[2] == "--constraint"
+
+
+def test_the_default_index_is_named_nowhere() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "packaging").rglob("*"), ROOT / "README.md", ROOT / "Makefile"]
+    for page in pages:
+        if page.is_file():
+            assert b"pypi.org/simple" not in page.read_bytes(), page
 
 
 def test_the_probe_is_the_one_of_the_documents() -> None:

@@ -123,6 +123,9 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
     if targets:
         lam = f"{_plain(targets.get('lambda'))}{' (derived)' if targets.get('lambda_derived') else ''}"
         floor = f"accuracy >= {targets['accuracy_floor']:.2f} %"
+        if budget := model.get("budget"):
+            least = f"accuracy on average >= {budget['accuracy_target']:.2f} %"
+            floor = f"{least}, no plan below {targets['accuracy_floor']:.2f} %"
         _say(
             console,
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, "

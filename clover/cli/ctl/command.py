@@ -19,6 +19,7 @@ from clover import terminal
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.ctl.answers import show
 from clover.config import RolloutConfig
+from clover.errors import no_certificate, untrusted
 from clover.hints import did_you_mean, named_wait, program
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -356,7 +357,8 @@ def call(
         text = response.read()
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Unreachable(f"no answer from {url}: {reason}; is the server running, and is --url right?") from error
+        hint = untrusted(reason) or "; is the server running, and is --url right?"
+        raise Unreachable(f"no answer from {url}: {reason}{hint}") from error
     finally:
         connection.close()
     try:
@@ -376,6 +378,9 @@ def _connection(url: str, cacert: str) -> http.client.HTTPConnection:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"--url {url!r} must read http://HOST:PORT, https://HOST:PORT or unix:PATH")
     if parts.scheme == "https":
-        context = ssl.create_default_context(cafile=cacert or None)
+        try:
+            context = ssl.create_default_context(cafile=cacert or None)
+        except OSError as error:
+            raise ValueError(no_certificate(cacert, error)) from error
         return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=_TIMEOUT_S, context=context)
     return http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT_S)

@@ -38,9 +38,9 @@ _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 class EmbeddingAsk:
     """A request, read: its texts, the name of the model as it came, how many numbers of a vector are wanted (0: all),
-    and whether they are wanted as base64."""
+    whether they are wanted as base64, and whether the receipt is wanted with every member."""
 
-    __slots__ = ("as_base64", "dimensions", "min_accuracy", "model", "texts")
+    __slots__ = ("as_base64", "dimensions", "min_accuracy", "model", "texts", "wants_receipt")
 
     def __init__(self, document: Any) -> None:
         """Read a request's document; raises BadRequest."""
@@ -64,6 +64,9 @@ class EmbeddingAsk:
         self.min_accuracy = document.get("clover_min_accuracy", 0.0)
         if type(self.min_accuracy) not in (int, float) or self.min_accuracy < 0:
             raise BadRequest("clover_min_accuracy is not a number of at least 0")
+        self.wants_receipt = document.get("clover_receipt", False)
+        if type(self.wants_receipt) is not bool:
+            raise BadRequest("clover_receipt is not true or false")
 
 
 class EmbeddingRoutes:
@@ -170,7 +173,7 @@ def _answer(exchange: Exchange, model: Model, ask: EmbeddingAsk, ticket: Ticket)
         "model": ask.model,
         "usage": {"prompt_tokens": words, "total_tokens": words},
     }
-    receipt = receipt_field(model.receipt(ticket))
+    receipt = receipt_field(model.receipt(ticket), ask.wants_receipt)
     if by_agreement(model.spec):
         receipt = receipt[:-2] + PROXIED
     exchange.finish(200, [orjson.dumps(document, option=_NUMPY)], receipt)

@@ -65,6 +65,7 @@ _QUEUED = 1 / 3
 """Part of the longest wait that rows may always spend in the queue."""
 _TRIES = 3
 """So often a request that needs a server with little to do is asked to come back."""
+_FRACTION = "clover_min_accuracy is in percent: for 90 % it is 90, not 0.9"
 _OTHERS = 0.5
 """Part of the room in the queue that others find while some have a place in the retry book."""
 
@@ -403,8 +404,8 @@ class Admission:
         now_ns = self._state.now_ns()
         if timeout_ns < 0:
             raise self._state.refused(DeadlineMissed("the deadline has passed already"))
-        if min_accuracy <= 1.0:
-            min_accuracy *= 100.0  # a fraction, as receipts give it
+        if 0.0 < min_accuracy <= 1.0:
+            raise self._state.refused(BadRequest(_FRACTION))
         if self._cached is not None and self._cached.answer(ticket, min_accuracy, cascade, now_ns):
             ticket.context, ticket.on_done = context, on_done
             self._completion.recall(ticket)

@@ -107,7 +107,7 @@ def _attributes(note: RequestNote, route: str, model: str) -> dict[str, Any]:
     if receipt is not None:
         found |= {
             "clover.variant": receipt.variant,
-            "clover.accuracy": receipt.accuracy / 100.0,
+            "clover.accuracy": receipt.accuracy,
             "clover.energy_j": receipt.energy_j,
             "clover.energy_method": receipt.method,
             "clover.carbon_mg": receipt.carbon_mg,

@@ -214,7 +214,7 @@ class Server:
                     self.enough.set()
                 if fate == "cut":
                     return
-                receipt = {"variant": "small", "accuracy": 0.875}
+                receipt = {"variant": "small", "accuracy": 87.5}
                 document = {"parameters": {"clover_receipt": receipt}, "outputs": [{"data": [0.1, 0.9]}]}
                 body = json.dumps(document).encode()
                 status_line = 200 if fate == "half" else fate

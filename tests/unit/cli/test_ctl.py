@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from clover.cli import infer
 from clover.cli.ctl import main
 from clover.control.troubles import verdict
+from tests.support.http_fakes import make_certificate
 from tests.support.impatient import Impatient
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -395,6 +398,11 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "batches small waits up to 0.25 ms" in text
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, weight of carbon (lambda) 0.25 (derived)" in text
+    budgeted = {**model, "budget": {"accuracy_target": 90.5}}
+    server.answer = (200, {"mode": "active", "policy": "budget", "models": {"fashion": budgeted}})
+    assert ctl(server, "state", "--all") == 0
+    kept = "p95 <= 5 ms, accuracy on average >= 90.50 %, no plan below 90.00 %, objective"
+    assert kept in " ".join(capsys.readouterr().out.split())
     assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
 
 
@@ -538,6 +546,44 @@ def test_over_the_control_socket(tmp_path: Path) -> None:
     assert made.seen == [("POST", "/v2/clover/freeze", {"on": True}, None)]
 
 
+@pytest.fixture
+def own_certificate(server: Any, tmp_path: Path) -> Path:
+    """The certificate of `server`, which speaks TLS now and which nobody vouches for."""
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # of a client that does not trust it
+    return certificate
+
+
+def test_a_certificate_of_its_own_has_to_be_named(
+    server: Any, own_certificate: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"https://127.0.0.1:{server.server_address[1]}"
+    assert main(["--url", url, "freeze"], {}) == 3
+    error = capsys.readouterr().err
+    assert "self-signed certificate" in error
+    assert "--cacert FILE" in error
+    assert "is the server running" not in error
+    assert main(["--url", url, "--cacert", str(own_certificate), "freeze"], {}) == 0
+    assert main(["--url", url, "--cacert", "nowhere.pem", "freeze"], {}) == 2
+    assert "cannot read the certificate nowhere.pem: No such file or directory" in capsys.readouterr().err
+
+
+def test_infer_takes_a_certificate_too(server: Any, own_certificate: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("httpx", reason="the client needs the extra `client`")
+    url = f"https://127.0.0.1:{server.server_address[1]}"
+    server.answer = (404, {"error": "no such model"})
+    assert infer.main(["m", "[1]", "--url", url, "--timeout", "2"], {}) == 1
+    assert "--cacert FILE" in capsys.readouterr().err
+    assert infer.main(["m", "[1]", "--url", url, "--cacert", str(own_certificate)], {}) == 1
+    assert "no such model" in capsys.readouterr().err
+    (own_certificate.parent / "text.pem").write_text("no certificate")
+    assert infer.main(["m", "[1]", "--url", url, "--cacert", str(own_certificate.parent / "text.pem")], {}) == 1
+    assert "text.pem: it holds no certificate in PEM form" in capsys.readouterr().err
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"], {}) == 0
     assert "decisions" in capsys.readouterr().out
@@ -551,16 +597,39 @@ def test_tenants_are_a_table_over_all_models(server: Any, capsys: pytest.Capture
     free = {**limits, "rate": None, "burst": None, "min_accuracy": 0.0}
     server.answer = (200, {"totals": {"models": models, "tenants": {"acme": limits, "free": free}}})
     assert ctl(server, "tenants") == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert " ".join(head.split()).startswith("tenant priority rows/s burst accuracy % requests refused over rate rows")
-    assert [line.split() for line in lines] == [
-        ["(none)", "7", "2", "0", "9", "2", "measured", "0.5", "modelled"],
-        ["acme", "4", "5", "10", "90", "14", "4", "2", "18", "4", "measured", "1", "modelled"],
-        ["free", "4", "no", "limit", "0", "0", "0", "0", "0", "0"],
+    limited, used, words = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [" ".join(line.split()) for line in limited] == [
+        "tenant priority rows/s burst accuracy %",
+        "acme 4 5 10 90",
+        "free 4 no limit",
     ]
+    assert [" ".join(line.split()) for line in used] == [
+        "tenant requests refused over rate rows active J g CO2e",
+        "(none) 7 2 0 9 2 0.5",
+        "acme 14 4 2 18 4 1",
+        "free 0 0 0 0 0 0",
+    ]
+    assert "Joules are measured, grams modelled." in " ".join(words)
     server.answer = (200, {"totals": {"models": models}})
     assert ctl(server, "tenants") == 0
     assert capsys.readouterr().out == "no tenants are configured: the server's file has no [[tenant]]\n"
+
+
+def test_tenants_fit_80_columns_and_say_which_grams_are_billed(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {"requests": {"200": 12345678, "429": 87654321}, "rows": {"small": 123456789}, "limited": 87654321}
+    sent |= {"active_j": 1.2345e9, "active_g": 1.2345e5, "method": "measured+modelled", "grams_method": "modelled"}
+    limits = {"rate": 12345.5, "burst": 123456, "priority": 100, "min_accuracy": 92.98, "timeout_ms": 12345.5}
+    totals = {"models": {"a": {"tenants": {"acme-north": sent, "": sent}}}}
+    server.answer = (200, {"totals": {**totals, "tenants": {"acme-north": limits}}})
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ctl(server, "tenants") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert len([line for line in out.splitlines() if "acme-north" in line]) == 2, "no cell is folded"
+    assert "To bill, take the grams of" in " ".join(out.split())
+    assert "report --by tenant" in out
 
 
 def test_a_guard_that_acts_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

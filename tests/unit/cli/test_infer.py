@@ -64,7 +64,7 @@ def test_arrays_are_rows(client: type[FakeClient], tmp_path: Path, capsys: pytes
     code = infer.main(["-", str(tmp_path / "one.npy"), str(tmp_path / "two.npy"), "--min-accuracy", "80"], {})
     assert code == 0
     [(model, rows, asking)] = client.asked
-    assert (model, rows.shape, asking) == ("one", (3, 2), {"min_accuracy": 80.0})
+    assert (model, rows.shape, asking) == ("one", (3, 2), {"min_accuracy": 80.0, "full_receipt": True})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "yes\t0.25 0.75"
     assert lines[-1] == "small: 2 mJ (modelled), 3 ug CO2e (intensity static)"

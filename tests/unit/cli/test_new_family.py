@@ -163,6 +163,27 @@ def test_rows_on_another_file_system_are_copied(here: Path, monkeypatch: pytest.
     assert not (here / "copy.npy").samefile(here / "row.npy")
 
 
+def test_a_module_of_random_weights_is_untrained_everywhere(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    torch.save({"1.weight": torch.zeros(3, 16), "1.bias": torch.ones(3)}, here / "small.pt")
+    (here / "nets.py").write_text(
+        f"{NETS}\n\ndef trained():\n    found = small()\n"
+        '    found.load_state_dict(torch.load("small.pt", weights_only=True))\n    return found\n'
+    )
+    spec = made("shapes", "--from", "nets:trained", "--from", "nets:Large", "--input", "image:FP32:1,4,4")
+    assert {one.name: one.untrained for one in spec.variants} == {"trained": False, "large": True}
+    assert "nets:Large is UNTRAINED, its answers mean nothing" in " ".join(capsys.readouterr().out.split())
+    readme = (here / "shapes" / "README.md").read_text()
+    assert "| `large` | 235 parameters, built by nets:Large; UNTRAINED: random weights |" in readme
+    assert "# 235 parameters, built by nets:Large; UNTRAINED" in (here / "shapes" / "family.toml").read_text()
+    caution = families.published.caution(spec)
+    assert caution.startswith("large of shapes: UNTRAINED, built with random weights. Their answers mean nothing; put ")
+    spec = made("given", "--from", "nets:small", "--weights", "small.pt")
+    assert not spec.variants[0].untrained
+    assert families.published.caution(spec) == ""
+
+
 def test_inputs_are_proposed_and_mappings_put_in_order(here: Path) -> None:
     import torch
 

@@ -37,10 +37,9 @@ METADATA = {
     "outputs": [{"name": "OUT", "datatype": "FP32", "shape": [-1, 2], "parameters": {"labels": ["a", "b"]}}],
 }
 RECEIPT = (
-    'variant="small", accuracy=0.887, energy-j=0.002, carbon-mg=0.000, energy-mj=1.834, carbon-ug=0.255, '
-    "intensity=334.0, method=modelled, state=fresh, energy-nj=1834211, carbon-pg=255249, pue=1.5, "
-    'intensity-method=estimated, provider="trace:\\"day\\"", zone="DE", replayed=?1, '
-    'path="small>xlarge", feedback="f-1"'
+    'variant="small", accuracy=88.7, energy-j="0.001834211", carbon-mg="0.000255249", method=modelled, '
+    "intensity=334.0;method=estimated;replayed, state=fresh, pue=1.5, "
+    'provider="trace:\\"day\\"", zone="DE", path="small>xlarge", feedback="f-1"'
 )
 
 
@@ -123,12 +122,22 @@ def test_a_call_sends_arrays_in_binary_form_and_reads_them_back() -> None:
     assert (found.label, found.labels("OUT"), found.version) == ("b", ["b"], "1")
     receipt = found.receipt
     assert receipt is not None
-    assert (receipt.variant, receipt.accuracy, receipt.method) == ("small", 0.887, "modelled")
+    assert (receipt.variant, receipt.accuracy, receipt.method) == ("small", 88.7, "modelled")
     assert receipt.energy_j == pytest.approx(1834211e-9)
     assert receipt.carbon_mg == pytest.approx(255249e-9)
     assert (receipt.path, receipt.feedback, receipt.cached) == ("small>xlarge", "f-1", False)
     assert receipt.members["provider"] == 'trace:"day"'
-    assert receipt.members["replayed"] is True
+    assert receipt.intensity_method == "estimated"
+    assert receipt.members["intensity"] == 334.0
+    assert (receipt.members["energy-j"], receipt.members["carbon-mg"]) == (receipt.energy_j, receipt.carbon_mg)
+    assert receipt.members["intensity-replayed"] is True
+
+
+def test_a_full_receipt_is_asked_for() -> None:
+    scene = Scene()
+    scene.infer(answer(), full_receipt=True)
+    head, _ = said_in(scene.sent[1])
+    assert head["parameters"]["clover_receipt"] is True
 
 
 def test_metadata_is_asked_for_once() -> None:
@@ -257,7 +266,7 @@ def test_errors_say_what_the_server_said_in_either_form() -> None:
     assert str(error_of(Reply(502, {}, b"<html>"))) == "the server answered 502"
 
 
-@pytest.mark.parametrize("text", ['variant="a', "=1", "a=1 b=2", 'a="x"y'])
+@pytest.mark.parametrize("text", ['variant="a', "=1", "a=1 b=2", 'a="x"y', "a=1;", "a=1;=2", "a;b c"])
 def test_what_is_no_receipt_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="RFC 9651"):
         members_of(text)

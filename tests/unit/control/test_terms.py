@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.terms import promise
 from clover.types import CascadeProfile
 from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
@@ -72,6 +73,19 @@ def test_the_reference_is_the_grids_own_or_the_configured_one() -> None:
         assert rig.controller.context.reference().g_per_kwh == 300.0
 
     asyncio.run(story())
+
+
+def test_one_line_says_what_accuracy_is_kept_on_average_and_in_every_plan() -> None:
+    def line(family: dict[str, float] | None = None, **config: object) -> str:
+        rig = Rig(measured=CASCADED, family=family, **{**DEFAULTS, **config})
+        return promise(rig.controller.context, rig.family)
+
+    assert line() == "accuracy on average at least 91.50 % a day, no plan below 91.00 %"
+    week = line({"budget_horizon_s": 7 * 86_400.0, "accuracy_budget": 0.25, "accuracy_floor": 90.0})
+    assert week == "accuracy on average at least 91.75 % over 7 days, no plan below 90.00 %"
+    assert line({"accuracy_budget": 5.0}).startswith("accuracy on average at least 91.00 % a day"), "the floor holds"
+    assert line(policy="static") == "accuracy on average at least 91.50 %, no plan below 91.00 %"
+    assert line(policy="objective") == "accuracy >= 91.00 %"
 
 
 def test_one_line_says_what_may_be_given_up_and_what_ends_that() -> None:

@@ -57,7 +57,7 @@ def test_an_answer_has_its_receipt_and_the_id_of_its_request() -> None:
     driver = GrpcDriver(FakeView(model))
     context = driver.ask("ModelInfer", request())
     assert numbers(ModelInferResponse.FromString(context.answer)) == [1.5, 2.0]
-    assert context.ends["clover-receipt"].startswith('variant="small", accuracy=0.887, ')
+    assert context.ends["clover-receipt"].startswith('variant="small", accuracy=88.7, ')
     assert "feedback" not in context.ends["clover-receipt"]
     assert driver.service._ids.number_of(context.ends["x-request-id"]) in model.remembered
     named = driver.ask("ModelInfer", request(), metadata=(("x-request-id", "mine"),))
@@ -71,8 +71,11 @@ def test_an_answer_has_its_receipt_and_the_id_of_its_request() -> None:
 def test_the_receipt_is_a_parameter_if_that_is_asked_for() -> None:
     asked = request()
     asked.parameters["clover_receipt"].bool_param = True
-    answer = GrpcDriver(FakeView(echo())).answer_of(asked)
-    assert json.loads(answer.parameters["clover_receipt"].string_param)["variant"] == "small"
+    context = GrpcDriver(FakeView(echo())).ask("ModelInfer", asked)
+    answer = ModelInferResponse.FromString(context.answer)
+    said = json.loads(answer.parameters["clover_receipt"].string_param)
+    assert (said["variant"], said["accuracy"]) == ("small", 88.7)
+    assert context.ends["clover-receipt"].endswith(", state=fresh, pue=1")
 
 
 @pytest.mark.parametrize("datatype", ["INT8", "INT64", "UINT8", "UINT64", "FP32", "FP64", "BOOL", "BYTES"])

@@ -55,6 +55,10 @@ def test_texts_become_vectors_with_a_receipt() -> None:
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }
     assert answer.fields["clover-receipt"].startswith("variant=")
+    assert "pue=" not in answer.fields["clover-receipt"]
+    whole = ask(d, input="one", clover_receipt=True)
+    assert whole.fields["clover-receipt"].endswith(", state=fresh, pue=1")
+    assert ask(d, input="one", clover_receipt=1).status == 400
     model: Any = d.view.by_name["words"]
     assert (model.open_tickets, model.tickets[0].inputs[0]) == (0, [b"\7\0\0\0one two", b"\5\0\0\0three"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
 import zlib
 from typing import Any
@@ -12,6 +13,8 @@ import msgspec
 import numpy as np
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clover._native.infer import burden
 from clover.errors import BadRequest
@@ -522,15 +525,15 @@ def test_receipts() -> None:
     d = echo()
     answer = d.post(INFER, echo_body())
     assert answer.fields["clover-receipt"] == (
-        'variant="small", accuracy=0.887, energy-j=0.000, carbon-mg=0.000, '
-        "energy-mj=0.123, carbon-ug=0.014, intensity=400.0, method=modelled, "
-        "state=fresh, energy-nj=123456, carbon-pg=13700, pue=1"
+        'variant="small", accuracy=88.7, energy-j="0.000123456", carbon-mg="0.000013700", '
+        "method=modelled, intensity=400.0"
     )
     assert "parameters" not in answer.json()
     answer = d.post(INFER, echo_body(parameters={"clover_receipt": True}))
+    assert answer.fields["clover-receipt"].endswith(", method=modelled, intensity=400.0, state=fresh, pue=1")
     assert answer.json()["parameters"]["clover_receipt"] == {
         "variant": "small",
-        "accuracy": round(RECEIPT.accuracy / 100, 9),
+        "accuracy": round(RECEIPT.accuracy, 7),
         "energy_j": RECEIPT.energy_j,
         "carbon_mg": RECEIPT.carbon_mg,
         "intensity_g_per_kwh": 400.0,
@@ -557,9 +560,10 @@ def test_receipts_say_how_the_intensity_is_known() -> None:
     grid = Reading(g_per_kwh=400.0, at_s=0.0, provider="synthetic", zone="synthetic", signal="average", age_s=12.4)
     grid = msgspec.structs.replace(grid, method="synthetic")
     known = msgspec.structs.replace(RECEIPT, intensity=grid)
-    line = receipt_field(known).decode()
+    assert receipt_field(known).endswith(b", intensity=400.0;method=synthetic\r\n")
+    line = receipt_field(known, True).decode()
     whose = 'provider="synthetic", zone="synthetic", signal=average, scope=unknown'
-    assert line.endswith(f", intensity-method=synthetic, {whose}, age-s=12\r\n")
+    assert line.endswith(f", intensity=400.0;method=synthetic, state=fresh, pue=1, {whose}, age-s=12\r\n")
     assert "measured" not in line
     assert receipt_json(known, "made-1")["intensity"] == {
         "provider": "synthetic",
@@ -571,14 +575,15 @@ def test_receipts_say_how_the_intensity_is_known() -> None:
         "age_s": 12.4,
     }
     later = msgspec.structs.replace(known, intensity=msgspec.structs.replace(grid, replayed=True, age_s=13.0))
-    assert receipt_field(later).endswith(b"age-s=13, replayed=?1\r\n")
-    assert receipt_field(known).endswith(b"age-s=12\r\n")
-    assert b"intensity-method" not in receipt_field(RECEIPT)
+    assert receipt_field(later).endswith(b", intensity=400.0;method=synthetic;replayed\r\n")
+    assert receipt_field(later, True).endswith(b", age-s=13\r\n")
+    assert receipt_field(known, True).endswith(b"age-s=12\r\n")
+    assert b";method" not in receipt_field(RECEIPT, True)
 
 
 def test_a_name_from_a_file_cannot_break_the_line_of_a_receipt() -> None:
     odd = Reading(g_per_kwh=400.0, at_s=0.0, provider='trace:a"b\\c\r\nSet-Cookie: x', zone="Köln")
-    line = receipt_field(msgspec.structs.replace(RECEIPT, intensity=odd))
+    line = receipt_field(msgspec.structs.replace(RECEIPT, intensity=odd), True)
     assert line.count(b"\r\n") == 1
     assert b'provider="trace:a\\"b\\\\c??Set-Cookie: x", zone="K?ln"' in line
 
@@ -586,11 +591,53 @@ def test_a_name_from_a_file_cannot_break_the_line_of_a_receipt() -> None:
 def test_paths_stand_in_the_receipt() -> None:
     assert "path" not in receipt_json(RECEIPT, "made-1")
     one = msgspec.structs.replace(RECEIPT, path=("small>xlarge",))
-    assert receipt_field(one).endswith(b', path="small>xlarge"\r\n')
+    assert b"path" not in receipt_field(one)
+    assert receipt_field(one, True).endswith(b', path="small>xlarge"\r\n')
     assert receipt_json(one, "made-1")["path"] == ["small>xlarge"]
     several = msgspec.structs.replace(RECEIPT, path=("small", "small>xlarge", "small"))
-    assert receipt_field(several).endswith(b', path="small*2 small>xlarge*1"\r\n')
+    assert receipt_field(several, True).endswith(b', path="small*2 small>xlarge*1"\r\n')
     assert receipt_json(several, "made-1")["path"] == ["small", "small>xlarge", "small"]
+
+
+def test_what_is_out_of_the_ordinary_stands_in_every_receipt() -> None:
+    odd = msgspec.structs.replace(RECEIPT, intensity_state="stand-in", limited=2, cached=True, version="3")
+    assert receipt_field(odd).endswith(b', intensity=400.0, state=stand-in, limited=2, cached=?1, version="3"\r\n')
+
+
+_ITEM = r'(?:-?[0-9]{1,12}\.[0-9]{1,3}|-?[0-9]{1,15}|"(?:[ !#-\[\]-~]|\\["\\])*"|\?[01]|[A-Za-z*][!#-\'*+.^-z|~:/]*)'
+
+
+@given(
+    st.floats(0.0, 100.0),
+    st.floats(0.0, 1e9),
+    st.floats(0.0, 1e9),
+    st.floats(0.0, 5000.0),
+    st.floats(1.0, 3.0),
+    st.booleans(),
+)
+def test_every_receipt_is_a_dictionary_of_rfc_9651(
+    accuracy: float, energy_j: float, carbon_mg: float, intensity: float, pue: float, everything: bool
+) -> None:
+    receipt = msgspec.structs.replace(
+        RECEIPT,
+        accuracy=accuracy,
+        energy_j=energy_j,
+        carbon_mg=carbon_mg,
+        intensity_g_per_kwh=intensity,
+        pue=pue,
+        intensity=Reading(g_per_kwh=intensity, at_s=0.0, provider="trace:a.csv", zone="DE", age_s=4.0),
+        path=("small>xlarge",),
+    )
+    text = receipt_field(receipt, everything).decode()
+    member = rf"([a-z*][a-z0-9_.*-]*)=({_ITEM})(?:;[a-z]+=[a-z]+)*"
+    assert re.fullmatch(rf"Clover-Receipt: {member}(?:, {member})*\r\n", text), text
+    said = dict(re.findall(member, text.partition(": ")[2]))
+    assert len(re.findall(rf"{member}(?:,|\r)", text)) == len(said), "each member stands once"
+    if not everything:
+        assert list(said) == ["variant", "accuracy", "energy-j", "carbon-mg", "method", "intensity"]
+    assert float(said["accuracy"]) == pytest.approx(accuracy, abs=5.1e-4)
+    assert float(said["energy-j"].strip('"')) == pytest.approx(energy_j, abs=5.1e-10, rel=1e-12)
+    assert float(said["carbon-mg"].strip('"')) == pytest.approx(carbon_mg, abs=5.1e-10, rel=1e-12)
 
 
 # --- compression ------------------------------------------------------------------------------------------------------

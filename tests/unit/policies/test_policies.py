@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -24,6 +27,13 @@ def test_names_build_policies() -> None:
     assert build("static:small").name == "static:small"
     assert [build(name).name for name in ("budget", "static", "static:mix")] == ["budget", "static", "static:mix"]
     assert build(f"{__name__}:Custom").name == "custom"
+
+
+def test_a_policy_of_the_present_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_policy.py").write_text(f"from {__name__} import Custom\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    assert build("own_policy:Custom").name == "custom"
 
 
 @pytest.mark.parametrize("name", POLICIES)

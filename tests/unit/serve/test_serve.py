@@ -124,6 +124,41 @@ def test_check_config_looks_for_loaders(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no module modle in the family's folder, nor to import" in capsys.readouterr().err
 
 
+def altered_toy(folder: Path, *changes: tuple[str, str]) -> str:
+    """A copy of the toy family with other text in its declaration."""
+    made = shutil.copytree(TOY, folder)
+    text = (made / "family.toml").read_text(encoding="utf-8")
+    for before, after in changes:
+        text = re.sub(before, after, text, flags=re.MULTILINE)
+    (made / "family.toml").write_text(text, encoding="utf-8")
+    return str(made)
+
+
+def test_check_config_says_that_a_family_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = altered_toy(tmp_path / "toy", (r"^\[evaluation\]\n(?:\w.*\n)*", ""), (r"^accuracy = .*\n", ""))
+    assert run(family, "--check-config") == 0
+    why = "family toy has neither evaluation rows nor an accuracy of half, full, so that it is served without a plan"
+    assert f"clover: warning: {why}: add [evaluation], or accuracy = " in capsys.readouterr().out
+    assert run(family, "--check-config", "--accuracy-floor", "90") == 2
+    assert f"families.accuracy_floor 90 cannot be kept: {why}" in capsys.readouterr().err
+
+
+def test_check_config_holds_a_floor_against_published_accuracies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = r'\1\naccuracy = { value = 90.0, metric = "top1", source = "a page" }'
+    family = altered_toy(
+        tmp_path / "toy",
+        (r"^\[evaluation\]\n(?:\w.*\n)*", ""),
+        (r"^accuracy = .*\n", ""),
+        (r"^(loader = .*)$", published),
+    )
+    assert run(family, "--check-config", "--accuracy-floor", "90") == 0
+    assert "not checked: the accuracy floor" not in capsys.readouterr().out
+    assert run(family, "--check-config", "--accuracy-floor", "95") == 2
+    assert "accuracy_floor 95 is above the best variant's 90.00 %" in capsys.readouterr().err
+
+
 def test_the_accuracy_floor_is_checked_where_a_profile_knows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

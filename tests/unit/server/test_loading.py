@@ -14,6 +14,7 @@ from clover.errors import NotFound
 from clover.families import load_family
 from clover.families.published import caution
 from clover.server.loading import Loading
+from clover.types import PublishedWeights
 from tests.support.router_fixture import House
 
 FAMILIES = Path(__file__).parents[2] / "families"
@@ -66,8 +67,9 @@ def test_what_is_untrained_is_said_where_its_workers_start(caplog: pytest.LogCap
     async def adopt(*_: Any) -> None:
         return
 
-    toy = load_family(str(FAMILIES / "toy"))
-    variants = (msgspec.structs.replace(toy.variants[0], untrained=True), *toy.variants[1:])
+    toy = msgspec.structs.replace(load_family(str(FAMILIES / "toy")), evaluation=None)
+    weights = PublishedWeights(url="https://example.org/a/weights.pth", sha256="2cf24dba")
+    variants = (msgspec.structs.replace(toy.variants[0], untrained=True, published=weights), *toy.variants[1:])
     router = SimpleNamespace(closed_reason="", decline_stranded=lambda reason: None)
     served: Any = SimpleNamespace(spec=toy, profile="a profile", fleet=None, config=None, router=router)
     loading = Loading(cast(Any, SimpleNamespace(adopt=adopt)), {}, drain_s=1.0, changed=lambda: None)

@@ -586,6 +586,7 @@ def test_embedded_tenants_may_have_token_files(tmp_path: Path) -> None:
         ("[[tenant]]\nname = 'a'\ntoken = 't u'", "printable ASCII without spaces"),
         ("[[tenant]]\nname = 'a'\ntoken_sha256 = 'xy'", "64 hexadecimal digits"),
         ("[[tenant]]\nname = 'a'\ntoken = 't'\nburst = 4", "burst 4 without a rate"),
+        ("[[tenant]]\nname = 'a'\ntoken = 't'\nmin_accuracy = 0.9", "min_accuracy 0.9 is in percent: 90 is 90 %"),
         ("[[tenant]]\nname = 'a'\ntoken = 't'\npriority = 101", "tenant.priority must be an integer >= 1 and <= 100"),
         ("[[tenant]]\nname = 'a'\ntoken = 't'\nrate = -1", "tenant.rate must be a number >= 0"),
         ("[[tenant]]\nname = 'a'\ntoken = 5", "tenant.token must be a string"),

@@ -166,7 +166,7 @@ def test_what_a_span_says() -> None:
     assert found["clover.path"] == ["half>full"]
     assert (found["clover.queue_s"], found["clover.compute_s"]) == (0.002, 0.003)
     assert found["clover.batch_rows"] == 5
-    assert (found["clover.accuracy"], found["clover.energy_j"], found["clover.carbon_mg"]) == (0.91, 0.25, 0.03)
+    assert (found["clover.accuracy"], found["clover.energy_j"], found["clover.carbon_mg"]) == (91.0, 0.25, 0.03)
     assert span.status.status_code is StatusCode.UNSET
     version = span_of(note(path="/v2/models/toy/versions/1/infer"), Resource({}), 0)
     assert version.name == "POST /v2/models/{model}/versions/{version}/infer"

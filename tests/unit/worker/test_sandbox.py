@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from pathlib import Path
 
@@ -64,13 +65,18 @@ def test_what_is_configured_is_added(tmp_path: Path) -> None:
 
 
 def test_of_the_folder_that_it_was_started_in_only_modules_are_read(tmp_path: Path) -> None:
-    for name in ("token", "notes.txt", "model.py", "data.d/secret", "package/__init__.py", "ledger/x.db"):
+    for name in (
+        *("token", "notes.txt", "model.py", "data.d/secret", "package/__init__.py", "ledger/x.db", "token.libs"),
+        *("package.libs/libblas.so", "package-1.0.dist-info/METADATA"),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     assert set(sandbox.import_roots([str(tmp_path), str(tmp_path / "nowhere"), *sandbox.installed()])) == {
         Rule(str(tmp_path), landlock.READ_DIR),
         Rule(str(tmp_path / "model.py"), landlock.READ),
         Rule(str(tmp_path / "package"), landlock.READ),
+        Rule(str(tmp_path / "package.libs"), landlock.READ),
+        Rule(str(tmp_path / "package-1.0.dist-info"), landlock.READ),
         Rule(str(tmp_path / "nowhere"), landlock.READ_DIR),
     }
 
@@ -135,6 +141,15 @@ def test_a_refused_link_is_said_with_where_it_leads(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     for named in ("table", b"table", 7):
         assert sandbox.hint(order(), PermissionError(13, "Permission denied", named)).startswith("; the sandbox"), named
+
+
+def test_a_library_that_may_not_be_read_is_said_with_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"libblas\.so") as refused:
+        ctypes.CDLL(str(tmp_path / "libblas.so"))
+    error = ImportError("package needs its libraries")
+    error.__cause__ = refused.value
+    assert "workers.sandbox_read" in sandbox.hint(order(), error)
+    assert sandbox.hint(order(), ImportError("No module named 'package'")) == ""
 
 
 def test_a_path_that_is_not_there_is_no_setting() -> None:

@@ -125,7 +125,7 @@ def test_demands_are_part_of_the_question() -> None:
     scene.cached()
     assert not scene.cached(min_accuracy=85.0)
     assert not scene.cached(cascade=False)
-    assert scene.cached(min_accuracy=0.85)
+    assert scene.cached(min_accuracy=85.0)
 
 
 def test_a_plan_of_other_variants_forgets_and_the_same_one_remembers() -> None:

@@ -226,6 +226,9 @@ def test_minimum_accuracy(house: House) -> None:
         house.router.submit(ticket, house.done.append, min_accuracy=88.0)  # type: ignore[arg-type]
     with pytest.raises(BadRequest):
         house.router.submit(ticket, house.done.append, min_accuracy=95.0)  # type: ignore[arg-type]
+    for fraction in (0.01, 0.82, 1.0):
+        with pytest.raises(BadRequest, match=r"in percent: for 90 % it is 90, not 0\.9"):
+            house.router.submit(ticket, house.done.append, min_accuracy=fraction)  # type: ignore[arg-type]
     with pytest.raises(DeadlineMissed):
         house.router.submit(ticket, house.done.append, timeout_ns=-1)  # type: ignore[arg-type]
     house.router.submit(ticket, house.done.append)  # type: ignore[arg-type]  # still open
