@@ -37,11 +37,14 @@ cdef class Skeleton:
     cdef readonly object length
     cdef readonly object json_length
     cdef readonly bytes request_id
+    cdef readonly bytes traceparent
+    cdef readonly bytes tracestate
+    cdef readonly bytes baggage
 
     cpdef bint is_of(self, Head head) except -1
     @cython.locals(digits=bytes)
     cdef object _number(self, tuple names, object missing)
-    @cython.locals(raw=bytes, name=bytes, at=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
+    @cython.locals(raw=bytes, name=bytes, value=bytes, at=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
     cdef bytes _cut(self, tuple names)
 
 @cython.locals(head=Head)

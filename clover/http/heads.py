@@ -7,8 +7,8 @@ line is parsed here, and only the fields go through llhttp.
 
 A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` caches the
 results for small heads, by all their bytes.  Mostly it is the same but for the length of the body, of the JSON in it,
-or an id: so heads are cached by their bytes without these values too, and one that differs in nothing else is filled in
-from the one before.
+an id, or the trace context that a mesh adds: so heads are cached by their bytes without these values too, and one that
+differs in nothing else is filled in from the one before.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from clover.tenants import Tenant
 
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VISIBLE = bytes(range(0x21, 0x7F))
+_PRINTABLE = b" " + _VISIBLE
 _DIGITS = b"0123456789"
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{0,5}))?\Z")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
@@ -33,7 +34,10 @@ _MEMO_HEADS = 1024
 _MEMO_BYTES = 2048
 _LENGTH = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _JSON_LENGTH = (b"\r\nInference-Header-Content-Length: ", b"\r\ninference-header-content-length: ")
-_REQUEST_ID = (b"\r\nX-Request-Id: ", b"\r\nx-request-id: ")
+_REQUEST_ID = (b"\r\nx-request-id: ", b"\r\nX-Request-Id: ")
+_TRACEPARENT = (b"\r\ntraceparent: ", b"\r\nTraceparent: ")
+_TRACESTATE = (b"\r\ntracestate: ", b"\r\nTracestate: ")
+_BAGGAGE = (b"\r\nbaggage: ", b"\r\nBaggage: ")
 """Fields whose values are left out, as clients spell them; with others a head is only parsed each time."""
 _MOST_DIGITS = 18
 _MOST_ID = 128
@@ -69,37 +73,6 @@ class Head:
     instead, `route` the handler that was found for the path and the model it names, `endpoint` the `InferEndpoint` of a
     request that infers and whose body is not compressed.
     """
-
-    __slots__ = (
-        "absolute",
-        "accept",
-        "authorised",
-        "authority",
-        "bearer",
-        "bound",
-        "chunked",
-        "coding",
-        "cross_site",
-        "endpoint",
-        "expect",
-        "host",
-        "json_length",
-        "keep_alive",
-        "length",
-        "method",
-        "minor",
-        "most_bytes",
-        "origin",
-        "path",
-        "query",
-        "refusal",
-        "request_id",
-        "route",
-        "tenant",
-        "traceparent",
-        "tracestate",
-        "uncached",
-    )
 
     def __init__(self) -> None:
         self.method = ""
@@ -345,7 +318,7 @@ class Skeleton:
     `raw` is what is left: the values that were cut out, each the first of its name, and nothing else can be put back
     into it, so two heads with the same one differ in them alone.  None if a value is not as it is accepted."""
 
-    __slots__ = ("json_length", "length", "raw", "request_id")
+    __slots__ = ("baggage", "json_length", "length", "raw", "request_id", "traceparent", "tracestate")
 
     def __init__(self, raw: bytes) -> None:
         self.raw: bytes | None = raw
@@ -353,7 +326,10 @@ class Skeleton:
         empty = not self.length and self.raw is not raw
         self.json_length = self._number(_JSON_LENGTH, -1)
         self.request_id = self._cut(_REQUEST_ID)
-        if len(self.request_id) > _MOST_ID or self.request_id.translate(None, _VISIBLE):
+        self.traceparent = self._cut(_TRACEPARENT)
+        self.tracestate = self._cut(_TRACESTATE)
+        self.baggage = self._cut(_BAGGAGE)  # which nothing here reads
+        if len(self.request_id) > _MOST_ID or b" " in self.request_id:  # as if there were none
             self.raw = None
         if empty:  # without a body nothing is expected (`Head.expect`), with one it may be
             self.raw = None
@@ -361,8 +337,13 @@ class Skeleton:
     def is_of(self, head: Head) -> bool:
         """Return whether `head`, parsed of the same bytes, has these values and no others hide in the rest: a field
         may be there twice, or spelled otherwise.  A body that the client does not send yet depends on its length."""
-        values = (head.length, head.json_length, head.request_id)
-        return self.raw is not None and not head.expect and values == (self.length, self.json_length, self.request_id)
+        return (
+            self.raw is not None
+            and not head.expect
+            and (head.length, head.json_length) == (self.length, self.json_length)
+            and head.request_id == self.request_id
+            and (head.traceparent, head.tracestate) == (self.traceparent, self.tracestate)
+        )
 
     def _number(self, names: tuple[bytes, bytes], missing: int) -> int:
         digits = self._cut(names)
@@ -387,7 +368,10 @@ class Skeleton:
                     self.raw = None
                     return b""
                 self.raw = raw[:start] + raw[end:]
-                return raw[start:end]
+                value = raw[start:end]
+                if value.translate(None, _PRINTABLE) or value.strip() != value:  # refused, or read without its blanks
+                    self.raw = None
+                return value
         return b""
 
 
@@ -408,8 +392,6 @@ def filled(known: Head, skeleton: Skeleton) -> Head:
     head.expect = known.expect
     head.coding = known.coding
     head.accept = known.accept
-    head.traceparent = known.traceparent
-    head.tracestate = known.tracestate
     head.uncached = known.uncached
     head.origin = known.origin
     head.cross_site = known.cross_site
@@ -422,6 +404,8 @@ def filled(known: Head, skeleton: Skeleton) -> Head:
     head.length = skeleton.length
     head.json_length = skeleton.json_length
     head.request_id = skeleton.request_id
+    head.traceparent = skeleton.traceparent
+    head.tracestate = skeleton.tracestate
     return head
 
 
@@ -448,12 +432,12 @@ class Heads:
             head = filled(known, skeleton)
         else:
             head = self._parsed(raw)
-            # A trace context is another one with each request: such a head will not come again.
-            if head.refusal is not None or head.traceparent:
+            if head.refusal is not None:
                 return head
             if skeleton.raw != raw and skeleton.is_of(head):
                 self._keep((skeleton.raw,), head)
-        if not skeleton.request_id:  # another one comes with the next request
+        # With these another head comes with each request: this one will not come again.
+        if not (head.request_id or head.traceparent or head.tracestate or skeleton.baggage):
             self._keep(raw, head)
         return head
 
