@@ -39,6 +39,8 @@ _TRACEPARENT = (b"\r\ntraceparent: ", b"\r\nTraceparent: ")
 _TRACESTATE = (b"\r\ntracestate: ", b"\r\nTracestate: ")
 _BAGGAGE = (b"\r\nbaggage: ", b"\r\nBaggage: ")
 """Fields whose values are left out, as clients spell them; with others a head is only parsed each time."""
+NOBODY = b"\0"
+"""A bearer token that no client can send, and nobody has."""
 _MOST_DIGITS = 18
 _MOST_ID = 128
 
@@ -288,9 +290,8 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
         head.uncached = freshness(seen[b"cache-control"])
     head.origin = seen.get(b"origin")
     head.cross_site = seen.get(b"sec-fetch-site") == b"cross-site"
-    scheme, _, token = seen.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        head.bearer = token.strip()
+    if b"authorization" in seen:
+        head.bearer = bearer_of(seen[b"authorization"])
 
 
 def _wanted_coding(field: bytes) -> str:
@@ -304,6 +305,12 @@ def _wanted_coding(field: bytes) -> str:
     if b"gzip" in wanted or b"x-gzip" in wanted:
         return "gzip"
     return "deflate" if b"deflate" in wanted else ""
+
+
+def bearer_of(authorization: bytes) -> bytes:
+    """Return the token of an Authorization field; `NOBODY` if it holds no bearer token."""
+    scheme, _, token = authorization.partition(b" ")
+    return (token.strip() if scheme.lower() == b"bearer" else b"") or NOBODY
 
 
 def freshness(cache_control: bytes) -> int:
