@@ -20,25 +20,18 @@ from urllib.parse import unquote
 
 import httptools
 
+from clover._native.wire import varying
 from clover.config import LimitsConfig
 from clover.tenants import Tenant
 
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VISIBLE = bytes(range(0x21, 0x7F))
-_PRINTABLE = b" " + _VISIBLE
 _DIGITS = b"0123456789"
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{0,5}))?\Z")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 _ANY_BODY = ("a request body", " (limits.body_bytes)")
 _MEMO_HEADS = 1024
 _MEMO_BYTES = 2048
-_LENGTH = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
-_JSON_LENGTH = (b"\r\nInference-Header-Content-Length: ", b"\r\ninference-header-content-length: ")
-_REQUEST_ID = (b"\r\nx-request-id: ", b"\r\nX-Request-Id: ")
-_TRACEPARENT = (b"\r\ntraceparent: ", b"\r\nTraceparent: ")
-_TRACESTATE = (b"\r\ntracestate: ", b"\r\nTracestate: ")
-_BAGGAGE = (b"\r\nbaggage: ", b"\r\nBaggage: ")
-"""Fields whose values are left out, as clients spell them; with others a head is only parsed each time."""
 NOBODY = b"\0"
 """A bearer token that no client can send, and nobody has."""
 _MOST_DIGITS = 18
@@ -319,72 +312,14 @@ def freshness(cache_control: bytes) -> int:
     return 2 if b"no-store" in wishes else 1 if wishes & {b"no-cache", b"max-age=0"} else 0
 
 
-class Skeleton:
-    """A head without the values that differ from request to request, and these values.
-
-    `raw` is what is left: the values that were cut out, each the first of its name, and nothing else can be put back
-    into it, so two heads with the same one differ in them alone.  None if a value is not as it is accepted."""
-
-    __slots__ = ("baggage", "json_length", "length", "raw", "request_id", "traceparent", "tracestate")
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw: bytes | None = raw
-        self.length = self._number(_LENGTH, 0)
-        empty = not self.length and self.raw is not raw
-        self.json_length = self._number(_JSON_LENGTH, -1)
-        self.request_id = self._cut(_REQUEST_ID)
-        self.traceparent = self._cut(_TRACEPARENT)
-        self.tracestate = self._cut(_TRACESTATE)
-        self.baggage = self._cut(_BAGGAGE)  # which nothing here reads
-        if len(self.request_id) > _MOST_ID or b" " in self.request_id:  # as if there were none
-            self.raw = None
-        if empty:  # without a body nothing is expected (`Head.expect`), with one it may be
-            self.raw = None
-
-    def is_of(self, head: Head) -> bool:
-        """Return whether `head`, parsed of the same bytes, has these values and no others hide in the rest: a field
-        may be there twice, or spelled otherwise.  A body that the client does not send yet depends on its length."""
-        return (
-            self.raw is not None
-            and not head.expect
-            and (head.length, head.json_length) == (self.length, self.json_length)
-            and head.request_id == self.request_id
-            and (head.traceparent, head.tracestate) == (self.traceparent, self.tracestate)
-        )
-
-    def _number(self, names: tuple[bytes, bytes], missing: int) -> int:
-        digits = self._cut(names)
-        if not digits:
-            return missing
-        if len(digits) > _MOST_DIGITS or digits.translate(None, _DIGITS):
-            self.raw = None
-            return missing
-        return int(digits)
-
-    def _cut(self, names: tuple[bytes, bytes]) -> bytes:
-        """Take the value of a field out; return it, or nothing if there is no such field."""
-        raw = self.raw
-        if raw is None:
-            return b""
-        for name in names:
-            at = raw.find(name)
-            if at >= 0:
-                start = at + len(name)
-                end = raw.find(b"\r\n", start)
-                if end <= start:  # an empty value is not the same as none
-                    self.raw = None
-                    return b""
-                self.raw = raw[:start] + raw[end:]
-                value = raw[start:end]
-                if value.translate(None, _PRINTABLE) or value.strip() != value:  # refused, or read without its blanks
-                    self.raw = None
-                return value
-        return b""
+Values = tuple[bytes, int, int, bytes, bytes, bytes, bytes]
+"""What `varying` returns of a head."""
+_NO_VALUES: Values = b"", 0, -1, b"", b"", b"", b""
 
 
-def filled(known: Head, skeleton: Skeleton) -> Head:
-    """Return a head that differs from `known` in the values of `skeleton` alone."""
-    head = Head()
+def filled(known: Head, values: Values) -> Head:
+    """Return a head that differs from `known` in these values alone."""
+    head = Head.__new__(Head)  # every attribute is set below
     head.method = known.method
     head.path = known.path
     head.query = known.query
@@ -408,17 +343,23 @@ def filled(known: Head, skeleton: Skeleton) -> Head:
     head.refusal = known.refusal
     head.route = known.route
     head.endpoint = known.endpoint
-    head.length = skeleton.length
-    head.json_length = skeleton.json_length
-    head.request_id = skeleton.request_id
-    head.traceparent = skeleton.traceparent
-    head.tracestate = skeleton.tracestate
+    _, head.length, head.json_length, head.request_id, head.traceparent, head.tracestate, _ = values
     return head
 
 
+def _has_no_other(head: Head, values: Values) -> bool:
+    """Return whether `head`, parsed of the same bytes, has these values, and so none in a field that was left."""
+    _, length, json_length, request_id, traceparent, tracestate, _ = values
+    return (
+        (head.length, head.json_length) == (length, json_length)
+        and head.request_id == request_id
+        and (head.traceparent, head.tracestate) == (traceparent, tracestate)
+    )
+
+
 class Heads:
-    """Parses heads and caches the small ones in `memo`: by their bytes, and as a tuple of one by their `Skeleton`'s,
-    which no bytes of a client are equal to.  `judge(head)` adds what depends on the socket."""
+    """Parses heads and caches the small ones in `memo`: by their bytes, and by those without the values that vary, in a
+    tuple of one, which no bytes of a client are equal to.  `judge(head)` adds what depends on the socket."""
 
     __slots__ = ("_judge", "_limits", "memo")
 
@@ -431,20 +372,19 @@ class Heads:
         """Return the head of `raw`, parsed and judged; raises MalformedError."""
         if len(raw) > _MEMO_BYTES:
             return self._parsed(raw)
-        skeleton = Skeleton(raw)
-        known: Head | None = None
-        if skeleton.raw is not None:
-            known = self.memo.get((skeleton.raw,))
-        if known is not None and skeleton.length <= known.most_bytes and len(raw) <= self._limits.head_bytes:
-            head = filled(known, skeleton)
+        values = varying(raw) or _NO_VALUES
+        known: Head | None = self.memo.get((values[0],))
+        if known is not None and values[1] <= known.most_bytes and len(raw) <= self._limits.head_bytes:
+            head = filled(known, values)
         else:
             head = self._parsed(raw)
             if head.refusal is not None:
                 return head
-            if skeleton.raw != raw and skeleton.is_of(head):
-                self._keep((skeleton.raw,), head)
+            # What a head expects depends on whether there is a body.
+            if values is not _NO_VALUES and values[0] != raw and not head.expect and _has_no_other(head, values):
+                self._keep((values[0],), head)
         # With these another head comes with each request: this one will not come again.
-        if not (head.request_id or head.traceparent or head.tracestate or skeleton.baggage):
+        if not (head.request_id or head.traceparent or head.tracestate or values[6]):
             self._keep(raw, head)
         return head
 
