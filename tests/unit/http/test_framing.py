@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 
 import orjson
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from clover.config import LimitsConfig, ListenConfig
 from clover.http.heads import Head, Heads, MalformedError
+from clover.telemetry.otel.spans import RequestNote
+from clover.telemetry.otel.tracer import Tracer
 from tests.support.examples import examples
 from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, request
 
@@ -480,6 +483,25 @@ def test_heads_that_differ_in_lengths_and_ids_are_parsed_and_judged_once() -> No
         assert (head.length, head.request_id, head.json_length) == (number, b"id-%d" % number, 1)
     assert len(judged) == 1
     assert len(heads.memo) == 1  # what all have in common; none of them will come again
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_each_request_has_its_own_trace_in_answer_error_and_log(traced: bool, caplog: pytest.LogCaptureFixture) -> None:
+    noted: list[RequestNote] = []
+    d = Driver(FakeView(FakeModel(echo_family())), access=True)
+    d.state.tracer = Tracer(noted.append, 1.0) if traced else None
+    with caplog.at_level(logging.INFO, "clover.access"):
+        for number in range(1, 5):
+            trace = f"{number:032x}"
+            body = echo_body() if number % 2 else b"{}"
+            fields = f"traceparent: 00-{trace}-{number:016x}-01", "tracestate: a=1"
+            answer = d.post("/v2/models/echo/infer", body, *fields)
+            assert answer.status == (200 if number % 2 else 400)
+            assert answer.fields.get("traceparent", "").split("-")[1:2] == ([trace] if traced else [])
+    if traced:
+        assert [note.trace_id for note in noted] == [b"%032x" % number for number in range(1, 5)]
+        assert [note.parent_id for note in noted] == [b"%016x" % number for number in range(1, 5)]
+        assert [record.trace_id for record in caplog.records] == [f"{number:032x}" for number in range(1, 5)]  # type: ignore[attr-defined]
 
 
 def test_a_body_is_expected_also_after_a_head_that_has_none() -> None:

@@ -101,9 +101,9 @@ def test_a_client_has_eight_streams_and_leaves_the_others_to_others() -> None:
     assert b"8 streams of this client are open, which is the most: close a page" in refused
     assert b"Retry-After: 30\r\n" in refused
     assert (house.streams.open, house.streams.refused) == (8, 1)
-    house.driver.peer = "192.0.2.9"
+    house.driver.peer = ("192.0.2.9", 50000)
     assert Page(house).take().startswith(b"HTTP/1.1 200 "), "another client's"
-    house.driver.peer = "127.0.0.1"
+    house.driver.peer = ("127.0.0.1", 50000)
     pages[0].connection.connection_lost(None)
     assert Page(house).take().startswith(b"HTTP/1.1 200 "), "a page was closed"
 
