@@ -32,10 +32,12 @@ SEEN_S = 5.0
 """Within that time a server has seen that pages were closed: when it has sent them the next messages."""
 
 
-async def page(host: str, port: int, until_s: float) -> tuple[float, list[int]]:
-    """Read one stream until `until_s` (monotonic); return the seconds to its first message, and the bytes of each."""
+async def page(host: str, port: int, number: int, until_s: float) -> tuple[float, list[int]]:
+    """Read one stream until `until_s` (monotonic); return the seconds to its first message, and the bytes of each.
+    Each page comes from an address of its own, since a client has only a few streams."""
     begun_s = time.monotonic()
-    reader, writer = await asyncio.open_connection(host, port, limit=1 << 22)
+    here = (f"127.0.1.{number + 1}", 0)
+    reader, writer = await asyncio.open_connection(host, port, limit=1 << 22, local_addr=here)
     writer.write(f"GET /dashboard/stream HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200 "):
@@ -59,7 +61,8 @@ async def stretch(url: str, pid: int, pages: int, seconds: float) -> dict[str, f
     address = urlsplit(url)
     host, port = str(address.hostname), int(address.port or 80)
     settle_s = 2.0
-    opened = [asyncio.create_task(page(host, port, time.monotonic() + settle_s + seconds)) for _ in range(pages)]
+    until_s = time.monotonic() + settle_s + seconds
+    opened = [asyncio.create_task(page(host, port, number, until_s)) for number in range(pages)]
     await asyncio.sleep(settle_s)
     before, begun_s = cpu_s(pid), time.monotonic()
     found = await asyncio.gather(*opened) if opened else []

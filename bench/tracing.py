@@ -14,7 +14,8 @@ request of one row, without the kernel's part of a socket.  Each way is asked in
 
 `loop` is CPU of the loop's thread by request (median of rounds).  `thread` is what the thread `clover-otel` uses for
 each span, beside it: making it, encoding it, and sending it to a collector on the loopback that takes all.  `new head`
-is off with a head of its own for each request (an x-request-id), which is parsed anew, as one with a traceparent is.
+is off with a head of its own for each request (an x-request-id), which is filled in from the one before, as one with a
+traceparent is.
 `--instructions` counts the loop's instead, by valgrind (the thread does not run then).  Everything is measured.
 """
 

@@ -15,6 +15,9 @@ cdef extern from "Python.h":
     const unsigned char *PyUnicode_1BYTE_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
 
+cdef extern from "<strings.h>" nogil:
+    int strncasecmp(const char *one, const char *other, size_t size)
+
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     int MSG_DONTWAIT
@@ -25,6 +28,11 @@ cdef enum:
     TAG = 17  # characters: a hyphen and 64 bits
     NUMBER = 24  # characters: 64 bits and a point are 21 at most
     AMOUNTS = 2 * NUMBER + 26  # characters: the names of two amounts, equals signs, quotes and a comma are 26
+    VARYING = 6  # fields of a request whose values vary
+    MOST_DIGITS = 18
+    MOST_ID = 128
+cdef const char **VARYING_NAMES = [b"content-length:", b"inference-header-content-length:", b"x-request-id:",
+                                   b"traceparent:", b"tracestate:", b"baggage:"]
 
 
 cpdef Py_ssize_t send(int fd, bytes data) except -1:
@@ -59,6 +67,101 @@ cpdef Py_ssize_t head_end(bytes data, Py_ssize_t start) except -2:
             return at + 4 - first
         at += 1
     return -1
+
+
+cpdef tuple varying(bytes raw):
+    """Return the head `raw` without the values that vary from request to request, and these values.
+
+    That is (rest, Content-Length, Inference-Header-Content-Length, X-Request-Id, traceparent, tracestate, baggage): the
+    first value of each name, 0, -1 or empty without one.  Heads with the same rest differ in these values only.  None if
+    a value is empty, or no number of 1 to 18 digits, no id of 1 to 128 visible characters, or no printable ASCII, or if
+    Content-Length is 0: what a head expects depends on whether it has a body.
+    """
+    cdef const char *first = PyBytes_AS_STRING(_some(raw))
+    cdef const char *stop = first + PyBytes_GET_SIZE(raw)
+    cdef const char *line = <const char *>memchr(first, 10, stop - first)
+    cdef const char *after
+    cdef const char *copied = first
+    cdef const char *start
+    cdef const char *end
+    cdef Py_ssize_t[VARYING] at, size, order
+    cdef Py_ssize_t field, count = 0, left = stop - first
+    cdef int64_t[2] numbers = [0, -1]
+    cdef list texts = [b"", b"", b"", b""]
+    cdef bytes rest
+    cdef char *to
+    for field in range(VARYING):
+        at[field] = 0
+    while line != NULL:
+        line += 1
+        after = <const char *>memchr(line, 10, stop - line)
+        if after == NULL:
+            break
+        field = _varying_field(line)
+        if field >= 0 and not at[field]:
+            start, end = line + strlen(VARYING_NAMES[field]), after
+            if end > start and (end - 1)[0] == 13:
+                end -= 1
+            while start < end and (start[0] == 32 or start[0] == 9):
+                start += 1
+            while start < end and ((end - 1)[0] == 32 or (end - 1)[0] == 9):
+                end -= 1
+            if not _is_value(field, start, end):
+                return None
+            if field < 2:
+                numbers[field] = _number(start, end)
+                if not field and not numbers[0]:
+                    return None
+            else:
+                texts[field - 2] = PyBytes_FromStringAndSize(start, end - start)
+            at[field], size[field] = start - first, end - start
+            left -= end - start
+            order[count] = field
+            count += 1
+        line = after
+    rest = raw
+    if count:
+        rest = PyBytes_FromStringAndSize(NULL, left)
+        to = PyBytes_AS_STRING(rest)
+        for field in order[:count]:
+            start = first + at[field]
+            memcpy(to, copied, start - copied)
+            to += start - copied
+            copied = start + size[field]
+        memcpy(to, copied, stop - copied)
+    return rest, numbers[0], numbers[1], texts[0], texts[1], texts[2], texts[3]
+
+
+cdef inline Py_ssize_t _varying_field(const char *line) noexcept nogil:
+    """Return which of the varying fields a line begins with, or -1.  The line ends within its string."""
+    cdef Py_ssize_t field
+    for field in range(VARYING):
+        if (line[0] | 32) == VARYING_NAMES[field][0] and strncasecmp(
+            line, VARYING_NAMES[field], strlen(VARYING_NAMES[field])
+        ) == 0:
+            return field
+    return -1
+
+
+cdef inline bint _is_value(Py_ssize_t field, const char *start, const char *end) noexcept nogil:
+    """Return whether the text is a value that `varying` takes out."""
+    cdef char least = 48 if field < 2 else 33 if field == 2 else 32
+    cdef char most = 57 if field < 2 else 126
+    if start == end or (field < 2 and end - start > MOST_DIGITS) or (field == 2 and end - start > MOST_ID):
+        return False
+    while start < end:
+        if not least <= start[0] <= most:
+            return False
+        start += 1
+    return True
+
+
+cdef inline int64_t _number(const char *start, const char *end) noexcept nogil:
+    cdef int64_t number = 0
+    while start < end:
+        number = 10 * number + start[0] - 48
+        start += 1
+    return number
 
 
 cpdef bytes cut(bytearray page, Py_ssize_t size):

@@ -6,9 +6,9 @@ Every server's whole tree inherits core 0 and cannot leave it, the load generato
 stay up together (idle ones sleep, or are stopped), rounds go through them in turn, and a ratio is taken within a round:
 the table has medians.  A round in which others used more than a tenth of a core is played again, a few times.  Bodies
 rotate over 512 kinds that differ in length, id and values; in a pass of its own every answer is checked for both.
-Clover runs with its defaults and one pinned variant, so that nothing changes meanwhile: receipts, metrics, limits,
-deadlines and ids are on.  CPU is the tree's, from the scheduler's nanosecond counters.  Requires two cores, a C
-compiler and taskset.
+Heads have the nine fields of a service mesh, with an X-Request-Id and a Traceparent of their own for each request.
+Clover runs as `clover serve` starts it: policy, ledger, receipts, metrics, limits, deadlines and ids are on.  CPU is
+the tree's, from the scheduler's nanosecond counters.  Requires two cores, a C compiler and taskset.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Peer:
 class Measure:
     """One line of the table.  `figure` is read out of a run; `beside` names the reference whose part it is given as, or
     nothing for the server's own first line of the workload; `must` bounds the ratio.  A `rate` is requests a second (0:
-    closed loop), or below 0 so many times the requests a second of that first line."""
+    closed loop), or below 0 so many times the requests a second of that first line.  `more` names further fields of the
+    head (`workloads.FIELDS`)."""
 
     name: str
     workload: str
@@ -66,6 +67,7 @@ class Measure:
     figure: str
     beside: str
     must: float
+    more: str = ""
 
     @property
     def higher(self) -> bool:
@@ -95,7 +97,7 @@ PEERS = (
         "clover",
         lambda work, port: [
             *(sys.executable, "-m", "clover.serve", f"bench.wire.workloads:{work.family.name.upper()}"),
-            *("--policy", "static:only", "--ledger", "off", "--port", str(port)),
+            *("--port", str(port)),
         ],
         ("w1", "w2", "w3"),
     ),
@@ -114,6 +116,8 @@ PEERS = (
 MEASURES = (
     Measure("W1, 64 connections, req/s", "w1", 64, 0.0, "per_s", "rawreal", 0.75),
     Measure("W1, 1 connection, p50 us", "w1", 1, 0.0, "p50_us", "rawreal", 2.2),
+    Measure("W1 with cookies, 64 connections, req/s", "w1", 64, 0.0, "per_s", "rawreal", 0.75, "cookies"),
+    Measure("W1 with a bearer token, 64 connections, req/s", "w1", 64, 0.0, "per_s", "rawreal", 0.75, "a bearer token"),
     Measure("W2, 64 connections, req/s", "w2", 64, 0.0, "per_s", "rawreal", 0.95),
     Measure("W2, 1 connection, p50 us", "w2", 1, 0.0, "p50_us", "rawreal", 1.3),
     Measure("W2, open loop 1,000/s, p99 us", "w2", 64, 1000.0, "p99_us", "rawreal", 1.5),
@@ -134,21 +138,22 @@ class Bench:
         source = Path(__file__).with_name("generator.c")
         subprocess.run(["cc", "-O2", "-o", str(self.binary), str(source), "-lm"], check=True)
 
-    def run(self, work: Workload, port: int, connections: int, rate: float, seconds: float, answers: str = "") -> str:
-        """Return the generator's line."""
-        words = [str(port), str(self.folder / f"{work.name}.requests"), str(self.folder / "times")]
+    def run(self, requests: Path, port: int, connections: int, rate: float, seconds: float, answers: str = "") -> str:
+        """Send the `requests` of a file; return the generator's line."""
+        words = [str(port), str(requests), str(self.folder / "times")]
         words += [str(connections), str(seconds), str(rate), *([answers] if answers else [])]
         command = ["taskset", "-c", CLIENT_CORE, str(self.binary), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def round(self, work: Workload, port: int, pid: int, measure: Measure, capacity: float) -> Round:
         """Run one round of one server, and repeat it if others disturbed it."""
+        requests = work.write(self.folder, measure.more)
         rate = measure.rate if measure.rate >= 0.0 else -measure.rate * capacity
         for _ in range(_TRIES):
             pids = tree(pid)
             before, whole = cpu_seconds(pids), busy_seconds()
             client = os.times()
-            words = self.run(work, port, measure.connections, rate, self.seconds).split()
+            words = self.run(requests, port, measure.connections, rate, self.seconds).split()
             after = os.times()
             used = cpu_seconds(pids) - before
             own = after.children_user + after.children_system - client.children_user - client.children_system
@@ -176,7 +181,7 @@ class Bench:
     def wrong(self, work: Workload, port: int, expected: Callable[[Floats], Floats]) -> int:
         """Return wrong answers of a pass over all kinds of request."""
         path = self.folder / "answers"
-        self.run(work, port, 16, 0.0, 1.0, str(path))
+        self.run(work.write(self.folder), port, 16, 0.0, 1.0, str(path))
         return work.wrong(path.read_bytes(), expected)
 
 
@@ -205,7 +210,7 @@ def _start(peer: Peer, work: Workload, folder: Path) -> tuple[subprocess.Popen[b
             stdout=log,
             stderr=log,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder)},
             start_new_session=True,
         )
     first = work.requests()[0]
@@ -297,7 +302,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = Bench(folder, given.seconds)
         for key in given.workload:
             work = WORKLOADS[key]
-            work.write(folder)
             expected = expected_of(work)
             with contextlib.ExitStack() as stack:
                 up = {

@@ -2,8 +2,9 @@
  *
  *   generator PORT REQUESTS TIMES CONNECTIONS SECONDS RATE [ANSWERS]
  *
- * REQUESTS holds whole requests, each after its length (uint32); they leave in turn.  RATE 0 keeps one request in flight
- * on each connection.  Otherwise requests are due at the times of a Poisson process of RATE a second, whether or not
+ * REQUESTS holds whole requests, each after its length (uint32); they leave in turn.  Each run of 16 `#` in a head (eight
+ * runs at most) is replaced by a hexadecimal number that no other request has.  RATE 0 keeps one request in flight on each
+ * connection.  Otherwise requests are due at the times of a Poisson process of RATE a second, whether or not
  * earlier answers have come, and wait for a free connection.  Of every answer with status 200, TIMES gets how long after
  * the request was due it came, and how long after it was sent (floats, microseconds).  ANSWERS, where it is named, gets
  * of every answer the request's number, status and length (uint32), and the body.
@@ -38,7 +39,9 @@ typedef struct {
     size_t room;
 } Connection;
 
-static struct { char *bytes; uint32_t size; } *requests;
+enum { RUNS = 8, RUN = 16 };
+static const char run[] = "################";
+static struct { char *bytes; uint32_t size; int runs; char *run[RUNS]; } *requests;
 static uint32_t count, following;
 static Connection *connections;
 static int *idle, idles, epoll_fd;
@@ -82,8 +85,17 @@ static void push_on(Connection *c) {
     if (c->writes) watch(c, 0);
 }
 
+static void renumber(uint32_t request) {
+    static uint64_t given;
+    for (int at = 0; at < requests[request].runs; at++) {
+        uint64_t rest = ++given * 0x9E3779B97F4A7C15ull;  /* odd: no two numbers are the same, and all digits change */
+        for (int digit = 0; digit < RUN; digit++, rest >>= 4) requests[request].run[at][digit] = "0123456789abcdef"[rest & 15];
+    }
+}
+
 static void start(Connection *c, double due) {
     c->request = following;
+    renumber(following);
     following = (following + 1) % count;
     c->sent = c->have = c->need = 0;
     c->busy = 1;
@@ -148,7 +160,14 @@ static void read_requests(const char *path) {
         requests = realloc(requests, (count + 1) * sizeof *requests);
         requests[count].bytes = malloc(size);
         requests[count].size = size;
-        if (fread(requests[count++].bytes, size, 1, file) != 1) fail("a cut request");
+        if (fread(requests[count].bytes, size, 1, file) != 1) fail("a cut request");
+        char *at = requests[count].bytes, *end = memmem(at, size, "\r\n\r\n", 4);
+        int runs = 0;
+        while (end && runs < RUNS && (at = memmem(at, (size_t)(end - at), run, RUN))) {
+            requests[count].run[runs++] = at;
+            at += RUN;
+        }
+        requests[count++].runs = runs;
     }
     fclose(file);
 }

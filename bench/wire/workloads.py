@@ -1,5 +1,8 @@
 """The three workloads: requests of 512 kinds that differ in length, id and values, and what their answers have to be.
 
+Heads have the nine fields that a request has inside a service mesh.  Those that a mesh makes anew for each request have
+runs of `#`, which the generator replaces each time it sends one.
+
 W1 `echo`: one FP32 [1, 16] JSON tensor; W2 `mlp`: [1, 64] through 64-256-256-10, JSON; W3 `image`: 588 KiB of
 binary tensor in, a thousand floats out.
 """
@@ -21,6 +24,13 @@ from clover.types import FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
 
 KINDS = 512
 _SEED = 11
+_RUN = b"#" * 16
+FIELDS = {
+    "": b"",
+    "cookies": b"Cookie: session=5f1d7c0be2a94c1f; consent=all; _ga=GA1.1.1462517712.1764547200; theme=dark\r\n",
+    "a bearer token": b"Authorization: Bearer " + b"t0ken-" * 10 + b"\r\n",
+}
+"""Fields beside those of a mesh, by what a line of the table calls them."""
 
 Floats = NDArray[np.float32]
 
@@ -58,12 +68,12 @@ class Workload:
         """Return the input rows of all kinds of request."""
         return _rows(32 if self.binary else KINDS, self.family.inputs[0].shape)  # images are few, their ids are not
 
-    def requests(self) -> list[bytes]:
-        """Return whole requests, `KINDS` of them."""
+    def requests(self, more: str = "") -> list[bytes]:
+        """Return whole requests, `KINDS` of them, with the further `FIELDS` of that name."""
         rows = self.rows()
-        return [self._request(at, rows[at % len(rows)]) for at in range(KINDS)]
+        return [self._request(at, rows[at % len(rows)], FIELDS[more]) for at in range(KINDS)]
 
-    def _request(self, at: int, row: Floats) -> bytes:
+    def _request(self, at: int, row: Floats, more: bytes) -> bytes:
         tensor: dict[str, Any] = {"name": "x", "shape": [1, *row.shape], "datatype": "FP32"}
         document: dict[str, Any] = {"id": identity(at), "inputs": [tensor]}
         fields, tail = b"Content-Type: application/json\r\n", b""
@@ -79,9 +89,10 @@ class Workload:
             fields = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n" % len(head)
         return (
             (
-                b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: bench/1.0 (kind %d)\r\n"
-                b"Accept: */*\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\nX-Tenant: tenant-%d\r\n"
-                b"%bContent-Length: %d\r\n\r\n" % (self.family.name.encode(), at, at % 7, fields, len(head) + len(tail))
+                b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n"
+                b"Accept-Encoding: identity\r\nConnection: keep-alive\r\nX-Request-Id: %b\r\n"
+                b"Traceparent: 00-%b%b-%b-01\r\n%b%bContent-Length: %d\r\n\r\n"
+                % (self.family.name.encode(), *(_RUN,) * 4, more, fields, len(head) + len(tail))
             )
             + head
             + tail
@@ -103,10 +114,11 @@ class Workload:
             return np.asarray(row)
         return np.array([round(float(v), 3 + (at + i) % 6) for i, v in enumerate(row.reshape(-1))], np.float32)
 
-    def write(self, folder: Path) -> Path:
-        """Return the requests as the generator reads them."""
-        path = folder / f"{self.name}.requests"
-        path.write_bytes(b"".join(struct.pack("<I", len(one)) + one for one in self.requests()))
+    def write(self, folder: Path, more: str = "") -> Path:
+        """Return the file with the requests as the generator reads them, written on the first call."""
+        path = folder / f"{self.name}.{more or 'plain'}.requests"
+        if not path.exists():
+            path.write_bytes(b"".join(struct.pack("<I", len(one)) + one for one in self.requests(more)))
         return path
 
     def wrong(self, answers: bytes, expected: Callable[[Floats], Floats]) -> int:

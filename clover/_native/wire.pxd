@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint64_t
 cpdef Py_ssize_t send(int fd, bytes data) except -1
 cpdef bytes part(bytes data, Py_ssize_t start, Py_ssize_t stop)
 cpdef Py_ssize_t head_end(bytes data, Py_ssize_t start) except -2
+cpdef tuple varying(bytes raw)
 cpdef bytes cut(bytearray page, Py_ssize_t size)
 cpdef bytes joined(list head, list parts)
 cpdef bytes quoted(str text)

@@ -26,7 +26,7 @@ from clover.grpc.stats import GrpcStats
 from clover.http.access import Access, changes
 from clover.http.addresses import client_of, is_loopback
 from clover.http.audit import AuditLog
-from clover.http.heads import freshness
+from clover.http.heads import NOBODY, bearer_of, freshness
 from clover.tenants import Tenant
 
 log = logging.getLogger("clover.grpc")
@@ -157,12 +157,11 @@ def _call_of(method: str) -> str:
 
 
 def _bearer(metadata: Metadata) -> bytes:
-    """Return the bearer token of a call; empty without one, or with several."""
-    found = [value for key, value in metadata if key == "authorization"]
-    if len(found) != 1:
-        return b""
-    scheme, _, token = str(found[0]).partition(" ")
-    return token.strip().encode() if scheme.lower() == "bearer" else b""
+    """Return the bearer token of a call; empty without `authorization`, `NOBODY` with several."""
+    found = [str(value).encode() for key, value in metadata if key == "authorization"]
+    if len(found) > 1:
+        return NOBODY
+    return bearer_of(found[0]) if found else b""
 
 
 def _request_id(metadata: Metadata) -> str:

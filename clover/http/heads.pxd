@@ -1,5 +1,7 @@
 cimport cython
 
+from clover._native.wire cimport varying
+
 cdef class Head:
     cdef public str method
     cdef public str path
@@ -32,22 +34,18 @@ cdef class Head:
 
     cpdef str too_large(self)
 
-cdef class Skeleton:
-    cdef readonly bytes raw
-    cdef readonly object length
-    cdef readonly object json_length
-    cdef readonly bytes request_id
-
-    cpdef bint is_of(self, Head head) except -1
-    @cython.locals(digits=bytes)
-    cdef object _number(self, tuple names, object missing)
-    @cython.locals(raw=bytes, name=bytes, at=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t)
-    cdef bytes _cut(self, tuple names)
+cdef tuple _NO_VALUES
 
 @cython.locals(head=Head)
-cdef Head filled(Head known, Skeleton skeleton)
+cdef Head filled(Head known, tuple values)
+cdef bint _has_no_other(Head head, tuple values) except -1
 
 cdef class Heads:
     cdef object _judge
     cdef object _limits
     cdef public dict memo
+
+    @cython.locals(values=tuple, known=Head, head=Head)
+    cpdef Head parse(self, bytes raw)
+    cdef _keep(self, object key, Head head)
+    cdef Head _parsed(self, bytes raw)

@@ -7,8 +7,8 @@ line is parsed here, and only the fields go through llhttp.
 
 A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` caches the
 results for small heads, by all their bytes.  Mostly it is the same but for the length of the body, of the JSON in it,
-or an id: so heads are cached by their bytes without these values too, and one that differs in nothing else is filled in
-from the one before.
+an id, or the trace context that a mesh adds: so heads are cached by their bytes without these values too, and one that
+differs in nothing else is filled in from the one before.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from clover._native.wire import varying
 from clover.config import LimitsConfig
 from clover.tenants import Tenant
 
@@ -31,10 +32,8 @@ _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 _ANY_BODY = ("a request body", " (limits.body_bytes)")
 _MEMO_HEADS = 1024
 _MEMO_BYTES = 2048
-_LENGTH = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
-_JSON_LENGTH = (b"\r\nInference-Header-Content-Length: ", b"\r\ninference-header-content-length: ")
-_REQUEST_ID = (b"\r\nX-Request-Id: ", b"\r\nx-request-id: ")
-"""Fields whose values are left out, as clients spell them; with others a head is only parsed each time."""
+NOBODY = b"\0"
+"""A bearer token that no client can send, and nobody has."""
 _MOST_DIGITS = 18
 _MOST_ID = 128
 
@@ -69,37 +68,6 @@ class Head:
     instead, `route` the handler that was found for the path and the model it names, `endpoint` the `InferEndpoint` of a
     request that infers and whose body is not compressed.
     """
-
-    __slots__ = (
-        "absolute",
-        "accept",
-        "authorised",
-        "authority",
-        "bearer",
-        "bound",
-        "chunked",
-        "coding",
-        "cross_site",
-        "endpoint",
-        "expect",
-        "host",
-        "json_length",
-        "keep_alive",
-        "length",
-        "method",
-        "minor",
-        "most_bytes",
-        "origin",
-        "path",
-        "query",
-        "refusal",
-        "request_id",
-        "route",
-        "tenant",
-        "traceparent",
-        "tracestate",
-        "uncached",
-    )
 
     def __init__(self) -> None:
         self.method = ""
@@ -315,9 +283,8 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
         head.uncached = freshness(seen[b"cache-control"])
     head.origin = seen.get(b"origin")
     head.cross_site = seen.get(b"sec-fetch-site") == b"cross-site"
-    scheme, _, token = seen.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        head.bearer = token.strip()
+    if b"authorization" in seen:
+        head.bearer = bearer_of(seen[b"authorization"])
 
 
 def _wanted_coding(field: bytes) -> str:
@@ -333,67 +300,26 @@ def _wanted_coding(field: bytes) -> str:
     return "deflate" if b"deflate" in wanted else ""
 
 
+def bearer_of(authorization: bytes) -> bytes:
+    """Return the token of an Authorization field; `NOBODY` if it holds no bearer token."""
+    scheme, _, token = authorization.partition(b" ")
+    return (token.strip() if scheme.lower() == b"bearer" else b"") or NOBODY
+
+
 def freshness(cache_control: bytes) -> int:
     """Return what a Cache-Control field of a request forbids: see `Head.uncached`."""
     wishes = {part.strip() for part in cache_control.lower().split(b",")}
     return 2 if b"no-store" in wishes else 1 if wishes & {b"no-cache", b"max-age=0"} else 0
 
 
-class Skeleton:
-    """A head without the values that differ from request to request, and these values.
-
-    `raw` is what is left: the values that were cut out, each the first of its name, and nothing else can be put back
-    into it, so two heads with the same one differ in them alone.  None if a value is not as it is accepted."""
-
-    __slots__ = ("json_length", "length", "raw", "request_id")
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw: bytes | None = raw
-        self.length = self._number(_LENGTH, 0)
-        empty = not self.length and self.raw is not raw
-        self.json_length = self._number(_JSON_LENGTH, -1)
-        self.request_id = self._cut(_REQUEST_ID)
-        if len(self.request_id) > _MOST_ID or self.request_id.translate(None, _VISIBLE):
-            self.raw = None
-        if empty:  # without a body nothing is expected (`Head.expect`), with one it may be
-            self.raw = None
-
-    def is_of(self, head: Head) -> bool:
-        """Return whether `head`, parsed of the same bytes, has these values and no others hide in the rest: a field
-        may be there twice, or spelled otherwise.  A body that the client does not send yet depends on its length."""
-        values = (head.length, head.json_length, head.request_id)
-        return self.raw is not None and not head.expect and values == (self.length, self.json_length, self.request_id)
-
-    def _number(self, names: tuple[bytes, bytes], missing: int) -> int:
-        digits = self._cut(names)
-        if not digits:
-            return missing
-        if len(digits) > _MOST_DIGITS or digits.translate(None, _DIGITS):
-            self.raw = None
-            return missing
-        return int(digits)
-
-    def _cut(self, names: tuple[bytes, bytes]) -> bytes:
-        """Take the value of a field out; return it, or nothing if there is no such field."""
-        raw = self.raw
-        if raw is None:
-            return b""
-        for name in names:
-            at = raw.find(name)
-            if at >= 0:
-                start = at + len(name)
-                end = raw.find(b"\r\n", start)
-                if end <= start:  # an empty value is not the same as none
-                    self.raw = None
-                    return b""
-                self.raw = raw[:start] + raw[end:]
-                return raw[start:end]
-        return b""
+Values = tuple[bytes, int, int, bytes, bytes, bytes, bytes]
+"""What `varying` returns of a head."""
+_NO_VALUES: Values = b"", 0, -1, b"", b"", b"", b""
 
 
-def filled(known: Head, skeleton: Skeleton) -> Head:
-    """Return a head that differs from `known` in the values of `skeleton` alone."""
-    head = Head()
+def filled(known: Head, values: Values) -> Head:
+    """Return a head that differs from `known` in these values alone."""
+    head = Head.__new__(Head)  # every attribute is set below
     head.method = known.method
     head.path = known.path
     head.query = known.query
@@ -408,8 +334,6 @@ def filled(known: Head, skeleton: Skeleton) -> Head:
     head.expect = known.expect
     head.coding = known.coding
     head.accept = known.accept
-    head.traceparent = known.traceparent
-    head.tracestate = known.tracestate
     head.uncached = known.uncached
     head.origin = known.origin
     head.cross_site = known.cross_site
@@ -419,15 +343,23 @@ def filled(known: Head, skeleton: Skeleton) -> Head:
     head.refusal = known.refusal
     head.route = known.route
     head.endpoint = known.endpoint
-    head.length = skeleton.length
-    head.json_length = skeleton.json_length
-    head.request_id = skeleton.request_id
+    _, head.length, head.json_length, head.request_id, head.traceparent, head.tracestate, _ = values
     return head
 
 
+def _has_no_other(head: Head, values: Values) -> bool:
+    """Return whether `head`, parsed of the same bytes, has these values, and so none in a field that was left."""
+    _, length, json_length, request_id, traceparent, tracestate, _ = values
+    return (
+        (head.length, head.json_length) == (length, json_length)
+        and head.request_id == request_id
+        and (head.traceparent, head.tracestate) == (traceparent, tracestate)
+    )
+
+
 class Heads:
-    """Parses heads and caches the small ones in `memo`: by their bytes, and as a tuple of one by their `Skeleton`'s,
-    which no bytes of a client are equal to.  `judge(head)` adds what depends on the socket."""
+    """Parses heads and caches the small ones in `memo`: by their bytes, and by those without the values that vary, in a
+    tuple of one, which no bytes of a client are equal to.  `judge(head)` adds what depends on the socket."""
 
     __slots__ = ("_judge", "_limits", "memo")
 
@@ -440,20 +372,19 @@ class Heads:
         """Return the head of `raw`, parsed and judged; raises MalformedError."""
         if len(raw) > _MEMO_BYTES:
             return self._parsed(raw)
-        skeleton = Skeleton(raw)
-        known: Head | None = None
-        if skeleton.raw is not None:
-            known = self.memo.get((skeleton.raw,))
-        if known is not None and skeleton.length <= known.most_bytes and len(raw) <= self._limits.head_bytes:
-            head = filled(known, skeleton)
+        values = varying(raw) or _NO_VALUES
+        known: Head | None = self.memo.get((values[0],))
+        if known is not None and values[1] <= known.most_bytes and len(raw) <= self._limits.head_bytes:
+            head = filled(known, values)
         else:
             head = self._parsed(raw)
-            # A trace context is another one with each request: such a head will not come again.
-            if head.refusal is not None or head.traceparent:
+            if head.refusal is not None:
                 return head
-            if skeleton.raw != raw and skeleton.is_of(head):
-                self._keep((skeleton.raw,), head)
-        if not skeleton.request_id:  # another one comes with the next request
+            # What a head expects depends on whether there is a body.
+            if values is not _NO_VALUES and values[0] != raw and not head.expect and _has_no_other(head, values):
+                self._keep((values[0],), head)
+        # With these another head comes with each request: this one will not come again.
+        if not (head.request_id or head.traceparent or head.tracestate or values[6]):
             self._keep(raw, head)
         return head
 

@@ -2,8 +2,9 @@
 
 A message is made once and sent to every stream as it is.  What a stream holds is bounded: a client that has left
 `UNREAD_BYTES` unread, besides the greeting, when a message comes is dropped and comes back by itself.  The greeting is
-by far the largest, and on a slow link the next messages come before it has left.  There are `most` streams at most, and
-a further one is refused (503), because each of them holds a connection for as long as a page is open.
+by far the largest, and on a slow link the next messages come before it has left.  There are `most` streams at most,
+`MOST_OF_CLIENT` of one client, and a further one is refused (503), because each of them holds a connection for as long
+as a page is open.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from clover.http.outgoing import Outgoing
 log = logging.getLogger("clover.http")
 
 MOST_STREAMS = 64
+MOST_OF_CLIENT = 8
 UNREAD_BYTES = 1 << 20
 KIND = b"text/event-stream"
 _HEAD = (
@@ -82,6 +84,10 @@ class EventStreams:
         elif len(self._open) >= self._most:
             self.refused += 1
             exchange.fail(503, f"{self._most} streams are open, which is the most: close a page", retry_after_s=30.0)
+        elif self._open_of(connection.client) >= MOST_OF_CLIENT:
+            self.refused += 1
+            text = f"{MOST_OF_CLIENT} streams of this client are open, which is the most: close a page"
+            exchange.fail(503, text, retry_after_s=30.0)
         elif connection.exchanges[0] is not exchange:
             exchange.fail(400, "a stream is asked for on a connection on which no other answer is due")
         else:
@@ -98,6 +104,11 @@ class EventStreams:
                 self._open.append(_Stream(exchange, len(greeting) + UNREAD_BYTES))
             else:
                 connection.hang_up()
+
+    def _open_of(self, client: str) -> int:
+        """Return how many streams of a client are open."""
+        connections = (stream.exchange.connection for stream in self._open)
+        return sum(connection is not None and connection.client == client for connection in connections)
 
     def publish(self, message: bytes) -> None:
         """Send `message` to every stream, and drop those that have left too much unread."""

@@ -92,6 +92,47 @@ def test_where_a_head_ends(kernels: SimpleNamespace) -> None:
             head_end(b"\r\n\r\n", start)
 
 
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *(b"Content-Length", b"content-length", b"CONTENT-LENGTH", b"Inference-Header-Content-Length"),
+                *(b"x-request-id", b"X-Request-Id", b"traceparent", b"Traceparent", b"tracestate", b"baggage"),
+                *(b"Host", b"Content-Lengthy", b"trace", b"", b" traceparent", b"traceparent ", b"\xf4raceparent"),
+            ]
+        ),
+        st.sampled_from([b":", b": ", b":\t ", b" :", b""]),
+        st.one_of(
+            st.sampled_from([b"", b"0", b"007", b"1" * 18, b"1" * 19, b"+1", b"i" * 128, b"i" * 129, b"a b", b"a\tb"]),
+            st.binary(max_size=6),
+        ),
+        st.sampled_from([b"\r\n", b" \r\n", b"\t \r\n", b"\n", b"\r", b"\r\r\n", b""]),
+    ).map(b"".join),
+    max_size=9,
+)
+
+
+@given(LINES, st.sampled_from([b"GET / HTTP/1.1\r\n", b"", b"\n"]), st.sampled_from([b"\r\n", b""]))
+def test_the_values_of_a_head_that_vary_are_those_of_the_twin(lines: list[bytes], first: bytes, last: bytes) -> None:
+    raw = first + b"".join(lines) + last
+    assert wire.varying(raw) == reference.varying(raw)
+
+
+def test_a_head_without_its_values(kernels: SimpleNamespace) -> None:
+    varying = kernels.wire.varying
+    lines = [b"POST /traceparent:1 HTTP/1.1", b"Host: a", b"tracestate: a=1, b=2 ", b"X-REQUEST-ID:7"]
+    lines += [b"x-request-id: 8", b"Content-Length: 012", b"Traceparent:\t00-ab", b"baggage: c", b"", b""]
+    rest = b"POST /traceparent:1 HTTP/1.1\r\nHost: a\r\ntracestate:  \r\nX-REQUEST-ID:\r\nx-request-id: 8\r\n"
+    rest += b"Content-Length: \r\nTraceparent:\t\r\nbaggage: \r\n\r\n"
+    assert varying(b"\r\n".join(lines)) == (rest, 12, -1, b"7", b"00-ab", b"a=1, b=2", b"c")
+    plain = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert varying(plain) == (plain, 0, -1, b"", b"", b"", b"")
+    for odd in (b"traceparent:", b"baggage: \xe4", b"x-request-id: a b", b"Content-Length: 0x1", b"content-length: 00"):
+        assert varying(b"GET / HTTP/1.1\r\n" + odd + b"\r\n\r\n") is None
+    with pytest.raises(TypeError):
+        varying(None)
+
+
 def test_what_is_joined(kernels: SimpleNamespace) -> None:
     joined = kernels.wire.joined
     assert joined([], []) == b""

@@ -34,6 +34,26 @@ def head_end(data: bytes, start: int) -> int:
     return found + 4 if found >= 0 else -1
 
 
+def varying(raw: bytes) -> tuple[bytes, int, int, bytes, bytes, bytes, bytes] | None:
+    """Return a head without the values that vary, and these."""
+    names = (b"content-length", b"inference-header-content-length", b"x-request-id", b"traceparent", b"tracestate")
+    kinds = (rb"[0-9]{1,18}", rb"[0-9]{1,18}", rb"[!-~]{1,128}", rb"[ -~]+", rb"[ -~]+", rb"[ -~]+")
+    found: list[bytes] = []
+    rest = raw
+    for name, kind in zip((*names, b"baggage"), kinds, strict=True):
+        field = re.search(rb"(?i)(?<=\n)" + name + rb":([^\n]*)\n", rest)
+        if field is None:
+            found.append(b"")
+            continue
+        value = field[1].removesuffix(b"\r").strip(b" \t")
+        if not re.fullmatch(kind, value) or (name == b"content-length" and not int(value)):
+            return None
+        start = field.start(1) + len(field[1]) - len(field[1].lstrip(b" \t"))
+        rest = rest[:start] + rest[start + len(value) :]
+        found.append(value)
+    return rest, int(found[0] or 0), int(found[1] or -1), *found[2:]  # type: ignore[return-value]
+
+
 def cut(page: bytearray, size: int) -> bytes:
     """Return the first `size` bytes of `page`."""
     if not 0 <= size <= len(page):

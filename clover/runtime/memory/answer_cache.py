@@ -4,7 +4,9 @@ A digest is BLAKE2b with a secret key of this process, 256 bits, over everything
 each input, and what else decides which answers may stand for it (`context`: who asks, with which demands, under which
 plan).  Nobody who lacks the key can make two rows that collide, and rows that nobody makes on purpose do not.
 
-Bounded in bytes (the least recently used go first) and in age.
+Bounded in bytes and in age.  Answers belong to an owner, the tenant that asked: if there is no room, the least recently
+used answer goes of the owner that has the most bytes.  So no owner loses what lies within an equal share of the room,
+whatever others ask, and whoever is alone has all of it.
 """
 
 from __future__ import annotations
@@ -43,6 +45,16 @@ class KeptAnswer(NamedTuple):
         return _OVERHEAD_BYTES + len(self.path) + sum(len(data) for _, data in self.outputs)
 
 
+class _Share:
+    """The answers of one owner, the most recently used last."""
+
+    __slots__ = ("answers", "bytes")
+
+    def __init__(self) -> None:
+        self.answers: OrderedDict[bytes, KeptAnswer] = OrderedDict()
+        self.bytes = 0
+
+
 class AnswerCache:
     """Keeps answers of one family, at most `most_bytes` of them, for at most `most_age_ns`.
 
@@ -60,13 +72,13 @@ class AnswerCache:
         self._most_age_ns = most_age_ns
         self._secret = os.urandom(32) if secret is None else secret
         self._memory = memory
-        self._known: OrderedDict[bytes, KeptAnswer] = OrderedDict()
+        self._shares: dict[str, _Share] = {}
         self._inputs = [_reader(memory, "input", at, one) for at, one in enumerate(spec.inputs)]
         self._outputs = [_reader(memory, "output", at, one) for at, one in enumerate(spec.outputs)]
         self._writers = [_writer(memory, at, one) for at, one in enumerate(spec.outputs)]
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(len(share.answers) for share in self._shares.values())
 
     def digests(self, slots: Sequence[int], context: bytes) -> list[bytes]:
         """Return the digest of the inputs in each slot together with `context`; raises ValueError if a worker damaged
@@ -83,20 +95,23 @@ class AnswerCache:
             found.append(digest.digest())
         return found
 
-    def find(self, digests: Sequence[bytes], now_ns: int) -> list[KeptAnswer] | None:
-        """Return the answers to all rows, which become the most recently used; None if any is missing or too old."""
+    def find(self, digests: Sequence[bytes], now_ns: int, owner: str = "") -> list[KeptAnswer] | None:
+        """Return the answers to all rows of `owner`, which become the most recently used; None if any is missing or too
+        old."""
         found = []
+        share = self._shares.get(owner)
         for digest in digests:
-            kept = self._known.get(digest)
+            kept = share.answers.get(digest) if share is not None else None
             if kept is not None and now_ns - kept.born_ns > self._most_age_ns:
-                self._drop(digest)
+                self._drop(owner, digest)
                 kept = None
             if kept is None:
                 self.misses += len(digests)
                 return None
             found.append(kept)
-        for digest in digests:
-            self._known.move_to_end(digest)
+        if share is not None:
+            for digest in digests:
+                share.answers.move_to_end(digest)
         self.hits += len(digests)
         return found
 
@@ -110,25 +125,33 @@ class AnswerCache:
         """Return the outputs in a slot; raises ValueError if a worker wrote what its declaration does not allow."""
         return tuple(read(slot) for read in self._outputs)
 
-    def keep(self, digest: bytes, answer: KeptAnswer) -> None:
-        """Keep an answer, instead of an earlier one to the same row."""
+    def keep(self, digest: bytes, answer: KeptAnswer, owner: str = "") -> None:
+        """Keep an answer of `owner`, instead of an earlier one to the same row."""
         if answer.size > self.most_bytes:
             return
-        if digest in self._known:
-            self._drop(digest)
-        self._known[digest] = answer
+        if owner in self._shares and digest in self._shares[owner].answers:
+            self._drop(owner, digest)
+        share = self._shares.setdefault(owner, _Share())
+        share.answers[digest] = answer
+        share.bytes += answer.size
         self.bytes += answer.size
         while self.bytes > self.most_bytes:
-            self._drop(next(iter(self._known)))
+            largest = max(self._shares, key=lambda name: self._shares[name].bytes)
+            self._drop(largest, next(iter(self._shares[largest].answers)))
             self.evicted += 1
 
     def clear(self) -> None:
         """Forget all answers."""
-        self._known.clear()
+        self._shares.clear()
         self.bytes = 0
 
-    def _drop(self, digest: bytes) -> None:
-        self.bytes -= self._known.pop(digest).size
+    def _drop(self, owner: str, digest: bytes) -> None:
+        share = self._shares[owner]
+        size = share.answers.pop(digest).size
+        share.bytes -= size
+        self.bytes -= size
+        if not share.answers:
+            del self._shares[owner]
 
 
 def _reader(memory: Memory, kind: str, index: int, tensor: Any) -> Callable[[int], tuple[tuple[int, ...], bytes]]:

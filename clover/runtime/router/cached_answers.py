@@ -92,7 +92,7 @@ class CachedAnswers:
             digests = self.cache.digests(ticket.slots, repr((tenant, min_accuracy, bool(cascade), plan)).encode())
         except ValueError:
             return False
-        found = self.cache.find(digests, now_ns) if ticket.uncached == ALLOWED else None
+        found = self.cache.find(digests, now_ns, tenant) if ticket.uncached == ALLOWED else None
         if found is None:
             ticket.unanswered = Unanswered(plan, digests)
             self.lookup_ns += self._cpu_ns() - start_ns
@@ -131,6 +131,7 @@ class CachedAnswers:
         chain = ticket.chain
         accuracy = self._escalation.accuracy(ticket, chain) if chain is not None else 0.0
         paths = self._escalation.paths(ticket) if chain is not None else ()
+        tenant = ticket.tenant.name if ticket.tenant is not None else ""
         for at, (slot, digest) in enumerate(zip(ticket.slots, pending.digests, strict=True)):
             lane = ticket.variants[at]
             try:
@@ -138,7 +139,8 @@ class CachedAnswers:
             except ValueError:
                 return  # its client learns that the model wrote what it may not
             expected = accuracy if chain is not None else self._state.accuracy[lane]
-            self.cache.keep(digest, KeptAnswer(outputs, lane, expected, paths[at] if paths else "", now_ns))
+            kept = KeptAnswer(outputs, lane, expected, paths[at] if paths else "", now_ns)
+            self.cache.keep(digest, kept, tenant)
 
     def receipt(self, ticket: RouterTicket) -> Receipt:
         """Count what a ticket that was answered from the cache cost in the account, and return the receipt."""

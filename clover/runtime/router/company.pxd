@@ -1,7 +1,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-cdef int64_t _HALF_LIFE, _PAUSE_NS
+cdef int64_t _HALF_LIFE, _PAUSE_NS, _MOST
 
 cdef class Company:
     cdef readonly int64_t here
@@ -9,8 +9,8 @@ cdef class Company:
     cdef int64_t _unfaded
     cdef double _came
     cdef double _spent_ns
-    cdef list _came_with
-    cdef list _spent_ns_with
+    cdef double[::1] _came_with
+    cdef double[::1] _spent_ns_with
 
     @cython.locals(here=int64_t)
     cpdef came(self, int64_t now_ns)

@@ -15,9 +15,12 @@ tries again whether that still holds).  A night without requests counts as a pau
 
 from __future__ import annotations
 
+from array import array
+
 MOST_HERE = 256
 _HALF_LIFE = 128
 _PAUSE_NS = 1_000_000_000
+_MOST = MOST_HERE  # as a number of C
 
 
 class Company:
@@ -31,8 +34,8 @@ class Company:
         self._unfaded = 0
         self._came = 0.0
         self._spent_ns = 0.0
-        self._came_with = [0.0] * (MOST_HERE + 1)
-        self._spent_ns_with = [0.0] * (MOST_HERE + 1)
+        self._came_with = array("d", [0.0]) * (MOST_HERE + 1)
+        self._spent_ns_with = array("d", [0.0]) * (MOST_HERE + 1)
 
     def came(self, now_ns: int) -> None:
         """Count a request that was submitted."""
@@ -58,7 +61,7 @@ class Company:
 
     def _spend(self, now_ns: int) -> int:
         """Count the time since the last call; return the number of requests here, `MOST_HERE` at most."""
-        here = min(self.here, MOST_HERE)
+        here = min(self.here, _MOST)
         if now_ns > self._since_ns:
             spent_ns = float(now_ns - self._since_ns if here else min(now_ns - self._since_ns, _PAUSE_NS))
             self._since_ns = now_ns

@@ -530,7 +530,8 @@ def test_a_tenant_is_known_by_its_token_and_has_its_defaults() -> None:
     assert (model.tickets[-1].client, model.tickets[-1].timeout_ns) == ("tenant acme", 20_000_000)
     assert driver.ask("ModelStatistics", metadata=bearer("t-acme")).status is StatusCode.PERMISSION_DENIED
     assert driver.ask("ModelStatistics", metadata=bearer("t-boss")).status is StatusCode.OK
-    assert driver.ask("ServerLive", metadata=bearer("nobody")).status is StatusCode.UNAUTHENTICATED
+    for odd in (bearer("nobody"), bearer(""), (*bearer("t-acme"), *bearer("t-acme")), (("authorization", "t-acme"),)):
+        assert driver.ask("ServerLive", metadata=odd).status is StatusCode.UNAUTHENTICATED
 
 
 def test_tokens_are_looked_up_anew_when_the_tenants_change() -> None:

@@ -69,6 +69,18 @@ def test_a_token_that_is_nobodys_is_refused_everywhere(token: str, path: str) ->
     assert Driver(FakeView(FakeModel(echo_family()))).get("/v2", bearer("any")).status == 200, "as ever"
 
 
+ODD = ("", "\t", "Bearer", "Bearer ", "acme-1", "Basic YWNtZTphY21lLTE=", "Token acme-1", "Bearer acme-1, acme-1")
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_an_authorization_that_is_no_bearer_token_is_nobodys(value: str) -> None:
+    field = f"Authorization: {value}"
+    answer = driver().post(INFER, echo_body(), field)
+    assert (answer.status, answer.fields["www-authenticate"]) == (401, "Bearer")
+    assert driver(control=True).get("/v2", field).status == 200
+    assert Driver(FakeView(FakeModel(echo_family()))).get("/v2", field).status == 200, "there is none to have"
+
+
 def test_an_open_bind_needs_a_token_and_a_tenants_is_one() -> None:
     Access.check_bind(ListenConfig(host="0.0.0.0"), bearers=True)
     d = driver(host="0.0.0.0")

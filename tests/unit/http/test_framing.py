@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 
 import orjson
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from clover.config import LimitsConfig, ListenConfig
 from clover.http.heads import Head, Heads, MalformedError
+from clover.telemetry.otel.spans import RequestNote
+from clover.telemetry.otel.tracer import Tracer
 from tests.support.examples import examples
 from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, request
 
@@ -369,37 +372,106 @@ def test_heads_that_will_not_come_again_are_not_kept() -> None:
     assert list(heads.memo) == [plain]
 
 
+FIELDS = sorted(name for name in dir(Head()) if not name.startswith("_") and name != "too_large")
+VARYING = {"length", "json_length", "request_id", "traceparent", "tracestate"}
+
+
 def shown(head: Head) -> dict[str, object]:
-    return {name: getattr(head, name) for name in Head.__slots__}
+    return {name: getattr(head, name) for name in FIELDS}
 
 
 NAMED = st.sampled_from(
     [
         *("Content-Length", "content-length", "CONTENT-LENGTH", "Inference-Header-Content-Length"),
-        *("X-Request-Id", "x-request-id", "X-REQUEST-ID", "Expect", "Traceparent", "Connection"),
+        *("X-Request-Id", "x-request-id", "X-REQUEST-ID", "Expect", "Traceparent", "traceparent", "TRACEPARENT"),
+        *("tracestate", "Tracestate", "baggage", "Baggage", "Connection", "Origin", "Authorization", "Cache-Control"),
+        *("Accept-Encoding", "Content-Encoding", "Sec-Fetch-Site"),
     ]
 )
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 VALUES = st.sampled_from(
-    ["0", "7", "12", "00012", "1" * 18, "1" * 19, "", " 3", "3 ", "+3", "a-b", "100-continue", "i" * 128, "i" * 129]
+    [
+        *("0", "7", "12", "00012", "1" * 18, "1" * 19, "", " 3", "3 ", "3\t", "+3", "a-b", "100-continue", "i" * 128),
+        *("i" * 129, PARENT, PARENT + "-more", PARENT[:-1], "a=1, b=2", "\ta=1;p", "a\tb", "a\x01", "a\x7f", "\xe4"),
+        *("Bearer a", "no-store", "gzip", "cross-site"),
+    ]
 )
 
 
 @settings(deadline=None, max_examples=examples(200))
-@given(st.lists(st.lists(st.tuples(NAMED, VALUES), max_size=3), min_size=2, max_size=8), st.booleans())
+@given(
+    st.lists(st.lists(st.tuples(NAMED, VALUES), max_size=4), min_size=2, max_size=8),
+    st.booleans(),
+    st.sampled_from(["POST /v2?a=b HTTP/1.1", "GET http://other:1/ HTTP/1.1", "POST / HTTP/1.0"]),
+)
 def test_a_head_like_one_before_reads_as_if_it_were_the_first(
-    heads_of: list[list[tuple[str, str]]], small: bool
+    heads_of: list[list[tuple[str, str]]], small: bool, line: str
 ) -> None:
     limits = LimitsConfig(head_bytes=128 if small else 32768)
     cached = Heads(limits, lambda head: None)
     for fields in heads_of:
-        raw = b"POST /v2 HTTP/1.1\r\n" + HOST + "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
+        text = line + "\r\n" + HOST.decode() + "".join(f"{name}: {value}\r\n" for name, value in fields) + "\r\n"
         found: list[object] = []
         for heads in (cached, cached, Heads(limits, lambda head: None)):
             try:
-                found.append(shown(heads.parse(raw + b"\r\n")))
+                found.append(shown(heads.parse(text.encode("latin-1"))))
             except MalformedError as error:
                 found.append((error.status, error.text))
         assert found[0] == found[1] == found[2]
+
+
+TEXTS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=60)
+MESH = ("content-length", "inference-header-content-length", "x-request-id", "traceparent", "tracestate", "baggage")
+REST = (b"user-agent: a/1", b"accept-encoding: gzip", b"cache-control: no-store", b"authorization: Bearer t")
+
+
+@settings(deadline=None, max_examples=examples(200))
+@given(st.permutations([*MESH, *REST]), st.integers(0, len(MESH) - 1), st.data())
+def test_a_head_filled_in_reads_as_if_it_were_parsed_alone(
+    order: list[str | bytes], absent: int, data: st.DataObject
+) -> None:
+    judged: list[Head] = []
+    cached = Heads(LimitsConfig(), judged.append)
+    order = [line for line in order if line not in MESH[:absent]]
+    for _ in range(3):
+        lines = [b"POST /v2/models/a/infer HTTP/1.1", b"Host: localhost"]
+        for line in order:
+            if isinstance(line, str):
+                value = str(data.draw(st.integers(1, 999))) if line.endswith("length") else data.draw(TEXTS)
+                line = f"{line}: {value}".encode()
+            lines.append(line)
+        raw = b"\r\n".join(lines) + b"\r\n\r\n"
+        assert shown(cached.parse(raw)) == shown(Heads(LimitsConfig(), lambda head: None).parse(raw))
+    assert len(judged) == 1
+
+
+def test_what_is_filled_in_has_every_attribute_of_the_head_before() -> None:
+    def judge(head: Head) -> None:
+        for name in set(FIELDS) - VARYING - {"refusal", "expect"}:  # with these a head stands for no other
+            value = getattr(head, name)
+            others = {bool: not value, int: 1 << 20, str: "other", bytes: b"other", tuple: ("other", "")}
+            setattr(head, name, b"other" if name == "origin" else others.get(type(value), object()))
+
+    heads = Heads(LimitsConfig(), judge)
+    raw = b"POST / HTTP/1.1\r\n" + HOST + b"X-Request-Id: %d\r\n\r\n"
+    first, second = heads.parse(raw % 1), heads.parse(raw % 2)
+    assert (first.request_id, second.request_id) == (b"1", b"2")
+    assert second is not first
+    assert shown(second) == {**shown(first), "request_id": b"2"}
+
+
+def test_heads_with_a_trace_context_are_parsed_and_judged_once() -> None:
+    judged: list[Head] = []
+    heads = Heads(LimitsConfig(), judged.append)
+    for number in range(1, 3000):
+        context = f"traceparent: 00-{number:032x}-{number:016x}-01\r\ntracestate: a={number}, b=1\r\n"
+        fields = f"Content-Length: {number}\r\nx-request-id: {number}\r\n{context}baggage: n={number};p, m=1\r\n\r\n"
+        head = heads.parse(b"POST / HTTP/1.1\r\n" + HOST + fields.encode())
+        assert (head.length, head.request_id) == (number, b"%d" % number)
+        assert head.traceparent == b"00-%032x-%016x-01" % (number, number)
+        assert head.tracestate == b"a=%d, b=1" % number
+    assert len(judged) == 1
+    assert len(heads.memo) == 1
 
 
 def test_heads_that_differ_in_lengths_and_ids_are_parsed_and_judged_once() -> None:
@@ -411,6 +483,25 @@ def test_heads_that_differ_in_lengths_and_ids_are_parsed_and_judged_once() -> No
         assert (head.length, head.request_id, head.json_length) == (number, b"id-%d" % number, 1)
     assert len(judged) == 1
     assert len(heads.memo) == 1  # what all have in common; none of them will come again
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_each_request_has_its_own_trace_in_answer_error_and_log(traced: bool, caplog: pytest.LogCaptureFixture) -> None:
+    noted: list[RequestNote] = []
+    d = Driver(FakeView(FakeModel(echo_family())), access=True)
+    d.state.tracer = Tracer(noted.append, 1.0) if traced else None
+    with caplog.at_level(logging.INFO, "clover.access"):
+        for number in range(1, 5):
+            trace = f"{number:032x}"
+            body = echo_body() if number % 2 else b"{}"
+            fields = f"traceparent: 00-{trace}-{number:016x}-01", "tracestate: a=1"
+            answer = d.post("/v2/models/echo/infer", body, *fields)
+            assert answer.status == (200 if number % 2 else 400)
+            assert answer.fields.get("traceparent", "").split("-")[1:2] == ([trace] if traced else [])
+    if traced:
+        assert [note.trace_id for note in noted] == [b"%032x" % number for number in range(1, 5)]
+        assert [note.parent_id for note in noted] == [b"%016x" % number for number in range(1, 5)]
+        assert [record.trace_id for record in caplog.records] == [f"{number:032x}" for number in range(1, 5)]  # type: ignore[attr-defined]
 
 
 def test_a_body_is_expected_also_after_a_head_that_has_none() -> None:

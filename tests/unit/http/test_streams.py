@@ -93,6 +93,21 @@ def test_a_page_that_does_not_read_is_dropped_and_nothing_is_kept_for_it(house: 
     assert (house.streams.open, house.streams.dropped) == (1, 1)
 
 
+def test_a_client_has_eight_streams_and_leaves_the_others_to_others() -> None:
+    house = House(most=64)
+    pages = [Page(house) for _ in range(8)]
+    refused = Page(house).take()
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert b"8 streams of this client are open, which is the most: close a page" in refused
+    assert b"Retry-After: 30\r\n" in refused
+    assert (house.streams.open, house.streams.refused) == (8, 1)
+    house.driver.peer = ("192.0.2.9", 50000)
+    assert Page(house).take().startswith(b"HTTP/1.1 200 "), "another client's"
+    house.driver.peer = ("127.0.0.1", 50000)
+    pages[0].connection.connection_lost(None)
+    assert Page(house).take().startswith(b"HTTP/1.1 200 "), "a page was closed"
+
+
 def test_a_page_that_still_reads_its_greeting_gets_the_messages_behind_it() -> None:
     hello = bytes(3 * UNREAD_BYTES)
     house = House(greeting=hello)

@@ -172,3 +172,47 @@ def test_what_is_larger_than_the_cache_is_not_kept(slab: Slab) -> None:
     kept.keep(b"a", KeptAnswer((((), bytes(10)),), 0, 90.0, "", 0))
     kept.keep(b"b", KeptAnswer((((), bytes(1000)),), 0, 90.0, "", 0))
     assert (len(kept), kept.evicted) == (1, 0)
+
+
+def test_one_tenants_flood_leaves_the_share_of_another(slab: Slab) -> None:
+    kept = cache(slab, most_bytes=100 * 612)
+    answer = KeptAnswer((((), bytes(100)),), 0, 90.0, "", 0)
+    for number in range(100):
+        kept.keep(b"a%d" % number, answer, "acme")
+    assert len(kept) == 100, "who is alone has all of the room"
+    for number in range(40):
+        kept.keep(b"b%d" % number, answer, "boss")
+    for number in range(100, 1000):
+        kept.keep(b"a%d" % number, answer, "acme")
+    assert kept.find([b"b%d" % number for number in range(40)], 0, "boss")
+    assert kept.find([b"a%d" % number for number in range(940, 1000)], 0, "acme"), "the rest is there for others"
+    assert (len(kept), kept.evicted) == (100, 940)
+    assert kept.find([b"b0"], 0, "acme") is None
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30), st.integers(0, 5)), max_size=120))
+def test_no_tenant_loses_what_is_within_its_share(steps: list[tuple[str, int, int]]) -> None:
+    slab = Slab.create(Layout(SPEC, SLOTS))
+    os.close(slab.fd)
+    slab.fd = -1
+    most = 9000
+    kept = cache(slab, most_bytes=most)
+    given: dict[str, dict[bytes, KeptAnswer]] = {"a": {}, "b": {}, "c": {}}
+    for owner, key, value in steps:
+        answer = KeptAnswer((((), bytes(100 * value)),), value, 90.0, "", 0)
+        digest = bytes([key])
+        kept.keep(digest, answer, owner)
+        given[owner].pop(digest, None)
+        given[owner][digest] = answer
+        assert kept.bytes <= most
+        for name, answers in given.items():
+            newest = 0
+            for known in reversed(answers):
+                newest += answers[known].size
+                if newest > most / 3:
+                    break
+                assert known in kept._shares[name].answers
+    held = [answer.size for share in kept._shares.values() for answer in share.answers.values()]
+    assert (sum(held), len(held)) == (kept.bytes, len(kept))
+    slab.close()

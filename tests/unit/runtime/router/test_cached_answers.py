@@ -120,6 +120,20 @@ def test_tenants_do_not_share_answers() -> None:
     assert scene.router.traffic.of("a").requests[200] == 2
 
 
+def test_a_tenant_that_asks_much_does_not_take_the_room_of_another() -> None:
+    scene = Scene()
+    tenants = Tenants([TenantConfig(name=name, token=name * 32) for name in "ab"])
+    first, second = tenants.named("a"), tenants.named("b")
+    assert scene.router.cached is not None
+    cache = scene.router.cached.cache
+    assert not scene.cached(tenant=first)
+    cache.most_bytes = 4 * cache.bytes
+    for value in range(10):
+        assert not scene.cached(float(value), tenant=second)
+    assert scene.cached(tenant=first)
+    assert len(cache) == 4
+
+
 def test_demands_are_part_of_the_question() -> None:
     scene = Scene()
     scene.cached()
