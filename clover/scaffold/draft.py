@@ -17,6 +17,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 """The Python that is written into families."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_PLACE = re.compile(r"__([A-Z]+(?:_[A-Z]+)*)__")
 
 
 class DraftError(CloverError):
@@ -84,11 +85,15 @@ class FamilyDraft:
 
 
 def template(name: str, /, **values: Any) -> str:
-    """Return a template with its `__NAME__` filled in, as Python literals."""
+    """Return a template with each `__NAME__` filled in: texts as they are, other values as Python literals.  What was
+    filled in is not looked at again."""
     text = (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
-    for key, value in values.items():
-        text = text.replace(f"__{key.upper()}__", value if isinstance(value, str) else repr(value))
-    return text
+
+    def filled(match: re.Match[str]) -> str:
+        value = values[match[1].lower()]
+        return value if isinstance(value, str) else repr(value)
+
+    return _PLACE.sub(filled, text)
 
 
 def scores_of(outputs: Sequence[TensorSpec], *, logits: bool) -> dict[str, Any] | None:

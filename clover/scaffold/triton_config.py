@@ -206,8 +206,3 @@ def messages_of(message: Mapping[str, list[Value]], name: str) -> list[Message]:
     if any(not isinstance(value, dict) for value in found):
         raise DraftError(f"{name} is not a message in braces")
     return [value for value in found if isinstance(value, dict)]
-
-
-def pairs_of(message: Mapping[str, list[Value]], name: str) -> dict[str, str]:
-    """Return a map of texts: entries with `key` and `value`."""
-    return {text_of(entry, "key"): text_of(entry, "value") for entry in messages_of(message, name)}

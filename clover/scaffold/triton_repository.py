@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clover.scaffold.draft import DraftError, FamilyDraft
-from clover.scaffold.triton_ensembles import ensemble_draft
-from clover.scaffold.triton_models import CONFIG, OpenBounds, plain_draft, read
+from clover.scaffold.triton_models import CONFIG, OpenBounds, draft_of, read
 
 
 class ImportedModel(NamedTuple):
@@ -18,12 +17,6 @@ class ImportedModel(NamedTuple):
     backend: str
     draft: FamilyDraft | None
     reason: str
-
-
-def draft_of(folder: Path, bounds: OpenBounds) -> FamilyDraft:
-    """Return the draft of one model.  Raises DraftError."""
-    model = read(folder, bounds)
-    return ensemble_draft(model) if model.backend == "ensemble" else plain_draft(model)
 
 
 def models_of(repository: Path, bounds: OpenBounds) -> Iterator[ImportedModel]:
@@ -40,6 +33,8 @@ def models_of(repository: Path, bounds: OpenBounds) -> Iterator[ImportedModel]:
     for folder in folders:
         backend = ""
         try:
+            if not folder.resolve().is_relative_to(repository.resolve()):
+                raise DraftError(f"it is {folder.resolve()}, outside of {repository}: name that with new-family --from")
             backend = read(folder, bounds).backend
             yield ImportedModel(folder.name, backend, draft_of(folder, bounds), "")
         except DraftError as error:
