@@ -134,7 +134,9 @@ def test_a_refused_link_is_said_with_where_it_leads(tmp_path: Path, monkeypatch:
     )
     assert sandbox.hint(order(), PermissionError(13, "Permission denied", "/etc")).startswith("; the sandbox")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert "without capabilities root reads" in sandbox.hint(order(), PermissionError(13, "Permission denied", "/home/a"))
+    assert "without capabilities root reads" in sandbox.hint(
+        order(), PermissionError(13, "Permission denied", "/home/a")
+    )
     monkeypatch.chdir(tmp_path)
     for named in ("table", b"table", 7):
         assert sandbox.hint(order(), PermissionError(13, "Permission denied", named)).startswith("; the sandbox"), named
