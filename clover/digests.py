@@ -19,8 +19,8 @@ _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 def open_at_once(path: str | Path) -> BinaryIO:
-    """Open a file for reading.  Raises OSError, also if another process holds a lease on it, which would hold the reader
-    up for as long as the kernel lets it (45 s).
+    """Open a file for reading.  Raises OSError, also if another process holds a lease on it, which would hold up the
+    reader for as long as the kernel lets it (45 s).
     """
     try:
         return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))

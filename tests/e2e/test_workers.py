@@ -607,6 +607,19 @@ def test_workers_are_hardened():
 
 
 @pytest.mark.usefixtures("forked_zygotes")
+def test_a_model_that_overwrote_the_head_of_its_slab_keeps_no_worker_from_starting():
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("simple") as (spec, slab):
+                slab.memory[:4096] = b"\xff" * 4096  # any worker of the family could
+                worker = await pool.spawn(order(spec), slab)
+                assert await client.infer(worker, 0) == 0
+                await worker.drain_and_exit()
+
+    run(main())
+
+
+@pytest.mark.usefixtures("forked_zygotes")
 def test_who_leaves_a_core_set_ends_beside_its_successor():
     """What the end of a worker looks like, while its zygote, which would reap it, stands still."""
     allowed = os.sched_getaffinity(0)
