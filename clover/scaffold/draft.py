@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clover.errors import CloverError
+from clover.hints import printable
 from clover.types import TensorSpec
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -21,7 +22,10 @@ _PLACE = re.compile(r"__([A-Z]+(?:_[A-Z]+)*)__")
 
 
 class DraftError(CloverError):
-    """No family can be made of what was given.  The text says what to do."""
+    """No family can be made of what was given.  The text says what to do; what steers a terminal is escaped in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("\n".join(map(printable, text.split("\n"))))
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class FamilyDraft:
 
     def noting(self, *notes: str) -> FamilyDraft:
         """Return the draft with more notes."""
-        return replace(self, notes=(*self.notes, *notes))
+        return replace(self, notes=(*self.notes, *map(printable, notes)))
 
     def holding(self, **files: str | bytes) -> FamilyDraft:
         """Return the draft with more Python files, by the name of their module."""

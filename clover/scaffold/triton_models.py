@@ -72,7 +72,7 @@ _READ = {
     *("batch_input", "batch_output", "model_operations"),
 }
 _TEXT_BYTES = 65_536
-_NUMBERED = re.compile(r"__(\d+)$")
+_NUMBERED = re.compile(r"__([0-9]{1,9})$")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _backend(folder: Path, config: Message) -> str:
 def _versions(folder: Path, config: Message) -> tuple[int, tuple[int, ...]]:
     """Return the newest version that Triton would serve, and the others."""
     there = sorted(
-        int(path.name) for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name)
+        int(path.name) for path in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", path.name) and os.path.isdir(path)
     )
     if not there:
         raise DraftError("it has no version: no folder 1, 2, ... with the model's files")
@@ -327,7 +327,7 @@ def _draft(signature: TritonSignature, variant: DraftVariant, code: str, copies:
 
 def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     onnx_source.require()
-    source = file / "model.onnx" if file.is_dir() else file
+    source = file / "model.onnx" if os.path.isdir(file) else file
     folders.inside(source, model.folder)
     for weights in onnx_source.external(source):
         folders.inside(weights, model.folder)

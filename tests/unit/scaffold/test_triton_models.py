@@ -120,6 +120,15 @@ def test_a_model_that_lies_outside_of_its_repository_is_refused(tmp_path: Path) 
     assert draft_of(tmp_path / "repository" / "m", OpenBounds()).name == "m"  # its own folder was named
 
 
+def test_what_a_model_is_called_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    at = python_model(tmp_path / "repository")
+    (at / "config.pbtxt").write_text('backend: "a\x1b[2Jb" name: "\\033"')
+    (tmp_path / "repository" / "c\x1b[2Jd").mkdir()
+    for found in models_of(tmp_path / "repository", OpenBounds()):
+        assert found.draft is None
+        assert f"{found.name}{found.reason}".isprintable()
+
+
 @pytest.mark.parametrize(
     "text", ['"', "'", '"""', "\\", "\\n", "a\nb", '\\"', '"""\\', "é\u2028", "__OUTPUTS__", "__VERSION__"]
 )
