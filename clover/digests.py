@@ -9,8 +9,8 @@ import errno
 import hashlib
 import os
 import time
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 _YOUNG_NS = 2_000_000_000
 """A file that was changed so recently may change again without its times showing it."""
@@ -18,7 +18,7 @@ _YOUNG_NS = 2_000_000_000
 _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
-def open_at_once(path: str | Path) -> BinaryIO:
+def open_at_once(path: str | Path) -> BufferedReader:
     """Open a file for reading.  Raises OSError, also if another process holds a lease on it, which would hold up the
     reader for as long as the kernel lets it (45 s).
     """

@@ -329,8 +329,8 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     onnx_source.require()
     source = file / "model.onnx" if os.path.isdir(file) else file
     folders.inside(source, model.folder)
-    for weights in onnx_source.external(source):
-        folders.inside(weights, model.folder)
+    for beside in onnx_source.external(source):
+        folders.inside(beside, model.folder)
     if not model.config.get("input") and not model.config.get("output"):
         found = onnx_source.look_at(source)
         signature = TritonSignature(found.inputs, found.outputs, {}, found.rows, 32, found.notes)
