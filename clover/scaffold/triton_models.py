@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,7 @@ def _backend(folder: Path, config: Message) -> str:
     platform = text_of(config, "platform")
     named = text_of(config, "backend") or BACKENDS.get(platform, platform)
     if not named:
-        held = {path.name for path in folder.glob("*/*")}
-        named = next((backend for backend, file in FILES.items() if file in held), "")
+        named = next((backend for backend, file in FILES.items() if glob(f"*/{file}", root_dir=folder)), "")
     if not named:
         raise DraftError(f"neither {CONFIG} nor a file ({', '.join(FILES.values())}) says which backend it is for")
     if named not in FILES:

@@ -69,6 +69,14 @@ def test_no_file_from_outside_the_model_is_taken(tmp_path: Path, attack: str) ->
     assert "BEGIN" not in str(refused.value)
 
 
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_link_that_is_too_long_is_no_version(tmp_path: Path, configured: bool) -> None:
+    (tmp_path / "1").symlink_to("a" * 300)
+    (tmp_path / "config.pbtxt").write_text('backend: "python"' if configured else "")
+    with pytest.raises(DraftError, match=r"it has no version|says which backend"):
+        draft_of(tmp_path, OpenBounds())
+
+
 @pytest.mark.parametrize("kind", ["/dev/zero", "fifo", "nowhere", "itself"])
 def test_only_regular_files_are_taken(tmp_path: Path, kind: str) -> None:
     at = python_model(tmp_path)
