@@ -380,7 +380,9 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     )
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0
-    memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none", ge=0)] = 0
+    memory_bytes: Annotated[
+        int, _help("bytes of addresses of a worker, and of a file that it writes; 0 sets no limit", ge=0)
+    ] = 0
     sandbox: Annotated[
         Literal["auto", "on", "off"],
         _help(

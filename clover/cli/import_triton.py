@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog=f"{program()} import-triton",
         description="Write a family for each model of a Triton repository that Clover can serve (ONNX, TorchScript, "
-        "the Python backend, ensembles of these), and say of the others why not.  Nothing in the repository is "
-        "changed, and no code of it is run.",
+        "the Python backend), and say of the others why not.  Nothing in the repository is changed, no code of it is "
+        "run, and no file from outside of a model's folder is copied.",
         epilog="exit codes: 0 all models imported; 1 some were refused; 2 wrong command line; 3 nothing was imported",
     )
     parser.add_argument("repository", metavar="REPOSITORY", help="the folder that tritonserver --model-repository has")

@@ -16,10 +16,9 @@ from clover.datatypes import DATATYPES
 from clover.errors import CloverError
 from clover.families.declaration import NAME
 from clover.hints import did_you_mean, program
-from clover.scaffold import folder, onnx_source, torch_source, triton_repository
+from clover.scaffold import folder, onnx_source, torch_source, triton_models
 from clover.scaffold.draft import DraftError, FamilyDraft
 from clover.scaffold.evaluation_rows import with_rows
-from clover.scaffold.triton_models import OpenBounds
 from clover.terminal import line_width, listing, wrapped
 from clover.types import TensorSpec
 
@@ -145,7 +144,7 @@ def _draft(name: str, given: Namespace, scratch: Path) -> FamilyDraft:
         draft = with_rows(onnx_source.draft_of(name, sources, inputs), rows)
         return onnx_source.with_int8(draft, scratch) if len(draft.variants) < given.variants else draft
     if kind == "triton":
-        draft = triton_repository.draft_of(Path(sources[0]), OpenBounds())
+        draft = triton_models.draft_of(Path(sources[0]), triton_models.OpenBounds())
         return with_rows(replace(draft, name=name), rows)
     request = torch_source.TorchRequest(
         name, tuple(sources), tuple(given.weights), inputs, given.variants, given.untrained

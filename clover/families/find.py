@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from clover.cache import expanded
+from clover.digests import open_at_once
 from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
@@ -145,7 +146,8 @@ def _read(folder: Path) -> FamilySpec:
     """Return the checked family that `folder` declares."""
     file = folder / FILE
     try:
-        data = file.read_bytes()
+        with open_at_once(file) as opened:
+            data = opened.read()
         table = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}): a family is a folder with {FILE}") from error
@@ -199,15 +201,18 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"{where}: folder: {folder} is not a folder")
     check(spec, folder, where)
-    checked = check_files(folder) if folder is not None else None
     try:
-        spec = with_untrained(with_steps(spec, folder))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {printable(str(error))}") from error
-    check_sent(spec, where)
-    manifest = checked.manifest if checked is not None else ""
-    completed = msgspec.structs.replace(spec, folder=str(folder) if folder else "", digest="", manifest=manifest)
-    return msgspec.structs.replace(completed, digest=digest(completed, completed.variants))
+        checked = check_files(folder) if folder is not None else None
+        try:
+            spec = with_untrained(with_steps(spec, folder))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {printable(str(error))}") from error
+        check_sent(spec, where)
+        manifest = checked.manifest if checked is not None else ""
+        completed = msgspec.structs.replace(spec, folder=str(folder) if folder else "", digest="", manifest=manifest)
+        return msgspec.structs.replace(completed, digest=digest(completed, completed.variants))
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.filename} cannot be read ({error.strerror})") from error
 
 
 def _readable(message: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from clover.digests import open_at_once
 from clover.errors import ConfigError
 from clover.families.declaration import LOADER
 from clover.families.digest import python_files
@@ -114,7 +115,8 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
 
     def get_data(self, path: str) -> bytes:
         """Return what is in a file; raises ConfigError if the family has a manifest that lists something else."""
-        data = super().get_data(path)
+        with open_at_once(path) as file:
+            data = file.read()
         check_source(path, data)
         return data
 
@@ -141,7 +143,8 @@ def _package_of(folder: Path) -> str:
     """
     identity = hashlib.sha256(str(folder).encode())
     for path in python_files(folder):
-        identity.update(path.read_bytes())
+        with open_at_once(path) as file:
+            identity.update(file.read())
     name = f"{_PACKAGE}{identity.hexdigest()[:16]}"
     if name not in sys.modules:
         importlib.invalidate_caches()

@@ -21,7 +21,7 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from clover.digests import sha256_of
+from clover.digests import open_at_once, sha256_of
 from clover.errors import ConfigError
 from clover.types import FamilySpec
 
@@ -63,7 +63,8 @@ def check(folder: Path, *, expected: str = "") -> CheckedFiles | None:
     differs.
     """
     try:
-        data = (folder / MANIFEST).read_bytes()
+        with open_at_once(folder / MANIFEST) as file:
+            data = file.read()
     except FileNotFoundError:
         if expected:
             raise ConfigError(f"{folder}: {MANIFEST} is gone since the server read it") from None

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from clover.digests import open_at_once
+
 _VARINT, _EIGHT, _SIZED, _FOUR = 0, 1, 2, 5
 """Wire types of protobuf."""
 
@@ -47,7 +49,7 @@ def external_tensors(file: Path) -> list[ExternalTensor]:
     Raises OSError, and ValueError if it is no ONNX file.
     """
     found = []
-    with file.open("rb") as opened:
+    with open_at_once(file) as opened:
         waiting = [("model", 0, os.fstat(opened.fileno()).st_size)]
         while waiting:
             kind, start, end = waiting.pop()

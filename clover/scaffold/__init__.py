@@ -12,7 +12,6 @@ Every source becomes a `FamilyDraft`, which is written as a folder like any that
     evaluation_rows     labelled files, CSVs, or rows without labels, as data.py
     triton_config       Triton's `config.pbtxt`, read
     triton_models       one model of a Triton repository as a draft, or the reason why not
-    triton_ensembles    an ensemble of such models as one draft
     triton_repository   all models of a repository
     templates           the Python that is written into families
 

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from clover.errors import CloverError
+from clover.hints import printable
 from clover.types import TensorSpec
 
 TEMPLATES = Path(__file__).with_name("templates")
 """The Python that is written into families."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_PLACE = re.compile(r"__([A-Z]+(?:_[A-Z]+)*)__")
 
 
 class DraftError(CloverError):
-    """No family can be made of what was given.  The text says what to do."""
+    """No family can be made of what was given.  The text says what to do; what steers a terminal is escaped in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("\n".join(map(printable, text.split("\n"))))
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class FamilyDraft:
 
     def noting(self, *notes: str) -> FamilyDraft:
         """Return the draft with more notes."""
-        return replace(self, notes=(*self.notes, *notes))
+        return replace(self, notes=(*self.notes, *map(printable, notes)))
 
     def holding(self, **files: str | bytes) -> FamilyDraft:
         """Return the draft with more Python files, by the name of their module."""
@@ -85,11 +90,15 @@ class FamilyDraft:
 
 
 def template(name: str, /, **values: Any) -> str:
-    """Return a template with its `__NAME__` filled in, as Python literals."""
+    """Return a template with each `__NAME__` filled in: texts as they are, other values as Python literals.  What was
+    filled in is not looked at again."""
     text = (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
-    for key, value in values.items():
-        text = text.replace(f"__{key.upper()}__", value if isinstance(value, str) else repr(value))
-    return text
+
+    def filled(match: re.Match[str]) -> str:
+        value = values[match[1].lower()]
+        return value if isinstance(value, str) else repr(value)
+
+    return _PLACE.sub(filled, text)
 
 
 def scores_of(outputs: Sequence[TensorSpec], *, logits: bool) -> dict[str, Any] | None:

@@ -150,6 +150,7 @@ def look_at(file: Path, given: Sequence[TensorSpec] = ()) -> OnnxModel:
 
     if not file.is_file():
         raise DraftError(f"there is no file {file}")
+    external(file)
     try:
         graph = onnx.load(str(file), load_external_data=False).graph
     except Exception as error:  # protobuf's own kinds, which onnx does not export
@@ -263,7 +264,10 @@ def _feeds(inputs: Sequence[TensorSpec], rows: int, *, full: bool) -> dict[str, 
 
 
 def external(file: Path) -> list[Path]:
-    """Return the files beside an ONNX file that hold its weights, if they are not inside.  Raises DraftError."""
+    """Return the files beside an ONNX file that hold its weights, if they are not inside.  Raises DraftError.
+
+    A link may lead to where a link of the ONNX file itself leads: to the store of a cache of published models.
+    """
     try:
         names = external_files(file)
     except ValueError as error:
@@ -271,6 +275,7 @@ def external(file: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or name == file.name or not os.path.isfile(file.parent / name):
             raise DraftError(f"{file}: its weights are to be in {name!r}: that must be a file beside it")
+        folder.inside(file.parent / name, file.parent, file.resolve().parent)
     return [file.parent / name for name in names]
 
 

@@ -108,9 +108,15 @@ class _Reader:
             joined = _unescaped(token)
             while self._next.kind == "string":
                 joined += _unescaped(self._take())
-            return joined.decode(errors="surrogateescape")
+            try:
+                return joined.decode()
+            except UnicodeDecodeError as error:
+                raise DraftError(f"line {token.line}: a text is not UTF-8") from error
         if token.kind == "number":
-            return _number(token.text)
+            try:
+                return _number(token.text)
+            except ValueError as error:  # Python reads 4,300 digits
+                raise DraftError(f"line {token.line}: a number of {len(token.text)} digits") from error
         if token.kind == "name":
             if token.text in ("true", "false"):
                 return token.text == "true"
@@ -206,8 +212,3 @@ def messages_of(message: Mapping[str, list[Value]], name: str) -> list[Message]:
     if any(not isinstance(value, dict) for value in found):
         raise DraftError(f"{name} is not a message in braces")
     return [value for value in found if isinstance(value, dict)]
-
-
-def pairs_of(message: Mapping[str, list[Value]], name: str) -> dict[str, str]:
-    """Return a map of texts: entries with `key` and `value`."""
-    return {text_of(entry, "key"): text_of(entry, "value") for entry in messages_of(message, name)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from clover.datatypes import DATATYPES
 from clover.families.declaration import NAME
+from clover.scaffold import folder as folders
 from clover.scaffold import onnx_source
 from clover.scaffold.draft import DraftError, DraftVariant, FamilyDraft, scores_of, template
 from clover.scaffold.onnx_source import OnnxModel
@@ -42,6 +45,8 @@ BACKENDS = {
 
 FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt", "python": "model.py"}
 REFUSED = {
+    "ensemble": "ensembles are not imported: import their models one by one (a client asks them in turn), or make one "
+    "model of them; [steps] of a family decodes, resizes, normalises and tokenises before the model",
     "tensorrt": "a TensorRT plan runs on the GPU and version that it was built for only: import the ONNX or torch "
     "model that it was built from; Clover builds a plan by itself",
     "tensorflow": "TensorFlow models are not run: export it to ONNX (tf2onnx)",
@@ -64,11 +69,11 @@ _IGNORED = {
 }
 _READ = {
     *("name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "instance_group"),
-    *("dynamic_batching", "default_model_filename", "parameters", "model_transaction_policy", "ensemble_scheduling"),
-    *("sequence_batching", "batch_input", "batch_output", "model_operations"),
+    *("dynamic_batching", "default_model_filename", "parameters", "model_transaction_policy", "sequence_batching"),
+    *("batch_input", "batch_output", "model_operations"),
 }
 _TEXT_BYTES = 65_536
-_NUMBERED = re.compile(r"__(\d+)$")
+_NUMBERED = re.compile(r"__([0-9]{1,9})$")
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,10 @@ def read(folder: Path, bounds: OpenBounds) -> TritonModel:
     """Return the model in `folder`.  Raises DraftError if it cannot be read, or asks for what Clover does not do."""
     config: Message = {}
     file = folder / CONFIG
-    if file.is_file():
+    if os.path.lexists(file):
+        text = folders.text_in(file, folder)
         try:
-            config = parse(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise DraftError(f"{CONFIG} cannot be read: {error}") from error
+            config = parse(text)
         except DraftError as error:
             raise DraftError(f"{CONFIG}, {error}") from error
     backend = _backend(folder, config)
@@ -125,7 +129,7 @@ def read(folder: Path, bounds: OpenBounds) -> TritonModel:
     policy = message_of(config, "model_transaction_policy")
     if policy is not None and last(policy, "decoupled", False) is True:
         raise DraftError("decoupled: an answer of none or many parts a request is not served: one answer a request")
-    version, others = _versions(folder, config, backend)
+    version, others = _versions(folder, config)
     found = TritonModel(folder, config, backend, version, others, bounds)
     if not NAME.fullmatch(found.name) or found.name.startswith("."):
         raise DraftError(f"{found.name!r} is no name of a family (A-Z a-z 0-9 . _ -): rename the model")
@@ -137,24 +141,20 @@ def _backend(folder: Path, config: Message) -> str:
     platform = text_of(config, "platform")
     named = text_of(config, "backend") or BACKENDS.get(platform, platform)
     if not named:
-        held = {path.name for path in folder.glob("*/*")}
-        named = next((backend for backend, file in FILES.items() if file in held), "")
+        named = next((backend for backend, file in FILES.items() if glob(f"*/{file}", root_dir=folder)), "")
     if not named:
         raise DraftError(f"neither {CONFIG} nor a file ({', '.join(FILES.values())}) says which backend it is for")
-    if named not in (*FILES, "ensemble"):
-        known = f"known are {', '.join(FILES)} and ensembles of these"
-        raise DraftError(REFUSED.get(named, f"backend {named!r} is unknown: {known}"))
+    if named not in FILES:
+        raise DraftError(REFUSED.get(named, f"backend {named!r} is unknown: known are {', '.join(FILES)}"))
     return named
 
 
-def _versions(folder: Path, config: Message, backend: str) -> tuple[int, tuple[int, ...]]:
+def _versions(folder: Path, config: Message) -> tuple[int, tuple[int, ...]]:
     """Return the newest version that Triton would serve, and the others."""
     there = sorted(
-        int(path.name) for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name)
+        int(path.name) for path in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", path.name) and os.path.isdir(path)
     )
     if not there:
-        if backend == "ensemble":
-            return 1, ()
         raise DraftError("it has no version: no folder 1, 2, ... with the model's files")
     policy = message_of(config, "version_policy") or {}
     chosen = there[-1:]
@@ -262,10 +262,7 @@ def _labels(model: TritonModel, message: Message, bound: Sequence[int]) -> tuple
     file = text_of(message, "label_filename")
     if not file:
         return ()
-    path = model.folder / file
-    if not path.is_file() or not path.resolve().is_relative_to(model.folder.resolve()):
-        raise DraftError(f"label_filename: there is no {file} in the model's folder")
-    labels = tuple(path.read_text(encoding="utf-8").splitlines())
+    labels = tuple(folders.text_in(model.folder / file, model.folder).splitlines())
     return labels if len(labels) == int(np.prod(bound)) else ()
 
 
@@ -296,10 +293,16 @@ def notes_of(model: TritonModel) -> list[str]:
     return notes
 
 
-def plain_draft(model: TritonModel) -> FamilyDraft:
-    """Return the draft of a model that is no ensemble.  Raises DraftError."""
-    make = {"onnxruntime": _onnx, "pytorch": _torch, "python": _python}[model.backend]
-    draft = make(model, model.files / (text_of(model.config, "default_model_filename") or FILES[model.backend]))
+def draft_of(folder: Path, bounds: OpenBounds) -> FamilyDraft:
+    """Return the draft of the model in `folder`.  Raises DraftError."""
+    model = read(folder, bounds)
+    name = text_of(model.config, "default_model_filename") or FILES[model.backend]
+    if "/" in name or name in (".", ".."):
+        raise DraftError(f"default_model_filename: {name!r} is no plain name of a file in the folder of the version")
+    file = model.files / name
+    if not os.path.lexists(file):
+        raise DraftError(f"there is no {model.version}/{name}")
+    draft = {"onnxruntime": _onnx, "pytorch": _torch, "python": _python}[model.backend](model, file)
     return replace(
         draft,
         name=model.name,
@@ -324,9 +327,10 @@ def _draft(signature: TritonSignature, variant: DraftVariant, code: str, copies:
 
 def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     onnx_source.require()
-    source = file / "model.onnx" if file.is_dir() else file
-    if not source.is_file():
-        raise DraftError(f"there is no {model.version}/{file.name}")
+    source = file / "model.onnx" if os.path.isdir(file) else file
+    folders.inside(source, model.folder)
+    for beside in onnx_source.external(source):
+        folders.inside(beside, model.folder)
     if not model.config.get("input") and not model.config.get("output"):
         found = onnx_source.look_at(source)
         signature = TritonSignature(found.inputs, found.outputs, {}, found.rows, 32, found.notes)
@@ -365,8 +369,6 @@ def _by_number(tensors: tuple[TensorSpec, ...]) -> tuple[tuple[TensorSpec, ...],
 
 
 def _torch(model: TritonModel, file: Path) -> FamilyDraft:
-    if not file.is_file():
-        raise DraftError(f"there is no {model.version}/{file.name}")
     signature = signature_of(model)
     if signature.rows > 1:
         raise DraftError(f"its batches are fixed to {signature.rows} rows: export it with an open first axis")
@@ -384,7 +386,7 @@ def _torch(model: TritonModel, file: Path) -> FamilyDraft:
         row_by_row=ordered.rows == 1,
     )
     variant = DraftVariant(name="torchscript", weights="weights/model.pt", comment="as Triton has it, TorchScript")
-    draft = _draft(ordered, variant, code, {"weights/model.pt": file})
+    draft = _draft(ordered, variant, code, {"weights/model.pt": folders.inside(file, model.folder)})
     return draft.noting(
         "TorchScript runs eagerly only: with the module itself (`clover new-family --from module:Class`) the profiler "
         "may compile it"
@@ -392,9 +394,7 @@ def _torch(model: TritonModel, file: Path) -> FamilyDraft:
 
 
 def _python(model: TritonModel, file: Path) -> FamilyDraft:
-    if not file.is_file():
-        raise DraftError(f"there is no {model.version}/{file.name}")
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = folders.text_in(file, model.folder)
     for word, why in (
         (
             "InferenceRequest(",
@@ -421,13 +421,14 @@ def _python(model: TritonModel, file: Path) -> FamilyDraft:
     }
     code = template(
         "python_backend_model",
-        config=json.dumps(config, indent=1),
-        version=str(model.version),
+        config=repr(json.dumps(config)),
+        version=repr(str(model.version)),
         inputs=tuple(one.name for one in signature.inputs),
         outputs=tuple(one.name for one in signature.outputs),
     )
     variant = DraftVariant(name="python", kind="python", comment="Triton's Python backend")
-    draft = _draft(signature, variant, code, {"backend": model.files})
+    files = {f"backend/{name}": path for name, path in folders.below(model.files, model.folder).items()}
+    draft = _draft(signature, variant, code, files)
     notes = ["its model.py is called with one request, the whole batch, through a small triton_python_backend_utils"]
     if "EXECUTION_ENV_PATH" in parameters:
         notes.append("EXECUTION_ENV_PATH is left out: what it imports must be installed where the server runs")

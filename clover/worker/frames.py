@@ -111,7 +111,7 @@ class HeldMemory(Record, frozen=True, kw_only=True):
 class WorkerOrder(Record, frozen=True, kw_only=True):
     """Everything a worker needs: what to load, where to run, how large batches get.
 
-    `cores` are core numbers; `memory_bytes` 0 sets no address-space limit; `visible_devices` becomes
+    `cores` are core numbers; `memory_bytes` 0 sets no limit to memory; `visible_devices` becomes
     CUDA_VISIBLE_DEVICES before anything runs ("" hides every GPU from a CPU worker); `place` is for messages.
     """
 

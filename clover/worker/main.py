@@ -44,8 +44,6 @@ from clover.worker.residents import ResidentSet, checked_files, ms_since, reason
 
 _log = logging.getLogger("clover.worker")
 
-_ENDING_NICE = 10
-
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -60,7 +58,6 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             raise ParentGone  # it hung up before we asked
         _pass_on_sigterm(control)
         residents = None
-        everywhere = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, order.cores)
             _yield(order)
@@ -113,7 +110,6 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 PipelinedLoop(channel, (batches, *also), lanes, order.max_batch, scores).run()
             else:
                 WorkerLoop(channel, batches, lanes, order.max_batch, held, scores).run()
-            _move_to_other_cores(order, everywhere)
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
             _log.error("%s on %s", order.variant, text)
@@ -172,18 +168,6 @@ def _yield(order: frames.WorkerOrder) -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _move_to_other_cores(order: frames.WorkerOrder, everywhere: set[int]) -> None:
-    """Leave this worker's cores before it ends, for other cores of the server's if there are any.
-
-    The kernel takes ten milliseconds to unmap all that this process shares, and the next worker on these cores has
-    clients that wait.  The priority is lowered, but not to the lowest: ending takes locks that the zygote's forks
-    need."""
-    if _on_cores(order):
-        with contextlib.suppress(OSError):
-            os.nice(_ENDING_NICE)
-            os.sched_setaffinity(0, everywhere.difference(order.cores) or everywhere)
-
-
 def _on_cores(order: frames.WorkerOrder) -> bool:
     """Return whether it serves a set of CPU cores, rather than a slice of a GPU, emulated or not."""
     return order.emulated is None and not order.visible_devices
@@ -205,7 +189,8 @@ def _harden(order: frames.WorkerOrder) -> None:
     orphans.adopt()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
+        for limit in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE):  # files may lie in memory, and need not be mapped
+            resource.setrlimit(limit, (order.memory_bytes, order.memory_bytes))
     oom_score.volunteer()
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write(f"clover:{order.family.name if order.also else order.variant or 'spare'}"[:15])

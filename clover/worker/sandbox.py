@@ -2,8 +2,8 @@
 
 It keeps reading the system's libraries, Python with what is installed for it, its family's folder, its compiled
 artifact, the published files that were fetched, and facts about the machine and itself; it writes nothing.  Sockets,
-new processes, and calls that reach other processes or the machine are refused.  What is open already (ring, slab,
-pipes, its devices) stays so.
+new processes, and calls that reach other processes or the machine are refused.  It has no capability, also where the
+server is root, and cannot raise its priority.  What is open already (ring, slab, pipes, its devices) stays so.
 
 `confine` uses what the kernel has (`clover.worker.landlock`, `clover.worker.seccomp`) and says what that was.  If it is
 required it is all or nothing.  Code that was loaded before is Clover's and the libraries' own.
@@ -12,7 +12,10 @@ required it is all or nothing.  Code that was loaded before is Clover's and the 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import resource
+import struct
 import sys
 import sysconfig
 import tempfile
@@ -54,6 +57,9 @@ _KEPT_FROM = (
     "workers.sandbox_read, sandbox_write and sandbox_processes allow some"
 )
 
+_PR_CAPBSET_DROP = 24
+_CAPABILITIES_VERSION = 0x20080522
+
 
 def missing() -> str:
     """Return what this kernel lacks for the whole of a sandbox; "" if nothing."""
@@ -78,17 +84,39 @@ def confine(order: WorkerOrder) -> str:
     _settle_temporary_files(wanted)
     used = []
     try:
+        give_up_privileges()
         # Rules name this process's own folder of /proc, so they are made here and not before the fork.
         if version := landlock.abi():
             landlock.restrict(version, rules(order, wanted))
             used.append(f"landlock {version}")
         if seccomp.available():
             signals = wanted.processes and version >= landlock.SIGNALS_ABI
-            seccomp.install(seccomp.program(os.getpid(), processes=wanted.processes, signals=signals))
+            program = seccomp.program(
+                os.getpid(), processes=wanted.processes, signals=signals, memory_files=_on_a_real_gpu(order)
+            )
+            seccomp.install(program)
             used.append("seccomp")
     except OSError as error:
         raise WorkerError(f'the sandbox does not start ({error}): workers.sandbox = "off" goes without') from error
     return ", ".join(used) or "none"
+
+
+def give_up_privileges() -> None:
+    """Give up all capabilities of this thread and what it starts, and priorities above its own.  Raises OSError."""
+    for limit in (resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO):
+        resource.setrlimit(limit, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number in range(64):
+        if libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):  # beyond the kernel's last, or this user may not
+            break
+    header, held = struct.pack("Ii", _CAPABILITIES_VERSION, 0), ctypes.create_string_buffer(24)
+    if (libc.capget(header, held) or any(held.raw)) and libc.capset(header, bytes(24)):
+        code = ctypes.get_errno()
+        raise OSError(code, f"capset: {os.strerror(code)}")
+
+
+def _on_a_real_gpu(order: WorkerOrder) -> bool:
+    return bool(order.visible_devices) and order.emulated is None
 
 
 def _settle_temporary_files(wanted: SandboxOrder) -> None:
@@ -117,7 +145,7 @@ def rules(order: WorkerOrder, wanted: SandboxOrder) -> list[Rule]:
     readable = (order.family.folder, *artifacts, str(fetched_files()), *wanted.read)
     found += [Rule(path, run) for path in dict.fromkeys(readable) if path]
     found += [Rule(path, landlock.CHANGE | run) for path in wanted.write]
-    if order.visible_devices and order.emulated is None:
+    if _on_a_real_gpu(order):
         found += [Rule(path, landlock.READ) for path in _GPU_FACTS]
         devices = landlock.READ | landlock.WRITE_FILE | landlock.IOCTL_DEV
         found += [Rule(str(path), devices) for path in Path("/dev").glob("nvidia*")]
@@ -200,6 +228,7 @@ def hint(order: WorkerOrder, error: BaseException) -> str:
         if isinstance(current, PermissionError):
             named = os.path.abspath(current.filename) if isinstance(current.filename, str) else ""
             leads = f" (a link to {real})" if named and (real := os.path.realpath(named)) != named else ""
-            return f"{leads}; {_KEPT_FROM}"
+            root = "; without capabilities root reads only what modes let root read" if not os.geteuid() else ""
+            return f"{leads}; {_KEPT_FROM}{root}"
         current = current.__cause__ or current.__context__
     return ""

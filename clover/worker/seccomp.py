@@ -11,7 +11,9 @@ What is denied, and why:
 - sockets, but pairs that are connected already: neither the network, nor the control socket, nor a daemon of the
   machine.  io_uring with them, because it makes calls that no filter sees;
 - other processes: reading their memory, their descriptors, tracing, signals, priorities, limits, cores; memory, queues
-  and semaphores that are shared by number or name (System V, POSIX queues);
+  and semaphores that are shared by number or name (System V, POSIX queues); leases of files, which hold up others that
+  open these, and notice of what happens in folders;
+- more than its share: cores beside its own, scheduling policies, and files and pipes in memory, which no limit counts;
 - new processes and programs, unless the configuration allows them; a namespace of users in any case;
 - what changes files without opening them (owner, mode, attributes, times), which Landlock does not handle, and opening
   files by handle, which goes around it;
@@ -50,8 +52,9 @@ _THREAD = 0x00010000
 _DATAGRAMS = 2
 _TYPE_MASK = 0xF
 _UNIX = 1
-_SET_OWNERS = (8, 10, 15)
-"""Commands of fcntl by which a descriptor sends signals: F_SETOWN, F_SETSIG, F_SETOWN_EX."""
+_COMMANDS = (8, 10, 15, 1024, 1026, 1031)
+"""Commands of fcntl that are refused, the same on every architecture: F_SETOWN, F_SETSIG and F_SETOWN_EX, by which a
+descriptor sends signals; F_SETLEASE; F_NOTIFY; F_SETPIPE_SZ."""
 _TERMINAL_INPUT = (0x5412, 0x541C, 0x8901, 0x8902)
 """Requests of ioctl that type for the user (TIOCSTI, TIOCLINUX) or choose who gets signals (FIOSETOWN, SIOCSPGRP)."""
 
@@ -121,6 +124,14 @@ _ALWAYS: dict[str, tuple[int | None, int | None]] = {
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
     "fanotify_init": (300, 262),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+    "memfd_secret": (447, 447),
     "init_module": (175, 105),
     "finit_module": (313, 273),
     "delete_module": (176, 106),
@@ -178,12 +189,7 @@ _IOCTL = (16, 29)
 _PRLIMIT = (302, 261)
 _SETPRIORITY = (141, 140)
 _IOPRIO_SET = (251, 30)
-_OWN_ONLY = {
-    "sched_setaffinity": (203, 122),
-    "sched_setscheduler": (144, 119),
-    "sched_setparam": (142, 118),
-    "sched_setattr": (314, 274),
-}
+_MEMFD_CREATE = (319, 279)
 
 
 class Instruction(NamedTuple):
@@ -211,11 +217,13 @@ def available() -> bool:
     return bool(libc.syscall(number, ctypes.c_uint(_GET_ACTION), ctypes.c_uint(0), ctypes.byref(action)) == 0)
 
 
-def program(own: int, *, machine: str = "", processes: bool = False, signals: bool = False) -> list[Instruction]:
+def program(
+    own: int, *, machine: str = "", processes: bool = False, signals: bool = False, memory_files: bool = False
+) -> list[Instruction]:
     """Return the filter for the process `own` on `machine` (by default this one's).
 
     `processes`: it may start processes and programs; `signals`: it may signal others as far as Landlock lets it, and as
-    it has to where it has children.
+    it has to where it has children; `memory_files`: it may make files in memory.
     """
     machine = machine or platform.machine()
     column = list(_AUDIT_ARCH).index(machine)
@@ -234,6 +242,8 @@ def program(own: int, *, machine: str = "", processes: bool = False, signals: bo
     denied = dict(_ALWAYS)
     if not processes:
         denied |= _STARTING
+    if not memory_files:
+        denied["memfd_create"] = _MEMFD_CREATE
     for pair in denied.values():
         found += _case(number(pair), [_REFUSE])
     found += _case(number(_CLONE3), [Instruction(RETURN, 0, 0, ERRNO | errno.ENOSYS)])  # its flags lie in memory
@@ -243,10 +253,9 @@ def program(own: int, *, machine: str = "", processes: bool = False, signals: bo
     if not signals:
         found += _case(number(_KILL), _among(0, (own,)))
         found += _case(number(_TGKILL), _among(0, (own,)))
-    found += _case(number(_FCNTL), _not_among(1, _SET_OWNERS))
+    found += _case(number(_FCNTL), _not_among(1, _COMMANDS))
     found += _case(number(_IOCTL), _not_among(1, _TERMINAL_INPUT))
-    for pair in (_PRLIMIT, *_OWN_ONLY.values()):
-        found += _case(number(pair), _among(0, (0, own)))
+    found += _case(number(_PRLIMIT), _among(0, (0, own)))
     for pair, of_one_process in ((_SETPRIORITY, 0), (_IOPRIO_SET, 1)):
         found += _case(number(pair), [*_only(0, of_one_process), *_among(1, (0, own))])
     return [*found, _PASS]

@@ -17,7 +17,7 @@ from tests.support.triton_models import WEIGHT, write_repository
 pytest.importorskip("onnxruntime", reason="importing ONNX models needs the extra onnx")
 pytest.importorskip("onnx", reason="importing ONNX models needs the extra onnx")
 
-VARIANTS = {"affine": "onnx", "scripted": "torchscript", "shout": "python", "pipeline": "ensemble"}
+VARIANTS = {"affine": "onnx", "scripted": "torchscript", "shout": "python"}
 
 
 @pytest.mark.usefixtures("forked_zygotes")
@@ -38,8 +38,6 @@ def test_imported_models_are_served(tmp_path: Path) -> None:
             rows = np.arange(15, dtype=np.float32).reshape(5, 3)
             answer = await server.ainfer({"x": rows}, model="affine")
             np.testing.assert_allclose(answer["y"], rows @ WEIGHT)
-            answer = await server.ainfer({"raw": rows}, model="pipeline")
-            np.testing.assert_allclose(answer["scores"], rows / 2 @ WEIGHT)
             answer = await server.ainfer({"left": rows[:, :1], "right": rows[:, 1:2]}, model="scripted")
             np.testing.assert_allclose(answer["OUTPUT__0"], rows[:, :1] - 2 * rows[:, 1:2])
             answer = await server.ainfer({"text": [["ab"], ["c"]]}, model="shout")

@@ -43,9 +43,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(number, *arguments):
-    if libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)) < 0:
+    found = libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    if found < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+    return found
 
 
 def read(path):
@@ -116,6 +118,56 @@ def inject():
     fcntl.ioctl(0, 0x5412, b"x")
 
 
+def command(path, number, argument):
+    own = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(own, number, argument)
+    finally:
+        os.close(own)
+
+
+def pipe_of(size):
+    ends = os.pipe()
+    try:
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, size)
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def watch(path):
+    own = libc.inotify_init1(0)
+    try:
+        if own < 0 or libc.inotify_add_watch(own, path.encode(), 0x100) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    finally:
+        if own >= 0:
+            os.close(own)
+
+
+def memory_file(size):
+    own = os.memfd_create("scratch")
+    try:
+        os.ftruncate(own, size)
+    finally:
+        os.close(own)
+
+
+def capability():
+    with open("/proc/self/status") as file:
+        held = dict(line.split(":\t") for line in file if line.startswith("Cap"))
+    if not any(int(held[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")):
+        raise PermissionError(errno.EPERM, "none")
+
+
+def raise_limit():
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 4096))
+    except ValueError as error:
+        raise PermissionError(errno.EPERM, "raised") from error
+
+
 def load(variant, folder):
     at = json.loads((folder / "targets.json").read_text())
     server, zygote = at["server"], os.getppid()
@@ -150,6 +202,18 @@ def load(variant, folder):
         "type for the user": inject,
         "reach shared memory of another program": lambda: attach(at["segment"]),
         "remove shared memory of another program": lambda: call(31 if x86 else 195, at["segment"], 0, 0),
+        "lease its own file": lambda: command(folder / "data.py", 1024, fcntl.F_WRLCK),
+        "be signalled as a folder changes": lambda: command(folder, 1026, 4),
+        "take more memory for a pipe": lambda: pipe_of(1 << 20),
+        "watch the home folder": lambda: watch(at["home"]),
+        "hold memory in a file": lambda: memory_file(3 << 30),
+        "hold memory in a secret file": lambda: os.close(call(447, 0)),
+        "move itself to a core": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+        "choose a policy": lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
+        "run before all others": lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)),
+        "raise its priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 1),
+        "raise a limit of its own": raise_limit,
+        "hold a capability": capability,
         "fork": fork,
         "enter another namespace": lambda: call(272 if os.uname().machine == "x86_64" else 97, 0),
     }
@@ -161,9 +225,9 @@ def load(variant, folder):
         "write nowhere": lambda: write("/dev/null"),
         "start a thread": thread,
         "make a pair of sockets": pair,
-        "hold memory": lambda: os.close(os.memfd_create("scratch")),
         "signal itself": lambda: os.kill(os.getpid(), 0),
-        "move itself": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+        "lower its priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0)),
+        "ask for its cores": lambda: os.sched_getaffinity(0),
     }
     every = [*attempts.values(), *allowed.values()]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-IMPORTED = ("affine", "halves", "pipeline", "scripted", "shout", "threshold")
+IMPORTED = ("affine", "scripted", "shout", "threshold")
 REFUSED = {
     "chat": "decoupled",
     "engine": "TensorRT plan",
     "forest": "skl2onnx",
-    "loop": "wait for each other in a loop: a, b",
     "odd": "'lasagne' is unknown",
+    "pipeline": "ensembles are not imported",
     "stream": "sequence_batching",
     "typo": "'max_batchsize' is not known",
 }
@@ -22,7 +22,7 @@ _IO = """
 input [ { name: "x" data_type: TYPE_FP32 dims: [ 3 ] } ]
 output [ { name: "y" data_type: TYPE_FP32 dims: [ 2 ] label_filename: "labels.txt" } ]
 """
-_PYTHON = """
+_SHOUT = """
 import json
 
 import numpy as np
@@ -45,18 +45,28 @@ class TritonPythonModel:
             answers.append(pb_utils.InferenceResponse(output_tensors=tensors))
         return answers
 """
-_HALVES = """
+IO = """
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 3 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 64 ] } ]
+"""
+PYTHON = """
+import json
+
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.mark = parameters.get("mark", {}).get("string_value", "").encode()
+
     def execute(self, requests):
-        found = []
-        for request in requests:
-            (raw,) = request.inputs()
-            found.append(pb_utils.InferenceResponse([pb_utils.Tensor("half", raw.as_numpy() / 2)]))
-        return found
+        rows = np.zeros((len(requests[0].inputs()[0].as_numpy()), 64), np.float32)
+        rows[:, : len(self.mark)] = list(self.mark)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", rows)])]
 """
+"""A model whose answers, of `IO`, are the bytes of its parameter `mark`."""
 
 WEIGHT = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]], np.float32)
 
@@ -141,16 +151,6 @@ def scripted(path: Path) -> None:
         torch.jit.save(torch.jit.script(Plus()), str(path))
 
 
-def _ensemble(*steps: tuple[str, str, str, str, str]) -> str:
-    """Return the scheduling of steps (model, its input, ours, its output, ours)."""
-    rows = ",".join(
-        f'{{ model_name: "{name}" model_version: -1 input_map {{ key: "{a}" value: "{b}" }} '
-        f'output_map {{ key: "{c}" value: "{d}" }} }}'
-        for name, a, b, c, d in steps
-    )
-    return f"ensemble_scheduling {{ step [ {rows} ] }}"
-
-
 def write_repository(root: Path) -> Path:
     """Write the repository."""
     onnx = affine()
@@ -192,25 +192,9 @@ def write_repository(root: Path) -> Path:
         'output [ { name: "loud" data_type: TYPE_STRING dims: [ 1 ] },'
         ' { name: "long" data_type: TYPE_INT32 dims: [ 1 ] } ]\n'
         'parameters { key: "mark" value: { string_value: "\\x21" } }',
-        model__py=_PYTHON,
+        model__py=_SHOUT,
     )
-    # `halves` is a part of the ensemble and, like every model, imported by itself.
-    model(
-        root,
-        "halves",
-        'backend: "python" max_batch_size: 8\n'
-        'input { name: "raw" data_type: TYPE_FP32 dims: 3 }\noutput { name: "half" data_type: TYPE_FP32 dims: 3 }',
-        model__py=_HALVES,
-    )
-    ends = (
-        'platform: "ensemble" max_batch_size: 8\n'
-        'input [ { name: "raw" data_type: TYPE_FP32 dims: [ 3 ] } ]\n'
-        'output [ { name: "scores" data_type: TYPE_FP32 dims: [ 2 ] } ]\n'
-    )
-    straight = _ensemble(("affine", "x", "mid", "y", "scores"), ("halves", "raw", "raw", "half", "mid"))
-    model(root, "pipeline", ends + straight)
-    round_about = _ensemble(("a", "x", "q", "y", "p"), ("b", "x", "p", "y", "q"), ("c", "x", "raw", "y", "scores"))
-    model(root, "loop", ends + round_about)
+    model(root, "pipeline", f'platform: "ensemble" max_batch_size: 8 {_IO} ensemble_scheduling {{ step [ ] }}')
     model(root, "chat", 'backend: "python" max_batch_size: 8 model_transaction_policy { decoupled: true }' + _IO)
     model(root, "engine", 'platform: "tensorrt_plan" max_batch_size: 8' + _IO, model__plan=b"plan")
     model(root, "forest", 'backend: "fil" max_batch_size: 8' + _IO)

@@ -195,9 +195,9 @@ class Slab:
         """Return a new slab of zeros; pages cost memory once they are touched."""
         fd = shared_memory("clover-slab", layout.bytes)
         try:
-            mapped = map_shared(fd, layout.bytes)
-            mapped[: _HEADER.size] = layout.header()
-            return cls(fd, layout, mapped)
+            made = cls(fd, layout, map_shared(fd, layout.bytes))
+            made.write_header()
+            return made
         except BaseException:
             os.close(fd)
             raise
@@ -213,6 +213,10 @@ class Slab:
                 f"the slab does not match the family: magic {magic!r}, version {version}, {slots} slots, {size} bytes"
             )
         return cls(fd, layout, mapped)
+
+    def write_header(self) -> None:
+        """Write the header, also anew before another process attaches: a model may have overwritten it."""
+        self._map[: _HEADER.size] = self.layout.header()
 
     @property
     def memory(self) -> mmap.mmap:

@@ -180,6 +180,7 @@ class Pool:
             theirs.callback(os.close, output)
             spawn = frames.Spawn(token=self._tokens, slots=slab.layout.slots, order=order.trimmed())
             started_at_ns = time.monotonic_ns()
+            slab.write_header()
             fds = (far.fileno(), slab.fd, ring_fd, rung, completed, self._lifeline, output)
             self._asking += 1
             try:

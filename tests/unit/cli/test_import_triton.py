@@ -72,11 +72,6 @@ def test_the_python_backend_is_called_with_the_batch(into: Path) -> None:
     assert (loud.tolist(), long.tolist(), long.dtype) == ([[b"AB!"], [b"C!"]], [[2], [1]], np.int32)
 
 
-def test_an_ensemble_runs_its_models_in_the_order_that_they_need(into: Path) -> None:
-    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
-    np.testing.assert_allclose(loaded(into / "pipeline")([rows])[0], rows / 2 @ WEIGHT)
-
-
 def test_wrong_repositories_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for given, said in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no folders")):
         assert main(["import-triton", str(given), "--into", str(tmp_path)]) == 3

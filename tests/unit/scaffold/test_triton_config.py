@@ -84,6 +84,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("a: ,", "line 1: a value is expected, not ,"),
         ("a: 'x\n'", "line 1: "),
         ("a{" * 70, "deeper than 64"),
+        ("a: " + "9" * 5000, "line 1: a number of 5000 digits"),
+        ("a:\n'\\377'", "line 2: a text is not UTF-8"),
+        ("a: '\\ud800'", "line 1: a text is not UTF-8"),
     ],
 )
 def test_errors_name_the_line(text: str, said: str) -> None:

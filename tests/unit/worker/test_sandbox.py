@@ -84,7 +84,8 @@ def test_of_the_folder_that_it_was_started_in_only_modules_are_read(tmp_path: Pa
 def test_a_kernel_without_it_is_refused_or_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sandbox, "_settle_temporary_files", lambda wanted: None)  # it is for a whole process
+    monkeypatch.setattr(sandbox, "_settle_temporary_files", lambda wanted: None)  # both are for a whole process
+    monkeypatch.setattr(sandbox, "give_up_privileges", lambda: None)
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     monkeypatch.setattr(seccomp, "available", lambda: False)
     assert sandbox.confine(order()) == "none"
@@ -138,6 +139,10 @@ def test_a_refused_link_is_said_with_where_it_leads(tmp_path: Path, monkeypatch:
         " (a link to /data/weights); the sandbox of workers keeps models from files"
     )
     assert sandbox.hint(order(), PermissionError(13, "Permission denied", "/etc")).startswith("; the sandbox")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert "without capabilities root reads" in sandbox.hint(
+        order(), PermissionError(13, "Permission denied", "/home/a")
+    )
     monkeypatch.chdir(tmp_path)
     for named in ("table", b"table", 7):
         assert sandbox.hint(order(), PermissionError(13, "Permission denied", named)).startswith("; the sandbox"), named

@@ -65,7 +65,7 @@ def test_what_is_named_is_refused_and_the_rest_is_allowed(machine: str) -> None:
         pair[list(MACHINES).index(machine)]
         for name, pair in vars(seccomp).items()
         if name.isupper() and isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(item, int) for item in pair)
-    } | {pair[list(MACHINES).index(machine)] for pair in seccomp._OWN_ONLY.values()}
+    }
     for number in range(600):
         if number in named.values():
             assert decide(program, MACHINES[machine], number, 1, 1, 1) == errno.EPERM, number
@@ -102,8 +102,7 @@ def test_it_reaches_no_process_but_itself(machine: str, pid: int) -> None:
     assert asked(machine, seccomp._KILL, seen, 9) == refused
     assert asked(machine, seccomp._TGKILL, seen, seen, 9) == refused
     assert asked(machine, seccomp._KILL, seen, 9, processes=True, signals=True) == 0  # Landlock decides
-    for pair in (seccomp._PRLIMIT, *seccomp._OWN_ONLY.values()):
-        assert asked(machine, pair, seen) == (0 if pid in (0, OWN) else errno.EPERM)
+    assert asked(machine, seccomp._PRLIMIT, seen) == (0 if pid in (0, OWN) else errno.EPERM)
     for pair, own_kind in ((seccomp._SETPRIORITY, 0), (seccomp._IOPRIO_SET, 1)):
         for kind in range(4):
             allowed = kind == own_kind and pid in (0, OWN)
@@ -121,21 +120,31 @@ def test_sockets_are_connected_pairs(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_nobody_is_signalled_or_typed_for_by_a_descriptor(machine: str) -> None:
-    for command in range(20):
-        assert asked(machine, seccomp._FCNTL, 3, command) == (errno.EPERM if command in (8, 10, 15) else 0)
+def test_nobody_is_signalled_held_up_or_typed_for_by_a_descriptor(machine: str) -> None:
+    refused = {8, 10, 15, 1024, 1026, 1031}  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
+    for command in (*range(40), *range(1024, 1044)):
+        assert asked(machine, seccomp._FCNTL, 3, command) == (errno.EPERM if command in refused else 0), command
     assert [asked(machine, seccomp._IOCTL, 0, request) for request in (0x5412, 0x541C, 0x8901, 0x8902)] == [1] * 4
     assert asked(machine, seccomp._IOCTL, 0, 0x5401) == 0
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_it_takes_no_more_than_its_share(machine: str) -> None:
+    """Neither other cores, nor a policy, nor memory that no limit counts."""
+    own = {"x86_64": (203, 144, 142, 314, 319, 447), "aarch64": (122, 119, 118, 274, 279, 447)}[machine]
+    program = PROGRAMS[machine, True, True]
+    assert [decide(program, MACHINES[machine], number) for number in own] == [errno.EPERM] * 6
+    open_to_gpus = seccomp.program(OWN, machine=machine, memory_files=True)
+    assert [decide(open_to_gpus, MACHINES[machine], number) for number in own] == [1, 1, 1, 1, 0, 1]
 
 
 @pytest.mark.skipif(not HEADER.is_file(), reason="the kernel's headers are not here")
 def test_the_numbers_are_those_of_the_kernel() -> None:
     found = re.finditer(r"#define __NR_(\w+) (\d+)", HEADER.read_text())
     known = {match[1]: int(match[2]) for match in found}
-    every = {**seccomp.numbers("x86_64"), **{name: pair[0] for name, pair in seccomp._OWN_ONLY.items()}}
-    for name, number in every.items():
+    for name, number in seccomp.numbers("x86_64").items():
         assert known.get(name, number) == number, name  # newer calls may be missing from the header
-    for name in ("clone", "clone3", "socket", "socketpair", "kill", "tgkill", "fcntl", "ioctl"):
+    for name in ("clone", "clone3", "socket", "socketpair", "kill", "tgkill", "fcntl", "ioctl", "memfd_create"):
         assert getattr(seccomp, f"_{name.upper()}")[0] == known[name]
     assert (seccomp._PRLIMIT[0], seccomp._SETPRIORITY[0], seccomp._IOPRIO_SET[0]) == (
         known["prlimit64"],
