@@ -99,25 +99,26 @@ def _png(data: bytes, max_pixels: int) -> Picture:
 def _jpeg(data: bytes, max_pixels: int) -> Picture:
     if not data.startswith(_START):
         raise BadRow(NOT_WHOLE)
-    kept, exif, scans = [_START], b"", 0
-    frame: tuple[int, bytes] | None = None
+    kept, frame, exif, scans = [_START], b"", b"", 0
     for kind, start, end in _segments(data):
         if kind in _FRAMES:
-            if frame is not None or kind not in _HUFFMAN:
+            if kind not in _HUFFMAN:
                 raise BadRow(f"the JPEG has a frame of kind {kind - 0xC0}, and one of kind 0, 1 or 2 is taken")
-            frame = kind, data[start + 4 : end]
+            if frame:
+                raise BadRow("the JPEG has a second frame")
+            frame = data[start + 4 : end]
         scans += kind == _SOS
         if kind in _JPEG_KEPT:
             kept.append(data[start:end])
         elif kind == _EXIF and not exif and data[start + 4 : start + 10] == b"Exif\0\0":
             exif = data[start + 10 : end]
-    if frame is None or len(frame[1]) < 6 + 3 * frame[1][5]:
+    if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         raise BadRow(NOT_WHOLE)
-    height, width = struct.unpack_from(">HH", frame[1], 1)
+    height, width = struct.unpack_from(">HH", frame, 1)
     _check_size(width, height, max_pixels)
     if scans > MOST_SCANS:
         raise BadRow(f"the JPEG has {scans} scans, more than the {MOST_SCANS} allowed")
-    parts = [(one >> 4, one & 15) for one in frame[1][7 : 6 + 3 * frame[1][5] : 3]]
+    parts = [(one >> 4, one & 15) for one in frame[7 : 6 + 3 * frame[5] : 3]]
     if not parts or min(map(min, parts)) < 1:
         raise BadRow(NOT_WHOLE)
     memory = width * height * (4 if len(parts) > 1 else 1)

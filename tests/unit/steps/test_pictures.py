@@ -64,6 +64,10 @@ REFUSED = {
         lambda: jpeg(WIDE, HIGH, scan(3, 0, 0, 0, b"\0") + ONE, kind=0xC2, parts=3),
         "the JPEG of 2 scans takes 400000000 bytes to decode, more than the 320000000 allowed",
     ),
+    "two frames": (lambda: jpeg(8, 8, ONE, extra=segment(0xC1, bytes(9))), "a second frame"),
+    "no frame": (lambda: b"\xff\xd8" + ONE + b"\xff\xd9", "not a whole JPEG"),
+    "short frame": (lambda: b"\xff\xd8" + segment(0xC0, bytes(5)) + ONE + b"\xff\xd9", "not a whole JPEG"),
+    "no components": (lambda: jpeg(8, 8, ONE, parts=0), "not a whole JPEG"),
     "one side": (lambda: sized(1, 1 << 21), "1048576 allowed on one side"),
 }
 
