@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from clover._native.floats import Floats
 from clover.errors import BadRequest, ModelFailed
 from clover.runtime.memory.bytes_codec import count_elements
+from clover.steps import row_weights
 from clover.types import FamilySpec, TensorSpec
+
+_PREFIX = 4
+"""Bytes that an element of BYTES has in front of it, in OIP form: its length."""
 
 
 class Memory(Protocol):
@@ -157,6 +161,29 @@ class FixedRows:
         if last - first != len(slots) - 1:
             return None
         return memoryview(self._region[first : last + 1].reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+class RowWeights:
+    """How much work the steps of a family have with its rows (`clover.steps.row_weights`): `on` says whether that
+    differs between rows."""
+
+    __slots__ = ("_index", "_memory", "_weight", "on")
+
+    def __init__(self, memory: Memory, spec: FamilySpec) -> None:
+        found = row_weights(spec)
+        self.on = found is not None
+        self._index, self._weight = found if found is not None else (0, _light)
+        self._memory = memory
+
+    def of(self, slot: int) -> int:
+        """Return as how many ordinary rows the one in `slot` counts."""
+        region = self._memory.array("input", self._index)
+        element = memoryview(region[slot, _PREFIX : self._memory.length("input", self._index, slot)])
+        return max(1, self._weight(element))
+
+
+def _light(element: memoryview) -> int:
+    return 1
 
 
 class ShapeKeys:
