@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ _START = bytes((0xFF, _SOI))
 _TABLES = (0xC4, 0xDB, 0xDD)
 _JPEG_KEPT = frozenset({*_HUFFMAN, *_TABLES, _SOS, _EOI, 0xE0, 0xEE})  # JFIF and Adobe say what colours mean
 _ORIENTATION = 0x0112
-_HEAD_BYTES, _HEAD_SEGMENTS = 1 << 18, 64
+_HEAD_SEGMENTS, _HEAD_GAP = 64, 256
 
 
 class Picture(NamedTuple):
@@ -58,14 +59,15 @@ def read(data: bytes, max_pixels: int) -> Picture:
 def pixels(data: memoryview, most: int) -> int:
     """Return how many pixels a JPEG or PNG file says that it has, `most` at most; 0 if it is neither.
 
-    It looks at no more than `_HEAD_BYTES` and `_HEAD_SEGMENTS`.  A JPEG that does not say it there may have `most`."""
+    It looks at the first segments only, and takes tens of microseconds at most.  A JPEG that does not say it there may
+    have `most`."""
     if data[: len(_PNG)] == _PNG:
         width, height = struct.unpack_from(">II", data, 16) if len(data) >= 24 else (0, 0)
         return int(min(width * height, most))
     if data[:2] != _START:
         return 0
     try:
-        for kind, start, _ in _segments(data[:_HEAD_BYTES], _HEAD_SEGMENTS):
+        for kind, start, _ in _segments(data, _HEAD_SEGMENTS, _HEAD_GAP):
             if kind in _FRAMES:
                 height, width = struct.unpack_from(">HH", data, start + 5)
                 return int(min(width * height, most))
@@ -131,10 +133,13 @@ def _jpeg(data: bytes, max_pixels: int) -> Picture:
     return Picture(width, height, _orientation(exif), b"".join(kept))
 
 
-def _segments(data: bytes | memoryview, most: int = MOST_SEGMENTS) -> Iterator[tuple[int, int, int]]:
+def _segments(
+    data: bytes | memoryview, most: int = MOST_SEGMENTS, gap: int = sys.maxsize
+) -> Iterator[tuple[int, int, int]]:
     """Yield the marker of each segment of a JPEG, up to its end, with where it begins and ends; that of a scan ends
-    with its data.  Raises BadRow."""
-    count, found = 0, _MARKER.search(data, 2)
+    with its data.  It ends where no marker follows within `gap` bytes.  Raises BadRow if there are more than `most`,
+    or one is not whole."""
+    count, found = 0, _MARKER.search(data, 2, min(2 + gap, len(data)))
     while found is not None:
         start, kind = found.start(), data[found.start() + 1]
         if kind == _EOI:
@@ -149,7 +154,7 @@ def _segments(data: bytes | memoryview, most: int = MOST_SEGMENTS) -> Iterator[t
         end = start + 2 + size
         if size < 2 or end > len(data):
             raise BadRow(NOT_WHOLE)
-        found = _MARKER.search(data, end)
+        found = _MARKER.search(data, end, min(end + gap, len(data)))
         if kind == _SOS:
             end = len(data) if found is None else found.start()
         yield kind, start, end
