@@ -177,9 +177,9 @@ class RowWeights:
 
     def of(self, slot: int) -> int:
         """Return as how many ordinary rows the one in `slot` counts."""
-        region = self._memory.array("input", self._index)
-        element = memoryview(region[slot, _PREFIX : self._memory.length("input", self._index, slot)])
-        return max(1, self._weight(element))
+        row = self._memory.array("input", self._index)[slot]
+        element = row[_PREFIX : self._memory.length("input", self._index, slot)]
+        return max(1, self._weight(memoryview(element)))  # type: ignore[arg-type]
 
 
 def _light(element: memoryview) -> int:
