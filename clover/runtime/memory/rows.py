@@ -172,18 +172,15 @@ class RowWeights:
     def __init__(self, memory: Memory, spec: FamilySpec) -> None:
         found = row_weights(spec)
         self.on = found is not None
-        self._index, self._weight = found if found is not None else (0, _light)
+        self._index, self._weight = found or (0, None)
         self._memory = memory
 
     def of(self, slot: int) -> int:
-        """Return as how many ordinary rows the one in `slot` counts."""
+        """Return as how many ordinary rows the one in `slot` counts, while `on`."""
+        assert self._weight is not None
         row = self._memory.array("input", self._index)[slot]
         element = row[_PREFIX : self._memory.length("input", self._index, slot)]
-        return max(1, self._weight(memoryview(element)))  # type: ignore[arg-type]
-
-
-def _light(element: memoryview) -> int:
-    return 1
+        return max(1, self._weight(memoryview(element)))
 
 
 class ShapeKeys:

@@ -72,5 +72,4 @@ def test_a_client_of_large_pictures_leaves_the_others_their_turns(house: House) 
 def test_rows_of_a_family_without_such_steps_are_not_looked_at() -> None:
     house = House(family(), slots=8)
     assert not RowWeights(house.slab, house.spec).on
-    assert RowWeights(house.slab, house.spec).of(0) == 1
     house.slab.close()
