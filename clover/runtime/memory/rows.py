@@ -6,7 +6,7 @@ wrote is not trusted: a shape or length beyond its declaration fails the request
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -172,7 +172,10 @@ class RowWeights:
     def __init__(self, memory: Memory, spec: FamilySpec) -> None:
         found = row_weights(spec)
         self.on = found is not None
-        self._index, self._weight = found or (0, None)
+        self._index = 0
+        self._weight: Callable[[memoryview], int] | None = None
+        if found is not None:
+            self._index, self._weight = found
         self._memory = memory
 
     def of(self, slot: int) -> int:
