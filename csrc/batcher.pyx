@@ -26,6 +26,10 @@ the delay, when a deadline falls before that or less than a batch later, and whe
 
 Workers of several lanes may form a group: a process that serves several variants, in turn (`worker_groups.pxd`).
 
+Rows weigh.  A row may take as long as many others (a large picture), which `weigh` says.  It then counts as so many in
+its flow's rank and in the clock, so that clients share the time of workers and not only their batches, and a batch ends
+before the row with which its rows would weigh more than `HEAVY` beyond their number, unless that is its first one.
+
 A row that cannot be answered in time any more is not dispatched but dropped: its deadline has passed, or will before
 the lane's workers, which `expect` says how long they take at least, could be done with it.  A worker that has no batch
 out is given every row whose deadline has not passed, so that a time that is too long is tried and corrected.  In a group
@@ -51,6 +55,8 @@ cdef enum:
     MAX_TABLE = 1 << 16
     PATIENCE = 8  # batches of a group that pass a lane before it goes first
     UNIT = 1 << 16  # one row, in ranks: at a million rows/s a clock runs for four years
+    HEAVY = 36  # what rows of a batch may weigh together, beyond one each
+    MOST_WEIGHT = 1024
     WEIGHT_BITS = 40  # of a client's number, below its weight
 
 
@@ -102,6 +108,7 @@ cdef class Batcher:
         self._delay_ns = owning(<int64_t[:lanes]>(<int64_t *>memory(lanes, sizeof(int64_t))))
         self._largest = owning(<int32_t[:lanes]>(<int32_t *>memory(lanes, sizeof(int32_t))))
         self._max_batch = owning(<int32_t[:workers]>(<int32_t *>memory(workers, sizeof(int32_t))))
+        self._weights = owning(<int32_t[:rows]>(<int32_t *>memory(rows, sizeof(int32_t))))
         self._delays = max_queue_delay_ns > 0
         self.patient = True
         for i in range(rows):
@@ -109,6 +116,7 @@ cdef class Batcher:
             self._nodes[i].lane = NONE
             self._buckets[i].next = i + 1 if i + 1 < rows else NONE
             self._flows[i].next = i + 1 if i + 1 < rows else NONE
+            self._weights[i] = 1
         for i in range(heads):
             self._heads[i] = NONE
         for i in range(<int32_t>lanes):
@@ -156,14 +164,14 @@ cdef class Batcher:
             self._lanes[lane].weight += self._flows[flow].weight
         return flow
 
-    cdef void _leave_flow(self, int32_t flow, bint served) noexcept nogil:
-        """Take a row out of a flow.  The rank of one that was not served is given back."""
+    cdef void _leave_flow(self, int32_t flow, int32_t slot, bint served) noexcept nogil:
+        """Take the row in `slot` out of a flow.  The rank of one that was not served is given back."""
         cdef int32_t before, lane = self._flows[flow].lane
         cdef int32_t *link
         self._flows[flow].rows -= 1
         if self._flows[flow].rows:
             if not served:
-                self._flows[flow].rank -= UNIT // self._flows[flow].weight
+                self._flows[flow].rank -= self._step(slot, self._flows[flow].weight)
             return
         link = &self._heads[self._head_of(lane, self._flows[flow].client)]
         while link[0] != flow:
@@ -173,6 +181,10 @@ cdef class Batcher:
         self._flows[flow].next = self._spare_flow
         self._spare_flow = flow
         self._lanes[lane].weight -= self._flows[flow].weight
+
+    cdef int64_t _step(self, int32_t slot, int64_t weight) noexcept nogil:
+        """Return by how much the row in `slot` moves a rank or a clock that has this weight."""
+        return <int64_t>UNIT * self._weights[slot] // weight
 
     # --- rows in and out ----------------------------------------------------------------------------------------------
 
@@ -202,7 +214,7 @@ cdef class Batcher:
         if again and self._nodes[slot].lane == lane and self._nodes[slot].rank != BACKGROUND:
             return self._nodes[slot].rank
         rank = max(self._lanes[lane].clock, self._flows[flow].rank)
-        self._flows[flow].rank = rank + UNIT // self._flows[flow].weight
+        self._flows[flow].rank = rank + self._step(slot, self._flows[flow].weight)
         return rank
 
     cdef void _insert(
@@ -273,7 +285,7 @@ cdef class Batcher:
             self._nodes[node.later].earlier = node.earlier
         self._nodes[slot].bucket = NONE
         if node.flow != NONE:
-            self._leave_flow(node.flow, served)
+            self._leave_flow(node.flow, slot, served)
         self._depth -= 1
         self._lanes[self._buckets[bucket].lane].depth -= 1
         self._buckets[bucket].depth -= 1
@@ -337,6 +349,14 @@ cdef class Batcher:
         if self._out.shape[0] == 0:
             raise ValueError("out has no room for a row")
         return 0
+
+    cpdef weigh(self, int64_t slot, int64_t weight):
+        """Let the rows that are queued in `slot` from now on weigh as much as `weight` rows (1 to 1024)."""
+        if not 0 <= slot < self._nodes.shape[0]:
+            raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
+        if self._nodes[slot].bucket != NONE:
+            raise ValueError(f"slot {slot} is queued already")
+        self._weights[slot] = <int32_t>min(max(weight, 1), MOST_WEIGHT)
 
     cpdef bint push(
         self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=0, int64_t client=0
@@ -574,7 +594,7 @@ cdef class Batcher:
 
     cdef int32_t _form(self, int64_t now_ns, int32_t *chosen) noexcept nogil:
         """Fill `_out` with the next batch, take its worker's credit and return its rows, 0 if there is none."""
-        cdef int32_t bucket, lane, worker = NONE, left, most, slot, n = 0
+        cdef int32_t bucket, lane, worker = NONE, left, most, slot, n = 0, beyond = 0
         cdef int64_t too_early_ns
         cdef Group *group
         while n == 0:  # until some row of a bucket is not too late
@@ -591,11 +611,15 @@ cdef class Batcher:
                 if self._nodes[slot].deadline_ns <= too_early_ns:
                     self._drop(slot)
                     continue
+                beyond += self._weights[slot] - 1
+                if n and beyond > HEAVY:
+                    break
                 self._out[n] = <uint32_t>slot
                 n += 1
                 if self._nodes[slot].flow != NONE:
                     self._lanes[lane].clock = max(
-                        self._lanes[lane].clock + UNIT // min(self._lanes[lane].weight, UNIT), self._nodes[slot].rank
+                        self._lanes[lane].clock + self._step(slot, min(self._lanes[lane].weight, UNIT)),
+                        self._nodes[slot].rank,
                     )
                 self._remove(slot, True)
         self._workers[worker].outstanding += 1

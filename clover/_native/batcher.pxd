@@ -78,6 +78,7 @@ cdef class Batcher:
     cdef int64_t[::1] _delay_ns  # by lane: how long a row may wait for its batch to fill
     cdef int32_t[::1] _largest  # by lane: rows of a batch, whatever its worker takes
     cdef int32_t[::1] _max_batch  # by worker: rows of a batch, whatever its lane allows
+    cdef int32_t[::1] _weights  # by slot: as how many rows one counts
     cdef bint _delays  # whether any lane has a delay
     cdef public bint patient  # whether rows wait for as long as their lane's delay
     cdef int32_t[::1] _named  # the slots of the push in progress
@@ -93,6 +94,7 @@ cdef class Batcher:
     cdef object _out_owner
     cdef uint32_t[::1] _out
 
+    cpdef weigh(self, int64_t slot, int64_t weight)
     cpdef bint push(
         self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=*, int64_t client=*
     ) except -1
@@ -110,7 +112,8 @@ cdef class Batcher:
     cdef int32_t _head_of(self, int32_t lane, int64_t client) noexcept nogil
     cdef int32_t _find_flow(self, int32_t lane, int64_t client) noexcept nogil
     cdef int32_t _flow_of(self, int32_t lane, int64_t client) noexcept nogil
-    cdef void _leave_flow(self, int32_t flow, bint served) noexcept nogil
+    cdef void _leave_flow(self, int32_t flow, int32_t slot, bint served) noexcept nogil
+    cdef int64_t _step(self, int32_t slot, int64_t weight) noexcept nogil
     cdef int64_t _rank_of(self, int32_t lane, int32_t slot, int32_t flow, bint again) noexcept nogil
     cdef void _insert(
         self, int32_t bucket, int32_t slot, int32_t flow, int64_t deadline_ns, int64_t since_ns

@@ -2,6 +2,7 @@
 
     step        what a step is
     images  texts  sounds  boxes  arithmetic      the steps there are, by subject
+    pictures    what a picture's file says of itself, bounded before it is decoded
     pipeline    steps one after another, over the rows of a batch; tensors between them
     plan        from a declaration to what runs in the client, what in the worker
     samples     made-up rows that are valid for steps
@@ -22,6 +23,7 @@ from clover.steps.family import (
     described,
     made_up,
     plan_for,
+    row_weights,
     thread_mapper,
     with_steps,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "made_up",
     "plan_for",
     "plan_of",
+    "row_weights",
     "stacked",
     "thread_mapper",
     "with_steps",

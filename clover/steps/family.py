@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from clover.steps.arithmetic import Labels
 from clover.steps.pipeline import Mapper, Pipeline
 from clover.steps.plan import StepPlan, plan_of
 from clover.steps.samples import sample_rows
-from clover.steps.step import At, Column, stacked
+from clover.steps.step import At, Column, DataStep, stacked
 from clover.types import FamilySpec, StepTable, TensorSpec, VariantSpec
 
 
@@ -75,6 +75,17 @@ def plan_for(spec: FamilySpec, variant: VariantSpec) -> StepPlan | None:
         return None
     folder = Path(spec.folder) if spec.folder else None
     return plan_of(spec.steps, spec.model_inputs(variant), spec.model_outputs(variant), variant, folder)
+
+
+def row_weights(spec: FamilySpec) -> tuple[int, Callable[[memoryview], int]] | None:
+    """Return the input of BYTES (its index) that says how much work a worker's steps have with a row, and the function
+    of its one element that says it, as of so many ordinary rows; None if all rows are alike."""
+    plan = plan_for(spec, spec.variants[0]) if spec.variants else None
+    for step, at, _ in plan.worker_before.steps if plan is not None else ():
+        names = [tensor.name for tensor in spec.inputs]
+        if type(step).weight is not DataStep.weight and at.source in names:
+            return names.index(at.source), step.weight
+    return None
 
 
 def application_inputs(spec: FamilySpec) -> tuple[TensorSpec, ...]:

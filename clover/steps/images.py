@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
+from clover.steps import pictures
 from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, read_text, text_of
 from clover.types import TensorSpec
 
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
 _FORMATS = ("JPEG", "PNG")
 _SAMPLE_SIDE = 320
+_SECONDS, _SECONDS_A_PIXEL = 1.0, 0.25e-6
+"""CPU time after which decoding ends, some ten times what the costliest pictures that are taken need."""
+_BLOCK = 1 << 14  # bytes that a decoder gets at once; in between its time is looked at
+_DRAFT = 4
+"""A JPEG is decoded at half, a quarter or an eighth of its size if it stays so many times as large as it is resized
+to."""
+_MEGAPIXEL = 1 << 20
 _MOST_ENLARGED = 1 << 24
 """Pixels that an image may be enlarged to: a file of 74 bytes may be a line of 1 x 1000 pixels, whose sides `resize`
 makes hundreds of times as long."""
@@ -35,11 +44,58 @@ def _pillow() -> Any:
     return Image
 
 
+class _TimedFile(io.BytesIO):
+    """A file for a decoder, which cannot be read any more once this thread has computed for `seconds`: BadRow."""
+
+    def __init__(self, data: bytes, seconds: float) -> None:
+        super().__init__(data)
+        self._seconds = seconds
+        self._end = time.thread_time() + seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See `io.BytesIO.read`."""
+        if time.thread_time() > self._end:
+            raise BadRow(f"decoding the image takes more than the {self._seconds:.3g} s of CPU time allowed")
+        return super().read(size)
+
+
+def _loaded(picture: pictures.Picture, least: tuple[int, int]) -> Image.Image:
+    """Return a decoded picture; a JPEG may come at a part of its size, not below `least` (0, 0: at its size).  Raises
+    what the decoder raises."""
+    from PIL import Image
+
+    seconds = _SECONDS + _SECONDS_A_PIXEL * picture.width * picture.height
+    with Image.open(_TimedFile(picture.file, seconds), formats=_FORMATS) as opened:
+        if opened.size != (picture.width, picture.height):
+            raise BadRow(pictures.NOT_WHOLE)
+        if min(least) > 0:
+            opened.draft(None, least)
+        opened.decodermaxblock = _BLOCK
+        opened.load()
+        return opened
+
+
+def _turns() -> dict[int, Any]:
+    """Return by EXIF orientation how an image is turned or mirrored to stand upright."""
+    from PIL.Image import Transpose
+
+    return {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+
+
 class DecodeImage(DataStep, frozen=True, kw_only=True):
     """JPEG or PNG bytes to UINT8 [height, width, channels].
 
-    An image of more than `max_pixels` is refused before it is unpacked.  `upright` turns it as its EXIF orientation
-    says, as viewers do.  Beside the image it writes its height and width (INT32 [2]) as "NAME_size".
+    An image of more than `max_pixels`, or one that breaks another bound of `clover.steps.pictures`, is refused before
+    it is unpacked.  `upright` turns it as its EXIF orientation says, as viewers do.  Beside the image it writes its
+    height and width (INT32 [2]) as "NAME_size".  If a `resize` step follows, the image is written in that size.
     """
 
     mode: Literal["RGB", "L"] = "RGB"
@@ -60,32 +116,40 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
-        image = self._decode(text_of(values[at.source]))
+        picture = pictures.read(text_of(values[at.source]), self.max_pixels)
+        turn = picture.orientation if self.upright else 1
+        sides = (picture.width, picture.height) if turn >= 5 else (picture.height, picture.width)
+        resize = at.then if isinstance(at.then, Resize) else None
+        image = self._decode(picture, turn, resize.checked_size(*sides) if resize is not None else None)
+        if resize is not None:
+            image = resize.resized(image, sides)
         array = np.asarray(image)
         values[at.target] = array[:, :, None] if array.ndim == 2 else array
-        values[f"{at.target}_size"] = np.array(array.shape[:2], np.int32)
+        values[f"{at.target}_size"] = np.array(sides, np.int32)
 
-    def _decode(self, data: bytes) -> Image.Image:
-        from PIL import Image, ImageOps
+    def weight(self, data: memoryview) -> int:
+        """See `DataStep.weight`: a row more for each million of pixels."""
+        return 1 + pictures.pixels(data, self.max_pixels) // _MEGAPIXEL
 
+    def _decode(self, picture: pictures.Picture, turn: int, wanted: tuple[int, int] | None) -> Image.Image:
+        """Return the pixels, turned by the EXIF orientation `turn`.  A JPEG that is to have the `wanted` height and
+        width may come smaller than it is."""
+        from PIL import Image
+
+        across, down = (0, 0) if wanted is None else wanted if turn >= 5 else wanted[::-1]
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-                width, height = opened.size
-                if width * height > self.max_pixels:
-                    raise BadRow(f"the image has {width} x {height} pixels, more than the {self.max_pixels} allowed")
-                opened.load()
-                image: Image.Image = opened
-                if self.upright:
-                    image = ImageOps.exif_transpose(opened)
-                if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip
-                    image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-                return image.convert(self.mode)
+            image = _loaded(picture, (_DRAFT * across, _DRAFT * down))
+            if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode != self.mode:
+                image = image.convert(self.mode)
+            return image.transpose(_turns()[turn]) if turn > 1 else image
         except (BadRow, MemoryError):
             raise  # without memory, the picture may be a good one
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise BadRow(f"the image has more than the {self.max_pixels} pixels allowed") from None
         except Exception:  # a decoder meets arbitrary bytes, and raises whatever it stumbles over
-            raise BadRow("the bytes are not a whole JPEG or PNG image") from None
+            raise BadRow(pictures.NOT_WHOLE) from None
 
     def sample(self, generator: np.random.Generator) -> Any:
         """Return the JPEG of a smooth, coloured picture."""
@@ -133,18 +197,30 @@ class Resize(DataStep, frozen=True, kw_only=True):
         from PIL import Image
 
         given: NDArray[Any] = values[at.source]
-        height, width = self._size(*given.shape[:2])
-        declared = isinstance(self.size, tuple)  # as large as the family says, whatever the image
-        most = height * width if declared else max(_MOST_ENLARGED, given.shape[0] * given.shape[1])
-        if max(height, width) > UNBOUNDED or height * width > most:
-            raise BadRow(f"the image would be resized to {height} x {width} pixels: it is too long and thin")
-        if (height, width) == given.shape[:2]:
+        if self.checked_size(*given.shape[:2]) == given.shape[:2]:
             values[at.target] = given
             return
-        how = Image.Resampling.BICUBIC if self.method == "bicubic" else Image.Resampling.BILINEAR
         plain = given[:, :, 0] if given.shape[2] == 1 else given
-        made = np.asarray(Image.fromarray(plain).resize((width, height), how))
+        made = np.asarray(self.resized(Image.fromarray(plain), given.shape[:2]))
         values[at.target] = made[:, :, None] if made.ndim == 2 else made
+
+    def checked_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that an image of this height and width gets.  Raises BadRow if it is too long
+        and thin."""
+        high, wide = self._size(height, width)
+        declared = isinstance(self.size, tuple)  # as large as the family says, whatever the image
+        most = high * wide if declared else max(_MOST_ENLARGED, height * width)
+        if max(high, wide) > UNBOUNDED or high * wide > most:
+            raise BadRow(f"the image would be resized to {high} x {wide} pixels: it is too long and thin")
+        return high, wide
+
+    def resized(self, image: Image.Image, sides: tuple[int, int]) -> Image.Image:
+        """Return an image of the height and width `sides`, or a draft of it, in the size that it gets."""
+        from PIL import Image
+
+        height, width = self.checked_size(*sides)
+        how = Image.Resampling.BICUBIC if self.method == "bicubic" else Image.Resampling.BILINEAR
+        return image if image.size == (width, height) else image.resize((width, height), how)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width after resizing; the longer side is rounded down, as torchvision does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +105,8 @@ class Pipeline:
     """Steps one after another.  `mapper` computes rows: `map`, or that of a pool of threads."""
 
     def __init__(self, steps: Sequence[PlacedStep]) -> None:
-        self.steps = tuple(steps)
-        turns = [(by_row, one) for one in steps for by_row in _turns(one.step)]
+        self.steps = tuple(_aware(one, then) for one, then in zip_longest(steps, steps[1:]))
+        turns = [(by_row, one) for one in self.steps for by_row in _turns(one.step)]
         self._parts = [(by_row, [one for _, one in part]) for by_row, part in groupby(turns, lambda turn: turn[0])]
 
     def __bool__(self) -> bool:
@@ -153,6 +153,13 @@ class Pipeline:
         for name in dict.fromkeys(name for one in part for name in one.writes):
             columns[name] = [rows[at][name] for at in good]
         return columns, [kept[at] for at in good]
+
+
+def _aware(one: PlacedStep, then: PlacedStep | None) -> PlacedStep:
+    """Return a step that knows of `then`, the one after it, if that replaces what it writes."""
+    if then is None or {then.at.source, then.at.target} != {one.at.target}:
+        return one
+    return one._replace(at=one.at._replace(then=then.step))
 
 
 def _turns(step: DataStep) -> tuple[bool, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,15 @@ _MOST_RATIO = 64
 
 _TAPS = 32
 """Zero crossings of the filter on either side of a sample that is resampled."""
+_PHASES = 1024
+"""Filters that are made, at most; a sample that lies between two of them is interpolated.  To make one costs as much as
+to use it ten times."""
+_MOST_PRODUCTS = 1 << 29
+"""Samples times taps that a sound may need to be resampled, three seconds of CPU time: a minute of 96 kHz to 16 kHz
+needs 0.7 of it."""
+_PRODUCTS_A_ROW = 1 << 24
+_MOST_CHUNKS = 1024
+"""Of a WAV file."""
 
 
 class DecodeWav(DataStep, frozen=True, kw_only=True):
@@ -47,14 +56,37 @@ class DecodeWav(DataStep, frozen=True, kw_only=True):
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
-        samples, rate = decode_wav(text_of(values[at.source]))
-        if len(samples) > self.max_seconds * rate:
-            raise BadRow(f"the sound is longer than the {self.max_seconds:g} s allowed")
-        if rate != self.rate:
-            if not self.resample or not 1 / _MOST_RATIO <= rate / self.rate <= _MOST_RATIO:
-                raise BadRow(f"the sound has {rate} samples a second, and {self.rate} are taken")
-            samples = resampled(samples, rate, self.rate)[: math.ceil(self.max_seconds * self.rate)]
+        sound = wav_of(text_of(values[at.source]))
+        self._check(sound)
+        samples = _samples(sound)
+        if sound.rate != self.rate:
+            samples = resampled(samples, sound.rate, self.rate)[: math.ceil(self.max_seconds * self.rate)]
         values[at.target] = samples
+
+    def weight(self, data: memoryview) -> int:
+        """See `DataStep.weight`: a row more for as many products as take the time of a million pixels."""
+        try:
+            return 1 + self._check(wav_of(data)) // _PRODUCTS_A_ROW
+        except BadRow:
+            return 1
+
+    def _check(self, sound: Wav) -> int:
+        """Return how many products a sound takes to be resampled.  Raises BadRow if it is too long, or they are too
+        many."""
+        rate = sound.rate
+        if sound.length > self.max_seconds * rate:
+            raise BadRow(f"the sound is longer than the {self.max_seconds:g} s allowed")
+        if rate == self.rate:
+            return 0
+        if not self.resample or not 1 / _MOST_RATIO <= rate / self.rate <= _MOST_RATIO:
+            raise BadRow(f"the sound has {rate} samples a second, and {self.rate} are taken")
+        products = _products(sound.length, rate, self.rate)
+        if products > _MOST_PRODUCTS:
+            raise BadRow(
+                f"a sound of {sound.length} samples at {rate} hertz takes {products} products to be resampled to "
+                f"{self.rate}, more than the {_MOST_PRODUCTS} allowed"
+            )
+        return products
 
     def sample(self, generator: np.random.Generator) -> Any:
         """Return a second of a tone, in noise, as WAV of 16 bits."""
@@ -63,26 +95,46 @@ class DecodeWav(DataStep, frozen=True, kw_only=True):
         return encode_wav(tone + 0.01 * generator.standard_normal(len(time)), self.rate)
 
 
+class Wav(NamedTuple):
+    """What the head of a WAV file says, and its samples as they are held: `kind` and `bits` of one, `channels` side by
+    side, `length` times."""
+
+    kind: int
+    bits: int
+    channels: int
+    rate: int
+    length: int
+    body: memoryview
+
+
 def decode_wav(data: bytes) -> tuple[NDArray[np.float32], int]:
     """Return the samples (mean of the channels, -1..1) and the rate of a WAV file.  Raises BadRow."""
+    sound = wav_of(data)
+    return _samples(sound), sound.rate
+
+
+def wav_of(data: bytes | memoryview) -> Wav:
+    """Return what a WAV file says of its samples, none of which are looked at.  Raises BadRow."""
     if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise BadRow("the bytes are not a WAV file")
-    form, at = b"", 12
-    while at + 8 <= len(data):
-        name, size = data[at : at + 4], struct.unpack_from("<I", data, at + 4)[0]
-        body = data[at + 8 : at + 8 + size]
+    view, form, at = memoryview(data), memoryview(b""), 12
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > len(data):
+            raise BadRow("the WAV file has no samples")
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        body = view[at + 8 : at + 8 + size]
         if name == b"fmt ":
             form = body
         elif name == b"data":
             if 0 < len(body) < size < _STREAMED:
                 raise BadRow(f"the WAV file says that it has {size} bytes of samples, and {len(body)} are there")
-            return _samples(form, body)
+            return _held(form, body)
         at += 8 + size + size % 2
-    raise BadRow("the WAV file has no samples")
+    raise BadRow(f"the WAV file has more than the {_MOST_CHUNKS} chunks allowed before its samples")
 
 
-def _samples(form: bytes, body: bytes) -> tuple[NDArray[np.float32], int]:
-    """Return samples and rate of the chunks "fmt " and "data" of a WAV file.  Raises BadRow."""
+def _held(form: memoryview, body: memoryview) -> Wav:
+    """Return how the chunk "fmt " of a WAV file says that the samples in `body` are held.  Raises BadRow."""
     if len(form) < 16:
         raise BadRow("the WAV file does not say how its samples are held")
     kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
@@ -90,15 +142,20 @@ def _samples(form: bytes, body: bytes) -> tuple[NDArray[np.float32], int]:
         kind = struct.unpack_from("<H", form, 24)[0]
     if not 1 <= channels <= _MOST_CHANNELS or not 1 <= rate <= 768_000:
         raise BadRow(f"the WAV file says that it has {channels} channels and {rate} samples a second")
-    width = bits // 8
     if (kind, bits) not in ((_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)):
         raise BadRow(f"samples of kind {kind} and {bits} bits are not known: PCM of 8 to 32 bits, or float, are")
-    body = body[: len(body) - len(body) % (width * channels)]
-    if not body:
+    count = len(body) // (bits // 8 * channels)
+    if not count:
         raise BadRow("the WAV file has no samples")
+    return Wav(kind, bits, channels, rate, count, body[: count * (bits // 8) * channels])
+
+
+def _samples(sound: Wav) -> NDArray[np.float32]:
+    """Return the samples of a sound: the mean of its channels, -1..1.  Raises BadRow."""
+    kind, bits, channels, _, _, body = sound
     if kind == _FLOAT:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-            plain = np.frombuffer(body, f"<f{width}").astype(np.float32)
+            plain = np.frombuffer(body, f"<f{bits // 8}").astype(np.float32)
         if not np.isfinite(plain).all():
             raise BadRow("the WAV file has samples that are no finite numbers")
         plain = np.clip(plain, -1.0, 1.0)
@@ -109,9 +166,8 @@ def _samples(form: bytes, body: bytes) -> tuple[NDArray[np.float32], int]:
         whole = (parts[:, 0] << 8 | parts[:, 1] << 16 | parts[:, 2] << 24) >> 8
         plain = whole.astype(np.float32) / np.float32(1 << 23)
     else:
-        plain = (np.frombuffer(body, f"<i{width}") / (1 << (bits - 1))).astype(np.float32)
-    mixed = plain if channels == 1 else plain.reshape(-1, channels).mean(axis=1, dtype=np.float64).astype(np.float32)
-    return mixed, rate
+        plain = (np.frombuffer(body, f"<i{bits // 8}") / (1 << (bits - 1))).astype(np.float32)
+    return plain if channels == 1 else plain.reshape(-1, channels).mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def encode_wav(samples: NDArray[Any], rate: int) -> bytes:
@@ -122,11 +178,21 @@ def encode_wav(samples: NDArray[Any], rate: int) -> bytes:
     return head + body
 
 
+def _reach(rate: int, wanted: int) -> float:
+    """Return how many given samples the filter reaches on either side of one that is made."""
+    return _TAPS / min(1.0, wanted / rate)
+
+
+def _products(count: int, rate: int, wanted: int) -> int:
+    """Return how many products it takes to resample `count` samples: those that are made, times the filter's taps."""
+    return max(1, round(count * wanted / rate)) * (2 * math.ceil(_reach(rate, wanted)) + 1)
+
+
 def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
     """Return samples at another rate, by a Hann-windowed sinc filter that cuts at the lower of both half rates."""
     count = max(1, round(len(samples) * wanted / rate))
     part = min(1.0, wanted / rate)
-    reach = _TAPS / part
+    reach = _reach(rate, wanted)
     half = math.ceil(reach)
     made = np.empty(count, np.float32)
     padded = np.pad(samples.astype(np.float64), half + 1)
@@ -134,20 +200,30 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
     common = math.gcd(rate, wanted)
     step, phases = rate // common, wanted // common
 
-    def filters(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the filter of the samples `numbers`, by how far each is behind the given sample before it."""
-        distance = (numbers * step % phases / phases)[:, None] - offsets
+    def filters(behind: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the filters of samples by how far each is `behind` the given sample before it: 0 to 1."""
+        distance = behind[:, None] - offsets
         window = np.where(np.abs(distance) < reach, 0.5 + 0.5 * np.cos(np.pi * distance / reach), 0.0)
         found: NDArray[np.float64] = window * np.sinc(distance * part) * part
         return found
 
     piece = max(1, (1 << 20) // len(offsets))  # each sample needs many taps
-    known = filters(np.arange(phases)) if phases <= min(piece, count) else None  # they repeat
+    made_by = min(phases, _PHASES)
+    grid = np.arange(made_by + 1) / made_by if count > made_by else np.empty(0)
+    known = [filters(grid[at : at + piece]) for at in range(0, len(grid), piece)]
+    bank = np.concatenate(known) if known else None
     for first in range(0, count, piece):
         numbers = np.arange(first, min(first + piece, count))
-        filtered = filters(numbers) if known is None else known[numbers % phases]
         taps = padded[(numbers * step // phases)[:, None] + offsets + half + 1]
-        made[first : first + len(numbers)] = np.einsum("kt,kt->k", taps, filtered)
+        place = numbers * step % phases
+        if bank is None:
+            made[first : first + len(numbers)] = np.einsum("kt,kt->k", taps, filters(place / phases))
+            continue
+        place, beyond = np.divmod(place * made_by, phases)
+        found = np.einsum("kt,kt->k", taps, bank[place])
+        if phases > made_by:
+            found += (np.einsum("kt,kt->k", taps, bank[place + 1]) - found) * (beyond / phases)
+        made[first : first + len(numbers)] = found
     return made
 
 

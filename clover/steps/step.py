@@ -36,11 +36,13 @@ class BadRow(ValueError):
 
 class At(NamedTuple):
     """Where a step works: the tensor it reads, the one it writes, and the family's folder, which holds its files (None
-    if they are not here)."""
+    if they are not here).  `then` is the next step if that replaces what this one writes, so that nothing else sees
+    it."""
 
     source: str
     target: str
     folder: Path | None
+    then: DataStep | None = None
 
 
 class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +77,10 @@ class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """Put what it makes of a batch's `columns` into them."""
         raise NotImplementedError
+
+    def weight(self, data: memoryview) -> int:
+        """Return the work of a row, from the one element of BYTES that it reads: as of so many ordinary rows."""
+        return 1
 
     def sample(self, generator: np.random.Generator) -> Any:
         """Return a made-up value for the tensor that it reads; None if it says nothing of what it takes."""

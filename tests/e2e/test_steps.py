@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import clover
+from tests.support.pictures import empty_scans
 from tests.support.servers import run, serve
 
 
@@ -37,6 +38,11 @@ def test_pictures_in_and_labels_out(tmp_path: Path) -> None:
                 else:
                     assert not isinstance(one, BaseException)
                     assert one["labels"][0, 0] == (b"dark" if at % 3 else b"bright")
+            costly = empty_scans(900, 900, 1500)
+            asked = [server.ainfer({"picture": [[data]]}) for data in (picture(250), costly) * 6]
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert {str(one) for one in found[1::2]} == {"the JPEG has 1500 scans, more than the 32 allowed"}
+            assert [one["labels"][0, 0] for one in found[::2]] == [b"bright"] * 6
             with pytest.raises(clover.BadRequest, match=r"^row 1: the bytes are not"):
                 await server.ainfer({"picture": [[picture(250)], [b""]]})
 

@@ -566,6 +566,53 @@ def test_a_single_row_waits_for_one_row_of_each_other_client_and_a_batch(
     assert left.index(0) < bound
 
 
+def test_rows_that_weigh_much_end_a_batch(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 32)
+    b.attach(0, 0, 8, credits=9)
+    for slot, weight in enumerate((1, 18, 1, 20, 30, 500, 1, 1 << 40, 0)):
+        b.weigh(slot, weight)
+    b.push_many(0, list(range(9)), 100, 1)
+    batches = [dispatched(b) for _ in range(7)]
+    assert batches == [*[(0, rows) for rows in ([0, 1, 2, 3], [4], [5], [6], [7], [8])], None]
+
+
+def test_a_client_of_heavy_rows_gets_no_more_time_than_others(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 200)
+    b.attach(0, 0, 2, credits=200)
+    for slot in range(10):
+        b.weigh(slot, 12)
+    b.push_many(0, list(range(10)), 100, 1, client=1)
+    b.push_many(0, list(range(10, 100)), 100, 1, client=2)
+    left = [slot for _ in range(40) for slot in (dispatched(b) or (0, []))[1]]
+    heavy = [at for at, slot in enumerate(left) if slot < 10]
+    assert heavy[:6] == [0, 13, 26, 39, 52, 65]  # a heavy row for twelve others
+    b.push(0, 150, 100, 1, client=3)
+    left = [slot for _ in range(6) for slot in (dispatched(b) or (0, []))[1]]
+    assert 150 in left  # within the time of one heavy row
+
+
+def test_a_heavy_row_that_is_given_up_leaves_no_debt(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    b.attach(0, 0, 1, credits=9)
+    b.weigh(1, 900)
+    b.push_many(0, [0, 1, 2], 100, 1, client=1)
+    b.cancel(1)
+    b.push_many(0, [3, 4], 100, 1, client=2)
+    b.push(0, 5, 100, 1, client=1)
+    b.cancel(2)
+    assert [dispatched(b) for _ in range(4)] == [(0, [0]), (0, [3]), (0, [4]), (0, [5])]
+
+
+def test_what_waits_is_not_weighed(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 4)
+    b.push(0, 1, 100, 1)
+    with pytest.raises(ValueError):
+        b.weigh(1, 2)
+    for slot in (-1, 4):
+        with pytest.raises(IndexError):
+            b.weigh(slot, 2)
+
+
 def shared(kernels: SimpleNamespace, lanes: int, credits: int = 2, capacity: int = 64) -> Any:
     """Return a batcher of `lanes` lanes that one group serves, worker i lane i."""
     b = kernels.batcher.Batcher(lanes, lanes, capacity)
@@ -754,6 +801,8 @@ class Life(RuleBasedStateMachine):
         free = [slot for slot in range(SLOTS) if slot not in self.queued]
         if free:
             some = data.draw(st.lists(st.sampled_from(free), unique=True, max_size=6))
+            for slot in some[:2]:
+                self.both("weigh", slot, data.draw(st.sampled_from([0, 1, 7, 30, 99])))
             name = data.draw(st.sampled_from(["requeue", "push_many"]))
             fits = len(self.queued) + len(some) <= CAPACITY
             taken = self.both(name, lane, some, self.now_ns + wait_ns, self.now_ns, key, client)

@@ -23,6 +23,7 @@ class Lane:
 
 
 UNIT = 1 << 16
+HEAVY = 36
 PATIENCE = 8
 
 
@@ -41,6 +42,7 @@ class Batcher:
         self._rows: dict[int, Row] = {}
         self._last: dict[int, tuple[int, float]] = {}  # the lane and rank that a slot had last
         self._ranks: dict[tuple[int, int], int] = {}  # of the next row of a flow, unless the clock is later
+        self._weights: dict[int, int] = {}  # by slot: as how many rows one counts
         self._dropped: list[int] = []
         self._workers = [Worker(index) for index in range(workers)]
         self._groups = [Group() for _ in range(workers)]
@@ -49,6 +51,13 @@ class Batcher:
         self._order = 0
 
     # --- rows in and out ---
+
+    def weigh(self, slot: int, weight: int) -> None:
+        self._named(0, [slot])
+        self._weights[slot] = min(max(weight, 1), 1024)
+
+    def _step(self, slot: int, weight: int) -> int:
+        return UNIT * self._weights.get(slot, 1) // weight
 
     def push(self, lane: int, slot: int, deadline_ns: int, now_ns: int, key: int = 0, client: int = 0) -> bool:
         return self.push_many(lane, [slot], deadline_ns, now_ns, key, client)
@@ -92,7 +101,7 @@ class Batcher:
             self._ranks.setdefault((lane, client), self._lanes[lane].clock)
             return last_rank
         rank = max(self._lanes[lane].clock, self._ranks.get((lane, client), 0))
-        self._ranks[lane, client] = rank + UNIT // weight(client)
+        self._ranks[lane, client] = int(rank) + self._step(slot, weight(client))
         return rank
 
     def _flows(self, lane: int) -> set[int]:
@@ -102,13 +111,13 @@ class Batcher:
     def _remove(self, row: Row, *, served: bool) -> None:
         lane, client = row.lane, row.client
         if served and client >= 0:
-            clock = self._lanes[lane].clock + UNIT // sum(map(weight, self._flows(lane)))
+            clock = self._lanes[lane].clock + self._step(row.slot, sum(map(weight, self._flows(lane))))
             self._lanes[lane].clock = max(clock, int(row.rank))
         del self._rows[row.slot]
         if client >= 0 and client not in self._flows(lane):
             del self._ranks[lane, client]
         elif client >= 0 and not served:
-            self._ranks[lane, client] -= UNIT // weight(client)
+            self._ranks[lane, client] -= self._step(row.slot, weight(client))
 
     def cancel(self, slot: int) -> bool:
         self._check(slot, self._slots)
@@ -242,11 +251,12 @@ class Batcher:
             index, group = self._workers.index(worker), self._groups[worker.group]
             most = min(self._most(worker, first.lane), len(out))
             too_early_ns = self._done_ns(worker, first.lane, now_ns)
-            n = 0
+            n = beyond = 0
             for row in self._waiting(first.lane, first.key):
-                if n == most:
-                    break
                 late = row.deadline_ns <= too_early_ns
+                beyond += 0 if late else self._weights.get(row.slot, 1) - 1
+                if n == most or (n and beyond > HEAVY):
+                    break
                 self._remove(row, served=not late)
                 if late:
                     self._dropped.append(row.slot)

@@ -13,6 +13,14 @@ cdef class FixedRows:
     @cython.locals(first=Py_ssize_t)
     cpdef get(self, list slots)
 
+cdef class RowWeights:
+    cdef readonly bint on
+    cdef object _memory
+    cdef Py_ssize_t _index
+    cdef object _weight
+
+    cpdef int64_t of(self, int64_t slot) except -1
+
 cdef class ShapeKeys:
     cdef object _memory
     cdef list _variable

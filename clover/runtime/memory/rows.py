@@ -6,7 +6,7 @@ wrote is not trusted: a shape or length beyond its declaration fails the request
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from clover._native.floats import Floats
 from clover.errors import BadRequest, ModelFailed
 from clover.runtime.memory.bytes_codec import count_elements
+from clover.steps import row_weights
 from clover.types import FamilySpec, TensorSpec
+
+_PREFIX = 4
+"""Bytes that an element of BYTES has in front of it, in OIP form: its length."""
 
 
 class Memory(Protocol):
@@ -157,6 +161,29 @@ class FixedRows:
         if last - first != len(slots) - 1:
             return None
         return memoryview(self._region[first : last + 1].reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+class RowWeights:
+    """How much work the steps of a family have with its rows (`clover.steps.row_weights`): `on` says whether that
+    differs between rows."""
+
+    __slots__ = ("_index", "_memory", "_weight", "on")
+
+    def __init__(self, memory: Memory, spec: FamilySpec) -> None:
+        found = row_weights(spec)
+        self.on = found is not None
+        self._index = 0
+        self._weight: Callable[[memoryview], int] | None = None
+        if found is not None:
+            self._index, self._weight = found
+        self._memory = memory
+
+    def of(self, slot: int) -> int:
+        """Return as how many ordinary rows the one in `slot` counts, while `on`."""
+        assert self._weight is not None
+        row = self._memory.array("input", self._index)[slot]
+        element = row[_PREFIX : self._memory.length("input", self._index, slot)]
+        return max(1, self._weight(memoryview(element)))
 
 
 class ShapeKeys:

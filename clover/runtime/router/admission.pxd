@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 from clover._native.batcher cimport Batcher
 from clover._native.slots cimport SlotAllocator
 from clover.runtime.cascade cimport RoutedChain
-from clover.runtime.memory.rows cimport FixedRows, ShapeKeys
+from clover.runtime.memory.rows cimport FixedRows, RowWeights, ShapeKeys
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.completion cimport Completion
 from clover.runtime.router.deadlines cimport Deadlines
@@ -43,6 +43,7 @@ cdef class Admission:
     cdef int64_t _queue_rows
     cdef int64_t _timeout_ns
     cdef ShapeKeys _keys
+    cdef RowWeights _weights
     cdef bint _varies
     cdef object _picked
     cdef RetryBook _book

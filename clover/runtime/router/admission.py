@@ -35,7 +35,7 @@ import numpy as np
 
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, RequestError, TooLarge, Unavailable
-from clover.runtime.memory.rows import FixedRows, ShapeKeys
+from clover.runtime.memory.rows import FixedRows, RowWeights, ShapeKeys
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
@@ -104,6 +104,7 @@ class Admission:
         self._queue_rows = state.queue_rows
         self._timeout_ns = state.timeout_ns
         self._keys = ShapeKeys(state.memory, state.spec)
+        self._weights = RowWeights(state.memory, state.spec)
         self._varies = any(tensor.variable for tensor in state.spec.inputs)
         self._picked = np.zeros(len(state.table.state), np.uint32)
         self._book = RetryBook(lambda: sum(state.traffic.rows), self._rows_per_s)
@@ -432,6 +433,9 @@ class Admission:
         ticket.submit_ns = now_ns
         ticket.chain = chain
         slots = ticket.slots
+        if self._weights.on:
+            for slot in slots:
+                self._batcher.weigh(slot, self._weights.of(slot))
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
             if ticket.awaits < 0 and self._behind(lane, chain is not None):

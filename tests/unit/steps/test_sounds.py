@@ -113,15 +113,73 @@ def test_a_tone_stays_a_tone_at_another_rate(rate: int, wanted: int) -> None:
     np.testing.assert_allclose(found[inner], tone(0.25, wanted)[: len(found)][inner], atol=2e-3)
 
 
+def exactly(given: NDArray[np.float32], rate: int, wanted: int, number: int) -> float:
+    """Return the sample `number` of a sound that is resampled, without any shortcut."""
+    part = min(1.0, wanted / rate)
+    distance = number * rate / wanted - np.arange(len(given))
+    window = np.where(np.abs(distance) < 32 / part, 0.5 + 0.5 * np.cos(np.pi * distance * part / 32), 0.0)
+    return float((given * window * np.sinc(distance * part) * part).sum())
+
+
 @pytest.mark.parametrize(("rate", "wanted", "count"), [(44100, 16000, 900), (250, 16000, 9), (15999, 16000, 300)])
 def test_filters_that_repeat_are_those_of_each_sample(rate: int, wanted: int, count: int) -> None:
     given = np.random.default_rng(0).uniform(-1, 1, count).astype(np.float32)
     found = resampled(given, rate, wanted)
-    part = min(1.0, wanted / rate)
     for number in range(0, len(found), 37):
-        distance = number * rate / wanted - np.arange(count)
-        window = np.where(np.abs(distance) < 32 / part, 0.5 + 0.5 * np.cos(np.pi * distance * part / 32), 0.0)
-        assert found[number] == pytest.approx((given * window * np.sinc(distance * part) * part).sum(), abs=1e-6)
+        assert found[number] == pytest.approx(exactly(given, rate, wanted, number), abs=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(44101, 16000), (7999, 8000), (16000, 44099)])
+def test_rates_that_share_nothing_need_few_filters(rate: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = np.random.default_rng(1).uniform(-1, 1, 12_000).astype(np.float32)
+    made = 0
+
+    def counted(places: NDArray[Any]) -> NDArray[Any]:
+        nonlocal made
+        made += len(places)
+        found: NDArray[Any] = sinc(places)
+        return found
+
+    sinc = np.sinc
+    monkeypatch.setattr(np, "sinc", counted)
+    found = resampled(given, rate, wanted)
+    monkeypatch.undo()
+    assert made <= 1025  # it was one for each of the samples that are made
+    assert len(found) > 4000
+    for number in range(0, len(found), 379):
+        assert found[number] == pytest.approx(exactly(given, rate, wanted, number), abs=1e-5)
+
+
+def head(count: int, rate: int, bits: int = 8) -> bytes:
+    """Return a silent sound of so many samples."""
+    form = struct.pack("<HHIIHH", 1, 1, rate, rate * bits // 8, bits // 8, bits)
+    size = count * bits // 8
+    return b"RIFF\0\0\0\0WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", size) + bytes(size)
+
+
+def test_what_a_sound_costs_is_known_from_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(data: bytes, **how: Any) -> str:
+        with pytest.raises(BadRow) as caught:
+            DecodeWav(**how).row({"x": bytes_row(data)}, AT)
+        assert str(caught.value).isprintable()
+        return str(caught.value)
+
+    monkeypatch.setattr("clover.steps.sounds._samples", lambda sound: pytest.fail("its samples were looked at"))
+    assert "longer than the 1 s allowed" in refused(head(8001, RATE), rate=RATE, max_seconds=1)
+    assert "has 250 samples a second, and 16001 are taken" in refused(head(10, 250), rate=16001)
+    many = refused(head(10_000_000, 192_000), rate=16_000)
+    assert many.endswith("takes 640833077 products to be resampled to 16000, more than the 536870912 allowed")
+    crowded = head(10, RATE)[:12] + b"junk\0\0\0\0" * 1024 + head(10, RATE)[12:]
+    assert "more than the 1024 chunks allowed" in refused(crowded, rate=RATE)
+
+
+def test_a_sound_weighs_by_the_products_that_it_takes() -> None:
+    weigh = DecodeWav(rate=16_000).weight
+    light = (b"", b"RIFF", head(960_000, 16_000), head(16_000, 8_000))
+    assert [weigh(memoryview(data)) for data in light] == [1, 1, 1, 1]
+    assert weigh(memoryview(head(2_646_000, 44_100))) == 11
+    assert weigh(memoryview(head(10_000_000, 192_000))) == 1  # it is refused
+    assert DecodeWav(rate=16_000, resample=False).weight(memoryview(head(2_646_000, 44_100))) == 1
 
 
 def test_above_half_the_new_rate_nothing_is_left() -> None:

@@ -71,6 +71,11 @@ def test_what_is_no_text_is_refused_with_a_reason(folder: Path) -> None:
         tokenised(Tokenise(file="other.json"), folder, {"question": bytes_row(b"x")})
 
 
+def test_a_text_weighs_by_its_bytes() -> None:
+    weigh = Tokenise().weight
+    assert [weigh(memoryview(bytes(size))) for size in (0, 30_000, 40_000, 1_000_000)] == [1, 1, 2, 31]
+
+
 def answered(folder: Path, start: int, end: int, **how: Any) -> tuple[bytes, float]:
     """Return the answer and score where the model points from the `start`-th to the `end`-th word of the context."""
     step = Tokenise(length=32, pair="context", cut="second")

@@ -18,6 +18,7 @@ from clover.types import FamilySpec
 from clover.worker.batches import Batches, OutputError
 from clover.worker.steps import LaneSteps
 from tests.support.family_folder import fixture
+from tests.support.pictures import empty_scans, png
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
@@ -86,6 +87,17 @@ def test_a_bad_row_is_refused_and_its_neighbours_are_answered(world: World) -> N
     assert list(world.slab.refusals([1, 2])) == [2]
     assert world.steps.serve(slots(2), world.run) == ROWS_REFUSED
     assert len(world.ran) == 2  # without rows, no model
+
+
+def test_a_costly_row_is_refused_by_itself(world: World) -> None:
+    for slot, data in ((0, picture(255)), (1, empty_scans(900, 900, 1500)), (2, png(2000, 2000, 1)), (3, picture(0))):
+        world.put(slot, data)
+    assert world.steps.serve(slots(0, 1, 2, 3), world.run) == ROWS_REFUSED
+    assert world.slab.refusals([0, 1, 2, 3]) == {
+        1: "the JPEG has 1500 scans, more than the 32 allowed",
+        2: "the image has 2000 x 2000 pixels, more than the 1000000 allowed",
+    }
+    assert [world.label(0), world.label(3)] == [b"bright", b"dark"]
 
 
 def test_a_model_that_answers_wrongly_writes_nothing(world: World) -> None:
