@@ -68,7 +68,7 @@ _READ = {
     *("sequence_batching", "batch_input", "batch_output", "model_operations"),
 }
 _TEXT_BYTES = 65_536
-_NUMBERED = re.compile(r"__(\d+)$")
+_NUMBERED = re.compile(r"__(\d{1,9})$")
 
 
 @dataclass(frozen=True)
