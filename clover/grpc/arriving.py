@@ -9,11 +9,10 @@ waiting, calls end, as over HTTP connections do: those of the connection that ha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import resource
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,16 @@ class Arriving:
         self._waiting: dict[asyncio.Timeout, str] = {}
         """The connection of each call that waits."""
 
-    @contextlib.asynccontextmanager
-    async def message(self, context: Any, limit_s: float | None) -> AsyncIterator[None]:
-        """Wait for a message within; raises TimeoutError after `limit_s` seconds, and Overloaded if the call is one of
-        those that make the server hold too much."""
+    async def receive(self, context: Any, limit_s: float | None) -> Any:
+        """Return the next message of a call.
+
+        Raises TimeoutError after `limit_s` seconds, and Overloaded if the call is one of those that make the server
+        hold too much.
+        """
         try:
             async with asyncio.timeout(limit_s) as timeout:
                 self._waiting[timeout] = context.peer()
-                yield
+                return await context.read()
         except TimeoutError:
             if timeout in self._waiting:
                 raise

@@ -233,8 +233,7 @@ class CallHandlers:
         Raises RequestError if it does not come.
         """
         try:
-            async with self.arriving.message(context, self.limits.body_s):
-                message = await context.read()
+            message = await self.arriving.receive(context, self.limits.body_s)
         except TimeoutError:
             why = f"the message did not come within {self.limits.body_s:g} s (limits.body_s)"
             raise DeadlineMissed(why) from None

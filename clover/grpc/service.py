@@ -174,8 +174,7 @@ class OipService:
             await room.acquire()
             while True:
                 try:
-                    async with self._calls.arriving.message(context, None):
-                        message = await context.read()
+                    message = await self._calls.arriving.receive(context, None)
                 except Overloaded as error:
                     refused = error
                     return

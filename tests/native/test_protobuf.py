@@ -60,7 +60,7 @@ def test_what_is_cut_out_is_missing_and_nothing_else(
 @example(b"\x2a\x03\x0b\x0c\x0c", MOST)
 @example(b"\x32\x02\x12\x7f", MOST)
 def test_the_kernel_does_what_its_twin_does_and_refuses_what_protobuf_does(data: bytes, weight: int) -> None:
-    found = []
+    found: list[tuple[Any, Any]] = []
     for cut in (reference.cut, protobuf.cut):
         try:
             rest, raws = cut(data, weight)

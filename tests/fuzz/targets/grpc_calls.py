@@ -115,7 +115,7 @@ def check(data: bytes) -> str:
 
 def _check_cut(message: bytes) -> None:
     """Compare how a message is cut up with what protobuf makes of it."""
-    found = []
+    found: list[tuple[Any, Any]] = []
     for weight in _WEIGHTS:
         for cut in (protobuf.cut, reference.cut):
             try:
