@@ -15,11 +15,11 @@ import pytest
 pytest.importorskip("grpc", reason="the extra grpc is not installed")
 
 import grpc.aio
+from google.protobuf import json_format
 from grpc import StatusCode
 
 from clover.config import LimitsConfig, ListenConfig, TenantConfig
 from clover.errors import Overloaded, PlanError, Unavailable, WorkerError
-from clover.grpc import service
 from clover.grpc.calls import GrpcCaller
 from clover.grpc.messages import ModelInferRequest, ModelInferResponse, message_class
 from clover.tenants import Tenants
@@ -208,13 +208,13 @@ def test_what_a_model_is_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> Non
     view = FakeView(echo())
     driver = GrpcDriver(view)
     encoded = []
-    real = service.json_format.ParseDict
+    real = json_format.ParseDict
 
     def counted(*given: Any, **named: Any) -> Any:
         encoded.append(given)
         return real(*given, **named)
 
-    monkeypatch.setattr(service.json_format, "ParseDict", counted)
+    monkeypatch.setattr(json_format, "ParseDict", counted)
     for call in ("ModelMetadata", "ModelConfig"):
         asked = message_class(f"{call}Request")(name="echo")
         first = driver.ask(call, asked).answer
