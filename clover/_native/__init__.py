@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 KERNELS = (
-    *("anneal", "batcher", "des", "floats", "histogram", "infer", "inputs", "lanes", "queueing", "random", "ring"),
-    *("route", "scores", "slots", "timeshare", "wakeups", "wire"),
+    *("anneal", "batcher", "des", "floats", "histogram", "infer", "inputs", "lanes", "protobuf", "queueing"),
+    *("random", "ring", "route", "scores", "slots", "timeshare", "wakeups", "wire"),
 )
 
 _missing = [name for name in KERNELS if find_spec(f"{__name__}.{name}") is None]

@@ -50,12 +50,7 @@ class GrpcInference:
         model, request, caller = self._endpoint.model, self._request, self._caller
         ticket = model.open(request.rows, caller.flow, caller.request, caller.tenant)
         try:
-            for index, rows in request.inputs:
-                if request.shapes and isinstance(rows, list) and index in request.shapes:
-                    model.write_elements(ticket, index, rows, request.shapes[index])
-                else:
-                    model.write(ticket, index, rows)
-            request.inputs = []
+            self._write(ticket)
             self._submit(ticket, remaining_s)
             return await self._done
         finally:
@@ -63,6 +58,16 @@ class GrpcInference:
                 self._done.exception()  # closed by `_finish`; looked at, also if this was cancelled since
             else:
                 model.close(ticket)
+
+    def _write(self, ticket: Ticket) -> None:
+        """Copy the rows into their slots; after that nothing here refers to the message any more."""
+        model, request = self._endpoint.model, self._request
+        for index, rows in request.inputs:
+            if request.shapes and isinstance(rows, list) and index in request.shapes:
+                model.write_elements(ticket, index, rows, request.shapes[index])
+            else:
+                model.write(ticket, index, rows)
+        request.inputs = []
 
     def _submit(self, ticket: Ticket, remaining_s: float | None) -> None:
         request, caller = self._request, self._caller

@@ -18,13 +18,17 @@ from urllib.parse import unquote
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from clover.config import LimitsConfig
-from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, shortage
+from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, shortage
 from clover.grants import Grant
+from clover.grpc.arriving import Arriving
 from clover.grpc.stats import GrpcStats
+from clover.grpc.turns import Turns
 from clover.http.access import Access, changes
 from clover.http.addresses import client_of, is_loopback
+from clover.http.api.control_calls import DOCUMENT_BYTES
 from clover.http.audit import AuditLog
 from clover.http.heads import NOBODY, bearer_of, freshness
 from clover.tenants import Tenant
@@ -184,6 +188,17 @@ def retry_metadata(error: RequestError) -> Metadata:
     return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
 
 
+def parsed(kind: Any, message: bytes) -> Any:
+    """Return the message of a call that is no inference; raises BadRequest or TooLarge."""
+    name = kind.DESCRIPTOR.name
+    if len(message) > DOCUMENT_BYTES:
+        raise TooLarge(f"a {name} has at most {DOCUMENT_BYTES} bytes")
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise BadRequest(f"the message is no {name}") from None
+
+
 def code_of(error: RequestError) -> grpc.StatusCode:
     """Return gRPC's code of an error."""
     return CODES.get(error.status, grpc.StatusCode.INTERNAL)
@@ -200,6 +215,8 @@ class CallHandlers:
         self.callers = callers
         self.stats = stats
         self.limits = limits
+        self.arriving = Arriving(limits)
+        self.turns = Turns()
 
     def unary(self, work: Work) -> Any:
         """Return the handler of a call with one message and one answer; `work` raises RequestError."""
@@ -210,15 +227,18 @@ class CallHandlers:
         return grpc.stream_stream_rpc_method_handler(partial(self._stream, work))
 
     async def receive(self, context: Any) -> bytes:
-        """Return the first message of a call; raises RequestError if it does not come."""
+        """Return the first message of a call, in the turn of the loop in which it may be read.
+
+        Raises RequestError if it does not come.
+        """
         try:
-            async with asyncio.timeout(self.limits.body_s):
-                message = await context.read()
+            message = await self.arriving.receive(context, self.limits.body_s)
         except TimeoutError:
             why = f"the message did not come within {self.limits.body_s:g} s (limits.body_s)"
             raise DeadlineMissed(why) from None
         if message is grpc.aio.EOF:
             raise BadRequest("the call has no message")
+        await self.turns.take(len(message))
         return bytes(message)
 
     async def _unary(self, work: Work, requests: Any, context: Any) -> bytes:
@@ -241,7 +261,7 @@ class CallHandlers:
         stats.open_calls += 1
         try:
             answer = await work
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # grpcio's error if the client has gone
             stats.answered("CANCELLED")
             raise
         except RequestError as error:

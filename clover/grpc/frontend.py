@@ -1,8 +1,9 @@
 """The gRPC server of a Clover server: bind, refuse, drain, close.
 
 What a client can make it hold: `limits.connections` bounds the connections and the calls that are open at once,
-`_STREAMS` the calls of one connection, `limits.body_bytes` a message, `limits.body_s` the time until a call's message
-is there, `limits.head_s` that until a connection speaks gRPC, and `limits.idle_s` how long one is kept without a call.
+`_STREAMS` the calls of one connection, `limits.body_bytes` a message, `limits.held_bytes` what has come of messages,
+`limits.body_s` the time until a call's message is there, `limits.head_s` that until a connection speaks gRPC, and
+`limits.idle_s` how long one is kept without a call.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from clover.config import ListenConfig, ServerConfig
 from clover.errors import ConfigError, StartError
 from clover.grpc import health
+from clover.grpc.arriving import SWEEP_S
 from clover.grpc.calls import Callers, CallHandlers, CallRefused
 from clover.grpc.messages import POOL, SERVICE
 from clover.grpc.service import INFER_PATH, OipService
@@ -39,7 +41,8 @@ log = logging.getLogger("clover.grpc")
 _STREAMS = 1024
 """Most calls of one connection at once; a client keeps further ones back."""
 _METADATA_BYTES = 16 << 10
-
+_IDENTITY = 1 << 0
+"""The set of compression algorithms without any: a message of a few bytes would be one of `limits.body_bytes`."""
 
 _PATHS = {
     f"/{SERVICE}/{call}": path
@@ -100,6 +103,7 @@ class GrpcFrontend:
         self._pair: tuple[bytes, bytes] | None = None
         """The key and the certificate chain that handshakes are made with."""
         self._closed = False
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, beside: int | None = None) -> None:
         """Bind and accept; raises ConfigError or StartError.
@@ -120,6 +124,7 @@ class GrpcFrontend:
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.compression_enabled_algorithms_bitset", _IDENTITY),
             ("grpc.max_concurrent_streams", _STREAMS),
             ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.max_allowed_incoming_connections", limits.connections),
@@ -142,6 +147,12 @@ class GrpcFrontend:
             raise _taken(shown, port)
         self.target = f"{shown}:{bound}"
         await server.start()
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_says_more_than_that_a_client_has_gone)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        self._calls.arriving.sweep()
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def reload_certificate(self) -> None:
         """Read certificate and key again, for handshakes from now on; raises ConfigError if they cannot be read."""
@@ -195,12 +206,20 @@ class GrpcFrontend:
     async def close(self) -> None:
         """Drop every call that is left, and give the port back."""
         await self._service.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         if self._server is not None:
             self._closed = True
             self._service.end_streams()
             self._health.end_streams()
             await self._server.stop(0)
             self._server = None
+
+
+def _says_more_than_that_a_client_has_gone(record: logging.LogRecord) -> bool:
+    """Return whether a record of grpcio is none of the tracebacks that it writes if a client has gone before its
+    answer."""
+    return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
 
 
 def _taken(shown: str, port: int) -> StartError:

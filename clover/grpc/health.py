@@ -10,11 +10,10 @@ import contextlib
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from clover.errors import BadRequest, NotFound, Overloaded, Unavailable
-from clover.grpc.calls import CallHandlers
+from clover.errors import NotFound, Overloaded, Unavailable
+from clover.grpc.calls import CallHandlers, parsed
 from clover.grpc.messages import SERVICE
 from clover.interfaces import ServerView
 
@@ -87,7 +86,4 @@ class HealthService:
 
 def _service(message: bytes) -> str:
     """Return the name that is asked for."""
-    try:
-        return str(health_pb2.HealthCheckRequest.FromString(message).service)
-    except DecodeError:
-        raise BadRequest("the message is no HealthCheckRequest") from None
+    return str(parsed(health_pb2.HealthCheckRequest, message).service)

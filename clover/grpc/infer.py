@@ -15,17 +15,24 @@ import orjson
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from clover._native import protobuf
 from clover.errors import BadRequest, RequestError, TooLarge
 from clover.grpc import wire
 from clover.grpc.messages import InferParameter, ModelInferRequest, ModelInferResponse
 from clover.http.oip import tensors
 from clover.http.oip.inputs import RANK, DeclaredInput, names_of, of_input, shown
-from clover.http.oip.request import keep_shape, read_outputs, read_parameters
+from clover.http.oip.request import (
+    OUTPUT_PARAMETERS,
+    REQUEST_PARAMETERS,
+    heaviest,
+    keep_shape,
+    read_outputs,
+    read_parameters,
+)
 from clover.http.oip.response import output_rows
 from clover.http.oip.signature import ID_CHARACTERS, InferRequest, Rows, Signature
 from clover.runtime.memory.bytes_codec import pack_element, split_row
 
-_RAW_IN = ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 _RAW_OUT = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 
 CONTENTS = {
@@ -49,12 +56,17 @@ Call = tuple[Any, list[memoryview], int]
 
 
 def parse(message: bytes, most_bytes: int) -> Call:
-    """Return the parts of a request; raises BadRequest, or TooLarge if all but its raw contents has more than
-    `most_bytes` bytes, of which objects are made."""
+    """Return the parts of a request.
+
+    Raises BadRequest if it is malformed.  Raises TooLarge if all but its raw contents has more than `most_bytes` bytes,
+    or more parameters, elements or fields than are read in one turn of the event loop: of each an object is made.
+    """
     try:
-        head, raws = wire.cut(message, _RAW_IN)
+        head, raws = protobuf.cut(message, heaviest(most_bytes))
     except ValueError as error:
         raise BadRequest(f"the message is no ModelInferRequest: {error}") from None
+    except OverflowError as error:
+        raise TooLarge(f"the infer request cannot be taken: {error}") from None
     if len(head) > most_bytes:
         raise TooLarge(
             f"an infer request has at most {most_bytes} bytes (limits.json_bytes) without its raw contents: send its "
@@ -75,23 +87,25 @@ def decode(signature: Signature, call: Call) -> InferRequest:
     request.id = given.id
     raw_out = True
     if given.parameters:
-        parameters = {"binary_data_output": True, **_plain(given.parameters)}
+        parameters = {"binary_data_output": True, **_plain(given.parameters, REQUEST_PARAMETERS)}
         raw_out = read_parameters(request, parameters)
     _read_inputs(signature, request, given.inputs, raws, size)
     if not given.outputs:
         request.outputs = signature.defaults[raw_out]
     else:
-        wanted = [{"name": one.name, "parameters": _plain(one.parameters)} for one in given.outputs]
-        request.outputs = read_outputs(signature, wanted, raw_out)
+        wanted = [{"name": one.name, "parameters": _plain(one.parameters, OUTPUT_PARAMETERS)} for one in given.outputs]
+        request.outputs = read_outputs(signature, wanted, raw_out, request.rows)
     return request
 
 
-def _plain(parameters: Any) -> dict[str, Any]:
-    """Return parameters as JSON would have them; one without a value is None."""
+def _plain(parameters: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return those of the parameters that have one of the `names`, as JSON would have them; one without a value is
+    None."""
     out = {}
-    for name, value in parameters.items():
-        chosen = value.WhichOneof("parameter_choice")
-        out[name] = getattr(value, chosen) if chosen else None
+    for name in names:
+        if name in parameters:
+            chosen = parameters[name].WhichOneof("parameter_choice")
+            out[name] = getattr(parameters[name], chosen) if chosen else None
     return out
 
 

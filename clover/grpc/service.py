@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 
 from clover._version import __version__
 from clover.errors import (
@@ -32,10 +31,10 @@ from clover.grpc.calls import (
     CallHandlers,
     CallRefused,
     GrpcCaller,
-    Metadata,
     Unimplemented,
     Work,
     code_of,
+    parsed,
     shown,
     who,
 )
@@ -78,6 +77,8 @@ class OipService:
         self._stats = calls.stats
         self._ids = ids
         self._endpoints: dict[str, InferEndpoint] = {}
+        self._descriptions: dict[tuple[str, str, str], tuple[Model, bytes]] = {}
+        """Encoded answers by call, name and version, each with the model that it describes."""
         self._readers: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -89,8 +90,6 @@ class OipService:
             "ServerReady": self._ready,
             "ModelReady": self._model_ready,
             "ServerMetadata": self._metadata,
-            "ModelMetadata": self._model_metadata,
-            "ModelConfig": self._model_config,
             "ModelStatistics": self._statistics,
             "RepositoryIndex": self._index,
         }
@@ -99,6 +98,8 @@ class OipService:
                 name: partial(self._describe, message_class(f"{name}Request"), work) for name, work in described.items()
             },
             **{name: partial(_refuse, why) for name, why in _LACKING.items()},
+            "ModelMetadata": partial(self._describe_model, "ModelMetadata", _metadata_of),
+            "ModelConfig": partial(self._describe_model, "ModelConfig", _config_message_of),
             "ModelInfer": self._infer,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
@@ -123,6 +124,7 @@ class OipService:
     def forget(self) -> None:
         """Look up anew which model each name leads to: those that are gone hold their memory until then."""
         self._endpoints.clear()
+        self._descriptions.clear()
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
@@ -130,23 +132,21 @@ class OipService:
         caller = self._callers.of(context)
         if caller.request_id:
             context.set_trailing_metadata((("x-request-id", caller.request_id),))  # an error has it as well
-        call = infer.parse(message, self._limits.json_bytes)
-        answer, about = await self._ask(call, caller, context.time_remaining())
+        inference = self._decoded(infer.parse(message, self._limits.json_bytes), caller)
+        del message  # its tensors are copied, and it may be large
+        answer, about = await inference.run(context.time_remaining())
         context.set_trailing_metadata(about)
         return answer
 
-    async def _ask(
-        self, call: infer.Call, caller: GrpcCaller, remaining_s: float | None, streamed: bool = False
-    ) -> tuple[bytes, Metadata]:
-        """Return the answer to a request and its metadata; raises RequestError."""
+    def _decoded(self, call: infer.Call, caller: GrpcCaller, streamed: bool = False) -> GrpcInference:
+        """Return the inference that a request asks for; raises RequestError."""
         given = call[0]
         endpoint = self._endpoint(given.model_name, given.model_version)
-        model = endpoint.model
-        wait_s = model.crowded(caller.flow, caller.request, caller.tenant)
+        wait_s = endpoint.model.crowded(caller.flow, caller.request, caller.tenant)
         if wait_s > 0.0:
             raise Overloaded("too many rows wait for this model", retry_after_s=wait_s)
         request = infer.decode(endpoint.signature, call)
-        return await GrpcInference(endpoint, request, caller, self._ids, streamed).run(remaining_s)
+        return GrpcInference(endpoint, request, caller, self._ids, streamed)
 
     def _endpoint(self, name: str, version: str) -> InferEndpoint:
         """Return the endpoint of the family that has the name now; raises NotFound."""
@@ -164,7 +164,7 @@ class OipService:
     async def _stream(self, context: Any) -> None:
         """Answer the requests of a stream in their order; as many at once as a connection may pipeline."""
         caller, changes = self._callers.of(context), self._callers.changes
-        refused: CallRefused | None = None
+        refused: RequestError | None = None
         room = asyncio.Semaphore(self._limits.pipelined)
         due: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         tasks: set[asyncio.Task[bytes]] = set()
@@ -172,13 +172,21 @@ class OipService:
         async def read() -> None:
             nonlocal caller, changes, refused
             await room.acquire()
-            while (message := await context.read()) is not grpc.aio.EOF:
+            while True:
+                try:
+                    message = await self._calls.arriving.receive(context, None)
+                except Overloaded as error:
+                    refused = error
+                    return
+                if message is grpc.aio.EOF:
+                    return
                 if changes != self._callers.changes:
                     if (found := self._callers.refusal(context.invocation_metadata() or (), INFER_PATH)) is not None:
                         refused = CallRefused(*found[:2])
                         return
                     caller, changes = self._callers.of(context), self._callers.changes
                 task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
+                del message  # which the task lets go of as soon as it can
                 tasks.add(task)
                 due.put_nowait(task)
                 await room.acquire()
@@ -206,10 +214,13 @@ class OipService:
     async def _streamed(self, message: bytes, caller: GrpcCaller, remaining_s: float | None) -> bytes:
         """Return one answer of a stream, in which an error is an answer too."""
         given = ""
+        await self._calls.turns.take(len(message))
         try:
             call = infer.parse(message, self._limits.json_bytes)
             given = call[0].id
-            answer, _ = await self._ask(call, caller, remaining_s, streamed=True)
+            inference = self._decoded(call, caller, streamed=True)
+            del message, call  # as in `_infer`
+            answer, _ = await inference.run(remaining_s)
         except RequestError as error:
             failed = error
         except Exception as error:
@@ -226,7 +237,23 @@ class OipService:
     # --- what there is ------------------------------------------------------------------------------------------------
 
     async def _describe(self, kind: Any, work: Callable[[Any, GrpcCaller], Any], message: bytes, context: Any) -> bytes:
-        return bytes(work(_parsed(kind, message), self._callers.of(context)).SerializeToString())
+        return bytes(work(parsed(kind, message), self._callers.of(context)).SerializeToString())
+
+    async def _describe_model(
+        self, call: str, describe: Callable[[str, Model], dict[str, Any]], message: bytes, context: Any
+    ) -> bytes:
+        """Return the answer to a call that asks what a model is; it is made once a model."""
+        request = parsed(message_class(f"{call}Request"), message)
+        model = self._model(request.name, request.version)
+        key = call, request.name, request.version
+        kept = self._descriptions.get(key)
+        if kept is None or kept[0] is not model:
+            # Labels of outputs, and steps, have no place in the message.
+            answer = json_format.ParseDict(
+                describe(request.name, model), message_class(f"{call}Response")(), ignore_unknown_fields=True
+            )
+            kept = self._descriptions[key] = model, answer.SerializeToString()
+        return kept[1]
 
     def _live(self, request: Any, caller: GrpcCaller) -> Any:
         return message_class("ServerLiveResponse")(live=self._view.live())
@@ -243,17 +270,6 @@ class OipService:
 
     def _metadata(self, request: Any, caller: GrpcCaller) -> Any:
         return message_class("ServerMetadataResponse")(**metadata.server_metadata(__version__))
-
-    def _model_metadata(self, request: Any, caller: GrpcCaller) -> Any:
-        model = self._model(request.name, request.version)
-        found = metadata.model_metadata(request.name, model.spec, metadata.versions(model))
-        # Labels of outputs, and steps, have no place in the message.
-        return json_format.ParseDict(found, message_class("ModelMetadataResponse")(), ignore_unknown_fields=True)
-
-    def _model_config(self, request: Any, caller: GrpcCaller) -> Any:
-        model = self._model(request.name, request.version)
-        config = metadata.model_config(request.name, model.spec)
-        return json_format.ParseDict({"config": config}, message_class("ModelConfigResponse")())
 
     def _statistics(self, request: Any, caller: GrpcCaller) -> Any:
         if request.name:
@@ -276,13 +292,13 @@ class OipService:
     # --- repository ---------------------------------------------------------------------------------------------------
 
     async def _load(self, given: bytes, context: Any) -> bytes:
-        request = _parsed(message_class("RepositoryModelLoadRequest"), given)
+        request = parsed(message_class("RepositoryModelLoadRequest"), given)
         name = request.model_name
         await self._change(context, "load", name, lambda: self._view.load(name, _config_of(request)))
         return b""
 
     async def _unload(self, given: bytes, context: Any) -> bytes:
-        request = _parsed(message_class("RepositoryModelUnloadRequest"), given)
+        request = parsed(message_class("RepositoryModelUnloadRequest"), given)
         name = request.model_name
         await self._change(context, "unload", name, lambda: self._view.unload(name))
         return b""
@@ -323,6 +339,14 @@ class OipService:
             raise Unavailable(f"{failed}the workers could not be changed; see the log") from None
 
 
+def _metadata_of(name: str, model: Model) -> dict[str, Any]:
+    return metadata.model_metadata(name, model.spec, metadata.versions(model))
+
+
+def _config_message_of(name: str, model: Model) -> dict[str, Any]:
+    return {"config": metadata.model_config(name, model.spec)}
+
+
 def _config_of(request: Any) -> str:
     """Return the configuration that a request to load a model gives; empty without one.  Raises BadRequest."""
     config = ""
@@ -334,13 +358,6 @@ def _config_of(request: Any) -> str:
                 raise BadRequest("failed to load: parameter config is not a string of JSON")
             config = value.string_param
     return config
-
-
-def _parsed(kind: Any, message: bytes) -> Any:
-    try:
-        return kind.FromString(message)
-    except DecodeError:
-        raise BadRequest(f"the message is no {kind.DESCRIPTOR.name}") from None
 
 
 async def _refuse(why: str, message: bytes, context: Any) -> bytes:

@@ -17,6 +17,8 @@ Value: TypeAlias = "str | int | float | bool | TextEnum | Message"
 Message: TypeAlias = "dict[str, list[Value]]"
 """The values of each field in the order they stand there."""
 
+_MOST_DIGITS = 24
+"""Longest whole number of 64 bits, in octal, with zeros before it."""
 MOST_DEPTH = 64
 _TOKEN = re.compile(
     r"""(?P<space>(?:\s|\#[^\n]*)+)
@@ -113,10 +115,7 @@ class _Reader:
             except UnicodeDecodeError as error:
                 raise DraftError(f"line {token.line}: a text is not UTF-8") from error
         if token.kind == "number":
-            try:
-                return _number(token.text)
-            except ValueError as error:  # Python reads 4,300 digits
-                raise DraftError(f"line {token.line}: a number of {len(token.text)} digits") from error
+            return _number(token)
         if token.kind == "name":
             if token.text in ("true", "false"):
                 return token.text == "true"
@@ -141,14 +140,16 @@ class _Reader:
         return False
 
 
-def _number(text: str) -> int | float:
-    plain = text.lower()
-    if plain.lstrip("+-").startswith("0x"):
+def _number(token: _Token) -> int | float:
+    plain = token.text.lower()
+    digits = plain.lstrip("+-")
+    if not digits.startswith("0x") and not digits.isdigit():
+        return float(plain.rstrip("f"))
+    if len(digits) > _MOST_DIGITS:
+        raise DraftError(f"line {token.line}: a number has {len(digits)} digits; no field holds so many")
+    if digits.startswith("0x"):
         return int(plain, 16)
-    if plain.lstrip("+-").isdigit():
-        digits = plain.lstrip("+-")
-        return int(plain, 8) if len(digits) > 1 and digits[0] == "0" and not set(digits) & {"8", "9"} else int(plain)
-    return float(plain.rstrip("f"))
+    return int(plain, 8) if len(digits) > 1 and digits[0] == "0" and not set(digits) & {"8", "9"} else int(plain)
 
 
 def _unescaped(token: _Token) -> bytes:

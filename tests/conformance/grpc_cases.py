@@ -9,7 +9,7 @@ and health checking protocol; protobuf the encoding of messages (protobuf.dev, E
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from clover.grpc.infer import CONTENTS
@@ -44,6 +44,7 @@ def cases() -> list[GrpcCase]:
         _several,
         _parameters,
         _outputs,
+        _heavy,
         _lacking,
         _asking,
         _good,
@@ -300,6 +301,59 @@ def _outputs() -> Iterator[GrpcCase]:
             output("OUTPUT0", key, field, value),
             "Triton: classification; shared memory",
         )
+
+
+def _heavy() -> Iterator[GrpcCase]:
+    def parameters(count: int, of: Callable[[Any], Any]) -> Change:
+        def change(made: Any) -> None:
+            holder = of(made)
+            for number in range(count):
+                holder.parameters[f"p{number}"].int64_param = number
+
+        return change
+
+    def values(field: str, count: int) -> Change:
+        def change(made: Any) -> None:
+            del made.raw_input_contents[:]
+            getattr(made.inputs[0].contents, field).extend([b"" if field == "bytes_contents" else 1] * count)
+
+        return change
+
+    places: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+        ("a request", lambda made: made),
+        ("an input", lambda made: made.inputs[0]),
+        ("an output", lambda made: made.outputs.add(name="OUTPUT0")),
+    )
+    for name, of in places:
+        yield infer(f"64 parameters of {name}", parameters(64, of), "limits", (OK,))
+        yield infer(f"65 parameters of {name}", parameters(65, of), "limits")
+        yield infer(f"9,000 parameters of {name}", parameters(9000, of), "limits")
+    for field, count in (
+        *(("bool_contents", 300_000), ("int_contents", 300_000), ("int64_contents", 300_000)),
+        *(("uint_contents", 300_000), ("uint64_contents", 300_000), ("fp32_contents", 300_000)),
+        *(("fp64_contents", 300_000), ("bytes_contents", 100_000)),
+    ):
+        yield infer(f"{count:,} {field}", values(field, count), "limits")
+    yield infer("300,000 axes", lambda made: made.inputs[0].shape.extend([1] * 300_000), "limits")
+    yield infer(
+        "300,000 fields of no meaning in an input",
+        lambda made: made.inputs[0].MergeFromString(b"\x7a\x00" * 300_000),
+        "limits",
+    )
+
+    def classified(rows: int) -> Change:
+        def change(made: Any) -> None:
+            made.inputs[0].shape[0] = rows
+            made.raw_input_contents[0] = bytes(8 * rows)
+            made.outputs.add(name="OUTPUT0").parameters["classification"].int64_param = 1
+
+        return change
+
+    yield infer("classification of 3 rows", classified(3), "Triton: classification", (OK,))
+    yield infer("classification of 60,000 rows", classified(60_000), "limits")
+    for call in ("ServerLive", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"):
+        yield GrpcCase(f"{call} of 70 KB", call, b"\x7a\xf0\xa2\x04" + bytes(70_000), (INVALID,), "limits")
+    yield GrpcCase("health of 70 KB", HEALTH, b"\x7a\xf0\xa2\x04" + bytes(70_000), (INVALID,), "limits")
 
 
 def _lacking() -> Iterator[GrpcCase]:

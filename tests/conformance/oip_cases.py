@@ -313,6 +313,10 @@ def _outputs() -> Iterator[OipCase]:
         (200, 400),
     )
     yield case("no outputs asked for", [], (200,))
+    many = tensor(shape=[60_000, 2], data=[0] * 120_000)
+    for count, statuses in ((1, (413,)), (0, (200, 413, 429))):  # the number of rows that a server takes is its own
+        asked = {"inputs": [many], "outputs": [{"name": "OUTPUT0", "parameters": {"classification": count}}]}
+        yield fp32(asked, f"{count} classes of 60,000 rows", statuses, "limits")
     item = {"name": "INPUT0", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}
     asked = {"inputs": [item], "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1}}]}
     yield OipCase(

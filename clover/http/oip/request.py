@@ -27,6 +27,7 @@ from clover.http.oip.signature import (
 )
 from clover.http.oip.tensors import Body
 from clover.runtime.memory.bytes_codec import pack_element
+from clover.types import TensorSpec
 
 JSON_BOUND = (
     "the JSON of an infer request",
@@ -37,8 +38,24 @@ JSON_BOUND = (
 _LIGHT_BYTES = 1 << 16
 _HEAVIEST_PER_BYTE = 4
 _MAX_TIMEOUT_US = 1 << 53
+_CLASS_WEIGHT = 16
+"""What writing a class takes, in elements that are sorted."""
+
+REQUEST_PARAMETERS = (
+    *("timeout", "clover_max_latency_ms", "clover_min_accuracy", "clover_cascade", "clover_receipt"),
+    "binary_data_output",
+)
+"""The parameters of a request that `read_parameters` reads."""
+OUTPUT_PARAMETERS = ("binary_data", "classification", "shared_memory_region")
+"""The parameters of an output that `read_outputs` reads."""
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def heaviest(most_bytes: int) -> int:
+    """Return the most values that one turn of the event loop reads of a request whose texts have at most `most_bytes`
+    bytes."""
+    return max(_HEAVIEST_PER_BYTE * _LIGHT_BYTES, most_bytes >> 4)
 
 
 def parse_json(text: Body, depth: int, most_bytes: int) -> Any:
@@ -53,7 +70,7 @@ def parse_json(text: Body, depth: int, most_bytes: int) -> Any:
         text = bytes(text)
     # Most texts are so short, and hold so few brackets, that two counts are enough.
     if len(text) > _LIGHT_BYTES or text.count(b"[") + text.count(b"{") > depth:
-        found = burden(text, depth, max(_HEAVIEST_PER_BYTE * _LIGHT_BYTES, most_bytes >> 4))
+        found = burden(text, depth, heaviest(most_bytes))
         if found == 1:
             raise BadRequest("the JSON is nested too deeply")
         if found:
@@ -137,7 +154,7 @@ def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
     if wanted is None or wanted == []:
         request.outputs = signature.defaults[default_binary]
     else:
-        request.outputs = read_outputs(signature, wanted, default_binary)
+        request.outputs = read_outputs(signature, wanted, default_binary, request.rows)
     if len(placed) == len(request.inputs):
         signature.know(text, len(binary), document, request, placed)
     return request
@@ -309,8 +326,9 @@ def _binary_size(parameters: Any) -> int | None:
     return size
 
 
-def read_outputs(signature: Signature, listed: Any, default_binary: bool) -> list[RequestedOutput]:
-    """Return the outputs that a request names, whose JSON is `listed`; raises BadRequest."""
+def read_outputs(signature: Signature, listed: Any, default_binary: bool, rows: int) -> list[RequestedOutput]:
+    """Return the outputs that a request of `rows` rows names, whose JSON is `listed`; raises BadRequest, or TooLarge if
+    more rows are to be classified than one turn of the event loop can."""
     if type(listed) is not list:
         raise BadRequest("outputs is not an array")
     if len(listed) > len(signature.outputs):
@@ -339,7 +357,21 @@ def read_outputs(signature: Signature, listed: Any, default_binary: bool) -> lis
                 classes = _whole(parameters, "classification")
             except BadRequest as error:
                 raise BadRequest(f"output {name!r}: {error.message}") from None
-            if classes and signature.outputs[index].datatype in ("BYTES", "BOOL"):
-                raise BadRequest(f"output {name!r}: only numbers can be classified")
+            if classes:
+                _check_classes(signature, signature.outputs[index], classes, rows)
         result.append(RequestedOutput(index, binary, classes))
     return result
+
+
+def _check_classes(signature: Signature, output: TensorSpec, classes: int, rows: int) -> None:
+    """Raise BadRequest or TooLarge unless so many rows of an output can be classified at once: all their elements are
+    sorted, and the text of each class is made."""
+    if output.datatype in ("BYTES", "BOOL"):
+        raise BadRequest(f"output {output.name!r}: only numbers can be classified")
+    elements = math.prod(max(axis, 1) for axis in output.bound)
+    most = heaviest(signature.json_bytes) // (elements + _CLASS_WEIGHT * min(classes, elements))
+    if rows > max(most, 1):
+        raise TooLarge(
+            f"output {output.name!r}: it has {rows} rows to be classified; a request carries at most {max(most, 1)} "
+            "rows then, or ask for fewer classes, or for the tensor"
+        )

@@ -207,12 +207,10 @@ def classify(datatype: str, values: NDArray[Any], classes: int, labels: tuple[st
     if datatype == "BF16":
         rows = (rows.astype(np.uint32) << 16).view(np.float32)
     count = min(classes, rows.shape[1])
-    real = rows.dtype.kind == "f"
-    result = []
-    for row in rows:
-        line = []
-        for index in np.argsort(-row.astype(np.float64), kind="stable")[:count].tolist():
-            text = f"{float(row[index]):f}:{index}" if real else f"{int(row[index])}:{index}"
-            line.append((f"{text}:{labels[index]}" if index < len(labels) else text).encode())
-        result.append(line)
-    return result
+    order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    form = "{:f}:{}" if rows.dtype.kind == "f" else "{}:{}"
+    names = [f":{label}" for label in labels] + [""] * (rows.shape[1] - len(labels))
+    return [
+        [(form.format(value, index) + names[index]).encode() for value, index in zip(*line, strict=True)]
+        for line in zip(np.take_along_axis(rows, order, 1).tolist(), order.tolist(), strict=True)
+    ]

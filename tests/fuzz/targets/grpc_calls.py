@@ -1,19 +1,22 @@
 """Messages of gRPC calls: the first byte chooses the call, the rest is its message as it comes from the wire.
 
 Each call ends with OK or an error of the client's, in one short printable line; slots come back; and how a message is
-cut up so that tensors are not copied (`clover.grpc.wire`) agrees with protobuf's own reading of it.
+cut up so that tensors are not copied (`clover._native.protobuf`) agrees with its twin and with protobuf's own reading.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
-from clover.grpc import wire
+from clover._native import protobuf
 from clover.grpc.messages import ModelInferRequest, message_class
+from clover.http.oip.request import heaviest
+from tests.reference import protobuf as reference
 from tests.support.grpc_fakes import GrpcDriver
 from tests.support.http_fakes import FakeModel, FakeView, family, tensor
 
@@ -25,7 +28,7 @@ CALLS = (
     *("RepositoryModelUnload", "grpc.health.v1.Health/Check"),
 )  # fmt: skip
 _BAD = {StatusCode.UNKNOWN, StatusCode.INTERNAL, StatusCode.DATA_LOSS, StatusCode.ABORTED, StatusCode.CANCELLED}
-_RAW = 7
+_WEIGHTS = (0, 60, heaviest(1 << 10))
 DATATYPES = ("FP32", "BYTES", "INT8", "BOOL")
 
 DICTIONARY = (
@@ -61,6 +64,8 @@ def seeds() -> list[bytes]:
                 values = [b"a", b""] if name == "BYTES" else np.array([1, 0]).tolist()
                 getattr(one.contents, f"{field}_contents").extend(values)
             found += [bytes([call]) + asked.SerializeToString() for call in (0, 4)]
+    found += [b"\0" + asked.SerializeToString(deterministic=True) for asked in _heavy()]
+    found += [bytes([call]) + found[0][1:] + b"\x2a\x03\x0b\x0c\x0c" for call in (0, 4)]  # a group within an input
     for at, call in enumerate(CALLS):
         if call.startswith("Model") and "Infer" not in call:
             kind = message_class(f"{call}Request")
@@ -68,6 +73,26 @@ def seeds() -> list[bytes]:
         elif "/" in call or not call.startswith("Model"):
             found.append(bytes([at]))
     return found
+
+
+def _heavy() -> Iterator[Any]:
+    """Yield requests of many parameters, elements or classes, as small as they can be."""
+    for place in ("request", "input", "output"):
+        asked: Any = ModelInferRequest(model_name="INT8-model")
+        holder = {"request": lambda made: made, "input": lambda made: made.inputs.add(name="IN"),
+                  "output": lambda made: made.outputs.add(name="OUT")}[place](asked)  # fmt: skip
+        for number in range(65):
+            holder.parameters[f"{number}"].SetInParent()
+        yield asked
+    for name, field, value in (("BYTES", "bytes", b""), ("INT8", "int", 1), ("FP32", "fp32", 0.0)):
+        asked = ModelInferRequest(model_name=f"{name}-model")
+        one = asked.inputs.add(name="IN", datatype=name, shape=[100, 2])
+        getattr(one.contents, f"{field}_contents").extend([value] * 200)
+        yield asked
+    asked = ModelInferRequest(model_name="INT8-model", raw_input_contents=[bytes(800)])
+    asked.inputs.add(name="IN", datatype="INT8", shape=[400, 2])
+    asked.outputs.add(name="OUT").parameters["classification"].int64_param = 1 << 62
+    yield asked
 
 
 def check(data: bytes) -> str:
@@ -90,17 +115,27 @@ def check(data: bytes) -> str:
 
 def _check_cut(message: bytes) -> None:
     """Compare how a message is cut up with what protobuf makes of it."""
+    found: list[tuple[Any, Any]] = []
+    for weight in _WEIGHTS:
+        for cut in (protobuf.cut, reference.cut):
+            try:
+                rest, raws = cut(message, weight)
+            except (ValueError, OverflowError) as error:
+                found.append((type(error), str(error)))
+            else:
+                found.append((rest, [bytes(raw) for raw in raws]))
+        assert found[-2] == found[-1], "the kernel and its twin disagree"
     try:
         whole: Any = ModelInferRequest.FromString(message)
     except DecodeError:
         return
-    try:
-        rest, raws = wire.cut(message, _RAW)
-    except ValueError as error:
-        refusal = str(error)
-    else:
-        assert [bytes(raw) for raw in raws] == list(whole.raw_input_contents)
+    if isinstance(found[-1][0], bytes):
+        rest, raws = found[-1]
+        assert raws == list(whole.raw_input_contents)
         del whole.raw_input_contents[:]
         assert ModelInferRequest.FromString(rest) == whole
         return
-    assert "more than" in refusal or "no known kind" in refusal, f"protobuf takes what is refused: {refusal}"
+    refusal = found[-1][1]
+    assert "more than" in refusal or "too many" in refusal or "no known kind" in refusal, (
+        f"protobuf takes what is refused: {refusal}"
+    )

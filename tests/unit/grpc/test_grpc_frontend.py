@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -133,6 +134,29 @@ def test_calls_on_a_socket() -> None:
 
     tenants = Tenants((TenantConfig(name="acme", token="secret"),))
     served(FakeView(one), scene, LimitsConfig(body_bytes=1024), tenants)
+
+
+@pytest.mark.parametrize("algorithm", ["deflate", "gzip"])
+def test_a_compressed_message_is_refused(algorithm: str) -> None:
+    async def scene(front: GrpcFrontend, plain: Any) -> None:
+        compression = {"deflate": grpc.Compression.Deflate, "gzip": grpc.Compression.Gzip}[algorithm]
+        async with grpc.aio.insecure_channel(front.target, compression=compression) as channel:
+            error = await failure(channel.unary_unary(INFER)(message(bytes(4096))))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert error.details() == f"Compression algorithm '{algorithm}' is disabled."
+        assert await plain.unary_unary(INFER)(message())
+
+    served(FakeView(model()), scene)
+
+
+def test_a_client_that_has_gone_is_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(front: GrpcFrontend, channel: Any) -> None:
+        log = logging.getLogger("grpc._cython.cygrpc")
+        for error in (grpc.aio.InternalError("execute_batch"), ValueError("a fault")):
+            log.error("raised by servicer method", exc_info=error)
+
+    served(FakeView(model()), scene)
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["a fault"]
 
 
 async def _result(call: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 pytest.importorskip("grpc", reason="the extra grpc is not installed")
 
+import grpc.aio
+from google.protobuf import json_format
 from grpc import StatusCode
 
 from clover.config import LimitsConfig, ListenConfig, TenantConfig
@@ -135,6 +138,124 @@ def test_messages_that_are_none() -> None:
         context = driver.ask("ModelInfer", data)
         assert context.status is StatusCode.INVALID_ARGUMENT
         assert text in context.details
+
+
+def heavy(what: str) -> Any:
+    """Return a request of few megabytes of which protobuf or the server would make very many objects."""
+    asked = request()
+    if what == "parameters of an input":
+        for number in range(65):
+            asked.inputs[0].parameters[f"{number}"].SetInParent()
+    elif what == "parameters of an output":
+        one = asked.outputs.add(name="OUT")
+        for number in range(65):
+            one.parameters[f"{number}"].SetInParent()
+    elif what == "parameters":
+        for number in range(65):
+            asked.parameters[f"{number}"].SetInParent()
+    else:
+        del asked.raw_input_contents[:]
+        contents = asked.inputs[0].contents
+        if what == "elements of bytes":
+            contents.bytes_contents.extend([b""] * 90_000)
+        elif what == "numbers":
+            contents.int_contents.extend([1] * 270_000)
+        else:
+            del asked.inputs[0].shape[:]
+            asked.inputs[0].shape.extend([1] * 270_000)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("parameters", "it has more than 64 parameters"),
+        ("parameters of an input", "it has more than 64 parameters"),
+        ("parameters of an output", "it has more than 64 parameters"),
+        ("elements of bytes", "it holds too many elements or fields: send tensors as raw_input_contents"),
+        ("numbers", "it holds too many elements or fields: send tensors as raw_input_contents"),
+        ("axes", "it holds too many elements or fields: send tensors as raw_input_contents"),
+    ],
+)
+def test_what_takes_long_to_read_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, what: str, text: str
+) -> None:
+    driver = GrpcDriver(FakeView(echo()))
+    driver.ask("ModelInfer", request())
+    monkeypatch.setattr("clover.grpc.infer.ModelInferRequest", None)  # protobuf is not asked
+    context = driver.ask("ModelInfer", heavy(what))
+    assert context.status is StatusCode.INVALID_ARGUMENT
+    assert text in context.details
+
+
+def test_sixty_four_parameters_are_taken_and_the_known_ones_read() -> None:
+    model = echo()
+    asked = request()
+    asked.parameters["timeout"].int64_param = 5000
+    for number in range(63):
+        asked.parameters[f"{number}"].int64_param = number
+    GrpcDriver(FakeView(model)).answer_of(asked)
+    assert model.tickets[0].timeout_ns == 5_000_000
+
+
+@pytest.mark.parametrize("call", ["ModelMetadata", "ModelConfig", "ServerLive", "RepositoryModelLoad"])
+def test_a_call_that_is_no_inference_has_a_short_message(call: str) -> None:
+    context = GrpcDriver(FakeView(echo())).ask(call, b"\x0a\xff\xff\x03" + b"m" * 65535)
+    assert (context.status, context.details) == (
+        StatusCode.INVALID_ARGUMENT,
+        f"a {call}Request has at most 65536 bytes",
+    )
+
+
+def test_what_a_model_is_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = FakeView(echo())
+    driver = GrpcDriver(view)
+    encoded = []
+    real = json_format.ParseDict
+
+    def counted(*given: Any, **named: Any) -> Any:
+        encoded.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(json_format, "ParseDict", counted)
+    for call in ("ModelMetadata", "ModelConfig"):
+        asked = message_class(f"{call}Request")(name="echo")
+        first = driver.ask(call, asked).answer
+        assert driver.ask(call, asked).answer == first
+    assert len(encoded) == 2
+    view.by_name["echo"] = echo("INT8")  # another model of the same name
+    metadata = driver.answer("ModelMetadata", message_class("ModelMetadataRequest")(name="echo"))
+    assert metadata.inputs[0].datatype == "INT8"
+    driver.service.forget()
+    driver.ask("ModelMetadata", message_class("ModelMetadataRequest")(name="echo"))
+    assert len(encoded) == 4
+
+
+def test_a_message_is_not_kept_once_its_rows_are_in_their_slots() -> None:
+    model = echo("UINT8", 4 << 20, held=True)
+
+    async def main(streamed: bool) -> int:
+        driver = GrpcDriver(FakeView(model))
+        made = ModelInferRequest(model_name="echo", raw_input_contents=[bytes(4 << 20)])
+        made.inputs.add(name="IN", datatype="UINT8", shape=[1, 4 << 20])
+        context = FakeContext(made.SerializeToString(), ended=False)
+        del made
+        call = asyncio.create_task(driver.run("ModelStreamInfer" if streamed else "ModelInfer", context))
+        await until(lambda: bool(model.waiting))
+        await asyncio.sleep(0)
+        held = tracemalloc.get_traced_memory()[0]
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        model.waiting.clear()
+        model.tickets.clear()
+        return held
+
+    for streamed in (False, True):
+        tracemalloc.start()
+        try:
+            assert 4 << 20 <= asyncio.run(main(streamed)) < 6 << 20  # the copy that the model has
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -372,6 +493,21 @@ def test_a_stream_is_read_no_further_than_a_connection_may_pipeline() -> None:
             model.run()
 
     assert len(streamed(driver, context, scene)) == 5
+
+
+def test_a_stream_whose_client_has_gone_is_cancelled_and_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    class Gone(FakeContext):
+        async def write(self, message: bytes) -> None:
+            raise grpc.aio.InternalError("execute_batch")
+
+    async def main() -> None:
+        driver = GrpcDriver(FakeView(echo()))
+        with pytest.raises(grpc.aio.InternalError):
+            await driver.run("ModelStreamInfer", Gone(request().SerializeToString()))
+        assert driver.stats.calls["CANCELLED"] == 1
+
+    asyncio.run(main())
+    assert not caplog.records
 
 
 def test_a_drain_ends_a_stream_once_what_it_sent_is_answered() -> None:

@@ -204,7 +204,7 @@ def test_bodies_of_whole_pieces(size: int) -> None:
 
 def binary_bomb(rows: int) -> tuple[bytes, list[str]]:
     item = {"name": "IN", "shape": [rows, 4], "datatype": "FP32", "parameters": {"binary_data_size": rows * 16}}
-    text = orjson.dumps({"inputs": [item], "outputs": [{"name": "OUT", "parameters": {"classification": 1}}]})
+    text = orjson.dumps({"inputs": [item], "outputs": [{"name": "OUT", "parameters": {"binary_data": True}}]})
     return gzip.compress(text + bytes(rows * 16)), [GZIP, f"Inference-Header-Content-Length: {len(text)}"]
 
 

@@ -479,6 +479,24 @@ def test_classification() -> None:
     assert echo("BYTES", 1, max_bytes=9).post(INFER, one(["a"], [1, 1], "BYTES", outputs=bytes_out)).status == 400
 
 
+def test_no_more_rows_are_classified_than_one_turn_can() -> None:
+    d = echo()
+    for classes, most in ((1, 262_144 // 20), (3, 262_144 // 52), (10**12, 262_144 // 68)):
+        outputs = [{"name": "OUT", "parameters": {"classification": classes}}]
+        for rows, status in ((most, 200), (most + 1, 413)):
+            head = {"name": "IN", "shape": [rows, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16 * rows}}
+            answer = d.post(*binary({"inputs": [head], "outputs": outputs}, bytes(16 * rows)))
+            assert answer.status == status
+        assert f"at most {most} rows" in answer.json()["error"]
+
+
+def test_one_row_is_classified_whatever_its_size() -> None:
+    outputs = [{"name": "OUT", "parameters": {"classification": 1}}]
+    head = {"name": "IN", "shape": [1, 300_000], "datatype": "UINT8", "parameters": {"binary_data_size": 300_000}}
+    d = echo("UINT8", 300_000)
+    assert d.post(*binary({"inputs": [head], "outputs": outputs}, bytes(300_000))).status == 200
+
+
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 

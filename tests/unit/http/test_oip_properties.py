@@ -168,3 +168,24 @@ def test_anything_at_all_never_gives_500(body: Any) -> None:
     d = everything()
     for path in ("/v2/models/m/infer", "/v2/repository/index", "/v2/repository/models/m/load"):
         assert d.post(path, data).status in (200, 400)
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(
+    st.sampled_from(NUMBERS),
+    st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.integers(0, 6),
+)
+def test_the_largest_come_first_and_of_equals_the_lower_index(
+    name: str, listed: list[list[int]], classes: int, labelled: int
+) -> None:
+    labels = tuple(f"label{index}" for index in range(labelled))
+    table = tensors.classify(name, np.array(listed, DATATYPES[name].dtype), classes, labels)
+    form = "{:f}" if name.startswith("FP") else "{}"
+    for row, line in zip(listed, table, strict=True):
+        order = sorted(range(len(row)), key=lambda index: (-row[index], index))[:classes]
+        expected = [
+            f"{form.format(row[index])}:{index}" + (f":label{index}" if index < labelled else "") for index in order
+        ]
+        assert [text.decode() for text in line] == expected
