@@ -21,8 +21,6 @@ FOLDERS = sorted({file.rpartition("/")[0] for file in FILES})
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # In clover/types.py all nouns stand in one place.
-LONG = {"clover/types.py"}
-MOST_LINES = {"clover": 500, "csrc": 700}
 MOST_PARAMETERS = 8
 
 # The first words of docstrings.  Is yours a verb in the imperative?  Then add it.
@@ -95,16 +93,6 @@ def test_public_classes_have_names_of_their_own() -> None:
                     places[node.name].append(file)
     shared = {name: files for name, files in places.items() if len(files) > 1}
     assert not shared
-
-
-@pytest.mark.parametrize("top", MOST_LINES)
-def test_files_can_be_read_in_a_sitting(top: str) -> None:
-    lengths = {
-        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
-        for path in (ROOT / top).rglob("*")
-        if path.suffix in (".py", ".pyx", ".pxd", ".c", ".h")
-    }
-    assert {file: lines for file, lines in lengths.items() if lines > MOST_LINES[top] and file not in LONG} == {}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
