@@ -83,8 +83,10 @@ def lines_read(run: Run, rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def line_of(picture: bytes) -> NDArray[np.uint8]:
-    """Return a picture as PP-OCR scales it: 48 pixels high, as wide as that makes it, UINT8 [48, width, 3].  A much larger
-    JPEG is decoded at a part of its size, as Clover's step does."""
+    """Return a picture as PP-OCR scales it: 48 pixels high, as wide as that makes it, UINT8 [48, width, 3].
+
+    A much larger JPEG is decoded at a part of its size, as Clover's step does.
+    """
     from PIL import Image
 
     image = Image.open(io.BytesIO(picture))
