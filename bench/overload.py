@@ -18,9 +18,10 @@ when its `Retry-After` says, also after no new ones come.  Four things are measu
 
 `--front`: models so cheap that the front end is what is overloaded (`bench.wire`: w1 small bodies, w3 588 KiB).  Server
 and workers share core 0; the generator of `bench.wire` has core 1, asks on `CONNECTIONS` connections and heeds no
-`Retry-After`; `--neighbour` has a busy process on core 0 as well.  Of each ten seconds: the part of all answers that
-were refusals, the CPU seconds that a 200 took of the whole server, over those in a closed loop of 64 clients; and how
-long the health of the server took meanwhile, at the most.
+`Retry-After`; `--neighbour` has a busy process on core 0 as well.  Of each ten seconds: the 200s for a CPU second of
+the whole server, over those of a server beside it that refuses none for its SLO (`--max-wait-slo 0`), which is asked in
+turn, and over those in a closed loop of 64 clients; the part of all answers that were refusals; and how long the health
+of the server took meanwhile, at the most.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +268,8 @@ def overload_front(options: argparse.Namespace) -> None:
     show(
         f"a front end overloaded for {options.minutes:g} minutes (measured)",
         (
-            *("bodies", "deadline s", "load", "200s/CPU-s of capacity's: median", "least", "refused: median", "most"),
-            *("other", "p95 ms", "health ms at most", "recovery s"),
+            *("bodies", "deadline s", "load", "200s/CPU-s: median", "least", "of 64 clients'", "refused: median"),
+            *("most", "other", "p95 ms", "health ms at most", "recovery s"),
         ),
         table,
     )
@@ -275,42 +277,51 @@ def overload_front(options: argparse.Namespace) -> None:
 
 
 def _front_lines(work: Workload, deadline_s: float, folder: Path, options: argparse.Namespace) -> list[list[object]]:
-    """Return the table's lines of one server."""
+    """Return the table's lines of one pair of servers, which are asked in turn."""
     bench, lines = Bench(folder, WINDOW_S), []
-    work.write(folder)
+    requests = work.write(folder)
     settings = ("--timeout-ms", str(1e3 * deadline_s), *(part for text in options.settings for part in text.split("=")))
-    peer = Peer("clover", lambda work, port: [*PEERS[0].command(work, port), *settings], (work.name,))
     with contextlib.ExitStack() as stack:
-        pid, port = stack.enter_context(started(peer, work, folder))
+        pair = []
+        for name, more in (("clover", ()), ("unrefusing", ("--max-wait-slo", "0"))):
+            peer = Peer(name, partial(_command, (*settings, *more)), (work.name,))
+            pair.append(stack.enter_context(started(peer, work, folder)))
         if options.neighbour:
             busy = subprocess.Popen(["taskset", "-c", SERVER_CORE, sys.executable, "-c", "while True: pass"])
             stack.callback(busy.wait)
             stack.callback(busy.kill)
-        front_window(bench, work, port, pid, 64, 0.0, 3.0)
-        capacity = front_window(bench, work, port, pid, 64, 0.0, WINDOW_S)
+        (pid, port), other = pair
+        front_window(bench, requests, port, pid, 64, 0.0, 3.0)
+        capacity = front_window(bench, requests, port, pid, 64, 0.0, WINDOW_S)
         for times in options.times:
-            windows = []
+            rate, windows, rates = times * capacity["per_s"], [], []
             for _ in range(max(1, round(60.0 * options.minutes / WINDOW_S))):
-                windows.append(front_window(bench, work, port, pid, CONNECTIONS, times * capacity["per_s"], WINDOW_S))
-            rates = [window["per_cpu_s"] / capacity["per_cpu_s"] for window in windows]
+                windows.append(front_window(bench, requests, port, pid, CONNECTIONS, rate, WINDOW_S))
+                beside = front_window(bench, requests, other[1], other[0], CONNECTIONS, rate, WINDOW_S)
+                rates.append(windows[-1]["per_cpu_s"] / beside["per_cpu_s"])
+            of_capacity = [window["per_cpu_s"] / capacity["per_cpu_s"] for window in windows]
             refused = [window["refused"] for window in windows]
-            after = [front_window(bench, work, port, pid, 8, PROBE * capacity["per_s"], 1.0) for _ in range(3)]
+            after = [front_window(bench, requests, port, pid, 8, PROBE * capacity["per_s"], 1.0) for _ in range(3)]
             calm_ms = after[-1]["p95_ms"]
             back_s = sum(1.0 for window in after[:2] if window["refused"] or window["p95_ms"] > 2.0 * calm_ms + 1.0)
             lines.append(
                 [
                     *(work.name, deadline_s, f"{times:g} x", statistics.median(rates), min(rates)),
-                    *(statistics.median(refused), max(refused), sum(window["other"] for window in windows)),
-                    *(max(window[name] for window in windows) for name in ("p95_ms", "health_ms")),
-                    back_s,
+                    *(statistics.median(of_capacity), statistics.median(refused), max(refused)),
+                    *(sum(window["other"] for window in windows), max(window["p95_ms"] for window in windows)),
+                    *(max(window["health_ms"] for window in windows), back_s),
                 ]
             )
             print(lines[-1], f"capacity {capacity['per_s']:.0f}/s, {capacity['per_cpu_s']:.0f}/CPU-s", flush=True)
     return lines
 
 
+def _command(settings: Sequence[str], work: Workload, port: int) -> list[str]:
+    return [*PEERS[0].command(work, port), *settings]
+
+
 def front_window(
-    bench: Bench, work: Workload, port: int, pid: int, connections: int, rate: float, seconds: float
+    bench: Bench, requests: Path, port: int, pid: int, connections: int, rate: float, seconds: float
 ) -> dict[str, float]:
     """Run the generator once, asking for the server's health beside it; return what became of the requests."""
     worst_ms, ended = 0.0, threading.Event()
@@ -328,7 +339,7 @@ def front_window(
     before = cpu_seconds(pids)
     asking.start()
     try:
-        words = bench.run(work, port, connections, rate, seconds).split()
+        words = bench.run(requests, port, connections, rate, seconds).split()
     finally:
         ended.set()
         asking.join()

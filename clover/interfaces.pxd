@@ -23,7 +23,8 @@ cdef class Model:
 
     cpdef Ticket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*, object tenant=*)
     cpdef double crowded(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
-    cpdef bint full(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
+    cpdef int room(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
+    cpdef take_late(self, bint on)
     cpdef expired(self, object tenant=*)
     cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
     cpdef arrived(self, Ticket ticket)

@@ -160,6 +160,10 @@ class Ticket:
     variants: list[int]
 
 
+NO_ROOM, LATE_ROOM, ROOM = range(3)
+"""Whether rows find room in the queue: none, or too late for the longest wait that is configured, or in time."""
+
+
 class Model:
     """One served family, as a front end uses it: open -> write rows into slots -> submit -> read rows -> close.
 
@@ -193,8 +197,12 @@ class Model:
         decoded, which counts as refused (429) then.  Raises Overloaded for a tenant that comes back too early."""
         raise NotImplementedError
 
-    def full(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> bool:
-        """Return whether `crowded` would refuse rows of `flow` now; nothing is counted."""
+    def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
+        """Return `NO_ROOM`, `LATE_ROOM` or `ROOM` for rows of `flow`, as the queue is now; nothing is counted."""
+        raise NotImplementedError
+
+    def take_late(self, on: bool) -> None:
+        """Refuse no row for the longest wait (`LATE_ROOM`) from now on, or refuse such rows again."""
         raise NotImplementedError
 
     def expired(self, tenant: Tenant | None = None) -> None:

@@ -24,8 +24,9 @@ cdef class HeldRequests:
     cdef Py_ssize_t _most_coming
     cdef Py_ssize_t _coming
     cdef bint _scheduled
+    cdef readonly bint over
 
-    @cython.locals(behind=bint)
+    @cython.locals(behind=bint, room=int)
     cpdef bint hold(self, object connection, int64_t flow, int64_t request, object tenant) except -1
     cpdef came(self)
     cpdef wake(self)

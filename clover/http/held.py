@@ -5,12 +5,13 @@ model, a refusal costs half an answer or more.  Above capacity, a server that re
 two states.  In one of them it answers nearly all.  In the other one it refuses half of all requests, so that answers
 have less of the core, so that more are predicted to be too late.
 
-So refusals may take only a part of the event loop's time (`RefusalBudget`).  Beyond that part, requests for the model
-that refused are held: once the head of a request has come and the model has no room for it, the connection is not read,
-and its client waits.  Requests are read again in the order in which they were held, as answers make room
-(`HeldRequests`).  The time that a request was held counts: for its deadline, for its latency.  A request that was held
-for most of the family's `timeout_ms` is answered 504 unread.  All other requests, such as health, metrics and the
-operator's, are read as ever.
+So refusals may take only a part of the event loop's time (`RefusalBudget`).  Beyond that part, the model that refused
+refuses no request for its longest wait (`Model.take_late`).  Where its queue is full as well, requests for it are held:
+once the head of a request has come, the connection is not read, and its client waits.  Held requests are read again in
+the order in which they came, as answers make room (`HeldRequests`).  The time that a request was held counts: for its
+deadline and for its latency.  A request that was held for most of the family's `timeout_ms` is answered 504 unread.
+All of that ends with the first request that would be answered in time.  All other requests, such as health, metrics
+and the operator's, are read as ever.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from clover.interfaces import Model
+from clover.interfaces import NO_ROOM, ROOM, Model
 from clover.tenants import Tenant
 
 _REFUSAL_NS = 30_000
 _BYTE_NS = 0.25
-"""What a refusal and a byte of its body take of the loop: 10 to 20 us and .15 ns on a core of an EPYC 9005 (December
-2026); slower cores are taken for granted."""
-_SHARED, _OWN = 0.1, 0.5
+"""What a refusal and a byte of its body take of the loop, at the most: on a core of an EPYC, whole answers took 20 us of
+small requests and 190 us of 588 KiB (`bench.wire`, November 2026)."""
+_SHARED, _OWN = 0.02, 0.5
 """The part of the loop's time that refusals may take, if workers share its core, and if it has a core of its own.  Time
 in which another thread or process has the core is none of the loop's."""
 _OWN_FROM = 3
@@ -93,9 +94,9 @@ class HeldRequests:
     """The requests for `model` that wait unread, oldest first.
 
     At most two batches of requests whose bodies are still coming are let go at a time: they take no room in the queue
-    yet."""
+    yet.  `over`: no request waits, and the last one that came will be answered in time."""
 
-    __slots__ = ("_clock", "_coming", "_loop", "_model", "_most_coming", "_scheduled", "_waiting")
+    __slots__ = ("_clock", "_coming", "_loop", "_model", "_most_coming", "_scheduled", "_waiting", "over")
 
     def __init__(self, model: Model, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
         self._model = model
@@ -105,18 +106,17 @@ class HeldRequests:
         self._most_coming = 2 * model.spec.max_batch
         self._coming = 0
         self._scheduled = False
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        self.over = False
 
     def hold(self, connection: HeldConnection, flow: int, request: int, tenant: Tenant | None) -> bool:
         """Hold the next request of a connection, if it has to wait; return whether it has to: the model has no room for
         it, or others wait before it.  A tenant's request need not wait for those of others."""
         behind = tenant is None and (len(self._waiting) > 0 or self._coming >= self._most_coming)
-        if not behind and not self._model.full(flow, request, tenant):
-            return False
-        self._waiting.append((connection, flow, request, tenant, self._clock()))
-        return True
+        room = NO_ROOM if behind else self._model.room(flow, request, tenant)
+        self.over = room == ROOM and not self._waiting
+        if room == NO_ROOM:
+            self._waiting.append((connection, flow, request, tenant, self._clock()))
+        return room == NO_ROOM
 
     def came(self) -> None:
         """Count a body as complete, or given up, that was still coming when its request was let go."""
@@ -136,7 +136,7 @@ class HeldRequests:
             connection, flow, request, tenant, since_ns = waiting[0]
             waited_ns = now_ns - since_ns
             late = waited_ns > _LONGEST * model.timeout_ns
-            no_room = self._coming >= self._most_coming or model.full(flow, request, tenant)
+            no_room = self._coming >= self._most_coming or model.room(flow, request, tenant) == NO_ROOM
             if no_room and not late and not model.closed_reason:
                 return
             waiting.popleft()

@@ -113,8 +113,9 @@ class InferEndpoint:
         assert held is not None
         if held.hold(connection, connection.number, _number(head, connection.client), head.tenant):  # type: ignore[arg-type]
             return True
-        if not held:
+        if held.over:
             self.held = None
+            self.model.take_late(False)
         return False
 
     def take(self, exchange: Exchange, body: Body) -> None:
@@ -141,6 +142,7 @@ class InferEndpoint:
         refusals = connection.state.refusals
         if refusals.spend(body_bytes) and self.held is None:
             self.held = HeldRequests(self.model, connection.state.loop, refusals.clock)
+            self.model.take_late(True)
 
     def start(self, exchange: Exchange, body: Body) -> None:
         """Start the request; raises RequestError, and then holds nothing."""

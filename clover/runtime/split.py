@@ -180,9 +180,14 @@ class VersionSplit(SplitModel):
         """See `Model.crowded`."""
         return (self.new if self.alone else self.stable).router.crowded(flow, request, tenant)
 
-    def full(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> bool:
-        """See `Model.full`."""
-        return (self.new if self.alone else self.stable).router.full(flow, request, tenant)
+    def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
+        """See `Model.room`."""
+        return (self.new if self.alone else self.stable).router.room(flow, request, tenant)
+
+    def take_late(self, on: bool) -> None:
+        """See `Model.take_late`."""
+        for version in (self.stable, self.new):
+            version.router.take_late(on)
 
     def expired(self, tenant: Tenant | None = None) -> None:
         """See `Model.expired`."""

@@ -23,7 +23,7 @@ from clover.http.connection import Connection, Incoming
 from clover.http.oip.tensors import DATATYPES
 from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
-from clover.interfaces import Model, SplitModel, Ticket
+from clover.interfaces import LATE_ROOM, NO_ROOM, ROOM, Model, SplitModel, Ticket
 from clover.tenants import Tenants
 from clover.types import FamilySpec, Receipt, TensorSpec, VariantSpec
 
@@ -86,6 +86,7 @@ class FakeModel(Model):
         self.timeout_ns = 1_000_000_000
         self.wait_s = 0.0
         self.late = 0
+        self.slow = self.takes_late = False
         self.function = function
         self.loop = loop
         self.held = held
@@ -111,10 +112,13 @@ class FakeModel(Model):
         return ticket
 
     def crowded(self, flow: int = 0, request: int = 0, tenant: Any = None) -> float:
-        return self.wait_s
+        return 0.0 if self.slow and self.takes_late else self.wait_s
 
-    def full(self, flow: int = 0, request: int = 0, tenant: Any = None) -> bool:
-        return self.wait_s > 0.0
+    def room(self, flow: int = 0, request: int = 0, tenant: Any = None) -> int:
+        return ROOM if self.wait_s <= 0.0 else LATE_ROOM if self.slow else NO_ROOM
+
+    def take_late(self, on: bool) -> None:
+        self.takes_late = on
 
     def expired(self, tenant: Any = None) -> None:
         self.late += 1

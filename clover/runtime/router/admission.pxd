@@ -25,6 +25,7 @@ cdef double _NEWEST, _MARGIN, _QUEUED
 
 cdef class Admission:
     cdef readonly int64_t lent
+    cdef public bint takes_late
     cdef RouterState _state
     cdef object _cached
     cdef Dispatch _dispatch
@@ -66,7 +67,8 @@ cdef class Admission:
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
     @cython.locals(now_ns=int64_t, part=double, why=int)
     cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
-    cdef bint full(self, int64_t flow, int64_t request) except -1
+    @cython.locals(now_ns=int64_t, part=double, why=int, taken=bint)
+    cdef int room(self, int64_t flow, int64_t request) except -1
     @cython.locals(found=int, lane=int)
     cdef int _crowd(self, int64_t flow, double part, int64_t now_ns) except -1
     cdef double _refuse_unread(self, str why, int64_t flow, int64_t request, int64_t now_ns) except? -1.0

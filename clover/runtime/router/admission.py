@@ -35,6 +35,7 @@ import numpy as np
 
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, RequestError, TooLarge, Unavailable
+from clover.interfaces import LATE_ROOM, NO_ROOM, ROOM
 from clover.runtime.memory.rows import FixedRows, RowWeights, ShapeKeys
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.completion import Completion
@@ -71,8 +72,8 @@ _OTHERS = 0.5
 
 
 class Admission:
-    """Takes requests in.  `lent`: slots that clients still write to.  The argument `closed` of methods: why nothing new
-    is taken, empty while something is."""
+    """Takes requests in.  `lent`: slots that clients still write to.  `takes_late`: none is refused for the longest
+    wait.  The argument `closed` of methods: why nothing new is taken, empty while something is."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Admission:
         cached: CachedAnswers | None = None,
     ) -> None:
         self.lent = 0
+        self.takes_late = False
         self._state = state
         self._cached = cached
         self._dispatch = dispatch
@@ -165,10 +167,17 @@ class Admission:
             why = self._crowd(flow, part, now_ns)
         return self._refuse_unread(_WHY[why], flow, request, now_ns) if why else 0.0
 
-    def full(self, flow: int, request: int) -> bool:
-        """Return whether a request would be refused now; nothing is counted."""
+    def room(self, flow: int, request: int) -> int:
+        """Return whether a request would find room now, as the queue is; nothing is counted."""
         now_ns = self._state.now_ns()
-        return self._crowd(flow, self._part(flow, request, now_ns), now_ns) != 0
+        part = self._part(flow, request, now_ns)
+        taken, self.takes_late = self.takes_late, False
+        why = self._crowd(flow, part, now_ns)
+        if why == _SLOW:
+            self.takes_late = True
+            why = -1 if self._crowd(flow, part, now_ns) == 0 else _SLOW
+        self.takes_late = taken
+        return ROOM if why == 0 else LATE_ROOM if why < 0 else NO_ROOM
 
     def _crowd(self, flow: int, part: float, now_ns: int) -> int:
         """Return why one more row of `flow` finds no room in the queue, or would not be answered within the family's
@@ -315,7 +324,7 @@ class Admission:
         if wait_ns + pace.expected_ns > timeout_ns * part:
             return _LATE
         longest_ns = self._longest_ns * part
-        if longest_ns <= 0.0:
+        if longest_ns <= 0.0 or self.takes_late:
             return 0
         if rows > self._max_batch:
             ahead = self._batcher.ahead(lane, flow, self._max_batch)

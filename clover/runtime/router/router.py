@@ -138,11 +138,15 @@ class Router(Model):
             return self.gate.crowded(flow, request, tenant)
         return self.admission.crowded(flow, request)
 
-    def full(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> bool:
-        """See `Model.full`."""
+    def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
+        """See `Model.room`."""
         if tenant is not None:
-            return self.gate.full(flow, request, tenant)
-        return self.admission.full(flow, request)
+            return self.gate.room(flow, request, tenant)
+        return self.admission.room(flow, request)
+
+    def take_late(self, on: bool) -> None:
+        """See `Model.take_late`."""
+        self.admission.takes_late = on
 
     def expired(self, tenant: Tenant | None = None) -> None:
         """See `Model.expired`."""

@@ -8,6 +8,7 @@ taken off the rate, and refused for another reason then, are given back.
 from __future__ import annotations
 
 from clover.errors import Overloaded, RequestError, TooLarge
+from clover.interfaces import LATE_ROOM
 from clover.runtime.memory.rows import FixedRows
 from clover.runtime.router.admission import Admission
 from clover.runtime.router.state import RouterState
@@ -50,12 +51,12 @@ class TenantGate:
             self._traffic.of(tenant.name).count(429)
         return wait_s
 
-    def full(self, flow: int, request: int, tenant: Tenant) -> bool:
-        """Return what `Admission.full` returns; False for a request that comes back too early, which is refused."""
+    def room(self, flow: int, request: int, tenant: Tenant) -> int:
+        """Return what `Admission.room` returns; LATE_ROOM for a request that comes back too early, which is refused."""
         key = request or -flow
         if tenant.limit is not None and tenant.limit.early_s(key, self._state.now_ns()):
-            return False
-        return self._admission.full(tenant.flow, key)
+            return LATE_ROOM
+        return self._admission.room(tenant.flow, key)
 
     def lend(
         self, rows: int, came_by: tuple[int, int], tenant: Tenant, fixed: FixedRows | None, closed: str

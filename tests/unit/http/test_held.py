@@ -74,7 +74,7 @@ def test_a_few_refusals_are_made_at_once_and_many_leave_requests_unread() -> Non
         assert [answer.status for answer in crowd.send(0, infer("b"))] == [429]
     assert crowd.driver.stats.held_requests == 0
     answers = [status for _ in range(1000) for status in crowd.send(0, infer("c"))]
-    assert 200 < len(answers) < 500, "without time for it, as many as a tenth of a tenth of a second has room for"
+    assert 40 < len(answers) < 100, "without time for it, as many as a fiftieth of a tenth of a second has room for"
     assert crowd.driver.stats.held_requests == 1
     assert not crowd.clients[0][1].reading
 
@@ -85,11 +85,11 @@ def test_the_time_in_which_others_have_the_core_is_none_of_the_loops() -> None:
         crowd = Crowd(1)
         crowd.model.wait_s = 1.0
         while crowd.send(0, infer("more")):
-            crowd.now_ns += MS // 10
+            crowd.now_ns += MS
             crowd.core_wait_ns = int(part * crowd.now_ns)
         counts.append(crowd.driver.stats.requests[429])
-    assert counts[0] > 400
-    assert counts[1] < 400
+    assert counts[0] > 100
+    assert counts[1] < 100
 
 
 def test_the_kernel_counts_how_long_this_thread_waited_for_a_core() -> None:
@@ -104,7 +104,7 @@ def test_a_front_end_with_a_core_of_its_own_refuses_more() -> None:
         crowd = Crowd(1, cores)
         crowd.model.wait_s = 1.0
         counts.append(len([status for _ in range(4000) for status in crowd.send(0, infer("c"))]))
-    assert counts[1] == pytest.approx(5 * counts[0], rel=0.05)
+    assert counts[1] == pytest.approx(25 * counts[0], rel=0.05)
 
 
 def test_a_long_body_makes_a_refusal_dearer() -> None:
@@ -112,8 +112,8 @@ def test_a_long_body_makes_a_refusal_dearer() -> None:
         budget = RefusalBudget(2, lambda: 0, lambda: 0)
         return next(count for count in range(1000) if budget.spend(size))
 
-    assert refused(0) == 333
-    assert refused(600_000) < 80
+    assert refused(0) == 66
+    assert refused(600_000) < 15
 
 
 def test_what_waits_unread_is_read_in_turn_as_answers_make_room() -> None:
@@ -135,6 +135,22 @@ def test_what_waits_unread_is_read_in_turn_as_answers_make_room() -> None:
     assert all(transport.reading for _, transport in crowd.clients)
     assert crowd.send(0, infer("later")) == []
     assert crowd.driver.stats.held_requests == 2, "there is room: nothing waits any more"
+
+
+def test_while_refusals_take_too_much_nobody_is_refused_for_the_slo() -> None:
+    crowd = Crowd(2)
+    crowd.model.wait_s, crowd.model.slow = 1.0, True
+    while crowd.send(0, infer("slow")):
+        pass
+    assert crowd.model.takes_late
+    assert crowd.driver.stats.held_requests == 0, "the queue has room"
+    assert crowd.send(1, infer("late")) == []
+    assert len(crowd.model.waiting) == 2
+    crowd.model.run(), crowd.model.run()
+    assert [answer.status for answer in crowd.take(0) + crowd.take(1)] == [200, 200]
+    crowd.model.wait_s = 0.0
+    assert crowd.send(1, infer("in time")) == []
+    assert not crowd.model.takes_late
 
 
 def test_other_requests_are_answered_meanwhile() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from clover.config import TenantConfig
 from clover.errors import DeadlineMissed
+from clover.interfaces import LATE_ROOM
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.tenants import Tenant
 from tests.support.one_core import US, OneCore
@@ -107,9 +108,12 @@ def test_whether_a_request_would_be_refused_is_said_without_refusing_it() -> Non
     made = busy()
     router, acme = made.router, Tenant(TenantConfig(name="acme", token="acme"), 1)
     codes = dict(router.traffic.codes)
-    assert router.full(7)
-    assert router.full(7, 0, acme)
+    assert router.room(7) == router.room(7, 0, acme) == LATE_ROOM
+    router.take_late(True)
+    assert router.crowded(7) == 0.0
+    assert router.room(7) == LATE_ROOM
     assert router.traffic.codes == codes
+    router.take_late(False)
     assert router.crowded(7) > 0.0
     router.expired(acme)
     assert router.traffic.codes == codes | {429: codes.get(429, 0) + 1, 504: 1}
