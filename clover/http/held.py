@@ -28,8 +28,8 @@ from clover.tenants import Tenant
 
 _REFUSAL_NS = 30_000
 _BYTE_NS = 0.25
-"""What a refusal and a byte of its body take of the loop, at the most: on a core of an EPYC, whole answers took 20 us of
-small requests and 190 us of 588 KiB (`bench.wire`, November 2026)."""
+"""What a refusal and a byte of its body take of the loop, at the most: on a core of an EPYC, whole answers to small
+requests took 20 us, and to 588 KiB 190 us (`bench.wire`, November 2026)."""
 _SHARED, _OWN = 0.02, 0.5
 """The part of the loop's time that refusals may take, if workers share its core, and if it has a core of its own.  Time
 in which another thread or process has the core is none of the loop's."""
