@@ -278,7 +278,8 @@ def overload_front(options: argparse.Namespace) -> None:
 
 def _front_lines(work: Workload, deadline_s: float, folder: Path, options: argparse.Namespace) -> list[list[object]]:
     """Return the table's lines of one pair of servers, which are asked in turn."""
-    bench, lines = Bench(folder, WINDOW_S), []
+    bench = Bench(folder, WINDOW_S)
+    lines: list[list[object]] = []
     requests = work.write(folder)
     settings = ("--timeout-ms", str(1e3 * deadline_s), *(part for text in options.settings for part in text.split("=")))
     with contextlib.ExitStack() as stack:
