@@ -98,6 +98,7 @@ class InferEndpoint:
     def __init__(self, name: str, model: Model, limits: LimitsConfig, spec: FamilySpec | None = None) -> None:
         self.model = model
         self.held: HeldRequests | None = None
+        model.take_late(False)  # an endpoint that was looked up before this one may have begun it
         self.proxied = by_agreement(spec or model.spec)
         self.signature = Signature(spec or model.spec, model.most_rows, limits.json_depth, name, limits.json_bytes)
 
@@ -140,9 +141,9 @@ class InferEndpoint:
         if connection is None:
             return
         refusals = connection.state.refusals
-        if refusals.spend(body_bytes) and self.held is None:
-            self.held = HeldRequests(self.model, connection.state.loop, refusals.clock)
-            self.model.take_late(True)
+        if refusals.spend(body_bytes):
+            self.held = self.held or HeldRequests(self.model, connection.state.loop, refusals.clock)
+            self.model.take_late(True)  # also anew: another endpoint of the model may have ended it
 
     def start(self, exchange: Exchange, body: Body) -> None:
         """Start the request; raises RequestError, and then holds nothing."""

@@ -271,6 +271,10 @@ class TwoVersions(SplitModel):
     def crowded(self, *how: Any) -> float:
         return 0.0
 
+    def take_late(self, on: bool) -> None:
+        for model in self.models:
+            model.take_late(on)
+
     def open(self, *how: Any) -> Any:
         model = self.models[len(self.of) % 2]
         ticket = model.open(*how)

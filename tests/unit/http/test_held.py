@@ -252,3 +252,16 @@ def test_refusals_of_requests_that_were_read_count_too() -> None:
     crowd.model.wait_s = 1.0
     assert crowd.send(0, infer("held")) == []
     assert crowd.driver.stats.held_requests == 1
+
+
+def test_a_model_whose_endpoint_is_looked_up_anew_is_refused_for_the_slo_again() -> None:
+    crowd = Crowd(2)
+    crowd.model.wait_s, crowd.model.slow = 1.0, True
+    while crowd.send(0, infer("slow")):
+        pass
+    assert crowd.model.takes_late
+    crowd.driver.routes.forget()
+    crowd.driver.state.heads.memo.clear()
+    crowd.now_ns += 10_000 * MS
+    assert [answer.status for answer in crowd.send(1, infer("after"))] == [429]
+    assert not crowd.model.takes_late
