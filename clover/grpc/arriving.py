@@ -77,6 +77,7 @@ class Arriving:
             for timeout in ended:
                 del waiting[timeout]
                 timeout.reschedule(now_s)
+            self._rest = memory  # what these calls did not hold ends no others
             log.warning(
                 "%d calls over gRPC were ended: messages that have not come whole came to more than "
                 "limits.held_bytes = %d",

@@ -18,7 +18,7 @@ cdef class RefusalBudget:
 
 cdef class HeldRequests:
     cdef Model _model
-    cdef object _loop
+    cdef object _state
     cdef object _clock
     cdef object _waiting
     cdef Py_ssize_t _most_coming
@@ -32,6 +32,6 @@ cdef class HeldRequests:
     cpdef wake(self)
     @cython.locals(
         model=Model, now_ns=int64_t, since_ns=int64_t, waited_ns=int64_t, flow=int64_t, request=int64_t,
-        late=bint, no_room=bint,
+        late=bint, no_room=bint, room=int,
     )
     cpdef _let_go(self)

@@ -90,17 +90,26 @@ class HeldConnection(Protocol):
         coming.  A no-op on a connection that is gone."""
 
 
+class LoopTurns(Protocol):
+    """The event loop, and the bytes of bodies that it took in this turn, of `turn_limit` at most."""
+
+    loop: asyncio.AbstractEventLoop
+    turn_bytes: int
+    turn_limit: int
+
+
 class HeldRequests:
     """The requests for `model` that wait unread, oldest first.
 
-    At most two batches of requests whose bodies are still coming are let go at a time: they take no room in the queue
-    yet.  `over`: no request waits, and the last one that came will be answered in time."""
+    `state` is that of the connections: what is more than a turn of its loop reads waits for the next one.  While there
+    is no room in time, at most two batches of requests whose bodies are still coming are let go: they take no room in
+    the queue yet.  `over`: no request waits, and the last one that came will be answered in time."""
 
-    __slots__ = ("_clock", "_coming", "_loop", "_model", "_most_coming", "_scheduled", "_waiting", "over")
+    __slots__ = ("_clock", "_coming", "_model", "_most_coming", "_scheduled", "_state", "_waiting", "over")
 
-    def __init__(self, model: Model, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
+    def __init__(self, model: Model, state: LoopTurns, clock: Callable[[], int]) -> None:
         self._model = model
-        self._loop = loop
+        self._state = state
         self._clock = clock
         self._waiting: deque[tuple[HeldConnection, int, int, Tenant | None, int]] = deque()
         self._most_coming = 2 * model.spec.max_batch
@@ -111,7 +120,7 @@ class HeldRequests:
     def hold(self, connection: HeldConnection, flow: int, request: int, tenant: Tenant | None) -> bool:
         """Hold the next request of a connection, if it has to wait; return whether it has to: the model has no room for
         it, or others wait before it.  A tenant's request need not wait for those of others."""
-        behind = tenant is None and (len(self._waiting) > 0 or self._coming >= self._most_coming)
+        behind = tenant is None and len(self._waiting) > 0
         room = NO_ROOM if behind else self._model.room(flow, request, tenant)
         self.over = room == ROOM and not self._waiting
         if room == NO_ROOM:
@@ -127,16 +136,20 @@ class HeldRequests:
         """Let requests go after this turn of the loop, if there is room for them then."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._let_go)
+            self._state.loop.call_soon(self._let_go)
 
     def _let_go(self) -> None:
         self._scheduled = False
         model, waiting, now_ns = self._model, self._waiting, self._clock()
         while waiting:
+            if self._state.turn_bytes > self._state.turn_limit:
+                self.wake()  # what is let go now is not in the queue before the next turn
+                return
             connection, flow, request, tenant, since_ns = waiting[0]
             waited_ns = now_ns - since_ns
             late = waited_ns > _LONGEST * model.timeout_ns
-            no_room = self._coming >= self._most_coming or model.room(flow, request, tenant) == NO_ROOM
+            room = model.room(flow, request, tenant)
+            no_room = room == NO_ROOM or (room != ROOM and self._coming >= self._most_coming)
             if no_room and not late and not model.closed_reason:
                 return
             waiting.popleft()

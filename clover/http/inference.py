@@ -33,7 +33,7 @@ from clover.http.oip.response import brief, encode
 from clover.http.oip.signature import NO_INPUTS, InferRequest, Rows, Signature
 from clover.http.oip.tensors import Body
 from clover.http.server_state import ConnectionBase
-from clover.interfaces import Model, SplitModel, Ticket
+from clover.interfaces import ROOM, Model, SplitModel, Ticket
 from clover.types import FamilySpec, Reading, Receipt
 
 log = logging.getLogger("clover.http")
@@ -138,11 +138,11 @@ class InferEndpoint:
     def _refused(self, exchange: Exchange, body_bytes: int) -> None:
         """Count what a refusal takes; hold the requests that come next if refusals take too much."""
         connection = exchange.connection
-        if connection is None:
-            return
+        if connection is None or self.model.room(exchange.flow, _named(exchange), exchange.head.tenant) == ROOM:
+            return  # a tenant over its own rate, say, is no overload
         refusals = connection.state.refusals
         if refusals.spend(body_bytes):
-            self.held = self.held or HeldRequests(self.model, connection.state.loop, refusals.clock)
+            self.held = self.held or HeldRequests(self.model, connection.state, refusals.clock)
             self.model.take_late(True)  # also anew: another endpoint of the model may have ended it
 
     def start(self, exchange: Exchange, body: Body) -> None:

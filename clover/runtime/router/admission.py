@@ -173,9 +173,9 @@ class Admission:
         part = self._part(flow, request, now_ns)
         taken, self.takes_late = self.takes_late, False
         why = self._crowd(flow, part, now_ns)
-        if why == _SLOW:
+        if why and why != _FULL:
             self.takes_late = True
-            why = -1 if self._crowd(flow, part, now_ns) == 0 else _SLOW
+            why = -1 if self._crowd(flow, part, now_ns) == 0 else why
         self.takes_late = taken
         return ROOM if why == 0 else LATE_ROOM if why < 0 else NO_ROOM
 

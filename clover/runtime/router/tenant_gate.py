@@ -8,7 +8,7 @@ taken off the rate, and refused for another reason then, are given back.
 from __future__ import annotations
 
 from clover.errors import Overloaded, RequestError, TooLarge
-from clover.interfaces import LATE_ROOM
+from clover.interfaces import ROOM
 from clover.runtime.memory.rows import FixedRows
 from clover.runtime.router.admission import Admission
 from clover.runtime.router.state import RouterState
@@ -52,10 +52,10 @@ class TenantGate:
         return wait_s
 
     def room(self, flow: int, request: int, tenant: Tenant) -> int:
-        """Return what `Admission.room` returns; LATE_ROOM for a request that comes back too early, which is refused."""
+        """Return what `Admission.room` returns; ROOM for a request that comes back too early: its rate refuses it."""
         key = request or -flow
         if tenant.limit is not None and tenant.limit.early_s(key, self._state.now_ns()):
-            return LATE_ROOM
+            return ROOM
         return self._admission.room(tenant.flow, key)
 
     def lend(

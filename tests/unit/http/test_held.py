@@ -195,28 +195,29 @@ def test_a_long_body_that_waited_too_long_ends_its_connection() -> None:
     assert crowd.clients[1][1].eof
 
 
-def test_bodies_that_still_come_are_let_go_a_few_at_a_time() -> None:
+def test_bodies_that_still_come_are_let_go_a_few_at_a_time_while_there_is_no_room_in_time() -> None:
     crowd = Crowd(24)
     most = 2 * crowd.model.spec.max_batch
     crowd.overload()
     data = infer("long")
     for client in range(1, 24):
         assert crowd.send(client, data[:-5]) == []
-    crowd.model.wait_s = 0.0
+    crowd.model.slow = True  # there is room, but not in time
     crowd.driver.sweep(0.5)
     crowd.driver.loop.settle()
     reading = [client for client in range(1, 24) if crowd.clients[client][1].reading]
     assert len(reading) == min(most, 23), "those whose bodies come take no room in the queue yet"
-    assert crowd.send(reading[0], data[-5:]) == []
+    crowd.model.wait_s = 0.0
+    crowd.driver.sweep(0.5)
+    crowd.driver.loop.settle()
+    assert all(transport.reading for _, transport in crowd.clients[1:]), "slow bodies hold nobody up"
     crowd.clients[reading[1]][0].connection_lost(None)
-    for client in reading[2:]:
-        assert crowd.send(client, data[-5:]) == []
     for client in range(1, 24):
-        if client not in reading:
+        if client != reading[1]:
             assert crowd.send(client, data[-5:]) == []
     while crowd.model.waiting:
         crowd.answer()
-    got = [answer.status for client in range(24) for answer in crowd.take(client)]
+    got = [answer.status for client in range(24) if client != reading[1] for answer in crowd.take(client)]
     assert got == [200] * 23
 
 
@@ -246,12 +247,20 @@ def test_a_model_that_is_taken_away_lets_all_go() -> None:
 def test_refusals_of_requests_that_were_read_count_too() -> None:
     crowd = Crowd(1)
     crowd.model.refusal = Overloaded("the queue is full", retry_after_s=1.0)
-    crowd.model.wait_s = 0.0
+    crowd.model.wait_s, crowd.model.slow, crowd.model.takes_late = 1.0, True, True
     for _ in range(1000):
         crowd.send(0, infer("more"))
-    crowd.model.wait_s = 1.0
+    crowd.model.slow = False
     assert crowd.send(0, infer("held")) == []
     assert crowd.driver.stats.held_requests == 1
+
+
+def test_refusals_of_a_model_that_has_room_are_no_overload() -> None:
+    crowd = Crowd(1)
+    crowd.model.refusal = Overloaded("tenant acme is over its limit", retry_after_s=1.0)
+    for _ in range(1000):
+        assert [answer.status for answer in crowd.send(0, infer("more"))] == [429]
+    assert not crowd.model.takes_late
 
 
 def test_a_model_whose_endpoint_is_looked_up_anew_is_refused_for_the_slo_again() -> None:
