@@ -1,7 +1,8 @@
 """Steps on images: from JPEG or PNG bytes to the tensor that a vision model takes.
 
 The same calls as torchvision's transforms on PIL images, so the results are the same to the last bit, up to rounding
-in `normalise`.
+in `normalise`.  The exception is a JPEG of at least eight times the size that it is resized to, which is decoded
+smaller: some of its pixels are a few levels off.
 """
 
 from __future__ import annotations
