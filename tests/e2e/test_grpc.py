@@ -86,6 +86,12 @@ def test_a_server_over_grpc(tmp_path: Path) -> None:
                 for pid in pids:
                     os.kill(pid, signal.SIGSTOP)
                 late = await code_of(infer(request(), metadata=TENANT, timeout=0.05))
+                front = server.engine.frontend
+                assert front is not None
+                assert front.grpc is not None
+                async with asyncio.timeout(10):
+                    while front.grpc.stats.open_calls:  # the server may see the deadline later than the client
+                        await asyncio.sleep(0.01)
                 for pid in pids:
                     os.kill(pid, signal.SIGCONT)
                 assert late is grpc.StatusCode.DEADLINE_EXCEEDED
