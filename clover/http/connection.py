@@ -510,6 +510,11 @@ class Incoming(Outgoing):
             return True
         return False
 
+    @property
+    def unanswered(self) -> int:
+        """Requests that came whole and are not answered, and the one that is held unread."""
+        return len(self.exchanges) + (self._held is not None)
+
     def abort(self) -> None:
         """Drop the connection."""
         if self._transport is not None:

@@ -294,6 +294,8 @@ class Frontend:
         elapsed_s, self._swept_s = now_s - self._swept_s, now_s
         # A loop that stood still (a suspended machine, a debugger) must not count that against its clients.
         elapsed_s = min(elapsed_s, 4 * SWEEP_S)
+        for listener in self._listeners:
+            listener.routes.settle()
         self._sweep_some(self._connections(), elapsed_s)
 
     def _sweep_some(self, left: Iterator[Incoming], elapsed_s: float) -> None:
@@ -388,7 +390,7 @@ class Frontend:
                     ended = 0
                     await asyncio.sleep(0)
             if self._monotonic_s() >= end_s:
-                left = sum(len(connection.exchanges) for connection in self._connections())
+                left = sum(connection.unanswered for connection in self._connections())
                 if left:
                     log.warning("%d requests were not answered within the drain time", left)
                 return not left

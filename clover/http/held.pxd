@@ -20,18 +20,18 @@ cdef class HeldRequests:
     cdef Model _model
     cdef object _state
     cdef object _clock
-    cdef object _waiting
+    cdef dict _waiting
     cdef Py_ssize_t _most_coming
     cdef Py_ssize_t _coming
     cdef bint _scheduled
-    cdef readonly bint over
 
-    @cython.locals(behind=bint, room=int)
+    cpdef bint settled(self) except -1
     cpdef bint hold(self, object connection, int64_t flow, int64_t request, object tenant) except -1
     cpdef came(self)
     cpdef wake(self)
-    @cython.locals(
-        model=Model, now_ns=int64_t, since_ns=int64_t, waited_ns=int64_t, flow=int64_t, request=int64_t,
-        late=bint, no_room=bint, room=int,
-    )
+    @cython.locals(now_ns=int64_t)
     cpdef _let_go(self)
+    @cython.locals(
+        model=Model, since_ns=int64_t, waited_ns=int64_t, flow=int64_t, request=int64_t, late=bint, no_room=bint, room=int,
+    )
+    cdef bint _let_one_go(self, object tenant, int64_t now_ns) except -1

@@ -10,8 +10,8 @@ refuses no request for its longest wait (`Model.take_late`).  Where its queue is
 once the head of a request has come, the connection is not read, and its client waits.  Held requests are read again in
 the order in which they came, as answers make room (`HeldRequests`).  The time that a request was held counts: for its
 deadline and for its latency.  A request that was held for most of the family's `timeout_ms` is answered 504 unread.
-All of that ends with the first request that would be answered in time.  All other requests, such as health, metrics
-and the operator's, are read as ever.
+All of that ends once nothing waits and the next request would be answered in time (`InferEndpoint.settle`).  All other
+requests, such as health, metrics and the operator's, are read as ever.
 """
 
 from __future__ import annotations
@@ -99,33 +99,37 @@ class LoopTurns(Protocol):
 
 
 class HeldRequests:
-    """The requests for `model` that wait unread, oldest first.
+    """The requests for `model` that wait unread: of each tenant the oldest first, and of tenants one in turn.
 
     `state` is that of the connections: what is more than a turn of its loop reads waits for the next one.  While there
     is no room in time, at most two batches of requests whose bodies are still coming are let go: they take no room in
-    the queue yet.  `over`: no request waits, and the last one that came will be answered in time."""
+    the queue yet."""
 
-    __slots__ = ("_clock", "_coming", "_model", "_most_coming", "_scheduled", "_state", "_waiting", "over")
+    __slots__ = ("_clock", "_coming", "_model", "_most_coming", "_scheduled", "_state", "_waiting")
 
     def __init__(self, model: Model, state: LoopTurns, clock: Callable[[], int]) -> None:
         self._model = model
         self._state = state
         self._clock = clock
-        self._waiting: deque[tuple[HeldConnection, int, int, Tenant | None, int]] = deque()
+        self._waiting: dict[Tenant | None, deque[tuple[HeldConnection, int, int, int]]] = {}
         self._most_coming = 2 * model.spec.max_batch
         self._coming = 0
         self._scheduled = False
-        self.over = False
 
     def hold(self, connection: HeldConnection, flow: int, request: int, tenant: Tenant | None) -> bool:
         """Hold the next request of a connection, if it has to wait; return whether it has to: the model has no room for
-        it, or others wait before it.  A tenant's request need not wait for those of others."""
-        behind = tenant is None and len(self._waiting) > 0
-        room = NO_ROOM if behind else self._model.room(flow, request, tenant)
-        self.over = room == ROOM and not self._waiting
-        if room == NO_ROOM:
-            self._waiting.append((connection, flow, request, tenant, self._clock()))
-        return room == NO_ROOM
+        it, or others of its tenant wait before it."""
+        waiting = self._waiting.get(tenant)
+        if waiting is None and self._model.room(flow, request, tenant) != NO_ROOM:
+            return False
+        if waiting is None:
+            waiting = self._waiting[tenant] = deque()
+        waiting.append((connection, flow, request, self._clock()))
+        return True
+
+    def settled(self) -> bool:
+        """Return whether no request waits, and the next one would be answered in time."""
+        return not self._waiting and self._model.room(0, 0, None) == ROOM
 
     def came(self) -> None:
         """Count a body as complete, or given up, that was still coming when its request was let go."""
@@ -140,20 +144,33 @@ class HeldRequests:
 
     def _let_go(self) -> None:
         self._scheduled = False
-        model, waiting, now_ns = self._model, self._waiting, self._clock()
-        while waiting:
-            if self._state.turn_bytes > self._state.turn_limit:
-                self.wake()  # what is let go now is not in the queue before the next turn
-                return
-            connection, flow, request, tenant, since_ns = waiting[0]
-            waited_ns = now_ns - since_ns
-            late = waited_ns > _LONGEST * model.timeout_ns
-            room = model.room(flow, request, tenant)
-            no_room = room == NO_ROOM or (room != ROOM and self._coming >= self._most_coming)
-            if no_room and not late and not model.closed_reason:
-                return
-            waiting.popleft()
-            if late:
-                model.expired(tenant)
-            if connection.let_go(waited_ns, late):
-                self._coming += 1
+        now_ns = self._clock()
+        tenants = list(self._waiting)
+        while tenants:
+            left = []
+            for tenant in tenants:
+                if self._state.turn_bytes > self._state.turn_limit:
+                    self.wake()  # what is let go now is not in the queue before the next turn
+                    return
+                if self._let_one_go(tenant, now_ns):
+                    left.append(tenant)
+            tenants = left
+
+    def _let_one_go(self, tenant: Tenant | None, now_ns: int) -> bool:
+        """Let the oldest request of a tenant go, if there is room for it; return whether another one may follow."""
+        model, waiting = self._model, self._waiting[tenant]
+        connection, flow, request, since_ns = waiting[0]
+        waited_ns = now_ns - since_ns
+        late = waited_ns > _LONGEST * model.timeout_ns
+        room = model.room(flow, request, tenant)
+        no_room = room == NO_ROOM or (room != ROOM and self._coming >= self._most_coming)
+        if no_room and not late and not model.closed_reason:
+            return False
+        waiting.popleft()
+        if not waiting:
+            del self._waiting[tenant]
+        if late:
+            model.expired(tenant)
+        if connection.let_go(waited_ns, late):
+            self._coming += 1
+        return tenant in self._waiting

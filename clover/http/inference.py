@@ -112,12 +112,13 @@ class InferEndpoint:
         are `held`."""
         held = self.held
         assert held is not None
-        if held.hold(connection, connection.number, _number(head, connection.client), head.tenant):  # type: ignore[arg-type]
-            return True
-        if held.over:
+        return held.hold(connection, connection.number, _number(head, connection.client), head.tenant)  # type: ignore[arg-type]
+
+    def settle(self) -> None:
+        """Hold no more requests, and refuse for the SLO again, once nothing waits and there is room in time."""
+        if self.held is not None and self.held.settled():
             self.held = None
             self.model.take_late(False)
-        return False
 
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""

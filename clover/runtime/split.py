@@ -255,6 +255,8 @@ class VersionSplit(SplitModel):
             self.stable.router.submit(ticket, asked.on_done, *asked.how, ticket.context)
         else:
             ticket.client, ticket.uncached = asked.ticket.client, asked.ticket.uncached
+            ticket.waited_ns = asked.ticket.waited_ns
+            ticket.arrival_ns -= ticket.waited_ns
             self.stable.router.submit(ticket, partial(self._answered_instead, asked), *asked.how)
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:

@@ -87,6 +87,7 @@ class FakeModel(Model):
         self.wait_s = 0.0
         self.late = 0
         self.slow = self.takes_late = False
+        self.full: set[Any] = set()  # tenants, or None, whose requests find no room
         self.function = function
         self.loop = loop
         self.held = held
@@ -115,6 +116,8 @@ class FakeModel(Model):
         return 0.0 if self.slow and self.takes_late else self.wait_s
 
     def room(self, flow: int = 0, request: int = 0, tenant: Any = None) -> int:
+        if tenant in self.full:
+            return NO_ROOM
         return ROOM if self.wait_s <= 0.0 else LATE_ROOM if self.slow else NO_ROOM
 
     def take_late(self, on: bool) -> None:
@@ -503,6 +506,7 @@ class Driver:
 
     def sweep(self, elapsed_s: float) -> None:
         """Let time pass, as the front end does."""
+        self.routes.settle()
         for connection in list(self.connections):
             connection.sweep(elapsed_s)
 

@@ -171,6 +171,11 @@ class Routes:
         self._endpoints.clear()
         self._described.clear()
 
+    def settle(self) -> None:
+        """End the holding of requests where there is no overload any more."""
+        for endpoint in self._endpoints.values():
+            endpoint.settle()
+
     def dispatch(self, exchange: Exchange, body: Body) -> None:
         """Answer a complete request, now or later; never raises."""
         try:

@@ -8,8 +8,10 @@ import orjson
 import pytest
 
 from clover.config import LimitsConfig
+from clover.config_families import TenantConfig
 from clover.errors import Overloaded
-from clover.http.held import RefusalBudget, core_wait_ns
+from clover.http.held import HeldRequests, RefusalBudget, core_wait_ns
+from clover.tenants import Tenant
 from tests.support.http_fakes import (
     Answer,
     Driver,
@@ -120,6 +122,7 @@ def test_what_waits_unread_is_read_in_turn_as_answers_make_room() -> None:
     crowd = Crowd(3)
     assert crowd.send(1, infer("first")) == []
     crowd.overload()
+    assert [crowd.clients[client][0].unanswered for client in (0, 1, 2)] == [1, 1, 0], "a drain counts both"
     assert crowd.send(2, infer("third")) == []
     crowd.now_ns += 100 * MS
     crowd.answer(room=False)
@@ -137,6 +140,36 @@ def test_what_waits_unread_is_read_in_turn_as_answers_make_room() -> None:
     assert crowd.driver.stats.held_requests == 2, "there is room: nothing waits any more"
 
 
+def test_a_request_that_finds_no_room_holds_up_no_other_tenant() -> None:
+    crowd = Crowd(1)
+    held = HeldRequests(crowd.model, crowd.driver.state, lambda: crowd.now_ns)  # type: ignore[arg-type]
+    tenants = [Tenant(TenantConfig(name=name, token="0123456789abcdef"), number) for number, name in enumerate("ab")]
+    full: set[Any] = {*tenants, None}
+    crowd.model.full = full
+    gone: list[int] = []
+
+    class Held:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def let_go(self, waited_ns: int, late: bool) -> bool:
+            gone.append(self.number)
+            return False
+
+    order = [tenants[0], tenants[0], None, tenants[1], tenants[1], None]
+    for number, tenant in enumerate(order):
+        assert held.hold(Held(number), number, 0, tenant)
+    full.discard(tenants[1])
+    held.wake(), crowd.driver.loop.settle()
+    assert gone == [3, 4]
+    full.clear()
+    assert held.hold(Held(6), 6, 0, tenants[0]), "others of its tenant wait before it"
+    assert not held.hold(Held(7), 7, 0, tenants[1])
+    held.wake(), crowd.driver.loop.settle()
+    assert gone == [3, 4, 0, 2, 1, 5, 6], "of each tenant the oldest first, and one in turn"
+    assert held.settled()
+
+
 def test_while_refusals_take_too_much_nobody_is_refused_for_the_slo() -> None:
     crowd = Crowd(2)
     crowd.model.wait_s, crowd.model.slow = 1.0, True
@@ -150,6 +183,7 @@ def test_while_refusals_take_too_much_nobody_is_refused_for_the_slo() -> None:
     assert [answer.status for answer in crowd.take(0) + crowd.take(1)] == [200, 200]
     crowd.model.wait_s = 0.0
     assert crowd.send(1, infer("in time")) == []
+    crowd.driver.sweep(0.5)
     assert not crowd.model.takes_late
 
 

@@ -142,11 +142,13 @@ def test_what_the_new_version_refuses_when_it_is_submitted_moves_with_its_rows()
     split = scene.split
     ticket = split.open(2, 1)
     split.write(ticket, 0, np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
+    ticket.waited_ns = 5_000_000
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(split.new, "router", _Refusing(scene.new.router, refuse))
         split.submit(ticket, scene.done.append)
         moved = split._asked[ticket].answering
         assert scene.stable.slab.input(0)[moved.slots].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+        assert (moved.waited_ns, moved.submit_ns - moved.arrival_ns) == (5_000_000, 5_000_000), "it was held"
         scene.answer(new=False)
         assert scene.done == [ticket]
         split.close(ticket)
