@@ -255,7 +255,11 @@ INFER_PARAMETERS: dict[str, Any] = {
     "properties": {
         "timeout": {"type": "integer", "minimum": 0, "description": "microseconds; 0: the server's own"},
         "binary_data_output": {"type": "boolean"},
-        "clover_min_accuracy": {"type": "number", "minimum": 0, "maximum": 100, "description": "percent"},
+        "clover_min_accuracy": {
+            "type": "number",
+            "anyOf": [{"const": 0}, {"exclusiveMinimum": 1, "maximum": 100}],
+            "description": "percent; 0: none is asked",
+        },
         "clover_max_latency_ms": {"type": "number", "minimum": 0},
         "clover_cascade": {"enum": ["on", "off"], "description": "off asks one variant a row"},
         "clover_receipt": {"type": "boolean"},

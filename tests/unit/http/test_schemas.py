@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from clover.http.api.openapi import _command_schema
-from clover.http.api.schemas import SCHEMAS
+from clover.http.api.schemas import INFER_PARAMETERS, SCHEMAS
 from tests.support.http_fakes import echo_family
 from tests.support.savings_fixture import SavingServer, drive
 
@@ -62,4 +62,10 @@ def test_the_state_is_as_its_schema_says() -> None:
 )
 def test_bodies_of_commands_are_what_the_commands_take(verb: str, body: dict[str, Any], valid: bool) -> None:
     found = violations(_command_schema(verb, {"echo": echo_family()}), body)
+    assert (found == []) is valid, found
+
+
+@pytest.mark.parametrize(("asked", "valid"), [(0, True), (90, True), (1.5, True), (0.9, False), (1, False), (101, False)])
+def test_an_accuracy_is_in_percent_not_a_fraction(asked: float, valid: bool) -> None:
+    found = violations(INFER_PARAMETERS, {"clover_min_accuracy": asked})
     assert (found == []) is valid, found
