@@ -119,7 +119,7 @@ def test_toy_is_measured_whole(measured: Measured) -> None:
     assert all(1 << 20 < held < 1 << 29 for held in profile.context_bytes.values())
     assert (profile.base.variant, profile.base.method) == ("full", "measured")
     assert profile.base.p95_ms > 0
-    assert 0.0 <= profile.front_ms < profile.base.http_p95_ms
+    assert 0.0 < profile.front_ms < 20.0
     assert len({item.wake_j for item in profile.latency}) == 1
     assert 0.0 < profile.turn_j < 0.1, "microseconds of a core, not seconds"
     assert not any("light load" in note for note in profile.notes)
@@ -141,7 +141,7 @@ def test_everything_is_measured_again_in_rounds_and_medians_are_kept(measured: M
 def test_a_round_takes_every_cell_before_the_next(measured: Measured) -> None:
     profile, orders = measured.profile, measured.orders
     kinds = len({(m.variant, m.backend, m.profile) for m in profile.latency})
-    of_base = 2 * profile.base.count  # in its workers, and over HTTP
+    of_base = profile.base.count
     again = orders[-of_base - SHORT.rounds * kinds : -of_base]
     assert len(set(again)) == kinds
     assert again == SHORT.rounds * again[:kinds]
