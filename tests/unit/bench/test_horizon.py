@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.horizon import Hour, points, spend
 from clover.errors import PlanError
-from clover.planning.budget.horizon import Hour, points, spend
 from clover.planning.model.frontier import FrontierPoint
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
