@@ -78,7 +78,7 @@ def test_the_controller_beats_all_nodes_awake_and_loses_nothing() -> None:
     own = scenario(hours=3.0, each=2, step_s=180.0)
     run = simulate(own, plan_cluster)
     assert run.misdeeds == []
-    assert run.lost_share() == 0.0
+    assert run.sums.refused + run.sums.in_flight == 0.0
     assert run.sums.accuracy(FAMILY) == pytest.approx(90.0, abs=0.1)
     assert run.sums.grams < min(play_fixed(own, how).sums.grams for how in ("alone", "equal"))
     assert run.planned_g == pytest.approx(run.sums.grams, rel=0.3)
