@@ -20,8 +20,7 @@ from clover.carbon.layouts import MAX_G_PER_KWH, HowKnown, Scope, Signal, format
 from clover.carbon.options import allow, one_of, read_options
 from clover.carbon.providers import PROVIDERS, automatic
 from clover.carbon.providers.http import Bounds
-from clover.carbon.static import StaticSource
-from clover.carbon.synthetic import SyntheticSource
+from clover.carbon.synthetic import StaticSource, SyntheticSource
 from clover.carbon.trace import TraceOptions, TraceSource
 from clover.config import CarbonConfig
 from clover.errors import ConfigError

@@ -26,8 +26,7 @@ from clover import families, settings
 from clover.__main__ import COMMANDS
 from clover.__main__ import main as dispatch
 from clover.carbon import build, caveat, describe
-from clover.carbon.static import StaticSource
-from clover.carbon.synthetic import SyntheticSource
+from clover.carbon.synthetic import StaticSource, SyntheticSource
 from clover.config import CarbonConfig, LedgerConfig, LogConfig, ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
