@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ProfileError
 from clover.profiling.duty import NO_PAUSES, Pauses
-from clover.profiling.effort import Effort
+from clover.profiling.options import Effort
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import Rights, answers, as_array
 from clover.runtime.memory.rows import read_rows

@@ -35,7 +35,6 @@ from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
 from clover.profiling.client_steps import client_note
 from clover.profiling.driver import Driver, SilentWorker
-from clover.profiling.effort import NO_LIMITS, Effort
 from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
@@ -43,7 +42,7 @@ from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, others_on
 from clover.profiling.light_load import LIGHT_PART, LightLoad, with_light_load
 from clover.profiling.neighbours import BesideNeighbours
-from clover.profiling.options import MeasureOptions
+from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
 from clover.profiling.proxy import judge_by_best
 from clover.profiling.records import paired, require_published, typical_p95

@@ -17,9 +17,8 @@ from clover.errors import ConfigError, ProfileError
 from clover.hints import program
 from clover.profiling import analytical, pace, row_store
 from clover.profiling.candidates import log_unavailable
-from clover.profiling.effort import QUICK
 from clover.profiling.measurement import measure
-from clover.profiling.options import MeasureOptions, Progress
+from clover.profiling.options import QUICK, MeasureOptions, Progress
 from clover.profiling.pace import PaceFile, PaceRow
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
 from clover.profiling.progress import expected, progress_or_bar

@@ -17,8 +17,7 @@ from clover.errors import ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling import grid, records
 from clover.profiling.driver import Cell
-from clover.profiling.effort import QUICK, CompileLimits, Effort
-from clover.profiling.options import MeasureOptions, Progress
+from clover.profiling.options import QUICK, CompileLimits, Effort, MeasureOptions, Progress
 from clover.runtime.workers.pool import Pool
 from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import FamilyProfile, FamilySpec

@@ -20,9 +20,8 @@ from clover.errors import DeviceError, ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling import front_end, joules, measurement
 from clover.profiling.duty import Pauses
-from clover.profiling.effort import CompileLimits, Effort
 from clover.profiling.front_end import FrontEndRun
-from clover.profiling.options import MeasureOptions
+from clover.profiling.options import CompileLimits, Effort, MeasureOptions
 from clover.profiling.rig import ProgressSteps
 from clover.quantities import percent
 from clover.runtime.workers.completions import Completions

@@ -32,10 +32,10 @@ from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
 from clover.profiling.choose import choose_backend, faster
 from clover.profiling.driver import Cell, Driver, SilentWorker
-from clover.profiling.effort import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.measurement import too_slow
+from clover.profiling.options import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.records import accuracy_of, middle_j, paired, pooled, typical_p95
 from clover.profiling.rig import MemoryFindings
 from clover.profiling.rows import load, pack
