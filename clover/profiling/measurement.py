@@ -29,7 +29,6 @@ from clover.interfaces import Device
 from clover.process_clock import process_ns
 from clover.profiling import front_end
 from clover.profiling import rows as rows_module
-from clover.profiling.busy import busy_share
 from clover.profiling.candidates import Candidates, on_cpu
 from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
@@ -39,7 +38,7 @@ from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
-from clover.profiling.joules import EnergyMeters, others_on
+from clover.profiling.joules import EnergyMeters, busy_share, others_on
 from clover.profiling.light_load import LIGHT_PART, LightLoad, with_light_load
 from clover.profiling.neighbours import BesideNeighbours
 from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions

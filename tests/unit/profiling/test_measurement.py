@@ -27,13 +27,12 @@ from clover.families import load_family
 from clover.profiles import ProfileStore
 from clover.profiling import placements as places
 from clover.profiling import report
-from clover.profiling.busy import busy_share, jiffies
 from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
 from clover.profiling.choose import choose_backend, faster
 from clover.profiling.driver import Cell, Driver, SilentWorker
 from clover.profiling.instances import TemporaryInstances
-from clover.profiling.joules import EnergyMeters, EnergyWindow
+from clover.profiling.joules import EnergyMeters, EnergyWindow, busy_share, jiffies
 from clover.profiling.measurement import too_slow
 from clover.profiling.options import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.records import accuracy_of, middle_j, paired, pooled, typical_p95
