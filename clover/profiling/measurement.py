@@ -32,7 +32,6 @@ from clover.profiling import rows as rows_module
 from clover.profiling.candidates import Candidates, on_cpu
 from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
-from clover.profiling.client_steps import client_note
 from clover.profiling.driver import Driver, SilentWorker
 from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
@@ -48,7 +47,7 @@ from clover.profiling.records import paired, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
-from clover.profiling.rows import SampleRows
+from clover.profiling.rows import SampleRows, client_note
 from clover.quantities import percent
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.workers.pool import Pool, WorkerProcess
