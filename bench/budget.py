@@ -32,10 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.common import show, write_json
+from bench.horizon import Hour, spend
 from clover.carbon.layouts import parse_table, read_file
 from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, grouped, outlook
 from clover.planning.budget.frontiers import frontier
-from clover.planning.budget.horizon import Hour, spend
 from clover.planning.budget.target import GRAMS_PER_J
 from clover.planning.model.frontier import FrontierPoint
 from clover.planning.model.planning_input import PlanningInput

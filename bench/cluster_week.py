@@ -13,7 +13,7 @@ Devices are A100s with MIG: the operating points that a node's own planner finds
 
  1. grams, rows lost, accuracy, late rows: the controller, "each region alone" (its own rows shared equally among its
     nodes, all awake) and "all awake" (all rows among all nodes), each node at the floor by its own best mix;
- 2. what shifting by grid, releasing nodes, and accuracy save, each by itself (`clover.cluster.simulated_levers`);
+ 2. what shifting by grid, releasing nodes, and accuracy save, each by itself (`bench.cluster_levers`);
  3. how long looks and plans took, in CPU time: measured on this machine.
 """
 
@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bench.cluster_levers import LEVERS, play_levers
 from bench.cluster_solve import SLO_MS, frontiers
 from bench.common import provenance, show, write_json
 from clover.carbon import build_source
@@ -39,7 +40,6 @@ from clover.carbon.trace import TraceSource
 from clover.cluster.controller_capacity import most_rows
 from clover.cluster.controller_records import ClusterTerms
 from clover.cluster.simulated import START_S, ClusterRun, ClusterScenario, play_fixed, simulate
-from clover.cluster.simulated_levers import LEVERS, play_levers
 from clover.cluster.simulated_world import ClusterFault, SimulatedRegion
 from clover.planning.cluster.planner import plan_cluster
 from clover.planning.cluster.records import ClusterNode, DeviceFrontier, FamilyTerms

@@ -32,9 +32,9 @@ import numpy as np
 from bench.common import show, write_json
 from clover.problem import exact
 from clover.problem.bound import bound
-from clover.problem.file import ProblemFile, of_plain, parse
+from clover.problem.file import ProblemFile, parse
 from clover.problem.solve import forced, kernel_problem, solve
-from tests.reference.problems import alike_gap, plain_problem, random_problem
+from tests.reference.problems import alike_gap, of_plain, plain_problem, random_problem
 
 SIZES = ((10, 0.050, 0.002, 6), (100, 0.100, 0.005, 1), (1000, 0.300, 0.010, 1))
 """GPUs, seconds that the kernel gets, the gap that counts as found, coolings that share the seconds."""

@@ -41,7 +41,7 @@ import numpy as np
 
 from bench.common import ROOT, show, write_json
 from clover.backends import child_environment
-from clover.carbon.static import StaticSource
+from clover.carbon.synthetic import StaticSource
 from clover.config import CarbonConfig, ControllerConfig, FamilyConfig, ServerConfig, WorkersConfig
 from clover.devices import tables
 from clover.errors import CloverError

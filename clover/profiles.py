@@ -33,7 +33,7 @@ from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, Latency
 
 log = logging.getLogger("clover.profiling")
 
-MEASURING_VERSION = 11
+MEASURING_VERSION = 12
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
 
 SLO_OVER_BASE = 1.2
@@ -217,9 +217,8 @@ def best_variant(profile: FamilyProfile) -> str:
 
 
 def base_p95_ms(profile: FamilyProfile) -> float:
-    """Return the p95 of BASE that a client sees, milliseconds: over HTTP if that is known, else what its
-    workers take and what is known of the front end."""
-    return profile.base.http_p95_ms or profile.base.p95_ms + profile.front_ms
+    """Return the p95 of BASE that a client sees, milliseconds: that in its workers and what HTTP adds."""
+    return profile.base.p95_ms + profile.front_ms
 
 
 def default_slo_ms(profile: FamilyProfile) -> float:
@@ -230,7 +229,7 @@ def default_slo_ms(profile: FamilyProfile) -> float:
 def default_slo_source(profile: FamilyProfile) -> str:
     """Return in words what `default_slo_ms` is made of."""
     base = profile.base
-    where = "over HTTP" if base.http_p95_ms else "in its workers (over HTTP it was not measured)"
+    where = "over HTTP" if profile.front_ms else "in its workers (over HTTP it was not measured)"
     at = f"at {percent(base.load)} load"
     made = f"{SLO_OVER_BASE:g} x BASE's p95 of {base_p95_ms(profile):.3g} ms {where} {at}, {base.method}"
     if SLO_OVER_BASE * base_p95_ms(profile) < LEAST_SLO_MS:

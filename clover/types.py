@@ -354,9 +354,8 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
 
 
 class BasePoint(Record, frozen=True, kw_only=True):
-    """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds in its workers (`p95_ms`) and of a client
-    over HTTP (`http_p95_ms`, 0 if not known), joules a row, accuracy in percent.  `load` is a part of what it serves in
-    full batches: less than 60 % if that is more than can be sent."""
+    """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds in its workers, joules a row, accuracy in
+    percent.  `load` is a part of what it serves in full batches: less than 60 % if that is more than can be sent."""
 
     variant: str
     profile: str
@@ -366,7 +365,6 @@ class BasePoint(Record, frozen=True, kw_only=True):
     energy_j_per_row: float
     accuracy: float
     method: Method
-    http_p95_ms: float = 0.0
     load: float = 0.6
 
 
@@ -459,8 +457,7 @@ class RecordedLaunches(Record, frozen=True, kw_only=True):
 class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it.
 
-    `front_ms`: milliseconds that HTTP and the front end add to the p95 that the router sees (0: not known).
-    `front_work_ms`: those of them that are work, and not waiting for the event loop's turn (-1: not known).
+    `front_ms`: milliseconds of work that HTTP and the front end add to what the router sees (0: not known).
     `turn_j`: joules of a turn of the front end's event loop after a pause of 8 ms, on cores (0: not known, or none)."""
 
     family: str
@@ -475,7 +472,6 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     cascade: CascadeProfile | None = None
     front_ms: float = 0.0
-    front_work_ms: float = -1.0
     turn_j: float = 0.0
     memory: tuple[MemoryMeasurement, ...] = ()
     context_bytes: dict[str, int] = {}

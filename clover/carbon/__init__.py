@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import cast
 
 from clover.carbon.chain import STATES, SourceChain
-from clover.carbon.clock import GridClock, boot_seconds
+from clover.carbon.grid import GridClock, boot_seconds
 from clover.carbon.labels import caveat, describe
 from clover.carbon.layouts import MAX_G_PER_KWH, HowKnown, Scope, Signal, format_time, parse_time
 from clover.carbon.options import allow, one_of, read_options
 from clover.carbon.providers import PROVIDERS, automatic
 from clover.carbon.providers.http import Bounds
-from clover.carbon.static import StaticSource
-from clover.carbon.synthetic import SyntheticSource
+from clover.carbon.synthetic import StaticSource, SyntheticSource
 from clover.carbon.trace import TraceOptions, TraceSource
 from clover.config import CarbonConfig
 from clover.errors import ConfigError

@@ -1,19 +1,23 @@
 """One source of the chain: its last good reading, when it is asked again, and what of it fails (`clover.carbon.chain`
-has the rules)."""
+has the rules).
+
+The times at which remote sources are asked have random parts: servers that began, or failed, together must not go on
+asking a provider together.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import random
 from collections import Counter
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from clover.carbon.bridge import DAYS, Bridge
-from clover.carbon.jitter import Jitter, no_jitter
 from clover.carbon.layouts import MAX_G_PER_KWH
 from clover.carbon.plausible import Plausibility
 from clover.errors import CarbonError, ConfigError
@@ -27,6 +31,11 @@ REFRESH_WAIT_S = 0.2
 _ASKED_AGAIN = 0.1  # steps, after which a source that has no newer value yet is asked again
 HISTORY_S = DAYS * 86_400.0
 """How much of its past a provider is asked for at the start: what bridging uses."""
+LONGEST_S = 30.0
+"""Of a wait of `wait_s` seconds the random part is `wait_s / 4` at most, and no more than this."""
+DUE_S = 3.0
+"""By how many seconds the question for a new value is put off at most."""
+_RANDOM = random.Random()  # not the module's, which a program may have seeded
 
 
 @runtime_checkable
@@ -54,6 +63,27 @@ class Live(Protocol):
 
     async def history(self, start_s: float, end_s: float) -> list[Reading]:
         """Return what was recorded between two times, oldest first; raises CarbonError."""
+
+
+class Jitter:
+    """`draw` gives 0 to 1; `due_s` is by how many seconds the next question for a new value is put off."""
+
+    def __init__(self, draw: Callable[[], float] = _RANDOM.random) -> None:
+        self._draw = draw
+        self.due_s = 0.0
+
+    def redraw(self) -> None:
+        """Choose another `due_s`."""
+        self.due_s = DUE_S * self._draw()
+
+    def beyond(self, wait_s: float) -> float:
+        """Return how many seconds to wait beyond `wait_s`."""
+        return self._draw() * min(LONGEST_S, wait_s / 4.0)
+
+
+def no_jitter() -> Jitter:
+    """Return what puts nothing off: local sources are asked by the clock."""
+    return Jitter(lambda: 0.0)
 
 
 class Question:

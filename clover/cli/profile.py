@@ -23,10 +23,8 @@ from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
 from clover.hints import program
-from clover.profiling.candidates import COMPILED_AT_FIRST_START
-from clover.profiling.effort import FULL, NO_LIMITS, QUICK
 from clover.profiling.measurement import measure
-from clover.profiling.options import MeasureOptions
+from clover.profiling.options import COMPILED_AT_FIRST_START, FULL, NO_LIMITS, QUICK, MeasureOptions
 from clover.profiling.pareto import draw
 from clover.profiling.placements import Devices, emulated, shapes_of
 from clover.profiling.progress import progress_bar

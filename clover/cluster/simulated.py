@@ -98,11 +98,6 @@ class ClusterRun:
     controllers: int = 1
     hours: list[tuple[float, float, float]] = field(default_factory=list)
 
-    def lost_share(self) -> float:
-        """Return the part of all rows that were not answered."""
-        lost = self.sums.refused + self.sums.in_flight
-        return lost / self.sums.sent if self.sums.sent > 0.0 else 0.0
-
 
 def simulate(scenario: ClusterScenario, plan: Plan) -> ClusterRun:
     """Play a scenario through the production controller, whose plans `plan` makes."""

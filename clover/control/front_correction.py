@@ -1,18 +1,15 @@
 """What HTTP and the front end add to the p95 of a family: at first by its profile, then by what is seen in service.
 
-`front_ms` of a profile is what a client saw beyond the router at 60 % load.  Two things are in it: work on a request
-(head, body, answer, and the client's own), which is the same at any time, and waiting for the event loop's turn, which
-is the machine's on that day.  Measured on a busy machine it may be fifty times what it is on a quiet one, and every p95
-that is predicted or shown would have it in it.  So the profile says which part was work (`front_work_ms`), and in place
-of the rest comes what probes of the event loop wait now (`clover.http.loop_lag`).
+Two things are in it: work on a request (head, body, answer, and the client's own), which is the same at any time, and
+waiting for the event loop's turn, which is the machine's at that moment.  `front_ms` of a profile is the work.  What
+probes of the event loop wait now (`clover.http.loop_lag`) is added to it.
 
-Of profiles that do not say the part, `OLD_WORK_MS` at most is taken to be work.  Without probes (a server without HTTP,
-too few of them yet) the profile's figure holds.  What is learned is kept with the other corrections, and is drawn back
-to the profile with age like those (`planning.model.correction`), until probes come again.
+Without probes (a server without HTTP, too few of them yet) the profile's figure holds.  What is learned is kept with
+the other corrections, and is drawn back to the profile with age like those (`planning.model.correction`), until probes
+come again.
 
 Unlike times and joules it is a sum and no factor.  `moved` and so all limits of `control.learning` are about what that
-makes of a p95.  That a profile is far off is said only if it has *more* than is seen: more waiting than there was then
-is no fault of the profile's, and another one would not change it.
+makes of a p95.
 """
 
 from __future__ import annotations
@@ -21,16 +18,11 @@ import math
 
 from clover.planning.model.correction import faded
 from clover.planning.model.problem import services_of
-from clover.profiles import LEAST_SLO_MS, default_slo_ms
+from clover.profiles import LEAST_SLO_MS
 from clover.types import FamilyProfile, FrontLag, Record
 
 MOST_LAG_MS = 100.0
 """More waiting than this is a fault of the machine that no plan mends."""
-OLD_WORK_MS = 1.0
-"""0.85 ms were measured for requests of five rows of 784 numbers, as JSON, on two cores that workers, front end and
-client shared (November 2026)."""
-FAR_OF_SLO = 0.1
-"""What a profile has too much of, as a part of the default SLO that is made from it, from which on it is far off."""
 
 
 class SavedFront(Record, frozen=True, kw_only=True):
@@ -45,13 +37,10 @@ class FrontCorrection:
 
     def __init__(self, profile: FamilyProfile) -> None:
         self.profile_ms = self.ms = profile.front_ms
-        known = profile.front_work_ms >= 0.0
-        self.work_ms = profile.front_work_ms if known else min(profile.front_ms, OLD_WORK_MS)
         self.lag: FrontLag | None = None
         self._seen_s = -math.inf
         base = services_of(profile).get((profile.base.variant, profile.base.profile))
         self._p95_ms = max(base.mean_ms[0] if base is not None else 0.0, LEAST_SLO_MS)
-        self._slo_ms = default_slo_ms(profile)
 
     def see(self, lag: FrontLag | None, now_s: float) -> bool:
         """Take what probes say by now; return whether that is news."""
@@ -64,7 +53,7 @@ class FrontCorrection:
         """Return what it is by all that is known, in milliseconds."""
         if self.lag is None:
             return self.profile_ms
-        seen_ms = self.work_ms + min(self.lag.ms, MOST_LAG_MS)
+        seen_ms = self.profile_ms + min(self.lag.ms, MOST_LAG_MS)
         kept = self.moved(seen_ms, self.profile_ms) * faded(now_s - self._seen_s)
         return self.profile_ms + (self._p95_ms + self.profile_ms) * math.expm1(kept)
 
@@ -78,12 +67,6 @@ class FrontCorrection:
         do, as it is as wrong where the machine was busy."""
         return math.log((self._p95_ms + after_ms) / (self._p95_ms + before_ms))
 
-    def far(self, factor: float) -> str:
-        """Return that the profile has `factor` times what is seen or more, if that matters, in words; else empty."""
-        if self.profile_ms < factor * self.ms or self.profile_ms - self.ms < FAR_OF_SLO * self._slo_ms:
-            return ""
-        return f"HTTP adds {self.ms:.2g} ms to the p95, and {self.profile_ms:.3g} ms by the profile"
-
     def words(self) -> str:
         """Return what is in force, if that is not the profile's as far as it is shown; else empty."""
         if abs(self.ms - self.profile_ms) < 0.005:
@@ -95,7 +78,6 @@ class FrontCorrection:
         return {
             "ms": self.ms,
             "profile_ms": self.profile_ms,
-            "work_ms": self.work_ms,
             "lag_ms": self.lag.ms if self.lag is not None else None,
             "windows": self.lag.windows if self.lag is not None else 0,
         }

@@ -222,10 +222,8 @@ class Learning:
         return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
 
     def far(self) -> str | None:
-        """Return what the profile is off by most, in words: what HTTP adds, else the factor that is farthest from 1;
-        None if nothing is beyond `FAR`."""
-        if front := self.front.far(FAR):
-            return front
+        """Return what the profile is off by most, in words: the factor that is farthest from 1; None if nothing is
+        beyond `FAR`."""
         found = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
         found += [
             (f"the energy of a row of {v} on {s}", factor)

@@ -16,7 +16,7 @@ import msgspec
 
 from clover.errors import DeviceError
 from clover.planning.packing.geometry import SliceProfile
-from clover.types import Method, Record
+from clover.types import Record
 
 _HBM = ("a100", "a30", "b200", "gb200", "gh200", "h100", "h20", "h200", "v100")
 """Boards, by the first part of their names, whose memory is HBM."""
@@ -61,11 +61,6 @@ class ProfileRow(Record, frozen=True, kw_only=True):
     def media(self) -> bool:
         """Whether it takes the media extension, of which a GPU has one."""
         return self.kind in ("media", "all-media")
-
-    @property
-    def memory_method(self) -> Method:
-        """How `memory_mib` was obtained."""
-        return "analytical" if "memory_mib" in self.analytical else "published"
 
 
 class BoardSleep(Record, frozen=True, kw_only=True):

@@ -63,11 +63,6 @@ class BoardIdle:
         return self.resident_w - self.bare_w if self.awake else 0.0
 
     @property
-    def rest_looks(self) -> int:
-        """How many looks at a GPU with contexts at rest are counted."""
-        return len(self._rest[True])
-
-    @property
     def why(self) -> str:
         """How resident is known, in words; the empty string before there is anything to say."""
         watts = f"{self.resident_w:.4g} W with a context"

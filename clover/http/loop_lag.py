@@ -10,7 +10,7 @@ well.
 
 Why not a request to ourselves: its client would be served by the same loop, so that it waited for turns that no
 client waits for, and it would have to be kept out of all that counts requests.  What a request costs besides (its head,
-its body, its answer) does not show here: it is `front_work_ms` of a profile.  What every probe takes, even if nothing
+its body, its answer) does not show here: it is `front_ms` of a profile.  What every probe takes, even if nothing
 is in its way, is subtracted, as that work has it, too: what the quickest ones took in the quietest window since the
 start (`LagWindows`).  Those of the same window would not do, as on a loop that is always busy even they wait.
 
@@ -193,14 +193,7 @@ class LagWindows:
         return FrontLag(ms=max(median(self._late_ns) - self._least_ns, 0.0) / 1e6, windows=self.closed)
 
 
-def spread_ms(probes_ns: Sequence[int]) -> float:
-    """Return by how many milliseconds the slowest twentieth of probes, at its least, is slower than the quickest one,
-    at its most; 0 for none."""
-    late_ns, quiet_ns = _late_and_quiet(probes_ns)
-    return (late_ns - quiet_ns) / 1e6
-
-
 def _late_and_quiet(probes_ns: Sequence[int]) -> tuple[int, int]:
-    """Return the least nanoseconds of the slowest twentieth of probes and the most of the quickest; 0 for none."""
-    ordered = sorted(probes_ns) or [0]
+    """Return the least nanoseconds of the slowest twentieth of probes and the most of the quickest."""
+    ordered = sorted(probes_ns)
     return ordered[int(_LATE * len(ordered))], ordered[int(_QUIET * len(ordered))]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -204,11 +204,6 @@ def parse(text: bytes | str) -> ProblemFile:
     for path, message in _faults(found):
         raise ConfigError(f"{path}: {message}")
     return found
-
-
-def of_plain(value: Any) -> ProblemFile:
-    """Return the problem in decoded JSON.  Raises ConfigError."""
-    return parse(msgspec.json.encode(value))
 
 
 def _with_path(message: str) -> str:

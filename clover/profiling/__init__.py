@@ -15,8 +15,7 @@ Three choices follow from the figures, and are kept with them:
   A quick measurement does not try if one thread serves the largest batch within a millisecond.
 - *BASE.*  The most accurate variant on the whole device: its p95 in a short open-loop run of Poisson arrivals at 60 %
   of the throughput that full batches reach, dispatched first come first served with two batches a worker (the median
-  over five stretches of the run), and the p95 that a client sees of it over HTTP (`over_http`), from which the default
-  SLO follows.
+  over five stretches of the run).  The default SLO follows from that and from what HTTP adds (`front_end`).
 
 Energy a row is active energy: RAPL above idle if it is readable, otherwise `core_w` x CPU time, and labelled so; on
 GPUs what their own counters rose above idle.

@@ -224,8 +224,7 @@ def _cell(
 
 
 def base_of(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
-    """Return the best variant on whole devices at 60 % load, by the queueing model that plans are made with.  What a
-    client sees is known if the profile says what the front end adds."""
+    """Return the best variant on whole devices at 60 % load, by the queueing model that plans are made with."""
     best = profiles.best_variant(profile)
     parts = [place for shape in shapes for place in whole(shape)]
     services = services_of(profile)
@@ -245,7 +244,6 @@ def base_of(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
         energy_j_per_row=lane.energy_j_per_row,
         accuracy=profiles.accuracy_of(profile, best),
         method="analytical",
-        http_p95_ms=lane.p95_ms if profile.front_ms else 0.0,
     )
 
 

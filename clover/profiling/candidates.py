@@ -17,14 +17,10 @@ from clover import backends as registry
 from clover import families
 from clover.backends import Target
 from clover.errors import ProfileError
-from clover.profiling.effort import CompileLimits
+from clover.profiling.options import CompileLimits
 from clover.types import FamilySpec, SandboxOrder, VariantSpec
 
 log = logging.getLogger("clover.profiling")
-
-COMPILED_AT_FIRST_START = ("onnxruntime", "onnxruntime-int8")
-"""Backends whose artifacts a quick measurement makes itself, in this order: an export takes seconds a variant, its
-quantising one or two more, aoti minutes in all."""
 
 _COMPILING_AT_ONCE = 2
 _SAID: set[str] = set()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ProfileError
 from clover.profiling.duty import NO_PAUSES, Pauses
-from clover.profiling.effort import Effort
+from clover.profiling.options import Effort
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import Rights, answers, as_array
 from clover.runtime.memory.rows import read_rows
@@ -96,12 +96,14 @@ class Scored:
 
 @dataclass
 class OpenLoop:
-    """An open-loop run: milliseconds from arrival to the end of the batch, CPU seconds of the workers, rows."""
+    """An open-loop run: milliseconds from arrival to the end of the batch, CPU seconds of the workers, rows and
+    batches."""
 
     ms: NDArray[np.float64]
     cpu_s: float
     wall_s: float
     rows: int
+    batches: int
 
 
 class Driver:
@@ -251,7 +253,7 @@ class Driver:
         self._rows.fill(self._slab, places.tolist(), 0)
         credits = [(w, i * CREDITS + c) for c in range(CREDITS) for i, w in enumerate(workers)]
         flying: dict[int, tuple[DrivenWorker, int, int, int]] = {}
-        head, cpu_ns = 0, 0
+        head, cpu_ns, batches = 0, 0, 0
         began_ns = time.monotonic_ns()
         arrivals = began_ns + np.cumsum(generator.exponential(1e9 / rate, count)).astype(np.int64)
         ms = np.zeros(count)
@@ -264,6 +266,7 @@ class Driver:
                 rows = min(arrived - head, max_batch)
                 slots = places[group * max_batch : group * max_batch + rows]
                 flying[self._submit(worker, slots)] = (worker, group, head, rows)
+                batches += 1
                 head += rows
             due_s = max(0.0, (int(arrivals[head]) - time.monotonic_ns()) / 1e9) if head < count else _LOOK_S
             self._wait(workers, min(due_s, _LOOK_S) if credits else _LOOK_S, until)
@@ -275,7 +278,7 @@ class Driver:
                     ms[first : first + rows] = (end_ns - arrivals[first : first + rows]) / 1e6
                     cpu_ns += used_ns
                     credits.append((worker, group))
-        return OpenLoop(ms, cpu_ns / 1e9, (time.monotonic_ns() - began_ns) / 1e9, count)
+        return OpenLoop(ms, cpu_ns / 1e9, (time.monotonic_ns() - began_ns) / 1e9, count, batches)
 
     # --- both ---------------------------------------------------------------------------------------------------
 

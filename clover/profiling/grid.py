@@ -21,7 +21,7 @@ from clover.planning.model.queueing import REST_S
 from clover.profiling.choose import faster
 from clover.profiling.driver import Cell, Scored
 from clover.profiling.duty import Pauses
-from clover.profiling.effort import Effort
+from clover.profiling.options import Effort
 from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
 from clover.runtime.workers.pool import WorkerProcess

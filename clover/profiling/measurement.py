@@ -6,7 +6,7 @@ instance has no memory for starts with the next larger one.
 The steps: find the backends that could serve each variant and compile what is missing; measure each on the smallest
 profile (accuracy and latency, `grid`) and choose one; have the chosen one answer the calibration rows; measure larger
 profiles; measure everything again in rounds, and parts that share a GPU's memory beside busy neighbours; choose
-cascades from the answers; measure BASE, in its workers and over HTTP.
+cascades from the answers; measure BASE, and the front end.
 """
 
 from __future__ import annotations
@@ -26,34 +26,31 @@ from clover import energy, families, profiles
 from clover.errors import CloverError, ProfileError
 from clover.families import published
 from clover.interfaces import Device
-from clover.planning.model.problem import services_of
+from clover.process_clock import process_ns
+from clover.profiling import front_end
 from clover.profiling import rows as rows_module
-from clover.profiling.busy import busy_share
 from clover.profiling.candidates import Candidates, on_cpu
 from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
-from clover.profiling.client_steps import client_note
 from clover.profiling.driver import Driver, SilentWorker
-from clover.profiling.effort import NO_LIMITS, Effort
 from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
-from clover.profiling.joules import EnergyMeters, others_on
-from clover.profiling.light_load import with_light_load
+from clover.profiling.joules import EnergyMeters, busy_share, others_on
+from clover.profiling.light_load import LIGHT_PART, LightLoad, with_light_load
 from clover.profiling.neighbours import BesideNeighbours
-from clover.profiling.options import MeasureOptions
-from clover.profiling.over_http import BASE_LOAD, UNSETTLED, HttpFigures, HttpMeasurement
+from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
 from clover.profiling.proxy import judge_by_best
 from clover.profiling.records import paired, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
-from clover.profiling.rows import SampleRows
+from clover.profiling.rows import SampleRows, client_note
 from clover.quantities import percent
 from clover.runtime.memory.slab import Layout, Slab
-from clover.runtime.workers.pool import Pool
+from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import (
     BasePoint,
     CascadeProfile,
@@ -70,6 +67,9 @@ log = logging.getLogger("clover.profiling")
 INFLATED = "latencies are inflated, and the default SLO with them"
 """What a note says of a profile that was measured while others used the cores."""
 
+BASE_LOAD = 0.6
+"""The load at which BASE is measured, as a part of what it serves in full batches."""
+
 BUSY = 0.15
 """The share of the cores that others may use before the profile says so."""
 
@@ -79,9 +79,6 @@ MOST_ROWS_PER_S = 4000.0
 FIRST_GPU_CELL_S, GPU_CELL_S = 0.6, 2.0
 """The least time a batch size is run for on a GPU, whose energy counter moves every tenth of a second: when backends
 are compared, and then in each round and at each duty cycle."""
-
-ANOTHER_LOOK_S = 3600.0
-"""The age from which on a profile whose runs of BASE over HTTP did not agree has them measured once more at a start."""
 
 LEAST_LOAD = 0.3
 """The lightest load at which the joules of a row of BASE are measured: below it a GPU's clocks and rests count most."""
@@ -161,45 +158,9 @@ async def _measure(
     return profile
 
 
-async def measured_again(
-    spec: FamilySpec, device: Devices, pool: Pool, profile: FamilyProfile, options: MeasureOptions
-) -> FamilyProfile:
-    """Return `profile` with BASE over HTTP measured once more, as its runs did not agree; as it was, if they do not
-    agree now either and took longer, or if that cannot be measured.
-
-    Nobody else may read the pool's completions meanwhile."""
-    instances, base = TemporaryInstances(devices_of(device)), profile.base
-    service = services_of(profile)[base.variant, base.profile]
-    rate = base.load * len(instances.whole) * service.max_batch / service.seconds(service.max_batch)
-    try:
-        with rows_module.apart(spec, options.rows_sandbox) as process:
-            rows = await asyncio.to_thread(rows_module.load, spec, process=process)
-        await instances.only(instances.whole)
-        measurement = HttpMeasurement(pool, instances.devices, options.cache_dir, rows, options.silent_s)
-        seconds = base_seconds(options.effort, rate)
-        found = await measurement.measure(spec, profile, instances.whole, rate, seconds)
-    except (CloverError, OSError) as error:
-        log.warning("%s: BASE was not measured over HTTP again: %s", spec.name, error)
-        return profile
-    finally:
-        await instances.only(())
-    if found.notes and found.p95_ms >= base.http_p95_ms:
-        return profile
-    kept = tuple(note for note in profile.notes if UNSETTLED not in note)
-    log.info("%s: p95 of BASE over HTTP is %.3g ms, was %.3g", spec.name, found.p95_ms, base.http_p95_ms)
-    return _with_http(structs.replace(profile, notes=kept), found)
-
-
 def base_seconds(effort: Effort, rate: float) -> float:
     """Return how long BASE is measured at `rate` rows a second: longer if few come."""
     return min(max(effort.base_s, 200 / rate), 4 * effort.base_s)
-
-
-def _with_http(profile: FamilyProfile, found: HttpFigures) -> FamilyProfile:
-    """Return `profile` with what a client sees of BASE."""
-    base = structs.replace(profile.base, http_p95_ms=found.p95_ms)
-    notes = (*profile.notes, *found.notes)
-    return structs.replace(profile, base=base, front_ms=found.front_ms, front_work_ms=found.work_ms, notes=notes)
 
 
 def too_slow(spec: FamilySpec, step: str, silent_s: float, known: Iterable[LatencyMeasurement]) -> str:
@@ -304,7 +265,7 @@ class _Measurement:
             note = f"{strangers} meanwhile: joules are too many"
             found.notes.append(note)
             log.warning("%s: %s; measure again without them", spec.name, note)
-        base, rate = await self._base(backend)
+        base, light = await self._base(backend)
         shapes = rig.instances.shapes
         if any(shape.shared_front for shape in shapes):
             found.notes.append("the front end shares the workers' cores")
@@ -317,7 +278,7 @@ class _Measurement:
             log.warning("%s: %s; %s: %s takes more time", spec.name, note, wider, again)
             note = f"{note}; {wider}; {again} on a quiet machine takes more time"
             profile = structs.replace(profile, notes=(*profile.notes, note))
-        return await self._over_http(profile, rate), behind
+        return await self._with_front_end(profile, light), behind
 
     def _estimate_steps(self, places: int, cascades: bool) -> None:
         """Set how many steps there will be, assuming that one of two thread counts suffices."""
@@ -384,9 +345,9 @@ class _Measurement:
         cascade = await asyncio.to_thread(profile_of, behind.calibration, behind.held_out, joules)
         return with_energies(cascade, costs), behind
 
-    async def _base(self, backend: Mapping[str, str]) -> tuple[BasePoint, float]:
+    async def _base(self, backend: Mapping[str, str]) -> tuple[BasePoint, LightLoad | None]:
         """Measure the most accurate variant on whole devices at 60 % load, or `MOST_ROWS_PER_S` if that is less, in an
-        open loop; return that rate, too (rows a second)."""
+        open loop; on cores also at a light load."""
         rig, spec = self._rig, self._rig.spec
         whole = rig.instances.whole
         values = {item.variant: item.value for item in self._found.accuracy if item.backend == backend[item.variant]}
@@ -413,6 +374,7 @@ class _Measurement:
             async with rig.meters.window(whole) as window:
                 seconds = base_seconds(rig.effort, rate)
                 run = await rig.drive(rig.driver.open_loop, workers, spec.max_batch, rate, seconds)
+            light = await self._light(workers, rate, seconds) if rig.on_cores else None
             if window.busy_w is not None:
                 joules = full.energy_j_per_row
             elif rig.on_cores or load >= LEAST_LOAD:
@@ -434,22 +396,23 @@ class _Measurement:
             method="measured",
             load=load,
         )
-        return base, rate
+        return base, light
 
-    async def _over_http(self, profile: FamilyProfile, rate: float) -> FamilyProfile:
-        """Return the profile with what a client sees of BASE at `rate` rows a second; without, and with a note, if that
-        cannot be measured."""
-        rig = self._rig
-        whole = rig.instances.whole
-        rig.steps.begin(f"BASE over HTTP: {profile.base.variant} on {len(whole)} x {profile.base.profile}")
-        measurement = HttpMeasurement(
-            rig.pool, rig.instances.devices, self._options.cache_dir, rig.rows, self._options.silent_s, rig.on_cores
-        )
+    async def _light(self, workers: Sequence[WorkerProcess], rate: float, seconds: float) -> LightLoad:
+        """Return what `LIGHT_RATE` rows a second, or `LIGHT_PART` of `rate`, took of `workers`."""
+        driver, most, light = self._rig.driver, self._rig.spec.max_batch, min(front_end.LIGHT_RATE, LIGHT_PART * rate)
+        before_ns = sum(process_ns(worker.pid) or 0 for worker in workers)
+        run = await self._rig.drive(driver.open_loop, workers, most, light, seconds)
+        used_ns = sum(process_ns(worker.pid) or 0 for worker in workers) - before_ns
+        return LightLoad(used_ns / 1e9, run.wall_s, run.batches, run.rows, len(workers))
+
+    async def _with_front_end(self, profile: FamilyProfile, light: LightLoad | None) -> FamilyProfile:
+        """Return the profile with what the front end costs; without, and with a note, if that cannot be measured."""
+        self._rig.steps.begin("the front end, with a model that echoes")
         try:
-            found = await measurement.measure(rig.spec, profile, whole, rate, base_seconds(rig.effort, rate))
+            front = await front_end.measure(self._rig.rows, self._options.silent_s)
         except (CloverError, OSError) as error:
-            why = "BASE was not measured over HTTP, and the default SLO is made from what its workers take"
-            self._found.note(why, error)
+            self._found.note("what HTTP adds was not measured, and the default SLO leaves it out", error)
             return structs.replace(profile, notes=(*profile.notes, self._found.notes[-1]))
-        known = _with_http(profile, found)
-        return with_light_load(known, found.light) if found.light is not None else known
+        known = structs.replace(profile, front_ms=front.ms)
+        return with_light_load(known, light, front) if light is not None else known

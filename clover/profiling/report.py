@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clover.backends import shown
-from clover.profiles import cut_short
+from clover.profiles import base_p95_ms, cut_short
 from clover.profiling.pareto import cascades
 from clover.quantities import percent, slice_words
 from clover.terminal import UNWRAPPED, Column, plain, wrapped
@@ -64,10 +64,10 @@ def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None,
     what = f"{answers} by the {kind}" if paced else f"energy {methods}; {kind}"
     where = f"{base.variant} with {ran(base.variant, base.backend)} on {base.count} x {slice_words(base.profile)}"
     seen = f"p95 {base.p95_ms:.2f} ms ({base.method})"
-    if base.http_p95_ms:
+    if profile.front_ms:
         seen = (
-            f"p95 {base.http_p95_ms:.2f} ms for a client over HTTP, where HTTP itself takes {profile.front_ms:.2f}, "
-            f"and in another run {base.p95_ms:.2f} ms in its workers alone ({base.method})"
+            f"p95 {base_p95_ms(profile):.2f} ms for a client over HTTP, where HTTP itself takes {profile.front_ms:.2f} "
+            f"and BASE {base.p95_ms:.2f} ms in its workers ({base.method})"
         )
     alike = (base.variant, base.backend, base.profile)
     energy = sorted({m.energy_method for m in profile.latency if (m.variant, m.backend, m.profile) == alike})

@@ -18,10 +18,9 @@ from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
 from clover.profiling.driver import Cell, Driver, Scored
 from clover.profiling.duty import NO_PAUSES, Pauses
-from clover.profiling.effort import Effort
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow
-from clover.profiling.options import Progress
+from clover.profiling.options import Effort, Progress
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Slab
 from clover.runtime.workers.board_faults import mps_part

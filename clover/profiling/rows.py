@@ -1,15 +1,20 @@
-"""The rows that a family is measured with: its labelled evaluation set, or made-up rows of the declared shape."""
+"""The rows that a family is measured with: its labelled evaluation set, or made-up rows of the declared shape.
+
+What steps in a client cost a row is measured here and said of the client; it is part of no figure of the server's.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clover import families, steps
+from clover import energy, families, steps
+from clover.config import EnergyConfig
 from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.score import judge
 from clover.runtime.memory.rows import write_array, write_bytes
@@ -17,6 +22,7 @@ from clover.runtime.memory.slab import Slab
 from clover.types import FamilySpec, SandboxOrder
 
 MADE_UP_ROWS = 256
+_ROWS = 32
 
 
 class SampleRows:
@@ -84,3 +90,20 @@ def load(spec: FamilySpec, split: str = "held_out", process: EvaluationProcess |
 def pack(row: NDArray[Any]) -> bytes:
     """Return a row of byte strings as the Open Inference Protocol encodes it: each with its length before it."""
     return b"".join(len(item).to_bytes(4, "little") + item for item in row.reshape(-1))
+
+
+def client_note(spec: FamilySpec, config: EnergyConfig) -> str:
+    """Return what the client's steps of `spec` take a row, in CPU time and joules; "" if it has none."""
+    plan = steps.plan_for(spec, spec.variants[0])
+    if plan is None or not plan.client_before:
+        return ""
+    rows = steps.made_up(spec, _ROWS, np.random.default_rng(0))
+    steps.as_sent(spec, [array[:1] for array in rows])  # libraries are imported, and not counted
+    begun = time.process_time()
+    steps.as_sent(spec, rows)
+    cpu_s = (time.process_time() - begun) / _ROWS
+    joules = cpu_s * energy.cpu_power(config).core_w
+    return (
+        f"steps before the model run in the client: {cpu_s * 1e3:.2f} ms of CPU a made-up row, measured here, or "
+        f"{joules * 1e3:.2f} mJ, modelled; that is the client's, and in no figure of this profile"
+    )

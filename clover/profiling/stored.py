@@ -6,7 +6,6 @@ import hashlib
 import logging
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from clover import backends as registry
@@ -18,10 +17,8 @@ from clover.errors import ConfigError, ProfileError
 from clover.hints import program
 from clover.profiling import analytical, pace, row_store
 from clover.profiling.candidates import log_unavailable
-from clover.profiling.effort import QUICK
-from clover.profiling.measurement import ANOTHER_LOOK_S, measure, measured_again
-from clover.profiling.options import MeasureOptions, Progress
-from clover.profiling.over_http import UNSETTLED
+from clover.profiling.measurement import measure
+from clover.profiling.options import QUICK, MeasureOptions, Progress
 from clover.profiling.pace import PaceFile, PaceRow
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
 from clover.profiling.progress import expected, progress_or_bar
@@ -73,10 +70,9 @@ async def ensure(
 ) -> FamilyProfile:
     """Return the profile of `spec` on `device` (one, or several by name), as `config.profile` says.
 
-    "auto" measures (quickly) what is missing or damaged, and BASE over HTTP once more if its runs did not agree an hour
-    ago or more; "require" refuses what is missing or damaged; "force" always measures.  For emulated devices this
-    machine's cores are measured, and the profile is calculated from that (or taken from the pace file) and kept beside
-    it.
+    "auto" measures (quickly) what is missing or damaged; "require" refuses what is missing or damaged; "force" always
+    measures.  For emulated devices this machine's cores are measured, and the profile is calculated from that (or taken
+    from the pace file) and kept beside it.
 
     Nothing else may read `pool.completions` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
     Raises ProfileError, or ConfigError for a pace file that cannot be used.
@@ -94,9 +90,6 @@ async def ensure(
     if config.profile != "force":
         found = store.get(spec.name, key, put_aside=config.profile == "auto")
         if found is not None and not (lost := missing_artifacts(found, spec, config, device)):
-            if config.profile == "auto" and _unsettled(found):
-                found = await measured_again(spec, device, pool, found, _options(config, device, key))
-                _keep(store, found)
             return found
         if config.profile == "require":
             why = (
@@ -131,13 +124,6 @@ def _options(config: ServerConfig, device: Devices, key: str) -> MeasureOptions:
         sandbox=sandboxes.order_of(config.workers, gpu=not on_cores(device)),
         rows_sandbox=sandboxes.order_of(config.workers, gpu=False),
     )
-
-
-def _unsettled(profile: FamilyProfile) -> bool:
-    """Return whether the default SLO follows from runs that did not agree, some time ago."""
-    if not any(UNSETTLED in note for note in profile.notes):
-        return False
-    return (datetime.now(UTC) - datetime.fromisoformat(profile.made_at)).total_seconds() >= ANOTHER_LOOK_S
 
 
 # --- emulated devices -------------------------------------------------------------------------------------------------

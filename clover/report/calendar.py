@@ -4,7 +4,7 @@ repeats, both are told apart by their offset from UTC; a day may have 23 or 25 h
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -54,16 +54,6 @@ def begin_of(at: float, by: TimeBy, zone: tzinfo) -> float:
         return at - (local.minute * 60 + local.second + local.microsecond / 1e6)
     midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     return (midnight if by == "day" else midnight.replace(day=1)).timestamp()
-
-
-def end_of(start: float, by: TimeBy, zone: tzinfo) -> float:
-    """Return when the hour, day or month that began at `start` ends, in Unix seconds."""
-    if by == "hour":
-        return start + 3600.0
-    local = datetime.fromtimestamp(start, zone)
-    # Noon of the next day, or a day of the next month, whatever the clock does in between.
-    later = local.replace(hour=12) + timedelta(days=1) if by == "day" else local.replace(day=28) + timedelta(days=7)
-    return begin_of(later.timestamp(), by, zone)
 
 
 def offsets_of(start: float, end: float, zone: tzinfo) -> set[float]:

@@ -15,8 +15,6 @@ from clover.report.records import EmbodiedFigures, GramsRange
 from clover.telemetry.ledger.rows import GridRow, LineRow, RunRow
 
 YEAR_S = 365 * 86_400.0
-_EARLY_S = 60
-"""A run's first span begins up to so many seconds before it."""
 
 
 class HardwareFact(msgspec.Struct, frozen=True):

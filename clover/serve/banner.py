@@ -20,7 +20,6 @@ from clover.errors import ProfileError
 from clover.families import published
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
-from clover.profiling.over_http import UNSETTLED
 from clover.quantities import joules, slice_words
 from clover.server import Server
 from clover.telemetry.ledger.writing import LedgerStatus
@@ -155,11 +154,9 @@ def _running(workers: Iterable[Assignment], spec: FamilySpec) -> str:
 
 
 def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
-    """Return why the default p95 target may be loose or too strict, and what to do; empty if it was given, or measured
-    on a quiet machine."""
+    """Return why the default p95 target may be loose, and what to do; empty if it was given, or measured on a quiet
+    machine."""
     notes = profile.notes if profile is not None and slo_ms is None else ()
-    if unsettled := next((note for note in notes if UNSETTLED in note), ""):
-        return f"that target is uncertain: {unsettled}"
     doubt = next((note for note in notes if INFLATED in note), "")
     return f"that target is loose: {doubt}; `--profile force` measures anew at the next start" if doubt else ""
 

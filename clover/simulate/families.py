@@ -182,9 +182,7 @@ def _based(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyPro
         base = analytical.base_of(profile, shapes)
         known = profile.base
         if (known.variant, known.profile, known.count) == (base.variant, base.profile, base.count) and known.p95_ms:
-            base = msgspec.structs.replace(
-                base, p95_ms=known.p95_ms, http_p95_ms=known.http_p95_ms, method=known.method
-            )
+            base = msgspec.structs.replace(base, p95_ms=known.p95_ms, method=known.method)
         return msgspec.structs.replace(profile, base=base)
     except ProfileError as error:
         raise ConfigError(

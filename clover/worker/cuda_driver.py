@@ -13,8 +13,6 @@ from typing import Protocol
 LIBRARY = "libcuda.so.1"
 
 SUCCESS = 0
-NO_DRIVER = -1
-"""Stands for a library that is not there."""
 
 
 class DriverCalls(Protocol):

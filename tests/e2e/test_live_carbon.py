@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import clover
 from clover import carbon
-from clover.carbon.clock import boot_seconds
+from clover.carbon.grid import boot_seconds
 from clover.telemetry.ledger import LedgerReader
 from tests.support.carbon_server import KEY, Answer, CarbonServer
 from tests.support.forks import Forks

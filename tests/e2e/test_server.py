@@ -25,7 +25,7 @@ import clover
 from clover.backends import child_environment
 from clover.http.loop_lag import LEAST_WINDOWS, WINDOW
 from clover.runtime.workers.zygote_link import ZygoteLink
-from clover.types import Assignment, FamilyProfile, Routing
+from clover.types import Assignment, Routing
 from tests.e2e.forked_zygote import Nursery
 from tests.support.forks import Forks
 from tests.support.mig_runs import BEGIN, environment
@@ -178,13 +178,8 @@ def test_a_planned_family_serves_labels(toy_cache: Path, caplog: pytest.LogCaptu
 
 
 @quick_start
-def test_a_profile_of_a_busy_machine_is_corrected_by_what_the_front_end_shows(toy_cache: Path) -> None:
-    """HTTP adds 39 ms by the profile, and next to nothing as the server sees it."""
-    for path in (toy_cache / "profiles").glob("toy-*.json"):  # other tests may have added one of other cores
-        known = msgspec.json.decode(path.read_bytes(), type=FamilyProfile)
-        base = msgspec.structs.replace(known.base, http_p95_ms=known.base.p95_ms + 39.0)
-        forged = msgspec.structs.replace(known, base=base, front_ms=39.0)
-        path.write_bytes(msgspec.json.encode(forged))
+def test_a_profile_is_corrected_by_what_the_front_end_shows(toy_cache: Path) -> None:
+    """HTTP adds a millisecond or so by the profile, and 39 more as the server sees it."""
 
     async def main() -> None:
         settings = {"port": 0, "cache_dir": str(toy_cache), "carbon": "static:300", "backends": ("eager",)}
@@ -198,23 +193,25 @@ def test_a_profile_of_a_busy_machine_is_corrected_by_what_the_front_end_shows(to
             def model() -> Any:
                 return control.state()["models"]["toy"]
 
+            known = server.engine.served["toy"].profile
+            assert known is not None
             await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})
-            assert answered()["p95_ms"] > 39.0
-            assert model()["plan"]["prediction"]["p95_ms"] > 39.0
+            assert answered()["p95_ms"] < 30.0
+            assert model()["plan"]["prediction"]["p95_ms"] < 30.0
             for number in range(LEAST_WINDOWS * WINDOW):  # what probes see in a minute
-                lag.note(100_000 + (200_000 if number % 10 == 0 else 0))
+                lag.note(100_000 + (39_000_000 if number % 10 == 0 else 0))
             for minutes in (1, 2, 3):  # in the first its workers were started just now
                 context.monotonic = lambda ahead_s=60.0 * minutes: time.monotonic() + ahead_s
                 await control.look()
             told = model()["profile_correction"]
-            assert told["front"]["profile_ms"] == 39.0
-            assert told["front"]["ms"] == pytest.approx(min(known.front_work_ms, 1.0) + 0.2, abs=1.0)
+            assert told["front"]["profile_ms"] == known.front_ms
+            assert told["front"]["ms"] == pytest.approx(known.front_ms + 39.0, abs=1.0)
             assert told["words"].startswith("HTTP: ")
             await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})  # the answer before is forgotten if that took long
-            assert answered()["p95_ms"] < 30.0
+            assert answered()["p95_ms"] > 39.0
             triggers = [one["trigger"] for one in control.decisions(9)]
             assert any(trigger.startswith("profile corrected: HTTP adds") for trigger in triggers), triggers
-            assert model()["plan"]["prediction"]["p95_ms"] < 30.0
+            assert model()["plan"]["prediction"]["p95_ms"] > 39.0
             assert "clover_front_end_seconds" in engine.metrics().decode()
 
     run(main())

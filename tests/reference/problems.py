@@ -8,10 +8,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from clover.problem import exact
-from clover.problem.file import ProblemFile, of_plain
+from clover.problem.file import ProblemFile, parse
 
 SLICES = ("1g", "2g", "3g", "4g", "7g")
 PARTITIONS = (
@@ -85,6 +86,11 @@ def plain_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf
         "partition_slices": list(SLICES),
         "lambda": round(draw.uniform(0.02, 0.15), 3),
     }
+
+
+def of_plain(value: Any) -> ProblemFile:
+    """Return the problem in decoded JSON.  Raises ConfigError."""
+    return parse(msgspec.json.encode(value))
 
 
 def random_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf") -> ProblemFile:

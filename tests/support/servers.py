@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import clover
-from clover.profiling.effort import CompileLimits, Effort
+from clover.profiling.options import CompileLimits, Effort
 
 SHORT = Effort(
     quick=True,

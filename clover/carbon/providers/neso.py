@@ -18,7 +18,6 @@ from clover.hints import did_you_mean
 from clover.types import Reading
 
 STEP_S = 1800.0
-FORWARD_S = 48 * 3600.0
 LONGEST_PAST_S = 14 * 86_400.0
 REGIONS = {
     1: "North Scotland",

@@ -14,8 +14,7 @@ and F rows to come, these have to reach A = T + (T - S) R / F: what was really s
 hour, and a horizon that ends where it should needs no forecast that was right.  A miss of `_TOLERANCE` points (less of
 a small budget) is not corrected, or the last minutes of a horizon would be sent to an extreme for it.
 
-**The price.**  Over the parts of the forecast the cheapest climbs that reach A, as in `planning.budget.horizon`, end at
-the price p.
+**The price.**  Over the parts of the forecast the cheapest climbs that reach A end at the price p.
 
 **This moment.**  An hour is content with a point where grams - p x accuracy is least.  On the paper's objective
 f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base with C = E I and C_ref = E_base REF, one percent of accuracy
@@ -122,9 +121,8 @@ class RemainingHorizon:
         return cls(np.array(rows), bottom, bottom + rises.sum(axis=1), slopes, rises)
 
     def price(self, asked: float) -> float:
-        """Return the price at which `asked` percent are met over all parts, as `planning.budget.horizon.spend` has it:
-        climbs are taken from the cheapest up, and the last one needed makes the price.  0 if none is needed, infinite
-        if all are not enough."""
+        """Return the price at which `asked` percent are met over all parts: climbs are taken from the cheapest up, and
+        the last one needed makes the price.  0 if none is needed, infinite if all are not enough."""
         missing = asked * self.rows.sum() - (self.rows * self.bottom).sum()
         if missing <= 1e-12 * self.rows.sum():
             return 0.0

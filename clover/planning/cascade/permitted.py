@@ -5,8 +5,8 @@ it: its permitted set holds every cascade whose variants it has, and each of its
 of the moment every stage stays below the utilisation limit, the rows of all stages together keep the SLO, and the
 accuracy its floor.  A variant that is not part of the chain is on standby, at no active energy.
 
-**Which are kept.**  An average over time of two of the set is as good as any point between them
-(`planning.budget.horizon`), so only the lower convex hull of (accuracy, joules a row) is ever worth switching to.
+**Which are kept.**  An average over time of two of the set is as good as any point between them, so only the lower
+convex hull of (accuracy, joules a row) is ever worth switching to.
 Loads and joules are cheap to compute, and p95 is simulated: so the hull is drawn first, points that miss the SLO are
 removed from it (or raised, if a shorter wait keeps it), and it is drawn again, until all that is left keeps it.  Ten
 simulations or so suffice for the profile's hundred points, and hardly more for all configurations of a small machine

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from clover.errors import PlanError
 from clover.planning.cluster.records import ClusterNode, ClusterProblem, OperatingPoint
 
-J_PER_KWH = 3.6e6
 EPSILON = 1e-9
 _CORRECTION_STEPS = (math.log(1.015), math.log(1.03), math.log(1.08), math.log(1.2), math.inf)
 _MOST_GROUPS = 80  # more are made fewer by coarser steps of the correction

@@ -6,9 +6,8 @@
          so all that are not lost are awake, and draw their idle watts.
 `awake`  The same with the regions left out: all nodes share all rows in proportion to what each can serve, as a load
          balancer without knowledge of grids would have it (an origin's rows only go where they may).
-`best`   As `alone`, but no accuracy is spent: the floor is the most accurate that the nodes have room for.
 
-Devices are taken as divisible here, so that all three are rather too low than too high.  Rows that a region's nodes
+Devices are taken as divisible here, so that both are rather too low than too high.  Rows that a region's nodes
 have no room for are not served and emit nothing: `Baseline.unserved` says how many, and the comparison is not fair if
 it is not 0.
 """
@@ -21,12 +20,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from clover.planning.cluster.arrays import EPSILON, Floats, NodeGroup, ProblemArrays
+from clover.planning.cluster.arrays import Floats, NodeGroup, ProblemArrays
 from clover.planning.cluster.reserve import spare_rates
 from clover.planning.cluster.simplex import Columns, LinearProgram
 
 _UNSERVED = 1e4
-_STEPS = 12  # halvings by which the best accuracy that there is room for is found
 
 Shares = dict[tuple[str, int], float]
 """Rows/s by origin and stream."""
@@ -34,26 +32,22 @@ Shares = dict[tuple[str, int], float]
 
 @dataclass
 class Baseline:
-    """Grams/h of all nodes, rows/s by family that had no room, and the mean accuracy by family."""
+    """Grams/h of all nodes, and rows/s by family that had no room."""
 
     grams_h: float
     unserved: dict[str, float] = field(default_factory=dict)
-    accuracy: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class _OwnPlan:
-    """What a node does with its share: joules a second of its rows; by family rows/s served, left, and their points."""
+    """What a node does with its share: joules a second of its rows, and rows/s left by family."""
 
     watts: float
-    served: Floats
     left: Floats
-    points: Floats
 
 
-def alone(instance: ProblemArrays, *, best: bool = False) -> Baseline:
-    """Return what each region emits that serves its own clients; `best`: at the most accuracy that there is room
-    for."""
+def alone(instance: ProblemArrays) -> Baseline:
+    """Return what each region emits that serves its own clients."""
     spare = spare_rates(instance)
     regions: dict[int, Shares] = defaultdict(dict)
     stranded: dict[str, float] = defaultdict(float)
@@ -65,11 +59,10 @@ def alone(instance: ProblemArrays, *, best: bool = False) -> Baseline:
             else:
                 regions[home][origin, number] = rate
     total = Baseline(_idle(instance), dict(stranded))
-    sums = np.zeros((2, len(instance.families)))
     for region, shares in regions.items():
         groups = [group for group in instance.groups if group.region == region]
-        sums += _shared(instance, spare, groups, shares, total, best=best)
-    return _averaged(instance, total, sums)
+        _share(instance, spare, groups, shares, total)
+    return total
 
 
 def awake(instance: ProblemArrays) -> Baseline:
@@ -77,19 +70,12 @@ def awake(instance: ProblemArrays) -> Baseline:
     spare = spare_rates(instance)
     total = Baseline(_idle(instance))
     shares = {(origin, at): rate for at, stream in enumerate(instance.streams) for origin, rate in stream.rates.items()}
-    sums = _shared(instance, spare, instance.groups, shares, total, best=False)
-    return _averaged(instance, total, sums)
+    _share(instance, spare, instance.groups, shares, total)
+    return total
 
 
 def _idle(instance: ProblemArrays) -> float:
     return sum(instance.idle_grams(node, waking=False) for group in instance.groups for node in group.nodes)
-
-
-def _averaged(instance: ProblemArrays, total: Baseline, sums: Floats) -> Baseline:
-    for at, family in enumerate(instance.families):
-        if sums[0, at] > EPSILON:
-            total.accuracy[family] = float(sums[1, at] / sums[0, at])
-    return total
 
 
 def _home(instance: ProblemArrays, spare: Floats, stream: int, origin: str) -> int | None:
@@ -109,16 +95,14 @@ def _capacity(instance: ProblemArrays, spare: Floats, group: NodeGroup, stream: 
     )
 
 
-def _shared(
+def _share(
     instance: ProblemArrays,
     spare: Floats,
     groups: tuple[NodeGroup, ...] | list[NodeGroup],
     shares: Mapping[tuple[str, int], float],
     total: Baseline,
-    *,
-    best: bool,
-) -> Floats:
-    """Add to `total` what `groups` emit for rows that they share by capacity; return rows and points by family."""
+) -> None:
+    """Add to `total` what `groups` emit for rows that they share by capacity."""
     capacity = np.array(
         [[_capacity(instance, spare, group, s) for s in range(len(instance.streams))] for group in groups]
     )
@@ -126,7 +110,6 @@ def _shared(
     rates = np.zeros(len(instance.streams))
     for (_, stream), rate in shares.items():
         rates[stream] += rate
-    sums = np.zeros((2, len(instance.families)))
     known: dict[tuple[object, ...], _OwnPlan] = {}
     for stream in map(int, np.flatnonzero(rates)):
         if not len(groups) or room[stream] <= 0.0:
@@ -140,63 +123,21 @@ def _shared(
         scale = float(group.correction.max(initial=0.0))
         relative = group.correction / scale if scale > 0.0 else group.correction
         allowed = tuple(stream.allowed[group.region].tobytes() for stream in instance.streams)
-        key = (
-            tuple(sorted(group.devices.items())),
-            share.round(9).tobytes(),
-            relative.round(12).tobytes(),
-            allowed,
-            best,
-        )
+        key = (tuple(sorted(group.devices.items())), share.round(9).tobytes(), relative.round(12).tobytes(), allowed)
         if key not in known:
-            alike = replace(group, correction=relative)
-            known[key] = _best_own(instance, alike, share) if best else _own(instance, alike, share, instance.floors)
+            known[key] = _own(instance, replace(group, correction=relative), share)
         own = known[key]
         total.grams_h += group.size * scale * own.watts * float(instance.intensity[group.region]) / 1000.0
-        sums += group.size * np.array([own.served, own.points])
         for number in np.flatnonzero(own.left > 1e-7 * max(1.0, float(share.sum()))):
             family = instance.families[number]
             total.unserved[family] = total.unserved.get(family, 0.0) + group.size * float(own.left[number])
-    return sums
 
 
-def _best_own(instance: ProblemArrays, group: NodeGroup, share: Floats) -> _OwnPlan:
-    """Return a node's plan at the highest accuracy that leaves no more rows than the floors do."""
-    lowest = _own(instance, group, share, instance.floors)
-    highest = np.array([_most_accurate(instance, group, f) for f in range(len(instance.families))])
-    found, low, high = lowest, 0.0, 1.0
-    for step in range(_STEPS):
-        part = 1.0 if step == 0 else (low + high) / 2.0
-        trial = _own(
-            instance, group, share, np.maximum(instance.floors, instance.floors + part * (highest - instance.floors))
-        )
-        if trial.left.sum() <= lowest.left.sum() + 1e-7 * max(1.0, float(share.sum())):
-            found, low = trial, part
-        else:
-            high = part
-        if low == 1.0:
-            break
-    return found
-
-
-def _most_accurate(instance: ProblemArrays, group: NodeGroup, family: int) -> float:
-    """Return the accuracy that all streams of a family can have on a node."""
-    highest = []
-    for stream in instance.streams:
-        if stream.family == family:
-            usable = [
-                mode.accuracy
-                for mode, allowed in zip(instance.modes, stream.allowed[group.region], strict=True)
-                if allowed and mode.kind in group.devices
-            ]
-            highest += [max(usable)] if usable else []
-    return min(highest, default=0.0)
-
-
-def _own(instance: ProblemArrays, group: NodeGroup, share: Floats, floors: Floats) -> _OwnPlan:
+def _own(instance: ProblemArrays, group: NodeGroup, share: Floats) -> _OwnPlan:
     """Return the plan of one node for its share (rows/s by stream) that uses least energy at its own floors."""
     families, streams = len(instance.families), [int(s) for s in np.flatnonzero(share > 0.0)]
     if not streams:
-        return _OwnPlan(0.0, np.zeros(families), np.zeros(families), np.zeros(families))
+        return _OwnPlan(0.0, np.zeros(families))
     watts = np.array([mode.joules * group.correction[mode.family] for mode in instance.modes])
     kinds = list(group.devices)
     columns = Columns()
@@ -211,21 +152,19 @@ def _own(instance: ProblemArrays, group: NodeGroup, share: Floats, floors: Float
         for m in np.flatnonzero(stream.allowed[group.region]):
             mode = instance.modes[m]
             if mode.kind in kinds:
-                points = mode.accuracy - float(floors[mode.family])
+                points = mode.accuracy - float(instance.floors[mode.family])
                 device = first + kinds.index(mode.kind)
                 columns.add(
                     float(watts[m]), [(at, 1.0), (len(streams) + mode.family, points), (device, 1.0 / mode.rate)]
                 )
-                used.append((mode, float(watts[m])))
+                used.append(float(watts[m]))
     right = [*(float(share[s]) for s in streams), *[0.0] * families, *(float(group.devices[kind]) for kind in kinds)]
     program = LinearProgram(columns, right, [*short, *surplus, *free])
     program.solve()
     x = program.x
-    plan = _OwnPlan(0.0, np.zeros(families), np.zeros(families), np.zeros(families))
+    plan = _OwnPlan(0.0, np.zeros(families))
     for at, number in enumerate(streams):
         plan.left[instance.streams[number].family] += x[at]
-    for (mode, joules), rate in zip(used, x[first + len(kinds) :], strict=True):
+    for joules, rate in zip(used, x[first + len(kinds) :], strict=True):
         plan.watts += joules * rate
-        plan.served[mode.family] += rate
-        plan.points[mode.family] += rate * mode.accuracy
     return plan

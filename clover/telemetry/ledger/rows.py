@@ -105,11 +105,6 @@ class GridRow(SpanRow, frozen=True):
     net_g: float
     grams: float
 
-    @property
-    def g_per_kwh_energy(self) -> float | None:
-        """Mean intensity (gCO2e/kWh) over the energy used; None if none was."""
-        return self.net_g / self.joules * 3.6e6 if self.joules > 0.0 else None
-
 
 class QualityRow(SpanRow, frozen=True):
     """Accuracy and latency of a model while its SLO was `slo_ms` (0: none).

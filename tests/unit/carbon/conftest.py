@@ -1,12 +1,13 @@
-"""Times of the chain are exact in these tests; `clover.carbon.jitter` has tests of its own."""
+"""Times of the chain are exact in these tests; `Jitter` has tests of its own."""
 
 from __future__ import annotations
 
 import pytest
 
-from clover.carbon import jitter
+from clover.carbon import chained
 
 
 @pytest.fixture(autouse=True)
 def _exact_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clover.carbon.chained.Jitter", jitter.no_jitter)
+    jitter = chained.Jitter
+    monkeypatch.setattr(chained, "Jitter", lambda draw=None: jitter(lambda: 0.0))

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from clover.carbon.chain import SourceChain
-from clover.carbon.jitter import Jitter, no_jitter
+from clover.carbon.chained import Jitter, no_jitter
 from clover.errors import CarbonError
 from clover.types import Reading
 

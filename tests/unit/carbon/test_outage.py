@@ -12,8 +12,7 @@ import pytest
 
 from clover.carbon import SourceChain
 from clover.carbon.plausible import Plausibility
-from clover.carbon.static import StaticSource
-from clover.carbon.synthetic import SyntheticSource
+from clover.carbon.synthetic import StaticSource, SyntheticSource
 from clover.errors import CarbonError
 from clover.interfaces import CarbonSource
 from clover.types import Reading

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from clover.carbon import SOURCES, GridClock, build, build_source
 from clover.carbon.layouts import parse_table, parse_time
-from clover.carbon.static import StaticSource
-from clover.carbon.synthetic import SyntheticSource, duck_curve_g_per_kwh
+from clover.carbon.synthetic import StaticSource, SyntheticSource, duck_curve_g_per_kwh
 from clover.carbon.trace import TraceSource
 from clover.config import CarbonConfig
 from clover.control.report import intensity

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from clover.carbon import SourceChain, build, build_source
 from clover.carbon.grid import Grid
-from clover.carbon.steps import steps_of
-from clover.carbon.trace import TraceSource
+from clover.carbon.trace import TraceSource, steps_of
 from clover.config import CarbonConfig
 from clover.errors import CarbonError
 from clover.types import Reading

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from clover import devices
-from clover.carbon.clock import GridClock
+from clover.carbon.grid import GridClock
 from clover.cli.doctor import calibration, command, gpu, machine, main, service, software
 from clover.cli.doctor.findings import Finding
 from clover.cli.mig.state import GpuState

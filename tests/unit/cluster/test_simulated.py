@@ -1,4 +1,4 @@
-"""The simulated cluster: its serving model, random faults before the production controller, its levers."""
+"""The simulated cluster: its serving model, random faults before the production controller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from clover.cluster.controller import ClusterController
 from clover.cluster.simulated import ClusterScenario, play_fixed, simulate
-from clover.cluster.simulated_levers import LEVERS, all_awake, shapley, with_levers
 from clover.cluster.simulated_serving import ServingModel
 from clover.cluster.simulated_world import (
     ClusterFault,
@@ -79,7 +78,7 @@ def test_the_controller_beats_all_nodes_awake_and_loses_nothing() -> None:
     own = scenario(hours=3.0, each=2, step_s=180.0)
     run = simulate(own, plan_cluster)
     assert run.misdeeds == []
-    assert run.lost_share() == 0.0
+    assert run.sums.refused + run.sums.in_flight == 0.0
     assert run.sums.accuracy(FAMILY) == pytest.approx(90.0, abs=0.1)
     assert run.sums.grams < min(play_fixed(own, how).sums.grams for how in ("alone", "equal"))
     assert run.planned_g == pytest.approx(run.sums.grams, rel=0.3)
@@ -119,32 +118,6 @@ def test_a_scenario_that_cannot_be_played_says_why(fault: ClusterFault, why: str
         scenario(faults=[fault]).world()
     with pytest.raises(ConfigError, match="more than 0 s"):
         scenario(hours=0.0).world()
-
-
-def test_levers_are_switched_off_by_other_problems() -> None:
-    own = scenario(hours=1.0, each=1)
-    bound = with_levers(own, frozenset({"release", "accuracy"}))
-    assert bound.terms.families[0].regions == {name: (name,) for name in REGIONS}
-    best = with_levers(own, frozenset({"shift"}))
-    assert best.terms.families[0].accuracy_floor == 92.0
-    seen: list[ClusterProblem] = []
-
-    def spy(problem: ClusterProblem) -> ClusterPlan:
-        seen.append(problem)
-        return plan_cluster(problem)
-
-    run = simulate(own, all_awake(spy))
-    assert run.sums.releases == 0
-    assert all(point.awake_w == 0.0 for point in seen[-1].nodes)
-
-
-@given(st.lists(st.floats(1.0, 100.0), min_size=8, max_size=8))
-def test_shares_of_levers_add_up_to_the_saving(grams: list[float]) -> None:
-    subsets = [frozenset(names) for count in range(4) for names in itertools.combinations(LEVERS, count)]
-    played = dict(zip(subsets, grams, strict=True))
-    most, least = played[frozenset()], played[frozenset(LEVERS)]
-    saved = 1.0 - least / most if most > 0.0 else 0.0
-    assert sum(shapley(played).values()) == pytest.approx(saved, abs=1e-9, rel=1e-6)
 
 
 # --- random faults ----------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.horizon import Hour, spend
 from clover.errors import PlanError
 from clover.planning.budget.frontiers import FrontierPlan, frontier
-from clover.planning.budget.horizon import Hour, spend
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, RemainingHorizon, budget_target, target_of
 from clover.planning.model.frontier import FrontierPoint, hull
 from clover.planning.model.planning_input import PlanningInput

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from clover.problem import bound as bounding
 from clover.problem import exact
 from clover.problem.bound import bound
-from clover.problem.file import ProblemFile, of_plain, parse
+from clover.problem.file import ProblemFile, parse
 from clover.problem.relaxation import Box, Multipliers, Relaxation, erlang_c
-from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
+from tests.reference.problems import PARTITIONS, of_plain, plain_problem, random_counts, random_problem
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from clover.errors import PlanError
 from clover.problem import exact
-from clover.problem.file import ProblemFile, of_plain, parse
-from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
+from clover.problem.file import ProblemFile, parse
+from tests.reference.problems import PARTITIONS, of_plain, plain_problem, random_counts, random_problem
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.errors import ConfigError
-from clover.problem.file import of_plain, parse
-from tests.reference.problems import PARTITIONS, plain_problem
+from clover.problem.file import parse
+from tests.reference.problems import PARTITIONS, of_plain, plain_problem
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

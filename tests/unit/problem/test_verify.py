@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from clover._native import des
 from clover.planning.model import intervals
 from clover.problem import exact, verify
-from clover.problem.file import Counts, ProblemFile, of_plain
-from tests.reference.problems import plain_problem, random_counts
+from clover.problem.file import Counts, ProblemFile
+from tests.reference.problems import of_plain, plain_problem, random_counts
 
 GROUPS = [("slow", "1g", 20.0), ("fast", "7g", 4.0), ("dull", "1g", 100.0)]
 

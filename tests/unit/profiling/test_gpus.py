@@ -18,11 +18,10 @@ from clover import energy, profiles
 from clover.energy.board_idle import BoardIdle
 from clover.errors import DeviceError, ProfileError, WorkerError
 from clover.families import load_family
-from clover.profiling import joules, measurement
+from clover.profiling import front_end, joules, measurement
 from clover.profiling.duty import Pauses
-from clover.profiling.effort import CompileLimits, Effort
-from clover.profiling.options import MeasureOptions
-from clover.profiling.over_http import HttpFigures, HttpMeasurement
+from clover.profiling.front_end import FrontEndRun
+from clover.profiling.options import CompileLimits, Effort, MeasureOptions
 from clover.profiling.rig import ProgressSteps
 from clover.quantities import percent
 from clover.runtime.workers.completions import Completions
@@ -177,10 +176,9 @@ class Meter:
         return EnergySample(device=self.device, at_ns=at_ns, total_j=self.looks * 86.0, idle_w=50.0, method="measured")
 
 
-async def seen(self: Any, spec: Any, profile: Any, places: Sequence[Placement], *_: float) -> HttpFigures:
-    """What a client sees of BASE, on instances that stand."""
-    assert all(place in self.devices[place.device].standing for place in places)
-    return HttpFigures(p95_ms=8.0, front_ms=0.5)
+async def echoed(*_: Any) -> FrontEndRun:
+    """What the front end costs."""
+    return FrontEndRun(0.5, 0.1, 1.0, 200)
 
 
 def measured(
@@ -189,7 +187,7 @@ def measured(
     fits: Callable[[WorkerOrder], bool],
     names: Sequence[str],
     *,
-    over_http: Any = seen,
+    front: Any = echoed,
     others: str = "",
 ) -> tuple[Any, dict[str, Gpu], Pool]:
     async def build_gpu(session: Any, gpu: Gpu, config: Any) -> Meter:
@@ -204,7 +202,7 @@ def measured(
 
     monkeypatch.setattr(joules, "others_on", strangers)
     monkeypatch.setattr(measurement, "others_on", strangers)
-    monkeypatch.setattr(HttpMeasurement, "measure", over_http)
+    monkeypatch.setattr(front_end, "measure", front)
     monkeypatch.setattr(energy, "build_gpu", build_gpu)
     monkeypatch.setattr(measurement, "busy_share", idle)
     monkeypatch.setattr(measurement, "FIRST_GPU_CELL_S", 0.01)
@@ -251,7 +249,7 @@ def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.Mon
     assert {order.recording for order in pool.orders} == {"check"}
     assert {m.threads for m in profile.latency} == {1}
     assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
-    assert (profile.base.http_p95_ms, profile.front_ms) == (8.0, 0.5)
+    assert (profile.front_ms, profile.turn_j) == (0.5, 0.0)
     assert all(order.visible_devices == f"MIG-{order.place}" for order in pool.orders)
     assert any("energy is that of the GPU above rest with a context" in note for note in profile.notes)
     assert gpus["gpu1"].looked == [True] * 4, "a GPU where nothing runs is not in what a slice of another takes"
@@ -316,14 +314,14 @@ def test_others_that_came_meanwhile_are_a_note(monkeypatch: pytest.MonkeyPatch, 
     assert f"{OTHERS} meanwhile: joules are too many" in profile.notes
 
 
-def test_a_profile_without_figures_over_http_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def refused(*_: Any) -> HttpFigures:
-        raise ProfileError("90 of 100 requests over HTTP had no answer")
+def test_a_profile_without_what_http_adds_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def refused(*_: Any) -> FrontEndRun:
+        raise ProfileError("the front end ended the connection")
 
-    profile, _, _ = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0",), over_http=refused)
-    assert (profile.base.http_p95_ms, profile.front_ms) == (0.0, 0.0)
-    assert profile.notes[-1].startswith("BASE was not measured over HTTP")
-    assert profile.notes[-1].endswith("90 of 100 requests over HTTP had no answer")
+    profile, _, _ = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0",), front=refused)
+    assert profile.front_ms == 0.0
+    assert profile.notes[-1].startswith("what HTTP adds was not measured")
+    assert profile.notes[-1].endswith("the front end ended the connection")
     assert "in its workers" in profiles.default_slo_source(profile)
 
 

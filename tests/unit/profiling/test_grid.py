@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from clover.profiling.driver import Cell
-from clover.profiling.effort import FULL, QUICK
 from clover.profiling.grid import LatencyGrid
+from clover.profiling.options import FULL, QUICK
 from clover.profiling.records import latency_of
 from clover.profiling.rig import Findings
 from clover.types import Placement, VariantSpec

@@ -11,6 +11,7 @@ from msgspec import structs
 from clover.planning.model.correction import corrected
 from clover.planning.model.problem import problem_of, services_of
 from clover.planning.model.queueing import WAKE_S
+from clover.profiling.front_end import FrontEndRun
 from clover.profiling.light_load import MOST_TURNS, LightLoad, with_light_load
 from clover.types import FamilyProfile
 from tests.support.profiles_fixture import cpu, profile, state
@@ -18,9 +19,9 @@ from tests.support.profiles_fixture import cpu, profile, state
 J_A_S = 10.0  # of the fixture's joules
 
 
-def run(*, worker_ms: float, front_ms: float) -> LightLoad:
-    """A run of ten seconds, 100 requests a second and one batch a request, `worker_ms` and `front_ms` of CPU each."""
-    return LightLoad(front_ms, worker_ms, 10.0, 1000, 1000, 1000, workers=1)
+def run(*, worker_ms: float, front_ms: float) -> tuple[LightLoad, FrontEndRun]:
+    """Runs of ten seconds, 100 requests a second and one batch a request, `worker_ms` and `front_ms` of CPU each."""
+    return LightLoad(worker_ms, 10.0, 1000, 1000, workers=1), FrontEndRun(0.5, front_ms, 10.0, 1000)
 
 
 def part(pause_s: float) -> float:
@@ -38,7 +39,7 @@ def base_of(known: FamilyProfile) -> float:
 def test_what_a_light_load_takes_beyond_the_profile_is_the_price_of_a_pause() -> None:
     known = profile(cores=(1,))
     alone_ms = base_of(known)
-    found = with_light_load(known, run(worker_ms=alone_ms + 0.25, front_ms=0.4))
+    found = with_light_load(known, *run(worker_ms=alone_ms + 0.25, front_ms=0.4))
     (wake_j,) = {item.wake_j for item in found.latency}
     assert wake_j == pytest.approx(0.25e-3 * J_A_S / part(0.01 - alone_ms / 1e3), rel=1e-6)
     assert found.turn_j == pytest.approx(0.2e-3 * J_A_S / part(0.005), rel=1e-6), "a request takes two turns"
@@ -48,7 +49,7 @@ def test_what_a_light_load_takes_beyond_the_profile_is_the_price_of_a_pause() ->
 
 def test_a_base_that_took_longer_than_profiled_is_no_price_of_others() -> None:
     known = profile(cores=(1,))
-    found = with_light_load(known, run(worker_ms=base_of(known) + 5.0, front_ms=0.1))
+    found = with_light_load(known, *run(worker_ms=base_of(known) + 5.0, front_ms=0.1))
     assert {item.wake_j for item in found.latency} == {MOST_TURNS * found.turn_j}
 
 
@@ -65,7 +66,7 @@ def test_all_variants_pay_it_and_the_planner_pays_the_front_end_too() -> None:
 
 
 def test_what_was_learned_of_a_variants_joules_holds_of_its_waking_up_too() -> None:
-    found = with_light_load(profile(cores=(1,)), run(worker_ms=9.0, front_ms=0.4))
+    found = with_light_load(profile(cores=(1,)), *run(worker_ms=9.0, front_ms=0.4))
     name = found.base.variant
     learned = corrected(found, {}, {(name, "1c"): 1.5})
     for before, after in zip(found.latency, learned.latency, strict=True):
@@ -74,9 +75,9 @@ def test_what_was_learned_of_a_variants_joules_holds_of_its_waking_up_too() -> N
 
 def test_a_run_that_says_nothing_changes_nothing() -> None:
     known = profile(cores=(1,))
-    good = run(worker_ms=base_of(known), front_ms=0.1)
-    assert {item.wake_j for item in with_light_load(known, good).latency} == {0.0}
-    assert with_light_load(known, good).turn_j > 0.0
-    assert with_light_load(known, replace(good, requests=0)) == known
-    assert with_light_load(known, replace(good, batches=0)) == known
-    assert with_light_load(known, replace(good, seconds=1e-6)) == known, "its workers never slept"
+    good, front = run(worker_ms=base_of(known), front_ms=0.1)
+    assert {item.wake_j for item in with_light_load(known, good, front).latency} == {0.0}
+    assert with_light_load(known, good, front).turn_j > 0.0
+    assert with_light_load(known, good, replace(front, requests=0)) == known
+    assert with_light_load(known, replace(good, batches=0), front) == known
+    assert with_light_load(known, replace(good, seconds=1e-6), front) == known, "its workers never slept"

@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,14 @@ from clover.families import load_family
 from clover.profiles import ProfileStore
 from clover.profiling import placements as places
 from clover.profiling import report
-from clover.profiling.busy import busy_share, jiffies
 from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
 from clover.profiling.choose import choose_backend, faster
 from clover.profiling.driver import Cell, Driver, SilentWorker
-from clover.profiling.effort import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.instances import TemporaryInstances
-from clover.profiling.joules import EnergyMeters, EnergyWindow
+from clover.profiling.joules import EnergyMeters, EnergyWindow, busy_share, jiffies
 from clover.profiling.measurement import too_slow
-from clover.profiling.over_http import UNSETTLED, HttpFigures
+from clover.profiling.options import FULL, NO_LIMITS, QUICK, CompileLimits
 from clover.profiling.records import accuracy_of, middle_j, paired, pooled, typical_p95
 from clover.profiling.rig import MemoryFindings
 from clover.profiling.rows import load, pack
@@ -57,7 +54,6 @@ from clover.types import (
     VariantSpec,
 )
 from clover.worker.frames import HeldMemory
-from tests.support import profiles_fixture as synthetic
 from tests.support.family_folder import fixture
 
 FAMILIES = Path(__file__).resolve().parents[2] / "families"
@@ -480,58 +476,6 @@ def test_a_start_with_a_kept_profile_says_what_is_lost(
     assert "more time and energy" in said
 
 
-@pytest.mark.parametrize(
-    ("p95_ms", "notes", "expected_ms", "settled"),
-    [
-        (13.0, (), 13.0, True),
-        (11.0, (f"{UNSETTLED} either",), 11.0, False),
-        (90.0, (f"{UNSETTLED} either",), 12.5, False),
-    ],
-)
-def test_runs_of_base_over_http_that_did_not_agree_are_measured_again_at_a_start_an_hour_later(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    p95_ms: float,
-    notes: tuple[str, ...],
-    expected_ms: float,
-    settled: bool,
-) -> None:
-    seen: list[float] = []
-
-    async def measured(_: object, spec: object, profile: object, places: object, rate: float, seconds: float) -> Any:
-        seen.append(rate)
-        return HttpFigures(p95_ms, 0.5, 0.3, notes)
-
-    monkeypatch.setattr("clover.profiling.measurement.HttpMeasurement.measure", measured)
-    spec = load_family(str(FAMILIES / "toy"))
-    config = ServerConfig(cache_dir=str(tmp_path), workers=WorkersConfig(backends=("eager",)))
-    kept = synthetic.profile((1,), {"half": (88.0, 1.0), "full": (92.0, 4.0)})
-    latency, whole = kept.latency, len(TemporaryInstances(places.devices_of(CpuDevice())).whole)
-    kept = msgspec.structs.replace(
-        kept,
-        key=key_of(spec, CpuDevice(), config),
-        base=msgspec.structs.replace(kept.base, http_p95_ms=12.5),
-        notes=("quiet", f"{UNSETTLED}: 12.5 ms counts"),
-        made_at=datetime.now(UTC).isoformat(),
-    )
-
-    def started(profile: FamilyProfile) -> FamilyProfile:
-        ProfileStore(tmp_path).put(profile)
-        return asyncio.run(ensure(spec, CpuDevice(), Pool(), config))
-
-    assert started(kept) == kept
-    assert not seen, "not so soon"
-    again = started(msgspec.structs.replace(kept, made_at=(datetime.now(UTC) - timedelta(hours=2)).isoformat()))
-    assert seen == [pytest.approx(0.6 * whole * latency[-1].batch / latency[-1].mean_ms * 1e3)]
-    assert again.base.http_p95_ms == expected_ms
-    assert any(UNSETTLED in note for note in again.notes) != settled
-    assert "quiet" in again.notes
-    assert ProfileStore(tmp_path).get("toy", kept.key) == again
-    strict = msgspec.structs.replace(config, profile="require")
-    assert asyncio.run(ensure(spec, CpuDevice(), Pool(), strict)) == again
-    assert len(seen) == 1
-
-
 def test_each_profile_is_compiled_in_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     targets = {name: Target(gpu="G", profile=name, driver="1") for name in ("1g.5gb", "7g.40gb")}
     inside: list[str] = []
@@ -881,11 +825,11 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
     assert "note: the front end shares" in text
     assert "slices: 1c is 1 core" in text
-    slow = msgspec.structs.replace(profile.base, http_p95_ms=4.13, load=0.0055)
+    slow = msgspec.structs.replace(profile.base, load=0.0055)
     seen = report.table(msgspec.structs.replace(profile, base=slow, front_ms=0.59), 120)
-    client = "p95 4.13 ms for a client over HTTP, where HTTP itself takes 0.59"
-    workers = "and in another run 2.00 ms in its workers alone (measured)"
-    assert f"BASE: v with x on 1 x 1 core at 0.55 % load: {client}, {workers}, " in seen
+    client = "p95 2.59 ms for a client over HTTP, where HTTP itself takes 0.59"
+    workers = "and BASE 2.00 ms in its workers (measured)"
+    assert f"BASE: v with x on 1 x 1 core at 0.55 % load: {client} {workers}, " in seen
     untrained = tuple(msgspec.structs.replace(item, value=0.0, method="none") for item in profile.accuracy)
     random = report.table(msgspec.structs.replace(profile, accuracy=untrained), 120)
     assert "0.00 (UNTRAINED)" in random

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from clover.errors import ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling.driver import Driver
-from clover.profiling.effort import CompileLimits, Effort
 from clover.profiling.neighbours import BesideNeighbours, rest_of
+from clover.profiling.options import CompileLimits, Effort
 from clover.profiling.rig import Findings, WorkerSetup
 from clover.profiling.rows import load
 from clover.runtime.memory.slab import Layout, Slab

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.errors import ConfigError
-from clover.report.calendar import TIMES, begin_of, end_of, moment, name_of, time_words, zone_of
+from clover.report.calendar import TIMES, TimeBy, begin_of, moment, name_of, time_words, zone_of
 from tests.support.examples import examples
 
 BERLIN, KOLKATA = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kolkata")
@@ -18,6 +18,16 @@ BERLIN, KOLKATA = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kolkata")
 
 def at(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
+
+
+def end_of(start: float, by: TimeBy, zone: tzinfo) -> float:
+    """Return when the hour, day or month that began at `start` ends, in Unix seconds."""
+    if by == "hour":
+        return start + 3600.0
+    local = datetime.fromtimestamp(start, zone)
+    # Noon of the next day, or a day of the next month, whatever the clock does in between.
+    later = local.replace(hour=12) + timedelta(days=1) if by == "day" else local.replace(day=28) + timedelta(days=7)
+    return begin_of(later.timestamp(), by, zone)
 
 
 def test_a_day_may_have_23_or_25_hours() -> None:

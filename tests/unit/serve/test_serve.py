@@ -26,8 +26,7 @@ from clover import families, settings
 from clover.__main__ import COMMANDS
 from clover.__main__ import main as dispatch
 from clover.carbon import build, caveat, describe
-from clover.carbon.static import StaticSource
-from clover.carbon.synthetic import SyntheticSource
+from clover.carbon.synthetic import StaticSource, SyntheticSource
 from clover.config import CarbonConfig, LedgerConfig, LogConfig, ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
@@ -35,7 +34,6 @@ from clover.grants import Grants
 from clover.http.audit import Operators
 from clover.profiles import ProfileStore
 from clover.profiling.measurement import INFLATED
-from clover.profiling.over_http import UNSETTLED
 from clover.profiling.stored import key_of
 from clover.serve import banner
 from clover.serve.command import OPTIONS, main, with_ledger
@@ -319,8 +317,6 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
     quiet = profile()
     busy = msgspec.structs.replace(quiet, notes=("energy is modelled", note))
     assert banner._doubt(busy, None) == f"that target is loose: {note}; {anew}"
-    unsettled = msgspec.structs.replace(quiet, notes=(f"{UNSETTLED} within 10%: 15 ms counts",))
-    assert banner._doubt(unsettled, None) == f"that target is uncertain: {unsettled.notes[0]}"
     assert banner._doubt(busy, 20.0) == ""
     assert banner._doubt(quiet, None) == ""
     assert banner._doubt(None, None) == ""

@@ -144,7 +144,7 @@ def test_the_ledger_has_what_the_account_has(tmp_path: Path, opened: int) -> Non
         assert {(row.known, row.provider, row.zone) for row in grid} == {("live", "neso", "GB")}
         assert sum(row.seconds for row in grid) == pytest.approx(400.0)
         assert sum(row.joules for row in grid) == pytest.approx(sum(row.joules for row in lines))
-        assert all(row.g_per_kwh_energy == pytest.approx(300.0, rel=1e-4) for row in grid if row.joules)
+        assert all(row.net_g / row.joules * 3.6e6 == pytest.approx(300.0, rel=1e-4) for row in grid if row.joules)
         assert [event.summary for event in ledger.events(kinds=["fault"])] == [
             "the wall clock moved by -100.0 s that did not pass: it was set, or the machine slept"
         ]

@@ -233,7 +233,7 @@ def test_an_order_keeps_what_a_worker_needs(shades: FamilySpec) -> None:
 
 def test_what_a_client_spends_is_noted_as_its_own(shades: FamilySpec, tmp_path: Path) -> None:
     from clover.config import EnergyConfig
-    from clover.profiling.client_steps import client_note
+    from clover.profiling.rows import client_note
 
     assert client_note(shades, EnergyConfig()) == ""
     spec = changed(tmp_path, ('run = "worker"', 'run = "split"'), *FIXED[1:])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.planning.budget.horizon import Hour, spend
+from bench.horizon import Hour, spend
 from clover.planning.budget.horizon_bound import CostBound, HorizonPart, cost_bound, least_grams
 from clover.planning.model.frontier import FrontierPoint
 from clover.planning.model.objective import held_to, objective_of

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clover.planning.budget.horizon import Hour, spend
+from bench.horizon import Hour, spend
 from clover.planning.budget.online import price_at
 from clover.planning.budget.target import RemainingHorizon
 from clover.planning.model.frontier import FrontierPoint

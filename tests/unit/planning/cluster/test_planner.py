@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.errors import PlanError
-from clover.planning.cluster.levers import levers
 from clover.planning.cluster.planner import plan_cluster
 from clover.planning.cluster.records import (
     ClusterNode,
@@ -95,16 +94,6 @@ def test_what_others_would_emit_is_told_by_the_same_model() -> None:
     assert plan.alone_g_h == pytest.approx((50.0 * idle_w + 500.0 * (idle_w + rows_w)) / 1000.0)
     # In equal shares, half the rows are served in each region.
     assert plan.awake_g_h == pytest.approx((50.0 + 500.0) * (idle_w + rows_w / 2) / 1000.0)
-
-
-def test_the_ladder_of_levers_goes_down_to_the_plan() -> None:
-    found = levers(problem())
-    plan = plan_cluster(problem())
-    assert found.best_g_h >= found.alone_g_h >= found.shifted_g_h >= found.plan_g_h
-    assert (found.alone_g_h, found.plan_g_h) == (pytest.approx(plan.alone_g_h), pytest.approx(plan.grams_h))
-    rows_w = 300.0 * SMALL.watts / SMALL.rate + 300.0 * LARGE.watts / LARGE.rate
-    assert found.by_shift == pytest.approx((500.0 - 50.0) * rows_w / 1000.0), "rows alone move"
-    assert found.by_accuracy == pytest.approx(500.0 * (600.0 * LARGE.watts / LARGE.rate - rows_w) / 1000.0)
 
 
 def test_a_node_more_is_awake_for_the_loss_of_one() -> None:

@@ -7,12 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.horizon import Hour, spend
 from clover.errors import PlanError
-from clover.planning.budget.horizon import Hour, points, spend
 from clover.planning.model.frontier import FrontierPoint
-from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import problem_of
-from tests.support.profiles_fixture import cpu, objective, state
 
 LADDER = ((88.0, 1.0), (90.0, 2.0), (92.0, 5.0))
 
@@ -74,11 +71,3 @@ def test_it_is_the_optimum_of_the_linear_program(hours: list[Hour], part: float)
         # At the price every hour by itself is content with its choice.
         best = min(p.grams - spent.price * p.accuracy for p in one.points)
         assert chosen.grams - spent.price * chosen.accuracy <= best + 1e-6
-
-
-def test_the_points_of_an_hour_are_plans_of_the_same_planner() -> None:
-    now = state(rate=100.0, devices=(cpu(2),), config=objective(floor=89.0))
-    found = points(problem_of(now), objective_of(now), (0.0, 0.02, 0.1, 1.0), grams_per_j=2.0)
-    assert found[0].accuracy == max(point.accuracy for point in found) == pytest.approx(92.0)
-    assert found[-1].grams == min(point.grams for point in found)
-    assert all(point.accuracy >= 89.0 - 1e-6 for point in found)

@@ -16,13 +16,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import replace
 
 from clover.errors import PlanError
 from clover.planning.model.frontier import FrontierPoint, hull, slope
-from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem
-from clover.planning.search.annealed import best_found
 from clover.types import Record
 
 _EPSILON = 1e-12
@@ -73,20 +69,6 @@ def spend(hours: Sequence[Hour], budget: float) -> Spent:
         accuracy=sum(hour.rows * point.accuracy for hour, point in zip(hours, taken, strict=True)) / rows,
         grams=sum(hour.rows * point.grams for hour, point in zip(hours, taken, strict=True)),
         price=price,
-    )
-
-
-def points(
-    problem: Problem, objective: Objective, lambdas: Sequence[float], *, grams_per_j: float
-) -> tuple[FrontierPoint, ...]:
-    """Return how an hour can be run: the best plan of the paper's objective at each of `lambdas`, from all for accuracy
-    (0) to all for carbon (1).  Plans that miss the SLO or the floor are left out.  `grams_per_j` is the hour's
-    intensity."""
-    plans = (best_found(problem, replace(objective, form="paper", lam=lam)).best for lam in lambdas)
-    return tuple(
-        FrontierPoint(accuracy=plan.prediction.accuracy, grams=plan.prediction.energy_j_per_row * grams_per_j)
-        for plan in plans
-        if plan.feasible
     )
 
 
