@@ -332,9 +332,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "cpu | nvidia | nvidia:0-3,6 | nvidia:mig (only with MIG on) | nvidia:0/mps (in parts, without MIG) | "
-            "mig:UUID,... (as they are) | emulated:NAME[:COUNT[:NUMBERS]][/mps], as emulated:a100-40gb:2 or "
-            "a100-40gb:8:0-3 | emulated:pod-1g.10gb"
+            "cpu | nvidia | nvidia:0-3,6 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
+            "emulated:NAME[:COUNT[:NUMBERS]], as emulated:a100-40gb:2 or a100-40gb:8:0-3 | emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""

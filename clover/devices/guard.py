@@ -11,7 +11,6 @@ from clover.config import MigConfig
 from clover.devices import clients
 from clover.devices.hooks import ChangeHooks
 from clover.devices.mig import MigDevice
-from clover.devices.mps import MpsDevice
 from clover.devices.xids import XidWatch
 
 log = logging.getLogger("clover.devices")
@@ -24,8 +23,7 @@ class GpuGuard:
         self._gpus = {gpu.index: gpu for gpu in gpus}
         self._hooks = ChangeHooks(config.before_change, config.after_change, timeout_s=config.hook_timeout_s)
         for gpu in gpus:
-            if not isinstance(gpu, MpsDevice):  # monitors do not hold parts of MPS
-                gpu.hooks = self._hooks
+            gpu.hooks = self._hooks
         self._watch: XidWatch | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 

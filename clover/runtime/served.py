@@ -38,7 +38,6 @@ from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
 from clover.runtime.router.traffic import Traffic
 from clover.runtime.workers import sandboxes
-from clover.runtime.workers.board_faults import mps_part
 from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.hot_spares import HotSpares
@@ -217,7 +216,6 @@ class Served:
             visible_devices="" if emulated else device.visible(placement),
             place=placement.id,
             emulated=_slice(first, device, placement) if emulated else None,
-            mps=mps_part(device, placement),
             sandbox=sandboxes.order_of(self._workers, gpu=not emulated and bool(device.visible(placement))),
         )
         return self._with_others(order, assignment, device)

@@ -28,7 +28,6 @@ from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
-from clover.devices.mps import MpsDevice
 from clover.devices.polls import GpuPolls
 from clover.energy.cpu_time import ProcessTree
 from clover.energy.gpu_probe import counted_others
@@ -175,8 +174,7 @@ class Machine:
         """Return what the server does on `gpu`, for its meter."""
 
         def owns(pid: int) -> bool:
-            ours = descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
-            return ours or (isinstance(gpu, MpsDevice) and gpu.serves_us(pid))
+            return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
 
         def processes() -> frozenset[int]:
             own = frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name)
@@ -200,12 +198,6 @@ class Machine:
             foreign_instances=foreign_instances,
             held_part=held_part,
         )
-
-    def board_fault(self, pipe: str, why: str) -> None:
-        """Have the GPU whose MPS daemon is at `pipe` report that a fault ended all its workers, and `why`."""
-        for gpu in self.gpus:
-            if isinstance(gpu, MpsDevice) and gpu.control is not None and str(gpu.control.pipe) == pipe:
-                gpu.note_fault(why)
 
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""

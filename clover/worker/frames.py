@@ -72,16 +72,6 @@ class EmulatedSlice(Record, frozen=True, kw_only=True):
     memory_bytes: int
 
 
-class MpsPart(Record, frozen=True, kw_only=True):
-    """The part of a GPU that a worker has as a client of MPS: the placement's name; the program that asks the daemon,
-    and variables for that beside the server's; the variables by which the worker becomes that client."""
-
-    part: str
-    program: tuple[str, ...]
-    control: dict[str, str]
-    environment: dict[str, str]
-
-
 Recording = Literal["check", "trust", "skip"]
 """What a worker on a GPU does about the launches of a variant: record them and compare each replay with the model,
 record them only, as profiling compared them, or neither, as profiling found that they may not be replayed."""
@@ -127,7 +117,6 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     visible_devices: str = ""
     place: str = ""
     emulated: EmulatedSlice | None = None
-    mps: MpsPart | None = None
     also: tuple[Resident, ...] = ()
     """Variants that the worker holds beside `variant`, as many of the first of them as fit `resident_bytes`."""
     resident_bytes: int = 0

@@ -64,7 +64,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             _harden(order)
             held = None
             if order.emulated is not None:
-                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also, order.mps)
+                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also)
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             also = () if _on_cores(order) or held is not None else (Batches(slab),)  # of a second batch in flight
@@ -117,9 +117,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             return 1
         except WorkerError as error:
             _log.error("%s on %s ends: %s", order.variant, order.place or "its cores", error)
-            # Any client of MPS may have made the error that ended them all: no row can be held to have done it.
-            anybody = order.mps is not None
-            send_state(control, frames.WorkerState(state="failed", text=reason_of(error), device_lost=anybody))
+            send_state(control, frames.WorkerState(state="failed", text=reason_of(error)))
             return 1
     except ParentGone:
         return 0
@@ -179,8 +177,6 @@ def _harden(order: frames.WorkerOrder) -> None:
 
     What the model forks stays below this process until it ends, and is ended by the zygote then."""
     os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
-    if order.mps is not None:
-        os.environ.update(order.mps.environment)
     if order.visible_devices and order.emulated is None and (reason := cuda_driver.start()):
         _log.warning("CUDA does not start on %s: %s", order.visible_devices, reason)  # torch says it as an error
     libc = ctypes.CDLL(None, use_errno=True)

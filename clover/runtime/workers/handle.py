@@ -48,8 +48,6 @@ class WorkerOwner(Protocol):
     oom_kills: OomKills
 
     def forget(self, worker: WorkerProcess, completed: int) -> None: ...
-    def end_client(self, worker: WorkerProcess) -> None: ...
-    def client_died(self, worker: WorkerProcess, reason: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,20 +217,10 @@ class WorkerProcess:
             await self.dead(_END_S)
 
     def kill(self) -> None:
-        """End it by SIGKILL; that of a client of MPS comes once its work on the GPU was ended (`board_faults`).
-        `on_death` is called as for any other death."""
-        if self.state == "dead":
-            return
-        if self.order.mps is not None:
-            self._pool.end_client(self)
-        else:
-            self.kill_now()
-
-    def kill_now(self) -> None:
-        """Send SIGKILL by pidfd, which cannot hit another process."""
+        """End it by SIGKILL; `on_death` is called as for any other death."""
         if self.state != "dead":
             self._killed = True
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # by pidfd, which cannot hit another process
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def dead(self, within_s: float) -> bool:
@@ -396,8 +384,6 @@ class WorkerProcess:
         os.close(self._pidfd)
         self._gone.set()
         reason = self._reason()
-        if self.order.mps is not None and not expected:
-            self._pool.client_died(self, reason)
         if not self._ready.done():
             died = WorkerLostInStart if self.order.also else WorkerError
             text = f"{self.order.variant} ({self.order.backend}) died while starting: {reason}"
