@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from clover.config_families import FamilyConfig, TenantConfig, TokenConfig
-from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig, RolloutConfig
+from clover.config_records import LedgerConfig, LogConfig, OtelConfig, ReportConfig, RolloutConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
 
@@ -24,7 +24,6 @@ __all__ = [
     "LimitsConfig",
     "ListenConfig",
     "LogConfig",
-    "MigConfig",
     "OtelConfig",
     "ReportConfig",
     "RolloutConfig",
@@ -407,7 +406,6 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     embodied: EmbodiedConfig = EmbodiedConfig()
     controller: ControllerConfig = ControllerConfig()
     workers: WorkersConfig = WorkersConfig()
-    mig: MigConfig = MigConfig()
     log: LogConfig = LogConfig()
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()

@@ -66,7 +66,7 @@ class Machine:
         self._account = account
         self.devices: dict[str, Device] = made.build(config.workers, cache)
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
-        self._gpu_guard = GpuGuard(self.gpus, config.mig)
+        self._gpu_guard = GpuGuard(self.gpus)
         self.meters: dict[str, EnergyMeter] = {}
         self.paused = False
         """Whether no meter is read now: another server's are, or this one's are being handed over."""
@@ -313,7 +313,7 @@ class Machine:
         there = await self._polls.answering(self.gpus)
         if time.monotonic() >= self._retry_s and (self._retrying is None or self._retrying.done()):
             self._retry_s = time.monotonic() + _RETRY_S
-            # Beside the watch: the operator's commands around changes may take a minute.
+            # Beside the watch: each try may occupy the driver for a second.
             self._retrying = asyncio.create_task(_retry(there))
 
     async def empty(self) -> None:
@@ -329,7 +329,6 @@ class Machine:
         try:
             if not self._config.workers.keep_instances:
                 await self.empty()
-            await self._gpu_guard.settle()
         finally:
             self.close()
 

@@ -17,7 +17,6 @@ from clover.config import ServerConfig, TenantConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.settings import (
-    FILE_ONLY,
     SETTINGS,
     Option,
     Setting,
@@ -81,20 +80,8 @@ def test_help_names_every_flag() -> None:
     text = help_text("clover", "Serve.", [Option("--check-config", "check and leave")])
     for setting in SETTINGS:
         if setting.key != "families.family":
-            assert (setting.flag in text) is (setting.key not in FILE_ONLY)
+            assert setting.flag in text
     assert "--check-config" in text
-
-
-def test_programs_to_run_stand_in_the_file_only(tmp_path: Path) -> None:
-    path = write(tmp_path, "[mig]\nbefore_change = ['systemctl', 'stop', 'nvidia-dcgm']\n")
-    settings = load([path], {})
-    assert settings.config.mig.before_change == ("systemctl", "stop", "nvidia-dcgm")
-    assert 'before_change = ["systemctl", "stop", "nvidia-dcgm"]' in print_config(settings)
-    with pytest.raises(ConfigError, match="unknown flag --mig-before-change"):
-        load(["--mig-before-change", "/bin/true"], {})
-    with pytest.raises(ConfigError, match="unknown variable CLOVER_MIG_AFTER_CHANGE"):
-        load([], {"CLOVER_MIG_AFTER_CHANGE": "/bin/true"})
-    assert load(["--mig-hook-timeout-s", "5"], {}).config.mig.hook_timeout_s == 5.0
 
 
 # --- precedence ---------------------------------------------------------------------------------------------------
