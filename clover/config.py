@@ -354,13 +354,6 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
             "off: all GPUs and cores have workers"
         ),
     ] = "park"
-    spare: Annotated[
-        Literal["off", "on", "auto"],
-        _help(
-            "on: beside each worker stands a process without weights (on a GPU with a CUDA context), which the next "
-            "start there takes over; auto: where a start took 2 s without it and memory has room"
-        ),
-    ] = "off"
     gpu_sleep_w: (
         Annotated[
             float,

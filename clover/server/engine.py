@@ -361,7 +361,7 @@ class Engine:
         """Check the workers.  Nothing slow is awaited before the next look, which would take that for a pause of the
         server's (`clover.runtime.workers.silence`)."""
         for served in self.served.values():
-            served.watch()
+            served.fleet.watch()
         self._follow_targets()
         self.rollouts.look()
         self.cluster.look()

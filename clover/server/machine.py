@@ -74,7 +74,7 @@ class Machine:
         """Whether another server meters the machine by now, and this one counts only what its own processes use."""
         self.core_idle: CoreIdle | None = None
         self.served: Mapping[str, Served] = {}
-        """The families, for their hot spares: processes of ours that do nothing."""
+        """The families, whose folders `start` looks through for files that the sandbox does not keep from models."""
         self._polls = GpuPolls()
         self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
@@ -176,10 +176,6 @@ class Machine:
         def owns(pid: int) -> bool:
             return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
 
-        def processes() -> frozenset[int]:
-            own = frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name)
-            return own.union(*(served.spares.pids(gpu.name) for served in self.served.values()))
-
         def held_part() -> float:
             # By placement, as several variants may share one; `others` are slices that are not for this process.
             held = {meter.placement: meter.slices for meter in self._account.workers() if meter.device == gpu.name}
@@ -193,7 +189,7 @@ class Machine:
 
         return energy.OurWork(
             busy_ns=lambda: self._account.busy_ns(gpu.name),
-            workers=processes,
+            workers=lambda: frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name),
             owns=owns,
             foreign_instances=foreign_instances,
             held_part=held_part,

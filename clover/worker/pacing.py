@@ -200,11 +200,6 @@ class HeldSlice:
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
         return cls(order, board, pacer, also)
 
-    def adopt(self, order: EmulatedSlice, also: Sequence[Resident] = ()) -> HeldSlice:
-        """Return the same slice as it is held for another order."""
-        pacer = Pacer(order.pace_ms, also=[resident.pace_ms for resident in also])
-        return HeldSlice(order, self._board, pacer, also)
-
     def turn_to(self, lane: int) -> None:
         """Run the batches that follow at the pace and the power of `lane`."""
         self._watts = self._lanes_watts[lane]

@@ -38,7 +38,7 @@ _SANDBOX_CHARS = 64
 _REASON_CHARS = 2000
 """Of what a worker gives as the reason of its failure, at most so much is believed and logged."""
 
-State = Literal["starting", "spare", "loading", "warming", "ready", "draining", "dead"]
+State = Literal["starting", "loading", "warming", "ready", "draining", "dead"]
 
 
 class WorkerOwner(Protocol):
@@ -165,21 +165,6 @@ class WorkerProcess:
         """Ring its doorbell: there is a batch in its ring."""
         if self.state != "dead":
             ring_bell(self._doorbell)  # untaken if it was rung often enough, or is dying
-
-    async def adopt(self, order: frames.WorkerOrder, within_s: float) -> None:
-        """Have this hot spare take `order` over; return once it is ready.  Raises WorkerError."""
-        assert self._loop is not None
-        if self.state != "spare":
-            raise WorkerError(f"worker {self.pid} is no hot spare: it is {self.state}")
-        self.order, self.state = order, "starting"
-        self.started_at_ns = time.monotonic_ns()
-        self._ready = self._loop.create_future()
-        try:
-            frames.send(self._control, frames.Adopt(order=order.trimmed()))
-        except OSError as error:
-            self.kill()
-            raise WorkerError(f"the hot spare {self.pid} cannot be reached: {error.strerror}") from error
-        await self.until_ready(within_s)
 
     def request_exit(self) -> None:
         """Have it answer what is in its ring and exit; return at once."""
@@ -312,11 +297,6 @@ class WorkerProcess:
             if not self._ready.done():
                 failed = WorkerLostInStart if state.left_out else WorkerError
                 self._ready.set_exception(failed(f"{self.order.variant} ({self.order.backend}): {self._failure}"))
-        elif state.state == "spare":
-            if self.state == "starting" and self.order.spare_lanes:
-                self.state = "spare"
-                if not self._ready.done():
-                    self._ready.set_result(None)
         elif self.state in ("starting", "loading", "warming"):
             if state.state == "ready":
                 self._holds(state)

@@ -183,7 +183,7 @@ class Pool:
             finally:
                 self._asking -= 1
             mine.pop_all()
-        name = f"worker {pid} ({order.variant or 'a hot spare'} at {order.place or 'its cores'})"
+        name = f"worker {pid} ({order.variant} at {order.place or 'its cores'})"
         worker = WorkerProcess(
             order,
             pid,
@@ -205,19 +205,6 @@ class Pool:
             await asyncio.shield(self._discard(worker))
             raise
         return worker
-
-    async def adopt(self, spare: WorkerProcess, order: frames.WorkerOrder) -> WorkerProcess:
-        """Return `spare`, a hot spare that `spawn` returned, once it is the worker of `order`.
-
-        Raises WorkerError as `spawn` does; nothing of the spare is left then, nor after the caller is cancelled.
-        """
-        try:
-            async with self._turns:
-                await spare.adopt(order, self.start_s)
-        except BaseException:
-            await asyncio.shield(self._discard(spare))
-            raise
-        return spare
 
     async def _discard(self, worker: WorkerProcess) -> None:
         worker.on_death = None
