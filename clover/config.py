@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from clover.config_families import FamilyConfig, TenantConfig, TokenConfig
-from clover.config_records import LedgerConfig, LogConfig, MigConfig, OtelConfig, ReportConfig, RolloutConfig
+from clover.config_records import LedgerConfig, LogConfig, OtelConfig, ReportConfig, RolloutConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
 
@@ -24,7 +24,6 @@ __all__ = [
     "LimitsConfig",
     "ListenConfig",
     "LogConfig",
-    "MigConfig",
     "OtelConfig",
     "ReportConfig",
     "RolloutConfig",
@@ -332,9 +331,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "cpu | nvidia | nvidia:0-3,6 | nvidia:mig (only with MIG on) | nvidia:0/mps (in parts, without MIG) | "
-            "mig:UUID,... (as they are) | emulated:NAME[:COUNT[:NUMBERS]][/mps], as emulated:a100-40gb:2 or "
-            "a100-40gb:8:0-3 | emulated:pod-1g.10gb"
+            "cpu | nvidia | nvidia:0-3,6 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
+            "emulated:NAME[:COUNT[:NUMBERS]], as emulated:a100-40gb:2 or a100-40gb:8:0-3 | emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""
@@ -356,13 +354,6 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
             "off: all GPUs and cores have workers"
         ),
     ] = "park"
-    spare: Annotated[
-        Literal["off", "on", "auto"],
-        _help(
-            "on: beside each worker stands a process without weights (on a GPU with a CUDA context), which the next "
-            "start there takes over; auto: where a start took 2 s without it and memory has room"
-        ),
-    ] = "off"
     gpu_sleep_w: (
         Annotated[
             float,
@@ -408,7 +399,6 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     embodied: EmbodiedConfig = EmbodiedConfig()
     controller: ControllerConfig = ControllerConfig()
     workers: WorkersConfig = WorkersConfig()
-    mig: MigConfig = MigConfig()
     log: LogConfig = LogConfig()
     ledger: LedgerConfig = LedgerConfig()
     otel: OtelConfig = OtelConfig()

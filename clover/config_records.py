@@ -15,24 +15,6 @@ class LogConfig(Section, frozen=True, kw_only=True):
     access: Annotated[bool, _help("log every request with its id")] = False
 
 
-class MigConfig(Section, frozen=True, kw_only=True):
-    before_change: Annotated[
-        tuple[str, ...],
-        _help(
-            "program with its arguments to run before MIG instances are made or removed, to stop what holds them, as "
-            '["systemctl", "stop", "nvidia-dcgm"]; if it fails nothing is changed'
-        ),
-    ] = ()
-    after_change: Annotated[
-        tuple[str, ...],
-        _help("program with its arguments to run once no instance was made or removed for 5 s, to start that again"),
-    ] = ()
-    hook_timeout_s: Annotated[
-        float,
-        _help("most seconds that mig.before_change and mig.after_change (configuration file only) may take", gt=0),
-    ] = 60.0
-
-
 class LedgerConfig(Section, frozen=True, kw_only=True):
     keep: Annotated[
         Literal["auto", "on", "off"],

@@ -7,7 +7,7 @@ not used: a graph that falls back to torch in the middle would be neither what w
 
 **Running.**  Out of the saved program the engine itself is taken, as TensorRT serialised it, with the names of what
 goes in and out (`engine.json`): a worker runs it by TensorRT's own runtime (`clover.backends.trt_engine`) and never
-imports torch-tensorrt, which takes seconds.  The program stays beside it, for new weights.
+imports torch-tensorrt, which takes seconds.
 
 **The store.**  `.../tensorrt/GPU/PROFILE/FAMILY-VARIANT-KEY/` (see `clover.backends.artifacts`).  The library's own
 cache of engines hashes neither the device nor its multiprocessors, so it stays off; its cache of kernel timings lies in
@@ -15,10 +15,6 @@ the folder of the GPU and profile.  `engine.json` says what an engine was built 
 
 **Parity.**  The engine is loaded as a worker loads it and compared with the module, eager, in float32
 (`clover.backends.parity`); beyond the tolerance of its precision an engine is not kept.
-
-**New weights.**  Where an engine of the same structure (the same code, declaration and versions, other weights) is in
-the store, the weights are exchanged in a copy of it in place of a build; engines are built refittable for that.  If
-that fails or parity does not hold, it is built after all, and the log says so.
 
 Everything here was written against torch-tensorrt 2.13 and its neighbours; `tests/gpu` is what shows it on a GPU.
 """
@@ -28,7 +24,6 @@ from __future__ import annotations
 import base64
 import binascii
 import importlib
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -40,15 +35,13 @@ from numpy.typing import NDArray
 
 from clover import families
 from clover.backends import cuda, parity
-from clover.backends.artifacts import MANIFEST, manifest_of, package_version, recipe, tensorrt_version
+from clover.backends.artifacts import package_version, tensorrt_version
 from clover.backends.targets import CPU, Target, driver_version
 from clover.backends.tensors import export, load_module, torch_dtype, with_casts
 from clover.backends.trt_engine import TensorRtEngine, runtime_library
 from clover.errors import CloverError, ProfileError, WorkerError
 from clover.malformed import MALFORMED
 from clover.types import FamilySpec, Precision, Record, TensorSpec, VariantSpec
-
-_log = logging.getLogger("clover.backends")
 
 PROGRAM = "model.ep"
 PLAN = "model.engine"
@@ -70,7 +63,7 @@ DATATYPES = ("BOOL", "INT32", "INT64", "FP16", "BF16", "FP32")
 class EngineRecord(Record, frozen=True, kw_only=True):
     """What an engine was built on and how accurate it is, in `engine.json`.  `difference`: the largest from eager, as a
     share of what is allowed.  `inputs` and `outputs`: the engine's names of the declared tensors, in their order ("":
-    it does not use that input).  `refitted_from`: the artifact whose engine was reused, with other weights."""
+    it does not use that input)."""
 
     device: str
     multiprocessors: int
@@ -83,7 +76,6 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     difference: float
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    refitted_from: str = ""
 
 
 class TensorRtBackend:
@@ -134,7 +126,7 @@ class TensorRtBackend:
     def compile(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
     ) -> None:
-        """Build the engine for `target`, or put new weights into one of the same structure, and check its answers.
+        """Build the engine for `target` and check its answers.
 
         Runs inside the slice that `target.visible` names; takes seconds to minutes.  Raises ProfileError.
         """
@@ -145,26 +137,15 @@ class TensorRtBackend:
         device = cuda.for_building(variant, target)
         began_s = time.monotonic()
         program, arguments, shapes = _exported(family, variant, device)
-        base = relative(family, variant, folder, target)
-        if base is not None:
-            try:
-                refit(library, base / PROGRAM, program, arguments, shapes, folder / PROGRAM)
-                names = _write_plan(library, program, folder)
-                difference = _difference(family, variant, folder, names, device)
-            except Exception as error:
-                _log.warning("%s is built anew, new weights for %s failed: %s", variant.name, base.name, error)
-                base = None
-                program, arguments, shapes = _exported(family, variant, device)  # refitting may have rewritten it
-        if base is None:
-            module = library.dynamo.compile(
-                program,
-                arg_inputs=[library.Input(**spec) for spec in engine_inputs(family, variant)],
-                **compile_settings(variant.precision, folder.parent / TIMINGS),
-            )
-            whole(module)
-            save(library, module, folder / PROGRAM, arguments, shapes)
-            names = _write_plan(library, program, folder)
-            difference = _difference(family, variant, folder, names, device)
+        module = library.dynamo.compile(
+            program,
+            arg_inputs=[library.Input(**spec) for spec in engine_inputs(family, variant)],
+            **compile_settings(variant.precision, folder.parent / TIMINGS),
+        )
+        whole(module)
+        save(library, module, folder / PROGRAM, arguments, shapes)
+        names = _write_plan(library, program, folder)
+        difference = _difference(family, variant, folder, names, device)
         record = EngineRecord(
             **_here(),
             torch=package_version("torch"),
@@ -175,7 +156,6 @@ class TensorRtBackend:
             difference=difference,
             inputs=names[0],
             outputs=names[1],
-            refitted_from=base.name if base is not None else "",
         )
         (folder / ENGINE).write_bytes(msgspec.json.encode(record))
 
@@ -216,7 +196,6 @@ def compile_settings(precision: Precision, timings: Path) -> dict[str, Any]:
         "disable_tf32": precision != "tf32",
         "require_full_compilation": True,
         "min_block_size": 1,  # by default a module of fewer than five operations is left to torch, without an error
-        "immutable_weights": False,
         "cache_built_engines": False,
         "reuse_cached_engines": False,
         "timing_cache_path": str(timings),  # by default a file in the shared temporary folder, for all devices
@@ -274,8 +253,7 @@ def save(library: Any, module: Any, path: Path, arguments: tuple[Any, ...], shap
 
 
 def _loaded(library: Any, path: Path) -> Any:
-    """Return the module of a saved program.  Its guards on shapes are left out: the runner knows its shapes, and a
-    guard is a submodule, by which refitting takes the program for another kind of module."""
+    """Return the module of a saved program, without submodules that guard shapes: it is not run."""
     return library.load(str(path)).module(check_guards=False)
 
 
@@ -309,8 +287,9 @@ def ordered(wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _write_plan(library: Any, program: Any, folder: Path) -> EngineNames:
-    """Write the engine of the saved program as TensorRT serialised it; return its names."""
+    """Write the engine of the saved program, as TensorRT serialised it, in the program's place; return its names."""
     data, inputs, outputs = serialised(_loaded(library, folder / PROGRAM))
+    (folder / PROGRAM).unlink()
     (folder / PLAN).write_bytes(data)
     return ordered(program.graph_signature.user_inputs, inputs), outputs
 
@@ -345,29 +324,7 @@ def _difference(family: FamilySpec, variant: VariantSpec, folder: Path, names: E
     return worst
 
 
-def refit(library: Any, base: Path, program: Any, arguments: tuple[Any, ...], shapes: Any, path: Path) -> None:
-    """Write the engine in `base` to `path` with the weights of `program`."""
-    module = library.dynamo.refit_module_weights(_loaded(library, base), program)
-    save(library, module, path, arguments, shapes)
-
-
 # --- the store --------------------------------------------------------------------------------------------------------
-
-
-def relative(family: FamilySpec, variant: VariantSpec, folder: Path, target: Target) -> Path | None:
-    """Return the newest artifact beside `folder` that differs in nothing but the weights, if there is one.  Without a
-    file of weights, code and weights cannot be told apart."""
-    if not variant.weights:
-        return None
-    mine = msgspec.structs.replace(recipe(family, variant, "tensorrt", 1, None, target), variant="")
-    found = []
-    for path in folder.parent.glob(f"*/{MANIFEST}"):
-        manifest = manifest_of(path.parent)
-        if path.parent == folder or manifest is None:
-            continue
-        if msgspec.structs.replace(manifest.recipe, variant="") == mine and (path.parent / PROGRAM).is_file():
-            found.append(path)
-    return max(found, key=lambda path: path.stat().st_mtime_ns).parent if found else None
 
 
 def _here() -> dict[str, Any]:

@@ -19,7 +19,6 @@ import uvloop
 from clover import devices, families, profiles, settings
 from clover.cache import cache_folder
 from clover.config import FamilyConfig, ServerConfig
-from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
 from clover.hints import program
@@ -149,7 +148,6 @@ async def _measure(spec: FamilySpec, device: Devices, config: ServerConfig, meas
     pool = Pool(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
     given = device.values() if isinstance(device, Mapping) else ()
     gpus = [gpu for gpu in given if isinstance(gpu, MigDevice)]
-    guard = GpuGuard(gpus, config.mig)
     try:
         await pool.start()
         for gpu in gpus:
@@ -157,4 +155,3 @@ async def _measure(spec: FamilySpec, device: Devices, config: ServerConfig, meas
         return await measure(spec, device, pool, None, measuring)
     finally:
         await pool.stop()
-        await guard.settle()

@@ -98,8 +98,6 @@ class DevicePool:
         remedies = ["serve fewer families", "add GPUs"]
         if any(getattr(self._devices[name], "can_mig", False) for name in whole):
             remedies.append("switch MIG on")
-        if whole:
-            remedies.append("have MPS part a GPU that MIG does not split (workers.device = nvidia:0/mps)")
         return (
             f"{len(self._shares)} families ({', '.join(self._shares)}) need a GPU each, or a part of one that MIG "
             f"splits, but there {'is' if len(usable) == 1 else 'are'} {len(usable)} ({', '.join(usable) or 'none'}) "

@@ -105,7 +105,6 @@ def _device(context: Context, shape: DeviceShape) -> dict[str, Any]:
         "foreign": gpu_report.get("foreign", []),
         **context.parked.report(shape),
         "fixed": gpu_report.get("fixed", ""),
-        "mps": gpu_report.get("mps"),
     }
 
 

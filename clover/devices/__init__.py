@@ -1,8 +1,8 @@
 """Partitionable devices: which layouts exist, and instances made and unmade.
 
 `build` turns one word of configuration into devices: `cpu` (core-sets), `nvidia` or `nvidia:0-3,6` (the GPUs of this
-machine, split by MIG if that is on), `nvidia:0/mps` (GPUs without MIG, in parts by MPS), `mig:MIG-...` (MIG instances
-by their UUIDs, as they are), `emulated:a100-40gb:2` (GPUs that are not there, behind the same driver calls).
+machine, split by MIG if that is on), `mig:MIG-...` (MIG instances by their UUIDs, as they are), `emulated:a100-40gb:2`
+(GPUs that are not there, behind the same driver calls).
 `DEVICES` maps the first part of the word to the module that knows the rest: a kind joins by adding a line there and a
 line in `DEVICE_FORMS` of `clover/settings/check.py`.
 """
@@ -36,15 +36,14 @@ _NUMBERS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 class DeviceChoice(Record, frozen=True, kw_only=True):
-    """What `workers.device` asks for.  `indices` empty: every GPU.  `need_mig`: only with MIG mode on.  `mps`: in parts
-    by MPS.  `uuids`: these MIG instances and no others.  `name` and `count` are those of emulated GPUs, of which the
-    server has those of `indices`; with a `pod`,
-    that many instances of that profile on one of them, in the hands of a user without privileges."""
+    """What `workers.device` asks for.  `indices` empty: every GPU.  `need_mig`: only with MIG mode on.  `uuids`:
+    these MIG instances and no others.  `name` and `count` are those of emulated GPUs, of which the server has those of
+    `indices`; with a `pod`, that many instances of that profile on one of them, in the hands of a user without
+    privileges."""
 
     kind: str
     indices: tuple[int, ...] = ()
     need_mig: bool = False
-    mps: bool = False
     uuids: tuple[str, ...] = ()
     name: str = ""
     count: int = 0
@@ -52,10 +51,10 @@ class DeviceChoice(Record, frozen=True, kw_only=True):
 
     @property
     def box(self) -> str:
-        """The name of a set of emulated GPUs: "a100-40gb-2", "rtx-4090-1-mps", "pod-1g.10gb-1"."""
+        """The name of a set of emulated GPUs: "a100-40gb-2", "pod-1g.10gb-1"."""
         if self.pod:
             return f"pod-{self.pod}-{self.count}"
-        return f"{self.name}-{self.count}{'-mps' if self.mps else ''}"
+        return f"{self.name}-{self.count}"
 
 
 class DeviceKind(Protocol):

@@ -2,7 +2,6 @@
 
     emulated:NAME[:COUNT]          so many GPUs (1), for a user who may change their instances
     emulated:NAME:COUNT:NUMBERS    of a box of so many GPUs those with these numbers, as 0-3: servers share the box
-    emulated:NAME[:COUNT]/mps      the same without MIG, each in parts by MPS
     emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
 
 From opening on they are GPUs like any other, behind an NVML library of our own (`clover.devices.emulated`).  A pod's
@@ -13,19 +12,16 @@ tables that has the profile as a plain one: an A100 with 80 GB for 1g.10gb.
 from __future__ import annotations
 
 import re
-import sys
 import zlib
 from pathlib import Path
-from typing import Any
 
 from clover.config import WorkersConfig
-from clover.devices import DeviceChoice, box_path, disturb, emulated, mps_emulated, numbers, tables
+from clover.devices import DeviceChoice, box_path, emulated, numbers, tables
 from clover.devices.clients import nodes_of
 from clover.devices.cpu import CpuDevice
 from clover.devices.fixed import NOT_PERMITTED, FixedGpu
 from clover.devices.gpu import MigGpu
-from clover.devices.mps import MpsProgram
-from clover.devices.nvidia import BY_MPS, open_gpus
+from clover.devices.nvidia import open_gpus
 from clover.devices.nvml import Nvml
 from clover.errors import ConfigError, DeviceError, DeviceLost
 from clover.interfaces import Device
@@ -33,15 +29,12 @@ from clover.settings.check import parse_cores
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
 _POD = "pod-"
-_MPS_CUDA = (13, 1)
-"""What the driver of an MPS box is for: the first with static partitions."""
 
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which box `text` asks for; ConfigError if it is malformed or there is no table of that GPU."""
-    mps = (rest or "").endswith(BY_MPS)
-    name, colon, count = (rest or "").removesuffix(BY_MPS).partition(":")
-    if name.startswith(_POD) and not mps:
+    name, colon, count = (rest or "").partition(":")
+    if name.startswith(_POD):
         return _pod(text, name.removeprefix(_POD), count)
     count, of, chosen = (count if colon else "1").partition(":")
     if not name or not _NUMBER.fullmatch(count):
@@ -57,7 +50,7 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
     indices = numbers(text, chosen, f"emulated:{name}:{count}:0-3") if of else ()
     if indices and indices[-1] >= int(count):
         raise ConfigError(f"device {text!r}: there is no GPU {indices[-1]}: the box has 0 to {int(count) - 1}")
-    return DeviceChoice(kind="emulated", name=name, count=int(count), mps=mps, indices=indices)
+    return DeviceChoice(kind="emulated", name=name, count=int(count), indices=indices)
 
 
 def _pod(text: str, profile: str, count: str) -> DeviceChoice:
@@ -84,12 +77,7 @@ def build(
         check(opened, choice, path)
         if choice.pod:
             _hand_over(opened, choice, path)
-        options: dict[str, Any] = {"mps": _program(choice, path)} if choice.mps else {}
-        opened_gpus = open_gpus(
-            opened, choice.indices, cache / "mig", exclusive=exclusive, cores=cores, emulated=True, **options
-        )
-        if choice.mps:
-            return dict(opened_gpus)
+        opened_gpus = open_gpus(opened, choice.indices, cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
         for gpu in opened_gpus.values():
             gpu.nodes = (nodes_of(path),)
         return dict(opened_gpus)
@@ -140,23 +128,8 @@ def _enter(choice: DeviceChoice, cache: Path) -> None:
     if not path.exists():
         # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
         seed = zlib.crc32(choice.box.encode())
-        emulated.create_box(path, choice.name, _gpus(choice), seed=seed, mig_enabled=not choice.mps)
-        if choice.mps:
-            disturb.set_driver(path, "", _MPS_CUDA)
+        emulated.create_box(path, choice.name, _gpus(choice), seed=seed)
     emulated.use_box(path)
-
-
-def _program(choice: DeviceChoice, path: Path) -> MpsProgram:
-    """Return how the emulated daemons of the box at `path` are asked; one that runs already has the folder beside
-    it."""
-    gpu = tables.board(choice.name)
-    newer = gpu.architecture in ("hopper", "blackwell")
-    chunk = 8 if newer else 0 if gpu.architecture == "turing" else 4  # docs.nvidia.com/deploy/mps: static partitions
-    return MpsProgram(
-        program=(sys.executable, "-I", "-S", mps_emulated.__file__),
-        environment={mps_emulated.SMS: str(gpu.sm), mps_emulated.CHUNK: str(chunk)},
-        shared=f"{path}.mps",
-    )
 
 
 def _gpus(choice: DeviceChoice) -> int:

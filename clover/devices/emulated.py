@@ -459,11 +459,10 @@ class Attachment:
     """This process on a slice, as a CUDA context is: it holds the slice until `close` or its death, and draws power.
 
     `library` and `state` are the paths of the emulator and of the box, `uuid` the slice ("MIG-...") or, with MIG off,
-    the board ("GPU-..."); `turn` names a part of it whose processes take turns among themselves only.  DeviceError if
-    there is none such, or the board is lost.
+    the board ("GPU-...").  DeviceError if there is none such, or the board is lost.
     """
 
-    def __init__(self, library: str, state: str, uuid: str, *, turn: str = "") -> None:
+    def __init__(self, library: str, state: str, uuid: str) -> None:
         _choose(os.path.realpath(state))
         try:
             self._library = _functions(library)
@@ -473,7 +472,7 @@ class Attachment:
         if self._handle < 0:
             _check(-self._handle, f"attach to {uuid}")
         self._turns = os.open(state, os.O_RDWR | os.O_CLOEXEC)
-        self._turn = _TURNS + zlib.crc32((turn or uuid).encode())
+        self._turn = _TURNS + zlib.crc32(uuid.encode())
 
     def enter(self) -> None:
         """Wait until the slice is free and take it: two processes on a slice take turns, as on a GPU, and each takes

@@ -1,5 +1,5 @@
-"""What a server does about the GPUs of its machine as a whole: it warns of programs that hold instances, runs the
-operator's commands around changes, and passes on the errors (Xid) that the driver reports."""
+"""What a server does about the GPUs of its machine as a whole: it warns of programs that hold instances, and passes on
+the errors (Xid) that the driver reports."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from clover.config import MigConfig
 from clover.devices import clients
-from clover.devices.hooks import ChangeHooks
 from clover.devices.mig import MigDevice
-from clover.devices.mps import MpsDevice
 from clover.devices.xids import XidWatch
 
 log = logging.getLogger("clover.devices")
@@ -20,12 +17,8 @@ log = logging.getLogger("clover.devices")
 class GpuGuard:
     """Guards `gpus`, which share one NVML session.  Call `start` on the event loop that changes them."""
 
-    def __init__(self, gpus: Sequence[MigDevice], config: MigConfig) -> None:
+    def __init__(self, gpus: Sequence[MigDevice]) -> None:
         self._gpus = {gpu.index: gpu for gpu in gpus}
-        self._hooks = ChangeHooks(config.before_change, config.after_change, timeout_s=config.hook_timeout_s)
-        for gpu in gpus:
-            if not isinstance(gpu, MpsDevice):  # monitors do not hold parts of MPS
-                gpu.hooks = self._hooks
         self._watch: XidWatch | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -38,10 +31,6 @@ class GpuGuard:
         library = next(iter(self._gpus.values())).session.library
         self._watch = XidWatch(library, tuple(self._gpus), self._on_xid)
         self._watch.start()
-
-    async def settle(self) -> None:
-        """Run what is to run after changes, if it is due."""
-        await self._hooks.close()
 
     def close(self) -> None:
         """Stop watching."""

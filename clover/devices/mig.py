@@ -30,7 +30,6 @@ from clover.devices.books import Books, Place, place_of
 from clover.devices.driver_work import DriverWork
 from clover.devices.fixed import FixedInstances, instances_of, seen
 from clover.devices.gpu import GpuInstance, MigGpu
-from clover.devices.hooks import ChangeHooks
 from clover.devices.instances import OwnedInstances
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.reports import GpuReports
@@ -53,8 +52,7 @@ class MigDevice:
     `lost`: the GPU does not answer, or an error made it useless; `losses` counts how often.  `mig`: it can be split.
     `can_mig`: it could, if MIG mode were on.  `fixed`: why its instances are used as they are; empty if they
     may be changed.  `others`: compute slices of the GPU that are not for this process, though its meter covers them.
-    `emulated`: the GPU is not real.  `hooks` are the operator's commands around changes.  `nodes`: folders in which
-    clients that hold instances have files open.
+    `emulated`: the GPU is not real.  `nodes`: folders in which clients that hold instances have files open.
     """
 
     def __init__(
@@ -78,7 +76,6 @@ class MigDevice:
         self.emulated = emulated
         self.session = session.of_gpu(gpu.index)
         self.lost, self.losses = False, 0
-        self.hooks = ChangeHooks()
         self.nodes: tuple[str, ...] = (clients.CAPABILITIES,)
         self._reports = GpuReports()
         self._gpu = gpu
@@ -261,7 +258,7 @@ class MigDevice:
     async def retry_quarantined(self) -> tuple[Placement, ...]:
         """Try once more to remove what is quarantined, and to make what is barred; return the places that
         are free now."""
-        if not (self._books.quarantined or self._books.barred_empty()) or self.lost or not self.hooks.retries():
+        if not (self._books.quarantined or self._books.barred_empty()) or self.lost:
             return ()
         return await self._work.finish(self._retry())
 
@@ -325,8 +322,7 @@ class MigDevice:
 
     async def _make(self, place: Place) -> GpuInstance:
         try:
-            async with self.hooks.change():
-                found = await self._work.tried(lambda: self._ask(self._instances.make, *place))
+            found = await self._work.tried(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
@@ -350,8 +346,7 @@ class MigDevice:
         found = self._books.ours.get(place)
         if found is not None:
             try:
-                async with self.hooks.change():
-                    await self._work.tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+                await self._work.tried(lambda: self._ask(self._instances.unmake, found), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise
@@ -400,8 +395,7 @@ class MigDevice:
                 raise result
 
     async def _retry(self) -> tuple[Placement, ...]:
-        async with self.hooks.change():
-            return (*await self._unmake_quarantined(), *await self._probe())
+        return (*await self._unmake_quarantined(), *await self._probe())
 
     async def _unmake_quarantined(self) -> tuple[Placement, ...]:
         freed = []

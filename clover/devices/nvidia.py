@@ -2,7 +2,6 @@
 
     nvidia            every GPU; nvidia:0-3,6 those with these numbers
     nvidia:mig        the same, but only with MIG mode on; also nvidia:mig:0,2
-    nvidia:0/mps      GPUs without MIG, each in parts by MPS; also nvidia:0,2/mps
     mig:MIG-...,...   these MIG instances by their UUIDs (or what these begin with), as they are
 
 A scheduler such as Slurm hands a job MIG instances by CUDA_VISIBLE_DEVICES.  If that names instances, `nvidia` is
@@ -23,7 +22,6 @@ from clover.devices.cpu import CpuDevice
 from clover.devices.driver import check_driver, torch_build
 from clover.devices.fixed import NAMED, FixedGpu
 from clover.devices.mig import MigDevice
-from clover.devices.mps import MpsDevice, MpsProgram
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import boot_of
 from clover.errors import ConfigError, DeviceError, DeviceLost
@@ -33,9 +31,6 @@ from clover.settings.check import parse_cores
 log = logging.getLogger("clover.devices")
 
 _NEED_MIG = "mig"
-BY_MPS = "/mps"
-"""What follows GPUs that are to be used in parts."""
-
 _MIG_UUID = re.compile(r"MIG-[A-Za-z0-9/-]+")
 
 
@@ -43,8 +38,6 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
     """Return which GPUs or instances `text` asks for; ConfigError if it is malformed."""
     if text.partition(":")[0] == _NEED_MIG:
         return DeviceChoice(kind="mig", uuids=_uuids(text, rest or ""))
-    if (rest or "").endswith(BY_MPS):
-        return DeviceChoice(kind="nvidia", indices=_indices(text, (rest or "").removesuffix(BY_MPS)), mps=True)
     word, colon, numbers = (rest or "").partition(":")
     if word == _NEED_MIG:
         return DeviceChoice(kind="nvidia", need_mig=True, indices=_indices(text, numbers) if colon else ())
@@ -65,11 +58,8 @@ def build(
         options = {"boot": boot_of(), "exclusive": exclusive, "cores": cores}
         if uuids:
             return _open_named(opened, uuids, cache / "mig", **options)
-        if choice.mps:
-            options["mps"] = MpsProgram()
         found = dict[str, Device](open_gpus(opened, choice.indices, cache / "mig", **options))
-        if not choice.mps:
-            _check_modes(found, need_mig=choice.need_mig)
+        _check_modes(found, need_mig=choice.need_mig)
         return found
     except BaseException:
         if session is None:
@@ -78,8 +68,7 @@ def build(
 
 
 def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: Any) -> dict[str, MigDevice]:
-    """Return the GPUs of these numbers, all if none is given, by name; `options` are those of `MigDevice.open`, or with
-    `mps` among them of `MpsDevice.open_parts`.
+    """Return the GPUs of these numbers, all if none is given, by name; `options` are those of `MigDevice.open`.
 
     GPUs that are lost are left out, unless they were named or none is left.
     """
@@ -88,8 +77,7 @@ def open_gpus(session: Nvml, indices: tuple[int, ...], folder: Path, **options: 
     try:
         for index in _present(session, indices):
             try:
-                open_gpu = MpsDevice.open_parts if "mps" in options else MigDevice.open
-                device = open_gpu(session, index, folder, **options)
+                device = MigDevice.open(session, index, folder, **options)
                 opened[device.name] = device
             except DeviceLost as error:
                 lost = DeviceLost(f"gpu{index}: {error}")

@@ -70,7 +70,7 @@ BASE_LOAD = 0.6
 _CORE = "1c"
 
 
-def speed(slices: float) -> float:
+def speed(slices: int) -> float:
     """Return the throughput of an instance of `slices` compute slices in units of one; linear between measured sizes.
 
     Raises ProfileError outside of what was measured.
@@ -84,22 +84,18 @@ def speed(slices: float) -> float:
     return SPEED[above - 1] + (slices - low) / (high - low) * (SPEED[above] - SPEED[above - 1])
 
 
-def watts(slices: float) -> float:
+def watts(slices: int) -> float:
     """Return the watts above idle that an instance of `slices` compute slices draws while a batch runs."""
     busy = speed(slices) / slices
     return (BUSY_W * busy + LOW_W * (1.0 - busy)) * slices / SLICES[-1]
 
 
-def slices_of(place: Placement) -> float:
-    """Return the compute slices of an instance; a GPU that is not partitioned has all seven, a part of one by MPS
-    (`1of4`) as many as it has of the GPU."""
-    if "g." in place.profile:
-        return place.slices
-    part, of, whole = place.profile.partition("of")
-    return SLICES[-1] * int(part) / int(whole) if of else SLICES[-1]
+def slices_of(place: Placement) -> int:
+    """Return the compute slices of an instance; a GPU that is not partitioned has all seven."""
+    return place.slices if "g." in place.profile else SLICES[-1]
 
 
-def profiles_of(shapes: Iterable[DeviceShape]) -> dict[str, float]:
+def profiles_of(shapes: Iterable[DeviceShape]) -> dict[str, int]:
     """Return the profiles of these devices with their compute slices, smallest first."""
     found = {place.profile: slices_of(place) for shape in shapes for layout in shape.layouts for place in layout}
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
@@ -171,7 +167,7 @@ def _memory(measured: FamilyProfile, latency: Sequence[LatencyMeasurement]) -> t
     )
 
 
-def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: float) -> list[LatencyMeasurement]:
+def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
     cells = profiles.measurements(measured, variant, _CORE)
     found = []
     for cell in cells:

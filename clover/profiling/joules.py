@@ -272,10 +272,5 @@ async def busy_share(cores: Iterable[int], path: Path = Path("/proc/stat"), watc
 
 async def others_on(gpus: Sequence[Any]) -> str:
     """Return who computes on `gpus` beside this process and its children, in words; the empty string if nobody does."""
-
-    def ours(gpu: Any) -> Callable[[int], bool]:
-        helps = getattr(gpu, "serves_us", None)  # the server of MPS, by whose name NVML counts our workers
-        return _ours if helps is None else lambda pid: _ours(pid) or helps(pid)
-
-    found = [(gpu.name, await busy_others(gpu.session, gpu, ours(gpu))) for gpu in gpus]
+    found = [(gpu.name, await busy_others(gpu.session, gpu, _ours)) for gpu in gpus]
     return "; ".join(f"{', '.join(names)} compute on {name}" for name, names in found if names)

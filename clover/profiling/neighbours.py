@@ -1,4 +1,4 @@
-"""Parts of a GPU that share its memory and caches (MPS), measured again with the rest of the GPU at work.
+"""Parts of a GPU that share its memory and caches, measured again with the rest of the GPU at work.
 
 How fast such a part is depends on its neighbours: alone it has all of the bandwidth.  Plans fill the GPU, so what they
 need is the time of a part beside busy ones.  While a cell is measured, a worker with the same variant has the rest of

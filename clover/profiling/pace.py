@@ -125,7 +125,7 @@ def _parse(data: bytes, path: str) -> PaceFile:
 
 
 def rows_of(
-    file: PaceFile, spec: FamilySpec, profiles: Mapping[str, float], path: str
+    file: PaceFile, spec: FamilySpec, profiles: Mapping[str, int], path: str
 ) -> dict[tuple[str, str], list[PaceRow]]:
     """Return the rows of `spec` for a device with these profiles, by (variant, profile).
 

@@ -23,7 +23,6 @@ from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.options import Effort, Progress
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Slab
-from clover.runtime.workers.board_faults import mps_part
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import (
     AccuracyMeasurement,
@@ -212,7 +211,6 @@ class Rig:
             max_batch=self.spec.max_batch,
             visible_devices=device.visible(place),
             place=place.id,
-            mps=mps_part(device, place),
             sandbox=self.sandbox,
         )
         worker = await self.pool.spawn(order, self.slab)

@@ -38,10 +38,8 @@ from clover.runtime.router.router import Router
 from clover.runtime.router.tenant_counts import TenantTotals
 from clover.runtime.router.traffic import Traffic
 from clover.runtime.workers import sandboxes
-from clover.runtime.workers.board_faults import mps_part
 from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
-from clover.runtime.workers.hot_spares import HotSpares
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.runtime.workers.resident_orders import beside, part_of_machine, recording, resident_bytes
@@ -154,9 +152,6 @@ class Served:
             silent_s=workers.silent_s,
             standby=self._standby_policy,
         )
-        self.spares = HotSpares(self.name, workers.spare, self._start_spare)
-        self.fleet.vacate, self.fleet.vacate_all = self.spares.leave, self.spares.stop
-        self.fleet.abandon = self.spares.forget
         self.fleet.pace = self._pace
         self.fleet.members.one_process = self._one_process
         self._know_memory(None)
@@ -217,7 +212,6 @@ class Served:
             visible_devices="" if emulated else device.visible(placement),
             place=placement.id,
             emulated=_slice(first, device, placement) if emulated else None,
-            mps=mps_part(device, placement),
             sandbox=sandboxes.order_of(self._workers, gpu=not emulated and bool(device.visible(placement))),
         )
         return self._with_others(order, assignment, device)
@@ -338,13 +332,8 @@ class Served:
 
     async def _start(self, assignment: Assignment) -> WorkerProcess:
         order = self.order(assignment)
-        spare, began_ns = self.spares.take(assignment.placement), time.monotonic_ns()
         try:
-            if spare is not None:
-                worker = await self._pool.adopt(spare, order)
-            else:
-                worker = await self._pool.spawn(order, self.slab, left_out=self._left_out)
-                self.spares.cold_s[assignment.placement.profile] = (time.monotonic_ns() - began_ns) / 1e9
+            worker = await self._pool.spawn(order, self.slab, left_out=self._left_out)
         except WorkerLostInStart as error:
             if not order.also:
                 raise
@@ -366,23 +355,6 @@ class Served:
             return worker
         alone = msgspec.structs.replace(order, also=(), resident_bytes=0)
         return await self._pool.spawn(alone, self.slab, left_out=self._left_out)
-
-    def watch(self) -> None:
-        """Look after workers and hot spares; call it about once a second."""
-        self.fleet.watch()
-        if not self.fleet.changing and not self.fleet.closing:
-            spawned = self.fleet.members.spawned.items()
-            there = {item.placement: one.worker for item, one in spawned if one.worker and not one.standby}
-            may = {place: worker for place, worker in there.items() if not self._one_process(place)}
-            self.spares.tend(self.spares.wanted(may, self.fleet.memory.left_bytes))
-
-    async def _start_spare(self, placement: Placement) -> WorkerProcess:
-        """Return a new hot spare for a placement that has a worker."""
-        item = next((item for item in self.fleet.ready_assignments() if item.placement == placement), None)
-        if item is None:
-            raise DeviceError(f"no worker is left at {placement.id}")
-        order = self.order(item).without_weights(lanes=len(self.spec.variants))
-        return await self._pool.spawn(order, self.slab, left_out=self._left_out)
 
     def _profiled(self, assignment: Assignment) -> ProfiledEnergy:
         shape = assignment.placement.profile

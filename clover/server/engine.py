@@ -91,7 +91,6 @@ class Engine:
         self.machine = Machine(config, succession.boxes(cache) if succession is not None else cache, self.account)
         self.machine.paused = succession is not None
         self.devices = self.machine.devices
-        pool.board_faults.on_fault = self.machine.board_fault
         self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
@@ -362,7 +361,7 @@ class Engine:
         """Check the workers.  Nothing slow is awaited before the next look, which would take that for a pause of the
         server's (`clover.runtime.workers.silence`)."""
         for served in self.served.values():
-            served.watch()
+            served.fleet.watch()
         self._follow_targets()
         self.rollouts.look()
         self.cluster.look()

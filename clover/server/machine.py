@@ -28,7 +28,6 @@ from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.guard import GpuGuard
 from clover.devices.mig import MigDevice
-from clover.devices.mps import MpsDevice
 from clover.devices.polls import GpuPolls
 from clover.energy.cpu_time import ProcessTree
 from clover.energy.gpu_probe import counted_others
@@ -67,7 +66,7 @@ class Machine:
         self._account = account
         self.devices: dict[str, Device] = made.build(config.workers, cache)
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
-        self._gpu_guard = GpuGuard(self.gpus, config.mig)
+        self._gpu_guard = GpuGuard(self.gpus)
         self.meters: dict[str, EnergyMeter] = {}
         self.paused = False
         """Whether no meter is read now: another server's are, or this one's are being handed over."""
@@ -75,7 +74,7 @@ class Machine:
         """Whether another server meters the machine by now, and this one counts only what its own processes use."""
         self.core_idle: CoreIdle | None = None
         self.served: Mapping[str, Served] = {}
-        """The families, for their hot spares: processes of ours that do nothing."""
+        """The families, whose folders `start` looks through for files that the sandbox does not keep from models."""
         self._polls = GpuPolls()
         self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
@@ -175,12 +174,7 @@ class Machine:
         """Return what the server does on `gpu`, for its meter."""
 
         def owns(pid: int) -> bool:
-            ours = descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
-            return ours or (isinstance(gpu, MpsDevice) and gpu.serves_us(pid))
-
-        def processes() -> frozenset[int]:
-            own = frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name)
-            return own.union(*(served.spares.pids(gpu.name) for served in self.served.values()))
+            return descends_from(pid, os.getpid()) or any(meter.pid == pid for meter in self._account.workers())
 
         def held_part() -> float:
             # By placement, as several variants may share one; `others` are slices that are not for this process.
@@ -195,17 +189,11 @@ class Machine:
 
         return energy.OurWork(
             busy_ns=lambda: self._account.busy_ns(gpu.name),
-            workers=processes,
+            workers=lambda: frozenset(meter.pid for meter in self._account.workers() if meter.device == gpu.name),
             owns=owns,
             foreign_instances=foreign_instances,
             held_part=held_part,
         )
-
-    def board_fault(self, pipe: str, why: str) -> None:
-        """Have the GPU whose MPS daemon is at `pipe` report that a fault ended all its workers, and `why`."""
-        for gpu in self.gpus:
-            if isinstance(gpu, MpsDevice) and gpu.control is not None and str(gpu.control.pipe) == pipe:
-                gpu.note_fault(why)
 
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""
@@ -321,7 +309,7 @@ class Machine:
         there = await self._polls.answering(self.gpus)
         if time.monotonic() >= self._retry_s and (self._retrying is None or self._retrying.done()):
             self._retry_s = time.monotonic() + _RETRY_S
-            # Beside the watch: the operator's commands around changes may take a minute.
+            # Beside the watch: each try may occupy the driver for a second.
             self._retrying = asyncio.create_task(_retry(there))
 
     async def empty(self) -> None:
@@ -337,7 +325,6 @@ class Machine:
         try:
             if not self._config.workers.keep_instances:
                 await self.empty()
-            await self._gpu_guard.settle()
         finally:
             self.close()
 

@@ -15,10 +15,9 @@ from clover.settings.check import check, parse_cores
 from clover.settings.command_line import Option
 from clover.settings.load import Settings, load, override
 from clover.settings.render import help_text, markdown_table, print_config
-from clover.settings.schema import FILE_ONLY, SETTINGS, Setting, holds_secrets, secrets_of
+from clover.settings.schema import SETTINGS, Setting, holds_secrets, secrets_of
 
 __all__ = [
-    "FILE_ONLY",
     "SETTINGS",
     "Option",
     "Setting",

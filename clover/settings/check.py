@@ -30,13 +30,11 @@ _NUMBERS = r"\d{1,3}(-\d{1,3})?(,\d{1,3}(-\d{1,3})?)*"
 
 DEVICE_FORMS = {
     "cpu": DeviceForm(r"cpu", "cpu"),
-    "nvidia": DeviceForm(
-        rf"nvidia((:mig)?(:{_NUMBERS})?|:{_NUMBERS}/mps)", "nvidia, nvidia:0,2, nvidia:0-3, nvidia:mig, nvidia:0/mps"
-    ),
+    "nvidia": DeviceForm(rf"nvidia(:mig)?(:{_NUMBERS})?", "nvidia, nvidia:0,2, nvidia:0-3, nvidia:mig"),
     "mig": DeviceForm(r"mig:MIG-[A-Za-z0-9/-]{4,80}(,MIG-[A-Za-z0-9/-]{4,80})*", "mig:MIG-d7ac6ae6"),
     "emulated": DeviceForm(
         r"emulated:(pod-[0-9]+g\.[0-9]+gb[a-z0-9.+-]{0,12}(:[1-9])?"
-        rf"|(?!pod-)[a-z0-9][a-z0-9-]{{0,31}}(:[1-9]\d{{0,2}}(:{_NUMBERS})?)?(/mps)?)",
+        rf"|(?!pod-)[a-z0-9][a-z0-9-]{{0,31}}(:[1-9]\d{{0,2}}(:{_NUMBERS})?)?)",
         "emulated:a100-40gb:2, emulated:a100-40gb:8:0-3, emulated:rtx-4090, emulated:pod-1g.10gb",
     ),
 }

@@ -16,7 +16,6 @@ from clover.settings.load import Settings
 from clover.settings.schema import (
     ENTRY,
     FAMILY,
-    FILE_ONLY,
     SECTIONS,
     SETTINGS,
     TENANT,
@@ -33,7 +32,6 @@ _TITLES = {
     "controller": "Controller",
     "energy": "Energy",
     "workers": "Workers",
-    "mig": "MIG",
     "log": "Logging",
     "otel": "OpenTelemetry",
     "": "Storage and profile",
@@ -58,7 +56,7 @@ def help_text(
         parts += _help_line(f"{option.flag} {option.metavar}".strip(), option.help, width)
     parts += _help_line("-h, --help", "show this help", width)
     for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
-        given = [setting for setting in _of(section) if setting is not ENTRY and setting.key not in FILE_ONLY]
+        given = [setting for setting in _of(section) if setting is not ENTRY]
         used = [setting for setting in given if only is None or setting.key in only]
         if used:
             parts += ["", _TITLES.get(section, section.capitalize())]
@@ -124,8 +122,6 @@ def markdown_table() -> str:
             default = _plain(setting.default) if setting is not ENTRY else _plain(ServerConfig().families[0].family)
             flag = "positional" if setting is ENTRY else f"`{setting.flag}`"
             env = "`CLOVER_FAMILIES`" if setting is ENTRY else f"`{setting.env}`"
-            if setting.key in FILE_ONLY:
-                flag = env = "file only"
             meaning = setting.help.replace("|", "\\|")
             shown = f"`{default}`" if default else ""
             wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""

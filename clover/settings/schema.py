@@ -20,7 +20,7 @@ TENANT = "tenant"
 TOKEN = "token"
 """And one: one table a token, in the file only."""
 
-_PREFIXED = ("embodied", "energy", "ledger", "log", "mig", "otel", "report", "rollout")
+_PREFIXED = ("embodied", "energy", "ledger", "log", "otel", "report", "rollout")
 _PREFIX = {section: f"{section}_" for section in _PREFIXED}
 _PREFIX["limits"] = "limit_"
 _NAMED = {"carbon.source": "carbon", "ledger.keep": "ledger", "otel.endpoint": "otel"}
@@ -195,8 +195,6 @@ TOKEN_SETTINGS = {setting.leaf: setting for setting in _settings_of(TOKEN, Token
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 ENTRY = BY_KEY[f"{FAMILY}.family"]
 """What names a family: the positional arguments, never a flag."""
-FILE_ONLY = frozenset({"mig.before_change", "mig.after_change"})
-"""Settings that neither a flag nor a variable gives: programs that the server runs stand in the operator's file."""
-FLAGS = {setting.flag: setting for setting in SETTINGS if setting is not ENTRY and setting.key not in FILE_ONLY}
-VARIABLES = {setting.env: setting for setting in SETTINGS if setting is not ENTRY and setting.key not in FILE_ONLY}
+FLAGS = {setting.flag: setting for setting in SETTINGS if setting is not ENTRY}
+VARIABLES = {setting.env: setting for setting in SETTINGS if setting is not ENTRY}
 SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))

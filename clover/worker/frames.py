@@ -8,8 +8,8 @@ that is too short would drop the rest silently, so MSG_CTRUNC is an error.  Desc
     server -> zygote   SPAWN (order; seven descriptors)   STOP
     zygote -> spare    SPAWN (the same)
     zygote -> server   HELLO (once)   SPAWNED (pid; a pidfd)   REFUSED (reason)   EXITED (pid, status)
-    worker -> server   STATE (spare, loading, warming, ready, failed)   END_ASKED
-    server -> worker   EXIT   ADOPT (order), to a hot spare
+    worker -> server   STATE (loading, warming, ready, failed)   END_ASKED
+    server -> worker   EXIT
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Kind(IntEnum):
     STATE = 7
     EXIT = 8
     END_ASKED = 9
-    ADOPT = 10
 
 
 MAX_PAYLOAD_BYTES = 128 << 10
@@ -70,16 +69,6 @@ class EmulatedSlice(Record, frozen=True, kw_only=True):
     pace_ms: tuple[float, ...]
     watts: tuple[float, ...]
     memory_bytes: int
-
-
-class MpsPart(Record, frozen=True, kw_only=True):
-    """The part of a GPU that a worker has as a client of MPS: the placement's name; the program that asks the daemon,
-    and variables for that beside the server's; the variables by which the worker becomes that client."""
-
-    part: str
-    program: tuple[str, ...]
-    control: dict[str, str]
-    environment: dict[str, str]
 
 
 Recording = Literal["check", "trust", "skip"]
@@ -127,29 +116,19 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     visible_devices: str = ""
     place: str = ""
     emulated: EmulatedSlice | None = None
-    mps: MpsPart | None = None
     also: tuple[Resident, ...] = ()
     """Variants that the worker holds beside `variant`, as many of the first of them as fit `resident_bytes`."""
     resident_bytes: int = 0
     """Bytes of the slice that all variants together may hold; 0 sets no limit."""
     also_s: float = 0.0
     """Seconds after which the worker begins to load no further variant of `also`; 0 sets no limit."""
-    spare_lanes: int = 0
-    """More than 0: the worker is a hot spare, with so many lanes in its ring.  It loads nothing (`variant` is empty)
-    until an ADOPT frame gives it an order for the same place."""
     sandbox: SandboxOrder | None = None
     """None: the worker is not confined beyond its limits."""
 
     @property
     def lanes(self) -> int:
         """How many lanes its ring has."""
-        return self.spare_lanes or 1 + len(self.also)
-
-    def without_weights(self, lanes: int) -> WorkerOrder:
-        """Return the order for a hot spare at the same place, with `lanes` in its ring."""
-        return msgspec.structs.replace(
-            self, variant="", artifact_dir="", also=(), resident_bytes=0, also_s=0.0, spare_lanes=lanes
-        )
+        return 1 + len(self.also)
 
     def fitting(self) -> WorkerOrder:
         """Return the order without the last of `also` if a frame could not take it otherwise."""
@@ -171,7 +150,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
             outputs=bare(self.family.outputs),
             variants=tuple(
                 msgspec.structs.replace(variant, outputs=bare(variant.outputs))
-                for variant in map(self.family.variant, filter(None, names))
+                for variant in map(self.family.variant, names)
             ),
             description="",
         )
@@ -225,12 +204,6 @@ class Exit(Record, frozen=True, kw_only=True):
     """End when idle: a worker answers what is in its ring first."""
 
 
-class Adopt(Record, frozen=True, kw_only=True):
-    """Take this order over: of a hot spare, whose place, cores and limits it has."""
-
-    order: WorkerOrder
-
-
 class EndAsked(Record, frozen=True, kw_only=True):
     """A process other than the server asked a worker to end; it keeps serving until the server says EXIT."""
 
@@ -248,7 +221,7 @@ class WorkerState(Record, frozen=True, kw_only=True):
     each variant that is not resident was `left_out`, and which variants' launches were recorded and compared: "" if
     they are replayed, else why not."""
 
-    state: Literal["spare", "loading", "warming", "ready", "failed"]
+    state: Literal["loading", "warming", "ready", "failed"]
     text: str = ""
     fork_ms: _Milliseconds = 0.0
     load_ms: _Milliseconds = 0.0
@@ -273,7 +246,6 @@ _KINDS: dict[type[Record], Kind] = {
     WorkerState: Kind.STATE,
     Exit: Kind.EXIT,
     EndAsked: Kind.END_ASKED,
-    Adopt: Kind.ADOPT,
 }
 
 

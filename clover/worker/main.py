@@ -29,14 +29,13 @@ import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from types import FrameType
 
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, hot_spare, lifeline, oom_score, orphans, pacing, pinned, sandbox
+from clover.worker import cuda_driver, frames, lifeline, oom_score, orphans, pacing, pinned, sandbox
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
@@ -64,30 +63,20 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             _harden(order)
             held = None
             if order.emulated is not None:
-                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also, order.mps)
+                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also)
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             also = () if _on_cores(order) or held is not None else (Batches(slab),)  # of a second batch in flight
             shared = map_shared(ring_fd, RING_BYTES(order.max_batch))
             ring = Ring(shared, order.max_batch, lanes=order.lanes)
             os.close(ring_fd)
-            begun_ns = spawn.begun_ns
-            if order.spare_lanes:
-                hot_spare.warm_context(order, (batches, *also))
-                adopted = hot_spare.stand_by(control)
-                if adopted is None:
-                    return 0
-                order, begun_ns = adopted, time.monotonic_ns()
-                if held is not None and order.emulated is not None:
-                    held = held.adopt(order.emulated, order.also)
             confined = sandbox.confine(order)  # before the first line of the family's code
-            send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(begun_ns), sandbox=confined))
+            send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(spawn.begun_ns), sandbox=confined))
             files = checked_files(order)
             residents = ResidentSet(order, slab)
             with _within_its_memory(order):
                 load_ms = residents.load_first()
-                if not spawn.order.spare_lanes:  # else a hot spare has, and what is registered twice is refused
-                    pinned.pin((batches, *also), order.max_batch)
+                pinned.pin((batches, *also), order.max_batch)
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
@@ -117,9 +106,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             return 1
         except WorkerError as error:
             _log.error("%s on %s ends: %s", order.variant, order.place or "its cores", error)
-            # Any client of MPS may have made the error that ended them all: no row can be held to have done it.
-            anybody = order.mps is not None
-            send_state(control, frames.WorkerState(state="failed", text=reason_of(error), device_lost=anybody))
+            send_state(control, frames.WorkerState(state="failed", text=reason_of(error)))
             return 1
     except ParentGone:
         return 0
@@ -179,8 +166,6 @@ def _harden(order: frames.WorkerOrder) -> None:
 
     What the model forks stays below this process until it ends, and is ended by the zygote then."""
     os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
-    if order.mps is not None:
-        os.environ.update(order.mps.environment)
     if order.visible_devices and order.emulated is None and (reason := cuda_driver.start()):
         _log.warning("CUDA does not start on %s: %s", order.visible_devices, reason)  # torch says it as an error
     libc = ctypes.CDLL(None, use_errno=True)
@@ -193,7 +178,7 @@ def _harden(order: frames.WorkerOrder) -> None:
             resource.setrlimit(limit, (order.memory_bytes, order.memory_bytes))
     oom_score.volunteer()
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
-        name.write(f"clover:{order.family.name if order.also else order.variant or 'spare'}"[:15])
+        name.write(f"clover:{order.family.name if order.also else order.variant}"[:15])
     faulthandler.enable()
 
 

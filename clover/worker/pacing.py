@@ -31,10 +31,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from clover.devices.mps_emulated import MpsConnection, MpsRefused
 from clover.errors import DeviceError, WorkerError, says_out_of_memory
 from clover.types import FamilyProfile, Record
-from clover.worker.frames import EmulatedSlice, MpsPart, Resident
+from clover.worker.frames import EmulatedSlice, Resident
 
 _log = logging.getLogger("clover.worker")
 
@@ -173,42 +172,6 @@ class PacingBoard(Protocol):
     def close(self) -> None: ...
 
 
-class MpsBoard:
-    """A board that this process uses as a client of the emulated MPS daemon of `part`.  Its methods raise DeviceError
-    once the daemon has ended the client's work, as after a fault of another one."""
-
-    def __init__(self, board: PacingBoard, part: MpsPart) -> None:
-        self._board = board
-        try:
-            self._client = MpsConnection(part.environment["CUDA_MPS_PIPE_DIRECTORY"], part.environment)
-        except MpsRefused as error:
-            raise DeviceError(str(error)) from error
-
-    def enter(self) -> None:
-        """Wait for the part, and begin to compute there."""
-        self._board.enter()
-        try:
-            self._client.begin()
-        except MpsRefused as error:
-            raise DeviceError(str(error)) from error
-
-    def leave(self) -> None:
-        """End computing and leave the part."""
-        try:
-            self._client.end()
-        except MpsRefused as error:
-            raise DeviceError(str(error)) from error
-        self._board.leave()
-
-    def draw(self, watts: float) -> None:
-        """Draw `watts` above idle from now on."""
-        self._board.draw(watts)
-
-    def close(self) -> None:
-        """Leave the board."""
-        self._board.close()
-
-
 class HeldSlice:
     """An emulated slice that this process is attached to, from before it loads until it exits.  `also` are the variants
     that it holds beside the first, each with its pace and its watts.
@@ -224,29 +187,18 @@ class HeldSlice:
         self.pacer = pacer
 
     @classmethod
-    def attach(
-        cls, order: EmulatedSlice, max_batch: int, also: Sequence[Resident] = (), mps: MpsPart | None = None
-    ) -> HeldSlice:
-        """Attach this process to its slice, and as a client to the emulated daemon of `mps` if its slice is such a
-        part.  Raises DeviceError if there is no such slice or the daemon refuses, WorkerError if the order does not
-        pace every batch size of every variant."""
+    def attach(cls, order: EmulatedSlice, max_batch: int, also: Sequence[Resident] = ()) -> HeldSlice:
+        """Attach this process to its slice.  Raises DeviceError if there is no such slice, WorkerError if the order
+        does not pace every batch size of every variant."""
         for pace_ms, watts in ((order.pace_ms, order.watts), *((one.pace_ms, one.watts) for one in also)):
             if not len(pace_ms) == len(watts) == max_batch:
                 raise WorkerError(f"the pace has {len(pace_ms)} batch sizes, the worker takes {max_batch}")
         from clover.devices.emulated import Attachment
 
         pacer = Pacer(order.pace_ms, also=[resident.pace_ms for resident in also])
-        turn = mps.part if mps is not None else ""
-        board: PacingBoard = Attachment(order.library, order.state, order.uuid, turn=turn)
-        if mps is not None:
-            board = MpsBoard(board, mps)
+        board = Attachment(order.library, order.state, order.uuid)
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
         return cls(order, board, pacer, also)
-
-    def adopt(self, order: EmulatedSlice, also: Sequence[Resident] = ()) -> HeldSlice:
-        """Return the same slice as it is held for another order."""
-        pacer = Pacer(order.pace_ms, also=[resident.pace_ms for resident in also])
-        return HeldSlice(order, self._board, pacer, also)
 
     def turn_to(self, lane: int) -> None:
         """Run the batches that follow at the pace and the power of `lane`."""

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.support.forks import Forks
-from tests.support.hostile_gpus import CONTEXT_S
 from tests.support.mig_runs import run
 
 
@@ -74,20 +73,3 @@ def test_a_laptop_s_gpu_is_woken_and_its_energy_modelled(scenes: Forks, toy_cach
     assert "13.8 W idle to 115 W busy (the data sheet of NVIDIA GeForce RTX 4060 Laptop GPU), -50%" in line["meter"]
     assert 0.0 < line["line"]["active_j"] < line["line"]["measured_j"]
     assert line["line"]["uncertainty_low"] == -0.5
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_a_hot_spare_takes_the_next_order_over_and_pays_for_no_context(scenes: Forks, toy_cache: Path) -> None:
-    code, said, errors = run(scenes, toy_cache, "spare", module="tests.support.hostile_gpus")
-    assert code == 0, errors
-    for line in events(said, "spare"):
-        assert line["outcome"] == ""
-        assert line["pids"] == [line["spare"]], line
-        assert line["seconds"] < CONTEXT_S, line
-    (end,) = events(said, "end")
-    assert end["taken"] == 2
-    assert end["asked"] > 0
-    assert end["failed"] == 0, end
-    assert end["awake_w"] > 0.0
-    assert events(said, "stopped") == [{"event": "stopped", "left": []}]

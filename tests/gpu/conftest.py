@@ -25,8 +25,13 @@ from clover.types import Placement
 ROOT = Path(__file__).parents[2]
 ACT_S = 300.0
 ORDER = (
-    *("test_starting", "test_cuda", "test_serving", "test_energy", "test_hot_path", "test_tensorrt"),
-    *("test_mps", "test_mig"),
+    "test_starting",
+    "test_cuda",
+    "test_serving",
+    "test_energy",
+    "test_hot_path",
+    "test_tensorrt",
+    "test_mig",
 )
 """What could stop everything else comes first; what takes longest, or needs most, last."""
 

@@ -252,7 +252,6 @@ def signatures(_: dict[str, Any]) -> dict[str, Any]:
 
     functions = {
         "dynamo.compile": torch_tensorrt.dynamo.compile,
-        "dynamo.refit_module_weights": torch_tensorrt.dynamo.refit_module_weights,
         "save": torch_tensorrt.save,
         "load": torch_tensorrt.load,
     }

@@ -1,10 +1,9 @@
-"""Engines on the GPU they are for: built, compared, refitted, refused elsewhere, and swapped under load."""
+"""Engines on the GPU they are for: built, compared, refused elsewhere, and swapped under load."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +20,6 @@ import clover
 from clover import backends, families
 from clover.backends import tensorrt as backend_module
 from clover.errors import CloverError
-from clover.types import FamilySpec
 
 from .conftest import ROOT, Slice, act
 from .test_cuda import check, in_precision, on_gpu
@@ -48,7 +46,6 @@ def test_the_library_takes_what_is_asked_of_it(slice_: Slice) -> None:
     found, known = act("signatures", slice_.visible), facts().PARAMETERS
     asked = {
         "dynamo.compile": {*backend_module.compile_settings("fp32", Path("x")), "exported_program", "arg_inputs"},
-        "dynamo.refit_module_weights": {"compiled_module", "new_weight_module"},
         "save": {"module", "file_path", "output_format", "arg_inputs", "dynamic_shapes"},
         "load": {"file_path"},
     }
@@ -80,34 +77,6 @@ def test_one_batch_size_is_replayed(slice_: Slice, tmp_path: Path) -> None:
     backends.compile_in_subprocess(spec, variant, "tensorrt", folder, target=slice_.target)
     made, _ = on_gpu(slice_, spec, variant, "tensorrt", folder, tmp_path)
     assert check(spec, variant, made) <= 1.0
-
-
-def with_other_weights(folder: Path, factor: float) -> FamilySpec:
-    """`fashion` in `folder`, its rung `large` with all weights times `factor`."""
-    from safetensors.numpy import load_file, save_file
-
-    if not folder.exists():
-        shutil.copytree(families.load_family("fashion").folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    original = Path(families.load_family("fashion").folder) / "weights" / "large.safetensors"
-    weights = {name: (array * factor).astype(array.dtype) for name, array in load_file(original).items()}
-    save_file(weights, folder / "weights" / "large.safetensors")
-    return families.load_family(str(folder))
-
-
-def test_new_weights_are_put_into_the_engine(slice_: Slice, tmp_path: Path) -> None:
-    folders = []
-    for factor in (1.0, 0.5):
-        spec = with_other_weights(tmp_path / "fashion", factor)
-        variant = spec.variant("large")
-        folder = backends.artifact_dir(tmp_path, spec, variant, "tensorrt", 1, target=slice_.target)
-        backends.compile_in_subprocess(spec, variant, "tensorrt", folder, target=slice_.target)
-        made, _ = on_gpu(slice_, spec, variant, "tensorrt", folder, tmp_path)
-        assert check(spec, variant, made) <= 1.0
-        folders.append(folder)
-    first, second = folders
-    assert record_of(first).refitted_from == ""
-    assert record_of(second).refitted_from == first.name, "the engine was built anew: see the log of the compilation"
-    assert record_of(second).seconds < record_of(first).seconds
 
 
 def test_an_engine_of_another_slice_is_refused(slice_: Slice, tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ class Board:
         self.lost = False
         self.near: tuple[int, ...] | None = None
         self.compute_mode = 0
-        self.capability = (8, 0)
         self.privileged = True
         self.standing: dict[int, list[Any]] = {}
         self.holders: dict[int, list[int]] = {}
@@ -80,7 +79,6 @@ class FakeNvml:
         """Instances whose processes were asked for: a real driver would count that as a use of them."""
         self.dies = -1
         self.after = False
-        self.cuda = 13000
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("nvml"):
@@ -153,10 +151,7 @@ class FakeNvml:
         return mask
 
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
-        return self.cuda
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: Any) -> tuple[int, int]:
-        return self._board(handle).capability
+        return 13000
 
     def nvmlDeviceGetArchitecture(self, handle: Any) -> int:
         self._board(handle)

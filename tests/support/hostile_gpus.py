@@ -3,7 +3,6 @@
     python -m tests.support.hostile_gpus CACHE mig         a monitor that holds instances, GPUs that are lost in every
                                                            way, critical errors
     python -m tests.support.hostile_gpus CACHE exclusive   a GPU without MIG that takes one process, then none
-    python -m tests.support.hostile_gpus CACHE spare       a GPU on which contexts take seconds, with a hot spare
     python -m tests.support.hostile_gpus CACHE laptop      a GPU that sleeps, and shows no energy, power or limit
 
 Clients ask all the while.  Prints one JSON object a line; the tests read them.
@@ -30,8 +29,6 @@ from tests.support.mig_server import BASE, BOX, MIXED, Load, gpu, say, settled, 
 from tests.support.scene_policies import BestOnAGpu, policy_name
 
 PLAIN = "rtx-4090"
-CONTEXT_S = 2.0
-"""What a context takes to make on the GPU of the story `spare`."""
 SHORT_WAITS_S = (0.02, 0.04)
 
 
@@ -50,10 +47,10 @@ def only_on(running: clover.Server, device: str) -> bool:
     return bool(ready) and all(item.placement.device == device for item in ready)
 
 
-async def change(running: clover.Server, groups: dict[str, int], verb: str = "apply") -> str:
+async def change(running: clover.Server, groups: dict[str, int]) -> str:
     """Ask for another configuration; "" or why it was not reached."""
     try:
-        await running.engine.control().command(verb, {"configuration": groups, "force": True}, "a test")
+        await running.engine.control().command("apply", {"configuration": groups, "force": True}, "a test")
     except CloverError as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -129,35 +126,6 @@ async def exclusive(cache: Path) -> None:
         say(event="prohibited", refused=str(error))
 
 
-async def spare(cache: Path) -> None:
-    state = devices.box_path(devices.parse(f"emulated:{PLAIN}:1"), cache)
-    emulated.create_box(state, PLAIN, 1)
-    settings: dict[str, Any] = {
-        "device": f"emulated:{PLAIN}:1",
-        "policy": policy_name(BestOnAGpu),
-        "resident": "off",  # so that another variant takes another process
-        "spare": "on",
-    }
-    async with mig_server.server(cache, **settings) as running:
-        served = running.engine.pick(None)
-        await until(lambda: bool(served.spares.places))
-        emulated.inject(state, emulated.Fault(symbol="clover_nvml_attach", delay_s=CONTEXT_S, count=0))
-        load = Load(running)
-        for variant in ("half", "full"):
-            (pid,) = served.spares.pids("gpu0")
-            began_s = asyncio.get_running_loop().time()
-            outcome = await change(running, {f"{variant}@gpu": 1}, "pin")  # or the policy would take it back
-            took_s = asyncio.get_running_loop().time() - began_s
-            pids = [item["pid"] for item in served.fleet.describe() if item["routed"]]
-            say(event="spare", outcome=outcome, spare=pid, pids=pids, seconds=took_s)
-            await until(lambda pid=pid: bool(served.spares.pids("gpu0") - {pid}))
-        last = served.spares.pids("gpu0")
-        await load.end()
-        line = running.engine.account.devices()["gpu0"]
-        say(event="end", asked=load.asked, failed=load.failed, taken=served.spares.taken, awake_w=line["awake_w"])
-    say(event="stopped", left=[pid for pid in last if Path(f"/proc/{pid}").exists()])
-
-
 async def laptop(cache: Path) -> None:
     state = devices.box_path(devices.parse("emulated:laptop:1"), cache)
     emulated.create_box(state, "laptop", 1)
@@ -175,7 +143,7 @@ async def laptop(cache: Path) -> None:
 
 def main(cache: str, story: str) -> None:
     with contextlib.suppress(KeyboardInterrupt):
-        stories = {"mig": mig, "exclusive": exclusive, "laptop": laptop, "spare": spare}
+        stories = {"mig": mig, "exclusive": exclusive, "laptop": laptop}
         asyncio.run(stories[story](Path(cache)))
 
 

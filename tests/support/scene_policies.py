@@ -51,15 +51,6 @@ class BestOnAGpu:
         return plan_fixed(state, configuration({"full@gpu": 1}), policy=self.name)
 
 
-class BestOnAllParts:
-    """The most accurate variant on a whole GPU that MPS parts."""
-
-    name = "one variant on four of four parts"
-
-    def propose(self, state: State) -> Plan:
-        return plan_fixed(state, configuration({"full@4of4": 1}), policy=self.name)
-
-
 class LightEverywhere:
     """`light` on a core, or on all seven slices of an A100."""
 

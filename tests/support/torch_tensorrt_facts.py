@@ -35,9 +35,6 @@ PARAMETERS: dict[str, frozenset[str]] = {
             "optimization_level",
         }
     ),
-    "dynamo.refit_module_weights": frozenset(
-        {"compiled_module", "new_weight_module", "arg_inputs", "kwarg_inputs", "verify_output", "in_place"}
-    ),
     "save": frozenset(
         {
             "module",
@@ -63,5 +60,5 @@ INPUT = frozenset({"shape", "min_shape", "opt_shape", "max_shape", "dtype", "for
 GONE = frozenset({"enabled_precisions", "use_explicit_typing", "refit", "make_refittable", "debug"})
 """What `compile` took once.  2.13 ignores the first two without a word: types are always those of the module."""
 
-DEFAULTS = {"min_block_size": 5, "immutable_weights": True, "disable_tf32": False, "require_full_compilation": False}
+DEFAULTS = {"min_block_size": 5, "disable_tf32": False, "require_full_compilation": False}
 """Defaults that would be wrong here."""

@@ -80,7 +80,6 @@ TORCH = (
     "clover.backends",
     "clover.scaffold.probe",
     "clover.scaffold.zoo",
-    "clover.worker.hot_spare",
     "clover.worker.main",
     "clover.worker.residents",
     "clover.worker.memory",

@@ -100,9 +100,6 @@ def _device(device: dict[str, Any], console: Console) -> None:
         parts.append(f"{item['placement']} quarantined: {item['reason']}")
     if device.get("fixed"):
         parts.append(device["fixed"])
-    if (mps := device.get("mps")) and mps["faults"]:
-        times = f"{mps['faults']} times" if mps["faults"] > 1 else "once"
-        parts.append(f"a fault of one worker ended all {times}, last {mps['last_fault']}")
     if device.get("foreign"):
         parts.append(f"not ours: {', '.join(device['foreign'])}")
     _say(console, "; ".join(parts))

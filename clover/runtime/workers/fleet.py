@@ -79,12 +79,6 @@ class FamilyFleet:
         self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
         self.memory = SliceMemory()
         self._step_times = StepTimes()
-        self.vacate: Callable[[Placement], Awaitable[None]] = _nothing_there
-        """Called before a placement that no plan has any more is left, to end what else is on it."""
-        self.abandon: Callable[[Placement], None] = lambda place: None
-        """Called if the device of a placement is lost, to end what else is on it without waiting."""
-        self.vacate_all: Callable[[], Awaitable[None]] = _nothing_anywhere
-        """Called once all workers have ended."""
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}
         """Until when (ns) the second is not tried beside the first again."""
 
@@ -145,8 +139,6 @@ class FamilyFleet:
         await self.members.end(assignment, *(there if last else ()))
         if last:
             await self.members.left(place)
-            if all(item.placement != place for item in self.planned):
-                await self.vacate(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
             self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
 
@@ -161,11 +153,6 @@ class FamilyFleet:
         self._target = target
 
     @property
-    def changing(self) -> bool:
-        """Whether a transition is under way."""
-        return bool(self._target)
-
-    @property
     def planned(self) -> tuple[Assignment, ...]:
         """What a transition under way goes to; else the assignments that are to receive rows."""
         return self._target or self.routed
@@ -177,7 +164,6 @@ class FamilyFleet:
             if member.standby and item.placement == place:
                 self.members.forget(item, reason)
         self.members.forget(assignment, reason)
-        self.abandon(place)
 
     def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
         """See `Fleet.route`.  A worker that is being restarted joins when it is ready.  Raises PlanError if an
@@ -432,7 +418,6 @@ class FamilyFleet:
         """Drain every worker at once."""
         self.standby_crew.chooser = None
         await self.members.end_all()
-        await self.vacate_all()
         self.router.stop()
 
     def _count_changes(self, assignments: tuple[Assignment, ...]) -> None:
@@ -441,14 +426,6 @@ class FamilyFleet:
         if before and after:
             self.swaps += sum(before[place] != after[place] for place in before.keys() & after.keys())
             self.repartitions += before.keys() != after.keys()
-
-
-async def _nothing_anywhere() -> None:
-    """Do nothing: there are only workers."""
-
-
-async def _nothing_there(placement: Placement) -> None:
-    """Do nothing: only workers are at a placement."""
 
 
 def _by_placement(assignments: tuple[Assignment, ...]) -> dict[str, set[str]]:

@@ -38,7 +38,7 @@ _SANDBOX_CHARS = 64
 _REASON_CHARS = 2000
 """Of what a worker gives as the reason of its failure, at most so much is believed and logged."""
 
-State = Literal["starting", "spare", "loading", "warming", "ready", "draining", "dead"]
+State = Literal["starting", "loading", "warming", "ready", "draining", "dead"]
 
 
 class WorkerOwner(Protocol):
@@ -48,8 +48,6 @@ class WorkerOwner(Protocol):
     oom_kills: OomKills
 
     def forget(self, worker: WorkerProcess, completed: int) -> None: ...
-    def end_client(self, worker: WorkerProcess) -> None: ...
-    def client_died(self, worker: WorkerProcess, reason: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,21 +166,6 @@ class WorkerProcess:
         if self.state != "dead":
             ring_bell(self._doorbell)  # untaken if it was rung often enough, or is dying
 
-    async def adopt(self, order: frames.WorkerOrder, within_s: float) -> None:
-        """Have this hot spare take `order` over; return once it is ready.  Raises WorkerError."""
-        assert self._loop is not None
-        if self.state != "spare":
-            raise WorkerError(f"worker {self.pid} is no hot spare: it is {self.state}")
-        self.order, self.state = order, "starting"
-        self.started_at_ns = time.monotonic_ns()
-        self._ready = self._loop.create_future()
-        try:
-            frames.send(self._control, frames.Adopt(order=order.trimmed()))
-        except OSError as error:
-            self.kill()
-            raise WorkerError(f"the hot spare {self.pid} cannot be reached: {error.strerror}") from error
-        await self.until_ready(within_s)
-
     def request_exit(self) -> None:
         """Have it answer what is in its ring and exit; return at once."""
         if self.state == "dead":
@@ -219,20 +202,10 @@ class WorkerProcess:
             await self.dead(_END_S)
 
     def kill(self) -> None:
-        """End it by SIGKILL; that of a client of MPS comes once its work on the GPU was ended (`board_faults`).
-        `on_death` is called as for any other death."""
-        if self.state == "dead":
-            return
-        if self.order.mps is not None:
-            self._pool.end_client(self)
-        else:
-            self.kill_now()
-
-    def kill_now(self) -> None:
-        """Send SIGKILL by pidfd, which cannot hit another process."""
+        """End it by SIGKILL; `on_death` is called as for any other death."""
         if self.state != "dead":
             self._killed = True
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # by pidfd, which cannot hit another process
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def dead(self, within_s: float) -> bool:
@@ -324,11 +297,6 @@ class WorkerProcess:
             if not self._ready.done():
                 failed = WorkerLostInStart if state.left_out else WorkerError
                 self._ready.set_exception(failed(f"{self.order.variant} ({self.order.backend}): {self._failure}"))
-        elif state.state == "spare":
-            if self.state == "starting" and self.order.spare_lanes:
-                self.state = "spare"
-                if not self._ready.done():
-                    self._ready.set_result(None)
         elif self.state in ("starting", "loading", "warming"):
             if state.state == "ready":
                 self._holds(state)
@@ -396,8 +364,6 @@ class WorkerProcess:
         os.close(self._pidfd)
         self._gone.set()
         reason = self._reason()
-        if self.order.mps is not None and not expected:
-            self._pool.client_died(self, reason)
         if not self._ready.done():
             died = WorkerLostInStart if self.order.also else WorkerError
             text = f"{self.order.variant} ({self.order.backend}) died while starting: {reason}"

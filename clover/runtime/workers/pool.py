@@ -27,7 +27,6 @@ from clover._native.ring import RING_BYTES, Ring
 from clover.errors import CloverError, StartError, WorkerError
 from clover.hints import named_wait
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
-from clover.runtime.workers.board_faults import BoardFaults
 from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.handle import WorkerChannel, WorkerProcess
 from clover.runtime.workers.oom_kills import OomKills
@@ -60,8 +59,6 @@ class Pool:
         self._turns = asyncio.Semaphore(starts or len(os.sched_getaffinity(0)) + 1)
         self.workers: set[WorkerProcess] = set()
         """Every worker that has not died, starting ones included."""
-        self.board_faults: BoardFaults[WorkerProcess] = BoardFaults(self.workers)
-        """Ends workers that share a GPU by MPS."""
         self._lifeline, self._lifeline_held = os.pipe2(os.O_CLOEXEC)
         self.completions = Completions()
         """Says when a worker has completed a batch."""
@@ -154,8 +151,6 @@ class Pool:
         on_death: Callable[[WorkerProcess, str], None] | None,
         left_out: LeftOut | None,
     ) -> WorkerProcess:
-        if order.mps is not None:
-            await self.board_faults.over(order.mps)
         link = await self._ready_zygote()
         self._tokens += 1
         with contextlib.ExitStack() as mine, contextlib.ExitStack() as theirs:
@@ -188,7 +183,7 @@ class Pool:
             finally:
                 self._asking -= 1
             mine.pop_all()
-        name = f"worker {pid} ({order.variant or 'a hot spare'} at {order.place or 'its cores'})"
+        name = f"worker {pid} ({order.variant} at {order.place or 'its cores'})"
         worker = WorkerProcess(
             order,
             pid,
@@ -211,19 +206,6 @@ class Pool:
             raise
         return worker
 
-    async def adopt(self, spare: WorkerProcess, order: frames.WorkerOrder) -> WorkerProcess:
-        """Return `spare`, a hot spare that `spawn` returned, once it is the worker of `order`.
-
-        Raises WorkerError as `spawn` does; nothing of the spare is left then, nor after the caller is cancelled.
-        """
-        try:
-            async with self._turns:
-                await spare.adopt(order, self.start_s)
-        except BaseException:
-            await asyncio.shield(self._discard(spare))
-            raise
-        return spare
-
     async def _discard(self, worker: WorkerProcess) -> None:
         worker.on_death = None
         worker.kill()
@@ -242,15 +224,6 @@ class Pool:
         self.workers.discard(worker)
         self.completions.forget(completed)
 
-    def end_client(self, worker: WorkerProcess) -> None:
-        """End a worker that is a client of MPS; the worker itself calls this."""
-        self.board_faults.end(worker)
-
-    def client_died(self, worker: WorkerProcess, reason: str) -> None:
-        """Look whether the death of a client of MPS was a fault of its GPU; the worker itself calls this."""
-        if not self._stopped:
-            self.board_faults.died(worker, reason)
-
     async def stop(self) -> None:
         """End every worker and the zygote; close every descriptor.  No `on_death` is called.  Idempotent."""
         if self._stopped:
@@ -265,7 +238,6 @@ class Pool:
         await self._all_dead(_STOP_S)
         for worker in list(self.workers):
             worker.kill()
-        await self.board_faults.settled()
         await self._all_dead(_STOP_S)
         if self._zygote is not None:
             if not self._zygote.bound:

@@ -37,11 +37,8 @@ def seeds() -> list[bytes]:
     found = [frames.pack(record) for record in said]
     spec = b'{"name":"a","inputs":[],"outputs":[],"variants":[]}'
     order = b'{"family":%b,"variant":"a","backend":"eager","cores":[0],"max_batch":1}' % spec
-    for kind, payload in (
-        (Kind.SPAWN, b'{"token":1,"slots":4,"order":%b}' % order),
-        (Kind.ADOPT, b'{"order":%b}' % order),
-    ):
-        found.append(frames._HEADER.pack(frames._MAGIC, frames._VERSION, kind, len(payload)) + payload)
+    payload = b'{"token":1,"slots":4,"order":%b}' % order
+    found.append(frames._HEADER.pack(frames._MAGIC, frames._VERSION, Kind.SPAWN, len(payload)) + payload)
     return found
 
 

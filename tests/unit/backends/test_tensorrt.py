@@ -33,7 +33,7 @@ from clover.backends import artifacts, cuda, parity, targets, tensorrt
 from clover.backends.artifacts import CompileOrder, Recipe, recipe
 from clover.backends.trt_engine import TensorRtEngine
 from clover.errors import ConfigError, DeviceError, ProfileError, WorkerError
-from clover.types import TensorSpec, VariantSpec
+from clover.types import TensorSpec
 from tests.support.lazy import LazyModule
 from tests.support.played_tensorrt import PlayedTensorRt, Recorded
 
@@ -100,10 +100,9 @@ class Loaded:
 class Library:
     """Takes what torch-tensorrt takes, refuses what it does not, and remembers what it was asked."""
 
-    def __init__(self, error=0.0, refit_fails=False):
+    def __init__(self, error=0.0):
         self.asked = []
         self.error = error
-        self.refit_fails = refit_fails
         self.dynamo = self.runtime = self
 
     def _check(self, name, given):
@@ -130,12 +129,6 @@ class Library:
 
     def load(self, file_path):
         return Loaded(file_path, torch.export.load(file_path))
-
-    def refit_module_weights(self, compiled_module, new_weight_module, **given):
-        self._check("dynamo.refit_module_weights", given)
-        if self.refit_fails:
-            raise AssertionError("New weights module is not compatible")
-        return compiled(new_weight_module, self.error)
 
 
 @pytest.fixture
@@ -189,14 +182,13 @@ def test_an_engine_is_built_checked_kept_and_loaded(toy, on_cpu, tmp_path):
     assert shape == {
         "min_shape": (1, 4), "opt_shape": (8, 4), "max_shape": (8, 4), "dtype": torch.float32
     }  # fmt: skip
-    assert settings["immutable_weights"] is False
     assert settings["min_block_size"] == 1
     assert settings["require_full_compilation"]
     assert settings["disable_tf32"]
     # The cache of timings belongs to this GPU and profile, and outlives the build's own folder.
     assert Path(settings["timing_cache_path"]).parent == folder.parent
     record = record_of(folder)
-    assert (record.precision, record.max_batch, record.refitted_from) == ("fp32", 8, "")
+    assert (record.precision, record.max_batch) == ("fp32", 8)
     assert record.difference < 1
     manifest = artifacts.manifest_of(folder)
     assert (manifest.recipe.profile, manifest.recipe.driver, manifest.variant) == ("1g.5gb", "580.65", "full")
@@ -209,7 +201,6 @@ def test_an_engine_is_built_checked_kept_and_loaded(toy, on_cpu, tmp_path):
         "artifact.json",
         "engine.json",
         "model.engine",
-        "model.ep",
     ]
     assert (record.inputs, record.outputs) == (("numbers",), ("output0",))
 
@@ -341,76 +332,6 @@ def test_rows_to_compare_on(toy):
     assert ((made >= 0) & (made < 1)).all()
     assert parity.batches_of(toy) == (1, 2, 4, 8)
     assert parity.batches_of(msgspec.structs.replace(toy, max_batch=1)) == (1,)
-
-
-# --- new weights ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def weighed(toy, tmp_path):
-    """A family with a file of weights, which its loader reads."""
-    folder = tmp_path / "weighed"
-    shutil.copytree(FAMILIES / "toy", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "model.py").write_text(
-        "import numpy as np, torch\n"
-        "def load(variant, folder):\n"
-        "    layer = torch.nn.Linear(4, 4, bias=False)\n"
-        "    layer.weight.data = torch.from_numpy(np.load(folder / variant.weights))\n"
-        "    return torch.nn.Sequential(layer, torch.nn.ReLU()).eval()\n"
-    )
-
-    def with_weights(factor, version="1"):
-        np.save(folder / "w.npy", np.eye(4, dtype=np.float32) * factor)
-        variant = VariantSpec(name="v", loader="model:load", weights="w.npy", version=version)
-        return families.load_family(msgspec.structs.replace(toy, folder=str(folder), variants=(variant,), digest=""))
-
-    return with_weights
-
-
-@pytest.mark.slow
-def test_new_weights_go_into_the_engine_that_is_there(weighed, on_cpu, tmp_path):
-    first = weighed(1.0)
-    base = build(first, first.variants[0], tmp_path)
-    second = weighed(3.0, version="2")
-    folder = build(second, second.variants[0], tmp_path)
-    assert folder != base
-    assert record_of(folder).refitted_from == base.name
-    assert [name for name, _ in on_cpu.asked].count("dynamo.compile") == 1
-    (answer,) = tensorrt.TensorRtBackend().load(second, second.variants[0], folder, 1, "cuda")([np.ones((2, 4), "f4")])
-    assert (answer == 3).all()
-    # On another profile there is nothing to refit.
-    other = build(second, second.variants[0], tmp_path, WHOLE)
-    assert record_of(other).refitted_from == ""
-
-
-@pytest.mark.slow
-def test_an_engine_is_built_anew_where_new_weights_fail(weighed, on_cpu, tmp_path, caplog):
-    first = weighed(1.0)
-    build(first, first.variants[0], tmp_path)
-    on_cpu.refit_fails = True
-    second = weighed(3.0)
-    folder = build(second, second.variants[0], tmp_path)
-    assert record_of(folder).refitted_from == ""
-    assert "v is built anew, new weights for" in caplog.text
-    assert "not compatible" in caplog.text
-
-
-@pytest.mark.slow
-def test_what_new_weights_may_go_into(weighed, toy, on_cpu, tmp_path, monkeypatch):
-    first = weighed(1.0)
-    variant = first.variants[0]
-    base = build(first, variant, tmp_path)
-    second = weighed(2.0)
-    place = base.parent / "toy-v-new"
-    assert tensorrt.relative(second, second.variants[0], place, SMALL) == base
-    changed = msgspec.structs.replace(second.variants[0], precision="fp16")
-    assert tensorrt.relative(second, changed, place, SMALL) is None
-    assert tensorrt.relative(msgspec.structs.replace(second, max_batch=4), variant, place, SMALL) is None
-    newer = msgspec.structs.replace(SMALL, driver="581.1")
-    assert tensorrt.relative(second, variant, place, newer) is None
-    assert tensorrt.relative(toy, toy.variants[0], place, SMALL) is None  # no file of weights
-    monkeypatch.setattr(artifacts, "tensorrt_version", lambda: "12.0")
-    assert tensorrt.relative(second, variant, place, SMALL) is None
 
 
 # --- the store --------------------------------------------------------------------------------------------------------

@@ -124,7 +124,6 @@ def test_gpus_without_mig_are_not_shared() -> None:
     text = "3 families (a, b, c) need a GPU each, or a part of one that MIG splits, but there are 2 (gpu0, gpu1)"
     short = pool.short()
     assert short.startswith(f"{text} with room for 2: ")
-    assert "workers.device = nvidia:0/mps" in short
     assert "switch MIG on" not in short, "these have none"
     pool.assign({})
     assert [len(pool.assigned(name)) for name in ("a", "b", "c")] == [1, 1, 0]
@@ -133,13 +132,13 @@ def test_gpus_without_mig_are_not_shared() -> None:
 def test_too_few_gpus_are_told_apart_by_what_would_help() -> None:
     switched_off, split = without_mig("gpu0"), FakeGpu(a100("gpu0"))
     switched_off.can_mig = True  # type: ignore[attr-defined]
-    for gpu, helps in ((switched_off, ("switch MIG on", "/mps")), (split, ())):
+    for gpu, helps in ((switched_off, ("switch MIG on",)), (split, ())):
         pool = DevicePool({"gpu0": gpu})
         for number in range(8):
             pool.name(f"family{number}", 1.0)
         short = pool.short()
         assert short
-        assert [words for words in ("switch MIG on", "/mps") if words in short] == list(helps)
+        assert [words for words in ("switch MIG on",) if words in short] == list(helps)
 
 
 def test_two_families_on_two_gpus() -> None:

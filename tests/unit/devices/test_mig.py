@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,6 @@ from clover.config import WorkersConfig
 from clover.devices import clients, nvml
 from clover.devices.clients import GpuClient
 from clover.devices.cpu import CpuDevice
-from clover.devices.hooks import ChangeHooks
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, OwnPlace
@@ -484,22 +483,6 @@ def test_the_quarantine_names_what_may_hold_the_instance(rig: Rig, monkeypatch: 
     assert rig.fake.asked == []
 
 
-def test_a_hook_that_fails_lets_nothing_be_made_or_removed(rig: Rig) -> None:
-    device = rig.open()
-    run(device.create(at("1g.5gb", 2)))
-    calls = len(rig.fake.calls)
-    device.hooks = ChangeHooks(["/bin/false"])
-    with pytest.raises(DeviceError, match=r"mig\.before_change failed with status 1"):
-        run(device.create(at("1g.5gb", 3)))
-    with pytest.raises(DeviceError, match=r"mig\.before_change failed with status 1"):
-        run(device.destroy(at("1g.5gb", 2)))
-    assert not {GI, CI, GI_GOES, CI_GOES} & set(rig.fake.calls[calls:])
-    assert device.instances() == (at("1g.5gb", 2),)
-    assert device.report()["quarantined"] == []
-    device.hooks = ChangeHooks()
-    run(device.destroy(at("1g.5gb", 2)))
-
-
 # --- compute modes ----------------------------------------------------------------------------------------------------
 
 
@@ -615,36 +598,6 @@ def test_a_place_where_nothing_can_be_made_is_left_out_until_something_can(
     assert len(device.shape().layouts) == 19
     assert rig.board.names == [("3g.20gb", 4, True)]  # the probe left nothing
     assert rig.recorded == [("3g.20gb", 4)]
-
-
-def test_retries_run_the_commands_around_changes_at_their_pace(rig: Rig) -> None:
-    changes: list[str] = []
-
-    class Hooks(ChangeHooks):
-        due = False
-
-        def retries(self) -> bool:
-            return self.due
-
-        @contextlib.asynccontextmanager
-        async def change(self) -> AsyncIterator[None]:
-            changes.append("change")
-            yield
-
-    device = quarantined(rig)
-    rig.board.holders.clear()
-    device.hooks = hooks = Hooks()
-    assert run(device.retry_quarantined()) == ()
-    assert changes == []
-    hooks.due = True
-    assert run(device.retry_quarantined()) == (at("1g.5gb", 2),)
-    device.bar(at("3g.20gb", 0), "the driver refused")
-    assert run(device.retry_quarantined()) == (at("3g.20gb", 0),)
-    assert changes == ["change"] * 2
-    device.bar(at("3g.20gb", 0), "the driver refused")
-    run(device.create(at("2g.10gb", 0)))
-    assert run(device.retry_quarantined()) == ()
-    assert changes == ["change"] * 3  # nothing to try where something stands
 
 
 def test_a_place_with_something_in_it_is_not_barred(rig: Rig) -> None:

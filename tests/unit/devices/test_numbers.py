@@ -18,7 +18,6 @@ from clover.errors import ConfigError, DeviceError
 def test_what_is_written_as_ranges_is_read(wanted: set[int]) -> None:
     text = ranges(tuple(sorted(wanted)))
     assert devices.parse(f"nvidia:{text}").indices == tuple(sorted(wanted))
-    assert devices.parse(f"nvidia:{text}/mps").indices == tuple(sorted(wanted))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_workers_are_looked_at_each_second_while_a_meter_takes_its_time() -> Non
             await asyncio.Event().wait()
 
         engine: Any = object.__new__(Engine)
-        engine.served = {"toy": SimpleNamespace(watch=look)}
+        engine.served = {"toy": SimpleNamespace(fleet=SimpleNamespace(watch=look))}
         engine._follow_targets = lambda: None
         engine.rollouts = engine.cluster = SimpleNamespace(look=lambda: None)
         engine.machine = SimpleNamespace(watch=hang)

@@ -246,12 +246,10 @@ class Gpu:
     async def retry_quarantined(self) -> None:
         self.retries += 1
         await self.ends.wait()
-        raise DeviceError("mig.before_change failed with status 1")
+        raise DeviceError("the driver did not answer in time")
 
 
-def test_gpus_are_watched_while_a_retry_waits_for_the_operators_command(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_gpus_are_watched_while_a_retry_waits_for_the_driver(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         machine = Machine(ServerConfig(), tmp_path, Account(pue=1.0))
         gpu = Gpu()
@@ -272,4 +270,4 @@ def test_gpus_are_watched_while_a_retry_waits_for_the_operators_command(
         machine.close()
 
     asyncio.run(story())
-    assert "gpu0: mig.before_change failed with status 1" in caplog.text
+    assert "gpu0: the driver did not answer in time" in caplog.text

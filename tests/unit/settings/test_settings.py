@@ -17,7 +17,6 @@ from clover.config import ServerConfig, TenantConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.settings import (
-    FILE_ONLY,
     SETTINGS,
     Option,
     Setting,
@@ -81,20 +80,8 @@ def test_help_names_every_flag() -> None:
     text = help_text("clover", "Serve.", [Option("--check-config", "check and leave")])
     for setting in SETTINGS:
         if setting.key != "families.family":
-            assert (setting.flag in text) is (setting.key not in FILE_ONLY)
+            assert setting.flag in text
     assert "--check-config" in text
-
-
-def test_programs_to_run_stand_in_the_file_only(tmp_path: Path) -> None:
-    path = write(tmp_path, "[mig]\nbefore_change = ['systemctl', 'stop', 'nvidia-dcgm']\n")
-    settings = load([path], {})
-    assert settings.config.mig.before_change == ("systemctl", "stop", "nvidia-dcgm")
-    assert 'before_change = ["systemctl", "stop", "nvidia-dcgm"]' in print_config(settings)
-    with pytest.raises(ConfigError, match="unknown flag --mig-before-change"):
-        load(["--mig-before-change", "/bin/true"], {})
-    with pytest.raises(ConfigError, match="unknown variable CLOVER_MIG_AFTER_CHANGE"):
-        load([], {"CLOVER_MIG_AFTER_CHANGE": "/bin/true"})
-    assert load(["--mig-hook-timeout-s", "5"], {}).config.mig.hook_timeout_s == 5.0
 
 
 # --- precedence ---------------------------------------------------------------------------------------------------
@@ -391,8 +378,8 @@ def test_check_is_pure_and_passes_the_default() -> None:
 @pytest.mark.parametrize(
     "device",
     [
-        *("cpu", "nvidia", "nvidia:0", "nvidia:0,2", "nvidia:0-3", "nvidia:mig:0-3,6", "nvidia:4-7/mps"),
-        *("emulated:l4", "emulated:a100-40gb:10", "emulated:a100-40gb:8:0-3", "emulated:rtx-4090:2:1/mps"),
+        *("cpu", "nvidia", "nvidia:0", "nvidia:0,2", "nvidia:0-3", "nvidia:mig:0-3,6"),
+        *("emulated:l4", "emulated:a100-40gb:10", "emulated:a100-40gb:8:0-3", "emulated:rtx-4090:2:1"),
     ],
 )
 def test_devices_that_there_may_be(device: str) -> None:
@@ -403,7 +390,7 @@ def test_devices_that_there_may_be(device: str) -> None:
 @pytest.mark.parametrize(
     ("device", "text"),
     [
-        ("", "give cpu, nvidia, nvidia:0,2, nvidia:0-3, nvidia:mig, nvidia:0/mps, mig:MIG-d7ac6ae6 or emulated"),
+        ("", "give cpu, nvidia, nvidia:0,2, nvidia:0-3, nvidia:mig, mig:MIG-d7ac6ae6 or emulated"),
         ("gpu", "did you mean nvidia?"),
         ("cuda:0", "did you mean nvidia?"),
         ("nvdia", "did you mean nvidia"),

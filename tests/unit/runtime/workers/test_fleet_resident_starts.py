@@ -186,38 +186,3 @@ async def test_a_worker_that_holds_more_than_the_new_one_stays(house: House) -> 
     await house.settle()
     assert [worker.state for worker in house.started] == ["ready", "ready"]
     await house.fleet.stop()
-
-
-@in_a_house
-async def test_what_else_is_at_a_place_ends_with_its_last_worker_unless_a_plan_has_it_still(house: House) -> None:
-    left: list[Any] = []
-
-    async def vacate(place: Any) -> None:
-        left.append(place)
-
-    house.fleet.vacate = vacate
-    await house.fleet.spawn(SMALL)
-    await house.fleet.spawn(LARGE)
-    house.fleet.route((LARGE,), Routing(shares={"large": 1.0}))
-    await house.fleet.drain(SMALL)
-    assert left == [], "large is there"
-    house.fleet.route((), Routing(shares={}))
-    house.fleet.prepare((SMALL,))  # in exchange for it
-    assert house.fleet.changing
-    await house.fleet.drain(LARGE)
-    assert left == []
-    house.fleet.prepare(())
-    await house.fleet.spawn(SMALL)
-    await house.fleet.drain(SMALL)
-    assert left == [SMALL.placement]
-    await house.fleet.stop()
-
-
-@in_a_house
-async def test_what_else_is_at_a_place_ends_with_a_lost_device(house: House) -> None:
-    left: list[Any] = []
-    house.fleet.abandon = left.append
-    await house.fleet.spawn(SMALL)
-    house.fleet.forget(SMALL, "gpu0 is lost")
-    assert left == [SMALL.placement]
-    await house.fleet.stop()

@@ -33,7 +33,7 @@ def test_what_a_dead_worker_s_child_sends_does_not_hold_up_the_server() -> None:
         forgotten: list[int] = []
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: forgotten.append(completed))
-        order: Any = SimpleNamespace(variant="small", backend="eager", mps=None)
+        order: Any = SimpleNamespace(variant="small", backend="eager")
         ring: Any = None
         fds = [os.eventfd(0) for _ in range(3)]
         worker = WorkerProcess(order, 1, WorkerChannel(ring, ours, *fds), output=output, started_at_ns=0, pool=owner)
@@ -73,7 +73,7 @@ def test_a_kill_for_want_of_memory_is_told_from_others(ours: bool, risen: bool, 
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         kills = SimpleNamespace(risen=lambda: risen)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: None, oom_kills=kills)
-        order: Any = SimpleNamespace(variant="small", backend="eager", also=(), mps=None)
+        order: Any = SimpleNamespace(variant="small", backend="eager", also=())
         ring: Any = None
         fds = [os.eventfd(0) for _ in range(2)]
         channel = WorkerChannel(ring, control, *fds, os.pidfd_open(child))
@@ -98,7 +98,7 @@ def reporting(*states: frames.WorkerState, also: tuple[str, ...] = ()) -> tuple[
     async def main() -> tuple[WorkerProcess, BaseException | None]:
         output: Any = SimpleNamespace(close=lambda: None, bind=lambda loop: None)
         owner: Any = SimpleNamespace(forget=lambda worker, completed: None)
-        place: Any = SimpleNamespace(variant="small", backend="eager", place="cpu0:1c@0", mps=None)
+        place: Any = SimpleNamespace(variant="small", backend="eager", place="cpu0:1c@0")
         place.also = tuple(frames.Resident(variant=name, backend="eager") for name in also)
         ring: Any = None
         channel = WorkerChannel(ring, ours, os.eventfd(0), os.eventfd(0), os.pidfd_open(os.getpid()))
