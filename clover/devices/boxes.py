@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clover.config import WorkersConfig
-from clover.devices import DeviceChoice, box_path, disturb, emulated, mps_emulated, numbers, tables
+from clover.devices import DeviceChoice, box_path, emulated, mps_emulated, numbers, tables
 from clover.devices.clients import nodes_of
 from clover.devices.cpu import CpuDevice
 from clover.devices.fixed import NOT_PERMITTED, FixedGpu
@@ -142,7 +142,7 @@ def _enter(choice: DeviceChoice, cache: Path) -> None:
         seed = zlib.crc32(choice.box.encode())
         emulated.create_box(path, choice.name, _gpus(choice), seed=seed, mig_enabled=not choice.mps)
         if choice.mps:
-            disturb.set_driver(path, "", _MPS_CUDA)
+            emulated.set_driver(path, "", _MPS_CUDA)
     emulated.use_box(path)
 
 
