@@ -133,6 +133,7 @@ setup(
         "clover.grpc": ["*.proto", "*.binpb"],
         "clover.scaffold": ["templates/*.txt"],
         "clover.simulate": ["data/*.json"],
+        "clover.telemetry.dashboards": ["*.json", "*.yaml"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "*.txt", "*.json", "LICENSE*", "*.md"] for name in FAMILIES},
     },
     include_package_data=False,
