@@ -131,6 +131,7 @@ setup(
         "clover.devices": ["data/*.json"],
         "clover.energy": ["data/*.json"],
         "clover.grpc": ["*.proto", "*.binpb"],
+        "clover.http.api": ["*.json"],
         "clover.scaffold": ["templates/*.txt"],
         "clover.simulate": ["data/*.json"],
         "clover.telemetry.dashboards": ["*.json", "*.yaml"],

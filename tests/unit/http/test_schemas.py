@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.http.api.openapi import _command_schema
-from clover.http.api.schemas import SCHEMAS
+from clover.http.api import openapi
 from tests.support.http_fakes import echo_family
 from tests.support.savings_fixture import SavingServer, drive
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
 
+SCHEMAS = openapi.build({"echo": echo_family()}, "1")["components"]["schemas"]
 LINES = {"measured_j": 100.0, "rest_j": 93.0, "carried_j": -3.0, "method": "modelled"}
 ORDER = {"action": "follow", "cluster": "c", "node": "n", "epoch": 1, "lease_s": 5.0}
 
@@ -61,5 +61,5 @@ def test_the_state_is_as_its_schema_says() -> None:
     ],
 )
 def test_bodies_of_commands_are_what_the_commands_take(verb: str, body: dict[str, Any], valid: bool) -> None:
-    found = violations(_command_schema(verb, {"echo": echo_family()}), body)
+    found = violations(SCHEMAS[f"Command_{verb}"], body)
     assert (found == []) is valid, found
