@@ -85,6 +85,6 @@ def _cells(one: ImportedModel) -> tuple[str, ...]:
     if one.draft is None:
         return (one.name, one.backend or "?", "refused", "", "")
     takes, gives = (
-        ", ".join(f"{t.datatype}{list(t.shape)}" for t in tensors) for tensors in (one.draft.sent, one.draft.given)
+        ", ".join(f"{t.datatype}{list(t.shape)}" for t in tensors) for tensors in (one.draft.sent, one.draft.outputs)
     )
     return (one.name, one.backend, "imported", takes, gives)

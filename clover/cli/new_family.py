@@ -29,10 +29,6 @@ _ABOUT = """\
 Write a family for a model that you have, and measure it.  --from is one of
 
   module:Class, module:function  a torch module, built without arguments
-  torchvision:NAME, timm:NAME    a published classifier of pictures, and smaller
-                                 siblings of it
-  transformers:NAME              a classifier of texts: a folder, or a name on
-                                 the hub
   FILE.onnx                      an ONNX model
   FOLDER                         a model of a Triton repository (config.pbtxt)
 
@@ -122,7 +118,6 @@ def _parser() -> CommandParser:
         "text,label); without labels agreement with the best variant is measured, as a proxy",
     )
     add("--variants", type=int, default=3, metavar="N", help="variants to propose, at most [3]")
-    add("--untrained", action="store_true", help="random weights will do if published ones cannot be fetched")
     add("--no-profile", action="store_true", help="do not measure it at the end")
     add("--device", help="what to measure on, as `clover profile --device`")
     return parser  # fmt: skip
@@ -135,7 +130,7 @@ def _draft(name: str, given: Namespace, scratch: Path) -> FamilyDraft:
     sources, inputs = list(given.sources), tuple(tensor_of(text) for text in given.input)
     rows = Path(given.evaluate) if given.evaluate else None
     kinds = {_kind(source) for source in sources}
-    if len(kinds) > 1 or (kinds & {"triton", *torch_source.LIBRARIES} and len(sources) > 1):
+    if len(kinds) > 1 or ("triton" in kinds and len(sources) > 1):
         raise DraftError("several --from are modules of yours, or ONNX files: variants of one kind")
     kind = kinds.pop()
     if kind != "module" and given.weights:
@@ -146,14 +141,12 @@ def _draft(name: str, given: Namespace, scratch: Path) -> FamilyDraft:
     if kind == "triton":
         draft = triton_models.draft_of(Path(sources[0]), triton_models.OpenBounds())
         return with_rows(replace(draft, name=name), rows)
-    request = torch_source.TorchRequest(
-        name, tuple(sources), tuple(given.weights), inputs, given.variants, given.untrained
-    )
+    request = torch_source.TorchRequest(name, tuple(sources), tuple(given.weights), inputs)
     return with_rows(torch_source.draft_of(request, scratch), rows)
 
 
 def _kind(source: str) -> str:
-    """Return what a source is: "onnx", "triton", a library, or "module".  Raises DraftError for a path that is none."""
+    """Return what a source is: "onnx", "triton", or "module".  Raises DraftError for a path that is none."""
     path = Path(source)
     if path.suffix == ".onnx":
         return "onnx"
@@ -161,8 +154,7 @@ def _kind(source: str) -> str:
         if not (path / "config.pbtxt").is_file() and not any(child.is_dir() for child in path.iterdir()):
             raise DraftError(f"{source} is a folder without config.pbtxt and versions: no model of a Triton repository")
         return "triton"
-    library = source.partition(":")[0]
-    return library if library in torch_source.LIBRARIES else "module"
+    return "module"
 
 
 def tensor_of(text: str) -> TensorSpec:
@@ -192,5 +184,5 @@ def tensor_of(text: str) -> TensorSpec:
 def _tensors(draft: FamilyDraft) -> list[tuple[str, str]]:
     return [
         (verb, ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in listed))
-        for verb, listed in (("takes", draft.sent), ("gives", draft.given))
+        for verb, listed in (("takes", draft.sent), ("gives", draft.outputs))
     ]

@@ -170,19 +170,9 @@ class ClusterTotals(Record, frozen=True, kw_only=True):
     reported_j: float = 0.0
     rows: float = 0.0
 
-    @property
-    def saved_against_alone(self) -> float:
-        """Part of what each region alone would have emitted; 0 before anything was."""
-        return 1.0 - self.planned_g / self.alone_g if self.alone_g > 0.0 else 0.0
-
-    @property
-    def saved_against_awake(self) -> float:
-        """Part of what all nodes awake would have emitted; 0 before anything was."""
-        return 1.0 - self.planned_g / self.awake_g if self.awake_g > 0.0 else 0.0
-
 
 class ClusterStatus(Record, frozen=True, kw_only=True):
-    """All that `clover cluster status` and the dashboard show.  `troubles`: what is wrong now, in sentences; `weights`:
+    """All that `clover cluster status` shows.  `troubles`: what is wrong now, in sentences; `weights`:
     the shares in force by origin and node."""
 
     at_s: float

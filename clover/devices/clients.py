@@ -1,28 +1,21 @@
-"""Other programs that hold GPU instances: who they are, and one for emulated boxes.
+"""Other programs that hold GPU instances: who they are.
 
 The driver refuses to remove an instance, and to turn MIG off, while any client is subscribed to it.  Monitors subscribe
 without running anything on it: DCGM's host engine and exporter, NVSM, the device plugin of Kubernetes.  NVML does not
 name them.  They can be found by the files that they hold open: the nodes of instances under /dev/nvidia-caps, and for
 programs known by name /dev/nvidiactl.  That is best effort: processes of other users and of other containers may be
 hidden.
-
-`EmulatedMonitor` is such a client of an emulated box.  It holds a lock of the kernel on the box's state file, which
-ends with its process, and a file that stands for the nodes under /dev/nvidia-caps.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from clover.ancestry import descends_from
-from clover.devices.emulated import GPUS_MAX
-from clover.errors import DeviceError
 from clover.types import Record
 
 CAPABILITIES = "/dev/nvidia-caps/"
@@ -42,9 +35,6 @@ _UNITS = {
 systemd that runs them; "" if they are usually run by something else."""
 
 _SERVICE = re.compile(r"/([^/]+)\.service$", re.MULTILINE)
-_OFD_SETLK = 37
-_FLOCK = struct.Struct("hhqqi4x")
-_MONITORS = 1 << 33  # the first of the bytes that monitors lock; csrc/nvml_emulator/attach.c
 
 
 class GpuClient(Record, frozen=True, kw_only=True):
@@ -127,47 +117,6 @@ def _unit(process: Path, name: str) -> str:
     return service.group(1) if service is not None else _UNITS.get(name, "")
 
 
-# --- an emulated one --------------------------------------------------------------------------------------------------
-
-
 def nodes_of(state: Path) -> str:
     """Return the folder that stands for /dev/nvidia-caps of an emulated box."""
     return f"{os.path.realpath(state)}.caps/"
-
-
-class EmulatedMonitor:
-    """A client that holds the instances of an emulated box, until `close` or the end of its process: meanwhile removing
-    one, and turning MIG off, is refused as in use.
-
-    `gpu` None holds those of every board.  DeviceError if `state` cannot be opened.
-    """
-
-    def __init__(self, state: Path, gpu: int | None = None) -> None:
-        first, count = (0, GPUS_MAX) if gpu is None else (gpu, 1)
-        self._files: list[int] = []
-        try:
-            os.makedirs(nodes_of(state), exist_ok=True)
-            self._files.append(os.open(state, os.O_RDWR | os.O_CLOEXEC))
-            self._files.append(os.open(f"{nodes_of(state)}nvidia-cap1", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _MONITORS + first, count, 0)
-            fcntl.fcntl(self._files[0], _OFD_SETLK, lock)
-        except OSError as error:
-            self.close()
-            raise DeviceError(f"{state} cannot be held: {error.strerror}") from error
-
-    def __enter__(self) -> EmulatedMonitor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let the instances go."""
-        while self._files:
-            os.close(self._files.pop())
-
-
-def call_this_process(name: str) -> None:
-    """Give this process the name by which others see it."""
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as comm:
-        comm.write(name[:15])

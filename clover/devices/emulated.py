@@ -447,6 +447,11 @@ def set_privileged(path: Path, privileged: bool) -> None:
     _act(path, "set privilege", "set_privileged", int(privileged))
 
 
+def set_driver(path: Path, version: str, cuda: tuple[int, int]) -> None:
+    """Set which driver the box has, and the CUDA version that it supports."""
+    _act(path, f"set the driver {version}", "set_driver", version.encode(), cuda[0] * 1000 + cuda[1] * 10)
+
+
 def advance(path: Path, seconds: float) -> None:
     """Move the clock of the box ahead: power drawn now counts for so much longer.  For tests that do not wait."""
     _act(path, "advance the clock", "advance", round(seconds * 1e9))

@@ -1,4 +1,4 @@
-"""Writing families for models that people have: from torch, torchvision, timm, transformers, ONNX and Triton.
+"""Writing families for models that people have: from torch, ONNX and Triton.
 
 Every source becomes a `FamilyDraft`, which is written as a folder like any that a person writes, and theirs to change.
 
@@ -6,8 +6,7 @@ Every source becomes a `FamilyDraft`, which is written as a folder like any that
     folder              writes a draft into a new folder, checked as a server would, or nothing
     findings            what `probe` is asked, and answers
     probe               a process that builds torch modules and looks at what they take and give
-    torch_source        drafts of torch modules and of torchvision, timm and transformers names
-    zoo                 smaller siblings of a name
+    torch_source        drafts of torch modules
     onnx_source         drafts of ONNX files
     evaluation_rows     labelled files, CSVs, or rows without labels, as data.py
     triton_config       Triton's `config.pbtxt`, read

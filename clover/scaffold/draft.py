@@ -39,8 +39,6 @@ class DraftVariant:
     untrained: bool = False
     precision: str = "fp32"
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    accuracy: Mapping[str, Any] | None = None
-    published: Mapping[str, str] | None = None
     comment: str = ""
 
 
@@ -81,12 +79,7 @@ class FamilyDraft:
     @property
     def sent(self) -> tuple[TensorSpec, ...]:
         """What clients send."""
-        return tuple(self.steps["inputs"]) if self.steps and self.steps.get("inputs") else self.inputs
-
-    @property
-    def given(self) -> tuple[TensorSpec, ...]:
-        """What clients get."""
-        return tuple(self.steps["outputs"]) if self.steps and self.steps.get("outputs") else self.outputs
+        return tuple(self.steps["inputs"]) if self.steps else self.inputs
 
 
 def template(name: str, /, **values: Any) -> str:
@@ -164,9 +157,8 @@ def _table(head: str, values: Mapping[str, Any]) -> str:
 
 def _steps(steps: Mapping[str, Any]) -> str:
     lines = ["[steps] # what is done to rows before and after the model", f"run = {toml_value(steps['run'])}"]
-    for key in ("inputs", "before", "after", "outputs"):
-        if rows := steps.get(key):
-            lines += [f"{key} = [", *(f"    {toml_value(row)}," for row in rows), "]"]
+    for key in ("inputs", "before"):
+        lines += [f"{key} = [", *(f"    {toml_value(row)}," for row in steps[key]), "]"]
     return "\n".join(lines)
 
 
@@ -183,7 +175,6 @@ def _variant(variant: DraftVariant) -> dict[str, Any]:
     for key, usual in (("kind", "torch"), ("weights", ""), ("untrained", False), ("precision", "fp32")):
         if (value := getattr(variant, key)) != usual:
             found[key] = value
-    for key in ("parameters", "accuracy", "published"):
-        if value := getattr(variant, key):
-            found[key] = value
+    if variant.parameters:
+        found["parameters"] = variant.parameters
     return found

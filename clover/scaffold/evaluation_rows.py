@@ -14,14 +14,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from clover.scaffold.draft import DraftError, FamilyDraft, template
-from clover.scaffold.torch_source import image_steps
 from clover.types import TensorSpec
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 LEAST = 8
 """Rows, at least."""
+_MOST_BYTES = 4_000_000
+"""Bytes of a picture that clients may send."""
 
 Row = tuple[list[str], str]
 """The cells of a row (a file, a text, or features), and its label ("" if there is none)."""
@@ -30,8 +32,6 @@ Row = tuple[list[str], str]
 def with_rows(draft: FamilyDraft, source: Path | None) -> FamilyDraft:
     """Return the draft with the rows of `source`, or made-up ones without it.  Raises DraftError."""
     if source is None:
-        if all(one.accuracy for one in draft.variants):
-            return draft  # the published accuracies are better than a proxy
         text = template("rows_made_up")
         return replace(
             draft.noting(
@@ -159,7 +159,6 @@ def _fitting(draft: FamilyDraft, kind: str, rows: Sequence[Row], source: Path) -
     if endings <= IMAGES and takes.datatype == "FP32" and channels in (1, 3) and takes.bound[1] == takes.bound[2]:
         side = takes.bound[1]
         mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.0], [1.0])
-        image = {"resize": side, "size": side, "mean": mean, "std": std, "method": "bilinear"}
         named = TensorSpec(name=takes.name, datatype="FP32", shape=(channels, side, side))
         return replace(
             draft.noting(
@@ -167,9 +166,23 @@ def _fitting(draft: FamilyDraft, kind: str, rows: Sequence[Row], source: Path) -
                 "if the model was trained with others, change them in family.toml"
             ),
             inputs=(named,),
-            steps=image_steps(image, draft.outputs[0], ()),
+            steps=_image_steps(side, mean, std),
         )
     raise DraftError(f"--evaluate: {source} holds {', '.join(sorted(endings)) or 'files'}, and {shown}: use .npy files")
+
+
+def _image_steps(side: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Return [steps] from a JPEG or PNG to pixels."""
+    return {
+        "run": "worker",
+        "inputs": [TensorSpec(name="image", datatype="BYTES", shape=(1,), max_bytes=_MOST_BYTES)],
+        "before": [
+            {"step": "decode-image", **({"mode": "L"} if len(mean) == 1 else {})},
+            {"step": "resize", "size": side, "method": "bilinear"},
+            {"step": "crop", "size": side},
+            {"step": "normalise", "mean": mean, "std": std},
+        ],
+    }
 
 
 def _numbered(draft: FamilyDraft, rows: Sequence[Row], source: Path) -> tuple[FamilyDraft, list[Row]]:
@@ -178,8 +191,8 @@ def _numbered(draft: FamilyDraft, rows: Sequence[Row], source: Path) -> tuple[Fa
     A class is the label of an output, a number, or else the place of its name among the sorted ones.
     """
     classes = sorted({label for _, label in rows})
-    labels = _labels(draft)
     given = draft.outputs[0]
+    labels = list(given.labels)
     count = given.shape[0] if len(given.shape) == 1 else 0
     if labels and set(classes) <= set(labels):
         number = {name: labels.index(name) for name in classes}
@@ -210,11 +223,6 @@ def replace_labels(tensor: TensorSpec, labels: Sequence[str]) -> TensorSpec:
     from msgspec.structs import replace as with_fields
 
     return with_fields(tensor, labels=tuple(labels))
-
-
-def _labels(draft: FamilyDraft) -> list[str]:
-    text = draft.files.get("labels.txt")
-    return str(text).splitlines() if text else list(draft.given[0].labels or draft.outputs[0].labels)
 
 
 def _written(rows: Sequence[Row]) -> str:

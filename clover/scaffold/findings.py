@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from clover.types import Record, TensorSpec
 
 
 class ProbeOrder(Record, frozen=True, kw_only=True):
-    """`targets`: "module:attribute", "torchvision:NAME", "timm:NAME" or "transformers:NAME"; `weights`: files of state
-    dicts, for each target or none.  State dicts are written into `folder`.  `inputs`: as they were given; without them
-    they are tried out.  `most`: variants of a published name, with smaller siblings.  `untrained`: random weights will
-    do if published ones cannot be had."""
+    """`targets`: "module:attribute"; `weights`: files of state dicts, for each target or none.  State dicts are written
+    into `folder`.  `inputs`: as they were given; without them they are tried out."""
 
     targets: tuple[str, ...]
     folder: str
     weights: tuple[str, ...] = ()
     inputs: tuple[TensorSpec, ...] = ()
-    most: int = 3
-    untrained: bool = False
 
 
 class ProbedModule(Record, frozen=True, kw_only=True):
@@ -35,7 +29,6 @@ class ProbedModule(Record, frozen=True, kw_only=True):
     untrained: bool = False
     keys: tuple[str, ...] = ()
     probabilities: bool = False
-    preset: dict[str, Any] = {}
 
 
 class ProbeAnswer(Record, frozen=True, kw_only=True):

@@ -137,7 +137,7 @@ def readme_of(draft: FamilyDraft) -> str:
     notes = [f"- {note}" for note in draft.notes] or ["- nothing to note"]
     tensors = "; ".join(
         f"{verb} {', '.join(f'`{one.name}` {one.datatype} {list(one.shape)}' for one in listed)}"
-        for verb, listed in (("takes", draft.sent), ("gives", draft.given))
+        for verb, listed in (("takes", draft.sent), ("gives", draft.outputs))
     )
     return template(
         "readme",
@@ -154,7 +154,7 @@ def readme_of(draft: FamilyDraft) -> str:
 def _rows(draft: FamilyDraft) -> str:
     metric = (draft.evaluation or {}).get("metric", "")
     if not draft.evaluation:
-        return "None: accuracies are those that were published (`accuracy` in `family.toml`)."
+        return "None yet: write `data.py`, or say the published `accuracy` of each variant in `family.toml`."
     if metric == "agreement":
         return (
             'Without labels: "accuracy" is the share of rows on which a variant answers as the last, most expensive '

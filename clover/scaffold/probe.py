@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clover.scaffold.findings import ProbeAnswer, ProbedModule, ProbeOrder
-from clover.scaffold.zoo import Sibling, preset_of, siblings
 from clover.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -29,23 +28,20 @@ def run(order: ProbeOrder) -> ProbeAnswer:
 
     sys.path.insert(0, os.getcwd())
     notes: list[str] = []
-    wanted = [Sibling(target) for target in order.targets]
-    if len(wanted) == 1:
-        wanted = siblings(wanted[0].target, order.most)
     found, inputs = list[ProbedModule](), order.inputs
     # From behind: what the dearest takes, the others probably take too, and more is known of a convolution's input.
-    for index in reversed(range(len(wanted))):
+    for index in reversed(range(len(order.targets))):
         file = order.weights[index] if index < len(order.weights) else ""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            target = wanted[index].target
+            target = order.targets[index]
             try:
                 one = _probed(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
             except Exception as error:
                 known = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"{target}: {known}") from error
         found.insert(0, one)
-        inputs = one.inputs if not one.preset else order.inputs
+        inputs = one.inputs
     names = [one.name for one in found]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise ValueError(f"two variants would be called {twice!r}: give their classes or functions different names")
@@ -56,38 +52,34 @@ def run(order: ProbeOrder) -> ProbeAnswer:
 def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> ProbedModule:
     import torch
 
-    module, preset = _built(target, order, notes)
-    untrained = bool(preset.get("untrained"))
+    module = _made(target)
+    untrained = False
     if file:
         module.load_state_dict(_state(file))
-    elif not preset and (untrained := _is_random(target, module)):
+    elif untrained := _is_random(target, module):
         notes.append(
             f"{target} is UNTRAINED, its answers mean nothing: it was built with random weights, and no --weights were "
             "given for it"
         )
     module.eval()
-    name = preset.get("variant") or target.rpartition(":")[2].lower()
+    name = target.rpartition(":")[2].lower()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        inputs, given, keys = _tried(module, tuple(preset.get("inputs") or order.inputs))
+        inputs, given, keys = _tried(module, order.inputs)
     tensors = tuple(
         TensorSpec(name=key, datatype=_datatype(one), shape=tuple(one.shape[1:]))
         for key, one in zip(_output_names(given, keys), given, strict=True)
     )
-    weights = ""
-    if not preset.get("published"):
-        weights = _saved(module, name, Path(order.folder))
     return ProbedModule(
         name=name,
         target=target,
         inputs=inputs,
         outputs=tensors,
         parameters=sum(one.numel() for one in module.parameters()),
-        weights=weights,
+        weights=_saved(module, name, Path(order.folder)),
         untrained=untrained,
         keys=keys,
         probabilities=_adds_up(given[0]),
-        preset={key: value for key, value in preset.items() if key != "inputs"},
     )
 
 
@@ -96,14 +88,6 @@ def _adds_up(output: torch.Tensor) -> bool:
     flat = output.reshape(len(output), -1).double()
     whole = bool(((flat.sum(1) - 1).abs() < 1e-3).all() and (flat >= 0).all())
     return output.is_floating_point() and flat.shape[1] > 1 and whole
-
-
-def _built(target: str, order: ProbeOrder, notes: list[str]) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Return the module that a target names, and what its library says of it."""
-    library, _, name = target.partition(":")
-    if library in ("torchvision", "timm", "transformers"):
-        return preset_of(library, name, order.folder, untrained=order.untrained, notes=notes)
-    return _made(target), {}
 
 
 def _made(target: str) -> torch.nn.Module:

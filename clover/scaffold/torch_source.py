@@ -1,4 +1,4 @@
-"""Drafts of torch modules, and of torchvision, timm and transformers names, by what `probe` finds of them."""
+"""Drafts of torch modules, by what `probe` finds of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -19,32 +17,26 @@ from clover.scaffold.draft import DraftError, DraftVariant, FamilyDraft, scores_
 from clover.scaffold.findings import ProbeAnswer, ProbedModule, ProbeOrder
 from clover.types import TensorSpec
 
-LIBRARIES = ("torchvision", "timm", "transformers")
 _PROBE_S = 900.0
-_MOST_BYTES = 4_000_000
-"""Bytes of a picture that clients may send."""
 
 
 @dataclass(frozen=True)
 class TorchRequest:
     """What a family is to be made of: `targets` from cheap to dear or in any order, `weights` beside them, `inputs` as
-    they were given, `most` variants of a published name."""
+    they were given."""
 
     name: str
     targets: tuple[str, ...]
     weights: tuple[str, ...] = ()
     inputs: tuple[TensorSpec, ...] = ()
-    most: int = 3
-    untrained: bool = False
 
 
 def draft_of(request: TorchRequest, scratch: Path) -> FamilyDraft:
     """Return the draft of torch modules; their weights are written into `scratch`.  Raises DraftError."""
     for target in request.targets:
-        if target.partition(":")[0] not in LIBRARIES and not LOADER.fullmatch(target):
+        if not LOADER.fullmatch(target):
             raise DraftError(
-                f"{target!r} is not module:Class, module:function, {', '.join(f'{one}:NAME' for one in LIBRARIES)}, "
-                "an ONNX file, or a folder of a Triton model"
+                f"{target!r} is not module:Class, module:function, an ONNX file, or a folder of a Triton model"
             )
     for file in request.weights:
         if file and not Path(file).is_file():
@@ -57,16 +49,11 @@ def draft_of(request: TorchRequest, scratch: Path) -> FamilyDraft:
             folder=str(scratch),
             weights=tuple(str(Path(file).resolve()) if file else "" for file in request.weights),
             inputs=request.inputs,
-            most=request.most,
-            untrained=request.untrained,
         )
     )
     first = answer.modules[-1]
     for one in answer.modules:
         _check_alike(one, first)
-    library = request.targets[0].partition(":")[0]
-    if library in LIBRARIES:
-        return replace(_published(library, answer, scratch), name=request.name)
     return _own(request, answer, scratch)
 
 
@@ -93,9 +80,7 @@ def _ask(order: ProbeOrder) -> ProbeAnswer:
 
 
 def _check_alike(one: ProbedModule, other: ProbedModule) -> None:
-    """Raise DraftError if two variants take or give something else; pictures may differ in size, which steps make."""
-    if one.preset.get("image") and other.preset.get("image"):
-        return
+    """Raise DraftError if two variants take or give something else."""
     for verb, mine, theirs in (("takes", one.inputs, other.inputs), ("gives", one.outputs, other.outputs)):
         if mine != theirs:
             shown = [", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in each) for each in (mine, theirs)]
@@ -106,7 +91,7 @@ def _check_alike(one: ProbedModule, other: ProbedModule) -> None:
 
 
 def _own(request: TorchRequest, answer: ProbeAnswer, scratch: Path) -> FamilyDraft:
-    """Return the draft of modules of the user's own."""
+    """Return the draft of what was found of the modules."""
     builds, copies, notes = {}, _weights(answer, scratch), [*answer.notes]
     for one in answer.modules:
         module, _, attribute = one.target.partition(":")
@@ -152,62 +137,6 @@ def _own(request: TorchRequest, answer: ProbeAnswer, scratch: Path) -> FamilyDra
     )
 
 
-def _published(library: str, answer: ProbeAnswer, scratch: Path) -> FamilyDraft:
-    """Return the draft of models that a library publishes."""
-    dearest = answer.modules[-1]
-    preset = dearest.preset
-    labels = preset.get("labels") or []
-    files: dict[str, str | bytes] = {}
-    outputs = dearest.outputs
-    if library == "transformers":
-        files["model.py"] = template("transformers_model", names=tuple(preset["names"]))
-        steps: dict[str, Any] = text_steps(preset["text"]["length"], dearest.inputs, outputs[0], labels)
-        inputs = dearest.inputs
-    else:
-        files["model.py"] = template("published_model", library=library)
-        channels = dearest.inputs[0].shape[0]
-        sides = [one.preset["image"]["size"] for one in answer.modules]
-        shape = (channels, -1, -1)
-        inputs = (
-            TensorSpec(name="pixels", datatype="FP32", shape=shape, max_shape=(channels, max(sides), max(sides))),
-        )
-        steps = image_steps(preset["image"], outputs[0], labels, by_variant=True)
-        if labels:
-            files["labels.txt"] = "\n".join(labels) + "\n"
-    variants = [_known(one) for one in answer.modules]
-    if answer.cuda:
-        variants.insert(-1, _half(variants[-1]))
-    copies = _weights(answer, scratch)
-    if library == "transformers":
-        copies |= {"tokenizer.json": scratch / "tokenizer.json", "config": scratch / "config"}
-    return FamilyDraft(
-        name="",
-        source=f"{dearest.target}" + (f" and {len(answer.modules) - 1} smaller siblings" if len(variants) > 1 else ""),
-        inputs=inputs,
-        outputs=outputs,
-        variants=tuple(variants),
-        max_batch=8,
-        steps=steps,
-        confidence=scores_of(outputs, logits=True),
-        files=files,
-        copies=copies,
-        notes=answer.notes,
-    )
-
-
-def _known(one: ProbedModule) -> DraftVariant:
-    image = one.preset.get("image") or {}
-    return DraftVariant(
-        name=one.name.replace(":", "-"),
-        weights=one.weights,
-        parameters={key: image[key] for key in ("resize", "size") if key in image},
-        accuracy=one.preset.get("accuracy"),
-        published=one.preset.get("published"),
-        untrained=one.untrained and bool(one.weights),  # where published ones are missing, each start finds it out
-        comment=f"{one.parameters:,} parameters{_warning(one)}",
-    )
-
-
 def _warning(one: ProbedModule) -> str:
     return "; UNTRAINED: random weights" if one.untrained else ""
 
@@ -219,57 +148,9 @@ def _half(variant: DraftVariant) -> DraftVariant:
         weights=variant.weights,
         untrained=variant.untrained,
         precision="fp16",
-        parameters={**variant.parameters, "build": variant.name},
-        published=variant.published,
+        parameters={"build": variant.name},
         comment="the same in half precision: there is a GPU here",
     )
-
-
-def image_steps(
-    image: dict[str, Any], output: TensorSpec, labels: Sequence[str], *, by_variant: bool = False
-) -> dict[str, Any]:
-    """Return [steps] from a JPEG or PNG to pixels; and from logits to the names of the five likeliest classes, if their
-    `labels` are known.  `by_variant`: sizes are the variants' parameters."""
-    resize, size = ("$resize", "$size") if by_variant else (image["resize"], image["size"])
-    steps: dict[str, Any] = {
-        "run": "worker",
-        "inputs": [TensorSpec(name="image", datatype="BYTES", shape=(1,), max_bytes=_MOST_BYTES)],
-        "before": [
-            {"step": "decode-image", **({"mode": "L"} if len(image["mean"]) == 1 else {})},
-            {"step": "resize", "size": resize, "method": image["method"]},
-            {"step": "crop", "size": size},
-            {"step": "normalise", "mean": image["mean"], "std": image["std"]},
-        ],
-    }
-    if labels:
-        count = min(5, len(labels))
-        room = max(len(label.encode()) for label in labels) + 4
-        steps["after"] = [
-            {"step": "softmax"},
-            {"step": "top-k", "k": count, "output": "probabilities"},
-            {"step": "labels", "file": "labels.txt"},
-            {"step": "labels", "file": "labels.txt", "input": "index", "output": "label"},
-        ]
-        steps["outputs"] = [
-            TensorSpec(name="index", datatype="INT64", shape=(1,)),
-            TensorSpec(name="label", datatype="BYTES", shape=(1,), max_bytes=room),
-            TensorSpec(name="labels", datatype="BYTES", shape=(count,), max_bytes=count * room),
-            TensorSpec(name="probabilities", datatype="FP32", shape=(count,)),
-        ]
-    return steps
-
-
-def text_steps(length: int, inputs: Sequence[TensorSpec], output: TensorSpec, labels: Sequence[str]) -> dict[str, Any]:
-    """Return [steps] from a text to token ids, and from logits to probabilities of `labels`."""
-    return {
-        "run": "worker",
-        "inputs": [TensorSpec(name="text", datatype="BYTES", shape=(1,), max_bytes=65_536)],
-        "before": [{"step": "tokenise", "file": "tokenizer.json", "length": length, "pad": "length"}],
-        "after": [{"step": "softmax", "output": "probabilities"}],
-        "outputs": [
-            TensorSpec(name="probabilities", datatype="FP32", shape=output.shape, labels=tuple(labels)),
-        ],
-    }
 
 
 def _weights(answer: ProbeAnswer, scratch: Path) -> dict[str, Path]:

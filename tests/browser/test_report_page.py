@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from clover.charts import sheet
-from clover.cluster.page import page as cluster_page
 from clover.report.cluster import ClusterOptions, NodeLedger, cluster_report_of
 from clover.report.render.cluster import cluster_report_page
 from clover.report.render.page import report_page
-from tests.support.cluster_statuses import cluster_status
 from tests.support.reports import made_report
 
 PACKAGES = ("playwright", "axe_playwright_python")
@@ -60,25 +58,23 @@ def _note(said: list[str], message: Any) -> None:
     said.append(message.text)
 
 
-def test_pages_of_a_cluster_fit_any_width_and_can_be_read_by_all(chromium: Any, tmp_path: Path) -> None:
+def test_the_page_of_a_cluster_fits_any_width_and_can_be_read_by_all(chromium: Any, tmp_path: Path) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     made = made_report()
     options = ClusterOptions(start=made.period.start, end=made.period.end, made=made.made)
     report = cluster_report_of([NodeLedger("shop", "GB", made), NodeLedger("late", "FR", None, "it is empty")], options)
-    pages = {"status": cluster_page(cluster_status()), "report": cluster_report_page(report, UTC)}
-    for name, text in pages.items():
-        path = tmp_path / f"{name}.html"
-        path.write_text(text, encoding="utf-8")
-        for scheme in ("light", "dark"):
-            # axe is put into the page, which the page's own policy forbids.
-            page = chromium.new_context(bypass_csp=True, color_scheme=scheme).new_page()
-            said: list[str] = []
-            page.on("console", partial(_note, said))
-            page.goto(path.as_uri())
-            for width in (320, 1200):
-                page.set_viewport_size({"width": width, "height": 800})
-                assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
-            assert said == []
-            found = Axe().run(page).response["violations"]
-            assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == [], name
+    path = tmp_path / "report.html"
+    path.write_text(cluster_report_page(report, UTC), encoding="utf-8")
+    for scheme in ("light", "dark"):
+        # axe is put into the page, which the page's own policy forbids.
+        page = chromium.new_context(bypass_csp=True, color_scheme=scheme).new_page()
+        said: list[str] = []
+        page.on("console", partial(_note, said))
+        page.goto(path.as_uri())
+        for width in (320, 1200):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, width
+        assert said == []
+        found = Axe().run(page).response["violations"]
+        assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == []

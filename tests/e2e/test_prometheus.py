@@ -23,8 +23,8 @@ import pytest
 
 import clover
 from clover.telemetry import dashboards
-from clover.telemetry.dashboards import grafana, rules
 from tests.support import manifests
+from tests.support.dashboards import ALERTS, RECORDINGS, queries
 from tests.support.servers import run
 from tests.support.toy_family import TOY, settings
 
@@ -93,9 +93,9 @@ def prometheus(folder: Path, *targets: str) -> Iterator[Prometheus]:
 
 def missing(found: Prometheus) -> set[str]:
     """Return the queries and the recorded names without data."""
-    queries = {*grafana.queries(), *(item.record for item in rules.RECORDINGS)}
+    wanted = {*queries(), *RECORDINGS}
     unanswered = set()
-    for query in queries:
+    for query in wanted:
         expression = query
         for name, value in (("$__rate_interval", "1m"), ("$instance", ".+"), ("$model", ".+")):
             expression = expression.replace(name, value)
@@ -123,7 +123,7 @@ def test_every_query_is_answered_and_every_rule_evaluated(toy_cache: Path, tmp_p
                         unanswered = await asyncio.to_thread(missing, found)
                 groups = (await asyncio.to_thread(found.get, "rules"))["groups"]
                 evaluated = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
-                every = {item.record for item in rules.RECORDINGS} | {alert.name for alert in rules.ALERTS}
+                every = {*RECORDINGS, *ALERTS}
                 assert evaluated == dict.fromkeys(every, "ok")
 
     run(main())

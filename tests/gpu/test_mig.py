@@ -1,4 +1,4 @@
-"""MIG on a GPU that is in MIG mode: listed, planned, applied, served.  The mode is never changed, nor are instances of
+"""MIG on a GPU that is in MIG mode: listed, applied, served.  The mode is never changed, nor are instances of
 others; what these tests made is gone afterwards."""
 
 from __future__ import annotations
@@ -76,12 +76,9 @@ def finest_and_mixed(cache: Path) -> tuple[list[str], list[str]]:
     return finest, mixed
 
 
-def test_layouts_are_planned_applied_and_asserted(gpu: dict[str, Any], tmp_path: Path) -> None:
+def test_layouts_are_applied_and_asserted(gpu: dict[str, Any], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     finest, mixed = finest_and_mixed(cache)
-    plan = json.loads(mig(cache, "plan", "now", ",".join(mixed), "--json"))
-    assert plan["stages"]
-    assert plan["capacity"]["after"] == sum(int(word.partition("g")[0]) for word in mixed)
     for name, layout in (("finest", finest), ("mixed", mixed)):
         file = tmp_path / f"{name}.toml"
         file.write_text(f"[configs.{name}]\ndevices = [0]\nprofiles = {json.dumps(layout)}\n")

@@ -21,10 +21,10 @@ from typing import Any
 
 import clover.server
 from clover import devices
-from clover.devices import disturb, emulated
+from clover.devices import emulated
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError
-from tests.support import mig_server
+from tests.support import disturb, mig_server
 from tests.support.mig_server import BASE, BOX, MIXED, Load, gpu, say, settled, standing, until
 from tests.support.scene_policies import BestOnAGpu, policy_name
 
@@ -34,7 +34,7 @@ SHORT_WAITS_S = (0.02, 0.04)
 
 def monitor(state: Path) -> int:
     """Start a monitor that this process is no ancestor of, and return its process id once it holds the instances."""
-    command = f"{sys.executable} -m clover mig emulate --state {state} --monitor nv-hostengine & echo $!"
+    command = f"{sys.executable} -m tests.support.disturb {state} nv-hostengine & echo $!"
     with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as shell:
         assert shell.stdout is not None
         pid = int(shell.stdout.readline())

@@ -79,7 +79,6 @@ PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solve
 TORCH = (
     "clover.backends",
     "clover.scaffold.probe",
-    "clover.scaffold.zoo",
     "clover.worker.main",
     "clover.worker.residents",
     "clover.worker.memory",

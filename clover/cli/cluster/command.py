@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +17,6 @@ from clover.cli.cluster import simulating
 from clover.cli.cluster.showing import show_plan, show_status
 from clover.cluster import cluster_file
 from clover.cluster.controller_records import ClusterLook, ClusterStatus
-from clover.cluster.page import page
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.errors import ClusterError, ConfigError
 from clover.hints import program
@@ -84,8 +81,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         help="a Ray cluster that runs, or auto for the one of this machine; by default Ray is started here",
     )
     up.add_argument("--wait", type=float, default=120.0, metavar="S", help="seconds to wait for the first node [120]")
-    status = verb("status", "show regions, nodes, flows, emissions and savings", _status, shows=True)
-    status.add_argument("--html", default="", metavar="FILE", help="write all of it as a page to FILE, too")
+    verb("status", "show regions, nodes, flows, emissions and savings", _status, shows=True)
     verb("plan", "show what the controller would do now; change nothing", _plan, shows=True)
     drain = verb("drain", "give a node nothing new, until drain --off", _hold("drained"))
     release = verb("release", "drain a node and end its server, until release --off", _hold("released"))
@@ -112,21 +108,8 @@ def _up(given: argparse.Namespace) -> int:
 def _status(given: argparse.Namespace) -> int:
     file = cluster_file.read(given.file)
     status = ClusterHandle.attach(file).status()
-    if given.html:
-        write_page(given.html, status)
     _print(given, status, lambda: show_status(status, file, _columns()))
     return DONE if status.controlling else REFUSED
-
-
-def write_page(path: str, status: ClusterStatus) -> None:
-    """Write the page of a status to the file `path`, which replaces an older one at once and as a whole.  Raises
-    ConfigError."""
-    draft = f"{path}.new"
-    try:
-        Path(draft).write_text(page(status), encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
 def _plan(given: argparse.Namespace) -> int:

@@ -4,11 +4,10 @@
     export    the present layouts as a file
     assert    whether the GPUs match a file
     apply     reach a file's layouts with the fewest changes
-    plan      what a change of layouts costs while a server serves: steps, capacity, drawings; needs no GPU
-    emulate   run any NVML program on emulated GPUs, or change GPUs that are being emulated
+    emulate   run any NVML program on emulated GPUs, or make a box of them
 
-Exit codes: 0 done, 1 the GPUs differ or refused, 2 the command or a file cannot be read, 3 the GPUs cannot be reached
-(`plan`: the floor cannot be held).  `emulate ... -- COMMAND` passes on the exit code of COMMAND.
+Exit codes: 0 done, 1 the GPUs differ or refused, 2 the command or a file cannot be read, 3 the GPUs cannot be reached.
+`emulate ... -- COMMAND` passes on the exit code of COMMAND.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ async def _instances(device: MigDevice, item: Changes, say: Say) -> None:
 def _reset(device: str, index: int, emulated: bool, *, then: str) -> str:
     """Return how to reset a GPU, in a sentence."""
     how = (
-        f"`{program()} mig emulate --state FILE --reset {index}`"
+        f"make the emulated box anew with `{program()} mig emulate`, with or without --mig-off"
         if emulated
         else f"stop what runs on it and `nvidia-smi --gpu-reset -i {index}`, or reboot"
     )

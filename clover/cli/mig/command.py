@@ -20,18 +20,16 @@ from clover import devices, terminal
 from clover.cache import cache_folder
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.mig import applying, emulate, files, listing
-from clover.cli.mig import plan as planning
 from clover.cli.mig.box import GpuBox, opened
 from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.drawing import strokes
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.cli.mig.words import Ask
-from clover.devices import boxes, disturb, emulated, tables
-from clover.errors import ConfigError, DeviceError, PlanError
+from clover.devices import boxes, emulated, tables
+from clover.errors import ConfigError, DeviceError
 from clover.hints import program
 
 DONE, DIFFERS, USAGE, UNREACHABLE = 0, 1, 2, 3
-NO_FLOOR = 3
 _WIDTH = 140
 """Columns if standard output is no terminal."""
 _HELP_COLUMNS = 78
@@ -41,7 +39,6 @@ examples:
   {program} mig list
   {program} mig export --name today > layouts.toml
   {program} mig apply layouts.toml --config today --dry-run
-  {program} mig plan 7g/7g 3g,4g/7x1g --gpu a100-40gb:2 --floor 0.4
   {program} mig emulate a100-40gb:2 -- {program} mig list
 """
 
@@ -66,7 +63,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return handler(given)
     except ConfigError as error:
         return _fail(given, error, USAGE)
-    except (CommandRefused, PlanError) as error:
+    except CommandRefused as error:
         return _fail(given, error, DIFFERS)
     except DeviceError as error:
         return _fail(given, error, DIFFERS if given.verb == "emulate" else UNREACHABLE)
@@ -84,9 +81,7 @@ def _fail(given: argparse.Namespace, error: Exception, code: int) -> int:
 
 
 def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, CommandParser]]:
-    about_all = (
-        "List, set up and plan how the GPUs of a machine are split into MIG instances; the GPUs may be emulated."
-    )
+    about_all = "List and set up how the GPUs of a machine are split into MIG instances; the GPUs may be emulated."
     parser = CommandParser(
         prog=f"{program()} mig",
         description=textwrap.fill(about_all, _HELP_COLUMNS),
@@ -130,18 +125,7 @@ def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, Comman
     apply.add_argument("--yes", action="store_true", help="do not ask before changing")
     apply.add_argument("--mode-changes", action="store_true", help="also turn MIG mode on or off")
     apply.add_argument("--force-foreign", action="store_true", help="also remove instances that Clover did not make")
-    plan = verb("plan", "show what a change of layouts costs while a server serves; change nothing", _plan, box, shown)
-    form = "as 7g/7g or 3g@4,4x1g (one list a GPU), or with --file a configuration's name"
-    plan.add_argument("before", metavar="FROM", help=f"layouts now, {form}; `now` reads the GPUs")
-    plan.add_argument("after", metavar="TO", help="layouts wanted, in the same words")
-    plan.add_argument("--gpu", metavar="NAME[:COUNT],...", default="", help="GPUs to plan for [a100-40gb]")
-    plan.add_argument("--file", metavar="FILE", default="", help="layout file whose configurations may be named")
-    plan.add_argument(
-        "--floor", metavar="SHARE", type=float, default=0.0, help="share of all compute slices that must serve on [0]"
-    )
-    _emulate_arguments(
-        verb("emulate", "run a program on emulated GPUs, or change GPUs that are being emulated", _emulate)
-    )
+    _emulate_arguments(verb("emulate", "run a program on emulated GPUs, or make a box of them", _emulate))
     return parser, verbs.choices
 
 
@@ -149,16 +133,8 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
     own = f"{program()} mig emulate"
     emulating.usage = (
         f"{own} NAME[:COUNT] [options] -- COMMAND...\n"
-        f"       {own} --state FILE [--fault FAULT]... [--clear]\n"
-        f"       {' ' * len(own)} [--reset GPU] [--reboot] [--lose GPU]\n"
-        f"       {' ' * len(own)} [--restore GPU] [--compute-mode GPU:MODE]\n"
-        f"       {' ' * len(own)} [--xid GPU:XID] [--cuda VERSION]\n"
-        f"       {' ' * len(own)} [--monitor NAME]"
-    )
-    emulating.epilog = (
-        "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
-        "the NVML function SYMBOL on, `count` calls (0: all) return ERROR, each with this probability and after this "
-        "delay, until so many seconds have passed."
+        f"       {own} NAME[:COUNT] [options] --state FILE\n"
+        f"       {own} --state FILE -- COMMAND..."
     )
     boards = ", ".join((*tables.names(), *tables.plain_names(), "or pod-PROFILE: instances as a pod is given them"))
     emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=boards)
@@ -167,39 +143,7 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
     )
     emulating.add_argument("--mig-off", action="store_true", help="create the GPUs with MIG mode off")
     emulating.add_argument("--unprivileged", action="store_true", help="refuse changes, as for a user without root")
-    emulating.add_argument("--seed", type=int, metavar="N", help="seed of UUIDs and of random faults [differs]")
-    emulating.add_argument(
-        "--fault", "--inject", action="append", default=[], metavar="FAULT", help="make calls fail, as below"
-    )
-    emulating.add_argument("--clear", action="store_true", help="remove all faults")
-    emulating.add_argument(
-        "--reboot", action="store_true", help="reboot: instances vanish, a pending MIG mode takes effect"
-    )
-    emulating.add_argument(
-        "--lose",
-        action="append",
-        default=[],
-        metavar="GPU[:ERROR]",
-        help=f"make a GPU lost, whose calls then answer {', '.join(emulated.LOSSES)} [{emulated.LOSSES[0]}]",
-    )
-    emulating.add_argument(
-        "--compute-mode",
-        action="append",
-        default=[],
-        metavar="GPU:MODE",
-        help=f"set the compute mode of a GPU without MIG: {', '.join(disturb.COMPUTE_MODES)}",
-    )
-    emulating.add_argument(
-        "--xid", action="append", default=[], metavar="GPU:XID[:INSTANCE]", help="report a critical error of a GPU"
-    )
-    emulating.add_argument("--cuda", metavar="VERSION", default="", help="CUDA version that the driver supports")
-    emulating.add_argument(
-        "--monitor", metavar="NAME", default="", help="hold all instances as this monitor would, until interrupted"
-    )
-    emulating.add_argument("--reset", action="append", default=[], type=int, metavar="GPU", help="reset the GPU")
-    emulating.add_argument(
-        "--restore", action="append", default=[], type=int, metavar="GPU", help="bring back a lost GPU"
-    )
+    emulating.add_argument("--seed", type=int, metavar="N", help="seed of UUIDs [differs]")
 
 
 def _console() -> Console:
@@ -347,53 +291,27 @@ def _carry_out(given: argparse.Namespace, box: GpuBox, answer: dict[str, Any], c
     return DONE
 
 
-def _plan(given: argparse.Namespace) -> int:
-    if not 0.0 <= given.floor <= 1.0:
-        raise ConfigError(f"--floor is a share from 0 to 1, not {given.floor:g}")
-    configs = files.read(given.file) if given.file else {}
-    wish = planning.wish_of(given.after, configs)
-    if given.before == planning.NOW:
-        if given.gpu:
-            raise ConfigError("`now` reads the GPUs of the box: leave --gpu out")
-        with _opened(given) as box:
-            boards, before = planning.present(_seen(box))
-    else:
-        start = planning.wish_of(given.before, configs)
-        boards = planning.boards_of(given.gpu or "a100-40gb", max(start.gpus, wish.gpus))
-        before = planning.place_first(boards, start)
-    found = planning.plan(boards, before, planning.place_best(boards, wish, before), given.floor)
-    if given.json:
-        _print(planning.plain(found))
-    else:
-        planning.show(found, _console(), strokes())
-    return DONE if found.transition.holds else NO_FLOOR
-
-
 def _emulate(given: argparse.Namespace) -> int:
-    faults = [emulate.parse_fault(text) for text in given.fault]
     if given.command is not None and not given.command:
         raise ConfigError("a command must follow --")
     if given.command is None and not given.state:
-        raise ConfigError("give a command after --, or --state FILE to make or change a box that stays")
+        raise ConfigError("give a command after --, or --state FILE to make a box that stays")
     if not given.box and not given.state:
         raise ConfigError("name a GPU, as a100-40gb:2, or give --state FILE of a box there is")
+    if given.command is None and not given.box:
+        raise ConfigError("say what to do with the box: name a GPU to make one, or give a command after --")
     folder = Path(given.state).parent if given.state else Path(tempfile.mkdtemp(prefix="clover-box-"))
     state = Path(given.state) if given.state else folder / "box.nvml"
     temporary = [] if given.state else [folder]
     try:
         made = _box_at(given, state)
-        acted = _act(given, state, faults)
         if given.command is not None:
             emulate.run(given.command, state, given.environ, remove=temporary)
     except BaseException:
         for path in temporary:
             shutil.rmtree(path, ignore_errors=True)
         raise
-    if given.box:
-        print(f"{'made' if made else 'there is'} {state}: {given.box}; `--box {state}` acts on it")
-    elif not acted:
-        what = "--fault, --clear, --reset, --reboot, --lose, --restore, --xid, --monitor ... (--help), or -- COMMAND"
-        raise ConfigError(f"say what to do with the box: {what}")
+    print(f"{'made' if made else 'there is'} {state}: {given.box}; `--box {state}` acts on it")
     return DONE
 
 
@@ -422,29 +340,3 @@ def _box_at(given: argparse.Namespace, state: Path) -> bool:
         state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
     )
     return missing
-
-
-def _act(given: argparse.Namespace, state: Path, faults: Sequence[emulated.Fault]) -> bool:
-    if given.clear:
-        emulated.clear_faults(state)
-    for gpu in given.restore:
-        emulated.restore(state, gpu)
-    for gpu in given.reset:
-        emulated.reset(state, gpu)
-    if given.reboot:
-        emulated.reboot(state)
-    for loss in given.lose:
-        emulated.lose(state, *emulate.parse_loss(loss))
-    for mode in given.compute_mode:
-        disturb.set_compute_mode(state, *emulate.parse_mode(mode))
-    if given.cuda:
-        disturb.set_driver(state, "", emulate.parse_cuda(given.cuda))
-    for error in given.xid:
-        gpu, xid, gi = emulate.parse_xid(error)
-        disturb.report_xid(state, gpu, xid, gi=gi)
-    if faults:
-        emulated.inject(state, *faults)
-    if given.monitor:
-        emulate.hold(state, given.monitor)
-    done = (given.clear, given.restore, given.reset, given.reboot, given.lose, faults, given.compute_mode)
-    return any((*done, given.cuda, given.xid, given.monitor))

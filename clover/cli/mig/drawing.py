@@ -32,25 +32,23 @@ class Block(Record, frozen=True, kw_only=True):
 
 
 class Strokes(Record, frozen=True, kw_only=True):
-    """The characters of a drawing: the border's top, middle and bottom joints, and what fills bars and gaps."""
+    """The characters of a drawing: the border's top and bottom joints, its lines, and what fills gaps."""
 
     top: str = "┌┬┐"
     bottom: str = "└┴┘"
     line: str = "─"
     side: str = "│"
     free: str = "·"
-    full: str = "█"
-    empty: str = "░"
 
 
 LINES = Strokes()
-ASCII = Strokes(top="+++", bottom="+++", line="-", side="|", free=".", full="#", empty="-")
+ASCII = Strokes(top="+++", bottom="+++", line="-", side="|", free=".")
 
 
 def strokes(encoding: str | None = None) -> Strokes:
     """Return lines if standard output's `encoding` has them."""
     try:
-        "".join(map(str, (LINES.top, LINES.bottom, LINES.line, LINES.side, LINES.free, LINES.full))).encode(
+        "".join((LINES.top, LINES.bottom, LINES.line, LINES.side, LINES.free)).encode(
             encoding or getattr(sys.stdout, "encoding", None) or "ascii"
         )
     except (UnicodeEncodeError, LookupError):
@@ -78,21 +76,6 @@ def framed(axis: int, blocks: Sequence[Block], ink: Strokes = LINES, width: int 
 
     numbers = Text("".join(f" {slot:^{width - 1}}" for slot in range(axis)).rstrip(), style="dim")
     return [numbers, border(ink.top), _row(cells, width, ink), border(ink.bottom)]
-
-
-def strip(axis: int, blocks: Sequence[Block], ink: Strokes = LINES, width: int = 0) -> Text:
-    """Return one line: the instances between bars, `width` columns a memory slice."""
-    return _row(_cells(axis, blocks), width or width_for(blocks), ink)
-
-
-def bar(share: float, columns: int, ink: Strokes = LINES) -> str:
-    """Return a bar of `columns` characters, filled to `share`; never full below 1, never empty above 0."""
-    filled = round(share * columns)
-    if share < 1.0:
-        filled = min(filled, columns - 1)
-    if share > 0.0:
-        filled = max(filled, 1)
-    return ink.full * filled + ink.empty * (columns - filled)
 
 
 def _cells(axis: int, blocks: Sequence[Block]) -> list[Block]:

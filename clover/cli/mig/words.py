@@ -1,7 +1,5 @@
-"""Layouts in words: what a person writes for the instances of a GPU, and what it means on a given GPU.
+"""Instances in words: what a person writes for the instances of a GPU, and what it means on a given GPU.
 
-    LAYOUT    = LIST { "/" LIST }               one list a GPU
-    LIST      = "0" | INSTANCE { "," INSTANCE } 0: no instances
     INSTANCE  = [ N "x" ] PROFILE [ "@" START ]
     PROFILE   = a name of the GPU, as 3g.20gb, or its short form without the memory, as 3g, 1g+me
 
@@ -20,7 +18,6 @@ from clover.errors import ConfigError
 from clover.planning.packing.geometry import SliceProfile, legal
 from clover.types import Placement, Record
 
-EMPTY = "0"
 _MOST = 16
 """More instances than any GPU has."""
 
@@ -43,25 +40,12 @@ Asks = tuple[Ask, ...]
 """The instances asked for on one GPU: all of them, so that whatever else is there has to go."""
 
 
-def parse_layout(text: str) -> tuple[Asks, ...]:
-    """Return one list of instances a GPU; ConfigError if `text` is not a LAYOUT."""
-    return tuple(parse_list(part) for part in text.split("/"))
-
-
-def parse_list(text: str) -> Asks:
-    """Return the instances of one GPU; ConfigError if `text` is not a LIST."""
-    if text.strip() == EMPTY:
-        return ()
-    return tuple(ask for part in text.split(",") for ask in parse_instance(part))
-
-
 def parse_instance(text: str) -> Asks:
     """Return one INSTANCE, as many times as it says; ConfigError if `text` is not one."""
     found = _INSTANCE.fullmatch(text.strip().lower())
     if found is None:
         raise ConfigError(
-            f"{text.strip()!r} is no instance: write PROFILE, PROFILE@START or NxPROFILE, as 3g.20gb, 3g@4 or 2x1g, "
-            f"separated by commas; GPUs by /; {EMPTY} for a GPU without instances"
+            f"{text.strip()!r} is no instance: write PROFILE, PROFILE@START or NxPROFILE, as 3g.20gb, 3g@4 or 2x1g"
         )
     count = int(found["count"] or 1)
     if not 1 <= count <= _MOST:
@@ -150,11 +134,11 @@ def _why_not(asks: Sequence[Ask], profiles: Mapping[str, SliceProfile], compute:
 
 
 def grouped(places: Iterable[Placement]) -> str:
-    """Return placements of one GPU in short, as "3g.20gb@4, 1g.5gb@0,1,2"; "-" for none."""
+    """Return placements of one GPU in short, as "3g.20gb@4, 1g.5gb@0,1,2"."""
     starts: dict[str, list[str]] = {}
     for place in places:
         starts.setdefault(place.profile, []).append(str(place.start))
-    return ", ".join(f"{profile}@{','.join(at)}" for profile, at in starts.items()) or EMPTY
+    return ", ".join(f"{profile}@{','.join(at)}" for profile, at in starts.items())
 
 
 def counted(names: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ from urllib.parse import parse_qs
 from clover.config import LimitsConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, PolicyFault, RequestError, shortage
 from clover.http.access import Access
-from clover.http.api.schemas import ASKING, COMMANDS
 from clover.http.audit import AuditLog
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
@@ -27,6 +26,12 @@ _LISTED = 100
 _MOST_LISTED = 1000
 _MOST_FIELDS = 16
 _NAME_CHARACTERS = 128
+
+COMMANDS = ("pin", "freeze", "plan", "apply", "base", "guard", "set", "roll-out", "cluster")
+"""What `POST /v2/clover/VERB` is taken for; `openapi.json` describes the body of each."""
+
+ASKING = {"cluster": ("status", "profiles")}
+"""Actions of commands that change nothing: a cluster's controller asks them every few seconds."""
 
 Begin = Callable[[dict[str, Any], str], Coroutine[Any, Any, Any]]
 """Returns the change that is asked for, by whom; raises RequestError."""

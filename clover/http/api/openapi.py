@@ -1,174 +1,145 @@
-"""Clover's own OpenAPI 3.1 document: the tables of `operations` and `schemas`, filled in for the families served.
+"""Clover's own OpenAPI 3.1 document: `openapi.json`, filled in for the families served.
 
-Every answer of every operation is described, errors included.  The body of an infer request is described exactly for
-one row whose variable axes have length 1; what else is taken is said in prose.
+The file describes every operation and every body that is the same for all families.  What is filled in here:
+
+    paths with FAMILY and VERSION    one for each family, with the body of its infer requests
+    answers                          the errors, which any operation may answer with
+    Command_VERB                     the models that a command may name, and the settings of a roll-out
+    examples                         of names in paths, but for what changes the server: it could be tried by mistake
+
+The body of an infer request is described exactly for one row whose variable axes have length 1; what else is taken is
+said in prose.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from clover.http.api.operations import (
-    BINARY,
-    ERROR_HEADERS,
-    ERRORS,
-    FAMILY_OPERATIONS,
-    JSON,
-    OPERATIONS,
-    PARAMETERS,
-    Operation,
-)
-from clover.http.api.schemas import COMMANDS, ELEMENTS, INFER_PARAMETERS, SCHEMAS, ZEROS
+import msgspec
+
+from clover.config_records import RolloutConfig
+from clover.http.api.control_calls import COMMANDS
 from clover.types import FamilySpec, TensorSpec
 
-_NAME = "^[A-Za-z0-9._-]{1,128}$"
+_DOCUMENT = Path(__file__).with_name("openapi.json").read_bytes()
+_JSON = "application/json"
+_NAMES = re.compile("FAMILY|VERSION")
 _LARGEST_EXAMPLE = 1024
 _BINARY_ONLY = ("FP16", "BF16")
 """Datatypes that JSON cannot carry."""
 
+_FLOAT_MAX = math.nextafter((2 - 2.0**-24) * 2.0**127, 0)
+"""The largest double that still rounds to a finite FP32."""
+
+_ELEMENTS: dict[str, dict[str, Any]] = {
+    "BYTES": {"type": "string"},
+    "BOOL": {"type": "boolean"},
+    "FP32": {"type": "number", "minimum": -_FLOAT_MAX, "maximum": _FLOAT_MAX},
+    "FP64": {"type": "number"},
+    **{f"UINT{bits}": {"type": "integer", "minimum": 0, "maximum": 2**bits - 1} for bits in (8, 16, 32, 64)},
+    **{
+        f"INT{bits}": {"type": "integer", "minimum": -(2 ** (bits - 1)), "maximum": 2 ** (bits - 1) - 1}
+        for bits in (8, 16, 32, 64)
+    },
+}
+_ZEROS: dict[str, Any] = {"BYTES": "", "BOOL": False}
+
 
 def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
     """Return the document for the families `specs`, by the name they are served under."""
-    schemas = SCHEMAS | {f"Infer_{name}": _infer_schema(spec) for name, spec in specs.items()}
-    schemas |= {f"Command_{verb}": _command_schema(verb, specs) for verb in COMMANDS}
-    first, first_spec = next(iter(specs.items()), (None, None))
-    examples = {"model": first, "version": first_spec.version if first_spec else None}
-    paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, schemas, examples)
+    document: dict[str, Any] = msgspec.json.decode(_DOCUMENT)
+    document["info"]["version"] = version
+    paths, schemas = document["paths"], document["components"]["schemas"]
+    of_families = {path: paths.pop(path) for path in list(paths) if "FAMILY" in path}
+    infer = schemas.pop("Infer_FAMILY")
+    _add_examples(paths, next(iter(specs.items()), None))
     for name, spec in specs.items():
-        for root in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{spec.version}"):
-            for each in FAMILY_OPERATIONS:
-                operation = replace(
-                    each,
-                    path=f"{root}/{each.path}",
-                    summary=each.summary.format(family=name),
-                    body=each.body.format(family=name),
-                )
-                described = _operation(operation, schemas, examples)
-                if each.path == "infer" and (example := _example(spec)):
-                    described["requestBody"]["content"][JSON]["example"] = example
-                paths[operation.path] = {operation.method: described}
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Clover",
-            "version": version,
-            "description": "Open Inference Protocol v2 with carbon receipts. Binary tensors as its extension says.",
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "responses": {f"E{code}": _error(code) for code in ERRORS},
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
-    }
+        names = {"FAMILY": name, "VERSION": spec.version}
+        schemas[f"Infer_{name}"] = _infer_schema(infer, spec)
+        for path, methods in of_families.items():
+            described = _named(methods, names)
+            if path.endswith("/infer") and (example := _example(spec)):
+                described["post"]["requestBody"]["content"][_JSON]["example"] = example
+            paths[_named(path, names)] = described
+    for verb in COMMANDS:
+        schema = _fill_command(verb, schemas[f"Command_{verb}"], specs)
+        paths[f"/v2/clover/{verb}"]["post"]["requestBody"]["required"] = bool(schema["required"]) or "anyOf" in schema
+    errors = {name.removeprefix("E"): _ref(f"responses/{name}") for name in document["components"]["responses"]}
+    for methods in paths.values():
+        for operation in methods.values():
+            operation["responses"] = {**errors, **operation["responses"]}
+    return document
 
 
-# --- operations -------------------------------------------------------------------------------------------------------
+def _ref(place: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{place}"}
 
 
-def _operation(row: Operation, schemas: dict[str, Any], examples: dict[str, str | None]) -> dict[str, Any]:
-    """Return an operation of the document.  `examples` are values of the parameters in its path."""
-    good = {
-        "description": row.answer_text,
-        "content": {media: {"schema": {} if media == BINARY else _schema(row.answer)} for media in row.answer_media},
-    }
-    if row.answer_headers:
-        good["headers"] = row.answer_headers
-    answers = {"200": good} | {str(code): {"$ref": f"#/components/responses/E{code}"} for code in ERRORS}
-    if row.not_ready:
-        either = {"anyOf": [_schema(row.not_ready), _schema("Error")]}
-        answers["503"] = {"description": "not ready", "content": {JSON: {"schema": either}}}
-    operation: dict[str, Any] = {"tags": [row.tag], "summary": row.summary, "responses": answers}
-    operation["operationId"] = row.method + "".join(f"_{part.strip('{}')}" for part in row.path.split("/") if part)
-    if row.body:
-        required = bool(schemas[row.body]["required"]) or "anyOf" in schemas[row.body]
-        operation["requestBody"] = {"required": required, "content": {JSON: {"schema": _schema(row.body)}}}
-    # No example of what changes the server: it could be tried by mistake.
-    parameters = [
-        _parameter(name, None if row.changes else examples[name]) for name in re.findall(r"{(\w+)}", row.path)
-    ]
-    if parameters or row.query:
-        operation["parameters"] = [*parameters, *row.query]
-    if row.changes:
-        operation["security"] = [{}, {"token": []}]
-    return operation
+def _named(part: Any, names: dict[str, str]) -> Any:
+    """Return a copy of a part of the document with the names of a family in its texts."""
+    if isinstance(part, str):
+        return _NAMES.sub(lambda match: names[match[0]], part)
+    if isinstance(part, dict):
+        return {key: _named(value, names) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_named(value, names) for value in part]
+    return part
 
 
-def _schema(given: str | dict[str, Any]) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{given}"} if isinstance(given, str) else given
-
-
-def _parameter(name: str, example: str | None) -> dict[str, Any]:
-    parameter = {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": PARAMETERS[name],
-        "schema": {"type": "string", "pattern": _NAME},
-    }
-    return parameter if example is None else parameter | {"example": example}
-
-
-def _error(code: int) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": ERRORS[code], "content": {JSON: {"schema": _schema("Error")}}}
-    return answer | ({"headers": ERROR_HEADERS[code]} if code in ERROR_HEADERS else {})
+def _add_examples(paths: dict[str, Any], first: tuple[str, FamilySpec] | None) -> None:
+    """Add the name and version of the first family as examples of what stands in paths."""
+    if first is None:
+        return
+    examples = {"model": first[0], "version": first[1].version}
+    for methods in paths.values():
+        for operation in methods.values():
+            if "security" not in operation:  # else it changes the server
+                for parameter in operation.get("parameters", ()):
+                    if parameter["in"] == "path":
+                        parameter["example"] = examples[parameter["name"]]
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-def _command_schema(verb: str, specs: dict[str, FamilySpec]) -> dict[str, Any]:
-    """Return the body of `POST /v2/clover/VERB`."""
-    command = COMMANDS[verb]
-    names = list(specs)
-    must_name = ["model"] if command.models == "one" and len(names) > 1 else []
-    model = {} if command.models == "none" else {"model": {"enum": names}}
-    properties = model | {"dry_run": {"type": "boolean"}} | command.properties
-    any_of = list(command.any_of)
+def _fill_command(verb: str, schema: dict[str, Any], specs: dict[str, FamilySpec]) -> dict[str, Any]:
+    """Fill in the body of `POST /v2/clover/VERB`, and return it."""
+    names, properties = list(specs), schema["properties"]
+    if "model" in properties:
+        properties["model"]["enum"] = names
+    if len(names) < 2:  # of several, one must be named
+        schema["required"] = [name for name in schema["required"] if name != "model"]
     if verb == "cluster":
-        properties["models"] = properties["models"] | {"propertyNames": {"enum": names}}
-    if verb == "pin":
-        any_of = [
+        properties["models"]["propertyNames"]["enum"] = names
+    if verb == "pin" and specs:
+        schema["anyOf"] = [
             {"properties": {"model": {"const": name}, "variant": {"enum": [*(v.name for v in spec.variants), None]}}}
             for name, spec in specs.items()
         ]
-    schema = {
-        "type": "object",
-        "additionalProperties": False,
-        "description": command.text,
-        "properties": properties,
-        "required": [*must_name, *command.required],
-    }
-    return schema | ({"anyOf": any_of} if any_of else {})
+    if verb == "roll-out":
+        settings = _rollout_settings()
+        properties |= settings
+        schema["anyOf"][1]["properties"] |= dict.fromkeys(settings, False)  # an action takes none
+    return schema
 
 
-def _infer_schema(spec: FamilySpec) -> dict[str, Any]:
+def _rollout_settings() -> dict[str, Any]:
+    """Return the settings of a roll-out that its command may give, as the configuration has them."""
+    _, schemas = msgspec.json.schema_components([RolloutConfig])
+    settings: dict[str, Any] = schemas[RolloutConfig.__name__]["properties"]
+    return {name: settings[name] for name in settings if name != "root"}
+
+
+def _infer_schema(template: dict[str, Any], spec: FamilySpec) -> dict[str, Any]:
     """Return the body of an infer request in JSON: one row, flat data."""
+    schema: dict[str, Any] = _named(template, {})
     inputs = [_input(tensor) for tensor in spec.inputs]
-    outputs = {"anyOf": [_output(tensor) for tensor in spec.outputs]}
-    return {
-        "type": "object",
-        "description": "One row. The first axis is the batch: more rows, longer axes, nested and binary data work.",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": ["string", "null"]},
-            "parameters": INFER_PARAMETERS,
-            "inputs": {
-                "type": "array",
-                "minItems": len(inputs),
-                "maxItems": len(inputs),
-                "prefixItems": inputs,
-                "items": False,
-            },
-            "outputs": {"type": ["array", "null"], "items": outputs, "maxItems": 1},
-        },
-    }
+    schema["properties"]["inputs"] |= {"minItems": len(inputs), "maxItems": len(inputs), "prefixItems": inputs}
+    schema["properties"]["outputs"]["items"]["anyOf"] = [_output(tensor) for tensor in spec.outputs]
+    return schema
 
 
 def _input(spec: TensorSpec) -> dict[str, Any]:
@@ -180,7 +151,7 @@ def _input(spec: TensorSpec) -> dict[str, Any]:
     count = math.prod(shape)
     properties |= {
         "shape": {"const": shape},
-        "data": {"type": "array", "minItems": count, "maxItems": count, "items": ELEMENTS[spec.datatype]},
+        "data": {"type": "array", "minItems": count, "maxItems": count, "items": _ELEMENTS[spec.datatype]},
     }
     required = [*properties]
     binary = {"binary_data_size": False, "shared_memory_region": False}
@@ -212,6 +183,6 @@ def _example(spec: FamilySpec) -> dict[str, Any] | None:
         shape = _one_row(tensor)
         if tensor.datatype in _BINARY_ONLY or math.prod(shape) > _LARGEST_EXAMPLE:
             return None
-        data = [ZEROS.get(tensor.datatype, 0)] * math.prod(shape)
+        data = [_ZEROS.get(tensor.datatype, 0)] * math.prod(shape)
         inputs.append({"name": tensor.name, "shape": shape, "datatype": tensor.datatype, "data": data})
     return {"inputs": inputs}

@@ -24,9 +24,8 @@ from clover.config import ServerConfig
 from clover.errors import BadRequest, NotFound, RequestError
 from clover.http.access import Access, changes
 from clover.http.api import metadata, named, openapi
-from clover.http.api.control_calls import DOCUMENT_BYTES, ControlCalls, limit_of, object_of
+from clover.http.api.control_calls import COMMANDS, DOCUMENT_BYTES, ControlCalls, limit_of, object_of
 from clover.http.api.embeddings import MODELS_PATH, PATH, EmbeddingRoutes
-from clover.http.api.schemas import COMMANDS
 from clover.http.audit import AuditLog
 from clover.http.content_encoding import Inflation
 from clover.http.exchange import Exchange

@@ -71,17 +71,15 @@ def typical_spawn_s(device: DeviceShape | None, backend: str) -> float:
 
 
 class StageView(Record, frozen=True, kw_only=True):
-    """One stage of a transition.  It runs from `start_s` for `seconds`.  `routed` and `capacity` hold from its start
-    until the next stage; the instances `standing` and the `workers` are those there are when it is over.
+    """One stage of a transition, which takes `seconds`.  `routed` and `capacity` hold from its start until the next
+    stage; the `workers` are those there are when it is over.
 
     The state before the first stage is a view of its own: stage -1 without steps.
     """
 
     stage: int
-    start_s: float
     seconds: float
     steps: tuple[Step, ...]
-    standing: tuple[Placement, ...]
     workers: tuple[Assignment, ...]
     routed: tuple[Assignment, ...]
     capacity: float
@@ -155,19 +153,16 @@ def views(
 ) -> tuple[StageView, ...]:
     """Return the stages of `steps` from `running` on, as `stages` does.  `free`: the steps, by number, that take no
     time (`at_once`)."""
-    instances = {item.placement.id: item.placement for item in running}
     workers, routed = Counter(running), Counter(running)
-    now_s, number = 0.0, 0
+    number = 0
     found: list[StageView] = []
 
     def see(stage: int, seconds: float, parts: tuple[Step, ...]) -> None:
         found.append(
             StageView(
                 stage=stage,
-                start_s=now_s,
                 seconds=seconds,
                 steps=parts,
-                standing=tuple(sorted(instances.values(), key=lambda place: (place.device, place.start, place.size))),
                 workers=tuple(sorted(workers.elements(), key=order)),
                 routed=tuple(sorted(routed.elements(), key=order)),
                 capacity=served(routed.elements(), capacity),
@@ -178,15 +173,9 @@ def views(
     for stage, group in itertools.groupby(steps, key=lambda step: step.stage):
         parts = tuple(group)
         for step in parts:
-            if step.kind == "create":
-                assert step.placement is not None
-                instances[step.placement.id] = step.placement
-            elif step.kind == "destroy":
-                assert step.placement is not None
-                instances.pop(step.placement.id, None)
-            elif step.kind == "route":
+            if step.kind == "route":
                 routed = Counter(step.routed)
-            else:
+            elif step.kind in ("spawn", "drain"):
                 assert step.assignment is not None
                 workers[step.assignment] += 1 if step.kind == "spawn" else -1
                 workers += Counter()
@@ -194,9 +183,7 @@ def views(
                     routed &= workers
         slow = [step for index, step in enumerate(parts, number) if index not in free]
         number += len(parts)
-        seconds = seconds_of(slow, durations)
-        see(stage, seconds, parts)
-        now_s += seconds
+        see(stage, seconds_of(slow, durations), parts)
     return tuple(found)
 
 

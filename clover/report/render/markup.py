@@ -56,16 +56,15 @@ addEventListener("beforeprint", () => document.querySelectorAll("details").forEa
 """
 
 
-def page(title: str, body: str, scripts: str = "", data: str = "", *, name: str = "", style: str = "") -> str:
-    """Return a document.  `data`: JSON that it carries in the element `name`, by default that of reports for
-    `clover report --verify`; `scripts` draw its charts; `style` is added to what all pages have."""
+def page(title: str, body: str, scripts: str = "", data: str = "") -> str:
+    """Return a document.  `data`: JSON that it carries for `clover report --verify`; `scripts` draw its charts."""
     # A "<" in the data must not end the element that holds it.
     held = data.replace("<", "\\u003c")
-    carried = f'<script type="application/json" id="{name or DATA_ID}">{held}</script>' if data else ""
+    carried = f'<script type="application/json" id="{DATA_ID}">{held}</script>' if data else ""
     return (
         f'<!doctype html>\n<html lang="en-GB"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>{body}</main>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>{body}</main>\n"
         f"<script>{_PRINTING}</script>{carried}\n{scripts}</body></html>\n"
     )
 

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clover.cli.mig import emulate
-from clover.devices import disturb, emulated, tables
+from clover.devices import emulated, tables
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
 from tests.support.forks import Forks
@@ -253,13 +253,11 @@ def test_a_lost_gpu_does_not_hide_the_others(box: Driver, file: str) -> None:
 
 
 def test_a_gpu_whose_handle_is_unknown_is_lost_too(box: Driver) -> None:
-    code, _, _ = box("emulate", "--state", str(box.state), "--lose", "1:UNKNOWN", "--cuda", "12.4", "--xid", "0:63")
-    assert code == 0
+    emulated.lose(box.state, 1, "UNKNOWN")
     try:
         assert "lost: it does not answer" in box.good("list")
     finally:
         emulated.restore(box.state, 1)
-        disturb.set_driver(box.state, "", (0, 0))
 
 
 # --- assert and export ----------------------------------------------------------------------------------------------
@@ -446,7 +444,7 @@ def test_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
         assert "fixed: not permitted to change instances, and none is given to this process" in text
         assert "not permitted to see MIG instances" in text
         assert json.loads(driver.good("list", "--json"))["gpus"][0]["hidden"] is True
-        for verb in (["export"], ["assert", file, "--config", "balanced"], ["plan", "now", "7g"]):
+        for verb in (["export"], ["assert", file, "--config", "balanced"]):
             assert "capability mig/config" in driver.fails(3, *verb)
         assert "not permitted" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
 
@@ -544,16 +542,6 @@ def test_configurations_that_this_box_cannot_have(box: Driver, config: str, mess
         (["apply", "FILE"], 2, "say which configuration with --config: balanced, mixed, empty, off"),
         (["apply", "FILE", "--config", "mixd"], 2, "did you mean mixed"),
         (["export", "--name", ""], 2, "--name needs"),
-        (["plan", "7g"], 2, "required: TO"),
-        (["plan", "7g", "zz"], 2, "'zz' is no instance.*with --file, the name of a configuration"),
-        (["plan", "mixed", "balancd", "--file", "FILE"], 2, "or the name of a configuration: balanced"),
-        (["plan", "7g", "7g/7g/7g", "--gpu", "a100-40gb:2"], 2, "3 lists for 2 GPUs"),
-        (["plan", "2x7g", "7g"], 2, "cannot exist together on gpu0"),
-        (["plan", "7g", "3g", "--gpu", "a101:1"], 2, "no table of a GPU 'a101'; known: a100-40gb"),
-        (["plan", "7g", "3g", "--gpu", "a100-40gb:0"], 2, "must read NAME:COUNT"),
-        (["plan", "7g", "3g", "--floor", "40"], 2, "a share from 0 to 1, not 40"),
-        (["plan", "now", "3g", "--gpu", "a100-40gb"], 2, "leave --gpu out"),
-        (["plan", "mixed", "off", "--file", "FILE"], 2, "turns MIG off on gpu0"),
         (["emulate"], 2, "give a command after --"),
         (["emulate", "a100-40gb:1"], 2, "give a command after --"),
         (["emulate", "a100-40gb:1", "--"], 2, "a command must follow --"),
@@ -561,14 +549,8 @@ def test_configurations_that_this_box_cannot_have(box: Driver, config: str, mess
         (["emulate", "a101", "--", "true"], 2, "no table of a GPU 'a101'"),
         (["emulate", "a100 40gb", "--", "true"], 2, "must read NAME:COUNT"),
         (["emulate", "--state", "BOX"], 2, "say what to do with the box"),
-        (["emulate", "--state", "/nowhere/box", "--reboot"], 2, "there is no emulated box /nowhere/box"),
+        (["emulate", "--state", "/nowhere/box", "--", "true"], 2, "there is no emulated box /nowhere/box"),
         (["emulate", "--state", "BOX", "--mig-off", "--", "true"], 2, "are for a new box"),
-        (["emulate", "--state", "BOX", "--lose", "7"], 1, "lose gpu 7"),
-        (["emulate", "--state", "BOX", "--fault", "nvmlNoSuch=IN_USE"], 1, "no function 'nvmlNoSuch'"),
-        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2=BROKEN"], 1, "cannot answer 'BROKEN'; known: "),
-        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2"], 2, "must read SYMBOL=ERROR"),
-        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2=IN_USE:gpus=1"], 2, "did you mean gpu"),
-        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2=IN_USE:gpu=x"], 2, "gpu takes a number, not 'x'"),
     ],
 )
 def test_errors_are_short_and_say_what_to_do(box: Driver, file: str, argv: list[str], code: int, message: str) -> None:
@@ -579,7 +561,7 @@ def test_errors_are_short_and_say_what_to_do(box: Driver, file: str, argv: list[
 
 def test_help_names_every_verb(box: Driver) -> None:
     text = box.good("--help")
-    for verb in ("list", "export", "assert", "apply", "plan", "emulate"):
+    for verb in ("list", "export", "assert", "apply", "emulate"):
         assert re.search(rf"^ +{verb} +\w", text, re.MULTILINE)
         assert "usage:" in box.good(verb, "--help")
 
@@ -654,22 +636,14 @@ def test_output_that_cannot_hold_lines_is_ascii(box: Driver, file: str) -> None:
     done = interpreted("list", "--box", str(box.state), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stderr) == (0, "")
     assert "|          4g.20gb          |          3g.20gb          |" in done.stdout
-    assert interpreted("plan", "7g", "3g", PYTHONIOENCODING="ascii").stdout.isascii()
-
-
-def test_a_reader_that_has_seen_enough() -> None:
-    command = f"{sys.executable} -m clover mig plan 7g 7x1g --gpu a100-40gb:8 | head -1"
-    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("8 x NVIDIA A100-SXM4-40GB; nothing is changed\n", "")
 
 
 def test_what_is_printed_fits_eighty_columns(forks: Forks, box: Driver, file: str) -> None:
     apply(box, file, "mixed")
-    for words in (["list"], ["plan", "7g/7g", "3g,4g/7x1g", "--floor", "0.4"]):
-        done = fresh(forks, *words, "--box", str(box.state), COLUMNS="80")
-        assert done.returncode == 0
-        assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
-        assert "…" not in done.stdout
+    done = fresh(forks, "list", "--box", str(box.state), COLUMNS="80")
+    assert done.returncode == 0
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
+    assert "…" not in done.stdout
     emulated.set_privileged(box.state, False)
     hidden = fresh(forks, "list", "--box", str(box.state), COLUMNS="80").stdout
     emulated.set_privileged(box.state, True)
@@ -679,93 +653,6 @@ def test_what_is_printed_fits_eighty_columns(forks: Forks, box: Driver, file: st
         r"^    MIG-[0-9a-f-]{36}$", fresh(forks, "list", "--box", str(box.state), COLUMNS="80").stdout, re.M
     )
     assert len(uuids) == 6, "each on a line of its own"
-
-
-# --- plan -----------------------------------------------------------------------------------------------------------
-
-
-def test_plan_on_two_gpus_holds_half(box: Driver) -> None:
-    text = box.good("plan", "7g/7g", "3g,4g/7x1g", "--floor", "0.4")
-    lines = text.splitlines()
-    assert lines[0] == "2 x NVIDIA A100-SXM4-40GB; nothing is changed"
-    for word in ("before", "after", "(before)", "drain", "destroy", "create", "spawn", "route to"):
-        assert word in text
-    curve = [int(found[1]) for line in lines if (found := re.search(r" (\d+) of 14 ", line)) and "█" in line]
-    assert curve[0] == curve[-1] == 14
-    assert min(curve) == 7
-    assert "gpu1 1g.5gb@0,1,2,3,4,5,6" in text
-    assert "the floor of 40% (5.6 of 14 compute slices) is held" in text
-    first = next(line for line in lines if line.startswith("before"))
-    assert first.split("│")[1].strip() == "7g.40gb"
-
-
-def test_plan_on_one_full_gpu_says_what_is_lost(box: Driver) -> None:
-    text = box.good("plan", "7g.40gb", "3g,4g")
-    assert re.search(r"lost meanwhile: 7 of 7 compute slices at the worst; .* for about \d+ s", text)
-    assert re.search(r"nothing at all serves for about \d+ s: rows wait", text)
-    code, out, err = box("plan", "7g.40gb", "3g,4g", "--floor", "0.2")
-    assert (code, err) == (3, "")
-    assert "the floor of 20% (1.4 of 7 compute slices) cannot be held: 0 at the lowest" in out
-
-
-def test_plan_as_json(box: Driver) -> None:
-    code, out, _ = box("plan", "7g/7g", "2x3g/7g", "--gpu", "a100-40gb:2", "--floor", "0.9", "--json")
-    assert code == 3
-    found = json.loads(out)
-    capacity = found["capacity"]
-    assert (capacity["total"], capacity["before"], capacity["after"], capacity["lowest"]) == (14, 14.0, 13.0, 7.0)
-    assert capacity["holds"] is False
-    assert capacity["below_floor_s"] == capacity["below_both_ends_s"] > 0
-    assert found["kept"] == ["gpu1:7g.40gb@0"] or found["kept"] == ["gpu0:7g.40gb@0"]
-    stages = found["stages"]
-    assert stages[0]["stage"] == -1
-    assert [stage["stage"] for stage in stages[1:]] == sorted(stage["stage"] for stage in stages[1:])
-    assert {step["kind"] for stage in stages for step in stage["steps"]} == {
-        "route",
-        "drain",
-        "destroy",
-        "create",
-        "spawn",
-    }
-    assert min(stage["capacity"] for stage in stages) == 7.0
-    assert all(set(stage["serving"]) <= set(stage["standing"]) for stage in stages[:-1])
-
-
-def test_lists_are_dealt_unless_they_say_where(box: Driver) -> None:
-    assert "nothing to do" in box.good("plan", "3g@4,4g/7g", "7g/3g,4g")
-    assert "lost meanwhile" in box.good("plan", "3g@4,4g/7g", "7g/3g@4,4g")
-    one = json.loads(box.good("plan", "3g@0,3g@4", "3g", "--json"))
-    assert one["kept"] in (["gpu0:3g.20gb@0"], ["gpu0:3g.20gb@4"])
-    two = json.loads(box.good("plan", "7g/0", "0/7g", "--json"))
-    assert two["stages"][-1]["standing"] == ["gpu0:7g.40gb@0"]
-
-
-def test_plan_between_configurations_of_a_file(box: Driver, file: str) -> None:
-    found = json.loads(box.good("plan", "mixed", "balanced", "--file", file, "--json"))
-    assert [gpu["device"] for gpu in found["gpus"]] == ["gpu0", "gpu1"]
-    assert found["kept"] == ["gpu0:3g.20gb@4", "gpu1:3g.20gb@4"]
-    partly = '[configs.a]\ndevices = [1]\nprofiles = ["7g"]'
-    path = Path(file).with_name("partly.toml")
-    path.write_text(partly, encoding="utf-8")
-    found = json.loads(box.good("plan", "7g/3g", "a", "--file", str(path), "--json"))
-    assert found["stages"][-1]["standing"] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"]
-    assert "says nothing of gpu0" in box.fails(2, "plan", "a", "7g/7g", "--file", str(path))
-
-
-def test_plan_from_what_the_box_has_now(box: Driver, hopper: Driver, file: str) -> None:
-    apply(box, file, "mixed")
-    found = json.loads(box.good("plan", "now", "balanced", "--file", file, "--json"))
-    assert found["kept"] == ["gpu0:3g.20gb@4", "gpu1:3g.20gb@4"]
-    assert box.standing(0) == ["4g.20gb@0", "3g.20gb@4"]
-    assert "no GPU of the box has MIG mode on" in hopper.fails(2, "plan", "now", "7g")
-
-
-def test_plan_for_other_gpus(box: Driver) -> None:
-    mixed = json.loads(box.good("plan", "4g/7g", "2x2g/7g", "--gpu", "a30-24gb:1,h100-sxm-80gb:1", "--json"))
-    assert [gpu["compute_slices"] for gpu in mixed["gpus"]] == [4, 7]
-    assert mixed["stages"][-1]["standing"] == ["gpu0:2g.12gb@0", "gpu0:2g.12gb@2", "gpu1:7g.80gb@0"]
-    for name in tables.names():
-        assert box.good("plan", "1g", "2g", "--gpu", name)
 
 
 # --- emulate --------------------------------------------------------------------------------------------------------
@@ -790,8 +677,8 @@ def test_a_pod_is_emulated_too(forks: Forks, tmp_path: Path) -> None:
     listed = fresh(forks, "list", "--box", state, COLUMNS="80").stdout
     assert listed.count("1g.10gb") == 2
     assert "these are served on as they are" in listed
-    assert "not permitted" in fresh(forks, "plan", "now", "7g", "--box", state).stderr
-    assert fresh(forks, "plan", "now", "7g", "--box", state).returncode == 3
+    assert "not permitted" in fresh(forks, "export", "--box", state).stderr
+    assert fresh(forks, "export", "--box", state).returncode == 3
     assert fresh(forks, "emulate", "pod-1g.10gb:2", "--state", state).stdout.startswith("there is ")
     assert "leave --mig-off out" in fresh(forks, "emulate", "pod-1g.10gb", "--mig-off", "--state", state).stderr
     assert "no GPU has a profile '9g'" in fresh(forks, "emulate", "pod-9g", "--state", state + "2").stderr
@@ -819,37 +706,17 @@ def test_two_boxes_do_not_share_uuids(forks: Forks) -> None:
     assert one != two
 
 
-def test_faults_and_privileges_reach_the_program(forks: Forks) -> None:
+def test_privileges_reach_the_program(forks: Forks) -> None:
     program = f"""
 {ASK}
-for call in (lambda: n.nvmlDeviceGetPowerUsage(h), lambda: n.nvmlDeviceGetPowerUsage(h),
-             lambda: n.nvmlDeviceCreateGpuInstance(h, 0)):
+for call in (lambda: n.nvmlDeviceGetPowerUsage(h), lambda: n.nvmlDeviceCreateGpuInstance(h, 0)):
     try:
         call(); print("ok")
     except n.NVMLError as error:
         print(error.value)
 """
-    flags = ["--unprivileged", "--fault", "nvmlDeviceGetPowerUsage=UNKNOWN:gpu=0:nth=2:count=1"]
-    done = fresh(forks, "emulate", "a100-40gb:1", *flags, "--", sys.executable, "-c", program)
-    assert done.stdout.split() == ["ok", "999", "4"], done.stderr
-
-
-def test_a_running_box_is_acted_on(box: Driver, file: str) -> None:
-    state = str(box.state)
-    apply(box, file, "balanced")
-    box.good("emulate", "--state", state, "--lose", "0")
-    assert json.loads(box.good("list", "--json"))["gpus"][0]["lost"] is True
-    box.good("emulate", "--state", state, "--restore", "0")
-    assert box.standing(0) == []
-    assert len(box.standing(1)) == 2
-    box.good("emulate", "--state", state, "--reboot")
-    assert box.standing(1) == []
-    box.good("emulate", "--state", state, "--inject", "nvmlDeviceCreateGpuInstanceWithPlacement=UNKNOWN:count=0")
-    box.fails(1, "apply", file, "--config", "balanced", "--yes")
-    box.good("emulate", "--state", state, "--clear")
-    apply(box, file, "balanced")
-    box.good("emulate", "--state", state, "--reset", "0")
-    assert (box.standing(0), len(box.standing(1))) == ([], 2)
+    done = fresh(forks, "emulate", "a100-40gb:1", "--unprivileged", "--", sys.executable, "-c", program)
+    assert done.stdout.split() == ["ok", "4"], done.stderr
 
 
 def test_exit_codes_pass_through(forks: Forks) -> None:
@@ -904,51 +771,9 @@ def test_a_key_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> None:
     assert code == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("nvmlInit_v2=UNKNOWN", {"symbol": "nvmlInit_v2", "error": "UNKNOWN"}),
-        (
-            "nvmlGpu*=IN_USE:gpu=1:nth=3:count=0:probability=0.5:seconds=2.5:delay=1",
-            {
-                "symbol": "nvmlGpu*",
-                "error": "IN_USE",
-                "gpu": 1,
-                "nth": 3,
-                "count": 0,
-                "probability": 0.5,
-                "seconds": 2.5,
-                "delay_s": 1.0,
-            },
-        ),
-        ("nvmlInit_v2=:delay=0.5", {"symbol": "nvmlInit_v2", "error": "", "delay_s": 0.5}),
-    ],
-)
-def test_faults_in_words(text: str, expected: dict[str, Any]) -> None:
-    assert emulate.parse_fault(text) == emulated.Fault(**expected)
-
-
 def test_boxes_in_words() -> None:
     assert emulate.parse_box("A100-40GB:2") == ("a100-40gb", 2)
     assert emulate.parse_box("a30-24gb") == ("a30-24gb", 1)
     for text in ("", "a100:", "a100:0", "a100:x", "a100:2:3", ":2"):
         with pytest.raises(ConfigError, match="NAME:COUNT"):
             emulate.parse_box(text)
-
-
-def test_disturbances_in_words() -> None:
-    assert emulate.parse_loss("1") == (1, "GPU_IS_LOST")
-    assert emulate.parse_loss("0:UNKNOWN") == (0, "UNKNOWN")
-    assert emulate.parse_mode("2:exclusive") == (2, "exclusive")
-    assert emulate.parse_xid("0:79") == (0, 79, disturb.NO_INSTANCE)
-    assert emulate.parse_xid("1:94:2") == (1, 94, 2)
-    assert [emulate.parse_cuda(text) for text in ("12.4", "13")] == [(12, 4), (13, 0)]
-    for parse, texts in (
-        (emulate.parse_loss, ("", "x", "1:IN_USE")),
-        (emulate.parse_mode, ("0", "0:thread", ":default")),
-        (emulate.parse_xid, ("79", "0:x", "0:79:1:2")),
-        (emulate.parse_cuda, ("", "12.x")),
-    ):
-        for text in texts:
-            with pytest.raises(ConfigError, match=" as "):
-                parse(text)

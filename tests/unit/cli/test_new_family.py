@@ -200,16 +200,6 @@ def test_inputs_are_proposed_and_mappings_put_in_order(here: Path) -> None:
     assert rows.shape == (512, 4)
 
 
-@pytest.mark.slow
-def test_a_published_name_brings_smaller_siblings_steps_and_labels(here: Path) -> None:
-    pytest.importorskip("torchvision", reason="needs torchvision")
-    spec = made("shuffle", "--from", "torchvision:squeezenet1_1", "--variants", "1", "--untrained")
-    assert [variant.name for variant in spec.variants] == ["squeezenet1_1"]
-    assert spec.variants[0].untrained
-    assert [(one.name, one.datatype) for one in spec.outputs][:2] == [("index", "INT64"), ("label", "BYTES")]
-    assert spec.inputs[0].datatype == "BYTES"
-
-
 @pytest.mark.parametrize("beside", [False, True], ids=["weights inside", "weights beside, as torch >= 2.9 exports"])
 def test_an_onnx_file_gets_a_variant_in_eight_bits(here: Path, beside: bool) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -296,17 +286,6 @@ def test_tensors_are_read() -> None:
     for text in ("x", "x:FP33:3", "x:FP32:0", "x:FP32:-1", "a b:FP32:3"):
         with pytest.raises(DraftError, match="--input"):
             tensor_of(text)
-
-
-def test_siblings_differ_in_one_size() -> None:
-    from clover.scaffold.zoo import alike
-
-    names = ["resnet18", "resnet50", "resnext50_32x4d", "vit_b_16", "vit_l_16", "vit_b_32", "efficientnet_b3"]
-    names += ["efficientnet_b0", "convnext_base", "convnext_tiny", "efficientnet_v2_s"]
-    assert alike("resnet50", names) == ["resnet18"]
-    assert alike("vit_b_16", names) == ["vit_b_32", "vit_l_16"]
-    assert alike("efficientnet_b3", names) == ["efficientnet_b0"]
-    assert alike("convnext_base", names) == ["convnext_tiny"]
 
 
 def test_the_profile_is_taken_at_the_end_if_it_is_wanted(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

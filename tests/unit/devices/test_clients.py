@@ -10,6 +10,7 @@ import pytest
 from clover.devices import clients
 from clover.devices.clients import GpuClient
 from clover.errors import DeviceError
+from tests.support import disturb
 
 
 def process(proc: Path, pid: int, name: str, *files: str, parent: int = 1, service: str = "") -> None:
@@ -79,4 +80,4 @@ def test_a_process_that_may_not_be_looked_at_is_left_out(proc: Path) -> None:
 
 def test_a_monitor_needs_a_box(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="No such file"):
-        clients.EmulatedMonitor(tmp_path / "none.nvml")
+        disturb.EmulatedMonitor(tmp_path / "none.nvml")

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clover.devices import clients, disturb, emulated, tables
+from clover.devices import clients, emulated, tables
 from clover.errors import DeviceError
+from tests.support import disturb
 from tests.support.nvml_child import ROOT, Child
 
 CODES = {"GPU_IS_LOST": 15, "RESET_REQUIRED": 16, "GPU_NOT_FOUND": 28, "UNKNOWN": 999}
@@ -71,7 +72,7 @@ def test_a_board_is_lost_in_known_ways_only(box: Path) -> None:
 def test_a_monitor_keeps_instances_and_the_mode_until_it_ends(box: Path, child: Child) -> None:
     child.run("mig('1g.5gb', 0)")
     (held,) = child("instances()")
-    with clients.EmulatedMonitor(box, 0):
+    with disturb.EmulatedMonitor(box, 0):
         assert child.refused(f"destroy(0, {held[0]})") == "IN_USE"
         assert child("n.nvmlDeviceSetMigMode(gpu(0), 0)") == 19  # in use: pending until the next reset
         child.run("mig('1g.5gb', 1)")  # making one is not refused
@@ -85,7 +86,7 @@ def test_a_monitor_keeps_instances_and_the_mode_until_it_ends(box: Path, child: 
 def test_a_killed_monitor_holds_nothing_and_is_found_by_its_name_before(box: Path, child: Child) -> None:
     child.run("mig('1g.5gb', 0)")
     (held,) = child("instances()")
-    command = [sys.executable, "-m", "clover", "mig", "emulate", "--state", str(box), "--monitor", "nv-hostengine"]
+    command = [sys.executable, "-m", "tests.support.disturb", str(box), "nv-hostengine"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as monitor:
         try:
             assert monitor.stdout is not None
@@ -149,9 +150,9 @@ def test_placements_are_answered_with_mig_off_too(process: Child, tmp_path: Path
 
 def test_the_driver_says_which_cuda_it_supports(box: Path, child: Child) -> None:
     assert child("n.nvmlSystemGetCudaDriverVersion_v2()") == 13000
-    disturb.set_driver(box, "535.216.01", (12, 2))
+    emulated.set_driver(box, "535.216.01", (12, 2))
     assert child("[n.nvmlSystemGetDriverVersion(), n.nvmlSystemGetCudaDriverVersion_v2()]") == ["535.216.01", 12020]
-    disturb.set_driver(box, "", (0, 0))
+    emulated.set_driver(box, "", (0, 0))
     assert child("[n.nvmlSystemGetDriverVersion(), n.nvmlSystemGetCudaDriverVersion_v2()]") == ["580.emul", 13000]
 
 

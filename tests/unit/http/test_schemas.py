@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.http.api.openapi import _command_schema
-from clover.http.api.schemas import INFER_PARAMETERS, SCHEMAS
+from clover.http.api import openapi
 from tests.support.http_fakes import echo_family
 from tests.support.savings_fixture import SavingServer, drive
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
 
+SCHEMAS = openapi.build({"echo": echo_family()}, "1")["components"]["schemas"]
 LINES = {"measured_j": 100.0, "rest_j": 93.0, "carried_j": -3.0, "method": "modelled"}
 ORDER = {"action": "follow", "cluster": "c", "node": "n", "epoch": 1, "lease_s": 5.0}
 
@@ -61,11 +61,18 @@ def test_the_state_is_as_its_schema_says() -> None:
     ],
 )
 def test_bodies_of_commands_are_what_the_commands_take(verb: str, body: dict[str, Any], valid: bool) -> None:
-    found = violations(_command_schema(verb, {"echo": echo_family()}), body)
+    found = violations(SCHEMAS[f"Command_{verb}"], body)
     assert (found == []) is valid, found
 
 
 @pytest.mark.parametrize(("asked", "valid"), [(0, True), (90, True), (1.5, True), (0.9, False), (1, False)])
 def test_an_accuracy_is_in_percent_not_a_fraction(asked: float, valid: bool) -> None:
     found = violations(INFER_PARAMETERS, {"clover_min_accuracy": asked})
+    assert (found == []) is valid, found
+
+
+@pytest.mark.parametrize(("asked", "valid"), [(0, True), (90, True), (1.5, True), (0.9, False), (1, False)])
+def test_an_accuracy_is_in_percent_not_a_fraction(asked: float, valid: bool) -> None:
+    (infer,) = (schema for name, schema in SCHEMAS.items() if "parameters" in schema.get("properties", {}))
+    found = violations(infer["properties"]["parameters"], {"clover_min_accuracy": asked})
     assert (found == []) is valid, found

@@ -15,9 +15,9 @@ import pytest
 from clover.__main__ import main
 from clover.accounting.boundaries import WITHIN
 from clover.telemetry import dashboards
-from clover.telemetry.dashboards import grafana, rules
 from clover.telemetry.metrics import energy, guard, ledger, models, sci, server
 from clover.telemetry.metrics.table import COUNTER, HISTOGRAM, INFO, MetricSpec
+from tests.support.dashboards import ALERTS, DASHBOARD, FILES, PANEL_QUERIES, RECORDINGS, queries
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLES: tuple[tuple[tuple[MetricSpec[Any], ...], ...], ...] = tuple(
@@ -44,12 +44,12 @@ def exposed() -> Iterator[tuple[str, set[str]]]:
 
 
 KNOWN = dict(exposed())
-RECORDED = {recording.record for recording in rules.RECORDINGS}
-EXPRESSIONS = [
-    *grafana.queries(),
-    *(recording.expr for recording in rules.RECORDINGS),
-    *(alert.expr for alert in rules.ALERTS),
-]
+EXPRESSIONS = [*queries(), *RECORDINGS.values(), *ALERTS.values()]
+
+
+def test_no_query_and_no_rule_is_overlooked() -> None:
+    assert len(queries()) == FILES["clover-grafana.json"].count('"expr": ') + 2
+    assert len(RECORDINGS) + len(ALERTS) == FILES["clover-rules.yml"].count(" expr: ") > 20
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -60,7 +60,7 @@ def test_every_name_and_label_exists(expression: str) -> None:
     for name, matchers in names:
         labels = KNOWN.get(name)
         if labels is None:
-            assert name in RECORDED, f"there is no {name}"
+            assert name in RECORDINGS, f"there is no {name}"
             labels = {"instance", "model", "against", "method", "intensity"}
         used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
         assert used <= labels, f"{name} has no {used - labels}"
@@ -72,17 +72,15 @@ def test_every_name_and_label_exists(expression: str) -> None:
 
 
 def test_legends_name_labels_that_exist() -> None:
-    for _, panels in grafana.SECTIONS:
-        for query in (query for panel in panels for query in panel.queries):
-            kept = re.search(r"\bby \(([^)]*)\)", query.expr)
-            names = re.findall(r"clover_\w+", query.expr)
-            labels = set(kept[1].replace(" ", "").split(",")) if kept else set.union(*(KNOWN[name] for name in names))
-            assert set(re.findall(r"\{\{(\w+)\}\}", query.legend)) <= labels, query
+    for query in PANEL_QUERIES:
+        kept = re.search(r"\bby \(([^)]*)\)", query.expr)
+        names = re.findall(r"clover_\w+", query.expr)
+        labels = set(kept[1].replace(" ", "").split(",")) if kept else set.union(*(KNOWN[name] for name in names))
+        assert set(re.findall(r"\{\{(\w+)\}\}", query.legend)) <= labels, query
 
 
 def test_a_dashboard_that_grafana_takes() -> None:
-    built = json.loads(dashboards.files()["clover-grafana.json"])
-    panels = built["panels"]
+    panels = DASHBOARD["panels"]
     assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
     taken: set[tuple[int, int]] = set()
     for panel in panels:
@@ -92,15 +90,23 @@ def test_a_dashboard_that_grafana_takes() -> None:
         assert not cells & taken, f"{panel['title']} lies on another panel"
         taken |= cells
         assert panel["type"] == "row" or panel["description"]
-    assert {variable["name"] for variable in built["templating"]["list"]} == {"datasource", "instance", "model"}
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "instance", "model"}
 
 
 def test_every_alert_has_a_section_that_says_what_to_do() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     sections = dict(re.findall(r"^### (\w+)\n\n(.+?)(?=\n#|\Z)", text, re.MULTILINE | re.DOTALL))
-    assert {name for name in sections if name.startswith("Clover")} == {alert.name for alert in rules.ALERTS}
-    linked = re.findall(r'runbook_url: "[^"]*operations.md#([a-z]+)"', rules.text("docs"))
-    assert linked == [alert.name.lower() for alert in rules.ALERTS]
+    assert {name for name in sections if name.startswith("Clover")} == set(ALERTS)
+    linked = re.findall(r'runbook_url: "[^"]*operations.md#([a-z]+)"', FILES["clover-rules.yml"])
+    assert linked == [name.lower() for name in ALERTS]
+
+
+def test_links_lead_to_where_the_documentation_is_kept() -> None:
+    text = dashboards.files('https://docs.example/a"b/')["clover-rules.yml"]
+    linked = re.findall(r"runbook_url: (.*)", text)
+    assert [json.loads(link) for link in linked] == [
+        f'https://docs.example/a"b/operations.md#{name.lower()}' for name in ALERTS
+    ]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
@@ -112,7 +118,7 @@ def test_promtool_takes_the_rules(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "https://docs.example/clover/operations.md#cloversloNotHeld".lower() in rules_file.read_text()
     checked = subprocess.run(["promtool", "check", "rules", str(rules_file)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert f"{len(rules.RECORDINGS) + len(rules.ALERTS)} rules found" in checked.stdout
+    assert f"{len(RECORDINGS) + len(ALERTS)} rules found" in checked.stdout
 
 
 FIRES = """
@@ -154,7 +160,7 @@ tests:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
 def test_lost_capacity_is_alerted_when_it_is_lost_and_only_then(tmp_path: Path) -> None:
-    (tmp_path / "clover-rules.yml").write_text(rules.text("docs"))
+    (tmp_path / "clover-rules.yml").write_text(FILES["clover-rules.yml"])
     (tmp_path / "test.yml").write_text(FIRES)
     checked = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr

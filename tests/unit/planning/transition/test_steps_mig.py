@@ -338,15 +338,11 @@ def test_a_whole_gpu_is_one_instance_that_need_not_be_made() -> None:
     assert [view.seconds for view in views] == [0.0, 0.0, 2.0, 0.0]
 
 
-def test_stages_draw_what_stands_between() -> None:
+def test_stages_show_what_serves_between() -> None:
     running, target = base("gpu0", "gpu1"), finest("gpu0", "gpu1")
     views = stages(plan_transition(running, target, BOXES["2xa100"], floor=math.inf), running)
     assert (views[0].stage, views[0].steps, views[0].capacity) == (-1, (), 14.0)
     assert [view.stage for view in views] == list(range(-1, len(views) - 1))
     assert [round(view.capacity) for view in views] == [14, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 14]
-    assert [len(view.standing) for view in views] == [2, 2, 2, 1, 8, 8, 8, 8, 7, 14, 14, 14]
-    assert [view.start_s for view in views] == list(
-        itertools.accumulate((view.seconds for view in views[:-1]), initial=0.0)
-    )
     assert len(views[4].workers) == 1
     assert len(views[5].workers) == 8
