@@ -274,8 +274,7 @@ def _saved(reports: Sequence[Report], emitted_g: float) -> tuple[SavedFigure, ..
     for report in reports:
         for item in report.saved:
             found[item.against].append(item)
-    order = [*(kind for kind in KINDS if kind in found), *sorted(set(found) - set(KINDS))]
-    return tuple(_saving(found[kind], emitted_g) for kind in order)
+    return tuple(_saving(found[kind], emitted_g) for kind in KINDS if kind in found)
 
 
 def _saving(items: Sequence[SavedFigure], emitted_g: float) -> SavedFigure:

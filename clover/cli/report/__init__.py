@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--comparisons",
         action="store_true",
-        help="compare with BASE and fixed mixes on a terminal also if there was too little load to save on",
+        help="compare with BASE and the best fixed mix on a terminal also if there was too little load to save on",
     )
     add("--format", choices=FORMATS, default=None, help="by default that of FILE's ending, or table")
     add("--out", metavar="FILE", default="", help="write there instead of standard output")

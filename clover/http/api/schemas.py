@@ -56,18 +56,6 @@ _SAVING = _object(
     }
 )
 _NONE = {"type": "null"}
-_SINGLE = _object(
-    {
-        "variant": _TEXT,
-        "accuracy": _described(_NUMBER, "percent, expected of it alone"),
-        "grams": _described(_NUMBER, "gCO2e of it less those emitted"),
-        "part": _described(_PART, "of its gCO2e, idle power included"),
-        "joules": _NUMBER,
-        "emitted_g": _NUMBER,
-        "shadow_g": _NUMBER,
-        "words": _TEXT,
-    }
-)
 _IDLE = _object(
     {
         "part": _described({"type": "number", "minimum": 0, "maximum": 1}, "of all joules"),
@@ -184,13 +172,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "rows": _described(_COUNT, "rows served since the server started"),
             "label": _described(_TEXT, "how the savings are known"),
             "base": _described(_MAYBE, "against BASE"),
-            "static": _described(_MAYBE, "against the best fixed mix at the target"),
             "matched": _described(_MAYBE, "against the best fixed mix at the accuracy served"),
-            "right_sized": _described(_MAYBE, "against BASE on as little as keeps the SLO, the rest asleep or off"),
-            "single": _described(
-                {"anyOf": [_SINGLE, _NONE]}, "the single variant that would have done as well; null if there is none"
-            ),
-            "boundary": _described(_TEXT, "what is counted: server (others are in `boundaries`)"),
+            "boundary": _described(_TEXT, "what is counted: server"),
             "grid": _described(_TEXT, "how the carbon intensities were known"),
             "known": _described(_TEXT, "label, boundary and grid in words"),
             "perfect_forecast": _described({"type": "boolean"}, "whether plans knew the intensities to come"),

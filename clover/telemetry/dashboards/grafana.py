@@ -122,8 +122,8 @@ SECTIONS: tuple[tuple[str, tuple[GrafanaPanel, ...]], ...] = (
             ),
             GrafanaPanel(
                 "Saved since the start",
-                "Grams of CO2e saved since the server started, for the rows served, against BASE, BASE on as few cores "
-                "as would do, and the best fixed mix; negative if more was emitted. An estimate: its interval is in "
+                "Grams of CO2e saved since the server started, for the rows served, against BASE and the best fixed "
+                "mix; negative if more was emitted. An estimate: its interval is in "
                 "clover_saved_carbon_estimate_grams.",
                 (
                     GrafanaQuery(

@@ -134,7 +134,7 @@ ALERTS = (
     ),
     AlertingRule(
         "CloverSavedNegative",
-        'clover:saved_carbon_grams:increase6h{against=~"base|right_sized"} < 0',
+        'clover:saved_carbon_grams:increase6h{against="base"} < 0',
         "1h",
         "warning",
         "in 6 hours {{ $labels.model }} saved {{ $value | humanize }} g against {{ $labels.against }}: it emitted more",

@@ -70,7 +70,8 @@ def test_text_answers_the_four_questions() -> None:
         "Gaps",
         "market-based",
         "location-based",
-        "right-sized BASE",
+        "BASE: the best variant",
+        "best fixed mix",
         "PUE 1.5",
     ):
         assert word in text
