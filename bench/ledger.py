@@ -77,11 +77,10 @@ def snapshot(at_s: float, mono_s: float) -> Snapshot:
             )
         },
         compared={
-            ("fashion", boundary, against): ComparedCounts(
+            ("fashion", "server", against): ComparedCounts(
                 "modelled", rows, spent, spent, rows * 90.0, rows * 91.0, 1e-3
             )
-            for boundary in ("workers", "server")
-            for against in ("base", "right_sized", "fixed", "static")
+            for against in ("base", "fixed")
         },
         metered_s={"cpu0": mono_s, "": mono_s},
     )

@@ -56,12 +56,7 @@ class OtelConfig(Section, frozen=True, kw_only=True):
 
 class ReportConfig(Section, frozen=True, kw_only=True):
     application: Annotated[str, _help("name of the application that carbon reports are of")] = ""
-    version: Annotated[str, _help("version of that application")] = ""
-    description: Annotated[str, _help("what the application does, in a sentence")] = ""
-    url: Annotated[str, _help("address at which more of the application is said")] = ""
     organisation: Annotated[str, _help("organisation that reports")] = ""
-    accountable: Annotated[str, _help("person who answers for reports")] = ""
-    contact: Annotated[str, _help("address by which that person is reached")] = ""
     market_g_per_kwh: (
         Annotated[
             float,

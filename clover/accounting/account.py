@@ -282,8 +282,7 @@ class Account:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):
                 share.add_idle(part_j, prices)
             self._idle.setdefault(meter.family, OverheadBill()).accrue(part_j, prices)
-        others_j = closed.unattributed_j + closed.foreign_j + closed.carried_j
-        spans.unheld(sample.device, closed.unowned_j, others_j, sum(price.part * price.grams_per_j for price in prices))
+        spans.unheld(sample.device, closed.unowned_j, sum(price.part * price.grams_per_j for price in prices))
         if sample.device == self.host_device:
             self._book_overheads(sample.method, closed)
         for span in spans.families.values():

@@ -1,4 +1,4 @@
-"""What is counted: the boundaries within which a score or a saving holds, as lines of the account.
+"""What is counted: the boundaries within which a score holds, as lines of the account; a saving is the server's.
 
     workers   active energy of the variants, and the idle power of the cores and slices that workers hold, with what
               their contexts draw on GPUs
@@ -31,8 +31,8 @@ WITHIN: Mapping[Boundary, tuple[str, ...]] = {
 LEAST_ROWS = 100
 """Rows compared from which on a saving is given as a part."""
 LIGHT_PART = 0.5
-"""The idle part of the energy from which on a load is too little to save on, if fewer cores would do: most of the
-energy is then drawn whatever is served, and a comparison tells how large the machine is."""
+"""The idle part of the energy from which on a load is too little to save on: most of the energy is then drawn whatever
+is served, and a comparison tells how large the machine is."""
 TOO_LITTLE = "too little load to save on"
 
 

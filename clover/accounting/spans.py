@@ -43,21 +43,18 @@ class Span:
 
 @dataclass
 class Spans:
-    """The spans of all families; by device the joules and grams of what is not theirs: idle ones of the server's slices
-    without a worker (`unowned`), and those of the lines `unattributed`, `foreign` and `carried` together (`others`);
-    and the length of the longest window in them."""
+    """The spans of all families; by device the joules and grams that the server's slices without a worker idled for
+    (`unowned`); and the length of the longest window in them."""
 
     families: dict[str, Span] = field(default_factory=dict)
     unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
-    others: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def of(self, family: str) -> Span:
         """Return the span of `family`, made if it is missing."""
         return self.families.setdefault(family, Span())
 
-    def unheld(self, device: str, unowned_j: float, others_j: float, grams_per_j: float) -> None:
-        """Add what a window of `device` used that is no family's."""
-        for lines, joules in ((self.unowned, unowned_j), (self.others, others_j)):
-            whole_j, whole_g = lines.get(device, (0.0, 0.0))
-            lines[device] = whole_j + joules, whole_g + joules * grams_per_j
+    def unheld(self, device: str, unowned_j: float, grams_per_j: float) -> None:
+        """Add what the slices of `device` without a worker idled for in a window."""
+        whole_j, whole_g = self.unowned.get(device, (0.0, 0.0))
+        self.unowned[device] = whole_j + unowned_j, whole_g + unowned_j * grams_per_j

@@ -81,7 +81,7 @@ class Controller:
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
     share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives`
-    finds what else could serve a load, which savings are compared with beside BASE; `fewest_cores` how few cores would.
+    finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would do.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from clover.control.troubles import judged_accuracy, pin_words, served_accuracy,
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
 
-_KINDS = ("matched", "base", "right_sized", "static", "single")
+_KINDS = ("matched", "base")
 _EVENTS = 6
 _FORECAST_S = 48 * 3600.0
 _FORECAST_POINTS = 100

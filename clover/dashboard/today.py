@@ -13,12 +13,10 @@ from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.rows import GridRow, LineRow, SavedRow
 
 DAY_S = 86_400
-_ORDER = ("base", "right_sized", "fixed", "static")
+_ORDER = ("base", "fixed")
 _WORDS = {
     "base": "the best variant alone on the same hardware",
-    "right_sized": "the best variant alone on as little hardware as keeps the SLO",
     "fixed": "the best fixed mix at the accuracy that was served",
-    "static": "the best fixed mix at the target",
 }
 
 

@@ -2,7 +2,6 @@
 
 records      the report as data          build        rows of a ledger -> report
 source       reads these rows            breakdowns   grams by time, model, variant, device, tenant
-sealing      digests and signatures      sci_for_ai   the consumer report of SCI for AI
 figures      charts as plain data        render       text, CSV, Parquet, HTML
-checking     whether a report is as it was made
+checking     whether the ledger gives a report's figures
 """

@@ -6,11 +6,11 @@ Every figure is a sum of rows.  Operation is the grams of the account's lines wi
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
-from typing import Any
 
 import msgspec
 
@@ -35,7 +35,6 @@ from clover.report.records import (
     RunFigure,
 )
 from clover.report.savings import savings_of
-from clover.report.sealing import sealed, sha256
 from clover.report.wording import duration
 from clover.telemetry.ledger.rows import (
     EventRow,
@@ -93,7 +92,7 @@ class LedgerRows:
 @dataclass(frozen=True)
 class ReportOptions:
     """What is asked for: the period (Unix seconds), when and of which server the report is made, the market-based
-    factor with its source, the zone of days and months, and the key that signs."""
+    factor with its source, and the zone of days and months."""
 
     start: float
     end: float
@@ -106,11 +105,10 @@ class ReportOptions:
     zone_name: str = "UTC"
     edges: str = ""
     """In words, if the period is not the one that was asked for."""
-    key: bytes = b""
 
 
 def report_of(rows: LedgerRows, options: ReportOptions) -> Report:
-    """Return the report of a period, sealed."""
+    """Return the report of a period."""
     times, pue_at = RunTimes(rows.runs), pue_by_time(rows.grid, rows.runs)
     counted = WITHIN[DEFAULT]
     within = [row for row in rows.lines if row.line in counted]
@@ -127,42 +125,39 @@ def report_of(rows: LedgerRows, options: ReportOptions) -> Report:
     for row in within:
         energy[row.label] += row.joules
     rules = BreakdownRules(counted, pue_at, market, options.zone, _recorded(rows))
-    return sealed(
-        Report(
-            clover=__version__,
-            made=options.made,
-            server=options.server,
-            application=options.application,
-            period=_period(rows, options),
-            boundary=DEFAULT,
-            boundary_about=f"{BOUNDARY_ABOUT[DEFAULT]}. {NOT_COVERED}",
-            requests=sum(row.requests for row in rows.usage),
-            rows=answered,
-            joules=joules,
-            facility_joules=facility_j if pue_known else joules,
-            pue=facility_j / joules if pue_known and joules > 0.0 else None,
-            operation=operation,
-            market_g=None if market is None else facility_j / JOULES_PER_KWH * market,
-            market_g_per_kwh=market,
-            embodied=embodied,
-            hardware=hardware or (),
-            sci=_sci(operation, embodied, answered),
-            lines=_lines(rows.lines, counted),
-            boundaries=tuple(_boundary(name, rows.lines) for name in BOUNDARIES),
-            energy_known=energy_parts(energy),
-            intensity_known=intensity_parts(rows.grid),
-            intervals=_intervals(hardware),
-            grids=grids_of(rows.grid),
-            saved=savings_of(rows.saved, DEFAULT, operation.grams),
-            quality=_quality(rows.quality),
-            breakdowns=breakdowns_of(rows.usage, rows.lines, rules),
-            gaps=(
-                *record_gaps(options.start, options.end, _spans(rows), rows.runs, rows.events),
-                *intensity_gaps(rows.grid_minutes or rows.grid, rows.events),
-            ),
-            inputs=_inputs(rows, options, hardware, facility_j / joules if pue_known and joules > 0.0 else None),
+    return Report(
+        clover=__version__,
+        made=options.made,
+        server=options.server,
+        application=options.application,
+        period=_period(rows, options),
+        boundary=DEFAULT,
+        boundary_about=f"{BOUNDARY_ABOUT[DEFAULT]}. {NOT_COVERED}",
+        requests=sum(row.requests for row in rows.usage),
+        rows=answered,
+        joules=joules,
+        facility_joules=facility_j if pue_known else joules,
+        pue=facility_j / joules if pue_known and joules > 0.0 else None,
+        operation=operation,
+        market_g=None if market is None else facility_j / JOULES_PER_KWH * market,
+        market_g_per_kwh=market,
+        embodied=embodied,
+        hardware=hardware or (),
+        sci=_sci(operation, embodied, answered),
+        lines=_lines(rows.lines, counted),
+        boundaries=tuple(_boundary(name, rows.lines) for name in BOUNDARIES),
+        energy_known=energy_parts(energy),
+        intensity_known=intensity_parts(rows.grid),
+        intervals=_intervals(hardware),
+        grids=grids_of(rows.grid),
+        saved=savings_of(rows.saved, DEFAULT, operation.grams),
+        quality=_quality(rows.quality),
+        breakdowns=breakdowns_of(rows.usage, rows.lines, rules),
+        gaps=(
+            *record_gaps(options.start, options.end, _spans(rows), rows.runs, rows.events),
+            *intensity_gaps(rows.grid_minutes or rows.grid, rows.events),
         ),
-        options.key,
+        inputs=_inputs(rows, options, hardware, facility_j / joules if pue_known and joules > 0.0 else None),
     )
 
 
@@ -305,9 +300,7 @@ def _model_quality(model: str, rows: Sequence[QualityRow]) -> QualityFigure:
 def _inputs(
     rows: LedgerRows, options: ReportOptions, hardware: Sequence[EmbodiedFigures] | None, pue: float | None
 ) -> Inputs:
-    tables: dict[str, Any] = {
-        name: msgspec.to_builtins(getattr(rows, name)) for name in ("usage", "lines", "grid", "quality", "saved")
-    }
+    tables = (rows.usage, rows.lines, rows.grid, rows.quality, rows.saved)
     return Inputs(
         runs=tuple(
             RunFigure(started=run.started, version=run.version, configuration=run.digest, host=run.host)
@@ -315,8 +308,8 @@ def _inputs(
         ),
         profiles=tuple(ProfileFigure(model=row.model, digest=row.digest) for row in rows.profiles),
         factors=tuple(_factors(options, grids_of(rows.grid), hardware or (), pue)),
-        entries=sum(map(len, tables.values())),
-        entries_sha256=sha256(tables),
+        entries=sum(map(len, tables)),
+        entries_sha256=hashlib.sha256(msgspec.json.encode(tables)).hexdigest(),
     )
 
 

@@ -1,8 +1,7 @@
-"""Whether a report is as it was made: its seal, the text of its page, and, with the ledger, its figures."""
+"""Whether a report says what its ledger says: its figures, calculated again, and the text of its page."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +12,12 @@ from clover.errors import CloverError
 from clover.malformed import MALFORMED
 from clover.report.build import ReportOptions, report_of
 from clover.report.calendar import zone_of
-from clover.report.recalculation import (
-    COMPARED,
-    TOLERANCE,
-    deviations,
-    differing,
-    gap_deviations,
-    same_minutes,
-)
+from clover.report.recalculation import COMPARED, TOLERANCE, deviations, differing, gap_deviations
 from clover.report.records import SCHEMA, Report
-from clover.report.render.markup import data_of
+from clover.report.render.markup import data_of, shown_of
 from clover.report.render.page import report_page
-from clover.report.render.sci_page import sci_page
-from clover.report.sci_for_ai import SCHEMA as SCI_SCHEMA
-from clover.report.sci_for_ai import SciForAi, sci_for_ai
-from clover.report.sealing import faults, sealed
 from clover.report.source import read_rows
 from clover.telemetry.ledger.store import LedgerReader
-
-_SCRIPT = re.compile(r"<script[ >].*?</script>", re.DOTALL)
 
 
 class UnreadableReport(CloverError):
@@ -48,68 +34,50 @@ class _Kind(msgspec.Struct):
 class Verdict:
     """What was found: `faults` say what is wrong, `checked` what was looked at and holds."""
 
-    report: Report
     faults: tuple[str, ...]
     checked: tuple[str, ...]
 
 
-def verify(text: str, key: bytes, ledger: LedgerReader | None) -> Verdict:
-    """Check a report (JSON or HTML, SCI for AI too) by itself, and with `ledger` calculate it again.  Raises
-    UnreadableReport, LedgerError or ConfigError."""
-    data, is_page = text, False
-    if text.lstrip()[:1] == "<":
-        found = data_of(text)
-        if found is None:
-            raise UnreadableReport("the page carries no data of a report")
-        data, is_page = found, True
-    report, sci = _decoded(data.encode())
-    zone = zone_of(report.period.zone)
-    wrong = faults(report, key)
-    checked = [] if wrong else ["the digests of its inputs and of its figures"]
-    if key and not wrong:
-        checked.append("its signature")
-    if sci is not None:
-        if msgspec.to_builtins(sci_for_ai(report, zone)) != msgspec.to_builtins(sci):
-            wrong.append("the score does not follow from the carbon report that it names as its manifest")
-        else:
-            checked.append("that the score follows from its manifest")
-    if is_page:
-        if sci is not None:
-            again = [sci_page(sci, zone)]
-        else:  # with charts, and as it is made where nothing draws them
-            again = [report_page(report, zone), report_page(report, zone, charts=False)]
-        if text in again:
+def report_in(text: str) -> Report:
+    """Return the report that JSON or a page holds.  Raises UnreadableReport."""
+    data = data_of(text) if is_page(text) else text
+    if data is None:
+        raise UnreadableReport("the page carries no data of a report")
+    return _decoded(data.encode())
+
+
+def is_page(text: str) -> bool:
+    """Return whether `text` is HTML rather than JSON."""
+    return text.lstrip()[:1] == "<"
+
+
+def verify(report: Report, text: str, ledger: LedgerReader) -> Verdict:
+    """Calculate a report again from its ledger, and, if its `text` is a page, hold that against its data.  Raises
+    LedgerError or ConfigError."""
+    wrong: list[str] = []
+    checked: list[str] = []
+    if is_page(text):
+        zone = zone_of(report.period.zone)
+        # With charts, and as it is made where nothing draws them.
+        again = (report_page(report, zone), report_page(report, zone, charts=False))
+        if shown_of(text) in map(shown_of, again):
             checked.append("that the page shows its data")
-        elif _words_of(text) in map(_words_of, again):
-            wrong.append(
-                "the page has scripts, charts or notes that cannot be checked here: of another version of plotly "
-                "(extra dashboard), or added to it"
-            )
         else:
             wrong.append(
-                "the text of the page does not follow from its data (changed, or made by another version of Clover)"
+                "the text of the page does not follow from its data (changed, or made by another version of Clover, or "
+                "of plotly, which draws its charts)"
             )
-    if ledger is not None:
-        _compare(report, ledger, wrong, checked)
-    return Verdict(report, tuple(wrong), tuple(checked))
+    _compare(report, ledger, wrong, checked)
+    return Verdict(tuple(wrong), tuple(checked))
 
 
-def _decoded(data: bytes) -> tuple[Report, SciForAi | None]:
+def _decoded(data: bytes) -> Report:
     try:
-        kind = msgspec.json.decode(data, type=_Kind)
-        if kind.schema == SCI_SCHEMA:
-            sci = msgspec.json.decode(data, type=SciForAi)
-            return sci.manifest, sci
-        if kind.schema != SCHEMA:
-            raise UnreadableReport(f"it is no report of Clover that this version knows ({SCHEMA}, {SCI_SCHEMA})")
-        return msgspec.json.decode(data, type=Report), None
+        if msgspec.json.decode(data, type=_Kind).schema != SCHEMA:
+            raise UnreadableReport(f"it is no report of Clover that this version knows ({SCHEMA})")
+        return msgspec.json.decode(data, type=Report)
     except MALFORMED as error:
         raise UnreadableReport(f"it is no report that can be checked: {error}") from error
-
-
-def _words_of(page: str) -> str:
-    """Return a page without what depends on the package that draws charts."""
-    return re.sub(r'<div class="chart".*?</div>|<p class="note">.*?</p>', "", _SCRIPT.sub("", page))
 
 
 def _compare(report: Report, ledger: LedgerReader, wrong: list[str], checked: list[str]) -> None:
@@ -132,8 +100,8 @@ def _compare(report: Report, ledger: LedgerReader, wrong: list[str], checked: li
             edges=period.edges,
         ),
     )
-    again = sealed(msgspec.structs.replace(again, clover=report.clover))
-    if again.seal.report_sha256 == report.seal.report_sha256:
+    again = msgspec.structs.replace(again, clover=report.clover)
+    if again == report:
         checked.append("that the ledger gives the same report")
         return
     if again.inputs == report.inputs and report.clover == __version__:
@@ -155,8 +123,6 @@ def _compare_exactly(report: Report, again: Report, wrong: list[str], checked: l
         wrong.append(
             f"the ledger has the entries that the report names, and they give other figures: {', '.join(parts)}"
         )
-    elif not same_minutes(report, again):
-        wrong.append("the ledger has the entries that the report names, and they give other gaps")
     elif found := gap_deviations(report, again):
         wrong += found
     else:

@@ -33,7 +33,6 @@ from clover.report.records import (
     SavedFigure,
 )
 from clover.report.savings import KINDS
-from clover.report.sealing import sealed
 from clover.report.wording import cautions, grid_words
 
 UJ, NG = 1e6, 1e9
@@ -56,8 +55,8 @@ class NodeLedger:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """What is asked for: the period (Unix seconds), when the report is made, who reports, the zone of days and months,
-    and the key that signs."""
+    """What is asked for: the period (Unix seconds), when the report is made, who reports, and the zone of days and
+    months."""
 
     start: float
     end: float
@@ -66,11 +65,10 @@ class ClusterOptions:
     zone: tzinfo = UTC
     zone_name: str = "UTC"
     edges: str = ""
-    key: bytes = b""
 
 
 def cluster_report_of(nodes: Sequence[NodeLedger], options: ClusterOptions) -> ClusterReport:
-    """Return the sealed report of all nodes.  Raises LedgerError if two have the same run, or if none has anything."""
+    """Return the report of all nodes.  Raises LedgerError if two have the same run, or if none has anything."""
     # In one order, whatever was named first: sums of floats depend on it.
     nodes = sorted(nodes, key=lambda node: (_entry(node).region, node.name))
     known = [(node, node.report) for node in nodes if node.report is not None]
@@ -80,29 +78,26 @@ def cluster_report_of(nodes: Sequence[NodeLedger], options: ClusterOptions) -> C
     entries = [_entry(node) for node in nodes]
     total = added("total", [item.line for item in entries])
     reports = tuple(report for _, report in known)
-    return sealed(
-        ClusterReport(
-            clover=__version__,
-            made=options.made,
-            application=options.application,
-            start=options.start,
-            end=options.end,
-            zone=options.zone_name,
-            edges=options.edges,
-            boundary=DEFAULT,
-            boundary_about=f"Of each node: {BOUNDARY_ABOUT[DEFAULT]}. {NOT_COVERED}",
-            total=total,
-            nodes=tuple(entries),
-            regions=tuple(_regions(entries)),
-            breakdowns=tuple(_breakdowns(entries, known)),
-            saved=_saved(reports, total.grams_ng / NG),
-            quality=_quality(reports),
-            energy_known=_parts(item for report in reports for item in report.energy_known),
-            intensity_known=_parts(item for report in reports for item in report.intensity_known),
-            cautions=tuple(_cautions(known)),
-            reports=reports,
-        ),
-        options.key,
+    return ClusterReport(
+        clover=__version__,
+        made=options.made,
+        application=options.application,
+        start=options.start,
+        end=options.end,
+        zone=options.zone_name,
+        edges=options.edges,
+        boundary=DEFAULT,
+        boundary_about=f"Of each node: {BOUNDARY_ABOUT[DEFAULT]}. {NOT_COVERED}",
+        total=total,
+        nodes=tuple(entries),
+        regions=tuple(_regions(entries)),
+        breakdowns=tuple(_breakdowns(entries, known)),
+        saved=_saved(reports, total.grams_ng / NG),
+        quality=_quality(reports),
+        energy_known=_parts(item for report in reports for item in report.energy_known),
+        intensity_known=_parts(item for report in reports for item in report.intensity_known),
+        cautions=tuple(_cautions(known)),
+        reports=reports,
     )
 
 
@@ -172,7 +167,6 @@ def _entry(node: NodeLedger) -> ReportedNode:
         gap_s=sum(gap.seconds for gap in report.gaps if gap.what == "record"),
         grid="; ".join(dict.fromkeys(grid_words(grid) for grid in report.grids if grid.joules > 0.0)),
         edges=report.period.edges,
-        report_sha256=report.seal.report_sha256,
     )
 
 
@@ -280,8 +274,7 @@ def _saved(reports: Sequence[Report], emitted_g: float) -> tuple[SavedFigure, ..
     for report in reports:
         for item in report.saved:
             found[item.against].append(item)
-    order = [*(kind for kind in KINDS if kind in found), *sorted(set(found) - set(KINDS))]
-    return tuple(_saving(found[kind], emitted_g) for kind in order)
+    return tuple(_saving(found[kind], emitted_g) for kind in KINDS if kind in found)
 
 
 def _saving(items: Sequence[SavedFigure], emitted_g: float) -> SavedFigure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clover.report.records import KnownPart, QualityFigure, Report, ReportedApplication, SavedFigure, Seal
+from clover.report.records import KnownPart, QualityFigure, Report, ReportedApplication, SavedFigure
 from clover.types import Record
 
 CLUSTER_SCHEMA = "clover-cluster-report/1"
@@ -42,8 +42,7 @@ class ReportedNode(Record, frozen=True, kw_only=True):
     """One server: its ledger's name, its region, how much of the period its ledger has, and what it used.
 
     `why` says why there is nothing of it, if so; then its line has zeros.  `grid`: the intensities that it was priced
-    at, in words.  `edges`: in words, if its period had to be moved to whole entries.  `report_sha256`: the digest of
-    its own report, which is among `ClusterReport.reports`.
+    at, in words.  `edges`: in words, if its period had to be moved to whole entries.
     """
 
     line: ClusterLine
@@ -52,7 +51,6 @@ class ReportedNode(Record, frozen=True, kw_only=True):
     gap_s: float
     grid: str
     edges: str = ""
-    report_sha256: str = ""
     why: str = ""
 
 
@@ -98,7 +96,6 @@ class ClusterReport(Record, frozen=True, kw_only=True):
     intensity_known: tuple[KnownPart, ...]
     cautions: tuple[str, ...]
     reports: tuple[Report, ...]
-    seal: Seal = Seal(inputs_sha256="", report_sha256="")
 
     @property
     def sci_g(self) -> float | None:

@@ -63,13 +63,13 @@ def _local(at: float, zone: tzinfo) -> str:
     return f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M}"
 
 
-_AXIS = {"fixed": "fixed mix", "base": "BASE", "right_sized": "right-sized", "static": "target mix"}
+_AXIS = {"fixed": "fixed mix", "base": "BASE"}
 """Names that fit below the bars of a narrow page."""
 
 
 def comparisons(report: Report) -> Figure:
     """Return what was emitted beside what each counterfactual would have emitted."""
-    names = [_AXIS.get(item.against, escape(item.name)) for item in report.saved]
+    names = [_AXIS[item.against] for item in report.saved]
     figure = bars(
         "Grams of CO2e: emitted, and what would have been",
         {

@@ -35,16 +35,8 @@ class ReportOrder(msgspec.Struct, frozen=True):
 
 
 def application_of(stated: ReportConfig) -> ReportedApplication:
-    """Return what the settings say of the application, and who answers for it."""
-    return ReportedApplication(
-        name=stated.application,
-        version=stated.version,
-        description=stated.description,
-        url=stated.url,
-        organisation=stated.organisation,
-        accountable=stated.accountable,
-        contact=stated.contact,
-    )
+    """Return what the settings say of the application, and who reports."""
+    return ReportedApplication(name=stated.application, organisation=stated.organisation)
 
 
 def written_until(ledger: LedgerReader, bounds: tuple[float, float], now: float) -> float:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from clover.report.records import GramsRange, Report
-from clover.report.sealing import unsealed
 from clover.telemetry.ledger.schema import MINUTE_S
 
 TOLERANCE = 0.001
@@ -29,22 +28,16 @@ Figure = tuple[str, float | None]
 
 
 def differing(report: Report, again: Report) -> list[str]:
-    """Return which parts of a report are not exactly those of `again`, apart from what minutes alone show."""
-    ours, due = _without_minutes(report), _without_minutes(again)
-    return [name for name in ours if ours[name] != due[name]]
-
-
-def _without_minutes(report: Report) -> dict[str, object]:
-    plain = msgspec.to_builtins(unsealed(report))
-    plain["period"] |= {"finest_s": 0, "coarsest_s": 0}
-    return {**plain, "gaps": ()}
-
-
-def same_minutes(report: Report, again: Report) -> bool:
-    """Return whether gaps and lengths of entries are the same, or may differ as minutes were put together since."""
+    """Return which parts of a report are not exactly those of `again`; of what minutes alone show only if `again` has
+    them."""
     if again.period.coarsest_s > MINUTE_S:
-        return True
-    return (report.gaps, report.period) == (again.gaps, again.period)
+        report, again = _without_minutes(report), _without_minutes(again)
+    return [name for name in Report.__struct_fields__ if getattr(report, name) != getattr(again, name)]
+
+
+def _without_minutes(report: Report) -> Report:
+    period = msgspec.structs.replace(report.period, finest_s=0, coarsest_s=0)
+    return msgspec.structs.replace(report, period=period, gaps=())
 
 
 def deviations(report: Report, again: Report) -> list[str]:

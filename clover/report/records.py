@@ -229,23 +229,10 @@ class Inputs(Record, frozen=True, kw_only=True):
 
 
 class ReportedApplication(Record, frozen=True, kw_only=True):
-    """What is reported on, and who answers for it: the settings `[report]`."""
+    """What is reported on, and who reports: the settings `[report]`."""
 
     name: str = ""
-    version: str = ""
-    description: str = ""
-    url: str = ""
     organisation: str = ""
-    accountable: str = ""
-    contact: str = ""
-
-
-class Seal(Record, frozen=True, kw_only=True):
-    """Digests of a report: of its inputs, and of all of it; signed if there is a key (`clover.report.sealing`)."""
-
-    inputs_sha256: str
-    report_sha256: str
-    hmac_sha256: str = ""
 
 
 class Report(Record, frozen=True, kw_only=True):
@@ -285,7 +272,6 @@ class Report(Record, frozen=True, kw_only=True):
     breakdowns: tuple[Breakdown, ...]
     gaps: tuple[Gap, ...]
     inputs: Inputs
-    seal: Seal = Seal(inputs_sha256="", report_sha256="")
 
     @property
     def total(self) -> GramsRange | None:

@@ -20,16 +20,6 @@ KINDS = {
         "what serving with the best variant alone would have cost more",
         "the best variant on all devices of this server, at the same load: serving without Clover",
     ),
-    "right_sized": (
-        "a right-sized BASE",
-        "what is left of that if unneeded cores or GPUs were off",
-        "the best variant on as few cores or GPUs as keep the latency target, the others off, as on a smaller machine",
-    ),
-    "static": (
-        "the best fixed mix at the target",
-        "the same as the first, at the accuracy that was aimed for",
-        "the best mix of variants that stays the same whatever the grid does, at the accuracy that was aimed for",
-    ),
 }
 """Counterfactuals in the order in which they are shown: the most telling first."""
 
@@ -37,10 +27,8 @@ KINDS = {
 def savings_of(rows: Sequence[SavedRow], boundary: str, emitted_g: float) -> tuple[SavedFigure, ...]:
     """Return what was saved against each counterfactual within `boundary`; `emitted_g` were emitted in all."""
     within = [row for row in rows if row.boundary == boundary]
-    kinds = {row.against for row in within}
     return tuple(
-        _figure(kind, [row for row in within if row.against == kind], emitted_g)
-        for kind in [*(kind for kind in KINDS if kind in kinds), *sorted(kinds - set(KINDS))]
+        _figure(kind, rows, emitted_g) for kind in KINDS if (rows := [row for row in within if row.against == kind])
     )
 
 
@@ -49,7 +37,7 @@ def _figure(kind: str, rows: Sequence[SavedRow], emitted_g: float) -> SavedFigur
     # Intervals are added: the same profile and the same meter are behind all of them.
     half = sum(row.error_g for row in rows)
     count = sum(row.rows for row in rows)
-    name, meaning, about = KINDS.get(kind, (kind, "", ""))
+    name, meaning, about = KINDS[kind]
     return SavedFigure(
         against=kind,
         name=name,

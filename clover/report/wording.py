@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import tzinfo
 
 from clover.accounting.boundaries import LEAST_ROWS, LIGHT_PART, TOO_LITTLE
@@ -19,8 +18,6 @@ _ALMOST_ALL = 0.95
 _LEAST_MISSING_S = 2.0
 """Seconds that may be missing without a word, as clocks and flushes have them."""
 _IDLE = ("idle", "awake", "unowned")
-_FEWER = 0.9
-"""Of BASE's grams: if a right-sized BASE takes less, fewer cores or GPUs would do."""
 _LEAST_POINTS = 0.005
 """Points of accuracy from which on a difference is stated: figures are rounded to that."""
 
@@ -108,15 +105,13 @@ def _emitted(report: Report) -> str:
 
 
 def light_words(report: Report) -> str:
-    """Return that there was too little load to save on, in words; empty if there was enough, or if that is not known.
-    How many cores would do is not in the ledger, and `ctl state` says it."""
+    """Return that there was too little load to save on, in words; empty if there was enough.  How few cores would do is
+    not in the ledger, and `ctl state` says it."""
     joules = {item.line: item.joules for item in report.lines if item.counted}
     idle_j = sum(joules.get(line, 0.0) for line in _IDLE)
-    other_g = {item.against: item.other_g for item in report.saved}
-    fewer = other_g.get("right_sized", math.inf) < _FEWER * other_g.get("base", 0.0)
-    if not fewer or idle_j < LIGHT_PART * report.joules:
+    if not report.joules or idle_j < LIGHT_PART * report.joules:
         return ""
-    return f"{TOO_LITTLE}: idle is {percent(idle_j / report.joules)} of the energy, fewer cores or GPUs would do"
+    return f"{TOO_LITTLE}: idle is {percent(idle_j / report.joules)} of the energy"
 
 
 def _served(report: Report) -> str:

@@ -18,7 +18,7 @@ from clover.backends import child_environment
 from clover.errors import ConfigError
 
 CHECK_S = 120.0
-_NEEDLESS = re.compile("CLOVER_REPORT_KEY|OTEL_EXPORTER_OTLP_(.+_)?HEADERS")
+_NEEDLESS = re.compile("OTEL_EXPORTER_OTLP_(.+_)?HEADERS")
 """Variables that hold secrets and that no check looks at."""
 _TEXT_BYTES = 2000
 

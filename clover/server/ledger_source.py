@@ -9,7 +9,7 @@ import msgspec
 
 from clover._native.histogram import Histogram
 from clover.accounting import Account
-from clover.accounting.boundaries import seen
+from clover.accounting.boundaries import DEFAULT
 from clover.accounting.labels import methods_of
 from clover.control.baselines.saved import KINDS, Devices, meter_error, profile_error, sums_of
 from clover.control.controller import Controller
@@ -30,7 +30,7 @@ from clover.telemetry.ledger.snapshot import (
 )
 from clover.types import Decision, Reading
 
-AGAINST = {"matched": "fixed", "base": "base", "right_sized": "right_sized", "static": "static"}
+AGAINST = {"matched": "fixed", "base": "base"}
 """What the ledger calls the counterfactuals."""
 _BOUNDS_NS = [bound * 1e6 for bound in BOUNDS_MS]
 _DETAIL_BYTES = 16_384
@@ -161,16 +161,15 @@ class LedgerSource:
             off, meter_off = profile_error(shadow.family.profile), meter_error(methods, devices)
             for kind in KINDS:
                 sums = sums_of(shadow, kind)
-                for boundary in seen(devices):
-                    found[model, boundary, AGAINST[kind]] = ComparedCounts(
-                        label="emulated" if "emulated" in methods else "modelled",
-                        rows=sums.rows,
-                        own=Amount(*sums.served_in(boundary).tolist()),
-                        shadow=Amount(*sums.shadow_in(boundary).tolist()),
-                        own_right=float(sums.right),
-                        shadow_right=float(sums.shadow_right),
-                        error_g=sums.errors(boundary, off, meter_off).total,
-                    )
+                found[model, DEFAULT, AGAINST[kind]] = ComparedCounts(
+                    label="emulated" if "emulated" in methods else "modelled",
+                    rows=sums.rows,
+                    own=Amount(*sums.served.tolist()),
+                    shadow=Amount(*sums.shadow.tolist()),
+                    own_right=float(sums.right),
+                    shadow_right=float(sums.shadow_right),
+                    error_g=sums.errors(off, meter_off).total,
+                )
         return found
 
     # --- what happened ------------------------------------------------------------------------------------------------

@@ -37,9 +37,8 @@ _CONFIG_VARIABLE = "CLOVER_CONFIG"
 _FAMILIES_VARIABLE = "CLOVER_FAMILIES"
 _NOT_OURS = {
     *("CLOVER_BUILD", "CLOVER_SANITIZE", "CLOVER_NATIVE", "CLOVER_NVML_LATENCY", "CLOVER_NVML_STATE", "CLOVER_URL"),
-    *("CLOVER_REPORT_KEY", "CLOVER_REPORT_KEY_FILE"),
 }
-"""Variables of the build, the tests, the control client, and the key that signs reports."""
+"""Variables of the build, the tests and the control client."""
 
 _Value = tuple[Any, str]
 _Bearer = TypeVar("_Bearer", TenantConfig, TokenConfig)

@@ -254,21 +254,16 @@ def _span(scene: LedgerScene, chance: random.Random, start: int, length: int, in
         truth.requests += outcome["requests"]
         truth.by_model_uj[model] += sum(used.values())
         _quality(scene, chance, add, (model, model_rows, right, outcome["ok"], length))
-        for boundary in ("workers", "server"):
-            own = sum(used[line] for line in WITHIN[boundary] if line in used)
-            if "unowned" in WITHIN[boundary]:
-                own += round(sum(UNOWNED_W.values()) * 1e6 * length / len(scene.models))
-            for against, factor, points in (
-                ("base", 1.45, 93.0), ("right_sized", 1.15, 93.0), ("fixed", 1.04, right / max(model_rows, 1)),
-                ("static", 1.07, 92.0),
-            ):  # fmt: skip
-                shadow = round(own * factor * chance.uniform(0.97, 1.03))
-                label = "emulated" if scene.gpu_label == "emulated" else "modelled"
-                add(
-                    "saved", (model, boundary, against, label), rows=model_rows, own_uj=own, shadow_uj=shadow,
-                    own_ng=round(own * ng_per_uj), shadow_ng=round(shadow * ng_per_uj), own_upr=round(right * 1e6),
-                    shadow_upr=round(model_rows * points * 1e6), error_ng=round(own * ng_per_uj * 0.03),
-                )  # fmt: skip
+        own = sum(used[line] for line in WITHIN["server"] if line in used)
+        own += round(sum(UNOWNED_W.values()) * 1e6 * length / len(scene.models))
+        for against, factor, points in (("base", 1.45, 93.0), ("fixed", 1.04, right / max(model_rows, 1))):
+            shadow = round(own * factor * chance.uniform(0.97, 1.03))
+            label = "emulated" if scene.gpu_label == "emulated" else "modelled"
+            add(
+                "saved", (model, "server", against, label), rows=model_rows, own_uj=own, shadow_uj=shadow,
+                own_ng=round(own * ng_per_uj), shadow_ng=round(shadow * ng_per_uj), own_upr=round(right * 1e6),
+                shadow_upr=round(model_rows * points * 1e6), error_ng=round(own * ng_per_uj * 0.03),
+            )  # fmt: skip
     for device, line, label, watts in (
         ("gpu0", "unowned", scene.gpu_label, UNOWNED_W["gpu0"]), ("host", "unowned", "modelled", UNOWNED_W["host"]),
         ("gpu0", "unattributed", scene.gpu_label, 0.3), ("host", "foreign", "modelled", 1.0),

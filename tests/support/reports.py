@@ -14,15 +14,7 @@ from clover.telemetry.ledger import LedgerReader
 from tests.support.ledgers import LedgerScene, LedgerTruth, write_ledger
 
 SCENE = LedgerScene(days=2.0, minutes_days=0.05)
-APPLICATION = ReportedApplication(
-    name="Shop <search>",
-    version="3.1",
-    description="classifies pictures",
-    url="https://example.org",
-    organisation="Example & Co",
-    accountable="Ada",
-    contact="ada@example.org",
-)
+APPLICATION = ReportedApplication(name="Shop <search>", organisation="Example & Co")
 
 
 @cache
@@ -40,7 +32,7 @@ def rows_of(scene: LedgerScene = SCENE) -> LedgerRows:
         return read_rows(ledger, scene.start_s, scene.end_s, UTC)
 
 
-def options_of(scene: LedgerScene = SCENE, market_g_per_kwh: float | None = 50.0, key: bytes = b"") -> ReportOptions:
+def options_of(scene: LedgerScene = SCENE, market_g_per_kwh: float | None = 50.0) -> ReportOptions:
     """Return what is asked of a scene."""
     return ReportOptions(
         start=scene.start_s,
@@ -50,7 +42,6 @@ def options_of(scene: LedgerScene = SCENE, market_g_per_kwh: float | None = 50.0
         application=APPLICATION,
         market_g_per_kwh=market_g_per_kwh,
         market_source="contract 17",
-        key=key,
     )
 
 

@@ -10,8 +10,8 @@ from clover.accounting import Spans
 from clover.control.baselines.saved import saved
 from clover.control.baselines.shadow import Shadow
 from clover.errors import PlanError
-from clover.planning.budget.alternatives import Alternatives, alternatives
 from clover.planning.budget.counterfactual import Fixed, Mix, lanes_of, mix_from, mix_of
+from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.problem import accuracies
 from clover.types import State
 from tests.support.control_fixture import Rig
@@ -40,11 +40,11 @@ class SavingServer(Rig):
         self.refuse = ""
         self.controller.shadows._alternatives = self.alternatives if solve else None
 
-    async def alternatives(self, asked: State) -> Alternatives:
+    async def alternatives(self, asked: State) -> tuple[Fixed, ...]:
         self.asked.append(asked)
         if self.refuse:
             raise PlanError(self.refuse)
-        return alternatives(asked, asked.arrival_rate)
+        return fixed_mixes(asked, asked.arrival_rate)
 
     @property
     def shadow(self) -> Shadow:

@@ -198,7 +198,7 @@ def _workers(deployment: list[dict[str, Any]], shares: dict[str, float]) -> list
 
 def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
     """Print what was saved, a line for each baseline; nothing before anything was served."""
-    for kind in ("matched", "base", "right_sized", "static", "single"):
+    for kind in ("matched", "base"):
         if saved and saved.get(kind):
             _say(console, f"{head}{saved[kind]['words']}")
             head = " " * len(head)

@@ -149,7 +149,7 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
     if unkept := (model.get("budget") or {}).get("unkept"):
         yield "", f"a restart begins the budget anew: {unkept}"
     saved = model.get("saved") or {}
-    found = [saved[kind] for kind in ("matched", "base", "right_sized", "single") if saved.get(kind)]
+    found = [saved[kind] for kind in ("matched", "base") if saved.get(kind)]
     lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early
     if lines and light:
         yield "compared", f"by `{program()} ctl state --all`, as there is too little load to save on"

@@ -18,13 +18,10 @@ from clover.cli import CommandParser
 from clover.cli.report import audit, cluster
 from clover.cli.report.options import (
     FORMATS,
-    KEY,
-    KEY_FILE,
     WIDTH,
     configured,
     format_of,
     json_of,
-    key_of,
     market,
     usual_time,
     write,
@@ -34,16 +31,14 @@ from clover.hints import program
 from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
-from clover.report.checking import UnreadableReport, Verdict, read_text, verify
+from clover.report.checking import UnreadableReport, read_text, report_in, verify
 from clover.report.cluster import CLUSTER_BY
-from clover.report.cluster_checking import ClusterVerdict, cluster_data, verify_cluster
+from clover.report.cluster_checking import cluster_data, verify_cluster
 from clover.report.making import application_of, newer_words, nothing_of, report_from, settled_end, written_until
 from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
 from clover.report.render.page import report_page
-from clover.report.render.sci_page import sci_page
-from clover.report.render.text import report_text, sci_text
-from clover.report.sci_for_ai import SciRefused, sci_for_ai
+from clover.report.render.text import report_text
 from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.files import ledgers_in
 
@@ -54,8 +49,8 @@ Say what a server emitted over a time, what that saved against what, how sure th
 from the ledger that it keeps in its state folder; with --cluster, of several servers together.
 """
 _END = """\
-exit codes: 0 done; 1 --verify found a fault; 2 wrong command line or configuration; 3 the ledger cannot be read, has
-nothing of the time, or no SCI for AI report can be issued of it.
+exit codes: 0 done; 1 --verify found a fault; 2 wrong command line or configuration; 3 the ledger cannot be read, or has
+nothing of the time.
 """
 
 
@@ -77,8 +72,6 @@ def main(argv: Sequence[str], *, now: Callable[[], float] = time.time, environ: 
             _report(given, environment, now())
     except ConfigError as error:
         return _fail(str(error), USAGE)
-    except SciRefused as error:
-        return _fail(f"no SCI for AI report can be issued: {error}", REFUSED)
     except CloverError as error:
         return _fail(str(error), REFUSED)
     except KeyboardInterrupt:
@@ -119,16 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--comparisons",
         action="store_true",
-        help="compare with BASE and fixed mixes on a terminal also if there was too little load to save on",
+        help="compare with BASE and the best fixed mix on a terminal also if there was too little load to save on",
     )
     add("--format", choices=FORMATS, default=None, help="by default that of FILE's ending, or table")
     add("--out", metavar="FILE", default="", help="write there instead of standard output")
     add("--market-g", metavar="G", type=float, default=None, help="gCO2e/kWh of the contract [report.market_g_per_kwh]")
     add("--market-source", metavar="TEXT", default="", help="where that factor is from [report.market_source]")
     add("--audit", action="store_true", help="list the calls that changed the server then instead: table or json")
-    add("--sci-for-ai", action="store_true", help="issue the consumer report of SCI for AI: table, json or html")
-    add("--key-file", metavar="FILE", default="", help=f"key that signs the report [{KEY}, {KEY_FILE}]")
-    add("--verify", metavar="FILE", default="", help="check a report (json, html); with LEDGER, calculate it again")
+    add("--verify", metavar="FILE", default="", help="calculate a report (json, html) again from LEDGER, and compare")
     return parser
 
 
@@ -137,7 +128,7 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     form = format_of(given)
     if given.by not in (None, *BY):
         raise ConfigError(f"--by {given.by} is for the report of several servers: --cluster")
-    stated, zone, key = configured(given, environ), zone_of(given.tz), key_of(given, environ)
+    stated, zone = configured(given, environ), zone_of(given.tz)
     path = _ledger(_one(given.ledgers), stated.state_dir)
     try:
         with LedgerReader(path) as ledger:
@@ -153,17 +144,12 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
                 zone=zone,
                 zone_name=given.tz,
                 edges=edges,
-                key=key,
             )
             report = report_from(ledger, options)
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from error
     by: By = given.by or usual_time(report.period.end - report.period.start, form)
-    if given.sci_for_ai:
-        document = _sci(report, form, zone)
-    else:
-        document = _document(report, form, by, zone, comparisons=given.comparisons)
-    write(document, given.out)
+    write(_document(report, form, by, zone, comparisons=given.comparisons), given.out)
 
 
 def _one(named: Sequence[str]) -> str:
@@ -218,46 +204,28 @@ def _document(report: Report, form: str, by: By, zone: tzinfo, *, comparisons: b
     return report_text(report, by, zone, terminal.console(WIDTH).width, comparisons=comparisons).encode()
 
 
-def _sci(report: Report, form: str, zone: tzinfo) -> bytes:
-    found = sci_for_ai(report, zone)
-    if form == "json":
-        return json_of(found)
-    if form == "html":
-        return sci_page(found, zone).encode()
-    return sci_text(found, zone, terminal.console(WIDTH).width).encode()
-
-
 def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Check a report and print what was found."""
-    key, named = key_of(given, environ), _one(given.ledgers)
-    found: Verdict | ClusterVerdict
+    """Calculate a report again and print what was found."""
     try:
         text = read_text(Path(given.verify))
-        of_cluster = cluster_data(text) is not None
-        if of_cluster and named:
-            raise ConfigError(
-                "the report of a cluster is checked without LEDGER: check the own reports of its nodes with it"
-            )
-        if of_cluster:
-            found = verify_cluster(text, key)
-        elif named:
-            with LedgerReader(Path(named)) as ledger:
-                found = verify(text, key, ledger)
+        if cluster_data(text) is not None:
+            if given.ledgers:
+                raise ConfigError(
+                    "the report of a cluster is checked without LEDGER: check the own reports of its nodes with it"
+                )
+            found = verify_cluster(text)
         else:
-            found = verify(text, key, None)
+            report = report_in(text)
+            path = _ledger(_one(given.ledgers), configured(given, environ).state_dir)
+            try:
+                with LedgerReader(path) as ledger:
+                    found = verify(report, text, ledger)
+            except LedgerError as error:
+                raise LedgerError(f"{path}: {error}") from error
     except UnreadableReport as error:
         raise ConfigError(f"{given.verify}: {error}") from error
-    except LedgerError as error:
-        raise LedgerError(f"{named}: {error}") from error
     for line in found.checked:
         print(f"  holds  {line}")
     for line in found.faults:
         print(f"  FAULT  {line}")
-    seal = found.report.seal
-    if not key:
-        signed = "it is signed; give the key (--key-file) to check the signature"
-        unsigned = "it is not signed: whoever can write the file can make its digests"
-        print(f"  note   {signed if seal.hmac_sha256 else unsigned}")
-    if not named and not of_cluster:
-        print("  note   give the ledger, too, to calculate the figures again")
     return WRONG if found.faults else DONE

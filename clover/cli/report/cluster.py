@@ -18,7 +18,6 @@ from clover.cli.report.options import (
     configured,
     format_of,
     json_of,
-    key_of,
     market,
     usual_time,
     write,
@@ -48,8 +47,6 @@ class NamedLedger:
 def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -> None:
     """Make the report of the ledgers that are named, or of all in the state folder, and write it.  Raises ConfigError,
     LedgerError."""
-    if given.sci_for_ai:
-        raise ConfigError("--sci-for-ai is of one server: leave out --cluster, and name its ledger")
     form = format_of(given)
     stated, zone = configured(given, environ), zone_of(given.tz)
     found = named_ledgers(given.ledgers, stated.state_dir)
@@ -65,7 +62,6 @@ def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) ->
         zone=zone,
         zone_name=given.tz,
         edges=edges,
-        key=key_of(given, environ),
     )
     made = cluster_report_of(nodes, options)
     by: ClusterBy = given.by or ("node" if form in ("csv", "parquet") else usual_time(end - start, form))

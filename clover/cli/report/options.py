@@ -17,7 +17,6 @@ from clover.config import ReportConfig
 from clover.errors import ConfigError
 
 FORMATS = ("table", "json", "csv", "html", "parquet")
-KEY, KEY_FILE = "CLOVER_REPORT_KEY", "CLOVER_REPORT_KEY_FILE"
 WIDTH = 80
 """Columns if standard output is no terminal."""
 _SHORT_S = 2 * 86_400.0
@@ -57,8 +56,6 @@ def suffix_format(out: str) -> str:
 def format_of(given: argparse.Namespace) -> str:
     """Return the format, and refuse what cannot be written where it is to go."""
     form: str = given.format or suffix_format(given.out) or "table"
-    if given.sci_for_ai and form not in ("table", "json", "html"):
-        raise ConfigError(f"--sci-for-ai has the formats table, json and html, not {form}")
     if not given.out and (form == "parquet" or (form == "html" and sys.stdout.isatty())):
         raise ConfigError(f"--format {form} is not for a terminal: give --out FILE")
     return form
@@ -67,20 +64,6 @@ def format_of(given: argparse.Namespace) -> str:
 def usual_time(length_s: float, form: str) -> Literal["hour", "day"]:
     """Return what a period of this length is split by if nothing else was asked for."""
     return "hour" if length_s <= _SHORT_S or form in ("csv", "parquet") else "day"
-
-
-def key_of(given: argparse.Namespace, environ: Mapping[str, str]) -> bytes:
-    """Return the key that signs; empty without one."""
-    named = given.key_file or ("" if environ.get(KEY) else environ.get(KEY_FILE, ""))
-    if not named:
-        return environ.get(KEY, "").encode()
-    try:
-        found = Path(named).read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"the key file {named} cannot be read: {error.strerror}") from error
-    if not found:
-        raise ConfigError(f"the key file {named} is empty")
-    return found
 
 
 def json_of(document: msgspec.Struct) -> bytes:

@@ -1,8 +1,8 @@
-"""Sums of a comparison: what served and what its shadow would have used, within each boundary
+"""Sums of a comparison: what served and what its shadow would have used, within the boundary `server`
 (`clover.accounting.boundaries`), and how sure that is.
 
-The shadow has no control (planning, profiling, starts, swaps, audits).  The front end is the same on both sides; so are
-idle power, of workers and of what none holds, unless the shadow is a smaller machine, and all other lines.
+The shadow has no control (planning, profiling, starts, swaps, audits).  The front end is the same on both sides; so is
+idle power, of workers and of what none holds.
 
 **How sure.**  Grams saved are given with three errors, each as half of an interval's width, added in quadrature:
 
@@ -20,7 +20,7 @@ All arrays end in [joules, grams].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.accounting import Share
-from clover.accounting.boundaries import WITHIN, Boundary
 
 Floats = NDArray[np.float64]
 
@@ -39,18 +38,17 @@ def _none() -> Floats:
 
 @dataclass
 class Overheads:
-    """What a window used beside active energy, as [joules, grams]; `others`: the lines that are the machine's alone."""
+    """What a window used beside active energy, as [joules, grams]."""
 
     idle: Floats
     unowned: Floats
     front_end: Floats
     control: Floats
-    others: Floats
 
     @classmethod
     def none(cls) -> Overheads:
         """Return no overheads."""
-        return cls(_none(), _none(), _none(), _none(), _none())
+        return cls(_none(), _none(), _none(), _none())
 
     def add(self, other: Overheads) -> None:
         """Add those of `other`."""
@@ -58,7 +56,6 @@ class Overheads:
         self.unowned = self.unowned + other.unowned
         self.front_end = self.front_end + other.front_end
         self.control = self.control + other.control
-        self.others = self.others + other.others
 
 
 @dataclass
@@ -118,60 +115,41 @@ class ComparisonSums:
     def __post_init__(self) -> None:
         self.active, self.own, self.modelled = _none(), _none(), _none()
         self.overheads = Overheads.none()
-        self.shadow_idle, self.shadow_unowned = _none(), _none()
 
     @classmethod
     def over(cls, variants: int) -> ComparisonSums:
         """Return sums of nothing yet, over so many variants."""
         return cls(np.zeros((variants, 2)))
 
-    def idle(self, overheads: Overheads, kept: float = 1.0) -> None:
-        """Add what a window used beside active energy; `kept`: the part of the machine that the shadow keeps awake."""
-        self.overheads.add(overheads)
-        if kept >= 1.0:
-            self.shadow_idle = self.shadow_idle + overheads.idle
-            self.shadow_unowned = self.shadow_unowned + overheads.unowned
-        else:
-            self.shadow_idle = self.shadow_idle + kept * (overheads.idle + overheads.unowned)
-
-    def book(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False, kept: float = 1.0) -> None:
-        """Add windows in which the shadow has `accuracy` (percent) and uses `joules` a row by [variant]."""
-        self.idle(window.overheads, kept)
-        if not window.rows:
-            return
+    def serve(self, window: Window) -> None:
+        """Add what windows used and answered."""
+        self.overheads.add(window.overheads)
         self.rows += window.rows
         self.right += window.right
         self.active = self.active + window.active
         self.own = self.own + window.own.sum(axis=0)
         self.modelled = self.modelled + window.modelled
+
+    def book(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False) -> None:
+        """Add windows in which the shadow has `accuracy` (percent) and uses `joules` a row by [variant]."""
+        self.serve(window)
         self.shadow_right += window.rows * accuracy
         self.change = self.change + np.outer(joules, window.weights) - window.own
         self.beyond += window.rows if beyond else 0
 
-    def served_in(self, boundary: Boundary) -> Floats:
-        """Return what was used."""
-        return self._within(boundary, self._lines())
-
-    def shadow_in(self, boundary: Boundary) -> Floats:
-        """Return what the shadow would have used."""
-        lines = {**self._lines(), "active": self.shadow_active, "idle": self.shadow_idle}
-        return self._within(boundary, {**lines, "unowned": self.shadow_unowned, "control": _none()})
-
-    def _within(self, boundary: Boundary, lines: Mapping[str, Floats]) -> Floats:
-        """Return the sum of those of `lines` that lie within `boundary`, which are the server's, and of all others."""
-        found = sum((lines[line] for line in WITHIN[boundary] if line in lines), _none())
-        return found + self.overheads.others if boundary == "machine" else found
-
-    def _lines(self) -> dict[str, Floats]:
-        """Return what was used, by line of the account."""
+    @property
+    def served(self) -> Floats:
+        """What was used."""
         used = self.overheads
-        return {
-            "active": self.active,
-            "idle": used.idle,
-            "front_end": used.front_end,
-            "control": used.control,
-            "unowned": used.unowned,
-        }
+        found: Floats = self.active + used.idle + used.unowned + used.front_end + used.control
+        return found
+
+    @property
+    def shadow(self) -> Floats:
+        """What the shadow would have used."""
+        used = self.overheads
+        found: Floats = self.shadow_active + used.idle + used.unowned + used.front_end
+        return found
 
     @property
     def shadow_active(self) -> Floats:
@@ -179,7 +157,7 @@ class ComparisonSums:
         found: Floats = self.active + self.change.sum(axis=0)
         return found
 
-    def errors(self, boundary: Boundary, profile_error: float, meter_error: float) -> Errors:
+    def errors(self, profile_error: float, meter_error: float) -> Errors:
         """Return how far off the grams saved may be, if joules a row of the profile may be off by the part
         `profile_error`, and watts of the meter by `meter_error`."""
         more = self.change[:, 1]
@@ -191,7 +169,7 @@ class ComparisonSums:
         return Errors(
             profile=profile_error * float(np.sqrt(np.square(more).sum())),
             ratio=math.hypot(beyond, max(shrunk, 0.0)),
-            meter=meter_error * abs(float((self.shadow_in(boundary) - self.served_in(boundary))[1])),
+            meter=meter_error * abs(float((self.shadow - self.served)[1])),
         )
 
 

@@ -1,8 +1,8 @@
-"""What was saved compared with fixed mixes and BASE, and how either side is known: for state, metrics and people.
+"""What was saved against the best fixed mix and BASE, and how either side is known: for state, metrics and people.
 
 There is no figure before something was served, and no percentage before `LEAST_ROWS` rows: the first seconds' control,
 as planning, would be most of it.  A saving may be negative, and the text then says "emitted ... more".  It is given
-within the boundary `server` (`clover.accounting.boundaries`), with an interval; the other boundaries stand beside it.
+within the boundary `server` (`clover.accounting.boundaries`), with an interval.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clover.accounting.boundaries import BOUNDARIES, DEFAULT, LEAST_ROWS, WITHIN, Boundary, seen
+from clover.accounting.boundaries import DEFAULT, LEAST_ROWS
 from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, joined, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
 from clover.quantities import grams
 from clover.types import FamilyProfile
 
-KINDS = ("matched", "base", "right_sized", "static")
+KINDS = ("matched", "base")
 """The most telling first: what following the grid brought, accuracy being equal."""
 _TELLING = 0.1
 """Part of a loss from which on it is said how much of it is control."""
 _LEAST_POINTS = 0.005
 """Points of accuracy from which on a difference is stated: figures are rounded to that."""
-_ALL = 0.99
 _GRIDS = {
     "synthetic": "invented",
     "configured": "configured",
@@ -42,8 +41,8 @@ Devices = Mapping[str, DeviceLines]
 
 class Compared(NamedTuple):
     """One comparison for the metrics, within the boundary `server`: what a model used and emitted, and what its shadow
-    would have.  `points`: accuracy given up, in percentage points.  `estimates`: grams saved within each boundary, with
-    both ends of their interval."""
+    would have.  `points`: accuracy given up, in percentage points.  `estimates`: grams saved, with both ends of their
+    interval."""
 
     model: str
     against: str
@@ -54,13 +53,12 @@ class Compared(NamedTuple):
     shadow_g: float
     points: float
     grid: str
-    estimates: tuple[tuple[Boundary, str, float], ...]
+    estimates: tuple[tuple[str, float], ...]
 
 
 def sums_of(shadow: Shadow, kind: str) -> ComparisonSums:
     """Return the sums of the comparison with the shadow of that kind."""
-    known = {"base": shadow.on_base, "right_sized": shadow.on_right_sized, "static": shadow.static}
-    return known.get(kind) or shadow.matched
+    return shadow.on_base if kind == "base" else shadow.matched
 
 
 def saved(shadow: Shadow | None, devices: Devices | None = None) -> dict[str, Any] | None:
@@ -80,7 +78,7 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
         for kind in KINDS:
             found = _Comparison.of([shadow], kind, devices or {})
             if found is not None:
-                (served_j, served_g), (shadow_j, shadow_g) = found.sides(DEFAULT)
+                (served_j, served_g), (shadow_j, shadow_g) = found.sides()
                 yield Compared(
                     model=name,
                     against=kind,
@@ -91,9 +89,7 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
                     shadow_g=shadow_g,
                     points=found.shadow_accuracy - found.accuracy,
                     grid=grid_of([shadow]),
-                    estimates=tuple(
-                        (boundary, end, value) for boundary in found.boundaries for end, value in found.ends(boundary)
-                    ),
+                    estimates=found.ends(),
                 )
 
 
@@ -161,7 +157,6 @@ class _Comparison:
         self.kind = kind
         self._parts = parts
         self.shadows = [shadow for shadow, _ in parts]
-        self.boundaries = seen(devices)
         self._meter_error = meter_error({m for shadow in self.shadows for m in shadow.methods}, devices)
         self.rows = sum(sums.rows for _, sums in parts)
         self.accuracy = sum(sums.right for _, sums in parts) / self.rows
@@ -176,41 +171,34 @@ class _Comparison:
         parts = [(shadow, sums) for shadow, sums in parts if sums.rows]
         return cls(kind, parts, devices) if parts else None
 
-    def sides(self, boundary: Boundary) -> tuple[Floats, Floats]:
+    def sides(self) -> tuple[Floats, Floats]:
         """Return what was used, and what the shadow would have, as [joules, grams]."""
-        served = [sums.served_in(boundary) for _, sums in self._parts]
-        return np.sum(served, axis=0), np.sum([sums.shadow_in(boundary) for _, sums in self._parts], axis=0)
+        served = [sums.served for _, sums in self._parts]
+        return np.sum(served, axis=0), np.sum([sums.shadow for _, sums in self._parts], axis=0)
 
     def without_idle(self) -> tuple[Floats, Floats]:
-        """Return both sides within the boundary `server`, without the idle power of what workers may hold."""
+        """Return both sides without the idle power of what workers may hold."""
         front_end = [sums.overheads.front_end for _, sums in self._parts]
         served = [sums.active + sums.overheads.front_end + sums.overheads.control for _, sums in self._parts]
         shadow = [sums.shadow_active for _, sums in self._parts]
         return np.sum(served, axis=0), np.sum([*shadow, *front_end], axis=0)
 
-    def control_g(self, boundary: Boundary) -> float:
-        """Return grams that control emitted, which are ours alone; 0 in a boundary without it."""
-        if "control" not in WITHIN[boundary]:
-            return 0.0
-        return sum(float(sums.overheads.control[1]) for _, sums in self._parts)
-
-    def errors(self, boundary: Boundary) -> Errors:
+    def errors(self) -> Errors:
         """Return how far off the grams saved may be."""
         return together(
-            sums.errors(boundary, profile_error(shadow.family.profile), self._meter_error)
-            for shadow, sums in self._parts
+            sums.errors(profile_error(shadow.family.profile), self._meter_error) for shadow, sums in self._parts
         )
 
-    def ends(self, boundary: Boundary) -> list[tuple[str, float]]:
+    def ends(self) -> tuple[tuple[str, float], ...]:
         """Return grams saved with both ends of their interval."""
-        served, shadow = self.sides(boundary)
-        saved_g, half = float((shadow - served)[1]), self.errors(boundary).total
-        return [("likely", saved_g), ("low", saved_g - half), ("high", saved_g + half)]
+        served, shadow = self.sides()
+        saved_g, half = float((shadow - served)[1]), self.errors().total
+        return ("likely", saved_g), ("low", saved_g - half), ("high", saved_g + half)
 
-    def within(self, boundary: Boundary) -> dict[str, Any]:
-        """Return the figures within one boundary."""
-        (used_j, emitted_g), (shadow_j, shadow_g) = (side.tolist() for side in self.sides(boundary))
-        errors = self.errors(boundary)
+    def figures(self) -> dict[str, Any]:
+        """Return joules and grams, with their interval; `control_g`: what control emitted, which is ours alone."""
+        (used_j, emitted_g), (shadow_j, shadow_g) = (side.tolist() for side in self.sides())
+        errors = self.errors()
         part = None if self.early else _part(shadow_g, emitted_g)
         out: dict[str, Any] = {
             "grams": shadow_g - emitted_g,
@@ -224,7 +212,7 @@ class _Comparison:
             "shadow_g": shadow_g,
             "used_j": used_j,
             "shadow_j": shadow_j,
-            "control_g": self.control_g(boundary),
+            "control_g": sum(float(sums.overheads.control[1]) for _, sums in self._parts),
             "errors_g": errors._asdict(),
         }
         if part is not None:  # an error of the shadow moves what is divided by, too
@@ -246,7 +234,6 @@ def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
         found = _Comparison.of(shadows, kind, devices)
         waiting = held if kind != "base" else 0
         out[kind] = _figures(found, known, rows - waiting, waiting) if found is not None else None
-    out["single"] = _single(shadows[0], devices) if len(shadows) == 1 else None
     return out
 
 
@@ -255,15 +242,11 @@ def _figures(found: _Comparison, known: Sequence[str], rows: int, waiting: int) 
     name, alike = _name(found), "equal load and hardware"
     if found.kind == "base":
         alike = f"{_places([shadow.base for shadow in found.shadows])}, {alike}"
-    elif found.kind == "right_sized":
-        alike = f"{_places([shadow.right_sized for shadow in found.shadows])}, equal load, the rest asleep or off"
-    within = {boundary: found.within(boundary) for boundary in found.boundaries}
     served, shadow = found.without_idle()
     figures: dict[str, Any] = {
         "against": f"{name}: {alike}, {', '.join(known)}",
-        **within[DEFAULT],
+        **found.figures(),
         "part_without_idle": None if found.early else _part(float(shadow[1]), float(served[1])),
-        "boundaries": {boundary: within.get(boundary) for boundary in BOUNDARIES},
         "accuracy": found.accuracy,
         "shadow_accuracy": found.shadow_accuracy,
         "accuracy_given_up": found.shadow_accuracy - found.accuracy,
@@ -276,12 +259,9 @@ def _figures(found: _Comparison, known: Sequence[str], rows: int, waiting: int) 
 
 
 def _name(found: _Comparison) -> str:
-    return {
-        "base": "BASE",
-        "right_sized": "a right-sized BASE",
-        "static": f"the best fixed mix at {found.shadow_accuracy:.2f} %, the target",
-        "matched": f"the best fixed mix at {found.shadow_accuracy:.2f} %, {_as_served(found)}",
-    }[found.kind]
+    if found.kind == "base":
+        return "BASE"
+    return f"the best fixed mix at {found.shadow_accuracy:.2f} %, {_as_served(found)}"
 
 
 def _as_served(found: _Comparison) -> str:
@@ -310,25 +290,6 @@ def _grid_words(grid: str) -> str:
 def _grid_word(known: str) -> str:
     method = known.removeprefix("replayed ")
     return known.removesuffix(method) + _GRIDS.get(method, method)
-
-
-def _single(shadow: Shadow, devices: Devices) -> dict[str, Any] | None:
-    """Return the most frugal single variant that would have done as well: as accurate as what served, over the same
-    rows, and not shown to emit more.  None if there is none."""
-    best: dict[str, Any] | None = None
-    for variant, sums in shadow.singles.items():
-        if sums.rows < _ALL * max(shadow.rows - shadow.held_rows, 1):
-            continue  # it could not have served everything
-        found = _Comparison("single", [(shadow, sums)], devices)
-        if found.early:
-            continue
-        within = found.within(DEFAULT)
-        as_accurate = found.shadow_accuracy >= found.accuracy - _LEAST_POINTS
-        if as_accurate and within["low"] <= 0.0 and (best is None or within["shadow_g"] < best["shadow_g"]):
-            more = "no more" if within["grams"] <= 0.0 else f"{grams(within['grams'])} more (within the error)"
-            words = f"{variant} alone would have emitted {more}, at an accuracy of {found.shadow_accuracy:.2f} %"
-            best = {"variant": variant, "accuracy": found.shadow_accuracy, **within, "words": words}
-    return best
 
 
 def _part(shadow: float, served: float) -> float | None:

@@ -3,17 +3,14 @@
 Every window of the account is compared with its shadows (`planning.budget.counterfactual`) as it is closed, at the
 intensity and PUE of its energy.  Sums begin with the server and are lost with it.
 
-    base          BASE, at the load of the window
-    right_sized   BASE on as few cores or devices as keep the SLO at that load, the others asleep or off
-    static        the best fixed mix at the target: the accuracy budget's, or the floor and its margin
-    matched       the best fixed mix at the accuracy that was really served, over all windows together
-    singles       each variant by itself that keeps SLO and floor
+    base       BASE, at the load of the window
+    matched    the best fixed mix at the accuracy that was really served, over all windows together
 
 A fixed mix that follows our accuracy from window to window would be none, and today's accuracy is not known yet when
 yesterday's windows are closed.  So of the mixes of *every* accuracy the sums are kept, on a grid, and `matched` is read
 off at the mix whose accuracy so far is the one served.
 
-All but BASE are found by the solver process: they are asked for if the load is more than a rate step away from every
+Fixed mixes are found by the solver process: they are asked for if the load is more than a rate step away from every
 load they are known for, at most every `ASK_S` (a plan that is wanted meanwhile waits for the answer, some tenths of a
 second), and then read at the load of each window.  Windows before the first answer are held until it comes, added up by
 rate step, within which they are all compared alike: so that is exact, and bounded.  Windows at a load that nothing
@@ -28,7 +25,6 @@ import copy
 import math
 from collections import deque
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 
 import numpy as np
 from msgspec import structs
@@ -36,11 +32,9 @@ from msgspec import structs
 from clover.accounting import Share, Span
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Spectrum, Window, energy_of
 from clover.control.family import Family
-from clover.planning.budget.alternatives import Alternatives
-from clover.planning.budget.counterfactual import Frontier, Mix, base, in_order, lanes_of, line, mix_from, mix_of
-from clover.planning.budget.target import target_from
+from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, in_order, lanes_of, line, mix_of
 from clover.planning.model.problem import LEAST_RATE, accuracies
-from clover.types import DeviceShape, FamilyProfile, Method, ObjectiveConfig, configuration_of
+from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
 
 ASK_S = 120.0
 _STEADY_S = 10.0
@@ -52,25 +46,6 @@ _KNOWN = 64
 _FEW = 100
 
 
-@dataclass(frozen=True)
-class LoadAlternatives:
-    """What the solver found for one load."""
-
-    frontier: Frontier
-    right_sized: Mix | None
-    singles: dict[str, Mix]
-
-    @classmethod
-    def of(cls, found: Alternatives, profile: FamilyProfile, share: float) -> LoadAlternatives:
-        """Return what the solver found, as `profile` has it."""
-        singles = {next(iter(item.shares)): mix_from(profile, item, share) for item in found.singles}
-        return cls(
-            frontier=Frontier.of(profile, found.mixes, share),
-            right_sized=mix_from(profile, found.right_sized, share) if found.right_sized is not None else None,
-            singles={variant: mix for variant, mix in singles.items() if mix is not None},
-        )
-
-
 class Shadow:
     """The shadow of one family.  `look` when the controller looks, `window` when the account closes a window."""
 
@@ -79,10 +54,6 @@ class Shadow:
         self.accuracy = accuracies(family.profile)
         self.variants = tuple(self.accuracy)
         self.base: Mix | None = None
-        self.right_sized: Mix | None = None
-        """As it last was."""
-        self.target = math.nan
-        """The accuracy (percent) of `static` now."""
         self.since_s = math.nan
         """Grid time at which the first window was closed."""
         self.floor = math.inf
@@ -94,17 +65,16 @@ class Shadow:
         self.perfect_forecast = False
         """Whether plans were made with a forecast that is what will be."""
         self.rows = 0
-        self.on_base = self._sums()
-        self.on_right_sized = self._sums()
-        self.static = self._sums()
-        self.singles: dict[str, ComparisonSums] = {}
+        self.on_base = ComparisonSums.over(len(self.variants))
         self.held: dict[int, Window] = {}
         """Windows that wait for the first answer of the solver, by rate step."""
         self._known_rows = 0
         self._right = 0.0
+        self._on_mixes = ComparisonSums.over(len(self.variants))
+        """What served in the windows that are compared with fixed mixes."""
         self._spectrum = Spectrum.over(list(self.accuracy.values()))
-        self._answers: dict[int, Alternatives] = {}
-        self._found: dict[int, LoadAlternatives] = {}
+        self._answers: dict[int, tuple[Fixed, ...]] = {}
+        self._found: dict[int, Frontier] = {}
         """The solver's answers, by rate step, as the profile has them now."""
         self._changed = 0
         self._asked_s = -math.inf
@@ -116,9 +86,6 @@ class Shadow:
         self._windows: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS)
         self._open = Span()
         """Rows that were computed, of which none is answered yet."""
-
-    def _sums(self) -> ComparisonSums:
-        return ComparisonSums.over(len(self.variants))
 
     def renewed(self, family: Family) -> Shadow:
         """Return the same sums for a family that was unloaded and is there again."""
@@ -136,7 +103,6 @@ class Shadow:
         if holds != self._holds:
             self._holds, self._share, self._deployed = holds, share, None
             self.base = base(self.family.corrected, devices, share)
-            self.target = target_from(objective, max(self.accuracy.values(), default=0.0))
             self._answers.clear()
             self._found.clear()
             self._asked_s = -math.inf
@@ -144,7 +110,7 @@ class Shadow:
             self._deployed = None
             self.base = base(self.family.corrected, devices, share)
             profile = self.family.corrected
-            self._found = {at: LoadAlternatives.of(item, profile, share) for at, item in self._answers.items()}
+            self._found = {at: Frontier.of(profile, mixes, share) for at, mixes in self._answers.items()}
         self._changed = self.family.learned.changed
 
     def _follow(self, variants: Set[str]) -> None:
@@ -189,20 +155,20 @@ class Shadow:
         """What the solver's answers depend on beside the rate: another object once that changed."""
         return self._holds
 
-    def learn(self, rate: float, found: Alternatives) -> None:
-        """Take `found` for what else could serve `rate` (rows/s), and compare the windows that waited for it."""
+    def learn(self, rate: float, mixes: tuple[Fixed, ...]) -> None:
+        """Take `mixes` for the best fixed ones at `rate` (rows/s), and compare the windows that waited for them."""
         while len(self._answers) >= _KNOWN:
             oldest = next(iter(self._answers))
             del self._answers[oldest], self._found[oldest]
         step = _step(rate)
-        self._answers[step] = found
-        self._found[step] = LoadAlternatives.of(found, self.family.corrected, self._share)
+        self._answers[step] = mixes
+        self._found[step] = Frontier.of(self.family.corrected, mixes, self._share)
         held, self.held = self.held, {}
         for step, window in held.items():
             self._book(window, math.exp(step * _STEP))
 
-    def _nearest(self, rate: float) -> LoadAlternatives | None:
-        """Return what is known for the nearest load; None if nothing is."""
+    def _nearest(self, rate: float) -> Frontier | None:
+        """Return the frontier of the nearest load that is known; None if none is."""
         if not self._found:
             return None
         step = _step(rate)
@@ -223,7 +189,6 @@ class Shadow:
             unowned=unowned.unowned,
             front_end=energy_of(span.front_end),
             control=energy_of(span.control),
-            others=unowned.others,
         )
         span = self._with_open(span)
         rows = sum(span.rows.values()) - span.gone_on
@@ -278,27 +243,17 @@ class Shadow:
         return window
 
     def _book(self, window: Window, rate: float) -> None:
-        """Compare a window with what the solver found for the nearest load, if that serves it."""
-        known = self._nearest(rate)
-        if known is None:
-            return
-        if known.right_sized is not None:
-            mix = self.right_sized = known.right_sized
-            joules = in_order(mix, self.variants, rate)
-            self.on_right_sized.book(window, mix.accuracy, joules, beyond=not mix.holds(rate), kept=mix.kept)
-        for variant, mix in known.singles.items():
-            sums = self.singles.setdefault(variant, self._sums())
-            sums.book(window, mix.accuracy, in_order(mix, self.variants, rate), beyond=not mix.holds(rate))
-        if known.frontier:
-            reached, joules = known.frontier.at(self.target, rate)
-            self.static.book(window, reached, joules)
-            self._spectrum.add(window, *known.frontier.hull(rate))
+        """Compare a window with the fixed mixes of the nearest load, if there are any."""
+        frontier = self._nearest(rate)
+        if frontier:
+            self._on_mixes.serve(window)
+            self._spectrum.add(window, *frontier.hull(rate))
 
     @property
     def matched(self) -> ComparisonSums:
-        """The best fixed mix at the accuracy served, over the windows of `static`."""
-        right, change = self._spectrum.at(self.static.right)
-        found = copy.copy(self.static)
+        """The best fixed mix at the accuracy served."""
+        right, change = self._spectrum.at(self._on_mixes.right)
+        found = copy.copy(self._on_mixes)
         found.change, found.shadow_right = change, right
         return found
 

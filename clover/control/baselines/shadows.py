@@ -1,4 +1,4 @@
-"""The shadows of all families: given each energy window as it is closed, and what else the solver finds."""
+"""The shadows of all families: given each energy window as it is closed, and the fixed mixes that the solver finds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from clover.control.family import Family
 from clover.control.request import PlanRequest
 from clover.control_time import control_task
 from clover.errors import CloverError
-from clover.planning.budget.alternatives import Alternatives
+from clover.planning.budget.counterfactual import Fixed
 from clover.policies import BUDGETED, SPENDING
 from clover.types import State
 
 log = logging.getLogger("clover.control")
 
 
-FindAlternatives = Callable[[State], Awaitable[Alternatives]]
-"""What else could serve a state (`clover.control.solver.client.SolverClient.alternatives`)."""
+FindAlternatives = Callable[[State], Awaitable[tuple[Fixed, ...]]]
+"""The best fixed mixes for a state (`clover.control.solver.client.SolverClient.alternatives`)."""
 
 
 class Shadows:
@@ -54,8 +54,6 @@ class Shadows:
             overheads = Overheads.none()
             for device, line in spans.unowned.items():
                 overheads.unowned += self._part(name, device) * np.array(line)
-            for device, line in spans.others.items():
-                overheads.others += self._part(name, device) * np.array(line)
             shadow.window(spans.families.get(name, Span()), overheads, spans.seconds, grid_s)
         for name in spans.families.keys() & self._known.keys() - context.families.keys():
             # before it was unloaded

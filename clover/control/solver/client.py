@@ -22,7 +22,7 @@ from clover.control.solver.protocol import (
     unpacked,
 )
 from clover.errors import PlanError, PolicyFault
-from clover.planning.budget.alternatives import Alternatives
+from clover.planning.budget.counterfactual import Fixed
 from clover.planning.model.swings import Move
 from clover.types import Configuration, Plan, Routing, State
 
@@ -57,8 +57,8 @@ class SolverClient:
             raise PlanError(answer.error or "the solver gave no plan")
         return answer.plan
 
-    async def alternatives(self, state: State) -> Alternatives:
-        """Return what else could serve `state`; PlanError as above."""
+    async def alternatives(self, state: State) -> tuple[Fixed, ...]:
+        """Return the best fixed mixes for `state`; PlanError as above."""
         answer = await self._answer(state, ALTERNATIVES, None)
         if answer.alternatives is None:
             raise PlanError(answer.error or "the solver gave no alternatives")

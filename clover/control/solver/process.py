@@ -33,7 +33,7 @@ from clover.control.solver.protocol import (
     unpacked,
 )
 from clover.errors import CloverError
-from clover.planning.budget.alternatives import alternatives
+from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
 from clover.planning.search.swings import swings
@@ -65,7 +65,7 @@ def solve(order: SolverOrder) -> SolverAnswer:
     started = time.perf_counter()
     try:
         if order.policy == ALTERNATIVES:
-            return SolverAnswer(id=order.id, alternatives=alternatives(order.state, order.state.arrival_rate))
+            return SolverAnswer(id=order.id, alternatives=fixed_mixes(order.state, order.state.arrival_rate))
         if order.policy == FEWEST:
             given = PlanningInput.of(order.state)
             least = fewest_cores(given.problem, given.objective)

@@ -162,7 +162,7 @@ function saved(message) {
   ]), "nothing was compared yet");
 }
 
-const TITLES = { base: "BASE", right_sized: "BASE, right-sized", static: "best fixed mix", fixed: "fixed mix of equal accuracy", matched: "fixed mix of equal accuracy", single: "one fixed variant" };
+const TITLES = { base: "BASE", fixed: "fixed mix of equal accuracy", matched: "fixed mix of equal accuracy" };
 const title = (item) => TITLES[item.kind] ?? item.kind;
 
 function grid({ carbon }) {

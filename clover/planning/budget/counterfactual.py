@@ -50,23 +50,20 @@ _SHARE_STEP = 20.0
 
 
 class Fixed(Record, frozen=True, kw_only=True):
-    """A configuration and the shares of its rows, by variant.  `kept`: the part of the machine that is awake."""
+    """A configuration and the shares of its rows, by variant."""
 
     configuration: Configuration
     shares: dict[str, float]
-    kept: float = 1.0
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Lanes with their shares of the rows, and the accuracy (percent) these have.  `variants`: of each lane.  `kept`:
-    the part of the machine that is awake."""
+    """Lanes with their shares of the rows, and the accuracy (percent) these have.  `variants`: of each lane."""
 
     accuracy: float
     variants: tuple[str, ...]
     lanes: tuple[tuple[Lane, float], ...]
     words: str = ""
-    kept: float = 1.0
 
     def joules(self, rate: float) -> float:
         """Return active joules of a row at `rate` rows a second; beyond what a lane can serve, those of its longest
@@ -166,11 +163,7 @@ def places(configuration: Configuration) -> str:
 
 def mix_from(profile: FamilyProfile, fixed: Fixed, share: float = 1.0) -> Mix | None:
     """Return the mix that the solver found; None if one of its variants was never measured."""
-    mix = mix_of(lanes_of(profile, fixed.configuration, share), fixed.shares, accuracies(profile))
-    if mix is None:
-        return None
-    words = places(fixed.configuration) if len(mix.variants) == 1 else ""
-    return replace(mix, words=words, kept=fixed.kept)
+    return mix_of(lanes_of(profile, fixed.configuration, share), fixed.shares, accuracies(profile))
 
 
 def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
@@ -206,13 +199,6 @@ class Frontier:
             joules = [in_order(made[point], self._variants, rate) for point in corners]
             self._hulls[step] = np.array([point.accuracy for point in corners]), np.array(joules)
         return self._hulls[step]
-
-    def at(self, accuracy: float, rate: float) -> tuple[float, Floats]:
-        """Return the accuracy that the best fixed mix for `accuracy` has at `rate`, which is no less than the floor's
-        and no more than can be reached, and its joules a row by [variant]."""
-        corners, joules = self.hull(rate)
-        reached = min(max(accuracy, float(corners[0])), float(corners[-1]))
-        return reached, np.array([np.interp(reached, corners, column) for column in joules.T])
 
 
 def in_order(mix: Mix, variants: Sequence[str], rate: float) -> Floats:

@@ -23,9 +23,11 @@ from functools import lru_cache
 
 import msgspec
 
+from clover.planning.budget.counterfactual import Fixed
 from clover.planning.cascade.permitted import drawn_at, joint, permitted
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
+from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import LEAST_RATE, Problem
 from clover.planning.model.sharing import is_shared
 from clover.planning.packing.enumerate import Profiles
@@ -33,7 +35,7 @@ from clover.planning.packing.waits import tuned
 from clover.planning.search.annealed import JOINT, every
 from clover.planning.search.power_states import best_power_state, with_idle_energy
 from clover.planning.search.shared import held_together, whole_sets
-from clover.types import Candidate, Configuration
+from clover.types import Candidate, Configuration, State
 
 _SOLVES = 7  # plans that a frontier is made of, at most
 _RATE_STEP = math.log(1.03)  # rates that share a frontier: the highest of them has to be served
@@ -65,6 +67,14 @@ class FrontierPlan:
     def awake(self) -> int:
         """The number of devices, or cores of a row, that it keeps awake (0: all)."""
         return self.candidate.awake
+
+
+def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
+    """Return the best fixed mixes at `rate` rows a second, from the most frugal up; none if nothing keeps the limits of
+    `state`.  PlanError if no device can be used."""
+    given = PlanningInput.of(state)
+    plans = frontier(given.problem, given.objective, rate, seed=state.seed)
+    return tuple(Fixed(configuration=plan.configuration, shares=plan.shares) for plan in plans)
 
 
 def frontier(

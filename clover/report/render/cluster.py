@@ -17,7 +17,7 @@ from clover.report.cluster_records import ClusterBy, ClusterLine, ClusterReport
 from clover.report.records import GramsRange
 from clover.report.render import markup
 from clover.report.render.columns import Cell, csv_text, iso, parquet_bytes
-from clover.report.render.markup import card, pairs, paragraph, section, table
+from clover.report.render.markup import card, paragraph, section, table
 from clover.report.wording import (
     duration,
     energy,
@@ -56,15 +56,14 @@ def cluster_table(report: ClusterReport, by: ClusterBy) -> tuple[list[str], list
     """Return heads and rows of a breakdown.  `energy_j` has six digits and grams nine, which are all that there are."""
     regions = {item.line.name: item.region for item in report.nodes}
     heads = [by, *(["region"] if by == "node" else []), "start_utc", "requests", "rows", "energy_j"]
-    heads += ["intensity_g_per_kwh", "location_based_gco2e", "market_based_gco2e", "embodied_gco2e"]
-    heads += ["boundary", "report_sha256"]
+    heads += ["intensity_g_per_kwh", "location_based_gco2e", "market_based_gco2e", "embodied_gco2e", "boundary"]
     rows: list[list[Cell]] = []
     for line in report.breakdown(by).lines:
         row: list[Cell] = [line.name, *([regions[line.name]] if by == "node" else [])]
         row += [None if line.start is None else iso(line.start), line.requests, line.rows]
         row += [exact(line.joules_uj, 6), line.g_per_kwh, exact(line.grams_ng, 9)]
         row += [exact(line.market_ng, 9), exact(line.embodied_ng, 9)]
-        rows.append([*row, report.boundary, report.seal.report_sha256])
+        rows.append([*row, report.boundary])
     return heads, rows
 
 
@@ -78,7 +77,7 @@ def cluster_parquet(report: ClusterReport, by: ClusterBy) -> bytes:
     pyarrow."""
     heads, rows = cluster_table(report, by)
     plain = [[float(cell) if isinstance(cell, Decimal) else cell for cell in row] for row in rows]
-    texts = (by, "region", "start_utc", "boundary", "report_sha256")
+    texts = (by, "region", "start_utc", "boundary")
     return parquet_bytes(heads, plain, texts, msgspec.json.encode(report))
 
 
@@ -100,7 +99,6 @@ def cluster_text(report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int)
         _quality_text(report, width),
         _titled("Nodes", terminal.listing(list(_node_words(report)), width)),
         _titled("What is counted", _filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
-        _titled("Digests", terminal.listing(list(_digests(report)), width)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -225,15 +223,6 @@ def _node_words(report: ClusterReport) -> Iterator[tuple[str, str]]:
         yield printable(item.line.name), printable(f"{item.region}: {found}")
 
 
-def _digests(report: ClusterReport) -> Iterator[tuple[str, str]]:
-    yield "report", f"sha256 {report.seal.report_sha256}"
-    for item in report.nodes:
-        if item.report_sha256:
-            yield printable(item.line.name), f"sha256 {item.report_sha256}"
-    signed = f"HMAC-SHA256 {report.seal.hmac_sha256}" if report.seal.hmac_sha256 else "none: give CLOVER_REPORT_KEY"
-    yield "signature", signed
-
-
 def _titled(title: str, body: str) -> str:
     return f"{title}\n{body}" if body else ""
 
@@ -281,7 +270,6 @@ def cluster_report_page(report: ClusterReport, zone: tzinfo) -> str:
         section("sources", "What each node has recorded", table("Ledgers of the period", ("Node", "Region", "Recorded",
             "Gaps", "Priced at"), nodes, text=(0, 1), wide=(4,))),
         section("boundary", "What is counted, and what is not", paragraph(report.boundary_about)),
-        section("inputs", "Where the figures come from", pairs(_digests(report))),
     )  # fmt: skip
     return markup.page(title, "".join(parts), data=msgspec.json.encode(report).decode())
 

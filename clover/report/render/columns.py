@@ -46,13 +46,13 @@ def iso(at: float) -> str:
 
 
 def table_of(report: Report, by: By) -> tuple[list[str], list[list[Cell]]]:
-    """Return heads and rows.  Every row ends in the intensities' signal (marginal ones make no location-based grams),
-    the boundary, and the digest of the report that it is of."""
+    """Return heads and rows.  Every row ends in the intensities' signal (marginal ones make no location-based grams)
+    and the boundary."""
     found: Breakdown = report.breakdown(by)
-    heads = [by, *(column.name for column in COLUMNS), "signal", "boundary", "report_sha256"]
+    heads = [by, *(column.name for column in COLUMNS), "signal", "boundary"]
     signal = " and ".join(sorted({item.signal for item in report.grids if item.seconds > 0.0}))
     rows: list[list[Cell]] = [
-        [bucket.name, *(column.cell(bucket) for column in COLUMNS), signal, report.boundary, report.seal.report_sha256]
+        [bucket.name, *(column.cell(bucket) for column in COLUMNS), signal, report.boundary]
         for bucket in found.buckets
     ]
     return heads, rows
@@ -83,7 +83,7 @@ def parquet_of(report: Report, by: By, document: bytes) -> bytes:
     """Return a breakdown as a Parquet file, with the whole report as JSON in its metadata (key `clover`).  Raises
     ConfigError without pyarrow."""
     heads, rows = table_of(report, by)
-    return parquet_bytes(heads, rows, (by, "start_utc", "signal", "boundary", "report_sha256"), document)
+    return parquet_bytes(heads, rows, (by, "start_utc", "signal", "boundary"), document)
 
 
 def parquet_bytes(

@@ -78,6 +78,11 @@ def data_of(document: str) -> str | None:
     return rest.partition("</script>")[0] if found else None
 
 
+def shown_of(document: str) -> str:
+    """Return a page without the JSON that it carries."""
+    return document.replace(data_of(document) or "", "", 1)
+
+
 def section(name: str, title: str, body: str) -> str:
     """Return a section with a heading; nothing if it is empty."""
     return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{body}</section>\n' if body else ""

@@ -15,7 +15,6 @@ from clover.report.calendar import TIMES, time_words
 from clover.report.records import Breakdown, By, Factor, Report
 from clover.report.render import markup
 from clover.report.render.markup import card, folded, pairs, paragraph, section, table
-from clover.report.sci_for_ai import refusal
 from clover.report.wording import (
     basis,
     cautions,
@@ -299,8 +298,6 @@ def _sums(report: Report) -> str:
         "unknown" if report.sci is None else f"{mass(1e3 * report.sci.grams)} for 1,000 rows ({span(report.sci)} a row)"
     )
     items.append(("SCI, within the server", sci))
-    why = refusal(report)
-    items.append(("SCI for AI", f"not to be issued: {why}" if why else "can be issued: clover report --sci-for-ai"))
     boundaries = [
         (
             item.boundary,
@@ -423,15 +420,12 @@ def _quality(report: Report) -> str:
 
 
 def _inputs(report: Report, zone: tzinfo) -> str:
-    inputs, seal = report.inputs, report.seal
+    inputs = report.inputs
     runs = [(time_words(run.started, zone), run.version, run.host, run.configuration) for run in inputs.runs]
     profiles = [(item.model, item.digest) for item in inputs.profiles]
     items = [
-        ("Digest of the report", f"sha256 {seal.report_sha256}"),
-        ("Digest of its inputs", f"sha256 {seal.inputs_sha256}"),
-        ("Signature", f"HMAC-SHA256 {seal.hmac_sha256}" if seal.hmac_sha256 else "none"),
         ("Entries of the ledger", f"{number(inputs.entries)}, sha256 {inputs.entries_sha256}"),
-        ("To check this file", "clover report --verify FILE"),
+        ("To check this file", "clover report --verify FILE LEDGER"),
     ]
     return (
         pairs(items)

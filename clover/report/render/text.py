@@ -10,7 +10,6 @@ from clover import terminal
 from clover.hints import printable
 from clover.report.calendar import time_words
 from clover.report.records import By, Report
-from clover.report.sci_for_ai import SciForAi
 from clover.report.wording import (
     basis,
     duration,
@@ -82,7 +81,8 @@ def _sums(report: Report) -> Iterator[tuple[str, str]]:
     else:
         yield "embodied", f"{mass(report.embodied.grams)} ({span(report.embodied)}) as the share of making the hardware"
     if report.sci is not None:
-        yield "SCI", f"{mass(1e3 * report.sci.grams)} for 1,000 rows (operation and embodied, ISO/IEC 21031)"
+        each = f"{mass(1e3 * report.sci.grams)} for 1,000 rows"
+        yield "SCI", f"{each} within the {report.boundary} (operation and embodied, ISO/IEC 21031)"
     for boundary in report.boundaries:
         if boundary.boundary != report.boundary:
             found = f"unknown: {boundary.why}" if boundary.grams is None else mass(boundary.grams)
@@ -222,86 +222,3 @@ def _inputs(report: Report, zone: tzinfo) -> Iterator[tuple[str, str]]:
         value = "unknown" if factor.value is None else f"{factor.value:g} {factor.unit}".removesuffix(" 1")
         yield "factor", printable(f"{factor.name} ({factor.about}): {value}; {factor.source}")
     yield "entries", f"{number(inputs.entries)} of the ledger, sha256 {inputs.entries_sha256}"
-    yield "digest", f"sha256 {report.seal.report_sha256} of the report, {report.seal.inputs_sha256} of its inputs"
-    yield (
-        "signature",
-        f"HMAC-SHA256 {report.seal.hmac_sha256}" if report.seal.hmac_sha256 else "none: give CLOVER_REPORT_KEY",
-    )
-
-
-def sci_text(found: SciForAi, zone: tzinfo, width: int) -> str:
-    """Return the SCI for AI report in lines of at most `width` characters."""
-    application = found.application
-    score = f"{mass(found.sci.grams)} CO2e per inference ({span(found.sci)}); {found.sci.grams:.6g} {found.unit}"
-    fields = [
-        ("application", _stated(application.name)),
-        ("version", _stated(application.version)),
-        ("description", _stated(application.description)),
-        ("URL", _stated(application.url)),
-        ("organisation", _stated(application.organisation)),
-        ("accountable", _stated(application.accountable)),
-        ("contact", _stated(application.contact)),
-        ("measured", found.measured),
-        ("timespan", found.timespan),
-        ("unit", found.functional_unit),
-        ("rationale", found.rationale),
-        ("summary", found.summary),
-        *(("insight", text) for text in found.insights),
-        ("boundary", found.boundary),
-        (
-            "manifest",
-            f"sha256 {found.manifest.seal.report_sha256}: the carbon report that this follows from (--format json)",
-        ),
-    ]
-    parts = [
-        _filled("SCI for AI, consumer score (Green Software Foundation)", width, indent=""),
-        _filled(f"SCI = {score}", width),
-        terminal.listing([(head, printable(text)) for head, text in fields], width),
-        _section("Breakdown (sums to the score)", _table(*_sci_parts(found), width)),
-        _section(
-            "Methodology",
-            terminal.listing(
-                [
-                    (f"{item.term} {item.method}", printable(f"{item.name}: {item.value}; {item.about}"))
-                    for item in found.methodology
-                ],
-                width,
-            ),
-        ),
-        _section("Coefficients", terminal.listing(list(_coefficients(found)), width)),
-    ]
-    if found.missing:
-        names = ", ".join(f"report.{_setting(field)}" for field in found.missing)
-        parts.insert(
-            1, _filled(f"Not complete: set {names} in the configuration (clover report --config FILE).", width)
-        )
-    return "\n\n".join(parts) + "\n"
-
-
-def _stated(text: str) -> str:
-    return text or "not stated"
-
-
-def _setting(field: str) -> str:
-    return {"name": "application"}.get(field, field)
-
-
-def _sci_parts(found: SciForAi) -> tuple[Sequence[Column], Sequence[Sequence[str]]]:
-    columns = (
-        Column("part", right=False),
-        Column("term", right=False),
-        Column("in all"),
-        Column("per inference"),
-        Column("share"),
-    )
-    rows = [
-        (printable(item.name), item.term, mass(item.grams), mass(item.per_unit_g), percent(item.part))
-        for item in found.breakdown
-    ]
-    return columns, rows
-
-
-def _coefficients(found: SciForAi) -> Iterator[tuple[str, str]]:
-    for item in found.coefficients:
-        value = "unknown" if item.value is None else f"{item.value:.6g} {item.unit}".removesuffix(" 1")
-        yield printable(item.name), printable(f"{value}: {item.about}; {item.source}")

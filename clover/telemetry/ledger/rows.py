@@ -17,10 +17,6 @@ Known = Literal["live", "estimated", "bridged", "configured", "replayed", "synth
 forecast or a mean of past days that stands in; a number from the configuration; of another time; a formula; the source
 does not say."""
 
-Against = Literal["base", "right_sized", "fixed", "static"]
-"""What savings are compared with: BASE, BASE on as few cores or devices as keep the SLO, the best fixed mix at the
-accuracy that was served, and the best fixed mix at the target."""
-
 EventKind = Literal["decision", "transition", "provider", "configuration", "fault", "operator", "control"]
 
 
@@ -142,8 +138,9 @@ class QualityRow(SpanRow, frozen=True):
 
 
 class SavedRow(SpanRow, frozen=True):
-    """A comparison within a boundary (workers, server, machine): what was used and emitted for `rows` rows, and what
-    the counterfactual `against` would have.  `error_g` is half of the interval of the grams saved."""
+    """A comparison within a boundary: what was used and emitted for `rows` rows, and what the counterfactual `against`
+    would have: `base`, or `fixed` (the best fixed mix at the accuracy that was served).  `error_g` is half of the
+    interval of the grams saved."""
 
     model: str
     boundary: str

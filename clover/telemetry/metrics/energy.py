@@ -281,7 +281,7 @@ def _sides(
 
 
 _WITHIN = "within the boundary server (workers, front end, control and idle power of its cores)"
-_ABOUT_SIDES = f"for the rows served, {_WITHIN}: as used (side served), and by BASE or the best fixed mix (side shadow)"
+_ABOUT_SIDES = f"for the rows served, {_WITHIN}: as used (side served), and by BASE (side shadow)"
 _GRID = "clover_saved_carbon_estimate_grams says how the carbon intensity was known (grid), which may be invented"
 
 COMPARED: tuple[MetricSpec[Compared], ...] = (
@@ -309,13 +309,11 @@ COMPARED: tuple[MetricSpec[Compared], ...] = (
     ),
     MetricSpec(
         "clover_saved_carbon_estimate_grams",
-        "The same within each boundary (workers, server, machine), and the low and high end of its interval, with how "
-        "the carbon intensity was known (grid)",
+        "The same, and the low and high end of its interval, with how the carbon intensity was known (grid)",
         GAUGE,
-        ("model", "against", "boundary", "estimate", "method", "grid"),
+        ("model", "against", "estimate", "method", "grid"),
         lambda item: [
-            ((item.model, item.against, boundary, end, item.method, item.grid), grams)
-            for boundary, end, grams in item.estimates
+            ((item.model, item.against, end, item.method, item.grid), grams) for end, grams in item.estimates
         ],
     ),
     MetricSpec(

@@ -422,7 +422,6 @@ def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
     saved = {
         "rows": 9,
         "base": {"part": 0.41, "words": words},
-        "static": None,
         "matched": {"words": "lost 1.0 mg, ..."},
     }
     totals = {"saved": {"base": {"words": "all of them"}}}
@@ -697,7 +696,7 @@ def answered(**changes: Any) -> dict[str, Any]:
             "accuracy_served": 92.68,
             "p95_ms": 1.54,
         },
-        "saved": {"base": {"words": "saved 41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)"}, "static": None},
+        "saved": {"base": {"words": "saved 41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)"}, "matched": None},
         "guard": {"state": "ok", "why": ""},
         "last_decision": {"id": 3, "at": "now", "trigger": "intensity", "action": "kept", "detail": ""},
     }

@@ -51,7 +51,7 @@ def test_json_has_the_whole_report(ledger: str, capsys: pytest.CaptureFixture[st
     found = json.loads(capsys.readouterr().out)
     assert found["operation"]["grams"] == pytest.approx(made_report().operation.grams)
     assert found["market_g"] == pytest.approx(made_report().market_g)
-    assert len(found["seal"]["report_sha256"]) == 64
+    assert len(found["inputs"]["entries_sha256"]) == 64
 
 
 def test_the_configuration_says_who_reports(ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,41 +152,27 @@ def test_days_of_a_zone_sum_to_the_total(ledger: str, capsys: pytest.CaptureFixt
     assert sum(float(row["location_based_gco2e"]) for row in rows) == pytest.approx(made_report().operation.grams)
 
 
-def test_sci_for_ai_is_issued(ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(ledger, "--sci-for-ai") == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith("SCI for AI, consumer score")
-    assert "Not complete: set report.application" in printed
-    out = tmp_path / "sci.html"
-    assert run(ledger, "--sci-for-ai", "--out", str(out)) == 0
-    assert run("--verify", str(out)) == 0
-
-
-def test_sci_for_ai_is_refused_for_emulated_energy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_emulated_energy_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_ledger(tmp_path / "emulated.db", LedgerScene(days=0.25, minutes_days=0.0, gpu_label="emulated"))
-    assert run(str(tmp_path / "emulated.db"), "--sci-for-ai") == 3
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "no SCI for AI report can be issued: 69" in captured.err or "is emulated" in captured.err
     assert run(str(tmp_path / "emulated.db")) == 0
     assert "EMULATED hardware drew no power" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_signed_report_is_verified(ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key, out = tmp_path / "key", tmp_path / "report.json"
-    key.write_text("secret\n")
-    assert run(ledger, "--out", str(out), environ={"CLOVER_REPORT_KEY": "secret"}) == 0
-    assert run("--verify", str(out), ledger, "--key-file", str(key)) == 0
-    assert "its signature" in capsys.readouterr().out
-    assert run("--verify", str(out), environ={"CLOVER_REPORT_KEY_FILE": str(key)}) == 0
-    assert run("--verify", str(out)) == 0
-    assert "it is signed; give the key" in capsys.readouterr().out
-    assert run("--verify", str(out), environ={"CLOVER_REPORT_KEY": "another"}) == 1
-    assert "FAULT  it was not signed with this key" in capsys.readouterr().out
-    text = out.read_text()
-    assert "secret" not in text
-    out.write_text(text.replace('"rows": ', '"rows": 1', 1))
-    assert run("--verify", str(out)) == 1
+def test_a_report_is_verified_by_its_ledger(ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, state = tmp_path / "report.json", tmp_path / "state"
+    assert run(ledger, "--out", str(out)) == 0
+    assert run("--verify", str(out), ledger) == 0
+    assert "holds  that the ledger gives the same report" in capsys.readouterr().out
+    assert run("--verify", str(out), "--state-dir", str(state)) == 3
+    assert f"there is no ledger in {state}" in capsys.readouterr().err
+    (state / "ledger").mkdir(parents=True)
+    shutil.copy(ledger, state / "ledger" / "shop.db")
+    assert run("--verify", str(out), "--state-dir", str(state)) == 0
+    out.write_text(out.read_text().replace('"rows": ', '"rows": 1', 1))
+    assert run("--verify", str(out), ledger) == 1
+    assert "FAULT  the ledger has the entries that the report names" in capsys.readouterr().out
+    assert run("--verify", str(out), str(tmp_path / "missing.db")) == 3
+    assert f"{tmp_path / 'missing.db'}: " in capsys.readouterr().err
 
 
 def test_the_ledger_of_the_state_folder_is_the_default(
@@ -217,10 +203,8 @@ def test_the_ledger_of_the_state_folder_is_the_default(
         (["--market-g", "-1"], 2, "--market-g is in gCO2e/kWh"),
         (["--market-g", "nan"], 2, "--market-g is in gCO2e/kWh"),
         (["--format", "parquet"], 2, "--format parquet is not for a terminal: give --out FILE"),
-        (["--sci-for-ai", "--format", "csv"], 2, "--sci-for-ai has the formats table, json and html"),
         (["--out", "/nowhere/x.csv"], 2, "/nowhere/x.csv: No such file or directory"),
         (["--config", "/nowhere.toml"], 2, "cannot read /nowhere.toml"),
-        (["--key-file", "/nowhere"], 2, "the key file /nowhere cannot be read"),
         (["--by", "week"], 2, "there is no 'week'"),
         (["--formt", "csv"], 2, "did you mean --format?"),
     ],

@@ -13,8 +13,8 @@ from clover.carbon.grid import Reference
 from clover.control.baselines.comparison import Floats, Overheads, Spectrum, Window
 from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S
-from clover.planning.budget.alternatives import Alternatives, alternatives
-from clover.planning.budget.counterfactual import base
+from clover.planning.budget.counterfactual import Fixed, base
+from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.problem import base_capacity
 from clover.types import EnergySample, Reading, State
 from tests.support.profiles_fixture import VARIANTS, cpu, fixed, objective, profile, state, worker
@@ -87,7 +87,7 @@ def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_it
         await rig.deploy()
         standing = rig.family.deployed
         assert standing is not None
-        cheapest, *_ = alternatives(state(rate=RATE, config=objective(floor=91.0)), RATE).mixes
+        cheapest, *_ = fixed_mixes(state(rate=RATE, config=objective(floor=91.0)), RATE)
         await rig.controller.command(
             "pin", {"configuration": msgspec.to_builtins(cheapest.configuration), "force": True}, "me"
         )
@@ -106,10 +106,9 @@ def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_it
         assert 0.0 < told["part"] < expected, "idle power is in it, and saved by nobody"
         served = sum(VARIANTS[variant][0] * share for variant, share in cheapest.shares.items())
         assert told["accuracy_given_up"] == pytest.approx(92.0 - served, abs=0.05)  # rows are whole
-        for kind in ("static", "matched"):
-            assert rig.told(kind)["part"] == pytest.approx(0.0, abs=2e-3), kind
-            assert rig.told(kind)["rows_left_out"] == 0, "rows before the first answer waited for it"
-            assert rig.told(kind)["rows"] == rig.shadow.rows > first
+        assert rig.told("matched")["part"] == pytest.approx(0.0, abs=2e-3)
+        assert rig.told("matched")["rows_left_out"] == 0, "rows before the first answer waited for it"
+        assert rig.told("matched")["rows"] == rig.shadow.rows > first
 
     drive(story)
 
@@ -124,7 +123,7 @@ def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same
         await rig.serve({"small": 1.0}, 12, rate=40.0, g=0.0)
         rig.shadow.held.clear()
         rig.shadow.rows = 0
-        rig.shadow.learn(40.0, Alternatives(mixes=tuple(mixes)))
+        rig.shadow.learn(40.0, tuple(mixes))
         await rig.serve({"large": 1.0}, 10, rate=40.0, g=100.0)
         await rig.serve({"small": 1.0}, 10, rate=40.0, g=500.0)
         told = rig.told("matched")
@@ -134,7 +133,6 @@ def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same
         assert told["accuracy_given_up"] == pytest.approx(0.0, abs=1e-9)
         emitted = 400 * own * 100.0 + 400 * low * 500.0
         fixed_g = 400 * (low + high) / 2 * (100.0 + 500.0)
-        assert told["boundaries"]["workers"]["emitted_g"] == pytest.approx(emitted + 20.0 * 600.0)
         assert told["emitted_g"] == pytest.approx(emitted + 30.0 * 600.0)
         assert told["grams"] == pytest.approx(fixed_g - emitted)
         assert told["grams"] > 0.0
@@ -150,7 +148,7 @@ def test_matched_says_if_no_fixed_mix_has_the_accuracy_served() -> None:
         rig.controller.shadows._alternatives = None
         await rig.controller.command("pin", {"variant": "small", "force": True}, "me")
         await rig.serve({"small": 1.0}, 20)
-        rig.shadow.learn(RATE, Alternatives(mixes=(fixed(("medium", "1c", 1), medium=1.0),)))
+        rig.shadow.learn(RATE, (fixed(("medium", "1c", 1), medium=1.0),))
         told = rig.told("matched")
         assert (told["accuracy"], told["shadow_accuracy"]) == pytest.approx((88.0, 90.0))
         name = "the best fixed mix at 90.00 %, the lowest that a fixed mix has at this load (88.00 % was served)"
@@ -236,7 +234,7 @@ def test_an_answer_to_what_is_no_longer_asked_is_dropped() -> None:
         rig = SavingServer()
         slow = asyncio.Event()
 
-        async def late(asked: State) -> Alternatives:
+        async def late(asked: State) -> tuple[Fixed, ...]:
             await slow.wait()
             return await rig.alternatives(asked)
 
@@ -249,10 +247,10 @@ def test_an_answer_to_what_is_no_longer_asked_is_dropped() -> None:
         await asyncio.sleep(0.0)
         await asyncio.sleep(0.0)
         assert [asked.objective.accuracy_floor for asked in rig.asked] == [91.0]
-        assert rig.shadow.static.rows == 0
+        assert rig.shadow.matched.rows == 0
         await rig.serve({"large": 1.0}, 5)
         assert [asked.objective.accuracy_floor for asked in rig.asked] == [91.0, 90.0]
-        assert rig.shadow.static.rows > 0
+        assert rig.shadow.matched.rows > 0
         await rig.controller.shadows.stop()
 
     drive(story)
@@ -267,16 +265,16 @@ def test_without_fixed_mixes_base_is_told_alone_and_windows_wait_for_them() -> N
         told = saved(rig.shadow)
         assert told is not None
         assert told["base"] is not None
-        assert told["static"] is told["matched"] is None
+        assert told["matched"] is None
         assert rig.shadow.held_rows == 20 * RATE
         assert len(rig.shadow.held) == 1, "windows at one load are one"
         rig.refuse = ""
         await rig.serve({"large": 1.0}, 200)
-        assert rig.told("static")["rows"] == 220 * RATE
-        assert rig.told("static")["rows_left_out"] == rig.told("static")["rows_waiting"] == 0
+        assert rig.told("matched")["rows"] == 220 * RATE
+        assert rig.told("matched")["rows_left_out"] == rig.told("matched")["rows_waiting"] == 0
         rig.shadow.rows += 7
-        assert rig.told("static")["rows_left_out"] == 7
-        assert "7 rows left out" in rig.told("static")["words"]
+        assert rig.told("matched")["rows_left_out"] == 7
+        assert "7 rows left out" in rig.told("matched")["words"]
 
     drive(story)
 
@@ -359,7 +357,7 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
 
 
 def test_windows_that_wait_are_compared_as_if_they_had_not_at_every_load() -> None:
-    """One rig knows the alternatives from the start, the other learns them at the end."""
+    """One rig knows the fixed mixes from the start, the other learns them at the end."""
 
     async def story() -> None:
         told = []
@@ -367,7 +365,7 @@ def test_windows_that_wait_are_compared_as_if_they_had_not_at_every_load() -> No
             rig = SavingServer()
             rig.controller.shadows._alternatives = None
             await rig.deploy()
-            found = alternatives(state(rate=RATE, config=objective(floor=91.0)), RATE)
+            found = fixed_mixes(state(rate=RATE, config=objective(floor=91.0)), RATE)
             await rig.serve({}, 1)
             if not late:
                 rig.shadow.learn(RATE, found)
@@ -377,11 +375,11 @@ def test_windows_that_wait_are_compared_as_if_they_had_not_at_every_load() -> No
                 assert rig.shadow.held_rows == rig.shadow.rows
                 assert len(rig.shadow.held) < 61, "windows at one load are one"
                 rig.shadow.learn(RATE, found)
-            told.append([rig.told(kind) for kind in ("static", "matched", "right_sized")])
-        for first, second in zip(*told, strict=True):
-            assert second["rows"] == first["rows"] == 3000
-            for key in ("grams", "joules", "low", "high", "shadow_accuracy"):
-                assert second[key] == pytest.approx(first[key], rel=1e-6, abs=1e-6), key
+            told.append(rig.told("matched"))
+        first, second = told
+        assert second["rows"] == first["rows"] == 3000
+        for key in ("grams", "joules", "low", "high", "shadow_accuracy"):
+            assert second[key] == pytest.approx(first[key], rel=1e-6, abs=1e-6), key
 
     drive(story)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
-from clover.accounting.boundaries import BOUNDARIES, WITHIN
+from clover.accounting.boundaries import WITHIN
 from clover.accounting.embodied import EmbodiedLedger
 from clover.accounting.sci import sci
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
@@ -42,7 +42,7 @@ def test_every_saving_says_how_it_is_known(methods: set[Method], energy: Method,
         told = saved(rig.shadow)
         assert told is not None
         assert told["label"] == label
-        for kind in ("base", "static", "matched"):
+        for kind in ("base", "matched"):
             assert label in told[kind]["against"]
             assert label in told[kind]["words"]
         json.dumps(rig.controller.state(), allow_nan=False)
@@ -65,8 +65,6 @@ def test_a_host_without_a_counter_beside_a_gpu_with_one_is_in_the_label_and_in_t
         found = saved(rig.shadow, devices)
         assert found is not None
         assert found["label"] == "modelled from metered and modelled joules"
-        assert found["base"]["boundaries"]["machine"] is None, "the model of the host sees no other program"
-        assert found["base"]["boundaries"]["server"] is not None
         assert meter_error({"measured"}, devices) == pytest.approx(0.9 * 0.05 + 0.1 * 0.45)
         assert meter_error({"measured"}, {"gpu1": lost}) == 0.05, "nothing was counted yet"
         emulated = {"gpu0": gpu | {"method": "emulated"}, "host": host | {"method": "measured"}}
@@ -90,12 +88,12 @@ def test_a_replayed_grid_is_called_one() -> None:
     drive(story)
 
 
-def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
+def test_the_boundary_is_the_servers() -> None:
     async def story() -> None:
         rig = SavingServer(policy="base")
         await rig.deploy()
         for _ in range(10):
-            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)}, others={"cpu0": (0.5, 50.0)})
+            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)})
             span = spans.of("toy")
             span.rows = {"large": 50}
             span.share.active_j, span.share.active_g = 2.0, 200.0
@@ -105,24 +103,19 @@ def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
             span.grids = {"synthetic"}
             rig.controller.shadows.window(spans)
         told = rig.told("base")
-        lines = {name: (item["used_j"], item["shadow_j"]) for name, item in told["boundaries"].items()}
-        assert lines == {"workers": (60.0, 60.0), "server": (310.0, 150.0), "machine": (315.0, 155.0)}
-        assert (told["used_j"], told["shadow_j"]) == lines["server"]
+        assert (told["used_j"], told["shadow_j"]) == (310.0, 150.0)
         assert told["part"] == pytest.approx((150.0 - 310.0) / 150.0), "control is ours alone"
         assert told["part_without_idle"] == pytest.approx((100.0 - 260.0) / 100.0)
-        for boundary, lines_within in WITHIN.items():
-            held = {"active": 20.0, "idle": 40.0, "front_end": 80.0, "control": 160.0, "unowned": 10.0}
-            held["unattributed"] = 5.0
-            assert lines[boundary][0] == sum(held.get(line, 0.0) for line in lines_within)
+        held = {"active": 20.0, "idle": 40.0, "front_end": 80.0, "control": 160.0, "unowned": 10.0}
+        assert told["used_j"] == sum(held.get(line, 0.0) for line in WITHIN["server"])
         assert "within the server; on an invented grid" in told["words"]
         found = saved(rig.shadow)
         assert found is not None
         assert (found["boundary"], found["grid"]) == ("server", "synthetic")
         [item] = [item for item in compared(rig.controller.shadows.of) if item.against == "base"]
-        estimates = {(boundary, end): value for boundary, end, value in item.estimates}
-        assert estimates["workers", "likely"] == 0.0
-        assert estimates["server", "likely"] == pytest.approx(-16_000.0)
-        assert estimates["server", "low"] < -16_000.0 < estimates["server", "high"]
+        estimates = dict(item.estimates)
+        assert estimates["likely"] == pytest.approx(-16_000.0)
+        assert estimates["low"] < -16_000.0 < estimates["high"]
         span.grids = {"stand-in"}
         rig.controller.shadows.window(spans)
         assert "on stand-in and invented intensities" in rig.told("base")["words"], "no operator configured these"
@@ -130,53 +123,24 @@ def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
     drive(story)
 
 
-def test_a_right_sized_base_idles_with_fewer_cores() -> None:
+def test_a_loss_is_called_one_and_a_saving_whose_interval_holds_zero_may_be_nothing() -> None:
     async def story() -> None:
         rig = SavingServer(policy="base", ratio=1.0)
         await rig.deploy()
         await rig.serve({"large": 1.0}, 30, rate=20.0)
-        told = rig.told("right_sized")
-        assert "large on 1 x 1 core, equal load, the rest asleep or off" in told["words"]
-        assert told["rows"] == rig.shadow.rows
-        sums = rig.shadow.on_right_sized
-        assert sums.shadow_idle[0] == pytest.approx(0.5 * 30 * 3.0), "of the workers' and what none holds, half"
-        assert told["boundaries"]["machine"]["used_j"] - rig.told("base")["boundaries"]["machine"]["shadow_j"] == 0.0
-        assert told["part"] < 0.0, "on two cores all the time more was emitted"
+        sums = rig.shadow.on_base
+        sums.change[2] = 0.5 * -sums.own
+        told = rig.told("base")
+        assert told["part"] < 0.0
         assert told["words"].startswith("emitted ")
-        assert " % more than a right-sized BASE (" in told["words"]
+        assert " % more than BASE (" in told["words"]
         assert "may be nothing" not in told["words"]
-        rig.shadow.on_right_sized.change *= 0.0
-        rig.shadow.on_right_sized.shadow_idle = rig.shadow.on_right_sized.overheads.idle * 1.001
-        rig.shadow.on_right_sized.shadow_unowned = rig.shadow.on_right_sized.overheads.unowned
+        sums.change[2] = (0.0, -500.0)
+        sums.change[0] = (0.0, 500.5)
         rig.shadow.methods = {"modelled"}
-        near = rig.told("right_sized")
-        assert near["low"] > 0.0, "0.1 % of idle power, by a meter that may be off by half"
-        rig.shadow.on_right_sized.change[0] = (0.0, 500.0)
-        rig.shadow.on_right_sized.change[2] = (0.0, -500.0)
-        doubtful = rig.told("right_sized")
+        doubtful = rig.told("base")
         assert doubtful["low"] < 0.0 < doubtful["high"]
         assert "may be nothing)" in doubtful["short"]
-
-    drive(story)
-
-
-def test_a_single_variant_that_would_do_as_well_is_named() -> None:
-    async def story() -> None:
-        rig = SavingServer(policy="base", ratio=1.0)
-        await rig.deploy()
-        await rig.serve({"large": 1.0}, 30)
-        found = saved(rig.shadow)
-        assert found is not None
-        assert found["single"]["variant"] == "large"
-        assert found["single"]["words"].startswith("large alone would have emitted ")
-        assert found["single"]["words"].endswith(", at an accuracy of 92.00 %")
-        thrifty = SavingServer(family={"accuracy_floor": 88.0}, ratio=1.0)
-        await thrifty.deploy()
-        await thrifty.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
-        await thrifty.serve({"small": 0.8, "large": 0.2}, 30)
-        found = saved(thrifty.shadow)
-        assert found is not None
-        assert found["single"] is None, "medium is more accurate and uses clearly more"
 
     drive(story)
 
@@ -187,7 +151,7 @@ def test_the_interval_holds_what_the_profile_the_ratio_and_the_meter_may_be_off_
     active, modelled = np.array([30.0, 30.0]), np.array([10.0, 10.0])
     window = Window(Overheads.none(), 10, 900.0, active, own, np.array([10.0, 10.0]), modelled)
     sums.book(window, 92.0, np.array([0.0, 4.0]))
-    errors = sums.errors("workers", 0.1, 0.2)
+    errors = sums.errors(0.1, 0.2)
     assert errors.profile == pytest.approx(0.1 * math.hypot(10.0, 40.0))
     assert errors.ratio == pytest.approx(20.0), "the meter showed 20 g that the model does not have, of other rows"
     assert errors.meter == pytest.approx(0.2 * 30.0)
@@ -200,18 +164,14 @@ def test_a_few_rows_have_no_percentage() -> None:
         await rig.deploy()
         await rig.serve({"large": 1.0}, 3, rate=5.0)
         assert rig.shadow.on_base.rows == 15
-        for kind in ("base", "right_sized", "static", "matched"):
+        for kind in ("base", "matched"):
             told = rig.told(kind)
             assert told["short"] == "too early to say (15 of the 100 rows that a percentage takes)"
             assert "% of" not in told["words"]
             assert "without idle power" not in told["words"]
-            for figures in (told, *filter(None, told["boundaries"].values())):
-                assert figures["part"] is figures["part_low"] is figures["part_high"] is None
-                assert math.isfinite(figures["grams"])
+            assert told["part"] is told["part_low"] is told["part_high"] is None
+            assert math.isfinite(told["grams"])
             assert told["part_without_idle"] is None
-        found = saved(rig.shadow)
-        assert found is not None
-        assert found["single"] is None
         await rig.serve({"large": 1.0}, 17, rate=5.0)
         assert rig.told("base")["part"] == 0.0
         assert rig.told("base")["words"].startswith("saved 0 g of CO2e (0 g to 0 g), 0.0 % of BASE (")
@@ -232,7 +192,6 @@ def test_a_loss_says_how_much_of_it_is_control() -> None:
             rig.controller.shadows.window(spans)
         told = rig.told("base")
         assert (told["grams"], told["control_g"]) == (-16_000.0, 16_000.0)
-        assert told["boundaries"]["workers"]["control_g"] == 0.0
         assert told["short"].startswith("emitted 16 kg of CO2e more (")
         assert told["short"].endswith("800.0 % more than BASE; 16 kg of ours is control (planning, profiling, swaps)")
 
@@ -257,7 +216,7 @@ def test_a_perfect_forecast_is_called_one() -> None:
     drive(story)
 
 
-def test_a_saving_and_a_score_count_the_same_within_every_boundary() -> None:
+def test_a_saving_and_a_score_count_the_same_within_the_server() -> None:
     """Cores that no worker holds, others' cores, other programs, and a debt of idle energy at the end."""
 
     async def story() -> None:
@@ -278,13 +237,12 @@ def test_a_saving_and_a_score_count_the_same_within_every_boundary() -> None:
         lines = book.devices()["cpu0"]
         assert float(lines["carried_j"]) < 0.0 < float(lines["unattributed_j"])
         assert float(lines["unowned_j"]) > 0.0 < float(lines["foreign_j"])
-        found = rig.told("base")["boundaries"]
         score = sci(
             {"cpu0": lines}, {"toy": (1, {"carbon_g": 0.0})}, EmbodiedLedger((), 4.0, 0), intensities=(), pue=1.5
         ).boundaries
-        for boundary in BOUNDARIES:
-            assert found[boundary]["emitted_g"] == pytest.approx(score[boundary].operational_g), boundary
-        assert found["machine"]["used_j"] == pytest.approx(total_j)
+        assert rig.told("base")["emitted_g"] == pytest.approx(score["server"].operational_g)
+        others_j = sum(float(lines[f"{line}_j"]) for line in ("unattributed", "foreign", "carried"))
+        assert rig.told("base")["used_j"] + others_j == pytest.approx(total_j)
 
     drive(story)
 
@@ -319,9 +277,8 @@ def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_us
             meter.add(rate, SECOND // 4, SECOND // 4)
             total_j += idle_w + front_end_w + rate * small_j
         emitted, shadow = idle_w + front_end_w + rate * small_j, idle_w + front_end_w + rate * base_j
-        for boundary in ("server", "machine"):
-            told = rig.told("base")["boundaries"][boundary]
-            assert told["part"] == pytest.approx((shadow - emitted) / shadow, abs=0.01)
-            assert told["part_low"] <= (shadow - emitted) / shadow <= told["part_high"]
+        told = rig.told("base")
+        assert told["part"] == pytest.approx((shadow - emitted) / shadow, abs=0.01)
+        assert told["part_low"] <= (shadow - emitted) / shadow <= told["part_high"]
 
     drive(story)

@@ -33,7 +33,7 @@ def test_the_state_is_as_its_schema_says() -> None:
         rig.controller.totals = lambda: {"devices": {"cpu0": LINES}}
         state = json.loads(msgspec.json.encode(rig.controller.state()))
         (model,) = state["models"].values()
-        assert model["saved"]["single"]["variant"] == "large"
+        assert model["saved"]["matched"]["rows"] == 30 * 50
         assert state["idle"]["cores"] > 0
         assert violations({"$ref": "#/components/schemas/State"}, state) == []
 

@@ -264,23 +264,29 @@ def test_savings_are_summed_and_may_be_losses() -> None:
     assert saved_words(found) == "emitted 3 g (17.6 %) MORE than BASE, 3.00 points of accuracy given up"
 
 
+def test_comparisons_that_are_not_known_are_left_out() -> None:
+    row = SavedRow(0, HOUR, "m", "server", "other", "modelled", 500, 9.0, 9.0, 10.0, 10.0, 46e3, 46e3, 0.1)
+    known = msgspec.structs.replace(row, against="base")
+    assert [item.against for item in report(LedgerRows(lines=[line()], saved=[row, known])).saved] == ["base"]
+
+
 def test_a_load_that_is_too_little_to_save_on_is_said_first_and_compared_on_request() -> None:
     def saved(against: str, other: float) -> SavedRow:
         return SavedRow(0, HOUR, "m", "server", against, "modelled", 500, 9.0, 9.0, other, other, 46e3, 46e3, 0.1)
 
     idle = [line(joules=1.0), line(joules=9.0, name="idle")]
-    found = report(LedgerRows(lines=idle, saved=[saved("base", 9.5), saved("right_sized", 1.3)]))
+    found = report(LedgerRows(lines=idle, saved=[saved("base", 9.5), saved("fixed", 9.1)]))
     head, *others = headline(found, UTC)
-    assert head == ("Load", "too little load to save on: idle is 90 % of the energy, fewer cores or GPUs would do.")
+    assert head == ("Load", "too little load to save on: idle is 90 % of the energy.")
     assert "report --comparisons" in dict(others)["Saved"]
     plain, asked = (report_text(found, "day", UTC, 100, comparisons=asked) for asked in (False, True))
     assert plain.index("too little load") < plain.index("Emitted")
-    assert "right-sized BASE" not in plain
-    assert "right-sized BASE" in asked
+    assert "best fixed mix" not in plain
+    assert "best fixed mix" in asked
     page = report_page(found, UTC)
     assert page.index("too little load") < page.index("Emitted")
     assert "<details><summary>Comparisons</summary>" in page
-    assert "right-sized BASE" in page
+    assert "best fixed mix" in page
     busy = report(LedgerRows(lines=[*idle, line(joules=20.0)], saved=[saved("base", 9.5)]))
     assert [name for name, _ in headline(busy, UTC)] == ["Emitted", "Saved", "How sure", "Gaps"]
 
@@ -333,7 +339,8 @@ def test_seconds_that_are_missing_within_an_entry_are_said() -> None:
 
 def test_what_is_in_no_comparison_is_named() -> None:
     saved = SavedRow(0, HOUR, "m", "server", "base", "modelled", 500, 1.0, 0.05, 2.0, 0.1, 4e4, 4e4, 0.01)
-    words = dict(headline(report(LedgerRows(lines=[line(), line(name="unowned")], saved=[saved])), UTC))["Saved"]
+    lines = [line(joules=1.5), line(joules=0.5, name="unowned")]
+    words = dict(headline(report(LedgerRows(lines=lines, saved=[saved])), UTC))["Saved"]
     assert "25 % of the electricity's grams; the rest was used before the first row that could be compared" in words
     assert "idle" not in words
 

@@ -70,11 +70,37 @@ def test_text_answers_the_four_questions() -> None:
         "Gaps",
         "market-based",
         "location-based",
-        "right-sized BASE",
+        "BASE: the best variant",
+        "best fixed mix",
         "PUE 1.5",
     ):
         assert word in text
     assert "Not in it: clients and" in text
+
+
+def test_the_score_is_one_line_with_its_boundary() -> None:
+    text = " ".join(report_text(made_report(), "day", UTC, 80).split())
+    assert text.count(" SCI ") == 1
+    assert "for 1,000 rows within the server (operation and embodied, ISO/IEC 21031)" in text
+    assert "<dt>SCI, within the server</dt>" in report_page(made_report(), UTC)
+
+
+def test_a_marginal_intensity_is_not_called_location_based() -> None:
+    for grids, word in (
+        (made_report().grids, "location-based"),
+        (tuple(msgspec.structs.replace(item, signal="marginal") for item in made_report().grids), "marginal"),
+        ((*made_report().grids, msgspec.structs.replace(made_report().grids[0], signal="marginal")), "partly marginal"),
+    ):
+        report = msgspec.structs.replace(made_report(), grids=grids)
+        assert f"  {word}" in report_text(report, "day", UTC, 132)
+        assert f"CO2e, {word}<" in report_page(report, UTC)
+        signals = {row["signal"] for row in csv.DictReader(io.StringIO(csv_of(report, "day"), newline=""))}
+        assert all(("marginal" in signal) == (word != "location-based") for signal in signals)
+
+
+def test_factors_say_what_they_are() -> None:
+    plain = " ".join(report_text(made_report(), "day", UTC, 80).split())
+    assert all(item.about in plain for item in made_report().inputs.factors)
 
 
 def test_text_steers_no_terminal() -> None:
@@ -121,7 +147,7 @@ def test_csv_has_every_bucket_with_the_sums(by: Any) -> None:
     assert len(rows) == len(report.breakdown(by).buckets)
     assert sum(float(row["location_based_gco2e"]) for row in rows) == pytest.approx(report.operation.grams)
     assert sum(float(row["energy_kwh"]) for row in rows) * 3.6e6 == pytest.approx(report.joules)
-    assert {row["report_sha256"] for row in rows} == {report.seal.report_sha256}
+    assert {row["boundary"] for row in rows} == {"server"}
 
 
 def test_csv_runs_no_formula() -> None:

@@ -188,11 +188,10 @@ def test_a_check_apart(module: Callable[[str], None], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the check failed \(SIGABRT\)"):
         check_apart([REF], environ, ("sesame",))
     module(
-        "import os\nshown = (os.environ['CLOVER_TOKEN'], *(n for n in os.environ if 'HEADERS' in n or 'REPORT' in n))\n"
+        "import os\nshown = (os.environ['CLOVER_TOKEN'], *(n for n in os.environ if 'HEADERS' in n))\n"
         "open(os.environ['SEEN'], 'w').write(' '.join(shown))\nraise RuntimeError('x')"
     )
     environ |= dict.fromkeys(("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"), "key=sesame")
-    environ["CLOVER_REPORT_KEY"] = "sesame"
     with pytest.raises(ConfigError, match="RuntimeError: x"):
         check_apart([REF, "--token", "sesame"], environ, ("sesame",))
     assert (tmp_path / "seen").read_text() == "******"

@@ -167,7 +167,7 @@ def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     sums = ComparisonSums.over(1)
     shadow = SimpleNamespace(
-        matched=sums, on_base=sums, on_right_sized=ComparisonSums.over(1), static=sums, methods=(),
+        matched=ComparisonSums.over(1), on_base=sums, methods=(),
         family=SimpleNamespace(profile=SimpleNamespace(backend={}, latency=())),
     )  # fmt: skip
     scene.shadows["m"] = shadow
@@ -176,7 +176,7 @@ def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:
     for at in range(180):
         overheads = Overheads.none()
         overheads.unowned = second
-        sums.idle(overheads)
+        sums.overheads.add(overheads)
         if at == 120:
             window = Window(Overheads.none(), 5, 450.0, second, second, np.ones(2), second)
             sums.book(window, 95.0, np.array([1.0]))
@@ -184,7 +184,7 @@ def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:
     asyncio.run(scene.ledger.close())
     with LedgerReader(scene.path) as ledger:
         rows = [row for row in ledger.saved() if (row.against, row.boundary) == ("base", "server")]
-        assert not [row for row in ledger.saved() if row.against == "right_sized"]  # nothing was compared
+        assert not [row for row in ledger.saved() if row.against == "fixed"]  # nothing was compared
     assert [row.rows for row in rows] == [0, 0, 5, 0]
     assert [row.own_j for row in rows] == pytest.approx([90.0, 180.0, 183.0, 90.0], abs=9.0)
     assert (rows[0].saved_j, rows[0].accuracy_given_up) == (0.0, None)

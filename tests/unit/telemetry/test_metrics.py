@@ -312,9 +312,9 @@ def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
             shadow_g=4.0,
             points=-0.25,
             grid="synthetic",
-            estimates=(("server", "likely", -1.0), ("machine", "low", -3.0)),
+            estimates=(("likely", -1.0), ("low", -3.0)),
         )
-        for kind in ("base", "static", "matched")
+        for kind in ("base", "matched")
     ]
     chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, compared=lambda: rows))
@@ -322,13 +322,13 @@ def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
     def value(name: str, **labels: str) -> float | None:
         return found.get((name, tuple(sorted({"model": "m", "method": "modelled", **labels}.items()))))
 
-    for kind in ("base", "static", "matched"):
+    for kind in ("base", "matched"):
         assert value("clover_saved_carbon_grams", against=kind) == -1
         assert value("clover_accuracy_given_up_points", against=kind) == -0.25
         labels = {"against": kind, "grid": "synthetic"}
         name = "clover_saved_carbon_estimate_grams"
-        assert value(name, boundary="server", estimate="likely", **labels) == -1
-        assert value(name, boundary="machine", estimate="low", **labels) == -3
+        assert value(name, estimate="likely", **labels) == -1
+        assert value(name, estimate="low", **labels) == -3
         counted = kind != "matched"  # it is another mix with every row, and a counter never falls
         for side, joules, grams in (("served", 10, 5), ("shadow", 8, 4)):
             labels = {"against": kind, "side": side}

@@ -1,4 +1,4 @@
-"""What would have been: BASE, as it is and right-sized, the best fixed mixes and single variants."""
+"""What would have been: BASE, and the best fixed mixes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from clover.control.solver.process import serve
 from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, packed, unpacked
-from clover.planning.budget.alternatives import alternatives
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, line, mix_from
+from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.problem import base_capacity
 from clover.planning.model.queueing import energy_j_per_row
-from tests.support.profiles_fixture import VARIANTS, cpu, fixed, objective, profile, state
+from tests.support.profiles_fixture import cpu, fixed, objective, profile, state
 
 RATE = 50.0
 
@@ -49,8 +49,8 @@ def test_there_is_no_base_where_it_was_not_measured_or_there_is_no_device() -> N
 
 def test_the_solver_finds_the_fixed_mixes_of_a_load() -> None:
     now = state(rate=RATE, config=objective(floor=89.0))
-    found = alternatives(now, RATE)
-    told = [mix(item) for item in found.mixes]
+    found = fixed_mixes(now, RATE)
+    told = [mix(item) for item in found]
     assert told[0].accuracy == pytest.approx(89.0, abs=0.01)
     assert told[-1].accuracy == pytest.approx(92.0)
     assert [item.joules(RATE) for item in told] == sorted(item.joules(RATE) for item in told)
@@ -59,21 +59,19 @@ def test_the_solver_finds_the_fixed_mixes_of_a_load() -> None:
     answer = unpacked(answers.getvalue()[HEAD.size :], SolverAnswer)
     assert answer.alternatives == found
     assert answer.plan is None
-    hopeless = state(rate=1e6)
-    none = alternatives(hopeless, 1e6)
-    assert none.mixes == none.singles == ()
+    assert fixed_mixes(state(rate=1e6), 1e6) == ()
 
 
-def test_between_two_fixed_mixes_the_best_lies_on_the_line_and_beyond_them_at_an_end() -> None:
+def test_the_corners_of_a_frontier_are_the_fixed_mixes_that_no_line_between_two_others_beats() -> None:
     ends = [fixed(("small", "1c", 2), small=1.0), fixed(("large", "2c", 1), large=1.0)]
     frontier = Frontier.of(profile(), ends)
     low, high = (mix(item).joules(RATE) for item in ends)
-    accuracy, joules = frontier.at(90.0, RATE)
-    assert (accuracy, joules.tolist()) == (90.0, pytest.approx([low / 2, 0.0, high / 2]))
-    assert frontier.at(10.0, RATE)[1].tolist() == [low, 0.0, 0.0]
-    assert frontier.at(99.0, RATE)[0] == 92.0
+    accuracy, joules = frontier.hull(RATE)
+    assert (accuracy.tolist(), joules.tolist()) == ([88.0, 92.0], [[low, 0.0, 0.0], [0.0, 0.0, high]])
     medium = fixed(("medium", "1c", 2), medium=1.0)
-    assert Frontier.of(profile(), [*ends, medium]).at(90.0, RATE)[1].tolist() == [0.0, mix(medium).joules(RATE), 0.0]
+    accuracy, joules = Frontier.of(profile(), [*ends, medium]).hull(RATE)
+    assert accuracy.tolist() == [88.0, 90.0, 92.0]
+    assert joules[1].tolist() == [0.0, mix(medium).joules(RATE), 0.0]
     assert not Frontier.of(profile(), [fixed(("huge", "1c", 1), huge=1.0)]), "what was never measured is no mix"
 
 
@@ -91,33 +89,3 @@ def test_a_shadow_differs_by_no_more_than_the_model_says_and_less_where_the_mete
     assert offset + slope * own_j == pytest.approx(active_j, abs=close)
     ratio = min(1.0, active_j / (rows * own_j))
     assert shadow_j - active_j == pytest.approx(ratio * difference_j, abs=close)
-
-
-def test_a_right_sized_base_is_on_as_few_cores_as_keep_the_slo_and_the_others_sleep() -> None:
-    few = alternatives(state(rate=20.0), 20.0).right_sized
-    assert few is not None
-    assert (few.kept, mix(few).words) == (0.5, "large on 1 x 1 core")
-    capacity = base_capacity(profile(), (cpu(2),))
-    many = alternatives(state(rate=0.7 * capacity), 0.7 * capacity).right_sized
-    assert many is not None
-    assert many.kept == 1.0
-    beyond = alternatives(state(rate=1e6), 1e6).right_sized
-    assert beyond is not None
-    assert (beyond.kept, mix(beyond).words) == (1.0, "large on 1 x 2 cores")
-
-
-def test_a_right_sized_base_uses_gpus_as_a_whole_or_not_at_all() -> None:
-    gpus = (cpu(2, "gpu0", overlap=False), cpu(2, "gpu1", overlap=False))
-    now = msgspec.structs.replace(state(rate=20.0), devices=gpus)
-    few = alternatives(now, 20.0).right_sized
-    assert few is not None
-    assert (few.kept, mix(few).words) == (0.5, "large on 1 x 2 cores")
-
-
-def test_each_variant_that_keeps_slo_and_floor_is_known_by_itself() -> None:
-    singles = {
-        next(iter(item.shares)): item for item in alternatives(state(config=objective(floor=89.0)), RATE).singles
-    }
-    assert set(singles) == {"medium", "large"}
-    assert set(VARIANTS) - set(singles) == {"small"}, "below the floor"
-    assert mix(singles["medium"]).holds(RATE)
