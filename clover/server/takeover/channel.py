@@ -50,14 +50,13 @@ class TakeOverRefused(Record, frozen=True, kw_only=True, tag=True):
 
 
 class SocketOffer(Record, frozen=True, kw_only=True, tag=True):
-    """The running server's listening sockets, which come beside: those for HTTP, then the control socket if `control`.
+    """The running server's listening sockets, which come beside: those for HTTP, and the control socket if any.
 
     `grpc_port` is bound a second time by the successor.  `memory_bytes`: what the server's processes hold; `box`: the
     folder of its emulated GPUs below the cache folder.
     """
 
     clover: _Text
-    control: bool
     grpc_port: int | None
     memory_bytes: int
     box: _Text = ""
@@ -83,7 +82,7 @@ _M = TypeVar("_M", bound=Message)
 class Channel:
     """One end of the connection, over a connected socket, which it owns.  It works in one event loop at a time.
 
-    `pid` is the other process, `descriptors` are those that came and were not taken.
+    `pid` is the other process, `descriptors` are those that came: whoever uses them takes them out of the list.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -165,13 +164,8 @@ class Channel:
         finally:
             loop.remove_reader(self._sock)
 
-    def take_descriptors(self) -> list[int]:
-        """Return the descriptors that came, which are the caller's now."""
-        taken, self.descriptors = self.descriptors, []
-        return taken
-
     def close(self) -> None:
-        """Close the connection, and the descriptors that were not taken.  Idempotent."""
+        """Close the connection, and the descriptors that nobody took.  Idempotent."""
         while self.descriptors:
             os.close(self.descriptors.pop())
         self._sock.close()

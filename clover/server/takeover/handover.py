@@ -56,6 +56,8 @@ class TakeOvers:
         self._listening: asyncio.Task[None] | None = None
         self._heir: Channel | None = None
         """The connection to a successor that has the sockets."""
+        self._offered: tuple[object, ...] = ()
+        """What that one has read at its start."""
 
     def start(self, engine: Engine, end: Callable[[], None]) -> None:
         """Listen for a successor, once this server's own take-over is over; `end` begins the end of this server when
@@ -119,39 +121,46 @@ class TakeOvers:
         await engine.controller.learner.finish(engine.controller.context.families.values())  # it reads what was learned
         held = await asyncio.to_thread(held_bytes, [meter.pid for meter in engine.account.workers()])
         assert engine.frontend is not None
-        sockets, before = engine.frontend.http.sockets(), _read_at_start(engine)
+        self._offered, sockets = _read_at_start(engine), engine.frontend.http.sockets()
+        every = [sock.fileno() for sock in (*sockets.tcp, sockets.control) if sock is not None]
         offer = SocketOffer(
             clover=__version__,
-            control=sockets.control is not None,
             grpc_port=engine.frontend.grpc_port,
             memory_bytes=held,
             box=self.succession.box if self.succession is not None else "",
         )
-        every = (*sockets.tcp, *([sockets.control] if sockets.control is not None else []))
-        channel.send(offer, [sock.fileno() for sock in every])
+        channel.send(offer, every)
         self._heir = channel
         await channel.expect(SuccessorReady, self._config.limits.take_over_s)
-        if reason := hindrance(engine):
+        if reason := hindrance(engine) or self._stale(engine):
             raise TakeOverError(reason)
-        if _read_at_start(engine) != before:
-            raise TakeOverError(
-                "the configuration was read again, or a model was replaced by another version, since the take-over "
-                "began: start it again"
-            )
         channel.send(TakeOverAllowed())
         await channel.expect(SuccessorAccepting, None)
+
+    def _stale(self, engine: Engine) -> str:
+        """Return why the successor must not serve with what it has read at its start; empty if it may."""
+        if _read_at_start(engine) == self._offered:
+            return ""
+        return (
+            "the configuration was read again, or a model was replaced by another version, since the take-over began: "
+            "start it again"
+        )
 
     async def close(self) -> None:
         """Listen no more.  A successor that has the sockets serves once it is ready."""
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
-        if self._heir is not None and self._engine is not None and self._engine.handing is None:
+        heir, engine = self._heir, self._engine
+        if heir is None or engine is None or engine.handing is not None:
+            return
+        reason = self._stale(engine)
+        with contextlib.suppress(TakeOverError):
+            heir.send(TakeOverRefused(reason=reason) if reason else TakeOverAllowed())
+        if not reason:
             log.info("the server that was to take over serves alone once it is ready")
-            self._engine.handing = asyncio.Event()
-            self._engine.handing.set()
-            with contextlib.suppress(TakeOverError):
-                self._heir.send(TakeOverAllowed())
+            engine.handing = asyncio.Event()
+            engine.handing.set()
 
     def finish(self) -> None:
         """Leave to the successor, if there is one, where the meters of this server stand, which has stopped."""

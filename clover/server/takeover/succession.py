@@ -105,7 +105,7 @@ class Succession:
 
     @classmethod
     def _offered(cls, channel: Channel, offer: SocketOffer, priority: LowPriority, meters: Path) -> Succession:
-        if len(channel.descriptors) <= offer.control:
+        if not channel.descriptors:
             raise TakeOverError("the running server's sockets did not come")
         free = free_bytes()
         if free and offer.memory_bytes > _FREE_PART * free:
@@ -114,11 +114,13 @@ class Succession:
                 f"{free / _GIB:.2f} GiB are free here; restart it instead"
             )
         meters.unlink(missing_ok=True)  # of an earlier take-over
-        sockets = [socket.socket(fileno=number) for number in channel.take_descriptors()]
-        control = sockets.pop() if offer.control else None
+        numbers, channel.descriptors = channel.descriptors, []
+        sockets = [socket.socket(fileno=number) for number in numbers]
+        control = next((sock for sock in sockets if sock.family == socket.AF_UNIX), None)
+        tcp = tuple(sock for sock in sockets if sock is not control)
         log.info("taking over from process %d, Clover %s: it serves until this one is ready", channel.pid, offer.clover)
         priority.beside(channel.pid)
-        return cls(channel, offer, Inherited(tuple(sockets), control), priority, meters)
+        return cls(channel, offer, Inherited(tcp, control), priority, meters)
 
     @property
     def box(self) -> str:

@@ -24,7 +24,7 @@ from clover.server.takeover.channel import (
 )
 from clover.server.takeover.socket_file import ListeningFile
 
-OFFER = SocketOffer(clover="1", control=False, grpc_port=None, memory_bytes=0)
+OFFER = SocketOffer(clover="1", grpc_port=None, memory_bytes=0)
 
 
 def pair() -> tuple[Channel, Channel]:
@@ -43,7 +43,7 @@ def test_messages_keep_their_order_and_descriptors_arrive_close_on_exec(tmp_path
             one.send(OFFER, [file.fileno()])
             one.send(TakeOverRefused(reason="é" + "x" * 4000))
             assert await other.expect(SocketOffer, 5.0) == OFFER
-            (number,) = other.take_descriptors()
+            number = other.descriptors.pop()
             assert not os.get_inheritable(number)
             assert os.fstat(number).st_ino == os.fstat(file.fileno()).st_ino
             os.close(number)

@@ -325,6 +325,18 @@ def test_what_a_successor_cannot_know_of_ends_the_take_over(changed: dict[str, A
     assert why in found.said
 
 
+def test_a_running_server_that_ends_after_a_reload_leaves_no_successor_with_what_was_taken_out(tmp_path: Path) -> None:
+    async def reloaded(scene: Scene) -> None:
+        scene.engine.reloads += 1
+        await scene.take_overs.close()
+        scene.take_overs.finish()
+
+    found = asyncio.run(play(tmp_path, while_loading=reloaded))
+    assert not found.successor.accepts
+    assert "the configuration was read again" in found.said
+    assert found.engine.handing is None, "it drains as any server"
+
+
 @pytest.mark.parametrize("finished", [False, True], ids=["while the other drains", "once the other has ended"])
 def test_a_running_server_that_is_asked_to_end_leaves_the_successor_serving(finished: bool, tmp_path: Path) -> None:
     """As by SIGTERM, while the successor loads: it has the sockets, and clients wait until it is ready."""

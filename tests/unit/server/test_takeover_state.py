@@ -21,7 +21,7 @@ from clover.server.takeover.handover import TakeOvers, container_ends, held_byte
 from clover.server.takeover.succession import BESIDE, Succession, listening
 from tests.support.budget_fixture import on_a_loop
 
-OFFER = SocketOffer(clover="1", control=False, grpc_port=None, memory_bytes=0)
+OFFER = SocketOffer(clover="1", grpc_port=None, memory_bytes=0)
 
 
 def succession_of(offer: SocketOffer) -> Succession:
