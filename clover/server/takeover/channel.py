@@ -74,9 +74,7 @@ class SuccessorAccepting(Record, frozen=True, kw_only=True, tag=True):
     """It does."""
 
 
-Message = TakeOverRequest | TakeOverRefused | SocketOffer | SuccessorReady | TakeOverAllowed | SuccessorAccepting
-_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
-_M = TypeVar("_M", bound=Message)
+_M = TypeVar("_M", bound=Record)
 
 
 class Channel:
@@ -94,7 +92,7 @@ class Channel:
             self.close()
             raise TakeOverError("the other end of the take-over socket is another user's")
 
-    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+    def send(self, message: Record, descriptors: Sequence[int] = ()) -> None:
         """Send a message, with copies of `descriptors`; OtherEndedError if the other end is gone."""
         try:
             control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -116,14 +114,12 @@ class Channel:
         if not data:
             raise OtherEndedError("the other server is gone")
         try:
-            message = _DECODER.decode(data)
+            message: _M | TakeOverRefused = msgspec.json.decode(data, type=kind | TakeOverRefused)
         except ValueError as error:
             raise TakeOverError(f"the other server cannot be understood: {error}") from error
-        if isinstance(message, kind):
-            return message
         if isinstance(message, TakeOverRefused):
             raise TakeOverError(message.reason)
-        raise TakeOverError(f"the other server said {type(message).__name__} instead of {kind.__name__}")
+        return message
 
     async def ended(self, within_s: float) -> bool:
         """Wait until the other end is gone, whatever it says meanwhile; return whether it is within `within_s`

@@ -174,11 +174,9 @@ class Succession:
             closed = msgspec.json.decode(self._meters.read_bytes(), type=ClosedMeters)
             self._meters.unlink()
             return closed
-        except FileNotFoundError:
-            log.warning("the server that ran here did not end in order: meters are read from now on")
         except (OSError, *MALFORMED) as error:
-            log.warning("where meters stood cannot be read from %s, they are read from now on: %s", self._meters, error)
-        return None
+            log.warning("the server that ran here did not end in order, and meters are read from now on: %s", error)
+            return None
 
     async def _gone(self) -> None:
         """Wait until a process that is being killed has closed all its files."""

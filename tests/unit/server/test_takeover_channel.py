@@ -50,7 +50,7 @@ def test_messages_keep_their_order_and_descriptors_arrive_close_on_exec(tmp_path
             with pytest.raises(TakeOverError, match="é" + "x" * 4000):
                 await other.expect(TakeOverAllowed, 5.0)
         one.send(OFFER)
-        with pytest.raises(TakeOverError, match="said SocketOffer instead of TakeOverAllowed"):
+        with pytest.raises(TakeOverError, match=r"cannot be understood: .*SocketOffer"):
             await other.expect(TakeOverAllowed, 5.0)
         one.close()
         with pytest.raises(OtherEndedError, match="the other server is gone"):
