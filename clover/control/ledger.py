@@ -84,8 +84,8 @@ class Ledger:
         )
 
     def restore(self, saved: SavedLedger, *, spent: bool = True) -> None:
-        """Go on where `saved` was left, before the first look, with load and forecasts alone if not `spent`; ValueError
-        if its figures cannot be."""
+        """Go on where `saved` was left, with load and forecasts alone if not `spent`; ValueError if its figures cannot
+        be."""
         figures = (saved.since_s, saved.rows, saved.accuracy_rows)
         if not all(map(math.isfinite, figures)) or not 0.0 <= saved.accuracy_rows <= 100.0 * saved.rows + 1e-6:
             raise ValueError("rows and their accuracies do not fit")

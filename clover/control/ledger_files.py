@@ -8,6 +8,9 @@ of the load and of forecasts holds in the next horizon, too.
 
 A server that cannot have the lock, since another one of its name runs, reads and writes nothing: its budgets hold while
 it runs, the log and the state (`Ledger.unkept`) say that a restart begins them anew, and it tries again every `SAVE_S`.
+
+A server that is to take over from that other one reads what is there, and writes nothing, until the other has ended
+(`LedgerFiles.take_over`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import msgspec
 
 from clover.cache import cache_folder, make_private, replace_file
 from clover.config import ServerConfig
+from clover.control.counted import counted
 from clover.control.family import Family
 from clover.control.ledger import SavedLedger
 from clover.control_time import control_task
@@ -60,21 +64,25 @@ class SavedBudget(Record, frozen=True, kw_only=True):
 
 
 class LedgerFiles:
-    """The files in `folder`, which is locked from the first call to `release`; without one nothing is kept."""
+    """The files in `folder`, which is locked from the first call to `release`; without one nothing is kept.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    `beside`: they are another server's until `take_over`.
+    """
+
+    def __init__(self, folder: Path | None = None, *, beside: bool = False) -> None:
         self.folder = folder
+        self._beside = beside
         self._lock: LedgerLock | None = None
         self._unkept = ""
         self._due_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    def load(self, family: Family, grid_s: float, *, spends: bool = True) -> None:
-        """Take up the ledger of `family` as it was left, if there is one that holds at `grid_s`; `spends`: whether
-        the policy in force has a budget that goes on with it."""
+    def load(self, family: Family, grid_s: float, *, spends: bool = True) -> bool:
+        """Take up the ledger of `family` as it was left, if there is one that holds at `grid_s`; return whether what
+        was spent is.  `spends`: whether the policy in force has a budget that goes on with it."""
         path = self.path(family)
-        if path is None or not self._locked([family]):
-            return
+        if path is None or not (self._beside or self._locked([family])):
+            return False
         level = logging.INFO  # of a horizon that is over there is nothing to warn of
         try:
             if path.stat().st_size > _LARGEST:
@@ -84,7 +92,7 @@ class LedgerFiles:
             if found.family != family.name:
                 level = logging.WARNING
         except FileNotFoundError:
-            return
+            return False
         except OSError as error:
             level, why = logging.WARNING, error.strerror or str(error)
         except MALFORMED as error:
@@ -93,10 +101,20 @@ class LedgerFiles:
             log.log(level, "%s: what the budget spent before is not taken up from %s: %s", family.name, path, why)
         elif spends:
             log.info("%s: the budget continues after %.0f rows", family.name, family.ledger.rows)
+        return not why
+
+    def take_over(self, families: Iterable[Family], grid_s: float) -> None:
+        """Take up what another server left, which has ended, and add what this one has answered since its start."""
+        self._beside = False
+        for family in families:
+            if self.load(family, grid_s):
+                family.ledger.add(*(counted(family.fleet.observe()) or (0.0, 0.0)))
 
     def look(self, families: Iterable[Family], now_s: float, grid_s: float) -> None:
         """Write what changed, at most every `SAVE_S`, without waiting for it."""
-        if self.folder is None or now_s < self._due_s or (self._task is not None and not self._task.done()):
+        if self.folder is None or self._beside or now_s < self._due_s:
+            return
+        if self._task is not None and not self._task.done():
             return
         self._due_s = now_s + SAVE_S
         if self._locked(families):

@@ -15,3 +15,11 @@ class MeterMark(Record, frozen=True, kw_only=True):
     method: Method
     at_ns: int
     counters: tuple[int, ...] = ()
+
+
+class ClosedMeters(Record, frozen=True, kw_only=True):
+    """What a server leaves to its successor in a file: where its `meters` stand, and until when (monotonic) it charged
+    embodied carbon."""
+
+    at_ns: int
+    meters: tuple[MeterMark, ...]

@@ -47,7 +47,8 @@ class ModelledMeter:
         self._at_ns = now_ns
         self._idle_j = 0.0
         self._active_j = 0.0
-        self._handed = False
+        self._idle_ns = now_ns
+        """Until when idle power is counted."""
 
     @property
     def uncertainty(self) -> tuple[float, float] | None:
@@ -74,9 +75,13 @@ class ModelledMeter:
     def sample(self, now_ns: int) -> EnergySample:
         """Return joules since the meter was made; they never decrease, even if the clock or the CPU total does."""
         cpu_s = self._cpu_seconds()
-        elapsed_s = max(0, now_ns - self._at_ns) / 1e9
-        idle_w = 0.0 if self._handed else self.idle_w
-        self._idle_j += idle_w * elapsed_s
+        idle_w, elapsed_ns = self.idle_w, now_ns - self._at_ns
+        if elapsed_ns > 0:
+            idle_ns = max(0, now_ns - self._idle_ns)
+            if idle_ns != elapsed_ns:
+                idle_w *= idle_ns / elapsed_ns
+            self._idle_j += self.idle_w * (idle_ns / 1e9)
+            self._idle_ns = max(self._idle_ns, now_ns)
         self._active_j += self.core_w * max(0.0, cpu_s - self._cpu_s)
         self._at_ns = max(self._at_ns, now_ns)
         self._cpu_s = cpu_s
@@ -94,17 +99,7 @@ class ModelledMeter:
         """Return where its last sample stands."""
         return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns)
 
-    def hand_over(self) -> None:
-        """Count no idle power from the last sample on: the other server does.  What this one's processes use stays
-        this one's, since no other integrates their CPU time."""
-        self._handed = True
-
-    def take_over(self, mark: MeterMark) -> EnergySample:
-        """Count idle power from `mark` on, and the CPU time of this server since its start; ValueError for another
-        meter's mark."""
-        if mark.method != self.method:
-            raise ValueError(f"it was {mark.method} by the other server, and is {self.method} by this one")
-        self._at_ns = mark.at_ns
-        self._idle_j = self._active_j = 0.0
-        self._cpu_s = 0.0
-        return EnergySample(device=self.device, at_ns=mark.at_ns, total_j=0.0, idle_w=self.idle_w, method=self.method)
+    def count_idle(self, since_ns: int) -> None:
+        """Count idle power from `since_ns` (monotonic) on alone: another server has counted until then, or is counting.
+        What of it came before the window under way falls into that one."""
+        self._idle_ns = since_ns

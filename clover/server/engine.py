@@ -44,7 +44,7 @@ from clover.server.front_ends import FrontEnds
 from clover.server.ledger import ServerLedger
 from clover.server.ledger_source import LedgerSource
 from clover.server.loading import Loading
-from clover.server.machine import Machine
+from clover.server.machine import NEVER_NS, Machine
 from clover.server.metrics import metrics_of
 from clover.server.otel import build_otel
 from clover.server.page import DashboardPage
@@ -89,9 +89,11 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         cache = cache_folder(config.cache_dir)
         self.machine = Machine(config, succession.boxes(cache) if succession is not None else cache, self.account)
-        self.machine.paused = succession is not None
         self.devices = self.machine.devices
         self.footprint = Footprint(config, self.devices, self.account)
+        if succession is not None:
+            self.machine.stand_beside()
+            self.footprint.begin(NEVER_NS)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
         self._answered, self._completions = True, pool.completions
@@ -120,7 +122,7 @@ class Engine:
         )
         controller.swinger.find = solver.swings
         controller.learner.store = ProfileStore(cache)
-        controller.ledger_files = LedgerFiles(budgets_folder(config) if succession is None else None)
+        controller.ledger_files = LedgerFiles(budgets_folder(config), beside=succession is not None)
         self.loading = Loading(controller, self._unplanned, drain_s=config.limits.drain_s, changed=self._follow_targets)
         self.rollouts = RollOuts(self, files)
         controller.further["roll-out"] = self.rollouts.command
@@ -239,9 +241,11 @@ class Engine:
         if self.ledger is not None:
             self.ledger.serve(self.served)
         if self._succession is not None:
-            await self._succession.complete(self, stack)
+            await self._succession.complete(self)
         await self._account()  # so that the first receipts know already who holds how much idle power
         stack.push_async_callback(self._close_account)  # once nothing else counts, and before workers end
+        if self._succession is not None:
+            stack.push_async_callback(self._succession.settle)
         for turn, what in self._turns():
             task = control_task(each_second(turn, what), name=f"clover: {what}")
             stack.push_async_callback(cancelled, task)
@@ -276,8 +280,6 @@ class Engine:
     async def _close_account(self) -> None:
         """Count the energy until now, and log what was saved and what was idle.  A source of intensities that does not
         answer does not hold up the stop."""
-        if self.machine.paused:
-            return
         try:
             async with asyncio.timeout(TICK_S):
                 await self.count()
@@ -335,18 +337,16 @@ class Engine:
     # --- periodic work --------------------------------------------------------------------------------------------
 
     async def _account(self) -> None:
-        """Close the energy window, priced at the present intensity; nothing while meters are another server's."""
+        """Close the energy window, priced at the present intensity."""
         reading = await self.grid.priced()
         reference = self.controller.context.reference()
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, reference.g_per_kwh)
         await self.machine.measure(reading)
-        if self.machine.paused:
-            return
         spans = self.account.take()
         self.controller.shadows.window(spans)
         self.footprint.window(time.monotonic_ns(), reading, spans)
-        if self.ledger is not None:
+        if self.ledger is not None and not self.machine.beside:
             self.ledger.tick(reading)
 
     def _turns(self) -> tuple[tuple[Callable[[], Awaitable[None]], str], ...]:

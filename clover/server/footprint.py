@@ -32,15 +32,13 @@ class Footprint:
         hardware = hardware_of(config.embodied, devices)
         self._ledger = EmbodiedLedger(hardware, config.embodied.life_years, time.monotonic_ns())
         self._intensities: set[str] = set()
-        self.handed_ns = (1 << 63) - 1
-        """From when on (monotonic) another server charges the hardware."""
 
     def window(self, now_ns: int, reading: Reading, spans: Spans) -> None:
         """Charge the time since the last call, in which joules were priced at `reading`, and count the rows of `spans`.
 
-        So rows and joules are those of the same windows.  Nothing is charged for time that was handed over.
+        So rows and joules are those of the same windows.
         """
-        self._ledger.window(min(now_ns, self.handed_ns), self._account.workers())
+        self._ledger.window(now_ns, self._account.workers())
         self._intensities.add(reading.known)
         for model, span in spans.families.items():
             self._rows[model] += sum(span.rows.values()) - span.gone_on

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
 import os
 import platform
 import time
@@ -61,7 +60,6 @@ class ServerLedger:
         self._slot = self._slot_of(wall())
         self._profiles: dict[str, FamilyProfile] = {}
         self._started = False
-        self._handed_s = math.inf
         configuration = public(config)
         digest = hashlib.sha256(configuration.encode()).hexdigest()
         self._thread = LedgerThread(
@@ -90,11 +88,6 @@ class ServerLedger:
         self._collector.begin(at_s, mono_s)
         self._slot = self._slot_of(at_s)
 
-    def hand_over(self, mono_s: float) -> None:
-        """Leave the time from `mono_s` (monotonic) on to the ledger of another server; rows and joules of this one's
-        own are still taken."""
-        self._handed_s = mono_s
-
     def serve(self, served: Mapping[str, Served]) -> None:
         """Note the profiles that models are served with, and how energy is metered, now that this is known."""
         at_s = self._wall()
@@ -114,7 +107,7 @@ class ServerLedger:
 
     def _tick(self, reading: Reading) -> None:
         at_s, mono_s = self._wall(), self._monotonic()
-        self._collector.grid(self._source.moment(reading, at_s, min(mono_s, self._handed_s)))
+        self._collector.grid(self._source.moment(reading, at_s, mono_s))
         if (event := self._source.provider_event(reading, at_s)) is not None:
             self._collector.event(event)
         slot = self._slot_of(at_s)

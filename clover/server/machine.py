@@ -32,7 +32,7 @@ from clover.devices.polls import GpuPolls
 from clover.energy.cpu_time import ProcessTree
 from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
-from clover.energy.marks import MeterMark
+from clover.energy.marks import ClosedMeters, MeterMark
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.process_clock import process_ns
@@ -43,6 +43,8 @@ from clover.types import DeviceShape, EnergySample, Method, Reading
 
 log = logging.getLogger("clover.server")
 
+NEVER_NS = (1 << 63) - 1
+"""Later than any time of the monotonic clock."""
 HOST = "host"
 """The machine's own account, if its devices are GPUs."""
 
@@ -68,10 +70,8 @@ class Machine:
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
         self._gpu_guard = GpuGuard(self.gpus)
         self.meters: dict[str, EnergyMeter] = {}
-        self.paused = False
-        """Whether no meter is read now: another server's are, or this one's are being handed over."""
-        self.handed = False
-        """Whether another server meters the machine by now, and this one counts only what its own processes use."""
+        self.beside = False
+        """Whether another server meters the machine, and this one counts only what its own processes use."""
         self.core_idle: CoreIdle | None = None
         self.served: Mapping[str, Served] = {}
         """The families, whose folders `start` looks through for files that the sandbox does not keep from models."""
@@ -231,13 +231,11 @@ class Machine:
 
         async def read(name: str, meter: EnergyMeter) -> None:
             await meter.refresh()
-            if name in gpus and not self.paused:
+            if name in gpus:
                 self._spare(gpus[name])
                 self._close(name, meter, reading)
 
         await asyncio.gather(*(read(name, meter) for name, meter in self.meters.items()))
-        if self.paused:
-            return
         self._host.look()
         for name, meter in self.meters.items():
             if name not in gpus:
@@ -249,9 +247,10 @@ class Machine:
             self._account.window(sample, reading, time.monotonic_ns())
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
-        """Return the meter's sample, or the last one if it cannot be read, which leaves the window open."""
-        if self.handed and not isinstance(meter, energy.ModelledMeter):
-            return self._samples.get(name)
+        """Return the meter's sample, or the last one if it cannot be read, which leaves the window open; None if there
+        is none, as of a counter that another server reads."""
+        if self.beside and not isinstance(meter, energy.ModelledMeter):
+            return None
         now_ns = time.monotonic_ns()
         looked_ns, self._looked_ns[name] = self._looked_ns.get(name, now_ns), now_ns
         before = self._samples.get(name)
@@ -275,32 +274,37 @@ class Machine:
         known = (energy.ModelledMeter, energy.RaplMeter)
         return tuple(meter.mark() for meter in self.meters.values() if isinstance(meter, known))
 
-    def hand_over(self) -> None:
-        """Count no more than what this server's own processes use, from the last samples on."""
-        self.handed, self.paused = True, False
+    def stand_beside(self) -> None:
+        """Leave idle power and counters to another server until `take_over`.  Call it before anything is read."""
+        self.beside = True
         for meter in self.meters.values():
             if isinstance(meter, energy.ModelledMeter):
-                meter.hand_over()
+                meter.count_idle(NEVER_NS)
 
-    def take_over(self, marks: Iterable[MeterMark], reading: Reading) -> None:
-        """Open the first window of every device where the meters of another server stand; of one that cannot be
-        continued, now."""
+    def take_over(self, closed: ClosedMeters | None, reading: Reading) -> None:
+        """Go on where the meters of another server stand; with those that cannot be continued, or if it did not say
+        where, from now on."""
         self._host.look()
-        by_device = {mark.device: mark for mark in marks}
+        now_ns = time.monotonic_ns()
+        marks = {mark.device: mark for mark in closed.meters} if closed is not None else {}
         for name, meter in self.meters.items():
-            sample, mark = None, by_device.get(name)
-            if mark is not None and isinstance(meter, energy.ModelledMeter | energy.RaplMeter):
+            mark = marks.get(name)
+            if isinstance(meter, energy.ModelledMeter):
+                meter.count_idle(mark.at_ns if mark is not None else now_ns)
+                continue
+            sample = None
+            if mark is not None and isinstance(meter, energy.RaplMeter):
                 try:
                     sample = meter.take_over(mark)
                 except ValueError as error:
                     log.warning("%s: its energy is counted from now on: %s", name, error)
             if sample is None:
-                sample = meter.sample(time.monotonic_ns())
+                sample = meter.sample(now_ns)
             if sample.method == "measured" and name == self._account.host_device:
                 self._host.close()  # what was used until now is in the other server's account
             self._samples[name] = sample
             self._account.window(sample, reading, sample.at_ns)
-        self.paused = False
+        self.beside = False
 
     async def watch(self) -> None:
         """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""

@@ -249,7 +249,7 @@ class Server:
                 await take_overs.close()
             answered = await self.stop()
             if take_overs is not None:
-                await take_overs.finish(answered)
+                take_overs.finish()
             return 0 if answered else 1
 
         limit = StopLimit()
@@ -266,6 +266,8 @@ class Server:
         """Return the seconds after which a stop that begins now is over, whatever hangs."""
         limits, handing = self.config.limits, self._engine is not None and self._engine.handing is not None
         drain_s = 2 * limits.drain_s if handing else limits.drain_delay_s + limits.drain_s
+        if self._succession is not None and self._succession.waiting:
+            drain_s += 2 * limits.drain_s
         return drain_s + (GPU_STOP_S if on_gpus(self.config.workers.device) else STOP_S)
 
     def _launch(self) -> Pool:

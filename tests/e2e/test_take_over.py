@@ -17,6 +17,8 @@ import pytest
 
 import clover
 from clover.low_priority import LowPriority
+from clover.server.front_ends import FrontEnds
+from clover.server.takeover import socket_file
 from clover.server.takeover.channel import TakeOverError
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
@@ -97,12 +99,15 @@ class Owner:
         self.server._succession = self.take_overs.succession
         await self.server.start()
         self.take_overs.start(self.server.engine, self.ended.set)
+        path = socket_file.place(self.server.config)
+        if path is not None and self.take_overs.succession is None:
+            await until(path.exists)
         return self
 
     async def end(self) -> bool:
         await self.take_overs.close()
         answered = await self.server.stop()
-        await self.take_overs.finish(answered)
+        self.take_overs.finish()
         return answered
 
     async def __aexit__(self, *_: object) -> None:
@@ -169,7 +174,7 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path, monkeypat
                     writer.write(b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                     assert (await reader.read()).startswith(b"HTTP/1.1 200")
                     writer.close()
-                    assert next((tmp_path / "state" / "take-over").iterdir()) == file
+                    await until(file.exists)
                 until_ns = second.server.engine.machine.marks()[0].at_ns
             assert client.faults == []
             assert client.reconnected >= 4, "kept connections were told to close"
@@ -190,7 +195,9 @@ def test_no_request_fails_and_nothing_is_counted_twice(tmp_path: Path, monkeypat
     assert descriptors() <= before  # less if a test before left some to the garbage collector
 
 
-def test_a_successor_that_gives_up_leaves_the_running_server_alone(tmp_path: Path) -> None:
+def test_a_successor_that_gives_up_leaves_the_running_server_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with Owner(server_of(tmp_path)) as first, loaded(first.server) as client:
             gone = await Succession.ask(first.server.config, LowPriority())
@@ -198,12 +205,12 @@ def test_a_successor_that_gives_up_leaves_the_running_server_alone(tmp_path: Pat
             late = await Succession.ask(first.server.config, LowPriority())  # and the next one may ask
             other = clover.Server(config=first.server.config)
             other._succession = late
-            late.open = fails  # type: ignore[method-assign]
+            monkeypatch.setattr(FrontEnds, "open", fails)
             with pytest.raises(TakeOverError, match="the port for gRPC is taken"):
                 await other.start()
             late.close()
             seen, engine = client.answered, first.server.engine
-            await until(lambda: client.answered > seen + 50 and not engine.machine.paused)
+            await until(lambda: client.answered > seen + 50)
             assert not engine.draining
             assert client.faults == []
             joules = float(engine.account.devices()["cpu0"]["measured_j"])
@@ -211,8 +218,34 @@ def test_a_successor_that_gives_up_leaves_the_running_server_alone(tmp_path: Pat
             assert float(engine.account.devices()["cpu0"]["measured_j"]) > joules
             client.ended = True
 
-    async def fails() -> None:
+    async def fails(front_ends: FrontEnds, grpc_port: int | None) -> None:
         raise TakeOverError("the port for gRPC is taken")
+
+    run(main())
+
+
+def test_a_server_that_is_asked_to_end_leaves_its_successor_serving_as_soon_as_that_is_ready(tmp_path: Path) -> None:
+    """As by SIGTERM, while the successor loads: who connects meanwhile waits."""
+
+    async def main() -> None:
+        async with Owner(server_of(tmp_path)) as first:
+            url = first.server.url
+            succession = await Succession.ask(first.server.config, LowPriority())
+            client = Client(url)
+            assert await first.end()
+            asking = asyncio.create_task(client.ask(0, keep=False))
+            await asyncio.sleep(0.2)
+            assert client.answered == 0
+            async with Owner(server_of(tmp_path), succession) as second:
+                assert second.server.url == url
+                await until(lambda: client.answered > 10)
+                client.ended = True
+                await asking
+                await succession.settle()
+                assert not second.server.engine.machine.beside
+            assert client.faults == []
+        requests, _, _ = in_ledger(tmp_path)
+        assert requests == client.answered
 
     run(main())
 
@@ -233,7 +266,9 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
             begun_s = time.monotonic()
             again = Owner(server_of(tmp_path))
             async with again:  # another server of that name is nobody's successor
-                assert again.take_overs._file is None
+                listening = again.take_overs._listening
+                assert listening is not None
+                await until(listening.done)
             assert time.monotonic() - begun_s < 60.0
             (await Succession.ask(here, LowPriority())).close()
 

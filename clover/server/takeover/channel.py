@@ -1,175 +1,167 @@
-"""The connection of a running server and its successor: messages with descriptors beside them, in order.
+"""The connection of a running server and its successor: messages as JSON, never pickle, with descriptors beside them.
 
-A message is its length (four bytes) and its bytes; descriptors travel with the first byte of that by SCM_RIGHTS.  A
-control buffer that is too short would drop descriptors silently, so MSG_CTRUNC is an error.  Both ends check by
-SO_PEERCRED that the other is the same user.
+It is a unix socket that keeps messages apart (SOCK_SEQPACKET).  A control buffer that is too short would drop
+descriptors silently, so MSG_CTRUNC is an error.  Both ends check by SO_PEERCRED that the other is the same user.
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
 import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Annotated, TypeVar
+
+import msgspec
 
 from clover.errors import StartError
-from clover.server.takeover.messages import Message, TakeOverRefused, decode, encode
+from clover.types import Record
 
-_LENGTH = struct.Struct("!I")
-MOST_BYTES = 16 << 20
+VERSION = 2
+"""Raised whenever a message changes: servers of different versions do not take over from each other."""
 MOST_DESCRIPTORS = 64
+_MOST_BYTES = 1 << 16
 _PEER = struct.Struct("3i")
-
-_M = TypeVar("_M", bound=Message)
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class TakeOverError(StartError):
     """A take-over did not come about; the running server stays."""
 
 
-class TakeOverChannel(Protocol):
-    """One end of the connection.  Both calls raise TakeOverError if the other end is gone."""
-
-    async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send a message, with copies of `descriptors`."""
-
-    async def receive(self, within_s: float | None) -> tuple[Message, list[int]]:
-        """Return the next message and its descriptors, which belong to the caller; TakeOverError if none comes within
-        `within_s` seconds (None: waits as long as the other end is there)."""
-
-    async def ended(self, within_s: float) -> bool:
-        """Return whether the other end's process has ended, waiting for that up to `within_s` seconds."""
-
-    def close(self) -> None:
-        """Let go of the connection.  Idempotent."""
+class OtherEndedError(TakeOverError):
+    """The other server has ended."""
 
 
-async def expect(channel: TakeOverChannel, kind: type[_M], within_s: float | None) -> tuple[_M, list[int]]:
-    """Return the next message, which must be of `kind`; TakeOverError with the reason if the other end refuses."""
-    message, descriptors = await channel.receive(within_s)
-    if isinstance(message, kind):
-        return message, descriptors
-    for number in descriptors:
-        os.close(number)
-    if isinstance(message, TakeOverRefused):
-        raise TakeOverError(message.reason)
-    raise TakeOverError(f"the other server said {type(message).__name__} instead of {kind.__name__}")
+class TakeOverRequest(Record, frozen=True, kw_only=True, tag=True):
+    """The successor asks: its version of the messages, its release, and the addresses that it is configured with."""
+
+    version: int
+    clover: _Text
+    listen: dict[str, _Text]
 
 
-class SocketChannel:
-    """A channel over a connected unix socket, which it owns.  It works in one event loop at a time."""
+class TakeOverRefused(Record, frozen=True, kw_only=True, tag=True):
+    """The running server stays, for this reason: instead of any other answer."""
+
+    reason: _Text
+
+
+class SocketOffer(Record, frozen=True, kw_only=True, tag=True):
+    """The running server's listening sockets, which come beside: those for HTTP, and the control socket if any.
+
+    `grpc_port` is bound a second time by the successor.  `memory_bytes`: what the server's processes hold; `box`: the
+    folder of its emulated GPUs below the cache folder.
+    """
+
+    clover: _Text
+    grpc_port: int | None
+    memory_bytes: int
+    box: _Text = ""
+
+
+class SuccessorReady(Record, frozen=True, kw_only=True, tag=True):
+    """The successor has loaded and warmed everything, and asks whether it may accept connections."""
+
+
+class TakeOverAllowed(Record, frozen=True, kw_only=True, tag=True):
+    """It may."""
+
+
+class SuccessorAccepting(Record, frozen=True, kw_only=True, tag=True):
+    """It does."""
+
+
+_M = TypeVar("_M", bound=Record)
+
+
+class Channel:
+    """One end of the connection, over a connected socket, which it owns.  It works in one event loop at a time.
+
+    `pid` is the other process, `descriptors` are those that came: whoever uses them takes them out of the list.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._buffer = bytearray()
-        self._descriptors: list[int] = []
+        self.descriptors: list[int] = []
         self.pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
         if uid != os.geteuid():
             self.close()
             raise TakeOverError("the other end of the take-over socket is another user's")
 
-    async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        data = encode(message)
-        left = memoryview(_LENGTH.pack(len(data)) + data)
-        beside: Sequence[int] = descriptors
-        while left:
-            try:
-                control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", beside))] if beside else []
-                sent = self._sock.sendmsg([left], control, socket.MSG_NOSIGNAL)
-            except (BlockingIOError, InterruptedError):
-                await self._until(writable=True)
-                continue
-            except OSError as error:
-                raise TakeOverError(f"the other server is gone: {error.strerror}") from error
-            beside = ()
-            left = left[sent:]
+    def send(self, message: Record, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, with copies of `descriptors`; OtherEndedError if the other end is gone."""
+        try:
+            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            self._sock.sendmsg([msgspec.json.encode(message)], control, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise OtherEndedError(f"the other server is gone: {error.strerror}") from error
 
-    async def receive(self, within_s: float | None) -> tuple[Message, list[int]]:
+    async def expect(self, kind: type[_M], within_s: float | None) -> _M:
+        """Return the next message, which must be of `kind`.
+
+        Raises OtherEndedError if the other end is gone, and TakeOverError with the reason if it refuses, says something
+        else, or says nothing for `within_s` seconds (None: waits as long as it is there).
+        """
         try:
             async with asyncio.timeout(within_s):
-                return await self._receive()
+                data = await self._receive()
         except TimeoutError:
             raise TakeOverError(f"the other server did not answer within {within_s:g} s") from None
-
-    async def _receive(self) -> tuple[Message, list[int]]:
-        while True:
-            if len(self._buffer) >= _LENGTH.size:
-                (size,) = _LENGTH.unpack_from(self._buffer)
-                if size > MOST_BYTES:
-                    raise TakeOverError(f"the other server sent a message of {size} bytes")
-                if len(self._buffer) >= _LENGTH.size + size:
-                    data = bytes(self._buffer[_LENGTH.size : _LENGTH.size + size])
-                    del self._buffer[: _LENGTH.size + size]
-                    descriptors, self._descriptors = self._descriptors, []
-                    try:
-                        return decode(data), descriptors
-                    except ValueError as error:
-                        for number in descriptors:
-                            os.close(number)
-                        raise TakeOverError(f"the other server cannot be understood: {error}") from error
-            await self._read()
-
-    async def _read(self) -> None:
-        room = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+        if not data:
+            raise OtherEndedError("the other server is gone")
         try:
-            data, control, flags, _ = self._sock.recvmsg(1 << 16, room, socket.MSG_CMSG_CLOEXEC)
-        except (BlockingIOError, InterruptedError):
-            await self._until(writable=False)
-            return
-        except OSError as error:
-            raise TakeOverError(f"the other server is gone: {error.strerror}") from error
+            message: _M | TakeOverRefused = msgspec.json.decode(data, type=kind | TakeOverRefused)
+        except ValueError as error:
+            raise TakeOverError(f"the other server cannot be understood: {error}") from error
+        if isinstance(message, TakeOverRefused):
+            raise TakeOverError(message.reason)
+        return message
+
+    async def ended(self, within_s: float) -> bool:
+        """Wait until the other end is gone, whatever it says meanwhile; return whether it is within `within_s`
+        seconds."""
+        try:
+            async with asyncio.timeout(within_s):
+                while await self._receive():
+                    pass
+        except TimeoutError:
+            return False
+        return True
+
+    async def _receive(self) -> bytes:
+        """Return the next message; nothing if the other end is gone."""
+        room = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+        while True:
+            try:
+                data, control, flags, _ = self._sock.recvmsg(_MOST_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+                break
+            except (BlockingIOError, InterruptedError):
+                await self._readable()
+            except ConnectionResetError:
+                pass  # it did not read all before it closed: what it said last is still to be read
         for level, kind, content in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-                self._descriptors += numbers
+                self.descriptors += numbers
         if flags & socket.MSG_CTRUNC:
             raise TakeOverError("the other server sent more descriptors than are taken")
-        if not data:
-            raise TakeOverError("the other server is gone")
-        self._buffer += data
+        return data
 
-    async def _until(self, *, writable: bool) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def settle() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        add, remove = (loop.add_writer, loop.remove_writer) if writable else (loop.add_reader, loop.remove_reader)
-        add(self._sock, settle)
+    async def _readable(self) -> None:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._sock, ready.set)
         try:
-            await ready
+            await ready.wait()
         finally:
-            remove(self._sock)
-
-    async def ended(self, within_s: float) -> bool:
-        try:
-            process = os.pidfd_open(self.pid)
-        except OSError:
-            return True
-        loop = asyncio.get_running_loop()
-        gone = asyncio.Event()
-        loop.add_reader(process, gone.set)
-        try:
-            async with asyncio.timeout(within_s):
-                await gone.wait()
-        except TimeoutError:
-            return False
-        finally:
-            loop.remove_reader(process)
-            os.close(process)
-        return True
+            loop.remove_reader(self._sock)
 
     def close(self) -> None:
-        for number in self._descriptors:
-            with contextlib.suppress(OSError):
-                os.close(number)
-        self._descriptors = []
+        """Close the connection, and the descriptors that nobody took.  Idempotent."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
         self._sock.close()

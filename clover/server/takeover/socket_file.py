@@ -21,6 +21,7 @@ from clover.server.takeover.channel import TakeOverError
 from clover.telemetry.ledger.files import server_name
 
 FOLDER = "take-over"
+_METERS = "meters"
 _LONGEST = 60
 
 
@@ -32,13 +33,18 @@ def place(config: ServerConfig) -> Path | None:
     return state_folder(config.state_dir) / FOLDER / name[:_LONGEST]
 
 
-def connect(config: ServerConfig) -> socket.socket:
-    """Return a socket that is connected to the running server; raises TakeOverError or ConfigError."""
+def meters_file(path: Path) -> Path:
+    """Return the file in which the server that listened at `path` leaves where its meters stand."""
+    return path.parent.parent / _METERS / path.name
+
+
+def connect(config: ServerConfig) -> tuple[socket.socket, Path]:
+    """Return a socket that is connected to the running server, and its path; raises TakeOverError or ConfigError."""
     path = place(config)
     if path is None:
         raise TakeOverError("--take-over finds the running server in the state folder: name one (--state-dir)")
     check_private(path.parent)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with _through(path) as short:
             sock.connect(short)
@@ -48,7 +54,7 @@ def connect(config: ServerConfig) -> socket.socket:
             f"no server with this configuration can be taken over here ({path}: {error.strerror}): a first one is "
             f"started without --take-over, `{program()} serve ...`"
         ) from error
-    return sock
+    return sock, path
 
 
 class ListeningFile:
@@ -61,7 +67,7 @@ class ListeningFile:
         self.path = path
         with _through(path) as short:
             self._free(Path(short))
-            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.socket.setblocking(False)
             before = os.umask(0o177)  # no moment at which others could connect
             try:
@@ -81,7 +87,7 @@ class ListeningFile:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
                 raise FileExistsError(errno.EEXIST, "it is no socket")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
                 probe.setblocking(False)
                 if probe.connect_ex(str(path)) in (0, errno.EAGAIN, errno.EINPROGRESS):
                     raise FileExistsError(errno.EEXIST, "another server listens there")

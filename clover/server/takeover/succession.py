@@ -1,4 +1,4 @@
-"""What a successor does: ask the running server, start beside it, go on from its state, and accept in its place.
+"""What a successor does: asks the running server, starts beside it, accepts in its place, and goes on from its files.
 
 Instances of a real GPU belong to the server that made them, and its driver has no room for a second one; so a
 take-over is refused there before anything is started.  Emulated GPUs are a file: the successor has a box of its own, in
@@ -12,23 +12,34 @@ import contextlib
 import gc
 import logging
 import os
+import select
 import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from clover._version import __version__
 from clover.config import ServerConfig
-from clover.control.ledger_files import LedgerFiles, budgets_folder, restore
-from clover.errors import CloverError
+from clover.energy.marks import ClosedMeters
 from clover.hints import named_wait
 from clover.http import Inherited
 from clover.low_priority import LowPriority
-from clover.policies import SPENDING
+from clover.malformed import MALFORMED
 from clover.runtime.memory.free import free_bytes
-from clover.server.takeover import protocol, socket_file
-from clover.server.takeover.channel import SocketChannel, TakeOverError, expect
-from clover.server.takeover.messages import VERSION, HandedState, SocketOffer, TakeOverFinished, TakeOverRequest
+from clover.server.takeover import socket_file
+from clover.server.takeover.channel import (
+    VERSION,
+    Channel,
+    OtherEndedError,
+    SocketOffer,
+    SuccessorAccepting,
+    SuccessorReady,
+    TakeOverAllowed,
+    TakeOverError,
+    TakeOverRequest,
+)
 from clover.settings.check import on_gpus
 
 if TYPE_CHECKING:
@@ -37,6 +48,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clover.server")
 
+STEP_S = 20.0
+"""Longest wait for an answer that needs no loading."""
+GONE_S = 2.0
+"""How long a process may take to end after its connection did."""
 BESIDE = "beside"
 """The folder of the emulated GPUs of every other server."""
 _FREE_PART = 0.92
@@ -44,15 +59,18 @@ _GIB = 1 << 30
 
 
 class Succession:
-    """The take-over of one server, from its offer on.  It owns `channel` and the sockets of `inherited`."""
+    """The take-over of one server, from its offer on.  It owns `channel` and the sockets of `inherited`; `meters` is
+    the file that the running server leaves."""
 
-    def __init__(self, channel: SocketChannel, offer: SocketOffer, inherited: Inherited, priority: LowPriority) -> None:
+    def __init__(
+        self, channel: Channel, offer: SocketOffer, inherited: Inherited, priority: LowPriority, meters: Path
+    ) -> None:
         self._channel = channel
         self._offer = offer
         self.inherited = inherited
-        self._engine: Engine | None = None
-        self._ending: asyncio.Task[None] | None = None
         self._priority = priority
+        self._meters = meters
+        self._ending: asyncio.Task[None] | None = None
 
     def give_time(self, pool: Pool) -> None:
         """Let the workers of `pool` take longer to start, until this server takes over."""
@@ -69,40 +87,40 @@ class Succession:
                 "that made them, and two cannot share one; restart it, or serve from two machines or two GPUs and "
                 "restart one after the other"
             )
-        channel = SocketChannel(socket_file.connect(config))
-        descriptors: list[int] = []
+        sock, path = socket_file.connect(config)
+        channel, meters = Channel(sock), socket_file.meters_file(path)
         try:
-            await channel.send(
-                TakeOverRequest(version=VERSION, pid=os.getpid(), clover=__version__, listen=listening(config))
-            )
-            try:
+            with contextlib.suppress(OtherEndedError):
                 with named_wait("the running server to offer its sockets", log.info):
-                    offer, descriptors = await expect(channel, SocketOffer, protocol.STEP_S)
-            except TakeOverError:
-                if not await channel.ended(protocol.GONE_S):
-                    raise
-                log.warning("the server that ran here has ended before it offered its sockets: this one serves alone")
-                channel.close()
-                priority.restore()
-                return None
-            if len(descriptors) != offer.tcp + offer.control or offer.tcp < 1:
-                raise TakeOverError("the running server's sockets did not come")
-            free = free_bytes()
-            if free and offer.memory_bytes > _FREE_PART * free:
-                raise TakeOverError(
-                    f"there is no room for two servers: the running one holds {offer.memory_bytes / _GIB:.2f} GiB, and "
-                    f"{free / _GIB:.2f} GiB are free here; restart it instead"
-                )
+                    channel.send(TakeOverRequest(version=VERSION, clover=__version__, listen=listening(config)))
+                    offer = await channel.expect(SocketOffer, STEP_S)
+                return cls._offered(channel, offer, priority, meters)
         except BaseException:
-            for number in descriptors:
-                os.close(number)
             channel.close()
             raise
-        made = [socket.socket(fileno=number) for number in descriptors]
-        log.info("taking over from process %d, Clover %s: it serves until this one is ready", offer.pid, offer.clover)
-        priority.beside(offer.pid)
-        inherited = Inherited(tuple(made[: offer.tcp]), made[-1] if offer.control else None)
-        return cls(channel, offer, inherited, priority)
+        log.warning("the server that ran here has ended before it offered its sockets: this one serves alone")
+        channel.close()
+        priority.restore()
+        return None
+
+    @classmethod
+    def _offered(cls, channel: Channel, offer: SocketOffer, priority: LowPriority, meters: Path) -> Succession:
+        if not channel.descriptors:
+            raise TakeOverError("the running server's sockets did not come")
+        free = free_bytes()
+        if free and offer.memory_bytes > _FREE_PART * free:
+            raise TakeOverError(
+                f"there is no room for two servers: the running one holds {offer.memory_bytes / _GIB:.2f} GiB, and "
+                f"{free / _GIB:.2f} GiB are free here; restart it instead"
+            )
+        meters.unlink(missing_ok=True)  # of an earlier take-over
+        numbers, channel.descriptors = channel.descriptors, []
+        sockets = [socket.socket(fileno=number) for number in numbers]
+        control = next((sock for sock in sockets if sock.family == socket.AF_UNIX), None)
+        tcp = tuple(sock for sock in sockets if sock is not control)
+        log.info("taking over from process %d, Clover %s: it serves until this one is ready", channel.pid, offer.clover)
+        priority.beside(channel.pid)
+        return cls(channel, offer, Inherited(tcp, control), priority, meters)
 
     @property
     def box(self) -> str:
@@ -113,107 +131,71 @@ class Succession:
         """Return the folder of the emulated GPUs and their records."""
         return cache / self.box
 
-    async def complete(self, engine: Engine, stack: contextlib.AsyncExitStack) -> None:
-        """Take over, now that `engine` can serve; `stack` is what its stop does.  Raises TakeOverError if the running
-        server serves on."""
-        self._engine = engine
-        await self._repeat_commands(engine)
+    async def complete(self, engine: Engine) -> None:
+        """Accept connections, now that `engine` can serve.  Raises TakeOverError if the running server serves on."""
         self._priority.restore()
         engine.pool.start_s = engine.config.workers.start_s
         gc.collect()  # what takes long, before requests come
-        with named_wait("the running server to hand over", log.info):
-            other_says_more = await protocol.take_over(self._channel, self)
-        engine.controller.ledger_files = LedgerFiles(budgets_folder(engine.config))  # which the other has closed
+        with contextlib.suppress(OtherEndedError):
+            self._channel.send(SuccessorReady())
+        try:
+            with named_wait("the running server to hand over", log.info):
+                await self._channel.expect(TakeOverAllowed, STEP_S)
+        except OtherEndedError:
+            log.warning("the server that ran here has ended before this one was ready: this one serves alone")
+        if engine.frontend is not None:
+            await engine.frontend.open(self._offer.grpc_port)
+        with contextlib.suppress(OtherEndedError):
+            self._channel.send(SuccessorAccepting())
+        self._ending = engine.loop.create_task(self._finish(engine), name="clover-take-over")
+
+    async def _finish(self, engine: Engine) -> None:
+        """Wait until the server that ran here has ended, and go on from its files."""
+        if not await self._channel.ended(2.0 * engine.config.limits.drain_s + STEP_S):
+            log.warning("the server that ran here has not ended in time: what it counts is counted twice")
+        closed, reading = self._closed_meters(), await engine.grid.priced()
+        if closed is None:
+            await self._gone()
+        self._channel.close()
+        engine.machine.take_over(closed, reading)
+        at_ns = closed.at_ns if closed is not None else time.monotonic_ns()
+        engine.footprint.begin(at_ns)
+        if engine.ledger is not None:
+            engine.ledger.begin(at_ns / 1e9)
+            engine.ledger.start()
+        engine.controller.ledger_files.take_over(engine.controller.context.families.values(), engine.grid.now())
         if engine.frontend is not None:
             engine.frontend.own()
-        if other_says_more:
-            self._ending = engine.loop.create_task(self._finish(), name="clover-take-over")
-            stack.push_async_callback(self._settle)
-        elif engine.ledger is not None:
-            engine.ledger.start()
+        log.info("the server that ran here has ended")
 
-    async def _repeat_commands(self, engine: Engine) -> None:
-        """Put in force what operators have changed of the running server; TakeOverError if that cannot be here."""
-        for command in self._offer.commands:
-            try:
-                await engine.controller.command(command.verb, dict(command.arguments), "take-over")
-            except CloverError as error:
-                raise TakeOverError(
-                    f"what an operator changed of the running server cannot be in force here ({command.verb} "
-                    f"{command.arguments}: {error}); undo it there first"
-                ) from error
-        for name in engine.served.keys() & set(self._offer.unloaded):
-            await engine.unload(name)
-
-    async def adopt(self, handed: HandedState | None) -> None:
-        """Go on from the state: meters, embodied carbon, the ledger's time, budgets.  None: count from now on, with the
-        budgets of the files."""
-        engine = self._engine
-        assert engine is not None
-        alone, handed = handed is None, handed or HandedState(at_ns=time.monotonic_ns())
-        reading = await engine.grid.priced()
-        engine.machine.take_over(handed.marks, reading)
-        engine.footprint.begin(handed.at_ns)
-        if engine.ledger is not None:
-            engine.ledger.begin(handed.at_ns / 1e9)
-        grid_s, context = engine.grid.now(), engine.controller.context
-        if alone:
-            files = LedgerFiles(budgets_folder(engine.config))
-            for kept in context.families.values():
-                files.load(kept, grid_s, spends=context.policy_of(kept) in SPENDING)
-            files.release()
-        for name, budget in handed.budgets.items():
-            family = context.families.get(name)
-            if family is None:
-                continue
-            try:
-                why = restore(budget, family, grid_s)
-            except ValueError as error:
-                why = str(error)
-            if why:
-                log.warning("%s: what the budget spent before is not taken over: %s", name, why)
-
-    async def open(self) -> None:
-        """Accept connections, as the running server does."""
-        assert self._engine is not None
-        if self._engine.frontend is not None:
-            await self._engine.frontend.open(self._offer.grpc_port)
-
-    async def withdraw(self) -> None:
-        """Accept no more, and answer what was accepted."""
-        engine = self._engine
-        assert engine is not None
-        engine.machine.paused = True  # the other server counts
-        if engine.frontend is not None:
-            await engine.frontend.drain(engine.config.limits.drain_s)
-
-    async def _finish(self) -> None:
-        """Wait until the server that ran here has ended; add what it answered last, and open the ledger."""
-        engine = self._engine
-        assert engine is not None
-        limits = engine.config.limits
+    def _closed_meters(self) -> ClosedMeters | None:
+        """Return where the meters of the server that ran here stand; None if it did not end in order."""
         try:
-            said = await protocol.finished(self._channel, 2.0 * limits.drain_s + protocol.STEP_S)
-            if said is not None:
-                self._add(engine, said)
-        finally:
-            self._channel.close()
-            if engine.ledger is not None:
-                engine.ledger.start()
+            closed = msgspec.json.decode(self._meters.read_bytes(), type=ClosedMeters)
+            self._meters.unlink()
+            return closed
+        except (OSError, *MALFORMED) as error:
+            log.warning("the server that ran here did not end in order, and meters are read from now on: %s", error)
+            return None
 
-    def _add(self, engine: Engine, said: TakeOverFinished) -> None:
-        for name, late in said.late.items():
-            family = engine.controller.context.families.get(name)
-            if family is not None and family.ledger.since_s == late.since_s:
-                family.ledger.add(late.rows, late.accuracy_rows)
-        log.info(
-            "the server that ran here has ended%s", "" if said.answered else ", and left requests without an answer"
-        )
+    async def _gone(self) -> None:
+        """Wait until a process that is being killed has closed all its files."""
+        with contextlib.suppress(OSError):
+            process = os.pidfd_open(self._channel.pid)
+            try:
+                await asyncio.to_thread(select.select, [process], [], [], GONE_S)
+            finally:
+                os.close(process)
 
-    async def _settle(self) -> None:
-        """Wait for the end of the server before, whose ledger this one shares."""
+    @property
+    def waiting(self) -> bool:
+        """Whether the server that ran here has not ended."""
+        return self._ending is not None and not self._ending.done()
+
+    async def settle(self) -> None:
+        """Wait for the end of the server that ran here, whose ledger this one goes on with."""
         if self._ending is not None:
-            await asyncio.gather(self._ending, return_exceptions=True)
+            await asyncio.wait([self._ending])
 
     def close(self) -> None:
         """Give the sockets back, if nothing has begun to use them, and the session its priority."""
@@ -224,10 +206,5 @@ class Succession:
 
 def listening(config: ServerConfig) -> dict[str, str]:
     """Return the settings of addresses that two servers must share, as text."""
-    listen = config.listen
-    return {
-        "host": listen.host,
-        "port": str(listen.port),
-        "grpc_port": "" if listen.grpc_port is None else str(listen.grpc_port),
-        "control": listen.control,
-    }
+    values = {name: getattr(config.listen, name) for name in ("host", "port", "grpc_port", "control")}
+    return {name: "" if value is None else str(value) for name, value in values.items()}

@@ -244,3 +244,46 @@ async def test_a_folder_that_cannot_be_written_to_is_said_and_no_more(
     with caplog.at_level(logging.WARNING):
         await made.controller.stop()
     assert "cannot be written" in caplog.text
+
+
+@on_a_loop
+async def test_a_server_beside_another_reads_and_adds_its_rows_to_what_that_one_left(tmp_path: Path) -> None:
+    old = started(tmp_path)
+    await old.deploy()
+    await served(old, 3.0, 5000.0, 91.0)
+    await old.controller.ledger_files.settle()
+    new = Rig(policy="budget", family=SETTINGS)
+    new.clock.now_s = old.clock.now_s
+    files = new.controller.ledger_files = LedgerFiles(tmp_path, beside=True)
+    assert files.load(new.family, new.clock())
+    found = new.family.ledger.rows
+    assert 0.0 < found <= 5000.0, "as it was written last"
+    await new.deploy()
+    await served(new, 0.5, 100.0, 92.0)
+    assert new.family.ledger.rows == found + 100.0
+    await served(old, 0.5, 300.0, 91.0)  # over connections that were open
+    (file,) = tmp_path.iterdir()
+    await old.controller.stop()
+    kept = file.read_bytes()
+    await new.look(SAVE_S)
+    assert file.read_bytes() == kept, "it is not this one's yet"
+    files.take_over([new.family], new.clock())
+    assert new.family.ledger.rows == 5400.0
+    assert new.family.ledger.accuracy_rows == pytest.approx(5300 * 91.0 + 100 * 92.0)
+    assert new.family.ledger.since_s == old.family.ledger.since_s
+    await served(new, 0.5, 50.0, 92.0)
+    await new.controller.stop()
+    assert b'"rows":5450.0' in file.read_bytes()
+
+
+@on_a_loop
+async def test_a_server_beside_another_that_left_nothing_goes_on_with_its_own_rows(tmp_path: Path) -> None:
+    new = Rig(policy="budget", family=SETTINGS)
+    files = new.controller.ledger_files = LedgerFiles(tmp_path, beside=True)
+    assert not files.load(new.family, new.clock())
+    await new.deploy()
+    await served(new, 0.5, 100.0, 92.0)
+    files.take_over([new.family], new.clock())
+    assert new.family.ledger.rows == 100.0
+    await new.controller.stop()
+    assert len(list(tmp_path.iterdir())) == 1

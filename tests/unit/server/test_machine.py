@@ -105,8 +105,8 @@ def test_a_gpu_whose_driver_hangs_holds_up_no_other_meter(monkeypatch: pytest.Mo
         session.close()
 
 
-@pytest.mark.parametrize("paused", [False, True])
-def test_the_window_of_a_gpu_is_closed_as_its_counter_is_read_and_that_of_the_host_last(paused: bool) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_window_of_a_gpu_is_closed_as_its_counter_is_read_and_that_of_the_host_last(beside: bool) -> None:
     """A counter may be waited for until it ticks; what workers of another GPU do meanwhile is of its next window."""
     done: list[str] = []
 
@@ -125,7 +125,7 @@ def test_the_window_of_a_gpu_is_closed_as_its_counter_is_read_and_that_of_the_ho
         meters = {name: Meter(name) for name in ("host", "gpu0", "gpu1")}
         machine: Any = Machine.__new__(Machine)
         machine.gpus = [SimpleNamespace(name=name) for name in ("gpu0", "gpu1")]
-        machine.meters, machine.paused, machine.handed = meters, False, False
+        machine.meters, machine.beside = meters, False
         machine._samples, machine._looked_ns, machine._unreadable_ns = {}, {}, {}
         machine._spare = lambda gpu: None
         machine._host = SimpleNamespace(look=lambda: done.append("host looked at"))
@@ -133,15 +133,15 @@ def test_the_window_of_a_gpu_is_closed_as_its_counter_is_read_and_that_of_the_ho
         measuring = asyncio.ensure_future(machine.measure(Reading(g_per_kwh=300.0, at_s=0.0, provider="test")))
         for name in ("host", "gpu1", "gpu0"):
             await asyncio.sleep(0)
-            machine.paused = paused
+            machine.beside = beside
             meters[name].ticked.set()
             for _ in range(3):
                 await asyncio.sleep(0)
         await measuring
 
     asyncio.run(main())
-    if paused:
-        assert done == ["host read", "gpu1 read", "gpu0 read"]
+    if beside:
+        assert done == ["host read", "gpu1 read", "gpu0 read", "host looked at"], "the counters are another server's"
     else:
         assert done == [
             "host read", "gpu1 read", "gpu1 closed", "gpu0 read", "gpu0 closed", "host looked at", "host closed",

@@ -1,294 +1,357 @@
-"""A take-over that breaks at every step there is, from either side: one server serves, and nothing counts twice."""
+"""A take-over that breaks at every step there is, from either side: one server serves, and only the new one goes on
+from the files."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from clover.server.takeover import protocol
-from clover.server.takeover.channel import TakeOverError, expect
-from clover.server.takeover.messages import (
-    VERSION,
-    HandedState,
-    Message,
-    SocketOffer,
-    TakeOverFinished,
-    TakeOverRefused,
-    TakeOverRequest,
-)
+from clover.config import LimitsConfig, ListenConfig, ServerConfig
+from clover.energy.marks import ClosedMeters, MeterMark
+from clover.http.audit import AuditLog
+from clover.low_priority import LowPriority
+from clover.server.takeover import handover, socket_file, succession
+from clover.server.takeover.channel import Channel, TakeOverError
+from clover.server.takeover.handover import TakeOvers
+from clover.server.takeover.succession import Succession
 
-REQUEST = TakeOverRequest(version=VERSION, pid=2, clover="2.0", listen={"port": "8080"})
-OFFER = SocketOffer(pid=1, clover="1.0", tcp=1, control=False, grpc_port=None, memory_bytes=1)
+MARK = MeterMark(device="cpu0", method="modelled", at_ns=5)
+LEFT = ClosedMeters(at_ns=7, meters=(MARK,))
 
 
 class Killed(BaseException):
     """The process was ended."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fault:
-    """What goes wrong at operation `at` of one side: its process ends before or after it, or the other's answer never
-    comes (seen as the time limit)."""
+    """What goes wrong at operation `at` of one side: its process ends before or after it."""
 
     at: int
     how: str
 
 
 @dataclass
-class Wire:
-    """One direction."""
+class Process:
+    """One side: its channels, of which operation `fault.at` ends it."""
 
-    queue: asyncio.Queue[tuple[Message, list[int]] | None] = field(default_factory=asyncio.Queue)
-    closed: bool = False
+    fault: Fault | None = None
+    operations: int = 0
+    dead: bool = False
+
+    def channel(self, sock: socket.socket) -> Channel:
+        return FaultyChannel(sock, self)
 
 
-class FakeChannel:
-    """One end, on queues; its process ends at `fault`."""
+class FaultyChannel(Channel):
+    def __init__(self, sock: socket.socket, process: Process) -> None:
+        super().__init__(sock)
+        self._process = process
 
-    def __init__(self, out: Wire, back: Wire, fault: Fault | None) -> None:
-        self.out, self.back, self.fault = out, back, fault
-        self.operations = 0
-        self.peer: FakeChannel | None = None
-        self.dead = False
-
-    def _step(self, after: bool) -> None:
-        if self.fault == Fault(self.operations, "killed after" if after else "killed before"):
-            self.dead = True
+    def _step(self, how: str) -> None:
+        process = self._process
+        if process.fault == Fault(process.operations, how):
+            process.dead = True
             self.close()
             raise Killed
-        if after:
-            self.operations += 1
+        process.operations += how == "killed after"
 
-    async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        self._step(False)
-        if self.back.closed:
-            raise TakeOverError("the other server is gone")
-        self.out.queue.put_nowait((message, list(descriptors)))
-        self._step(True)
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        self._step("killed before")
+        super().send(message, descriptors)
+        self._step("killed after")
 
-    async def receive(self, within_s: float | None) -> tuple[Message, list[int]]:
-        self._step(False)
-        if within_s is not None and self.fault == Fault(self.operations, "too late"):
-            raise TakeOverError(f"the other server did not answer within {within_s:g} s")
-        found = await self.back.queue.get()
-        if found is None:
-            self.back.queue.put_nowait(None)
-            raise TakeOverError("the other server is gone")
-        self._step(True)
+    async def expect(self, kind: Any, within_s: float | None) -> Any:
+        self._step("killed before")
+        found = await super().expect(kind, within_s)
+        self._step("killed after")
         return found
 
     async def ended(self, within_s: float) -> bool:
-        assert self.peer is not None
-        return self.peer.dead
-
-    def close(self) -> None:
-        if not self.out.closed:
-            self.out.closed = True
-            self.out.queue.put_nowait(None)
+        self._step("killed before")
+        return await super().ended(within_s)
 
 
-class Running:
-    """The running server: whether it accepts, and from when on it counts energy (a clock of steps)."""
+def running_engine(config: ServerConfig, sockets: Sequence[socket.socket]) -> Any:
+    async def finish(families: Any) -> None:
+        return None
 
-    def __init__(self, refuses: str = "", breaks: str = "") -> None:
-        self.refuses, self.breaks = refuses, breaks
-        self.accepts = self.counts = True
-        self.log: list[str] = []
-
-    def refusal(self, request: TakeOverRequest) -> str:
-        return self.refuses
-
-    async def offer(self) -> tuple[SocketOffer, Sequence[int]]:
-        return OFFER, ()
-
-    async def checkpoint(self) -> HandedState:
-        self.counts = False
-        if self.breaks == "checkpoint":
-            raise TakeOverError("the disk is full")
-        return HandedState(at_ns=1)
-
-    def revert(self) -> None:
-        self.counts = True
-        self.log.append("revert")
-
-    def commit(self) -> None:
-        self.accepts = False
-        self.log.append("commit")
-
-
-class Next:
-    """The successor."""
-
-    def __init__(self, breaks: str = "") -> None:
-        self.breaks = breaks
-        self.accepts = self.counts = False
-
-    async def adopt(self, handed: HandedState | None) -> None:
-        self.counts = True
-        if self.breaks == "adopt":
-            raise TakeOverError("the budgets do not fit")
-
-    async def open(self) -> None:
-        self.accepts = True
-        if self.breaks == "open":
-            raise TakeOverError("the port for gRPC is taken")
-
-    async def withdraw(self) -> None:
-        self.accepts = self.counts = False
+    context = SimpleNamespace(families={})
+    return SimpleNamespace(
+        config=config,
+        loop=asyncio.get_running_loop(),
+        controller=SimpleNamespace(learner=SimpleNamespace(finish=finish), context=context),
+        account=SimpleNamespace(workers=tuple),
+        frontend=SimpleNamespace(
+            http=SimpleNamespace(sockets=lambda: SimpleNamespace(tcp=sockets, control=None)), grpc_port=None
+        ),
+        footprint=SimpleNamespace(charged_ns=7),
+        machine=SimpleNamespace(marks=lambda: (MARK,)),
+        operators=SimpleNamespace(audit=AuditLog()),
+        rollouts=SimpleNamespace(trials=set),
+        cluster=SimpleNamespace(name=""),
+        served={},
+        draining=False,
+        handing=None,
+        reloads=0,
+    )
 
 
 @dataclass
-class Outcome:
-    running: Running
+class Next:
+    """The successor's engine, as far as a take-over asks."""
+
+    config: ServerConfig
+    breaks: str = ""
+    accepts: bool = False
+    left: list[Any] = field(default_factory=list)
+
+    def engine(self) -> Any:
+        async def start(port: int | None) -> None:
+            if self.breaks:
+                raise TakeOverError(self.breaks)
+            self.accepts = True
+
+        async def nothing() -> None:
+            return None
+
+        return SimpleNamespace(
+            config=self.config,
+            loop=asyncio.get_running_loop(),
+            pool=SimpleNamespace(start_s=1.0),
+            frontend=SimpleNamespace(open=start, own=lambda: None),
+            grid=SimpleNamespace(priced=nothing, now=lambda: 0.0),
+            machine=SimpleNamespace(take_over=lambda closed, reading: self.left.append(closed)),
+            footprint=SimpleNamespace(begin=self.left.append),
+            ledger=None,
+            controller=SimpleNamespace(
+                ledger_files=SimpleNamespace(take_over=lambda families, grid_s: None),
+                context=SimpleNamespace(families={}),
+            ),
+        )
+
+
+@dataclass
+class Scene:
+    """Both sides, and what came of them."""
+
+    config: ServerConfig
+    old: Process
+    new: Process
     successor: Next
-    old: FakeChannel
-    new: FakeChannel
-    handed: bool | None
-    taken: bool | None
-    said: str
+    engine: Any = None
+    take_overs: Any = None
+    committed: bool = False
+    said: str = ""
+    alone: bool = False
+    """Whether the new server starts as any other."""
+
+    @property
+    def old_serves(self) -> bool:
+        return not self.old.dead and self.engine.handing is None
 
 
 async def play(
-    running: Running, successor: Next, old_fault: Fault | None = None, new_fault: Fault | None = None
-) -> Outcome:
-    """Run both sides to their ends; a process that is killed serves no more."""
-    there, back = Wire(), Wire()
-    old, new = FakeChannel(there, back, old_fault), FakeChannel(back, there, new_fault)
-    old.peer, new.peer = new, old
-    said: list[str] = []
+    folder: Path,
+    old_fault: Fault | None = None,
+    new_fault: Fault | None = None,
+    *,
+    breaks: str = "",
+    while_loading: Any = None,
+    take_over_s: float = 60.0,
+) -> Scene:
+    """Run both sides to their ends; `while_loading` is awaited, with the scene, before the successor is ready."""
+    config = ServerConfig(
+        state_dir=str(folder), listen=ListenConfig(port=9000), limits=LimitsConfig(take_over_s=take_over_s)
+    )
+    scene = Scene(config, Process(old_fault), Process(new_fault), Next(config, breaks))
+    take_overs = scene.take_overs = TakeOvers(config)
+    path = socket_file.place(config)
+    assert path is not None
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as listening:
+        patch.setattr(handover, "Channel", scene.old.channel)
+        patch.setattr(succession, "Channel", scene.new.channel)
+        patch.setattr(succession, "GONE_S", 0.0)
+        scene.engine = running_engine(config, [listening])
+        ended = asyncio.Event()
+        take_overs.start(scene.engine, ended.set)
+        while not path.exists():
+            await asyncio.sleep(0)
+        new = asyncio.create_task(_succeed(scene, while_loading))
+        listens = take_overs._listening
+        assert listens is not None
+        waiting = asyncio.create_task(ended.wait())
+        async with asyncio.timeout(20.0):
+            await asyncio.wait((waiting, new, listens), return_when=asyncio.FIRST_COMPLETED)
+            scene.committed = ended.is_set()
+            if scene.committed:
+                take_overs.finish()
+            await new
+            for _ in range(20):  # the running server sees that a connection was made, and has ended
+                await asyncio.sleep(0)
+            while not (scene.committed or listens.done() or (scene.old_serves and take_overs._heir is None)):
+                await asyncio.sleep(0)
+            if ended.is_set() and not scene.committed:
+                scene.committed = True
+                take_overs.finish()
+        waiting.cancel()
+        listens.cancel()
+        await asyncio.wait((listens, waiting))
+        with contextlib.suppress(BaseException):
+            listens.result()
+    return scene
 
-    async def first() -> bool | None:
-        try:
-            found = await protocol.hand_over(old, running, 600.0)
-        except Killed:
-            running.accepts = running.counts = False
-            return None
-        if found:
-            await _quietly(old.send(TakeOverFinished(answered=True)))
-        old.close()
-        return found
 
-    async def second() -> bool | None:
-        try:
-            await new.send(REQUEST)
-            offer, _ = await expect(new, SocketOffer, 1.0)
-            assert offer == OFFER
-            found = await protocol.take_over(new, successor)
-            if found:
-                await protocol.finished(new, 1.0)
-        except Killed:
-            successor.accepts = successor.counts = False
-            return None
-        except TakeOverError as error:
-            said.append(str(error))
-            found = False
-        new.close()
-        return found
-
-    async with asyncio.timeout(5.0):
-        handed, taken = await asyncio.gather(first(), second())
-    return Outcome(running, successor, old, new, handed, taken, "".join(said))
-
-
-async def _quietly(sending: object) -> None:
+async def _succeed(scene: Scene, while_loading: Any) -> None:
+    found = None
     try:
-        await sending  # type: ignore[misc]
-    except TakeOverError:
-        pass
+        found = await Succession.ask(scene.config, LowPriority())
+        scene.alone = found is None
+        if found is not None:
+            if while_loading is not None:
+                await while_loading(scene)
+            await found.complete(scene.successor.engine())
+            await found.settle()
+            if (ending := found._ending) is not None:
+                ending.result()
     except Killed:
-        pass
+        scene.successor.accepts = False
+    except TakeOverError as error:
+        scene.said = str(error)
+    finally:
+        if found is not None:
+            found.close()
 
 
-def check(found: Outcome) -> None:
-    """One serves if one lives; never do two count; a rolled back one is as it was."""
-    old_lives, new_lives = not found.old.dead, not found.new.dead
-    counting = [found.running.counts and found.running.log[-1:] != ["commit"], found.successor.counts]
-    assert sum(counting) <= 1, "energy is counted twice"
-    if "commit" in found.running.log:
-        assert not found.running.accepts
-        assert found.successor.accepts == new_lives
-    elif old_lives:
-        assert found.running.accepts
-        assert found.running.counts
-        assert not found.successor.accepts or not new_lives
-    else:
-        assert not found.running.accepts
-    if old_lives and new_lives:
-        assert sum([found.running.accepts, found.successor.accepts]) == 1
-        assert sum(counting) == 1
+def check(found: Scene) -> None:
+    """One serves if one lives, and not two; and no energy is counted twice."""
+    accepts = found.successor.accepts or (found.alone and not found.new.dead)
+    if not (found.old.dead and found.new.dead):
+        assert found.old_serves != accepts
+    if not found.old.dead and found.old_serves:
+        assert found.successor.left == [], "the meters are the running server's"
 
 
-def test_it_takes_over() -> None:
-    found = asyncio.run(play(Running(), Next()))
+def test_it_takes_over_and_goes_on_from_what_the_other_left(tmp_path: Path) -> None:
+    found = asyncio.run(play(tmp_path))
     check(found)
-    assert (found.handed, found.taken) == (True, True)
-    assert found.running.log == ["commit"]
-    assert found.successor.accepts
-    assert found.successor.counts
+    assert found.committed
+    assert found.successor.left == [LEFT, 7]
+    assert [(one.call, one.door, one.status) for one in found.engine.operators.audit.records] == [
+        ("take-over", "take-over socket", 200)
+    ]
+    assert list((tmp_path / "meters").iterdir()) == []
 
 
-STEPS = range(7)
-HOWS = ("killed before", "killed after", "too late")
+HOWS = ("killed before", "killed after")
 
 
-@pytest.mark.parametrize("side", ["running server", "successor"])
-def test_any_single_fault_leaves_one_that_serves(side: str) -> None:
-    outcomes = set()
-    for at, how in itertools.product(STEPS, HOWS):
-        fault = Fault(at, how)
-        old_fault, new_fault = (fault, None) if side == "running server" else (None, fault)
-        found = asyncio.run(play(Running(), Next(), old_fault, new_fault))
-        check(found)
-        if how == "too late" or (side == "successor" and "commit" not in found.running.log):
-            assert found.running.accepts or found.successor.accepts, (at, how)
-        elif side == "running server" and found.old.operations >= 2:  # the sockets were offered
-            assert found.successor.accepts, (at, how)
-        outcomes.add(found.successor.accepts)
-    assert outcomes == {True, False}, "faults before and after the commit point"
-
-
-def test_two_faults_never_leave_two_that_count_or_accept() -> None:
-    faults = [None, *(Fault(at, how) for at, how in itertools.product(STEPS, HOWS))]
-    for old_fault, new_fault in itertools.product(faults, faults):
-        check(asyncio.run(play(Running(), Next(), old_fault, new_fault)))
-
-
-@pytest.mark.parametrize("breaks", ["adopt", "open"])
-def test_a_successor_that_cannot_go_on_leaves_the_running_one_as_it_was(breaks: str) -> None:
-    found = asyncio.run(play(Running(), Next(breaks)))
+@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize("how", HOWS)
+def test_a_running_server_that_dies_leaves_one_that_serves(at: int, how: str, tmp_path: Path) -> None:
+    found = asyncio.run(play(tmp_path, Fault(at, how)))
     check(found)
-    assert found.running.log == ["revert"]
-    assert (found.running.accepts, found.running.counts, found.handed) == (True, True, False)
+    assert found.old.dead
+    assert found.successor.accepts or found.alone
+    if at >= 2:  # the sockets were offered
+        assert found.successor.accepts
+        assert found.successor.left[0] is None, "meters are read from now on"
+
+
+@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize("how", HOWS)
+def test_a_successor_that_dies_before_it_accepts_leaves_the_running_server_as_it_was(
+    at: int, how: str, tmp_path: Path
+) -> None:
+    found = asyncio.run(play(tmp_path, None, Fault(at, how)))
+    assert found.new.dead
+    told = (at, how) == (4, "killed after")  # that it accepts: it dies later, as any server
+    assert found.committed is told
+    assert found.old_serves is not told
+
+
+def test_two_faults_never_leave_two_that_serve(tmp_path: Path) -> None:
+    faults = [Fault(at, how) for at, how in itertools.product(range(5), HOWS)]
+    for number, (old_fault, new_fault) in enumerate(itertools.product(faults, faults)):
+        found = asyncio.run(play(tmp_path / str(number), old_fault, new_fault))
+        assert not (found.old_serves and found.successor.accepts)
+
+
+def test_a_successor_that_cannot_accept_leaves_the_running_one_as_it_was(tmp_path: Path) -> None:
+    found = asyncio.run(play(tmp_path, breaks="the port for gRPC is taken"))
+    check(found)
+    assert found.old_serves
+    assert found.said == "the port for gRPC is taken"
+
+
+def test_a_successor_that_is_not_ready_in_time_is_refused(tmp_path: Path) -> None:
+    async def longer(scene: Scene) -> None:
+        while scene.take_overs._heir is not None:
+            await asyncio.sleep(0.001)
+
+    found = asyncio.run(play(tmp_path, while_loading=longer, take_over_s=0.02))
+    check(found)
+    assert found.old_serves
+    assert found.said == "the other server did not answer within 0.02 s"
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"reloads": 1}, "the configuration was read again"),
+        ({"served": {"toy": SimpleNamespace(spec=SimpleNamespace(digest="new"))}}, "replaced by another version"),
+        ({"rollouts": SimpleNamespace(trials=lambda: {"toy@2"})}, "a roll-out is under way"),
+        ({"cluster": SimpleNamespace(name="demo")}, "a node of the cluster demo"),
+        ({"draining": True}, "shutting down"),
+    ],
+)
+def test_what_a_successor_cannot_know_of_ends_the_take_over(changed: dict[str, Any], why: str, tmp_path: Path) -> None:
+    async def change(scene: Scene) -> None:
+        for name, value in changed.items():
+            setattr(scene.engine, name, value)
+
+    found = asyncio.run(play(tmp_path, while_loading=change))
+    check(found)
+    assert found.old_serves
+    assert why in found.said
+
+
+def test_a_running_server_that_ends_after_a_reload_leaves_no_successor_with_what_was_taken_out(tmp_path: Path) -> None:
+    async def reloaded(scene: Scene) -> None:
+        scene.engine.reloads += 1
+        await scene.take_overs.close()
+        scene.take_overs.finish()
+
+    found = asyncio.run(play(tmp_path, while_loading=reloaded))
     assert not found.successor.accepts
+    assert "the configuration was read again" in found.said
+    assert found.engine.handing is None, "it drains as any server"
 
 
-def test_a_state_that_cannot_be_taken_is_reverted() -> None:
-    found = asyncio.run(play(Running(breaks="checkpoint"), Next()))
+@pytest.mark.parametrize("finished", [False, True], ids=["while the other drains", "once the other has ended"])
+def test_a_running_server_that_is_asked_to_end_leaves_the_successor_serving(finished: bool, tmp_path: Path) -> None:
+    """As by SIGTERM, while the successor loads: it has the sockets, and clients wait until it is ready."""
+
+    async def asked_to_end(scene: Scene) -> None:
+        await scene.take_overs.close()
+        assert scene.engine.handing.is_set(), "clients that are silent are not waited for"
+        end = asyncio.get_running_loop().call_later
+        if finished:
+            scene.take_overs.finish()
+        else:
+            end(0.05, scene.take_overs.finish)
+
+    found = asyncio.run(play(tmp_path, while_loading=asked_to_end))
     check(found)
-    assert found.running.log == ["revert"]
-    assert "the disk is full" in found.said
-
-
-def test_a_refusal_says_why() -> None:
-    found = asyncio.run(play(Running(refuses="a roll-out is under way"), Next()))
-    check(found)
-    assert found.said == "a roll-out is under way"
-    assert found.running.log == []
-
-
-def test_what_is_not_expected_is_refused() -> None:
-    async def main() -> None:
-        there, back = Wire(), Wire()
-        channel = FakeChannel(there, back, None)
-        back.queue.put_nowait((TakeOverRefused(reason="busy"), []))
-        back.queue.put_nowait((OFFER, []))
-        with pytest.raises(TakeOverError, match="busy"):
-            await expect(channel, SocketOffer, 1.0)
-        with pytest.raises(TakeOverError, match="said SocketOffer instead of TakeOverFinished"):
-            await expect(channel, TakeOverFinished, 1.0)
-
-    asyncio.run(main())
+    assert found.successor.accepts
+    assert found.said == ""
+    assert found.successor.left == [LEFT, 7]
