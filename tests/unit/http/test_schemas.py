@@ -67,6 +67,5 @@ def test_bodies_of_commands_are_what_the_commands_take(verb: str, body: dict[str
 
 @pytest.mark.parametrize(("asked", "valid"), [(0, True), (90, True), (1.5, True), (0.9, False), (1, False)])
 def test_an_accuracy_is_in_percent_not_a_fraction(asked: float, valid: bool) -> None:
-    (infer,) = (schema for name, schema in SCHEMAS.items() if "parameters" in schema.get("properties", {}))
-    found = violations(infer["properties"]["parameters"], {"clover_min_accuracy": asked})
+    found = violations(SCHEMAS["Infer_echo"]["properties"]["parameters"], {"clover_min_accuracy": asked})
     assert (found == []) is valid, found
