@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ["clover", "profile"],
         ["clover", "simulate"],
         ["clover", "ctl", "set"],
-        ["clover", "mig", "plan"],
+        ["clover", "mig", "list"],
         ["clover.serve"],
     ],
 )
