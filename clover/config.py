@@ -303,13 +303,6 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     allow_capacity_loss: Annotated[
         bool, _help("make a change even if it cannot keep that capacity, or the SLO, on the way")
     ] = False
-    swing_shares: Annotated[
-        bool,
-        _help(
-            "while one meter does not tell the joules of its variants apart, swing their shares of the rows around the "
-            "plan's, by half at most"
-        ),
-    ] = True
     sleep_after_s: Annotated[
         float,
         _help(

@@ -564,14 +564,12 @@ class MeteredWindow(Record, frozen=True, kw_only=True):
     uncorrected, expects of what they computed, by (variant, profile of the slice).
 
     `shared`: the meter is of all that runs on the device, of which others than those in `expected_j` may have ended no
-    batch in this window; else it is of the one in `expected_j`.  `follows`: the family had the meter to itself since
-    the window before it."""
+    batch in this window; else it is of the one in `expected_j`."""
 
     device: str
     joules: float
     expected_j: dict[tuple[str, str], float]
     shared: bool
-    follows: bool = True
 
 
 class WorkReport(Record, frozen=True, kw_only=True):

@@ -38,7 +38,6 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.arrivals import WINDOW_S
 from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
@@ -56,7 +55,6 @@ from clover.control.request import PlanRequest
 from clover.control.sleep import spared_w
 from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
-from clover.control.swinger import Swinger
 from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
@@ -102,7 +100,6 @@ class Controller:
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
         self.learner = Learner(self.context, wall=clocks.wall)
-        self.swinger = Swinger(self.context)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
@@ -192,7 +189,6 @@ class Controller:
         try:
             await self.deploy(family.name)
         except BaseException:
-            self.swinger.forget(family.name)
             del self.context.families[family.name]
             raise
 
@@ -200,7 +196,6 @@ class Controller:
         """Drain all workers of a family, unmake its instances and forget it."""
         async with self.context.lock:
             family = self.context.families.pop(name, None)
-            self.swinger.forget(name)
             if family is not None:
                 await self.learner.finish([family])
                 await self.ledger_files.close([family], self.context.grid.now())
@@ -219,7 +214,6 @@ class Controller:
         self.ledger_files.release()
         await self.shadows.stop()
         await self.core_need.stop()
-        await self.swinger.stop()
         await self.learner.finish(self.context.families.values())
         await self._solver.close()
 
@@ -289,7 +283,6 @@ class Controller:
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)
         reason = missed or waits
         family.demand.look(now_s, family.fleet.demanded())
-        self.swinger.look(family)
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)
@@ -305,7 +298,7 @@ class Controller:
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
         devices = context.devices_of(family.name)
-        if family.sleep.look(_late(family, now_s), devices, family.desired, now_s):
+        if family.sleep.look(family.slo.late, devices, family.desired, now_s):
             asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
             family.news = family.news or f"SLO missed with {asleep}"
         trigger = self._trigger(family, now_s)
@@ -406,11 +399,6 @@ def watch_waits(family: Family, now_s: float) -> str:
         routing=family.deployed.routing if family.deployed is not None else None,
         p95_ms=family.observed.get("p95_ms"),
         slo_ms=family.targets.slo_ms,
-        late=_late(family, now_s),
+        late=family.slo.late,
     )
     return family.waiting.look(sight)
-
-
-def _late(family: Family, now_s: float) -> bool:
-    """Return whether rows are late by what the plan has them do: for a window after shares moved that is not known."""
-    return family.slo.late and now_s >= family.slo.pressure.shares_moved_s + WINDOW_S

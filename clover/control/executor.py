@@ -204,7 +204,6 @@ class Executor:
         """Carry out `transition`; return the action for the record, and what went wrong."""
         context, deployed = self._context, family.deployed
         began_s = context.monotonic()
-        self._still_shares(began_s)
         family.applier.way_back = partial(self._steps, family)
         try:
             notes = await family.applier.run(
@@ -235,13 +234,6 @@ class Executor:
         context.count_parked()
         family.dwell_until_s = context.monotonic() + context.config.min_dwell_s
         return "applied", "; ".join(notes)
-
-    def _still_shares(self, now_s: float) -> None:
-        """Route the rows of all families by plan: no look moves shares on, or back, until the transition is over."""
-        for family in self._context.families.values():
-            if family.swings.drop(now_s) and family.deployed is not None:
-                family.fleet.route(family.deployed.deployment, family.deployed.routing)
-                family.slo.pressure.shares_moved(now_s)
 
     async def _adopt_instances(self, deployment: tuple[Assignment, ...]) -> None:
         """Take over the instances of an earlier run that `deployment` needs, and remove the rest: before the first

@@ -22,7 +22,6 @@ from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.memory_troubles import MemoryTroubles
 from clover.control.request import ClusterOrder, Pin, PlanRequest, Targets
-from clover.control.share_swings import ShareSwings
 from clover.control.sleep import SleepKeeper
 from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
@@ -125,7 +124,6 @@ class Family:
         self.name = config.name or spec.name
         self.profile = profile
         self.learned = Learning(self.name, profile)
-        self.swings = ShareSwings()
         self.fleet = fleet
         self.config = config
         self.targets = default_targets(profile, config, controller)

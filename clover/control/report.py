@@ -213,7 +213,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         "refused": family.memory_troubles.report(),
         "apart": family.memory_troubles.apart_report(family.alone(context.devices_of(family.name))),
         "budget": _budget(context, family),
-        "profile_correction": family.learned.report() | {"swings": family.swings.report()},
+        "profile_correction": family.learned.report(),
         "terms": terms(context, family, saved_here),
         "saved": saved_here,
         "observed": dict(family.observed),

@@ -5,8 +5,8 @@ plan in force predicts otherwise raises a factor, by which the next plan takes e
 utilisation falls by its square root.  If a faster plan exists, that is the one which comes.
 
 *Raised* only on evidence: `SURE_S` of looks in a row above the SLO, all of them later than a trailing window after what
-runs was last changed or rows were last shared out otherwise (`shares_moved`), at no more load than was planned for, and
-while no queue of before is worked off.  By as much as the p95 exceeds what was predicted, within `STEPS`, up to `MOST`.
+runs was last changed, at no more load than was planned for, and while no queue of before is worked off.  By as much as
+the p95 exceeds what was predicted, within `STEPS`, up to `MOST`.
 
 *Not raised* (no wind-up) if the plan in force is known to miss the SLO, as it is then the least bad already; nor after
 `FUTILE` raises that brought nothing: no other plan, or none with a lower p95.
@@ -76,8 +76,6 @@ class SloPressure:
         self._runs: tuple[tuple[Assignment, ...], Routing | None] = ((), None)
         self._service_ms = math.nan
         self._changed_s = -math.inf
-        self.shares_moved_s = -math.inf
-        """When rows were last shared out otherwise than by plan, or by plan again after that."""
         self._late_s = math.nan  # since when the evidence lasts
         self._late_rows = 0.0
         self._raised: tuple[float, float] | None = None  # p95 (milliseconds) and time of the last raise of this miss
@@ -116,11 +114,6 @@ class SloPressure:
         drains = self._late_rows >= LEAST_QUEUE and seen.queue_rows < _DRAINED * self._late_rows
         self._late_s = math.nan
         return "" if drains else self._raise(seen)
-
-    def shares_moved(self, now_s: float) -> None:
-        """Note that from now rows are shared out otherwise than before, although what runs and its plan stay: what was
-        late before is no evidence against the plan."""
-        self._changed_s, self._late_s, self.shares_moved_s = now_s, math.nan, now_s
 
     def met(self) -> None:
         """Note that the SLO is met again: what the last miss showed no longer counts."""

@@ -25,7 +25,6 @@ from clover.control.solver.protocol import (
     FEWEST,
     HEAD,
     ROUTING,
-    SWINGS,
     SolverAnswer,
     SolverOrder,
     length_of,
@@ -36,7 +35,6 @@ from clover.errors import CloverError
 from clover.planning.budget.alternatives import alternatives
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
-from clover.planning.search.swings import swings
 from clover.policies import ships
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
@@ -72,8 +70,6 @@ def solve(order: SolverOrder) -> SolverAnswer:
             return SolverAnswer(id=order.id, cores=None if least is None else least[0])
         if order.policy == ROUTING:
             return SolverAnswer(id=order.id, routing=routing_fixed(order.state, order.configuration or ()))
-        if order.policy == SWINGS:
-            return SolverAnswer(id=order.id, swings=swings(PlanningInput.of(order.state)))
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:
