@@ -301,7 +301,7 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 0.0
     allow_capacity_loss: Annotated[
-        bool, _help("make a change even if it cannot keep that capacity, or the SLO, on the way")
+        bool, _help("make a change even if it cannot keep that capacity on the way")
     ] = False
     sleep_after_s: Annotated[
         float,

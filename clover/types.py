@@ -825,9 +825,6 @@ class Plan(Record, frozen=True, kw_only=True):
 
     `permitted` is what its workers permit besides at this rate, from the most frugal to the most accurate: every stage
     below the utilisation limit, p95 within the SLO, accuracy above the floor.  Empty where that was not asked for.
-
-    `keeping` is what the workers that run and the routing in force are predicted to do in the same state (null if
-    nothing runs), and `worse_than_keeping` whether the plan is predicted to be worse than that, feasibility first.
     """
 
     family: str
@@ -845,8 +842,6 @@ class Plan(Record, frozen=True, kw_only=True):
     evaluated: int = 0
     seconds: float = 0.0
     permitted: tuple[Permitted, ...] = ()
-    keeping: Candidate | None = None
-    worse_than_keeping: bool = False
 
     @property
     def awake(self) -> tuple[str, ...]:

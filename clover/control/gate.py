@@ -5,14 +5,11 @@ Every question is a pure function of what is known: None says that the plan may 
 (`clover.control.planner` asks them, and finds the plan that is taken instead):
 
     failed_lately   its configuration was rolled back, or failed to start, and is backed off
-    within_noise    what runs is as good within the noise of the intensity, or the change would cost more than it saves
+    within_noise    what runs meets the targets, and the plan does not; or what runs is as good within the noise of the
+                    intensity, or the change would cost more than it saves
     dwelling        the configuration changed less than `min_dwell_s` ago
     below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
                     worse)
-    late_on_the_way it cannot be reached without missing the targets meanwhile, and the workers that run meet them
-    breaks_limits   it does not meet the targets, and the workers that run do
-
-`unless_worse` comes last: is the plan predicted to be better than keeping workers and routing as they are?
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ from clover.control.apply import possible
 from clover.control.family import DeployedPlan, Family
 from clover.control.recording import words
 from clover.errors import PlanError
-from clover.planning.budget.keeping import kept_plan
 from clover.planning.cascade.permitted import moving_j
 from clover.planning.model.objective import MARGIN, objective_of
 from clover.planning.model.problem import problem_of, services_of
@@ -71,25 +67,26 @@ def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
 
 
 def within_noise(family: Family, plan: Plan, here: Plan, state: State, lost_capacity: float = 0.0) -> Stay | None:
-    """Judge whether `here`, the plan of the workers that run, still serves and `plan` saves no more than the change to
-    it costs, which makes `lost_capacity` (a part) be missing meanwhile.
+    """Judge whether `here`, the plan of the workers that run, still serves, and `plan` does not or saves no more than
+    the change to it costs, which makes `lost_capacity` (a part) be missing meanwhile.
 
     What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
     """
     if not here.feasible or not same(here, family.deployed):
         return None
-    if plan.feasible:
-        objective = objective_of(state)
-        predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
-        best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
-        cost_j = change_j(plan, here, state, lost_capacity)
-        if objective.worth_leaving(here.prediction, best, cost_j):
-            return None
-        if objective.worth_leaving(here.prediction, best, MARGIN * objective.base_energy_j):
-            return Stay(
-                f"{words(plan.configuration)} saves less than changing to it costs: {cost_j:.3g} J a row over the "
-                f"{state.holds_s:.0f} s that it is expected to last"
-            )
+    if not plan.feasible:
+        return Stay(f"{words(plan.configuration)} would not keep the limits")
+    objective = objective_of(state)
+    predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
+    best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
+    cost_j = change_j(plan, here, state, lost_capacity)
+    if objective.worth_leaving(here.prediction, best, cost_j):
+        return None
+    if objective.worth_leaving(here.prediction, best, MARGIN * objective.base_energy_j):
+        return Stay(
+            f"{words(plan.configuration)} saves less than changing to it costs: {cost_j:.3g} J a row over the "
+            f"{state.holds_s:.0f} s that it is expected to last"
+        )
     return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
 
 
@@ -134,17 +131,6 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
     )
 
 
-def late_on_the_way(plan: Plan, late_s: float, here: Plan | None, allowed: bool) -> Stay | None:
-    """Judge whether the targets would be missed for `late_s` seconds on the best way to `plan`, although `here`, the
-    plan of the workers that run, meets them; `allowed` by the configuration it may."""
-    if late_s <= 0.0 or allowed or here is None or not here.feasible:
-        return None
-    return Stay(
-        f"{words(plan.configuration)} could only be reached with the targets missed for about {late_s:.1f} s on the "
-        "way, which what runs meets; controller.allow_capacity_loss allows it"
-    )
-
-
 def pays_for_loss(
     plan: Plan, transition: Transition, here: Plan, *, slo_ms: float, rate: float, capacity: float, within_s: float
 ) -> bool:
@@ -159,13 +145,6 @@ def pays_for_loss(
     missed_by_staying = (max(0.0, rate - capacity) + late) * within_s
     missed_on_the_way = max(0.0, rate - transition.lowest_capacity) * transition.loses_s
     return missed_on_the_way < missed_by_staying
-
-
-def breaks_limits(plan: Plan, here: Plan | None) -> Stay | None:
-    """Judge whether `plan` does not meet the targets although `here`, the plan of the workers that run, does."""
-    if plan.feasible or here is None or not here.feasible:
-        return None
-    return Stay(f"{words(plan.configuration)} would not keep the limits")
 
 
 def clearly_better(found: Plan | Candidate, here: Plan, margin: float) -> bool:
@@ -232,15 +211,6 @@ def _configuration(counts: Counter[tuple[str, str, tuple[str, ...]]]) -> Configu
         for (variant, profile, beside), count in sorted(counts.items())
         if count > 0
     )
-
-
-def unless_worse(plan: Plan, family: Family) -> Plan:
-    """Return `plan`, or the plan of keeping everything as it is if that is predicted to be better.  What an operator
-    pinned is brought all the same; how its rows are routed is compared."""
-    if not plan.worse_than_keeping or (family.pin is not None and not same(plan, family.deployed)):
-        return plan
-    assert plan.keeping is not None
-    return kept_plan(plan, plan.keeping, family.desired)
 
 
 def checked(plan: Plan, family: Family, slo_ms: float) -> None:

@@ -32,7 +32,6 @@ from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.policies.keeping import literal
 from clover.types import Configuration, Decision, Plan, Routing, State, Transition
 
 _RATE_FELL = 0.95
@@ -181,8 +180,6 @@ class Planner:
             elif not request.force and (avoided or not gate.same(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state, finder)
                 plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
-            if not moves and not (request.force and request.directed(family.targets)):
-                plan = gate.unless_worse(plan, family)
             if way is None and family.deployed is not None and not gate.same(plan, family.deployed):
                 way = await finder.best(plan.deployment)
             done = await self._executor.apply(family, plan, way, may_lose=may_lose)
@@ -232,7 +229,8 @@ class Planner:
             if other is None or gate.same(plan, deployed):
                 return _Admitted(plan, held)
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
-        if weighed and not family.backed_off(deployed.configuration, now_s) and not family.demand.lapsed(now_s):
+        compared = (weighed and not family.demand.lapsed(now_s)) or not plan.feasible
+        if compared and not family.backed_off(deployed.configuration, now_s):
             here = await self._here(family, state)
             lost = self._executor.transition(family, plan.deployment).lost_capacity
             if here is not None and (stay := gate.within_noise(family, plan, here, state, lost)) is not None:
@@ -242,19 +240,12 @@ class Planner:
         way = await ways.best(plan.deployment)
         family.transition = way.transition
         stay = gate.below_floor(plan, way.transition, context.config.allow_capacity_loss)
-        if stay is None and not way.good and not literal(plan.policy):
-            here = await self._here(family, state)
-            stay = gate.late_on_the_way(plan, way.late_s, here, context.config.allow_capacity_loss)
         if stay is not None:
             admitted = await self._within_reach(family, plan, state, ways, stay.reason)
             if not self._pays_for_loss(family, plan, way.transition, admitted.plan):
                 return admitted
             family.transition = way.transition
             return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True, way=way)
-        if not plan.feasible:
-            here = await self._here(family, state)
-            if here is not None and (stay := gate.breaks_limits(plan, here)) is not None:
-                return _Admitted(here, _joined(held, stay.reason))
         return _Admitted(plan, held, way=way)
 
     async def _within_reach(

@@ -36,8 +36,7 @@ from clover.planning.budget.alternatives import alternatives
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
 from clover.policies import ships
-from clover.policies.demanded import proposed, with_met
-from clover.policies.keeping import beside_keeping
+from clover.policies.demanded import proposed
 from clover.policies.plans import plan_fixed, routing_fixed
 
 _PR_SET_PDEATHSIG = 1
@@ -74,7 +73,6 @@ def solve(order: SolverOrder) -> SolverAnswer:
             plan = plan_fixed(order.state, order.configuration)
         else:
             plan = proposed(order.policy, order.state)
-        plan = beside_keeping(with_met(order.state, plan), plan)
     except CloverError as error:
         return SolverAnswer(id=order.id, error=str(error))
     except Exception as error:  # the caller gets it as text, and the solver survives

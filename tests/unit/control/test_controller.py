@@ -379,7 +379,6 @@ def test_waits_and_batches_turn_like_shares() -> None:
             {"wait_ms": {}, "largest": {"large": 2}},
         ):
             rig.solver.knobs = knobs
-            # For inputs that are given, so that it is not asked whether keeping would be as good.
             await rig.controller.command("apply", {"arrival_rate": 50.0}, "alice")
             assert rig.last["action"] == "routed"
             assert rig.fleet.routing.wait_ms == knobs["wait_ms"]

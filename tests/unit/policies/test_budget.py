@@ -19,9 +19,9 @@ from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import problem_of
 from clover.policies import build
 from clover.policies.plans import plan_fixed
-from clover.types import Ahead, GroupCount, ObjectiveConfig, Plan, State
+from clover.types import Ahead, Configuration, GroupCount, ObjectiveConfig, Plan, State, configuration_of
 from tests.support.mig_fixture import a100s, mig_profile
-from tests.support.profiles_fixture import objective, profile, reading, state
+from tests.support.profiles_fixture import objective, profile, reading, state, worker
 
 RATE = 100.0
 ROWS = RATE * 3600.0
@@ -305,3 +305,12 @@ def test_a_gpu_spends_a_budget_as_well() -> None:
     assert dirty.feasible
     assert clean.prediction.accuracy > 91.0 > dirty.prediction.accuracy
     assert "simulated" in clean.reason
+
+
+def test_a_budget_that_asks_for_more_than_the_workers_can_do_is_approached() -> None:
+    config = msgspec.structs.replace(objective("floor", floor=88.0), accuracy_budget=0.0)
+    now = state(rate=500.0, config=config)  # two cores do not serve 500 rows/s of `large` within the limit
+    mixed: Configuration = configuration_of((worker("small", 0, 1), worker("large", 1, 1)))
+    plan = plan_fixed(now, mixed)
+    assert plan.feasible, plan.reason
+    assert 88.0 <= plan.prediction.accuracy < 92.0
