@@ -1,4 +1,4 @@
-"""Plans whose workers share their time: found if they are better, verified, laid out, kept, and below their bound."""
+"""Plans whose workers share their time: found if they are better, laid out, kept, and below their bound."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import msgspec
 import pytest
 
 from clover.errors import PlanError
-from clover.planning.cascade import verify
-from clover.planning.cascade.chains import workers_of
 from clover.planning.cascade.permitted import moving_j, permitted
 from clover.planning.cascade.routed import predicted
 from clover.planning.model.objective import objective_of
@@ -113,17 +111,6 @@ def test_the_limit_of_utilisation_holds_for_all_variants_together() -> None:
     expected = predicted(replace(problem, rate=1.1 * pool_rate), (BOTH,), routing)
     assert expected is not None
     assert expected.p95_ms == UNBOUNDED_MS
-
-
-def test_what_verification_rejects_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = resident(floor_state(devices=(one_place(),)))
-    judged = verify.verify(
-        workers_of(problem_of(floor_state()), (BOTH,), point()), 10.0, (1.0, 0.2), p95_ms=1e3, slo_ms=40.0
-    )
-    assert not judged.accepted
-    monkeypatch.setattr(verify, "verify", lambda *_, **__: replace(judged, why="for no reason"))
-    assert not any(item.feasible for item in best_shared(problem_of(given), objective_of(given)))
-    assert [group.variants for group in proposed(given).configuration] == [("large",)]
 
 
 @pytest.mark.parametrize("rate", [5.0, 40.0, 110.0])
