@@ -14,10 +14,8 @@ Every question is a pure function of what is known: None says that the plan may 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clover.control.apply import possible
@@ -26,23 +24,9 @@ from clover.control.recording import words
 from clover.errors import PlanError
 from clover.planning.cascade.permitted import moving_j
 from clover.planning.model.objective import MARGIN, objective_of
-from clover.planning.model.problem import problem_of, services_of
-from clover.planning.search.power_states import in_use_first
-from clover.planning.transition.stages import served
-from clover.types import (
-    Candidate,
-    Configuration,
-    DeviceShape,
-    GroupCount,
-    Plan,
-    Routing,
-    State,
-    Transition,
-    configuration_of,
-)
+from clover.planning.model.problem import problem_of
+from clover.types import DeviceShape, Plan, Routing, State, Transition
 
-_WAYS = 8
-"""Choices of GPUs to park, of each number of them, that are looked at."""
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
 _LATE = 0.05
@@ -145,72 +129,6 @@ def pays_for_loss(
     missed_by_staying = (max(0.0, rate - capacity) + late) * within_s
     missed_on_the_way = max(0.0, rate - transition.lowest_capacity) * transition.loses_s
     return missed_on_the_way < missed_by_staying
-
-
-def clearly_better(found: Plan | Candidate, here: Plan, margin: float) -> bool:
-    """Return whether `found` serves, and `here`, the plan of the workers that run, does not or scores less by more than
-    `margin`."""
-    return found.feasible and (not here.feasible or found.score > here.score + margin)
-
-
-def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: float) -> Iterator[Candidate]:
-    """Yield the candidates of `plan` that may be taken in its place, best first: each clearly better than the workers
-    that run, and not backed off."""
-    running = family.deployed.configuration if family.deployed is not None else ()
-    for other in plan.candidates:
-        known = other.configuration in (plan.configuration, running)
-        if not known and clearly_better(other, here, margin) and not family.backed_off(other.configuration, now_s):
-            yield other
-
-
-def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
-    """Yield configurations that differ from what runs in variants alone, the fewest swaps first (in doubling numbers),
-    towards the variant that serves most rows, and that are not backed off.  Instances stay, and a worker loads beside
-    the one that it replaces if memory allows: no capacity is lost on the way then."""
-    running = family.deployed.configuration if family.deployed is not None else ()
-    services = services_of(family.corrected)
-    found: dict[Configuration, int] = {}
-    for group in running:
-        if group.beside:  # its other variants get more rows without a swap
-            continue
-        others = [
-            (service.capacity(), variant)
-            for (variant, profile), service in services.items()
-            if profile == group.profile and variant != group.variant
-        ]
-        counts = sorted({min(2**power, group.count) for power in range(group.count.bit_length() + 1)})
-        for _, variant in sorted(others, reverse=True):
-            for count in counts:
-                swapped = Counter({(item.variant, item.profile, item.beside): item.count for item in running})
-                swapped[group.variant, group.profile, ()] -= count
-                swapped[variant, group.profile, ()] += count
-                found.setdefault(_configuration(swapped), count)
-    usable = [configuration for configuration in found if not family.backed_off(configuration, now_s)]
-    yield from sorted(usable, key=lambda configuration: found[configuration])
-
-
-def parks(family: Family, state: State, share: float) -> Iterator[Configuration]:
-    """Yield what runs without the workers of some GPUs, fewest awake first, as far as the others serve the rate with
-    the room that the load's gusts need.  No instance is made for it, so that no capacity is lost on the way.
-
-    Nothing if GPUs may not be parked."""
-    objective, capacity = state.objective, family.capacity(share)
-    if objective.spared_w is None:
-        return
-    here = in_use_first([shape for shape in state.devices if shape.device in family.devices], family.desired)
-    for number in range(max(objective.least_awake, 1), len(here)):
-        for awake in itertools.islice(itertools.combinations([shape.device for shape in here], number), _WAYS):
-            left = tuple(item for item in family.desired if item.placement.device in awake)
-            if objective.max_utilisation * served(left, capacity) >= objective.sleep_room * state.arrival_rate:
-                yield configuration_of(left)
-
-
-def _configuration(counts: Counter[tuple[str, str, tuple[str, ...]]]) -> Configuration:
-    return tuple(
-        GroupCount(variant=variant, profile=profile, beside=beside, count=count)
-        for (variant, profile, beside), count in sorted(counts.items())
-        if count > 0
-    )
 
 
 def checked(plan: Plan, family: Family, slo_ms: float) -> None:

@@ -2,13 +2,11 @@
 
 A request becomes a state, the state goes to the policy in the solver process, and the plan that comes back is checked,
 reviewed if an operator asked for it, and taken to the gate (`clover.control.gate`).  What passes, the executor puts in
-force; what does not is replaced by another candidate that does, or by the plan of the workers that run.
+force; what does not is replaced by the plan of the workers that run.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -19,16 +17,13 @@ from clover.control import gate
 from clover.control.context import Context
 from clover.control.executor import Executor
 from clover.control.family import Family
-from clover.control.recording import PlanResult, record, words
+from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
 from clover.control.ways import Way, WayFinder
 from clover.errors import CloverError, PlanError, PolicyFault
 from clover.planning.budget.forecast import Outlook
-from clover.planning.budget.keeping import momentary
-from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.model.problem import LEAST_RATE
-from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
@@ -241,41 +236,11 @@ class Planner:
         family.transition = way.transition
         stay = gate.below_floor(plan, way.transition, context.config.allow_capacity_loss)
         if stay is not None:
-            admitted = await self._within_reach(family, plan, state, ways, stay.reason)
-            if not self._pays_for_loss(family, plan, way.transition, admitted.plan):
-                return admitted
-            family.transition = way.transition
+            here = await self._fixed(family, state, deployed.configuration)
+            if not self._pays_for_loss(family, plan, way.transition, here):
+                return _Admitted(here, stay.reason)  # and the transition on record is the one that was refused
             return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True, way=way)
         return _Admitted(plan, held, way=way)
-
-    async def _within_reach(
-        self, family: Family, plan: Plan, state: State, ways: WayFinder, reason: str
-    ) -> _Admitted:
-        """Return a plan in place of `plan`, which cannot be reached for `reason`: the first of its candidates that can
-        be and that is clearly better than the workers that run, else the plan of these."""
-        assert family.deployed is not None
-        here = await self._fixed(family, state, family.deployed.configuration)
-        margin = HYSTERESIS * momentary(state, objective_of(state)).scale
-        now_s = self._context.monotonic()
-        others = gate.alternatives(family, plan, here, margin, now_s)
-        tried: Iterable[Configuration] = itertools.islice((other.configuration for other in others), ALTERNATIVES)
-        if here.feasible:
-            parked = gate.parks(family, state, self._context.share_of(family))
-            tried = itertools.chain(tried, (item for item in parked if not family.backed_off(item, now_s)))
-        if not here.feasible:  # the best plans cannot be reached: what serves in time on the instances that stand?
-            tried = itertools.chain(tried, itertools.islice(gate.swaps(family, now_s), ALTERNATIVES))
-        for configuration in tried:
-            try:
-                found = await self._fixed(family, state, configuration)
-            except PlanError:  # the devices do not allow this one beside what runs
-                continue
-            if not gate.clearly_better(found, here, margin):
-                continue
-            way = await ways.best(found.deployment)
-            if way.good or (way.transition.holds and not here.feasible):
-                family.transition = way.transition
-                return _Admitted(found, f"{reason}; {words(found.configuration)} is within reach", way=way)
-        return _Admitted(here, reason)  # and the transition on record is the one that was refused
 
     def _pays_for_loss(self, family: Family, plan: Plan, transition: Transition, here: Plan) -> bool:
         """Return whether `transition`, which leads to `plan`, may go below the capacity floor since `here`, the best

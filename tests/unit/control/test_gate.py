@@ -10,7 +10,7 @@ import pytest
 from clover.control import gate
 from clover.control.family import DeployedPlan
 from clover.control.request import PlanRequest
-from clover.types import Candidate, GroupCount, Plan, State, Transition
+from clover.types import GroupCount, Plan, State, Transition
 from tests.support.control_fixture import Rig
 
 RIG = Rig()
@@ -28,16 +28,6 @@ def planned(**counts: int) -> tuple[State, Plan]:
         return state, await RIG.solver.propose(state, "objective", groups)
 
     return asyncio.run(story())
-
-
-def candidate(plan: Plan, score: float) -> Candidate:
-    return Candidate(
-        configuration=plan.configuration,
-        routing=plan.routing,
-        prediction=plan.prediction,
-        score=score,
-        feasible=plan.feasible,
-    )
 
 
 @pytest.fixture
@@ -127,41 +117,3 @@ def test_noise_is_no_reason_to_leave_what_serves_and_a_clear_gain_is_one(rig: Ri
     bad = msgspec.structs.replace(gains, feasible=False)
     assert gate.within_noise(rig.family, bad, here, state) == gate.Stay("2 x small@1c would not keep the limits")
     assert gate.within_noise(rig.family, gains, msgspec.structs.replace(here, feasible=False), state) is None
-
-
-def test_alternatives_are_better_than_what_runs_and_neither_refused_nor_backed_off(rig: Rig) -> None:
-    _, here = planned(large=2)
-    _, plan = planned(small=2)
-    mixes: list[dict[str, int]] = [
-        {"small": 1, "medium": 1},
-        {"small": 1, "large": 1},
-        {"medium": 2},
-        {"medium": 1, "large": 1},
-    ]
-    others = [planned(**mix)[1] for mix in mixes]
-    others = [msgspec.structs.replace(item, feasible=True) for item in others]
-    better = here.score + 1.0
-    plan = msgspec.structs.replace(
-        plan,
-        candidates=(
-            candidate(plan, better),  # cannot be reached
-            candidate(here, better),  # runs
-            candidate(others[0], better),
-            candidate(others[1], better),  # failed lately
-            candidate(msgspec.structs.replace(others[2], feasible=False), better),
-            candidate(others[3], here.score + 0.01),  # within the margin
-        ),
-    )
-    rig.family.back_off(others[1].configuration, NOW_S)
-    found = [item.configuration for item in gate.alternatives(rig.family, plan, here, 0.1, NOW_S)]
-    assert found == [others[0].configuration]
-
-
-def test_swaps_are_of_variants_alone_and_none_that_failed_lately(rig: Rig) -> None:
-    _, failed = planned(large=1, small=1)
-    _, other = planned(large=1, medium=1)
-    until_s = rig.family.back_off(failed.configuration, NOW_S)
-    found = list(gate.swaps(rig.family, NOW_S))
-    assert other.configuration in found
-    assert failed.configuration not in found
-    assert failed.configuration in gate.swaps(rig.family, until_s)
