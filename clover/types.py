@@ -762,7 +762,6 @@ class State(Record, frozen=True, kw_only=True):
 
     `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
     is spent by what was served alone, without the forecast (`planning.budget.online`).
-    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last.
 
     `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
     `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says).
@@ -789,8 +788,6 @@ class State(Record, frozen=True, kw_only=True):
     demand: tuple[Demand, ...] = ()
     trust: float = 0.9
     online: bool = False
-    switch_s: float = 5.0
-    holds_s: float = 3600.0
     resident: int = 1
     resident_bytes: dict[str, int] = {}
     apart: tuple[tuple[str, str, str], ...] = ()

@@ -203,7 +203,6 @@ class Executor:
     ) -> tuple[str, str]:
         """Carry out `transition`; return the action for the record, and what went wrong."""
         context, deployed = self._context, family.deployed
-        began_s = context.monotonic()
         family.applier.way_back = partial(self._steps, family)
         try:
             notes = await family.applier.run(
@@ -229,7 +228,6 @@ class Executor:
         family.sleep.changed(devices, family.desired, target.deployment, context.monotonic())
         notes = (*notes, *parking_words(devices, family.desired, target.deployment))
         family.deployed = target
-        family.change_cost.changed(transition, began_s, context.monotonic())
         family.changes += 1
         context.count_parked()
         family.dwell_until_s = context.monotonic() + context.config.min_dwell_s

@@ -16,7 +16,6 @@ from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.capacity import FloorCapacity
-from clover.control.change_cost import ChangeCost, step_seconds
 from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
@@ -31,7 +30,7 @@ from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.planning.transition.memory import MemoryAware, MemoryNeeds, SliceMemory
-from clover.planning.transition.stages import StepSeconds
+from clover.planning.transition.stages import StepSeconds, typical_spawn_s
 from clover.policies import BUDGETED
 from clover.profiles import default_slo_ms, default_slo_source
 from clover.runtime.guard.guard import CASCADE_OFF, OK
@@ -148,7 +147,6 @@ class Family:
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
         self.sleep = SleepKeeper(controller.sleep_after_s)
-        self.change_cost = ChangeCost()
         self.floor_capacity = FloorCapacity()
         self.memory_troubles = MemoryTroubles(self.name)
         self._memory = SliceMemory(needs=MemoryNeeds(profile))
@@ -315,9 +313,9 @@ class Family:
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
         objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
         free = held is not None and not held.policy  # a configuration that is given says what it takes
-        objective = self.sleep.objective(
-            objective, conditions.devices, self.looked_s, self.change_cost.start_s, free=free
-        )
+        seconds = self.step_seconds(conditions.devices, self.desired)
+        start_s = max(map(seconds.spawn, self.desired), default=0.0)
+        objective = self.sleep.objective(objective, conditions.devices, self.looked_s, start_s, free=free)
         return State(
             family=self.name,
             grid_s=conditions.grid_s,
@@ -341,8 +339,6 @@ class Family:
             demand=demand,
             online=policy == "budget:online",
             trust=self.ledger.errors.trust,
-            switch_s=self.change_cost.start_s,
-            holds_s=self.change_cost.holds_s(self.looked_s),
             resident=self.config.most_resident(len(self.spec.variants)),
             resident_bytes=conditions.resident_bytes,
             apart=self.apart(conditions.devices),
@@ -429,8 +425,17 @@ class Family:
         return tuple(sorted(found))
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
-        """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`."""
-        return step_seconds(self.fleet, shapes, workers)
+        """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: as its
+        workers took so far if the fleet knows, else as such a device lets expect."""
+        by_name = {shape.device: shape for shape in shapes}
+        kinds = {(item.placement.device, item.backend) for item in workers}
+        typical = {(device, backend): typical_spawn_s(by_name.get(device), backend) for device, backend in kinds}
+        if not isinstance(self.fleet, MemoryAware):
+            return StepSeconds(typical=typical)
+        spawns, drain_s = dict(self.fleet.start_seconds()), self.fleet.drain_seconds()
+        if drain_s is None:
+            return StepSeconds(spawns=spawns, typical=typical)
+        return StepSeconds(spawns=spawns, typical=typical, drain_s=drain_s, drained=True)
 
     def reach(self, routing: Routing) -> tuple[float, ...]:
         """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""

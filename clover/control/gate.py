@@ -5,8 +5,8 @@ Every question is a pure function of what is known: None says that the plan may 
 (`clover.control.planner` asks them, and finds the plan that is taken instead):
 
     failed_lately   its configuration was rolled back, or failed to start, and is backed off
-    within_noise    what runs meets the targets, and the plan does not; or what runs is as good within the noise of the
-                    intensity, or the change would cost more than it saves
+    within_noise    what runs meets the targets, and the plan does not or gains no more than noise of the intensity
+                    explains
     dwelling        the configuration changed less than `min_dwell_s` ago
     below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
                     worse)
@@ -22,9 +22,7 @@ from clover.control.apply import possible
 from clover.control.family import DeployedPlan, Family
 from clover.control.recording import words
 from clover.errors import PlanError
-from clover.planning.cascade.permitted import moving_j
-from clover.planning.model.objective import MARGIN, objective_of
-from clover.planning.model.problem import problem_of
+from clover.planning.model.objective import objective_of
 from clover.types import DeviceShape, Plan, Routing, State, Transition
 
 _SAME_SHARE = 1e-3
@@ -50,9 +48,9 @@ def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
     return Stay(reason, family.backoffs[plan.configuration].until_s)
 
 
-def within_noise(family: Family, plan: Plan, here: Plan, state: State, lost_capacity: float = 0.0) -> Stay | None:
-    """Judge whether `here`, the plan of the workers that run, still serves, and `plan` does not or saves no more than
-    the change to it costs, which makes `lost_capacity` (a part) be missing meanwhile.
+def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay | None:
+    """Judge whether `here`, the plan of the workers that run, still serves, and `plan` does not or gains no more than
+    noise explains.
 
     What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
     """
@@ -63,28 +61,9 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State, lost_capa
     objective = objective_of(state)
     predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
     best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
-    cost_j = change_j(plan, here, state, lost_capacity)
-    if objective.worth_leaving(here.prediction, best, cost_j):
+    if objective.worth_leaving(here.prediction, best):
         return None
-    if objective.worth_leaving(here.prediction, best, MARGIN * objective.base_energy_j):
-        return Stay(
-            f"{words(plan.configuration)} saves less than changing to it costs: {cost_j:.3g} J a row over the "
-            f"{state.holds_s:.0f} s that it is expected to last"
-        )
     return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
-
-
-def change_j(plan: Plan, here: Plan, state: State, lost_capacity: float) -> float:
-    """Return joules a row that the change from `here` to `plan` costs over the time that it is expected to last: for
-    the workers to start, and those to start again when it ends, for rows that come while capacity is missing (BASE's
-    joules each), and a margin.
-
-    A change of routing alone costs nothing and is never asked about."""
-    problem = problem_of(state)
-    ways = ((here.configuration, plan.configuration), (plan.configuration, here.configuration))
-    starting_j = sum(moving_j(problem, before, after, state.switch_s) for before, after in ways)
-    at_risk = lost_capacity * min(1.0, state.switch_s / state.holds_s)  # the part of the rows
-    return starting_j / (problem.rate * state.holds_s) + (MARGIN + at_risk) * problem.base_energy_j
 
 
 def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:

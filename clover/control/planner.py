@@ -227,8 +227,7 @@ class Planner:
         compared = (weighed and not family.demand.lapsed(now_s)) or not plan.feasible
         if compared and not family.backed_off(deployed.configuration, now_s):
             here = await self._here(family, state)
-            lost = self._executor.transition(family, plan.deployment).lost_capacity
-            if here is not None and (stay := gate.within_noise(family, plan, here, state, lost)) is not None:
+            if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
                 return _Admitted(here, _joined(held, stay.reason))
         if (stay := gate.dwelling(family, plan, now_s)) is not None:
             return _Admitted(await self._fixed(family, state, deployed.configuration), self._stays(family, stay))

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from clover.errors import PlanError
-from clover.planning.cascade.permitted import moving_j, permitted
+from clover.planning.cascade.permitted import permitted
 from clover.planning.cascade.routed import predicted
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
@@ -163,15 +163,6 @@ def test_what_runs_shared_stays_where_it_is() -> None:
     swapped = plan_fixed(running(given, fixed), (GroupCount(variant="small", profile="1c", count=2), BOTH))
     here = {item.placement for item in fixed.deployment if item.variant == "small"}
     assert here == {item.placement for item in swapped.deployment if item.variant == "large"}
-
-
-def test_a_worker_that_holds_the_variants_of_another_becomes_it_at_no_cost() -> None:
-    problem = problem_of(resident(floor_state()))
-    alone = (GroupCount(variant="large", profile="1c", count=2),)
-    assert moving_j(problem, (BOTH,), alone) == 0.0
-    assert moving_j(problem, alone, (BOTH,)) == 0.0
-    assert moving_j(replace(problem, resident=1), alone, (GroupCount(variant="small", profile="1c", count=2),)) > 0.0
-    assert moving_j(problem, alone, (GroupCount(variant="large", profile="2c", count=1),)) > 0.0
 
 
 def test_a_shared_configuration_permits_every_chain_of_its_variants() -> None:
