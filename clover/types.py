@@ -760,8 +760,7 @@ class State(Record, frozen=True, kw_only=True):
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
     accurate first.  A plan has workers for them (`planning.model.demand`).
 
-    `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
-    is spent by what was served alone, without the forecast (`planning.budget.online`).
+    `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.online`).
 
     `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
     `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says).
@@ -786,7 +785,6 @@ class State(Record, frozen=True, kw_only=True):
     served_rows: float = 0.0
     served_accuracy_rows: float = 0.0
     demand: tuple[Demand, ...] = ()
-    trust: float = 0.9
     online: bool = False
     resident: int = 1
     resident_bytes: dict[str, int] = {}

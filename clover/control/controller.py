@@ -276,8 +276,7 @@ class Controller:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
         context, config = self.context, self.context.config
         grid_s, seen = context.grid.now(), family.look(context.monotonic())
-        assert context.grid.reading is not None
-        family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
+        family.ledger.look(grid_s, seen, family.config.budget_horizon_s)
         now_s = context.monotonic()
         self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)

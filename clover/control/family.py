@@ -338,7 +338,6 @@ class Family:
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
             online=policy == "budget:online",
-            trust=self.ledger.errors.trust,
             resident=self.config.most_resident(len(self.spec.variants)),
             resident_bytes=conditions.resident_bytes,
             apart=self.apart(conditions.devices),

@@ -86,7 +86,7 @@ class Planner:
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
-            family.ledger.look(grid_s, family.observed, horizon_s, conditions.reading.g_per_kwh)
+            family.ledger.look(grid_s, family.observed, horizon_s)
             outlook = await context.grid.outlook(
                 conditions.reading,
                 family.ledger.rates,
@@ -95,7 +95,6 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
-            family.ledger.errors.foreseen(grid_s, outlook.steps)
         family.sample.look(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)

@@ -110,7 +110,6 @@ def _budget_of(state: State | None) -> dict[str, float | str | None]:
         "served_rows": state.served_rows,
         "served_accuracy": served,
         "forecast": state.forecast,
-        "forecast_trust": state.trust,
     }
 
 

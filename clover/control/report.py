@@ -133,8 +133,6 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
         "unkept": ledger.unkept,
         "forecast": ledger.label,
-        "forecast_trust": ledger.errors.trust,
-        "forecast_hours": ledger.errors.hours,
     }
 
 

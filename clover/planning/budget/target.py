@@ -34,8 +34,7 @@ gets the static mix, in every hour.
 the frontier: `budget_target` says what to reach among the points that *it* permits (`here`).
 
 **Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by a part of the rows that are
-expected after it at their best; otherwise it may lose less.  The part is `State.trust`: what the errors of past
-forecasts justify (`planning.budget.forecast_errors`).
+expected after it at their best, `TRUST`; otherwise it may lose less.
 
 **Online.**  If `State.online`, the price follows from what was served alone (`planning.budget.online`), and what is to
 come is not looked at.
@@ -65,6 +64,7 @@ GRAMS_PER_J = 1.0 / 3.6e6
 """At 1 g/kWh."""
 _DOWN = 8  # steps of `COARSE_STEP` that are tried below a rate that nothing can serve
 _BAND = 0.02
+TRUST = 0.9
 _TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
 
 
@@ -152,12 +152,12 @@ class RemainingHorizon:
         return 0.5 * float(low[0] + high[0])
 
     def least_now(self, target: float, state: State) -> float:
-        """Return the least accuracy of this moment that the rows after it, `State.trust` of them at their best, can
-        make good."""
+        """Return the least accuracy of this moment that the rows after it, `TRUST` of them at their best, can make
+        good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
         tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
-        return target + (debt - tolerance - state.trust * later) / float(self.rows[0])
+        return target + (debt - tolerance - TRUST * later) / float(self.rows[0])
 
 
 def target_of(state: State) -> float:

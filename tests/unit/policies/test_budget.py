@@ -131,13 +131,6 @@ def test_an_online_budget_is_met_over_a_day() -> None:
     assert total / rows == pytest.approx(91.0, abs=0.15)
 
 
-@pytest.mark.parametrize("trust", [0.5, 0.98])
-def test_what_a_moment_may_lose_depends_on_how_far_forecasts_are_trusted(trust: float) -> None:
-    now = moment(900.0, 100.0, 100.0, now=state(rate=RATE, config=config(0.5)))
-    plain = target_now(now).least
-    assert (target_now(msgspec.structs.replace(now, trust=trust)).least > plain) is (trust < now.trust)
-
-
 def test_a_flat_day_is_the_static_mix() -> None:
     static = build("static:mix").propose(state(rate=RATE, config=config()))
     assert static.prediction.accuracy == pytest.approx(91.0, abs=1e-3)
